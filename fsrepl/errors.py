@@ -1,0 +1,66 @@
+"""What can go wrong, sorted by what happens next.
+
+An OSError becomes one of these in the module that knows whose file it was: the errno alone
+does not say (on ext4, setxattr answers ENOSPC for a value that does not fit, with the disk
+half empty). Only the daemon's loop and the command line catch them.
+"""
+
+from __future__ import annotations
+
+
+class FsreplError(Exception):
+    """The message names the verb, the place and the reason, and what to do where that is known."""
+
+    exit_code = 1
+
+
+class Refused(FsreplError):
+    """A request or a document that is not accepted. code is S3's: it is the first word of the message."""
+
+    exit_code = 3
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class Usage(FsreplError):
+    """Settings or arguments that make no sense: a bad fsrepl.toml, an unknown region, no site."""
+
+    exit_code = 2
+
+
+class NotRunning(FsreplError):
+    """A command that needs the daemon, and there is none."""
+
+    exit_code = 5
+
+
+class TimedOut(FsreplError):
+    """A wait that ended before what it waited for."""
+
+    exit_code = 4
+
+
+class Unavailable(FsreplError):
+    """A passing fault: region offline, disk full, I/O error. Stays PENDING and is tried again."""
+
+
+class BucketMissing(FsreplError):
+    """The region is there and the bucket's folder is not."""
+
+
+class Failed(FsreplError):
+    """A person must act first. reason is one of S3's (s3-semantics, 3.3): FAILED, not tried again."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class SourceMoved(FsreplError):
+    """The file changed under the copy: drop the copy, look again."""
+
+
+class StoreDamaged(FsreplError):
+    """Our own records contradict each other: stop here, say so, touch nothing."""

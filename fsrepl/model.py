@@ -1,0 +1,188 @@
+"""The nouns: what a key, a version, a rule and a delivery are.
+
+Everything here is frozen and nothing here does I/O. A bucket is named by its address,
+"REGION/BUCKET"; a key is the path of a file below its bucket, as bytes; times are
+nanoseconds since the epoch, UTC; a digest is the BLAKE3 of the content, 32 bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+NULL = "null"
+"""The version id of an object from before versioning, as in S3."""
+
+STORAGE_CLASSES = (
+    "STANDARD",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "REDUCED_REDUNDANCY",
+)
+ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+class Status(enum.StrEnum):
+    """What S3 says of a version's replication. Absent where no rule chose it."""
+
+    PENDING = "PENDING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    REPLICA = "REPLICA"
+
+
+class Versioning(enum.StrEnum):
+    """The three states of a bucket; a bucket never goes back to OFF."""
+
+    OFF = ""
+    ENABLED = "Enabled"
+    SUSPENDED = "Suspended"
+
+
+class Origin(enum.StrEnum):
+    """Who made a version."""
+
+    USER = "user"
+    REPLICA = "replica"
+    LIFECYCLE = "lifecycle"
+    ADOPTED = "adopted"
+
+
+@dataclass(frozen=True, slots=True)
+class Posix:
+    """The part of an object's metadata that an inode holds itself. acl is the raw system.posix_acl_access."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    acl: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One version owed to one destination, with what the winning rule said when the version was made."""
+
+    rule: str
+    status: Status
+    reason: str = ""
+    storage_class: str = ""
+    owner: str = ""
+    """`Destination`: the replica belongs to the owner of the destination bucket."""
+    batch: str = ""
+    """The backfill job that asked for it; empty for live replication."""
+
+    @property
+    def settled(self) -> bool:
+        return self.status is not Status.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a key, or one marker. Content never changes; metadata and deliveries may.
+
+    A replica has the values of its source, except storage_class and owner where a rule overrides
+    them, and origin, source, deliveries. edited says when each group of metadata ("posix", "acl",
+    "attrs", "tags") was last edited, and where: {group: "created_ns REGION/BUCKET"}.
+    """
+
+    key: bytes
+    id: str
+    created_ns: int
+    marker: bool = False
+    size: int = 0
+    digest: bytes = b""
+    origin: Origin = Origin.USER
+    source: str = ""
+    storage_class: str = ""
+    posix: Posix | None = None
+    attrs: Mapping[str, bytes] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    edited: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sorts versions of one key from oldest to newest, the same in every region."""
+        return self.created_ns, self.id
+
+    @property
+    def status(self) -> Status | None:
+        """The status S3 would show: FAILED before PENDING before COMPLETED; replicas say REPLICA."""
+        return shown_status(self.origin, self.deliveries)
+
+
+def shown_status(origin: Origin, deliveries: Mapping[str, Delivery]) -> Status | None:
+    """Source: s3-semantics, 3.1. A replica that owes something itself shows that until it is done."""
+    statuses = {d.status for d in deliveries.values()}
+    for status in (Status.FAILED, Status.PENDING):
+        if status in statuses:
+            return status
+    if origin is Origin.REPLICA:
+        return Status.REPLICA
+    return Status.COMPLETED if statuses else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a replication configuration, V1 or V2, after validation.
+
+    prefix is compared byte for byte. tags must all be on the object. Priorities decide among
+    rules to the same destination; a V1 rule has priority 0 and copies every user's marker.
+    """
+
+    id: str
+    enabled: bool
+    prefix: bytes
+    destination: str
+    """REGION/BUCKET"""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    v2: bool = False
+    delete_markers: bool = True
+    replica_modifications: bool = False
+    storage_class: str = ""
+    owner: str = ""
+    """`Destination` where AccessControlTranslation says so, else empty."""
+    metrics: bool = False
+    replication_time: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """A bucket's replication configuration: one role for all rules."""
+
+    role: str
+    """The name of the role: the last part of its ARN."""
+    rules: tuple[Rule, ...]
+    document: Mapping[str, object] = field(default_factory=dict)
+    """The configuration as S3 writes it: {"Role", "Rules"}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a role's policy."""
+
+    allow: bool
+    actions: tuple[str, ...]
+    resources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A replication role: who may use it, what it may do, and as whom its file work is done."""
+
+    name: str
+    trusted: frozenset[str]
+    """Service names, such as s3.amazonaws.com."""
+    statements: tuple[Statement, ...]
+    uid: int | None = None
+    gid: int | None = None
