@@ -1,0 +1,178 @@
+"""What a version carries, as the extended attributes of its file, both ways.
+
+Ours are user.fsrepl.*; every other user.* attribute is the object's own. What does not fit on a
+file goes to the sidecar: a JSON object of attribute name to value. Source: design.md, section 2.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fsrepl import clock, keys
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import Delivery, Origin, Posix, Status, Version
+
+OURS = "user.fsrepl."
+VERSION_ID = OURS + "version-id"
+BLAKE3 = OURS + "blake3"
+LAST_MODIFIED = OURS + "last-modified"
+STATUS = OURS + "replication-status"
+STORAGE_CLASS = OURS + "storage-class"
+ORIGIN = OURS + "origin"
+DELIVERIES = OURS + "deliveries"
+POSIX = OURS + "posix"
+KEY = OURS + "key"
+EDITED = OURS + "edited"
+TAG = OURS + "tag."
+MADE = OURS + "made"
+"""On a directory that replication made in a view: it goes when it is empty."""
+
+RECORD_ONLY = frozenset({POSIX, KEY, EDITED})
+"""Meaningful in the store alone; a view does without."""
+
+
+def encode(version: Version, *, inode: Posix | None = None) -> dict[str, bytes]:
+    """All attributes of a version's stored file. inode: what the file itself is, which then need not be said."""
+    out = {VERSION_ID: version.id.encode()}
+    if version.digest:
+        out[BLAKE3] = version.digest.hex().encode()
+    out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
+    out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
+    if version.storage_class and version.storage_class != "STANDARD":
+        out[STORAGE_CLASS] = version.storage_class.encode()
+    if version.posix is not None and version.posix != inode:
+        out[POSIX] = _encode_posix(version.posix)
+    out.update(encode_deliveries(version))
+    if version.edited:
+        out[EDITED] = json.dumps(dict(version.edited), separators=(",", ":")).encode()
+    if keys.is_hidden(version.key):
+        out[KEY] = version.key
+    for name, text in version.tags.items():
+        out[TAG + name] = text.encode("utf-8", "surrogateescape")
+    out.update(version.attrs)
+    return out
+
+
+def encode_deliveries(version: Version) -> dict[str, bytes]:
+    """The two attributes that change while a version travels; empty where no rule chose it."""
+    out = {}
+    status = version.status
+    if status is not None:
+        out[STATUS] = status.encode()
+    if version.deliveries:
+        out[DELIVERIES] = json.dumps(
+            {name: _encode_delivery(d) for name, d in version.deliveries.items()}, separators=(",", ":")
+        ).encode()
+    return out
+
+
+def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode: Posix, size: int) -> Version:
+    """A version from its stored name, its attributes (sidecar's included), and its inode.
+
+    What was stripped is left empty: the digest above all, which repair computes again.
+    Raises StoreDamaged where an attribute contradicts the name or cannot be read.
+    """
+    try:
+        said = raw.get(VERSION_ID, stored.id.encode()).decode()
+        if said != stored.id:
+            raise StoreDamaged(f"the version stored as {stored.id} says that it is {said}")
+        origin = raw.get(ORIGIN, b"user").decode()
+        return Version(
+            key=raw.get(KEY, key),
+            id=stored.id,
+            created_ns=clock.parse(raw[LAST_MODIFIED].decode()) if LAST_MODIFIED in raw else id_time(stored.id, inode),
+            marker=stored.marker,
+            size=0 if stored.marker else size,
+            digest=bytes.fromhex(raw[BLAKE3].decode()) if BLAKE3 in raw else b"",
+            origin=Origin(origin.partition(":")[0]),
+            source=origin.partition(":")[2],
+            storage_class=raw.get(STORAGE_CLASS, b"").decode(),
+            posix=None if stored.marker else _decode_posix(raw[POSIX]) if POSIX in raw else inode,
+            attrs=own(raw),
+            tags=tags(raw),
+            deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
+            edited=json.loads(raw[EDITED]) if EDITED in raw else {},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamaged(f"the attributes of version {stored.id} cannot be read: {error}") from error
+
+
+def id_time(version_id: str, inode: Posix) -> int:
+    """When a version was made, as far as its id tells: to the millisecond. A null version: its file's time."""
+    return inode.mtime_ns if version_id == "null" else (clock.decode_id(version_id) >> 80) * 1_000_000
+
+
+def own(raw: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The object's own attributes: every user.* that is not ours."""
+    return {name: value for name, value in raw.items() if not name.startswith(OURS)}
+
+
+def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
+    return {n[len(TAG) :]: v.decode("utf-8", "surrogateescape") for n, v in raw.items() if n.startswith(TAG)}
+
+
+def of_view(version: Version) -> dict[str, bytes]:
+    """What a view shows of its version, as a courtesy."""
+    return {name: value for name, value in encode(version).items() if name not in RECORD_ONLY}
+
+
+def encode_sidecar(raw: Mapping[str, bytes]) -> bytes:
+    def value(data: bytes) -> str | dict[str, str]:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(data).decode()}
+
+    return json.dumps({name: value(data) for name, data in raw.items()}, indent=1).encode()
+
+
+def decode_sidecar(data: bytes) -> dict[str, bytes]:
+    """Raises StoreDamaged where it is not a sidecar."""
+    try:
+        document = json.loads(data)
+        return {n: base64.b64decode(v["base64"]) if isinstance(v, dict) else v.encode() for n, v in document.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StoreDamaged(f"a sidecar cannot be read: {error}") from error
+
+
+def with_delivery(version: Version, destination: str, delivery: Delivery) -> Version:
+    return replace(version, deliveries={**version.deliveries, destination: delivery})
+
+
+def _encode_delivery(delivery: Delivery) -> dict[str, str]:
+    out = {"rule": delivery.rule, "status": str(delivery.status)}
+    for name in ("reason", "storage_class", "owner", "batch"):
+        if value := getattr(delivery, name):
+            out[name] = value
+    return out
+
+
+def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
+    return {
+        name: Delivery(
+            d["rule"],
+            Status(d["status"]),
+            d.get("reason", ""),
+            d.get("storage_class", ""),
+            d.get("owner", ""),
+            d.get("batch", ""),
+        )
+        for name, d in json.loads(data).items()
+    }
+
+
+def _encode_posix(posix: Posix) -> bytes:
+    acl = f',"acl":"{base64.b64encode(posix.acl).decode()}"' if posix.acl else ""
+    return (
+        f'{{"mode":"{posix.mode:04o}","uid":{posix.uid},"gid":{posix.gid},"mtime_ns":{posix.mtime_ns}{acl}}}'.encode()
+    )
+
+
+def _decode_posix(data: bytes) -> Posix:
+    said = json.loads(data)
+    mode = int(said["mode"], 8) if isinstance(said["mode"], str) else said["mode"]
+    acl = base64.b64decode(said["acl"]) if "acl" in said else None
+    return Posix(mode, said["uid"], said["gid"], said["mtime_ns"], acl)

@@ -1,0 +1,100 @@
+"""What time it is, and the version ids made from it."""
+
+from __future__ import annotations
+
+import calendar
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fsrepl.errors import Usage
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_VALUES = {c: i for i, c in enumerate(_CROCKFORD)}
+_STAMP = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE
+)
+
+Clock = Callable[[], int]
+"""Answers "now" in nanoseconds since the epoch."""
+
+
+def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clock:
+    """The clock of this process: the machine's, or the file that FSREPL_CLOCK names, read again each time."""
+    name = environ.get("FSREPL_CLOCK")
+    if not name:
+        return time.time_ns
+    path = Path(name)
+
+    def read() -> int:
+        try:
+            return parse(path.read_text().strip())
+        except (OSError, ValueError) as error:
+            raise Usage(f"FSREPL_CLOCK: cannot read an RFC 3339 time from {path}: {error}") from error
+
+    return read
+
+
+_second: tuple[int, str] = (-1, "")
+
+
+def stamp(ns: int) -> str:
+    """RFC 3339, UTC, with nanoseconds: 2026-11-24T01:53:51.123456789Z."""
+    global _second
+    seconds, rest = divmod(ns, 1_000_000_000)
+    known, text = _second
+    if known != seconds:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        _second = (seconds, text)
+    return f"{text}.{rest:09d}Z"
+
+
+def parse(text: str) -> int:
+    """Nanoseconds since the epoch of an RFC 3339 time. Raises ValueError."""
+    match = _STAMP.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not an RFC 3339 time such as 2026-11-24T01:53:51Z")
+    year, month, day, hour, minute, second = (int(x) for x in match.groups()[:6])
+    seconds = calendar.timegm((year, month, day, hour, minute, second))
+    zone = match[8].upper()
+    if zone != "Z":
+        offset = int(zone[1:3]) * 3600 + int(zone[-2:]) * 60
+        seconds -= offset if zone[0] == "+" else -offset
+    return seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
+
+
+def _encode(value: int) -> str:
+    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def decode_id(text: str) -> int:
+    """The number behind a ULID: milliseconds above 80 bits of entropy."""
+    value = 0
+    for c in text:
+        value = value << 5 | _VALUES[c]
+    return value
+
+
+class VersionIds:
+    """Makes the version ids of one bucket: strictly increasing, whatever its clock does."""
+
+    def __init__(self, newest_id: str = "", newest_ns: int = 0) -> None:
+        self._last = decode_id(newest_id) if newest_id and newest_id != "null" else -1
+        self._newest_ns = newest_ns
+
+    def saw(self, version_id: str, created_ns: int) -> None:
+        """A version came from elsewhere; what is made from now on comes after it."""
+        if version_id != "null":
+            self._last = max(self._last, decode_id(version_id))
+        self._newest_ns = max(self._newest_ns, created_ns)
+
+    def next(self, now_ns: int) -> tuple[str, int]:
+        """A new id and its creation time, which is never earlier than that of the bucket's newest version."""
+        created_ns = self._newest_ns = max(now_ns, self._newest_ns)
+        value = (created_ns // 1_000_000) << 80 | random.getrandbits(79)
+        # A step of random length: two buckets that continue from the same version must not meet in one id.
+        self._last = value if value > self._last else self._last + 1 + random.getrandbits(64)
+        return _encode(self._last), created_ns

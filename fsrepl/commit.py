@@ -1,0 +1,419 @@
+"""Hidden copy -> durable -> visible, and what must hold when the power goes in between.
+
+The order of a batch, each step durable before the next begins:
+
+    staged     files in .fsrepl/tmp, and an intent that names every view about to change
+    published  renamed into the store: the versions exist, nobody sees them
+    shown      linked, renamed or exchanged over the views; then the intent goes
+
+After a crash the intent says which views are merely behind the store, so that none of them is
+taken for a user's act. A view is exchanged, never overwritten: what came out is compared with
+what was recorded, and content that is not recorded yet goes back and becomes a version first.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from fsrepl import attrs, keys, store, transfer
+from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
+from fsrepl.fs import UNSUPPORTED, reason
+from fsrepl.journal import View, view_of
+from fsrepl.model import Posix, Version
+from fsrepl.site import BARRIER, Bucket, OpenBucket
+
+_SLOW_S = 0.02
+_FEW = 8
+
+
+# -- making things durable
+
+
+class Syncer:
+    """One syncfs for a batch; fsyncs side by side for a small one while syncfs has lately been slow.
+
+    syncfs waits for everybody's data: 8 to 450 ms beside a busy writer, where an fsync took 1.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+        self._slow_until: dict[int, float] = {}
+
+    def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
+        """Make staged files survive a power cut: (directory, name) each. Raises OSError: write them again then."""
+        if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
+            list(self._pool.map(lambda at: _sync_name(bucket, *at), names))
+            for fd in {at for at, _ in names}:
+                bucket.fs.sync_file(fd)
+            return
+        began = time.monotonic()
+        bucket.fs.sync_all(bucket.fd)
+        if time.monotonic() - began > _SLOW_S:
+            self._slow_until[bucket.device] = time.monotonic() + 5
+
+
+def _sync_name(bucket: OpenBucket, at: int, name: bytes) -> None:
+    fd = bucket.fs.open_read(at, name)
+    try:
+        bucket.fs.sync_file(fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- intents
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A view that is about to show a version, and how it looked before; was is None where there was none."""
+
+    key: bytes
+    version: str
+    was: View | None
+
+
+def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
+    """Write down which views are about to change; not durable until synced. The name of the file."""
+    name = b"%d-%s" % (time.time_ns(), store.token())
+    fd = bucket.fs.create(bucket.intents, name)
+    try:
+        bucket.fs.write(fd, json.dumps([_intent_document(i) for i in intents]).encode())
+    finally:
+        bucket.fs.close(fd)
+    return name
+
+
+def drop_intents(bucket: OpenBucket, name: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        bucket.fs.unlink(bucket.intents, name)
+
+
+def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
+    """Every intent file. One that a power cut left unfinished names nothing that has begun."""
+    for entry in sorted(bucket.fs.list(bucket.intents), key=lambda e: e.name):
+        name = os.fsencode(entry.name)
+        fd = bucket.fs.open_read(bucket.intents, name)
+        try:
+            data = bucket.fs.read_all(fd)
+        finally:
+            bucket.fs.close(fd)
+        try:
+            yield name, [_read_intent(d) for d in json.loads(data)]
+        except (ValueError, KeyError, TypeError):
+            yield name, []
+
+
+def _intent_document(intent: Intent) -> dict[str, object]:
+    was = intent.was
+    return {
+        "key": base64.b64encode(intent.key).decode(),
+        "version": intent.version,
+        "was": [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown] if was else None,
+    }
+
+
+def _read_intent(document: dict[str, object]) -> Intent:
+    was = document["was"]
+    view = View(*was[:5], False, was[5]) if was else None  # type: ignore[index]
+    return Intent(base64.b64decode(document["key"]), document["version"], view)  # type: ignore[arg-type]
+
+
+# -- views
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The view shows the version now; view is None where nothing is to be seen (a marker)."""
+
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The view cannot change now. conflict: something stands in the way that is not this key's file."""
+
+    why: str
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """The view holds something that is not recorded: it becomes a version first."""
+
+
+Outcome = Shown | Held | Theirs
+
+
+def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> Outcome:
+    """Make a key's view show a version of the store, or nothing where that is a marker.
+
+    expected: how the view looked when it was recorded. staged: a file in .fsrepl/tmp that becomes the
+    view; without one it becomes a hard link to the stored version. A reader sees the old version or
+    the new one, whole.
+    """
+    directory, name = keys.split(version.key)
+    try:
+        try:
+            at = bucket.views.get(directory) if version.marker else bucket.views.get_or_make(directory)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
+                return Shown(None) if version.marker else _in_the_way(bucket, staged, "its directory")
+            if version.marker and error.errno == errno.ENOENT:
+                return Shown(None)
+            raise
+        try:
+            found = bucket.fs.stat(at, name)
+        except FileNotFoundError:
+            if version.marker:
+                return Shown(None)
+            return _show_new(bucket, at, name, version, staged)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return Shown(None) if version.marker else _in_the_way(bucket, staged, "the length of its name")
+            raise
+        if not bucket.fs.is_regular(found):
+            return Shown(None) if version.marker else _in_the_way(bucket, staged, "a directory or a link")
+        if expected is None or not expected.has_content_of(found) or expected.ctime_ns != found.st_ctime_ns:
+            return Theirs()
+        if _is_open(bucket, at, name):
+            return Held("somebody has the file open for writing")
+        if version.marker:
+            return _hide(bucket, at, directory, name, expected)
+        return _exchange(bucket, at, directory, name, version, expected, staged)
+    finally:
+        if staged:
+            store.unstage(bucket, staged)
+
+
+def _in_the_way(bucket: OpenBucket, staged: bytes, what: str) -> Held:
+    return Held(f"{what} is in the way", conflict=True)
+
+
+def _is_open(bucket: OpenBucket, at: int, name: bytes) -> bool:
+    try:
+        fd = bucket.fs.open_read(at, name)
+    except OSError:
+        return False  # unreadable to us; the exchange decides
+    try:
+        return bucket.fs.is_written(fd) is True
+    finally:
+        bucket.fs.close(fd)
+
+
+def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged: bytes) -> Outcome:
+    try:
+        if staged:
+            bucket.fs.rename_new(bucket.tmp, staged, at, name)
+        else:
+            bucket.fs.link(*_stored(bucket, version), at, name)
+    except FileExistsError:
+        return Theirs()
+    bucket.views.changed.add(keys.split(version.key)[0])
+    return Shown(view_of(bucket.fs.stat(at, name), version.id))
+
+
+def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
+    directory, last = keys.split(version.key)
+    return bucket.store.get(keys.stored_directory(directory)), keys.stored_name(last, version.id)
+
+
+def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> Outcome:
+    aside = _aside(keys.join(directory, name))
+    bucket.fs.rename_new(at, name, bucket.displaced, aside)
+    bucket.views.changed.add(directory)
+    if not _is_as_recorded(bucket, aside, expected):
+        try:
+            bucket.fs.rename_new(bucket.displaced, aside, at, name)
+        except FileExistsError:
+            return Theirs()  # a new file is there already; recovery makes the displaced one a version
+        return Theirs()
+    bucket.fs.unlink(bucket.displaced, aside)
+    remove_made_directories(bucket, directory)
+    return Shown(None)
+
+
+def _exchange(
+    bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes
+) -> Outcome:
+    aside = _aside(version.key)
+    if staged:
+        bucket.fs.rename_new(bucket.tmp, staged, bucket.displaced, aside)
+    else:
+        bucket.fs.link(*_stored(bucket, version), bucket.displaced, aside)
+    try:
+        bucket.fs.exchange(bucket.displaced, aside, at, name)
+    except FileNotFoundError:  # removed by its user in this moment
+        bucket.fs.unlink(bucket.displaced, aside)
+        return Theirs()
+    bucket.views.changed.add(directory)
+    if not _is_as_recorded(bucket, aside, expected):
+        bucket.fs.exchange(bucket.displaced, aside, at, name)
+        bucket.fs.unlink(bucket.displaced, aside)
+        return Theirs()
+    bucket.fs.unlink(bucket.displaced, aside)
+    return Shown(view_of(bucket.fs.stat(at, name), version.id))
+
+
+def _aside(key: bytes) -> bytes:
+    """A name in .fsrepl/displaced that recovery can tell the key from, with the intents at hand."""
+    return store.token() + b";" + blake3(key).hexdigest()[:32].encode()
+
+
+def _is_as_recorded(bucket: OpenBucket, aside: bytes, expected: View) -> bool:
+    """Whether what came out of a view is what was recorded, and nobody is writing into it."""
+    found = bucket.fs.stat(bucket.displaced, aside)
+    return expected.has_content_of(found) and not _is_open(bucket, bucket.displaced, aside)
+
+
+def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -> None:
+    """A directory that a replica needs, with the source's mode and owner, and a mark that we made it.
+
+    Where the source has it no more, it gets the mode and owner of the directory above it.
+    """
+    fs = bucket.fs
+    fs.make_dir(at, name)
+    fd = fs.open_dir(at, name)
+    try:
+        like = None
+        if bucket.like is not None:
+            with contextlib.suppress(OSError):
+                like = fs.stat_fd(bucket.like.views.get(path))
+        if like is None:
+            like = fs.stat_fd(at)
+        mode, found = like.st_mode & 0o7777, fs.stat_fd(fd)
+        if (found.st_uid, found.st_gid) != (like.st_uid, like.st_gid):
+            try:
+                fs.chown(fd, like.st_uid, like.st_gid)
+            except PermissionError:
+                mode &= 0o1777
+        fs.chmod(fd, mode)
+        with contextlib.suppress(OSError):
+            fs.set_attribute(fd, attrs.MADE, b"1")
+    finally:
+        fs.close(fd)
+
+
+def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
+    """Remove the directories that replication made, from here upwards, as far as they are empty."""
+    fs = bucket.fs
+    while directory:
+        parent, name = keys.split(directory)
+        try:
+            if fs.attribute(bucket.views.get(directory), attrs.MADE) is None:
+                return
+            fs.remove_dir(bucket.views.get(parent), name)
+        except OSError:
+            return  # not empty, or gone
+        bucket.views.forget(directory)
+        bucket.views.changed.discard(directory)
+        bucket.views.changed.add(parent)
+        directory = parent
+
+
+def mark_view(bucket: OpenBucket, version: Version, view: View, only: frozenset[str] | None = None) -> View | None:
+    """Show on a view what its version is; how it looks afterwards, or None where it is no longer that view."""
+    directory, name = keys.split(version.key)
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError:
+        return None
+    try:
+        if not view.is_like(bucket.fs.stat_fd(fd)):
+            return None
+        raw = attrs.of_view(version)
+        transfer.mark(bucket, fd, raw if only is None else {n: v for n, v in raw.items() if n in only})
+        found = bucket.fs.stat_fd(fd)
+        # RACE: a change of metadata between the two looks is taken for ours; its own event, or the next
+        # change, brings it in. A change of content also changes mtime, and is noticed here.
+        if not view.has_content_of(found):
+            return None
+        return view_of(found, version.id, racy=view.racy)
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- how view and store share
+
+
+def can_reflink(bucket: OpenBucket) -> bool:
+    """Whether this bucket's filesystem shares blocks between files; asked once, by trying."""
+    known = bucket.bucket.reflinks
+    if known is None:
+        fs, a, b = bucket.fs, store.token(), store.token()
+        from_fd = fs.create(bucket.tmp, a)
+        to_fd = fs.create(bucket.tmp, b)
+        try:
+            fs.write(from_fd, bytes(4096))
+            fs.clone(to_fd, from_fd)
+            known = True
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            known = False
+        finally:
+            for fd, name in ((from_fd, a), (to_fd, b)):
+                fs.close(fd)
+                fs.unlink(bucket.tmp, name)
+        bucket.bucket.reflinks = known
+    return known
+
+
+def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
+    """Whether the view of a replica here is a hard link to its stored version. Source: design.md, section 7."""
+    sharing = bucket.bucket.sharing
+    if sharing != "link" and (sharing == "private" or receives_writes(bucket.bucket) or can_reflink(bucket)):
+        return False
+    # without privilege, attributes cannot be put on a file that its owner may not write
+    return os.geteuid() == 0 or posix is None or bool(posix.mode & 0o200)
+
+
+def receives_writes(bucket: Bucket) -> bool:
+    """A bucket that users write into, as far as that can be known: one that is replicated from."""
+    return bucket.replication is not None
+
+
+# -- after a crash
+
+
+def sweep(bucket: OpenBucket) -> int:
+    """Remove what an earlier process left in .fsrepl/tmp; how much there was."""
+    swept = 0
+    for entry in list(bucket.fs.list(bucket.tmp)):
+        name = os.fsencode(entry.name)
+        if name != BARRIER:
+            with contextlib.suppress(OSError):
+                bucket.fs.unlink(bucket.tmp, name)
+                swept += 1
+    return swept
+
+
+def stage_current(bucket: OpenBucket, version: Version) -> bytes:
+    """Stage a view of a version that is in the store; empty where it will be a hard link."""
+    if version.marker:
+        return b""
+    fd = store.open_version(bucket, version.key, version.id)
+    try:
+        if store.digest(bucket, fd) != version.digest:
+            raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
+        found = bucket.fs.stat_fd(fd)
+        linked = is_linked(bucket, version.posix) and store.inode_posix(bucket, fd, found) == version.posix
+        return b"" if linked else transfer.stage_view(bucket, version, fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+def from_os_error(error: OSError, where: str) -> FsreplError:
+    """What an error in a destination means: a passing fault that is tried again, or one for a person."""
+    return Unavailable(f"{where}: {reason(error)}")
+
+

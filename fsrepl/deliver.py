@@ -1,0 +1,370 @@
+"""Deliveries into one bucket: staged, durable, visible, and only then COMPLETED, a batch at a time.
+
+Runs in the destination's region. What became of each goes back to the source's region, which
+writes the word of it on the version there (settle).
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fsrepl import attrs, commit, keys, metadata, plan, roles, store, transfer
+from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
+from fsrepl.fs import reason
+from fsrepl.journal import Owed
+from fsrepl.model import ARCHIVED_CLASSES, Delivery, Replication, Role, Status, Version
+from fsrepl.report import Result
+from fsrepl.site import OpenBucket
+
+if TYPE_CHECKING:
+    from fsrepl.region import Place, Region
+
+log = logging.getLogger("fsrepl")
+
+
+@dataclass(slots=True)
+class Item:
+    """One delivery under way."""
+
+    owed: Owed
+    version: Version | None = None
+    replica: Version | None = None
+    staged: transfer.StagedReplica | None = None
+    with_tags: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent."""
+
+    owed: Owed
+    status: Status
+    reason: str
+    sent: Version | None
+
+
+def carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
+    """Take deliveries from one source into one bucket as far as they can go now. Read this first."""
+    source_name = owed[0].source
+    engine = region.engine
+    source = engine.site.buckets.get(source_name)
+    if source is None:
+        return  # the source left the site; its deliveries left the journal with it
+    try:
+        from_bucket = source.open()
+    except (Unavailable, BucketMissing) as error:
+        region.try_later(owed, str(error), whole=True)
+        return
+    with from_bucket:
+        try:
+            to_bucket = place.bucket.open()
+        except Unavailable as error:
+            region.try_later(owed, str(error), whole=True)
+            return
+        except BucketMissing:
+            settle_all(region, owed, plan.decide(plan.Facts(destination_missing=True)))
+            return
+        with to_bucket:
+            to_bucket.like = from_bucket
+            batch = Batch(region, place, from_bucket, to_bucket)
+            for each in owed:
+                batch.prepare(each)
+            batch.publish()
+
+
+class Batch:
+    """Deliveries from one source to one destination that share their syncs."""
+
+    def __init__(self, region: Region, place: Place, source: OpenBucket, destination: OpenBucket) -> None:
+        self.region, self.place, self.source, self.destination = region, place, source, destination
+        self.engine = region.engine
+        self.replication: Replication | None = source.bucket.replication
+        self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
+        self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
+        self.ready: list[Item] = []
+        self.words: list[Word] = []
+
+    # -- one delivery, as far as hidden
+
+    def prepare(self, owed: Owed) -> None:
+        """Decide about one delivery, and stage it if it is to be sent."""
+        try:
+            item = Item(owed)
+            item.version = self._version(owed)
+            match plan.decide(self._facts(item)):
+                case plan.Wait(why):
+                    self.region.try_later([owed], why)
+                case plan.Settle(status, why):
+                    self.words.append(Word(owed, status, why if status is Status.FAILED else "", item.version))
+                case plan.Send(_, with_tags):
+                    item.with_tags = with_tags
+                    self._send(item)
+        except Failed as error:
+            log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
+            self.words.append(Word(owed, Status.FAILED, error.reason, None))
+        except StoreDamaged as error:
+            log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
+            self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
+        except PermissionError as error:
+            refusal = "DstDelObjNotPermitted" if owed.marker else "DstPutObjectNotPermitted"
+            log.warning('refused to=%s key="%s": %s', owed.destination, keys.shown(owed.key), reason(error))
+            self.words.append(Word(owed, Status.FAILED, refusal, None))
+        except (OSError, FsreplError) as error:
+            self.region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+        except sqlite3.Error:
+            raise
+        except Exception:
+            log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
+            self.region.try_later([owed], "an unforeseen fault; the log has it")
+
+    def _version(self, owed: Owed) -> Version | None:
+        version = self.engine.recent.version(owed.source, owed.key, owed.id)
+        if version is None:
+            version = store.read(self.source, owed.key, owed.id, marker=owed.marker)
+        return store.ensure_whole(version) if version else None
+
+    def _facts(self, item: Item) -> plan.Facts:
+        owed, version = item.owed, item.version
+        rule = self.rules.get(owed.rule)
+        delivery = version.deliveries.get(owed.destination) if version else None
+        if version is None or delivery is None:
+            there = self.engine.journal.object(owed.source, owed.key) is not None
+            return plan.Facts(source_configured=self.replication is not None, source_there=False, key_there=there,
+                              rule_enabled=rule is not None and rule.enabled)  # fmt: skip
+        permission = roles.permission_to_send(
+            self.role,
+            source=owed.source,
+            destination=owed.destination,
+            key=owed.key.decode("utf-8", "surrogateescape"),
+            marker=version.marker,
+            tags=bool(version.tags),
+            acl=bool(version.posix and version.posix.acl),
+            owner_override=bool(delivery.owner),
+            batch=bool(delivery.batch),
+        )
+        return plan.Facts(
+            source_configured=self.replication is not None,
+            rule_enabled=rule is not None and rule.enabled and rule.destination == owed.destination,
+            destination_versioning=self.destination.bucket.versioning,
+            permission=permission.reason,
+            with_tags=permission.with_tags,
+            archived=version.storage_class in ARCHIVED_CLASSES,
+            hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
+            batch=bool(delivery.batch),
+        )
+
+    def _send(self, item: Item) -> None:
+        version = item.version
+        assert version is not None
+        delivery = version.deliveries[item.owed.destination]
+        item.replica = self._owned(
+            transfer.replica_of(version, delivery, item.owed.source, with_tags=item.with_tags), delivery
+        )
+        if store.has(self.destination, version.key, version.id, marker=version.marker) and self._is_there(item):
+            self.words.append(Word(item.owed, Status.COMPLETED, "", version))
+            return
+        if version.size >= self.engine.settings.replication.large_file_bytes:
+            self.region.send_in_lane(self.place, item)
+            return
+        item.staged = stage(self.region, self.source, self.destination, item)
+        self.ready.append(item)
+
+    def _owned(self, replica: Version, delivery: Delivery) -> Version:
+        """Owner override: the replica belongs to the owner of the destination bucket, and carries no ACL."""
+        if delivery.owner and replica.posix:
+            owner = self.destination.fs.stat_fd(self.destination.fd)
+            return replace(replica, posix=replace(replica.posix, uid=owner.st_uid, gid=owner.st_gid, acl=None))
+        return replica
+
+    def _is_there(self, item: Item) -> bool:
+        """The destination has this version: bring its metadata into line; False where its content is damaged."""
+        replica = item.replica
+        assert replica is not None
+        there = store.read(self.destination, replica.key, replica.id, marker=replica.marker)
+        if there is None:
+            return False
+        if not replica.marker:
+            fd = store.open_version(self.destination, replica.key, replica.id)
+            try:
+                found = self.destination.fs.stat_fd(fd)
+                if found.st_size != replica.size or store.digest(self.destination, fd) != replica.digest:
+                    return False
+            finally:
+                self.destination.fs.close(fd)
+        metadata.apply(self.region, self.destination, there, replica)
+        return True
+
+    # -- the batch, as far as completed
+
+    def publish(self) -> None:
+        """Durable, then in the store, then shown; then the words go back."""
+        if self.ready:
+            self.words += publish(self.region, self.place, self.destination, self.ready)
+        self.region.send_words(self.words)
+
+
+def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Item,
+          progress: transfer.Progress | None = None) -> transfer.StagedReplica:  # fmt: skip
+    assert item.version is not None
+    assert item.replica is not None
+    return transfer.stage(
+        source,
+        destination,
+        item.version,
+        item.replica,
+        linked=commit.is_linked(destination, item.replica.posix),
+        data=region.engine.recent.data(item.version.digest) if item.version.digest else None,
+        progress=progress,
+        limiter=region.engine.limiter,
+    )
+
+
+def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
+    """Make staged replicas visible. A version that is older than the key's newest goes to the store alone."""
+    engine, journal = region.engine, region.engine.journal
+    newest: dict[bytes, Item] = {}
+    for item in items:
+        assert item.replica is not None
+        key, order = item.replica.key, item.replica.order
+        rival = newest.get(key)
+        known = journal.object(bucket.address, key)
+        if (known is None or order > known.order) and (rival is None or order > rival.replica.order):  # type: ignore[union-attr]
+            newest[key] = item
+    shown = [item for item in items if newest.get(item.owed.key) is item]
+    views = {key: (known.view if (known := journal.object(bucket.address, key)) else None) for key in newest}
+    intents = [commit.Intent(i.owed.key, i.owed.id, views[i.owed.key]) for i in shown]
+    intent_name = b""
+    try:
+        if intents:
+            intent_name = commit.write_intents(bucket, intents)
+        staged = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
+        staged += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
+        if intent_name:
+            staged.append((bucket.intents, intent_name))
+        engine.syncer.staged(bucket, staged)
+    except OSError as error:
+        for item in items:
+            _discard(bucket, item)
+        if intent_name:
+            commit.drop_intents(bucket, intent_name)
+        region.try_later([i.owed for i in items], reason(error))
+        return []
+    done: list[Item] = []
+    for item in items:
+        assert item.staged is not None
+        try:
+            store.publish(bucket, item.staged.stored)
+            done.append(item)
+            if newest.get(item.owed.key) is not item and item.staged.view:
+                store.unstage(bucket, item.staged.view)
+        except OSError as error:
+            _discard(bucket, item)
+            region.try_later([item.owed], reason(error))
+    with journal.transaction():
+        for item in done:
+            assert item.replica is not None
+            journal.add(bucket.address, item.replica)
+            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
+    seen = _show(region, place, bucket, [i for i in done if newest.get(i.owed.key) is i], views)
+    bucket.sync()
+    with journal.transaction():
+        for key, view in seen:
+            journal.see(bucket.address, key, view)
+    if intent_name:
+        commit.drop_intents(bucket, intent_name)
+    return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
+
+
+def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, commit.View | None]
+          ) -> list[tuple[bytes, commit.View | None]]:  # fmt: skip
+    """Bring views up to their new versions. What cannot be shown yet is held, durably, and is COMPLETED all the same."""
+    seen: list[tuple[bytes, commit.View | None]] = []
+    for item in sorted(items, key=lambda i: i.owed.marker):
+        assert item.replica is not None
+        assert item.staged is not None
+        key = item.replica.key
+        try:
+            outcome = commit.show(bucket, item.replica, views[key], item.staged.view)
+        except OSError as error:
+            outcome = commit.Held(reason(error))
+        match outcome:
+            case commit.Shown(view):
+                seen.append((key, view))
+                place.held.pop(key, None)
+                if item.replica.marker:
+                    region.way_is_free(place)
+            case commit.Held(why, conflict):
+                region.hold_view(place, key, why, conflict=conflict, bucket=bucket, was=views[key])
+            case commit.Theirs():
+                region.hold_view(place, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key])
+                region.mark_theirs(place, key)
+    return seen
+
+
+def _discard(bucket: OpenBucket, item: Item) -> None:
+    if item.staged:
+        store.discard(bucket, item.staged.stored)
+        if item.staged.view:
+            store.unstage(bucket, item.staged.view)
+
+
+def settle_all(region: Region, owed: Sequence[Owed], action: plan.Action) -> None:
+    assert isinstance(action, plan.Settle)
+    region.send_words([Word(each, action.status, action.why, None) for each in owed])
+
+
+# -- at the source
+
+
+def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
+    """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
+    engine, address = region.engine, place.bucket.address
+    results: list[Result] = []
+    changed: dict[tuple[bytes, str], Version] = {}
+    vanished: list[Word] = []
+    with place.bucket.open() as bucket:
+        for word in words:
+            owed = word.owed
+            at = (owed.key, owed.id)
+            version = changed.get(at) or engine.recent.version(address, owed.key, owed.id)
+            if version is None:
+                version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
+            delivery = version.deliveries.get(owed.destination) if version else None
+            results.append(_result(word, version))
+            if version is None or delivery is None:
+                vanished.append(word)
+                continue
+            if word.status is Status.COMPLETED and word.sent is not None and not metadata.same(version, word.sent):
+                region.owe(address, version, only=owed.destination)  # edited while it travelled
+                results.pop()
+                continue
+            settled = replace(delivery, status=word.status, reason=word.reason)
+            version = attrs.with_delivery(version, owed.destination, settled)
+            changed[at] = version
+        for at, version in changed.items():
+            try:
+                store.update(bucket, version, attrs.encode_deliveries(version))
+            except FileNotFoundError:
+                continue
+            engine.recent.put(address, version)
+            if not version.marker:
+                place.unmarked[version.key] = version
+    with engine.journal.transaction():
+        for version in changed.values():
+            engine.journal.put_deliveries(address, version)
+        for word in vanished:
+            engine.journal.drop_delivery(word.owed)
+    engine.reporter.settled(results)
+    engine.notify()
+
+
+def _result(word: Word, version: Version | None) -> Result:
+    owed = word.owed
+    return Result(
+        owed.source, owed.key, owed.id, owed.destination, owed.rule, word.status, word.reason, owed.marker, owed.size,
+        version.created_ns if version else owed.created_ns,
+    )  # fmt: skip

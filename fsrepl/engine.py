@@ -1,0 +1,201 @@
+"""What the regions of a running site share: settings, journal, roles, and the hand-overs between them.
+
+Each region has a thread of its own (region.py), which does all that happens in that region: it
+captures, it places replicas, it scans. So a region that hangs holds up nobody else, and within a
+bucket nothing races with itself. What concerns two regions travels as a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from fsrepl import journal as journals
+from fsrepl import roles
+from fsrepl.commit import Syncer
+from fsrepl.errors import FsreplError
+from fsrepl.fs import Fs
+from fsrepl.journal import Journal
+from fsrepl.model import Role, Version
+from fsrepl.report import Reporter
+from fsrepl.settings import Settings
+from fsrepl.site import Site
+from fsrepl.transfer import Limiter, Progress
+from fsrepl.watch import Watcher
+
+if TYPE_CHECKING:
+    from fsrepl.region import Region
+
+_RECENT_VERSIONS = 8192
+_RECENT_BYTES = 16 << 20
+
+T = TypeVar("T")
+
+
+class Recent:
+    """The records last written, and the content of small ones: what was captured is sent without another read."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._versions: OrderedDict[tuple[str, bytes, str], Version] = OrderedDict()
+        self._data: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, address: str, version: Version, data: bytes | None = None) -> None:
+        with self._guard:
+            at = (address, version.key, version.id)
+            self._versions[at] = version
+            self._versions.move_to_end(at)
+            if len(self._versions) > _RECENT_VERSIONS:
+                self._versions.popitem(last=False)
+            if data is not None and version.digest not in self._data:
+                self._data[version.digest] = data
+                self._bytes += len(data)
+                while self._bytes > _RECENT_BYTES:
+                    self._bytes -= len(self._data.popitem(last=False)[1])
+
+    def version(self, address: str, key: bytes, version_id: str) -> Version | None:
+        return self._versions.get((address, key, version_id))
+
+    def data(self, digest: bytes) -> bytes | None:
+        return self._data.get(digest)
+
+    def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
+        """One version, or a whole bucket."""
+        with self._guard:
+            if key:
+                self._versions.pop((address, key, version_id), None)
+            else:
+                for at in [a for a in self._versions if a[0] == address]:
+                    del self._versions[at]
+
+
+class Engine:
+    """A site at work: in the daemon with threads and a watcher, in a single command without."""
+
+    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
+        from fsrepl.region import Region
+
+        self.settings = settings
+        self.site = Site(settings, fs)
+        self.fs = self.site.fs
+        self.watcher = watcher
+        self.threaded = False
+        self.pool = ThreadPoolExecutor(max_workers=max(2, settings.replication.workers), thread_name_prefix="lane")
+        self.syncer = Syncer(self.pool)
+        self.limiter = Limiter(settings.replication.limit_bytes_s)
+        self.recent = Recent()
+        self.transfers: list[Progress] = []
+        self.changed = threading.Condition()
+        """Notified whenever something was captured or settled: what `wait` waits on."""
+        self.reporter = Reporter(settings, self.site.now)
+        self.journal = self._open_journal()
+        self.site.look()
+        self._roles: dict[str, tuple[tuple[int, ...], Role | None]] = {}
+        self._tickets = itertools.count(1)
+        self.regions: dict[str, Region] = {name: Region(self, name) for name in settings.regions}
+
+    # -- the journal
+
+    def _open_journal(self) -> Journal:
+        with self.site.open_state():
+            journal = journals.open_or_replace(os.path.join(self.site.state, "journal.db"))
+        with journal.transaction():
+            boot = _boot_id()
+            # After a power cut the journal may have outlived attributes that were not synced: read them again.
+            self.afresh = journal.fact("clean") != "1" and journal.fact("boot") != boot
+            journal.set_fact("clean", "0")
+            journal.set_fact("boot", boot)
+            for address, bucket in self.site.buckets.items():
+                journal.bucket_id(address, bucket.uuid)
+        return journal
+
+    def close(self) -> None:
+        """Stop the lanes and close the journal properly."""
+        for progress in list(self.transfers):
+            progress.stop = True
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        with contextlib.suppress(Exception):
+            self.journal.set_fact("clean", "1")
+        self.journal.close()
+        self.reporter.close()
+
+    # -- regions
+
+    def region_of(self, address: str) -> Region:
+        return self.regions[address.partition("/")[0]]
+
+    def ask(self, region: str, what: Callable[[], T], timeout_s: float | None = None) -> T:
+        """Have something done by a region's own thread, between its batches; its result, or what it raised."""
+        if not self.threaded:
+            return what()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(what())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.regions[region].post(run)
+        return future.result(timeout_s)
+
+    def turn(self) -> bool:
+        """One turn of every region, in order, where there are no threads; whether anything was done."""
+        return any([region.turn() for region in self.regions.values()])
+
+    def settle_down(self, turns_max: int = 10_000) -> None:
+        """Without threads: turn until nothing is left to do now."""
+        for _ in range(turns_max):
+            if not self.turn():
+                return
+
+    def notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    def ticket(self) -> int:
+        return next(self._tickets)
+
+    # -- roles
+
+    def role(self, name: str) -> Role | None:
+        """A role by name, as its file says now; None where there is none that can be used."""
+        path = os.path.join(os.path.dirname(self.settings.path), "roles", name + ".json")
+        try:
+            found = os.stat(path)
+            mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            known = self._roles.get(name)
+            if known is None or known[0] != mark:
+                with open(path, encoding="utf-8") as file:
+                    known = self._roles[name] = (mark, roles.parse_role(json.load(file), name))
+            return known[1]
+        except (OSError, ValueError, FsreplError):
+            self._roles.pop(name, None)
+            return None
+
+    @contextlib.contextmanager
+    def progress(self, progress: Progress) -> Iterator[Progress]:
+        self.transfers.append(progress)
+        try:
+            yield progress
+        finally:
+            self.transfers.remove(progress)
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return str(int(time.time() - time.monotonic()))
+
+

@@ -1,0 +1,276 @@
+"""Every system call we make, one verb each, and no opinion about any of them.
+
+Paths are a directory's descriptor and a name, so that nobody who can write in a region makes us
+act elsewhere: directories below a region are opened with openat2(2), which refuses symlinks,
+`..` and, inside a bucket, other mounts. The calls that change something are listed in MUTATIONS:
+a test replaces them to stop the world at any one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import stat
+from collections.abc import Iterator
+
+if hasattr(os, "setxattr"):
+    _xattr = os
+else:  # Python has these on Linux only
+    import xattr as _xattr  # type: ignore[no-redef]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_FICLONE = 0x40049409
+_CHUNK = 1 << 20
+
+ACL = "system.posix_acl_access"
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+DOES_NOT_FIT = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.ENAMETOOLONG})
+"""What setxattr answers for a name or value that is too large here, which is no reason to fail."""
+UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY})
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+MUTATIONS = (
+    "create",
+    "append",
+    "write",
+    "truncate",
+    "set_attribute",
+    "remove_attribute",
+    "set_acl",
+    "chmod",
+    "chown",
+    "set_mtime",
+    "make_dir",
+    "remove_dir",
+    "rename",
+    "rename_new",
+    "exchange",
+    "link",
+    "unlink",
+    "clone",
+    "copy",
+    "sync_file",
+    "sync_all",
+)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def _how(flags: int, resolve: int) -> _OpenHow:
+    return _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+
+
+_DIR = os.O_RDONLY | os.O_DIRECTORY
+_HOW_CROSS = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
+_HOW_WITHIN = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
+
+
+def _fail(name: bytes | str = "") -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), name)
+
+
+def _coarse_ns() -> int:
+    """How far apart two changes may be and still leave equal times on a file. Source: design.md, section 7."""
+    release = platform.release().split("-")[0].split(".")
+    numbers = tuple(int(x) for x in release[:2] if x.isdigit())
+    return 0 if numbers >= (6, 13) else 20_000_000
+
+
+class Fs:
+    """The machine's filesystems. Every method raises OSError as the kernel answers it."""
+
+    coarse_ns = _coarse_ns()
+
+    # -- looking
+
+    def open_root(self, path: str | os.PathLike[str]) -> int:
+        """A directory by its whole path, links in it included: for the roots that settings name."""
+        return os.open(path, _DIR | os.O_CLOEXEC)
+
+    def open_dir(self, at: int, path: bytes, *, cross: bool = False) -> int:
+        """A directory below another. ELOOP for a symlink on the way, EXDEV for another mount unless cross."""
+        if not path:
+            return os.open(b".", _DIR | os.O_CLOEXEC, dir_fd=at)
+        how = _HOW_CROSS if cross else _HOW_WITHIN
+        fd: int = _libc.syscall(_SYS_OPENAT2, at, path, ctypes.byref(how), ctypes.sizeof(how))
+        if fd < 0:
+            raise _fail(path)
+        return fd
+
+    def open_read(self, at: int, name: bytes) -> int:
+        """A file to read: never a link's target, and never waiting for a FIFO's writer."""
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def stat(self, at: int, name: bytes) -> os.stat_result:
+        return os.stat(name, dir_fd=at, follow_symlinks=False)
+
+    def stat_fd(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def list(self, fd: int) -> Iterator[os.DirEntry[str]]:
+        """The entries of an open directory. Names are str, as os.fsdecode gives them."""
+        with os.scandir(fd) as entries:
+            yield from entries
+
+    def read(self, fd: int, size: int) -> bytes:
+        return os.read(fd, size)
+
+    def read_all(self, fd: int, size_hint: int = 0) -> bytes:
+        """A small file whole."""
+        parts = []
+        while data := os.read(fd, max(size_hint + 1, 65536)):
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
+        """A file from an offset to its end, a mebibyte at a time, leaving the descriptor's own offset alone."""
+        while data := os.pread(fd, _CHUNK, at):
+            yield data
+            at += len(data)
+
+    def attribute_names(self, fd: int) -> list[str]:
+        return _xattr.listxattr(fd)
+
+    def attributes(self, fd: int) -> dict[str, bytes]:
+        """All user.* attributes of an open file."""
+        out = {}
+        for name in _xattr.listxattr(fd):
+            if name.startswith("user."):
+                with contextlib.suppress(FileNotFoundError):
+                    out[name] = self.attribute(fd, name) or b""
+        return out
+
+    def attribute(self, fd: int, name: str) -> bytes | None:
+        try:
+            return _xattr.getxattr(fd, name)
+        except OSError as error:
+            if error.errno == errno.ENODATA or error.errno in UNSUPPORTED:
+                return None
+            raise
+
+    def acl(self, fd: int) -> bytes | None:
+        return self.attribute(fd, ACL)
+
+    def is_written(self, fd: int) -> bool | None:
+        """Whether somebody has this file open for writing, by asking for a read lease and giving it back.
+
+        None where that cannot be known: not our file, or no leases here. Source: fcntl(2), F_SETLEASE.
+        """
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError as error:
+            return True if error.errno == errno.EAGAIN else None
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
+
+    def space(self, fd: int) -> tuple[int, int]:
+        """Bytes free for ordinary users, and bytes in all."""
+        found = os.fstatvfs(fd)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    def is_regular(self, found: os.stat_result) -> bool:
+        return stat.S_ISREG(found.st_mode)
+
+    # -- changing
+
+    def create(self, at: int, name: bytes) -> int:
+        """A new file for writing and reading, 0600 whatever the umask."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=at)
+
+    def append(self, at: int, name: bytes) -> int:
+        """A file to add to, made 0600 if need be."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=at)
+
+    def write(self, fd: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def set_attribute(self, fd: int, name: str, value: bytes) -> None:
+        _xattr.setxattr(fd, name, value)
+
+    def remove_attribute(self, fd: int, name: str) -> None:
+        _xattr.removexattr(fd, name)
+
+    def set_acl(self, fd: int, acl: bytes) -> None:
+        _xattr.setxattr(fd, ACL, acl)
+
+    def chmod(self, fd: int, mode: int) -> None:
+        os.fchmod(fd, mode)
+
+    def chown(self, fd: int, uid: int, gid: int) -> None:
+        os.fchown(fd, uid, gid)
+
+    def set_mtime(self, fd: int, mtime_ns: int) -> None:
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def make_dir(self, at: int, name: bytes, mode: int = 0o700) -> None:
+        os.mkdir(name, mode, dir_fd=at)
+
+    def remove_dir(self, at: int, name: bytes) -> None:
+        os.rmdir(name, dir_fd=at)
+
+    def rename(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        os.rename(name, new_name, src_dir_fd=from_at, dst_dir_fd=to_at)
+
+    def rename_new(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        """Rename, but EEXIST where the new name is taken."""
+        if _libc.renameat2(from_at, name, to_at, new_name, _RENAME_NOREPLACE):
+            raise _fail(new_name)
+
+    def exchange(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        """Swap two names in one step: a reader sees the one file or the other. Source: renameat2(2)."""
+        if _libc.renameat2(from_at, name, to_at, new_name, _RENAME_EXCHANGE):
+            raise _fail(new_name)
+
+    def link(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        os.link(name, new_name, src_dir_fd=from_at, dst_dir_fd=to_at, follow_symlinks=False)
+
+    def unlink(self, at: int, name: bytes) -> None:
+        os.unlink(name, dir_fd=at)
+
+    def clone(self, to_fd: int, from_fd: int) -> None:
+        """Make a file share the other's blocks, copy on write; OSError in UNSUPPORTED where that cannot be."""
+        fcntl.ioctl(to_fd, _FICLONE, from_fd)
+
+    def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+        """Copy bytes, from the same offset, through sendfile(2), which never shares blocks; the number copied.
+
+        Not copy_file_range(2): within one filesystem that makes a reflink, and a replica shares no storage.
+        """
+        os.lseek(to_fd, at, os.SEEK_SET)
+        return os.sendfile(to_fd, from_fd, at, count)
+
+    def sync_file(self, fd: int) -> None:
+        """Make a file, or the names in a directory, survive a power cut. Source: fsync(2)."""
+        os.fsync(fd)
+
+    def sync_all(self, fd: int) -> None:
+        """Make everything written so far on a filesystem survive a power cut. Source: syncfs(2)."""
+        if _libc.syncfs(fd):
+            raise _fail()
+
+
+def reason(error: OSError) -> str:
+    """An errno in words, without the names, which may be anybody's."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()

@@ -1,0 +1,208 @@
+"""Bring the journal into line with the trees, and finish what a crash left under way.
+
+Run for each bucket before anything else is done in it: the store is read (names only, where the
+journal was closed properly), then intents are carried out, then what was displaced is looked at,
+then staging is swept. Only after that does a difference between store and view mean a user's act.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+
+from blake3 import blake3
+
+from fsrepl import commit, keys, store
+from fsrepl.errors import StoreDamaged
+from fsrepl.journal import Journal, View, view_of
+from fsrepl.model import Version
+from fsrepl.site import OpenBucket
+
+log = logging.getLogger("fsrepl")
+
+
+def reconcile(bucket: OpenBucket, journal: Journal, *, afresh: bool) -> None:
+    """Make the journal's versions and deliveries of a bucket those of its store.
+
+    afresh: every record is read; else only those whose names the journal does not know. What the
+    journal knows of views is kept: a scan compares it with what is there.
+    """
+    address = bucket.address
+    journal.bucket_id(address, bucket.bucket.uuid)
+    seen_directories: set[bytes] = set()
+    with journal.transaction():
+        for path, fd, found in store.walk(bucket):
+            spelled = not any(part.startswith(b"~") for part in path.split(b"/"))
+            known = journal.versions_in(address, path) if spelled else set()
+            if spelled:
+                seen_directories.add(path)
+            for name, stored in found:
+                entry = (stored.name, stored.id, stored.marker)
+                if entry in known and not afresh:
+                    known.discard(entry)
+                    continue
+                known.discard(entry)
+                _read_in(bucket, journal, fd, keys.join(path, stored.name), stored, name)
+            for last, version_id, _marker in known:
+                if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
+                    _drop(bucket, journal, keys.join(path, last), version_id)
+        for directory in journal.version_directories(address) - seen_directories:
+            for last, version_id, marker in journal.versions_in(address, directory):
+                key = keys.join(directory, last)
+                if not store.has(bucket, key, version_id, marker=marker):
+                    _drop(bucket, journal, key, version_id)
+
+
+def _read_in(
+    bucket: OpenBucket, journal: Journal, fd: int, key: bytes, stored: keys.StoredName, name: bytes
+) -> None:
+    try:
+        version = store.read_stored(bucket, fd, key, stored, name)
+    except FileNotFoundError:
+        return
+    except StoreDamaged as error:
+        log.error("damaged bucket=%s key=%r: %s", bucket.address, keys.shown(key), error)
+        return
+    if not version.marker and not version.digest:
+        log.error(
+            'damaged bucket=%s key="%s" version=%s: its attributes are gone; `fsrepl verify --repair` rebuilds them',
+            bucket.address, keys.shown(key), version.id,
+        )  # fmt: skip
+    journal.add(bucket.address, version)
+
+
+def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> None:
+    log.error('lost bucket=%s key="%s" version=%s: it is no longer in the store', bucket.address, keys.shown(key), version_id)
+    forget_version(bucket, journal, key, version_id)
+
+
+def forget_version(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> Version | None:
+    """Take a version out of the journal; the version that is the newest now, None where none is left."""
+    left = [v for v in journal.versions_of(bucket.address, key) if v[0] != version_id]
+    newest = None
+    for candidate, _created, marker in left:
+        newest = store.read(bucket, key, candidate, marker=marker)
+        if newest is not None:
+            break
+    journal.remove(bucket.address, key, version_id, newest)
+    return newest
+
+
+def finish(bucket: OpenBucket, journal: Journal) -> list[tuple[commit.Intent, commit.Held]]:
+    """Carry out the intents that a crash left, look at what was displaced, sweep staging.
+
+    Returns the views that cannot change yet; their intents are written again and stay.
+    """
+    files = list(commit.read_intents(bucket))
+    held: list[tuple[commit.Intent, commit.Held]] = []
+    intents = [intent for _, group in files for intent in group]
+    _look_at_displaced(bucket, journal, {i.key for i in intents})
+    commit.sweep(bucket)
+    for intent in intents:
+        outcome = finish_one(bucket, journal, intent)
+        if isinstance(outcome, commit.Held):
+            held.append((intent, outcome))
+    bucket.sync()
+    kept = commit.write_intents(bucket, [i for i, _ in held]) if held else b""
+    if files:
+        bucket.fs.sync_all(bucket.fd)
+        for name, _ in files:
+            if name != kept:
+                commit.drop_intents(bucket, name)
+    return held
+
+
+def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:
+    """Make one view show its key's current version, if what it shows is merely behind."""
+    known = journal.object(bucket.address, intent.key)
+    if known is None:
+        return commit.Shown(None)  # never published: staging was swept, nothing happened
+    current = store.read(bucket, intent.key, known.id, marker=known.marker)
+    if current is None:
+        return commit.Shown(None)
+    directory, name = keys.split(intent.key)
+    try:
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError:
+        found = None
+    expected: View | None = None
+    if found is not None and bucket.fs.is_regular(found):
+        shown = _shown_digest(bucket, directory, name)
+        if not current.marker and shown == current.digest:
+            view = view_of(found, current.id)
+            journal.see(bucket.address, intent.key, view)
+            return commit.Shown(view)
+        before = _version_digest(bucket, journal, intent.key, intent.was.shown) if intent.was else b""
+        stale = intent.was is not None and (intent.was.is_like(found) or shown == before)
+        if not stale:
+            return commit.Theirs()
+        expected = view_of(found, intent.was.shown if intent.was else "")
+    elif found is None and intent.was is not None and not current.marker:
+        return commit.Theirs()  # it was there when the intent was written: its user removed it
+    try:
+        staged = commit.stage_current(bucket, current)
+    except (StoreDamaged, FileNotFoundError) as error:
+        return commit.Held(str(error))
+    outcome = commit.show(bucket, current, expected, staged)
+    if isinstance(outcome, commit.Shown):
+        journal.see(bucket.address, intent.key, outcome.view)
+    return outcome
+
+
+def _shown_digest(bucket: OpenBucket, directory: bytes, name: bytes) -> bytes:
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError:
+        return b""
+    try:
+        return store.digest(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> bytes:
+    with contextlib.suppress(StoreDamaged):
+        version = store.read(bucket, key, version_id, marker=False)
+        if version is not None:
+            return version.digest
+    return b""
+
+
+def _look_at_displaced(bucket: OpenBucket, journal: Journal, named: Iterable[bytes]) -> None:
+    """What an exchange took out of a view: let it go if it is recorded, else put it back to be captured."""
+    by_tail = {blake3(key).hexdigest()[:32].encode(): key for key in named}
+    for entry in list(bucket.fs.list(bucket.displaced)):
+        aside = os.fsencode(entry.name)
+        key = by_tail.get(aside.rpartition(b";")[2])
+        fd = bucket.fs.open_read(bucket.displaced, aside)
+        try:
+            if bucket.fs.is_written(fd) is True:
+                continue  # somebody still writes into it: the next start looks again
+            found = store.digest(bucket, fd)
+        finally:
+            bucket.fs.close(fd)
+        if key is None:
+            log.error("displaced bucket=%s file=%s: no intent names its key; it is left there", bucket.address, entry.name)
+            continue
+        recorded = any(
+            _version_digest(bucket, journal, key, version_id) == found
+            for version_id, _, marker in journal.versions_of(bucket.address, key)
+            if not marker
+        )
+        if not recorded:
+            _put_back(bucket, aside, key)
+        else:
+            bucket.fs.unlink(bucket.displaced, aside)
+
+
+def _put_back(bucket: OpenBucket, aside: bytes, key: bytes) -> None:
+    directory, name = keys.split(key)
+    at = bucket.views.get_or_make(directory)
+    try:
+        bucket.fs.rename_new(bucket.displaced, aside, at, name)
+    except FileExistsError:
+        bucket.fs.exchange(bucket.displaced, aside, at, name)
+        bucket.fs.unlink(bucket.displaced, aside)
+    bucket.views.changed.add(directory)

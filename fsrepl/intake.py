@@ -1,0 +1,318 @@
+"""From marked keys to versions: a batch of captures, published together.
+
+What capture saw becomes a version, a marker, an edit of metadata, or nothing; plan says, once and
+for all, which destinations are owed it. One sync, one journal transaction and one look at a
+directory serve the whole batch, and one bad key leaves it without the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fsrepl import capture, commit, keys, metadata, plan, store
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.fs import NO_SPACE, reason
+from fsrepl.journal import Object, view_of
+from fsrepl.model import NULL, Origin, Version, Versioning
+from fsrepl.site import OpenBucket
+from fsrepl.watch import ARRIVED, CLOSED, FOUND, MOVED, Mark
+
+if TYPE_CHECKING:
+    from fsrepl.region import Place, Region
+
+log = logging.getLogger("fsrepl")
+
+_AGAIN_S = 5.0
+_AGAIN_AT_LEAST_S = 0.2
+
+
+@dataclass(slots=True)
+class _New:
+    """A version of this batch. taken is None for a marker."""
+
+    mark: Mark
+    known: Object | None
+    version: Version
+    taken: capture.Taken | None
+    staged: store.Staged
+
+
+def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
+    """Look at marked keys of one bucket, and record what became of them. Raises FsreplError where it is away."""
+    with place.bucket.open() as bucket:
+        region.follow_documents(place, bucket)
+        if place.bucket.versioning is Versioning.OFF:
+            return
+        if paused := _no_room(region, bucket):
+            if not place.paused:
+                log.warning("paused bucket=%s: %s", bucket.address, paused)
+            place.paused = paused
+            for mark in marks:
+                region.look_later(place, mark, _AGAIN_S, paused)
+            return
+        place.paused = ""
+        batch: list[_New] = []
+        for mark in marks:
+            new = _look(region, place, bucket, mark)
+            if new is not None:
+                batch.append(new)
+        if batch:
+            _publish(region, place, bucket, batch)
+
+
+def finish_large(region: Region, place: Place, mark: Mark, seen: capture.Seen) -> None:
+    """A lane has copied a large file: go on with it as with any other."""
+    with place.bucket.open() as bucket:
+        if isinstance(seen, capture.Taken) and region.marks.is_marked(mark.address, mark.key):
+            store.unstage(bucket, seen.staged)
+            region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it changed while it was copied")
+            return
+        new = _judge(region, place, bucket, mark, region.engine.journal.object(mark.address, mark.key), seen)
+        if new is not None:
+            _publish(region, place, bucket, [new])
+
+
+def _no_room(region: Region, bucket: OpenBucket) -> str:
+    free, total = bucket.fs.space(bucket.fd)
+    needed = region.engine.settings.capture.keep_free.needed(total)
+    if free >= needed:
+        return ""
+    return f"capture waits: {free >> 20} MiB are free, and keep_free leaves {needed >> 20} MiB to the user"
+
+
+def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark) -> _New | None:
+    if not keys.is_key(mark.key):
+        return None
+    if mark.key in place.lanes:
+        region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it is being copied")
+        return None
+    try:
+        known = region.engine.journal.object(mark.address, mark.key)
+        waited = place.later.pop(mark.key, None)
+        open_for_s = time.monotonic() - waited.since_s if waited and waited.opened else 0.0
+        began_s = time.monotonic()
+        seen = capture.look(bucket, mark, known, region.patience, time.time_ns(), open_for_s=open_for_s)
+        if isinstance(seen, capture.Later):
+            # A key that keeps changing waits five times as long as its last look took.
+            again_s = max(seen.after_s, _AGAIN_AT_LEAST_S, 5 * (time.monotonic() - began_s))
+            since_s = waited.since_s if waited else began_s
+            region.look_later(place, mark, again_s, seen.why, opened=seen.opened, since_s=since_s)
+            return None
+        return _judge(region, place, bucket, mark, known, seen)
+    except (OSError, FsreplError) as error:
+        _set_aside(region, place, mark, error)
+    except Exception:
+        log.exception('set aside bucket=%s key="%s": what nobody foresaw', mark.address, keys.shown(mark.key))
+        region.look_later(place, mark, 60.0, "an unforeseen fault; the log has it")
+    return None
+
+
+def _set_aside(region: Region, place: Place, mark: Mark, error: Exception) -> None:
+    why = reason(error) if isinstance(error, OSError) else str(error)
+    level = logging.WARNING if isinstance(error, OSError) and error.errno in NO_SPACE else logging.ERROR
+    log.log(level, 'not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
+    region.look_later(place, mark, _AGAIN_S, why)
+
+
+def _judge(
+    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, seen: capture.Seen
+) -> _New | None:
+    """What one look means; the version it makes, staged, if it makes one."""
+    match seen:
+        case capture.Same():
+            if known and known.view and known.view.shown != known.id and mark.key not in place.held:
+                region.hold_view(place, mark.key, "the view is behind its version", durable=False)
+        case capture.Missing(why):
+            place.note_skipped(mark.key, there=bool(why))
+            if known is None or known.marker or mark.key in place.held:
+                return None
+            return _marker(region, bucket, mark, known)
+        case capture.Skipped(why):
+            place.unreadable[mark.key] = why
+            log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
+        case capture.Large():
+            region.look_in_lane(place, mark)
+        case capture.Later(after_s, why, opened):
+            region.look_later(place, mark, max(after_s, _AGAIN_AT_LEAST_S), why, opened=opened)
+        case capture.Taken():
+            place.unreadable.pop(mark.key, None)
+            return _taken(region, place, bucket, mark, known, seen)
+    return None
+
+
+def _taken(
+    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, taken: capture.Taken
+) -> _New | None:
+    engine, address, key = region.engine, mark.address, mark.key
+    view = view_of(taken.found, known.id if known else "", racy=taken.racy)
+    if known and not known.marker and taken.digest == known.digest:
+        _unstage(bucket, taken)
+        _edit(region, place, bucket, mark, known, taken)
+        return None
+    if known and known.view and known.view.shown not in ("", known.id):
+        behind = store.read(bucket, key, known.view.shown, marker=False)
+        if behind and behind.digest == taken.digest:
+            # The view shows what the store had before: nobody wrote it, it is only late.
+            _unstage(bucket, taken)
+            with engine.journal.transaction():
+                engine.journal.see(address, key, replace(view, shown=known.view.shown))
+            region.hold_view(place, key, "the view is behind its version", durable=False)
+            return None
+    version_id, created_ns = place.bucket.ids.next(engine.site.now())
+    if place.bucket.versioning is Versioning.SUSPENDED:
+        version_id = NULL
+    version = Version(
+        key, version_id, created_ns, False, taken.found.st_size, taken.digest, Origin.USER,
+        posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
+    )  # fmt: skip
+    in_effect = _in_effect(region, place, mark, taken.found.st_ctime_ns)
+    chosen = plan.choose(place.bucket.replication, version, in_effect=in_effect)
+    if chosen:
+        version = replace(version, deliveries=chosen)
+    return _New(mark, known, version, taken, capture.stage(bucket, taken, version))
+
+
+def _unstage(bucket: OpenBucket, taken: capture.Taken) -> None:
+    if taken.staged:
+        store.unstage(bucket, taken.staged)
+
+
+def _in_effect(region: Region, place: Place, mark: Mark, ctime_ns: int) -> Collection[str] | None:
+    """The rules that were in effect when a scan's find was written; None where that was just now.
+
+    What appeared since the last complete scan appeared after every rule that was in effect then,
+    whatever its own times say: a directory that is moved in keeps those of its files.
+    """
+    if not mark.flags & FOUND or mark.flags & (CLOSED | MOVED | ARRIVED):
+        return None
+    written_ns = max(ctime_ns, region.engine.journal.scanned_ns(mark.address))
+    return {name for name, since in place.bucket.documents.since.items() if since.ctime_ns <= written_ns}
+
+
+def _marker(region: Region, bucket: OpenBucket, mark: Mark, known: Object) -> _New:
+    version = new_marker(region, bucket, mark.key, Origin.USER)
+    return _New(mark, known, version, None, store.stage_marker(bucket, version))
+
+
+def new_marker(region: Region, bucket: OpenBucket, key: bytes, origin: Origin) -> Version:
+    """A delete marker for a key, with what it owes; not staged yet."""
+    version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now())
+    if bucket.bucket.versioning is Versioning.SUSPENDED:
+        version_id = NULL
+    version = Version(key, version_id, created_ns, True, origin=origin)
+    return replace(version, deliveries=plan.choose(bucket.bucket.replication, version))
+
+
+def _edit(
+    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object, taken: capture.Taken
+) -> None:
+    """The content is the current version's: at most its metadata was edited."""
+    engine, address = region.engine, mark.address
+    version = engine.recent.version(address, mark.key, known.id) or store.read(bucket, mark.key, known.id, marker=False)
+    if version is None:
+        raise StoreDamaged(f"version {known.id} is in the journal and not in the store")
+    view = view_of(taken.found, known.id, racy=taken.racy)
+    edited = capture.edits(taken, version, owner_kept=os.geteuid() == 0)
+    if edited is None:
+        with engine.journal.transaction():
+            engine.journal.see(address, mark.key, view)
+        if not taken.marked:
+            place.unmarked[mark.key] = version
+        return
+    edited = metadata.record_edit(region, place, bucket, version, edited)
+    with engine.journal.transaction():
+        engine.journal.see(address, mark.key, view)
+    place.unmarked[mark.key] = edited
+
+
+def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]) -> None:
+    """Durable, then visible in the store, then recorded. New keys before markers, so that a rename is never a gap."""
+    engine = region.engine
+    try:
+        engine.syncer.staged(bucket, [(bucket.tmp, new.staged.name) for new in batch])
+    except OSError as error:
+        # The kernel may have dropped what it could not write: nothing of this is believed, all is made again.
+        for new in batch:
+            store.discard(bucket, new.staged)
+            _set_aside(region, place, new.mark, error)
+        return
+    published: list[_New] = []
+    for new in sorted(batch, key=lambda new: new.version.marker):
+        try:
+            store.publish(bucket, new.staged)
+            published.append(new)
+        except OSError as error:
+            store.discard(bucket, new.staged)
+            _set_aside(region, place, new.mark, error)
+    bucket.sync()
+    for new in published:
+        if new.taken:
+            _note_destroyed(region, place, bucket, new)
+    with engine.journal.transaction():
+        for new in published:
+            engine.journal.add(bucket.address, new.version)
+            taken = new.taken
+            seen = view_of(taken.found, new.version.id, racy=taken.racy) if taken else None
+            engine.journal.see(bucket.address, new.version.key, seen)
+    for new in published:
+        engine.recent.put(bucket.address, new.version, new.taken.data if new.taken else None)
+        region.owe(bucket.address, new.version)
+        if new.taken:
+            place.unmarked[new.version.key] = new.version
+        else:
+            place.unmarked.pop(new.version.key, None)
+            region.way_is_free(place)
+    engine.reporter.captured(
+        bucket.address,
+        [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],
+    )
+    engine.notify()
+
+
+def _note_destroyed(region: Region, place: Place, bucket: OpenBucket, new: _New) -> None:
+    """A view that shares its inode with its stored version was written into: that version is no longer what it was."""
+    known, taken = new.known, new.taken
+    if not known or known.marker or not known.view or not taken or taken.found.st_ino != known.view.ino:
+        return
+    directory, last = keys.split(new.version.key)
+    try:
+        at = bucket.store.get(keys.stored_directory(directory))
+        stored = bucket.fs.stat(at, keys.stored_name(last, known.view.shown or known.id))
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return
+    if stored.st_ino == taken.found.st_ino:
+        log.error(
+            'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
+            "it is fetched again from where it came",
+            bucket.address, keys.shown(new.version.key), known.id,
+        )  # fmt: skip
+        region.fetch_again(place, new.version.key, known.id)
+
+
+def mark_views(region: Region, place: Place) -> None:
+    """Show on the views what their versions are now."""
+    if not place.unmarked:
+        return
+    engine, address = region.engine, place.bucket.address
+    unmarked, place.unmarked = place.unmarked, {}
+    seen = []
+    with place.bucket.open() as bucket:
+        for key, version in unmarked.items():
+            version = engine.recent.version(address, key, version.id) or version
+            known = engine.journal.object(address, key)
+            if known is None or known.view is None or known.view.shown != version.id:
+                continue
+            view = commit.mark_view(bucket, version, known.view)
+            if view is not None:
+                seen.append((key, view))
+    with engine.journal.transaction():
+        for key, view in seen:
+            engine.journal.see(address, key, view)

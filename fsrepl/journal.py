@@ -1,0 +1,461 @@
+"""The index of the trees: SQLite, and disposable.
+
+It answers what would take a walk to find out: the current version of a key, what its view looked
+like when last seen, and what is pending. Nothing is only here: index.py rebuilds it from the trees
+when it is missing or damaged. One process writes it, each thread in transactions; anybody may read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fsrepl import keys
+from fsrepl.model import Status, Version
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0);
+-- one row a version or marker
+CREATE TABLE version (
+    bucket INTEGER, dir BLOB, name BLOB, created INTEGER, id TEXT, marker INTEGER, size INTEGER,
+    PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
+-- one row a key: its current version, and the view as last seen (ino NULL: nothing of it is shown)
+CREATE TABLE object (
+    bucket INTEGER, dir BLOB, name BLOB, id TEXT, created INTEGER, marker INTEGER, digest BLOB,
+    ino INTEGER, size INTEGER, mtime INTEGER, ctime INTEGER, mode INTEGER, racy INTEGER, shown TEXT,
+    PRIMARY KEY (bucket, dir, name)) WITHOUT ROWID;
+CREATE TABLE delivery (
+    bucket INTEGER, key BLOB, id TEXT, destination TEXT, rule TEXT, status TEXT, reason TEXT,
+    created INTEGER, size INTEGER, marker INTEGER, batch TEXT,
+    PRIMARY KEY (bucket, key, id, destination)) WITHOUT ROWID;
+CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE status = 'PENDING';
+CREATE INDEX failed ON delivery (bucket, destination) WHERE status = 'FAILED';
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a view looked like when it was last known to show a version: its inode and times.
+
+    racy: it had changed so shortly before that a later change may have left the same times.
+    """
+
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int = 0
+    racy: bool = False
+    shown: str = ""
+    """The id of the version it shows."""
+
+    def is_like(self, found: os.stat_result) -> bool:
+        return (
+            self.ino == found.st_ino
+            and self.size == found.st_size
+            and self.mtime_ns == found.st_mtime_ns
+            and self.ctime_ns == found.st_ctime_ns
+        )
+
+    def has_content_of(self, found: os.stat_result) -> bool:
+        """The same but for ctime, which a rename or an attribute changes."""
+        return self.ino == found.st_ino and self.size == found.st_size and self.mtime_ns == found.st_mtime_ns
+
+
+def view_of(found: os.stat_result, shown: str, *, racy: bool = False) -> View:
+    return View(
+        found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode & 0o7777, racy, shown
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A key's current version, as far as the index knows it, and its view."""
+
+    id: str
+    created_ns: int
+    marker: bool
+    digest: bytes
+    view: View | None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        return self.created_ns, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A delivery as the index knows it."""
+
+    source: str
+    key: bytes
+    id: str
+    destination: str
+    rule: str
+    status: str
+    reason: str
+    created_ns: int
+    size: int
+    marker: bool
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What there is of something: a number, their bytes, and the creation time of the oldest."""
+
+    number: int = 0
+    bytes: int = 0
+    oldest_ns: int = 0
+
+
+class Journal:
+    """All methods raise sqlite3.Error where the file is damaged: remove it, and rebuild."""
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        self.path = path
+        self._guard = threading.RLock()
+        if read_only:
+            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5)
+        else:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+        try:
+            self.is_new = self._prepare(read_only)
+            self._ids: dict[str, int] = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
+        except BaseException:
+            self._db.close()
+            raise
+        self._names = {i: a for a, i in self._ids.items()}
+        self.execute = self._db.execute
+
+    def _prepare(self, read_only: bool) -> bool:
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if read_only:
+            if found != _SCHEMA_VERSION:
+                raise sqlite3.DatabaseError("the journal is of another version")
+            return False
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA cache_size = -16000")
+        self._db.execute("PRAGMA temp_store = MEMORY")
+        if found == _SCHEMA_VERSION:
+            (intact,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if intact != "ok":
+                raise sqlite3.DatabaseError(intact)
+            return False
+        if found:
+            raise sqlite3.DatabaseError("the journal is of another version")
+        with self.transaction():
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        return True
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, one thread at a time. One inside another is part of the outer one."""
+        with self._guard:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        self._db.close()
+
+    # -- facts about the journal itself
+
+    def fact(self, name: str) -> str:
+        row = self.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else ""
+
+    def set_fact(self, name: str, value: str) -> None:
+        self.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+
+    # -- buckets
+
+    def bucket_id(self, address: str, uuid: str = "") -> int:
+        """The number of a bucket; rows of another bucket that had this address go."""
+        number = self._ids.get(address)
+        if number is None:
+            cursor = self.execute("INSERT INTO bucket (address, uuid) VALUES (?, ?)", (address, uuid))
+            number = self._ids[address] = cursor.lastrowid or 0
+            self._names[number] = address
+        elif uuid:
+            row = self.execute("SELECT uuid FROM bucket WHERE id = ?", (number,)).fetchone()
+            if row and row[0] != uuid:
+                self.forget_bucket(address)
+                return self.bucket_id(address, uuid)
+        return number
+
+    def knows(self, address: str) -> bool:
+        return address in self._ids
+
+    def scanned_ns(self, address: str) -> int:
+        """When the last complete scan of a bucket began; 0 where there was none."""
+        row = self.execute("SELECT scanned FROM bucket WHERE address = ?", (address,)).fetchone()
+        return row[0] if row else 0
+
+    def set_scanned(self, address: str, began_ns: int) -> None:
+        self.execute("UPDATE bucket SET scanned = ? WHERE address = ?", (began_ns, address))
+
+    def forget_bucket(self, address: str, *, tables: Sequence[str] = ("version", "object", "delivery")) -> None:
+        number = self._ids.get(address)
+        if number is None:
+            return
+        with self.transaction():
+            for table in tables:
+                self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
+            self.execute("DELETE FROM bucket WHERE id = ?", (number,))
+        del self._ids[address], self._names[number]
+
+    # -- versions and objects
+
+    def object(self, address: str, key: bytes) -> Object | None:
+        directory, name = keys.split(key)
+        row = self.execute(
+            "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown FROM object "
+            "WHERE bucket = ? AND dir = ? AND name = ?",
+            (self._ids.get(address), directory, name),
+        ).fetchone()
+        return _object(row) if row else None
+
+    def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
+        """Name to object, of one directory."""
+        rows = self.execute(
+            "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name FROM object "
+            "WHERE bucket = ? AND dir = ?",
+            (self._ids.get(address), directory),
+        )
+        return {row[11]: _object(row) for row in rows}
+
+    def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
+        """The directories of all keys, or those of a directory and all below it."""
+        where, values = "bucket = ?", [self._ids.get(address)]
+        if below:
+            where += " AND (dir = ? OR (dir > ? AND dir < ?))"
+            values += [below, below + b"/", below + b"0"]  # type: ignore[list-item]
+        return [d for (d,) in self.execute(f"SELECT DISTINCT dir FROM object WHERE {where}", values)]
+
+    def add(self, address: str, version: Version) -> bool:
+        """A version is in the store. Whether it is the current one of its key now."""
+        number = self._ids[address]
+        directory, name = keys.split(version.key)
+        if version.id == "null":
+            self.execute(
+                "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = 'null'",
+                (number, directory, name),
+            )
+        self.execute(
+            "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (number, directory, name, version.created_ns, version.id, version.marker, version.size),
+        )
+        if version.deliveries:
+            self.put_deliveries(address, version)
+        row = self.execute(
+            "SELECT created, id FROM object WHERE bucket = ? AND dir = ? AND name = ?", (number, directory, name)
+        ).fetchone()
+        if row is None:
+            self.execute(
+                "INSERT INTO object (bucket, dir, name, id, created, marker, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, directory, name, version.id, version.created_ns, version.marker, version.digest),
+            )
+            return True
+        if row > version.order and row[1] != version.id:
+            return False
+        self._set_current(number, directory, name, version)
+        return True
+
+    def _set_current(self, number: int, directory: bytes, name: bytes, version: Version) -> None:
+        self.execute(
+            "UPDATE object SET id = ?, created = ?, marker = ?, digest = ? WHERE bucket = ? AND dir = ? AND name = ?",
+            (version.id, version.created_ns, version.marker, version.digest, number, directory, name),
+        )
+
+    def see(self, address: str, key: bytes, view: View | None) -> None:
+        """Record what a key's view looks like now; None: there is nothing of it."""
+        directory, name = keys.split(key)
+        values = (
+            (view.ino, view.size, view.mtime_ns, view.ctime_ns, view.mode, view.racy, view.shown)
+            if view
+            else (None, None, None, None, None, None, None)
+        )
+        self.execute(
+            "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
+            "WHERE bucket = ? AND dir = ? AND name = ?",
+            (*values, self._ids[address], directory, name),
+        )
+
+    def versions_of(self, address: str, key: bytes) -> list[tuple[str, int, bool]]:
+        """(id, created_ns, marker) of each version and marker of a key, newest first."""
+        directory, name = keys.split(key)
+        rows = self.execute(
+            "SELECT id, created, marker FROM version WHERE bucket = ? AND dir = ? AND name = ? "
+            "ORDER BY created DESC, id DESC",
+            (self._ids.get(address), directory, name),
+        )
+        return [(i, c, bool(m)) for i, c, m in rows]
+
+    def versions_in(self, address: str, directory: bytes) -> set[tuple[bytes, str, bool]]:
+        rows = self.execute(
+            "SELECT name, id, marker FROM version WHERE bucket = ? AND dir = ?", (self._ids.get(address), directory)
+        )
+        return {(n, i, bool(m)) for n, i, m in rows}
+
+    def version_directories(self, address: str) -> set[bytes]:
+        rows = self.execute("SELECT DISTINCT dir FROM version WHERE bucket = ?", (self._ids.get(address),))
+        return {d for (d,) in rows}
+
+    def remove(self, address: str, key: bytes, version_id: str, current: Version | None) -> None:
+        """A version is gone from the store; current is the newest that is left."""
+        number = self._ids[address]
+        directory, name = keys.split(key)
+        at = (number, directory, name)
+        self.execute("DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?", (*at, version_id))
+        self.execute("DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ?", (number, key, version_id))
+        if current is None:
+            self.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
+        else:
+            self._set_current(number, directory, name, current)
+
+    def newest(self, address: str) -> tuple[str, int]:
+        """The greatest version id of a bucket, and the creation time of its newest version."""
+        row = self.execute(
+            "SELECT max(CASE WHEN id = 'null' THEN '' ELSE id END), max(created) FROM version WHERE bucket = ?",
+            (self._ids.get(address),),
+        ).fetchone()
+        return row[0] or "", row[1] or 0
+
+    # -- deliveries
+
+    def put_deliveries(self, address: str, version: Version) -> None:
+        number = self._ids[address]
+        self._db.executemany(
+            "INSERT OR REPLACE INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    number,
+                    version.key,
+                    version.id,
+                    destination,
+                    d.rule,
+                    str(d.status),
+                    d.reason,
+                    version.created_ns,
+                    version.size,
+                    version.marker,
+                    d.batch,
+                )
+                for destination, d in version.deliveries.items()
+            ],
+        )
+
+    def drop_delivery(self, owed: Owed) -> None:
+        """The version that was owed is gone: nothing is left to show a status on."""
+        self.execute(
+            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND destination = ?",
+            (self._ids.get(owed.source), owed.key, owed.id, owed.destination),
+        )
+
+    def pending_pairs(self) -> list[tuple[str, str, bool]]:
+        """(source, destination, of a backfill) wherever something is pending."""
+        rows = self.execute(
+            "SELECT DISTINCT bucket, destination, batch != '' FROM delivery WHERE status = 'PENDING'"
+        ).fetchall()
+        return [(self._names[b], d, bool(batch)) for b, d, batch in rows]
+
+    def pending(self, source: str, destination: str, *, batch: bool, limit: int = -1) -> list[Owed]:
+        """What one source owes one destination, oldest first."""
+        rows = self.execute(
+            f"{_OWED} WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND "
+            f"{'batch > ' if batch else 'batch = '} '' ORDER BY batch, created, id LIMIT ?",
+            (self._ids.get(source), destination, limit),
+        )
+        return [self._owed(row) for row in rows]
+
+    def deliveries(
+        self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b""
+    ) -> Iterator[Owed]:
+        where, values = ["1"], []
+        for column, value in (("bucket", self._ids.get(source, -1) if source else None), ("status", status), ("key", key)):
+            if value is not None:
+                where.append(f"{column} = ?")
+                values.append(str(value) if column == "status" else value)
+        rows = self.execute(f"{_OWED} WHERE {' AND '.join(where)} ORDER BY bucket, key, created, id", values).fetchall()
+        return (self._owed(row) for row in rows if row[1].startswith(prefix))
+
+    def _owed(self, row: Sequence[object]) -> Owed:
+        number, key, version_id, destination, rule, status, reason, created, size, marker, batch = row
+        return Owed(
+            self._names[number],  # type: ignore[index]
+            key,  # type: ignore[arg-type]
+            version_id,  # type: ignore[arg-type]
+            destination,  # type: ignore[arg-type]
+            rule,  # type: ignore[arg-type]
+            status,  # type: ignore[arg-type]
+            reason,  # type: ignore[arg-type]
+            created,  # type: ignore[arg-type]
+            size,  # type: ignore[arg-type]
+            bool(marker),
+            batch,  # type: ignore[arg-type]
+        )
+
+    # -- numbers
+
+    def object_counts(self, address: str) -> tuple[int, int, int]:
+        """Objects (keys whose current version is no marker), versions without markers, and their bytes."""
+        number = self._ids.get(address)
+        (objects,) = self.execute("SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (number,)).fetchone()
+        versions, size = self.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM version WHERE bucket = ? AND NOT marker", (number,)
+        ).fetchone()
+        return objects, versions, size
+
+    def delivery_counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
+        """(destination, rule, status) to what there is of it."""
+        rows = self.execute(
+            "SELECT destination, rule, status, count(*), coalesce(sum(size), 0), min(created) FROM delivery "
+            "WHERE bucket = ? GROUP BY destination, rule, status",
+            (self._ids.get(address),),
+        )
+        return {(d, r, s): Counts(n, b, o) for d, r, s, n, b, o in rows}
+
+
+_OWED = "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch FROM delivery"
+
+
+def _object(row: Sequence[object]) -> Object:
+    version_id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown = row[:11]
+    view = None if ino is None else View(ino, size, mtime, ctime, mode, bool(racy), shown)  # type: ignore[arg-type]
+    return Object(version_id, created, bool(marker), digest or b"", view)  # type: ignore[arg-type]
+
+
+def open_or_replace(path: str) -> Journal:
+    """The journal, new and empty where it is missing, damaged or of another version."""
+    try:
+        return Journal(path)
+    except sqlite3.Error:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + suffix)
+        return Journal(path)
+
+
+def in_memory(addresses: Iterable[tuple[str, str]]) -> Journal:
+    """An empty journal for a reader that found none."""
+    journal = Journal(":memory:")
+    for address, uuid in addresses:
+        journal.bucket_id(address, uuid)
+    return journal

@@ -1,0 +1,136 @@
+"""Which rules choose a version, once and for all; and what to do next for one delivery.
+
+Pure: no I/O, no clock. Source: s3-semantics, 1.3, 2 and 3.2.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from fsrepl.model import ARCHIVED_CLASSES, Delivery, Origin, Replication, Rule, Status, Version, Versioning
+
+
+def matches(rule: Rule, key: bytes, tags: Mapping[str, str]) -> bool:
+    """Whether a rule's filter takes in an object: a plain string test of the key, and every tag it names."""
+    return key.startswith(rule.prefix) and all(tags.get(name) == value for name, value in rule.tags.items())
+
+
+def winners(rules: Collection[Rule], key: bytes, tags: Mapping[str, str], *, marker: bool) -> dict[str, Rule]:
+    """Per destination the rule that decides everything: among the matching ones that with the highest priority.
+
+    A marker has no tags, so rules with tags take no part; and if the winner does not copy markers,
+    no lower rule does in its stead.
+    """
+    best: dict[str, Rule] = {}
+    for rule in rules:
+        if not rule.enabled or not matches(rule, key, tags) or (marker and rule.tags):
+            continue
+        known = best.get(rule.destination)
+        if known is None or rule.priority > known.priority:
+            best[rule.destination] = rule
+    if marker:
+        return {name: rule for name, rule in best.items() if rule.delete_markers}
+    return best
+
+
+def choose(
+    replication: Replication | None, version: Version, *, in_effect: Collection[str] | None = None
+) -> dict[str, Delivery]:
+    """What a new version owes, frozen from now on.
+
+    in_effect: the ids of the rules that were in effect when the file was written, where that is not
+    now (found by a scan). Replicas, what lifecycle made, and archived objects owe nothing.
+    """
+    if replication is None or version.origin not in (Origin.USER, Origin.ADOPTED):
+        return {}
+    if version.storage_class in ARCHIVED_CLASSES:
+        return {}
+    rules = replication.rules if in_effect is None else [r for r in replication.rules if r.id in in_effect]
+    chosen = winners(rules, version.key, version.tags, marker=version.marker)
+    return {name: owed(rule) for name, rule in chosen.items()}
+
+
+def owed(rule: Rule, batch: str = "") -> Delivery:
+    return Delivery(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, batch)
+
+
+# -- one delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """The destination lacks this version, or metadata of it."""
+
+    why: str
+    with_tags: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Nothing more is to be done: COMPLETED, or FAILED with S3's reason."""
+
+    status: Status
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It stays PENDING; the loop asks again."""
+
+    why: str
+
+
+Action = Send | Settle | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one delivery meets. permission is S3's failure reason, empty where the role permits it."""
+
+    source_configured: bool = True
+    rule_enabled: bool = True
+    destination_known: bool = True
+    destination_offline: str = ""
+    destination_missing: bool = False
+    destination_versioning: Versioning = Versioning.ENABLED
+    permission: str = ""
+    with_tags: bool = True
+    source_there: bool = True
+    key_there: bool = True
+    archived: bool = False
+    hard_deleted: bool = False
+    batch: bool = False
+
+
+def decide(facts: Facts) -> Action:
+    """What to do now for one delivery. The order of the questions is the policy."""
+    if not facts.source_configured:
+        return Settle(Status.FAILED, "SrcBucketReplicationConfigMissing")
+    if not facts.rule_enabled and not facts.batch:
+        return Settle(Status.FAILED, "SrcObjectNotEligible")
+    if not facts.source_there:
+        return Settle(Status.FAILED, "SrcVersionNotFound" if facts.key_there else "SrcKeyNotFound")
+    if facts.archived:
+        return Settle(Status.FAILED, "SrcObjectNotEligible")
+    if not facts.destination_known:
+        return Settle(Status.FAILED, "DstBucketNotFound")
+    if facts.destination_offline:
+        return Wait(facts.destination_offline)
+    if facts.destination_missing:
+        return Settle(Status.FAILED, "DstBucketNotFound")
+    if facts.destination_versioning is not Versioning.ENABLED:
+        return Settle(Status.FAILED, "DstBucketUnversioned")
+    if facts.permission:
+        return Settle(Status.FAILED, facts.permission)
+    if facts.hard_deleted:
+        # S3 answers so to batch jobs; a live delivery of a version that somebody removed there is no different
+        return Settle(Status.FAILED, "DstObjectHardDeleted")
+    return Send("the destination lacks this version", facts.with_tags)
+
+
+def retry_delay_s(attempts: int, retry_max_s: float, chance: float | None = None) -> float:
+    """How long to wait after so many failed attempts: doubling from a second, capped, with up to a quarter of jitter."""
+    chance = random.random() if chance is None else chance
+    return min(retry_max_s, 2.0 ** min(attempts, 30) / 2) * (1 - chance / 4)

@@ -1,0 +1,773 @@
+"""All that happens in one region, in one thread: captures, deliveries that arrive, scans.
+
+turn() takes one step of each kind and says whether there was anything to do; the daemon runs it in
+a thread, a single command or a test calls it. Within a region nothing races; what concerns another
+region is sent there. What cannot be done now waits in a queue with the time of its next try.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from fsrepl import admin, attrs, capture, commit, deliver, index, intake, keys, plan, store, transfer
+from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged
+from fsrepl.fs import reason
+from fsrepl.journal import Owed, View
+from fsrepl.model import Status, Version, Versioning
+from fsrepl.scan import Scan, Trouble
+from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
+from fsrepl.watch import ARRIVED, Mark, Marks, WatchLimit
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+
+log = logging.getLogger("fsrepl")
+
+BATCH = 512
+_SCAN_STEP_S = 0.02
+_PROBE_S = 1.0
+_POLL_S = 2.0
+_UNMARKED_S = 0.5
+_HELD_MAX_S = 30.0
+
+
+@dataclass(slots=True)
+class LookLater:
+    """A key that could not be taken yet."""
+
+    due_s: float
+    mark: Mark
+    why: str
+    opened: bool
+    since_s: float
+
+
+@dataclass(slots=True)
+class HeldView:
+    """A view that does not show its key's current version yet."""
+
+    due_s: float
+    why: str
+    conflict: bool
+    intent: bytes = b""
+    attempts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One bucket at work."""
+
+    bucket: Bucket
+    up: bool = False
+    """Indexed and watched; False while it is away."""
+    scans: list[Scan] = field(default_factory=list)
+    trouble: Trouble = field(default_factory=Trouble)
+    later: dict[bytes, LookLater] = field(default_factory=dict)
+    held: dict[bytes, HeldView] = field(default_factory=dict)
+    lanes: set[bytes] = field(default_factory=set)
+    """Keys that a lane is copying."""
+    unmarked: dict[bytes, Version] = field(default_factory=dict)
+    unreadable: dict[bytes, str] = field(default_factory=dict)
+    documents: Documents | None = None
+    paused: str = ""
+    scanned: bool = False
+    """The first scan since it came up is complete."""
+    rescan_at_s: float = 0.0
+    poll_at_s: float = 0.0
+    unmarked_since_s: float = 0.0
+
+    def note_skipped(self, key: bytes, *, there: bool) -> None:
+        directory, name = keys.split(key)
+        names = self.trouble.skipped.get(directory)
+        if there:
+            self.trouble.skipped.setdefault(directory, set()).add(name)
+        elif names is not None:
+            names.discard(name)
+
+
+class Queue:
+    """What one source owes one destination: what may be tried now, and what waits for its next try."""
+
+    def __init__(self, source: str, destination: str) -> None:
+        self.source, self.destination = source, destination
+        self.ready: deque[Owed] = deque()
+        self.later: list[tuple[float, int, Owed]] = []
+        self.notes: dict[tuple[bytes, str], tuple[float, str, int]] = {}
+        """(key, version id) of what failed for now: when it is tried again, why, how often it was tried."""
+        self.known: set[tuple[bytes, str]] = set()
+        self.blocked_until_s = 0.0
+        self.blocked_why = ""
+        self.attempts = 0
+
+    def add(self, owed: Owed) -> None:
+        if (owed.key, owed.id) not in self.known:
+            self.known.add((owed.key, owed.id))
+            self.ready.append(owed)
+
+    def take(self, limit: int, now_s: float) -> list[Owed]:
+        if now_s < self.blocked_until_s:
+            return []
+        while self.later and self.later[0][0] <= now_s:
+            self.ready.append(heapq.heappop(self.later)[2])
+        return [self.ready.popleft() for _ in range(min(limit, len(self.ready)))]
+
+    def done(self, owed: Owed) -> None:
+        self.known.discard((owed.key, owed.id))
+        self.notes.pop((owed.key, owed.id), None)
+
+    def kick(self) -> None:
+        """Try everything now: something changed that may let it through."""
+        self.blocked_until_s, self.attempts = 0.0, 0
+        self.ready.extend(owed for _, _, owed in sorted(self.later))
+        self.later.clear()
+
+    def next_s(self) -> float | None:
+        if not self.ready and not self.later:
+            return None
+        due = 0.0 if self.ready else self.later[0][0]
+        return max(due, self.blocked_until_s)
+
+
+class Region:
+    """See the module. Other threads call post, owe, words and marks only."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine, self.name = engine, name
+        self.inbox: deque[Callable[[], None]] = deque()
+        self.words: deque[deliver.Word] = deque()
+        self.places: dict[str, Place] = {}
+        self.queues: dict[tuple[str, str], Queue] = {}
+        self._tickets = itertools.count()
+        self._wake = threading.Event()
+        self._probe_at_s = 0.0
+        self.stopping = False
+        self.busy_since_s = 0.0
+        self.thread: threading.Thread | None = None
+        settings = engine.settings.capture
+        self.marks = Marks(
+            self.wake,
+            settle_s=settings.settle_ms / 1000,
+            temporary=settings.temporary,
+            temporary_s=settings.temporary_settle_s,
+        )
+        if engine.watcher is not None:
+            engine.watcher.listen(name, self.marks)
+        self.configure()
+
+    def configure(self) -> None:
+        """Take over what the settings say now."""
+        capture_settings = self.engine.settings.capture
+        self.patience = capture.Patience(
+            capture_settings.open_quiet_s,
+            capture_settings.open_max_s,
+            self.engine.settings.replication.large_file_bytes,
+            self.marks.is_temporary,
+        )
+
+    # -- the thread
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self.run, name=f"region {self.name}", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.stopping:
+            self._wake.clear()
+            self.busy_since_s = time.monotonic()
+            try:
+                busy = self.turn()
+            except sqlite3.Error:
+                raise
+            except Exception:
+                log.exception("set aside region=%s: a step that nobody foresaw to fail", self.name)
+                busy = False
+                self._wake.wait(1.0)
+            self.busy_since_s = 0.0
+            if not busy:
+                due = self.next_s()
+                self._wake.wait(None if due is None else max(0.0, min(_PROBE_S, due - time.monotonic())))
+        self.last_turn()
+
+    def last_turn(self) -> None:
+        """Before stopping: write down what is already true."""
+        with contextlib.suppress(FsreplError, OSError):
+            self._settle()
+            for place in self.places.values():
+                if place.up:
+                    intake.mark_views(self, place)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def post(self, what: Callable[[], None]) -> None:
+        """Have something done in this region's thread."""
+        self.inbox.append(what)
+        self.wake()
+
+    def turn(self) -> bool:
+        busy = False
+        while self.inbox:
+            self.inbox.popleft()()
+            busy = True
+        now_s = time.monotonic()
+        if now_s >= self._probe_at_s:
+            self._probe()
+        for step in (self._lost, self._directories, self._scan, self._take, self._settle, self._deliver, self._held):
+            busy |= step()
+        self._mark_views()
+        return busy
+
+    def next_s(self) -> float | None:
+        """The monotonic time of the next thing to do."""
+        due = [self._probe_at_s]
+        if self.inbox or self.words or any(place.scans for place in self.places.values() if place.up):
+            return 0.0
+        if any(place.up for place in self.places.values()):
+            marked = self.marks.next_s()
+            due += [] if marked is None else [marked]
+        for place in self.places.values():
+            due += [each.due_s for each in place.later.values()] + [each.due_s for each in place.held.values()]
+            if place.unmarked:
+                due.append(place.unmarked_since_s + _UNMARKED_S)
+        due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
+        return min(due)
+
+    # -- buckets come and go
+
+    def _probe(self) -> None:
+        self._probe_at_s = time.monotonic() + _PROBE_S
+        mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
+        for address in [a for a in self.places if mine.get(a) is not self.places[a].bucket]:
+            self._put_down(self.places.pop(address))
+        for address, bucket in mine.items():
+            place = self.places.setdefault(address, Place(bucket))
+            self._look_after(place)
+
+    def _look_after(self, place: Place) -> None:
+        try:
+            with place.bucket.open() as bucket:
+                self.follow_documents(place, bucket)
+                if not place.up and place.bucket.versioning is not Versioning.OFF:
+                    self._bring_up(place, bucket)
+        except FsreplError as error:
+            if place.up:
+                log.warning("offline bucket=%s: %s", place.bucket.address, error)
+                self._put_down(place)
+            return
+        except OSError as error:
+            log.warning("offline bucket=%s: %s", place.bucket.address, reason(error))
+            self._put_down(place)
+            return
+        now_s = time.monotonic()
+        if place.up and not place.scans:
+            if now_s >= place.rescan_at_s:
+                self.scan(place)
+            elif place.trouble.polled and now_s >= place.poll_at_s:
+                self._poll(place)
+
+    def _bring_up(self, place: Place, bucket: OpenBucket) -> None:
+        """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""
+        engine, address = self.engine, bucket.address
+        index.reconcile(bucket, engine.journal, afresh=engine.afresh or engine.journal.scanned_ns(address) == 0)
+        place.bucket.ids = type(place.bucket.ids)(*engine.journal.newest(address))
+        place.held.clear()
+        with engine.journal.transaction():
+            held = index.finish(bucket, engine.journal)
+        for intent, outcome in held:
+            self.hold_view(place, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was)
+        self._watch_barrier(place, bucket)
+        place.up, place.scanned = True, False
+        self.load_pending(source=address)
+        for queue in self.queues.values():
+            if queue.destination == address:
+                queue.kick()
+        for region in self.engine.regions.values():
+            if region is not self:
+                region.post(lambda region=region: region.kick(address))  # type: ignore[misc]
+        self.scan(place)
+        log.info("online bucket=%s", address)
+
+    def _watch_barrier(self, place: Place, bucket: OpenBucket) -> None:
+        if self.engine.watcher is None:
+            return
+        with contextlib.suppress(FileExistsError):
+            bucket.fs.make_dir(bucket.tmp, BARRIER)
+        fd = bucket.fs.open_dir(bucket.tmp, BARRIER)
+        try:
+            self.engine.watcher.watch_barrier(bucket.address, fd)
+        except WatchLimit:
+            place.trouble.polled.add(b"")
+        finally:
+            bucket.fs.close(fd)
+
+    def _put_down(self, place: Place) -> None:
+        """A bucket is away: forget what was in hand. Nothing is lost; a scan follows when it is back."""
+        place.up = place.scanned = False
+        place.scans.clear()
+        place.later.clear()
+        place.unmarked.clear()
+        place.trouble = Trouble()
+        self.marks.forget(place.bucket.address)
+        if self.engine.watcher is not None:
+            self.engine.watcher.forget(place.bucket.address)
+        self.engine.notify()
+
+    def kick(self, address: str) -> None:
+        """A bucket came back, or its settings changed: try again what waits for it."""
+        for queue in self.queues.values():
+            if address in (queue.source, queue.destination):
+                queue.kick()
+
+    def load_pending(self, source: str) -> None:
+        """Queue everything a source owes, as the journal has it."""
+        for each in self.engine.journal.deliveries(source, status=Status.PENDING):
+            self._enqueue(each)
+
+    def follow_documents(self, place: Place, bucket: OpenBucket) -> None:
+        """After each look at a bucket's documents: write down since when its rules are in effect; wake what waits."""
+        documents = place.bucket.documents
+        if documents is place.documents:
+            return
+        if admin.note_rules(bucket, self.engine.site.now()):
+            place.bucket.refresh(bucket)
+            documents = place.bucket.documents
+        first, place.documents = place.documents is None, documents
+        if not first:
+            for region in self.engine.regions.values():
+                region.post(lambda region=region: region.kick(bucket.address))  # type: ignore[misc]
+
+    # -- scans
+
+    def scan(self, place: Place, top: bytes = b"", *, arrived: bool = False, epoch: int | None = None) -> None:
+        """Begin to look through a bucket, or one directory of it."""
+        if not top:
+            place.rescan_at_s = time.monotonic() + self.engine.settings.capture.rescan_s
+            place.scans.clear()
+        elif any(not each.top for each in place.scans if each.seen == set()):
+            return
+        place.trouble.forget(top)
+        now = self.engine.watcher.epoch if self.engine.watcher else 0
+        place.scans.append(Scan(place.bucket.address, top, arrived, now if epoch is None else epoch))
+
+    def _poll(self, place: Place) -> None:
+        place.poll_at_s = time.monotonic() + _POLL_S
+        for path in list(place.trouble.polled):
+            self.scan(place, path, arrived=True)
+
+    def _lost(self) -> bool:
+        if not self.marks.lost:
+            return False
+        self.marks.lost = False
+        log.warning("rescan region=%s: events were lost", self.name)
+        for place in self.places.values():
+            if place.up:
+                self.scan(place)
+        self._probe_at_s = 0.0
+        return True
+
+    def _directories(self) -> bool:
+        busy = False
+        while self.marks.directories:
+            event = self.marks.directories.popleft()
+            place = self.places.get(event.address)
+            if place is None or not place.up:
+                continue
+            busy = True
+            if event.there:
+                self.scan(place, event.path, arrived=True, epoch=event.epoch)
+            else:
+                if self.engine.watcher is not None:
+                    self.engine.watcher.forget(event.address, event.path)
+                self.scan(place, event.path, arrived=True, epoch=event.epoch)
+        return busy
+
+    def _scan(self) -> bool:
+        busy = False
+        for place in self.places.values():
+            if not place.up or not place.scans:
+                continue
+            busy = True
+            try:
+                self._scan_step(place)
+            except FsreplError as error:
+                log.warning("scan stopped bucket=%s: %s", place.bucket.address, error)
+                self._put_down(place)
+        return busy
+
+    def _scan_step(self, place: Place) -> None:
+        until_s = time.monotonic() + _SCAN_STEP_S
+        with place.bucket.open() as bucket:
+            while place.scans and time.monotonic() < until_s:
+                scan = place.scans[0]
+                done = scan.step(
+                    bucket, self.engine.journal, self.marks, self.engine.watcher, place.trouble,
+                    place.held.__contains__, _SCAN_STEP_S,
+                )  # fmt: skip
+                if not done:
+                    return
+                place.scans.pop(0)
+                if not scan.top:
+                    with self.engine.journal.transaction():
+                        self.engine.journal.set_scanned(place.bucket.address, scan.began_ns)
+                    if not place.scanned:
+                        log.info(
+                            "scanned bucket=%s directories=%d files=%d changed=%d",
+                            place.bucket.address, scan.directories, scan.files, scan.marked,
+                        )  # fmt: skip
+                    elif scan.marked:
+                        log.info("scan found bucket=%s changed=%d", place.bucket.address, scan.marked)
+                    place.scanned = True
+                    self.engine.notify()
+
+    # -- captures
+
+    def _take(self) -> bool:
+        now_s = time.monotonic()
+        marks = self.marks.take(BATCH) if any(p.up for p in self.places.values()) else []
+        for place in self.places.values():
+            if place.up and place.later:
+                due = [each.mark for each in place.later.values() if each.due_s <= now_s]
+                marks += [m for m in due[:BATCH] if not self.marks.is_marked(m.address, m.key)]
+        by_bucket: dict[str, list[Mark]] = {}
+        for mark in marks:
+            by_bucket.setdefault(mark.address, []).append(mark)
+        for address, group in by_bucket.items():
+            place_ = self.places.get(address)
+            if place_ is None or not place_.up:
+                continue
+            try:
+                intake.take(self, place_, group)
+            except FsreplError as error:
+                log.warning("capture stopped bucket=%s: %s", address, error)
+                self._put_down(place_)
+        if marks:
+            self.engine.notify()
+        return bool(marks)
+
+    def look_later(
+        self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False, since_s: float | None = None
+    ) -> None:
+        now_s = time.monotonic()
+        place.later[mark.key] = LookLater(now_s + after_s, mark, why, opened, now_s if since_s is None else since_s)
+
+    def look_in_lane(self, place: Place, mark: Mark) -> None:
+        """A large file: copy and hash it beside everything else."""
+        place.lanes.add(mark.key)
+
+        def copy() -> capture.Seen:
+            with place.bucket.open() as bucket:
+                known = self.engine.journal.object(mark.address, mark.key)
+                return capture.look(bucket, mark, known, self.patience, time.time_ns(), in_lane=True)
+
+        def finish(seen: capture.Seen | Exception) -> None:
+            place.lanes.discard(mark.key)
+            if not place.up:
+                return
+            if isinstance(seen, Exception):
+                self.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
+                return
+            with contextlib.suppress(FsreplError):
+                intake.finish_large(self, place, mark, seen)
+
+        self._in_lane(copy, finish)
+
+    def _in_lane(self, work: Callable[[], object], finish: Callable[..., None]) -> None:
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                if not isinstance(error, (FsreplError, OSError)):
+                    log.exception("set aside: a lane met what nobody foresaw")
+                result = error
+            self.post(lambda: finish(result))
+
+        if self.engine.threaded:
+            self.engine.pool.submit(run)
+        else:
+            run()
+
+    def _mark_views(self) -> None:
+        now_s = time.monotonic()
+        for place in self.places.values():
+            if not place.unmarked:
+                continue
+            if not place.unmarked_since_s:
+                place.unmarked_since_s = now_s
+            settled = not any(v.deliveries and v.status is Status.PENDING for v in place.unmarked.values())
+            if place.up and (settled or now_s >= place.unmarked_since_s + _UNMARKED_S):
+                place.unmarked_since_s = 0.0
+                with contextlib.suppress(FsreplError):
+                    intake.mark_views(self, place)
+
+    # -- views that wait
+
+    def hold_view(
+        self, place: Place, key: bytes, why: str, *, conflict: bool = False, bucket: OpenBucket | None = None,
+        was: View | None = None, durable: bool = True,
+    ) -> None:  # fmt: skip
+        """A view cannot show its version yet. With the bucket at hand that is written down, durably."""
+        known = place.held.get(key)
+        if known is None:
+            known = place.held[key] = HeldView(time.monotonic() + 0.2, why, conflict)
+            if conflict:
+                log.warning('view conflict bucket=%s key="%s": %s', place.bucket.address, keys.shown(key), why)
+        known.why, known.conflict = why, conflict
+        known.attempts += 1
+        known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
+        if bucket is not None and durable and not known.intent:
+            current = self.engine.journal.object(place.bucket.address, key)
+            known.intent = commit.write_intents(bucket, [commit.Intent(key, current.id if current else "", was)])
+            self.engine.syncer.staged(bucket, [(bucket.intents, known.intent)])
+
+    def way_is_free(self, place: Place) -> None:
+        """A view is gone: what it was in the way of may be shown now."""
+        for held in place.held.values():
+            if held.conflict:
+                held.due_s = 0.0
+
+    def mark_theirs(self, place: Place, key: bytes) -> None:
+        epoch = self.engine.watcher.epoch if self.engine.watcher else 0
+        self.marks.mark(place.bucket.address, [key], epoch, ARRIVED)
+
+    def _held(self) -> bool:
+        now_s = time.monotonic()
+        busy = False
+        for place in self.places.values():
+            due = [key for key, held in place.held.items() if held.due_s <= now_s] if place.up else []
+            if due:
+                busy = True
+                with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
+                    for key in due[:BATCH]:
+                        self.show_current(place, bucket, key)
+                    bucket.sync()
+        return busy
+
+    def show_current(self, place: Place, bucket: OpenBucket, key: bytes) -> None:
+        """Make a view show its key's current version, if it does not and nothing is in the way."""
+        journal, address = self.engine.journal, bucket.address
+        held = place.held.get(key)
+        known = journal.object(address, key)
+        current = None
+        if known is not None and not (known.view and known.view.shown == known.id):
+            current = store.read(bucket, key, known.id, marker=known.marker)
+        if known is None or current is None or (current.marker and known.view is None and held is None):
+            self._release(place, bucket, key)
+            return
+        try:
+            staged = commit.stage_current(bucket, current)
+            outcome = commit.show(bucket, current, known.view, staged)
+        except (StoreDamaged, OSError) as error:
+            self.hold_view(place, key, reason(error) if isinstance(error, OSError) else str(error))
+            return
+        match outcome:
+            case commit.Shown(view):
+                with journal.transaction():
+                    journal.see(address, key, view)
+                self._release(place, bucket, key)
+                if current.marker:
+                    self.way_is_free(place)
+            case commit.Held(why, conflict):
+                self.hold_view(place, key, why, conflict=conflict, bucket=bucket, was=known.view)
+            case commit.Theirs():
+                self.hold_view(place, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
+                self.mark_theirs(place, key)
+
+    def _release(self, place: Place, bucket: OpenBucket, key: bytes) -> None:
+        held = place.held.pop(key, None)
+        if held is not None and held.intent:
+            bucket.sync()
+            commit.drop_intents(bucket, held.intent)
+
+    # -- deliveries
+
+    def owe(self, address: str, version: Version, only: str = "") -> None:
+        """Hand a version's pending deliveries to the regions they go to."""
+        for destination, delivery in version.deliveries.items():
+            if delivery.status is Status.PENDING and only in ("", destination):
+                self._enqueue(
+                    Owed(
+                        address, version.key, version.id, destination, delivery.rule, "PENDING", "",
+                        version.created_ns, version.size, version.marker, delivery.batch,
+                    )  # fmt: skip
+                )
+
+    def _enqueue(self, owed: Owed) -> None:
+        region = self.engine.regions.get(owed.destination.partition("/")[0])
+        if region is None:
+            self.words.append(deliver.Word(owed, Status.FAILED, "DstBucketNotFound", None))
+            self.wake()
+        else:
+            region.post(lambda: region.queue(owed.source, owed.destination).add(owed))
+
+    def queue(self, source: str, destination: str) -> Queue:
+        at = (source, destination)
+        if at not in self.queues:
+            self.queues[at] = Queue(*at)
+        return self.queues[at]
+
+    def _deliver(self) -> bool:
+        busy = False
+        now_s = time.monotonic()
+        for queue in list(self.queues.values()):
+            owed = queue.take(BATCH, now_s)
+            if not owed:
+                continue
+            busy = True
+            place = self.places.get(queue.destination)
+            if place is None and queue.destination in self.engine.site.buckets:
+                self.try_later(owed, "the destination is not up yet", whole=True)
+            elif place is None:
+                deliver.settle_all(self, owed, plan.decide(plan.Facts(destination_known=False)))
+            elif not place.up and place.bucket.versioning is not Versioning.OFF and place.bucket.trouble:
+                self._bucket_trouble(place, owed)
+            else:
+                deliver.carry(self, place, owed)
+        return busy
+
+    def _bucket_trouble(self, place: Place, owed: Sequence[Owed]) -> None:
+        try:
+            with place.bucket.open():
+                self._probe_at_s = 0.0
+            self.try_later(owed, "the destination is coming up", whole=True)
+        except BucketMissing:
+            deliver.settle_all(self, owed, plan.decide(plan.Facts(destination_missing=True)))
+        except FsreplError as error:
+            self.try_later(owed, str(error), whole=True)
+
+    def try_later(self, owed: Sequence[Owed], why: str, *, whole: bool = False) -> None:
+        """Not now: back into the queue, with a growing, capped delay. whole: the destination as such is not to be had."""
+        queue = self.queue(owed[0].source, owed[0].destination)
+        now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
+        if whole:
+            queue.attempts += 1
+            queue.blocked_until_s = now_s + plan.retry_delay_s(queue.attempts, cap_s)
+            queue.blocked_why = why
+            queue.ready.extendleft(reversed(owed))
+            return
+        for each in owed:
+            _, _, attempts = queue.notes.get((each.key, each.id), (0.0, "", 0))
+            due_s = now_s + plan.retry_delay_s(attempts + 1, cap_s)
+            queue.notes[each.key, each.id] = (due_s, why, attempts + 1)
+            heapq.heappush(queue.later, (due_s, next(self._tickets), each))
+            level = logging.WARNING if attempts == 4 else logging.DEBUG
+            log.log(
+                level, 'not yet bucket=%s key="%s" to=%s attempts=%d: %s',
+                each.source, keys.shown(each.key), each.destination, attempts + 1, why,
+            )  # fmt: skip
+
+    def send_words(self, words: Sequence[deliver.Word]) -> None:
+        """Tell the sources what became of their deliveries."""
+        by_region: dict[str, list[deliver.Word]] = {}
+        for word in words:
+            queue = self.queue(word.owed.source, word.owed.destination)
+            queue.done(word.owed)
+            queue.attempts, queue.blocked_why = 0, ""
+            by_region.setdefault(word.owed.source.partition("/")[0], []).append(word)
+        for name, group in by_region.items():
+            region = self.engine.regions.get(name)
+            if region is not None:
+                region.words.extend(group)
+                region.wake()
+
+    def _settle(self) -> bool:
+        if not self.words:
+            return False
+        words = [self.words.popleft() for _ in range(len(self.words))]
+        by_source: dict[str, list[deliver.Word]] = {}
+        for word in words:
+            by_source.setdefault(word.owed.source, []).append(word)
+        busy = False
+        for source, group in by_source.items():
+            place = self.places.get(source)
+            if place is None:
+                continue  # the bucket left the site
+            try:
+                deliver.settle(self, place, group)
+                busy = True
+            except (FsreplError, OSError) as error:
+                # The words are only late: without them the deliveries are found done when they are asked again.
+                log.warning("not settled bucket=%s deliveries=%d: %s", source, len(group), error)
+                if place.up:
+                    self.words.extend(group)
+                    self._wake.wait(0.2)
+        return busy
+
+    def send_in_lane(self, place: Place, item: deliver.Item) -> None:
+        """A large object: stage it beside everything else, with progress; publish it here when it is done."""
+        owed, version = item.owed, item.version
+        assert version is not None
+        progress = transfer.Progress(owed.key, owed.source, owed.destination, version.size)
+
+        def copy() -> transfer.StagedReplica:
+            with (
+                self.engine.progress(progress),
+                self.engine.site.bucket(owed.source).open() as source,
+                place.bucket.open() as destination,
+            ):
+                return deliver.stage(self, source, destination, item, progress)
+
+        def finish(staged: transfer.StagedReplica | Exception) -> None:
+            if isinstance(staged, Exception):
+                self._lane_failed(owed, staged)
+                return
+            try:
+                with place.bucket.open() as destination, self.engine.site.bucket(owed.source).open() as source:
+                    destination.like = source
+                    item.staged = staged
+                    self.send_words(deliver.publish(self, place, destination, [item]))
+            except FsreplError as error:
+                self.try_later([owed], str(error))
+
+        self._in_lane(copy, finish)
+
+    def _lane_failed(self, owed: Owed, error: Exception) -> None:
+        if isinstance(error, Failed):
+            self.send_words([deliver.Word(owed, Status.FAILED, error.reason, None)])
+        elif isinstance(error, PermissionError):
+            self.send_words([deliver.Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
+        else:
+            self.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+
+    def fetch_again(self, place: Place, key: bytes, version_id: str) -> None:
+        """A stored version here was destroyed: whoever has it shall deliver it again."""
+        here = place.bucket.address
+        for name in self.engine.site.buckets:
+            region = self.engine.regions.get(name.partition("/")[0])
+            if name != here and region is not None:
+                region.post(lambda region=region, name=name: region.deliver_again(name, key, version_id, here))  # type: ignore[misc]
+
+    def deliver_again(self, address: str, key: bytes, version_id: str, destination: str) -> None:
+        """If this bucket has delivered a version to a destination, owe it once more."""
+        place = self.places.get(address)
+        if place is None or not place.up:
+            return
+        with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
+            version = store.read(bucket, key, version_id, marker=False)
+            delivery = version.deliveries.get(destination) if version else None
+            if version is None or delivery is None:
+                return
+            pending = replace(delivery, status=Status.PENDING, reason="")
+            self.owe_again(bucket, version, {**version.deliveries, destination: pending})
+
+    def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, plan.Delivery]) -> None:
+        """Make deliveries of a stored version pending (again), on the record first."""
+        version = replace(version, deliveries=deliveries)
+        store.update(bucket, version, attrs.encode_deliveries(version))
+        self.engine.recent.put(bucket.address, version)
+        with self.engine.journal.transaction():
+            self.engine.journal.put_deliveries(bucket.address, version)
+        place = self.places.get(bucket.address)
+        if place is not None and not version.marker:
+            place.unmarked[version.key] = version
+        self.owe(bucket.address, version)
+        self.engine.notify()

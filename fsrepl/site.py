@@ -1,0 +1,493 @@
+"""A site's regions and buckets, found on disk and checked before anything is believed of them.
+
+A region without its identity file, or with another's, is offline: nothing is read from it and
+nothing written into it. The same goes for a bucket whose folder or documents are not ours. So a
+mount that is missing is an outage and never a mass delete. Source: design.md, sections 2 and 3 (G8, G9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from fsrepl import clock, config, keys
+from fsrepl.clock import Clock
+from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
+from fsrepl.fs import GONE, Fs, reason
+from fsrepl.model import Replication, Versioning
+from fsrepl.settings import Settings
+
+REGION_IDENTITY = b".fsrepl-region.json"
+META = keys.RESERVED
+FOLDERS = (b"tmp", b"displaced", b"intents", b"versions")
+BARRIER = b"barrier"
+"""Below tmp: where the daemon makes the sentinels that tell it how far it has read its events."""
+
+_OPEN_DIRECTORIES_MAX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSince:
+    """Since when a rule is in effect: by the clock, and as a ctime of the bucket's own filesystem."""
+
+    content: str
+    ctime_ns: int
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A bucket's settings as last read."""
+
+    versioning: Versioning = Versioning.OFF
+    replication: Replication | None = None
+    since: Mapping[str, RuleSince] = field(default_factory=dict)
+    removed: frozenset[tuple[bytes, str]] = frozenset()
+
+
+class Directories:
+    """Open directories of one tree, by relative path; the least recently used are closed first."""
+
+    def __init__(self, fs: Fs, top: int, make: Callable[[int, bytes, bytes], None]) -> None:
+        self._fs, self._top, self._make = fs, top, make
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+        self.changed: set[bytes] = set()
+        """Directories whose names have changed since the last sync."""
+
+    def get(self, path: bytes) -> int:
+        fd = self._open.get(path)
+        if fd is None:
+            fd = self._open[path] = self._fs.open_dir(self._top, path)
+            if len(self._open) > _OPEN_DIRECTORIES_MAX:
+                self._fs.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(path)
+        return fd
+
+    def get_or_make(self, path: bytes) -> int:
+        try:
+            return self.get(path)
+        except FileNotFoundError:
+            parent, name = keys.split(path)
+            above = self.get_or_make(parent)
+            with contextlib.suppress(FileExistsError):
+                self._make(above, path, name)
+                self.changed.add(parent)
+            return self.get(path)
+
+    def forget(self, path: bytes) -> None:
+        if (fd := self._open.pop(path, None)) is not None:
+            self._fs.close(fd)
+
+    def sync(self) -> None:
+        """Make all changed names survive a power cut, one fsync a directory."""
+        for path in list(self.changed):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; its parent is in the set
+                self._fs.sync_file(self.get(path))
+            self.changed.discard(path)
+
+    def close(self) -> None:
+        while self._open:
+            self._fs.close(self._open.popitem()[1])
+
+
+class OpenBucket:
+    """A bucket while a batch works in it. Descriptors are held no longer: an idle region can be unmounted."""
+
+    def __init__(self, bucket: Bucket, fd: int) -> None:
+        self.bucket, self.fs, self.fd = bucket, bucket.fs, fd
+        self.address = bucket.address
+        self._folders: dict[bytes, int] = {}
+        self.meta = self.tmp = self.displaced = self.intents = self.versions = -1
+        try:
+            self.meta = self._folder(META)
+            for name in FOLDERS:
+                setattr(self, name.decode(), self._folder(META + b"/" + name, make=name != b"versions"))
+        except BaseException:
+            self._close_folders()
+            raise
+        self.views = Directories(self.fs, fd, self._make_view_dir)
+        self.store = Directories(self.fs, self.versions, lambda at, path, name: self.fs.make_dir(at, name))
+        self.like: OpenBucket | None = None
+        """The source whose directories new view directories take their mode and owner from."""
+        self.device = self.fs.stat_fd(fd).st_dev
+
+    def _folder(self, path: bytes, *, make: bool = False) -> int:
+        try:
+            fd = self.fs.open_dir(self.fd, path)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self.fs.make_dir(self.meta, keys.split(path)[1])  # it holds nothing that lasts
+            fd = self.fs.open_dir(self.fd, path)
+        self._folders[path] = fd
+        return fd
+
+    def _make_view_dir(self, at: int, path: bytes, name: bytes) -> None:
+        from fsrepl import commit  # the one place that knows how views are made
+
+        commit.make_view_directory(self, at, path, name)
+
+    def sync(self) -> None:
+        """Everything written in this bucket so far is durable when this returns."""
+        if len(self.views.changed) + len(self.store.changed) > 4:
+            self.fs.sync_all(self.fd)
+            self.views.changed.clear()
+            self.store.changed.clear()
+        else:
+            self.store.sync()
+            self.views.sync()
+
+    def _close_folders(self) -> None:
+        for fd in self._folders.values():
+            self.fs.close(fd)
+        self.fs.close(self.fd)
+
+    def close(self) -> None:
+        self.views.close()
+        self.store.close()
+        self._close_folders()
+
+    def __enter__(self) -> OpenBucket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Bucket:
+    """One bucket of the site: where it is, what it must say it is, and its documents as last read."""
+
+    def __init__(self, site: Site, address: str, expected: str) -> None:
+        self.site, self.fs, self.address, self.uuid = site, site.fs, address, expected
+        self.region, _, self.name = address.partition("/")
+        self.documents = Documents()
+        self.seen: dict[bytes, tuple[int, ...]] = {}
+        self.trouble = ""
+        """Why it was not usable at the last look; empty when it was."""
+        self.ids = clock.VersionIds()
+        self.reflinks: bool | None = None
+
+    @property
+    def sharing(self) -> str:
+        return self.site.settings.regions[self.region].sharing
+
+    @property
+    def versioning(self) -> Versioning:
+        return self.documents.versioning
+
+    @property
+    def replication(self) -> Replication | None:
+        return self.documents.replication
+
+    def open(self) -> OpenBucket:
+        """Look again whether this is the bucket we know, read what changed of its documents, and open it.
+
+        Raises Unavailable (region or bucket offline, foreign, not ours, documents unreadable) or
+        BucketMissing. Nothing was written.
+        """
+        try:
+            found = self._open()
+        except FsreplError as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = ""
+        return found
+
+    def _open(self) -> OpenBucket:
+        with self.site.open_region(self.region) as region_fd:
+            try:
+                fd = self.fs.open_dir(region_fd, self.name.encode(), cross=True)
+            except OSError as error:
+                if error.errno in GONE:
+                    raise BucketMissing(f"bucket {self.address}: its folder is not there") from error
+                raise Unavailable(f"bucket {self.address}: cannot open its folder: {reason(error)}") from error
+        try:
+            opened = OpenBucket(self, fd)
+        except OSError as error:
+            what = "it has no .fsrepl folder of ours" if error.errno in GONE else reason(error)
+            raise Unavailable(f"bucket {self.address}: {what}") from error
+        try:
+            self._check(opened)
+            self.refresh(opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _check(self, opened: OpenBucket) -> None:
+        for fd in (opened.meta, opened.versions):
+            found = self.fs.stat_fd(fd)
+            if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+                raise Unavailable(
+                    f"bucket {self.address}: its .fsrepl belongs to uid {found.st_uid} with mode "
+                    f"{stat.S_IMODE(found.st_mode):o}, not to the daemon alone; what it says is not believed"
+                )
+
+    def refresh(self, opened: OpenBucket) -> None:
+        """Read the documents that changed since the last look."""
+        names = (b"bucket.json", b"versioning.json", b"replication.json", b"rules.json", b"removed.jsonl")
+        changed = False
+        for name in names:
+            try:
+                found = self.fs.stat(opened.meta, name)
+                mark: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                trusted = stat.S_ISREG(found.st_mode) and found.st_uid in (os.geteuid(), 0)
+                if not trusted:
+                    raise Unavailable(f"bucket {self.address}: .fsrepl/{name.decode()} is not the daemon's own file")
+            except FileNotFoundError:
+                mark = ()
+            if self.seen.get(name) != mark:
+                changed = True
+                self.seen[name] = mark
+        if not changed:
+            return
+        try:
+            identity = read_document(self.fs, opened.meta, b"bucket.json") or {}
+            if identity.get("uuid") != self.uuid:
+                raise Unavailable(
+                    f"bucket {self.address}: this is another bucket ({identity.get('uuid', 'without identity')}) than "
+                    f"the site knows ({self.uuid}); `fsrepl region add` attaches a region again"
+                )
+            self.documents = self._read_documents(opened)
+        except FsreplError as error:
+            self.seen.clear()
+            raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
+
+    def _read_documents(self, opened: OpenBucket) -> Documents:
+        def read(name: bytes) -> dict[str, object] | None:
+            try:
+                return read_document(self.fs, opened.meta, name)
+            except ValueError as error:
+                raise Unavailable(
+                    f"bucket {self.address}: .fsrepl/{name.decode()} cannot be read: {error}; mend the file"
+                ) from error
+
+        versioning = read(b"versioning.json")
+        replication = read(b"replication.json")
+        since = read(b"rules.json") or {}
+        try:
+            return Documents(
+                config.parse_versioning(versioning) if versioning is not None else Versioning.OFF,
+                config.read_replication(replication, source=self.address, named=self.site.named)
+                if replication is not None
+                else None,
+                {n: RuleSince(d["content"], d["ctime_ns"], d["since"]) for n, d in since.items()},  # type: ignore[index]
+                frozenset(read_removed(self.fs, opened.meta)),
+            )
+        except (Refused, KeyError, TypeError) as error:
+            raise Unavailable(
+                f"bucket {self.address}: a document in .fsrepl is not valid: {error}; mend the file"
+            ) from error
+
+
+class Site:
+    """The settings, and the regions and buckets they name."""
+
+    def __init__(self, settings: Settings, fs: Fs | None = None, now: Clock | None = None) -> None:
+        self.settings, self.fs = settings, fs or Fs()
+        self.now = now or clock.system_clock()
+        self.identities: dict[str, dict[str, str]] = {"regions": {}, "buckets": {}}
+        self.buckets: dict[str, Bucket] = {}
+        self._roots: dict[str, tuple[int, ...]] = {}
+        self.load_identities()
+
+    # -- the site's own folder
+
+    @property
+    def state(self) -> str:
+        return str(self.settings.state)
+
+    def load_identities(self) -> None:
+        """Read identities.json. Raises Usage where it is not readable; a site without one knows no region yet."""
+        path = os.path.join(self.state, "identities.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            self.identities = {"regions": dict(found["regions"]), "buckets": dict(found["buckets"])}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Usage(
+                f"{path} cannot be read ({error}); if it is lost, remove it and attach each region with "
+                "`fsrepl region add NAME=PATH`"
+            ) from error
+        known = self.identities["buckets"]
+        for address in [a for a in self.buckets if self.buckets[a].uuid != known.get(a)]:
+            del self.buckets[address]
+        for address, expected in known.items():
+            if address not in self.buckets and address.partition("/")[0] in self.settings.regions:
+                self.buckets[address] = Bucket(self, address, expected)
+
+    def save_identities(self) -> None:
+        with self.open_state() as at:
+            write_document(self.fs, at, b"identities.json", self.identities)
+        self.load_identities()
+
+    @contextlib.contextmanager
+    def open_state(self) -> Iterator[int]:
+        """The folder of the site's own state, 0700, made if need be."""
+        try:
+            os.makedirs(self.state, mode=0o700, exist_ok=True)
+            fd = self.fs.open_root(self.state)
+        except OSError as error:
+            raise Usage(f"cannot use the state folder {self.state}: {reason(error)}") from error
+        try:
+            yield fd
+        finally:
+            self.fs.close(fd)
+
+    # -- regions
+
+    @contextlib.contextmanager
+    def open_region(self, name: str) -> Iterator[int]:
+        """A region's root, known to be the one we expect. Raises Unavailable where it is away or another's."""
+        settings = self.settings.regions.get(name)
+        if settings is None:
+            raise Usage(f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}")
+        try:
+            fd = self.fs.open_root(settings.path)
+        except OSError as error:
+            raise Unavailable(f"region {name} is offline: {settings.path}: {reason(error)}") from error
+        try:
+            self._check_region(name, fd)
+            yield fd
+        finally:
+            self.fs.close(fd)
+
+    def _check_region(self, name: str, fd: int) -> None:
+        path = self.settings.regions[name].path
+        expected = self.identities["regions"].get(name)
+        if expected is None:
+            raise Unavailable(f"region {name} is not attached; `fsrepl region add {name}={path}` attaches it")
+        try:
+            found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
+        except OSError as error:
+            raise Unavailable(
+                f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)"
+            ) from error
+        mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        if self._roots.get(name) == mark:
+            return
+        try:
+            identity = read_document(self.fs, fd, REGION_IDENTITY) or {}
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"region {name}: its identity at {path} cannot be read: {error}") from error
+        if identity.get("uuid") != expected:
+            raise Unavailable(
+                f"region {name} is offline: {path} holds another region "
+                f"({identity.get('name', '?')}, {identity.get('uuid', '?')})"
+            )
+        self._roots[name] = mark
+
+    def region_names(self) -> str:
+        return ", ".join(sorted(self.settings.regions)) or "none"
+
+    def online(self, region: str) -> bool:
+        try:
+            with self.open_region(region):
+                return True
+        except FsreplError:
+            return False
+
+    # -- buckets
+
+    def bucket(self, address: str) -> Bucket:
+        """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
+        region, name = config.split_address(address)
+        if region not in self.settings.regions:
+            raise Usage(f"there is no region {region!r} in {self.settings.path}; it names {self.region_names()}")
+        if address not in self.buckets:
+            here = ", ".join(sorted(b.name for b in self.buckets.values() if b.region == region)) or "none"
+            raise Refused("NoSuchBucket", f"{address} is not a bucket of this site; buckets in {region}: {here}")
+        return self.buckets[address]
+
+    def named(self, name: str) -> list[str]:
+        """The addresses of all buckets of a name."""
+        return sorted(address for address in self.buckets if address.partition("/")[2] == name)
+
+    def look(self) -> None:
+        """Read the documents of every bucket that can be read; the others keep their trouble."""
+        for bucket in self.buckets.values():
+            with contextlib.suppress(FsreplError), bucket.open():
+                pass
+
+    def sources_of(self, address: str) -> list[str]:
+        """Buckets whose configuration replicates into this one."""
+        return [
+            b.address
+            for b in self.buckets.values()
+            if b.replication and any(r.destination == address for r in b.replication.rules)
+        ]
+
+
+# -- documents: JSON files, replaced whole
+
+
+def read_document(fs: Fs, at: int, name: bytes) -> dict[str, object] | None:
+    """A JSON object, or None where there is no such file. Raises ValueError for anything else in it."""
+    try:
+        fd = fs.open_read(at, name)
+    except FileNotFoundError:
+        return None
+    try:
+        found = json.loads(fs.read_all(fd))
+    finally:
+        fs.close(fd)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def write_document(fs: Fs, at: int, name: bytes, document: object) -> None:
+    """Replace a document in one step, durably."""
+    write_bytes(fs, at, name, json.dumps(document, indent=2).encode() + b"\n")
+
+
+def write_bytes(fs: Fs, at: int, name: bytes, data: bytes) -> None:
+    staged = b"." + name + b".new"
+    with contextlib.suppress(FileNotFoundError):
+        fs.unlink(at, staged)
+    fd = fs.create(at, staged)
+    try:
+        fs.write(fd, data)
+        fs.sync_file(fd)
+    finally:
+        fs.close(fd)
+    fs.rename(at, staged, at, name)
+    fs.sync_file(at)
+
+
+def remove_document(fs: Fs, at: int, name: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        fs.unlink(at, name)
+    fs.sync_file(at)
+
+
+def read_removed(fs: Fs, meta: int) -> Iterator[tuple[bytes, str]]:
+    """(key, version id) of each version that was removed for good. A line cut short by a crash is passed over."""
+    try:
+        fd = fs.open_read(meta, b"removed.jsonl")
+    except FileNotFoundError:
+        return
+    try:
+        lines = fs.read_all(fd).splitlines()
+    finally:
+        fs.close(fd)
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError):
+            entry = json.loads(line)
+            yield os.fsencode(entry["key"]), entry["version"]
+
+
+def new_identity(name: str, now_ns: int, **more: str) -> dict[str, str]:
+    return {"uuid": str(uuid.uuid4()), "name": name, **more, "created": clock.stamp(now_ns)}
+
+

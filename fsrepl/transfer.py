@@ -1,0 +1,236 @@
+"""Content and metadata of one version -> a hidden, verified copy in the destination.
+
+Nothing becomes visible here. What is staged is read back and must match the recorded BLAKE3; a
+mismatch is either damage at the source, which is reported and never delivered, or a copy gone
+wrong, which is made again. No reflinks between regions: a replica shares no storage (G10).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from blake3 import blake3
+
+from fsrepl import attrs, store
+from fsrepl.errors import Failed, Unavailable
+from fsrepl.fs import UNSUPPORTED
+from fsrepl.model import Delivery, Origin, Posix, Version
+from fsrepl.site import OpenBucket
+
+_CHUNK = 8 << 20
+SMALL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StagedReplica:
+    """A replica lying hidden in the destination's .fsrepl/tmp.
+
+    view names a second file, for the view, where view and store are to be independent; empty where
+    the view will be a hard link to the stored version.
+    """
+
+    stored: store.Staged
+    view: bytes = b""
+
+
+class Limiter:
+    """All transfers together, in bytes a second. 0: no limit."""
+
+    def __init__(self, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.rate, self._monotonic, self._free_at = rate, monotonic, 0.0
+
+    def delay_s(self, count: int) -> float:
+        """How long to pause before the next bytes, once count were sent."""
+        if not self.rate:
+            return 0.0
+        now = self._monotonic()
+        self._free_at = max(self._free_at, now) + count / self.rate
+        return max(0.0, self._free_at - now)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one transfer has come; read by status while it runs."""
+
+    key: bytes
+    source: str
+    destination: str
+    bytes_total: int
+    bytes_done: int = 0
+    stop: bool = False
+
+
+def replica_of(version: Version, delivery: Delivery, source: str, *, with_tags: bool = True) -> Version:
+    """What a version is at its destination: the same, but for class and owner where the rule says so."""
+    return replace(
+        version,
+        origin=Origin.REPLICA,
+        source=source,
+        deliveries={},
+        storage_class=delivery.storage_class or version.storage_class,
+        tags=version.tags if with_tags else {},
+    )
+
+
+def stage(
+    source: OpenBucket,
+    destination: OpenBucket,
+    version: Version,
+    replica: Version,
+    *,
+    linked: bool,
+    data: bytes | None = None,
+    progress: Progress | None = None,
+    limiter: Limiter | None = None,
+) -> StagedReplica:
+    """Write a replica, hidden and verified. data: the content, where it is at hand, hashed already.
+
+    Raises Failed (the stored version is damaged or gone), Unavailable (the copy does not match), OSError.
+    """
+    if replica.marker:
+        return StagedReplica(store.stage_marker(destination, replica))
+    name = store.token()
+    fs = destination.fs
+    fd = fs.create(destination.tmp, name)
+    try:
+        if data is not None:
+            fs.write(fd, data)
+        else:
+            _copy(source, version, destination, fd, progress, limiter)
+        _verify(source, destination, version, fd)
+        inode = apply_posix(destination, fd, replica.posix, replica) if linked else None
+        raw = attrs.encode(replica, inode=inode)
+        sidecar = store.put_attributes(destination, fd, name, raw)
+        stored = store.Staged(replica, name, sidecar)
+        return StagedReplica(stored, b"" if linked else stage_view(destination, replica, fd))
+    except BaseException:
+        store.unstage(destination, name)
+        raise
+    finally:
+        fs.close(fd)
+
+
+def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> bytes:
+    """A file that shall become a version's view: its content independent of the store's, or a reflink of it.
+
+    The order keeps it from ever being readable by more people than the object is.
+    """
+    fs = bucket.fs
+    name = store.token()
+    fd = fs.create(bucket.tmp, name)
+    try:
+        cloned = False
+        if version.size >= SMALL_BYTES and bucket.bucket.sharing == "auto":
+            try:
+                fs.clone(fd, stored_fd)
+                cloned = True
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+        if not cloned:
+            for chunk in fs.chunks(stored_fd):
+                fs.write(fd, chunk)
+            if store.digest(bucket, fd) != version.digest:
+                raise Unavailable("the copy for the view does not match its version")
+        apply_posix(bucket, fd, version.posix, version)
+        mark(bucket, fd, attrs.of_view(version))
+        return name
+    except BaseException:
+        store.unstage(bucket, name)
+        raise
+    finally:
+        fs.close(fd)
+
+
+def mark(bucket: OpenBucket, fd: int, raw: dict[str, bytes]) -> None:
+    """Put attributes on a view as far as it takes them: they are a courtesy there."""
+    for attribute, value in raw.items():
+        try:
+            bucket.fs.set_attribute(fd, attribute, value)
+        except OSError:
+            continue
+
+
+def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None, version: Version) -> Posix:
+    """Give a file an object's owner, ACL, mode and time; what the inode then says itself.
+
+    Order: owner, ACL, mode. Where the owner cannot be set, nobody gains by it: no setuid, no setgid,
+    and the group gets what others have.
+    """
+    from fsrepl.capture import without_owner
+
+    fs = bucket.fs
+    found = fs.stat_fd(fd)
+    if posix is None:
+        return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns)
+    uid, gid, mode, acl = posix.uid, posix.gid, posix.mode, posix.acl
+    if (found.st_uid, found.st_gid) != (uid, gid):
+        try:
+            fs.chown(fd, uid, gid)
+        except PermissionError:
+            uid, gid = found.st_uid, found.st_gid
+            mode, acl = without_owner(mode), None
+    if acl is not None:
+        try:
+            fs.set_acl(fd, acl)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            acl, mode = None, without_owner(mode)
+    fs.chmod(fd, mode)
+    fs.set_mtime(fd, posix.mtime_ns)
+    return Posix(mode, uid, gid, posix.mtime_ns, acl)
+
+
+def _copy(
+    source: OpenBucket,
+    version: Version,
+    destination: OpenBucket,
+    to: int,
+    progress: Progress | None,
+    limiter: Limiter | None,
+) -> None:
+    try:
+        fd = store.open_version(source, version.key, version.id)
+    except FileNotFoundError as error:
+        raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
+    try:
+        at = 0
+        while at < version.size:
+            count = destination.fs.copy(fd, to, at, min(_CHUNK, version.size - at))
+            if not count:
+                break
+            at += count
+            if progress:
+                progress.bytes_done = at
+                if progress.stop:
+                    raise Unavailable("the daemon is stopping")
+            pause_s = limiter.delay_s(count) if limiter else 0.0
+            while pause_s > 0 and not (progress and progress.stop):
+                time.sleep(min(pause_s, 0.2))  # in slices, so that stopping does not wait for the limit
+                pause_s -= 0.2
+    finally:
+        source.fs.close(fd)
+
+
+def _verify(source: OpenBucket, destination: OpenBucket, version: Version, fd: int) -> None:
+    if store.digest(destination, fd) == version.digest:
+        return
+    hasher = blake3()
+    try:
+        original = store.open_version(source, version.key, version.id)
+    except FileNotFoundError as error:
+        raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
+    try:
+        for chunk in source.fs.chunks(original):
+            hasher.update(chunk)
+    finally:
+        source.fs.close(original)
+    if hasher.digest() != version.digest:
+        raise Failed(
+            "SrcObjectNotEligible",
+            "the stored version no longer matches its BLAKE3; `fsrepl verify --repair` looks for a good copy",
+        )
+    raise Unavailable("the copy does not match the source; it is made again")
