@@ -259,6 +259,15 @@ def stage(bucket: OpenBucket, taken: Taken, version: Version) -> store.Staged:
         bucket.fs.close(fd)
 
 
+def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> store.Staged:
+    """Make a file in .fsrepl/tmp that holds a version's content that version."""
+    fd = bucket.fs.open_read(bucket.tmp, name)
+    try:
+        return store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
+    finally:
+        bucket.fs.close(fd)
+
+
 def edits(taken: Taken, version: Version, *, owner_kept: bool) -> Version | None:
     """The version with the metadata that the view has now; None where nothing was edited.
 

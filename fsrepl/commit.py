@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 from blake3 import blake3
 
@@ -100,7 +101,7 @@ def drop_intents(bucket: OpenBucket, name: bytes) -> None:
 
 def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
     """Every intent file. One that a power cut left unfinished names nothing that has begun."""
-    for entry in sorted(bucket.fs.list(bucket.intents), key=lambda e: e.name):
+    for entry in sorted(bucket.fs.entries(bucket.intents), key=lambda e: e.name):
         name = os.fsencode(entry.name)
         fd = bucket.fs.open_read(bucket.intents, name)
         try:
@@ -122,10 +123,10 @@ def _intent_document(intent: Intent) -> dict[str, object]:
     }
 
 
-def _read_intent(document: dict[str, object]) -> Intent:
+def _read_intent(document: dict[str, Any]) -> Intent:
     was = document["was"]
-    view = View(*was[:5], False, was[5]) if was else None  # type: ignore[index]
-    return Intent(base64.b64decode(document["key"]), document["version"], view)  # type: ignore[arg-type]
+    view = View(was[0], was[1], was[2], was[3], was[4], False, was[5]) if was else None
+    return Intent(base64.b64decode(document["key"]), document["version"], view)
 
 
 # -- views
@@ -152,6 +153,11 @@ class Theirs:
 
 
 Outcome = Shown | Held | Theirs
+
+
+def nothing(key: bytes) -> Version:
+    """What a view shows of a key of which no version is left."""
+    return Version(key, "", 0, marker=True)
 
 
 def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> Outcome:
@@ -388,7 +394,7 @@ def receives_writes(bucket: Bucket) -> bool:
 def sweep(bucket: OpenBucket) -> int:
     """Remove what an earlier process left in .fsrepl/tmp; how much there was."""
     swept = 0
-    for entry in list(bucket.fs.list(bucket.tmp)):
+    for entry in list(bucket.fs.entries(bucket.tmp)):
         name = os.fsencode(entry.name)
         if name != BARRIER:
             with contextlib.suppress(OSError):

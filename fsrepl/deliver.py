@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fsrepl import attrs, commit, keys, metadata, plan, roles, store, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Owed
+from fsrepl.journal import Owed, View
 from fsrepl.model import ARCHIVED_CLASSES, Delivery, Replication, Role, Status, Version
 from fsrepl.report import Result
 from fsrepl.site import OpenBucket
@@ -279,10 +279,10 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
     return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
 
 
-def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, commit.View | None]
-          ) -> list[tuple[bytes, commit.View | None]]:  # fmt: skip
+def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None]
+          ) -> list[tuple[bytes, View | None]]:  # fmt: skip
     """Bring views up to their new versions. What cannot be shown yet is held, durably, and is COMPLETED all the same."""
-    seen: list[tuple[bytes, commit.View | None]] = []
+    seen: list[tuple[bytes, View | None]] = []
     for item in sorted(items, key=lambda i: i.owed.marker):
         assert item.replica is not None
         assert item.staged is not None

@@ -165,11 +165,39 @@ class Engine:
     def ticket(self) -> int:
         return next(self._tickets)
 
+    def reload(self, settings: Settings) -> None:
+        """Follow new settings: everything but where the state lies."""
+        from fsrepl.region import Region
+
+        self.settings = self.site.settings = settings
+        self.limiter.rate = settings.replication.limit_bytes_s
+        self.site.load_identities()
+        with self.journal.transaction():
+            for address, bucket in self.site.buckets.items():
+                self.journal.bucket_id(address, bucket.uuid)
+        for name in [n for n in self.regions if n not in settings.regions]:
+            region = self.regions.pop(name)
+            region.stopping = True
+            region.wake()
+        for name in settings.regions:
+            if name not in self.regions:
+                self.regions[name] = Region(self, name)
+                if self.threaded:
+                    self.regions[name].start()
+        for region in self.regions.values():
+            region.marks.configure(
+                settle_s=settings.capture.settle_ms / 1000,
+                temporary=settings.capture.temporary,
+                temporary_s=settings.capture.temporary_settle_s,
+            )
+            region.post(region.configure)
+            region.post(region.probe_now)
+
     # -- roles
 
     def role(self, name: str) -> Role | None:
         """A role by name, as its file says now; None where there is none that can be used."""
-        path = os.path.join(os.path.dirname(self.settings.path), "roles", name + ".json")
+        path = self.settings.roles / (name + ".json")
         try:
             found = os.stat(path)
             mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

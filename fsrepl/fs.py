@@ -122,7 +122,7 @@ class Fs:
     def stat_fd(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
-    def list(self, fd: int) -> Iterator[os.DirEntry[str]]:
+    def entries(self, fd: int) -> Iterator[os.DirEntry[str]]:
         """The entries of an open directory. Names are str, as os.fsdecode gives them."""
         with os.scandir(fd) as entries:
             yield from entries

@@ -118,6 +118,8 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     """Make one view show its key's current version, if what it shows is merely behind."""
     known = journal.object(bucket.address, intent.key)
     if known is None:
+        if intent.version == "" and intent.was is not None:  # its last version was removed for good
+            return commit.show(bucket, commit.nothing(intent.key), intent.was)
         return commit.Shown(None)  # never published: staging was swept, nothing happened
     current = store.read(bucket, intent.key, known.id, marker=known.marker)
     if current is None:
@@ -173,7 +175,7 @@ def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id
 def _look_at_displaced(bucket: OpenBucket, journal: Journal, named: Iterable[bytes]) -> None:
     """What an exchange took out of a view: let it go if it is recorded, else put it back to be captured."""
     by_tail = {blake3(key).hexdigest()[:32].encode(): key for key in named}
-    for entry in list(bucket.fs.list(bucket.displaced)):
+    for entry in list(bucket.fs.entries(bucket.displaced)):
         aside = os.fsencode(entry.name)
         key = by_tail.get(aside.rpartition(b";")[2])
         fd = bucket.fs.open_read(bucket.displaced, aside)

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fsrepl import keys
 from fsrepl.model import Status, Version
@@ -243,7 +244,7 @@ class Journal:
 
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         """The directories of all keys, or those of a directory and all below it."""
-        where, values = "bucket = ?", [self._ids.get(address)]
+        where, values = "bucket = ?", list[Any]([self._ids.get(address)])
         if below:
             where += " AND (dir = ? OR (dir > ? AND dir < ?))"
             values += [below, below + b"/", below + b"0"]  # type: ignore[list-item]
@@ -388,7 +389,7 @@ class Journal:
     def deliveries(
         self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b""
     ) -> Iterator[Owed]:
-        where, values = ["1"], []
+        where, values = ["1"], list[Any]()
         for column, value in (("bucket", self._ids.get(source, -1) if source else None), ("status", status), ("key", key)):
             if value is not None:
                 where.append(f"{column} = ?")
@@ -396,20 +397,20 @@ class Journal:
         rows = self.execute(f"{_OWED} WHERE {' AND '.join(where)} ORDER BY bucket, key, created, id", values).fetchall()
         return (self._owed(row) for row in rows if row[1].startswith(prefix))
 
-    def _owed(self, row: Sequence[object]) -> Owed:
+    def _owed(self, row: Sequence[Any]) -> Owed:
         number, key, version_id, destination, rule, status, reason, created, size, marker, batch = row
         return Owed(
-            self._names[number],  # type: ignore[index]
-            key,  # type: ignore[arg-type]
-            version_id,  # type: ignore[arg-type]
-            destination,  # type: ignore[arg-type]
-            rule,  # type: ignore[arg-type]
-            status,  # type: ignore[arg-type]
-            reason,  # type: ignore[arg-type]
-            created,  # type: ignore[arg-type]
-            size,  # type: ignore[arg-type]
+            self._names[number],
+            key,
+            version_id,
+            destination,
+            rule,
+            status,
+            reason,
+            created,
+            size,
             bool(marker),
-            batch,  # type: ignore[arg-type]
+            batch,
         )
 
     # -- numbers
@@ -436,10 +437,10 @@ class Journal:
 _OWED = "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch FROM delivery"
 
 
-def _object(row: Sequence[object]) -> Object:
+def _object(row: Sequence[Any]) -> Object:
     version_id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown = row[:11]
-    view = None if ino is None else View(ino, size, mtime, ctime, mode, bool(racy), shown)  # type: ignore[arg-type]
-    return Object(version_id, created, bool(marker), digest or b"", view)  # type: ignore[arg-type]
+    view = None if ino is None else View(ino, size, mtime, ctime, mode, bool(racy), shown)
+    return Object(version_id, created, bool(marker), digest or b"", view)
 
 
 def open_or_replace(path: str) -> Journal:

@@ -7,12 +7,13 @@ an edit never echoes. Source: s3-semantics, 2.2.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import attrs, keys, store, transfer
-from fsrepl.journal import view_of
+from fsrepl.journal import View, view_of
 from fsrepl.model import Delivery, Status, Version
 from fsrepl.site import OpenBucket
 
@@ -108,14 +109,11 @@ def apply(region: Region, bucket: OpenBucket, there: Version, sent: Version) -> 
     now = newer(there, sent)
     if same(there, now) and there.edited == now.edited:
         return
-    fs, journal = bucket.fs, region.engine.journal
-    directory, name = keys.split(now.key)
-    known = journal.object(bucket.address, now.key)
-    view = known.view if known and known.view and known.view.shown == now.id else None
+    fs = bucket.fs
+    view = _view(region, bucket, now)
     stored_fd = store.open_version(bucket, now.key, now.id, marker=now.marker)
     try:
-        linked = view is not None and fs.stat_fd(stored_fd).st_ino == view.ino
-        if linked:
+        if view is not None and fs.stat_fd(stored_fd).st_ino == view.ino:
             inode = transfer.apply_posix(bucket, stored_fd, now.posix, now)
             before, after = attrs.encode(there, inode=there.posix), attrs.encode(now, inode=inode)
             changed = {n: v for n, v in after.items() if before.get(n) != v}
@@ -125,8 +123,22 @@ def apply(region: Region, bucket: OpenBucket, there: Version, sent: Version) -> 
     finally:
         fs.close(stored_fd)
     region.engine.recent.forget(bucket.address, now.key, now.id)
+    update_view(region, bucket, there, now)
+
+
+def _view(region: Region, bucket: OpenBucket, version: Version) -> View | None:
+    """The view, where it shows this version."""
+    known = region.engine.journal.object(bucket.address, version.key)
+    return known.view if known and known.view and known.view.shown == version.id else None
+
+
+def update_view(region: Region, bucket: OpenBucket, was: Version, now: Version) -> None:
+    """Give the view of an edited version its new metadata, if it shows that version; and record how it looks."""
+    fs, journal = bucket.fs, region.engine.journal
+    view = _view(region, bucket, now)
     if view is None:
         return
+    directory, name = keys.split(now.key)
     try:
         fd = fs.open_read(bucket.views.get(directory), name)
     except OSError:
@@ -135,15 +147,13 @@ def apply(region: Region, bucket: OpenBucket, there: Version, sent: Version) -> 
         found = fs.stat_fd(fd)
         if found.st_ino != view.ino or found.st_size != view.size:
             return
-        if not linked:
+        if was.posix != now.posix and store.inode_posix(bucket, fd, found) != now.posix:
             transfer.apply_posix(bucket, fd, now.posix, now)
-            before, after = attrs.of_view(there), attrs.of_view(now)
-            for attribute in before.keys() - after.keys():
-                try:
-                    fs.remove_attribute(fd, attribute)
-                except OSError:
-                    continue
-            transfer.mark(bucket, fd, {n: v for n, v in after.items() if before.get(n) != v})
+        before, after = attrs.of_view(was), attrs.of_view(now)
+        for attribute in before.keys() - after.keys():
+            with contextlib.suppress(OSError):
+                fs.remove_attribute(fd, attribute)
+        transfer.mark(bucket, fd, {n: v for n, v in after.items() if before.get(n) != v})
         with journal.transaction():
             journal.see(bucket.address, now.key, view_of(fs.stat_fd(fd), now.id))
     finally:

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fsrepl import admin, attrs, capture, commit, deliver, index, intake, keys, plan, store, transfer
-from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged
+from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Owed, View
-from fsrepl.model import Status, Version, Versioning
+from fsrepl.model import Delivery, Status, Version, Versioning
 from fsrepl.scan import Scan, Trouble
 from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
 from fsrepl.watch import ARRIVED, Mark, Marks, WatchLimit
@@ -39,6 +39,8 @@ _PROBE_S = 1.0
 _POLL_S = 2.0
 _UNMARKED_S = 0.5
 _HELD_MAX_S = 30.0
+_FLUSH_S = 2.0
+_FLUSH_TURNS_MAX = 2000
 
 
 @dataclass(slots=True)
@@ -150,6 +152,10 @@ class Region:
         self._tickets = itertools.count()
         self._wake = threading.Event()
         self._probe_at_s = 0.0
+        self.probed = False
+        """Its buckets have been looked at once."""
+        self.taking: set[str] = set()
+        """Buckets whose marks are in hand."""
         self.stopping = False
         self.busy_since_s = 0.0
         self.thread: threading.Thread | None = None
@@ -252,6 +258,7 @@ class Region:
         for address, bucket in mine.items():
             place = self.places.setdefault(address, Place(bucket))
             self._look_after(place)
+        self.probed = True
 
     def _look_after(self, place: Place) -> None:
         try:
@@ -327,6 +334,81 @@ class Region:
         for queue in self.queues.values():
             if address in (queue.source, queue.destination):
                 queue.kick()
+
+    def place_of(self, address: str) -> Place:
+        """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
+        place = self.places.get(address)
+        if place is None or not place.up or place.bucket is not self.engine.site.buckets.get(address):
+            self._probe()
+            place = self.places.get(address)
+        bucket = self.engine.site.bucket(address)
+        if place is None or not place.up:
+            with bucket.open():
+                pass  # raises with the reason
+            if place is None:
+                raise Unavailable(f"bucket {address} is not up")
+        return place
+
+    def follow(self, address: str) -> None:
+        """The settings of a bucket were changed by command: take them over before the command returns."""
+        self._probe()
+        for region in self.engine.regions.values():
+            if region is not self:
+                region.post(region.probe_now)
+
+    def probe_now(self) -> None:
+        self._probe_at_s = 0.0
+
+    def put_down(self, address: str) -> None:
+        """A bucket is about to be removed."""
+        if (place := self.places.pop(address, None)) is not None:
+            self._put_down(place)
+        for region in self.engine.regions.values():
+            region.post(lambda region=region: region.drop_queues(address))  # type: ignore[misc]
+
+    def drop_queues(self, address: str) -> None:
+        for at in [at for at in self.queues if at[0] == address]:
+            del self.queues[at]
+
+    def flush(self, address: str) -> Place:
+        """Capture everything that was finished in a bucket before now. Runs in this region's thread."""
+        place = self.place_of(address)
+        if self.engine.watcher is None or not place.up:
+            if place.up:
+                self.scan(place)
+                while place.scans:
+                    self._scan()
+                self._take_all(place)
+            return place
+        self.pass_barrier(place, _FLUSH_S)
+        self.marks.hurry()
+        self._take_all(place)
+        return place
+
+    def pass_barrier(self, place: Place, timeout_s: float) -> int:
+        """Make a sentinel, wait until the watcher has read it; the epoch that began with it, 0 if it did not come."""
+        watcher = self.engine.watcher
+        assert watcher is not None
+        name = store.token()
+        with place.bucket.open() as bucket:
+            at = bucket.fs.open_dir(bucket.tmp, BARRIER)
+            try:
+                bucket.fs.close(bucket.fs.create(at, name))
+                until_s = time.monotonic() + timeout_s
+                while name not in watcher.sentinels and time.monotonic() < until_s:
+                    self._wake.wait(0.002)
+                    self._wake.clear()
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    bucket.fs.unlink(at, name)
+                bucket.fs.close(at)
+        return watcher.sentinels.pop(name, 0)
+
+    def _take_all(self, place: Place) -> None:
+        """Directories, scans and marks, until none of what is ready is left."""
+        for _ in range(_FLUSH_TURNS_MAX):
+            if not (self._directories() or self._scan() or self._take()):
+                return
 
     def load_pending(self, source: str) -> None:
         """Queue everything a source owes, as the journal has it."""
@@ -433,6 +515,14 @@ class Region:
 
     def _take(self) -> bool:
         now_s = time.monotonic()
+        # before anything is taken, so that a barrier never sees a moment in which nothing seems to be in hand
+        self.taking = {address for address, place in self.places.items() if place.up}
+        try:
+            return self._take_now(now_s)
+        finally:
+            self.taking = set()
+
+    def _take_now(self, now_s: float) -> bool:
         marks = self.marks.take(BATCH) if any(p.up for p in self.places.values()) else []
         for place in self.places.values():
             if place.up and place.later:
@@ -759,7 +849,7 @@ class Region:
             pending = replace(delivery, status=Status.PENDING, reason="")
             self.owe_again(bucket, version, {**version.deliveries, destination: pending})
 
-    def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, plan.Delivery]) -> None:
+    def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:
         """Make deliveries of a stored version pending (again), on the record first."""
         version = replace(version, deliveries=deliveries)
         store.update(bucket, version, attrs.encode_deliveries(version))

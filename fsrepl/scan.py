@@ -119,7 +119,7 @@ class Scan:
             known = journal.objects_in(self.address, path)
             changed: list[bytes] = []
             skipped: set[bytes] = set()
-            for entry in bucket.fs.list(fd):
+            for entry in bucket.fs.entries(fd):
                 name = os.fsencode(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     if path or name != keys.RESERVED:

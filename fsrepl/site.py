@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from fsrepl import clock, config, keys
+from fsrepl import arn, clock, config, keys
 from fsrepl.clock import Clock
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
@@ -108,8 +108,10 @@ class OpenBucket:
         self.meta = self.tmp = self.displaced = self.intents = self.versions = -1
         try:
             self.meta = self._folder(META)
-            for name in FOLDERS:
-                setattr(self, name.decode(), self._folder(META + b"/" + name, make=name != b"versions"))
+            for name in FOLDERS[:-1]:
+                setattr(self, name.decode(), self._folder(META + b"/" + name, make=True))
+            with contextlib.suppress(FileNotFoundError):  # a never-versioned bucket has no store
+                self.versions = self._folder(META + b"/versions")
         except BaseException:
             self._close_folders()
             raise
@@ -223,7 +225,13 @@ class Bucket:
         return opened
 
     def _check(self, opened: OpenBucket) -> None:
+        if opened.versions < 0:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.stat(opened.meta, b"versioning.json")
+                raise Unavailable(f"bucket {self.address}: its version store, .fsrepl/versions, is gone")
         for fd in (opened.meta, opened.versions):
+            if fd < 0:
+                continue
             found = self.fs.stat_fd(fd)
             if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
                 raise Unavailable(
@@ -401,7 +409,7 @@ class Site:
 
     def bucket(self, address: str) -> Bucket:
         """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
-        region, name = config.split_address(address)
+        region, name = arn.split_address(address)
         if region not in self.settings.regions:
             raise Usage(f"there is no region {region!r} in {self.settings.path}; it names {self.region_names()}")
         if address not in self.buckets:

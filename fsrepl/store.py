@@ -237,7 +237,7 @@ def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, key
         fd = bucket.fs.open_dir(bucket.versions, path)
         try:
             found = []
-            for entry in bucket.fs.list(fd):
+            for entry in bucket.fs.entries(fd):
                 name = os.fsencode(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(keys.join(path, name))

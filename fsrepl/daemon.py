@@ -1,0 +1,346 @@
+"""The daemon: starts the regions' threads, answers commands, tells systemd, stops cleanly. Read this first.
+
+An object's journey is in the regions' threads (region.py: turn). This file has what is around it:
+readiness, signals, the control socket, the barrier of `fsrepl wait`, and the watchdog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from fsrepl import clock, control, keys, operations, settings
+from fsrepl.engine import Engine
+from fsrepl.errors import FsreplError, Refused
+from fsrepl.journal import Owed
+from fsrepl.model import Status
+from fsrepl.region import Place
+from fsrepl.report import Formatter
+from fsrepl.settings import Settings
+from fsrepl.watch import Watcher
+
+log = logging.getLogger("fsrepl")
+
+_TURN_S = 0.2
+_STUCK_S = 300.0
+_SWITCH_S = 0.001
+"""How long a busy thread keeps the others waiting: the thread that reads events must never wait long."""
+
+
+def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; the exit status."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    _raise_file_limit()
+    os.umask(0o077)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease would send
+    sys.setswitchinterval(_SWITCH_S)
+    os.makedirs(found.state, mode=0o700, exist_ok=True)
+    with control.Lock(found.state):
+        return Daemon(found).run()
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Daemon:
+    def __init__(self, found: Settings) -> None:
+        self.watcher = Watcher()
+        self.engine = Engine(found, watcher=self.watcher)
+        self.since_ns = self.engine.site.now()
+        self.ready = False
+        self._stop = threading.Event()
+        self._reload = threading.Event()
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
+        engine = self.engine
+        engine.threaded = True
+        self.watcher.start()
+        for region in engine.regions.values():
+            region.start()
+        server = control.Server(engine.settings.state, self.handle)
+        log.info("started pid=%d site=%s", os.getpid(), engine.settings.path.parent)
+        status = 0
+        try:
+            while not self._stop.is_set():
+                status = self._turn()
+                if status:
+                    break
+                self._stop.wait(_TURN_S)
+        finally:
+            self._finish(server)
+        return status
+
+    def _turn(self) -> int:
+        """One turn of the loop: notice what changed, feed the watchdog."""
+        if self._reload.is_set():
+            self._reload.clear()
+            self.reload()
+        dead = [r.name for r in self.engine.regions.values() if r.thread and not r.thread.is_alive()]
+        if dead or not self.watcher.is_alive():
+            log.error("stopping: the thread of %s ended; what led to it is above", ", ".join(dead) or "the watcher")
+            return 1
+        if not self.ready and all(self._has_looked(p) for r in self.engine.regions.values() for p in self._places(r.name)):
+            self.ready = all(r.probed for r in self.engine.regions.values())
+            if self.ready:
+                log.info("ready watching=%d directories", self.watcher.watched)
+                notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
+        elif not self.ready:
+            notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
+        notify("WATCHDOG=1")
+        return 0
+
+    def _places(self, region: str) -> list[Place]:
+        return list(self.engine.regions[region].places.values())
+
+    def _has_looked(self, place: Place) -> bool:
+        return place.scanned or not place.up
+
+    def reload(self) -> None:
+        """Read the settings again; what cannot be read leaves the old ones in force."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self.engine.reload(settings.load(self.engine.settings.path))
+            log.info("reloaded settings=%s", self.engine.settings.path)
+        except FsreplError as error:
+            log.error("not reloaded: %s", error)
+        notify("READY=1")
+
+    def _finish(self, server: control.Server) -> None:
+        """Stop within seconds: finish the batch in hand; what is left is pending, and found again."""
+        notify("STOPPING=1")
+        server.close()
+        for progress in list(self.engine.transfers):
+            progress.stop = True
+        for region in self.engine.regions.values():
+            region.stopping = True
+            region.wake()
+        until_s = time.monotonic() + 8
+        for region in self.engine.regions.values():
+            if region.thread is not None:
+                region.thread.join(max(0.1, until_s - time.monotonic()))
+        self.watcher.stop()
+        if all(not (r.thread and r.thread.is_alive()) for r in self.engine.regions.values()):
+            self.engine.close()
+        log.info("stopped pid=%d", os.getpid())
+
+    # -- commands
+
+    def handle(self, op: str, params: dict[str, Any]) -> dict[str, object]:
+        """Answer one request of the control socket, in its own thread."""
+        if op == "status":
+            return self.status()
+        if op == "wait":
+            return self.wait(params.get("scope") or "", float(params.get("timeout_s") or 0))
+        if op == "reload":
+            self._reload.set()
+            return {}
+        return operations.run(self.engine, op, params)
+
+    def status(self) -> dict[str, object]:
+        """What only the daemon knows: what runs, what waits and why."""
+        engine = self.engine
+        buckets: dict[str, object] = {}
+        for region in engine.regions.values():
+            for address, place in list(region.places.items()):
+                buckets[address] = {
+                    "online": place.up or not place.bucket.trouble,
+                    "trouble": place.bucket.trouble,
+                    "scanning": bool(place.scans),
+                    "skipped": place.trouble.skipped_number,
+                    "paused": place.paused,
+                    "polled": [keys.shown(p) for p in sorted(place.trouble.polled)],
+                    "mounts": [keys.shown(p) for p in sorted(place.trouble.mounts)],
+                    "unreadable": {keys.shown(k): why for k, why in list(place.unreadable.items())}
+                    | {keys.shown(p) + "/": why for p, why in list(place.trouble.unreadable.items())},
+                    "held": {
+                        keys.shown(k): {"why": h.why, "conflict": h.conflict} for k, h in list(place.held.items())
+                    },
+                    "waiting": {
+                        keys.shown(k): {"why": w.why, "open": w.opened} for k, w in list(place.later.items())
+                    },
+                }
+        retries = [
+            {
+                "source": q.source, "destination": q.destination, "key": keys.shown(key), "version": version,
+                "why": why, "seconds": max(0.0, due - time.monotonic()), "attempts": attempts,
+            }
+            for region in engine.regions.values()
+            for q in list(region.queues.values())
+            for (key, version), (due, why, attempts) in list(q.notes.items())
+        ]  # fmt: skip
+        blocked = [
+            {"source": q.source, "destination": q.destination, "why": q.blocked_why,
+             "seconds": max(0.0, q.blocked_until_s - time.monotonic())}
+            for region in engine.regions.values()
+            for q in list(region.queues.values())
+            if q.blocked_why
+        ]  # fmt: skip
+        now_s = time.monotonic()
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "ready": self.ready,
+            "since": clock.stamp(self.since_ns),
+            "watched": self.watcher.watched,
+            "events_lost": self.watcher.overflows,
+            "stuck": [
+                r.name for r in engine.regions.values() if r.busy_since_s and now_s - r.busy_since_s > _STUCK_S
+            ],
+            "buckets": buckets,
+            "retries": retries,
+            "blocked": blocked,
+            "transfers": [
+                {
+                    "key": keys.shown(t.key), "source": t.source, "destination": t.destination,
+                    "bytes_done": t.bytes_done, "bytes_total": t.bytes_total,
+                }
+                for t in list(engine.transfers)
+            ],
+        }  # fmt: skip
+
+    # -- the barrier
+
+    def wait(self, scope: str, timeout_s: float) -> dict[str, object]:
+        """Until all that was dropped before this call is captured, and delivered or failed. See design.md, section 5."""
+        region, _, rest = scope.partition("/")
+        name, _, key_text = rest.partition("/")
+        key = os.fsencode(key_text)
+        if scope:
+            self.engine.site.bucket(f"{region}/{name}")
+            addresses = [f"{region}/{name}"]
+        else:
+            addresses = sorted(self.engine.site.buckets)
+        until_s = time.monotonic() + timeout_s if timeout_s else None
+        opened: set[str] = set()
+        owed: list[Owed] = []
+        late: list[str] = []
+        for address in addresses:
+            if not self._captured(address, key, until_s, opened):
+                late.append(address)
+        while True:
+            owed = [o for address in addresses for o in self._newest_owed(address, key)]
+            pending = [o for o in owed if o.status == "PENDING"]
+            if not (pending or late) or self._stop.is_set():
+                break
+            if until_s is not None and time.monotonic() >= until_s:
+                break
+            with self.engine.changed:
+                self.engine.changed.wait(_left(until_s, 0.25))
+            owed = []
+        pending = [o for o in owed if o.status == "PENDING"]
+        return {
+            "failed": sum(o.status == "FAILED" for o in owed),
+            "pending": len(pending) + len(late),
+            "open": sorted(opened),
+            "offline": late,
+            "unruled": self._unruled(addresses[0], key) if key and addresses else [],
+        }
+
+    def _captured(self, address: str, key: bytes, until_s: float | None, opened: set[str]) -> bool:
+        """Wait until everything a bucket was given before now is captured; False where time ran out."""
+        region = self.engine.region_of(address)
+        place = region.places.get(address)
+        if place is None or (not place.up and not place.bucket.trouble and place.bucket.documents.versioning == ""):
+            return True
+        epoch: int | None = None
+        while not self._stop.is_set():
+            if until_s is not None and time.monotonic() >= until_s:
+                return False
+            if place.up and epoch is None:
+                try:
+                    epoch = self.engine.ask(
+                        region.name, lambda: self._begin_barrier(region, place), _left(until_s, 60.0)
+                    )
+                except FsreplError:
+                    epoch = None
+                except TimeoutError:
+                    return False
+            elif not place.up:
+                epoch = None  # away: when it is back, a scan finds what is there
+            if place.up and epoch and place.scanned and not self._busy_with(place, region, key, epoch, opened):
+                return True
+            if not place.up:
+                # an outage: nothing can be dropped there now; what it owes is pending, and that is waited for
+                return True
+            with self.engine.changed:
+                self.engine.changed.wait(_left(until_s, 0.02))
+        return False
+
+    @staticmethod
+    def _begin_barrier(region: Any, place: Place) -> int | None:
+        for path in list(place.trouble.polled):
+            region.scan(place, path, arrived=True)
+        epoch: int = region.pass_barrier(place, 5.0)
+        return epoch or None
+
+    @staticmethod
+    def _busy_with(place: Place, region: Any, key: bytes, epoch: int, opened: set[str]) -> bool:
+        """Whether something from before the barrier is still to be captured. Files open for writing are only named."""
+        if any(scan.epoch < epoch for scan in list(place.scans)) or place.bucket.address in region.taking:
+            return True
+        if any(event.epoch < epoch for event in list(region.marks.directories)) or region.marks.lost:
+            return True
+        for address, marked in region.marks.waiting(epoch):
+            if address == place.bucket.address and key in (b"", marked):
+                return True
+        for waiting, later in list(place.later.items()):
+            if key not in (b"", waiting):
+                continue
+            if later.opened:
+                opened.add(f"{place.bucket.address}/{keys.shown(waiting)}")
+            elif later.mark.epoch < epoch:
+                return True
+        return any(key in (b"", lane) for lane in list(place.lanes))
+
+    def _newest_owed(self, address: str, key: bytes) -> list[Owed]:
+        """The unfinished deliveries of a bucket or a key, of the newest version of each key only."""
+        journal = self.engine.journal
+        out = []
+        for status in (Status.PENDING, Status.FAILED):
+            for owed in journal.deliveries(address, status=status, key=key or None):
+                known = journal.object(address, owed.key)
+                if status is Status.PENDING or (known is not None and known.id == owed.id):
+                    out.append(owed)
+        return out
+
+    def _unruled(self, address: str, key: bytes) -> list[str]:
+        """A key that no rule chose: `wait` says so, since it may not be what its caller expects."""
+        known = self.engine.journal.object(address, key)
+        if known is None:
+            raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
+        if next(self.engine.journal.deliveries(address, key=key), None) is None:
+            return [f"{address}/{keys.shown(key)}"]
+        return []
+
+
+def _left(until_s: float | None, most_s: float) -> float:
+    return most_s if until_s is None else max(0.0, min(most_s, until_s - time.monotonic()))
+
+
+def notify(message: str) -> None:
+    """Tell systemd. Does nothing elsewhere. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+        to.connect("\0" + address[1:] if address.startswith("@") else address)
+        to.sendall(message.encode())
+

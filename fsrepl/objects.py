@@ -1,0 +1,265 @@
+"""What a person does to single objects by command: restore, remove, tag, retry, backfill.
+
+Runs in the region's thread, between its batches. A command that changes a view goes the way of a
+replica: into the store, with an intent, and then shown, never over content that is not recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fsrepl import capture, clock, commit, intake, keys, metadata, plan, store
+from fsrepl.errors import Refused, StoreDamaged
+from fsrepl.journal import Owed
+from fsrepl.model import NULL, Origin, Status, Version, Versioning
+from fsrepl.site import OpenBucket
+
+if TYPE_CHECKING:
+    from fsrepl.region import Region
+
+TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
+
+
+def restore(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
+    """Make an old version current again, as a new version with its content and metadata."""
+    place = region.flush(address)
+    with place.bucket.open() as bucket:
+        if place.bucket.versioning is Versioning.OFF:
+            raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to restore from")
+        version = find(region, bucket, key, version_id, content=True)
+        known = region.engine.journal.object(address, key)
+        if known and known.id == version.id:
+            return {"Key": keys.shown(key), "VersionId": version.id, "Changed": False}
+        fd = store.open_version(bucket, key, version.id)
+        name = store.token()
+        try:
+            if capture.copy_aside(bucket, fd, version.size, name) != version.digest:
+                store.unstage(bucket, name)
+                raise StoreDamaged(
+                    f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3 and is not restored; "
+                    "`fsrepl verify --repair` looks for a good copy"
+                )
+        finally:
+            bucket.fs.close(fd)
+        new_id, created_ns = place.bucket.ids.next(region.engine.site.now())
+        new = replace(
+            version,
+            id=NULL if place.bucket.versioning is Versioning.SUSPENDED else new_id,
+            created_ns=created_ns,
+            origin=Origin.USER,
+            source="",
+            storage_class="",
+            deliveries={},
+            edited={},
+        )
+        new = replace(new, deliveries=plan.choose(place.bucket.replication, new))
+        staged = capture.stage_copy(bucket, name, new)
+        commit_version(region, bucket, new, staged)
+    return {"Key": keys.shown(key), "VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
+
+
+def remove(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
+    """Add a delete marker; or, with a version id, remove that version or marker for good."""
+    place = region.flush(address)
+    with place.bucket.open() as bucket:
+        if place.bucket.versioning is Versioning.OFF:
+            directory, name = keys.split(key)
+            try:
+                bucket.fs.unlink(bucket.views.get(directory), name)
+            except FileNotFoundError as error:
+                raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}") from error
+            return {"Key": keys.shown(key)}
+        if version_id is None:
+            if not keys.is_key(key):
+                raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
+            marker = intake.new_marker(region, bucket, key, Origin.USER)
+            commit_version(region, bucket, marker, store.stage_marker(bucket, marker))
+            return {"Key": keys.shown(key), "DeleteMarker": True, "VersionId": marker.id}
+        version = find(region, bucket, key, version_id)
+        remove_version(region, bucket, version)
+    return {"Key": keys.shown(key), "DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
+
+
+def find(
+    region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False
+) -> Version:
+    """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
+    rows = region.engine.journal.versions_of(bucket.address, key)
+    if not rows:
+        raise Refused("NoSuchKey", f"{bucket.address} has no {keys.shown(key)}")
+    for found, _, marker in rows:
+        if version_id is None and content and marker:
+            continue
+        if version_id in (None, found):
+            if marker and content:
+                raise Refused("MethodNotAllowed", f"version {found} of {keys.shown(key)} is a delete marker")
+            version = store.read(bucket, key, found, marker=marker)
+            if version is not None:
+                return version
+    if version_id is None:
+        raise Refused("NoSuchKey", f"{bucket.address}/{keys.shown(key)} has delete markers and no version left")
+    raise Refused("NoSuchVersion", f"{bucket.address}/{keys.shown(key)} has no version {version_id}")
+
+
+def commit_version(region: Region, bucket: OpenBucket, version: Version, staged: store.Staged) -> None:
+    """A version made by command: durable, in the store, recorded, owed, and shown."""
+    engine, place = region.engine, region.places[bucket.address]
+    known = engine.journal.object(bucket.address, version.key)
+    was = known.view if known else None
+    intents = commit.write_intents(bucket, [commit.Intent(version.key, version.id, was)])
+    engine.syncer.staged(bucket, [(bucket.tmp, staged.name), (bucket.intents, intents)])
+    store.publish(bucket, staged)
+    with engine.journal.transaction():
+        engine.journal.add(bucket.address, version)
+    bucket.sync()
+    engine.recent.put(bucket.address, version)
+    region.owe(bucket.address, version)
+    region.hold_view(place, version.key, "it was changed by command", durable=False)
+    region.show_current(place, bucket, version.key)
+    bucket.sync()
+    if version.key not in place.held:
+        commit.drop_intents(bucket, intents)
+    else:
+        place.held[version.key].intent = intents
+    if not version.marker:
+        place.unmarked[version.key] = version
+    engine.notify()
+
+
+def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None:
+    """Remove a version for good, and show what is current then. Never replicated (s3-semantics, 2)."""
+    from fsrepl import index
+
+    engine, address, key = region.engine, bucket.address, version.key
+    known = engine.journal.object(address, key)
+    left = [row for row in engine.journal.versions_of(address, key) if row[0] != version.id]
+    was = known.view if known else None
+    intents = commit.write_intents(bucket, [commit.Intent(key, left[0][0] if left else "", was)])
+    engine.syncer.staged(bucket, [(bucket.intents, intents)])
+    store.remember_removed(bucket, version)
+    store.remove(bucket, version)
+    bucket.sync()
+    place = region.places[address]
+    if left:
+        with engine.journal.transaction():
+            index.forget_version(bucket, engine.journal, key, version.id)
+        region.hold_view(place, key, "it was changed by command", durable=False)
+        region.show_current(place, bucket, key)
+    else:
+        outcome = commit.show(bucket, commit.nothing(key), was) if was else commit.Shown(None)
+        with engine.journal.transaction():
+            index.forget_version(bucket, engine.journal, key, version.id)
+        if not isinstance(outcome, commit.Shown):
+            region.mark_theirs(place, key)
+    bucket.sync()
+    engine.recent.forget(address, key, version.id)
+    commit.drop_intents(bucket, intents)
+    engine.notify()
+
+
+# -- tags
+
+
+def tag(
+    region: Region, address: str, key: bytes, version_id: str | None, *, put: Mapping[str, str], drop: Collection[str]
+) -> dict[str, object]:
+    """Change the tags of a version in place: no new version (s3-semantics, 4)."""
+    place = region.flush(address)
+    with place.bucket.open() as bucket:
+        if place.bucket.versioning is Versioning.OFF:
+            raise Refused("InvalidRequest", f"{address} is not versioned; `fsrepl versioning enable {address}` first")
+        version = find(region, bucket, key, version_id)
+        if version.marker:
+            raise Refused("MethodNotAllowed", f"{keys.shown(key)} is deleted: a delete marker has no tags")
+        tags = {name: value for name, value in {**version.tags, **put}.items() if name not in drop}
+        _check_tags(tags)
+        if tags != version.tags:
+            edited = metadata.record_edit(region, place, bucket, version, replace(version, tags=tags))
+            metadata.update_view(region, bucket, version, edited)
+    return {"Key": keys.shown(key), "VersionId": version.id, "TagSet": tag_set(tags)}
+
+
+def tag_set(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"Key": name, "Value": tags[name]} for name in sorted(tags)]
+
+
+def _check_tags(tags: Mapping[str, str]) -> None:
+    if len(tags) > TAGS_MAX:
+        raise Refused("BadRequest", f"an object takes at most {TAGS_MAX} tags, and this would make {len(tags)}")
+    for name, value in tags.items():
+        if not name or len(name) > TAG_KEY_MAX or len(value) > TAG_VALUE_MAX:
+            raise Refused(
+                "InvalidTag",
+                f"tag {name!r}: a name has 1 to {TAG_KEY_MAX} characters and a value at most {TAG_VALUE_MAX}",
+            )
+
+
+# -- trying again, and backfill
+
+
+def retry(region: Region, address: str, prefix: bytes) -> int:
+    """Make what FAILED pending again, and try what waits at once; how many deliveries. A key or a prefix ending in /."""
+    place = region.flush(address)
+    journal = region.engine.journal
+    failed = [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]
+    waiting = sum(_in_scope(d.key, prefix) for d in journal.deliveries(address, status=Status.PENDING, prefix=prefix))
+    done = 0
+    with place.bucket.open() as bucket:
+        for owed in failed:
+            done += owe_delivery(region, bucket, owed)
+    for other in region.engine.regions.values():
+        other.post(lambda other=other: other.kick(address))  # type: ignore[misc]
+    return done + waiting
+
+
+def _in_scope(key: bytes, prefix: bytes) -> bool:
+    return not prefix or key == prefix or (prefix.endswith(b"/") and key.startswith(prefix))
+
+
+def owe_delivery(region: Region, bucket: OpenBucket, owed: Owed) -> bool:
+    version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
+    delivery = version.deliveries.get(owed.destination) if version else None
+    if version is None or delivery is None:
+        return False
+    pending = replace(delivery, status=Status.PENDING, reason="")
+    region.owe_again(bucket, version, {**version.deliveries, owed.destination: pending})
+    return True
+
+
+def backfill(
+    region: Region, address: str, statuses: Sequence[str], rule_ids: Sequence[str]
+) -> dict[str, object]:
+    """S3 Batch Replication: owe what live rules passed over. Source: s3-semantics, 2, the batch column."""
+    place = region.flush(address)
+    engine = region.engine
+    with place.bucket.open() as bucket:
+        replication = place.bucket.replication
+        if replication is None:
+            raise Refused("ReplicationConfigurationNotFoundError", f"{address} has no replication configuration")
+        unknown = set(rule_ids) - {rule.id for rule in replication.rules}
+        if unknown:
+            raise Refused("InvalidRequest", f"{address} has no rule {', '.join(sorted(unknown))}")
+        rules = [rule for rule in replication.rules if not rule_ids or rule.id in rule_ids]
+        wanted = set(statuses)
+        job = clock.VersionIds().next(engine.site.now())[0]
+        number = 0
+        for version in _stored(region, bucket):
+            if version.origin is Origin.LIFECYCLE:
+                continue
+            chosen = plan.winners(rules, version.key, version.tags, marker=version.marker)
+            deliveries = dict(version.deliveries)
+            for destination, rule in chosen.items():
+                known = version.deliveries.get(destination)
+                status = "REPLICA" if version.origin is Origin.REPLICA and not known else known.status if known else "NONE"
+                if (known is None or known.settled) and (not wanted or str(status) in wanted):
+                    deliveries[destination] = plan.owed(rule, job)
+            if deliveries != version.deliveries:
+                region.owe_again(bucket, version, deliveries)
+                number += 1
+    return {"JobId": job, "Queued": number}
+
+
+def _stored(region: Region, bucket: OpenBucket) -> Iterator[Version]:
+    yield from sorted(store.read_all(bucket), key=lambda version: version.order)

@@ -1,0 +1,160 @@
+"""Every command that changes something, by name: run by the daemon for its callers, or here where there is none."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fsrepl import admin, arn, objects
+from fsrepl.admin import init
+from fsrepl.engine import Engine
+from fsrepl.errors import Refused, Usage
+from fsrepl.model import Versioning
+from fsrepl.settings import Settings
+
+__all__ = ["OPERATIONS", "init", "local_engine", "run"]
+
+Params = dict[str, Any]
+Answer = dict[str, object]
+
+
+def run(engine: Engine, name: str, params: Params) -> Answer:
+    """Do one operation. Raises FsreplError; what it refuses leaves everything as it was."""
+    operation = OPERATIONS.get(name)
+    if operation is None:
+        raise Usage(f"there is no operation {name!r}; is the daemon of another version than this command?")
+    return operation(engine, params)
+
+
+@contextlib.contextmanager
+def local_engine(settings: Settings) -> Iterator[Engine]:
+    """A site to work on without a daemon. The caller holds the site's lock."""
+    engine = Engine(settings)
+    try:
+        yield engine
+        for region in engine.regions.values():
+            region.last_turn()
+    finally:
+        engine.close()
+
+
+def _in_region(param: str, what: Callable[[Engine, str, Params], Answer]) -> Callable[[Engine, Params], Answer]:
+    """An operation on a bucket, done by the thread of its region."""
+
+    def operation(engine: Engine, params: Params) -> Answer:
+        address = params[param]
+        region, _ = arn.split_address(address)
+        if region not in engine.regions:
+            raise Usage(f"there is no region {region!r} in {engine.settings.path}; it names {engine.site.region_names()}")
+        return engine.ask(region, lambda: what(engine, address, params))
+
+    return operation
+
+
+def _key(params: Params) -> bytes:
+    key: bytes = base64.b64decode(params["key"]) if isinstance(params["key"], str) else params["key"]
+    return key
+
+
+def _enable(engine: Engine, source: str, params: Params) -> Answer:
+    engine.site.bucket(source)
+    return admin.enable_replication(
+        engine,
+        source,
+        params.get("destination"),
+        prefixes=params.get("prefixes") or (),
+        storage_class=params.get("storage_class") or "",
+        role=params.get("role") or "",
+        rule_id=params.get("id") or "",
+        delete_markers=params.get("delete_markers", True),
+        add=params.get("add", False),
+        replace_all=params.get("replace", False),
+        dry_run=params.get("dry_run", False),
+    )
+
+
+def _versioning(engine: Engine, bucket: str, params: Params) -> Answer:
+    try:
+        wanted = Versioning(params["status"])
+    except ValueError as error:
+        raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {params['status']!r}") from error
+    return admin.set_versioning(engine, bucket, wanted)
+
+
+def _retry(engine: Engine, params: Params) -> Answer:
+    scope = params.get("scope") or ""
+    region, _, rest = scope.partition("/")
+    bucket, _, key = rest.partition("/")
+    addresses = [f"{region}/{bucket}"] if scope else sorted(engine.site.buckets)
+    number = 0
+    for address in addresses:
+        engine.site.bucket(address)
+        if engine.site.online(address.partition("/")[0]):
+            home = engine.region_of(address)
+            if not scope and (address not in home.places or not home.places[address].up):
+                continue
+            number += engine.ask(home.name, lambda a=address, h=home: objects.retry(h, a, os.fsencode(key)))  # type: ignore[misc]
+    return {"Retried": number}
+
+
+def _restore(engine: Engine, bucket: str, params: Params) -> Answer:
+    return objects.restore(engine.region_of(bucket), bucket, _key(params), params.get("version_id"))
+
+
+def _remove(engine: Engine, bucket: str, params: Params) -> Answer:
+    return objects.remove(engine.region_of(bucket), bucket, _key(params), params.get("version_id"))
+
+
+def _tag(engine: Engine, bucket: str, params: Params) -> Answer:
+    return objects.tag(
+        engine.region_of(bucket), bucket, _key(params), params.get("version_id"),
+        put=params.get("tags") or {}, drop=params.get("names") or (),
+    )  # fmt: skip
+
+
+def _put(engine: Engine, source: str, params: Params) -> Answer:
+    return admin.put_replication(engine, source, params["document"], size_bytes=params.get("size_bytes", 0))
+
+
+def _backfill(engine: Engine, source: str, params: Params) -> Answer:
+    return objects.backfill(
+        engine.region_of(source), source, params.get("statuses") or (), params.get("rules") or ()
+    )
+
+
+def _repair(engine: Engine, source: str, params: Params) -> Answer:
+    from fsrepl import verify
+
+    return verify.repair(engine, source, params.get("destination"))
+
+
+def _check_site(engine: Engine, params: Params) -> Answer:
+    return {"Site": str(Path(engine.settings.path).parent)}
+
+
+OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
+    "region.add": lambda e, p: admin.add_region(e, p["name"], p["path"], replaced=p.get("replace", False)),
+    "region.forget": lambda e, p: admin.forget_region(e, p["name"]),
+    "bucket.create": _in_region("bucket", lambda e, b, p: admin.create_bucket(e, b, versioning=p.get("versioning", False))),
+    "bucket.adopt": _in_region("bucket", lambda e, b, p: admin.adopt_bucket(e, b, dry_run=p.get("dry_run", False))),
+    "bucket.rm": _in_region("bucket", lambda e, b, p: admin.remove_bucket(e, b, purge=p.get("purge", False))),
+    "versioning.set": _in_region("bucket", _versioning),
+    "replication.enable": _in_region("source", _enable),
+    "replication.put": _in_region("source", _put),
+    "replication.disable": _in_region("source", lambda e, b, p: admin.disable_replication(e, b)),
+    "replication.rm": _in_region("source", lambda e, b, p: admin.remove_replication(e, b)),
+    "replication.backfill": _in_region("source", _backfill),
+    "role.create": lambda e, p: admin.create_role(e, p["name"], p["source"], p["destinations"]),
+    "role.rm": lambda e, p: admin.remove_role(e, p["name"]),
+    "object.restore": _in_region("bucket", _restore),
+    "object.rm": _in_region("bucket", _remove),
+    "tag.set": _in_region("bucket", _tag),
+    "tag.rm": _in_region("bucket", _tag),
+    "verify.repair": _in_region("source", _repair),
+    "site": _check_site,
+    "retry": _retry,
+}
