@@ -174,10 +174,10 @@ def parse_role(document: object, name: str) -> Role:
     written = conform(document, RoleDocument, MALFORMED, of)
     if written["RoleName"] != name:
         raise Refused(MALFORMED, f"{of}: RoleName is {quoted(written['RoleName'])}; it must be the name of the file")
-    for field, number in written.get("RunAs", {}).items():
+    run_as = written.get("RunAs")
+    for field, number in (run_as or {}).items():
         if number not in range(2**32 - 1):  # the last one means "leave it" to chown(2)
             raise Refused(MALFORMED, f"{of}: RunAs.{field} {number} is no id of a user or group")
-    run_as = written.get("RunAs")
     return Role(
         name,
         _trusted(_listed(written["AssumeRolePolicyDocument"]["Statement"]), of),
@@ -254,11 +254,9 @@ def _arn_pattern(resource: str) -> re.Pattern[str]:
     """
     if resource == "*":
         return _glob(resource)
-    *parts, last = resource.split(":", 5)
-    if parts == ["arn", "aws", "s3", "", ""]:
-        parts[3] = "*"
-    head = [re.escape(part).replace(r"\*", "[^:]*").replace(r"\?", "[^:]") + ":" for part in parts]
-    return re.compile("".join(head) + _glob(last).pattern)
+    arn, partition, service, region, account, last = resource.split(":", 5)
+    head = re.escape(f"{arn}:{partition}:{service}:{region or '*'}:{account}:")
+    return re.compile(head.replace(r"\*", "[^:]*").replace(r"\?", "[^:]") + _glob(last).pattern)
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

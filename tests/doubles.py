@@ -1,0 +1,78 @@
+"""Broken worlds: filesystems that die, fail or forget at a chosen moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from fsrepl.fs import MUTATIONS, Fs
+
+
+class PowerCut(BaseException):
+    """Not an Exception: nothing that cleans up after errors may run as if the machine were still there."""
+
+
+class DyingFs(Fs):
+    """The real one for a number of changes, then dead, cleanup included."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls_left = calls
+        self.died = False
+        self.died_in = ""
+        for name in MUTATIONS:
+            setattr(self, name, self._counted(name, getattr(Fs, name).__get__(self)))
+
+    def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **more: object) -> object:
+            if self.calls_left <= 0:
+                self.died = True
+                self.died_in = self.died_in or name
+                raise PowerCut(name)
+            self.calls_left -= 1
+            return real(*args, **more)
+
+        return call
+
+
+class FailingFs(Fs):
+    """One change fails with an errno: the nth, or from the nth on every one."""
+
+    def __init__(self, calls: int, number: int = errno.EIO, *, for_ever: bool = False) -> None:
+        self.calls_left, self.number, self.for_ever = calls, number, for_ever
+        self.failed = 0
+        for name in MUTATIONS:
+            setattr(self, name, self._counted(name, getattr(Fs, name).__get__(self)))
+
+    def mend(self) -> None:
+        self.for_ever = False
+        self.calls_left = 1 << 60
+
+    def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **more: object) -> object:
+            self.calls_left -= 1
+            if self.calls_left == -1 or (self.for_ever and self.calls_left < 0):
+                self.failed += 1
+                raise OSError(self.number, os.strerror(self.number))
+            return real(*args, **more)
+
+        return call
+
+
+class CoarseFs(Fs):
+    """File times as before Linux 6.13: they move in steps of 10 ms."""
+
+    coarse_ns = 20_000_000
+    step_ns = 10_000_000
+
+    def stat(self, at: int, name: bytes) -> os.stat_result:
+        return self._coarse(super().stat(at, name))
+
+    def stat_fd(self, fd: int) -> os.stat_result:
+        return self._coarse(super().stat_fd(fd))
+
+    def _coarse(self, found: os.stat_result) -> os.stat_result:
+        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        for name in ("st_mtime_ns", "st_ctime_ns"):
+            values[name] -= values[name] % self.step_ns
+        return os.stat_result(tuple(found), values)
