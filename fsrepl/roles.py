@@ -142,22 +142,25 @@ def generate(name: str, source: str, destinations: Collection[str], *, owner_ove
 def add_destination(document: object, source: str, destination: str, *, owner_override: bool = False) -> RoleDocument:
     """A role's file that permits what `generate` permits between these two; what it names already stays as it is.
 
-    Raises Refused(MalformedPolicyDocument).
+    Nothing is added for what other words permit, such as s3:*. Raises Refused(MalformedPolicyDocument).
     """
     role = copy.deepcopy(conform(document, RoleDocument, MALFORMED))
+    before = parse_role(document, role["RoleName"])
     generated = generate(role["RoleName"], source, [destination], owner_override=owner_override)
     statements = _listed(role["Policy"]["Statement"])
     for wanted in _listed(generated["Policy"]["Statement"]):
         actions, resources = set(_listed(wanted["Action"])), _listed(wanted["Resource"])
         alike = [s for s in statements if s["Effect"] == "Allow" and actions & set(_listed(s["Action"]))]
-        if any(set(resources) <= set(_listed(s["Resource"])) for s in alike):
+        named = any(set(resources) <= set(_listed(s["Resource"])) for s in alike)
+        if named or all(may(before, action, each) is Verdict.ALLOWED for action in actions for each in resources):
             continue
         same = next((s for s in alike if actions == set(_listed(s["Action"]))), None)
         if same is None:
             statements.append(wanted)
         else:
             same["Resource"] = [*_listed(same["Resource"]), *resources]
-    role["Policy"]["Statement"] = statements
+    if len(statements) > 1:  # a single one may stand without its list, and then stays so
+        role["Policy"]["Statement"] = statements
     return role
 
 

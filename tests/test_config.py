@@ -1,9 +1,10 @@
-"""Names, ARNs and replication settings: each rule of s3-semantics, section 1, by its row, and the codes S3 has for it."""
+"""Names, ARNs and replication settings: s3-semantics, section 1, row by row, with the codes S3 has for each fault."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsrepl import arn, config
-from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.errors import Refused, Usage
 from fsrepl.model import STORAGE_CLASSES, Replication, Rule, Versioning
+from fsrepl.schema import ReplicationRule
 
 ROLE = "arn:aws:iam::000000000000:role/service-role/courier"
 ENABLED, DISABLED = {"Status": "Enabled"}, {"Status": "Disabled"}
@@ -25,7 +27,7 @@ Json = dict[str, Any]
 class World:
     """Buckets by address, as parse_replication asks about them."""
 
-    def __init__(self, *more: str, **states: Versioning) -> None:
+    def __init__(self, *more: str) -> None:
         addresses = ("east/src", "west/dst", "north/far", *more)
         self.states: dict[str, Versioning] = dict.fromkeys(addresses, Versioning.ENABLED)
 
@@ -154,7 +156,7 @@ def test_bucket_arns_name_the_region_or_a_bucket_that_one_region_has() -> None:
     ],
 )
 def test_other_bucket_arns_are_invalid(text: str) -> None:
-    with pytest.raises(Refused, match="^InvalidArgument: Invalid bucket ARN"):
+    with pytest.raises(Refused, match=r"^InvalidArgument: Invalid bucket ARN"):
         arn.parse_bucket_arn(text, lambda name: [f"west/{name}"])
 
 
@@ -173,7 +175,7 @@ def test_other_bucket_arns_are_invalid(text: str) -> None:
 )
 def test_of_a_role_arn_the_last_part_counts(text: str, name: str | None) -> None:
     if name is None:
-        with pytest.raises(Refused, match="^InvalidArgument: Invalid Role"):
+        with pytest.raises(Refused, match=r"^InvalidArgument: Invalid Role"):
             arn.parse_role_arn(text)
     else:
         assert arn.parse_role_arn(text) == name
@@ -276,8 +278,8 @@ def test_the_document_is_what_aws_prints_and_what_goes_to_disk() -> None:
     before = copy.deepcopy(printed)
     found = parse(printed)
     assert found.role == "courier"
-    assert found.document == configuration({"ID": "src-to-dst", **v2(), "ID": "src-to-dst"})
-    assert list(found.document["Rules"][0])[0] == "ID"  # type: ignore[index]
+    assert found.document == configuration(v2(ID="src-to-dst"))
+    assert '"Rules": [{"ID": ' in json.dumps(found.document)
     assert config.read_replication(found.document, source="east/src", named=lambda name: []) == found
     assert config.render_aws(found.document)["Rules"][0]["Destination"] == {"Bucket": "arn:aws:s3:::dst"}
     assert printed == before
@@ -300,11 +302,11 @@ def test_made_up_ids_are_unique_and_the_same_each_time() -> None:
 
 # -- 1.4: validation errors, in the order of its table
 
-OWNER = {"AccessControlTranslation": {"Owner": "Destination"}}
-RTC = {"Status": "Enabled", "Time": MINUTES}
-KMS = {"SseKmsEncryptedObjects": ENABLED}
-KEY = {"EncryptionConfiguration": {"ReplicaKmsKeyID": "arn:aws:kms:west:0:key/1"}}
-TAG = {"Key": "k", "Value": "v"}
+OWNER: Json = {"AccessControlTranslation": {"Owner": "Destination"}}
+RTC: Json = {"Status": "Enabled", "Time": MINUTES}
+KMS: Json = {"SseKmsEncryptedObjects": ENABLED}
+KEY: Json = {"EncryptionConfiguration": {"ReplicaKmsKeyID": "arn:aws:kms:west:0:key/1"}}
+TAG: Json = {"Key": "k", "Value": "v"}
 
 FAULTS: list[tuple[object, str]] = [
     (configuration(v1(Destination=to("arn:aws:s3:west::gone"))), "InvalidRequest: .*must exist.* west/gone"),
@@ -411,14 +413,10 @@ FAULTS: list[tuple[object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("document", "expected"), FAULTS, ids=lambda value: value[:60] if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("document", "expected"), FAULTS, ids=[expected for _, expected in FAULTS])
 def test_every_fault_has_its_code_and_says_where(document: object, expected: str) -> None:
     message = refusal(document)
-    code, _, pattern = expected.partition(": ")
-    assert message.startswith(code + ": ")
-    pytest.raises(Refused, parse, document).match(pattern)
+    assert re.match(expected, message)
     assert message.isprintable()
 
 
@@ -451,7 +449,7 @@ def test_a_saved_configuration_is_read_whatever_became_of_its_buckets() -> None:
     saved = configuration(v1(Destination=to("arn:aws:s3:west::gone", Account="111122223333")))
     found = config.read_replication(saved, source="east/src", named=lambda name: [])
     assert found.rules[0].destination == "west/gone"
-    with pytest.raises(Refused, match="InvalidRequest: .*overlapping"):
+    with pytest.raises(Refused, match=r"InvalidRequest: .*overlapping"):
         config.read_replication(several(v1, {}, {}), source="east/src", named=lambda name: [])
 
 
@@ -459,7 +457,7 @@ def test_a_saved_configuration_is_read_whatever_became_of_its_buckets() -> None:
 
 
 def written_by_enable(destination: str = "west/dst", **more: Any) -> Json:
-    return json.loads(json.dumps(config.enable_document(destination, role="courier", **more)))
+    return dict(config.enable_document(destination, role="courier", **more))
 
 
 def test_enable_writes_v1_for_the_whole_bucket() -> None:
@@ -501,7 +499,7 @@ def test_adding_a_prefix_to_the_same_destination_stays_v1() -> None:
 
 
 def test_adding_a_prefix_that_overlaps_is_refused() -> None:
-    with pytest.raises(Refused, match="^InvalidRequest: Found overlapping"):
+    with pytest.raises(Refused, match=r"^InvalidRequest: Found overlapping"):
         added(written_by_enable(), written_by_enable(prefixes=["b"]))
 
 
@@ -544,7 +542,7 @@ def test_disabling_and_enabling_again_is_the_same_configuration() -> None:
 
 
 def test_effective_content_is_what_chooses_versions() -> None:
-    """A rule that is renamed, converted to V2 or given another class goes on; another prefix, or a pause, begins anew."""
+    """A rule with another name, form or class goes on; with another prefix, or after a pause, it begins anew."""
     content = config.effective_content
     base = rule_of(v2(Filter={"And": {"Prefix": "a\udcff", "Tags": [TAG, {"Key": "a", "Value": ""}]}}))
     same = rule_of(
@@ -557,7 +555,11 @@ def test_effective_content_is_what_chooses_versions() -> None:
     )
     assert content(base) == content(same)
     assert content(rule_of(v1("x"))) == content(rule_of(v2(Filter={"Prefix": "x"})))
-    changes = [{"Status": "Disabled"}, {"Filter": {"Prefix": "a"}}, {"Destination": to("arn:aws:s3:north::far")}]
+    changes: list[Json] = [
+        {"Status": "Disabled"},
+        {"Filter": {"Prefix": "a"}},
+        {"Destination": to("arn:aws:s3:north::far")},
+    ]
     contents = {content(rule_of(v2(**change))) for change in changes} | {content(base), content(rule_of(v2()))}
     assert len(contents) == 5
     assert all(text.encode() for text in contents)
@@ -578,7 +580,7 @@ def test_versioning_documents_come_back(state: Versioning) -> None:
     "document", [{"Status": "enabled"}, {"Status": ""}, {"State": "Enabled"}, [], {"MFADelete": "Enabled"}]
 )
 def test_other_versioning_documents_are_malformed(document: object) -> None:
-    with pytest.raises(Refused, match="^MalformedXML: "):
+    with pytest.raises(Refused, match=r"^MalformedXML: "):
         config.parse_versioning(document)
 
 
@@ -648,15 +650,17 @@ def test_what_is_accepted_comes_back_from_disk_and_from_s3(document: Json, wrapp
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["Role", "Rules", "Prefix", "Filter", "x"]), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["Status", "Prefix", "Tag", "And", "x"]), inner),
 )
 
 
-@given(JSON, st.sampled_from([None, "Rules", "Destination", "Filter", "Priority", "ID", "SourceSelectionCriteria"]))
-def test_any_json_at_all_is_read_or_refused(value: object, place: str | None) -> None:
-    document = value if place is None else {"Role": ROLE, "Rules": value} if place == "Rules" else None
+@given(JSON, st.sampled_from(["", "Role", "Rules", *ReplicationRule.__annotations__]))
+def test_any_json_in_any_place_is_read_or_refused(value: object, place: str) -> None:
+    whole = configuration(v2())
+    document = {**whole, place: value} if place in whole else configuration(v2(**{place: value})) if place else value
+    message = ""
     try:
-        parse(document or configuration(v2(**{str(place): value})))
-    except FsreplError as error:
-        assert isinstance(error, Refused)
-        assert str(error).isprintable()
+        parse(document)
+    except Refused as refused:
+        message = str(refused)
+    assert message == "" or message.isprintable()
