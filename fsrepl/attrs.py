@@ -116,6 +116,8 @@ def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
 
 def of_view(version: Version) -> dict[str, bytes]:
     """What a view shows of its version, as a courtesy."""
+    if version.posix is not None or version.edited:
+        version = replace(version, posix=None, edited={})
     return {name: value for name, value in encode(version).items() if name not in RECORD_ONLY}
 
 

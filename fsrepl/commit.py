@@ -74,9 +74,15 @@ def _sync_name(bucket: OpenBucket, at: int, name: bytes) -> None:
 # -- intents
 
 
+CURRENT = "current"
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A view that is about to show a version, and how it looked before; was is None where there was none."""
+    """A view that is about to show a version, and how it looked before; was is None where there was none.
+
+    version: its id; CURRENT for whichever is the newest then; empty where none will be left.
+    """
 
     key: bytes
     version: str

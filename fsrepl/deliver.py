@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fsrepl import attrs, commit, keys, metadata, plan, roles, store, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Owed, View
+from fsrepl.journal import Object, Owed, View
 from fsrepl.model import ARCHIVED_CLASSES, Delivery, Replication, Role, Status, Version
 from fsrepl.report import Result
 from fsrepl.site import OpenBucket
@@ -35,6 +35,8 @@ class Item:
     replica: Version | None = None
     staged: transfer.StagedReplica | None = None
     with_tags: bool = True
+    known: Object | None = None
+    """The key in the destination, as the journal has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,8 @@ class Batch:
         item.replica = self._owned(
             transfer.replica_of(version, delivery, item.owed.source, with_tags=item.with_tags), delivery
         )
-        if store.has(self.destination, version.key, version.id, marker=version.marker) and self._is_there(item):
+        item.known = self.engine.journal.object(item.owed.destination, version.key)
+        if item.known is not None and self._is_there(item):
             self.words.append(Word(item.owed, Status.COMPLETED, "", version))
             return
         if version.size >= self.engine.settings.replication.large_file_bytes:
@@ -231,11 +234,10 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
         assert item.replica is not None
         key, order = item.replica.key, item.replica.order
         rival = newest.get(key)
-        known = journal.object(bucket.address, key)
-        if (known is None or order > known.order) and (rival is None or order > rival.replica.order):  # type: ignore[union-attr]
+        if (item.known is None or order > item.known.order) and (rival is None or order > rival.replica.order):  # type: ignore[union-attr]
             newest[key] = item
     shown = [item for item in items if newest.get(item.owed.key) is item]
-    views = {key: (known.view if (known := journal.object(bucket.address, key)) else None) for key in newest}
+    views = {item.owed.key: item.known.view if item.known else None for item in shown}
     intents = [commit.Intent(i.owed.key, i.owed.id, views[i.owed.key]) for i in shown]
     intent_name = b""
     try:
@@ -264,25 +266,26 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
         except OSError as error:
             _discard(bucket, item)
             region.try_later([item.owed], reason(error))
-    with journal.transaction():
-        for item in done:
-            assert item.replica is not None
-            journal.add(bucket.address, item.replica)
-            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
-    seen = _show(region, place, bucket, [i for i in done if newest.get(i.owed.key) is i], views)
+    current = [i for i in done if newest.get(i.owed.key) is i]
+    seen = _show(region, place, bucket, current, views)
     bucket.sync()
     with journal.transaction():
-        for key, view in seen:
-            journal.see(bucket.address, key, view)
+        journal.add_shown(bucket.address, seen)
+        now_shown = {(version.key, version.id) for version, _ in seen}
+        for item in done:
+            assert item.replica is not None
+            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
+            if (item.replica.key, item.replica.id) not in now_shown:
+                journal.add(bucket.address, item.replica)
     if intent_name:
         commit.drop_intents(bucket, intent_name)
     return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
 
 
 def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None]
-          ) -> list[tuple[bytes, View | None]]:  # fmt: skip
+          ) -> list[tuple[Version, View | None]]:  # fmt: skip
     """Bring views up to their new versions. What cannot be shown yet is held, durably, and is COMPLETED all the same."""
-    seen: list[tuple[bytes, View | None]] = []
+    seen: list[tuple[Version, View | None]] = []
     for item in sorted(items, key=lambda i: i.owed.marker):
         assert item.replica is not None
         assert item.staged is not None
@@ -293,7 +296,7 @@ def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item
             outcome = commit.Held(reason(error))
         match outcome:
             case commit.Shown(view):
-                seen.append((key, view))
+                seen.append((item.replica, view))
                 place.held.pop(key, None)
                 if item.replica.marker:
                     region.way_is_free(place)
@@ -354,8 +357,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             if not version.marker:
                 place.unmarked[version.key] = version
     with engine.journal.transaction():
-        for version in changed.values():
-            engine.journal.put_deliveries(address, version)
+        engine.journal.put_all_deliveries(address, changed.values())
         for word in vanished:
             engine.journal.drop_delivery(word.owed)
     engine.reporter.settled(results)

@@ -254,12 +254,11 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
     for new in published:
         if new.taken:
             _note_destroyed(region, place, bucket, new)
+    shown = [
+        (n.version, view_of(n.taken.found, n.version.id, racy=n.taken.racy) if n.taken else None) for n in published
+    ]
     with engine.journal.transaction():
-        for new in published:
-            engine.journal.add(bucket.address, new.version)
-            taken = new.taken
-            seen = view_of(taken.found, new.version.id, racy=taken.racy) if taken else None
-            engine.journal.see(bucket.address, new.version.key, seen)
+        engine.journal.add_shown(bucket.address, shown)
     for new in published:
         engine.recent.put(bucket.address, new.version, new.taken.data if new.taken else None)
         region.owe(bucket.address, new.version)
@@ -314,5 +313,4 @@ def mark_views(region: Region, place: Place) -> None:
             if view is not None:
                 seen.append((key, view))
     with engine.journal.transaction():
-        for key, view in seen:
-            engine.journal.see(address, key, view)
+        engine.journal.see_all(address, seen)

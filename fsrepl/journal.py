@@ -279,6 +279,26 @@ class Journal:
         self._set_current(number, directory, name, version)
         return True
 
+    def add_shown(self, address: str, rows: Sequence[tuple[Version, View | None]]) -> None:
+        """Versions that are the current ones of their keys, with how their views look: a batch at once."""
+        number = self._ids[address]
+        versions, objects, deliveries = [], [], []
+        for version, view in rows:
+            directory, name = keys.split(version.key)
+            if version.id == "null":
+                self.execute(
+                    "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = 'null'",
+                    (number, directory, name),
+                )
+            versions.append((number, directory, name, version.created_ns, version.id, version.marker, version.size))
+            objects.append(
+                (number, directory, name, version.id, version.created_ns, version.marker, version.digest, *_seen(view))
+            )
+            deliveries += _delivery_rows(number, version)
+        self._db.executemany("INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)", versions)
+        self._db.executemany(_PUT_OBJECT, objects)
+        self._db.executemany(_PUT_DELIVERY, deliveries)
+
     def _set_current(self, number: int, directory: bytes, name: bytes, version: Version) -> None:
         self.execute(
             "UPDATE object SET id = ?, created = ?, marker = ?, digest = ? WHERE bucket = ? AND dir = ? AND name = ?",
@@ -287,16 +307,14 @@ class Journal:
 
     def see(self, address: str, key: bytes, view: View | None) -> None:
         """Record what a key's view looks like now; None: there is nothing of it."""
-        directory, name = keys.split(key)
-        values = (
-            (view.ino, view.size, view.mtime_ns, view.ctime_ns, view.mode, view.racy, view.shown)
-            if view
-            else (None, None, None, None, None, None, None)
-        )
-        self.execute(
+        self.see_all(address, [(key, view)])
+
+    def see_all(self, address: str, rows: Iterable[tuple[bytes, View | None]]) -> None:
+        number = self._ids[address]
+        self._db.executemany(
             "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
             "WHERE bucket = ? AND dir = ? AND name = ?",
-            (*values, self._ids[address], directory, name),
+            [(*_seen(view), number, *keys.split(key)) for key, view in rows],
         )
 
     def versions_of(self, address: str, key: bytes) -> list[tuple[str, int, bool]]:
@@ -342,26 +360,11 @@ class Journal:
     # -- deliveries
 
     def put_deliveries(self, address: str, version: Version) -> None:
+        self.put_all_deliveries(address, [version])
+
+    def put_all_deliveries(self, address: str, versions: Iterable[Version]) -> None:
         number = self._ids[address]
-        self._db.executemany(
-            "INSERT OR REPLACE INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    number,
-                    version.key,
-                    version.id,
-                    destination,
-                    d.rule,
-                    str(d.status),
-                    d.reason,
-                    version.created_ns,
-                    version.size,
-                    version.marker,
-                    d.batch,
-                )
-                for destination, d in version.deliveries.items()
-            ],
-        )
+        self._db.executemany(_PUT_DELIVERY, [row for version in versions for row in _delivery_rows(number, version)])
 
     def drop_delivery(self, owed: Owed) -> None:
         """The version that was owed is gone: nothing is left to show a status on."""
@@ -432,6 +435,32 @@ class Journal:
             (self._ids.get(address),),
         )
         return {(d, r, s): Counts(n, b, o) for d, r, s, n, b, o in rows}
+
+
+_PUT_DELIVERY = "INSERT OR REPLACE INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_OBJECT = """
+INSERT INTO object (bucket, dir, name, id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name) DO UPDATE SET
+    id = excluded.id, created = excluded.created, marker = excluded.marker, digest = excluded.digest,
+    ino = excluded.ino, size = excluded.size, mtime = excluded.mtime, ctime = excluded.ctime,
+    mode = excluded.mode, racy = excluded.racy, shown = excluded.shown
+"""
+
+
+def _seen(view: View | None) -> tuple[object, ...]:
+    if view is None:
+        return (None,) * 7
+    return view.ino, view.size, view.mtime_ns, view.ctime_ns, view.mode, view.racy, view.shown
+
+
+def _delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
+    return [
+        (
+            number, version.key, version.id, destination, d.rule, str(d.status), d.reason,
+            version.created_ns, version.size, version.marker, d.batch,
+        )
+        for destination, d in version.deliveries.items()
+    ]  # fmt: skip
 
 
 _OWED = "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch FROM delivery"

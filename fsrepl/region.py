@@ -615,8 +615,7 @@ class Region:
         known.attempts += 1
         known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
         if bucket is not None and durable and not known.intent:
-            current = self.engine.journal.object(place.bucket.address, key)
-            known.intent = commit.write_intents(bucket, [commit.Intent(key, current.id if current else "", was)])
+            known.intent = commit.write_intents(bucket, [commit.Intent(key, commit.CURRENT, was)])
             self.engine.syncer.staged(bucket, [(bucket.intents, known.intent)])
 
     def way_is_free(self, place: Place) -> None:
@@ -814,6 +813,7 @@ class Region:
                 with place.bucket.open() as destination, self.engine.site.bucket(owed.source).open() as source:
                     destination.like = source
                     item.staged = staged
+                    item.known = self.engine.journal.object(owed.destination, owed.key)
                     self.send_words(deliver.publish(self, place, destination, [item]))
             except FsreplError as error:
                 self.try_later([owed], str(error))
