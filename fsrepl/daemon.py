@@ -17,12 +17,10 @@ import threading
 import time
 from typing import Any
 
-from fsrepl import clock, control, keys, operations, settings
+from fsrepl import barrier, clock, control, keys, operations, settings
 from fsrepl.engine import Engine
-from fsrepl.errors import FsreplError, Refused
-from fsrepl.journal import Owed
-from fsrepl.model import Status
-from fsrepl.region import Place
+from fsrepl.errors import FsreplError
+from fsrepl.region import Region
 from fsrepl.report import Formatter
 from fsrepl.settings import Settings
 from fsrepl.watch import Watcher
@@ -97,21 +95,19 @@ class Daemon:
         if dead or not self.watcher.is_alive():
             log.error("stopping: the thread of %s ended; what led to it is above", ", ".join(dead) or "the watcher")
             return 1
-        if not self.ready and all(self._has_looked(p) for r in self.engine.regions.values() for p in self._places(r.name)):
-            self.ready = all(r.probed for r in self.engine.regions.values())
-            if self.ready:
-                log.info("ready watching=%d directories", self.watcher.watched)
-                notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
+        if not self.ready and all(map(self._has_looked, self.engine.regions.values())):
+            self.ready = True
+            log.info("ready watching=%d directories", self.watcher.watched)
+            notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
         elif not self.ready:
             notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
         notify("WATCHDOG=1")
         return 0
 
-    def _places(self, region: str) -> list[Place]:
-        return list(self.engine.regions[region].places.values())
-
-    def _has_looked(self, place: Place) -> bool:
-        return place.scanned or not place.up
+    @staticmethod
+    def _has_looked(region: Region) -> bool:
+        """Whether every bucket of a region is scanned, or away."""
+        return region.probed and all(place.scanned or not place.up for place in list(region.places.values()))
 
     def reload(self) -> None:
         """Read the settings again; what cannot be read leaves the old ones in force."""
@@ -143,12 +139,14 @@ class Daemon:
 
     # -- commands
 
-    def handle(self, op: str, params: dict[str, Any]) -> dict[str, object]:
+    def handle(self, op: str, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
         """Answer one request of the control socket, in its own thread."""
         if op == "status":
             return self.status()
         if op == "wait":
-            return self.wait(params.get("scope") or "", float(params.get("timeout_s") or 0))
+            scope = barrier.scope_of(self.engine, params.get("scope") or "")
+            given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
+            return barrier.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
         if op == "reload":
             self._reload.set()
             return {}
@@ -215,125 +213,6 @@ class Daemon:
                 for t in list(engine.transfers)
             ],
         }  # fmt: skip
-
-    # -- the barrier
-
-    def wait(self, scope: str, timeout_s: float) -> dict[str, object]:
-        """Until all that was dropped before this call is captured, and delivered or failed. See design.md, section 5."""
-        region, _, rest = scope.partition("/")
-        name, _, key_text = rest.partition("/")
-        key = os.fsencode(key_text)
-        if scope:
-            self.engine.site.bucket(f"{region}/{name}")
-            addresses = [f"{region}/{name}"]
-        else:
-            addresses = sorted(self.engine.site.buckets)
-        until_s = time.monotonic() + timeout_s if timeout_s else None
-        opened: set[str] = set()
-        owed: list[Owed] = []
-        late: list[str] = []
-        for address in addresses:
-            if not self._captured(address, key, until_s, opened):
-                late.append(address)
-        while True:
-            owed = [o for address in addresses for o in self._newest_owed(address, key)]
-            pending = [o for o in owed if o.status == "PENDING"]
-            if not (pending or late) or self._stop.is_set():
-                break
-            if until_s is not None and time.monotonic() >= until_s:
-                break
-            with self.engine.changed:
-                self.engine.changed.wait(_left(until_s, 0.25))
-            owed = []
-        pending = [o for o in owed if o.status == "PENDING"]
-        return {
-            "failed": sum(o.status == "FAILED" for o in owed),
-            "pending": len(pending) + len(late),
-            "open": sorted(opened),
-            "offline": late,
-            "unruled": self._unruled(addresses[0], key) if key and addresses else [],
-        }
-
-    def _captured(self, address: str, key: bytes, until_s: float | None, opened: set[str]) -> bool:
-        """Wait until everything a bucket was given before now is captured; False where time ran out."""
-        region = self.engine.region_of(address)
-        place = region.places.get(address)
-        if place is None or (not place.up and not place.bucket.trouble and place.bucket.documents.versioning == ""):
-            return True
-        epoch: int | None = None
-        while not self._stop.is_set():
-            if until_s is not None and time.monotonic() >= until_s:
-                return False
-            if place.up and epoch is None:
-                try:
-                    epoch = self.engine.ask(
-                        region.name, lambda: self._begin_barrier(region, place), _left(until_s, 60.0)
-                    )
-                except FsreplError:
-                    epoch = None
-                except TimeoutError:
-                    return False
-            elif not place.up:
-                epoch = None  # away: when it is back, a scan finds what is there
-            if place.up and epoch and place.scanned and not self._busy_with(place, region, key, epoch, opened):
-                return True
-            if not place.up:
-                # an outage: nothing can be dropped there now; what it owes is pending, and that is waited for
-                return True
-            with self.engine.changed:
-                self.engine.changed.wait(_left(until_s, 0.02))
-        return False
-
-    @staticmethod
-    def _begin_barrier(region: Any, place: Place) -> int | None:
-        for path in list(place.trouble.polled):
-            region.scan(place, path, arrived=True)
-        epoch: int = region.pass_barrier(place, 5.0)
-        return epoch or None
-
-    @staticmethod
-    def _busy_with(place: Place, region: Any, key: bytes, epoch: int, opened: set[str]) -> bool:
-        """Whether something from before the barrier is still to be captured. Files open for writing are only named."""
-        if any(scan.epoch < epoch for scan in list(place.scans)) or place.bucket.address in region.taking:
-            return True
-        if any(event.epoch < epoch for event in list(region.marks.directories)) or region.marks.lost:
-            return True
-        for address, marked in region.marks.waiting(epoch):
-            if address == place.bucket.address and key in (b"", marked):
-                return True
-        for waiting, later in list(place.later.items()):
-            if key not in (b"", waiting):
-                continue
-            if later.opened:
-                opened.add(f"{place.bucket.address}/{keys.shown(waiting)}")
-            elif later.mark.epoch < epoch:
-                return True
-        return any(key in (b"", lane) for lane in list(place.lanes))
-
-    def _newest_owed(self, address: str, key: bytes) -> list[Owed]:
-        """The unfinished deliveries of a bucket or a key, of the newest version of each key only."""
-        journal = self.engine.journal
-        out = []
-        for status in (Status.PENDING, Status.FAILED):
-            for owed in journal.deliveries(address, status=status, key=key or None):
-                known = journal.object(address, owed.key)
-                if status is Status.PENDING or (known is not None and known.id == owed.id):
-                    out.append(owed)
-        return out
-
-    def _unruled(self, address: str, key: bytes) -> list[str]:
-        """A key that no rule chose: `wait` says so, since it may not be what its caller expects."""
-        known = self.engine.journal.object(address, key)
-        if known is None:
-            raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
-        if next(self.engine.journal.deliveries(address, key=key), None) is None:
-            return [f"{address}/{keys.shown(key)}"]
-        return []
-
-
-def _left(until_s: float | None, most_s: float) -> float:
-    return most_s if until_s is None else max(0.0, min(most_s, until_s - time.monotonic()))
-
 
 def notify(message: str) -> None:
     """Tell systemd. Does nothing elsewhere. Source: sd_notify(3)."""

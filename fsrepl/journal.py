@@ -389,6 +389,15 @@ class Journal:
         )
         return [self._owed(row) for row in rows]
 
+    def count_pending(self, source: str, newest_ns: int, key: bytes | None = None) -> int:
+        """How many deliveries of a bucket, or a key, are pending of versions that are no newer than that."""
+        rows = self.execute(
+            "SELECT count(*) FROM delivery WHERE status = 'PENDING' AND bucket = ? AND created <= ?"
+            + (" AND key = ?" if key is not None else ""),
+            (self._ids.get(source), newest_ns, *([key] if key is not None else [])),
+        )
+        return int(rows.fetchone()[0])
+
     def deliveries(
         self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b""
     ) -> Iterator[Owed]:

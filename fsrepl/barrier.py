@@ -1,0 +1,183 @@
+"""What `fsrepl wait` waits for: all that was dropped before the call is captured, and then delivered or failed.
+
+A sentinel is made in each bucket's .fsrepl/tmp, on the same inotify instance as everything else: what the
+watcher reads before it was done before the call. That begins an epoch; a key that was marked in an
+earlier one is waited for, and so are the deliveries of every version that was there when the last of
+them was captured. What is dropped during the wait holds up nobody. Source: design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from fsrepl import keys
+from fsrepl.engine import Engine
+from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.model import Status, Versioning
+from fsrepl.region import Place, Region
+
+_SENTINEL_S = 5.0
+_CAPTURE_LOOK_S = 0.02
+_DELIVERY_LOOK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything, one bucket, or one key of a bucket."""
+
+    addresses: tuple[str, ...]
+    key: bytes = b""
+
+    def takes(self, key: bytes) -> bool:
+        return not self.key or key == self.key
+
+
+@dataclass(slots=True)
+class Waited:
+    """How a wait ended. pending counts what is not captured (a bucket each) or not delivered yet."""
+
+    failed: int = 0
+    pending: int = 0
+    opened: set[str] = field(default_factory=set)
+    unruled: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, object]:
+        return {
+            "failed": self.failed,
+            "pending": self.pending,
+            "open": sorted(self.opened),
+            "unruled": self.unruled,
+        }
+
+
+def scope_of(engine: Engine, text: str) -> Scope:
+    """Read REGION/BUCKET[/KEY], or nothing for the whole site. Raises Usage or Refused where there is no such bucket."""
+    if not text:
+        return Scope(tuple(sorted(engine.site.buckets)))
+    region, _, rest = text.partition("/")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise Usage(f"{keys.shown(os.fsencode(text))} names no bucket; write REGION/BUCKET or REGION/BUCKET/KEY")
+    engine.site.bucket(f"{region}/{bucket}")
+    return Scope((f"{region}/{bucket}",), os.fsencode(key))
+
+
+def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callable[[], bool]) -> Waited:
+    """Until everything in scope from before this call is captured, and delivered or failed; or time is up.
+
+    given_up: whether nobody needs the answer any more.
+    """
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    waited = Waited()
+    late = [a for a in scope.addresses if not _captured(engine, a, scope, until_s, waited.opened, given_up)]
+    newest = {address: engine.journal.newest(address)[1] for address in scope.addresses}
+    while True:
+        pending = sum(engine.journal.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
+        if not pending or _is_over(until_s) or given_up():
+            break
+        with engine.changed:
+            engine.changed.wait(_left(until_s, _DELIVERY_LOOK_S))
+    waited.pending = pending + len(late)
+    waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
+    if scope.key and not waited.opened and not late:
+        waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
+    return waited
+
+
+def _is_over(until_s: float | None) -> bool:
+    return until_s is not None and time.monotonic() >= until_s
+
+
+def _left(until_s: float | None, most_s: float) -> float:
+    return most_s if until_s is None else max(0.0, min(most_s, until_s - time.monotonic()))
+
+
+def _captured(
+    engine: Engine, address: str, scope: Scope, until_s: float | None, opened: set[str], given_up: Callable[[], bool]
+) -> bool:
+    """Wait until everything a bucket was given before now is captured; False where time ran out."""
+    region = engine.region_of(address)
+    epoch: int | None = None
+    while not given_up():
+        place = region.places.get(address)
+        if place is not None and not _is_followed(place):
+            return True
+        if place is not None and place.up:
+            if epoch is None:
+                epoch = _begin(engine, region, place, until_s)
+            if epoch is not None and place.scanned:
+                busy, still_open = _in_hand(region, place, scope, epoch)
+                if not busy:
+                    opened |= still_open
+                    return True
+        else:
+            epoch = None  # when it is back, a scan finds what is there
+        if _is_over(until_s):
+            return False
+        with engine.changed:
+            engine.changed.wait(_left(until_s, _CAPTURE_LOOK_S))
+    return False
+
+
+def _is_followed(place: Place) -> bool:
+    """Whether captures can be waited for here: not in an outage, when nothing can be dropped, nor without versioning."""
+    if place.up:
+        return True
+    return not place.bucket.trouble and place.bucket.versioning is not Versioning.OFF
+
+
+def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) -> int | None:
+    """Make the sentinel; the epoch that began with it, None where it was not read."""
+
+    def begin() -> int:
+        for path in list(place.trouble.polled):
+            region.scan(place, path, arrived=True)
+        return region.pass_barrier(place, _left(until_s, _SENTINEL_S))
+
+    try:
+        return engine.ask(region.name, begin, _left(until_s, 60.0)) or None
+    except (FsreplError, TimeoutError, OSError):
+        return None
+
+
+def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
+    """Whether something from before the epoch is still to be captured; and which files are open for writing."""
+    address = place.bucket.address
+    opened: set[str] = set()
+    if any(scan.epoch < epoch for scan in list(place.scans)) or address in region.taking:
+        return True, opened
+    if region.marks.lost or any(e.epoch < epoch and e.address == address for e in list(region.marks.directories)):
+        return True, opened
+    if any(a == address and scope.takes(key) for a, key in region.marks.waiting(epoch)):
+        return True, opened
+    for key, later in list(place.later.items()):
+        if not scope.takes(key):
+            continue
+        if later.opened:
+            opened.add(f"{address}/{keys.shown(key)}")
+        elif later.mark.epoch < epoch:
+            return True, opened
+    return any(scope.takes(key) for key in list(place.lanes)), opened
+
+
+def _failed(engine: Engine, address: str, scope: Scope) -> int:
+    """How many deliveries failed whose version is the newest of its key."""
+    journal = engine.journal
+    failed: Collection[bool] = [
+        known is not None and known.id == owed.id
+        for owed in journal.deliveries(address, status=Status.FAILED, key=scope.key or None)
+        for known in (journal.object(address, owed.key),)
+    ]
+    return sum(failed)
+
+
+def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
+    """A key that no rule chose: `wait` says so, since it may not be what its caller expects. Raises Refused(NoSuchKey)."""
+    known = engine.journal.object(address, key)
+    if known is None:
+        raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
+    chosen = any(owed.id == known.id for owed in engine.journal.deliveries(address, key=key))
+    return [] if chosen else [f"{address}/{keys.shown(key)}"]

@@ -1,0 +1,228 @@
+"""Talking to the daemon: one lock and one socket in the site's state folder, both sides of it.
+
+A request is a line of JSON, {"op", "params"}; the answer is another, {"ok"} or {"error"}. The socket is
+0600, and its peer must be the daemon's user or root. A Unix socket's path may have 107 bytes, so both
+sides reach it through a descriptor of the folder. Source: design.md, sections 5 and 8; unix(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from fsrepl import errors
+from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
+from fsrepl.fs import reason
+
+log = logging.getLogger("fsrepl")
+
+SOCKET = "control"
+LOCK = "lock"
+_REQUEST_MAX_BYTES = 8 << 20
+_PEER = struct.Struct("3i")
+_ACCEPT_S = 0.5
+_HANDSHAKE_S = 10.0
+
+Alive = Callable[[], bool]
+"""Whether whoever asked is still there to hear the answer."""
+Handler = Callable[[str, dict[str, Any], Alive], dict[str, object]]
+
+
+class Lock:
+    """The one writer of a site: its daemon, or a command while there is none. Released when the process ends."""
+
+    def __init__(self, state: str | os.PathLike[str]) -> None:
+        self._path = os.path.join(state, LOCK)
+        self._fd = -1
+
+    def try_acquire(self) -> bool:
+        """Whether it is ours now. Raises Usage where the state folder cannot be used."""
+        try:
+            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise Usage(f"cannot use the site's lock {self._path}: {reason(error)}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise Usage(f"cannot lock {self._path}: {reason(error)}") from error
+        os.ftruncate(fd, 0)
+        os.write(fd, b"%d\n" % os.getpid())
+        self._fd = fd
+        return True
+
+    def holder(self) -> str:
+        """The process that has it, for a message."""
+        try:
+            with open(self._path, encoding="ascii") as file:
+                return file.read().strip() or "another process"
+        except (OSError, ValueError):
+            return "another process"
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Lock:
+        """Raises Usage where somebody has it: a site has one daemon."""
+        if not self.try_acquire():
+            raise Usage(f"this site has a running daemon already (pid {self.holder()}); a site has one")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def _short_path(state: str | os.PathLike[str]) -> Iterator[str]:
+    fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+# -- the daemon's side
+
+
+class Server:
+    """Answers requests, each in a thread of its own."""
+
+    def __init__(self, state: str | os.PathLike[str], handle: Handler) -> None:
+        """The caller holds the site's lock, so a socket that is there is a dead process's."""
+        self._state, self._handle = state, handle
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(state, SOCKET))
+        with _short_path(state) as path:
+            self._listener.bind(path)
+            os.chmod(path, 0o600)
+        self._listener.listen(64)
+        self._listener.settimeout(_ACCEPT_S)
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError as error:
+                if self._closing:
+                    return
+                log.warning("a command could not be heard: %s", reason(error))
+                threading.Event().wait(_ACCEPT_S)  # no descriptors left: not a reason to spin
+                continue
+            threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_HANDSHAKE_S)
+            _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            if uid not in (0, os.geteuid()):
+                answer: dict[str, object] = _error(Refused("AccessDenied", "the daemon obeys its own user and root"))
+            else:
+                answer = self._answer(connection)
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _answer(self, connection: socket.socket) -> dict[str, object]:
+        try:
+            request = json.loads(_read_line(connection))
+            op, params = str(request["op"]), dict(request["params"])
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(Usage(f"the daemon was asked something it does not understand: {error}"))
+        try:
+            return {"ok": self._handle(op, params, lambda: _is_open(connection))}
+        except FsreplError as error:
+            return _error(error)
+        except OSError as error:
+            return _error(FsreplError(f"{op} failed: {error.strerror or error}"))
+        except Exception:
+            log.exception("command op=%s: what nobody foresaw", op)
+            return _error(FsreplError(f"{op} failed for a reason nobody foresaw; the daemon's log has it"))
+
+    def close(self) -> None:
+        self._closing = True
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._state, SOCKET))
+        self._listener.close()
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Whether the peer has not hung up. It sends nothing more, so anything to read is its end."""
+    readable, _, _ = select.select([connection], [], [], 0)
+    return not readable
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        part = connection.recv(1 << 16)
+        if not part:
+            raise ValueError("the request was cut short")
+        data += part
+        if len(data) > _REQUEST_MAX_BYTES:
+            raise ValueError(f"a request may have {_REQUEST_MAX_BYTES:,} bytes")
+    return bytes(data)
+
+
+def _error(error: FsreplError) -> dict[str, object]:
+    document: dict[str, object] = {"kind": type(error).__name__, "message": str(error)}
+    if isinstance(error, Refused):
+        document["code"] = error.code
+    return {"error": document}
+
+
+# -- the caller's side
+
+
+def ask(state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+    """What the daemon answers. Raises NotRunning where there is none, or what the operation raised there."""
+    try:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection,
+            _short_path(state) as path,
+        ):
+            connection.connect(path)
+            connection.settimeout(timeout_s)
+            connection.sendall(json.dumps({"op": op, "params": params}).encode() + b"\n")
+            answer = json.loads(_read_line(connection))
+    except PermissionError as error:
+        raise Refused("AccessDenied", f"the daemon of this site obeys its own user and root: {reason(error)}") from error
+    except TimeoutError as error:
+        raise errors.TimedOut(f"the daemon did not answer {op} within {timeout_s} s") from error
+    except (OSError, ValueError) as error:
+        raise NotRunning("the daemon of this site is not running; `fsrepl daemon` starts it") from error
+    if "error" in answer:
+        raise _raised(answer["error"])
+    found: dict[str, Any] = answer["ok"]
+    return found
+
+
+def _raised(document: dict[str, Any]) -> FsreplError:
+    kind, message = document.get("kind"), str(document.get("message"))
+    if kind == "Refused":
+        code = str(document["code"])
+        return Refused(code, message.removeprefix(f"{code}: "))
+    found = getattr(errors, str(kind), FsreplError)
+    if found in (errors.Usage, errors.Unavailable, errors.BucketMissing, errors.StoreDamaged, errors.TimedOut):
+        error: FsreplError = found(message)
+        return error
+    return FsreplError(message)
