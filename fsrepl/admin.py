@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from fsrepl.engine import Engine
 
 _BATCH = 512
+_RECORD_BYTES = 8192
+"""What a stored version takes beside its content: its inode, and a block for its attributes."""
 DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
 
 
@@ -311,9 +313,10 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
             free, total = site.fs.space(fd)
         finally:
             site.fs.close(fd)
-    left = free - size - objects * 8192
-    answer: dict[str, object] = {"Bucket": address, "Objects": objects, "Bytes": size, "Free": free}
-    if left < engine.settings.capture.keep_free.needed(total) and site.settings.regions[region].sharing != "link":
+    sharing = site.settings.regions[region].sharing
+    needed = objects * _RECORD_BYTES + (0 if sharing == "link" else size)
+    answer: dict[str, object] = {"Bucket": address, "Objects": objects, "Bytes": size, "Needed": needed, "Free": free}
+    if free - needed < engine.settings.capture.keep_free.needed(total) and sharing != "link":
         raise Refused(
             "InvalidRequest",
             f"{address} holds {objects} files of {size >> 20} MiB, which are stored once more, and {free >> 20} MiB are "
@@ -606,8 +609,15 @@ def configuration(site: Site, source: str) -> Replication:
     return found
 
 
-def put_replication(engine: Engine, source: str, document: object, *, size_bytes: int = 0) -> dict[str, object]:
-    return _finish(engine, source, document, dry_run=False, size_bytes=size_bytes)
+def has_configuration(site: Site, source: str) -> bool:
+    return _configuration(site, source) is not None
+
+
+def put_replication(
+    engine: Engine, source: str, document: object, *, size_bytes: int = 0, dry_run: bool = False
+) -> dict[str, object]:
+    """Save a configuration as S3 takes it. Raises Refused with S3's codes."""
+    return _finish(engine, source, document, dry_run=dry_run, size_bytes=size_bytes)
 
 
 def _finish(

@@ -140,7 +140,7 @@ def _unwrapped(document: object, name: str) -> object:
 
 def _rule(written: ReplicationRule, destination: str) -> Rule:
     to = written["Destination"]
-    prefix, tags = _selection(written)
+    prefix, tags = selection(written)
     v2 = "Filter" in written
     return Rule(
         id=written["ID"],
@@ -163,7 +163,7 @@ def _on(setting: Switch | Metrics | ReplicationTime | None) -> bool:
     return setting is not None and setting["Status"] == "Enabled"
 
 
-def _selection(rule: ReplicationRule) -> tuple[str, list[Tag]]:
+def selection(rule: ReplicationRule) -> tuple[str, list[Tag]]:
     """The prefix and the tags of a rule, wherever it says them."""
     found = rule.get("Filter", {})
     both = found.get("And", {})
@@ -239,7 +239,7 @@ def _faults_of_selection(rule: ReplicationRule) -> Iterator[Fault]:
     both_of = found.get("And", {})
     if "And" in found and ("Prefix" in both_of) + len(both_of.get("Tags", [])) < 2:
         yield "MalformedXML", "Filter.And needs two predicates; a single one belongs in Filter itself"
-    prefix, tags = _selection(rule)
+    prefix, tags = selection(rule)
     keys = [tag["Key"] for tag in tags]
     if "" in keys:
         yield "MalformedXML", "the Key of a tag is empty"
@@ -280,7 +280,7 @@ def _faults_of_version(rule: ReplicationRule) -> Iterator[Fault]:
             "InvalidRequest",
             f'DeleteMarkerReplication must be specified {schema}: {{"Status": "Enabled"}} or "Disabled"',
         )
-    if _on(rule["DeleteMarkerReplication"]) and _selection(rule)[1]:
+    if _on(rule["DeleteMarkerReplication"]) and selection(rule)[1]:
         yield (
             "InvalidRequest",
             "Delete marker replication is not supported if any Tag filter is specified; "

@@ -193,7 +193,9 @@ def _error(error: FsreplError) -> dict[str, object]:
 # -- the caller's side
 
 
-def ask(state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+def ask(
+    state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_s: float | None = None
+) -> dict[str, Any]:
     """What the daemon answers. Raises NotRunning where there is none, or what the operation raised there."""
     try:
         with (
@@ -205,7 +207,9 @@ def ask(state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_
             connection.sendall(json.dumps({"op": op, "params": params}).encode() + b"\n")
             answer = json.loads(_read_line(connection))
     except PermissionError as error:
-        raise Refused("AccessDenied", f"the daemon of this site obeys its own user and root: {reason(error)}") from error
+        raise Refused(
+            "AccessDenied", f"the daemon of this site obeys its own user and root: {reason(error)}"
+        ) from error
     except TimeoutError as error:
         raise errors.TimedOut(f"the daemon did not answer {op} within {timeout_s} s") from error
     except (OSError, ValueError) as error:

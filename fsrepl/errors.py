@@ -46,6 +46,10 @@ class Unavailable(FsreplError):
     """A passing fault: region offline, disk full, I/O error. Stays PENDING and is tried again."""
 
 
+class DocumentInvalid(Unavailable):
+    """A bucket's document cannot be read, or is not what it should be: offline until a person mends it."""
+
+
 class BucketMissing(FsreplError):
     """The region is there and the bucket's folder is not."""
 

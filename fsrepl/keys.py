@@ -52,6 +52,11 @@ def stored_component(component: bytes) -> bytes:
     return component
 
 
+def is_digest(stored: bytes) -> bool:
+    """Whether a stored component is a digest, which says nothing of the order of its key."""
+    return _HASHED.match(stored) is not None
+
+
 @lru_cache(maxsize=4096)
 def stored_directory(directory: bytes) -> bytes:
     """Where versions of the keys in a directory lie, relative to the version store."""
@@ -93,8 +98,13 @@ def shown(key: bytes) -> str:
     )
 
 
+def text(key: bytes) -> str:
+    """A key as a string, for JSON, which escapes control characters itself: only bytes that are not UTF-8 as `\\xNN`."""
+    return key.decode("utf-8", "backslashreplace")
+
+
 def is_exact(key: bytes) -> bool:
-    """Whether shown(key) is the key itself: valid UTF-8."""
+    """Whether text(key) is the key itself: valid UTF-8."""
     try:
         key.decode()
     except UnicodeDecodeError:

@@ -31,7 +31,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         version = find(region, bucket, key, version_id, content=True)
         known = region.engine.journal.object(address, key)
         if known and known.id == version.id:
-            return {"Key": keys.shown(key), "VersionId": version.id, "Changed": False}
+            return {"Key": keys.text(key), "VersionId": version.id, "Changed": False}
         fd = store.open_version(bucket, key, version.id)
         name = store.token()
         try:
@@ -57,7 +57,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         new = replace(new, deliveries=plan.choose(place.bucket.replication, new))
         staged = capture.stage_copy(bucket, name, new)
         commit_version(region, bucket, new, staged)
-    return {"Key": keys.shown(key), "VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
+    return {"Key": keys.text(key), "VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
 
 
 def remove(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
@@ -70,16 +70,16 @@ def remove(region: Region, address: str, key: bytes, version_id: str | None) -> 
                 bucket.fs.unlink(bucket.views.get(directory), name)
             except FileNotFoundError as error:
                 raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}") from error
-            return {"Key": keys.shown(key)}
+            return {"Key": keys.text(key)}
         if version_id is None:
             if not keys.is_key(key):
                 raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
             marker = intake.new_marker(region, bucket, key, Origin.USER)
             commit_version(region, bucket, marker, store.stage_marker(bucket, marker))
-            return {"Key": keys.shown(key), "DeleteMarker": True, "VersionId": marker.id}
+            return {"Key": keys.text(key), "DeleteMarker": True, "VersionId": marker.id}
         version = find(region, bucket, key, version_id)
         remove_version(region, bucket, version)
-    return {"Key": keys.shown(key), "DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
+    return {"Key": keys.text(key), "DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
 
 
 def find(
@@ -178,7 +178,7 @@ def tag(
         if tags != version.tags:
             edited = metadata.record_edit(region, place, bucket, version, replace(version, tags=tags))
             metadata.update_view(region, bucket, version, edited)
-    return {"Key": keys.shown(key), "VersionId": version.id, "TagSet": tag_set(tags)}
+    return {"Key": keys.text(key), "VersionId": version.id, "TagSet": tag_set(tags)}
 
 
 def tag_set(tags: Mapping[str, str]) -> list[dict[str, str]]:

@@ -117,7 +117,13 @@ def _tag(engine: Engine, bucket: str, params: Params) -> Answer:
 
 
 def _put(engine: Engine, source: str, params: Params) -> Answer:
-    return admin.put_replication(engine, source, params["document"], size_bytes=params.get("size_bytes", 0))
+    return admin.put_replication(
+        engine,
+        source,
+        params["document"],
+        size_bytes=params.get("size_bytes", 0),
+        dry_run=params.get("dry_run", False),
+    )
 
 
 def _backfill(engine: Engine, source: str, params: Params) -> Answer:

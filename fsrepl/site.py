@@ -15,11 +15,12 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 from fsrepl import arn, clock, config, keys
 from fsrepl.clock import Clock
-from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
+from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
 from fsrepl.model import Replication, Versioning
 from fsrepl.settings import Settings
@@ -178,6 +179,11 @@ class Bucket:
         self.reflinks: bool | None = None
 
     @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.site.settings.regions[self.region].path / self.name
+
+    @property
     def sharing(self) -> str:
         return self.site.settings.regions[self.region].sharing
 
@@ -274,7 +280,7 @@ class Bucket:
             try:
                 return read_document(self.fs, opened.meta, name)
             except ValueError as error:
-                raise Unavailable(
+                raise DocumentInvalid(
                     f"bucket {self.address}: .fsrepl/{name.decode()} cannot be read: {error}; mend the file"
                 ) from error
 
@@ -291,7 +297,7 @@ class Bucket:
                 frozenset(read_removed(self.fs, opened.meta)),
             )
         except (Refused, KeyError, TypeError) as error:
-            raise Unavailable(
+            raise DocumentInvalid(
                 f"bucket {self.address}: a document in .fsrepl is not valid: {error}; mend the file"
             ) from error
 

@@ -1,0 +1,5 @@
+"""python -m fsrepl"""
+
+from fsrepl.cli import main
+
+main()

@@ -1,0 +1,102 @@
+"""The command line: parse, call, print. Each group of commands has a file; what all share is in shared.py.
+
+Imports of what a command needs are made by the command, so that `fsrepl wait` in a script starts fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fsrepl
+from fsrepl.cli import buckets, daemon, looking, objects, replication, roles, site, waiting
+from fsrepl.cli.shared import State, set_state, state
+from fsrepl.errors import FsreplError
+
+app = typer.Typer(
+    name="fsrepl",
+    help="S3 cross-region replication for ordinary directories.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fsrepl {fsrepl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    site: Annotated[
+        Path | None,
+        typer.Option(help="The site's folder. Else FSREPL_SITE, the nearest fsrepl.toml upwards, /etc/fsrepl."),
+    ] = None,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Say more; the daemon logs captures.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    set_state(State(site, verbose, quiet))
+
+
+for group in (site, daemon, buckets, replication, roles, objects, looking, waiting):
+    group.register(app)
+
+
+def main() -> None:
+    """The program: run a command; errors are sentences on stderr, and an exit status (design.md, section 5)."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names may be any bytes: none of them ends a command
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except typer.Abort:
+        typer.echo("given up; nothing was changed", err=True)
+        return 1
+    except FsreplError as error:
+        typer.echo(str(error), err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # whoever read us has enough; keep the interpreter from complaining when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return _unforeseen(error)
+    return 0
+
+
+def _unforeseen(error: Exception) -> int:
+    """Errors of the parser, of files that a command was given, and of our own making."""
+    show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(exit_code, int):  # a usage error, of the parser's own copy of click
+        show()
+        return exit_code
+    if isinstance(error, OSError):
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        typer.echo(f"{name}{error.strerror or error}", err=True)
+        return 1
+    if state().verbose:
+        raise error
+    typer.echo(
+        f"an error that nobody foresaw: {type(error).__name__}: {error}; -v before the command shows where", err=True
+    )
+    return 1

@@ -1,0 +1,152 @@
+"""fsrepl bucket, versioning."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fsrepl.cli.shared import (
+    Bucket,
+    DryRun,
+    Json,
+    Yes,
+    confirm,
+    open_site,
+    perform,
+    print_json,
+    print_table,
+    say,
+    size_text,
+)
+from fsrepl.errors import FsreplError, Refused, Usage
+
+bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
+versioning = typer.Typer(
+    help="The versioning of a bucket, which replication needs on both sides.", no_args_is_help=True
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(bucket, name="bucket")
+    app.add_typer(versioning, name="versioning")
+
+
+@bucket.command("create")
+def bucket_create(
+    bucket: Bucket,
+    versioning: Annotated[bool, typer.Option("--versioning", help="Enable versioning at once.")] = False,
+    json: Json = False,
+) -> None:
+    """Make an empty bucket."""
+    answer = perform("bucket.create", bucket=bucket, versioning=versioning)
+    print_json(answer) if json else say(f"bucket {bucket}" + (", versioning Enabled" if versioning else ""))
+
+
+@bucket.command("adopt")
+def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json: Json = False) -> None:
+    """Make a folder with files a versioned bucket as it is: each file becomes its key's `null` version."""
+    plan = perform("bucket.adopt", bucket=bucket, dry_run=True)
+    stored = f"{plan['Objects']} files, {size_text(plan['Bytes'])}"
+    space = f"about {size_text(plan['Needed'])} of {size_text(plan['Free'])} free space are needed for their versions"
+    if dry_run:
+        print_json(plan) if json else say(f"{bucket}: {stored}; {space}")
+        return
+    confirm(f"{bucket} holds {stored}; {space}. Adopt it?", yes)
+    answer = perform("bucket.adopt", bucket=bucket)
+    print_json(answer) if json else say(f"bucket {bucket}: {answer['Adopted']} files adopted, versioning Enabled")
+
+
+@bucket.command("ls")
+def bucket_ls(
+    region: Annotated[str | None, typer.Argument(metavar="[REGION]", help="Only those of one region.")] = None,
+    json: Json = False,
+) -> None:
+    """List the buckets, region by region, with what each one is set to."""
+    site = open_site()
+    if region is not None and region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    rows = []
+    for address in sorted(site.buckets):
+        found = site.buckets[address]
+        if region not in (None, found.region):
+            continue
+        trouble = ""
+        try:
+            with found.open():
+                pass
+        except FsreplError as error:
+            trouble = str(error)
+        to = sorted({rule.destination for rule in found.replication.rules}) if found.replication else []
+        rows.append(
+            {
+                "Bucket": address,
+                "Online": not trouble,
+                "Versioning": str(found.versioning),
+                "ReplicatesTo": to,
+                "Path": str(found.path),
+                **({"Trouble": trouble} if trouble else {}),
+            }
+        )
+    if json:
+        print_json({"Buckets": rows})
+        return
+    print_table(
+        [
+            (
+                r["Bucket"],
+                (r["Versioning"] or "never versioned") if r["Online"] else "OFFLINE",
+                ", ".join(r["ReplicatesTo"]),  # type: ignore[arg-type]
+                r.get("Trouble", ""),
+            )
+            for r in rows
+        ],
+        ("BUCKET", "VERSIONING", "REPLICATES TO", ""),
+    )
+
+
+@bucket.command("rm")
+def bucket_rm(bucket: Bucket, yes: Yes = False, json: Json = False) -> None:
+    """Remove a bucket. One that holds anything goes with all of it, after asking."""
+    try:
+        answer = perform("bucket.rm", bucket=bucket)
+    except Refused as error:
+        if error.code != "BucketNotEmpty":
+            raise
+        if not yes:
+            try:
+                confirm(f"{bucket} holds objects or versions. Remove it with everything in it?", yes=False)
+            except Usage:
+                raise error from None
+        answer = perform("bucket.rm", bucket=bucket, purge=True)
+    print_json(answer) if json else say(f"bucket {bucket} is removed")
+
+
+def _set(bucket: str, status: str, json: bool) -> None:
+    answer = perform("versioning.set", bucket=bucket, status=status)
+    print_json(answer) if json else say(f"versioning of {bucket}: {status}")
+
+
+@versioning.command("enable")
+def versioning_enable(bucket: Bucket, json: Json = False) -> None:
+    """Keep every version from now on. Files that are there already become `null` versions."""
+    _set(bucket, "Enabled", json)
+
+
+@versioning.command("suspend")
+def versioning_suspend(bucket: Bucket, json: Json = False) -> None:
+    """Keep the versions that are there; new ones replace each other as the `null` version."""
+    _set(bucket, "Suspended", json)
+
+
+@versioning.command("show")
+def versioning_show(bucket: Bucket, json: Json = False) -> None:
+    """Print the state: Enabled, Suspended, or nothing for a bucket that was never versioned."""
+    site = open_site()
+    found = site.bucket(bucket)
+    with found.open():
+        status = str(found.versioning)
+    if json:
+        print_json({"Status": status} if status else {})
+    else:
+        say(status or f"{bucket} was never versioned")

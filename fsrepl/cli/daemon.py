@@ -1,0 +1,19 @@
+"""fsrepl daemon: what systemd starts."""
+
+from __future__ import annotations
+
+import typer
+
+from fsrepl.cli.shared import state
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(daemon)
+
+
+def daemon() -> None:
+    """Watch the regions and replicate, in the foreground, until SIGTERM. SIGHUP reads the settings again."""
+    from fsrepl import daemon as daemons
+
+    options = state()
+    raise typer.Exit(daemons.run(options.settings, verbose=options.verbose, quiet=options.quiet))

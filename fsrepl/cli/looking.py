@@ -1,0 +1,60 @@
+"""fsrepl status, why: what is there, what is not, and the reason."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fsrepl.cli.shared import (
+    Address,
+    Json,
+    VersionId,
+    address_and_key,
+    open_site,
+    print_json,
+    say,
+    shown,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+    app.command()(why)
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it again each second.")] = False,
+    json: Json = False,
+) -> None:
+    """Show daemon, buckets, rules, lag, transfers and failures on one screen."""
+    from fsrepl import status as statuses
+
+    site = open_site()
+    if watch and not json:
+        from fsrepl.cli import screen
+
+        screen.watch(site)
+        return
+    document = statuses.status(site, statuses.daemon_status(site.settings))
+    if json:
+        print_json(document)
+    else:
+        from fsrepl.cli import screen
+
+        screen.show(document)
+
+
+def why(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+    """Tell which rule chose a key, where it goes, what happened and what is next."""
+    from fsrepl import status as statuses
+
+    bucket_name, key = address_and_key(address)
+    site = open_site()
+    answer = statuses.why(site, bucket_name, key, version_id, statuses.daemon_status(site.settings))
+    if json:
+        print_json(answer.document)
+        return
+    say(shown(address))
+    for sentence in answer.sentences:
+        say(f"  {shown(sentence)}")

@@ -1,0 +1,172 @@
+"""fsrepl ls, head, cat, restore, rm, tag: objects and their versions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from fsrepl.cli.shared import (
+    Address,
+    Json,
+    VersionId,
+    address_and_key,
+    encoded,
+    open_site,
+    perform,
+    print_json,
+    print_table,
+    say,
+    shown,
+)
+from fsrepl.errors import Usage
+
+tag = typer.Typer(help="Tags of a version. They change in place: no new version.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (ls, head, cat, restore, rm):
+        app.command()(command)
+    app.add_typer(tag, name="tag")
+
+
+def ls(
+    address: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/PREFIX]")],
+    versions: Annotated[bool, typer.Option("--versions", help="Every version and marker, newest first.")] = False,
+    max_keys: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many entries; 0: all.")] = 0,
+    start_after: Annotated[str | None, typer.Option("--start-after", "--key-marker", metavar="KEY")] = None,
+    version_id_marker: Annotated[str, typer.Option(metavar="ID", help="With --key-marker: after this version.")] = "",
+    json: Json = False,
+) -> None:
+    """List objects, in the order of their keys."""
+    from fsrepl import clock, keys, listing
+
+    if version_id_marker and start_after is None:
+        raise Usage("--version-id-marker needs --key-marker: a version of which key?")
+    bucket_name, prefix = listing.split(address)
+    page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
+    with listing.open_versioned(open_site(), bucket_name) as bucket:
+        found, truncated = listing.entries(bucket, prefix, versions=versions, page=page)
+    if json:
+        print_json(listing.list_document(found, truncated, versions=versions))
+        return
+    rows = []
+    for entry in found:
+        v = entry.version
+        row = [clock.stamp(v.created_ns)[:19] + "Z", "deleted" if v.marker else v.size]
+        if versions:
+            row += [v.id, "latest" if entry.latest else ""]
+        rows.append([*row, str(v.status or ""), keys.shown(v.key)])
+    columns = ["CREATED", "SIZE", *(["VERSION", ""] if versions else []), "REPLICATION", "KEY"]
+    print_table(rows, columns, right=(1,))
+    if truncated:
+        last = found[-1].version
+        more = f" --version-id-marker {last.id}" if versions else ""
+        say(f"more: --start-after {keys.shown(last.key)}{more}")
+
+
+def head(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+    """Show all that the record says of an object, or of one version."""
+    from fsrepl import listing
+
+    bucket_name, key = address_and_key(address)
+    with listing.open_versioned(open_site(), bucket_name) as bucket:
+        document = listing.head_document(bucket, listing.find(bucket, key, version_id))
+    if json:
+        print_json(document)
+        return
+    width = max(map(len, document))
+    for name, value in document.items():
+        if isinstance(value, dict):
+            for inner, each in value.items():
+                say(f"{name:{width}}  {shown(str(inner))} = {shown(str(each))}")
+        else:
+            say(f"{name:{width}}  {shown(str(value))}")
+
+
+def cat(address: Address, version_id: VersionId = None) -> None:
+    """Write an object's content to standard output, once it is known to be what it was."""
+    from fsrepl import listing
+
+    bucket_name, key = address_and_key(address)
+    with listing.open_versioned(open_site(), bucket_name) as bucket:
+        entry = listing.find(bucket, key, version_id)
+        for chunk in listing.content(bucket, entry.version):
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+def restore(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+    """Make an old version current again, as a new version. Without an id: the newest that is not a marker."""
+    bucket_name, key = address_and_key(address)
+    answer = perform("object.restore", bucket=bucket_name, key=encoded(key), version_id=version_id)
+    if json:
+        print_json(answer)
+    elif answer["Changed"]:
+        say(f"{shown(address)}: version {answer['RestoredFrom']} is current again, as {answer['VersionId']}")
+    else:
+        say(f"{shown(address)}: version {answer['VersionId']} is the current one already; nothing changed")
+
+
+def rm(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+    """Delete an object, by a marker that hides it; or, with --version-id, remove that version for good."""
+    bucket_name, key = address_and_key(address)
+    answer = perform("object.rm", bucket=bucket_name, key=encoded(key), version_id=version_id)
+    if json:
+        print_json(answer)
+    elif version_id is not None:
+        what = "delete marker" if answer["DeleteMarker"] else "version"
+        say(f"{shown(address)}: {what} {version_id} is removed for good")
+    elif answer.get("DeleteMarker"):
+        say(f"{shown(address)}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings it back")
+    else:
+        say(f"{shown(address)}: deleted")
+
+
+@tag.command("ls")
+def tag_ls(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+    """List the tags of an object."""
+    from fsrepl import listing
+
+    bucket_name, key = address_and_key(address)
+    with listing.open_versioned(open_site(), bucket_name) as bucket:
+        tags = listing.find(bucket, key, version_id).version.tags
+    if json:
+        print_json({"TagSet": listing.tags_document(tags)})
+        return
+    for name in sorted(tags):
+        say(f"{shown(name)}={shown(tags[name])}")
+
+
+@tag.command("set")
+def tag_set(
+    address: Address,
+    tags: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...")],
+    version_id: VersionId = None,
+    json: Json = False,
+) -> None:
+    """Set tags; the others stay."""
+    bucket_name, key = address_and_key(address)
+    wanted = {}
+    for text in tags:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise Usage(f"{shown(text)} is not NAME=VALUE")
+        wanted[name] = value
+    answer = perform("tag.set", bucket=bucket_name, key=encoded(key), version_id=version_id, tags=wanted)
+    print_json(answer) if json else say(f"{shown(address)}: {len(answer['TagSet'])} tags")
+
+
+@tag.command("rm")
+def tag_rm(
+    address: Address,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    version_id: VersionId = None,
+    json: Json = False,
+) -> None:
+    """Remove tags; the others stay."""
+    bucket_name, key = address_and_key(address)
+    answer = perform("tag.rm", bucket=bucket_name, key=encoded(key), version_id=version_id, names=names)
+    print_json(answer) if json else say(f"{shown(address)}: {len(answer['TagSet'])} tags")

@@ -1,0 +1,208 @@
+"""fsrepl replication: the console's five steps, and S3's documents."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from fsrepl.cli.shared import (
+    DryRun,
+    Json,
+    Source,
+    ask_daemon,
+    open_site,
+    perform,
+    print_json,
+    print_table,
+    read_document,
+    say,
+    warn,
+)
+from fsrepl.errors import Usage
+
+replication = typer.Typer(help="Replication rules of a source bucket.", no_args_is_help=True)
+
+STATUSES = ("NONE", "FAILED", "COMPLETED", "REPLICA")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(replication, name="replication")
+
+
+@replication.command()
+def enable(
+    source: Annotated[str | None, typer.Argument(metavar="[SRC]", help="The source, REGION/BUCKET.")] = None,
+    destination: Annotated[
+        str | None, typer.Argument(metavar="[DST]", help="The destination. Without it, rules that are there run again.")
+    ] = None,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="P", help="Only keys that begin with this; a folder ends in /. Repeatable."),
+    ] = None,
+    storage_class: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="The storage class of the replicas; else their source's.")
+    ] = None,
+    role: Annotated[str | None, typer.Option(metavar="NAME", help="An existing role.")] = None,
+    create_role: Annotated[
+        bool, typer.Option("--create-role", help="Make a role for these two buckets (the default).")
+    ] = False,
+    id_: Annotated[str | None, typer.Option("--id", metavar="ID", help="The name of the rule.")] = None,
+    no_delete_markers: Annotated[
+        bool, typer.Option("--no-delete-markers", help="Deletions stay in the source (rules become V2).")
+    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to the configuration that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the configuration that is there.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Replicate a bucket to another region: from now on, the whole bucket or the given prefixes.
+
+    On a terminal, without SRC and DST, it asks step by step.
+    """
+    if role is not None and create_role:
+        raise Usage("--role names an existing role and --create-role makes one; give one of the two")
+    if add and replace:
+        raise Usage("--add and --replace exclude each other")
+    wanted: dict[str, Any] = {
+        "source": source,
+        "destination": destination,
+        "prefixes": prefix or [],
+        "storage_class": storage_class or "",
+        "role": role or "",
+        "id": id_ or "",
+        "delete_markers": not no_delete_markers,
+        "add": add,
+        "replace": replace,
+        "dry_run": dry_run,
+    }
+    if source is None:
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise Usage("which buckets? `fsrepl replication enable SRC DST`; without a terminal nothing is asked")
+        from fsrepl.cli import wizard
+
+        wanted |= wizard.ask(open_site())
+    elif destination is None and (prefix or storage_class or role or create_role or id_ or no_delete_markers or add):
+        raise Usage("DST is missing: with SRC alone, `enable` only runs the rules again that are there")
+    answer = perform("replication.enable", **wanted)
+    if json:
+        print_json(answer)
+        return
+    word = "would replicate" if dry_run else "replicates"
+    for rule in answer["ReplicationConfiguration"]["Rules"]:
+        say(f"{wanted['source']} {word} {_describe(rule)}")
+    if answer.get("Role"):
+        made = " (new)" if answer.get("Created") and not dry_run else ""
+        say(f"role {answer['Role']}{made}")
+    if not dry_run:
+        say("objects that were there before stay where they are; `fsrepl replication backfill` sends them")
+
+
+def _describe(rule: dict[str, Any]) -> str:
+    from fsrepl.config import selection
+
+    prefix, tags = selection(rule)  # type: ignore[arg-type]
+    what = f"keys beginning with {prefix!r}" if prefix else "the whole bucket"
+    if tags:
+        what += " with " + ", ".join(f"{tag['Key']}={tag['Value']}" for tag in tags)
+    to = ":".join(rule["Destination"]["Bucket"].split(":")[3:4]) + "/" + rule["Destination"]["Bucket"].split(":")[5]
+    as_class = f" as {rule['Destination']['StorageClass']}" if "StorageClass" in rule["Destination"] else ""
+    off = "" if rule["Status"] == "Enabled" else " (disabled)"
+    return f"{what} to {to}{as_class}, rule {rule['ID']}{off}"
+
+
+@replication.command("put")
+def put(
+    source: Source,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="S3's JSON, as `aws s3api` takes it; - is stdin.")],
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Save a replication configuration in S3's JSON, in place of the one that is there."""
+    document, size_bytes = read_document(file)
+    answer = perform("replication.put", source=source, document=document, size_bytes=size_bytes, dry_run=dry_run)
+    if json:
+        print_json(answer)
+        return
+    for rule in answer["ReplicationConfiguration"]["Rules"]:
+        say(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
+
+
+@replication.command("get")
+def get(
+    source: Source,
+    aws: Annotated[bool, typer.Option("--aws", help="With the ARNs that S3 itself accepts.")] = False,
+    json: Json = True,
+) -> None:
+    """Print the configuration in S3's JSON."""
+    from fsrepl import admin, config
+
+    document = admin.configuration(open_site(), source).document
+    print_json({"ReplicationConfiguration": config.render_aws(document) if aws else document})
+
+
+@replication.command("show")
+def show(source: Source, json: Json = False) -> None:
+    """Show the rules, the role and what is pending, for people."""
+    from fsrepl import admin, status
+
+    site = open_site()
+    document = admin.configuration(site, source).document
+    said = status.daemon_status(site.settings)
+    found = next(b for b in status.status(site, said)["buckets"] if b["bucket"] == source)
+    if json:
+        print_json({"ReplicationConfiguration": document, "rules": found["rules"]})
+        return
+    say(f"{source}, role {document['Role']}")
+    rules: list[Any] = document["Rules"]  # type: ignore[assignment]
+    for rule in rules:
+        say(f"  {_describe(rule)}")
+    print_table(
+        [(r["id"], r["destination"], r["status"], r["pending"], r["failed"], r["completed"]) for r in found["rules"]],
+        ("RULE", "DESTINATION", "STATUS", "PENDING", "FAILED", "COMPLETED"),
+        right=(3, 4, 5),
+    )
+
+
+@replication.command("disable")
+def disable(source: Source, json: Json = False) -> None:
+    """Stop all rules, and keep them. What is written meanwhile is not caught up on; backfill does that."""
+    answer = perform("replication.disable", source=source)
+    print_json(answer) if json else say(f"the rules of {source} are disabled; `fsrepl replication enable {source}`")
+
+
+@replication.command("rm")
+def rm(source: Source, json: Json = False) -> None:
+    """Remove the configuration. What is in the destinations stays there."""
+    answer = perform("replication.rm", source=source)
+    print_json(answer) if json else say(f"{source} is not replicated any more")
+
+
+@replication.command("backfill")
+def backfill(
+    source: Source,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATUS", help="Only versions of this status: NONE, FAILED, COMPLETED, REPLICA. Repeatable."
+        ),
+    ] = None,
+    rule: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only by this rule. Repeatable.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Send what live rules passed over: S3 Batch Replication."""
+    for each in status or ():
+        if each not in STATUSES:
+            raise Usage(f"--status {each}: there are {', '.join(STATUSES)}")
+    answer = ask_daemon("replication.backfill", source=source, statuses=status or [], rules=rule or [])
+    if json:
+        print_json(answer)
+    else:
+        say(f"{answer['Queued']} versions are queued")
+    if wait:
+        waited = ask_daemon("wait", scope=source)
+        if waited["failed"]:
+            warn(f"{waited['failed']} deliveries failed; `fsrepl status` shows them")
+            raise typer.Exit(1)

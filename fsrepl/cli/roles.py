@@ -1,0 +1,82 @@
+"""fsrepl role: the roles that replicate on people's behalf."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from fsrepl.cli.shared import Json, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.errors import FsreplError, Refused
+
+role = typer.Typer(help="Replication roles: files in roles/, in AWS's policy grammar.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(role, name="role")
+
+
+@role.command("create")
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    source: Annotated[str, typer.Option("--from", metavar="SRC", help="The bucket it may read.")],
+    destination: Annotated[list[str], typer.Option("--to", metavar="DST", help="A bucket it may write. Repeatable.")],
+    json: Json = False,
+) -> None:
+    """Make a role with the policy that the console generates, for these buckets and nothing else."""
+    answer = perform("role.create", name=name, source=source, destinations=destination)
+    print_json(answer) if json else say(f"role {answer['Arn']}")
+
+
+@role.command("ls")
+def ls(json: Json = False) -> None:
+    """List the roles, and who uses each."""
+    from fsrepl import arn
+
+    site = open_site()
+    used: dict[str, list[str]] = {}
+    for address, bucket in sorted(site.buckets.items()):
+        try:
+            with bucket.open():
+                if bucket.replication:
+                    used.setdefault(bucket.replication.role, []).append(address)
+        except FsreplError as error:
+            warn(str(error))
+    folder = state().settings.roles
+    names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    rows = [{"RoleName": n, "Arn": arn.role_arn(n), "UsedBy": used.get(n, [])} for n in names]
+    if json:
+        print_json({"Roles": rows})
+        return
+    print_table([(r["RoleName"], ", ".join(r["UsedBy"])) for r in rows], ("ROLE", "USED BY"))
+    for name in sorted(used.keys() - set(names)):
+        warn(f"role {name}, used by {', '.join(used[name])}, is missing; `fsrepl role create` makes it")
+
+
+@role.command("show")
+def show(name: str, json: Json = True) -> None:
+    """Print a role's file."""
+    print_json(_read(name))
+
+
+@role.command("rm")
+def rm(name: str, json: Json = False) -> None:
+    """Remove a role. Deliveries that need it then end FAILED, AssumeRoleNotPermitted."""
+    answer = perform("role.rm", name=name)
+    print_json(answer) if json else say(f"role {name} is removed")
+
+
+def _read(name: str) -> dict[str, Any]:
+    import json
+
+    from fsrepl import arn
+
+    arn.check_role_name(name)
+    path = state().settings.roles / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise Refused("NoSuchEntity", f"there is no role {name!r} in {path.parent}") from error
+    except (OSError, ValueError) as error:
+        raise Refused("MalformedPolicyDocument", f"{path} cannot be read: {error}") from error
+    return found

@@ -1,0 +1,160 @@
+"""The screen of `fsrepl status`: one that is read at a glance, on a terminal in colour, in a pipe as plain text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fsrepl import status
+from fsrepl.cli.shared import duration_text, size_text
+from fsrepl.site import Site
+
+_REFRESH_S = 1.0
+
+
+def show(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 200  # nobody looks: nothing is cut off
+    console.print(render(document))
+
+
+def watch(site: Site) -> None:
+    """Show it again each second until interrupted."""
+    with Live(_now(site), refresh_per_second=4, screen=True) as live:
+        while True:
+            time.sleep(_REFRESH_S)
+            live.update(_now(site))
+
+
+def _now(site: Site) -> RenderableType:
+    site.load_identities()
+    return render(status.status(site, status.daemon_status(site.settings)))
+
+
+def render(document: dict[str, Any]) -> RenderableType:
+    parts: list[RenderableType] = [_daemon(document["daemon"]), _buckets(document["buckets"])]
+    rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
+    if rules:
+        parts += ["", _rules(rules)]
+    if document["transfers"]:
+        parts += ["", _transfers(document["transfers"])]
+    notes = [Text(f"! {note}", style="yellow") for bucket in document["buckets"] for note in _notes(bucket)]
+    if notes:
+        parts += ["", *notes]
+    return Group(*parts)
+
+
+def _daemon(daemon: dict[str, Any]) -> Text:
+    if not daemon["running"]:
+        return Text("○ the daemon is not running; `fsrepl daemon` starts it\n", style="red")
+    state = "ready" if daemon["ready"] else "looking through the buckets"
+    text = Text(f"● running, {state}", style="green" if daemon["ready"] else "yellow")
+    text.append(
+        f"   pid {daemon['pid']}   since {daemon['since'][:19]}Z   watching {daemon.get('watched', 0)} directories"
+    )
+    if daemon.get("events_lost"):
+        text.append(f"   events were lost {daemon['events_lost']} times, and scanned for", style="yellow")
+    if daemon.get("stuck"):
+        text.append(f"   no progress in {', '.join(daemon['stuck'])}", style="red")
+    text.append("\n")
+    return text
+
+
+def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i in right else "left", no_wrap=True)
+    return table
+
+
+def _buckets(buckets: list[dict[str, Any]]) -> RenderableType:
+    if not buckets:
+        return Text("no buckets yet; `fsrepl bucket create REGION/BUCKET --versioning` makes one")
+    table = _table(
+        "BUCKET", "STATE", "OBJECTS", "VERSIONS", "SIZE", "PENDING", "FAILED", "LAG", right=(2, 3, 4, 5, 6, 7)
+    )
+    for b in buckets:
+        state = Text("online", style="green") if b["online"] else Text("OFFLINE", style="red")
+        if b["online"] and b.get("scanning"):
+            state = Text("scanning", style="cyan")
+        elif b["online"] and not b["versioning"]:
+            state = Text("unversioned", style="dim")
+        elif b["online"] and b["versioning"] == "Suspended":
+            state = Text("suspended", style="yellow")
+        table.add_row(
+            b["bucket"],
+            state,
+            f"{b['objects']:,}",
+            f"{b['versions']:,}",
+            size_text(b["bytes"]),
+            _number(b["pending"], "yellow"),
+            _number(b["failed"], "red"),
+            duration_text(b["lag_seconds"]),
+        )
+    return table
+
+
+def _number(count: int, style: str) -> Text:
+    return Text(f"{count:,}", style=style if count else "")
+
+
+def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    table = _table(
+        "SOURCE", "RULE", "DESTINATION", "STATUS", "PENDING", "FAILED", "COMPLETED", "LAG", right=(4, 5, 6, 7)
+    )
+    for bucket, rule in rules:
+        style = {"Enabled": "green", "Disabled": "dim"}.get(rule["status"], "yellow")
+        table.add_row(
+            bucket["bucket"],
+            rule["id"],
+            rule["destination"],
+            Text(rule["status"], style=style),
+            _number(rule["pending"], "yellow"),
+            _number(rule["failed"], "red"),
+            f"{rule['completed']:,}",
+            duration_text(rule["lag_seconds"]),
+        )
+    return table
+
+
+def _transfers(transfers: list[dict[str, Any]]) -> Table:
+    table = _table("TRANSFER", "TO", "", "DONE", right=(3,))
+    for t in transfers:
+        share = 100 * t["bytes_done"] / max(1, t["bytes_total"])
+        table.add_row(
+            t["key"],
+            t["destination"],
+            ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
+            f"{share:.0f} % of {size_text(t['bytes_total'])}",
+        )
+    return table
+
+
+def _notes(bucket: dict[str, Any]) -> Iterator[str]:
+    name = bucket["bucket"]
+    if not bucket["online"]:
+        yield bucket["trouble"]
+    if bucket.get("paused"):
+        yield f"{name}: {bucket['paused']}"
+    for each in bucket.get("blocked", ()):
+        yield f"{name} to {each['destination']}: {each['why']}"
+    for conflict in bucket.get("view_conflicts", ())[:5]:
+        yield f"{name}: ViewConflict: {conflict['Key']}: {conflict['Why']}"
+    for path, reason in list(bucket.get("unreadable", {}).items())[:5]:
+        yield f"{name}: cannot be captured: {path}: {reason}"
+    if bucket.get("polled"):
+        yield f"{name}: {len(bucket['polled'])} directories are scanned, not watched; `fsrepl doctor` tells why"
+    for path in bucket.get("mounts", ()):
+        yield f"{name}: not looked into, another mount: {path}"
+    if bucket["skipped"]:
+        yield f"{name}: {bucket['skipped']} links, sockets, FIFOs or devices are no objects, and skipped"
+    if bucket["failed"]:
+        yield f"{name}: {bucket['failed']} deliveries failed; `fsrepl why {name}/KEY` tells the reason of each"

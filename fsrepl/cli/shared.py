@@ -1,0 +1,208 @@
+"""What all commands share: the site, asking the daemon or doing it ourselves, printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fsrepl import control, settings
+from fsrepl.errors import NotRunning, Refused, Usage
+
+if TYPE_CHECKING:
+    from fsrepl.settings import Settings
+    from fsrepl.site import Site
+
+_LOCK_WAIT_S = 30.0
+_LOCK_LOOK_S = 0.05
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Source = Annotated[str, typer.Argument(metavar="REGION/BUCKET", help="The source bucket.")]
+Bucket = Annotated[str, typer.Argument(metavar="REGION/BUCKET")]
+Address = Annotated[str, typer.Argument(metavar="REGION/BUCKET/KEY")]
+VersionId = Annotated[str | None, typer.Option("--version-id", metavar="ID", help="Not the current version: this one.")]
+
+
+@dataclass
+class State:
+    """The options before the command, and the settings once they were read."""
+
+    site: Path | None = None
+    verbose: int = 0
+    quiet: bool = False
+    _settings: Settings | None = field(default=None, repr=False)
+
+    @property
+    def settings(self) -> Settings:
+        """Raises Usage where there is no site, or its settings make no sense."""
+        if self._settings is None:
+            self._settings = settings.load(settings.find(self.site, os.environ))
+        return self._settings
+
+
+_current = State()
+
+
+def set_state(given: State) -> None:
+    """Take over the options before the command: a process runs one command."""
+    global _current
+    _current = given
+
+
+def state() -> State:
+    return _current
+
+
+def open_site() -> Site:
+    """The site to read. Raises Refused(AccessDenied) where its state is not ours to read."""
+    from fsrepl.site import Site
+
+    return Site(state().settings)
+
+
+# -- doing things
+
+
+def perform(op: str, timeout_s: float | None = None, **params: object) -> dict[str, Any]:
+    """Have the daemon do an operation; where there is none, take the site's lock and do it here."""
+    found = state().settings
+    until_s = time.monotonic() + _LOCK_WAIT_S
+    lock = control.Lock(found.state)
+    while True:
+        try:
+            return control.ask(found.state, op, params, timeout_s)
+        except NotRunning:
+            if lock.try_acquire():
+                break
+        # a daemon that is starting or stopping, or another command at work
+        if time.monotonic() > until_s:
+            raise Usage(f"another process (pid {lock.holder()}) holds this site's lock; try again when it is done")
+        time.sleep(_LOCK_LOOK_S)
+    from fsrepl import operations
+
+    with lock, operations.local_engine(found) as engine:
+        return operations.run(engine, op, params)
+
+
+def ask_daemon(op: str, timeout_s: float | None = None, **params: object) -> dict[str, Any]:
+    """Have the daemon do what only it can. Raises NotRunning."""
+    return control.ask(state().settings.state, op, params, timeout_s)
+
+
+def encoded(key: bytes) -> str:
+    """A key as a parameter of an operation."""
+    import base64
+
+    return base64.b64encode(key).decode()
+
+
+def address_and_key(text: str) -> tuple[str, bytes]:
+    """REGION/BUCKET/KEY. Raises Usage where one of them is missing."""
+    from fsrepl import listing
+
+    address, key = listing.split(text)
+    if not key:
+        raise Usage(f"{shown(text)} names no object; write REGION/BUCKET/KEY")
+    return address, key
+
+
+def read_document(path: str) -> tuple[object, int]:
+    """A JSON document from a file, `-` being standard input, and the size of its text in bytes.
+
+    Raises Refused(MalformedXML), which is what S3 calls a document that it cannot read, or Usage.
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise Usage(f"cannot read {path}: {error.strerror}") from error
+    where = "standard input" if path == "-" else path
+    try:
+        return json.loads(data), len(data)
+    except (ValueError, RecursionError) as error:
+        raise Refused("MalformedXML", f"{where} is not JSON: {error}") from error
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something that cannot be undone. Raises Usage without a terminal and without --yes."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Usage(f"{question} Without a terminal to ask on, this needs --yes")
+    typer.confirm(question, abort=True, err=True)
+
+
+# -- printing
+
+
+def say(text: str) -> None:
+    """A line for people; not with --quiet."""
+    if not state().quiet:
+        typer.echo(text)
+
+
+def warn(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+_HARMFUL = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def print_json(document: object) -> None:
+    """JSON without anything that a terminal would obey."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
+    typer.echo(_HARMFUL.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "backslashreplace").decode())
+
+
+def shown(text: str) -> str:
+    """Anything with names of users in it, for people."""
+    from fsrepl import keys
+
+    return keys.shown(os.fsencode(text))
+
+
+def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Sequence[int] = ()) -> None:
+    """Columns, aligned; right are the numbers of those that are aligned to the right."""
+    table = [[str(cell) for cell in row] for row in rows]
+    if not table:
+        return
+    widths = [max(len(line[i]) for line in [list(head), *table]) for i in range(len(head))]
+    for line in [list(head), *table]:
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 52 B, 1.4 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def duration_text(seconds: float) -> str:
+    """A time span for people: 0.4 s, 3 min, 5.2 h, 3.1 d."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds else "0 s"
+
+
+def is_terminal() -> bool:
+    """Whether a person watches: progress and colours are for them alone."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+Register = Callable[[typer.Typer], None]

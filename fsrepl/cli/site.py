@@ -1,0 +1,159 @@
+"""fsrepl init, region, check: the site itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fsrepl.cli.shared import Json, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.errors import FsreplError, Usage
+
+region = typer.Typer(help="The regions of the site: directories, each with its own identity.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(init)
+    app.command()(check)
+    app.add_typer(region, name="region")
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where the site's settings shall be.")] = Path(),
+    region: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=PATH]", help="A region, and its directory if that is not DIR/NAME. Repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a new site: fsrepl.toml, and its regions (without --region two of them, below DIR)."""
+    from fsrepl import admin
+
+    regions: dict[str, str | None] = {}
+    for text in region or ():
+        name, equals, path = text.partition("=")
+        if equals and not path:
+            raise Usage(f"--region {text}: the path is missing; write NAME=PATH, or NAME alone for DIR/NAME")
+        if name in regions:
+            raise Usage(f"--region {name} is given twice")
+        regions[name] = path or None
+    answer = admin.init(directory, regions)
+    if json:
+        print_json(answer)
+        return
+    say(f"site {answer['Site']}")
+    for each in answer["Regions"]:  # type: ignore[attr-defined]
+        say(f"  region {each['Name']} at {each['Path']}")
+    first = answer["Regions"][0]["Name"]  # type: ignore[index]
+    say(f"next: `fsrepl --site {answer['Site']} bucket create {first}/BUCKET --versioning`")
+
+
+def check() -> None:
+    """Check the settings, documents and roles, and change nothing. Exit status 2 or 3 where something is wrong."""
+    found = open_site()
+    wrong: list[FsreplError] = []
+    _check_documents(found, wrong)
+    _check_roles(wrong)
+    for error in wrong:
+        warn(str(error))
+    if wrong:
+        raise typer.Exit(max(error.exit_code for error in wrong))
+    say(f"{found.settings.path}: good; {len(found.settings.regions)} regions, {len(found.buckets)} buckets")
+
+
+def _check_documents(found: object, wrong: list[FsreplError]) -> None:
+    """A region that is away is no fault of the settings; a document that cannot be read is."""
+    from fsrepl.errors import BucketMissing, DocumentInvalid, Unavailable
+    from fsrepl.site import Site
+
+    assert isinstance(found, Site)
+    for bucket in found.buckets.values():
+        try:
+            with bucket.open():
+                pass
+        except DocumentInvalid as error:
+            wrong.append(error)
+        except (Unavailable, BucketMissing) as error:
+            warn(f"note: {error}")
+
+
+def _check_roles(wrong: list[FsreplError]) -> None:
+    import json
+
+    from fsrepl import roles
+    from fsrepl.errors import Refused
+
+    folder = state().settings.roles
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            roles.parse_role(json.loads(path.read_text()), path.stem)
+        except FsreplError as error:
+            wrong.append(error)
+        except (OSError, ValueError) as error:
+            wrong.append(Refused(roles.MALFORMED, f"{path} cannot be read: {error}"))
+
+
+@region.command("ls")
+def region_ls(json: Json = False) -> None:
+    """List the regions, and whether each is there."""
+    site = open_site()
+    rows = []
+    for name, found in site.settings.regions.items():
+        trouble = ""
+        try:
+            with site.open_region(name):
+                pass
+        except FsreplError as error:
+            trouble = str(error)
+        rows.append(
+            {
+                "Name": name,
+                "Path": str(found.path),
+                "Online": not trouble,
+                "Buckets": sorted(b.name for b in site.buckets.values() if b.region == name),
+                "UUID": site.identities["regions"].get(name),
+                **({"Trouble": trouble} if trouble else {}),
+            }
+        )
+    if json:
+        print_json({"Regions": rows})
+        return
+    print_table(
+        [(r["Name"], "online" if r["Online"] else "OFFLINE", len(r["Buckets"]), r["Path"]) for r in rows],  # type: ignore[arg-type]
+        ("REGION", "STATE", "BUCKETS", "PATH"),
+        right=(2,),
+    )
+    for row in rows:
+        if row.get("Trouble"):
+            warn(str(row["Trouble"]))
+
+
+@region.command("add")
+def region_add(
+    region: Annotated[str, typer.Argument(metavar="NAME=PATH")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A new disk for a region that is lost; it is filled again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Attach a directory as a region: one that has an identity as it is, with its buckets; else a new one."""
+    name, equals, path = region.partition("=")
+    if not (name and equals and path):
+        raise Usage(f"{region!r} is not NAME=PATH, such as eu-west-1=/mnt/eu/fsrepl")
+    answer = perform("region.add", name=name, path=str(Path(path).absolute()), replace=replace)
+    if json:
+        print_json(answer)
+        return
+    say(f"region {answer['Name']} at {answer['Path']}")
+    for bucket in answer["Buckets"]:
+        say(f"  bucket {bucket}")
+    if replace:
+        say(f"{answer['Refilled']} versions are on their way to it; `fsrepl wait` waits for them")
+
+
+@region.command("forget")
+def region_forget(name: str, json: Json = False) -> None:
+    """Take a region out of the site. Its directory stays as it is, and can be attached again."""
+    answer = perform("region.forget", name=name)
+    print_json(answer) if json else say(f"region {name} is no longer part of this site; its files stay where they are")

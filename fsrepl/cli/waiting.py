@@ -1,0 +1,78 @@
+"""fsrepl wait, retry: until it is there, and once more."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from fsrepl.cli.shared import Json, ask_daemon, is_terminal, print_json, say, shown, size_text, state, warn
+from fsrepl.errors import Usage
+
+_PROGRESS_S = 0.5
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(wait)
+    app.command()(retry)
+
+
+def wait(
+    scope: Annotated[str, typer.Argument(metavar="[REGION/BUCKET[/KEY]]")] = "",
+    timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Seconds; without it, for ever.")] = None,
+    json: Json = False,
+) -> None:
+    """Wait until all that was dropped before this call is replicated. 0: it is; 1: some failed; 4: time is up."""
+    stop = threading.Event()
+    if is_terminal() and not state().quiet:
+        threading.Thread(target=_progress, args=(stop,), daemon=True).start()
+    try:
+        answer = ask_daemon("wait", scope=scope, timeout_s=timeout)
+    finally:
+        stop.set()
+    for name in answer["open"]:
+        warn(f"not waited for, since it is open for writing: {shown(name)}")
+    for name in answer["unruled"]:
+        warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
+    if answer["failed"]:
+        warn(f"{answer['failed']} deliveries failed; `fsrepl status` counts them, `fsrepl why` tells the reason")
+    if answer["pending"]:
+        warn(f"time is up, and {answer['pending']} deliveries or captures are pending")
+    if json:
+        print_json(answer)
+    if answer["failed"] or answer["pending"]:
+        raise typer.Exit(1 if answer["failed"] else 4)
+
+
+def _progress(stop: threading.Event) -> None:
+    """A line that tells a waiting person what is left."""
+    from rich.console import Console
+
+    from fsrepl import status
+
+    console = Console(stderr=True)
+    with console.status("waiting") as line:
+        while not stop.wait(_PROGRESS_S):
+            found = status.status(_site(), status.daemon_status(state().settings))
+            pending = sum(b["pending"] for b in found["buckets"])
+            size = sum(b["pending_bytes"] for b in found["buckets"])
+            line.update(f"waiting: {pending} deliveries, {size_text(size)}")
+
+
+def _site() -> Any:
+    from fsrepl.cli.shared import open_site
+
+    return open_site()
+
+
+def retry(
+    scope: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/KEY]")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="Everything that failed in this site.")] = False,
+    json: Json = False,
+) -> None:
+    """Try again what FAILED, and what waits for its next try, at once."""
+    if bool(scope) == all_:
+        raise Usage("what? name REGION/BUCKET, REGION/BUCKET/KEY, or --all")
+    answer = ask_daemon("retry", scope=scope)
+    print_json(answer) if json else say(f"{answer['Retried']} deliveries are tried again")

@@ -1,0 +1,326 @@
+"""What readers ask of a bucket's trees: its objects, their versions, one record, its content.
+
+All of it comes from the version store, which is the truth, and needs neither daemon nor journal.
+Lists are in S3's order: keys ascending, byte by byte, and of one key the newest version first.
+Source: s3-semantics, section 4; the JSON is that of design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from fsrepl import arn, clock, keys, store
+from fsrepl.errors import Refused, StoreDamaged
+from fsrepl.model import Posix, Version, Versioning
+from fsrepl.site import Bucket, OpenBucket, Site
+
+Document = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list: where it begins (after a key, or a version of it), and how long it is; 0: to the end."""
+
+    after_key: bytes | None = None
+    after_version: str = ""
+    most: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version or marker in a list."""
+
+    version: Version
+    latest: bool
+
+
+def split(text: str) -> tuple[str, bytes]:
+    """The bucket's address and the key, or prefix, in REGION/BUCKET[/KEY]. Raises Usage."""
+    region, _, rest = text.partition("/")
+    bucket, _, key = rest.partition("/")
+    arn.split_address(f"{region}/{bucket}")
+    return f"{region}/{bucket}", os.fsencode(key)
+
+
+def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Version]]:
+    """The versions and markers of each key that begins with a prefix, newest first; keys in byte order.
+
+    A directory's names are sorted when it is reached, so that memory grows with one directory and not
+    with the bucket. Records that contradict themselves are passed over: `fsrepl verify` names them.
+    """
+    if bucket.versions < 0:
+        return
+    directory, _ = keys.split(prefix)
+    path = keys.stored_directory(directory)
+    with contextlib.suppress(FileNotFoundError):
+        for group in _walk(bucket, path, prefix) if path == directory else _sorted_walk(bucket, path):
+            if group[0].key.startswith(prefix):
+                yield group
+
+
+def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version]]:
+    """One directory of the store and all below, in the order of keys: a directory sorts as its name and a slash."""
+    files, below = _listed(bucket, path)
+    digests = [group for name in below if keys.is_digest(name) for group in _sorted_walk(bucket, keys.join(path, name))]
+    digests += _read_all(bucket, path, {n: found for n, found in files.items() if keys.is_digest(n)})
+    digests.sort(key=lambda group: group[0].key, reverse=True)
+    todo = [(keys.join(path, name), False) for name in files if not keys.is_digest(name)]
+    todo += [(keys.join(path, name) + b"/", True) for name in below if not keys.is_digest(name)]
+    for place, is_directory in sorted(todo):
+        if not place.startswith(prefix) and not (is_directory and prefix.startswith(place)):
+            continue
+        while digests and digests[-1][0].key < place:
+            yield digests.pop()
+        if is_directory:
+            yield from _walk(bucket, place[:-1], prefix)
+        else:
+            name = keys.split(place)[1]
+            yield from _read_all(bucket, path, {name: files[name]})
+    yield from reversed(digests)
+
+
+def _sorted_walk(bucket: OpenBucket, path: bytes) -> list[list[Version]]:
+    """Below a directory that is stored under a digest: everything is read before its order is known."""
+    files, below = _listed(bucket, path)
+    found = _read_all(bucket, path, files)
+    for name in below:
+        found += _sorted_walk(bucket, keys.join(path, name))
+    return sorted(found, key=lambda group: group[0].key)
+
+
+def _listed(bucket: OpenBucket, path: bytes) -> tuple[dict[bytes, list[tuple[bytes, keys.StoredName]]], list[bytes]]:
+    """A directory of the store: its stored versions by component, and the directories in it."""
+    files: dict[bytes, list[tuple[bytes, keys.StoredName]]] = {}
+    below = []
+    fd = bucket.fs.open_dir(bucket.versions, path)
+    try:
+        for entry in bucket.fs.entries(fd):
+            name = os.fsencode(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                below.append(name)
+            elif (stored := keys.parse(name)) and not stored.sidecar:
+                files.setdefault(stored.name, []).append((name, stored))
+    finally:
+        bucket.fs.close(fd)
+    return files, below
+
+
+def _read_all(
+    bucket: OpenBucket, path: bytes, files: Mapping[bytes, Iterable[tuple[bytes, keys.StoredName]]]
+) -> list[list[Version]]:
+    """The records of stored versions of one directory, a list a key. One removed meanwhile is not there."""
+    groups: dict[bytes, list[Version]] = {}
+    fd = bucket.fs.open_dir(bucket.versions, path)
+    try:
+        for found in files.values():
+            for name, stored in found:
+                with contextlib.suppress(FileNotFoundError, StoreDamaged):
+                    version = store.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
+                    groups.setdefault(version.key, []).append(version)
+    finally:
+        bucket.fs.close(fd)
+    return [sorted(group, key=lambda version: version.order, reverse=True) for group in groups.values()]
+
+
+def entries(bucket: OpenBucket, prefix: bytes, *, versions: bool, page: Page) -> tuple[list[Entry], bool]:
+    """The entries of one page, and whether there are more. Without versions: current ones that are no markers."""
+    out: list[Entry] = []
+    for group in versions_below(bucket, prefix):
+        key = group[0].key
+        if page.after_key is not None and (key < page.after_key or (key == page.after_key and not page.after_version)):
+            continue
+        skip = key == page.after_key
+        for index, version in enumerate(group if versions else group[:1]):
+            if skip:
+                skip = version.id != page.after_version
+                continue
+            if not versions and version.marker:
+                continue
+            if page.most and len(out) == page.most:
+                return out, True
+            out.append(Entry(version, index == 0))
+    return out, False
+
+
+def find(bucket: OpenBucket, key: bytes, version_id: str | None) -> Entry:
+    """The current version of a key, or the one of that id. Raises Refused as S3 answers (s3-semantics, section 4)."""
+    where = f"{bucket.address}/{keys.shown(key)}"
+    group = versions_of(bucket, key)
+    if not group:
+        raise Refused("NoSuchKey", f"there is no {where}")
+    if version_id is None:
+        if group[0].marker:
+            raise Refused("NoSuchKey", f"{where} is deleted: its current version {group[0].id} is a delete marker")
+        return Entry(group[0], True)
+    for index, version in enumerate(group):
+        if version.id == version_id:
+            if version.marker:
+                raise Refused("MethodNotAllowed", f"version {version_id} of {where} is a delete marker")
+            return Entry(version, index == 0)
+    raise Refused("NoSuchVersion", f"{where} has no version {version_id}")
+
+
+def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:
+    """The versions and markers of one key, newest first."""
+    if bucket.versions < 0 or not keys.is_key(key):
+        return []
+    directory, last = keys.split(key)
+    path, component = keys.stored_directory(directory), keys.stored_component(last)
+    try:
+        fd = bucket.fs.open_dir(bucket.versions, path)
+    except FileNotFoundError:
+        return []
+    try:
+        names = [os.fsencode(entry.name) for entry in bucket.fs.entries(fd)]
+        mine = [(n, s) for n in names if (s := keys.parse(n)) and not s.sidecar and s.name == component]
+        guess = keys.join(directory, component)
+        found = [
+            store.read_stored(bucket, fd, guess, keys.StoredName(component, s.id, s.marker, False), n) for n, s in mine
+        ]
+    finally:
+        bucket.fs.close(fd)
+    return sorted((v for v in found if v.key == key), key=lambda version: version.order, reverse=True)
+
+
+def content(bucket: OpenBucket, version: Version) -> Iterator[bytes]:
+    """A version's content, hashed before any of it is given out. Raises StoreDamaged where it is not what it was."""
+    fd = store.open_version(bucket, version.key, version.id)
+    try:
+        if store.digest(bucket, fd) != version.digest:
+            raise StoreDamaged(
+                f"version {version.id} of {bucket.address}/{keys.shown(version.key)} no longer matches its BLAKE3 and "
+                "is not given out; `fsrepl verify --repair` looks for a good copy"
+            )
+        yield from bucket.fs.chunks(fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- as JSON
+
+
+def key_document(key: bytes) -> Document:
+    """A key as JSON: its text, and where that is not all of it its bytes."""
+    document: Document = {"Key": keys.text(key)}
+    if not keys.is_exact(key):
+        document["KeyBase64"] = base64.b64encode(key).decode()
+    return document
+
+
+def entry_document(entry: Entry, *, versions: bool) -> Document:
+    version = entry.version
+    document: Document = key_document(version.key)
+    if versions:
+        document |= {"VersionId": version.id, "IsLatest": entry.latest}
+    document["LastModified"] = clock.stamp(version.created_ns)
+    if not version.marker:
+        document |= {"Size": version.size, "ETag": version.digest.hex(), "StorageClass": storage_class(version)}
+    if version.status is not None:
+        document["ReplicationStatus"] = str(version.status)
+    return document
+
+
+def storage_class(version: Version) -> str:
+    return version.storage_class or "STANDARD"
+
+
+def list_document(found: list[Entry], truncated: bool, *, versions: bool) -> Document:
+    """`ls --json`: S3's ListObjectVersions, or ListObjectsV2's Contents."""
+    if not versions:
+        document: Document = {"Contents": [entry_document(e, versions=False) for e in found]}
+        if truncated:
+            document |= {"IsTruncated": True, "NextStartAfter": keys.text(found[-1].version.key)}
+        return document
+    document = {
+        "Versions": [entry_document(e, versions=True) for e in found if not e.version.marker],
+        "DeleteMarkers": [entry_document(e, versions=True) for e in found if e.version.marker],
+    }
+    if truncated:
+        last = found[-1].version
+        document |= {
+            "IsTruncated": True,
+            "NextKeyMarker": keys.text(last.key),
+            "NextVersionIdMarker": last.id,
+        }
+    return document
+
+
+def head_document(bucket: OpenBucket, entry: Entry) -> Document:
+    """`head --json`: all that the record says of one version."""
+    version = entry.version
+    directory, last = keys.split(version.key)
+    stored = keys.join(keys.stored_directory(directory), keys.stored_name(last, version.id))
+    document: Document = key_document(version.key) | {
+        "VersionId": version.id,
+        "IsLatest": entry.latest,
+        "LastModified": clock.stamp(version.created_ns),
+        "ContentLength": version.size,
+        "ETag": version.digest.hex(),
+        "StorageClass": storage_class(version),
+    }
+    if version.status is not None:
+        document["ReplicationStatus"] = str(version.status)
+    document |= {
+        "Origin": f"{version.origin}:{version.source}" if version.source else str(version.origin),
+        "TagCount": len(version.tags),
+        "Metadata": {name.removeprefix("user."): _value(value) for name, value in sorted(version.attrs.items())},
+        "Posix": _posix_document(version.posix),
+        "StoredAs": os.fsencode(str(bucket.bucket.path)).decode("utf-8", "backslashreplace")
+        + "/.fsrepl/versions/"
+        + keys.text(stored),
+    }
+    if version.deliveries:
+        document["Deliveries"] = {
+            name: {"Rule": d.rule, "Status": str(d.status), **({"Reason": d.reason} if d.reason else {})}
+            for name, d in version.deliveries.items()
+        }
+    return document
+
+
+def _value(data: bytes) -> object:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _posix_document(posix: Posix | None) -> Document:
+    if posix is None:
+        return {}
+    document: Document = {
+        "mode": f"{posix.mode:04o}",
+        "uid": posix.uid,
+        "gid": posix.gid,
+        "mtime_ns": posix.mtime_ns,
+    }
+    if posix.acl:
+        document["acl"] = {"base64": base64.b64encode(posix.acl).decode()}
+    return document
+
+
+def tags_document(tags: Mapping[str, str]) -> list[Document]:
+    """S3's TagSet."""
+    return [{"Key": _printable(name), "Value": _printable(tags[name])} for name in sorted(tags)]
+
+
+def _printable(text: str) -> str:
+    return keys.text(os.fsencode(text))
+
+
+# -- with the site's own conditions
+
+
+def open_versioned(site: Site, address: str) -> OpenBucket:
+    """A bucket to read versions from. Raises Refused(InvalidRequest) for one that never had any."""
+    bucket: Bucket = site.bucket(address)
+    opened = bucket.open()
+    if bucket.versioning is Versioning.OFF:
+        opened.close()
+        raise Refused(
+            "InvalidRequest", f"{address} was never versioned; `fsrepl versioning enable {address}` makes it so"
+        )
+    return opened

@@ -1,0 +1,301 @@
+"""What `fsrepl status` and `fsrepl why` tell: counted in the journal, which is the record's index, so that a
+restart changes nothing (G11). What only the running daemon knows is added: what waits, why, and until when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fsrepl import clock, control, index, journal, keys, listing, plan
+from fsrepl.errors import FsreplError, NotRunning, Refused
+from fsrepl.journal import Counts, Journal
+from fsrepl.model import Origin, Rule, Status, Version
+from fsrepl.settings import Settings
+from fsrepl.site import Site
+
+Document = dict[str, Any]
+
+
+def daemon_status(settings: Settings) -> Document:
+    """What the daemon says of itself; {"running": False} where there is none."""
+    try:
+        return control.ask(settings.state, "status", {}, 10.0)
+    except NotRunning:
+        return {"running": False}
+    except FsreplError as error:
+        return {"running": True, "trouble": str(error)}
+
+
+@contextlib.contextmanager
+def reader(site: Site) -> Iterator[Journal]:
+    """The journal to read; where there is none, or none that can be read, one made in memory from the trees."""
+    path = os.path.join(site.state, "journal.db")
+    found: Journal | None = None
+    if os.path.exists(path):
+        with contextlib.suppress(sqlite3.Error):
+            found = Journal(path, read_only=True)
+    if found is None:
+        found = journal.in_memory((b.address, b.uuid) for b in site.buckets.values())
+        for bucket in site.buckets.values():
+            with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+                if opened.versions >= 0:
+                    index.reconcile(opened, found, afresh=True)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def status(site: Site, said: Document) -> Document:
+    """`status --json`. said is what daemon_status answered."""
+    with reader(site) as journal_:
+        buckets = [_bucket(site, journal_, address, said) for address in sorted(site.buckets)]
+    return {
+        "daemon": {
+            "running": bool(said.get("running")),
+            "pid": said.get("pid"),
+            "ready": bool(said.get("ready")),
+            "since": said.get("since"),
+            **({"trouble": said["trouble"]} if "trouble" in said else {}),
+            **{name: said[name] for name in ("watched", "events_lost", "stuck") if name in said},
+        },
+        "buckets": buckets,
+        "transfers": said.get("transfers", []),
+    }
+
+
+def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Document:
+    bucket = site.buckets[address]
+    with contextlib.suppress(FsreplError), bucket.open():
+        pass
+    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
+    objects, versions, size = journal_.object_counts(address)
+    counts = journal_.delivery_counts(address)
+    trouble = bucket.trouble or alive.get("trouble", "")
+    pending = _sum(counts, "PENDING")
+    now_ns = site.now()
+    document: Document = {
+        "bucket": address,
+        "online": not trouble,
+        "versioning": str(bucket.versioning),
+        "objects": objects,
+        "versions": versions,
+        "bytes": size,
+        "pending": pending.number,
+        "pending_bytes": pending.bytes,
+        "failed": _sum(counts, "FAILED").number,
+        "skipped": alive.get("skipped", 0),
+        "lag_seconds": _lag(pending, now_ns),
+        "rules": _rules(site, address, counts, now_ns),
+    }
+    if trouble:
+        document["trouble"] = trouble
+    for name in ("scanning", "paused", "polled", "mounts", "unreadable"):
+        if alive.get(name):
+            document[name] = alive[name]
+    held = alive.get("held", {})
+    conflicts = [{"Key": key, "Why": each["why"]} for key, each in held.items() if each["conflict"]]
+    if conflicts:
+        document["view_conflicts"] = conflicts
+    blocked = [b for b in said.get("blocked", []) if b["source"] == address]
+    if blocked:
+        document["blocked"] = [{"destination": b["destination"], "why": b["why"]} for b in blocked]
+    return document
+
+
+def _sum(counts: Mapping[tuple[str, str, str], Counts], status: str, destination: str = "", rule: str = "") -> Counts:
+    found = [c for (d, r, s), c in counts.items() if s == status and destination in ("", d) and rule in ("", r)]
+    oldest = min((c.oldest_ns for c in found if c.number), default=0)
+    return Counts(sum(c.number for c in found), sum(c.bytes for c in found), oldest)
+
+
+def _lag(pending: Counts, now_ns: int) -> float:
+    """The age of the oldest that is pending, in seconds; 0 without one."""
+    return round(max(0, now_ns - pending.oldest_ns) / 1e9, 3) if pending.number else 0
+
+
+def _rules(site: Site, address: str, counts: Mapping[tuple[str, str, str], Counts], now_ns: int) -> list[Document]:
+    """A row for each rule, and for each that is gone and still has deliveries to its name."""
+    replication = site.buckets[address].replication
+    rows: dict[tuple[str, str], str] = {}
+    for rule in replication.rules if replication else ():
+        rows[rule.destination, rule.id] = "Enabled" if rule.enabled else "Disabled"
+    for destination, rule_id, _ in counts:
+        rows.setdefault((destination, rule_id), "Removed")
+    out = []
+    for (destination, rule_id), state in rows.items():
+        pending = _sum(counts, "PENDING", destination, rule_id)
+        out.append(
+            {
+                "id": rule_id,
+                "status": state,
+                "destination": destination,
+                "pending": pending.number,
+                "pending_bytes": pending.bytes,
+                "failed": _sum(counts, "FAILED", destination, rule_id).number,
+                "lag_seconds": _lag(pending, now_ns),
+                "completed": _sum(counts, "COMPLETED", destination, rule_id).number,
+            }
+        )
+    return out
+
+
+# -- why
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `why` found out about one key: the JSON, and sentences for people."""
+
+    document: Document
+    sentences: list[str]
+
+
+def why(site: Site, address: str, key: bytes, version_id: str | None, said: Document) -> Answer:
+    """Which rules chose a key's version, what became of each delivery, and what is next. Raises Refused(NoSuchKey)."""
+    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
+    name = keys.shown(key)
+    notes = _notes(alive, name)
+    with listing.open_versioned(site, address) as bucket:
+        group = listing.versions_of(bucket, key)
+    chosen = [v for v in group if version_id in (None, v.id)]
+    if not chosen:
+        if notes and version_id is None:
+            return Answer(listing.key_document(key) | {"VersionId": None, "Deliveries": [], "Notes": notes}, notes)
+        if group:
+            raise Refused("NoSuchVersion", f"{address}/{name} has no version {version_id}")
+        raise Refused("NoSuchKey", f"there is no {address}/{name}")
+    version = chosen[0]
+    deliveries = [_delivery(address, version, destination, said) for destination in version.deliveries]
+    document: Document = listing.key_document(key) | {
+        "VersionId": version.id,
+        "DeleteMarker": version.marker,
+        "ReplicationStatus": str(version.status) if version.status else None,
+        "Deliveries": deliveries,
+    }
+    sentences = [_describe(version)] + [_sentence(d) for d in deliveries]
+    if not deliveries:
+        explanation = unchosen(site, address, version)
+        document["Explanation"] = explanation
+        sentences.append(explanation)
+    if notes:
+        document["Notes"] = notes
+    return Answer(document, sentences + notes)
+
+
+def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
+    """What the daemon knows of a key's file."""
+    notes = []
+    if waiting := alive.get("waiting", {}).get(name):
+        notes.append(f"a change waits to be captured: {waiting['why']}")
+    if held := alive.get("held", {}).get(name):
+        word = "ViewConflict" if held["conflict"] else "the file does not show this version yet"
+        notes.append(f"{word}: {held['why']}")
+    if unreadable := alive.get("unreadable", {}).get(name):
+        notes.append(f"a change cannot be captured: {unreadable}")
+    if alive.get("paused"):
+        notes.append(str(alive["paused"]))
+    return notes
+
+
+def _describe(version: Version) -> str:
+    what = "delete marker" if version.marker else "version"
+    origin = f"replica from {version.source}" if version.origin is Origin.REPLICA else f"made by {version.origin}"
+    return f"{what} {version.id}, {clock.stamp(version.created_ns)}, {origin}"
+
+
+def _delivery(address: str, version: Version, destination: str, said: Document) -> Document:
+    delivery = version.deliveries[destination]
+    document: Document = {
+        "Rule": delivery.rule,
+        "Destination": destination,
+        "Status": str(delivery.status),
+        "Reason": delivery.reason,
+        "Next": "",
+    }
+    if delivery.status is Status.FAILED:
+        document["Next"] = f"`fsrepl retry {address}/{keys.shown(version.key)}` once it is mended"
+    elif delivery.status is Status.PENDING:
+        document["Reason"], document["Next"] = _waits_for(address, version, destination, said)
+    return document
+
+
+def _waits_for(address: str, version: Version, destination: str, said: Document) -> tuple[str, str]:
+    """What a pending delivery waits for, and what is next."""
+    if not said.get("running"):
+        return "the daemon is not running", "`fsrepl daemon` goes on with it"
+    for each in said.get("blocked", []):
+        if (each["source"], each["destination"]) == (address, destination):
+            return str(each["why"]), f"all of {destination} is tried again in {each['seconds']:.0f} s"
+    for each in said.get("retries", []):
+        if (each["source"], each["destination"], each["key"], each["version"]) == (
+            address, destination, keys.shown(version.key), version.id,
+        ):  # fmt: skip
+            return str(each["why"]), f"tried {each['attempts']} times, again in {each['seconds']:.0f} s"
+    for each in said.get("transfers", []):
+        if (each["source"], each["destination"], each["key"]) == (address, destination, keys.shown(version.key)):
+            return "it is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are there"
+    return "", "it is queued"
+
+
+def _sentence(delivery: Document) -> str:
+    text = f"{delivery['Status']} to {delivery['Destination']} by rule {delivery['Rule']}"
+    if delivery["Reason"]:
+        text += f": {delivery['Reason']}"
+        if help_ := REMEDIES.get(delivery["Reason"]):
+            text += f" ({help_})"
+    return f"{text}; {delivery['Next']}" if delivery["Next"] else text
+
+
+REMEDIES: Mapping[str, str] = {
+    "AssumeRoleNotPermitted": "the role is missing, or its trust policy does not name s3.amazonaws.com",
+    "DstBucketNotFound": "the destination bucket's folder is not in its region",
+    "DstBucketUnversioned": "`fsrepl versioning enable` on the destination",
+    "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or the destination's files refuse it",
+    "DstDelObjNotPermitted": "the role lacks s3:ReplicateDelete there, or the destination's files refuse it",
+    "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version",
+    "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more",
+    "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication",
+    "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, or its stored content is damaged",
+}
+
+
+def unchosen(site: Site, address: str, version: Version) -> str:
+    """Why no rule chose a version. Source: s3-semantics, 1.3 and 2."""
+    if version.origin is Origin.REPLICA:
+        return "it is a replica, and replicas are not replicated again by a live rule"
+    if version.origin is Origin.LIFECYCLE:
+        return "lifecycle made it, and what lifecycle makes is never replicated"
+    bucket = site.buckets[address]
+    if bucket.replication is None:
+        return (
+            f"{address} has no replication configuration; `fsrepl replication enable {address} DESTINATION` makes one"
+        )
+    rules = bucket.replication.rules
+    chosen = plan.winners(rules, version.key, version.tags, marker=version.marker)
+    if chosen:
+        return (
+            "it was there before a rule chose such keys (rules say nothing of what was there before them); "
+            f"`fsrepl replication backfill {address}` sends it"
+        )
+    return "no rule chooses it: " + "; ".join(_mismatch(rule, version) for rule in rules)
+
+
+def _mismatch(rule: Rule, version: Version) -> str:
+    if not rule.enabled:
+        return f"{rule.id} is disabled"
+    if not version.key.startswith(rule.prefix):
+        return f"{rule.id} wants the prefix {keys.shown(rule.prefix)!r}"
+    if version.marker and rule.tags:
+        return f"{rule.id} chooses by tags, which a delete marker has none of"
+    if not plan.matches(rule, version.key, version.tags):
+        wanted = ", ".join(f"{name}={value}" for name, value in rule.tags.items())
+        return f"{rule.id} wants the tags {wanted}"
+    if version.marker and not rule.delete_markers:
+        return f"{rule.id} does not replicate delete markers"
+    return f"{rule.id} gives way to a rule of higher priority"
