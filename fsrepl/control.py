@@ -78,10 +78,12 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Lock:
+    def acquire(self) -> None:
         """Raises Usage where somebody has it: a site has one daemon."""
         if not self.try_acquire():
             raise Usage(f"this site has a running daemon already (pid {self.holder()}); a site has one")
+
+    def __enter__(self) -> Lock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -45,7 +45,8 @@ def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease would send
     sys.setswitchinterval(_SWITCH_S)
     os.makedirs(found.state, mode=0o700, exist_ok=True)
-    with control.Lock(found.state):
+    with control.Lock(found.state) as lock:
+        lock.acquire()
         return Daemon(found).run()
 
 
