@@ -1,0 +1,213 @@
+"""A site with real daemon processes: what a journey stands on.
+
+Everything goes through the command line and the directories, as a user's does. Waiting is for conditions, with
+a deadline that only a broken daemon reaches.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SOURCE, DESTINATION = "east/src", "west/dst"
+DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Site:
+    """Two regions with a versioned bucket each, below a folder; more, or elsewhere, where told so.
+
+    regions: name to directory. settings: lines to add to fsrepl.toml. user: an uid to run everything as.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        regions: Mapping[str, Path] | None = None,
+        buckets: tuple[str, ...] = (SOURCE, DESTINATION),
+        replicate: bool = True,
+        settings: str = "",
+        user: int | None = None,
+    ) -> None:
+        self.home, self.user = home, user
+        self.root = home / "site"
+        self.regions = dict(regions or {name: self.root / name for name in ("east", "west")})
+        self.environ: dict[str, str] = {}
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.log = home / "daemon.log"
+        self.must("init", self.root, *(f"--region={n}={p}" for n, p in self.regions.items()))
+        if settings:
+            with (self.root / "fsrepl.toml").open("a") as file:
+                file.write(f"\n{settings}\n")
+        for bucket in buckets:
+            self.must("bucket", "create", bucket, "--versioning")
+        if replicate:
+            self.must("replication", "enable", SOURCE, DESTINATION)
+
+    # -- commands
+
+    def run(self, *arguments: object, stdin: bytes = b"", timeout_s: float = DEADLINE_S) -> Ran:
+        done = subprocess.run(
+            self._command(arguments),
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            env=self._environ(),
+            user=self.user,
+        )
+        return Ran(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+    def must(self, *arguments: object, stdin: bytes = b"") -> Ran:
+        done = self.run(*arguments, stdin=stdin)
+        assert done.code == 0, f"fsrepl {' '.join(map(str, arguments))}: exit {done.code}: {done.err}"
+        return done
+
+    def json(self, *arguments: object) -> Any:
+        return self.must(*arguments, "--json").json()
+
+    def refused(self, code: str, *arguments: object, stdin: bytes = b"") -> Ran:
+        """The command is refused with S3's code, in words and not in a traceback."""
+        done = self.run(*arguments, stdin=stdin)
+        assert (done.code, done.err.split(":")[0]) == (3, code), done
+        assert "Traceback" not in done.err
+        return done
+
+    def wait(self, scope: str = "", *, timeout_s: float = DEADLINE_S, code: int = 0) -> Ran:
+        done = self.run("wait", *([scope] if scope else []), "--timeout", timeout_s, timeout_s=timeout_s + 30)
+        assert done.code == code, f"wait: exit {done.code}: {done.err}\n{self.tail()}"
+        return done
+
+    def _command(self, arguments: tuple[object, ...]) -> list[str]:
+        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(str, arguments)]
+
+    def _environ(self) -> dict[str, str]:
+        return {**os.environ, "NO_COLOR": "1", "TERM": "dumb", **self.environ}
+
+    # -- the daemon
+
+    def start(self, *options: str, ready: bool = True) -> None:
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "fsrepl", "--site", str(self.root), *options, "daemon"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environ(),
+                user=self.user,
+                start_new_session=True,
+            )
+        if ready:
+            self.until(self._is_ready, "the daemon is ready")
+
+    def _is_ready(self) -> bool:
+        assert self.daemon is not None
+        assert self.daemon.poll() is None, f"the daemon ended at start: {self.tail()}"
+        return bool(self.json("status")["daemon"]["ready"])
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, and wait for the end; the exit status."""
+        assert self.daemon is not None
+        daemon, self.daemon = self.daemon, None
+        daemon.send_signal(number)
+        return daemon.wait(DEADLINE_S)
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+    def tail(self, size: int = 2000) -> str:
+        return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
+
+    def until(self, condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_S) -> T:
+        """Look until a condition holds; what it is then."""
+        until_s = time.monotonic() + timeout_s
+        while True:
+            found = condition()
+            if found:
+                return found
+            assert time.monotonic() < until_s, f"not within {timeout_s} s: {what}\n{self.tail()}"
+            time.sleep(0.02)
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.daemon is not None:
+            self.daemon.kill()
+            self.daemon.wait()
+
+    # -- the trees
+
+    def path(self, key: str | bytes = "", bucket: str = SOURCE) -> Path:
+        region, name = bucket.split("/")
+        return self.regions[region] / name / os.fsdecode(key)
+
+    def write(self, key: str | bytes, data: bytes, bucket: str = SOURCE) -> Path:
+        path = self.path(key, bucket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def put(self, key: str | bytes, data: bytes, bucket: str = SOURCE) -> Path:
+        """Write beside the bucket, and rename into place."""
+        path = self.path(key, bucket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.regions[bucket.split("/")[0]] / ".aside"
+        aside.write_bytes(data)
+        return aside.rename(path)
+
+    def tree(self, bucket: str) -> dict[str, bytes]:
+        """Every object a person would see: key to content."""
+        top = self.path(bucket=bucket)
+        return {
+            str(p.relative_to(top)): p.read_bytes()
+            for p in sorted(top.rglob("*"))
+            if p.is_file() and not p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
+        }
+
+    def history(self, bucket: str) -> dict[bytes, list[tuple[str, str, bool]]]:
+        """Of each key (version id, creation time, whether it is a marker), newest first."""
+        listed = self.json("ls", bucket, "--versions")
+        out: dict[bytes, list[tuple[str, str, bool]]] = {}
+        for name, marker in (("Versions", False), ("DeleteMarkers", True)):
+            for each in listed[name]:
+                key = base64.b64decode(each["KeyBase64"]) if "KeyBase64" in each else os.fsencode(each["Key"])
+                out.setdefault(key, []).append((each["VersionId"], each["LastModified"], marker))
+        return {key: sorted(rows, key=lambda row: (row[1], row[0]), reverse=True) for key, rows in sorted(out.items())}
+
+    def stored(self, key: str, version: str, bucket: str = SOURCE) -> Path:
+        return self.path(f".fsrepl/versions/{key};{version}", bucket)
+
+    def head(self, address: str) -> Any:
+        return self.json("head", address)
+
+    def bucket_status(self, bucket: str) -> Any:
+        return next(b for b in self.json("status")["buckets"] if b["bucket"] == bucket)
+
+    def in_step(self, a: str = SOURCE, b: str = DESTINATION) -> None:
+        """Both buckets show the same files and have the same versions in the same order."""
+        assert self.tree(a) == self.tree(b)
+        assert self.history(a) == self.history(b)

@@ -1,0 +1,69 @@
+"""The story: a file is dropped here, and is found there. Real daemon, real directories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.site import DESTINATION, SOURCE, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path) as found:
+        found.start()
+        yield found
+
+
+def test_a_dropped_file_is_in_the_other_region(site: Site) -> None:
+    """G3, G5: same content, id, creation time and metadata; COMPLETED here, REPLICA there."""
+    path = site.write("photos/2026/cat.jpg", b"meow")
+    os.chmod(path, 0o640)
+    os.setxattr(path, "user.author", b"me")
+    site.wait()
+    site.in_step()
+    here, there = (site.head(f"{b}/photos/2026/cat.jpg") for b in (SOURCE, DESTINATION))
+    assert (here["ReplicationStatus"], there["ReplicationStatus"]) == ("COMPLETED", "REPLICA")
+    for name in ("VersionId", "LastModified", "ETag", "ContentLength", "Metadata", "Posix"):
+        assert here[name] == there[name], name
+    assert there["Metadata"] == {"author": "me"}
+    replica = site.path("photos/2026/cat.jpg", DESTINATION)
+    assert replica.stat().st_mode & 0o7777 == 0o640
+    assert os.getxattr(replica, "user.fsrepl.replication-status") == b"REPLICA"
+
+
+def test_updates_and_deletions_cross_and_can_be_undone(site: Site) -> None:
+    """G1, G5: every version crosses in order; a marker hides the file; restore brings it back, here and there."""
+    for data in (b"one", b"two", b"three"):
+        site.put("k", data)
+        site.wait()
+    site.path("k").unlink()
+    site.wait()
+    assert site.tree(DESTINATION) == {}
+    site.must("restore", f"{SOURCE}/k")
+    site.wait()
+    assert site.tree(DESTINATION) == {"k": b"three"}
+    site.in_step()
+    assert [marker for _, _, marker in site.history(SOURCE)[b"k"]] == [False, True, False, False, False]
+
+
+def test_what_happened_while_the_daemon_was_away_is_found(site: Site) -> None:
+    """G6, G7: killed in the midst of it; new, changed, renamed and deleted files are found by the next start."""
+    for name in ("changed", "deleted", "renamed", "kept"):
+        site.write(name, name.encode())
+    site.wait()
+    site.kill()
+    site.write("changed", b"other content")
+    site.path("deleted").unlink()
+    site.path("renamed").rename(site.path("new name"))
+    site.write("d/e/f", b"deep")
+    site.start()
+    site.wait()
+    site.in_step()
+    assert set(site.tree(DESTINATION)) == {"changed", "new name", "kept", "d/e/f"}
+    assert {k: len(v) for k, v in site.history(SOURCE).items()} == {
+        b"changed": 2, b"d/e/f": 1, b"deleted": 2, b"kept": 1, b"new name": 1, b"renamed": 2,
+    }  # fmt: skip
