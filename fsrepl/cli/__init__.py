@@ -64,9 +64,8 @@ def _run() -> int:
         if hasattr(stream, "reconfigure"):  # names may be any bytes: none of them ends a command
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        return int(end.exit_code)
+        status = app(standalone_mode=False)  # what a command's typer.Exit says comes back as the value
+        return status if isinstance(status, int) else 0
     except typer.Abort:
         typer.echo("given up; nothing was changed", err=True)
         return 1
@@ -81,7 +80,6 @@ def _run() -> int:
         return 141
     except Exception as error:
         return _unforeseen(error)
-    return 0
 
 
 def _unforeseen(error: Exception) -> int:

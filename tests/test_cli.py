@@ -1,0 +1,28 @@
+"""The command line: exit status, what goes to which stream, what is asked. One process a command, as scripts see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.site import SOURCE, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path, replicate=False)
+
+
+def test_what_a_command_finds_is_its_exit_status(site: Site) -> None:
+    """Section 5: a status that a command gives itself reaches the shell, like those of errors."""
+    assert site.run("check").code == 0
+    roles = site.root / "roles"
+    roles.mkdir()
+    (roles / "bad.json").write_text("{")
+    found = site.run("check")
+    assert (found.code, found.err.split(":")[0]) == (3, "MalformedPolicyDocument")
+    assert site.run("wait").code == 5
+    assert site.run("cat", f"{SOURCE}/nothing").code == 3
+    assert site.run("bucket", "create", "nowhere/bucket").code == 2
+    assert site.run("ls").code == 2
