@@ -3,37 +3,92 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from fsrepl import admin, operations, settings, store
+from fsrepl import admin, arn, attrs, operations, settings, store
 from fsrepl.engine import Engine
+from fsrepl.errors import Refused
 from fsrepl.fs import Fs
 from fsrepl.model import Status, Version
 from fsrepl.region import Place, Region
 
 SOURCE, DESTINATION = "east/src", "west/dst"
+ROLE = "courier"
+
+Json = dict[str, Any]
+
+
+def v1(prefix: str = "", *, to: str = DESTINATION, status: str = "Enabled", **destination: object) -> Json:
+    """A V1 rule: markers always cross."""
+    return {"Prefix": prefix, "Status": status, "Destination": {"Bucket": arn.bucket_arn(to), **destination}}
+
+
+def v2(
+    prefix: str = "", priority: int = 1, *, to: str = DESTINATION, markers: bool = False, status: str = "Enabled",
+    tags: Mapping[str, str] | None = None, **destination: object,
+) -> Json:  # fmt: skip
+    """A V2 rule, by prefix, tags or both."""
+    predicates: list[Json] = [{"Prefix": prefix}] if prefix or not tags else []
+    tag_set = [{"Key": name, "Value": value} for name, value in (tags or {}).items()]
+    if tag_set and (prefix or len(tag_set) > 1):
+        predicates = [{"And": {**({"Prefix": prefix} if prefix else {}), "Tags": tag_set}}]
+    elif tag_set:
+        predicates = [{"Tag": tag_set[0]}]
+    return {
+        "Filter": predicates[0],
+        "Priority": priority,
+        "Status": status,
+        "DeleteMarkerReplication": {"Status": "Enabled" if markers else "Disabled"},
+        "Destination": {"Bucket": arn.bucket_arn(to), **destination},
+    }
 
 
 class World:
-    """Two regions, a versioned bucket in each, the first replicated to the second.
+    """Two regions, a versioned bucket in each, the first replicated to the second; other buckets where told so.
 
     The engine has no threads and no watcher: `settle` lets scans find what was done, and turns every
     region until nothing is left to do. `restart` is what a crash leads to: a new engine on the same disk.
     """
 
-    def __init__(self, home: Path, *, fs: Fs | None = None, replicate: bool = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        fs: Fs | None = None,
+        replicate: bool = True,
+        buckets: tuple[str, ...] = (SOURCE, DESTINATION),
+    ) -> None:
         self.home = home
-        admin.init(home, {"east": None, "west": None})
+        admin.init(home, dict.fromkeys(sorted({bucket.partition("/")[0] for bucket in buckets})))
         self.settings = settings.load(home / settings.FILE)
         self.engine = Engine(self.settings, fs=fs)
-        for bucket in (SOURCE, DESTINATION):
+        for bucket in buckets:
             self.run("bucket.create", bucket=bucket, versioning=True)
         if replicate:
             self.run("replication.enable", source=SOURCE, destination=DESTINATION)
 
     def run(self, name: str, **params: object) -> dict[str, object]:
         return operations.run(self.engine, name, params)
+
+    def refused(self, name: str, **params: object) -> str:
+        """An operation that must be refused: S3's code for it."""
+        try:
+            done = self.run(name, **params)
+        except Refused as error:
+            return error.code
+        raise AssertionError(f"{name} {params} was not refused: {done}")
+
+    def configure(self, *rules: Json, source: str = SOURCE, role: str = "") -> None:
+        """Put a configuration; without a role, with one that may take every bucket's objects to every other."""
+        if not role:
+            role = f"{ROLE}-{source.replace('/', '-')}"
+            others = [bucket for bucket in self.engine.site.buckets if bucket != source]
+            if not (self.settings.roles / f"{role}.json").exists():
+                self.run("role.create", name=role, source=source, destinations=others)
+        self.run("replication.put", source=source, document={"Role": arn.role_arn(role), "Rules": list(rules)})
 
     def __enter__(self) -> World:
         return self
@@ -93,6 +148,32 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
+    def drop(self, key: str, data: bytes, bucket: str = SOURCE, *, tags: Mapping[str, str] | None = None) -> None:
+        """Move a finished file in, with its tags on it already."""
+        aside = self.home / "aside"
+        aside.write_bytes(data)
+        for name, value in (tags or {}).items():
+            os.setxattr(aside, attrs.TAG + name, value.encode())
+        path = self.path(key, bucket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.rename(path)
+
+    def unlink(self, key: str, bucket: str = SOURCE) -> None:
+        self.path(key, bucket).unlink()
+
+    def remove(self, key: str, bucket: str = SOURCE, version: str | None = None) -> Json:
+        """By command: a marker, or with a version id that one for good."""
+        return self.run("object.rm", bucket=bucket, key=key.encode(), version_id=version)
+
+    def away(self, region: str) -> None:
+        """A region's disk is gone."""
+        path = self.settings.regions[region].path
+        path.rename(path.with_name(path.name + ".away"))
+
+    def back(self, region: str) -> None:
+        path = self.settings.regions[region].path
+        path.with_name(path.name + ".away").rename(path)
+
     # -- what is there
 
     def tree(self, bucket: str) -> dict[str, bytes]:
@@ -116,6 +197,13 @@ class World:
             key: [(v.id, v.created_ns, v.marker, v.digest) for v in versions]
             for key, versions in self.history(bucket).items()
         }
+
+    def of(self, key: str, bucket: str = SOURCE) -> list[Version]:
+        """The versions and markers of one key, newest first."""
+        return self.history(bucket).get(key.encode(), [])[::-1]
+
+    def current(self, key: str, bucket: str = SOURCE) -> Version:
+        return self.of(key, bucket)[0]
 
     def statuses(self, bucket: str = SOURCE) -> set[Status | None]:
         return {v.status for versions in self.history(bucket).values() for v in versions}
