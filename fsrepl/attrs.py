@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from fsrepl import clock, keys
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import Delivery, Origin, Posix, Status, Version
+from fsrepl.model import Delivery, Origin, Posix, Status, Tracking, Version
 
 OURS = "user.fsrepl."
 VERSION_ID = OURS + "version-id"
@@ -144,9 +144,9 @@ def with_delivery(version: Version, destination: str, delivery: Delivery) -> Ver
     return replace(version, deliveries={**version.deliveries, destination: delivery})
 
 
-def _encode_delivery(delivery: Delivery) -> dict[str, str]:
-    out = {"rule": delivery.rule, "status": str(delivery.status)}
-    for name in ("reason", "storage_class", "owner", "batch"):
+def _encode_delivery(delivery: Delivery) -> dict[str, str | int]:
+    out: dict[str, str | int] = {"rule": delivery.rule, "status": str(delivery.status)}
+    for name in ("reason", "storage_class", "owner", "batch", "tracking", "since_ns"):
         if value := getattr(delivery, name):
             out[name] = value
     return out
@@ -161,6 +161,8 @@ def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
             d.get("storage_class", ""),
             d.get("owner", ""),
             d.get("batch", ""),
+            Tracking(d.get("tracking", "")),
+            int(d.get("since_ns", 0)),
         )
         for name, d in json.loads(data).items()
     }

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from fsrepl import barrier, clock, control, keys, operations, settings
+from fsrepl import barrier, clock, control, keys, operations, settings, thresholds
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError
 from fsrepl.region import Region
@@ -102,6 +102,8 @@ class Daemon:
             notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
         elif not self.ready:
             notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
+        with contextlib.suppress(FsreplError):  # the clock that FSREPL_CLOCK names is being written
+            thresholds.check(self.engine)
         notify("WATCHDOG=1")
         return 0
 

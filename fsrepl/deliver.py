@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, keys, metadata, plan, roles, store, transfer
+from fsrepl import attrs, commit, keys, metadata, plan, roles, store, thresholds, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Object, Owed, View
-from fsrepl.model import ARCHIVED_CLASSES, Delivery, Replication, Role, Status, Version
-from fsrepl.report import Result
+from fsrepl.journal import Object, Owed, View, owed_of
+from fsrepl.model import ARCHIVED_CLASSES, Delivery, Replication, Result, Role, Status, Version
+from fsrepl.report import result_of
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -327,8 +327,10 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
     """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
     engine, address = region.engine, place.bucket.address
     results: list[Result] = []
+    news: list[Result] = []
     changed: dict[tuple[bytes, str], Version] = {}
     vanished: list[Word] = []
+    now_ns = engine.site.now()
     with place.bucket.open() as bucket:
         for word in words:
             owed = word.owed
@@ -337,18 +339,25 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             if version is None:
                 version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
             delivery = version.deliveries.get(owed.destination) if version else None
-            results.append(_result(word, version))
+            edited = word.sent is not None and version is not None and not metadata.same(version, word.sent)
             if version is None or delivery is None:
+                if not engine.journal.is_owed(owed):
+                    continue  # said already
                 vanished.append(word)
+            elif word.status is Status.COMPLETED and edited:
+                region.owe(address, version, only=owed.destination)  # while it travelled
                 continue
-            if word.status is Status.COMPLETED and word.sent is not None and not metadata.same(version, word.sent):
-                region.owe(address, version, only=owed.destination)  # edited while it travelled
-                results.pop()
-                continue
-            settled = replace(delivery, status=word.status, reason=word.reason)
-            version = attrs.with_delivery(version, owed.destination, settled)
-            changed[at] = version
-        for at, version in changed.items():
+            else:
+                failed_ns = now_ns if word.status is Status.FAILED else 0
+                settled = replace(delivery, status=word.status, reason=word.reason, since_ns=failed_ns)
+                changed[at] = attrs.with_delivery(version, owed.destination, settled)
+                if not delivery.settled:
+                    owed = owed_of(address, version, owed.destination, delivery)
+            result = result_of(owed, word.status, word.reason, place.bucket.replication)
+            results.append(result)
+            news += thresholds.news(engine, owed, result)
+        engine.reporter.announce(news)
+        for version in changed.values():
             try:
                 store.update(bucket, version, attrs.encode_deliveries(version))
             except FileNotFoundError:
@@ -364,9 +373,8 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
     engine.notify()
 
 
-def _result(word: Word, version: Version | None) -> Result:
-    owed = word.owed
-    return Result(
-        owed.source, owed.key, owed.id, owed.destination, owed.rule, word.status, word.reason, owed.marker, owed.size,
-        version.created_ns if version else owed.created_ns,
-    )  # fmt: skip
+def settle_gone(region: Region, place: Place, owed: Sequence[Owed], *, key_there: bool) -> None:
+    """A version was removed before these were done: there is nothing left to show a status on, so it is only told."""
+    action = plan.decide(plan.Facts(source_there=False, key_there=key_there))
+    assert isinstance(action, plan.Settle)
+    settle(region, place, [Word(each, action.status, action.why, None) for each in owed])

@@ -22,6 +22,7 @@ from fsrepl import journal as journals
 from fsrepl import roles
 from fsrepl.commit import Syncer
 from fsrepl.errors import FsreplError
+from fsrepl.eventlog import EventLog
 from fsrepl.fs import Fs
 from fsrepl.journal import Journal
 from fsrepl.model import Role, Version
@@ -96,7 +97,7 @@ class Engine:
         self.transfers: list[Progress] = []
         self.changed = threading.Condition()
         """Notified whenever something was captured or settled: what `wait` waits on."""
-        self.reporter = Reporter(settings, self.site.now)
+        self.reporter = Reporter(EventLog(self.fs, self.site.state, settings.events.max_bytes), self.site.now)
         self.journal = self._open_journal()
         self.site.look()
         self._roles: dict[str, tuple[tuple[int, ...], Role | None]] = {}
@@ -171,6 +172,7 @@ class Engine:
 
         self.settings = self.site.settings = settings
         self.limiter.rate = settings.replication.limit_bytes_s
+        self.reporter.eventlog.max_bytes = settings.events.max_bytes
         self.site.load_identities()
         with self.journal.transaction():
             for address, bucket in self.site.buckets.items():

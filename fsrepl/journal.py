@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsrepl import keys
-from fsrepl.model import Status, Version
+from fsrepl.model import THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0);
@@ -31,12 +31,17 @@ CREATE TABLE object (
     bucket INTEGER, dir BLOB, name BLOB, id TEXT, created INTEGER, marker INTEGER, digest BLOB,
     ino INTEGER, size INTEGER, mtime INTEGER, ctime INTEGER, mode INTEGER, racy INTEGER, shown TEXT,
     PRIMARY KEY (bucket, dir, name)) WITHOUT ROWID;
+-- since: when it was asked for, or FAILED. due: when it will be late, NULL where nobody asks, or was told already.
+-- digest, operation: of those that are pending and tracked
 CREATE TABLE delivery (
     bucket INTEGER, key BLOB, id TEXT, destination TEXT, rule TEXT, status TEXT, reason TEXT,
     created INTEGER, size INTEGER, marker INTEGER, batch TEXT,
+    since INTEGER, tracking TEXT, due INTEGER, digest BLOB, operation TEXT,
     PRIMARY KEY (bucket, key, id, destination)) WITHOUT ROWID;
 CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE status = 'PENDING';
-CREATE INDEX failed ON delivery (bucket, destination) WHERE status = 'FAILED';
+CREATE INDEX failed ON delivery (bucket, since) WHERE status = 'FAILED';
+CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
+CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
 """
 
 
@@ -105,11 +110,26 @@ class Owed:
     size: int
     marker: bool
     batch: str
+    since_ns: int
+    tracking: Tracking = Tracking.NONE
+    digest: bytes = b""
+    operation: str = ""
+    """S3's word for what it brings. This and the digest are known of what is tracked."""
+
+
+def owed_of(source: str, version: Version, destination: str, delivery: Delivery) -> Owed:
+    """A delivery of a version, as the journal would answer it while it is pending."""
+    told = (version.digest, operation(version, delivery)) if delivery.tracking else (b"", "")
+    return Owed(
+        source, version.key, version.id, destination, delivery.rule, str(delivery.status), delivery.reason,
+        version.created_ns, version.size, version.marker, delivery.batch,
+        delivery.since_ns or version.created_ns, delivery.tracking, *told,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What there is of something: a number, their bytes, and the creation time of the oldest."""
+    """What there is of something: a number, their bytes, and since when the oldest of them is so."""
 
     number: int = 0
     bytes: int = 0
@@ -343,7 +363,11 @@ class Journal:
         directory, name = keys.split(key)
         at = (number, directory, name)
         self.execute("DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?", (*at, version_id))
-        self.execute("DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ?", (number, key, version_id))
+        # What is still owed of it stays, until it was said that it failed: deliver.settle drops it then.
+        self.execute(
+            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
+            (number, key, version_id),
+        )
         if current is None:
             self.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
         else:
@@ -368,10 +392,39 @@ class Journal:
 
     def drop_delivery(self, owed: Owed) -> None:
         """The version that was owed is gone: nothing is left to show a status on."""
-        self.execute(
-            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND destination = ?",
-            (self._ids.get(owed.source), owed.key, owed.id, owed.destination),
+        self.execute(f"DELETE FROM delivery {_AT}", self._at(owed))
+
+    def is_owed(self, owed: Owed) -> bool:
+        return self.execute(f"SELECT 1 FROM delivery {_AT}", self._at(owed)).fetchone() is not None
+
+    def _at(self, owed: Owed) -> tuple[Any, ...]:
+        return self._ids.get(owed.source), owed.key, owed.id, owed.destination
+
+    def late(self, now_ns: int, limit: int) -> list[Owed]:
+        """Pending deliveries that have missed their threshold, and of which that was not told yet."""
+        rows = self.execute(
+            f"{_OWED} WHERE due IS NOT NULL AND due <= ? AND status = 'PENDING' ORDER BY due LIMIT ?", (now_ns, limit)
         )
+        return [self._owed(row) for row in rows]
+
+    def is_untold(self, owed: Owed) -> bool:
+        """Whether a delivery has a threshold, and it was not told yet that this was missed."""
+        return self.execute(f"SELECT 1 FROM delivery {_AT} AND due IS NOT NULL", self._at(owed)).fetchone() is not None
+
+    def told(self, late: Iterable[Owed]) -> None:
+        """It was told that these are late."""
+        self._db.executemany(f"UPDATE delivery SET due = NULL {_AT}", [self._at(owed) for owed in late])
+
+    def tracked(self, source: str, rule: str) -> list[Owed]:
+        """The pending live deliveries of a rule that are followed by its metrics."""
+        rows = self.execute(
+            f"{_OWED} WHERE bucket = ? AND rule = ? AND status = 'PENDING' AND tracking != '' AND batch = ''",
+            (self._ids.get(source), rule),
+        )
+        return [self._owed(row) for row in rows]
+
+    def untrack(self, owed: Iterable[Owed]) -> None:
+        self._db.executemany(f"UPDATE delivery SET tracking = '', due = NULL {_AT}", [self._at(each) for each in owed])
 
     def pending_pairs(self) -> list[tuple[str, str, bool]]:
         """(source, destination, of a backfill) wherever something is pending."""
@@ -410,20 +463,12 @@ class Journal:
         return (self._owed(row) for row in rows if row[1].startswith(prefix))
 
     def _owed(self, row: Sequence[Any]) -> Owed:
-        number, key, version_id, destination, rule, status, reason, created, size, marker, batch = row
+        number, key, version_id, destination, rule, status, reason, created, size, marker, batch, *more = row
+        since, tracking, digest, brings = more
         return Owed(
-            self._names[number],
-            key,
-            version_id,
-            destination,
-            rule,
-            status,
-            reason,
-            created,
-            size,
-            bool(marker),
-            batch,
-        )
+            self._names[number], key, version_id, destination, rule, status, reason, created, size, bool(marker), batch,
+            since, Tracking(tracking), digest or b"", brings or "",
+        )  # fmt: skip
 
     # -- numbers
 
@@ -439,14 +484,41 @@ class Journal:
     def delivery_counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
         """(destination, rule, status) to what there is of it."""
         rows = self.execute(
-            "SELECT destination, rule, status, count(*), coalesce(sum(size), 0), min(created) FROM delivery "
+            "SELECT destination, rule, status, count(*), coalesce(sum(size), 0), min(since) FROM delivery "
             "WHERE bucket = ? GROUP BY destination, rule, status",
             (self._ids.get(address),),
         )
         return {(d, r, s): Counts(n, b, o) for d, r, s, n, b, o in rows}
 
+    def live_pending_counts(self, address: str) -> dict[tuple[str, str], Counts]:
+        """(destination, rule) to what is pending of live replication, backfills left out."""
+        rows = self.execute(
+            "SELECT destination, rule, count(*), coalesce(sum(size), 0), min(since) FROM delivery "
+            "WHERE bucket = ? AND status = 'PENDING' AND batch = '' GROUP BY destination, rule",
+            (self._ids.get(address),),
+        )
+        return {(d, r): Counts(n, b, o) for d, r, n, b, o in rows}
 
-_PUT_DELIVERY = "INSERT OR REPLACE INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    def failed_counts(self, address: str, after_ns: int = 0) -> dict[tuple[str, str], int]:
+        """(destination, rule) to the number of FAILED deliveries, or of those that failed after a moment."""
+        rows = self.execute(
+            "SELECT destination, rule, count(*) FROM delivery WHERE bucket = ? AND status = 'FAILED' AND since > ? "
+            "GROUP BY destination, rule",
+            (self._ids.get(address), after_ns),
+        )
+        return {(d, r): n for d, r, n in rows}
+
+
+_AT = "WHERE bucket = ? AND key = ? AND id = ? AND destination = ?"
+# That a delivery is late is said once, however often its row is written meanwhile.
+_PUT_DELIVERY = """
+INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (bucket, key, id, destination) DO UPDATE SET
+    due = CASE WHEN status = 'PENDING' AND since = excluded.since AND due IS NULL THEN NULL ELSE excluded.due END,
+    rule = excluded.rule, status = excluded.status, reason = excluded.reason, created = excluded.created,
+    size = excluded.size, marker = excluded.marker, batch = excluded.batch, since = excluded.since,
+    tracking = excluded.tracking, digest = excluded.digest, operation = excluded.operation
+"""
 _PUT_OBJECT = """
 INSERT INTO object (bucket, dir, name, id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name) DO UPDATE SET
@@ -463,16 +535,24 @@ def _seen(view: View | None) -> tuple[object, ...]:
 
 
 def _delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
-    return [
-        (
+    rows: list[tuple[object, ...]] = []
+    for destination, d in version.deliveries.items():
+        since_ns = d.since_ns or version.created_ns
+        told = d.tracking and not d.settled
+        timed = told and d.tracking is Tracking.TIME and not (d.batch or version.marker)
+        rows.append((
             number, version.key, version.id, destination, d.rule, str(d.status), d.reason,
             version.created_ns, version.size, version.marker, d.batch,
-        )
-        for destination, d in version.deliveries.items()
-    ]  # fmt: skip
+            since_ns, str(d.tracking), since_ns + THRESHOLD_NS if timed else None,
+            version.digest if told else None, operation(version, d) if told else None,
+        ))  # fmt: skip
+    return rows
 
 
-_OWED = "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch FROM delivery"
+_OWED = (
+    "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
+    "operation FROM delivery"
+)
 
 
 def _object(row: Sequence[Any]) -> Object:

@@ -27,7 +27,7 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     _, stamp_ns = place.bucket.ids.next(engine.site.now())
     groups = changed_groups(was, edited)
     stamps = {**was.edited, **{group: f"{stamp_ns} {bucket.address}" for group in groups}}
-    edited = replace(edited, edited=stamps, deliveries=_owed_again(place, was, groups))
+    edited = replace(edited, edited=stamps, deliveries=_owed_again(place, was, groups, stamp_ns))
     write_metadata(bucket, was, edited)
     engine.recent.put(bucket.address, edited)
     if edited.deliveries:
@@ -53,7 +53,7 @@ def changed_groups(was: Version, now: Version) -> set[str]:
     return groups
 
 
-def _owed_again(place: Place, was: Version, groups: Collection[str]) -> dict[str, Delivery]:
+def _owed_again(place: Place, was: Version, groups: Collection[str], stamp_ns: int) -> dict[str, Delivery]:
     """Deliveries with the completed ones pending again, where their rule still runs and takes such an edit."""
     replication = place.bucket.replication
     running = {rule.id for rule in replication.rules if rule.enabled} if replication else set()
@@ -63,7 +63,7 @@ def _owed_again(place: Place, was: Version, groups: Collection[str]) -> dict[str
             continue
         if delivery.owner and not set(groups) - {"acl"}:
             continue  # owner override: the replica's ACL is its owner's affair
-        out[name] = replace(delivery, status=Status.PENDING, reason="")
+        out[name] = replace(delivery, status=Status.PENDING, reason="", since_ns=stamp_ns)
     return out
 
 

@@ -56,6 +56,20 @@ class Origin(enum.StrEnum):
     ADOPTED = "adopted"
 
 
+THRESHOLD_NS = 15 * 60 * 1_000_000_000
+"""Replication Time Control: an operation that took longer is late. Source: s3-semantics, 3.6."""
+
+
+class Tracking(enum.StrEnum):
+    """How closely a rule has its operations followed. Source: s3-semantics, 3.4."""
+
+    NONE = ""
+    METRICS = "metrics"
+    """Failures are events."""
+    TIME = "time"
+    """Replication Time Control: being late is one too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Posix:
     """The part of an object's metadata that an inode holds itself. acl is the raw system.posix_acl_access."""
@@ -79,6 +93,9 @@ class Delivery:
     """`Destination`: the replica belongs to the owner of the destination bucket."""
     batch: str = ""
     """The backfill job that asked for it; empty for live replication."""
+    tracking: Tracking = Tracking.NONE
+    since_ns: int = 0
+    """When it was asked for (again), or FAILED; 0: when the version was made."""
 
     @property
     def settled(self) -> bool:
@@ -120,6 +137,21 @@ class Version:
         return shown_status(self.origin, self.deliveries)
 
 
+def operation(version: Version, delivery: Delivery) -> str:
+    """What a delivery brings, in a word as S3's events have it: the version, or what was edited of it since.
+
+    S3's texts show OBJECT_PUT alone; the other words are made after it.
+    """
+    if version.marker:
+        return "OBJECT_DELETE"
+    if not delivery.since_ns:
+        return "OBJECT_PUT"
+    edited = {group for group, stamp in version.edited.items() if int(stamp.partition(" ")[0]) >= delivery.since_ns}
+    return {frozenset({"tags"}): "OBJECT_PUT_TAGGING", frozenset({"acl"}): "OBJECT_PUT_ACL"}.get(
+        frozenset(edited), "OBJECT_PUT"
+    )
+
+
 def shown_status(origin: Origin, deliveries: Mapping[str, Delivery]) -> Status | None:
     """Source: s3-semantics, 3.1. A replica that owes something itself shows that until it is done."""
     statuses = {d.status for d in deliveries.values()}
@@ -129,6 +161,31 @@ def shown_status(origin: Origin, deliveries: Mapping[str, Delivery]) -> Status |
     if origin is Origin.REPLICA:
         return Status.REPLICA
     return Status.COMPLETED if statuses else None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one delivery, for now: from it come the log line, the events and the numbers.
+
+    asked_ns: when the version was made, or this was asked for again by an edit, a retry or a backfill.
+    operation is S3's word for what was to be replicated.
+    """
+
+    source: str
+    key: bytes
+    version: str
+    destination: str
+    rule: str
+    status: Status
+    reason: str
+    marker: bool
+    size_bytes: int
+    created_ns: int
+    asked_ns: int
+    digest: bytes = b""
+    operation: str = ""
+    tracking: Tracking = Tracking.NONE
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +211,10 @@ class Rule:
     """`Destination` where AccessControlTranslation says so, else empty."""
     metrics: bool = False
     replication_time: bool = False
+
+    @property
+    def tracking(self) -> Tracking:
+        return Tracking.TIME if self.replication_time else Tracking.METRICS if self.metrics else Tracking.NONE
 
 
 @dataclass(frozen=True, slots=True)

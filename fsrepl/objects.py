@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, clock, commit, intake, keys, metadata, plan, store
+from fsrepl import capture, clock, commit, deliver, intake, keys, metadata, plan, store
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.journal import Owed
 from fsrepl.model import NULL, Origin, Status, Version, Versioning
@@ -156,6 +156,8 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     bucket.sync()
     engine.recent.forget(address, key, version.id)
     commit.drop_intents(bucket, intents)
+    pending = engine.journal.deliveries(address, status=Status.PENDING, key=key)
+    deliver.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
     engine.notify()
 
 

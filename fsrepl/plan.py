@@ -53,7 +53,7 @@ def choose(
 
 
 def owed(rule: Rule, batch: str = "") -> Delivery:
-    return Delivery(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, batch)
+    return Delivery(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, batch, rule.tracking)
 
 
 # -- one delivery

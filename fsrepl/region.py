@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import admin, attrs, capture, commit, deliver, index, intake, keys, plan, store, transfer
+from fsrepl import admin, attrs, capture, commit, deliver, index, intake, keys, plan, store, thresholds, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Owed, View
+from fsrepl.journal import Owed, View, owed_of
 from fsrepl.model import Delivery, Status, Version, Versioning
 from fsrepl.scan import Scan, Trouble
 from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
@@ -292,6 +292,7 @@ class Region:
             held = index.finish(bucket, engine.journal)
         for intent, outcome in held:
             self.hold_view(place, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was)
+        thresholds.untrack(engine, address)
         self._watch_barrier(place, bucket)
         place.up, place.scanned = True, False
         self.load_pending(source=address)
@@ -427,6 +428,7 @@ class Region:
         if not first:
             for region in self.engine.regions.values():
                 region.post(lambda region=region: region.kick(bucket.address))  # type: ignore[misc]
+            thresholds.untrack(self.engine, bucket.address)
 
     # -- scans
 
@@ -683,12 +685,7 @@ class Region:
         """Hand a version's pending deliveries to the regions they go to."""
         for destination, delivery in version.deliveries.items():
             if delivery.status is Status.PENDING and only in ("", destination):
-                self._enqueue(
-                    Owed(
-                        address, version.key, version.id, destination, delivery.rule, "PENDING", "",
-                        version.created_ns, version.size, version.marker, delivery.batch,
-                    )  # fmt: skip
-                )
+                self._enqueue(owed_of(address, version, destination, delivery))
 
     def _enqueue(self, owed: Owed) -> None:
         region = self.engine.regions.get(owed.destination.partition("/")[0])
@@ -850,8 +847,13 @@ class Region:
             self.owe_again(bucket, version, {**version.deliveries, destination: pending})
 
     def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:
-        """Make deliveries of a stored version pending (again), on the record first."""
-        version = replace(version, deliveries=deliveries)
+        """Make deliveries of a stored version pending (again), from now on, on the record first."""
+        now_ns = self.engine.site.now()
+        asked = {
+            name: each if each.settled or each == version.deliveries.get(name) else replace(each, since_ns=now_ns)
+            for name, each in deliveries.items()
+        }
+        version = replace(version, deliveries=asked)
         store.update(bucket, version, attrs.encode_deliveries(version))
         self.engine.recent.put(bucket.address, version)
         with self.engine.journal.transaction():
