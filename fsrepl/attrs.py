@@ -30,6 +30,8 @@ TAG = OURS + "tag."
 MADE = OURS + "made"
 """On a directory that replication made in a view: it goes when it is empty."""
 
+SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
+"""What makes a record whole. Where a record is written anew, these come last."""
 RECORD_ONLY = frozenset({POSIX, KEY, EDITED})
 """Meaningful in the store alone; a view does without."""
 
@@ -67,6 +69,14 @@ def encode_deliveries(version: Version) -> dict[str, bytes]:
             {name: _encode_delivery(d) for name, d in version.deliveries.items()}, separators=(",", ":")
         ).encode()
     return out
+
+
+def is_whole(raw: Mapping[str, bytes], path: bytes, *, marker: bool) -> bool:
+    """Whether a record has what cannot be told from the version's stored path and content. Attributes get lost
+    where a tree is copied without them, all of a file's at once."""
+    if LAST_MODIFIED not in raw or (not marker and BLAKE3 not in raw):
+        return False
+    return KEY in raw or not any(map(keys.is_digest, path.split(b"/")))
 
 
 def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode: Posix, size: int) -> Version:
@@ -115,10 +125,14 @@ def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def of_view(version: Version) -> dict[str, bytes]:
-    """What a view shows of its version, as a courtesy."""
+    """What a view shows of its version, as a courtesy, in the order in which it is put on: room may end early.
+
+    The object's own attributes come first, and the id last: it says that the others are there.
+    """
     if version.posix is not None or version.edited:
         version = replace(version, posix=None, edited={})
-    return {name: value for name, value in encode(version).items() if name not in RECORD_ONLY}
+    raw = {name: value for name, value in encode(version).items() if name not in RECORD_ONLY | {VERSION_ID}}
+    return {**version.attrs, **raw, VERSION_ID: version.id.encode()}
 
 
 def encode_sidecar(raw: Mapping[str, bytes]) -> bytes:

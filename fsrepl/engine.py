@@ -112,7 +112,8 @@ class Engine:
         with journal.transaction():
             boot = _boot_id()
             # After a power cut the journal may have outlived attributes that were not synced: read them again.
-            self.afresh = journal.fact("clean") != "1" and journal.fact("boot") != boot
+            if journal.fact("clean") != "1" and journal.fact("boot") != boot:
+                journal.forget_trees()
             journal.set_fact("clean", "0")
             journal.set_fact("boot", boot)
             for address, bucket in self.site.buckets.items():

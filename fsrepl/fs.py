@@ -16,6 +16,7 @@ import os
 import platform
 import stat
 from collections.abc import Iterator
+from typing import NoReturn
 
 if hasattr(os, "setxattr"):
     _xattr = os
@@ -92,6 +93,7 @@ class Fs:
     """The machine's filesystems. Every method raises OSError as the kernel answers it."""
 
     coarse_ns = _coarse_ns()
+    read_only = False
 
     # -- looking
 
@@ -269,6 +271,20 @@ class Fs:
         """Make everything written so far on a filesystem survive a power cut. Source: syncfs(2)."""
         if _libc.syncfs(fd):
             raise _fail()
+
+
+class ReadingFs(Fs):
+    """The same for somebody who only looks: calls that would change something are refused, as on a read-only mount."""
+
+    read_only = True
+
+    def __init__(self) -> None:
+        for name in MUTATIONS:
+            setattr(self, name, _refuse)
+
+
+def _refuse(*_args: object, **_more: object) -> NoReturn:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def reason(error: OSError) -> str:

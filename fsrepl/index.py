@@ -14,8 +14,9 @@ from collections.abc import Iterable
 
 from blake3 import blake3
 
-from fsrepl import commit, keys, store
+from fsrepl import attrs, commit, keys, rebuild, store
 from fsrepl.errors import StoreDamaged
+from fsrepl.fs import reason
 from fsrepl.journal import Journal, View, view_of
 from fsrepl.model import Version
 from fsrepl.site import OpenBucket
@@ -23,54 +24,131 @@ from fsrepl.site import OpenBucket
 log = logging.getLogger("fsrepl")
 
 
-def reconcile(bucket: OpenBucket, journal: Journal, *, afresh: bool) -> None:
+def reconcile(
+    bucket: OpenBucket, journal: Journal, *, afresh: bool, rebuilder: rebuild.Rebuilder | None = None
+) -> None:
     """Make the journal's versions and deliveries of a bucket those of its store.
 
-    afresh: every record is read; else only those whose names the journal does not know. What the
-    journal knows of views is kept: a scan compares it with what is there.
+    afresh: every record is read; else only those whose names the journal does not know, where it is the same
+    tree that was last read whole. What the journal knows of views is kept: a scan compares it with what is
+    there. rebuilder: writes records again that have lost their attributes; without one nothing is written.
     """
     address = bucket.address
     journal.bucket_id(address, bucket.bucket.uuid)
+    tree = _tree(bucket)
+    if afresh or journal.tree(address) != tree:
+        afresh = True
+        journal.set_tree(address, "")
     seen_directories: set[bytes] = set()
+    for path, fd, found in store.walk(bucket):
+        spelled = not any(map(keys.is_digest, path.split(b"/")))
+        if spelled:
+            seen_directories.add(path)
+        with journal.transaction():
+            stripped = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        for name, stored in stripped:
+            if rebuilder is not None:
+                _rebuild(rebuilder, fd, path, name, stored)
+            else:
+                _read_stripped(bucket, journal, fd, path, name, stored)
     with journal.transaction():
-        for path, fd, found in store.walk(bucket):
-            spelled = not any(part.startswith(b"~") for part in path.split(b"/"))
-            known = journal.versions_in(address, path) if spelled else set()
-            if spelled:
-                seen_directories.add(path)
-            for name, stored in found:
-                entry = (stored.name, stored.id, stored.marker)
-                if entry in known and not afresh:
-                    known.discard(entry)
-                    continue
-                known.discard(entry)
-                _read_in(bucket, journal, fd, keys.join(path, stored.name), stored, name)
-            for last, version_id, _marker in known:
-                if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
-                    _drop(bucket, journal, keys.join(path, last), version_id)
         for directory in journal.version_directories(address) - seen_directories:
             for last, version_id, marker in journal.versions_in(address, directory):
                 key = keys.join(directory, last)
                 if not store.has(bucket, key, version_id, marker=marker):
                     _drop(bucket, journal, key, version_id)
+    if rebuilder is not None and (afresh or rebuilder.rebuilt):
+        bucket.sync()
+        rebuilder.show()
+    journal.set_tree(address, "" if rebuilder and rebuilder.waiting else tree)
+
+
+def _tree(bucket: OpenBucket) -> str:
+    """What tells a tree from a copy of it: a copy has other inodes, and its attributes may be gone."""
+    identity = bucket.fs.stat(bucket.meta, b"bucket.json")
+    return f"{bucket.fs.stat_fd(bucket.versions).st_ino} {identity.st_ino} {identity.st_ctime_ns}"
+
+
+def _directory(
+    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, found: list[tuple[bytes, keys.StoredName]],
+    *, afresh: bool, spelled: bool,
+) -> list[tuple[bytes, keys.StoredName]]:  # fmt: skip
+    """Bring one directory of the store into the journal; the versions in it that have lost their records."""
+    address = bucket.address
+    known = journal.versions_in(address, path) if spelled else set()
+    # one of the records is looked at in any case: attributes are lost by whole trees, not one by one
+    afresh = afresh or any(_is_stripped(bucket, fd, path, *each) for each in found[:1])
+    stripped = []
+    for name, stored in found:
+        entry = (stored.name, stored.id, stored.marker)
+        if entry in known and not afresh:
+            known.discard(entry)
+            continue
+        known.discard(entry)
+        if _read_in(bucket, journal, fd, path, name, stored):
+            stripped.append((name, stored))
+    for last, version_id, _marker in known:
+        if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
+            _drop(bucket, journal, keys.join(path, last), version_id)
+    return stripped
+
+
+def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
+    try:
+        record = store.read_record(bucket, fd, name)
+    except (FileNotFoundError, StoreDamaged):
+        return False
+    return not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
 
 
 def _read_in(
-    bucket: OpenBucket, journal: Journal, fd: int, key: bytes, stored: keys.StoredName, name: bytes
-) -> None:
+    bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName
+) -> bool:
+    """Put one record into the journal. True where it is not whole."""
+    key = keys.join(path, stored.name)
     try:
-        version = store.read_stored(bucket, fd, key, stored, name)
+        record = store.read_record(bucket, fd, name)
+        if not attrs.is_whole(record.raw, key, marker=stored.marker):
+            return True
+        version = record.version(key, stored)
+    except FileNotFoundError:
+        return False
+    except StoreDamaged as error:
+        log.error('damaged bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
+        return False
+    journal.add(bucket.address, version)
+    return False
+
+
+def _read_stripped(
+    bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName
+) -> None:
+    """Count a version whose record is gone, for a reader who does not rebuild it, if its path spells its key."""
+    key = keys.join(path, stored.name)
+    if not any(map(keys.is_digest, key.split(b"/"))):
+        with contextlib.suppress(FileNotFoundError, StoreDamaged):
+            journal.add(bucket.address, store.read_stored(bucket, fd, key, stored, name))
+
+
+def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> None:
+    bucket, journal = rebuilder.bucket, rebuilder.journal
+    shown = keys.shown(keys.join(path, stored.name))
+    try:
+        version = rebuilder.version(fd, path, name, stored)
     except FileNotFoundError:
         return
-    except StoreDamaged as error:
-        log.error("damaged bucket=%s key=%r: %s", bucket.address, keys.shown(key), error)
+    except (OSError, StoreDamaged) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        log.error('not rebuilt bucket=%s key="%s" version=%s: %s', bucket.address, shown, stored.id, why)
         return
-    if not version.marker and not version.digest:
+    if version is None:
         log.error(
-            'damaged bucket=%s key="%s" version=%s: its attributes are gone; `fsrepl verify --repair` rebuilds them',
-            bucket.address, keys.shown(key), version.id,
+            'damaged bucket=%s file="%s" version=%s: its attributes are gone, and nothing tells its key',
+            bucket.address, shown, stored.id,
         )  # fmt: skip
-    journal.add(bucket.address, version)
+        return
+    with journal.transaction():
+        journal.add(bucket.address, version)
 
 
 def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> None:

@@ -218,11 +218,13 @@ def _edit(
     if version is None:
         raise StoreDamaged(f"version {known.id} is in the journal and not in the store")
     view = view_of(taken.found, known.id, racy=taken.racy)
-    edited = capture.edits(taken, version, owner_kept=os.geteuid() == 0)
+    # a record that is lost, and cannot be rebuilt yet, says nothing of what was edited
+    stripped = store.is_stripped(version)
+    edited = None if stripped else capture.edits(taken, version, owner_kept=os.geteuid() == 0)
     if edited is None:
         with engine.journal.transaction():
             engine.journal.see(address, mark.key, view)
-        if not taken.marked:
+        if not taken.marked and not stripped:
             place.unmarked[mark.key] = version
         return
     edited = metadata.record_edit(region, place, bucket, version, edited)

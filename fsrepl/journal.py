@@ -19,6 +19,7 @@ from fsrepl import keys
 from fsrepl.model import THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
 
 _SCHEMA_VERSION = 2
+_PAGE = 1000
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0);
@@ -232,6 +233,17 @@ class Journal:
     def set_scanned(self, address: str, began_ns: int) -> None:
         self.execute("UPDATE bucket SET scanned = ? WHERE address = ?", (began_ns, address))
 
+    def tree(self, address: str) -> str:
+        """Which tree of a bucket the journal was last made from, whole; empty where that is not known."""
+        return self.fact(f"tree {address}")
+
+    def set_tree(self, address: str, tree: str) -> None:
+        self.set_fact(f"tree {address}", tree)
+
+    def forget_trees(self) -> None:
+        """From now on nothing is believed before it was read again."""
+        self.execute("DELETE FROM fact WHERE name LIKE 'tree %'")
+
     def forget_bucket(self, address: str, *, tables: Sequence[str] = ("version", "object", "delivery")) -> None:
         number = self._ids.get(address)
         if number is None:
@@ -262,6 +274,29 @@ class Journal:
         )
         return {row[11]: _object(row) for row in rows}
 
+    def objects(self, address: str) -> Iterator[tuple[bytes, Object]]:
+        """Every key in order, with its current version; a page at a time, so that rows may be changed meanwhile."""
+        after: tuple[bytes, bytes] | None = None
+        while True:
+            where = "AND (dir, name) > (?, ?)" if after else ""
+            rows = self.execute(
+                "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, dir, name FROM object "
+                f"WHERE bucket = ? {where} ORDER BY dir, name LIMIT {_PAGE}",
+                (self._ids.get(address), *(after or ())),
+            ).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                yield keys.join(row[11], row[12]), _object(row)
+            after = rows[-1][11], rows[-1][12]
+
+    def keys_of(self, address: str, version_id: str) -> list[bytes]:
+        """The keys that have a version of this id: at most one, unless it is `null`. Looks through all of them."""
+        rows = self.execute(
+            "SELECT dir, name FROM version WHERE bucket = ? AND id = ?", (self._ids.get(address), version_id)
+        )
+        return [keys.join(directory, name) for directory, name in rows]
+
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         """The directories of all keys, or those of a directory and all below it."""
         where, values = "bucket = ?", list[Any]([self._ids.get(address)])
@@ -274,11 +309,11 @@ class Journal:
         """A version is in the store. Whether it is the current one of its key now."""
         number = self._ids[address]
         directory, name = keys.split(version.key)
-        if version.id == "null":
-            self.execute(
-                "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = 'null'",
-                (number, directory, name),
-            )
+        # a null version takes the place of another one; a record that was rebuilt may have got its exact time back
+        self.execute(
+            "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
+            (number, directory, name, version.id, version.created_ns),
+        )
         self.execute(
             "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
             (number, directory, name, version.created_ns, version.id, version.marker, version.size),

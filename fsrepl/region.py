@@ -19,7 +19,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import admin, attrs, capture, commit, deliver, index, intake, keys, plan, store, thresholds, transfer
+from fsrepl import (
+    admin,
+    attrs,
+    capture,
+    commit,
+    deliver,
+    index,
+    intake,
+    keys,
+    plan,
+    rebuild,
+    store,
+    thresholds,
+    transfer,
+)
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Owed, View, owed_of
@@ -81,6 +95,8 @@ class Place:
     unmarked: dict[bytes, Version] = field(default_factory=dict)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     documents: Documents | None = None
+    stripped: bool = False
+    """Versions here have lost their attributes, which another region may know when it is back."""
     paused: str = ""
     scanned: bool = False
     """The first scan since it came up is complete."""
@@ -285,7 +301,7 @@ class Region:
     def _bring_up(self, place: Place, bucket: OpenBucket) -> None:
         """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""
         engine, address = self.engine, bucket.address
-        index.reconcile(bucket, engine.journal, afresh=engine.afresh or engine.journal.scanned_ns(address) == 0)
+        self._index(place, bucket)
         place.bucket.ids = type(place.bucket.ids)(*engine.journal.newest(address))
         place.held.clear()
         with engine.journal.transaction():
@@ -304,6 +320,17 @@ class Region:
                 region.post(lambda region=region: region.kick(address))  # type: ignore[misc]
         self.scan(place)
         log.info("online bucket=%s", address)
+
+    def _index(self, place: Place, bucket: OpenBucket) -> None:
+        journal = self.engine.journal
+        with rebuild.Rebuilder(bucket, journal) as rebuilder:
+            index.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
+        place.stripped = rebuilder.waiting > 0
+        if place.stripped:
+            log.warning(
+                "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
+                bucket.address, rebuilder.waiting,
+            )  # fmt: skip
 
     def _watch_barrier(self, place: Place, bucket: OpenBucket) -> None:
         if self.engine.watcher is None:
@@ -335,6 +362,11 @@ class Region:
         for queue in self.queues.values():
             if address in (queue.source, queue.destination):
                 queue.kick()
+        for place in self.places.values():
+            if place.up and place.stripped:
+                with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
+                    self._index(place, bucket)
+                    self.load_pending(source=place.bucket.address)
 
     def place_of(self, address: str) -> Place:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""

@@ -128,6 +128,8 @@ class OpenBucket:
         except FileNotFoundError:
             if not make:
                 raise
+            if self.fs.read_only:
+                return -1  # nobody who only looks needs it
             self.fs.make_dir(self.meta, keys.split(path)[1])  # it holds nothing that lasts
             fd = self.fs.open_dir(self.fd, path)
         self._folders[path] = fd

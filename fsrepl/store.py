@@ -189,7 +189,21 @@ def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None
     return None
 
 
-def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored file as it is: its attributes, with the sidecar's, its inode, its size. Nothing of it is believed yet."""
+
+    raw: Mapping[str, bytes]
+    inode: Posix
+    size: int
+
+    def version(self, key: bytes, stored: keys.StoredName) -> Version:
+        """What it says. key: what its stored path spells. Raises StoreDamaged."""
+        return attrs.decode(key, stored, self.raw, self.inode, self.size)
+
+
+def read_record(bucket: OpenBucket, at: int, name: bytes) -> Record:
+    """A file of the store, by its directory and name. Raises OSError, StoreDamaged (a sidecar that is none)."""
     fd = bucket.fs.open_read(at, name)
     try:
         raw = bucket.fs.attributes(fd)
@@ -198,7 +212,11 @@ def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName
     finally:
         bucket.fs.close(fd)
     side = read_sidecar(bucket, at, name)
-    return attrs.decode(key, stored, {**raw, **side} if side else raw, inode, found.st_size)
+    return Record({**raw, **side} if side else raw, inode, found.st_size)
+
+
+def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:
+    return read_record(bucket, at, name).version(key, stored)
 
 
 def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
@@ -244,6 +262,29 @@ def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, key
                 elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
                     found.append((name, stored))
             yield path, fd, found
+        finally:
+            bucket.fs.close(fd)
+
+
+def stream(bucket: OpenBucket) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
+    """Every version and marker, one at a time however large a directory is: its stored path, a descriptor, its name.
+
+    What is removed meanwhile is passed over, and what is added may be. Raises OSError where a directory cannot be read.
+    """
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        try:
+            fd = bucket.fs.open_dir(bucket.versions, path)
+        except FileNotFoundError:
+            continue
+        try:
+            for entry in bucket.fs.entries(fd):
+                name = os.fsencode(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(keys.join(path, name))
+                elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
+                    yield path, fd, name, stored
         finally:
             bucket.fs.close(fd)
 
@@ -297,8 +338,40 @@ def update(bucket: OpenBucket, version: Version, changed: Mapping[str, bytes], g
         bucket.fs.close(fd)
 
 
+def rewrite(bucket: OpenBucket, version: Version) -> None:
+    """Write a stored version's record anew, whatever there is of it. The content stays as it is.
+
+    Without its seal a record counts as lost, so that one half written is found, and written again.
+    """
+    directory, last = keys.split(version.key)
+    path = keys.stored_directory(directory)
+    at = bucket.store.get(path)
+    name = keys.stored_name(last, version.id, marker=version.marker)
+    fd = bucket.fs.open_read(at, name)
+    try:
+        for attribute in [n for n in bucket.fs.attributes(fd) if n in attrs.SEAL]:
+            bucket.fs.remove_attribute(fd, attribute)
+        _unlink_if_there(bucket, at, name + keys.SIDECAR)
+        found = bucket.fs.stat_fd(fd)
+        if found.st_nlink == 1 and found.st_mode & 0o177:
+            bucket.fs.chmod(fd, 0o600)  # a copy of the tree may have opened it to others
+        raw = attrs.encode(version, inode=inode_posix(bucket, fd, bucket.fs.stat_fd(fd)))
+        old = bucket.fs.attributes(fd).keys()
+    finally:
+        bucket.fs.close(fd)
+    gone = frozenset(old - raw.keys())
+    update(bucket, version, {n: v for n, v in raw.items() if n not in attrs.SEAL}, gone)
+    update(bucket, version, {n: v for n, v in raw.items() if n in attrs.SEAL})
+    bucket.store.changed.add(path)
+
+
 def ensure_whole(version: Version) -> Version:
     """The version, if its record has what it needs. Raises StoreDamaged where attributes were stripped."""
-    if not version.marker and not version.digest:
+    if is_stripped(version):
         raise StoreDamaged(f"version {version.id} has lost its attributes; `fsrepl verify --repair` rebuilds them")
     return version
+
+
+def is_stripped(version: Version) -> bool:
+    """Whether a version, as read, has lost its record. (A marker's tells less, and is found out from its attributes.)"""
+    return not version.marker and not version.digest

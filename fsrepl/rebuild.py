@@ -1,0 +1,434 @@
+"""A version's record, made again where its attributes are gone: what a copy of a tree leaves that did not take them.
+
+The stored name still tells the id and the kind, the content its BLAKE3; the rest is asked of the other
+regions that have the version, then of the journal, of the file people see, and last of the rules. So ids and
+history stay. Source: design.md, section 5, What happens to what can't be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from fsrepl import attrs, clock, keys, plan, store, transfer
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.fs import GONE
+from fsrepl.journal import Journal, Owed, view_of
+from fsrepl.model import NULL, Delivery, Origin, Posix, Replication, Rule, Status, Version
+from fsrepl.site import OpenBucket, RuleSince, Site
+
+log = logging.getLogger("fsrepl")
+
+
+# -- what is left, and what it makes: pure
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What the view says that shows a version's content. Its user may have set all of it."""
+
+    posix: Posix
+    attrs: Mapping[str, bytes]
+    tags: Mapping[str, str]
+    created_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """All that is known of a version whose record is gone.
+
+    left: the attributes that its file still has. digest: of its content as it is now. elsewhere: its
+    records in other buckets, the nearest first. seen_in: all buckets that have a file for it. known_ns, known_digest,
+    owed: what the journal remembers. sources: the buckets that replicate into this one. owner: of the bucket's folder.
+    """
+
+    address: str
+    key: bytes
+    stored: keys.StoredName
+    size: int = 0
+    digest: bytes = b""
+    inode: Posix | None = None
+    left: Mapping[str, bytes] = field(default_factory=dict)
+    elsewhere: Mapping[str, Version] = field(default_factory=dict)
+    seen_in: frozenset[str] = frozenset()
+    known_ns: int = 0
+    known_digest: bytes = b""
+    owed: Mapping[str, Owed] = field(default_factory=dict)
+    face: Face | None = None
+    replication: Replication | None = None
+    since: Mapping[str, RuleSince] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    owner: tuple[int, int] = (0, 0)
+
+
+def rebuild(remains: Remains) -> Version:
+    """The version that these are the remains of. Attributes that are left count before everything else."""
+    r = remains
+    inode = r.inode or Posix(0o600, *r.owner, 0)
+    origin, source = _origin(r)
+    model = source if source in r.elsewhere else next(iter(r.elsewhere), "")
+    other = r.elsewhere.get(model)
+    version = Version(
+        r.key,
+        r.stored.id,
+        _created_ns(r, other, inode),
+        r.stored.marker,
+        origin=origin,
+        source=source,
+        digest=b"" if r.stored.marker else other.digest if other else r.known_digest or r.digest,
+        size=other.size if other else r.size,
+    )
+    if other is not None:
+        version = _like(version, other, model, r)
+    elif not version.marker:
+        face = r.face or Face(inode, attrs.own(r.left), attrs.tags(r.left))
+        version = replace(version, posix=face.posix, attrs=face.attrs, tags=face.tags)
+    version = replace(version, deliveries=_deliveries(r, version))
+    left = {name: value for name, value in r.left.items() if name != attrs.VERSION_ID}
+    try:
+        return attrs.decode(r.key, r.stored, {**attrs.encode(version), **left}, inode, version.size)
+    except StoreDamaged:
+        return version
+
+
+def _origin(r: Remains) -> tuple[Origin, str]:
+    sender = next((a for a, other in r.elsewhere.items() if r.address in other.deliveries), "")
+    if sender:
+        return Origin.REPLICA, sender
+    if any(other.source == r.address for other in r.elsewhere.values()):
+        return Origin.USER, ""
+    for address, other in r.elsewhere.items():
+        return Origin.REPLICA, other.source or address
+    if not r.owed:
+        for source in r.sources:
+            if source in r.seen_in:  # it has lost its record as well; this is where it comes from all the same
+                return Origin.REPLICA, source
+    return Origin.USER, ""
+
+
+def _created_ns(r: Remains, other: Version | None, inode: Posix) -> int:
+    by_id_ns = attrs.id_time(r.stored.id, inode)
+    if other is not None:
+        return other.created_ns
+    if r.known_ns:
+        return r.known_ns
+    if r.face is not None and r.face.created_ns // 1_000_000 == by_id_ns // 1_000_000:
+        return r.face.created_ns  # nothing more than the digits that an id has no room for
+    return by_id_ns
+
+
+def _like(version: Version, other: Version, address: str, r: Remains) -> Version:
+    """The metadata of another bucket's record, as far as the two have it in common."""
+    if version.source == address:
+        delivery = other.deliveries.get(r.address) or Delivery("", Status.COMPLETED)
+        version = replace(transfer.replica_of(other, delivery, version.source), created_ns=other.created_ns)
+        if delivery.owner and version.posix is not None:
+            version = replace(version, posix=replace(version.posix, uid=r.owner[0], gid=r.owner[1], acl=None))
+        return version
+    rule = _rule(r, version, address) if other.source == r.address else None
+    posix = other.posix
+    if rule and rule.owner and posix is not None:
+        mine = r.face.posix if r.face else r.inode
+        posix = replace(posix, uid=mine.uid, gid=mine.gid, acl=mine.acl) if mine else posix
+    return replace(
+        version,
+        storage_class="" if rule and rule.storage_class else other.storage_class,
+        posix=posix,
+        attrs=other.attrs,
+        tags=other.tags,
+        edited=other.edited,
+    )
+
+
+def _rule(r: Remains, version: Version, destination: str) -> Rule | None:
+    """The rule that may have sent a version to a destination: the one that would now, else any that could have."""
+    rules = r.replication.rules if r.replication else ()
+    chosen = plan.winners(rules, version.key, version.tags, marker=version.marker).get(destination)
+    named = [x for x in rules if x.destination == destination and version.key.startswith(x.prefix)]
+    return chosen or next(iter(named), None)
+
+
+def _deliveries(r: Remains, version: Version) -> dict[str, Delivery]:
+    """Whoever has the version was sent it. Others are owed it, if the journal says so or a rule of its time did."""
+    rules = r.replication.rules if r.replication and version.origin is not Origin.REPLICA else ()
+    chosen = plan.winners(rules, version.key, version.tags, marker=version.marker)
+    there = {a for a, v in r.elsewhere.items() if v.source == r.address} | (r.seen_in & {x.destination for x in rules})
+    out = {}
+    for destination in sorted({*there, *r.owed, *chosen}):
+        owed, rule = r.owed.get(destination), _rule(r, version, destination)
+        if destination in there:
+            status, reason = Status.COMPLETED, ""
+        elif owed is not None:
+            status, reason = Status(owed.status), owed.reason
+        elif _was_in_effect(r, chosen[destination], version.created_ns):
+            status, reason = Status.PENDING, ""
+        else:
+            continue
+        batch = owed.batch if owed else ""
+        delivery = plan.owed(rule, batch) if rule else Delivery("", Status.PENDING, batch=batch)
+        out[destination] = replace(
+            delivery,
+            rule=owed.rule if owed else delivery.rule,
+            status=status,
+            reason=reason,
+            since_ns=owed.since_ns if owed and status is not Status.COMPLETED else 0,
+        )
+    return out
+
+
+def _was_in_effect(r: Remains, rule: Rule, created_ns: int) -> bool:
+    since = r.since.get(rule.id)
+    return since is not None and clock.parse(since.since) <= created_ns
+
+
+# -- finding it
+
+
+class Elsewhere:
+    """The buckets of other regions that may have the same versions, open for reading while this is.
+
+    Those that replicate to or from this bucket come first. away: the ones that cannot be looked into now.
+    """
+
+    def __init__(self, bucket: OpenBucket) -> None:
+        site = bucket.bucket.site
+        self.address = bucket.address
+        self.away: dict[str, str] = {}
+        self.buckets: dict[str, OpenBucket] = {}
+        others = [a for a, b in sorted(site.buckets.items()) if b.region != bucket.bucket.region]
+        self.near = _related(site, bucket.address)
+        for address in sorted(others, key=lambda a: a not in self.near):
+            try:
+                opened = site.buckets[address].open()
+            except FsreplError as error:
+                self.away[address] = str(error)
+                continue
+            if opened.versions >= 0:
+                self.buckets[address] = opened
+            else:
+                opened.close()
+
+    def records(
+        self, path: bytes, name: bytes, stored: keys.StoredName, digest: bytes
+    ) -> tuple[dict[str, Version], frozenset[str]]:
+        """The records of a version in other buckets, and which of them have a file for it.
+
+        A null version is the same elsewhere only where the buckets are related and the content is.
+        """
+        found: dict[str, Version] = {}
+        seen = set()
+        for address, bucket in self.buckets.items():
+            if stored.id == NULL and address not in self.near:
+                continue
+            try:
+                record = store.read_record(bucket, bucket.store.get(path), name)
+            except OSError as error:
+                if error.errno not in GONE:
+                    log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
+                continue
+            except StoreDamaged:
+                seen.add(address)
+                continue
+            with contextlib.suppress(StoreDamaged):
+                guess = keys.join(path, stored.name)
+                if attrs.is_whole(record.raw, guess, marker=stored.marker):
+                    version = record.version(guess, stored)
+                    if stored.id != NULL or version.digest == digest:
+                        found[address] = version
+            if stored.id != NULL or address in found:
+                seen.add(address)
+        return found, frozenset(seen)
+
+    def close(self) -> None:
+        while self.buckets:
+            self.buckets.popitem()[1].close()
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _related(site: Site, address: str) -> frozenset[str]:
+    """The buckets that a bucket's versions went to or came from, by the rules there are; over any number of steps."""
+    edges = {(b.address, r.destination) for b in site.buckets.values() if b.replication for r in b.replication.rules}
+    near = {address}
+    while more := {b for a, b in edges if a in near} | {a for a, b in edges if b in near}:
+        if more <= near:
+            break
+        near |= more
+    return frozenset(near - {address})
+
+
+class Rebuilder:
+    """Rebuilds records of one bucket that is open for writing. Other regions are only looked into."""
+
+    def __init__(self, bucket: OpenBucket, journal: Journal) -> None:
+        self.bucket, self.journal = bucket, journal
+        self.rebuilt = 0
+        self.waiting = 0
+        """Records that nothing here tells enough of, while a region is away that may."""
+        self._elsewhere: Elsewhere | None = None
+
+    @property
+    def elsewhere(self) -> Elsewhere:
+        if self._elsewhere is None:
+            self._elsewhere = Elsewhere(self.bucket)
+        return self._elsewhere
+
+    def version(
+        self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool = False
+    ) -> Version | None:
+        """What a stored file without its record is; None where not even its key can be found out.
+
+        The record is written again, except where a region is away that may know more: then the version
+        is complete enough to compare its view with, and `waiting` counts it. damaged: what is left of the
+        attributes is not to be believed. Raises OSError.
+        """
+        bucket = self.bucket
+        left = {} if damaged else store.read_record(bucket, at, name).raw
+        fd = bucket.fs.open_read(at, name)
+        try:
+            found = bucket.fs.stat_fd(fd)
+            inode = store.inode_posix(bucket, fd, found)
+            digest = b"" if stored.marker else store.digest(bucket, fd)
+        finally:
+            bucket.fs.close(fd)
+        elsewhere, seen = self.elsewhere.records(path, name, stored, digest)
+        key = self._key(path, stored, left, elsewhere)
+        if key is None:
+            self.waiting += bool(self.elsewhere.away)
+            return None
+        version = rebuild(self._remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
+        if not elsewhere and self.elsewhere.away:
+            self.waiting += 1
+            return version
+        store.rewrite(bucket, version)
+        self.rebuilt += 1
+        log.warning(
+            'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
+            bucket.address, keys.shown(key), version.id, next(iter(elsewhere), "its name and content"),
+        )  # fmt: skip
+        return version
+
+    def _remains(
+        self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix,
+        left: Mapping[str, bytes], elsewhere: dict[str, Version], seen: frozenset[str],
+    ) -> Remains:  # fmt: skip
+        bucket = self.bucket
+        current = self.journal.object(bucket.address, key)
+        known_digest = current.digest if current and current.id == stored.id else b""
+        known_ns = next((c for i, c, _ in self.journal.versions_of(bucket.address, key) if i == stored.id), 0)
+        owed = {o.destination: o for o in self.journal.deliveries(bucket.address, key=key) if o.id == stored.id}
+        folder = bucket.fs.stat_fd(bucket.fd)
+        return Remains(
+            bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, owed,
+            face=None if stored.marker else self._face(key, digest),
+            replication=bucket.bucket.replication,
+            since=bucket.bucket.documents.since,
+            sources=tuple(bucket.bucket.site.sources_of(bucket.address)),
+            owner=(folder.st_uid, folder.st_gid),
+        )  # fmt: skip
+
+    def _key(
+        self, path: bytes, stored: keys.StoredName, left: Mapping[str, bytes], elsewhere: Mapping[str, Version]
+    ) -> bytes | None:
+        """The key of a stored file: what its path spells, unless a digest stands in for a part of it."""
+        guess = keys.join(path, stored.name)
+        if not any(map(keys.is_digest, guess.split(b"/"))):
+            return guess
+        candidates = [left[attrs.KEY]] if attrs.KEY in left else []
+        candidates += [version.key for version in elsewhere.values()]
+        candidates += self.journal.keys_of(self.bucket.address, stored.id) if stored.id != NULL else []
+        candidates += self._spelled(guess)
+        return next((key for key in candidates if _stored_path(key) == guess), None)
+
+    def _spelled(self, guess: bytes) -> Iterator[bytes]:
+        """The key as the names of views spell it, if they do."""
+        key = b""
+        for part in guess.split(b"/"):
+            name: bytes | None = part
+            if keys.is_digest(part):
+                try:
+                    at = self.bucket.views.get(key)
+                except OSError:
+                    return
+                names = (os.fsencode(entry.name) for entry in self.bucket.fs.entries(at))
+                name = next((n for n in names if keys.stored_component(n) == part), None)
+            if name is None:
+                return
+            key = keys.join(key, name)
+        yield key
+
+    def _face(self, key: bytes, digest: bytes) -> Face | None:
+        """The view, if it shows this content."""
+        bucket = self.bucket
+        directory, name = keys.split(key)
+        try:
+            fd = bucket.fs.open_read(bucket.views.get(directory), name)
+        except OSError:
+            return None
+        try:
+            found = bucket.fs.stat_fd(fd)
+            if not bucket.fs.is_regular(found) or store.digest(bucket, fd) != digest:
+                return None
+            raw = bucket.fs.attributes(fd)
+            posix = store.inode_posix(bucket, fd, found)
+        finally:
+            bucket.fs.close(fd)
+        created_ns = 0
+        with contextlib.suppress(ValueError, KeyError, UnicodeDecodeError):
+            created_ns = clock.parse(raw[attrs.LAST_MODIFIED].decode())
+        return Face(posix, attrs.own(raw), attrs.tags(raw), created_ns)
+
+    def show(self) -> None:
+        """Give views that lost their attributes with the store theirs again, and know them as they look now.
+
+        Without this a scan would take what they lack for something that their user took away.
+        """
+        bucket, journal = self.bucket, self.journal
+        for key, known in journal.objects(bucket.address):
+            if known.marker or not known.digest:
+                continue
+            directory, name = keys.split(key)
+            try:
+                fd = bucket.fs.open_read(bucket.views.get(directory), name)
+            except OSError:
+                continue
+            try:
+                before = bucket.fs.stat_fd(fd)
+                if not bucket.fs.is_regular(before) or bucket.fs.attribute(fd, attrs.VERSION_ID) is not None:
+                    continue
+                if store.digest(bucket, fd) != known.digest:
+                    continue
+                version = store.read(bucket, key, known.id, marker=False)
+                if version is not None and not store.is_stripped(version):
+                    transfer.mark(bucket, fd, attrs.of_view(version))
+                    view = view_of(bucket.fs.stat_fd(fd), known.id, racy=bucket.fs.coarse_ns > 0)
+                    if view.has_content_of(before):
+                        journal.see(bucket.address, key, view)
+            except (OSError, StoreDamaged) as error:
+                log.warning('cannot mark bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
+            finally:
+                bucket.fs.close(fd)
+
+    def close(self) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.close()
+            self._elsewhere = None
+
+    def __enter__(self) -> Rebuilder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _stored_path(key: bytes) -> bytes:
+    directory, last = keys.split(key)
+    return keys.join(keys.stored_directory(directory), keys.stored_component(last))
