@@ -195,7 +195,7 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
             raise
         if not bucket.fs.is_regular(found):
             return Shown(None) if version.marker else _in_the_way(bucket, staged, "a directory or a link")
-        if expected is None or not expected.has_content_of(found) or expected.ctime_ns != found.st_ctime_ns:
+        if expected is None or not expected.is_like(found):
             return Theirs()
         if _is_open(bucket, at, name):
             return Held("somebody has the file open for writing")

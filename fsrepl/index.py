@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from blake3 import blake3
 
@@ -176,7 +176,7 @@ def finish(bucket: OpenBucket, journal: Journal) -> list[tuple[commit.Intent, co
     files = list(commit.read_intents(bucket))
     held: list[tuple[commit.Intent, commit.Held]] = []
     intents = [intent for _, group in files for intent in group]
-    _look_at_displaced(bucket, journal, {i.key for i in intents})
+    _look_at_displaced(bucket, journal, intents)
     commit.sweep(bucket)
     for intent in intents:
         outcome = finish_one(bucket, journal, intent)
@@ -250,9 +250,13 @@ def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id
     return b""
 
 
-def _look_at_displaced(bucket: OpenBucket, journal: Journal, named: Iterable[bytes]) -> None:
-    """What an exchange took out of a view: let it go if it is recorded, else put it back to be captured."""
-    by_tail = {blake3(key).hexdigest()[:32].encode(): key for key in named}
+def _look_at_displaced(bucket: OpenBucket, journal: Journal, intents: Collection[commit.Intent]) -> None:
+    """What an exchange took out of a view: let it go if it is recorded, else put it back to be captured.
+
+    What an intent expected to find there was recorded when it was written: its version may have been
+    removed for good since, which is why the view was to change.
+    """
+    by_tail = {blake3(intent.key).hexdigest()[:32].encode(): intent.key for intent in intents}
     for entry in list(bucket.fs.entries(bucket.displaced)):
         aside = os.fsencode(entry.name)
         key = by_tail.get(aside.rpartition(b";")[2])
@@ -260,13 +264,13 @@ def _look_at_displaced(bucket: OpenBucket, journal: Journal, named: Iterable[byt
         try:
             if bucket.fs.is_written(fd) is True:
                 continue  # somebody still writes into it: the next start looks again
-            found = store.digest(bucket, fd)
+            found, looks = store.digest(bucket, fd), bucket.fs.stat_fd(fd)
         finally:
             bucket.fs.close(fd)
         if key is None:
             log.error("displaced bucket=%s file=%s: no intent names its key; it is left there", bucket.address, entry.name)
             continue
-        recorded = any(
+        recorded = any(i.key == key and i.was is not None and i.was.has_content_of(looks) for i in intents) or any(
             _version_digest(bucket, journal, key, version_id) == found
             for version_id, _, marker in journal.versions_of(bucket.address, key)
             if not marker

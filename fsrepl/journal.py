@@ -50,7 +50,8 @@ CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tra
 class View:
     """What a view looked like when it was last known to show a version: its inode and times.
 
-    racy: it had changed so shortly before that a later change may have left the same times.
+    racy: it had changed so shortly before that a later change may have left the same times. ctime_ns is 0 while the
+    stored version that it is a link to is being removed, which changes it.
     """
 
     ino: int
@@ -67,7 +68,7 @@ class View:
             self.ino == found.st_ino
             and self.size == found.st_size
             and self.mtime_ns == found.st_mtime_ns
-            and self.ctime_ns == found.st_ctime_ns
+            and self.ctime_ns in (0, found.st_ctime_ns)
         )
 
     def has_content_of(self, found: os.stat_result) -> bool:

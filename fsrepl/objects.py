@@ -136,6 +136,10 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     known = engine.journal.object(address, key)
     left = [row for row in engine.journal.versions_of(address, key) if row[0] != version.id]
     was = known.view if known else None
+    if was is not None and store.is_file_of(bucket, version, was.ino):
+        was = replace(was, ctime_ns=0)
+        with engine.journal.transaction():
+            engine.journal.see(address, key, was)
     intents = commit.write_intents(bucket, [commit.Intent(key, left[0][0] if left else "", was)])
     engine.syncer.staged(bucket, [(bucket.intents, intents)])
     store.remember_removed(bucket, version)

@@ -175,6 +175,18 @@ def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False
     return True
 
 
+def is_file_of(bucket: OpenBucket, version: Version, ino: int) -> bool:
+    """Whether an inode is that of a stored version: a view that has it is a hard link to it."""
+    directory, last = keys.split(version.key)
+    try:
+        at = bucket.store.get(keys.stored_directory(directory))
+        return bucket.fs.stat(at, keys.stored_name(last, version.id, marker=version.marker)).st_ino == ino
+    except OSError as error:
+        if error.errno in GONE:
+            return False
+        raise
+
+
 def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
     """The record of a version or a marker; None where the store has neither. Raises StoreDamaged."""
     directory, last = keys.split(key)
