@@ -21,6 +21,7 @@ _BUCKET_NAME_RULES = {
     r"[a-z0-9.-]*": "it may have lower-case letters, digits, dots and hyphens, and nothing else",
     r"[a-z0-9].*[a-z0-9]": "it must begin and end with a letter or a digit",
     r"(?!.*\.\.).*": "it must not have two dots side by side",
+    r"(?!.*(\.-|-\.)).*": "each part between dots must begin and end with a letter or a digit",
     r"(?!\d+(\.\d+){3}$).*": "it must not look like an IP address",
     r"(?!xn--|sthree-|amzn-s3-demo-).*": "xn--, sthree- and amzn-s3-demo- are reserved at its beginning",
     r".*(?<!-s3alias)(?<!--ol-s3)(?<!\.mrap)(?<!--x-s3)(?<!--table-s3)": (

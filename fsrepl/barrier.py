@@ -8,6 +8,7 @@ them was captured. What is dropped during the wait holds up nobody. Source: desi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection
@@ -21,6 +22,7 @@ from fsrepl.region import Place, Region
 
 _SENTINEL_S = 5.0
 _CAPTURE_LOOK_S = 0.02
+_PROBE_MAX_S = 60.0
 _DELIVERY_LOOK_S = 0.25
 
 
@@ -43,6 +45,8 @@ class Waited:
     pending: int = 0
     opened: set[str] = field(default_factory=set)
     unruled: list[str] = field(default_factory=list)
+    trouble: list[str] = field(default_factory=list)
+    """Why buckets cannot be captured in."""
 
     def document(self) -> dict[str, object]:
         return {
@@ -50,6 +54,7 @@ class Waited:
             "pending": self.pending,
             "open": sorted(self.opened),
             "unruled": self.unruled,
+            "trouble": self.trouble,
         }
 
 
@@ -81,6 +86,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         with engine.changed:
             engine.changed.wait(_left(until_s, _DELIVERY_LOOK_S))
     waited.pending = pending + len(late)
+    waited.trouble = [trouble for address in late if (trouble := engine.site.buckets[address].trouble)]
     waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
     if scope.key and not waited.opened and not late:
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
@@ -101,6 +107,7 @@ def _captured(
     """Wait until everything a bucket was given before now is captured; False where time ran out."""
     region = engine.region_of(address)
     epoch: int | None = None
+    _look_around(engine, region, address, until_s)
     while not given_up():
         place = region.places.get(address)
         if place is not None and not _is_followed(place):
@@ -122,11 +129,18 @@ def _captured(
     return False
 
 
+def _look_around(engine: Engine, region: Region, address: str, until_s: float | None) -> None:
+    """A bucket that was away at the last look may have come back just now, with new files in it."""
+    place = region.places.get(address)
+    if place is None or not place.up:
+        with contextlib.suppress(TimeoutError):
+            engine.ask(region.name, region.look_around, _left(until_s, _PROBE_MAX_S))
+
+
 def _is_followed(place: Place) -> bool:
-    """Whether captures can be waited for here: not in an outage, when nothing can be dropped, nor without versioning."""
-    if place.up:
-        return True
-    return not place.bucket.trouble and place.bucket.versioning is not Versioning.OFF
+    """Whether captures can be waited for: not in an outage, when nothing can be dropped, nor without versioning."""
+    bucket = place.bucket
+    return place.up or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
 
 
 def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) -> int | None:

@@ -46,6 +46,10 @@ class Unavailable(FsreplError):
     """A passing fault: region offline, disk full, I/O error. Stays PENDING and is tried again."""
 
 
+class Away(Unavailable):
+    """A region is not there, or not attached: nothing that is dropped in its place belongs to the site."""
+
+
 class DocumentInvalid(Unavailable):
     """A bucket's document cannot be read, or is not what it should be: offline until a person mends it."""
 

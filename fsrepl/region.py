@@ -86,6 +86,8 @@ class Place:
     bucket: Bucket
     up: bool = False
     """Indexed and watched; False while it is away."""
+    offline: str = ""
+    """Why it could not be brought up at the last look."""
     scans: list[Scan] = field(default_factory=list)
     trouble: Trouble = field(default_factory=Trouble)
     later: dict[bytes, LookLater] = field(default_factory=dict)
@@ -243,7 +245,7 @@ class Region:
             busy = True
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
-            self._probe()
+            self.look_around()
         for step in (self._lost, self._directories, self._scan, self._take, self._settle, self._deliver, self._held):
             busy |= step()
         self._mark_views()
@@ -266,7 +268,8 @@ class Region:
 
     # -- buckets come and go
 
-    def _probe(self) -> None:
+    def look_around(self) -> None:
+        """Take up the buckets that are there, put down those that are not."""
         self._probe_at_s = time.monotonic() + _PROBE_S
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.places if mine.get(a) is not self.places[a].bucket]:
@@ -282,15 +285,14 @@ class Region:
                 self.follow_documents(place, bucket)
                 if not place.up and place.bucket.versioning is not Versioning.OFF:
                     self._bring_up(place, bucket)
-        except FsreplError as error:
-            if place.up:
-                log.warning("offline bucket=%s: %s", place.bucket.address, error)
+        except (FsreplError, OSError) as error:
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            if place.up or place.offline != why:
+                log.warning("offline bucket=%s: %s", place.bucket.address, why)
                 self._put_down(place)
+            place.offline = place.bucket.trouble = why
             return
-        except OSError as error:
-            log.warning("offline bucket=%s: %s", place.bucket.address, reason(error))
-            self._put_down(place)
-            return
+        place.offline = ""
         now_s = time.monotonic()
         if place.up and not place.scans:
             if now_s >= place.rescan_at_s:
@@ -372,7 +374,7 @@ class Region:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
         place = self.places.get(address)
         if place is None or not place.up or place.bucket is not self.engine.site.buckets.get(address):
-            self._probe()
+            self.look_around()
             place = self.places.get(address)
         bucket = self.engine.site.bucket(address)
         if place is None or not place.up:
@@ -384,7 +386,7 @@ class Region:
 
     def follow(self, address: str) -> None:
         """The settings of a bucket were changed by command: take them over before the command returns."""
-        self._probe()
+        self.look_around()
         for region in self.engine.regions.values():
             if region is not self:
                 region.post(region.probe_now)

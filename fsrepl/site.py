@@ -20,7 +20,7 @@ from types import TracebackType
 
 from fsrepl import arn, clock, config, keys
 from fsrepl.clock import Clock
-from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
+from fsrepl.errors import Away, BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
 from fsrepl.model import Replication, Versioning
 from fsrepl.settings import Settings
@@ -177,6 +177,8 @@ class Bucket:
         self.seen: dict[bytes, tuple[int, ...]] = {}
         self.trouble = ""
         """Why it was not usable at the last look; empty when it was."""
+        self.away = False
+        """It was not there at the last look: its region, or its folder."""
         self.ids = clock.VersionIds()
         self.reflinks: bool | None = None
 
@@ -206,9 +208,9 @@ class Bucket:
         try:
             found = self._open()
         except FsreplError as error:
-            self.trouble = str(error)
+            self.trouble, self.away = str(error), isinstance(error, (Away, BucketMissing))
             raise
-        self.trouble = ""
+        self.trouble, self.away = "", False
         return found
 
     def _open(self) -> OpenBucket:
@@ -266,7 +268,7 @@ class Bucket:
         if not changed:
             return
         try:
-            identity = read_document(self.fs, opened.meta, b"bucket.json") or {}
+            identity = self._read_document(opened, b"bucket.json") or {}
             if identity.get("uuid") != self.uuid:
                 raise Unavailable(
                     f"bucket {self.address}: this is another bucket ({identity.get('uuid', 'without identity')}) than "
@@ -277,18 +279,19 @@ class Bucket:
             self.seen.clear()
             raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
 
-    def _read_documents(self, opened: OpenBucket) -> Documents:
-        def read(name: bytes) -> dict[str, object] | None:
-            try:
-                return read_document(self.fs, opened.meta, name)
-            except ValueError as error:
-                raise DocumentInvalid(
-                    f"bucket {self.address}: .fsrepl/{name.decode()} cannot be read: {error}; mend the file"
-                ) from error
+    def _read_document(self, opened: OpenBucket, name: bytes) -> dict[str, object] | None:
+        try:
+            return read_document(self.fs, opened.meta, name)
+        except (OSError, ValueError) as error:
+            why = reason(error) if isinstance(error, OSError) else error
+            raise DocumentInvalid(
+                f"bucket {self.address}: .fsrepl/{name.decode()} cannot be read: {why}; mend the file"
+            ) from error
 
-        versioning = read(b"versioning.json")
-        replication = read(b"replication.json")
-        since = read(b"rules.json") or {}
+    def _read_documents(self, opened: OpenBucket) -> Documents:
+        versioning = self._read_document(opened, b"versioning.json")
+        replication = self._read_document(opened, b"replication.json")
+        since = self._read_document(opened, b"rules.json") or {}
         try:
             return Documents(
                 config.parse_versioning(versioning) if versioning is not None else Versioning.OFF,
@@ -371,7 +374,7 @@ class Site:
         try:
             fd = self.fs.open_root(settings.path)
         except OSError as error:
-            raise Unavailable(f"region {name} is offline: {settings.path}: {reason(error)}") from error
+            raise Away(f"region {name} is offline: {settings.path}: {reason(error)}") from error
         try:
             self._check_region(name, fd)
             yield fd
@@ -382,11 +385,11 @@ class Site:
         path = self.settings.regions[name].path
         expected = self.identities["regions"].get(name)
         if expected is None:
-            raise Unavailable(f"region {name} is not attached; `fsrepl region add {name}={path}` attaches it")
+            raise Away(self._not_attached(name))
         try:
             found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
         except OSError as error:
-            raise Unavailable(
+            raise Away(
                 f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)"
             ) from error
         mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
@@ -397,11 +400,15 @@ class Site:
         except (OSError, ValueError) as error:
             raise Unavailable(f"region {name}: its identity at {path} cannot be read: {error}") from error
         if identity.get("uuid") != expected:
-            raise Unavailable(
+            raise Away(
                 f"region {name} is offline: {path} holds another region "
                 f"({identity.get('name', '?')}, {identity.get('uuid', '?')})"
             )
         self._roots[name] = mark
+
+    def _not_attached(self, name: str) -> str:
+        path = self.settings.regions[name].path
+        return f"region {name} is not attached; `fsrepl region add {name}={path}` attaches it"
 
     def region_names(self) -> str:
         return ", ".join(sorted(self.settings.regions)) or "none"
@@ -417,10 +424,12 @@ class Site:
 
     def bucket(self, address: str) -> Bucket:
         """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
-        region, name = arn.split_address(address)
+        region, _name = arn.split_address(address)
         if region not in self.settings.regions:
             raise Usage(f"there is no region {region!r} in {self.settings.path}; it names {self.region_names()}")
         if address not in self.buckets:
+            if region not in self.identities["regions"]:
+                raise Refused("NoSuchBucket", f"{address} is not known: {self._not_attached(region)}")
             here = ", ".join(sorted(b.name for b in self.buckets.values() if b.region == region)) or "none"
             raise Refused("NoSuchBucket", f"{address} is not a bucket of this site; buckets in {region}: {here}")
         return self.buckets[address]

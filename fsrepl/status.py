@@ -120,13 +120,17 @@ def _lag(pending: Counts, now_ns: int) -> float:
 
 
 def _rules(site: Site, address: str, counts: Mapping[tuple[str, str, str], Counts], now_ns: int) -> list[Document]:
-    """A row for each rule, and for each that is gone and still has deliveries to its name."""
-    replication = site.buckets[address].replication
+    """A row for each rule, and for each that is gone and still has deliveries to its name.
+
+    What became of a rule whose document cannot be read just now is not known.
+    """
+    bucket = site.buckets[address]
+    replication = bucket.replication
     rows: dict[tuple[str, str], str] = {}
     for rule in replication.rules if replication else ():
         rows[rule.destination, rule.id] = "Enabled" if rule.enabled else "Disabled"
     for destination, rule_id, _ in counts:
-        rows.setdefault((destination, rule_id), "Removed")
+        rows.setdefault((destination, rule_id), "Unknown" if bucket.trouble else "Removed")
     out = []
     for (destination, rule_id), state in rows.items():
         pending = _sum(counts, "PENDING", destination, rule_id)

@@ -26,3 +26,10 @@ def test_what_a_command_finds_is_its_exit_status(site: Site) -> None:
     assert site.run("cat", f"{SOURCE}/nothing").code == 3
     assert site.run("bucket", "create", "nowhere/bucket").code == 2
     assert site.run("ls").code == 2
+
+
+def test_bucket_names_are_those_of_s3(site: Site) -> None:
+    """S3's naming rules, and nothing is made for a name that breaks one."""
+    for name in ("ab", "Photos", "a_b", "-ab", "a..b", "10.0.0.1", "xn--ab", "a-.b", "a.-b", "x" * 64):
+        site.refused("InvalidBucketName", "bucket", "create", f"east/{name}")
+    assert {path.name for path in site.regions["east"].iterdir()} == {"src", ".fsrepl-region.json"}

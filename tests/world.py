@@ -101,7 +101,7 @@ class World:
     def look(self) -> None:
         """Begin a scan of every bucket, as after lost events."""
         for region in self.engine.regions.values():
-            region._probe()
+            region.look_around()
             for place in region.places.values():
                 if place.up:
                     region.scan(place)

@@ -73,14 +73,14 @@ def open_site() -> Site:
 # -- doing things
 
 
-def perform(op: str, timeout_s: float | None = None, **params: object) -> dict[str, Any]:
+def perform(op: str, /, **params: object) -> dict[str, Any]:
     """Have the daemon do an operation; where there is none, take the site's lock and do it here."""
     found = state().settings
     until_s = time.monotonic() + _LOCK_WAIT_S
     lock = control.Lock(found.state)
     while True:
         try:
-            return control.ask(found.state, op, params, timeout_s)
+            return control.ask(found.state, op, params)
         except NotRunning:
             if lock.try_acquire():
                 break
@@ -94,9 +94,9 @@ def perform(op: str, timeout_s: float | None = None, **params: object) -> dict[s
         return operations.run(engine, op, params)
 
 
-def ask_daemon(op: str, timeout_s: float | None = None, **params: object) -> dict[str, Any]:
-    """Have the daemon do what only it can. Raises NotRunning."""
-    return control.ask(state().settings.state, op, params, timeout_s)
+def ask_daemon(op: str, /, *, answer_within_s: float | None = None, **params: object) -> dict[str, Any]:
+    """Have the daemon do what only it can. Raises NotRunning, and TimedOut where no answer comes in time."""
+    return control.ask(state().settings.state, op, params, answer_within_s)
 
 
 def encoded(key: bytes) -> str:

@@ -11,6 +11,8 @@ from fsrepl.cli.shared import Json, ask_daemon, is_terminal, print_json, say, sh
 from fsrepl.errors import Usage
 
 _PROGRESS_S = 0.5
+_GRACE_S = 15.0
+"""Longer than the daemon takes to notice that time is up: after that it hangs."""
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +30,8 @@ def wait(
     if is_terminal() and not state().quiet:
         threading.Thread(target=_progress, args=(stop,), daemon=True).start()
     try:
-        answer = ask_daemon("wait", scope=scope, timeout_s=timeout)
+        within_s = None if timeout is None else timeout + _GRACE_S
+        answer = ask_daemon("wait", scope=scope, timeout_s=timeout, answer_within_s=within_s)
     finally:
         stop.set()
     for name in answer["open"]:
@@ -37,6 +40,8 @@ def wait(
         warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
     if answer["failed"]:
         warn(f"{answer['failed']} deliveries failed; `fsrepl status` counts them, `fsrepl why` tells the reason")
+    for each in answer["trouble"]:
+        warn(each)
     if answer["pending"]:
         warn(f"time is up, and {answer['pending']} deliveries or captures are pending")
     if json:

@@ -1,0 +1,49 @@
+"""What is not there is an outage, what cannot be read is named, and both go on by themselves. Real daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.site import DESTINATION, SOURCE, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path) as found:
+        found.start()
+        yield found
+
+
+def test_wait_sees_that_a_region_is_back(site: Site) -> None:
+    """Section 5, G8: what was removed while a region was away is waited for by the first `wait` after it is back."""
+    site.write("k", b"k")
+    site.wait()
+    identity = site.regions["east"] / ".fsrepl-region.json"
+    identity.rename(site.home / "identity")
+    site.until(lambda: not site.bucket_status(SOURCE)["online"], "the source is offline")
+    site.path("k").unlink()
+    assert site.wait().err == "", "an outage of a region is nothing to wait for"
+    assert site.tree(DESTINATION) == {"k": b"k"}
+    (site.home / "identity").rename(identity)
+    site.wait()
+    assert site.tree(DESTINATION) == {}
+
+
+def test_wait_does_not_say_safe_where_nothing_can_be_captured(site: Site) -> None:
+    """Section 5: a bucket whose document cannot be read is offline, named, and goes on by itself once mended."""
+    document = site.path(".fsrepl/replication.json")
+    good = document.read_bytes()
+    document.write_bytes(b"{")
+    site.until(lambda: not site.bucket_status(SOURCE)["online"], "the source is offline")
+    site.write("k", b"k")
+    waited = site.wait(timeout_s=1, code=4)
+    assert "replication.json cannot be read" in waited.err
+    assert [rule["status"] for rule in site.bucket_status(SOURCE)["rules"]] == []
+    site.wait(DESTINATION)
+    document.write_bytes(good)
+    site.wait()
+    site.in_step()
+    assert site.tree(DESTINATION) == {"k": b"k"}
