@@ -132,7 +132,7 @@ def _judge(
             place.note_skipped(mark.key, there=bool(why))
             if known is None or known.marker or mark.key in place.held:
                 return None
-            return _marker(region, bucket, mark, known)
+            return _marker(region, place, bucket, mark, known)
         case capture.Skipped(why):
             place.unreadable[mark.key] = why
             log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
@@ -195,18 +195,32 @@ def _in_effect(region: Region, place: Place, mark: Mark, ctime_ns: int) -> Colle
     return {name for name, since in place.bucket.documents.since.items() if since.ctime_ns <= written_ns}
 
 
-def _marker(region: Region, bucket: OpenBucket, mark: Mark, known: Object) -> _New:
-    version = new_marker(region, bucket, mark.key, Origin.USER)
+def _marker(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object) -> _New:
+    in_effect = _in_effect(region, place, mark, _changed_ns(bucket, keys.split(mark.key)[0]))
+    version = new_marker(region, bucket, mark.key, Origin.USER, in_effect=in_effect)
     return _New(mark, known, version, None, store.stage_marker(bucket, version))
 
 
-def new_marker(region: Region, bucket: OpenBucket, key: bytes, origin: Origin) -> Version:
-    """A delete marker for a key, with what it owes; not staged yet."""
+def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
+    """The ctime of a directory, or of the nearest above it that is left: nothing went from it later than that."""
+    while True:
+        try:
+            return bucket.fs.stat_fd(bucket.views.get(directory)).st_ctime_ns
+        except OSError:
+            if not directory:
+                raise
+            directory = keys.split(directory)[0]
+
+
+def new_marker(
+    region: Region, bucket: OpenBucket, key: bytes, origin: Origin, *, in_effect: Collection[str] | None = None
+) -> Version:
+    """A delete marker for a key, with what it owes; not staged yet. in_effect: see plan.choose."""
     version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now())
     if bucket.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
     version = Version(key, version_id, created_ns, True, origin=origin)
-    return replace(version, deliveries=plan.choose(bucket.bucket.replication, version))
+    return replace(version, deliveries=plan.choose(bucket.bucket.replication, version, in_effect=in_effect))
 
 
 def _edit(

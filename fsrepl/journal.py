@@ -227,7 +227,7 @@ class Journal:
         return address in self._ids
 
     def scanned_ns(self, address: str) -> int:
-        """When the last complete scan of a bucket began; 0 where there was none."""
+        """When the last scan of a bucket began of which all finds are recorded; 0 where there was none."""
         row = self.execute("SELECT scanned FROM bucket WHERE address = ?", (address,)).fetchone()
         return row[0] if row else 0
 

@@ -40,7 +40,7 @@ from fsrepl.journal import Owed, View, owed_of
 from fsrepl.model import Delivery, Status, Version, Versioning
 from fsrepl.scan import Scan, Trouble
 from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
-from fsrepl.watch import ARRIVED, Mark, Marks, WatchLimit
+from fsrepl.watch import ARRIVED, FOUND, Mark, Marks, WatchLimit
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -102,6 +102,8 @@ class Place:
     paused: str = ""
     scanned: bool = False
     """The first scan since it came up is complete."""
+    looked_ns: int = 0
+    """When the last complete scan began, as long as not all that it found is recorded; else 0."""
     rescan_at_s: float = 0.0
     poll_at_s: float = 0.0
     unmarked_since_s: float = 0.0
@@ -350,6 +352,7 @@ class Region:
     def _put_down(self, place: Place) -> None:
         """A bucket is away: forget what was in hand. Nothing is lost; a scan follows when it is back."""
         place.up = place.scanned = False
+        place.looked_ns = 0
         place.scans.clear()
         place.later.clear()
         place.unmarked.clear()
@@ -535,8 +538,7 @@ class Region:
                     return
                 place.scans.pop(0)
                 if not scan.top:
-                    with self.engine.journal.transaction():
-                        self.engine.journal.set_scanned(place.bucket.address, scan.began_ns)
+                    place.looked_ns = scan.began_ns
                     if not place.scanned:
                         log.info(
                             "scanned bucket=%s directories=%d files=%d changed=%d",
@@ -576,9 +578,21 @@ class Region:
             except FsreplError as error:
                 log.warning("capture stopped bucket=%s: %s", address, error)
                 self._put_down(place_)
+        for place in self.places.values():
+            if place.looked_ns:
+                self._note_scanned(place)
         if marks:
             self.engine.notify()
         return bool(marks)
+
+    def _note_scanned(self, place: Place) -> None:
+        """Once all that a scan found is recorded: what is found from now on appeared after that scan began."""
+        address = place.bucket.address
+        in_hand = place.lanes or any(each.mark.flags & FOUND for each in place.later.values())
+        if not in_hand and not self.marks.has_found(address):
+            with self.engine.journal.transaction():
+                self.engine.journal.set_scanned(address, place.looked_ns)
+            place.looked_ns = 0
 
     def look_later(
         self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False, since_s: float | None = None

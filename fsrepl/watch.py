@@ -94,6 +94,7 @@ class Marks:
         self._ready: dict[tuple[str, bytes], None] = {}
         self._settling: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._temporary: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._found: dict[str, int] = {}
         self.directories: deque[DirectoryEvent] = deque()
         self.lost = False
         """Events were lost, or a filesystem was unmounted: only a scan knows now."""
@@ -136,6 +137,8 @@ class Marks:
             for key in found:
                 at = (address, key)
                 mark = self._marks.get(at)
+                if flags & FOUND and not (mark and mark.flags & FOUND):
+                    self._found[address] = self._found.get(address, 0) + 1
                 if mark is not None:
                     mark.flags |= flags
                     continue
@@ -164,7 +167,13 @@ class Marks:
     def _pop(self, at: tuple[str, bytes], queue: dict[tuple[str, bytes], None]) -> Mark:
         del queue[at]
         mark = self._marks.pop(at)
+        if mark.flags & FOUND:
+            self._found[at[0]] -= 1
         return Mark(at[0], at[1], mark.flags, mark.epoch)
+
+    def has_found(self, address: str) -> bool:
+        """Whether a key that a scan of this bucket found has not been taken yet."""
+        return self._found.get(address, 0) > 0
 
     def is_marked(self, address: str, key: bytes) -> bool:
         """Whether an event for this key is waiting."""
@@ -197,6 +206,7 @@ class Marks:
     def forget(self, address: str) -> None:
         """Drop every mark of a bucket: it is away, and a scan follows when it is back."""
         with self._guard:
+            self._found.pop(address, None)
             for at in [a for a in self._marks if a[0] == address]:
                 del self._marks[at]
                 for queue in (self._ready, self._settling, self._temporary):

@@ -70,10 +70,10 @@ class World:
         if replicate:
             self.run("replication.enable", source=SOURCE, destination=DESTINATION)
 
-    def run(self, name: str, **params: object) -> dict[str, object]:
+    def run(self, name: str, /, **params: object) -> dict[str, object]:
         return operations.run(self.engine, name, params)
 
-    def refused(self, name: str, **params: object) -> str:
+    def refused(self, name: str, /, **params: object) -> str:
         """An operation that must be refused: S3's code for it."""
         try:
             done = self.run(name, **params)
