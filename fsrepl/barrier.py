@@ -165,7 +165,7 @@ def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bo
         return True, opened
     if region.marks.lost or any(e.epoch < epoch and e.address == address for e in list(region.marks.directories)):
         return True, opened
-    if any(a == address and scope.takes(key) for a, key in region.marks.waiting(epoch)):
+    if region.marks.is_waiting(address, epoch, scope.key):
         return True, opened
     for key, later in list(place.later.items()):
         if not scope.takes(key):

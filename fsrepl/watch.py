@@ -198,10 +198,14 @@ class Marks:
             ]
         return min(due, default=None)
 
-    def waiting(self, before_epoch: int) -> list[tuple[str, bytes]]:
-        """Keys that were marked before a barrier and have not been taken."""
+    def is_waiting(self, address: str, before_epoch: int, key: bytes = b"") -> bool:
+        """Whether a key of a bucket, or this one, was marked before a barrier and has not been taken."""
         with self._guard:
-            return [at for at, mark in self._marks.items() if mark.epoch < before_epoch]
+            if key:
+                mark = self._marks.get((address, key))
+                return mark is not None and mark.epoch < before_epoch
+            # while there is one, it is mostly the first: a dict keeps the order in which they were marked
+            return any(bucket == address and m.epoch < before_epoch for (bucket, _), m in self._marks.items())
 
     def forget(self, address: str) -> None:
         """Drop every mark of a bucket: it is away, and a scan follows when it is back."""

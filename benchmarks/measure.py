@@ -1,0 +1,175 @@
+"""Measures a daemon of this checkout, on this machine's own filesystem: figures to compare within one run.
+
+    latency   200 files at 20 a second, from a rename into place and from a close, to the complete replica
+    burst     20,000 files of 4 KiB, dropped with `cp -r`, until `fsrepl wait` returns; beside `rsync -a` of the same
+
+Whatever else the machine does is in the figures: quote ratios, and say what was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SOURCE, DESTINATION = "east/src", "west/dst"
+RATE_HZ = 20
+LOOK_S = 0.0002
+PATIENCE_S = 30.0
+
+
+class Daemon:
+    """A site of two regions below a folder, and its daemon."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "site"
+        self.fsrepl("init", self.root, "--region", "east", "--region", "west")
+        for bucket in (SOURCE, DESTINATION):
+            self.fsrepl("bucket", "create", bucket, "--versioning")
+        self.fsrepl("replication", "enable", SOURCE, DESTINATION)
+        self._log = (home / "daemon.log").open("wb")
+        self.process = subprocess.Popen(self._command("daemon"), stdout=self._log, stderr=self._log)
+        while '"ready": true' not in self.fsrepl("status", "--json"):
+            time.sleep(0.1)
+
+    def _command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(str, arguments)]
+
+    def fsrepl(self, *arguments: object) -> str:
+        return subprocess.run(self._command(*arguments), check=True, capture_output=True, text=True).stdout
+
+    def path(self, bucket: str, name: str = "") -> Path:
+        return self.root / bucket / name
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def daemon(folder: Path) -> Iterator[Daemon]:
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    found = Daemon(home)
+    try:
+        yield found
+    finally:
+        found.stop()
+        shutil.rmtree(home)
+
+
+# -- latency
+
+
+def latency(folder: Path, count: int) -> None:
+    print(f"latency: {count} files of 4 KiB at {RATE_HZ} a second, to the complete replica")
+    for what, drop in (("rename", _by_rename), ("close", _by_close)):
+        with daemon(folder) as site:
+            times = sorted(_one(site, f"{what}-{i}", drop) for i in range(count))
+        p50, p99 = statistics.median(times), times[int(len(times) * 0.99) - 1]
+        print(f"  from a {what:7} p50 {p50 * 1e3:6.1f} ms   p99 {p99 * 1e3:6.1f} ms")
+
+
+def _by_rename(site: Daemon, name: str) -> float:
+    aside = site.root / "east" / f".{name}"
+    aside.write_bytes(os.urandom(4096))
+    began = time.monotonic()
+    aside.rename(site.path(SOURCE, name))
+    return began
+
+
+def _by_close(site: Daemon, name: str) -> float:
+    with site.path(SOURCE, name).open("wb") as file:
+        file.write(os.urandom(4096))
+    return time.monotonic()
+
+
+def _one(site: Daemon, name: str, drop: Callable[[Daemon, str], float]) -> float:
+    began = drop(site, name)
+    replica = site.path(DESTINATION, name)
+    while not replica.exists():
+        if time.monotonic() > began + PATIENCE_S:
+            raise SystemExit(f"{name} did not arrive within {PATIENCE_S} s")
+        time.sleep(LOOK_S)
+    took = time.monotonic() - began
+    time.sleep(max(0.0, 1 / RATE_HZ - took))
+    return took
+
+
+# -- a burst
+
+
+def burst(folder: Path, count: int) -> None:
+    print(f"burst: {count:,} files of 4 KiB with `cp -r`, until `fsrepl wait` returns; beside `rsync -a`")
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    try:
+        tree = _make_tree(home / "tree", count)
+        os.sync()
+        rsync_s = _timed(["rsync", "-a", f"{tree}/", str(home / "copy")])
+        os.sync()
+        fsync_s = _timed(["rsync", "-a", "--fsync", f"{tree}/", str(home / "synced")])
+        os.sync()
+        with daemon(folder) as site:
+            before_s = site.cpu_s()
+            began = time.monotonic()
+            copy_s = _timed(["cp", "-r", f"{tree}/.", str(site.path(SOURCE))])
+            site.fsrepl("wait")
+            took_s = time.monotonic() - began
+            cpu_s, peak = site.cpu_s() - before_s, site.peak_bytes()
+    finally:
+        shutil.rmtree(home)
+    print(f"  cp -r          {copy_s:6.2f} s")
+    print(f"  rsync -a       {rsync_s:6.2f} s")
+    print(f"  rsync --fsync  {fsync_s:6.2f} s")
+    print(
+        f"  cp and fsrepl  {took_s:6.2f} s   {took_s / rsync_s:.1f} times rsync -a, {took_s / fsync_s:.2f} times rsync --fsync"
+    )
+    print(f"  daemon: {cpu_s:.2f} CPU seconds, peak {peak / 2**20:.0f} MiB resident")
+
+
+def _make_tree(top: Path, count: int, in_each: int = 200) -> Path:
+    for i in range(count):
+        if i % in_each == 0:
+            folder = top / f"d{i // in_each:03}"
+            folder.mkdir(parents=True)
+        (folder / f"f{i:05}").write_bytes(os.urandom(4096))
+    return top
+
+
+def _timed(command: list[str]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("latency", "burst"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
+    parser.add_argument("--files", type=int, default=20_000, help="of the burst")
+    parser.add_argument("--times", type=int, default=200, help="of each latency")
+    options = parser.parse_args()
+    if options.only != "burst":
+        latency(options.folder, options.times)
+    if options.only != "latency":
+        burst(options.folder, options.files)
+
+
+if __name__ == "__main__":
+    main()
