@@ -10,6 +10,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from fsrepl import clock, keys
 from fsrepl.errors import StoreDamaged
@@ -32,29 +33,36 @@ MADE = OURS + "made"
 
 SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
 """What makes a record whole. Where a record is written anew, these come last."""
-RECORD_ONLY = frozenset({POSIX, KEY, EDITED})
-"""Meaningful in the store alone; a view does without."""
 
 
 def encode(version: Version, *, inode: Posix | None = None) -> dict[str, bytes]:
     """All attributes of a version's stored file. inode: what the file itself is, which then need not be said."""
-    out = {VERSION_ID: version.id.encode()}
+    out = of_view(version)
+    if version.posix is not None and version.posix != inode:
+        out[POSIX] = _encode_posix(version.posix)
+    if version.edited:
+        out[EDITED] = json.dumps(dict(version.edited), separators=(",", ":")).encode()
+    if keys.is_hidden(version.key):
+        out[KEY] = version.key
+    return out
+
+
+def of_view(version: Version) -> dict[str, bytes]:
+    """What a view shows of its version, as a courtesy, in the order in which it is put on: room may end early.
+
+    The object's own attributes come first, and the id last: it says that the others are there.
+    """
+    out = dict(version.attrs)
     if version.digest:
         out[BLAKE3] = version.digest.hex().encode()
     out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
     out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
     if version.storage_class and version.storage_class != "STANDARD":
         out[STORAGE_CLASS] = version.storage_class.encode()
-    if version.posix is not None and version.posix != inode:
-        out[POSIX] = _encode_posix(version.posix)
     out.update(encode_deliveries(version))
-    if version.edited:
-        out[EDITED] = json.dumps(dict(version.edited), separators=(",", ":")).encode()
-    if keys.is_hidden(version.key):
-        out[KEY] = version.key
     for name, text in version.tags.items():
         out[TAG + name] = text.encode("utf-8", "surrogateescape")
-    out.update(version.attrs)
+    out[VERSION_ID] = version.id.encode()
     return out
 
 
@@ -65,10 +73,14 @@ def encode_deliveries(version: Version) -> dict[str, bytes]:
     if status is not None:
         out[STATUS] = status.encode()
     if version.deliveries:
-        out[DELIVERIES] = json.dumps(
-            {name: _encode_delivery(d) for name, d in version.deliveries.items()}, separators=(",", ":")
-        ).encode()
+        out[DELIVERIES] = _encode_deliveries(tuple(version.deliveries.items()))
     return out
+
+
+@lru_cache(maxsize=256)
+def _encode_deliveries(deliveries: tuple[tuple[str, Delivery], ...]) -> bytes:
+    """The versions of a burst mostly owe the same."""
+    return json.dumps({name: _encode_delivery(d) for name, d in deliveries}, separators=(",", ":")).encode()
 
 
 def is_whole(raw: Mapping[str, bytes], path: bytes, *, marker: bool) -> bool:
@@ -122,17 +134,6 @@ def own(raw: Mapping[str, bytes]) -> dict[str, bytes]:
 
 def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
     return {n[len(TAG) :]: v.decode("utf-8", "surrogateescape") for n, v in raw.items() if n.startswith(TAG)}
-
-
-def of_view(version: Version) -> dict[str, bytes]:
-    """What a view shows of its version, as a courtesy, in the order in which it is put on: room may end early.
-
-    The object's own attributes come first, and the id last: it says that the others are there.
-    """
-    if version.posix is not None or version.edited:
-        version = replace(version, posix=None, edited={})
-    raw = {name: value for name, value in encode(version).items() if name not in RECORD_ONLY | {VERSION_ID}}
-    return {**version.attrs, **raw, VERSION_ID: version.id.encode()}
 
 
 def encode_sidecar(raw: Mapping[str, bytes]) -> bytes:

@@ -107,6 +107,8 @@ def look(
         found = bucket.fs.stat(at, name)
         if not bucket.fs.is_regular(found):
             return Missing("not a regular file")
+        if _is_unchanged(known, found) and not mark.flags & CLOSED:
+            return Same(found)
         fd = bucket.fs.open_read(at, name)
     except OSError as error:
         return _not_there(error)
@@ -116,17 +118,6 @@ def look(
             return Missing("not a regular file")
         if found.st_dev != bucket.device:
             return Skipped("it lies on another filesystem")
-        view = known.view if known else None
-        unchanged = (
-            view is not None
-            and known is not None
-            and view.is_like(found)
-            and view.mode == found.st_mode & 0o7777
-            and view.shown == known.id
-            and not known.marker
-        )
-        if unchanged and view and not view.racy and not mark.flags & CLOSED:
-            return Same(found)
         waits = _writer(bucket, fd, found, mark, patience, now_ns, open_for_s)
         if waits is not None:
             return waits
@@ -141,6 +132,14 @@ def look(
         return Skipped(reason(error))
     finally:
         bucket.fs.close(fd)
+
+
+def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
+    """Whether a view is as it was recorded, and shows the current version."""
+    if known is None or known.marker or known.view is None or known.view.racy:
+        return False
+    view = known.view
+    return view.shown == known.id and view.is_like(found) and view.mode == found.st_mode & 0o7777
 
 
 def _not_there(error: OSError) -> Seen:

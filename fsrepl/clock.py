@@ -66,8 +66,11 @@ def parse(text: str) -> int:
     return seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
 
 
+_PAIRS = [a + b for a in _CROCKFORD for b in _CROCKFORD]
+
+
 def _encode(value: int) -> str:
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def decode_id(text: str) -> int:

@@ -19,7 +19,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -332,9 +332,9 @@ def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
         directory = parent
 
 
-def mark_view(bucket: OpenBucket, version: Version, view: View, only: frozenset[str] | None = None) -> View | None:
-    """Show on a view what its version is; how it looks afterwards, or None where it is no longer that view."""
-    directory, name = keys.split(version.key)
+def mark_view(bucket: OpenBucket, key: bytes, view: View, raw: Mapping[str, bytes]) -> View | None:
+    """Put attributes on a view; how it looks afterwards, or None where it is no longer that view."""
+    directory, name = keys.split(key)
     try:
         fd = bucket.fs.open_read(bucket.views.get(directory), name)
     except OSError:
@@ -342,14 +342,13 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, only: frozenset[
     try:
         if not view.is_like(bucket.fs.stat_fd(fd)):
             return None
-        raw = attrs.of_view(version)
-        transfer.mark(bucket, fd, raw if only is None else {n: v for n, v in raw.items() if n in only})
+        transfer.mark(bucket, fd, raw)
         found = bucket.fs.stat_fd(fd)
         # RACE: a change of metadata between the two looks is taken for ours; its own event, or the next
         # change, brings it in. A change of content also changes mtime, and is noticed here.
         if not view.has_content_of(found):
             return None
-        return view_of(found, version.id, racy=view.racy)
+        return view_of(found, view.shown, racy=view.racy)
     finally:
         bucket.fs.close(fd)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ def carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
         with to_bucket:
             to_bucket.like = from_bucket
             batch = Batch(region, place, from_bucket, to_bucket)
+            batch.known = engine.journal.look_up(place.bucket.address, [each.key for each in owed])
             for each in owed:
                 batch.prepare(each)
             batch.publish()
@@ -87,6 +89,7 @@ class Batch:
         self.replication: Replication | None = source.bucket.replication
         self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
         self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
+        self.known: Mapping[bytes, Object] = {}
         self.ready: list[Item] = []
         self.words: list[Word] = []
 
@@ -166,7 +169,7 @@ class Batch:
         item.replica = self._owned(
             transfer.replica_of(version, delivery, item.owed.source, with_tags=item.with_tags), delivery
         )
-        item.known = self.engine.journal.object(item.owed.destination, version.key)
+        item.known = self.known.get(version.key)
         if item.known is not None and self._is_there(item):
             self.words.append(Word(item.owed, Status.COMPLETED, "", version))
             return
@@ -357,6 +360,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             results.append(result)
             news += thresholds.news(engine, owed, result)
         engine.reporter.announce(news)
+        now_s = time.monotonic()
         for version in changed.values():
             try:
                 store.update(bucket, version, attrs.encode_deliveries(version))
@@ -364,7 +368,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
                 continue
             engine.recent.put(address, version)
             if not version.marker:
-                place.unmarked[version.key] = version
+                place.unmarked.add(version, now_s)
     with engine.journal.transaction():
         engine.journal.put_all_deliveries(address, changed.values())
         for word in vanished:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, commit, keys, metadata, plan, store
+from fsrepl import capture, keys, metadata, plan, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.journal import Object, view_of
@@ -58,8 +58,9 @@ def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
             return
         place.paused = ""
         batch: list[_New] = []
+        objects = region.engine.journal.look_up(bucket.address, [mark.key for mark in marks])
         for mark in marks:
-            new = _look(region, place, bucket, mark)
+            new = _look(region, place, bucket, mark, objects.get(mark.key))
             if new is not None:
                 batch.append(new)
         if batch:
@@ -86,14 +87,13 @@ def _no_room(region: Region, bucket: OpenBucket) -> str:
     return f"capture waits: {free >> 20} MiB are free, and keep_free leaves {needed >> 20} MiB to the user"
 
 
-def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark) -> _New | None:
+def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None) -> _New | None:
     if not keys.is_key(mark.key):
         return None
     if mark.key in place.lanes:
         region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it is being copied")
         return None
     try:
-        known = region.engine.journal.object(mark.address, mark.key)
         waited = place.later.pop(mark.key, None)
         open_for_s = time.monotonic() - waited.since_s if waited and waited.opened else 0.0
         began_s = time.monotonic()
@@ -239,12 +239,12 @@ def _edit(
         with engine.journal.transaction():
             engine.journal.see(address, mark.key, view)
         if not taken.marked and not stripped:
-            place.unmarked[mark.key] = version
+            place.unmarked.add(version, time.monotonic())
         return
     edited = metadata.record_edit(region, place, bucket, version, edited)
     with engine.journal.transaction():
         engine.journal.see(address, mark.key, view)
-    place.unmarked[mark.key] = edited
+    place.unmarked.add(edited, time.monotonic())
 
 
 def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]) -> None:
@@ -275,13 +275,14 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
     ]
     with engine.journal.transaction():
         engine.journal.add_shown(bucket.address, shown)
+    now_s = time.monotonic()
     for new in published:
         engine.recent.put(bucket.address, new.version, new.taken.data if new.taken else None)
         region.owe(bucket.address, new.version)
         if new.taken:
-            place.unmarked[new.version.key] = new.version
+            place.unmarked.add(new.version, now_s)
         else:
-            place.unmarked.pop(new.version.key, None)
+            place.unmarked.drop(new.version.key)
             region.way_is_free(place)
     engine.reporter.captured(
         bucket.address,
@@ -310,23 +311,3 @@ def _note_destroyed(region: Region, place: Place, bucket: OpenBucket, new: _New)
             bucket.address, keys.shown(new.version.key), known.id,
         )  # fmt: skip
         region.fetch_again(place, new.version.key, known.id)
-
-
-def mark_views(region: Region, place: Place) -> None:
-    """Show on the views what their versions are now."""
-    if not place.unmarked:
-        return
-    engine, address = region.engine, place.bucket.address
-    unmarked, place.unmarked = place.unmarked, {}
-    seen = []
-    with place.bucket.open() as bucket:
-        for key, version in unmarked.items():
-            version = engine.recent.version(address, key, version.id) or version
-            known = engine.journal.object(address, key)
-            if known is None or known.view is None or known.view.shown != version.id:
-                continue
-            view = commit.mark_view(bucket, version, known.view)
-            if view is not None:
-                seen.append((key, view))
-    with engine.journal.transaction():
-        engine.journal.see_all(address, seen)

@@ -259,20 +259,30 @@ class Journal:
 
     def object(self, address: str, key: bytes) -> Object | None:
         directory, name = keys.split(key)
-        row = self.execute(
-            "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown FROM object "
-            "WHERE bucket = ? AND dir = ? AND name = ?",
-            (self._ids.get(address), directory, name),
-        ).fetchone()
+        row = self.execute(f"{_OBJECT} AND name = ?", (self._ids.get(address), directory, name)).fetchone()
         return _object(row) if row else None
+
+    def look_up(self, address: str, keys_: Iterable[bytes]) -> dict[bytes, Object]:
+        """Key to object, of many keys at once: a look at each directory."""
+        number = self._ids.get(address)
+        by_directory: dict[bytes, list[bytes]] = {}
+        for key in keys_:
+            directory, name = keys.split(key)
+            by_directory.setdefault(directory, []).append(name)
+        found: dict[bytes, Object] = {}
+        for directory, names in by_directory.items():
+            for start in range(0, len(names), _NAMES_MAX):
+                some = names[start : start + _NAMES_MAX]
+                rows = self.execute(
+                    f"{_OBJECT} AND name IN ({','.join('?' * len(some))})", (number, directory, *some)
+                )
+                for row in rows:
+                    found[keys.join(directory, row[11])] = _object(row)
+        return found
 
     def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
         """Name to object, of one directory."""
-        rows = self.execute(
-            "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name FROM object "
-            "WHERE bucket = ? AND dir = ?",
-            (self._ids.get(address), directory),
-        )
+        rows = self.execute(_OBJECT, (self._ids.get(address), directory))
         return {row[11]: _object(row) for row in rows}
 
     def objects(self, address: str) -> Iterator[tuple[bytes, Object]]:
@@ -303,7 +313,7 @@ class Journal:
         where, values = "bucket = ?", list[Any]([self._ids.get(address)])
         if below:
             where += " AND (dir = ? OR (dir > ? AND dir < ?))"
-            values += [below, below + b"/", below + b"0"]  # type: ignore[list-item]
+            values += [below, below + b"/", below + b"0"]
         return [d for (d,) in self.execute(f"SELECT DISTINCT dir FROM object WHERE {where}", values)]
 
     def add(self, address: str, version: Version) -> bool:
@@ -555,6 +565,11 @@ ON CONFLICT (bucket, key, id, destination) DO UPDATE SET
     size = excluded.size, marker = excluded.marker, batch = excluded.batch, since = excluded.since,
     tracking = excluded.tracking, digest = excluded.digest, operation = excluded.operation
 """
+_NAMES_MAX = 500
+_OBJECT = (
+    "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name FROM object "
+    "WHERE bucket = ? AND dir = ?"
+)
 _PUT_OBJECT = """
 INSERT INTO object (bucket, dir, name, id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name) DO UPDATE SET

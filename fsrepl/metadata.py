@@ -28,11 +28,13 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     groups = changed_groups(was, edited)
     stamps = {**was.edited, **{group: f"{stamp_ns} {bucket.address}" for group in groups}}
     edited = replace(edited, edited=stamps, deliveries=_owed_again(place, was, groups, stamp_ns))
+    if edited.deliveries:
+        # The journal first: killed before the record is whole, this process's successor sends it again all the same.
+        with engine.journal.transaction():
+            engine.journal.put_deliveries(bucket.address, edited)
     write_metadata(bucket, was, edited)
     engine.recent.put(bucket.address, edited)
     if edited.deliveries:
-        with engine.journal.transaction():
-            engine.journal.put_deliveries(bucket.address, edited)
         region.owe(bucket.address, edited)
     engine.notify()
     return edited

@@ -6,6 +6,7 @@ replica: into the store, with an intent, and then shown, never over content that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
     else:
         place.held[version.key].intent = intents
     if not version.marker:
-        place.unmarked[version.key] = version
+        place.unmarked.add(version, time.monotonic())
     engine.notify()
 
 

@@ -24,6 +24,7 @@ from fsrepl import (
     attrs,
     capture,
     commit,
+    courtesy,
     deliver,
     index,
     intake,
@@ -34,6 +35,7 @@ from fsrepl import (
     thresholds,
     transfer,
 )
+from fsrepl.courtesy import Unmarked
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Owed, View, owed_of
@@ -51,7 +53,6 @@ BATCH = 512
 _SCAN_STEP_S = 0.02
 _PROBE_S = 1.0
 _POLL_S = 2.0
-_UNMARKED_S = 0.5
 _HELD_MAX_S = 30.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
@@ -94,7 +95,7 @@ class Place:
     held: dict[bytes, HeldView] = field(default_factory=dict)
     lanes: set[bytes] = field(default_factory=set)
     """Keys that a lane is copying."""
-    unmarked: dict[bytes, Version] = field(default_factory=dict)
+    unmarked: Unmarked = field(default_factory=Unmarked)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     documents: Documents | None = None
     stripped: bool = False
@@ -106,7 +107,6 @@ class Place:
     """When the last complete scan began, as long as not all that it found is recorded; else 0."""
     rescan_at_s: float = 0.0
     poll_at_s: float = 0.0
-    unmarked_since_s: float = 0.0
 
     def note_skipped(self, key: bytes, *, there: bool) -> None:
         directory, name = keys.split(key)
@@ -230,7 +230,7 @@ class Region:
             self._settle()
             for place in self.places.values():
                 if place.up:
-                    intake.mark_views(self, place)
+                    courtesy.mark_views(self, place, time.monotonic(), everything=True)
 
     def wake(self) -> None:
         self._wake.set()
@@ -263,8 +263,8 @@ class Region:
             due += [] if marked is None else [marked]
         for place in self.places.values():
             due += [each.due_s for each in place.later.values()] + [each.due_s for each in place.held.values()]
-            if place.unmarked:
-                due.append(place.unmarked_since_s + _UNMARKED_S)
+            if (unmarked := place.unmarked.next_s()) is not None:
+                due.append(unmarked)
         due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
         return min(due)
 
@@ -639,15 +639,10 @@ class Region:
     def _mark_views(self) -> None:
         now_s = time.monotonic()
         for place in self.places.values():
-            if not place.unmarked:
-                continue
-            if not place.unmarked_since_s:
-                place.unmarked_since_s = now_s
-            settled = not any(v.deliveries and v.status is Status.PENDING for v in place.unmarked.values())
-            if place.up and (settled or now_s >= place.unmarked_since_s + _UNMARKED_S):
-                place.unmarked_since_s = 0.0
+            due_s = place.unmarked.next_s()
+            if place.up and due_s is not None and now_s >= due_s:
                 with contextlib.suppress(FsreplError):
-                    intake.mark_views(self, place)
+                    courtesy.mark_views(self, place, now_s)
 
     # -- views that wait
 
@@ -908,6 +903,6 @@ class Region:
             self.engine.journal.put_deliveries(bucket.address, version)
         place = self.places.get(bucket.address)
         if place is not None and not version.marker:
-            place.unmarked[version.key] = version
+            place.unmarked.add(version, time.monotonic())
         self.owe(bucket.address, version)
         self.engine.notify()

@@ -297,6 +297,37 @@ def permission_to_send(
     """
     if role is None or REPLICATOR not in role.trusted:
         return Permission("AssumeRoleNotPermitted")
+    if _is_blind_to_keys(role):
+        key = "*"  # whichever: the answer for one is that for all, and is remembered
+    return _permission(role, source, destination, key, marker, tags, acl, owner_override, batch, large)
+
+
+@functools.lru_cache(maxsize=64)
+def _is_blind_to_keys(role: Role) -> bool:
+    """Whether a role never tells one object of a bucket from another: every resource is *, a bucket, or BUCKET/*."""
+    return all(
+        resource == "*" or _WHOLE_BUCKET.fullmatch(resource)
+        for statement in role.statements
+        for resource in statement.resources
+    )
+
+
+_WHOLE_BUCKET = re.compile(r"[^*?/]+(/\*)?")
+
+
+@functools.lru_cache(maxsize=1024)
+def _permission(
+    role: Role,
+    source: str,
+    destination: str,
+    key: str,
+    marker: bool,
+    tags: bool,
+    acl: bool,
+    owner_override: bool,
+    batch: bool,
+    large: bool,
+) -> Permission:
     bucket, original, replica = bucket_arn(source), f"{bucket_arn(source)}/{key}", f"{bucket_arn(destination)}/{key}"
 
     def allowed(action: str, resource: str) -> bool:

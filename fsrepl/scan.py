@@ -18,6 +18,7 @@ from fsrepl import keys
 from fsrepl.fs import GONE, reason
 from fsrepl.journal import Journal, Object
 from fsrepl.site import OpenBucket
+
 from fsrepl.watch import ARRIVED, FOUND, GONE as MARK_GONE, Marks, Watcher, WatchLimit  # isort: skip
 
 log = logging.getLogger("fsrepl")

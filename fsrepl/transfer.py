@@ -8,7 +8,7 @@ wrong, which is made again. No reflinks between regions: a replica shares no sto
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -144,7 +144,7 @@ def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> bytes:
         fs.close(fd)
 
 
-def mark(bucket: OpenBucket, fd: int, raw: dict[str, bytes]) -> None:
+def mark(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> None:
     """Put attributes on a view as far as it takes them: they are a courtesy there."""
     for attribute, value in raw.items():
         try:

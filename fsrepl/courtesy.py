@@ -1,0 +1,94 @@
+"""What views tell of their versions: our attributes on them, put there as a courtesy, after the fact.
+
+A view is marked once its version has arrived everywhere, so that most are touched once; while something
+keeps a version pending, its view says so after a moment. Nothing depends on these marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fsrepl import attrs, commit
+from fsrepl.model import Status, Version
+
+if TYPE_CHECKING:
+    from fsrepl.region import Place, Region
+
+_PENDING_S = 1.5
+
+
+class Unmarked:
+    """The views of one bucket that do not tell yet what their versions are."""
+
+    def __init__(self) -> None:
+        self._settled: dict[bytes, Version] = {}
+        self._pending: dict[bytes, Version] = {}
+        self._pending_since_s = 0.0
+        self._said_pending: dict[bytes, str] = {}
+        """Key to version id of the views that were marked while their version was pending."""
+
+    def add(self, version: Version, now_s: float) -> None:
+        """A view is to be marked with this version, as it is now."""
+        if version.deliveries and version.status is Status.PENDING:
+            if not self._pending:
+                self._pending_since_s = now_s
+            self._pending[version.key] = version
+        else:
+            self._pending.pop(version.key, None)
+            self._settled[version.key] = version
+
+    def drop(self, key: bytes) -> None:
+        """There is no view any more."""
+        for known in (self._settled, self._pending, self._said_pending):
+            known.pop(key, None)
+
+    def clear(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def next_s(self) -> float | None:
+        """The monotonic time when there is something to mark; None where there is nothing."""
+        if self._settled:
+            return 0.0
+        return self._pending_since_s + _PENDING_S if self._pending else None
+
+    def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
+        """What is to be marked now, and whether the view was marked before and only its status is new."""
+        out = []
+        for key, version in self._settled.items():
+            out.append((version, self._said_pending.pop(key, None) == version.id))
+        self._settled = {}
+        if self._pending and (everything or now_s >= self._pending_since_s + _PENDING_S):
+            for key, version in self._pending.items():
+                out.append((version, self._said_pending.get(key) == version.id))
+                self._said_pending[key] = version.id
+            self._pending = {}
+        return out
+
+
+def mark_views(region: Region, place: Place, now_s: float, *, everything: bool = False) -> None:
+    """Mark the views that are due, and record how they look afterwards. Raises FsreplError where the bucket is away."""
+    due = place.unmarked.take(now_s, everything=everything)
+    if not due:
+        return
+    engine, address = region.engine, place.bucket.address
+    objects = engine.journal.look_up(address, [version.key for version, _ in due])
+    seen = []
+    with place.bucket.open() as bucket:
+        for version, status_only in due:
+            known = objects.get(version.key)
+            if known is None or known.view is None or known.view.shown != version.id:
+                continue
+            version = engine.recent.version(address, version.key, version.id) or version
+            view = commit.mark_view(bucket, version.key, known.view, _marks(version, status_only))
+            if view is not None:
+                seen.append((version.key, view))
+    with engine.journal.transaction():
+        engine.journal.see_all(address, seen)
+
+
+def _marks(version: Version, status_only: bool) -> Mapping[str, bytes]:
+    # An edit of tags may have come with the status: then all of it is put there again.
+    if status_only and not version.edited:
+        return attrs.encode_deliveries(version)
+    return {name: value for name, value in attrs.of_view(version).items() if name.startswith(attrs.OURS)}
