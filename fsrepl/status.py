@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fsrepl import clock, control, index, journal, keys, listing, plan
+from fsrepl import clock, control, index, journal, keys, listing, metrics, plan
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.journal import Counts, Journal
+from fsrepl.metrics import RuleMetrics
 from fsrepl.model import Origin, Rule, Status, Version
 from fsrepl.settings import Settings
 from fsrepl.site import Site
@@ -91,7 +92,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "failed": _sum(counts, "FAILED").number,
         "skipped": alive.get("skipped", 0),
         "lag_seconds": _lag(pending, now_ns),
-        "rules": _rules(site, address, counts, now_ns),
+        "rules": _rules(site, address, counts, metrics.of_bucket(journal_, address, now_ns), now_ns),
     }
     if trouble:
         document["trouble"] = trouble
@@ -119,7 +120,13 @@ def _lag(pending: Counts, now_ns: int) -> float:
     return round(max(0, now_ns - pending.oldest_ns) / 1e9, 3) if pending.number else 0
 
 
-def _rules(site: Site, address: str, counts: Mapping[tuple[str, str, str], Counts], now_ns: int) -> list[Document]:
+def _rules(
+    site: Site,
+    address: str,
+    counts: Mapping[tuple[str, str, str], Counts],
+    measured: Mapping[metrics.Rule, RuleMetrics],
+    now_ns: int,
+) -> list[Document]:
     """A row for each rule, and for each that is gone and still has deliveries to its name.
 
     What became of a rule whose document cannot be read just now is not known.
@@ -144,6 +151,7 @@ def _rules(site: Site, address: str, counts: Mapping[tuple[str, str, str], Count
                 "failed": _sum(counts, "FAILED", destination, rule_id).number,
                 "lag_seconds": _lag(pending, now_ns),
                 "completed": _sum(counts, "COMPLETED", destination, rule_id).number,
+                "metrics": measured.get((destination, rule_id), RuleMetrics()).document(),
             }
         )
     return out

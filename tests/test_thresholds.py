@@ -2,89 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fsrepl import clock, thresholds
-from fsrepl.eventlog import Reader
-from tests.world import DESTINATION, SOURCE, World
+from tests.timed import METRICS, TIMED, Timed, timed_world
+from tests.world import DESTINATION, SOURCE
 
-MINUTE_NS = 60_000_000_000
 FAILED, MISSED = "OperationFailedReplication", "OperationMissedThreshold"
 LATE, UNTRACKED = "OperationReplicatedAfterThreshold", "OperationNotTracked"
-
-METRICS = {"Metrics": {"Status": "Enabled", "EventThreshold": {"Minutes": 15}}}
-TIMED = {**METRICS, "ReplicationTime": {"Status": "Enabled", "Time": {"Minutes": 15}}}
-
-
-@dataclass
-class Timed:
-    """A world whose clock stands still until it is moved, and what was told in it."""
-
-    world: World
-    clock_file: Path
-    now_ns: int = 1_800_000_000_000_000_000
-
-    def pass_minutes(self, minutes: float) -> None:
-        self.now_ns += int(minutes * MINUTE_NS)
-        self.clock_file.write_text(clock.stamp(self.now_ns))
-
-    def configure(self, destination: dict[str, object], **rule: object) -> None:
-        """One V2 rule for everything, with markers."""
-        document = {
-            "Role": "arn:aws:iam::000000000000:role/service-role/" + self.role,
-            "Rules": [
-                {
-                    "ID": "all", "Priority": 1, "Status": "Enabled", "Filter": {"Prefix": ""},
-                    "DeleteMarkerReplication": {"Status": "Enabled"},
-                    "Destination": {"Bucket": "arn:aws:s3:west::dst", **destination},
-                    **rule,
-                }
-            ],
-        }  # fmt: skip
-        self.world.run("replication.put", source=SOURCE, document=document)
-
-    @property
-    def role(self) -> str:
-        (name,) = os.listdir(self.world.settings.roles)
-        return name.removesuffix(".json")
-
-    def break_role(self) -> Path:
-        (path,) = self.world.settings.roles.iterdir()
-        return path.rename(path.with_suffix(".away"))
-
-    def away(self) -> Callable[[], object]:
-        """The destination region is not there; call what comes back to bring it back."""
-        there = self.world.settings.regions["west"].path
-        gone = there.rename(there.with_name("gone"))
-        return lambda: gone.rename(there)
-
-    def settle(self) -> None:
-        self.world.settle()
-        while thresholds.check(self.world.engine):
-            pass
-
-    def events(self) -> list[dict[str, Any]]:
-        with Reader(self.world.engine.site.state) as reader:
-            return [json.loads(line) for line in reader.lines()]
-
-    def told(self) -> list[tuple[str, str]]:
-        return [(e["eventName"].removeprefix("Replication:"), e["s3"]["object"]["key"]) for e in self.events()]
 
 
 @pytest.fixture
 def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
-    clock_file = tmp_path / "clock"
-    monkeypatch.setenv("FSREPL_CLOCK", str(clock_file))
-    clock_file.write_text(clock.stamp(Timed.now_ns))
-    with World(tmp_path / "site") as world:
-        yield Timed(world, clock_file)
+    with timed_world(tmp_path, monkeypatch) as found:
+        yield found
 
 
 def test_a_failure_is_told_where_metrics_are_on(timed: Timed) -> None:
@@ -138,7 +71,7 @@ def test_a_retry_that_fails_is_news(timed: Timed) -> None:
 def test_lateness_is_told_once_and_its_end(timed: Timed) -> None:
     """3.4, G11: missed after 15 minutes and not before, once whatever is restarted or lost; then that it came late."""
     timed.configure(TIMED)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"data")
     timed.settle()
     timed.pass_minutes(14.99)
@@ -153,7 +86,7 @@ def test_lateness_is_told_once_and_its_end(timed: Timed) -> None:
         timed.settle()
         timed.settle()
         assert timed.told() == [(MISSED, "a")]
-    back()
+    timed.world.back("west")
     timed.world.restart()
     timed.settle()
     timed.world.restart()
@@ -166,11 +99,11 @@ def test_lateness_is_told_once_and_its_end(timed: Timed) -> None:
 def test_lateness_that_nobody_looked_at_in_time(timed: Timed) -> None:
     """3.4: what came late missed its threshold, even where its end was seen before the threshold was looked at."""
     timed.configure(TIMED)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"data")
     timed.settle()
     timed.pass_minutes(16)
-    back()
+    timed.world.back("west")
     timed.settle()
     assert timed.told() == [(MISSED, "a"), (LATE, "a")]
 
@@ -179,12 +112,12 @@ def test_lateness_that_nobody_looked_at_in_time(timed: Timed) -> None:
 def test_without_rtc_nobody_is_late(timed: Timed, destination: dict[str, object]) -> None:
     """3.4: the thresholds need RTC."""
     timed.configure(destination)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"data")
     timed.settle()
     timed.pass_minutes(60)
     timed.settle()
-    back()
+    timed.world.back("west")
     timed.settle()
     assert timed.world.statuses() == {"COMPLETED"}
     assert timed.told() == []
@@ -199,14 +132,14 @@ def test_markers_and_backfills_are_never_late(timed: Timed) -> None:
     timed.configure(TIMED)
     timed.world.write("gone", b"other")
     timed.settle()
-    back = timed.away()
+    timed.world.away("west")
     timed.world.path("gone").unlink()
     timed.settle()
     timed.world.run("replication.backfill", source=SOURCE)
     timed.settle()
     timed.pass_minutes(60)
     timed.settle()
-    back()
+    timed.world.back("west")
     timed.settle()
     assert "PENDING" not in timed.world.statuses()
     assert timed.told() == []
@@ -215,14 +148,14 @@ def test_markers_and_backfills_are_never_late(timed: Timed) -> None:
 def test_every_version_and_in_time_ones_not(timed: Timed) -> None:
     """3.4: each version of a key is an operation of its own, and counted from its own creation."""
     timed.configure(TIMED)
-    back = timed.away()
+    timed.world.away("west")
     for data in (b"one", b"two"):
         timed.world.write("a", data)
         timed.settle()
         timed.pass_minutes(10)
     timed.settle()
     assert timed.told() == [(MISSED, "a")]
-    back()
+    timed.world.back("west")
     timed.settle()
     assert timed.told() == [(MISSED, "a"), (LATE, "a")]
     first, second = (e["s3"]["object"]["versionId"] for e in timed.events())
@@ -235,14 +168,14 @@ def test_an_edit_is_late_from_its_own_time_on(timed: Timed) -> None:
     timed.world.write("a", b"data")
     timed.settle()
     timed.pass_minutes(600)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.run("tag.set", bucket=SOURCE, key=b"a", tags={"colour": "blue"})
     timed.settle()
     assert timed.told() == []
     timed.pass_minutes(15)
     timed.world.restart(without_journal=True)
     timed.settle()
-    back()
+    timed.world.back("west")
     timed.settle()
     assert timed.told() == [(MISSED, "a"), (LATE, "a")]
     assert {e["replicationEventData"]["s3Operation"] for e in timed.events()} == {"OBJECT_PUT_TAGGING"}
@@ -254,7 +187,7 @@ def test_an_edit_is_late_from_its_own_time_on(timed: Timed) -> None:
 def test_a_version_removed_before_it_was_copied(timed: Timed, others: bool, restart: bool) -> None:
     """3.2: FAILED, with nothing left to show it on: the event alone says so, once, and nothing waits any longer."""
     timed.configure(METRICS)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"one")
     timed.settle()
     (version,) = timed.world.history(SOURCE)[b"a"]
@@ -265,7 +198,7 @@ def test_a_version_removed_before_it_was_copied(timed: Timed, others: bool, rest
         timed.world.restart()
     timed.world.run("object.rm", bucket=SOURCE, key=b"a", version_id=version.id)
     timed.settle()
-    back()
+    timed.world.back("west")
     timed.settle()
     (event,) = timed.events()
     assert event["s3"]["object"]["versionId"] == version.id
@@ -281,7 +214,7 @@ def test_a_version_removed_before_it_was_copied(timed: Timed, others: bool, rest
 def test_metrics_switched_off_under_way(timed: Timed) -> None:
     """3.4: what is pending then is told to be no longer tracked, once, and nothing more of it."""
     timed.configure(TIMED)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"data")
     timed.settle()
     timed.configure({})
@@ -291,7 +224,7 @@ def test_metrics_switched_off_under_way(timed: Timed) -> None:
     timed.pass_minutes(20)
     timed.world.restart(without_journal=True)
     timed.settle()
-    back()
+    timed.world.back("west")
     timed.settle()
     assert timed.world.statuses() == {"COMPLETED"}
     assert timed.told() == [(UNTRACKED, "a")]
@@ -300,7 +233,7 @@ def test_metrics_switched_off_under_way(timed: Timed) -> None:
 def test_rtc_switched_off_under_way(timed: Timed) -> None:
     """3.4: with metrics alone failures are told, and lateness is not."""
     timed.configure(TIMED)
-    timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"data")
     timed.settle()
     timed.configure(METRICS)
@@ -312,11 +245,11 @@ def test_rtc_switched_off_under_way(timed: Timed) -> None:
 def test_a_rule_removed_under_way(timed: Timed) -> None:
     """3.2, 3.4: the delivery fails for good, and that is told as the rule said when the version was made."""
     timed.configure(METRICS)
-    back = timed.away()
+    timed.world.away("west")
     timed.world.write("a", b"data")
     timed.settle()
     timed.world.run("replication.rm", source=SOURCE)
-    back()
+    timed.world.back("west")
     timed.settle()
     assert timed.told() == [(FAILED, "a")]
     assert timed.events()[0]["replicationEventData"]["failureReason"] == "SrcBucketReplicationConfigMissing"
@@ -330,7 +263,7 @@ def test_events_that_cannot_be_written(timed: Timed, capsys: pytest.CaptureFixtu
     timed.world.write("a", b"data")
     timed.settle()
     assert timed.world.statuses() == {"FAILED"}
-    timed.away()
+    timed.world.away("west")
     timed.world.write("b", b"data")
     timed.settle()
     timed.pass_minutes(15)

@@ -1,7 +1,8 @@
-"""fsrepl status, why: what is there, what is not, and the reason."""
+"""fsrepl status, why, events: what is there, what is not, the reason, and what happened."""
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -15,12 +16,16 @@ from fsrepl.cli.shared import (
     print_json,
     say,
     shown,
+    state,
 )
+
+_FOLLOW_S = 0.2
 
 
 def register(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(why)
+    app.command()(events)
 
 
 def status(
@@ -58,3 +63,19 @@ def why(address: Address, version_id: VersionId = None, json: Json = False) -> N
     say(shown(address))
     for sentence in answer.sentences:
         say(f"  {shown(sentence)}")
+
+
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and print those that come.")] = False,
+    json: Json = False,
+) -> None:
+    """Print S3's replication events, oldest first, a JSON object a line (with and without --json)."""
+    from fsrepl.eventlog import Reader
+
+    with Reader(str(state().settings.state)) as reader:
+        while True:
+            for line in reader.lines():
+                typer.echo(line.decode())
+            if not follow:
+                return
+            time.sleep(_FOLLOW_S)
