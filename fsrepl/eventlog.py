@@ -46,6 +46,8 @@ class EventLog:
         self.fs, self.state, self.max_bytes = fs, state, max_bytes
         self.written = threading.Condition()
         """Notified after each append."""
+        self.count = 0
+        """How many were written by this process."""
         self._known: set[str] | None = None
         """The ids in events.jsonl, read when they are needed first; and those in the file before it."""
         self._known_before: set[str] = set()
@@ -61,14 +63,15 @@ class EventLog:
         with self.written:
             known = self._look()
             fresh = [line for i, line in lines.items() if i not in known and i not in self._known_before]
-            if fresh:
-                at = self.fs.open_root(self.state)
-                try:
-                    left = fresh
-                    while left:
-                        left = self._write_some(at, left)
-                finally:
-                    self.fs.close(at)
+            if not fresh:
+                return 0
+            at = self.fs.open_root(self.state)
+            try:
+                left = fresh
+                while left:
+                    left = self._write_some(at, left)
+            finally:
+                self.fs.close(at)
                 self.written.notify_all()
         return len(fresh)
 
@@ -100,6 +103,7 @@ class EventLog:
                 self.fs.write(fd, (b"" if self._ends_well(at, size) else b"\n") + b"".join(lines[:number]))
                 self.fs.sync_file(fd)
                 self._look().update(map(id_of, lines[:number]))
+                self.count += number
         finally:
             self.fs.close(fd)
         if number < len(lines):

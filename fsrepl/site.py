@@ -476,18 +476,23 @@ def write_document(fs: Fs, at: int, name: bytes, document: object) -> None:
     write_bytes(fs, at, name, json.dumps(document, indent=2).encode() + b"\n")
 
 
-def write_bytes(fs: Fs, at: int, name: bytes, data: bytes) -> None:
+def write_bytes(fs: Fs, at: int, name: bytes, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace a file in one step. durable: whether it matters that a power cut may bring back the one before."""
     staged = b"." + name + b".new"
     with contextlib.suppress(FileNotFoundError):
         fs.unlink(at, staged)
     fd = fs.create(at, staged)
     try:
         fs.write(fd, data)
-        fs.sync_file(fd)
+        if mode != 0o600:
+            fs.chmod(fd, mode)
+        if durable:
+            fs.sync_file(fd)
     finally:
         fs.close(fd)
     fs.rename(at, staged, at, name)
-    fs.sync_file(at)
+    if durable:
+        fs.sync_file(at)
 
 
 def remove_document(fs: Fs, at: int, name: bytes) -> None:
