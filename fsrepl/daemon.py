@@ -17,9 +17,12 @@ import threading
 import time
 from typing import Any
 
-from fsrepl import barrier, clock, control, keys, operations, settings, thresholds
+from fsrepl import barrier, clock, control, exporter, keys, metrics, operations, settings, thresholds
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError
+from fsrepl.exporter import Exporter
+from fsrepl.hooks import Hooks
+from fsrepl.journal import Journal
 from fsrepl.region import Region
 from fsrepl.report import Formatter
 from fsrepl.settings import Settings
@@ -40,6 +43,7 @@ def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     log.addHandler(handler)
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    exporter.check(found)
     _raise_file_limit()
     os.umask(0o077)
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease would send
@@ -62,6 +66,8 @@ class Daemon:
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
         self.ready = False
+        self.hooks = Hooks(self.engine.reporter.eventlog)
+        self.exporter = Exporter(self._gauges, self.engine.fs)
         self._stop = threading.Event()
         self._reload = threading.Event()
 
@@ -71,9 +77,11 @@ class Daemon:
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         engine = self.engine
         engine.threaded = True
+        self.hooks.configure(engine.settings.events)
         self.watcher.start()
         for region in engine.regions.values():
             region.start()
+        self.exporter.configure(engine.settings.metrics)
         server = control.Server(engine.settings.state, self.handle)
         log.info("started pid=%d site=%s", os.getpid(), engine.settings.path.parent)
         status = 0
@@ -116,7 +124,11 @@ class Daemon:
         """Read the settings again; what cannot be read leaves the old ones in force."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self.engine.reload(settings.load(self.engine.settings.path))
+            found = settings.load(self.engine.settings.path)
+            exporter.check(found)
+            self.engine.reload(found)
+            self.hooks.configure(found.events)
+            self.exporter.configure(found.metrics)
             log.info("reloaded settings=%s", self.engine.settings.path)
         except FsreplError as error:
             log.error("not reloaded: %s", error)
@@ -136,9 +148,21 @@ class Daemon:
             if region.thread is not None:
                 region.thread.join(max(0.1, until_s - time.monotonic()))
         self.watcher.stop()
+        self.ready = False
+        self.exporter.close()
+        self.hooks.close()
         if all(not (r.thread and r.thread.is_alive()) for r in self.engine.regions.values()):
             self.engine.close()
         log.info("stopped pid=%d", os.getpid())
+
+    def _gauges(self) -> list[metrics.Gauge]:
+        """What is exported; through a connection of its own, from the exporter's threads."""
+        journal = Journal(self.engine.journal.path, read_only=True)
+        try:
+            daemon = metrics.Daemon(self.ready, self.watcher.watched, self.watcher.overflows)
+            return list(metrics.gauges(self.engine.site, journal, daemon))
+        finally:
+            journal.close()
 
     # -- commands
 

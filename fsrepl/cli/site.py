@@ -51,7 +51,12 @@ def init(
 
 def check() -> None:
     """Check the settings, documents and roles, and change nothing. Exit status 2 or 3 where something is wrong."""
+    from fsrepl import exporter, hooks
+
     found = open_site()
+    exporter.check(found.settings)
+    if trouble := hooks.check(found.settings.events):
+        warn(f"note: {found.settings.path}: {trouble}")
     wrong: list[FsreplError] = []
     _check_documents(found, wrong)
     _check_roles(wrong)
