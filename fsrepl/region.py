@@ -42,7 +42,7 @@ from fsrepl.journal import Owed, View, owed_of
 from fsrepl.model import Delivery, Status, Version, Versioning
 from fsrepl.scan import Scan, Trouble
 from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
-from fsrepl.watch import ARRIVED, FOUND, Mark, Marks, WatchLimit
+from fsrepl.watch import ARRIVED, CHANGED, FOUND, GONE, Mark, Marks, WatchLimit
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -504,12 +504,11 @@ class Region:
             if place is None or not place.up:
                 continue
             busy = True
-            if event.there:
-                self.scan(place, event.path, arrived=True, epoch=event.epoch)
-            else:
-                if self.engine.watcher is not None:
-                    self.engine.watcher.forget(event.address, event.path)
-                self.scan(place, event.path, arrived=True, epoch=event.epoch)
+            if event.flags & CHANGED and event.path not in place.trouble.unreadable:
+                continue  # directories are not objects; what counts is that one may be read now
+            if event.flags & GONE and self.engine.watcher is not None:
+                self.engine.watcher.forget(event.address, event.path)
+            self.scan(place, event.path, arrived=True, epoch=event.epoch)
         return busy
 
     def _scan(self) -> bool:

@@ -59,10 +59,11 @@ class Mark(NamedTuple):
 
 
 class DirectoryEvent(NamedTuple):
+    """A directory appeared (made or moved in), changed its attributes, or is gone: by flags, as for a key."""
+
     address: str
     path: bytes
-    there: bool
-    """It appeared (made or moved in) or changed its rights; else it is gone."""
+    flags: int
     epoch: int
 
 
@@ -87,7 +88,9 @@ class WatchLimit(Exception):
 class Marks:
     """The keys of one region that may have changed. The watcher's thread puts in, the region's takes out."""
 
-    def __init__(self, wake: Callable[[], None], *, settle_s: float, temporary: Iterable[str], temporary_s: float) -> None:
+    def __init__(
+        self, wake: Callable[[], None], *, settle_s: float, temporary: Iterable[str], temporary_s: float
+    ) -> None:
         self.wake = wake
         self._guard = threading.Lock()
         self._marks: dict[tuple[str, bytes], _Waiting] = {}
@@ -266,11 +269,13 @@ class Watcher(InotifyFD):
                     marks._guard.acquire()
                     held = marks
                     touched.add(marks)
-                if mask & In.IN_ISDIR:
-                    if prefix or name != keys.RESERVED:
-                        marks.directories.append(DirectoryEvent(address, prefix + name, not mask & _LEFT, self.epoch))
-                elif name:
+                if not name:
+                    continue  # of the watched directory itself: the watch above it tells that by its name
+                if not mask & In.IN_ISDIR:
                     marks.event(address, prefix + name, name, mask, now_s, self.epoch)
+                elif prefix or name != keys.RESERVED:
+                    flags = GONE if mask & _LEFT else CHANGED if mask & In.IN_ATTRIB else ARRIVED
+                    marks.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
         finally:
             if held is not None:
                 held._guard.release()
