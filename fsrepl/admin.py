@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -488,15 +488,20 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> int:
 
 
 class _Buckets:
-    """What validation asks of the site's buckets: config.Buckets."""
+    """What validation asks of the site's buckets: config.Buckets.
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    configured: destinations that were accepted before. One of them that is away can't be looked at, and is
+    accepted again, so that an outage keeps nobody from changing or disabling other rules.
+    """
+
+    def __init__(self, site: Site, configured: Collection[str] = ()) -> None:
+        self._site, self._configured = site, configured
 
     def named(self, name: str) -> list[str]:
         return self._site.named(name)
 
     def versioning(self, address: str) -> Versioning | None:
+        """Raises Unavailable for a bucket that is away, and was not seen before that."""
         if address not in self._site.buckets:
             return None
         try:
@@ -504,7 +509,12 @@ class _Buckets:
         except BucketMissing:
             return None
         except Unavailable:
-            return self._site.buckets[address].versioning  # as last seen: the region is offline
+            if address in self._configured:
+                return Versioning.ENABLED
+            last_seen = self._site.buckets[address].versioning
+            if last_seen is Versioning.OFF:
+                raise
+            return last_seen
 
     def account(self, address: str) -> str:
         return "000000000000"
@@ -517,8 +527,15 @@ def candidates(site: Site, source: str) -> list[str]:
         address
         for address in sorted(site.buckets)
         if address.partition("/")[0] != source.partition("/")[0]
-        and buckets.versioning(address) is Versioning.ENABLED
+        and _is_enabled(buckets, address)
     ]
+
+
+def _is_enabled(buckets: _Buckets, address: str) -> bool:
+    try:
+        return buckets.versioning(address) is Versioning.ENABLED
+    except Unavailable:
+        return False
 
 
 def enable_replication(
@@ -628,7 +645,9 @@ def _finish(
     bucket = site.bucket(source)
     with bucket.open():
         pass
-    parsed = config.parse_replication(document, source=source, buckets=_Buckets(site), size_bytes=size_bytes)
+    configured = {rule.destination for rule in bucket.replication.rules} if bucket.replication else set()
+    buckets = _Buckets(site, configured)
+    parsed = config.parse_replication(document, source=source, buckets=buckets, size_bytes=size_bytes)
     answer: dict[str, object] = {"ReplicationConfiguration": parsed.document}
     if dry_run:
         return answer

@@ -100,6 +100,9 @@ class Batch:
         try:
             item = Item(owed)
             item.version = self._version(owed)
+            if is_settled(item.version, owed):
+                self.region.queue(owed.source, owed.destination).done(owed)  # its rule went, and with it the delivery
+                return
             match plan.decide(self._facts(item)):
                 case plan.Wait(why):
                     self.region.try_later([owed], why)
@@ -150,6 +153,7 @@ class Batch:
             acl=bool(version.posix and version.posix.acl),
             owner_override=bool(delivery.owner),
             batch=bool(delivery.batch),
+            large=version.size >= self.engine.settings.replication.large_file_bytes,
         )
         return plan.Facts(
             source_configured=self.replication is not None,
@@ -211,6 +215,11 @@ class Batch:
         if self.ready:
             self.words += publish(self.region, self.place, self.destination, self.ready)
         self.region.send_words(self.words)
+
+
+def is_settled(version: Version | None, owed: Owed) -> bool:
+    delivery = version.deliveries.get(owed.destination) if version else None
+    return delivery is not None and delivery.settled
 
 
 def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Item,
@@ -350,6 +359,8 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             elif word.status is Status.COMPLETED and edited:
                 region.owe(address, version, only=owed.destination)  # while it travelled
                 continue
+            elif (delivery.status, delivery.reason) == (word.status, word.reason):
+                continue  # said already
             else:
                 failed_ns = now_ns if word.status is Status.FAILED else 0
                 settled = replace(delivery, status=word.status, reason=word.reason, since_ns=failed_ns)

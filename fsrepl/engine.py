@@ -195,6 +195,7 @@ class Engine:
             )
             region.post(region.configure)
             region.post(region.probe_now)
+            region.post(region.owe_all_again)
 
     # -- roles
 

@@ -56,6 +56,17 @@ def owed(rule: Rule, batch: str = "") -> Delivery:
     return Delivery(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, batch, rule.tracking)
 
 
+def lapsed(replication: Replication | None, rule_id: str, destination: str, *, batch: bool) -> str:
+    """Why nothing stands for a pending delivery any more: S3's reason, empty where its rule still runs.
+
+    Nothing stays PENDING for ever: a rule that is gone fails what it owes at once. Source: s3-semantics, 1.5.
+    """
+    if replication is None:
+        return "SrcBucketReplicationConfigMissing"
+    stands = any(rule.id == rule_id and rule.enabled and rule.destination == destination for rule in replication.rules)
+    return "" if stands or batch else "SrcObjectNotEligible"
+
+
 # -- one delivery
 
 

@@ -315,7 +315,7 @@ class Region:
         thresholds.untrack(engine, address)
         self._watch_barrier(place, bucket)
         place.up, place.scanned = True, False
-        self.load_pending(source=address)
+        self.owe_all(place)
         for queue in self.queues.values():
             if queue.destination == address:
                 queue.kick()
@@ -371,7 +371,7 @@ class Region:
             if place.up and place.stripped:
                 with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
                     self._index(place, bucket)
-                    self.load_pending(source=place.bucket.address)
+                    self.owe_all(place)
 
     def place_of(self, address: str) -> Place:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
@@ -448,10 +448,20 @@ class Region:
             if not (self._directories() or self._scan() or self._take()):
                 return
 
-    def load_pending(self, source: str) -> None:
-        """Queue everything a source owes, as the journal has it."""
-        for each in self.engine.journal.deliveries(source, status=Status.PENDING):
-            self._enqueue(each)
+    def owe_all(self, place: Place) -> None:
+        """Queue everything a source owes, as the journal has it; what no rule stands for any more has failed."""
+        for each in self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING):
+            lapsed = plan.lapsed(place.bucket.replication, each.rule, each.destination, batch=bool(each.batch))
+            if lapsed:
+                self.words.append(deliver.Word(each, Status.FAILED, lapsed, None))
+            else:
+                self._enqueue(each)
+
+    def owe_all_again(self) -> None:
+        """A region left the site: what was owed to it has to be settled here."""
+        for place in self.places.values():
+            if place.up:
+                self.owe_all(place)
 
     def follow_documents(self, place: Place, bucket: OpenBucket) -> None:
         """After each look at a bucket's documents: write down since when its rules are in effect; wake what waits."""
@@ -465,6 +475,8 @@ class Region:
         if not first:
             for region in self.engine.regions.values():
                 region.post(lambda region=region: region.kick(bucket.address))  # type: ignore[misc]
+            if place.up:
+                self.owe_all(place)
             thresholds.untrack(self.engine, bucket.address)
 
     # -- scans
