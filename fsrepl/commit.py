@@ -204,7 +204,8 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
         return _exchange(bucket, at, directory, name, version, expected, staged)
     finally:
         if staged:
-            store.unstage(bucket, staged)
+            with contextlib.suppress(OSError):  # what stays is swept at the next start
+                store.unstage(bucket, staged)
 
 
 def _in_the_way(bucket: OpenBucket, staged: bytes, what: str) -> Held:

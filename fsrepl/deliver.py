@@ -6,6 +6,7 @@ writes the word of it on the version there (settle).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -194,6 +195,8 @@ class Batch:
         """The destination has this version: bring its metadata into line; False where its content is damaged."""
         replica = item.replica
         assert replica is not None
+        if (replica.key, replica.id) in self.place.in_doubt:
+            return False
         there = store.read(self.destination, replica.key, replica.id, marker=replica.marker)
         if there is None:
             return False
@@ -212,8 +215,11 @@ class Batch:
 
     def publish(self) -> None:
         """Durable, then in the store, then shown; then the words go back."""
-        if self.ready:
-            self.words += publish(self.region, self.place, self.destination, self.ready)
+        try:
+            if self.ready:
+                self.words += publish(self.region, self.place, self.destination, self.ready)
+        except OSError as error:
+            self.region.try_later([item.owed for item in self.ready], reason(error))
         self.region.send_words(self.words)
 
 
@@ -240,17 +246,9 @@ def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Ite
 
 def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
     """Make staged replicas visible. A version that is older than the key's newest goes to the store alone."""
-    engine, journal = region.engine, region.engine.journal
-    newest: dict[bytes, Item] = {}
-    for item in items:
-        assert item.replica is not None
-        key, order = item.replica.key, item.replica.order
-        rival = newest.get(key)
-        if (item.known is None or order > item.known.order) and (rival is None or order > rival.replica.order):  # type: ignore[union-attr]
-            newest[key] = item
-    shown = [item for item in items if newest.get(item.owed.key) is item]
-    views = {item.owed.key: item.known.view if item.known else None for item in shown}
-    intents = [commit.Intent(i.owed.key, i.owed.id, views[i.owed.key]) for i in shown]
+    engine = region.engine
+    views = {key: item.known.view if item.known else None for key, item in _newest(place, items).items()}
+    intents = [commit.Intent(key, item.owed.id, views[key]) for key, item in _newest(place, items).items()]
     intent_name = b""
     try:
         if intents:
@@ -273,14 +271,51 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
         try:
             store.publish(bucket, item.staged.stored)
             done.append(item)
-            if newest.get(item.owed.key) is not item and item.staged.view:
-                store.unstage(bucket, item.staged.view)
         except OSError as error:
             _discard(bucket, item)
             region.try_later([item.owed], reason(error))
-    current = [i for i in done if newest.get(i.owed.key) is i]
-    seen = _show(region, place, bucket, current, views)
-    bucket.sync()
+    current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
+    seen = _show(region, place, bucket, list(current.values()), views)
+    for item in done:
+        if current.get(item.owed.key) is not item and item.staged and item.staged.view:
+            with contextlib.suppress(OSError):
+                store.unstage(bucket, item.staged.view)
+    try:
+        bucket.sync()
+        in_doubt = None
+    except OSError as error:
+        in_doubt = error
+    # Also where the sync failed: these views are shown, and are not their users' writes.
+    _record(region, place, bucket, done, seen)
+    if in_doubt is not None:
+        place.in_doubt.update((i.owed.key, i.owed.id) for i in done)
+        region.try_later([i.owed for i in done], reason(in_doubt))
+        return []
+    place.in_doubt.difference_update((i.owed.key, i.owed.id) for i in done)
+    if intent_name and all(place.held[key].intent for key in current if key in place.held):
+        with contextlib.suppress(OSError):  # one that stays says nothing that is not so
+            commit.drop_intents(bucket, intent_name)
+    return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
+
+
+def _newest(place: Place, items: Sequence[Item]) -> dict[bytes, Item]:
+    """By key, the replica that its view is to show: newer than what is there, or made again since that is in doubt."""
+    newest: dict[bytes, Item] = {}
+    for item in items:
+        assert item.replica is not None
+        key, order = item.replica.key, item.replica.order
+        known, rival = item.known, newest.get(key)
+        if known and (order < known.order or (order == known.order and (key, item.owed.id) not in place.in_doubt)):
+            continue
+        if rival is None or rival.replica is None or order > rival.replica.order:
+            newest[key] = item
+    return newest
+
+
+def _record(
+    region: Region, place: Place, bucket: OpenBucket, done: Sequence[Item], seen: Sequence[tuple[Version, View | None]]
+) -> None:
+    journal = region.engine.journal
     with journal.transaction():
         journal.add_shown(bucket.address, seen)
         now_shown = {(version.key, version.id) for version, _ in seen}
@@ -289,9 +324,6 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
             place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
             if (item.replica.key, item.replica.id) not in now_shown:
                 journal.add(bucket.address, item.replica)
-    if intent_name:
-        commit.drop_intents(bucket, intent_name)
-    return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
 
 
 def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None]
@@ -321,10 +353,11 @@ def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item
 
 
 def _discard(bucket: OpenBucket, item: Item) -> None:
-    if item.staged:
-        store.discard(bucket, item.staged.stored)
-        if item.staged.view:
-            store.unstage(bucket, item.staged.view)
+    with contextlib.suppress(OSError):  # what stays is swept at the next start
+        if item.staged:
+            store.discard(bucket, item.staged.stored)
+            if item.staged.view:
+                store.unstage(bucket, item.staged.view)
 
 
 def settle_all(region: Region, owed: Sequence[Owed], action: plan.Action) -> None:

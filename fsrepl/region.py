@@ -98,6 +98,8 @@ class Place:
     unmarked: Unmarked = field(default_factory=Unmarked)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     documents: Documents | None = None
+    in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
+    """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
     stripped: bool = False
     """Versions here have lost their attributes, which another region may know when it is back."""
     paused: str = ""
@@ -671,8 +673,12 @@ class Region:
         known.attempts += 1
         known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
         if bucket is not None and durable and not known.intent:
-            known.intent = commit.write_intents(bucket, [commit.Intent(key, commit.CURRENT, was)])
-            self.engine.syncer.staged(bucket, [(bucket.intents, known.intent)])
+            try:
+                intent = commit.write_intents(bucket, [commit.Intent(key, commit.CURRENT, was)])
+                self.engine.syncer.staged(bucket, [(bucket.intents, intent)])
+                known.intent = intent
+            except OSError as error:
+                log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
     def way_is_free(self, place: Place) -> None:
         """A view is gone: what it was in the way of may be shown now."""
@@ -866,8 +872,8 @@ class Region:
                     item.staged = staged
                     item.known = self.engine.journal.object(owed.destination, owed.key)
                     self.send_words(deliver.publish(self, place, destination, [item]))
-            except FsreplError as error:
-                self.try_later([owed], str(error))
+            except (FsreplError, OSError) as error:
+                self.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
 
         self._in_lane(copy, finish)
 

@@ -1,0 +1,48 @@
+"""A destination's disk fails while replicas are made visible: nothing is taken for a user's act, and all of it arrives."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.doubles import FailingFs
+from tests.world import DESTINATION, SOURCE, World
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "for_ever"), [(errno.EIO, False), (errno.EROFS, True)], ids=["once", "read-only"])
+def test_a_disk_that_fails_at_any_change(tmp_path: Path, number: int, for_ever: bool) -> None:
+    """G3, G6, G7: once mended, both sides agree, and the destination has no version or marker of its own."""
+    for calls in itertools.count():
+        with World(tmp_path / str(calls)) as world:
+            world.write("k", b"1")
+            world.write("gone", b"1")
+            world.settle()
+            world.away("west")
+            for data in (b"2", b"3"):
+                world.write("k", data)
+                world.settle()
+            world.unlink("gone")
+            world.write("new", b"1")
+            world.settle()
+            world.back("west")
+            fs = FailingFs(1 << 60, number)
+            world.restart(fs=fs)
+            world.look()
+            fs.calls_left, fs.for_ever = calls, for_ever
+            world.engine.settle_down()
+            failed = fs.failed
+            fs.mend()
+            for _ in range(3):
+                world.settle()
+                world.hurry()
+                world.engine.settle_down()
+            assert world.ids(DESTINATION) == world.ids(SOURCE), calls
+            assert world.tree(DESTINATION) == world.tree(SOURCE) == {"k": b"3", "new": b"1"}, calls
+            assert world.statuses() == {"COMPLETED"}, calls
+            assert world.statuses(DESTINATION) == {"REPLICA"}, calls
+            if not failed:
+                return
