@@ -433,6 +433,7 @@ def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str
     if now is Versioning.OFF:
         enable_versioning(engine, address, wanted)
     elif now is not wanted:
+        engine.region_of(address).flush(address)  # what was dropped before this call belongs to the state before
         with bucket.open() as opened:
             write_document(engine.fs, opened.meta, b"versioning.json", config.versioning_document(wanted))
             bucket.refresh(opened)

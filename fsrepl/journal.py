@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsrepl import keys
-from fsrepl.model import THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
+from fsrepl.model import NULL, THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
 
 _SCHEMA_VERSION = 2
 _PAGE = 1000
@@ -320,11 +320,7 @@ class Journal:
         """A version is in the store. Whether it is the current one of its key now."""
         number = self._ids[address]
         directory, name = keys.split(version.key)
-        # a null version takes the place of another one; a record that was rebuilt may have got its exact time back
-        self.execute(
-            "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
-            (number, directory, name, version.id, version.created_ns),
-        )
+        self._displace(number, version)
         self.execute(
             "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
             (number, directory, name, version.created_ns, version.id, version.marker, version.size),
@@ -351,11 +347,8 @@ class Journal:
         versions, objects, deliveries = [], [], []
         for version, view in rows:
             directory, name = keys.split(version.key)
-            if version.id == "null":
-                self.execute(
-                    "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = 'null'",
-                    (number, directory, name),
-                )
+            if version.id == NULL:
+                self._displace(number, version)
             versions.append((number, directory, name, version.created_ns, version.id, version.marker, version.size))
             objects.append(
                 (number, directory, name, version.id, version.created_ns, version.marker, version.digest, *_seen(view))
@@ -364,6 +357,18 @@ class Journal:
         self._db.executemany("INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)", versions)
         self._db.executemany(_PUT_OBJECT, objects)
         self._db.executemany(_PUT_DELIVERY, deliveries)
+
+    def _displace(self, number: int, version: Version) -> None:
+        """What a version takes the place of goes, with what it owed: another null version, or its own former record."""
+        directory, name = keys.split(version.key)
+        other = (version.id, version.created_ns)
+        self.execute(
+            "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
+            (number, directory, name, *other),
+        )
+        self.execute(
+            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND created != ?", (number, version.key, *other)
+        )
 
     def _set_current(self, number: int, directory: bytes, name: bytes, version: Version) -> None:
         self.execute(

@@ -80,8 +80,10 @@ def _enable(engine: Engine, source: str, params: Params) -> Answer:
 def _versioning(engine: Engine, bucket: str, params: Params) -> Answer:
     try:
         wanted = Versioning(params["status"])
-    except ValueError as error:
-        raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {params['status']!r}") from error
+    except ValueError:
+        wanted = Versioning.OFF
+    if wanted is Versioning.OFF:
+        raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {params['status']!r}")
     return admin.set_versioning(engine, bucket, wanted)
 
 
