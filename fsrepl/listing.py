@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fsrepl import arn, clock, keys, store
+from fsrepl import arn, clock, keys, store, unversioned
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.model import Posix, Version, Versioning
 from fsrepl.site import Bucket, OpenBucket, Site
@@ -52,7 +52,8 @@ def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Ver
     A directory's names are sorted when it is reached, so that memory grows with one directory and not
     with the bucket. Records that contradict themselves are passed over: `fsrepl verify` names them.
     """
-    if bucket.versions < 0:
+    if bucket.bucket.versioning is Versioning.OFF:
+        yield from ([version] for version in unversioned.below(bucket, prefix))
         return
     directory, _ = keys.split(prefix)
     path = keys.stored_directory(directory)
@@ -166,7 +167,10 @@ def find(bucket: OpenBucket, key: bytes, version_id: str | None) -> Entry:
 
 def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:
     """The versions and markers of one key, newest first."""
-    if bucket.versions < 0 or not keys.is_key(key):
+    if bucket.bucket.versioning is Versioning.OFF:
+        found = unversioned.read(bucket, key)
+        return [found] if found else []
+    if not keys.is_key(key):
         return []
     directory, last = keys.split(key)
     path, component = keys.stored_directory(directory), keys.stored_component(last)
@@ -178,16 +182,19 @@ def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:
         names = [os.fsencode(entry.name) for entry in bucket.fs.entries(fd)]
         mine = [(n, s) for n in names if (s := keys.parse(n)) and not s.sidecar and s.name == component]
         guess = keys.join(directory, component)
-        found = [
+        records = [
             store.read_stored(bucket, fd, guess, keys.StoredName(component, s.id, s.marker, False), n) for n, s in mine
         ]
     finally:
         bucket.fs.close(fd)
-    return sorted((v for v in found if v.key == key), key=lambda version: version.order, reverse=True)
+    return sorted((v for v in records if v.key == key), key=lambda version: version.order, reverse=True)
 
 
 def content(bucket: OpenBucket, version: Version) -> Iterator[bytes]:
     """A version's content, hashed before any of it is given out. Raises StoreDamaged where it is not what it was."""
+    if bucket.bucket.versioning is Versioning.OFF:
+        yield from unversioned.content(bucket, version.key)
+        return
     fd = store.open_version(bucket, version.key, version.id)
     try:
         if store.digest(bucket, fd) != version.digest:
@@ -218,7 +225,10 @@ def entry_document(entry: Entry, *, versions: bool) -> Document:
         document |= {"VersionId": version.id, "IsLatest": entry.latest}
     document["LastModified"] = clock.stamp(version.created_ns)
     if not version.marker:
-        document |= {"Size": version.size, "ETag": version.digest.hex(), "StorageClass": storage_class(version)}
+        document["Size"] = version.size
+        if version.digest:
+            document["ETag"] = version.digest.hex()
+        document["StorageClass"] = storage_class(version)
     if version.status is not None:
         document["ReplicationStatus"] = str(version.status)
     return document
@@ -252,8 +262,6 @@ def list_document(found: list[Entry], truncated: bool, *, versions: bool) -> Doc
 def head_document(bucket: OpenBucket, entry: Entry) -> Document:
     """`head --json`: all that the record says of one version."""
     version = entry.version
-    directory, last = keys.split(version.key)
-    stored = keys.join(keys.stored_directory(directory), keys.stored_name(last, version.id))
     document: Document = key_document(version.key) | {
         "VersionId": version.id,
         "IsLatest": entry.latest,
@@ -269,9 +277,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         "TagCount": len(version.tags),
         "Metadata": {name.removeprefix("user."): _value(value) for name, value in sorted(version.attrs.items())},
         "Posix": _posix_document(version.posix),
-        "StoredAs": os.fsencode(str(bucket.bucket.path)).decode("utf-8", "backslashreplace")
-        + "/.fsrepl/versions/"
-        + keys.text(stored),
+        "StoredAs": keys.text(os.fsencode(bucket.bucket.path) + b"/" + _stored_as(bucket, version)),
     }
     if version.deliveries:
         document["Deliveries"] = {
@@ -279,6 +285,15 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
             for name, d in version.deliveries.items()
         }
     return document
+
+
+def _stored_as(bucket: OpenBucket, version: Version) -> bytes:
+    """Where a version lies, below its bucket."""
+    if bucket.bucket.versioning is Versioning.OFF:
+        return version.key
+    directory, last = keys.split(version.key)
+    stored = keys.join(keys.stored_directory(directory), keys.stored_name(last, version.id))
+    return keys.RESERVED + b"/versions/" + stored
 
 
 def _value(data: bytes) -> object:
@@ -312,6 +327,11 @@ def _printable(text: str) -> str:
 
 
 # -- with the site's own conditions
+
+
+def open_bucket(site: Site, address: str) -> OpenBucket:
+    """A bucket to read objects from, whether it has versions or not. Raises FsreplError where it is away."""
+    return site.bucket(address).open()
 
 
 def open_versioned(site: Site, address: str) -> OpenBucket:

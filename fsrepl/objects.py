@@ -6,6 +6,7 @@ replica: into the store, with an intent, and then shown, never over content that
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -65,22 +66,29 @@ def remove(region: Region, address: str, key: bytes, version_id: str | None) -> 
     """Add a delete marker; or, with a version id, remove that version or marker for good."""
     place = region.flush(address)
     with place.bucket.open() as bucket:
+        if version_id is None and not keys.is_key(key):
+            raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
         if place.bucket.versioning is Versioning.OFF:
-            directory, name = keys.split(key)
-            try:
-                bucket.fs.unlink(bucket.views.get(directory), name)
-            except FileNotFoundError as error:
-                raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}") from error
-            return {"Key": keys.text(key)}
+            return _remove_file(bucket, key, version_id)
         if version_id is None:
-            if not keys.is_key(key):
-                raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
             marker = intake.new_marker(region, bucket, key, Origin.USER)
             commit_version(region, bucket, marker, store.stage_marker(bucket, marker))
             return {"Key": keys.text(key), "DeleteMarker": True, "VersionId": marker.id}
         version = find(region, bucket, key, version_id)
         remove_version(region, bucket, version)
     return {"Key": keys.text(key), "DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
+
+
+def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict[str, object]:
+    """In a bucket that was never versioned: for good, and nothing for a key that is not there (s3-semantics, 4)."""
+    if version_id not in (None, NULL):
+        raise Refused("NoSuchVersion", f"{bucket.address}, never versioned, has no version {version_id}")
+    directory, name = keys.split(key)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        at = bucket.views.get(directory)
+        if bucket.fs.is_regular(bucket.fs.stat(at, name)):
+            bucket.fs.unlink(at, name)
+    return {"Key": keys.text(key), "DeleteMarker": False}
 
 
 def find(

@@ -474,3 +474,46 @@ def test_a_marker_that_arrives_late_hides_nothing(world: World) -> None:
     world.settle()
     assert world.tree(DESTINATION) == {"k": b"theirs"}
     assert [v.marker for v in world.of("k", DESTINATION)] == [False, True, False]
+
+
+# -- a bucket that was never versioned
+
+
+def test_without_versioning_a_file_is_all_there_is_of_an_object(world: World) -> None:
+    """Section 4, column never versioned: `null`, replaced by a write, removed for good by a delete."""
+    world.run("bucket.create", bucket="east/plain", versioning=False)
+    keys = ["a/b", "a.txt", "k", "a/c d"]
+    for key in keys:
+        world.write(key, key.encode(), "east/plain")
+    world.path("link", "east/plain").symlink_to("k")
+    world.settle()
+
+    def rows(prefix: str = "", *, versions: bool = True) -> list[tuple[str, str, bool]]:
+        with listing.open_bucket(world.engine.site, "east/plain") as opened:
+            found, _ = listing.entries(opened, prefix.encode(), versions=versions, page=listing.Page())
+            return [(e.version.key.decode(), e.version.id, e.latest) for e in found]
+
+    def read(key: str, version_id: str | None = None) -> bytes:
+        with listing.open_bucket(world.engine.site, "east/plain") as opened:
+            return b"".join(listing.content(opened, listing.find(opened, key.encode(), version_id).version))
+
+    assert rows() == rows(versions=False) == [(key, NULL, True) for key in sorted(keys)]
+    assert [key for key, _, _ in rows("a/")] == ["a/b", "a/c d"]
+    assert read("k") == read("k", NULL) == b"k"
+    world.write("k", b"again", "east/plain")
+    assert read("k") == b"again"
+    for key, version, code in (
+        ("none", None, "NoSuchKey"),
+        ("k", "0" * 26, "NoSuchVersion"),
+        ("link", None, "NoSuchKey"),
+    ):
+        with pytest.raises(Refused, match=f"^{code}"):
+            read(key, version)
+    assert world.refused("object.rm", bucket="east/plain", key=b"k", version_id="0" * 26) == "NoSuchVersion"
+    for key in ("k", "never", "a/b/c"):
+        world.remove(key, "east/plain")
+    assert [key for key, _, _ in rows()] == ["a.txt", "a/b", "a/c d"]
+    for key in (".fsrepl/bucket.json", "../src/k", "a//b", ""):
+        assert world.refused("object.rm", bucket="east/plain", key=key.encode(), version_id=None) == "InvalidRequest"
+    assert world.path(".fsrepl/bucket.json", "east/plain").exists()
+    assert not world.path(".fsrepl/versions", "east/plain").exists()

@@ -47,7 +47,7 @@ def ls(
         raise Usage("--version-id-marker needs --key-marker: a version of which key?")
     bucket_name, prefix = listing.split(address)
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
-    with listing.open_versioned(open_site(), bucket_name) as bucket:
+    with listing.open_bucket(open_site(), bucket_name) as bucket:
         found, truncated = listing.entries(bucket, prefix, versions=versions, page=page)
     if json:
         print_json(listing.list_document(found, truncated, versions=versions))
@@ -72,7 +72,7 @@ def head(address: Address, version_id: VersionId = None, json: Json = False) -> 
     from fsrepl import listing
 
     bucket_name, key = address_and_key(address)
-    with listing.open_versioned(open_site(), bucket_name) as bucket:
+    with listing.open_bucket(open_site(), bucket_name) as bucket:
         document = listing.head_document(bucket, listing.find(bucket, key, version_id))
     if json:
         print_json(document)
@@ -91,7 +91,7 @@ def cat(address: Address, version_id: VersionId = None) -> None:
     from fsrepl import listing
 
     bucket_name, key = address_and_key(address)
-    with listing.open_versioned(open_site(), bucket_name) as bucket:
+    with listing.open_bucket(open_site(), bucket_name) as bucket:
         entry = listing.find(bucket, key, version_id)
         for chunk in listing.content(bucket, entry.version):
             sys.stdout.buffer.write(chunk)

@@ -1,0 +1,82 @@
+"""A bucket that was never versioned, as S3 shows one: each file is the only version of its key, called `null`.
+
+It has no store and nothing watches it, so that all there is to say of an object is read from its file,
+when somebody asks. Source: s3-semantics, section 4, the column "never versioned".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from fsrepl import attrs, keys, store
+from fsrepl.fs import GONE
+from fsrepl.model import NULL, Origin, Version
+from fsrepl.site import OpenBucket
+
+
+def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
+    """The objects whose keys begin with a prefix, in the order of their bytes; without digests, which would take long."""
+    top, _ = keys.split(prefix)
+    with contextlib.suppress(OSError):
+        yield from _walk(bucket, top, prefix)
+
+
+def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version]:
+    fd = bucket.fs.open_dir(bucket.fd, path)
+    try:
+        found: list[tuple[bytes, os.stat_result | None]] = []
+        for entry in bucket.fs.entries(fd):
+            key = keys.join(path, os.fsencode(entry.name))
+            if entry.is_dir(follow_symlinks=False):
+                found.append((key + b"/", None))  # a directory sorts as its name and a slash
+            elif entry.is_file(follow_symlinks=False):
+                found.append((key, entry.stat(follow_symlinks=False)))
+    finally:
+        bucket.fs.close(fd)
+    for place, status in sorted(found, key=lambda each: each[0]):
+        if status is not None:
+            if place.startswith(prefix):
+                yield _version(place, status)
+        elif keys.is_key(place[:-1]) and (place.startswith(prefix) or prefix.startswith(place)):
+            with contextlib.suppress(OSError):
+                yield from _walk(bucket, place[:-1], prefix)
+
+
+def _version(key: bytes, found: os.stat_result) -> Version:
+    return Version(key, NULL, found.st_mtime_ns, size=found.st_size, origin=Origin.USER)
+
+
+def read(bucket: OpenBucket, key: bytes) -> Version | None:
+    """All that can be said of one object; None where no file has this key."""
+    if not keys.is_key(key):
+        return None
+    directory, name = keys.split(key)
+    try:
+        at = bucket.views.get(directory)
+        if not bucket.fs.is_regular(bucket.fs.stat(at, name)):
+            return None
+        fd = bucket.fs.open_read(at, name)
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
+    try:
+        found = bucket.fs.stat_fd(fd)
+        raw = bucket.fs.attributes(fd)
+        return Version(
+            key, NULL, found.st_mtime_ns, size=found.st_size, digest=store.digest(bucket, fd), origin=Origin.USER,
+            posix=store.inode_posix(bucket, fd, found), attrs=attrs.own(raw), tags=attrs.tags(raw),
+        )  # fmt: skip
+    finally:
+        bucket.fs.close(fd)
+
+
+def content(bucket: OpenBucket, key: bytes) -> Iterator[bytes]:
+    directory, name = keys.split(key)
+    fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    try:
+        yield from bucket.fs.chunks(fd)
+    finally:
+        bucket.fs.close(fd)
