@@ -15,7 +15,8 @@ import fcntl
 import os
 import platform
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 if hasattr(os, "setxattr"):
@@ -25,7 +26,13 @@ else:  # Python has these on Linux only
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_SYS_OPENAT2 = 437
+_SYS_OPENAT2, _SYS_FACCESSAT2 = 437, 439
+_SYS_SETGROUPS = {
+    "x86_64": 116, "aarch64": 159, "riscv64": 159, "loongarch64": 159, "ppc64le": 81, "s390x": 206,
+}  # fmt: skip
+"""By machine. libc's own setgroups(3) changes all threads, the bare call only the one that makes it."""
+_AT_EACCESS, _AT_EMPTY_PATH = 0x200, 0x1000
+_KEEP = -1
 _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
@@ -47,6 +54,7 @@ MUTATIONS = (
     "set_attribute",
     "remove_attribute",
     "set_acl",
+    "remove_acl",
     "chmod",
     "chown",
     "set_mtime",
@@ -82,6 +90,45 @@ def _fail(name: bytes | str = "") -> OSError:
     return OSError(number, os.strerror(number), name)
 
 
+def _attribute_of(file: int | str, name: str) -> bytes | None:
+    try:
+        return _xattr.getxattr(file, name)
+    except OSError as error:
+        if error.errno == errno.ENODATA or error.errno in UNSUPPORTED:
+            return None
+        raise
+
+
+def _on_inode(fd: int, change: Callable[[int | str], object]) -> None:
+    """Do something to an open file; through /proc where it is a descriptor of open_inode, which takes no changes."""
+    try:
+        change(fd)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        change(f"/proc/self/fd/{fd}")
+
+
+def _set_thread_groups(groups: list[int]) -> None:
+    number = _SYS_SETGROUPS.get(platform.machine())
+    if number is None:
+        raise PermissionError(errno.EPERM, f"a thread's groups cannot be changed on {platform.machine()}")
+    if _libc.syscall(number, len(groups), struct.pack(f"{len(groups)}I", *groups)):
+        raise _fail()
+
+
+@contextlib.contextmanager
+def _thread_id(change: Callable[[int], int], wanted: int) -> Iterator[None]:
+    """Set the user or the group with which this thread uses files. The call does not say whether it worked: ask it."""
+    before = change(wanted)
+    try:
+        if ctypes.c_uint32(change(_KEEP)).value != wanted:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        yield
+    finally:
+        change(before)
+
+
 def _coarse_ns() -> int:
     """How far apart two changes may be and still leave equal times on a file. Source: design.md, section 7."""
     release = platform.release().split("-")[0].split(".")
@@ -114,6 +161,10 @@ class Fs:
     def open_read(self, at: int, name: bytes) -> int:
         """A file to read: never a link's target, and never waiting for a FIFO's writer."""
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+
+    def open_inode(self, at: int, name: bytes) -> int:
+        """A file that need not be readable, never a link's target: to look at and to change mode, owner and times."""
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -158,15 +209,16 @@ class Fs:
         return out
 
     def attribute(self, fd: int, name: str) -> bytes | None:
-        try:
-            return _xattr.getxattr(fd, name)
-        except OSError as error:
-            if error.errno == errno.ENODATA or error.errno in UNSUPPORTED:
-                return None
-            raise
+        return _attribute_of(fd, name)
 
     def acl(self, fd: int) -> bytes | None:
-        return self.attribute(fd, ACL)
+        """The access ACL of a file, raw; also of one opened by open_inode."""
+        try:
+            return self.attribute(fd, ACL)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return _attribute_of(f"/proc/self/fd/{fd}", ACL)
 
     def is_written(self, fd: int) -> bool | None:
         """Whether somebody has this file open for writing, by asking for a read lease and giving it back.
@@ -187,6 +239,36 @@ class Fs:
 
     def is_regular(self, found: os.stat_result) -> bool:
         return stat.S_ISREG(found.st_mode)
+
+    # -- as somebody else
+
+    @contextlib.contextmanager
+    def acting_as(self, uid: int, gid: int) -> Iterator[None]:
+        """What this thread does to files inside is done with the rights of this user and group, and of no other group.
+
+        The other threads keep theirs: on Linux these identities belong to a thread. From root to another,
+        the capabilities that override file permissions go with it, and come back. Nothing but looking is
+        done inside. Raises PermissionError where we may not become that. Source: setfsuid(2),
+        capabilities(7), nptl(7).
+        """
+        before = os.getgroups()
+        _set_thread_groups([])
+        try:
+            with _thread_id(_libc.setfsgid, gid), _thread_id(_libc.setfsuid, uid):
+                yield
+        finally:
+            _set_thread_groups(before)
+
+    def may(self, fd: int, wanted: int) -> bool:
+        """Whether this thread, as it is now, may use an open file or directory so: os.R_OK | os.W_OK | os.X_OK.
+
+        libc's own faccessat(3) may ask for the process as it was; the kernel's asks for the thread.
+        """
+        if not _libc.syscall(_SYS_FACCESSAT2, fd, b"", wanted, _AT_EACCESS | _AT_EMPTY_PATH):
+            return True
+        if ctypes.get_errno() in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return False
+        raise _fail()
 
     # -- changing
 
@@ -215,16 +297,24 @@ class Fs:
         _xattr.removexattr(fd, name)
 
     def set_acl(self, fd: int, acl: bytes) -> None:
-        _xattr.setxattr(fd, ACL, acl)
+        _on_inode(fd, lambda file: _xattr.setxattr(file, ACL, acl))
+
+    def remove_acl(self, fd: int) -> None:
+        """Leave a file with its mode alone. Nothing happens where it has no ACL, or there are none here."""
+        try:
+            _on_inode(fd, lambda file: _xattr.removexattr(file, ACL))
+        except OSError as error:
+            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
+                raise
 
     def chmod(self, fd: int, mode: int) -> None:
-        os.fchmod(fd, mode)
+        _on_inode(fd, lambda file: os.chmod(file, mode))
 
     def chown(self, fd: int, uid: int, gid: int) -> None:
-        os.fchown(fd, uid, gid)
+        _on_inode(fd, lambda file: os.chown(file, uid, gid))
 
     def set_mtime(self, fd: int, mtime_ns: int) -> None:
-        os.utime(fd, ns=(mtime_ns, mtime_ns))
+        _on_inode(fd, lambda file: os.utime(file, ns=(mtime_ns, mtime_ns)))
 
     def make_dir(self, at: int, name: bytes, mode: int = 0o700) -> None:
         os.mkdir(name, mode, dir_fd=at)
