@@ -19,7 +19,7 @@ from fsrepl import arn, capture, clock, commit, config, keys, roles, settings, s
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import UNSUPPORTED, Fs, reason
 from fsrepl.journal import Owed, view_of
-from fsrepl.model import NULL, Origin, Replication, Status, Version, Versioning
+from fsrepl.model import NO_SHORTFALL, NULL, Origin, Replication, Status, Version, Versioning
 from fsrepl.site import (
     FOLDERS,
     META,
@@ -203,7 +203,7 @@ def _fill_again(engine: Engine, destination: str) -> int:
                     delivery = version.deliveries.get(destination) if version else None
                     if version is None or delivery is None:
                         continue
-                    pending = replace(delivery, status=Status.PENDING, reason="")
+                    pending = replace(delivery, status=Status.PENDING, reason="", edit=False)
                     region.owe_again(bucket, version, {**version.deliveries, destination: pending})
                     done += 1
             return done
@@ -677,12 +677,13 @@ def _break_links(engine: Engine, bucket: OpenBucket) -> None:
                 try:
                     linked = engine.fs.stat_fd(fd).st_ino == known.view.ino
                     version = store.read(bucket, key, known.id, marker=False) if linked else None
-                    staged = transfer.stage_view(bucket, version, fd) if version else b""
+                    staged, shortfall = transfer.stage_view(bucket, version, fd) if version else (b"", NO_SHORTFALL)
                 finally:
                     engine.fs.close(fd)
                 if version is not None:
                     outcome = commit.show(bucket, version, known.view, staged)
                     if isinstance(outcome, commit.Shown):
+                        store.amend(bucket, replace(version, shortfall=shortfall))
                         with engine.journal.transaction():
                             engine.journal.see(bucket.address, key, outcome.view)
     bucket.sync()

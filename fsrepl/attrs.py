@@ -11,10 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from fsrepl import clock, keys
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import Delivery, Origin, Posix, Status, Tracking, Version
+from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Status, Tracking, Version
 
 OURS = "user.fsrepl."
 VERSION_ID = OURS + "version-id"
@@ -27,32 +28,60 @@ DELIVERIES = OURS + "deliveries"
 POSIX = OURS + "posix"
 KEY = OURS + "key"
 EDITED = OURS + "edited"
+SHORTFALL = OURS + "shortfall"
 TAG = OURS + "tag."
 MADE = OURS + "made"
 """On a directory that replication made in a view: it goes when it is empty."""
 
 SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
 """What makes a record whole. Where a record is written anew, these come last."""
+TRUSTED_RECORD, OWN_RECORD = "trusted.fsrepl.record", OURS + "record"
+"""The whole record of a stored file that others may write to, since it is a view too: all of its attributes, as in a
+sidecar. A daemon that is root keeps it where only root can write; another one has no user above it to fear."""
+DELIVERY_NAMES = frozenset({STATUS, DELIVERIES})
+RECORDS = frozenset({POSIX, KEY, EDITED, SHORTFALL, OWN_RECORD})
+"""What stands on a view only where the view is the stored file as well."""
 
 
 def encode(version: Version, *, inode: Posix | None = None) -> dict[str, bytes]:
-    """All attributes of a version's stored file. inode: what the file itself is, which then need not be said."""
-    out = of_view(version)
-    if version.posix is not None and version.posix != inode:
-        out[POSIX] = _encode_posix(version.posix)
-    if version.edited:
-        out[EDITED] = json.dumps(dict(version.edited), separators=(",", ":")).encode()
+    """All attributes of a version's stored file. inode: what the file itself is, which then need not be said.
+
+    Their order is that in which an edit is written: what is owed and the stamps before the values. A crash
+    in between leaves a view that differs from the record, and so the edit is found, and owed, again.
+    """
+    out = marks(version)
     if keys.is_hidden(version.key):
         out[KEY] = version.key
+    if version.edited:
+        out[EDITED] = json.dumps(dict(version.edited), separators=(",", ":")).encode()
+    if version.shortfall:
+        out[SHORTFALL] = _encode_shortfall(version.shortfall)
+    if version.posix is not None and version.posix != inode:
+        out[POSIX] = _encode_posix(version.posix)
+    out.update(of_object(version))
     return out
 
 
 def of_view(version: Version) -> dict[str, bytes]:
-    """What a view shows of its version, as a courtesy, in the order in which it is put on: room may end early.
+    """What a view shows of its version, in the order in which it is put on: room may end early.
 
-    The object's own attributes come first, and the id last: it says that the others are there.
+    The object's own attributes and tags come first; then, as a courtesy, what its version is, the id last: it
+    says that the others are there.
     """
+    return of_object(version) | marks(version)
+
+
+def of_object(version: Version) -> dict[str, bytes]:
+    """The object's own attributes, and its tags."""
     out = dict(version.attrs)
+    for name, text in version.tags.items():
+        out[TAG + name] = text.encode("utf-8", "surrogateescape")
+    return out
+
+
+def marks(version: Version) -> dict[str, bytes]:
+    """What a version says of itself, on its view too; its id last."""
+    out = {}
     if version.digest:
         out[BLAKE3] = version.digest.hex().encode()
     out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
@@ -60,8 +89,6 @@ def of_view(version: Version) -> dict[str, bytes]:
     if version.storage_class and version.storage_class != "STANDARD":
         out[STORAGE_CLASS] = version.storage_class.encode()
     out.update(encode_deliveries(version))
-    for name, text in version.tags.items():
-        out[TAG + name] = text.encode("utf-8", "surrogateescape")
     out[VERSION_ID] = version.id.encode()
     return out
 
@@ -103,7 +130,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             raise StoreDamaged(f"the version stored as {stored.id} says that it is {said}")
         origin = raw.get(ORIGIN, b"user").decode()
         return Version(
-            key=raw.get(KEY, key),
+            key=_key(raw[KEY], key) if KEY in raw else key,
             id=stored.id,
             created_ns=clock.parse(raw[LAST_MODIFIED].decode()) if LAST_MODIFIED in raw else id_time(stored.id, inode),
             marker=stored.marker,
@@ -117,9 +144,19 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             tags=tags(raw),
             deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
             edited=json.loads(raw[EDITED]) if EDITED in raw else {},
+            shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreDamaged(f"the attributes of version {stored.id} cannot be read: {error}") from error
+
+
+def _key(said: bytes, key: bytes) -> bytes:
+    """The key of a record that names one. key: what its stored path spells, digests in the place of long names."""
+    if said == key or keys.stored_path(said) == key:
+        return said
+    if keys.is_hidden(key) or any(map(keys.is_digest, key.split(b"/"))):
+        raise StoreDamaged(f"the version stored under {keys.shown(key)} says that it is of {keys.shown(said)}")
+    return key  # its path spells it, and others may write that attribute
 
 
 def id_time(version_id: str, inode: Posix) -> int:
@@ -133,17 +170,24 @@ def own(raw: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
-    return {n[len(TAG) :]: v.decode("utf-8", "surrogateescape") for n, v in raw.items() if n.startswith(TAG)}
+    named = {n.removeprefix(TAG): v for n, v in raw.items() if n.startswith(TAG) and n != TAG}
+    return {name: value.decode("utf-8", "surrogateescape") for name, value in named.items()}
 
 
-def encode_sidecar(raw: Mapping[str, bytes]) -> bytes:
+def is_ours(name: str) -> bool:
+    """Whether an attribute tells of the version, and so is ours to write. A tag is the object's own."""
+    return name.startswith(OURS) and not name.startswith(TAG)
+
+
+def encode_sidecar(raw: Mapping[str, bytes], *, compact: bool = False) -> bytes:
     def value(data: bytes) -> str | dict[str, str]:
         try:
             return data.decode()
         except UnicodeDecodeError:
             return {"base64": base64.b64encode(data).decode()}
 
-    return json.dumps({name: value(data) for name, data in raw.items()}, indent=1).encode()
+    document = {name: value(data) for name, data in raw.items()}
+    return json.dumps(document, separators=(",", ":") if compact else None, indent=None if compact else 1).encode()
 
 
 def decode_sidecar(data: bytes) -> dict[str, bytes]:
@@ -159,11 +203,17 @@ def with_delivery(version: Version, destination: str, delivery: Delivery) -> Ver
     return replace(version, deliveries={**version.deliveries, destination: delivery})
 
 
+def without_delivery(version: Version, destination: str) -> Version:
+    return replace(version, deliveries={n: d for n, d in version.deliveries.items() if n != destination})
+
+
 def _encode_delivery(delivery: Delivery) -> dict[str, str | int]:
     out: dict[str, str | int] = {"rule": delivery.rule, "status": str(delivery.status)}
     for name in ("reason", "storage_class", "owner", "batch", "tracking", "since_ns"):
         if value := getattr(delivery, name):
             out[name] = value
+    if delivery.edit:
+        out["edit"] = "metadata"
     return out
 
 
@@ -178,9 +228,24 @@ def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
             d.get("batch", ""),
             Tracking(d.get("tracking", "")),
             int(d.get("since_ns", 0)),
+            "edit" in d,
         )
         for name, d in json.loads(data).items()
     }
+
+
+def _encode_shortfall(shortfall: Shortfall) -> bytes:
+    document: dict[str, object] = {}
+    if shortfall.posix is not None:
+        document["posix"] = json.loads(_encode_posix(shortfall.posix))
+    if shortfall.lacks:
+        document["lacks"] = sorted(shortfall.lacks)
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _decode_shortfall(data: bytes) -> Shortfall:
+    said = json.loads(data)
+    return Shortfall(_posix_of(said["posix"]) if "posix" in said else None, frozenset(said.get("lacks", ())))
 
 
 def _encode_posix(posix: Posix) -> bytes:
@@ -191,7 +256,10 @@ def _encode_posix(posix: Posix) -> bytes:
 
 
 def _decode_posix(data: bytes) -> Posix:
-    said = json.loads(data)
+    return _posix_of(json.loads(data))
+
+
+def _posix_of(said: Mapping[str, Any]) -> Posix:
     mode = int(said["mode"], 8) if isinstance(said["mode"], str) else said["mode"]
     acl = base64.b64decode(said["acl"]) if "acl" in said else None
     return Posix(mode, said["uid"], said["gid"], said["mtime_ns"], acl)

@@ -11,13 +11,13 @@ import errno
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from blake3 import blake3
 
 from fsrepl import attrs, keys, store
 from fsrepl.errors import SourceMoved
-from fsrepl.fs import ACL, GONE, NO_SPACE, UNSUPPORTED, reason
+from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.journal import Object
 from fsrepl.model import Posix, Version
 from fsrepl.site import OpenBucket
@@ -74,16 +74,30 @@ class Taken:
     posix: Posix
     attrs: Mapping[str, bytes]
     tags: Mapping[str, str]
-    marked: bool
-    """The file carries a version id of ours, wherever it has that from."""
+    marks: Mapping[str, bytes]
+    """Attributes of ours on the file, wherever it has those from."""
     racy: bool
     data: bytes | None = None
     staged: bytes = b""
     linked: bool = False
     """staged is another name of the view itself (sharing = "link")."""
 
+    @property
+    def has_content(self) -> bool:
+        """False where the content was the recorded one, and only looked at."""
+        return self.data is not None or bool(self.staged)
 
-Seen = Same | Missing | Later | Skipped | Large | Taken
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """It may not be read any more, as by chmod 0000, and nothing tells that its content is another."""
+
+    found: os.stat_result
+    posix: Posix
+    why: str
+
+
+Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,8 @@ def look(
         if _is_unchanged(known, found) and not mark.flags & CLOSED:
             return Same(found)
         fd = bucket.fs.open_read(at, name)
+    except PermissionError as error:
+        return _closed(bucket, at, name, known, reason(error))
     except OSError as error:
         return _not_there(error)
     try:
@@ -123,7 +139,7 @@ def look(
             return waits
         if found.st_size >= patience.large_file_bytes and not in_lane:
             return Large(found.st_size)
-        return _take(bucket, at, name, fd, found, now_ns)
+        return _take(bucket, at, name, fd, found, known, now_ns)
     except SourceMoved:
         return Later(0.0, "it changed while it was copied")
     except OSError as error:
@@ -140,6 +156,21 @@ def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
         return False
     view = known.view
     return view.shown == known.id and view.is_like(found) and view.mode == found.st_mode & 0o7777
+
+
+def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why: str) -> Seen:
+    """A file that cannot be opened: at least its mode and owner can be told, where it is the file that was recorded."""
+    try:
+        fd = bucket.fs.open_inode(at, name)
+    except OSError as error:
+        return _not_there(error)
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if known is None or known.marker or not known.view or not known.view.has_content_of(found):
+            return Skipped(why)
+        return Closed(found, store.inode_posix(bucket, fd, found), why)
+    finally:
+        bucket.fs.close(fd)
 
 
 def _not_there(error: OSError) -> Seen:
@@ -167,10 +198,14 @@ def _writer(
     return Later(patience.open_quiet_s - quiet_s, "it is open for writing", opened=True)
 
 
-def _take(bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, now_ns: int) -> Taken:
+def _take(
+    bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int
+) -> Taken:
     data, staged = None, b""
     linked = bucket.bucket.sharing == "link"
-    if linked:
+    if (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
+        pass  # only its metadata was edited: nothing is copied for that
+    elif linked:
         staged = store.token()
         bucket.fs.link(at, name, bucket.tmp, staged)
         found = bucket.fs.stat_fd(fd)  # a link more changes ctime
@@ -182,14 +217,14 @@ def _take(bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_resu
         staged = store.token()
         digest = copy_aside(bucket, fd, found.st_size, staged)
     try:
-        raw, acl, marked = _metadata(bucket, fd)
+        raw, acl = store.view_metadata(bucket, fd)
         after = bucket.fs.stat_fd(fd)
         moved = (
             (after.st_ino, after.st_size, after.st_mtime_ns, after.st_ctime_ns)
             != (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             or (data is not None and len(data) != found.st_size)
             or bucket.fs.is_written(fd) is True
-            or (linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino)
+            or (staged and linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino)
         )
         if moved:
             raise SourceMoved("it changed while it was copied")
@@ -199,23 +234,16 @@ def _take(bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_resu
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     racy = now_ns - found.st_ctime_ns < bucket.fs.coarse_ns
-    return Taken(found, digest, posix, attrs.own(raw), attrs.tags(raw), marked, racy, data, staged, linked)
+    marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in attrs.RECORDS}
+    return Taken(found, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked)
 
 
-def _metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None, bool]:
-    """The object's own attributes and tags, its ACL, and whether it carries a version id."""
-    raw: dict[str, bytes] = {}
-    acl, marked = None, False
-    for name in bucket.fs.attribute_names(fd):
-        if name == ACL:
-            acl = bucket.fs.acl(fd)
-        elif name == attrs.VERSION_ID:
-            marked = True
-        elif name.startswith("user.") and (not name.startswith(attrs.OURS) or name.startswith(attrs.TAG)):
-            value = bucket.fs.attribute(fd, name)
-            if value is not None:
-                raw[name] = value
-    return raw, acl, marked
+def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None) -> bytes:
+    """The digest of a file that looks as if its content were the recorded one still, and is; else nothing."""
+    if known is None or known.marker or not known.view or not known.view.has_content_of(found):
+        return b""
+    digest = store.digest(bucket, fd)
+    return digest if digest == known.digest else b""
 
 
 def copy_aside(bucket: OpenBucket, fd: int, size: int, name: bytes) -> bytes:
@@ -247,10 +275,11 @@ def stage(bucket: OpenBucket, taken: Taken, version: Version) -> store.Staged:
     name = taken.staged or store.token()
     fd = bucket.fs.open_read(bucket.tmp, name) if taken.staged else bucket.fs.create(bucket.tmp, name)
     try:
+        if taken.linked:
+            return store.put_shared(bucket, fd, name, version)
         if taken.data:
             bucket.fs.write(fd, taken.data)
-        raw = attrs.encode(version, inode=taken.posix if taken.linked else None)
-        return store.Staged(version, name, store.put_attributes(bucket, fd, name, raw))
+        return store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
     except BaseException:
         store.unstage(bucket, name)
         raise
@@ -265,28 +294,3 @@ def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> store.Stage
         return store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
     finally:
         bucket.fs.close(fd)
-
-
-def edits(taken: Taken, version: Version, *, owner_kept: bool) -> Version | None:
-    """The version with the metadata that the view has now; None where nothing was edited.
-
-    owner_kept: the daemon may set owners, so that an owner that differs is an edit and no inability.
-    A file that carries no version id took the place of the view without its tags: they are kept.
-    """
-    posix = taken.posix
-    was = version.posix or posix
-    if not owner_kept:
-        posix = replace(posix, uid=was.uid, gid=was.gid)
-        if posix.mode == without_owner(was.mode):
-            posix = replace(posix, mode=was.mode)
-    tags = taken.tags if taken.marked or taken.tags else version.tags
-    if posix == version.posix and taken.attrs == version.attrs and tags == version.tags:
-        return None
-    return replace(version, posix=posix, attrs=taken.attrs, tags=tags)
-
-
-def without_owner(mode: int) -> int:
-    """The mode of a file whose owner could not be set: no setuid, no setgid, the group gets the others' bits."""
-    return mode & 0o1707 & ~0o70 | (mode & 0o7) << 3
-
-

@@ -19,16 +19,16 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blake3 import blake3
 
-from fsrepl import attrs, keys, store, transfer
+from fsrepl import attrs, edits, keys, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
-from fsrepl.fs import UNSUPPORTED, reason
+from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.journal import View, view_of
 from fsrepl.model import Posix, Version
 from fsrepl.site import BARRIER, Bucket, OpenBucket
@@ -82,11 +82,13 @@ class Intent:
     """A view that is about to show a version, and how it looked before; was is None where there was none.
 
     version: its id; CURRENT for whichever is the newest then; empty where none will be left.
+    edit: the view shows that version already, and will have metadata of it that was edited.
     """
 
     key: bytes
     version: str
     was: View | None
+    edit: bool = False
 
 
 def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
@@ -126,13 +128,14 @@ def _intent_document(intent: Intent) -> dict[str, object]:
         "key": base64.b64encode(intent.key).decode(),
         "version": intent.version,
         "was": [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown] if was else None,
+        "edit": intent.edit,
     }
 
 
 def _read_intent(document: dict[str, Any]) -> Intent:
     was = document["was"]
     view = View(was[0], was[1], was[2], was[3], was[4], False, was[5]) if was else None
-    return Intent(base64.b64decode(document["key"]), document["version"], view)
+    return Intent(base64.b64decode(document["key"]), document["version"], view, document.get("edit", False))
 
 
 # -- views
@@ -333,25 +336,47 @@ def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
         directory = parent
 
 
-def mark_view(bucket: OpenBucket, key: bytes, view: View, raw: Mapping[str, bytes]) -> View | None:
-    """Put attributes on a view; how it looks afterwards, or None where it is no longer that view."""
-    directory, name = keys.split(key)
+def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
+    """Show on a view what its version is; how it looks afterwards, or None where it is no longer as it was."""
+    directory, name = keys.split(version.key)
     try:
         fd = bucket.fs.open_read(bucket.views.get(directory), name)
     except OSError:
         return None
     try:
-        if not view.is_like(bucket.fs.stat_fd(fd)):
+        before = bucket.fs.stat_fd(fd)
+        # Where it is the stored file as well, our own record there has changed its ctime.
+        if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
-        transfer.mark(bucket, fd, raw)
+        if status_only:
+            for attribute, value in attrs.encode_deliveries(version).items():
+                with contextlib.suppress(OSError):  # a courtesy
+                    bucket.fs.set_attribute(fd, attribute, value)
+        else:
+            transfer.mark(bucket, fd, version, own=False)
         found = bucket.fs.stat_fd(fd)
-        # RACE: a change of metadata between the two looks is taken for ours; its own event, or the next
-        # change, brings it in. A change of content also changes mtime, and is noticed here.
-        if not view.has_content_of(found):
+        # What was edited in between must not be taken for ours: it is left to be looked at.
+        if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found):
             return None
         return view_of(found, view.shown, racy=view.racy)
     finally:
         bucket.fs.close(fd)
+
+
+def _is_unedited(
+    bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result
+) -> bool:
+    """Whether nobody has edited a view's metadata while we marked it."""
+    if (before.st_mode, before.st_uid, before.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
+        return False
+    shown = version.shortfall.posix or version.posix
+    if not version.attrs and not version.tags and not (shown and shown.acl):
+        names = bucket.fs.attribute_names(fd)
+        if not any(name == ACL or (name.startswith("user.") and not attrs.is_ours(name)) for name in names):
+            return True
+    raw, acl = store.view_metadata(bucket, fd)
+    posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
+    return not edits.changed(version, edits.seen(version, posix, attrs.own(raw), attrs.tags(raw)))
 
 
 # -- how view and store share
@@ -418,10 +443,15 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
         if store.digest(bucket, fd) != version.digest:
             raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
         found = bucket.fs.stat_fd(fd)
-        linked = is_linked(bucket, version.posix) and store.inode_posix(bucket, fd, found) == version.posix
-        return b"" if linked else transfer.stage_view(bucket, version, fd)
+        if is_linked(bucket, version.posix) and store.inode_posix(bucket, fd, found) == version.posix:
+            store.share(bucket, version)
+            return b""
+        staged, shortfall = transfer.stage_view(bucket, version, fd)
     finally:
         bucket.fs.close(fd)
+    if shortfall != version.shortfall:
+        store.amend(bucket, replace(version, shortfall=shortfall))
+    return staged
 
 
 def from_os_error(error: OSError, where: str) -> FsreplError:

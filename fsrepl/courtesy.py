@@ -6,10 +6,9 @@ keeps a version pending, its view says so after a moment. Nothing depends on the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit
+from fsrepl import commit, store
 from fsrepl.model import Status, Version
 
 if TYPE_CHECKING:
@@ -42,6 +41,9 @@ class Unmarked:
         """There is no view any more."""
         for known in (self._settled, self._pending, self._said_pending):
             known.pop(key, None)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._settled or key in self._pending
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -77,18 +79,18 @@ def mark_views(region: Region, place: Place, now_s: float, *, everything: bool =
     with place.bucket.open() as bucket:
         for version, status_only in due:
             known = objects.get(version.key)
-            if known is None or known.view is None or known.view.shown != version.id:
+            shown = known.view.shown if known and known.view else ""
+            if known is None or known.view is None or not shown:
                 continue
-            version = engine.recent.version(address, version.key, version.id) or version
-            view = commit.mark_view(bucket, version.key, known.view, _marks(version, status_only))
+            status_only &= shown == version.id
+            current = engine.recent.version(address, version.key, shown)
+            if current is None:  # what the view shows may be another version than the one that has news
+                current = version if shown == version.id else store.read(bucket, version.key, shown, marker=False)
+            if current is None:
+                continue
+            # An edit of tags may have come with the status: then all of it is put there again.
+            view = commit.mark_view(bucket, current, known.view, status_only=status_only and not current.edited)
             if view is not None:
                 seen.append((version.key, view))
     with engine.journal.transaction():
         engine.journal.see_all(address, seen)
-
-
-def _marks(version: Version, status_only: bool) -> Mapping[str, bytes]:
-    # An edit of tags may have come with the status: then all of it is put there again.
-    if status_only and not version.edited:
-        return attrs.encode_deliveries(version)
-    return {name: value for name, value in attrs.of_view(version).items() if name.startswith(attrs.OURS)}

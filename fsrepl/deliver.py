@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, keys, metadata, plan, roles, store, thresholds, transfer
+from fsrepl import attrs, commit, edits, keys, metadata, plan, roles, store, thresholds, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Object, Owed, View, owed_of
@@ -36,7 +36,8 @@ class Item:
     version: Version | None = None
     replica: Version | None = None
     staged: transfer.StagedReplica | None = None
-    with_tags: bool = True
+    groups: frozenset[str] = edits.GROUPS
+    """Of its metadata, what may travel."""
     known: Object | None = None
     """The key in the destination, as the journal has it."""
 
@@ -92,6 +93,7 @@ class Batch:
         self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
         self.known: Mapping[bytes, Object] = {}
         self.ready: list[Item] = []
+        self.changes: list[metadata.Change] = []
         self.words: list[Word] = []
 
     # -- one delivery, as far as hidden
@@ -110,7 +112,7 @@ class Batch:
                 case plan.Settle(status, why):
                     self.words.append(Word(owed, status, why if status is Status.FAILED else "", item.version))
                 case plan.Send(_, with_tags):
-                    item.with_tags = with_tags
+                    item.groups -= set() if with_tags else {edits.TAGS}
                     self._send(item)
         except Failed as error:
             log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
@@ -150,11 +152,11 @@ class Batch:
             destination=owed.destination,
             key=owed.key.decode("utf-8", "surrogateescape"),
             marker=version.marker,
-            tags=bool(version.tags),
-            acl=bool(version.posix and version.posix.acl),
+            tags=bool(version.tags) or edits.TAGS in version.edited,
+            acl=bool(version.posix and version.posix.acl) or edits.ACL in version.edited,
             owner_override=bool(delivery.owner),
             batch=bool(delivery.batch),
-            large=version.size >= self.engine.settings.replication.large_file_bytes,
+            large=not delivery.edit and version.size >= self.engine.settings.replication.large_file_bytes,
         )
         return plan.Facts(
             source_configured=self.replication is not None,
@@ -165,18 +167,21 @@ class Batch:
             archived=version.storage_class in ARCHIVED_CLASSES,
             hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
             batch=bool(delivery.batch),
+            edit=delivery.edit,
+            replica_there=not delivery.edit or store.has(self.destination, owed.key, owed.id),
         )
 
     def _send(self, item: Item) -> None:
         version = item.version
         assert version is not None
         delivery = version.deliveries[item.owed.destination]
-        item.replica = self._owned(
-            transfer.replica_of(version, delivery, item.owed.source, with_tags=item.with_tags), delivery
-        )
+        if delivery.owner:
+            item.groups -= {edits.ACL}
+        item.replica = self._replica(item, version, delivery)
         item.known = self.known.get(version.key)
-        if item.known is not None and self._is_there(item):
-            self.words.append(Word(item.owed, Status.COMPLETED, "", version))
+        there = self._there(item, delivery) if item.known is not None else None
+        if there is not None:
+            self._bring_into_line(item, there)
             return
         if version.size >= self.engine.settings.replication.large_file_bytes:
             self.region.send_in_lane(self.place, item)
@@ -184,32 +189,47 @@ class Batch:
         item.staged = stage(self.region, self.source, self.destination, item)
         self.ready.append(item)
 
-    def _owned(self, replica: Version, delivery: Delivery) -> Version:
-        """Owner override: the replica belongs to the owner of the destination bucket, and carries no ACL."""
+    def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:
+        """What is sent of a version: what may travel of it, and with another owner where the rule says so."""
+        replica = transfer.replica_of(version, delivery, item.owed.source)
+        for group in edits.GROUPS - item.groups:
+            replica = edits.without(replica, group)
         if delivery.owner and replica.posix:
             owner = self.destination.fs.stat_fd(self.destination.fd)
-            return replace(replica, posix=replace(replica.posix, uid=owner.st_uid, gid=owner.st_gid, acl=None))
+            replica = transfer.given_to(replica, owner.st_uid, owner.st_gid)
         return replica
 
-    def _is_there(self, item: Item) -> bool:
-        """The destination has this version: bring its metadata into line; False where its content is damaged."""
+    def _there(self, item: Item, delivery: Delivery) -> Version | None:
+        """The version as the destination has it; None where it lacks it, or has it damaged and is sent it again."""
         replica = item.replica
         assert replica is not None
         if (replica.key, replica.id) in self.place.in_doubt:
-            return False
+            return None
         there = store.read(self.destination, replica.key, replica.id, marker=replica.marker)
-        if there is None:
-            return False
-        if not replica.marker:
-            fd = store.open_version(self.destination, replica.key, replica.id)
-            try:
-                found = self.destination.fs.stat_fd(fd)
-                if found.st_size != replica.size or store.digest(self.destination, fd) != replica.digest:
-                    return False
-            finally:
-                self.destination.fs.close(fd)
-        metadata.apply(self.region, self.destination, there, replica)
-        return True
+        if there is None or replica.marker or delivery.edit:
+            return there
+        fd = store.open_version(self.destination, replica.key, replica.id)
+        try:
+            size = self.destination.fs.stat_fd(fd).st_size
+            whole = size == replica.size and store.digest(self.destination, fd) == replica.digest
+        finally:
+            self.destination.fs.close(fd)
+        return there if whole else None
+
+    def _bring_into_line(self, item: Item, there: Version) -> None:
+        assert item.version is not None
+        assert item.replica is not None
+        if item.owed.marker:
+            self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
+        elif metadata.is_unseen(self.region, self.place, self.destination, there):
+            self.region.mark_theirs(self.place, there.key)
+            self.region.try_later([item.owed], "its view there was edited, which is recorded first")
+        else:
+            self.changes.append(
+                metadata.change(
+                    self.region, self.destination, item.owed, item.version, item.replica, there, item.groups
+                )
+            )
 
     # -- the batch, as far as completed
 
@@ -220,6 +240,9 @@ class Batch:
                 self.words += publish(self.region, self.place, self.destination, self.ready)
         except OSError as error:
             self.region.try_later([item.owed for item in self.ready], reason(error))
+        if self.changes:
+            done = metadata.carry_out(self.region, self.destination, self.changes)
+            self.words += [Word(each.owed, Status.COMPLETED, "", each.sent) for each in done]
         self.region.send_words(self.words)
 
 
@@ -384,7 +407,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             if version is None:
                 version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
             delivery = version.deliveries.get(owed.destination) if version else None
-            edited = word.sent is not None and version is not None and not metadata.same(version, word.sent)
+            edited = word.sent is not None and version is not None and not edits.same(version, word.sent)
             if version is None or delivery is None:
                 if not engine.journal.is_owed(owed):
                     continue  # said already
@@ -396,8 +419,13 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
                 continue  # said already
             else:
                 failed_ns = now_ns if word.status is Status.FAILED else 0
-                settled = replace(delivery, status=word.status, reason=word.reason, since_ns=failed_ns)
+                edit = delivery.edit and word.status is not Status.COMPLETED
+                settled = replace(delivery, status=word.status, reason=word.reason, since_ns=failed_ns, edit=edit)
                 changed[at] = attrs.with_delivery(version, owed.destination, settled)
+                if delivery.edit and not edit and owed.destination == version.source:
+                    # a replica owes its original nothing but edits, and shows REPLICA again
+                    changed[at] = attrs.without_delivery(changed[at], owed.destination)
+                    vanished.append(word)
                 if not delivery.settled:
                     owed = owed_of(address, version, owed.destination, delivery)
             result = result_of(owed, word.status, word.reason, place.bucket.replication)
@@ -407,7 +435,8 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
         now_s = time.monotonic()
         for version in changed.values():
             try:
-                store.update(bucket, version, attrs.encode_deliveries(version))
+                gone = attrs.DELIVERY_NAMES - attrs.encode_deliveries(version).keys()
+                store.update(bucket, version, attrs.encode_deliveries(version), gone)
             except FileNotFoundError:
                 continue
             engine.recent.put(address, version)

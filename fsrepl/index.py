@@ -11,10 +11,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import replace
 
 from blake3 import blake3
 
-from fsrepl import attrs, commit, keys, rebuild, store
+from fsrepl import attrs, commit, keys, metadata, rebuild, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal, View, view_of
@@ -98,7 +99,7 @@ def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: 
         record = store.read_record(bucket, fd, name)
     except (FileNotFoundError, StoreDamaged):
         return False
-    return not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
+    return record.bare or not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
 
 
 def _read_in(
@@ -108,7 +109,7 @@ def _read_in(
     key = keys.join(path, stored.name)
     try:
         record = store.read_record(bucket, fd, name)
-        if not attrs.is_whole(record.raw, key, marker=stored.marker):
+        if record.bare or not attrs.is_whole(record.raw, key, marker=stored.marker):
             return True
         version = record.version(key, stored)
     except FileNotFoundError:
@@ -207,11 +208,13 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
         found = bucket.fs.stat(bucket.views.get(directory), name)
     except OSError:
         found = None
+    if intent.edit:
+        return _finish_edit(bucket, journal, intent, current, found)
     expected: View | None = None
     if found is not None and bucket.fs.is_regular(found):
         shown = _shown_digest(bucket, directory, name)
         if not current.marker and shown == current.digest:
-            view = view_of(found, current.id)
+            view = view_of(found, current.id, racy=True)  # an edit since then is still to be noticed
             journal.see(bucket.address, intent.key, view)
             return commit.Shown(view)
         before = _version_digest(bucket, journal, intent.key, intent.was.shown) if intent.was else b""
@@ -229,6 +232,18 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     if isinstance(outcome, commit.Shown):
         journal.see(bucket.address, intent.key, outcome.view)
     return outcome
+
+
+def _finish_edit(
+    bucket: OpenBucket, journal: Journal, intent: commit.Intent, current: Version, found: os.stat_result | None
+) -> commit.Outcome:
+    """Give a view the metadata that its version has on the record, if it is that view still."""
+    was = intent.was
+    if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):
+        looks = metadata.show(bucket, view_of(found, current.id), current)
+        if looks is not None:
+            journal.see(bucket.address, intent.key, replace(looks, racy=True))  # written into since then?
+    return commit.Shown(None)
 
 
 def _shown_digest(bucket: OpenBucket, directory: bytes, name: bytes) -> bytes:

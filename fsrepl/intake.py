@@ -11,11 +11,11 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, keys, metadata, plan, store
+from fsrepl import attrs, capture, edits, keys, metadata, plan, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.journal import Object, view_of
@@ -140,6 +140,10 @@ def _judge(
             region.look_in_lane(place, mark)
         case capture.Later(after_s, why, opened):
             region.look_later(place, mark, max(after_s, _AGAIN_AT_LEAST_S), why, opened=opened)
+        case capture.Closed(found, posix, why):
+            place.unreadable[mark.key] = why
+            if known and known.view:
+                _edit(region, place, bucket, mark.key, known.view.shown, found, lambda v: edits.seen(v, posix))
         case capture.Taken():
             place.unreadable.pop(mark.key, None)
             return _taken(region, place, bucket, mark, known, seen)
@@ -149,21 +153,21 @@ def _judge(
 def _taken(
     region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, taken: capture.Taken
 ) -> _New | None:
-    engine, address, key = region.engine, mark.address, mark.key
-    view = view_of(taken.found, known.id if known else "", racy=taken.racy)
-    if known and not known.marker and taken.digest == known.digest:
+    engine, key = region.engine, mark.key
+
+    def edited(version: Version) -> Version:
+        own = None if _is_stripped(place, key, known, taken) else taken.attrs
+        return edits.seen(version, taken.posix, own, taken.tags, marked=attrs.VERSION_ID in taken.marks)
+
+    if known and (shown := _shown(bucket, key, known, taken)):
         _unstage(bucket, taken)
-        _edit(region, place, bucket, mark, known, taken)
-        return None
-    if known and known.view and known.view.shown not in ("", known.id):
-        behind = store.read(bucket, key, known.view.shown, marker=False)
-        if behind and behind.digest == taken.digest:
-            # The view shows what the store had before: nobody wrote it, it is only late.
-            _unstage(bucket, taken)
-            with engine.journal.transaction():
-                engine.journal.see(address, key, replace(view, shown=known.view.shown))
+        _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
+        if shown != known.id:
             region.hold_view(place, key, "the view is behind its version", durable=False)
-            return None
+        return None
+    if not taken.has_content:  # what it was compared with is no longer current
+        region.look_later(place, mark, _AGAIN_AT_LEAST_S, "another version came while it was looked at")
+        return None
     version_id, created_ns = place.bucket.ids.next(engine.site.now())
     if place.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
@@ -223,28 +227,46 @@ def new_marker(
     return replace(version, deliveries=plan.choose(bucket.bucket.replication, version, in_effect=in_effect))
 
 
+def _shown(bucket: OpenBucket, key: bytes, known: Object, taken: capture.Taken) -> str:
+    """The id of the recorded version that a view holds, if any: one that it is late to leave, or the current one."""
+    view = known.view
+    if view and view.shown not in ("", known.id) and view.ino == taken.found.st_ino:
+        behind = store.read(bucket, key, view.shown, marker=False)
+        if behind is not None and behind.digest == taken.digest:
+            return view.shown
+    return known.id if not known.marker and taken.digest == known.digest else ""
+
+
+def _is_stripped(place: Place, key: bytes, known: Object | None, taken: capture.Taken) -> bool:
+    """Whether a view that carried our marks has lost every attribute. No user does that, but a copy of a tree does."""
+    if taken.attrs or taken.tags or taken.marks or key in place.unmarked:
+        return False
+    view = known.view if known else None
+    return view.ino == taken.found.st_ino if view else taken.found.st_nlink > 1
+
+
 def _edit(
-    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object, taken: capture.Taken
-) -> None:
-    """The content is the current version's: at most its metadata was edited."""
-    engine, address = region.engine, mark.address
-    version = engine.recent.version(address, mark.key, known.id) or store.read(bucket, mark.key, known.id, marker=False)
+    region: Region, place: Place, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
+    edited: Callable[[Version], Version], *, marks: Mapping[str, bytes] | None = None, racy: bool = False,
+) -> None:  # fmt: skip
+    """The content is that of the version which the view shows: at most its metadata was edited.
+
+    marks: what the view says of its version, which it shall not say wrongly for long.
+    """
+    version = store.read(bucket, key, shown, marker=False)
     if version is None:
-        raise StoreDamaged(f"version {known.id} is in the journal and not in the store")
-    view = view_of(taken.found, known.id, racy=taken.racy)
-    # a record that is lost, and cannot be rebuilt yet, says nothing of what was edited
-    stripped = store.is_stripped(version)
-    edited = None if stripped else capture.edits(taken, version, owner_kept=os.geteuid() == 0)
-    if edited is None:
-        with engine.journal.transaction():
-            engine.journal.see(address, mark.key, view)
-        if not taken.marked and not stripped:
-            place.unmarked.add(version, time.monotonic())
-        return
-    edited = metadata.record_edit(region, place, bucket, version, edited)
-    with engine.journal.transaction():
-        engine.journal.see(address, mark.key, view)
-    place.unmarked.add(edited, time.monotonic())
+        raise StoreDamaged(f"version {shown} is in the journal and not in the store")
+    after, looks = version, view_of(found, shown, racy=racy)
+    if not store.is_stripped(version):  # a record that is lost, and cannot be rebuilt yet, says nothing of edits
+        after = edited(version)
+        if edits.changed(version, after):
+            after = metadata.record_edit(region, place, bucket, version, after)
+        elif after != version:  # the view is short of less than it was
+            store.amend(bucket, after)
+        if marks is not None and marks != attrs.marks(after):
+            place.unmarked.add(after, time.monotonic())
+    with region.engine.journal.transaction():
+        region.engine.journal.see(bucket.address, key, looks)
 
 
 def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]) -> None:

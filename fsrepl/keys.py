@@ -63,6 +63,12 @@ def stored_directory(directory: bytes) -> bytes:
     return b"/".join(stored_component(part) for part in directory.split(b"/")) if directory else b""
 
 
+def stored_path(key: bytes) -> bytes:
+    """A key, spelled as the version store spells it, without a version."""
+    directory, name = split(key)
+    return join(stored_directory(directory), stored_component(name))
+
+
 def stored_name(name: bytes, version_id: str, *, marker: bool = False) -> bytes:
     """The file name of a version, from the last component of its key."""
     return stored_component(name) + b";" + version_id.encode() + (MARKER if marker else b"")

@@ -1,162 +1,227 @@
-"""Edits of metadata: recorded on a version where they were made, applied to its replicas.
+"""Edits of metadata: recorded on a version where they were made, applied where it is a replica.
 
-Tags, ACLs, mode, owner, times and attributes are edited in place; that makes no version. Each
-group of them carries the time and place of its last edit, and only a newer one is applied, so that
-an edit never echoes. Source: s3-semantics, 2.2.
+Tags, ACLs, mode, owner, times and attributes are edited in place; that makes no version. What is to
+become of an edit is decided in edits.py; here it is done. The record is written before the view, and
+an intent before both wherever it is us who change the view: after a crash a view that is merely behind
+is no edit of its user's.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
-from dataclasses import replace
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, keys, store, transfer
-from fsrepl.journal import View, view_of
-from fsrepl.model import Delivery, Status, Version
+from fsrepl import attrs, commit, edits, keys, store, transfer
+from fsrepl.errors import FsreplError
+from fsrepl.fs import reason
+from fsrepl.journal import Journal, Owed, View, view_of
+from fsrepl.model import Origin, Version
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
     from fsrepl.region import Place, Region
 
 
+# -- where an edit is made
+
+
 def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, edited: Version) -> Version:
     """Write new metadata of a version into the store, stamped, and owe it to whoever has the version."""
     engine = region.engine
-    _, stamp_ns = place.bucket.ids.next(engine.site.now())
-    groups = changed_groups(was, edited)
-    stamps = {**was.edited, **{group: f"{stamp_ns} {bucket.address}" for group in groups}}
-    edited = replace(edited, edited=stamps, deliveries=_owed_again(place, was, groups, stamp_ns))
-    if edited.deliveries:
-        # The journal first: killed before the record is whole, this process's successor sends it again all the same.
-        with engine.journal.transaction():
-            engine.journal.put_deliveries(bucket.address, edited)
-    write_metadata(bucket, was, edited)
-    engine.recent.put(bucket.address, edited)
-    if edited.deliveries:
-        region.owe(bucket.address, edited)
-    engine.notify()
+    _, now_ns = place.bucket.ids.next(engine.site.now())
+    edited = edits.stamped(edited, edits.changed(was, edited), now_ns, bucket.address)
+    original = engine.site.buckets.get(was.source) if was.origin is Origin.REPLICA else None
+    there = original.replication if original is not None else None
+    deliveries = edits.owed(was, edited, place.bucket.replication, home=bucket.address, original=there)
+    edited = replace(edited, deliveries=deliveries)
+    _note_deliveries(region, bucket, [edited])
+    store.amend(bucket, edited)
+    _owe(region, bucket, edited)
     return edited
 
 
-def changed_groups(was: Version, now: Version) -> set[str]:
-    """Which groups of metadata differ: posix, acl, attrs, tags."""
-    a, b = was.posix, now.posix
-    groups = set()
-    if a != b and (a is None or b is None or replace(a, acl=None) != replace(b, acl=None)):
-        groups.add("posix")
-    if (a.acl if a else None) != (b.acl if b else None):
-        groups.add("acl")
-    if was.attrs != now.attrs:
-        groups.add("attrs")
-    if was.tags != now.tags:
-        groups.add("tags")
-    return groups
+def _note_deliveries(region: Region, bucket: OpenBucket, versions: Sequence[Version]) -> None:
+    """The journal first: killed before the record is whole, this process's successor sends it again all the same."""
+    with region.engine.journal.transaction():
+        region.engine.journal.put_all_deliveries(bucket.address, versions)
 
 
-def _owed_again(place: Place, was: Version, groups: Collection[str], stamp_ns: int) -> dict[str, Delivery]:
-    """Deliveries with the completed ones pending again, where their rule still runs and takes such an edit."""
-    replication = place.bucket.replication
-    running = {rule.id for rule in replication.rules if rule.enabled} if replication else set()
-    out = dict(was.deliveries)
-    for name, delivery in was.deliveries.items():
-        if delivery.status is not Status.COMPLETED or delivery.rule not in running:
-            continue
-        if delivery.owner and not set(groups) - {"acl"}:
-            continue  # owner override: the replica's ACL is its owner's affair
-        out[name] = replace(delivery, status=Status.PENDING, reason="", since_ns=stamp_ns)
-    return out
+def _owe(region: Region, bucket: OpenBucket, edited: Version) -> None:
+    region.engine.recent.put(bucket.address, edited)
+    region.owe(bucket.address, edited)
+    region.engine.notify()
 
 
-def write_metadata(bucket: OpenBucket, was: Version, now: Version) -> None:
-    """Replace a stored version's metadata and deliveries; its content stays as it is."""
-    before, after = attrs.encode(was), attrs.encode(now)
-    changed = {name: value for name, value in after.items() if before.get(name) != value}
-    store.update(bucket, now, changed, frozenset(before.keys() - after.keys()))
+def edit(region: Region, place: Place, bucket: OpenBucket, was: Version, edited: Version) -> None:
+    """An edit that was made by command: on the record, and on the view."""
+    engine = region.engine
+    view = shown_view(engine.journal, bucket, was)
+    intents = b""
+    if view is not None:
+        intents = commit.write_intents(bucket, [commit.Intent(was.key, was.id, view, edit=True)])
+        engine.syncer.staged(bucket, [(bucket.intents, intents)])
+    edited = record_edit(region, place, bucket, was, edited)
+    if view is not None:
+        looks = show(bucket, view, edited)
+        bucket.fs.sync_all(bucket.fd)
+        if looks is not None:
+            with engine.journal.transaction():
+                engine.journal.see(bucket.address, was.key, looks)
+        commit.drop_intents(bucket, intents)
 
 
-def same(a: Version, b: Version) -> bool:
-    return a.posix == b.posix and a.tags == b.tags and a.attrs == b.attrs
+# -- where it is applied
 
 
-def newer(there: Version, sent: Version) -> Version:
-    """What a replica becomes: each group of metadata as it was sent, unless it was edited later here."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A version that a destination has, as it is and as it will be. sent: what its source has of it."""
 
-    def takes(group: str) -> bool:
-        return _stamp(sent, group) >= _stamp(there, group)
-
-    posix = there.posix
-    if sent.posix is not None and posix is not None:
-        if takes("posix"):
-            posix = replace(sent.posix, acl=posix.acl)
-        if takes("acl"):
-            posix = replace(posix, acl=sent.posix.acl)
-    return replace(
-        there,
-        posix=posix,
-        attrs=sent.attrs if takes("attrs") else there.attrs,
-        tags=sent.tags if takes("tags") else there.tags,
-        edited={**there.edited, **{group: stamp for group, stamp in sent.edited.items() if takes(group)}},
-    )
+    owed: Owed
+    sent: Version
+    there: Version
+    now: Version
 
 
-def _stamp(version: Version, group: str) -> tuple[int, str]:
-    created, _, place = version.edited.get(group, "0 ").partition(" ")
-    return int(created), place
+def change(region: Region, bucket: OpenBucket, owed: Owed, sent: Version, replica: Version, there: Version,
+           groups: frozenset[str]) -> Change:  # fmt: skip
+    """What becomes of a version here by metadata that was sent: the later edit holds.
+
+    An original whose replica was edited owes that to its other replicas; nothing else is handed on.
+    """
+    delivered = there.deliveries.get(owed.source)
+    if delivered is not None and delivered.owner and replica.posix and there.posix:
+        # its replica has another owner and no ACL, by owner override: neither comes back
+        groups -= {edits.ACL}
+        replica = replace(replica, posix=replace(replica.posix, uid=there.posix.uid, gid=there.posix.gid))
+    now = edits.merged(there, replica, groups)
+    if there.origin is not Origin.REPLICA:
+        deliveries = edits.owed(there, now, bucket.bucket.replication, home=bucket.address, but=owed.source)
+        now = replace(now, deliveries=deliveries)
+    return Change(owed, sent, there, now)
 
 
-def apply(region: Region, bucket: OpenBucket, there: Version, sent: Version) -> None:
-    """Bring a replica that is there already, and its view, into line with the metadata that was sent."""
-    now = newer(there, sent)
-    if same(there, now) and there.edited == now.edited:
-        return
-    fs = bucket.fs
-    view = _view(region, bucket, now)
-    stored_fd = store.open_version(bucket, now.key, now.id, marker=now.marker)
+def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version) -> bool:
+    """Whether the view of a version has been edited or replaced, and that is not recorded yet.
+
+    It must be first: of two edits the later holds, and one that is not recorded would be lost. A file that
+    somebody writes into is none of this version's any more.
+    """
+    view = shown_view(region.engine.journal, bucket, version)
+    waits = place.later.get(version.key)
+    if view is None or (waits is not None and waits.opened):
+        return False
+    directory, name = keys.split(version.key)
     try:
-        if view is not None and fs.stat_fd(stored_fd).st_ino == view.ino:
-            inode = transfer.apply_posix(bucket, stored_fd, now.posix, now)
-            before, after = attrs.encode(there, inode=there.posix), attrs.encode(now, inode=inode)
-            changed = {n: v for n, v in after.items() if before.get(n) != v}
-            store.update(bucket, now, changed, frozenset(before.keys() - after.keys()))
-        else:
-            write_metadata(bucket, there, now)
-    finally:
-        fs.close(stored_fd)
-    region.engine.recent.forget(bucket.address, now.key, now.id)
-    update_view(region, bucket, there, now)
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError:
+        return False
+    if view.is_like(found) and view.mode == found.st_mode & 0o7777:
+        return False
+    return not (found.st_nlink > 1 and view.has_content_of(found) and view.mode == found.st_mode & 0o7777)
 
 
-def _view(region: Region, bucket: OpenBucket, version: Version) -> View | None:
+def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> list[Change]:
+    """Make changes of metadata, in the store and on the views, durably; those that could be made.
+
+    The others are tried again later; their intent stays, so that a crash before that changes nothing.
+    """
+    engine, journal = region.engine, region.engine.journal
+    views = {id(each): view for each in changes if (view := shown_view(journal, bucket, each.now))}
+    intent_name = b""
+    try:
+        if views:
+            intents = [
+                commit.Intent(each.now.key, each.now.id, view, edit=True)
+                for each in changes
+                if (view := views.get(id(each)))
+            ]
+            intent_name = commit.write_intents(bucket, intents)
+            engine.syncer.staged(bucket, [(bucket.intents, intent_name)])
+    except OSError as error:
+        region.try_later([each.owed for each in changes], reason(error))
+        return []
+    forwarded = [each.now for each in changes if each.now.deliveries != each.there.deliveries]
+    if forwarded:
+        _note_deliveries(region, bucket, forwarded)
+    done: list[Change] = []
+    seen: list[tuple[bytes, View | None]] = []
+    for each in changes:
+        try:
+            if each.now != each.there:
+                store.amend(bucket, each.now)
+                engine.recent.forget(bucket.address, each.now.key, each.now.id)
+            view = views.get(id(each))
+            if view is not None and (looks := show(bucket, view, each.now)) is not None:
+                seen.append((each.now.key, looks))
+            done.append(each)
+        except (OSError, FsreplError) as error:
+            region.try_later([each.owed], reason(error) if isinstance(error, OSError) else str(error))
+    try:
+        bucket.fs.sync_all(bucket.fd)
+        bucket.sync()
+    except OSError as error:
+        region.try_later([each.owed for each in done], reason(error))
+        return []
+    with journal.transaction():
+        journal.see_all(bucket.address, seen)
+    for each in done:
+        if each.now.deliveries != each.there.deliveries:
+            _owe(region, bucket, each.now)
+    if intent_name and len(done) == len(changes):
+        commit.drop_intents(bucket, intent_name)
+    return done
+
+
+# -- views
+
+
+def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
     """The view, where it shows this version."""
-    known = region.engine.journal.object(bucket.address, version.key)
+    known = journal.object(bucket.address, version.key)
     return known.view if known and known.view and known.view.shown == version.id else None
 
 
-def update_view(region: Region, bucket: OpenBucket, was: Version, now: Version) -> None:
-    """Give the view of an edited version its new metadata, if it shows that version; and record how it looks."""
-    fs, journal = bucket.fs, region.engine.journal
-    view = _view(region, bucket, now)
-    if view is None:
-        return
-    directory, name = keys.split(now.key)
+def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
+    """Give a view the metadata of its version; how it looks then. None where it is no longer that view.
+
+    What it cannot be given is recorded as its shortfall.
+    RACE: an edit by its user within these few system calls is taken for ours: it stays on the view, and nobody
+    is told before the next one.
+    """
+    directory, name = keys.split(version.key)
     try:
-        fd = fs.open_read(bucket.views.get(directory), name)
+        at = bucket.views.get(directory)
+        fd = _open(bucket, at, name)
     except OSError:
-        return  # removed or replaced in this moment: its event tells
+        return None  # removed or replaced in this moment: its event tells
     try:
-        found = fs.stat_fd(fd)
-        if found.st_ino != view.ino or found.st_size != view.size:
-            return
-        if was.posix != now.posix and store.inode_posix(bucket, fd, found) != now.posix:
-            transfer.apply_posix(bucket, fd, now.posix, now)
-        before, after = attrs.of_view(was), attrs.of_view(now)
-        for attribute in before.keys() - after.keys():
-            with contextlib.suppress(OSError):
-                fs.remove_attribute(fd, attribute)
-        transfer.mark(bucket, fd, {n: v for n, v in after.items() if before.get(n) != v})
-        with journal.transaction():
-            journal.see(bucket.address, now.key, view_of(fs.stat_fd(fd), now.id))
+        if not view.has_content_of(bucket.fs.stat_fd(fd)):
+            return None
+        wanted = attrs.of_view(version)
+        with contextlib.suppress(OSError):  # one that may not be read has attributes that may not either
+            for attribute in bucket.fs.attributes(fd):
+                if not attrs.is_ours(attribute) and attribute not in wanted:
+                    bucket.fs.remove_attribute(fd, attribute)
+        refused = transfer.mark(bucket, fd, version)
+        posix = transfer.apply_posix(bucket, fd, version.posix)
+        if refused:  # by the mode that it had
+            refused = transfer.mark(bucket, fd, version)
+        shortfall = edits.shortfall(version, posix, refused)
+        if shortfall != version.shortfall:
+            store.amend(bucket, replace(version, shortfall=shortfall))
+        return view_of(bucket.fs.stat_fd(fd), version.id)
     finally:
-        fs.close(fd)
+        bucket.fs.close(fd)
+
+
+def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
+    try:
+        return bucket.fs.open_read(at, name)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return bucket.fs.open_inode(at, name)  # its owner may not read it either; he may change its mode

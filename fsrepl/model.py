@@ -82,6 +82,24 @@ class Posix:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """In what a view differs from its version since it could not be made like it, so that this is no edit of anybody's.
+
+    posix: what the file has instead, where its owner, ACL or time could not be set; None: the version's own.
+    lacks: names of the attributes that it goes without, for want of room or of the right to set them.
+    """
+
+    posix: Posix | None = None
+    lacks: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return self.posix is not None or bool(self.lacks)
+
+
+NO_SHORTFALL = Shortfall()
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """One version owed to one destination, with what the winning rule said when the version was made."""
 
@@ -96,6 +114,8 @@ class Delivery:
     tracking: Tracking = Tracking.NONE
     since_ns: int = 0
     """When it was asked for (again), or FAILED; 0: when the version was made."""
+    edit: bool = False
+    """The destination has had the version: what is owed is metadata that was edited since."""
 
     @property
     def settled(self) -> bool:
@@ -125,6 +145,8 @@ class Version:
     tags: Mapping[str, str] = field(default_factory=dict)
     deliveries: Mapping[str, Delivery] = field(default_factory=dict)
     edited: Mapping[str, str] = field(default_factory=dict)
+    shortfall: Shortfall = NO_SHORTFALL
+    """Of the view in this bucket; it does not travel."""
 
     @property
     def order(self) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fsrepl import capture, clock, commit, deliver, intake, keys, metadata, plan, store
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.journal import Owed
-from fsrepl.model import NULL, Origin, Status, Version, Versioning
+from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
             storage_class="",
             deliveries={},
             edited={},
+            shortfall=NO_SHORTFALL,
         )
         new = replace(new, deliveries=plan.choose(place.bucket.replication, new))
         staged = capture.stage_copy(bucket, name, new)
@@ -191,8 +192,7 @@ def tag(
         tags = {name: value for name, value in {**version.tags, **put}.items() if name not in drop}
         _check_tags(tags)
         if tags != version.tags:
-            edited = metadata.record_edit(region, place, bucket, version, replace(version, tags=tags))
-            metadata.update_view(region, bucket, version, edited)
+            metadata.edit(region, place, bucket, version, replace(version, tags=tags))
     return {"Key": keys.text(key), "VersionId": version.id, "TagSet": tag_set(tags)}
 
 

@@ -113,6 +113,9 @@ class Facts:
     archived: bool = False
     hard_deleted: bool = False
     batch: bool = False
+    edit: bool = False
+    """The destination has had the version: only metadata that was edited since is owed."""
+    replica_there: bool = True
 
 
 def decide(facts: Facts) -> Action:
@@ -123,7 +126,7 @@ def decide(facts: Facts) -> Action:
         return Settle(Status.FAILED, "SrcObjectNotEligible")
     if not facts.source_there:
         return Settle(Status.FAILED, "SrcVersionNotFound" if facts.key_there else "SrcKeyNotFound")
-    if facts.archived:
+    if facts.archived and not facts.edit:
         return Settle(Status.FAILED, "SrcObjectNotEligible")
     if not facts.destination_known:
         return Settle(Status.FAILED, "DstBucketNotFound")
@@ -135,7 +138,9 @@ def decide(facts: Facts) -> Action:
         return Settle(Status.FAILED, "DstBucketUnversioned")
     if facts.permission:
         return Settle(Status.FAILED, facts.permission)
-    if facts.hard_deleted:
+    if facts.edit and not facts.replica_there:
+        return Settle(Status.FAILED, "DstVersionNotFound")
+    if facts.hard_deleted and not facts.edit:
         # S3 answers so to batch jobs; a live delivery of a version that somebody removed there is no different
         return Settle(Status.FAILED, "DstObjectHardDeleted")
     return Send("the destination lacks this version", facts.with_tags)

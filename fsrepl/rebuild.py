@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from fsrepl import attrs, clock, keys, plan, store, transfer
+from fsrepl import attrs, clock, edits, keys, plan, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.journal import Journal, Owed, view_of
@@ -127,7 +127,7 @@ def _like(version: Version, other: Version, address: str, r: Remains) -> Version
         delivery = other.deliveries.get(r.address) or Delivery("", Status.COMPLETED)
         version = replace(transfer.replica_of(other, delivery, version.source), created_ns=other.created_ns)
         if delivery.owner and version.posix is not None:
-            version = replace(version, posix=replace(version.posix, uid=r.owner[0], gid=r.owner[1], acl=None))
+            version = transfer.given_to(version, *r.owner)
         return version
     rule = _rule(r, version, address) if other.source == r.address else None
     posix = other.posix
@@ -346,7 +346,7 @@ class Rebuilder:
         candidates += [version.key for version in elsewhere.values()]
         candidates += self.journal.keys_of(self.bucket.address, stored.id) if stored.id != NULL else []
         candidates += self._spelled(guess)
-        return next((key for key in candidates if _stored_path(key) == guess), None)
+        return next((key for key in candidates if keys.stored_path(key) == guess), None)
 
     def _spelled(self, guess: bytes) -> Iterator[bytes]:
         """The key as the names of views spell it, if they do."""
@@ -408,7 +408,9 @@ class Rebuilder:
                     continue
                 version = store.read(bucket, key, known.id, marker=False)
                 if version is not None and not store.is_stripped(version):
-                    transfer.mark(bucket, fd, attrs.of_view(version))
+                    lacks = edits.shortfall(version, version.posix, transfer.mark(bucket, fd, version)).lacks
+                    if lacks != version.shortfall.lacks:
+                        store.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
                     view = view_of(bucket.fs.stat_fd(fd), known.id, racy=bucket.fs.coarse_ns > 0)
                     if view.has_content_of(before):
                         journal.see(bucket.address, key, view)
@@ -427,8 +429,3 @@ class Rebuilder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-def _stored_path(key: bytes) -> bytes:
-    directory, last = keys.split(key)
-    return keys.join(keys.stored_directory(directory), keys.stored_component(last))

@@ -903,7 +903,7 @@ class Region:
             delivery = version.deliveries.get(destination) if version else None
             if version is None or delivery is None:
                 return
-            pending = replace(delivery, status=Status.PENDING, reason="")
+            pending = replace(delivery, status=Status.PENDING, reason="", edit=False)
             self.owe_again(bucket, version, {**version.deliveries, destination: pending})
 
     def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:

@@ -7,16 +7,18 @@ wrong, which is made again. No reflinks between regions: a replica shares no sto
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
 
-from fsrepl import attrs, store
+from fsrepl import access, attrs, edits, store
 from fsrepl.errors import Failed, Unavailable
 from fsrepl.fs import UNSUPPORTED
-from fsrepl.model import Delivery, Origin, Posix, Version
+from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
 from fsrepl.site import OpenBucket
 
 _CHUNK = 8 << 20
@@ -62,7 +64,7 @@ class Progress:
     stop: bool = False
 
 
-def replica_of(version: Version, delivery: Delivery, source: str, *, with_tags: bool = True) -> Version:
+def replica_of(version: Version, delivery: Delivery, source: str) -> Version:
     """What a version is at its destination: the same, but for class and owner where the rule says so."""
     return replace(
         version,
@@ -70,8 +72,14 @@ def replica_of(version: Version, delivery: Delivery, source: str, *, with_tags: 
         source=source,
         deliveries={},
         storage_class=delivery.storage_class or version.storage_class,
-        tags=version.tags if with_tags else {},
+        shortfall=NO_SHORTFALL,
     )
+
+
+def given_to(replica: Version, uid: int, gid: int) -> Version:
+    """Owner override: the replica belongs to the owner of the destination bucket, and carries no ACL."""
+    replica = edits.without(replica, edits.ACL)
+    return replace(replica, posix=replace(replica.posix, uid=uid, gid=gid)) if replica.posix else replica
 
 
 def stage(
@@ -100,11 +108,13 @@ def stage(
         else:
             _copy(source, version, destination, fd, progress, limiter)
         _verify(source, destination, version, fd)
-        inode = apply_posix(destination, fd, replica.posix, replica) if linked else None
-        raw = attrs.encode(replica, inode=inode)
-        sidecar = store.put_attributes(destination, fd, name, raw)
-        stored = store.Staged(replica, name, sidecar)
-        return StagedReplica(stored, b"" if linked else stage_view(destination, replica, fd))
+        if linked:
+            apply_posix(destination, fd, replica.posix)
+            return StagedReplica(store.put_shared(destination, fd, name, replica))
+        view, shortfall = stage_view(destination, replica, fd)
+        replica = replace(replica, shortfall=shortfall)
+        sidecar = store.put_attributes(destination, fd, name, attrs.encode(replica))
+        return StagedReplica(store.Staged(replica, name, sidecar), view)
     except BaseException:
         store.unstage(destination, name)
         raise
@@ -112,10 +122,11 @@ def stage(
         fs.close(fd)
 
 
-def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> bytes:
+def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> tuple[bytes, Shortfall]:
     """A file that shall become a version's view: its content independent of the store's, or a reflink of it.
 
-    The order keeps it from ever being readable by more people than the object is.
+    Also in what it falls short of its version. The order keeps it from ever being readable by more people
+    than the object is.
     """
     fs = bucket.fs
     name = store.token()
@@ -134,9 +145,8 @@ def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> bytes:
                 fs.write(fd, chunk)
             if store.digest(bucket, fd) != version.digest:
                 raise Unavailable("the copy for the view does not match its version")
-        apply_posix(bucket, fd, version.posix, version)
-        mark(bucket, fd, attrs.of_view(version))
-        return name
+        posix = apply_posix(bucket, fd, version.posix)
+        return name, edits.shortfall(version, posix, mark(bucket, fd, version))
     except BaseException:
         store.unstage(bucket, name)
         raise
@@ -144,44 +154,67 @@ def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> bytes:
         fs.close(fd)
 
 
-def mark(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> None:
-    """Put attributes on a view as far as it takes them: they are a courtesy there."""
-    for attribute, value in raw.items():
+def mark(bucket: OpenBucket, fd: int, version: Version, *, own: bool = True) -> set[str]:
+    """Put a version's attributes on its view, as far as that takes them; the names of those that it does not.
+
+    Without own, the object's own are there already. Ours are a courtesy. One that is not true of this version
+    goes, as a copy of another file has it; and the id, which is the last, is there only where all that is the
+    object's is.
+    """
+    wanted = attrs.of_view(version)
+    refused = {n for n in version.shortfall.lacks if n in version.attrs} if not own else set()
+    for attribute, value in wanted.items():
+        if attribute in version.attrs and not own:
+            continue
+        if attribute == attrs.VERSION_ID and not all(map(attrs.is_ours, refused)):
+            refused.add(attribute)
+            break
         try:
             bucket.fs.set_attribute(fd, attribute, value)
         except OSError:
-            continue
+            refused.add(attribute)
+    with contextlib.suppress(OSError):
+        for attribute in bucket.fs.attribute_names(fd):
+            untrue = attribute not in wanted or attribute in refused
+            if attrs.is_ours(attribute) and untrue and attribute not in attrs.RECORDS:
+                bucket.fs.remove_attribute(fd, attribute)
+    return refused
 
 
-def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None, version: Version) -> Posix:
-    """Give a file an object's owner, ACL, mode and time; what the inode then says itself.
+def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
+    """Give a file an object's owner, ACL, mode and time; what it has then, which may be less.
 
-    Order: owner, ACL, mode. Where the owner cannot be set, nobody gains by it: no setuid, no setgid,
-    and the group gets what others have.
+    Order: owner, ACL, mode. A file that was open to others is closed to them first, so that on the way
+    nobody gets in whom neither the old rights nor the new ones let in. Where the owner cannot be set,
+    nobody gains by it: no setuid, no setgid, and the group gets what others have.
     """
-    from fsrepl.capture import without_owner
-
     fs = bucket.fs
-    found = fs.stat_fd(fd)
+    now = store.inode_posix(bucket, fd, fs.stat_fd(fd))
     if posix is None:
-        return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns)
-    uid, gid, mode, acl = posix.uid, posix.gid, posix.mode, posix.acl
-    if (found.st_uid, found.st_gid) != (uid, gid):
+        return now
+    mode, acl = posix.mode, posix.acl
+    is_owner = (now.uid, now.gid) == (posix.uid, posix.gid)
+    if now.mode & 0o7077 and not (is_owner and now.acl == acl):
+        fs.chmod(fd, now.mode & mode & 0o700)
+    if not is_owner:
         try:
-            fs.chown(fd, uid, gid)
-        except PermissionError:
-            uid, gid = found.st_uid, found.st_gid
-            mode, acl = without_owner(mode), None
-    if acl is not None:
+            fs.chown(fd, posix.uid, posix.gid)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: an id that this user namespace does not have
+                raise
+            mode, acl = access.without_owner(posix), None
+    if acl is not None and acl != now.acl:
         try:
             fs.set_acl(fd, acl)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            acl, mode = None, without_owner(mode)
+            mode, acl = access.without_acl(posix), None
+    if acl is None and now.acl is not None:  # a directory's default ACL, where the file is new
+        fs.remove_acl(fd)
     fs.chmod(fd, mode)
     fs.set_mtime(fd, posix.mtime_ns)
-    return Posix(mode, uid, gid, posix.mtime_ns, acl)
+    return store.inode_posix(bucket, fd, fs.stat_fd(fd))
 
 
 def _copy(

@@ -13,7 +13,7 @@ import pytest
 
 from fsrepl import attrs, keys
 from fsrepl.journal import Owed
-from fsrepl.model import Delivery, Origin, Posix, Replication, Rule, Status, Version
+from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Replication, Rule, Status, Version
 from fsrepl.rebuild import Face, Remains, rebuild
 from fsrepl.site import RuleSince
 from tests.doubles import DyingFs, PowerCut
@@ -141,8 +141,14 @@ def test_power_cut_while_rebuilding(tmp_path: Path, without_journal: bool, size:
 
 
 def _without_posix(history: dict[bytes, list[Version]]) -> dict[bytes, list[Version]]:
-    """A cut just after a view was marked makes the times that the copy gave it those of the object."""
-    return {k: [replace(v, posix=None, edited={}) for v in versions] for k, versions in history.items()}
+    """A cut just after a view was marked makes the times that the copy gave it those of the object.
+
+    And in another order of things a view has room for other attributes.
+    """
+    return {
+        k: [replace(v, posix=None, edited={}, shortfall=NO_SHORTFALL) for v in versions]
+        for k, versions in history.items()
+    }
 
 
 def test_no_record_is_guessed_while_a_region_is_away(tmp_path: Path) -> None:
