@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, edits, keys, metadata, plan, roles, store, thresholds, transfer
+from fsrepl import attrs, commit, edits, gate, keys, metadata, plan, roles, store, thresholds, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Object, Owed, View, owed_of
@@ -92,6 +92,7 @@ class Batch:
         self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
         self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
         self.known: Mapping[bytes, Object] = {}
+        self.gate: gate.Gate | None = None
         self.ready: list[Item] = []
         self.changes: list[metadata.Change] = []
         self.words: list[Word] = []
@@ -158,11 +159,12 @@ class Batch:
             batch=bool(delivery.batch),
             large=not delivery.edit and version.size >= self.engine.settings.replication.large_file_bytes,
         )
+        refusal = permission.reason or self._second_gate(version)
         return plan.Facts(
             source_configured=self.replication is not None,
             rule_enabled=rule is not None and rule.enabled and rule.destination == owed.destination,
             destination_versioning=self.destination.bucket.versioning,
-            permission=permission.reason,
+            permission=refusal,
             with_tags=permission.with_tags,
             archived=version.storage_class in ARCHIVED_CLASSES,
             hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
@@ -170,6 +172,18 @@ class Batch:
             edit=delivery.edit,
             replica_there=not delivery.edit or store.has(self.destination, owed.key, owed.id),
         )
+
+    def _second_gate(self, version: Version) -> str:
+        """S3's reason, where the filesystem refuses it to the user that the role works as."""
+        try:
+            if self.role is None or (user := gate.run_as(self.role)) is None:
+                return ""
+            if self.gate is None:
+                self.gate = gate.Gate(user, self.source, self.destination)
+            return self.gate.refusal(version)
+        except Failed as error:
+            log.warning("role refused bucket=%s: %s", self.source.address, error)
+            return error.reason
 
     def _send(self, item: Item) -> None:
         version = item.version
