@@ -26,7 +26,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from fsrepl import attrs, edits, keys, store, transfer
+from fsrepl import attrs, edits, keys, obstacles, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.journal import View, view_of
@@ -182,7 +182,7 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
             at = bucket.views.get(directory) if version.marker else bucket.views.get_or_make(directory)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
-                return Shown(None) if version.marker else _in_the_way(bucket, staged, "its directory")
+                return Shown(None) if version.marker else _conflict(bucket, version.key)
             if version.marker and error.errno == errno.ENOENT:
                 return Shown(None)
             raise
@@ -194,10 +194,14 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
             return _show_new(bucket, at, name, version, staged)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                return Shown(None) if version.marker else _in_the_way(bucket, staged, "the length of its name")
+                return Shown(None) if version.marker else _conflict(bucket, version.key)
             raise
         if not bucket.fs.is_regular(found):
-            return Shown(None) if version.marker else _in_the_way(bucket, staged, "a directory or a link")
+            if version.marker:
+                return Shown(None)
+            if not obstacles.clear(bucket, version.key):
+                return _conflict(bucket, version.key)
+            return _show_new(bucket, bucket.views.get_or_make(directory), name, version, staged)
         if expected is None or not expected.is_like(found):
             return Theirs()
         if _is_open(bucket, at, name):
@@ -211,8 +215,8 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
                 store.unstage(bucket, staged)
 
 
-def _in_the_way(bucket: OpenBucket, staged: bytes, what: str) -> Held:
-    return Held(f"{what} is in the way", conflict=True)
+def _conflict(bucket: OpenBucket, key: bytes) -> Held:
+    return Held(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
 
 
 def _is_open(bucket: OpenBucket, at: int, name: bytes) -> bool:
@@ -321,19 +325,8 @@ def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -
 
 def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
     """Remove the directories that replication made, from here upwards, as far as they are empty."""
-    fs = bucket.fs
-    while directory:
-        parent, name = keys.split(directory)
-        try:
-            if fs.attribute(bucket.views.get(directory), attrs.MADE) is None:
-                return
-            fs.remove_dir(bucket.views.get(parent), name)
-        except OSError:
-            return  # not empty, or gone
-        bucket.views.forget(directory)
-        bucket.views.changed.discard(directory)
-        bucket.views.changed.add(parent)
-        directory = parent
+    while directory and obstacles.remove_made(bucket, directory):
+        directory = keys.split(directory)[0]
 
 
 def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:

@@ -130,6 +130,8 @@ def _judge(
                 region.hold_view(place, mark.key, "the view is behind its version", durable=False)
         case capture.Missing(why):
             place.note_skipped(mark.key, there=bool(why))
+            if not why:
+                region.way_is_free(place)
             if known is None or known.marker or mark.key in place.held:
                 return None
             return _marker(region, place, bucket, mark, known)

@@ -18,7 +18,7 @@ from typing import Any
 from fsrepl import keys
 from fsrepl.model import NULL, THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _PAGE = 1000
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -39,6 +39,7 @@ CREATE TABLE delivery (
     created INTEGER, size INTEGER, marker INTEGER, batch TEXT,
     since INTEGER, tracking TEXT, due INTEGER, digest BLOB, operation TEXT,
     PRIMARY KEY (bucket, key, id, destination)) WITHOUT ROWID;
+CREATE INDEX unshown ON object (bucket) WHERE NOT marker AND (ino IS NULL OR shown != id);
 CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE status = 'PENDING';
 CREATE INDEX failed ON delivery (bucket, since) WHERE status = 'FAILED';
 CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
@@ -387,6 +388,14 @@ class Journal:
             "WHERE bucket = ? AND dir = ? AND name = ?",
             [(*_seen(view), number, *keys.split(key)) for key, view in rows],
         )
+
+    def unshown(self, address: str, limit: int) -> list[bytes]:
+        """Keys whose view was not seen to show their current version."""
+        rows = self.execute(
+            "SELECT dir, name FROM object WHERE bucket = ? AND NOT marker AND (ino IS NULL OR shown != id) LIMIT ?",
+            (self._ids.get(address), limit),
+        )
+        return [keys.join(directory, name) for directory, name in rows]
 
     def versions_of(self, address: str, key: bytes) -> list[tuple[str, int, bool]]:
         """(id, created_ns, marker) of each version and marker of a key, newest first."""

@@ -520,8 +520,10 @@ class Region:
             busy = True
             if event.flags & CHANGED and event.path not in place.trouble.unreadable:
                 continue  # directories are not objects; what counts is that one may be read now
-            if event.flags & GONE and self.engine.watcher is not None:
-                self.engine.watcher.forget(event.address, event.path)
+            if event.flags & GONE:
+                if self.engine.watcher is not None:
+                    self.engine.watcher.forget(event.address, event.path)
+                self.way_is_free(place)
             self.scan(place, event.path, arrived=True, epoch=event.epoch)
         return busy
 
@@ -667,10 +669,10 @@ class Region:
         known = place.held.get(key)
         if known is None:
             known = place.held[key] = HeldView(time.monotonic() + 0.2, why, conflict)
-            if conflict:
-                log.warning('view conflict bucket=%s key="%s": %s', place.bucket.address, keys.shown(key), why)
         known.why, known.conflict = why, conflict
         known.attempts += 1
+        if conflict and known.attempts == 2:  # not what the same batch took out of the way
+            log.warning('view conflict bucket=%s key="%s": %s', place.bucket.address, keys.shown(key), why)
         known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
         if bucket is not None and durable and not known.intent:
             try:
@@ -681,7 +683,7 @@ class Region:
                 log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
     def way_is_free(self, place: Place) -> None:
-        """A view is gone: what it was in the way of may be shown now."""
+        """Something is gone: what it was in the way of may be shown now."""
         for held in place.held.values():
             if held.conflict:
                 held.due_s = 0.0

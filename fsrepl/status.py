@@ -7,19 +7,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fsrepl import clock, control, index, journal, keys, listing, metrics, plan
+from fsrepl import clock, control, index, journal, keys, listing, metrics, obstacles, plan
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.journal import Counts, Journal
 from fsrepl.metrics import RuleMetrics
 from fsrepl.model import Origin, Rule, Status, Version
 from fsrepl.settings import Settings
-from fsrepl.site import Site
+from fsrepl.site import OpenBucket, Site
 
 Document = dict[str, Any]
+
+_UNSHOWN_MAX = 1000
 
 
 def daemon_status(settings: Settings) -> Document:
@@ -72,8 +74,9 @@ def status(site: Site, said: Document) -> Document:
 
 def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Document:
     bucket = site.buckets[address]
-    with contextlib.suppress(FsreplError), bucket.open():
-        pass
+    conflicts: list[Document] = []
+    with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+        conflicts = _conflicts(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     objects, versions, size = journal_.object_counts(address)
     counts = journal_.delivery_counts(address)
@@ -99,14 +102,19 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     for name in ("scanning", "paused", "polled", "mounts", "unreadable"):
         if alive.get(name):
             document[name] = alive[name]
-    held = alive.get("held", {})
-    conflicts = [{"Key": key, "Why": each["why"]} for key, each in held.items() if each["conflict"]]
     if conflicts:
         document["view_conflicts"] = conflicts
     blocked = [b for b in said.get("blocked", []) if b["source"] == address]
     if blocked:
         document["blocked"] = [{"destination": b["destination"], "why": b["why"]} for b in blocked]
     return document
+
+
+def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
+    """The keys whose files cannot be where they belong, and what is in the way; not more than a person would read."""
+    unshown = journal_.unshown(bucket.address, _UNSHOWN_MAX)
+    found = ((key, obstacles.describe(bucket, key)) for key in unshown)
+    return [listing.key_document(key) | {"Why": why} for key, why in found if why]
 
 
 def _sum(counts: Mapping[tuple[str, str, str], Counts], status: str, destination: str = "", rule: str = "") -> Counts:
@@ -175,6 +183,7 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
     notes = _notes(alive, name)
     with listing.open_versioned(site, address) as bucket:
         group = listing.versions_of(bucket, key)
+        notes += _conflict(bucket, group)
     chosen = [v for v in group if version_id in (None, v.id)]
     if not chosen:
         if notes and version_id is None:
@@ -183,6 +192,9 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
             raise Refused("NoSuchVersion", f"{address}/{name} has no version {version_id}")
         raise Refused("NoSuchKey", f"there is no {address}/{name}")
     version = chosen[0]
+    for destination in version.deliveries:
+        with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
+            notes += _conflict(bucket, listing.versions_of(bucket, key))
     deliveries = [_delivery(address, version, destination, said) for destination in version.deliveries]
     document: Document = listing.key_document(key) | {
         "VersionId": version.id,
@@ -206,13 +218,21 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
     if waiting := alive.get("waiting", {}).get(name):
         notes.append(f"a change waits to be captured: {waiting['why']}")
     if held := alive.get("held", {}).get(name):
-        word = "ViewConflict" if held["conflict"] else "the file does not show this version yet"
-        notes.append(f"{word}: {held['why']}")
+        if not held["conflict"]:
+            notes.append(f"the file does not show this version yet: {held['why']}")
     if unreadable := alive.get("unreadable", {}).get(name):
         notes.append(f"a change cannot be captured: {unreadable}")
     if alive.get("paused"):
         notes.append(str(alive["paused"]))
     return notes
+
+
+def _conflict(bucket: OpenBucket, group: Sequence[Version]) -> list[str]:
+    """What is in the way of a key's file, where its current version should be seen."""
+    if not group or group[0].marker:
+        return []
+    obstacle = obstacles.describe(bucket, group[0].key)
+    return [f"ViewConflict in {bucket.address}: {obstacle}"] if obstacle else []
 
 
 def _describe(version: Version) -> str:

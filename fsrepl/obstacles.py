@@ -1,0 +1,71 @@
+"""What stands where a key's file must go: another key's file, a directory, a link.
+
+S3 has keys `a` and `a/b` at once, and a tree has not; and people make what they like in their trees.
+Nothing of theirs is removed for a replica: it waits in the store until the way is free. Only
+directories that replication made itself, and that hold nothing any more, make way.
+Source: s3-semantics, section 0 (14) and 9 (1); design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from fsrepl import attrs, keys
+from fsrepl.site import OpenBucket
+
+
+def describe(bucket: OpenBucket, key: bytes) -> str:
+    """What is in the way of a key's file, for people; empty where nothing is, or the file itself is there."""
+    names = key.split(b"/")
+    for depth, name in enumerate(names, 1):
+        path = b"/".join(names[:depth])
+        try:
+            found = bucket.fs.stat(bucket.views.get(keys.split(path)[0]), name)
+        except OSError as error:
+            too_long = error.errno == errno.ENAMETOOLONG
+            return "its name is too long for this filesystem" if too_long else ""
+        last = depth == len(names)
+        if found.st_dev != bucket.device:
+            return f"{keys.shown(path)}, another mount, is in the way"
+        if not (stat.S_ISREG(found.st_mode) if last else stat.S_ISDIR(found.st_mode)):
+            return f"{keys.shown(path)}, {_kind(found.st_mode)}, is in the way"
+    return ""
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "another key's file"
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a link" if stat.S_ISLNK(mode) else "a FIFO, a socket or a device"
+
+
+def clear(bucket: OpenBucket, path: bytes) -> bool:
+    """Remove a directory that replication made, if it holds nothing but others of the kind; whether it is gone."""
+    try:
+        fd = bucket.views.get(path)
+        if bucket.fs.attribute(fd, attrs.MADE) is None:
+            return False
+        for entry in list(bucket.fs.entries(fd)):
+            if not entry.is_dir(follow_symlinks=False) or not clear(bucket, keys.join(path, os.fsencode(entry.name))):
+                return False
+    except OSError:
+        return False
+    return remove_made(bucket, path)
+
+
+def remove_made(bucket: OpenBucket, path: bytes) -> bool:
+    """Remove one directory if replication made it and it is empty; whether it is gone."""
+    parent, name = keys.split(path)
+    try:
+        if bucket.fs.attribute(bucket.views.get(path), attrs.MADE) is None:
+            return False
+        bucket.fs.remove_dir(bucket.views.get(parent), name)
+    except OSError:
+        return False  # not empty, or gone
+    bucket.views.forget(path)
+    bucket.views.changed.discard(path)
+    bucket.views.changed.add(parent)
+    return True
