@@ -368,7 +368,8 @@ class Journal:
             (number, directory, name, *other),
         )
         self.execute(
-            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND created != ?", (number, version.key, *other)
+            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND created != ?",
+            (number, version.key, *other),
         )
 
     def _set_current(self, number: int, directory: bytes, name: bytes, version: Version) -> None:

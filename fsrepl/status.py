@@ -217,9 +217,8 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
     notes = []
     if waiting := alive.get("waiting", {}).get(name):
         notes.append(f"a change waits to be captured: {waiting['why']}")
-    if held := alive.get("held", {}).get(name):
-        if not held["conflict"]:
-            notes.append(f"the file does not show this version yet: {held['why']}")
+    if (held := alive.get("held", {}).get(name)) and not held["conflict"]:
+        notes.append(f"the file does not show this version yet: {held['why']}")
     if unreadable := alive.get("unreadable", {}).get(name):
         notes.append(f"a change cannot be captured: {unreadable}")
     if alive.get("paused"):
