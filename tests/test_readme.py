@@ -1,0 +1,41 @@
+"""What the README tells people to type does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+_TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
+def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
+    """First steps, undoing, a site that was lost (G6), a disk that died (G7), and plain files in the end."""
+    blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
+    assert list(blocks) == ["first steps", "undoing", "site lost", "dead disk", "uninstall"]
+    script = "set -eux -o pipefail\n" + "\n".join(f"echo '== {name}'\n{text}" for name, text in blocks.items())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {**os.environ, "PATH": path, "NO_COLOR": "1", "HOME": str(home), "XTRACE": "1"}
+    done = subprocess.run(
+        ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
+        cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    log = tmp_path / "site" / "daemon.log"
+    assert done.returncode == 0, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+    parts = dict(re.findall(r"^== ([a-z ]+)\n(.*?)(?=^== |\Z)", done.stdout, re.DOTALL | re.MULTILINE))
+    assert "safe" in parts["first steps"]
+    assert 'user.fsrepl.replication-status="REPLICA"' in parts["first steps"]
+    assert "purr" in parts["undoing"]
+    assert "us-east-1/photos" in parts["site lost"]
+    assert "purr" in parts["dead disk"]
+    assert parts["uninstall"].strip().endswith("purr")
