@@ -464,11 +464,12 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> int:
     patience = engine.region_of(bucket.address).patience
     batch = []
     for key in found:
-        seen = capture.look(bucket, Mark(bucket.address, key, ARRIVED, 0), None, patience, time.time_ns(), in_lane=True)
+        mark = Mark(bucket.address, key, ARRIVED, 0, time.monotonic())
+        seen = capture.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
         if isinstance(seen, capture.Taken):
             created_ns = min(seen.found.st_mtime_ns, engine.site.now())
             version = Version(
-                key, NULL, created_ns, False, seen.found.st_size, seen.digest, Origin.ADOPTED,
+                key, NULL, created_ns, False, seen.size, seen.digest, Origin.ADOPTED,
                 posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
             )  # fmt: skip
             batch.append((capture.stage(bucket, seen, version), seen))

@@ -174,7 +174,7 @@ def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bo
             opened.add(f"{address}/{keys.shown(key)}")
         elif later.mark.epoch < epoch:
             return True, opened
-    return any(scope.takes(key) for key in list(place.lanes)), opened
+    return any(mark.epoch < epoch and scope.takes(mark.key) for mark in list(place.lanes.values())), opened
 
 
 def _failed(engine: Engine, address: str, scope: Scope) -> int:

@@ -2,7 +2,8 @@
 
 look() answers with one of the values below. It changes nothing but .fsrepl/tmp; publishing what it
 found is the loop's business. A copy is stable when the file was the same before and after it and
-nobody had it open for writing. Source: design.md, section 7, Capture.
+nobody had it open for writing; a file that is kept open is copied once it is quiet, or, when it has
+not been quiet for too long, as it is then. Source: design.md, section 7, Capture.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -53,7 +55,7 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """It cannot be taken, and is not taken for deleted either."""
+    """It cannot be read, and is not taken for deleted either."""
 
     why: str
 
@@ -67,9 +69,13 @@ class Large:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A stable copy: its content in data, or in .fsrepl/tmp under the name staged."""
+    """A stable copy: its content in data, or in .fsrepl/tmp under the name staged.
+
+    moving: it kept changing while it was copied, and was not to wait any longer.
+    """
 
     found: os.stat_result
+    size: int
     digest: bytes
     posix: Posix
     attrs: Mapping[str, bytes]
@@ -81,6 +87,7 @@ class Taken:
     staged: bytes = b""
     linked: bool = False
     """staged is another name of the view itself (sharing = "link")."""
+    moving: bool = False
 
     @property
     def has_content(self) -> bool:
@@ -114,13 +121,20 @@ def look(
     bucket: OpenBucket, mark: Mark, known: Object | None, patience: Patience, now_ns: int, *, open_for_s: float = 0.0,
     in_lane: bool = False,
 ) -> Seen:  # fmt: skip
-    """What has become of a key. now_ns is the machine's time, which file times are compared with."""
+    """What has become of a key. now_ns is the machine's time, which file times are compared with.
+
+    open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
+    """
     directory, name = keys.split(mark.key)
     try:
         at = bucket.views.get(directory)
+    except OSError as error:
+        # a link in the place of a directory on the way: nothing of this key is left
+        return Missing() if error.errno == errno.ELOOP else _not_there(error)
+    try:
         found = bucket.fs.stat(at, name)
         if not bucket.fs.is_regular(found):
-            return Missing("not a regular file")
+            return Missing("" if stat.S_ISDIR(found.st_mode) else "not a regular file")
         if _is_unchanged(known, found) and not mark.flags & CLOSED:
             return Same(found)
         fd = bucket.fs.open_read(at, name)
@@ -134,12 +148,15 @@ def look(
             return Missing("not a regular file")
         if found.st_dev != bucket.device:
             return Skipped("it lies on another filesystem")
-        waits = _writer(bucket, fd, found, mark, patience, now_ns, open_for_s)
+        written = bucket.fs.is_written(fd)
+        waits = _wait_for_writer(written, found, mark, patience, now_ns, open_for_s)
         if waits is not None:
             return waits
         if found.st_size >= patience.large_file_bytes and not in_lane:
             return Large(found.st_size)
-        return _take(bucket, at, name, fd, found, known, now_ns)
+        held_open = bool(written)
+        restless = held_open and open_for_s >= patience.open_max_s
+        return _take(bucket, at, name, fd, found, known, now_ns, held_open=held_open, restless=restless)
     except SourceMoved:
         return Later(0.0, "it changed while it was copied")
     except OSError as error:
@@ -183,26 +200,30 @@ def _not_there(error: OSError) -> Seen:
     return Skipped(reason(error))
 
 
-def _writer(
-    bucket: OpenBucket, fd: int, found: os.stat_result, mark: Mark, patience: Patience, now_ns: int, open_for_s: float
+def _wait_for_writer(
+    written: bool | None, found: os.stat_result, mark: Mark, patience: Patience, now_ns: int, open_for_s: float
 ) -> Later | None:
-    """Whether somebody may still be writing, and how long to leave them alone."""
-    written = bucket.fs.is_written(fd)
+    """How long to leave a file alone that somebody may still be writing into; None where it can be taken now."""
     if written is False or (written is None and mark.flags & (CLOSED | MOVED)):
         return None
     if written and patience.is_temporary(keys.split(mark.key)[1]):
         return Later(patience.open_quiet_s, "it is open for writing under a temporary name", opened=True)
-    quiet_s = (now_ns - max(found.st_mtime_ns, found.st_ctime_ns)) / 1e9
-    if quiet_s >= patience.open_quiet_s or open_for_s >= patience.open_max_s or quiet_s < -1:
+    # By ctime, which every change sets to the machine's time: writers give mtime whatever value they like.
+    # One that lies ahead is from before the clock was set back, and tells nothing.
+    quiet_s = (now_ns - found.st_ctime_ns) / 1e9
+    left_s = min(patience.open_quiet_s - quiet_s, patience.open_max_s - open_for_s)
+    if left_s <= 0 or quiet_s < -1:
         return None
-    return Later(patience.open_quiet_s - quiet_s, "it is open for writing", opened=True)
+    return Later(left_s, "it is open for writing", opened=True)
 
 
 def _take(
-    bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int
-) -> Taken:
-    data, staged = None, b""
-    linked = bucket.bucket.sharing == "link"
+    bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
+    *, held_open: bool, restless: bool,
+) -> Taken:  # fmt: skip
+    """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came."""
+    data, staged, size = None, b"", found.st_size
+    linked = bucket.bucket.sharing == "link" and not held_open
     if (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
         pass  # only its metadata was edited: nothing is copied for that
     elif linked:
@@ -212,30 +233,32 @@ def _take(
         digest = store.digest(bucket, fd)
     elif found.st_size < SMALL_BYTES:
         data = bucket.fs.read_all(fd, found.st_size)
-        digest = blake3(data).digest()
+        digest, size = blake3(data).digest(), len(data)
     else:
         staged = store.token()
-        digest = copy_aside(bucket, fd, found.st_size, staged)
+        digest = copy_aside(bucket, fd, staged)
+        size = bucket.fs.stat(bucket.tmp, staged).st_size
     try:
         raw, acl = store.view_metadata(bucket, fd)
         after = bucket.fs.stat_fd(fd)
-        moved = (
+        moving = size != found.st_size or (
             (after.st_ino, after.st_size, after.st_mtime_ns, after.st_ctime_ns)
             != (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            or (data is not None and len(data) != found.st_size)
-            or bucket.fs.is_written(fd) is True
-            or (staged and linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino)
         )
-        if moved:
+        replaced = bool(staged) and linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino
+        came = not held_open and bucket.fs.is_written(fd) is True
+        if replaced or came or (moving and not restless):
             raise SourceMoved("it changed while it was copied")
     except BaseException:
         if staged:
             store.unstage(bucket, staged)
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
-    racy = now_ns - found.st_ctime_ns < bucket.fs.coarse_ns
+    racy = moving or now_ns - found.st_ctime_ns < bucket.fs.coarse_ns
     marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in attrs.RECORDS}
-    return Taken(found, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked)
+    return Taken(
+        found, size, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked, moving
+    )  # fmt: skip
 
 
 def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None) -> bytes:
@@ -246,7 +269,7 @@ def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Obje
     return digest if digest == known.digest else b""
 
 
-def copy_aside(bucket: OpenBucket, fd: int, size: int, name: bytes) -> bytes:
+def copy_aside(bucket: OpenBucket, fd: int, name: bytes) -> bytes:
     """Copy an open file into .fsrepl/tmp, by reflink where the filesystem can; the BLAKE3 of the copy."""
     to = bucket.fs.create(bucket.tmp, name)
     try:

@@ -272,9 +272,11 @@ def _exchange(
         bucket.fs.link(*_stored(bucket, version), bucket.displaced, aside)
     try:
         bucket.fs.exchange(bucket.displaced, aside, at, name)
-    except FileNotFoundError:  # removed by its user in this moment
+    except OSError as error:
         bucket.fs.unlink(bucket.displaced, aside)
-        return Theirs()
+        if error.errno == errno.ENOENT:  # removed by its user in this moment
+            return Theirs()
+        raise
     bucket.views.changed.add(directory)
     if not _is_as_recorded(bucket, aside, expected):
         bucket.fs.exchange(bucket.displaced, aside, at, name)

@@ -188,11 +188,7 @@ class Engine:
                 if self.threaded:
                     self.regions[name].start()
         for region in self.regions.values():
-            region.marks.configure(
-                settle_s=settings.capture.settle_ms / 1000,
-                temporary=settings.capture.temporary,
-                temporary_s=settings.capture.temporary_settle_s,
-            )
+            region.marks.configure(settings.capture)
             region.post(region.configure)
             region.post(region.probe_now)
             region.post(region.owe_all_again)

@@ -7,11 +7,12 @@ directory serve the whole batch, and one bad key leaves it without the others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -68,15 +69,17 @@ def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
 
 
 def finish_large(region: Region, place: Place, mark: Mark, seen: capture.Seen) -> None:
-    """A lane has copied a large file: go on with it as with any other."""
+    """A lane has copied a large file: go on with it as with any other. Raises FsreplError where the bucket is away."""
     with place.bucket.open() as bucket:
-        if isinstance(seen, capture.Taken) and region.marks.is_marked(mark.address, mark.key):
-            store.unstage(bucket, seen.staged)
-            region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it changed while it was copied")
-            return
-        new = _judge(region, place, bucket, mark, region.engine.journal.object(mark.address, mark.key), seen)
-        if new is not None:
-            _publish(region, place, bucket, [new])
+        with _set_aside(region, place, mark):
+            if isinstance(seen, capture.Taken) and not seen.moving and region.marks.is_marked(mark.address, mark.key):
+                store.unstage(bucket, seen.staged)
+                region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it changed while it was copied")
+                return
+            known = region.engine.journal.object(mark.address, mark.key)
+            if (new := _judge(region, place, bucket, mark, known, seen)) is None:
+                return
+        _publish(region, place, bucket, [new])
 
 
 def _no_room(region: Region, bucket: OpenBucket) -> str:
@@ -90,30 +93,42 @@ def _no_room(region: Region, bucket: OpenBucket) -> str:
 def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None) -> _New | None:
     if not keys.is_key(mark.key):
         return None
+    began_s = time.monotonic()
+    if (waited := place.later.pop(mark.key, None)) is not None:
+        # It still waits for what it waited for, and so does whoever waits for it.
+        since_s = waited.mark.since_s if waited.opened else mark.since_s
+        mark = mark._replace(epoch=min(mark.epoch, waited.mark.epoch), since_s=since_s)
     if mark.key in place.lanes:
         region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it is being copied")
         return None
-    try:
-        waited = place.later.pop(mark.key, None)
-        open_for_s = time.monotonic() - waited.since_s if waited and waited.opened else 0.0
-        began_s = time.monotonic()
+    if (rests_s := place.rests_until_s.get(mark.key, 0.0) - began_s) > 0:
+        region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")
+        return None
+    with _set_aside(region, place, mark):
+        open_for_s = began_s - mark.since_s
         seen = capture.look(bucket, mark, known, region.patience, time.time_ns(), open_for_s=open_for_s)
         if isinstance(seen, capture.Later):
             # A key that keeps changing waits five times as long as its last look took.
             again_s = max(seen.after_s, _AGAIN_AT_LEAST_S, 5 * (time.monotonic() - began_s))
-            since_s = waited.since_s if waited else began_s
-            region.look_later(place, mark, again_s, seen.why, opened=seen.opened, since_s=since_s)
+            region.look_later(place, mark, again_s, seen.why, opened=seen.opened)
             return None
         return _judge(region, place, bucket, mark, known, seen)
-    except (OSError, FsreplError) as error:
-        _set_aside(region, place, mark, error)
-    except Exception:
-        log.exception('set aside bucket=%s key="%s": what nobody foresaw', mark.address, keys.shown(mark.key))
-        region.look_later(place, mark, 60.0, "an unforeseen fault; the log has it")
     return None
 
 
-def _set_aside(region: Region, place: Place, mark: Mark, error: Exception) -> None:
+@contextlib.contextmanager
+def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
+    """Whatever goes wrong with one key is put off, and holds up no other."""
+    try:
+        yield
+    except (OSError, FsreplError) as error:
+        _put_off(region, place, mark, error)
+    except Exception:
+        log.exception('set aside bucket=%s key="%s": what nobody foresaw', mark.address, keys.shown(mark.key))
+        region.look_later(place, mark, 60.0, "an unforeseen fault; the log has it")
+
+
+def _put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:
     why = reason(error) if isinstance(error, OSError) else str(error)
     level = logging.WARNING if isinstance(error, OSError) and error.errno in NO_SPACE else logging.ERROR
     log.log(level, 'not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
@@ -124,12 +139,14 @@ def _judge(
     region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, seen: capture.Seen
 ) -> _New | None:
     """What one look means; the version it makes, staged, if it makes one."""
+    place.note_skipped(mark.key, there=isinstance(seen, capture.Missing) and bool(seen.why))
+    if not isinstance(seen, capture.Skipped):
+        place.unreadable.pop(mark.key, None)
     match seen:
         case capture.Same():
             if known and known.view and known.view.shown != known.id and mark.key not in place.held:
                 region.hold_view(place, mark.key, "the view is behind its version", durable=False)
         case capture.Missing(why):
-            place.note_skipped(mark.key, there=bool(why))
             if not why:
                 region.way_is_free(place)
             if known is None or known.marker or mark.key in place.held:
@@ -147,7 +164,6 @@ def _judge(
             if known and known.view:
                 _edit(region, place, bucket, mark.key, known.view.shown, found, lambda v: edits.seen(v, posix))
         case capture.Taken():
-            place.unreadable.pop(mark.key, None)
             return _taken(region, place, bucket, mark, known, seen)
     return None
 
@@ -164,7 +180,7 @@ def _taken(
     if known and (shown := _shown(bucket, key, known, taken)):
         _unstage(bucket, taken)
         _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
-        if shown != known.id:
+        if shown != known.id and key not in place.held:
             region.hold_view(place, key, "the view is behind its version", durable=False)
         return None
     if not taken.has_content:  # what it was compared with is no longer current
@@ -174,7 +190,7 @@ def _taken(
     if place.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
     version = Version(
-        key, version_id, created_ns, False, taken.found.st_size, taken.digest, Origin.USER,
+        key, version_id, created_ns, False, taken.size, taken.digest, Origin.USER,
         posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
     )  # fmt: skip
     in_effect = _in_effect(region, place, mark, taken.found.st_ctime_ns)
@@ -280,7 +296,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         # The kernel may have dropped what it could not write: nothing of this is believed, all is made again.
         for new in batch:
             store.discard(bucket, new.staged)
-            _set_aside(region, place, new.mark, error)
+            _put_off(region, place, new.mark, error)
         return
     published: list[_New] = []
     for new in sorted(batch, key=lambda new: new.version.marker):
@@ -289,7 +305,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
             published.append(new)
         except OSError as error:
             store.discard(bucket, new.staged)
-            _set_aside(region, place, new.mark, error)
+            _put_off(region, place, new.mark, error)
     bucket.sync()
     for new in published:
         if new.taken:

@@ -37,7 +37,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         fd = store.open_version(bucket, key, version.id)
         name = store.token()
         try:
-            if capture.copy_aside(bucket, fd, version.size, name) != version.digest:
+            if capture.copy_aside(bucket, fd, name) != version.digest:
                 store.unstage(bucket, name)
                 raise StoreDamaged(
                     f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3 and is not restored; "

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,8 @@ _SCAN_STEP_S = 0.02
 _PROBE_S = 1.0
 _POLL_S = 2.0
 _HELD_MAX_S = 30.0
+_MARKED_S = 1.0
+_STUMBLED_MAX_S = 60.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
 
@@ -66,7 +68,6 @@ class LookLater:
     mark: Mark
     why: str
     opened: bool
-    since_s: float
 
 
 @dataclass(slots=True)
@@ -93,8 +94,10 @@ class Place:
     trouble: Trouble = field(default_factory=Trouble)
     later: dict[bytes, LookLater] = field(default_factory=dict)
     held: dict[bytes, HeldView] = field(default_factory=dict)
-    lanes: set[bytes] = field(default_factory=set)
+    lanes: dict[bytes, Mark] = field(default_factory=dict)
     """Keys that a lane is copying."""
+    rests_until_s: dict[bytes, float] = field(default_factory=dict)
+    """Keys whose copying took a while, and until when the next change of theirs waits."""
     unmarked: Unmarked = field(default_factory=Unmarked)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     documents: Documents | None = None
@@ -107,6 +110,9 @@ class Place:
     """The first scan since it came up is complete."""
     looked_ns: int = 0
     """When the last complete scan began, as long as not all that it found is recorded; else 0."""
+    stumbles: int = 0
+    up_again_at_s: float = 0.0
+    """After that many batches in a row that went wrong, it is not brought up before then."""
     rescan_at_s: float = 0.0
     poll_at_s: float = 0.0
 
@@ -181,13 +187,7 @@ class Region:
         self.stopping = False
         self.busy_since_s = 0.0
         self.thread: threading.Thread | None = None
-        settings = engine.settings.capture
-        self.marks = Marks(
-            self.wake,
-            settle_s=settings.settle_ms / 1000,
-            temporary=settings.temporary,
-            temporary_s=settings.temporary_settle_s,
-        )
+        self.marks = Marks(self.wake, engine.settings.capture)
         if engine.watcher is not None:
             engine.watcher.listen(name, self.marks)
         self.configure()
@@ -287,7 +287,8 @@ class Region:
         try:
             with place.bucket.open() as bucket:
                 self.follow_documents(place, bucket)
-                if not place.up and place.bucket.versioning is not Versioning.OFF:
+                is_due = not place.up and time.monotonic() >= place.up_again_at_s
+                if is_due and place.bucket.versioning is not Versioning.OFF:
                     self._bring_up(place, bucket)
         except (FsreplError, OSError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
@@ -577,10 +578,15 @@ class Region:
 
     def _take_now(self, now_s: float) -> bool:
         marks = self.marks.take(BATCH) if any(p.up for p in self.places.values()) else []
-        for place in self.places.values():
-            if place.up and place.later:
-                due = [each.mark for each in place.later.values() if each.due_s <= now_s]
-                marks += [m for m in due[:BATCH] if not self.marks.is_marked(m.address, m.key)]
+        in_hand = {(mark.address, mark.key) for mark in marks}  # a key is in a batch once
+        for address, place in self.places.items():
+            for each in place.later.values() if place.up else ():
+                if each.due_s > now_s or (address, each.mark.key) in in_hand:
+                    continue
+                if self.marks.is_marked(address, each.mark.key):
+                    each.due_s = now_s + _MARKED_S  # it changed again: its mark will say when it is ready
+                elif len(marks) < 2 * BATCH:
+                    marks.append(each.mark)
         by_bucket: dict[str, list[Mark]] = {}
         for mark in marks:
             by_bucket.setdefault(mark.address, []).append(mark)
@@ -588,11 +594,8 @@ class Region:
             place_ = self.places.get(address)
             if place_ is None or not place_.up:
                 continue
-            try:
+            with self._at_work(place_):
                 intake.take(self, place_, group)
-            except FsreplError as error:
-                log.warning("capture stopped bucket=%s: %s", address, error)
-                self._put_down(place_)
         for place in self.places.values():
             if place.looked_ns:
                 self._note_scanned(place)
@@ -609,32 +612,67 @@ class Region:
                 self.engine.journal.set_scanned(address, place.looked_ns)
             place.looked_ns = 0
 
-    def look_later(
-        self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False, since_s: float | None = None
-    ) -> None:
-        now_s = time.monotonic()
-        place.later[mark.key] = LookLater(now_s + after_s, mark, why, opened, now_s if since_s is None else since_s)
+    def look_later(self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False) -> None:
+        place.later[mark.key] = LookLater(time.monotonic() + after_s, mark, why, opened)
 
     def look_in_lane(self, place: Place, mark: Mark) -> None:
         """A large file: copy and hash it beside everything else."""
-        place.lanes.add(mark.key)
+        place.lanes[mark.key] = mark
+        began_s = 0.0
 
         def copy() -> capture.Seen:
+            nonlocal began_s
+            began_s = time.monotonic()
             with place.bucket.open() as bucket:
                 known = self.engine.journal.object(mark.address, mark.key)
-                return capture.look(bucket, mark, known, self.patience, time.time_ns(), in_lane=True)
+                open_for_s = began_s - mark.since_s
+                return capture.look(
+                    bucket, mark, known, self.patience, time.time_ns(), open_for_s=open_for_s, in_lane=True
+                )
 
         def finish(seen: capture.Seen | Exception) -> None:
-            place.lanes.discard(mark.key)
-            if not place.up:
-                return
-            if isinstance(seen, Exception):
-                self.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
-                return
-            with contextlib.suppress(FsreplError):
-                intake.finish_large(self, place, mark, seen)
+            self._rest(place, mark.key, time.monotonic() - began_s)
+            try:
+                if not place.up:
+                    return
+                if isinstance(seen, Exception):
+                    self.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
+                    return
+                with self._at_work(place):
+                    intake.finish_large(self, place, mark, seen)
+            finally:
+                # last, so that a barrier never sees a moment in which nothing seems to be in hand
+                place.lanes.pop(mark.key, None)
 
         self._in_lane(copy, finish)
+
+    def _rest(self, place: Place, key: bytes, took_s: float) -> None:
+        """A key that keeps changing waits five times as long as its last capture took. Source: design.md, section 7."""
+        now_s = time.monotonic()
+        place.rests_until_s = {k: until_s for k, until_s in place.rests_until_s.items() if until_s > now_s}
+        place.rests_until_s[key] = now_s + min(5 * took_s, self.engine.settings.capture.open_max_s)
+
+    @contextlib.contextmanager
+    def _at_work(self, place: Place) -> Iterator[None]:
+        """What goes wrong with a bucket as a whole, and in the midst of a batch, puts it down.
+
+        It comes up again with a look at store and tree, which tells what of the batch is done.
+        """
+        try:
+            yield
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            if isinstance(error, (FsreplError, OSError)):
+                why = reason(error) if isinstance(error, OSError) else str(error)
+                log.warning("capture stopped bucket=%s: %s", place.bucket.address, why)
+            else:
+                log.exception("capture stopped bucket=%s: what nobody foresaw", place.bucket.address)
+            self._put_down(place)
+            place.stumbles += 1
+            place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
+        else:
+            place.stumbles = 0
 
     def _in_lane(self, work: Callable[[], object], finish: Callable[..., None]) -> None:
         def run() -> None:

@@ -6,7 +6,8 @@ Built on watchdog's inotify layer (its descriptor, its reader, its shutting down
 Observer: that one makes several objects an event and tells nobody what it lost. Source: design.md, 8.
 
 Each region has its Marks: a key waits there until it is ready, at once after a rename into place,
-settle_ms after the last event otherwise, longer under a name that looks temporary.
+settle_ms after the last event otherwise, longer under a name that looks temporary, and no longer
+than open_max_s while events keep coming.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inotify_add_watch, inotify_rm_watch
 
 from fsrepl import keys
+from fsrepl.settings import Capture
 
 _MASK = Mask(
     In.IN_CREATE
@@ -44,18 +46,19 @@ _BUFFER_BYTES = 1 << 20
 
 # What is known of a marked key.
 CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED = 1, 2, 4, 8, 16, 32, 64
-"""Written and closed; renamed into place; removed; attributes; being written; a scan found it; a directory brought it."""
+"""Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it."""
 
 _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
 
 
 class Mark(NamedTuple):
-    """A key that may have changed. epoch: how many barriers had been passed when it was first marked."""
+    """A key that may have changed. epoch: how many barriers had been passed when it was first marked, at since_s."""
 
     address: str
     key: bytes
     flags: int
     epoch: int
+    since_s: float
 
 
 class DirectoryEvent(NamedTuple):
@@ -71,6 +74,7 @@ class DirectoryEvent(NamedTuple):
 class _Waiting:
     flags: int
     epoch: int
+    first_s: float
     last_s: float
     temporary: bool
 
@@ -88,9 +92,7 @@ class WatchLimit(Exception):
 class Marks:
     """The keys of one region that may have changed. The watcher's thread puts in, the region's takes out."""
 
-    def __init__(
-        self, wake: Callable[[], None], *, settle_s: float, temporary: Iterable[str], temporary_s: float
-    ) -> None:
+    def __init__(self, wake: Callable[[], None], settings: Capture) -> None:
         self.wake = wake
         self._guard = threading.Lock()
         self._marks: dict[tuple[str, bytes], _Waiting] = {}
@@ -101,18 +103,20 @@ class Marks:
         self.directories: deque[DirectoryEvent] = deque()
         self.lost = False
         """Events were lost, or a filesystem was unmounted: only a scan knows now."""
-        self.configure(settle_s=settle_s, temporary=temporary, temporary_s=temporary_s)
+        self.configure(settings)
 
-    def configure(self, *, settle_s: float, temporary: Iterable[str], temporary_s: float) -> None:
-        self._settle_s, self._temporary_s = settle_s, temporary_s
-        self.is_temporary = temporary_pattern(temporary).match
+    def configure(self, settings: Capture) -> None:
+        """Take over what the settings say now."""
+        self._settle_s, self._temporary_s = settings.settle_ms / 1000, settings.temporary_settle_s
+        self._changing_max_s = settings.open_max_s
+        self.is_temporary = temporary_pattern(settings.temporary).match
 
     def event(self, address: str, key: bytes, name: bytes, mask: int, now_s: float, epoch: int) -> None:
         """One event of inotify for a file. The caller holds the guard."""
         at = (address, key)
         mark = self._marks.get(at)
         if mark is None:
-            mark = self._marks[at] = _Waiting(0, epoch, now_s, self.is_temporary(name) is not None)
+            mark = self._marks[at] = _Waiting(0, epoch, now_s, now_s, self.is_temporary(name) is not None)
         else:
             mark.last_s = now_s
             self._settling.pop(at, None)
@@ -127,10 +131,13 @@ class Marks:
                 queue = self._ready
         elif mask & _LEFT:
             mark.flags = (mark.flags | GONE) & ~(WRITING | CLOSED | MOVED)
+            queue = self._settling  # whatever its name, there is nothing left to wait for
         elif mask & In.IN_ATTRIB:
             mark.flags |= CHANGED
         else:
             mark.flags |= WRITING
+        if now_s - mark.first_s >= self._changing_max_s:
+            queue = self._ready  # it does not come to rest
         queue[at] = None
 
     def mark(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
@@ -144,9 +151,10 @@ class Marks:
                     self._found[address] = self._found.get(address, 0) + 1
                 if mark is not None:
                     mark.flags |= flags
+                    mark.epoch = min(mark.epoch, epoch)
                     continue
                 temporary = self.is_temporary(keys.split(key)[1]) is not None
-                self._marks[at] = _Waiting(flags, epoch, now_s, temporary)
+                self._marks[at] = _Waiting(flags, epoch, now_s, now_s, temporary)
                 if temporary and not flags & GONE:
                     self._temporary[at] = None
                 else:
@@ -172,7 +180,7 @@ class Marks:
         mark = self._marks.pop(at)
         if mark.flags & FOUND:
             self._found[at[0]] -= 1
-        return Mark(at[0], at[1], mark.flags, mark.epoch)
+        return Mark(at[0], at[1], mark.flags, mark.epoch, mark.first_s)
 
     def has_found(self, address: str) -> bool:
         """Whether a key that a scan of this bucket found has not been taken yet."""

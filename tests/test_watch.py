@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.fs import Fs
+from fsrepl.settings import Capture
 from fsrepl.watch import ARRIVED, CHANGED, CLOSED, GONE, MOVED, DirectoryEvent, Mark, Marks, Watcher
 
 ADDRESS = "east/src"
@@ -20,7 +22,7 @@ class Watched:
 
     def __init__(self, top: Path) -> None:
         self.top = top
-        self.marks = Marks(lambda: None, settle_s=0.0, temporary=["*.tmp"], temporary_s=3600.0)
+        self.marks = Marks(lambda: None, Capture(settle_ms=0, temporary_settle_s=3600))
         self.watcher = Watcher()
         self.watcher.listen("east", self.marks)
         self._barrier = top / ".fsrepl"
@@ -104,3 +106,34 @@ def test_directories_come_and_go(watched: Watched) -> None:
     assert [(event.path, event.flags) for event in directories] == [
         (b"made", ARRIVED), (b"made", GONE), (b"moved", ARRIVED), (b"moved", GONE),
     ]  # fmt: skip
+
+
+def test_a_temporary_name_waits_unless_nothing_is_left_of_it(watched: Watched) -> None:
+    """Settings, temporary: such a file is left alone for a while; once renamed, nobody waits for its old name."""
+    (watched.top / "a.tmp").write_bytes(b"")
+    keys, _ = watched.seen()
+    assert keys == {}
+    assert watched.marks.is_marked(ADDRESS, b"a.tmp")
+    (watched.top / "a.tmp").rename(watched.top / "a")
+    keys, _ = watched.seen()
+    assert set(keys) == {b"a", b"a.tmp"}
+
+
+def test_a_key_that_does_not_come_to_rest_is_ready_at_last() -> None:
+    """Settings, open_max_s: events that keep coming put a key off no longer than that, open or not."""
+    marks = Marks(lambda: None, Capture(settle_ms=1000, open_max_s=10))
+    start_s = time.monotonic()
+    for tenths in range(0, 100, 5):
+        marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + tenths / 10, 0)
+        assert marks.take(1) == []
+    marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + 10, 0)
+    (mark,) = marks.take(1)
+    assert mark.since_s == start_s
+
+
+def test_a_scan_does_not_hide_that_a_key_was_marked_before(watched: Watched) -> None:
+    """Section 5, wait: a key counts from the earliest barrier before which anything told of it."""
+    marks = watched.marks
+    marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
+    marks.mark(ADDRESS, [b"k"], 3)
+    assert marks.is_waiting(ADDRESS, 4)
