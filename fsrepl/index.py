@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from blake3 import blake3
@@ -169,28 +169,26 @@ def forget_version(bucket: OpenBucket, journal: Journal, key: bytes, version_id:
     return newest
 
 
-def finish(bucket: OpenBucket, journal: Journal) -> list[tuple[commit.Intent, commit.Held]]:
+def finish(bucket: OpenBucket, journal: Journal, hold: Callable[[commit.Intent, commit.Held], bool]) -> None:
     """Carry out the intents that a crash left, look at what was displaced, sweep staging.
 
-    Returns the views that cannot change yet; their intents are written again and stay.
+    hold: takes a view that cannot change yet; whether that is written down durably, so that its old intent may go.
     """
     files = list(commit.read_intents(bucket))
-    held: list[tuple[commit.Intent, commit.Held]] = []
     intents = [intent for _, group in files for intent in group]
+    kept: set[bytes] = set()
     _look_at_displaced(bucket, journal, intents)
     commit.sweep(bucket)
     for intent in intents:
         outcome = finish_one(bucket, journal, intent)
-        if isinstance(outcome, commit.Held):
-            held.append((intent, outcome))
+        if isinstance(outcome, commit.Held) and not hold(intent, outcome):
+            kept.add(intent.key)
     bucket.sync()
-    kept = commit.write_intents(bucket, [i for i, _ in held]) if held else b""
     if files:
         bucket.fs.sync_all(bucket.fd)
-        for name, _ in files:
-            if name != kept:
+        for name, group in files:
+            if not any(intent.key in kept for intent in group):
                 commit.drop_intents(bucket, name)
-    return held
 
 
 def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:

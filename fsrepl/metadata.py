@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,13 +57,18 @@ def _owe(region: Region, bucket: OpenBucket, edited: Version) -> None:
 
 def edit(region: Region, place: Place, bucket: OpenBucket, was: Version, edited: Version) -> None:
     """An edit that was made by command: on the record, and on the view."""
+    put(region, bucket, was, lambda: record_edit(region, place, bucket, was, edited))
+
+
+def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], Version]) -> None:
+    """Write a version's record, and give its view what it says then, so that a crash in between is no user's edit."""
     engine = region.engine
     view = shown_view(engine.journal, bucket, was)
     intents = b""
     if view is not None:
         intents = commit.write_intents(bucket, [commit.Intent(was.key, was.id, view, edit=True)])
         engine.syncer.staged(bucket, [(bucket.intents, intents)])
-    edited = record_edit(region, place, bucket, was, edited)
+    edited = record()
     if view is not None:
         looks = show(bucket, view, edited)
         bucket.fs.sync_all(bucket.fd)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import admin, arn, objects
+from fsrepl import admin, arn, mend, objects
 from fsrepl.admin import init
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused, Usage
@@ -17,6 +17,9 @@ from fsrepl.model import Versioning
 from fsrepl.settings import Settings
 
 __all__ = ["OPERATIONS", "init", "local_engine", "run"]
+
+_PASS_S = 5.0
+"""A region that hangs holds up nobody for longer."""
 
 Params = dict[str, Any]
 Answer = dict[str, object]
@@ -134,10 +137,20 @@ def _backfill(engine: Engine, source: str, params: Params) -> Answer:
     )
 
 
-def _repair(engine: Engine, source: str, params: Params) -> Answer:
-    from fsrepl import verify
+def _repair(engine: Engine, params: Params) -> Answer:
+    """Mend one version. Whether it is whole now is for the caller to see, as it saw that it was not."""
+    engine.site.bucket(params["bucket"])
+    path = base64.b64decode(params["path"])
+    mend.repair(engine, mend.Target(params["bucket"], path, params["version"], bool(params["marker"])))
+    return {}
 
-    return verify.repair(engine, source, params.get("destination"))
+
+def _pass(engine: Engine, params: Params) -> Answer:
+    """Return when every region has finished what it was at when this was asked."""
+    for name in list(engine.regions):
+        with contextlib.suppress(TimeoutError):
+            engine.ask(name, lambda: None, _PASS_S)
+    return {}
 
 
 def _check_site(engine: Engine, params: Params) -> Answer:
@@ -162,7 +175,8 @@ OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
     "object.rm": _in_region("bucket", _remove),
     "tag.set": _in_region("bucket", _tag),
     "tag.rm": _in_region("bucket", _tag),
-    "verify.repair": _in_region("source", _repair),
+    "verify.repair": _repair,
+    "pass": _pass,
     "site": _check_site,
     "retry": _retry,
 }

@@ -19,7 +19,7 @@ from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.journal import Journal, Owed, view_of
 from fsrepl.model import NULL, Delivery, Origin, Posix, Replication, Rule, Status, Version
-from fsrepl.site import OpenBucket, RuleSince, Site
+from fsrepl.site import Bucket, OpenBucket, RuleSince, Site
 
 log = logging.getLogger("fsrepl")
 
@@ -194,12 +194,12 @@ class Elsewhere:
     Those that replicate to or from this bucket come first. away: the ones that cannot be looked into now.
     """
 
-    def __init__(self, bucket: OpenBucket) -> None:
-        site = bucket.bucket.site
+    def __init__(self, bucket: Bucket) -> None:
+        site = bucket.site
         self.address = bucket.address
         self.away: dict[str, str] = {}
         self.buckets: dict[str, OpenBucket] = {}
-        others = [a for a, b in sorted(site.buckets.items()) if b.region != bucket.bucket.region]
+        others = [a for a, b in sorted(site.buckets.items()) if b.region != bucket.region]
         self.near = _related(site, bucket.address)
         for address in sorted(others, key=lambda a: a not in self.near):
             try:
@@ -217,7 +217,7 @@ class Elsewhere:
     ) -> tuple[dict[str, Version], frozenset[str]]:
         """The records of a version in other buckets, and which of them have a file for it.
 
-        A null version is the same elsewhere only where the buckets are related and the content is.
+        A null version is the same elsewhere only between related buckets, where the content is or one names the other.
         """
         found: dict[str, Version] = {}
         seen = set()
@@ -237,7 +237,8 @@ class Elsewhere:
                 guess = keys.join(path, stored.name)
                 if attrs.is_whole(record.raw, guess, marker=stored.marker):
                     version = record.version(guess, stored)
-                    if stored.id != NULL or version.digest == digest:
+                    named = self.address == version.source or self.address in version.deliveries
+                    if stored.id != NULL or named or version.digest == digest:
                         found[address] = version
             if stored.id != NULL or address in found:
                 seen.add(address)
@@ -278,7 +279,7 @@ class Rebuilder:
     @property
     def elsewhere(self) -> Elsewhere:
         if self._elsewhere is None:
-            self._elsewhere = Elsewhere(self.bucket)
+            self._elsewhere = Elsewhere(self.bucket.bucket)
         return self._elsewhere
 
     def version(
@@ -305,7 +306,8 @@ class Rebuilder:
             self.waiting += bool(self.elsewhere.away)
             return None
         version = rebuild(self._remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
-        if not elsewhere and self.elsewhere.away:
+        whole = attrs.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
+        if not whole and not elsewhere and self.elsewhere.away:
             self.waiting += 1
             return version
         store.rewrite(bucket, version)

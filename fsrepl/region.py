@@ -311,10 +311,13 @@ class Region:
         self._index(place, bucket)
         place.bucket.ids = type(place.bucket.ids)(*engine.journal.newest(address))
         place.held.clear()
-        with engine.journal.transaction():
-            held = index.finish(bucket, engine.journal)
-        for intent, outcome in held:
+
+        def hold(intent: commit.Intent, outcome: commit.Held) -> bool:
             self.hold_view(place, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was)
+            return bool(place.held[intent.key].intent)
+
+        with engine.journal.transaction():
+            index.finish(bucket, engine.journal, hold)
         thresholds.untrack(engine, address)
         self._watch_barrier(place, bucket)
         place.up, place.scanned = True, False

@@ -12,7 +12,7 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -372,10 +372,12 @@ def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, key
             bucket.fs.close(fd)
 
 
-def stream(bucket: OpenBucket) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
+def stream(
+    bucket: OpenBucket, unreadable: Callable[[bytes, OSError], None]
+) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
     """Every version and marker, one at a time however large a directory is: its stored path, a descriptor, its name.
 
-    What is removed meanwhile is passed over, and what is added may be. Raises OSError where a directory cannot be read.
+    What is removed meanwhile is passed over, and what is added may be. unreadable is told of directories that are so.
     """
     todo = [b""]
     while todo:
@@ -384,6 +386,9 @@ def stream(bucket: OpenBucket) -> Iterator[tuple[bytes, int, bytes, keys.StoredN
             fd = bucket.fs.open_dir(bucket.versions, path)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            unreadable(path, error)
+            continue
         try:
             for entry in bucket.fs.entries(fd):
                 name = os.fsencode(entry.name)
@@ -391,6 +396,8 @@ def stream(bucket: OpenBucket) -> Iterator[tuple[bytes, int, bytes, keys.StoredN
                     todo.append(keys.join(path, name))
                 elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
                     yield path, fd, name, stored
+        except OSError as error:
+            unreadable(path, error)
         finally:
             bucket.fs.close(fd)
 
@@ -526,6 +533,21 @@ def _remove(bucket: OpenBucket, fd: int, names: Collection[str]) -> None:
     for attribute in names:
         with contextlib.suppress(OSError):
             bucket.fs.remove_attribute(fd, attribute)
+
+
+def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool) -> Version | None:
+    """The record of a version or a marker; None where there is none. Raises StoreDamaged where that is gone."""
+    directory, last = keys.split(key)
+    name = keys.stored_name(last, version_id, marker=marker)
+    try:
+        record = read_record(bucket, bucket.store.get(keys.stored_directory(directory)), name)
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
+    if not attrs.is_whole(record.raw, keys.stored_path(key), marker=marker):
+        raise StoreDamaged(f"version {version_id} has lost its attributes")
+    return record.version(key, keys.StoredName(last, version_id, marker, False))
 
 
 def ensure_whole(version: Version) -> Version:

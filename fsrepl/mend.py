@@ -1,0 +1,409 @@
+"""One version made what it should be: its record, its content, its file in a replica tree.
+
+The content comes from whichever copy matches the recorded BLAKE3: another region's stored version, the file
+people see here, that of another region. It is copied (never a reflink: G10), read back, and takes the place
+of the bad one by rename. A source's view is never touched, and a replica's only where nobody wrote into it.
+Everything here may be repeated, and cut short at any line. Source: design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from fsrepl import attrs, commit, compare, keys, metadata, rebuild, store
+from fsrepl.errors import StoreDamaged
+from fsrepl.fs import GONE, NO_SPACE
+from fsrepl.journal import View, view_of
+from fsrepl.model import Status, Version
+from fsrepl.site import OpenBucket
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+    from fsrepl.region import Place, Region
+
+log = logging.getLogger("fsrepl")
+
+_FAILED_BY_DAMAGE = frozenset({"SrcObjectNotEligible", "SrcVersionNotFound", "SrcKeyNotFound"})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be repaired. path: its key as the store spells it, which is known in any case."""
+
+    address: str
+    path: bytes
+    id: str
+    marker: bool
+
+    @property
+    def directory(self) -> bytes:
+        return keys.split(self.path)[0]
+
+    @property
+    def stored(self) -> keys.StoredName:
+        return keys.StoredName(keys.split(self.path)[1], self.id, self.marker, False)
+
+    @property
+    def name(self) -> bytes:
+        return self.stored.name + b";" + self.id.encode() + (keys.MARKER if self.marker else b"")
+
+
+def repair(engine: Engine, target: Target) -> None:
+    """Make a version whole as far as that is possible now. Whether it is tells another look (verify.py).
+
+    Copies in the caller's thread; what it changes is changed by the region's own. Raises FsreplError where
+    the bucket is away, OSError.
+    """
+    region = engine.region_of(target.address)
+    engine.ask(region.name, lambda: region.place_of(target.address))
+    bucket = engine.site.bucket(target.address)
+    with rebuild.Elsewhere(bucket) as elsewhere:
+        version = engine.ask(region.name, lambda: _record(region, target))
+        records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
+        if version is None:
+            version = _from_elsewhere(engine, target, records)
+        if version is None:
+            return
+        sender = records.get(version.source)
+        if sender is not None and sender.digest != version.digest:
+            version = replace(version, digest=sender.digest, size=sender.size)
+        with bucket.open() as opened:
+            good = _matches(opened, target, version)
+            staged = b"" if good else _stage_good_copy(opened, elsewhere, target, version, records)
+        if good or staged:
+            whole = version
+            engine.ask(region.name, lambda: _put_in_place(region, target, whole, staged, records))
+        else:
+            log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
+
+
+def _named(target: Target, version: Version) -> tuple[str, str, str]:
+    return target.address, keys.shown(version.key), version.id
+
+
+# -- the record
+
+
+def _record(region: Region, target: Target) -> Version | None:
+    """What the stored file says that it is, rebuilt if need be; None where there is none. In the region's thread."""
+    journal = region.engine.journal
+    with region.place_of(target.address).bucket.open() as bucket:
+        try:
+            at = bucket.store.get(target.directory)
+            record = store.read_record(bucket, at, target.name)
+            if not record.bare and attrs.is_whole(record.raw, target.path, marker=target.marker):
+                return record.version(target.path, target.stored)
+            damaged = False
+        except OSError as error:
+            if error.errno in GONE or error.errno == errno.EIO:
+                return None
+            raise
+        except StoreDamaged:
+            damaged = True
+        with rebuild.Rebuilder(bucket, journal) as rebuilder:
+            version = rebuilder.version(at, target.directory, target.name, target.stored, damaged=damaged)
+        if version is not None:
+            bucket.sync()
+            _index(region, bucket, version)
+        return version
+
+
+def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
+    """Put a version into the journal as it is now, and keep what is known of its view."""
+    engine, journal = region.engine, region.engine.journal
+    with journal.transaction():
+        known = journal.object(bucket.address, version.key)
+        journal.add(bucket.address, version)
+        if known is not None and known.view is not None:
+            journal.see(bucket.address, version.key, known.view)
+    engine.recent.forget(bucket.address, version.key, version.id)
+
+
+def _from_elsewhere(engine: Engine, target: Target, records: dict[str, Version]) -> Version | None:
+    """The record of a version that is not here any more, though it should be."""
+    if not records:
+        return None
+    bucket = engine.site.bucket(target.address)
+    key = next(iter(records.values())).key
+    if (key, target.id) in bucket.documents.removed:
+        return None
+    with bucket.open() as opened:
+        folder = opened.fs.stat_fd(opened.fd)
+    return rebuild.rebuild(
+        rebuild.Remains(
+            target.address,
+            key,
+            target.stored,
+            elsewhere=records,
+            seen_in=frozenset(records),
+            replication=bucket.replication,
+            since=bucket.documents.since,
+            owner=(folder.st_uid, folder.st_gid),
+        )
+    )
+
+
+# -- the content
+
+
+def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
+    try:
+        fd = bucket.fs.open_read(bucket.store.get(target.directory), target.name)
+    except OSError:
+        return False
+    try:
+        return version.marker or store.digest(bucket, fd) == version.digest
+    except OSError:
+        return False  # a sector that cannot be read
+    finally:
+        bucket.fs.close(fd)
+
+
+def _stage_good_copy(
+    bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
+) -> bytes:
+    """Copy the content from where it is what it should be; the name of the copy in tmp, empty where it is nowhere."""
+    if version.marker:
+        name = store.token()
+        bucket.fs.close(bucket.fs.create(bucket.tmp, name))
+        return name
+    for where, other, fd in _copies(bucket, elsewhere, target, version, records):
+        name = store.token()
+        try:
+            if _copy(bucket, other, fd, name) == version.digest:
+                log.info('found good copy bucket=%s key="%s" version=%s in=%s', *_named(target, version), where)
+                return name
+        except OSError as error:
+            store.unstage(bucket, name)
+            if error.errno in NO_SPACE:
+                raise
+            log.warning('cannot copy bucket=%s key="%s" version=%s: %s', *_named(target, version), error.strerror)
+            continue
+        except BaseException:
+            store.unstage(bucket, name)
+            raise
+        finally:
+            other.fs.close(fd)
+        store.unstage(bucket, name)
+    return b""
+
+
+def _copies(
+    bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
+) -> Iterator[tuple[str, OpenBucket, int]]:
+    """Open files that may have a version's content: where they are, and a descriptor, which the caller closes."""
+    for address in records:
+        other = elsewhere.buckets[address]
+        with contextlib.suppress(OSError):
+            yield address, other, other.fs.open_read(other.store.get(target.directory), target.name)
+    directory, name = keys.split(version.key)
+    for other in (bucket, *(elsewhere.buckets[address] for address in records)):
+        with contextlib.suppress(OSError):
+            fd = other.fs.open_read(other.views.get(directory), name)
+            found = other.fs.stat_fd(fd)
+            if other.fs.is_regular(found) and found.st_size == version.size:
+                yield f"the file in {other.address}", other, fd
+            else:
+                other.fs.close(fd)
+
+
+def _copy(bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> bytes:
+    """Copy an open file into tmp, durably; the BLAKE3 of what was read back."""
+    fd = bucket.fs.create(bucket.tmp, name)
+    try:
+        sent = blake3()
+        for chunk in other.fs.chunks(from_fd):
+            sent.update(chunk)
+            bucket.fs.write(fd, chunk)
+        bucket.fs.sync_file(fd)
+        found = store.digest(bucket, fd)
+        return found if found == sent.digest() else b""
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- in the region's thread
+
+
+@dataclass(frozen=True, slots=True)
+class _Face:
+    """A version's view, where it looks as it was recorded when it showed the version; else None.
+
+    rotten: it was not written into, and has other content.
+    """
+
+    view: View | None = None
+    rotten: bool = False
+
+
+def _put_in_place(
+    region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version]
+) -> None:
+    """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
+    engine, place = region.engine, region.place_of(target.address)
+    with place.bucket.open() as bucket:
+        if (version.key, version.id) in place.bucket.documents.removed:
+            store.unstage(bucket, staged) if staged else None
+            return
+        now = _edited_meanwhile(bucket, version)
+        face = _face(region, bucket, now)
+        restores_view = face.rotten and not commit.receives_writes(place.bucket)
+        intents = b""
+        if restores_view:
+            intents = commit.write_intents(bucket, [commit.Intent(now.key, now.id, face.view)])
+            engine.syncer.staged(bucket, [(bucket.intents, intents)])
+        if staged:
+            _publish(region, place, bucket, now, staged)
+        if face.view is not None:
+            _show_again(region, bucket, now, face.view, restore=restores_view)
+        if intents:
+            bucket.sync()
+            commit.drop_intents(bucket, intents)
+        now = _as_sent(region, place, bucket, now, records)
+        _settle(region, bucket, target, now, records, mended=bool(staged))
+        if not commit.receives_writes(place.bucket):
+            _show_if_late(region, place, bucket, now)
+        bucket.sync()
+    engine.notify()
+
+
+def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
+    """The version with the metadata and deliveries that its record has by now."""
+    with contextlib.suppress(StoreDamaged, OSError):
+        now = store.read(bucket, version.key, version.id, marker=version.marker)
+        if now is not None and not store.is_stripped(now):
+            return replace(now, digest=version.digest, size=version.size)
+    return version
+
+
+def _face(region: Region, bucket: OpenBucket, version: Version) -> _Face:
+    journal = region.engine.journal
+    known = journal.object(bucket.address, version.key)
+    if version.marker or known is None or known.id != version.id or known.view is None:
+        return _Face()
+    view = known.view
+    directory, name = keys.split(version.key)
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError:
+        return _Face()
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not bucket.fs.is_regular(found) or view.shown != version.id or view.racy or not view.is_like(found):
+            return _Face()
+        rotten = store.digest(bucket, fd) != version.digest
+    except OSError:
+        return _Face()
+    finally:
+        bucket.fs.close(fd)
+    if store.is_file_of(bucket, version, view.ino):
+        # the file that it shares with the store is about to lose that name: its ctime will change, and that is no edit
+        view = replace(view, ctime_ns=0)
+        with journal.transaction():
+            journal.see(bucket.address, version.key, view)
+    return _Face(view, rotten)
+
+
+def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
+    """Make the copy the stored version, in place of what is there, by rename."""
+    fd = bucket.fs.open_read(bucket.tmp, name)
+    try:
+        staged = store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
+    finally:
+        bucket.fs.close(fd)
+    region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
+    store.publish(bucket, staged)
+    bucket.sync()
+    place.bucket.ids.saw(version.id, version.created_ns)
+    _index(region, bucket, version)
+    log.warning(
+        'repaired bucket=%s key="%s" version=%s size_bytes=%d',
+        bucket.address, keys.shown(version.key), version.id, version.size,
+    )  # fmt: skip
+
+
+def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View, *, restore: bool) -> None:
+    """A view that nobody wrote into: give it its content back, or only note how it looks now."""
+    journal = region.engine.journal
+    directory, name = keys.split(version.key)
+    shown: View | None = None
+    if restore:
+        outcome = commit.show(bucket, version, view, commit.stage_current(bucket, version))
+        if isinstance(outcome, commit.Shown):
+            shown = outcome.view
+    else:
+        with contextlib.suppress(OSError):
+            found = bucket.fs.stat(bucket.views.get(directory), name)
+            shown = view_of(found, version.id) if view.is_like(found) else None
+    if shown is not None:
+        with journal.transaction():
+            journal.see(bucket.address, version.key, shown)
+
+
+def _as_sent(
+    region: Region, place: Place, bucket: OpenBucket, version: Version, records: Mapping[str, Version]
+) -> Version:
+    """A replica's record, made what its source sent, and its view with it, unless that was edited."""
+    sender = records.get(version.source)
+    delivery = sender.deliveries.get(bucket.address) if sender is not None else None
+    if sender is None or delivery is None or delivery.status is not Status.COMPLETED:
+        return version
+    source = region.engine.site.buckets[version.source]
+    role = region.engine.role(source.replication.role) if source.replication else None
+    right = compare.as_sent(sender, version, delivery, role, version.source, bucket.address)
+    if right == version:
+        return version
+
+    def record() -> Version:
+        store.amend(bucket, right)
+        _index(region, bucket, right)
+        return right
+
+    if metadata.is_unseen(region, place, bucket, version):
+        record()
+    else:
+        metadata.put(region, bucket, version, record)
+    return right
+
+
+def _settle(
+    region: Region,
+    bucket: OpenBucket,
+    target: Target,
+    version: Version,
+    records: Mapping[str, Version],
+    *,
+    mended: bool,
+) -> None:
+    """Deliveries of a version that is whole again: those that were forgotten, and those that failed for the damage."""
+    deliveries = dict(version.deliveries)
+    sent = [address for address, other in records.items() if other.source == bucket.address]
+    if any(address not in deliveries for address in sent):
+        remains = rebuild.Remains(
+            bucket.address, version.key, target.stored, elsewhere=records, seen_in=frozenset(records),
+            replication=bucket.bucket.replication,
+        )  # fmt: skip
+        rebuilt = rebuild.rebuild(remains).deliveries
+        deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
+    for destination, delivery in version.deliveries.items():
+        if mended and delivery.status is Status.FAILED and delivery.reason in _FAILED_BY_DAMAGE:
+            deliveries[destination] = replace(delivery, status=Status.PENDING, reason="", since_ns=0)
+    if deliveries != version.deliveries:
+        region.owe_again(bucket, version, deliveries)
+
+
+def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+    """A replica tree shows the current version of the key, if it does not yet and the way is free."""
+    known = region.engine.journal.object(bucket.address, version.key)
+    if known is None or known.id != version.id:
+        return
+    if known.view is None if not known.marker else known.view is not None:
+        region.hold_view(place, version.key, "it was repaired", durable=False)
+        region.show_current(place, bucket, version.key)
