@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, capture, clock, commit, config, keys, roles, settings, store, transfer
+from fsrepl import arn, capture, clock, commit, config, keys, plan, roles, settings, store, transfer
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import UNSUPPORTED, Fs, reason
 from fsrepl.journal import Owed, view_of
@@ -203,7 +203,7 @@ def _fill_again(engine: Engine, destination: str) -> int:
                     delivery = version.deliveries.get(destination) if version else None
                     if version is None or delivery is None:
                         continue
-                    pending = replace(delivery, status=Status.PENDING, reason="", edit=False)
+                    pending = replace(plan.owed_again(delivery), edit=False)
                     region.owe_again(bucket, version, {**version.deliveries, destination: pending})
                     done += 1
             return done

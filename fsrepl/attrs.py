@@ -207,31 +207,35 @@ def without_delivery(version: Version, destination: str) -> Version:
     return replace(version, deliveries={n: d for n, d in version.deliveries.items() if n != destination})
 
 
-def _encode_delivery(delivery: Delivery) -> dict[str, str | int]:
-    out: dict[str, str | int] = {"rule": delivery.rule, "status": str(delivery.status)}
+def _encode_delivery(delivery: Delivery) -> dict[str, object]:
+    out: dict[str, object] = {"rule": delivery.rule, "status": str(delivery.status)}
     for name in ("reason", "storage_class", "owner", "batch", "tracking", "since_ns"):
         if value := getattr(delivery, name):
             out[name] = value
     if delivery.edit:
         out["edit"] = "metadata"
+    if delivery.before is not None:
+        out["before"] = _encode_delivery(delivery.before)
     return out
 
 
 def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
-    return {
-        name: Delivery(
-            d["rule"],
-            Status(d["status"]),
-            d.get("reason", ""),
-            d.get("storage_class", ""),
-            d.get("owner", ""),
-            d.get("batch", ""),
-            Tracking(d.get("tracking", "")),
-            int(d.get("since_ns", 0)),
-            "edit" in d,
-        )
-        for name, d in json.loads(data).items()
-    }
+    return {name: _decode_delivery(d) for name, d in json.loads(data).items()}
+
+
+def _decode_delivery(d: dict[str, Any]) -> Delivery:
+    return Delivery(
+        d["rule"],
+        Status(d["status"]),
+        d.get("reason", ""),
+        d.get("storage_class", ""),
+        d.get("owner", ""),
+        d.get("batch", ""),
+        Tracking(d.get("tracking", "")),
+        int(d.get("since_ns", 0)),
+        "edit" in d,
+        _decode_delivery(d["before"]) if "before" in d else None,
+    )
 
 
 def _encode_shortfall(shortfall: Shortfall) -> bytes:

@@ -3,7 +3,8 @@
 A sentinel is made in each bucket's .fsrepl/tmp, on the same inotify instance as everything else: what the
 watcher reads before it was done before the call. That begins an epoch; a key that was marked in an
 earlier one is waited for, and so are the deliveries of every version that was there when the last of
-them was captured. What is dropped during the wait holds up nobody. Source: design.md, section 5.
+them was captured, and the backfills that were accepted by then. What is dropped during the wait holds up
+nobody. Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from fsrepl import keys
+from fsrepl import batch, keys
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import Status, Versioning
@@ -79,8 +80,10 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     waited = Waited()
     late = [a for a in scope.addresses if not _captured(engine, a, scope, until_s, waited.opened, given_up)]
     newest = {address: engine.journal.newest(address)[1] for address in scope.addresses}
+    backfills = {address: batch.unfinished(engine, address, scope.key) for address in scope.addresses}
     while True:
         pending = sum(engine.journal.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
+        pending += sum(len(backfills[a] & batch.unfinished(engine, a, scope.key)) for a in scope.addresses)
         if not pending or _is_over(until_s) or given_up():
             break
         with engine.changed:

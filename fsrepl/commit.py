@@ -349,6 +349,9 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
                     bucket.fs.set_attribute(fd, attribute, value)
         else:
             transfer.mark(bucket, fd, version, own=False)
+        for attribute in attrs.DELIVERY_NAMES - attrs.encode_deliveries(version).keys():
+            with contextlib.suppress(OSError):  # it was pending, and is owed no more
+                bucket.fs.remove_attribute(fd, attribute)
         found = bucket.fs.stat_fd(fd)
         # What was edited in between must not be taken for ours: it is left to be looked at.
         if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found):

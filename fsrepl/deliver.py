@@ -7,6 +7,7 @@ writes the word of it on the version there (settle).
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import sqlite3
 import time
@@ -18,7 +19,7 @@ from fsrepl import attrs, commit, edits, gate, keys, metadata, plan, roles, stor
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Object, Owed, View, owed_of
-from fsrepl.model import ARCHIVED_CLASSES, Delivery, Replication, Result, Role, Status, Version
+from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Result, Role, Status, Version
 from fsrepl.report import result_of
 from fsrepl.site import OpenBucket
 
@@ -44,7 +45,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent."""
+    """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent.
+
+    PENDING: nothing was done, since the source's own record says something else than the index does.
+    """
 
     owed: Owed
     status: Status
@@ -104,8 +108,8 @@ class Batch:
         try:
             item = Item(owed)
             item.version = self._version(owed)
-            if is_settled(item.version, owed):
-                self.region.queue(owed.source, owed.destination).done(owed)  # its rule went, and with it the delivery
+            if item.version is not None and not is_owed(item.version, owed):
+                self.words.append(Word(owed, Status.PENDING, "", None))
                 return
             match plan.decide(self._facts(item)):
                 case plan.Wait(why):
@@ -168,10 +172,17 @@ class Batch:
             with_tags=permission.with_tags,
             archived=version.storage_class in ARCHIVED_CLASSES,
             hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
-            batch=bool(delivery.batch),
             edit=delivery.edit,
             replica_there=not delivery.edit or store.has(self.destination, owed.key, owed.id),
+            null_taken=version.id == NULL and self._has_other_null(version),
         )
+
+    def _has_other_null(self, version: Version) -> bool:
+        """Whether the destination has a null version or null marker of this key that is not a replica of this one."""
+        there = store.read(self.destination, version.key, NULL)
+        if there is None:
+            return False
+        return (there.created_ns, there.marker, there.digest) != (version.created_ns, version.marker, version.digest)
 
     def _second_gate(self, version: Version) -> str:
         """S3's reason, where the filesystem refuses it to the user that the role works as."""
@@ -193,12 +204,12 @@ class Batch:
             item.groups -= {edits.ACL}
         item.replica = self._replica(item, version, delivery)
         item.known = self.known.get(version.key)
-        there = self._there(item, delivery) if item.known is not None else None
-        if there is not None:
-            self._bring_into_line(item, there)
-            return
-        if version.size >= self.engine.settings.replication.large_file_bytes:
+        if version.size >= self.engine.settings.replication.large_file_bytes and not delivery.edit:
             self.region.send_in_lane(self.place, item)
+            return
+        there = whole_replica(self.place, self.destination, item, unread=delivery.edit)
+        if there is not None:
+            self.bring_into_line(item, there)
             return
         item.staged = stage(self.region, self.source, self.destination, item)
         self.ready.append(item)
@@ -213,27 +224,15 @@ class Batch:
             replica = transfer.given_to(replica, owner.st_uid, owner.st_gid)
         return replica
 
-    def _there(self, item: Item, delivery: Delivery) -> Version | None:
-        """The version as the destination has it; None where it lacks it, or has it damaged and is sent it again."""
-        replica = item.replica
-        assert replica is not None
-        if (replica.key, replica.id) in self.place.in_doubt:
-            return None
-        there = store.read(self.destination, replica.key, replica.id, marker=replica.marker)
-        if there is None or replica.marker or delivery.edit:
-            return there
-        fd = store.open_version(self.destination, replica.key, replica.id)
-        try:
-            size = self.destination.fs.stat_fd(fd).st_size
-            whole = size == replica.size and store.digest(self.destination, fd) == replica.digest
-        finally:
-            self.destination.fs.close(fd)
-        return there if whole else None
+    def bring_into_line(self, item: Item, there: Version) -> None:
+        """The destination has this version: its metadata becomes what was sent.
 
-    def _bring_into_line(self, item: Item, there: Version) -> None:
+        Not where a backfill sends a replica on, and the destination has the version from elsewhere, or is where it
+        was made: metadata goes from a source to its own replicas (s3-semantics, 2.2).
+        """
         assert item.version is not None
         assert item.replica is not None
-        if item.owed.marker:
+        if item.owed.marker or (item.owed.batch and there.source != item.owed.source):
             self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
         elif metadata.is_unseen(self.region, self.place, self.destination, there):
             self.region.mark_theirs(self.place, there.key)
@@ -260,9 +259,30 @@ class Batch:
         self.region.send_words(self.words)
 
 
-def is_settled(version: Version | None, owed: Owed) -> bool:
-    delivery = version.deliveries.get(owed.destination) if version else None
-    return delivery is not None and delivery.settled
+def is_owed(version: Version, owed: Owed) -> bool:
+    """Whether a version's record agrees with the index that a delivery is pending, and for whom."""
+    delivery = version.deliveries.get(owed.destination)
+    return delivery is not None and not delivery.settled and delivery.batch == owed.batch
+
+
+def whole_replica(place: Place, bucket: OpenBucket, item: Item, *, unread: bool = False) -> Version | None:
+    """The version as the destination has it, its content read back unless that need not be.
+
+    None where it lacks it, or has it damaged or in doubt and is sent it again.
+    """
+    replica = item.replica
+    assert replica is not None
+    if item.known is None or (replica.key, replica.id) in place.in_doubt:
+        return None
+    there = store.read(bucket, replica.key, replica.id, marker=replica.marker)
+    if there is None or replica.marker or unread:
+        return there
+    fd = store.open_version(bucket, replica.key, replica.id)
+    try:
+        whole = bucket.fs.stat_fd(fd).st_size == replica.size and store.digest(bucket, fd) == replica.digest
+    finally:
+        bucket.fs.close(fd)
+    return there if whole else None
 
 
 def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Item,
@@ -405,13 +425,45 @@ def settle_all(region: Region, owed: Sequence[Owed], action: plan.Action) -> Non
 # -- at the source
 
 
+class Meaning(enum.Enum):
+    """What a word means, held against what the source has recorded by now."""
+
+    SETTLED = "it is written down"
+    AGAIN = "the version was edited while it travelled, or nothing was done"
+    STALE = "the record says more than the index: it was said already, cancelled, or asked for by somebody else"
+    GONE = "the version is not there any more"
+
+
+def meaning(word: Word, version: Version | None) -> Meaning:
+    """What to make of a word. That a replica is there is true whatever happened meanwhile, a failure may not be."""
+    owed, completed = word.owed, word.status is Status.COMPLETED
+    delivery = version.deliveries.get(owed.destination) if version else None
+    if version is None or (delivery is None and not owed.batch):
+        return Meaning.GONE
+    if delivery is None:  # its job was cancelled
+        return Meaning.SETTLED if completed else Meaning.STALE
+    if not is_owed(version, owed):
+        return Meaning.SETTLED if completed and delivery.status is Status.FAILED else Meaning.STALE
+    edited = completed and word.sent is not None and not edits.same(version, word.sent)
+    return Meaning.AGAIN if edited or word.status is Status.PENDING else Meaning.SETTLED
+
+
+def _settled(delivery: Delivery, word: Word, now_ns: int) -> Delivery:
+    completed = word.status is Status.COMPLETED
+    return replace(
+        delivery, status=word.status, reason=word.reason, since_ns=0 if completed else now_ns,
+        edit=delivery.edit and not completed, before=None,
+    )  # fmt: skip
+
+
 def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
     """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
     engine, address = region.engine, place.bucket.address
     results: list[Result] = []
     news: list[Result] = []
     changed: dict[tuple[bytes, str], Version] = {}
-    vanished: list[Word] = []
+    stale: list[Version] = []
+    gone: list[Owed] = []
     now_ns = engine.site.now()
     with place.bucket.open() as bucket:
         for word in words:
@@ -420,28 +472,33 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             version = changed.get(at) or engine.recent.version(address, owed.key, owed.id)
             if version is None:
                 version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
-            delivery = version.deliveries.get(owed.destination) if version else None
-            edited = word.sent is not None and version is not None and not edits.same(version, word.sent)
-            if version is None or delivery is None:
-                if not engine.journal.is_owed(owed):
-                    continue  # said already
-                vanished.append(word)
-            elif word.status is Status.COMPLETED and edited:
-                region.owe(address, version, only=owed.destination)  # while it travelled
-                continue
-            elif (delivery.status, delivery.reason) == (word.status, word.reason):
-                continue  # said already
-            else:
-                failed_ns = now_ns if word.status is Status.FAILED else 0
-                edit = delivery.edit and word.status is not Status.COMPLETED
-                settled = replace(delivery, status=word.status, reason=word.reason, since_ns=failed_ns, edit=edit)
-                changed[at] = attrs.with_delivery(version, owed.destination, settled)
-                if delivery.edit and not edit and owed.destination == version.source:
-                    # a replica owes its original nothing but edits, and shows REPLICA again
-                    changed[at] = attrs.without_delivery(changed[at], owed.destination)
-                    vanished.append(word)
-                if not delivery.settled:
-                    owed = owed_of(address, version, owed.destination, delivery)
+            match meaning(word, version):
+                case Meaning.AGAIN:
+                    assert version is not None
+                    region.owe(address, version, only=owed.destination)
+                    continue
+                case Meaning.STALE:
+                    assert version is not None
+                    stale.append(version)
+                    if owed.destination not in version.deliveries:
+                        gone.append(owed)
+                    continue
+                case Meaning.GONE:
+                    if not engine.journal.is_owed(owed):
+                        continue  # said already
+                    gone.append(owed)
+                case Meaning.SETTLED:
+                    assert version is not None
+                    delivery = version.deliveries.get(owed.destination) or Delivery(
+                        owed.rule, Status.PENDING, batch=owed.batch
+                    )
+                    changed[at] = attrs.with_delivery(version, owed.destination, _settled(delivery, word, now_ns))
+                    if delivery.edit and word.status is Status.COMPLETED and owed.destination == version.source:
+                        # a replica owes its original nothing but edits, and shows REPLICA again
+                        changed[at] = attrs.without_delivery(changed[at], owed.destination)
+                        gone.append(owed)
+                    if not delivery.settled:
+                        owed = owed_of(address, version, owed.destination, delivery)
             result = result_of(owed, word.status, word.reason, place.bucket.replication)
             results.append(result)
             news += thresholds.news(engine, owed, result)
@@ -449,17 +506,17 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
         now_s = time.monotonic()
         for version in changed.values():
             try:
-                gone = attrs.DELIVERY_NAMES - attrs.encode_deliveries(version).keys()
-                store.update(bucket, version, attrs.encode_deliveries(version), gone)
+                raw = attrs.encode_deliveries(version)
+                store.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys())
             except FileNotFoundError:
                 continue
             engine.recent.put(address, version)
             if not version.marker:
                 place.unmarked.add(version, now_s)
     with engine.journal.transaction():
-        engine.journal.put_all_deliveries(address, changed.values())
-        for word in vanished:
-            engine.journal.drop_delivery(word.owed)
+        engine.journal.put_all_deliveries(address, [*stale, *changed.values()])
+        for owed in gone:
+            engine.journal.drop_delivery(owed)
     engine.reporter.settled(results)
     engine.notify()
 

@@ -91,6 +91,8 @@ class Engine:
         self.watcher = watcher
         self.threaded = False
         self.pool = ThreadPoolExecutor(max_workers=max(2, settings.replication.workers), thread_name_prefix="lane")
+        self.backfill_lanes = threading.BoundedSemaphore(max(1, settings.replication.workers // 2))
+        """The lanes that backfills may use: a live object, however large, always finds another."""
         self.syncer = Syncer(self.pool)
         self.limiter = Limiter(settings.replication.limit_bytes_s)
         self.recent = Recent()

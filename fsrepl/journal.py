@@ -44,6 +44,7 @@ CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE
 CREATE INDEX failed ON delivery (bucket, since) WHERE status = 'FAILED';
 CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
 CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
+CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch > '';
 """
 
 
@@ -96,6 +97,25 @@ class Object:
     @property
     def order(self) -> tuple[int, str]:
         return self.created_ns, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A version or marker as the index knows it, and its place in the order of versions_after."""
+
+    directory: bytes
+    name: bytes
+    created_ns: int
+    id: str
+    marker: bool = False
+
+    @property
+    def key(self) -> bytes:
+        return keys.join(self.directory, self.name)
+
+    @property
+    def order(self) -> tuple[bytes, bytes, int, str]:
+        return self.directory, self.name, self.created_ns, self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +454,30 @@ class Journal:
         else:
             self._set_current(number, directory, name, current)
 
+    def versions_after(self, address: str, after: Stored | None, limit: int) -> list[Stored]:
+        """The next versions and markers of a bucket, by directory and name, each key's from the oldest on."""
+        last = after.order if after else (b"", b"", 0, "")
+        rows = self.execute(
+            "SELECT dir, name, created, id, marker FROM version "
+            "WHERE bucket = ? AND (dir, name, created, id) > (?, ?, ?, ?) ORDER BY dir, name, created, id LIMIT ?",
+            (self._ids.get(address), *last, limit),
+        )
+        return [Stored(d, n, c, i, bool(m)) for d, n, c, i, m in rows]
+
+    def count_versions(self, address: str) -> int:
+        """How many versions and markers a bucket has."""
+        rows = self.execute("SELECT count(*) FROM version WHERE bucket = ?", (self._ids.get(address),))
+        return int(rows.fetchone()[0])
+
+    def has_version(self, address: str, version: Version) -> bool:
+        """Whether a bucket, as far as the index knows, has this very version or marker."""
+        directory, name = keys.split(version.key)
+        row = self.execute(
+            "SELECT 1 FROM version WHERE bucket = ? AND dir = ? AND name = ? AND created = ? AND id = ?",
+            (self._ids.get(address), directory, name, version.created_ns, version.id),
+        ).fetchone()
+        return row is not None
+
     def newest(self, address: str) -> tuple[str, int]:
         """The greatest version id of a bucket, and the creation time of its newest version."""
         row = self.execute(
@@ -487,19 +531,67 @@ class Journal:
     def untrack(self, owed: Iterable[Owed]) -> None:
         self._db.executemany(f"UPDATE delivery SET tracking = '', due = NULL {_AT}", [self._at(each) for each in owed])
 
-    def pending_pairs(self) -> list[tuple[str, str, bool]]:
-        """(source, destination, of a backfill) wherever something is pending."""
-        rows = self.execute(
-            "SELECT DISTINCT bucket, destination, batch != '' FROM delivery WHERE status = 'PENDING'"
-        ).fetchall()
-        return [(self._names[b], d, bool(batch)) for b, d, batch in rows]
+    # -- what backfills owe
 
-    def pending(self, source: str, destination: str, *, batch: bool, limit: int = -1) -> list[Owed]:
-        """What one source owes one destination, oldest first."""
+    def backlog_ways(self, source: str) -> list[tuple[str, str]]:
+        """(destination, rule) wherever backfills of a source owe something."""
         rows = self.execute(
-            f"{_OWED} WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND "
-            f"{'batch > ' if batch else 'batch = '} '' ORDER BY batch, created, id LIMIT ?",
-            (self._ids.get(source), destination, limit),
+            "SELECT DISTINCT destination, rule FROM delivery WHERE status = 'PENDING' AND bucket = ? AND batch > ''",
+            (self._ids.get(source),),
+        )
+        return rows.fetchall()
+
+    def backlog_of(self, source: str, destination: str, rule: str, limit: int) -> list[Owed]:
+        """Some of what backfills owe one destination by one rule."""
+        rows = self.execute(
+            f"{_OWED} WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' AND rule = ? LIMIT ?",
+            (self._ids.get(source), destination, rule, limit),
+        )
+        return [self._owed(row) for row in rows]
+
+    def is_backlogged(self, destination: str) -> bool:
+        """Whether any backfill owes a destination anything."""
+        rows = self.execute(
+            "SELECT 1 FROM bucket JOIN delivery ON delivery.bucket = bucket.id "
+            "WHERE status = 'PENDING' AND destination = ? AND batch > '' LIMIT 1",
+            (destination,),
+        )
+        return rows.fetchone() is not None
+
+    def backlog(self, source: str, destination: str, after: Owed | None, limit: int) -> list[Owed]:
+        """What backfills owe along one way: job by job, each from its oldest version on."""
+        last = (after.batch, after.created_ns, after.id, after.key) if after else ("", 0, "", b"")
+        rows = self.execute(
+            f"{_OWED} WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
+            "AND (batch, created, id, key) > (?, ?, ?, ?) AND batch > '' ORDER BY batch, created, id, key LIMIT ?",
+            (self._ids.get(source), destination, *last, limit),
+        )
+        return [self._owed(row) for row in rows]
+
+    def job_counts(self, source: str, job: str) -> dict[str, Counts]:
+        """Status to what there is of it, of the deliveries that a backfill asked for."""
+        rows = self.execute(
+            "SELECT status, count(*), coalesce(sum(size), 0) FROM delivery WHERE bucket = ? AND batch = ? "
+            "GROUP BY status",
+            (self._ids.get(source), job),
+        )
+        return {status: Counts(number, size) for status, number, size in rows}
+
+    def job_pending(self, source: str, job: str, limit: int) -> list[Owed]:
+        rows = self.execute(
+            f"{_OWED} WHERE bucket = ? AND batch = ? AND status = 'PENDING' LIMIT ?",
+            (self._ids.get(source), job, limit),
+        )
+        return [self._owed(row) for row in rows]
+
+    def job_deliveries(self, source: str, job: str, after: Owed | None, limit: int) -> list[Owed]:
+        """The deliveries that a backfill asked for, by key and version."""
+        last = (after.key, after.id, after.destination) if after else (b"", "", "")
+        # the plus sign keeps SQLite from finding them all first, by their job, and sorting them
+        rows = self.execute(
+            f"{_OWED} WHERE bucket = ? AND (key, id, destination) > (?, ?, ?) AND +batch = ? "
+            "ORDER BY key, id, destination LIMIT ?",
+            (self._ids.get(source), *last, job, limit),
         )
         return [self._owed(row) for row in rows]
 
@@ -513,9 +605,11 @@ class Journal:
         return int(rows.fetchone()[0])
 
     def deliveries(
-        self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b""
-    ) -> Iterator[Owed]:
-        where, values = ["1"], list[Any]()
+        self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b"",
+        live: bool = False,
+    ) -> Iterator[Owed]:  # fmt: skip
+        """Deliveries by key and version; with live those that no backfill asked for."""
+        where, values = ["batch = ''" if live else "1"], list[Any]()
         for column, value in (("bucket", self._ids.get(source, -1) if source else None), ("status", status), ("key", key)):
             if value is not None:
                 where.append(f"{column} = ?")

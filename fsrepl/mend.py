@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from fsrepl import attrs, commit, compare, keys, metadata, rebuild, store
+from fsrepl import attrs, commit, compare, keys, metadata, plan, rebuild, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE
 from fsrepl.journal import View, view_of
@@ -394,7 +394,7 @@ def _settle(
         deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
     for destination, delivery in version.deliveries.items():
         if mended and delivery.status is Status.FAILED and delivery.reason in _FAILED_BY_DAMAGE:
-            deliveries[destination] = replace(delivery, status=Status.PENDING, reason="", since_ns=0)
+            deliveries[destination] = replace(plan.owed_again(delivery), since_ns=0)
     if deliveries != version.deliveries:
         region.owe_again(bucket, version, deliveries)
 

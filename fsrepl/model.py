@@ -116,6 +116,8 @@ class Delivery:
     """When it was asked for (again), or FAILED; 0: when the version was made."""
     edit: bool = False
     """The destination has had the version: what is owed is metadata that was edited since."""
+    before: Delivery | None = None
+    """What it was when a backfill asked for it again, until that is settled: a job that is cancelled undoes itself."""
 
     @property
     def settled(self) -> bool:

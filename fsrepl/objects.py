@@ -1,4 +1,4 @@
-"""What a person does to single objects by command: restore, remove, tag, retry, backfill.
+"""What a person does to single objects by command: restore, remove, tag, retry.
 
 Runs in the region's thread, between its batches. A command that changes a view goes the way of a
 replica: into the store, with an intent, and then shown, never over content that is not recorded.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, clock, commit, deliver, intake, keys, metadata, plan, store
+from fsrepl import capture, commit, deliver, intake, keys, metadata, plan, store
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.journal import Owed
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
@@ -211,7 +211,7 @@ def _check_tags(tags: Mapping[str, str]) -> None:
             )
 
 
-# -- trying again, and backfill
+# -- trying again
 
 
 def retry(region: Region, address: str, prefix: bytes) -> int:
@@ -238,43 +238,5 @@ def owe_delivery(region: Region, bucket: OpenBucket, owed: Owed) -> bool:
     delivery = version.deliveries.get(owed.destination) if version else None
     if version is None or delivery is None:
         return False
-    pending = replace(delivery, status=Status.PENDING, reason="")
-    region.owe_again(bucket, version, {**version.deliveries, owed.destination: pending})
+    region.owe_again(bucket, version, {**version.deliveries, owed.destination: plan.owed_again(delivery)})
     return True
-
-
-def backfill(
-    region: Region, address: str, statuses: Sequence[str], rule_ids: Sequence[str]
-) -> dict[str, object]:
-    """S3 Batch Replication: owe what live rules passed over. Source: s3-semantics, 2, the batch column."""
-    place = region.flush(address)
-    engine = region.engine
-    with place.bucket.open() as bucket:
-        replication = place.bucket.replication
-        if replication is None:
-            raise Refused("ReplicationConfigurationNotFoundError", f"{address} has no replication configuration")
-        unknown = set(rule_ids) - {rule.id for rule in replication.rules}
-        if unknown:
-            raise Refused("InvalidRequest", f"{address} has no rule {', '.join(sorted(unknown))}")
-        rules = [rule for rule in replication.rules if not rule_ids or rule.id in rule_ids]
-        wanted = set(statuses)
-        job = clock.VersionIds().next(engine.site.now())[0]
-        number = 0
-        for version in _stored(region, bucket):
-            if version.origin is Origin.LIFECYCLE:
-                continue
-            chosen = plan.winners(rules, version.key, version.tags, marker=version.marker)
-            deliveries = dict(version.deliveries)
-            for destination, rule in chosen.items():
-                known = version.deliveries.get(destination)
-                status = "REPLICA" if version.origin is Origin.REPLICA and not known else known.status if known else "NONE"
-                if (known is None or known.settled) and (not wanted or str(status) in wanted):
-                    deliveries[destination] = plan.owed(rule, job)
-            if deliveries != version.deliveries:
-                region.owe_again(bucket, version, deliveries)
-                number += 1
-    return {"JobId": job, "Queued": number}
-
-
-def _stored(region: Region, bucket: OpenBucket) -> Iterator[Version]:
-    yield from sorted(store.read_all(bucket), key=lambda version: version.order)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import admin, arn, mend, objects
+from fsrepl import admin, arn, batch, jobs, mend, objects
 from fsrepl.admin import init
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused, Usage
@@ -132,9 +133,25 @@ def _put(engine: Engine, source: str, params: Params) -> Answer:
 
 
 def _backfill(engine: Engine, source: str, params: Params) -> Answer:
-    return objects.backfill(
-        engine.region_of(source), source, params.get("statuses") or (), params.get("rules") or ()
-    )
+    return batch.accept(engine.region_of(source), source, params.get("statuses") or (), params.get("rules") or ())
+
+
+def _jobs(engine: Engine, params: Params) -> Answer:
+    """The backfills of a bucket or of all; of one job where it is named."""
+    source = params.get("source") or ""
+    addresses = [engine.site.bucket(source).address] if source else sorted(engine.site.buckets)
+    found = [job for address in addresses for job in batch.listing(engine, address)]
+    return {"Jobs": [job for job in found if params.get("job") in (None, job["JobId"])]}
+
+
+def _cancel(engine: Engine, params: Params) -> Answer:
+    job_id = params["job"]
+    for region in engine.regions.values():
+        for address, place in list(region.places.items()):
+            if job_id in place.jobs:
+                return engine.ask(region.name, functools.partial(batch.cancel, region, address, job_id))
+    ended = jobs.find(engine.site, job_id)
+    raise Refused("InvalidRequest", f"job {job_id} of {ended.bucket} has ended: it is {ended.state}")
 
 
 def _repair(engine: Engine, params: Params) -> Answer:
@@ -169,6 +186,8 @@ OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
     "replication.disable": _in_region("source", lambda e, b, p: admin.disable_replication(e, b)),
     "replication.rm": _in_region("source", lambda e, b, p: admin.remove_replication(e, b)),
     "replication.backfill": _in_region("source", _backfill),
+    "replication.cancel": _cancel,
+    "replication.jobs": _jobs,
     "role.create": lambda e, p: admin.create_role(e, p["name"], p["source"], p["destinations"]),
     "role.rm": lambda e, p: admin.remove_role(e, p["name"]),
     "object.restore": _in_region("bucket", _restore),

@@ -6,8 +6,8 @@ Pure: no I/O, no clock. Source: s3-semantics, 1.3, 2 and 3.2.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 from fsrepl.model import ARCHIVED_CLASSES, Delivery, Origin, Replication, Rule, Status, Version, Versioning
 
@@ -56,7 +56,7 @@ def owed(rule: Rule, batch: str = "") -> Delivery:
     return Delivery(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, batch, rule.tracking)
 
 
-def lapsed(replication: Replication | None, rule_id: str, destination: str, *, batch: bool) -> str:
+def lapsed(replication: Replication | None, rule_id: str, destination: str) -> str:
     """Why nothing stands for a pending delivery any more: S3's reason, empty where its rule still runs.
 
     Nothing stays PENDING for ever: a rule that is gone fails what it owes at once. Source: s3-semantics, 1.5.
@@ -64,7 +64,71 @@ def lapsed(replication: Replication | None, rule_id: str, destination: str, *, b
     if replication is None:
         return "SrcBucketReplicationConfigMissing"
     stands = any(rule.id == rule_id and rule.enabled and rule.destination == destination for rule in replication.rules)
-    return "" if stands or batch else "SrcObjectNotEligible"
+    return "" if stands else "SrcObjectNotEligible"
+
+
+def owed_again(delivery: Delivery) -> Delivery:
+    """A delivery that is to be made once more, as a live one: an edit, a person, or a lost replica asks for it."""
+    return replace(delivery, status=Status.PENDING, reason="", batch="", before=None)
+
+
+# -- what a backfill asks for
+
+NONE = "NONE"
+"""What S3 Batch Replication calls a version that no rule has chosen yet."""
+STATUSES = (NONE, str(Status.FAILED), str(Status.COMPLETED), str(Status.REPLICA))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one backfill is to send: to the destinations of these rules (none: of all), versions of these statuses
+    (none: of any). job is its id."""
+
+    job: str
+    statuses: frozenset[str] = frozenset()
+    rules: frozenset[str] = frozenset()
+
+
+def statuses_for(version: Version, destination: str) -> set[str]:
+    """What a version is called when a backfill asks whether to send it to a destination.
+
+    By its delivery there. S3 knows a version's status only as a whole, so where there is no delivery yet, the status
+    that S3 would show counts as well: COMPLETED elsewhere, for a destination that was added. A replica is one always.
+    """
+    delivery = version.deliveries.get(destination)
+    if version.origin is Origin.REPLICA:
+        return {str(Status.REPLICA)} | ({str(delivery.status)} if delivery else set())
+    if delivery is not None:
+        return {str(delivery.status)}
+    return {NONE} | ({str(version.status)} if version.status else set())
+
+
+def ask_for(
+    replication: Replication, version: Version, wanted: Wanted, is_there: Callable[[str], bool]
+) -> tuple[dict[str, Delivery], int]:
+    """What a backfill owes of one version, by destination; and how many destinations are known to have it.
+
+    is_there: whether a destination has it, as far as the index knows: asked where it is COMPLETED and the job is not
+    for COMPLETED ones by name; those are looked at again. The rule that decides is the one that would decide for a new
+    version, and it must be among the wanted ones. Source: s3-semantics, 2, the batch column.
+    """
+    if version.origin is Origin.LIFECYCLE or version.storage_class in ARCHIVED_CLASSES:
+        return {}, 0
+    asked: dict[str, Delivery] = {}
+    there = 0
+    for destination, rule in winners(replication.rules, version.key, version.tags, marker=version.marker).items():
+        before = version.deliveries.get(destination)
+        if wanted.rules and rule.id not in wanted.rules:
+            continue
+        if before is not None and (before.status is Status.PENDING or before.batch == wanted.job):
+            continue  # it is on its way, or this job was here before it was interrupted
+        if wanted.statuses and wanted.statuses.isdisjoint(statuses_for(version, destination)):
+            continue
+        if not wanted.statuses and before and before.status is Status.COMPLETED and is_there(destination):
+            there += 1
+            continue
+        asked[destination] = replace(owed(rule, wanted.job), before=before and replace(before, before=None))
+    return asked, there
 
 
 # -- one delivery
@@ -112,17 +176,18 @@ class Facts:
     key_there: bool = True
     archived: bool = False
     hard_deleted: bool = False
-    batch: bool = False
     edit: bool = False
     """The destination has had the version: only metadata that was edited since is owed."""
     replica_there: bool = True
+    null_taken: bool = False
+    """It is a null version, and the destination has another null version of that key."""
 
 
 def decide(facts: Facts) -> Action:
     """What to do now for one delivery. The order of the questions is the policy."""
     if not facts.source_configured:
         return Settle(Status.FAILED, "SrcBucketReplicationConfigMissing")
-    if not facts.rule_enabled and not facts.batch:
+    if not facts.rule_enabled:
         return Settle(Status.FAILED, "SrcObjectNotEligible")
     if not facts.source_there:
         return Settle(Status.FAILED, "SrcVersionNotFound" if facts.key_there else "SrcKeyNotFound")
@@ -143,6 +208,8 @@ def decide(facts: Facts) -> Action:
     if facts.hard_deleted and not facts.edit:
         # S3 answers so to batch jobs; a live delivery of a version that somebody removed there is no different
         return Settle(Status.FAILED, "DstObjectHardDeleted")
+    if facts.null_taken:
+        return Settle(Status.FAILED, "SrcObjectNotEligible")
     return Send("the destination lacks this version", facts.with_tags)
 
 

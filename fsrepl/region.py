@@ -8,8 +8,7 @@ region is sent there. What cannot be done now waits in a queue with the time of 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
+import functools
 import logging
 import sqlite3
 import threading
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 from fsrepl import (
     admin,
     attrs,
+    batch,
     capture,
     commit,
     courtesy,
@@ -40,6 +40,7 @@ from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unav
 from fsrepl.fs import reason
 from fsrepl.journal import Owed, View, owed_of
 from fsrepl.model import Delivery, Status, Version, Versioning
+from fsrepl.queues import Queue
 from fsrepl.scan import Scan, Trouble
 from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
 from fsrepl.watch import ARRIVED, CHANGED, FOUND, GONE, Mark, Marks, WatchLimit
@@ -100,6 +101,10 @@ class Place:
     """Keys whose copying took a while, and until when the next change of theirs waits."""
     unmarked: Unmarked = field(default_factory=Unmarked)
     unreadable: dict[bytes, str] = field(default_factory=dict)
+    jobs: dict[str, batch.Run] = field(default_factory=dict)
+    """Backfills from here that have not ended, by id."""
+    lapsed: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
     documents: Documents | None = None
     in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
     """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
@@ -125,49 +130,6 @@ class Place:
             names.discard(name)
 
 
-class Queue:
-    """What one source owes one destination: what may be tried now, and what waits for its next try."""
-
-    def __init__(self, source: str, destination: str) -> None:
-        self.source, self.destination = source, destination
-        self.ready: deque[Owed] = deque()
-        self.later: list[tuple[float, int, Owed]] = []
-        self.notes: dict[tuple[bytes, str], tuple[float, str, int]] = {}
-        """(key, version id) of what failed for now: when it is tried again, why, how often it was tried."""
-        self.known: set[tuple[bytes, str]] = set()
-        self.blocked_until_s = 0.0
-        self.blocked_why = ""
-        self.attempts = 0
-
-    def add(self, owed: Owed) -> None:
-        if (owed.key, owed.id) not in self.known:
-            self.known.add((owed.key, owed.id))
-            self.ready.append(owed)
-
-    def take(self, limit: int, now_s: float) -> list[Owed]:
-        if now_s < self.blocked_until_s:
-            return []
-        while self.later and self.later[0][0] <= now_s:
-            self.ready.append(heapq.heappop(self.later)[2])
-        return [self.ready.popleft() for _ in range(min(limit, len(self.ready)))]
-
-    def done(self, owed: Owed) -> None:
-        self.known.discard((owed.key, owed.id))
-        self.notes.pop((owed.key, owed.id), None)
-
-    def kick(self) -> None:
-        """Try everything now: something changed that may let it through."""
-        self.blocked_until_s, self.attempts = 0.0, 0
-        self.ready.extend(owed for _, _, owed in sorted(self.later))
-        self.later.clear()
-
-    def next_s(self) -> float | None:
-        if not self.ready and not self.later:
-            return None
-        due = 0.0 if self.ready else self.later[0][0]
-        return max(due, self.blocked_until_s)
-
-
 class Region:
     """See the module. Other threads call post, owe, words and marks only."""
 
@@ -177,7 +139,6 @@ class Region:
         self.words: deque[deliver.Word] = deque()
         self.places: dict[str, Place] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
-        self._tickets = itertools.count()
         self._wake = threading.Event()
         self._probe_at_s = 0.0
         self.probed = False
@@ -250,7 +211,10 @@ class Region:
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.look_around()
-        for step in (self._lost, self._directories, self._scan, self._take, self._settle, self._deliver, self._held):
+        for step in (
+            self._lost, self._directories, self._scan, self._take, self._settle, self._deliver, self._held,
+            self._backfill,
+        ):  # fmt: skip
             busy |= step()
         self._mark_views()
         return busy
@@ -267,6 +231,8 @@ class Region:
             due += [each.due_s for each in place.later.values()] + [each.due_s for each in place.held.values()]
             if (unmarked := place.unmarked.next_s()) is not None:
                 due.append(unmarked)
+            if place.up and (step_s := batch.next_s(place)) is not None:
+                due.append(step_s)
         due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
         return min(due)
 
@@ -320,6 +286,7 @@ class Region:
             index.finish(bucket, engine.journal, hold)
         thresholds.untrack(engine, address)
         self._watch_barrier(place, bucket)
+        batch.resume(self, place, bucket)
         place.up, place.scanned = True, False
         self.owe_all(place)
         for queue in self.queues.values():
@@ -412,7 +379,7 @@ class Region:
 
     def drop_queues(self, address: str) -> None:
         for at in [at for at in self.queues if at[0] == address]:
-            del self.queues[at]
+            self.queues.pop(at).backlog.close()
 
     def flush(self, address: str) -> Place:
         """Capture everything that was finished in a bucket before now. Runs in this region's thread."""
@@ -456,12 +423,13 @@ class Region:
 
     def owe_all(self, place: Place) -> None:
         """Queue everything a source owes, as the journal has it; what no rule stands for any more has failed."""
-        for each in self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING):
-            lapsed = plan.lapsed(place.bucket.replication, each.rule, each.destination, batch=bool(each.batch))
+        for each in self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True):
+            lapsed = plan.lapsed(place.bucket.replication, each.rule, each.destination)
             if lapsed:
                 self.words.append(deliver.Word(each, Status.FAILED, lapsed, None))
             else:
                 self._enqueue(each)
+        batch.owe_all(self, place)
 
     def owe_all_again(self) -> None:
         """A region left the site: what was owed to it has to be settled here."""
@@ -787,7 +755,11 @@ class Region:
     def owe(self, address: str, version: Version, only: str = "") -> None:
         """Hand a version's pending deliveries to the regions they go to."""
         for destination, delivery in version.deliveries.items():
-            if delivery.status is Status.PENDING and only in ("", destination):
+            if delivery.status is not Status.PENDING or only not in ("", destination):
+                continue
+            if delivery.batch:
+                self.wake_backlog(address, destination)
+            else:
                 self._enqueue(owed_of(address, version, destination, delivery))
 
     def _enqueue(self, owed: Owed) -> None:
@@ -798,30 +770,61 @@ class Region:
         else:
             region.post(lambda: region.queue(owed.source, owed.destination).add(owed))
 
+    def wake_backlog(self, source: str, destination: str, *, start_over: bool = False) -> None:
+        """Backfills of a source here owe something to a destination."""
+        region = self.engine.regions.get(destination.partition("/")[0])
+        if region is None:
+            batch.owe_all(self, self.places[source])
+            return
+
+        def wake() -> None:
+            backlog = region.queue(source, destination).backlog
+            backlog.start_over() if start_over else backlog.wake()
+
+        region.post(wake)
+
     def queue(self, source: str, destination: str) -> Queue:
         at = (source, destination)
         if at not in self.queues:
-            self.queues[at] = Queue(*at)
+            self.queues[at] = Queue(*at, self.engine.backfill_lanes)
         return self.queues[at]
 
     def _deliver(self) -> bool:
-        busy = False
+        """A batch of what each queue has ready; a portion of what backfills owe, to destinations with nothing live."""
         now_s = time.monotonic()
+        served: set[str] = set()
         for queue in list(self.queues.values()):
-            owed = queue.take(BATCH, now_s)
-            if not owed:
-                continue
-            busy = True
-            place = self.places.get(queue.destination)
-            if place is None and queue.destination in self.engine.site.buckets:
-                self.try_later(owed, "the destination is not up yet", whole=True)
-            elif place is None:
-                deliver.settle_all(self, owed, plan.decide(plan.Facts(destination_known=False)))
-            elif not place.up and place.bucket.versioning is not Versioning.OFF and place.bucket.trouble:
-                self._bucket_trouble(place, owed)
-            else:
-                deliver.carry(self, place, owed)
+            if owed := queue.take(BATCH, now_s):
+                served.add(queue.destination)
+                self._carry(queue, owed)
+        busy = bool(served)
+        for queue in list(self.queues.values()):
+            if queue.destination not in served and (owed := self._backlog(queue, now_s)):
+                self._carry(queue, owed)
+                busy = True
         return busy
+
+    def _backfill(self) -> bool:
+        busy = False
+        for place in self.places.values():
+            if place.up and (place.jobs or place.lapsed):
+                busy |= batch.step(self, place)
+        return busy
+
+    def _backlog(self, queue: Queue, now_s: float) -> list[Owed]:
+        read = functools.partial(self.engine.journal.backlog, queue.source, queue.destination)
+        return queue.take_backlog(read, self.engine.settings.replication.large_file_bytes, now_s)
+
+    def _carry(self, queue: Queue, owed: Sequence[Owed]) -> None:
+        place = self.places.get(queue.destination)
+        if place is None and queue.destination in self.engine.site.buckets:
+            self.try_later(owed, "the destination is not up yet", whole=True)
+        elif place is None:
+            deliver.settle_all(self, owed, plan.decide(plan.Facts(destination_known=False)))
+        elif not place.up and place.bucket.versioning is not Versioning.OFF and place.bucket.trouble:
+            self._bucket_trouble(place, owed)
+        else:
+            deliver.carry(self, place, owed)
 
     def _bucket_trouble(self, place: Place, owed: Sequence[Owed]) -> None:
         try:
@@ -839,15 +842,11 @@ class Region:
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
         if whole:
             queue.attempts += 1
-            queue.blocked_until_s = now_s + plan.retry_delay_s(queue.attempts, cap_s)
-            queue.blocked_why = why
-            queue.ready.extendleft(reversed(owed))
+            queue.put_back(owed, now_s + plan.retry_delay_s(queue.attempts, cap_s), why)
             return
         for each in owed:
-            _, _, attempts = queue.notes.get((each.key, each.id), (0.0, "", 0))
-            due_s = now_s + plan.retry_delay_s(attempts + 1, cap_s)
-            queue.notes[each.key, each.id] = (due_s, why, attempts + 1)
-            heapq.heappush(queue.later, (due_s, next(self._tickets), each))
+            attempts = queue.attempts_of(each)
+            queue.put_off(each, now_s + plan.retry_delay_s(attempts + 1, cap_s), why)
             level = logging.WARNING if attempts == 4 else logging.DEBUG
             log.log(
                 level, 'not yet bucket=%s key="%s" to=%s attempts=%d: %s',
@@ -882,6 +881,7 @@ class Region:
                 continue  # the bucket left the site
             try:
                 deliver.settle(self, place, group)
+                self._acknowledge(group)
                 busy = True
             except (FsreplError, OSError) as error:
                 # The words are only late: without them the deliveries are found done when they are asked again.
@@ -891,30 +891,49 @@ class Region:
                     self._wake.wait(0.2)
         return busy
 
+    def _acknowledge(self, words: Sequence[deliver.Word]) -> None:
+        """What became of these is written down: the journal no longer says otherwise."""
+        by_way: dict[tuple[str, str], list[Owed]] = {}
+        for word in words:
+            if word.owed.batch:
+                by_way.setdefault((word.owed.source, word.owed.destination), []).append(word.owed)
+        for (source, destination), owed in by_way.items():
+            if (region := self.engine.regions.get(destination.partition("/")[0])) is not None:
+                region.post(functools.partial(region.settled, source, destination, owed))
+
+    def settled(self, source: str, destination: str, owed: Sequence[Owed]) -> None:
+        self.queue(source, destination).backlog.settled(owed)
+
     def send_in_lane(self, place: Place, item: deliver.Item) -> None:
         """A large object: stage it beside everything else, with progress; publish it here when it is done."""
         owed, version = item.owed, item.version
         assert version is not None
         progress = transfer.Progress(owed.key, owed.source, owed.destination, version.size)
 
-        def copy() -> transfer.StagedReplica:
+        def copy() -> transfer.StagedReplica | Version:
             with (
                 self.engine.progress(progress),
                 self.engine.site.bucket(owed.source).open() as source,
                 place.bucket.open() as destination,
             ):
-                return deliver.stage(self, source, destination, item, progress)
+                there = deliver.whole_replica(place, destination, item)
+                return there or deliver.stage(self, source, destination, item, progress)
 
-        def finish(staged: transfer.StagedReplica | Exception) -> None:
+        def finish(staged: transfer.StagedReplica | Version | Exception) -> None:
             if isinstance(staged, Exception):
                 self._lane_failed(owed, staged)
                 return
             try:
                 with place.bucket.open() as destination, self.engine.site.bucket(owed.source).open() as source:
                     destination.like = source
-                    item.staged = staged
-                    item.known = self.engine.journal.object(owed.destination, owed.key)
-                    self.send_words(deliver.publish(self, place, destination, [item]))
+                    group = deliver.Batch(self, place, source, destination)
+                    if isinstance(staged, Version):
+                        group.bring_into_line(item, staged)
+                    else:
+                        item.staged = staged
+                        item.known = self.engine.journal.object(owed.destination, owed.key)
+                        group.ready.append(item)
+                    group.publish()
             except (FsreplError, OSError) as error:
                 self.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
 
@@ -946,8 +965,8 @@ class Region:
             delivery = version.deliveries.get(destination) if version else None
             if version is None or delivery is None:
                 return
-            pending = replace(delivery, status=Status.PENDING, reason="", edit=False)
-            self.owe_again(bucket, version, {**version.deliveries, destination: pending})
+            again = replace(plan.owed_again(delivery), edit=False)
+            self.owe_again(bucket, version, {**version.deliveries, destination: again})
 
     def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:
         """Make deliveries of a stored version pending (again), from now on, on the record first."""
