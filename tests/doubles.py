@@ -13,7 +13,17 @@ class PowerCut(BaseException):
     """Not an Exception: nothing that cleans up after errors may run as if the machine were still there."""
 
 
-class DyingFs(Fs):
+class UnsyncedFs(Fs):
+    """The real one without waiting for the disk: for worlds in which the power stays on."""
+
+    def sync_file(self, fd: int) -> None:
+        pass
+
+    def sync_all(self, fd: int) -> None:
+        pass
+
+
+class DyingFs(UnsyncedFs):
     """The real one for a number of changes, then dead, cleanup included."""
 
     def __init__(self, calls: int) -> None:
@@ -21,7 +31,7 @@ class DyingFs(Fs):
         self.died = False
         self.died_in = ""
         for name in MUTATIONS:
-            setattr(self, name, self._counted(name, getattr(Fs, name).__get__(self)))
+            setattr(self, name, self._counted(name, getattr(UnsyncedFs, name).__get__(self)))
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **more: object) -> object:
@@ -35,14 +45,14 @@ class DyingFs(Fs):
         return call
 
 
-class FailingFs(Fs):
+class FailingFs(UnsyncedFs):
     """One change fails with an errno: the nth, or from the nth on every one."""
 
     def __init__(self, calls: int, number: int = errno.EIO, *, for_ever: bool = False) -> None:
         self.calls_left, self.number, self.for_ever = calls, number, for_ever
         self.failed = 0
         for name in MUTATIONS:
-            setattr(self, name, self._counted(name, getattr(Fs, name).__get__(self)))
+            setattr(self, name, self._counted(name, getattr(UnsyncedFs, name).__get__(self)))
 
     def mend(self) -> None:
         self.for_ever = False
@@ -59,7 +69,7 @@ class FailingFs(Fs):
         return call
 
 
-class CoarseFs(Fs):
+class CoarseFs(UnsyncedFs):
     """File times as before Linux 6.13: they move in steps of 10 ms."""
 
     coarse_ns = 20_000_000

@@ -14,6 +14,7 @@ from fsrepl.errors import Refused
 from fsrepl.fs import Fs
 from fsrepl.model import Status, Version
 from fsrepl.region import Place, Region
+from tests.doubles import UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
 ROLE = "courier"
@@ -64,7 +65,7 @@ class World:
         self.home = home
         admin.init(home, dict.fromkeys(sorted({bucket.partition("/")[0] for bucket in buckets})))
         self.settings = settings.load(home / settings.FILE)
-        self.engine = Engine(self.settings, fs=fs)
+        self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
         for bucket in buckets:
             self.run("bucket.create", bucket=bucket, versioning=True)
         if replicate:
@@ -129,7 +130,7 @@ class World:
         if without_journal:
             for path in Path(self.engine.site.state).glob("journal.db*"):
                 path.unlink()
-        self.engine = Engine(self.settings, fs=fs)
+        self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
 
     # -- places
 
