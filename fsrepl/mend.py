@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -253,7 +254,7 @@ def _put_in_place(
             store.unstage(bucket, staged) if staged else None
             return
         now = _edited_meanwhile(bucket, version)
-        face = _face(region, bucket, now)
+        face = _face(region, place, bucket, now)
         restores_view = face.rotten and not commit.receives_writes(place.bucket)
         intents = b""
         if restores_view:
@@ -283,10 +284,16 @@ def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
     return version
 
 
-def _face(region: Region, bucket: OpenBucket, version: Version) -> _Face:
+def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) -> _Face:
     journal = region.engine.journal
     known = journal.object(bucket.address, version.key)
-    if version.marker or known is None or known.id != version.id or known.view is None:
+    if (
+        version.marker
+        or known is None
+        or known.id != version.id
+        or known.view is None
+        or known.view.shown != version.id
+    ):
         return _Face()
     view = known.view
     directory, name = keys.split(version.key)
@@ -296,19 +303,40 @@ def _face(region: Region, bucket: OpenBucket, version: Version) -> _Face:
         return _Face()
     try:
         found = bucket.fs.stat_fd(fd)
-        if not bucket.fs.is_regular(found) or view.shown != version.id or view.racy or not view.is_like(found):
+        linked = store.is_file_of(bucket, version, found.st_ino)
+        recorded = view.is_like(found) and not view.racy
+        if not bucket.fs.is_regular(found) or not (recorded or (linked and _by_nobody(region, place, version, found))):
             return _Face()
         rotten = store.digest(bucket, fd) != version.digest
+        written = bucket.fs.is_written(fd)
     except OSError:
         return _Face()
     finally:
         bucket.fs.close(fd)
-    if store.is_file_of(bucket, version, view.ino):
+    if written and not recorded:
+        return _Face()
+    if linked:
         # the file that it shares with the store is about to lose that name: its ctime will change, and that is no edit
-        view = replace(view, ctime_ns=0)
+        view = replace(view_of(found, version.id), ctime_ns=0)
         with journal.transaction():
             journal.see(bucket.address, version.key, view)
     return _Face(view, rotten)
+
+
+def _by_nobody(region: Region, place: Place, version: Version, found: os.stat_result) -> bool:
+    """Whether a view that is also the stored version changed, and not through any name that people have of it.
+
+    A write through the view makes an event; where all events up to now have been taken in, and the file has
+    no third name, what changed it went past the view. Without a watcher that cannot be known.
+    """
+    watcher, address, key = region.engine.watcher, place.bucket.address, version.key
+    if watcher is None or found.st_nlink > 2 or not watcher.is_watching(address, keys.split(key)[0]):
+        return False
+    region.flush(address)
+    if key in place.later or key in place.lanes or region.marks.is_marked(address, key) or region.marks.lost:
+        return False
+    known = region.engine.journal.object(address, key)
+    return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino
 
 
 def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
@@ -323,7 +351,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version,
     bucket.sync()
     place.bucket.ids.saw(version.id, version.created_ns)
     _index(region, bucket, version)
-    log.warning(
+    log.info(
         'repaired bucket=%s key="%s" version=%s size_bytes=%d',
         bucket.address, keys.shown(version.key), version.id, version.size,
     )  # fmt: skip

@@ -349,6 +349,10 @@ class Watcher(InotifyFD):
         for wd in descriptors:
             inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
 
+    def is_watching(self, address: str, path: bytes) -> bool:
+        """Whether what is written in a directory of a bucket makes events."""
+        return (address, path + b"/" if path else b"") in self._descriptors
+
     @property
     def watched(self) -> int:
         """How many directories are watched."""

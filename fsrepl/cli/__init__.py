@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import fsrepl
-from fsrepl.cli import buckets, daemon, looking, objects, replication, roles, site, waiting
+from fsrepl.cli import buckets, checking, daemon, looking, objects, replication, roles, site, waiting
 from fsrepl.cli.shared import State, set_state, state
 from fsrepl.errors import FsreplError
 
@@ -50,7 +50,7 @@ def options(
     set_state(State(site, verbose, quiet))
 
 
-for group in (site, daemon, buckets, replication, roles, objects, looking, waiting):
+for group in (site, daemon, buckets, replication, roles, objects, looking, waiting, checking):
     group.register(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,9 @@ from fsrepl import control, settings
 from fsrepl.errors import NotRunning, Refused, Usage
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fsrepl.engine import Engine
     from fsrepl.settings import Settings
     from fsrepl.site import Site
 
@@ -75,23 +79,46 @@ def open_site() -> Site:
 
 def perform(op: str, /, **params: object) -> dict[str, Any]:
     """Have the daemon do an operation; where there is none, take the site's lock and do it here."""
-    found = state().settings
-    until_s = time.monotonic() + _LOCK_WAIT_S
-    lock = control.Lock(found.state)
-    while True:
-        try:
-            return control.ask(found.state, op, params)
-        except NotRunning:
-            if lock.try_acquire():
-                break
-        # a daemon that is starting or stopping, or another command at work
-        if time.monotonic() > until_s:
-            raise Usage(f"another process (pid {lock.holder()}) holds this site's lock; try again when it is done")
-        time.sleep(_LOCK_LOOK_S)
-    from fsrepl import operations
+    with Performer() as performer:
+        return performer.perform(op, **params)
 
-    with lock, operations.local_engine(found) as engine:
-        return operations.run(engine, op, params)
+
+class Performer:
+    """Does operations one after another: by the daemon; or here, where there was none, keeping the site's lock until
+    it is closed."""
+
+    def __init__(self) -> None:
+        self._kept = contextlib.ExitStack()
+        self._engine: Engine | None = None
+
+    def perform(self, op: str, /, **params: object) -> dict[str, Any]:
+        from fsrepl import operations
+
+        if self._engine is None:
+            found = state().settings
+            until_s = time.monotonic() + _LOCK_WAIT_S
+            lock = control.Lock(found.state)
+            while True:
+                try:
+                    return control.ask(found.state, op, params)
+                except NotRunning:
+                    if lock.try_acquire():
+                        break
+                # a daemon that is starting or stopping, or another command at work
+                if time.monotonic() > until_s:
+                    raise Usage(
+                        f"another process (pid {lock.holder()}) holds this site's lock; try again when it is done"
+                    )
+                time.sleep(_LOCK_LOOK_S)
+            self._kept.enter_context(lock)
+            self._engine = self._kept.enter_context(operations.local_engine(found))
+        return operations.run(self._engine, op, params)
+
+    def __enter__(self) -> Performer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._kept.__exit__(kind, error, tb)
 
 
 def ask_daemon(op: str, /, *, answer_within_s: float | None = None, **params: object) -> dict[str, Any]:
@@ -159,8 +186,12 @@ _HARMFUL = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\u
 
 def print_json(document: object) -> None:
     """JSON without anything that a terminal would obey."""
+    typer.echo(json_text(document))
+
+
+def json_text(document: object) -> str:
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
-    typer.echo(_HARMFUL.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "backslashreplace").decode())
+    return _HARMFUL.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "backslashreplace").decode()
 
 
 def shown(text: str) -> str:

@@ -1,0 +1,193 @@
+"""fsrepl verify, doctor: is everything as it should be, and will it stay so?"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sqlite3
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fsrepl.cli.shared import (
+    Json,
+    Performer,
+    ask_daemon,
+    is_terminal,
+    json_text,
+    say,
+    shown,
+    size_text,
+    state,
+    warn,
+)
+from fsrepl.errors import FsreplError
+from fsrepl.fs import reason
+
+if TYPE_CHECKING:
+    from fsrepl.compare import Difference
+    from fsrepl.journal import Journal
+    from fsrepl.site import Site
+    from fsrepl.verify import Tally, Verification
+
+_PROGRESS_S = 0.1
+_PASS_S = 60.0
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(verify)
+
+
+def verify(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The source bucket, REGION/BUCKET.")],
+    destination: Annotated[
+        str | None, typer.Argument(metavar="[DST]", help="Only this one of its destinations; else all of them.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what is wrong from whichever copy matches the recorded hash.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compare, by hash, what is with what should be. 0: the same, or all was mended; 1: it is not.
+
+    Deliveries that are pending, and files that are just being changed, are counted apart.
+    """
+    from fsrepl.fs import ReadingFs
+    from fsrepl.site import Site
+    from fsrepl.verify import Hooks, Verification
+
+    site = Site(state().settings, ReadingFs())
+    with contextlib.ExitStack() as stack:
+        performer = stack.enter_context(Performer())
+        hooks = Hooks(_settled, _mender(performer) if repair else None)
+        journal = stack.enter_context(_journal(site))
+        found = stack.enter_context(Verification(site, source, destination, journal, hooks))
+        if is_terminal() and not state().quiet:
+            hooks.progress = stack.enter_context(_progress(found, journal))
+        _tell(found, repair=repair, json=json)
+    if found.tally.left or found.tally.away:
+        raise typer.Exit(1)
+
+
+def _settled() -> None:
+    """Wait until the regions of a running daemon have finished what they were at."""
+    with contextlib.suppress(FsreplError):
+        ask_daemon("pass", answer_within_s=_PASS_S)
+
+
+def _mender(performer: Performer) -> Callable[[Difference], None]:
+    def mend(difference: Difference) -> None:
+        try:
+            performer.perform(
+                "verify.repair",
+                bucket=difference.bucket,
+                path=base64.b64encode(difference.place).decode(),
+                version=difference.version,
+                marker=difference.marker,
+            )
+        except FsreplError as error:
+            warn(str(error))
+        except OSError as error:
+            warn(f"{shown(_name(difference))} was not mended: {reason(error)}")
+
+    return mend
+
+
+@contextlib.contextmanager
+def _journal(site: Site) -> Iterator[Journal | None]:
+    """The journal, if there is one to read: it knows how views looked when they were last recorded."""
+    from fsrepl.journal import Journal
+
+    path = os.path.join(site.state, "journal.db")
+    found: Journal | None = None
+    if os.path.exists(path):
+        with contextlib.suppress(sqlite3.Error):
+            found = Journal(path, read_only=True)
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.close()
+
+
+def _tell(found: Verification, *, repair: bool, json: bool) -> None:
+    """Print differences as they are found, however many there are, and what it came to."""
+    tally = found.tally
+    number = 0
+    if json:
+        typer.echo('{\n  "Differences": [', nl=False)
+    try:
+        for number, difference in enumerate(found.differences(), start=1):
+            if json:
+                text = textwrap.indent(json_text(difference.document()), "    ")
+                typer.echo((",\n" if number > 1 else "\n") + text, nl=False)
+            else:
+                mended = "; repaired" if difference.repaired else ""
+                version = difference.version or "-"
+                typer.echo(f"{shown(_name(difference))}  {version}  {difference.problem}: {difference.why}{mended}")
+    finally:
+        if json:
+            counts = {"Checked": tally.checked, "Bytes": tally.bytes, "Pending": tally.pending, "Failed": tally.failed}
+            end = "\n  ]," if number else "],"
+            typer.echo(end + json_text(counts | _away(tally)).removeprefix("{"))
+    for address, why in tally.away.items():
+        warn(f"{address} was not compared: {why}")
+    if not json:
+        _sum_up(tally, repair=repair)
+
+
+def _away(tally: Tally) -> dict[str, object]:
+    return {"Away": [{"Bucket": b, "Why": why} for b, why in tally.away.items()]} if tally.away else {}
+
+
+def _sum_up(tally: Tally, *, repair: bool) -> None:
+    result = f"{tally.differences} differences" if tally.differences else "no differences"
+    if repair and tally.differences:
+        result += f", {tally.differences - tally.left} of them repaired"
+    say(f"{tally.checked} versions, {size_text(tally.bytes)}: {result}")
+    if tally.pending:
+        say(f"{tally.pending} deliveries or changes are pending; `fsrepl wait` waits for them")
+    if tally.failed:
+        say(f"{tally.failed} deliveries failed, and are not compared; `fsrepl status` and `fsrepl why` tell more")
+    if tally.left and not repair:
+        say("--repair mends what another copy is good for")
+
+
+def _name(difference: Difference) -> str:
+    return f"{difference.bucket}/{os.fsdecode(difference.key)}"
+
+
+@contextlib.contextmanager
+def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable[[Tally], None]]:
+    """A bar on the terminal, of the bytes that are stored on either side as far as the journal knows them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    buckets = [found.source, *found.destinations]
+    total = sum(journal.object_counts(bucket)[2] for bucket in buckets) if journal is not None else None
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        task = bar.add_task("verifying", total=total or None)
+        told_s = 0.0
+
+        def progress(tally: Tally) -> None:
+            nonlocal told_s
+            now_s = time.monotonic()
+            if now_s - told_s >= _PROGRESS_S:
+                told_s = now_s
+                bar.update(task, completed=tally.bytes, description=f"{tally.checked} versions")
+
+        yield progress
