@@ -6,6 +6,7 @@ keeps a version pending, its view says so after a moment. Nothing depends on the
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from fsrepl import commit, store
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fsrepl.region import Place, Region
 
 _PENDING_S = 1.5
+_BUSY_S = 5.0
+_BATCH = 256
 
 
 class Unmarked:
@@ -23,7 +26,7 @@ class Unmarked:
     def __init__(self) -> None:
         self._settled: dict[bytes, Version] = {}
         self._pending: dict[bytes, Version] = {}
-        self._pending_since_s = 0.0
+        self._settled_since_s = self._pending_since_s = 0.0
         self._said_pending: dict[bytes, str] = {}
         """Key to version id of the views that were marked while their version was pending."""
 
@@ -34,6 +37,8 @@ class Unmarked:
                 self._pending_since_s = now_s
             self._pending[version.key] = version
         else:
+            if not self._settled:
+                self._settled_since_s = now_s
             self._pending.pop(version.key, None)
             self._settled[version.key] = version
 
@@ -54,18 +59,29 @@ class Unmarked:
             return 0.0
         return self._pending_since_s + _PENDING_S if self._pending else None
 
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether views have waited so long that they are marked in between other work."""
+        since_s = min(
+            self._settled_since_s if self._settled else now_s, self._pending_since_s if self._pending else now_s
+        )
+        return now_s - since_s > _BUSY_S
+
     def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
-        """What is to be marked now, and whether the view was marked before and only its status is new."""
+        """Some of what is to be marked now, and whether the view was marked before and only its status is new."""
+        most = len(self) if everything else _BATCH
         out = []
-        for key, version in self._settled.items():
+        for key in list(itertools.islice(self._settled, most)):
+            version = self._settled.pop(key)
             out.append((version, self._said_pending.pop(key, None) == version.id))
-        self._settled = {}
-        if self._pending and (everything or now_s >= self._pending_since_s + _PENDING_S):
-            for key, version in self._pending.items():
+        if everything or now_s >= self._pending_since_s + _PENDING_S:
+            for key in list(itertools.islice(self._pending, most - len(out))):
+                version = self._pending.pop(key)
                 out.append((version, self._said_pending.get(key) == version.id))
                 self._said_pending[key] = version.id
-            self._pending = {}
         return out
+
+    def __len__(self) -> int:
+        return len(self._settled) + len(self._pending)
 
 
 def mark_views(region: Region, place: Place, now_s: float, *, everything: bool = False) -> None:

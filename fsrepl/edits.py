@@ -39,7 +39,7 @@ def changed(was: Version, now: Version) -> frozenset[str]:
 
 def same(a: Version, b: Version) -> bool:
     """Whether the metadata is equal, and edited equally late."""
-    return not changed(a, b) and a.edited == b.edited
+    return a is b or (not changed(a, b) and a.edited == b.edited)
 
 
 def seen(

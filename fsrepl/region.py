@@ -216,7 +216,7 @@ class Region:
             self._backfill,
         ):  # fmt: skip
             busy |= step()
-        self._mark_views()
+        self._mark_views(busy=busy)
         return busy
 
     def next_s(self) -> float | None:
@@ -660,11 +660,12 @@ class Region:
         else:
             run()
 
-    def _mark_views(self) -> None:
+    def _mark_views(self, *, busy: bool) -> None:
+        """Views are told last: while there is other work they wait, but not for long."""
         now_s = time.monotonic()
         for place in self.places.values():
             due_s = place.unmarked.next_s()
-            if place.up and due_s is not None and now_s >= due_s:
+            if place.up and due_s is not None and now_s >= due_s and (not busy or place.unmarked.is_overdue(now_s)):
                 with contextlib.suppress(FsreplError):
                     courtesy.mark_views(self, place, now_s)
 
