@@ -14,7 +14,7 @@ import contextlib
 import enum
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -337,6 +337,15 @@ def describe(job: Job, tasks: Tasks, eta_s: float | None = None) -> dict[str, ob
     """A job for `--json`: its document without what is of use to the daemon alone, and how far it is."""
     document = encode(replace(job, last=None, unreadable=(), tasks=None))
     return document | {"ProgressSummary": _encode_tasks(tasks), "EtaSeconds": eta_s}
+
+
+def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[dict[str, object]]:
+    """The jobs of buckets as their documents say, where there is no daemon to ask."""
+    found: list[Job] = []
+    for address in addresses:
+        with contextlib.suppress(FsreplError, OSError), site.bucket(address).open() as bucket:
+            found += load(bucket)[0]
+    return [describe(job, tasks_of(journal, job)) for job in found]
 
 
 def find(site: Site, job_id: str) -> Job:

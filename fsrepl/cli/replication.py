@@ -7,27 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
+from fsrepl.cli import backfill
 from fsrepl.cli.shared import (
     DryRun,
     Json,
     Source,
-    ask_daemon,
     open_site,
     perform,
     print_json,
     print_table,
     read_document,
     say,
-    warn,
 )
 from fsrepl.errors import Usage
 
 replication = typer.Typer(help="Replication rules of a source bucket.", no_args_is_help=True)
 
-STATUSES = ("NONE", "FAILED", "COMPLETED", "REPLICA")
-
 
 def register(app: typer.Typer) -> None:
+    backfill.register(replication)
     app.add_typer(replication, name="replication")
 
 
@@ -177,32 +175,3 @@ def rm(source: Source, json: Json = False) -> None:
     """Remove the configuration. What is in the destinations stays there."""
     answer = perform("replication.rm", source=source)
     print_json(answer) if json else say(f"{source} is not replicated any more")
-
-
-@replication.command("backfill")
-def backfill(
-    source: Source,
-    status: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STATUS", help="Only versions of this status: NONE, FAILED, COMPLETED, REPLICA. Repeatable."
-        ),
-    ] = None,
-    rule: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only by this rule. Repeatable.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is there.")] = False,
-    json: Json = False,
-) -> None:
-    """Send what live rules passed over: S3 Batch Replication."""
-    for each in status or ():
-        if each not in STATUSES:
-            raise Usage(f"--status {each}: there are {', '.join(STATUSES)}")
-    answer = ask_daemon("replication.backfill", source=source, statuses=status or [], rules=rule or [])
-    if json:
-        print_json(answer)
-    else:
-        say(f"{answer['Queued']} versions are queued")
-    if wait:
-        waited = ask_daemon("wait", scope=source)
-        if waited["failed"]:
-            warn(f"{waited['failed']} deliveries failed; `fsrepl status` shows them")
-            raise typer.Exit(1)

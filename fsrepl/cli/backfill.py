@@ -1,0 +1,264 @@
+"""fsrepl replication backfill, jobs, report, cancel: S3 Batch Replication."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from fsrepl.cli.shared import (
+    Json,
+    Source,
+    ask_daemon,
+    duration_text,
+    is_terminal,
+    open_site,
+    print_json,
+    print_table,
+    say,
+    size_text,
+    state,
+    warn,
+)
+from fsrepl.errors import NotRunning, Usage
+
+_LOOK_S, _LOOK_MAX_S = 0.02, 0.5
+_FORMATS = ("csv", "json")
+_COLUMNS = ("Bucket", "Key", "VersionId", "Destination", "Status", "ErrorCode", "KeyBase64")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id; `fsrepl replication jobs` lists them.")]
+Format = Annotated[str | None, typer.Option("--format", metavar="csv|json", help="The form of the report.")]
+
+
+def register(replication: typer.Typer) -> None:
+    """Add these commands to `fsrepl replication`."""
+    for command in (backfill, jobs, report, cancel):
+        replication.command()(command)
+
+
+def backfill(
+    source: Source,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STATUS", help="Only versions of this status: NONE, FAILED, COMPLETED, REPLICA. Repeatable."
+        ),
+    ] = None,
+    rule: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only by this rule. Repeatable.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is there.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Wait, and write there what became of each version.")
+    ] = None,
+    format_: Format = None,
+    json: Json = False,
+) -> None:
+    """Send existing versions that live replication passed over, as a job with less priority: S3 Batch Replication.
+
+    It returns when the job is accepted. With --wait: 0 when all of it is there, 1 when some of it failed.
+    """
+    from fsrepl.plan import STATUSES
+
+    for each in status or ():
+        if each not in STATUSES:
+            raise Usage(f"--status {each}: there are {', '.join(STATUSES)}")
+    if report is None and format_ is not None:
+        raise Usage("--format is that of a report; --report FILE says where it goes")
+    form = _form(format_, report)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_replaced(report)) if report is not None else None
+        job = ask_daemon("replication.backfill", source=source, statuses=status or [], rules=rule or [])
+        if not (wait or report is not None):
+            print_json(job) if json else say(f"job {job['JobId']} is accepted; `fsrepl replication jobs` shows it")
+            return
+        job = _wait(job)
+        if file is not None:
+            _write_report(job["JobId"], form, file)
+    _tell(job, json=json)
+
+
+def _form(given: str | None, file: Path | None) -> str:
+    if given is None:
+        return "json" if file is not None and file.suffix == ".json" else "csv"
+    if given not in _FORMATS:
+        raise Usage(f"--format {given}: there are {', '.join(_FORMATS)}")
+    return given
+
+
+def _wait(job: dict[str, Any]) -> dict[str, Any]:
+    """Until a job has ended; on a terminal with a bar. Ended or not, it goes on without us."""
+    pause_s = _LOOK_S
+    try:
+        with _bar() as show:
+            while job["Status"] not in ("Complete", "Failed", "Cancelled"):
+                show(job)
+                time.sleep(pause_s)
+                pause_s = min(_LOOK_MAX_S, 2 * pause_s)
+                (job,) = ask_daemon("replication.jobs", source=job["Bucket"], job=job["JobId"])["Jobs"]
+    except NotRunning as error:
+        raise NotRunning(f"the daemon stopped; job {job['JobId']} goes on when it is started again") from error
+    except KeyboardInterrupt:
+        warn(f"job {job['JobId']} goes on; `fsrepl replication cancel {job['JobId']}` stops it")
+        raise
+    return job
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    if state().quiet or not is_terminal():
+        yield lambda job: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[size]}"),
+        TextColumn("{task.fields[left]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("backfill", total=None, size="", left="")
+
+        def show(job: Mapping[str, Any]) -> None:
+            counts = job["ProgressSummary"]
+            eta_s = job["EtaSeconds"]
+            progress.update(
+                task,
+                description=f"backfill, {job['Status'].lower()}",
+                completed=_ended(counts),
+                total=counts["TotalNumberOfTasks"] or None,
+                size=f"{size_text(counts['BytesSucceeded'])} of {size_text(counts['TotalBytes'])}",
+                left="" if eta_s is None else f"{duration_text(eta_s)} left",
+            )
+
+        yield show
+
+
+def _ended(counts: Mapping[str, int]) -> int:
+    return counts["NumberOfTasksSucceeded"] + counts["NumberOfTasksFailed"]
+
+
+def _tell(job: dict[str, Any], *, json: bool) -> None:
+    counts = job["ProgressSummary"]
+    if json:
+        print_json(job)
+    else:
+        say(
+            f"{counts['NumberOfTasksSucceeded']} sent, {size_text(counts['BytesSucceeded'])}; "
+            f"{job['AlreadyThere']} were there already"
+        )
+    if job["Status"] != "Complete":
+        warn(f"job {job['JobId']} is {job['Status']}: {job.get('StatusUpdateReason', 'it was cancelled')}")
+    if counts["NumberOfTasksFailed"]:
+        warn(f"{counts['NumberOfTasksFailed']} failed; `fsrepl replication report {job['JobId']}` tells which and why")
+    if job["Status"] != "Complete" or counts["NumberOfTasksFailed"]:
+        raise typer.Exit(1)
+
+
+def jobs(
+    source: Annotated[str | None, typer.Argument(metavar="[REGION/BUCKET]", help="Those of this source only.")] = None,
+    json: Json = False,
+) -> None:
+    """List the backfills of the last 90 days, and how far they are."""
+    from fsrepl import jobs as documents
+    from fsrepl import status
+
+    try:
+        found = ask_daemon("replication.jobs", source=source or "")
+    except NotRunning:
+        site = open_site()
+        addresses = [site.bucket(source).address] if source else sorted(site.buckets)
+        with status.reader(site) as journal:
+            found = {"Jobs": documents.read_all(site, journal, addresses)}
+    if json:
+        print_json(found)
+        return
+    head = ("JOB", "BUCKET", "STATUS", "CREATED", "DONE", "OF", "FAILED", "BYTES", "LEFT")
+    print_table([_line(job) for job in found["Jobs"]], head, right=(4, 5, 6, 7, 8))
+
+
+def _line(job: Mapping[str, Any]) -> tuple[object, ...]:
+    counts, eta_s = job["ProgressSummary"], job["EtaSeconds"]
+    return (
+        job["JobId"], job["Bucket"], job["Status"], job["CreationTime"][:19] + "Z", _ended(counts),
+        counts["TotalNumberOfTasks"], counts["NumberOfTasksFailed"], size_text(counts["TotalBytes"]),
+        "" if eta_s is None else duration_text(eta_s),
+    )  # fmt: skip
+
+
+def report(job: JobId, format_: Format = None) -> None:
+    """Print what became of each version of a job, for each destination: succeeded, failed, or still pending."""
+    _write_report(job, _form(format_, None), sys.stdout)
+
+
+def cancel(job: JobId, json: Json = False) -> None:
+    """Stop a job. What it has sent stays; the rest is again what it was before."""
+    answer = ask_daemon("replication.cancel", job=job)
+    print_json(answer) if json else say(f"job {job} is being cancelled")
+
+
+# -- the report
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[IO[str]]:
+    """A file to write, that takes its place whole when all went well. Raises Usage where it cannot be made."""
+    if str(path) == "-":
+        yield sys.stdout
+        return
+    try:
+        fd, staged = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise Usage(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with open(fd, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(staged, 0o666 & ~umask)
+        os.rename(staged, path)
+    except BaseException:
+        os.unlink(staged)
+        raise
+
+
+def _write_report(job_id: str, form: str, file: IO[str]) -> None:
+    from fsrepl import jobs as documents
+    from fsrepl import status
+
+    site = open_site()
+    job = documents.find(site, job_id)
+    with status.reader(site) as journal, site.bucket(job.bucket).open() as bucket:
+        rows = documents.report(bucket, journal, job)
+        _write_csv(rows, file) if form == "csv" else _write_json(rows, file)
+
+
+def _write_csv(rows: Iterator[dict[str, str]], file: IO[str]) -> None:
+    """A header and a line a row. A key is as people read it; where that is not the key itself, its bytes stand last."""
+    import base64
+    import csv
+
+    from fsrepl import keys
+
+    out = csv.writer(file, lineterminator="\n")
+    out.writerow(_COLUMNS)
+    for row in rows:
+        key = base64.b64decode(row["KeyBase64"]) if "KeyBase64" in row else row["Key"].encode()
+        text = keys.shown(key)
+        exact = "" if text.encode() == key else base64.b64encode(key).decode()
+        out.writerow([(row | {"Key": text, "KeyBase64": exact})[column] for column in _COLUMNS])
+
+
+def _write_json(rows: Iterator[dict[str, str]], file: IO[str]) -> None:
+    import json
+
+    separator = "["
+    for row in rows:
+        file.write(f"{separator}\n  {json.dumps(row)}")
+        separator = ","
+    file.write("\n]\n" if separator == "," else "[]\n")
