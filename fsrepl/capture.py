@@ -255,7 +255,8 @@ def _take(
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     racy = moving or now_ns - found.st_ctime_ns < bucket.fs.coarse_ns
-    marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in attrs.RECORDS}
+    records = attrs.RECORDS if after.st_nlink > 1 else frozenset()
+    marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in records}
     return Taken(
         found, size, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked, moving
     )  # fmt: skip

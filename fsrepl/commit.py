@@ -26,7 +26,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from fsrepl import attrs, edits, keys, obstacles, store, transfer
+from fsrepl import access, attrs, edits, keys, obstacles, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.journal import View, view_of
@@ -309,15 +309,17 @@ def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -
         like = None
         if bucket.like is not None:
             with contextlib.suppress(OSError):
-                like = fs.stat_fd(bucket.like.views.get(path))
+                there = bucket.like.views.get(path)
+                like = store.inode_posix(bucket.like, there, fs.stat_fd(there))
         if like is None:
-            like = fs.stat_fd(at)
-        mode, found = like.st_mode & 0o7777, fs.stat_fd(fd)
-        if (found.st_uid, found.st_gid) != (like.st_uid, like.st_gid):
+            like = store.inode_posix(bucket, at, fs.stat_fd(at))
+        mode, found = access.without_acl(like), fs.stat_fd(fd)
+        if (found.st_uid, found.st_gid) != (like.uid, like.gid):
             try:
-                fs.chown(fd, like.st_uid, like.st_gid)
+                fs.chown(fd, like.uid, like.gid)
             except PermissionError:
-                mode &= 0o1777
+                mode = access.without_owner(like)
+        fs.remove_acl(fd)  # what the directory above has for new ones is not the source's
         fs.chmod(fd, mode)
         with contextlib.suppress(OSError):
             fs.set_attribute(fd, attrs.MADE, b"1")
@@ -361,9 +363,7 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
         bucket.fs.close(fd)
 
 
-def _is_unedited(
-    bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result
-) -> bool:
+def _is_unedited(bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result) -> bool:
     """Whether nobody has edited a view's metadata while we marked it."""
     if (before.st_mode, before.st_uid, before.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
         return False
@@ -455,5 +455,3 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
 def from_os_error(error: OSError, where: str) -> FsreplError:
     """What an error in a destination means: a passing fault that is tried again, or one for a person."""
     return Unavailable(f"{where}: {reason(error)}")
-
-

@@ -260,7 +260,7 @@ def _is_stripped(place: Place, key: bytes, known: Object | None, taken: capture.
     if taken.attrs or taken.tags or taken.marks or key in place.unmarked:
         return False
     view = known.view if known else None
-    return view.ino == taken.found.st_ino if view else taken.found.st_nlink > 1
+    return view is None or view.ino == taken.found.st_ino
 
 
 def _edit(

@@ -413,7 +413,9 @@ class Rebuilder:
                     lacks = edits.shortfall(version, version.posix, transfer.mark(bucket, fd, version)).lacks
                     if lacks != version.shortfall.lacks:
                         store.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
-                    view = view_of(bucket.fs.stat_fd(fd), known.id, racy=bucket.fs.coarse_ns > 0)
+                    # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
+                    racy = not self.rebuilt or bucket.fs.coarse_ns > 0
+                    view = view_of(bucket.fs.stat_fd(fd), known.id, racy=racy)
                     if view.has_content_of(before):
                         journal.see(bucket.address, key, view)
             except (OSError, StoreDamaged) as error:

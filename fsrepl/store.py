@@ -461,7 +461,7 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
             bucket.fs.chmod(fd, 0o600)  # a copy of the tree may have opened it to others
         old = bucket.fs.attributes(fd).keys()
         raw = attrs.encode(version)
-        _put(bucket, fd, {n: v for n, v in raw.items() if not attrs.is_ours(n)})  # where it is a view, they are gone too
+        _put(bucket, fd, attrs.of_object(version))  # where it is a view too, those are gone with ours
     update(bucket, version, {n: v for n, v in raw.items() if n not in attrs.SEAL}, frozenset(old - raw.keys()))
     update(bucket, version, {n: v for n, v in raw.items() if n in attrs.SEAL})
     bucket.store.changed.add(keys.stored_directory(keys.split(version.key)[0]))

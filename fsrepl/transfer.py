@@ -174,9 +174,9 @@ def mark(bucket: OpenBucket, fd: int, version: Version, *, own: bool = True) -> 
         except OSError:
             refused.add(attribute)
     with contextlib.suppress(OSError):
+        true = wanted.keys() - refused | (attrs.RECORDS if bucket.fs.stat_fd(fd).st_nlink > 1 else frozenset())
         for attribute in bucket.fs.attribute_names(fd):
-            untrue = attribute not in wanted or attribute in refused
-            if attrs.is_ours(attribute) and untrue and attribute not in attrs.RECORDS:
+            if attrs.is_ours(attribute) and attribute not in true:
                 bucket.fs.remove_attribute(fd, attribute)
     return refused
 

@@ -12,7 +12,7 @@ from fsrepl import admin, arn, attrs, operations, settings, store
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused
 from fsrepl.fs import Fs
-from fsrepl.model import Status, Version
+from fsrepl.model import Posix, Status, Version
 from fsrepl.region import Place, Region
 from tests.doubles import UnsyncedFs
 
@@ -61,9 +61,11 @@ class World:
         fs: Fs | None = None,
         replicate: bool = True,
         buckets: tuple[str, ...] = (SOURCE, DESTINATION),
+        regions: Mapping[str, Path] | None = None,
     ) -> None:
         self.home = home
-        admin.init(home, dict.fromkeys(sorted({bucket.partition("/")[0] for bucket in buckets})))
+        places = {name: str(path) for name, path in (regions or {}).items()}
+        admin.init(home, {name: places.get(name) for name in sorted({b.partition("/")[0] for b in buckets})})
         self.settings = settings.load(home / settings.FILE)
         self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
         for bucket in buckets:
@@ -131,6 +133,23 @@ class World:
             for path in Path(self.engine.site.state).glob("journal.db*"):
                 path.unlink()
         self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
+
+    def set_sharing(self, **regions: str) -> None:
+        """How view and store share, by region; the site starts anew with it."""
+        text = self.settings.path.read_text()
+        for region, sharing in regions.items():
+            text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{sharing}"\n')
+        self.settings.path.write_text(text)
+        self.settings = settings.load(self.settings.path)
+        self.restart()
+
+    def stays_quiet(self) -> None:
+        """Nothing is left to do: further scans touch no file, and make no edit, no version and no delivery."""
+        before = self.snapshot()
+        for _ in range(2):
+            self.settle()
+        after = self.snapshot()
+        assert before == after, sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
 
     # -- places
 
@@ -210,6 +229,41 @@ class World:
 
     def statuses(self, bucket: str = SOURCE) -> set[Status | None]:
         return {v.status for versions in self.history(bucket).values() for v in versions}
+
+    def records(self, bucket: str) -> dict[tuple[bytes, str], tuple[object, ...]]:
+        """The metadata of every version that two buckets have in common: what is on record."""
+        return {
+            (key, v.id): (v.posix, dict(v.attrs), dict(v.tags), dict(v.edited))
+            for key, versions in self.history(bucket).items()
+            for v in versions
+        }
+
+    def look_of(self, key: str, bucket: str = SOURCE) -> tuple[Posix, dict[str, bytes]]:
+        """What people see of a view's metadata: mode, owner, time and ACL, and the attributes that are its own."""
+        path = self.path(key, bucket)
+        found = path.stat()
+        raw = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+        own = {n: v for n, v in raw.items() if n.startswith("user.") and not attrs.is_ours(n)}
+        mode = found.st_mode & 0o7777
+        return Posix(mode, found.st_uid, found.st_gid, found.st_mtime_ns, raw.get("system.posix_acl_access")), own
+
+    def snapshot(self) -> dict[str, tuple[object, ...]]:
+        """Every view and every file of the stores, with all that a change of it would change."""
+        out = {}
+        for bucket in self.engine.site.buckets:
+            for path in self.path(bucket=bucket).rglob("*"):
+                if path.is_file() and not {"tmp", "displaced", "intents"} & set(path.parts[-2:-1]):
+                    found = path.stat()
+                    raw = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+                    out[str(path)] = (
+                        found.st_ino,
+                        found.st_size,
+                        found.st_mode,
+                        found.st_mtime_ns,
+                        found.st_ctime_ns,
+                        raw,
+                    )
+        return out
 
     def leftovers(self, bucket: str) -> list[str]:
         """What lies in staging, displaced and intents."""
