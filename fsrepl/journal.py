@@ -486,6 +486,24 @@ class Journal:
         ).fetchone()
         return row[0] or "", row[1] or 0
 
+    def current_bytes(self, address: str) -> int:
+        """The size of all objects: their current versions, without markers."""
+        (size,) = self.execute(
+            "SELECT coalesce(sum(version.size), 0) FROM object JOIN version USING (bucket, dir, name, created, id) "
+            "WHERE object.bucket = ? AND NOT object.marker",
+            (self._ids.get(address),),
+        ).fetchone()
+        return int(size)
+
+    def count_unshown(self, address: str) -> int:
+        """How many keys have a view that does not show their current version, or one where a marker wants none."""
+        (number,) = self.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND (ino IS NULL) != marker "
+            "OR bucket = ? AND NOT marker AND shown != id",
+            (self._ids.get(address), self._ids.get(address)),
+        ).fetchone()
+        return int(number)
+
     # -- deliveries
 
     def put_deliveries(self, address: str, version: Version) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import admin, arn, batch, jobs, mend, objects
+from fsrepl import admin, arn, batch, examine, jobs, mend, objects
 from fsrepl.admin import init
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused, Usage
@@ -196,6 +196,7 @@ OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
     "tag.rm": _in_region("bucket", _tag),
     "verify.repair": _repair,
     "pass": _pass,
+    "doctor": lambda e, p: examine.where_it_works(e.site),
     "site": _check_site,
     "retry": _retry,
 }

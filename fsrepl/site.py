@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from fsrepl import arn, clock, config, keys
+from fsrepl import arn, clock, config, keys, roles
 from fsrepl.clock import Clock
 from fsrepl.errors import Away, BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
-from fsrepl.model import Replication, Versioning
+from fsrepl.model import Replication, Role, Versioning
 from fsrepl.settings import Settings
 
 REGION_IDENTITY = b".fsrepl-region.json"
@@ -419,6 +419,11 @@ class Site:
                 return True
         except FsreplError:
             return False
+
+    def role(self, name: str) -> Role:
+        """A replication role, as its file says. Raises OSError, ValueError (not JSON), Refused."""
+        with open(self.settings.roles / f"{name}.json", encoding="utf-8") as file:
+            return roles.parse_role(json.load(file), name)
 
     # -- buckets
 

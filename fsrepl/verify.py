@@ -16,7 +16,7 @@ from functools import partial
 
 from blake3 import blake3
 
-from fsrepl import attrs, clock, compare, keys, listing, roles, store
+from fsrepl import attrs, clock, compare, keys, listing, store
 from fsrepl.compare import Difference, Problem, Seen, Verdict
 from fsrepl.errors import FsreplError, Refused, StoreDamaged
 from fsrepl.fs import GONE, reason
@@ -120,14 +120,6 @@ class Verification:
         known = ", ".join(self.destinations) or "none"
         self.close()
         raise Refused("InvalidRequest", f"{destination} is no destination of {self.source}; its destinations: {known}")
-
-    def _read_role(self, name: str) -> Role | None:
-        import json
-
-        with contextlib.suppress(OSError, ValueError, FsreplError):
-            path = self.site.settings.roles / f"{name}.json"
-            return roles.parse_role(json.loads(path.read_text()), name)
-        return None
 
     def _prepare(self, address: str, opened: OpenBucket) -> Side:
         self._index.bucket_id(address)
@@ -383,7 +375,9 @@ class Verification:
         if replication is None:
             return None
         if replication.role not in self._roles:
-            self._roles[replication.role] = self._read_role(replication.role)
+            self._roles[replication.role] = None
+            with contextlib.suppress(OSError, ValueError, FsreplError):
+                self._roles[replication.role] = self.site.role(replication.role)
         return self._roles[replication.role]
 
     # -- views

@@ -20,27 +20,32 @@ from fsrepl.cli.shared import (
     ask_daemon,
     is_terminal,
     json_text,
+    open_site,
+    print_json,
     say,
     shown,
     size_text,
     state,
     warn,
 )
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, TimedOut
 from fsrepl.fs import reason
 
 if TYPE_CHECKING:
     from fsrepl.compare import Difference
+    from fsrepl.doctor import Finding
     from fsrepl.journal import Journal
     from fsrepl.site import Site
     from fsrepl.verify import Tally, Verification
 
 _PROGRESS_S = 0.1
+_MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green")}
 _PASS_S = 60.0
 
 
 def register(app: typer.Typer) -> None:
     app.command()(verify)
+    app.command()(doctor)
 
 
 def verify(
@@ -72,6 +77,43 @@ def verify(
         _tell(found, repair=repair, json=json)
     if found.tally.left or found.tally.away:
         raise typer.Exit(1)
+
+
+def doctor(json: Json = False) -> None:
+    """Look at watches, queue, attributes, reflinks, rights, space, documents, roles: what is wrong, and what to do.
+
+    Exit status 1 where something does not work; warnings do not count.
+    """
+    from fsrepl import doctor as doctors
+    from fsrepl import examine, status
+    from fsrepl.errors import NotRunning
+
+    site = open_site()
+    try:
+        there: dict[str, object] | None = ask_daemon("doctor", answer_within_s=_PASS_S)
+    except (NotRunning, TimedOut):
+        there = None
+    found = doctors.findings(examine.facts(site, status.daemon_status(site.settings), there))
+    if json:
+        print_json({"Findings": [finding.document() for finding in found]})
+    else:
+        for finding in found:
+            _diagnose(finding)
+    if any(finding.level is doctors.Level.ERROR for finding in found):
+        raise typer.Exit(1)
+
+
+def _diagnose(finding: Finding) -> None:
+    """A mark, where, what; and what to do, below it."""
+    mark, color = _MARKS[finding.level]
+    where = f" {finding.where}" if finding.where else ""
+    line = shown(f"{finding.area}{where}: {finding.what}")
+    if finding.level == "ok":
+        say(f"{typer.style(mark, fg=color)} {line}")
+        return
+    typer.echo(f"{typer.style(mark, fg=color, bold=True)} {line}")
+    for number, text in enumerate(finding.do.splitlines()):
+        typer.echo(f"    {'do: ' if not number else '    '}{shown(text)}")
 
 
 def _settled() -> None:
