@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from fsrepl import batch, keys
+from fsrepl import batch, keys, rounds
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import Status, Versioning
@@ -60,7 +60,7 @@ class Waited:
 
 
 def scope_of(engine: Engine, text: str) -> Scope:
-    """Read REGION/BUCKET[/KEY], or nothing for the whole site. Raises Usage or Refused where there is no such bucket."""
+    """Read REGION/BUCKET[/KEY], or nothing for the whole site. Raises Usage, or Refused for an unknown bucket."""
     if not text:
         return Scope(tuple(sorted(engine.site.buckets)))
     region, _, rest = text.partition("/")
@@ -150,25 +150,23 @@ def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) 
     """Make the sentinel; the epoch that began with it, None where it was not read."""
 
     def begin() -> int:
-        for path in list(place.trouble.polled):
-            region.scan(place, path, arrived=True)
-        return region.pass_barrier(place, _left(until_s, _SENTINEL_S))
+        return rounds.pass_barrier(region, place, _left(until_s, _SENTINEL_S))
 
     try:
-        return engine.ask(region.name, begin, _left(until_s, 60.0)) or None
+        return engine.ask(region.name, begin, _left(until_s, _PROBE_MAX_S)) or None
     except (FsreplError, TimeoutError, OSError):
         return None
 
 
 def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
     """Whether something from before the epoch is still to be captured; and which files are open for writing."""
-    address = place.bucket.address
+    address, marks = place.bucket.address, region.marks
     opened: set[str] = set()
-    if any(scan.epoch < epoch for scan in list(place.scans)) or address in region.taking:
+    # In the order in which one leads to the next, so that nothing is missed that moves on meanwhile.
+    if marks.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(marks.directories)):
         return True, opened
-    if region.marks.lost or any(e.epoch < epoch and e.address == address for e in list(region.marks.directories)):
-        return True, opened
-    if region.marks.is_waiting(address, epoch, scope.key):
+    moves = region.moves
+    if place.scans.is_pending(epoch) or marks.is_waiting(address, epoch, scope.key):
         return True, opened
     for key, later in list(place.later.items()):
         if not scope.takes(key):
@@ -177,7 +175,9 @@ def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bo
             opened.add(f"{address}/{keys.shown(key)}")
         elif later.mark.epoch < epoch:
             return True, opened
-    return any(mark.epoch < epoch and scope.takes(mark.key) for mark in list(place.lanes.values())), opened
+    if any(mark.epoch < epoch and scope.takes(mark.key) for mark in list(place.lanes.values())):
+        return True, opened
+    return region.moves != moves, opened  # a key may have gone from where we looked next to where we had looked
 
 
 def _failed(engine: Engine, address: str, scope: Scope) -> int:
@@ -192,7 +192,7 @@ def _failed(engine: Engine, address: str, scope: Scope) -> int:
 
 
 def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
-    """A key that no rule chose: `wait` says so, since it may not be what its caller expects. Raises Refused(NoSuchKey)."""
+    """A key that no rule chose: `wait` says so, as its caller may expect more. Raises Refused(NoSuchKey)."""
     known = engine.journal.object(address, key)
     if known is None:
         raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")

@@ -26,7 +26,7 @@ from fsrepl.journal import Journal
 from fsrepl.region import Region
 from fsrepl.report import Formatter
 from fsrepl.settings import Settings
-from fsrepl.watch import Watcher
+from fsrepl.watch import open_watcher
 
 log = logging.getLogger("fsrepl")
 
@@ -62,7 +62,7 @@ def _raise_file_limit() -> None:
 
 class Daemon:
     def __init__(self, found: Settings) -> None:
-        self.watcher = Watcher()
+        self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
         self.ready = False
@@ -198,9 +198,7 @@ class Daemon:
                     "held": {
                         keys.shown(k): {"why": h.why, "conflict": h.conflict} for k, h in list(place.held.items())
                     },
-                    "waiting": {
-                        keys.shown(k): {"why": w.why, "open": w.opened} for k, w in list(place.later.items())
-                    },
+                    "waiting": {keys.shown(k): {"why": w.why, "open": w.opened} for k, w in list(place.later.items())},
                 }
         retries = [
             {
@@ -241,6 +239,7 @@ class Daemon:
             ],
         }  # fmt: skip
 
+
 def notify(message: str) -> None:
     """Tell systemd. Does nothing elsewhere. Source: sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -249,4 +248,3 @@ def notify(message: str) -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
         to.connect("\0" + address[1:] if address.startswith("@") else address)
         to.sendall(message.encode())
-

@@ -30,7 +30,7 @@ from fsrepl.report import Reporter
 from fsrepl.settings import Settings
 from fsrepl.site import Site
 from fsrepl.transfer import Limiter, Progress
-from fsrepl.watch import Watcher
+from fsrepl.watch import NoWatches, Watcher
 
 if TYPE_CHECKING:
     from fsrepl.region import Region
@@ -82,7 +82,7 @@ class Recent:
 class Engine:
     """A site at work: in the daemon with threads and a watcher, in a single command without."""
 
-    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
+    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | NoWatches | None = None) -> None:
         from fsrepl.region import Region
 
         self.settings = settings
@@ -133,6 +133,11 @@ class Engine:
         self.reporter.close()
 
     # -- regions
+
+    @property
+    def epoch(self) -> int:
+        """How many barriers have been passed. See rounds.py."""
+        return self.watcher.epoch if self.watcher is not None else 0
 
     def region_of(self, address: str) -> Region:
         return self.regions[address.partition("/")[0]]
@@ -229,5 +234,3 @@ def _boot_id() -> str:
             return file.read().strip()
     except OSError:
         return str(int(time.time() - time.monotonic()))
-
-

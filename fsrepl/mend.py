@@ -333,7 +333,8 @@ def _by_nobody(region: Region, place: Place, version: Version, found: os.stat_re
     if watcher is None or found.st_nlink > 2 or not watcher.is_watching(address, keys.split(key)[0]):
         return False
     region.flush(address)
-    if key in place.later or key in place.lanes or region.marks.is_marked(address, key) or region.marks.lost:
+    marks = region.marks
+    if key in place.later or key in place.lanes or marks.is_marked(address, key) or marks.lost_since is not None:
         return False
     known = region.engine.journal.object(address, key)
     return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino

@@ -31,6 +31,7 @@ from fsrepl import (
     keys,
     plan,
     rebuild,
+    rounds,
     store,
     thresholds,
     transfer,
@@ -41,9 +42,9 @@ from fsrepl.fs import reason
 from fsrepl.journal import Owed, View, owed_of
 from fsrepl.model import Delivery, Status, Version, Versioning
 from fsrepl.queues import Queue
-from fsrepl.scan import Scan, Trouble
-from fsrepl.site import BARRIER, Bucket, Documents, OpenBucket
-from fsrepl.watch import ARRIVED, CHANGED, FOUND, GONE, Mark, Marks, WatchLimit
+from fsrepl.scan import Scans, Trouble
+from fsrepl.site import Bucket, Documents, OpenBucket
+from fsrepl.watch import ARRIVED, FOUND, Mark, Marks
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -51,9 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsrepl")
 
 BATCH = 512
-_SCAN_STEP_S = 0.02
 _PROBE_S = 1.0
-_POLL_S = 2.0
 _HELD_MAX_S = 30.0
 _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
@@ -91,7 +90,7 @@ class Place:
     """Indexed and watched; False while it is away."""
     offline: str = ""
     """Why it could not be brought up at the last look."""
-    scans: list[Scan] = field(default_factory=list)
+    scans: Scans = field(default_factory=Scans)
     trouble: Trouble = field(default_factory=Trouble)
     later: dict[bytes, LookLater] = field(default_factory=dict)
     held: dict[bytes, HeldView] = field(default_factory=dict)
@@ -120,6 +119,10 @@ class Place:
     """After that many batches in a row that went wrong, it is not brought up before then."""
     rescan_at_s: float = 0.0
     poll_at_s: float = 0.0
+    polled_since_s: float = 0.0
+    said_polled: bool = False
+    has_barrier: bool = False
+    """Its sentinels are watched."""
 
     def note_skipped(self, key: bytes, *, there: bool) -> None:
         directory, name = keys.split(key)
@@ -143,8 +146,8 @@ class Region:
         self._probe_at_s = 0.0
         self.probed = False
         """Its buckets have been looked at once."""
-        self.taking: set[str] = set()
-        """Buckets whose marks are in hand."""
+        self.moves = 0
+        """How often keys have begun, or ended, to move from where they wait to where they wait next."""
         self.stopping = False
         self.busy_since_s = 0.0
         self.thread: threading.Thread | None = None
@@ -198,6 +201,11 @@ class Region:
     def wake(self) -> None:
         self._wake.set()
 
+    def pause(self, seconds: float) -> None:
+        """Let others work for a moment; woken when there is something to do."""
+        self._wake.wait(seconds)
+        self._wake.clear()
+
     def post(self, what: Callable[[], None]) -> None:
         """Have something done in this region's thread."""
         self.inbox.append(what)
@@ -211,10 +219,8 @@ class Region:
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.look_around()
-        for step in (
-            self._lost, self._directories, self._scan, self._take, self._settle, self._deliver, self._held,
-            self._backfill,
-        ):  # fmt: skip
+        busy |= rounds.follow_events(self) | rounds.step(self)
+        for step in (self._take, self._settle, self._deliver, self._held, self._backfill):
             busy |= step()
         self._mark_views(busy=busy)
         return busy
@@ -243,7 +249,7 @@ class Region:
         self._probe_at_s = time.monotonic() + _PROBE_S
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.places if mine.get(a) is not self.places[a].bucket]:
-            self._put_down(self.places.pop(address))
+            self.suspend(self.places.pop(address))
         for address, bucket in mine.items():
             place = self.places.setdefault(address, Place(bucket))
             self._look_after(place)
@@ -260,16 +266,12 @@ class Region:
             why = reason(error) if isinstance(error, OSError) else str(error)
             if place.up or place.offline != why:
                 log.warning("offline bucket=%s: %s", place.bucket.address, why)
-                self._put_down(place)
+                self.suspend(place)
             place.offline = place.bucket.trouble = why
             return
         place.offline = ""
-        now_s = time.monotonic()
-        if place.up and not place.scans:
-            if now_s >= place.rescan_at_s:
-                self.scan(place)
-            elif place.trouble.polled and now_s >= place.poll_at_s:
-                self._poll(place)
+        if place.up:
+            rounds.go_round(self, place)
 
     def _bring_up(self, place: Place, bucket: OpenBucket) -> None:
         """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""
@@ -285,7 +287,7 @@ class Region:
         with engine.journal.transaction():
             index.finish(bucket, engine.journal, hold)
         thresholds.untrack(engine, address)
-        self._watch_barrier(place, bucket)
+        rounds.watch_barrier(self, place, bucket)
         batch.resume(self, place, bucket)
         place.up, place.scanned = True, False
         self.owe_all(place)
@@ -295,7 +297,7 @@ class Region:
         for region in self.engine.regions.values():
             if region is not self:
                 region.post(lambda region=region: region.kick(address))  # type: ignore[misc]
-        self.scan(place)
+        rounds.begin(self, place)
         log.info("online bucket=%s", address)
 
     def _index(self, place: Place, bucket: OpenBucket) -> None:
@@ -309,24 +311,11 @@ class Region:
                 bucket.address, rebuilder.waiting,
             )  # fmt: skip
 
-    def _watch_barrier(self, place: Place, bucket: OpenBucket) -> None:
-        if self.engine.watcher is None:
-            return
-        with contextlib.suppress(FileExistsError):
-            bucket.fs.make_dir(bucket.tmp, BARRIER)
-        fd = bucket.fs.open_dir(bucket.tmp, BARRIER)
-        try:
-            self.engine.watcher.watch_barrier(bucket.address, fd)
-        except WatchLimit:
-            place.trouble.polled.add(b"")
-        finally:
-            bucket.fs.close(fd)
-
-    def _put_down(self, place: Place) -> None:
+    def suspend(self, place: Place) -> None:
         """A bucket is away: forget what was in hand. Nothing is lost; a scan follows when it is back."""
         place.up = place.scanned = False
         place.looked_ns = 0
-        place.scans.clear()
+        place.scans = Scans()
         place.later.clear()
         place.unmarked.clear()
         place.trouble = Trouble()
@@ -373,7 +362,7 @@ class Region:
     def put_down(self, address: str) -> None:
         """A bucket is about to be removed."""
         if (place := self.places.pop(address, None)) is not None:
-            self._put_down(place)
+            self.suspend(place)
         for region in self.engine.regions.values():
             region.post(lambda region=region: region.drop_queues(address))  # type: ignore[misc]
 
@@ -386,39 +375,20 @@ class Region:
         place = self.place_of(address)
         if self.engine.watcher is None or not place.up:
             if place.up:
-                self.scan(place)
+                rounds.begin(self, place)
                 while place.scans:
-                    self._scan()
+                    rounds.step(self)
                 self._take_all(place)
             return place
-        self.pass_barrier(place, _FLUSH_S)
+        rounds.pass_barrier(self, place, _FLUSH_S)
         self.marks.hurry()
         self._take_all(place)
         return place
 
-    def pass_barrier(self, place: Place, timeout_s: float) -> int:
-        """Make a sentinel, wait until the watcher has read it; the epoch that began with it, 0 if it did not come."""
-        watcher = self.engine.watcher
-        assert watcher is not None
-        name = store.token()
-        with place.bucket.open() as bucket:
-            at = bucket.fs.open_dir(bucket.tmp, BARRIER)
-            try:
-                bucket.fs.close(bucket.fs.create(at, name))
-                until_s = time.monotonic() + timeout_s
-                while name not in watcher.sentinels and time.monotonic() < until_s:
-                    self._wake.wait(0.002)
-                    self._wake.clear()
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    bucket.fs.unlink(at, name)
-                bucket.fs.close(at)
-        return watcher.sentinels.pop(name, 0)
-
     def _take_all(self, place: Place) -> None:
         """Directories, scans and marks, until none of what is ready is left."""
         for _ in range(_FLUSH_TURNS_MAX):
-            if not (self._directories() or self._scan() or self._take()):
+            if not (rounds.follow_events(self) or rounds.step(self) or self._take()):
                 return
 
     def owe_all(self, place: Place) -> None:
@@ -453,102 +423,29 @@ class Region:
                 self.owe_all(place)
             thresholds.untrack(self.engine, bucket.address)
 
-    # -- scans
-
-    def scan(self, place: Place, top: bytes = b"", *, arrived: bool = False, epoch: int | None = None) -> None:
-        """Begin to look through a bucket, or one directory of it."""
-        if not top:
-            place.rescan_at_s = time.monotonic() + self.engine.settings.capture.rescan_s
-            place.scans.clear()
-        elif any(not each.top for each in place.scans if each.seen == set()):
-            return
-        place.trouble.forget(top)
-        now = self.engine.watcher.epoch if self.engine.watcher else 0
-        place.scans.append(Scan(place.bucket.address, top, arrived, now if epoch is None else epoch))
-
-    def _poll(self, place: Place) -> None:
-        place.poll_at_s = time.monotonic() + _POLL_S
-        for path in list(place.trouble.polled):
-            self.scan(place, path, arrived=True)
-
-    def _lost(self) -> bool:
-        if not self.marks.lost:
-            return False
-        self.marks.lost = False
-        log.warning("rescan region=%s: events were lost", self.name)
-        for place in self.places.values():
-            if place.up:
-                self.scan(place)
-        self._probe_at_s = 0.0
-        return True
-
-    def _directories(self) -> bool:
-        busy = False
-        while self.marks.directories:
-            event = self.marks.directories.popleft()
-            place = self.places.get(event.address)
-            if place is None or not place.up:
-                continue
-            busy = True
-            if event.flags & CHANGED and event.path not in place.trouble.unreadable:
-                continue  # directories are not objects; what counts is that one may be read now
-            if event.flags & GONE:
-                if self.engine.watcher is not None:
-                    self.engine.watcher.forget(event.address, event.path)
-                self.way_is_free(place)
-            self.scan(place, event.path, arrived=True, epoch=event.epoch)
-        return busy
-
-    def _scan(self) -> bool:
-        busy = False
-        for place in self.places.values():
-            if not place.up or not place.scans:
-                continue
-            busy = True
-            try:
-                self._scan_step(place)
-            except FsreplError as error:
-                log.warning("scan stopped bucket=%s: %s", place.bucket.address, error)
-                self._put_down(place)
-        return busy
-
-    def _scan_step(self, place: Place) -> None:
-        until_s = time.monotonic() + _SCAN_STEP_S
-        with place.bucket.open() as bucket:
-            while place.scans and time.monotonic() < until_s:
-                scan = place.scans[0]
-                done = scan.step(
-                    bucket, self.engine.journal, self.marks, self.engine.watcher, place.trouble,
-                    place.held.__contains__, _SCAN_STEP_S,
-                )  # fmt: skip
-                if not done:
-                    return
-                place.scans.pop(0)
-                if not scan.top:
-                    place.looked_ns = scan.began_ns
-                    if not place.scanned:
-                        log.info(
-                            "scanned bucket=%s directories=%d files=%d changed=%d",
-                            place.bucket.address, scan.directories, scan.files, scan.marked,
-                        )  # fmt: skip
-                    elif scan.marked:
-                        log.info("scan found bucket=%s changed=%d", place.bucket.address, scan.marked)
-                    place.scanned = True
-                    self.engine.notify()
-
     # -- captures
 
-    def _take(self) -> bool:
-        now_s = time.monotonic()
-        # before anything is taken, so that a barrier never sees a moment in which nothing seems to be in hand
-        self.taking = {address for address, place in self.places.items() if place.up}
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Around whatever takes keys from where they wait: so a barrier knows that what it saw was all there was."""
+        self.moves += 1
         try:
-            return self._take_now(now_s)
+            yield
         finally:
-            self.taking = set()
+            self.moves += 1
+
+    def _take(self) -> bool:
+        if not any(place.up for place in self.places.values()):
+            return False
+        with self._moving():
+            busy = self._take_now(time.monotonic())
+            self.marks.taken = []
+        if busy:
+            self.engine.notify()
+        return busy
 
     def _take_now(self, now_s: float) -> bool:
-        marks = self.marks.take(BATCH) if any(p.up for p in self.places.values()) else []
+        marks = self.marks.take(BATCH)
         in_hand = {(mark.address, mark.key) for mark in marks}  # a key is in a batch once
         for address, place in self.places.items():
             for each in place.later.values() if place.up else ():
@@ -570,8 +467,6 @@ class Region:
         for place in self.places.values():
             if place.looked_ns:
                 self._note_scanned(place)
-        if marks:
-            self.engine.notify()
         return bool(marks)
 
     def _note_scanned(self, place: Place) -> None:
@@ -603,17 +498,16 @@ class Region:
 
         def finish(seen: capture.Seen | Exception) -> None:
             self._rest(place, mark.key, time.monotonic() - began_s)
-            try:
+            with self._moving():
                 if not place.up:
-                    return
-                if isinstance(seen, Exception):
+                    pass  # a scan follows when it is back
+                elif isinstance(seen, Exception):
                     self.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
-                    return
-                with self._at_work(place):
-                    intake.finish_large(self, place, mark, seen)
-            finally:
-                # last, so that a barrier never sees a moment in which nothing seems to be in hand
-                place.lanes.pop(mark.key, None)
+                else:
+                    with self._at_work(place):
+                        intake.finish_large(self, place, mark, seen)
+                del place.lanes[mark.key]
+            self.engine.notify()
 
         self._in_lane(copy, finish)
 
@@ -639,7 +533,7 @@ class Region:
                 log.warning("capture stopped bucket=%s: %s", place.bucket.address, why)
             else:
                 log.exception("capture stopped bucket=%s: what nobody foresaw", place.bucket.address)
-            self._put_down(place)
+            self.suspend(place)
             place.stumbles += 1
             place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
         else:
@@ -699,8 +593,7 @@ class Region:
                 held.due_s = 0.0
 
     def mark_theirs(self, place: Place, key: bytes) -> None:
-        epoch = self.engine.watcher.epoch if self.engine.watcher else 0
-        self.marks.mark(place.bucket.address, [key], epoch, ARRIVED)
+        self.marks.mark(place.bucket.address, [key], self.engine.epoch, ARRIVED)
 
     def _held(self) -> bool:
         now_s = time.monotonic()

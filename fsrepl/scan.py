@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from fsrepl import keys
@@ -19,7 +19,7 @@ from fsrepl.fs import GONE, reason
 from fsrepl.journal import Journal, Object
 from fsrepl.site import OpenBucket
 
-from fsrepl.watch import ARRIVED, FOUND, GONE as MARK_GONE, Marks, Watcher, WatchLimit  # isort: skip
+from fsrepl.watch import ARRIVED, FOUND, GONE as MARK_GONE, Marks, NoWatches, Watcher, WatchLimit  # isort: skip
 
 log = logging.getLogger("fsrepl")
 
@@ -39,12 +39,16 @@ class Trouble:
     def skipped_number(self) -> int:
         return sum(len(names) for names in self.skipped.values())
 
-    def forget(self, below: bytes) -> None:
-        """Before a scan looks again at a directory and all below it."""
-        prefix = below + b"/" if below else b""
+    def forget(self, path: bytes) -> None:
+        """What was known of one directory: it is looked at again."""
         for known in (self.polled, self.mounts, self.unreadable, self.skipped):
-            for path in [p for p in known if p == below or p.startswith(prefix)]:
-                known.discard(path) if isinstance(known, set) else known.pop(path)
+            known.discard(path) if isinstance(known, set) else known.pop(path, None)
+
+    def forget_others(self, top: bytes, seen: Container[bytes]) -> None:
+        """After a scan of a directory and all below it: what was not seen is not there any more."""
+        for known in (self.polled, self.mounts, self.unreadable, self.skipped):
+            for path in [p for p in known if is_below(p, top) and p not in seen]:
+                self.forget(path)
 
 
 @dataclass(slots=True)
@@ -74,7 +78,7 @@ class Scan:
         bucket: OpenBucket,
         journal: Journal,
         marks: Marks,
-        watcher: Watcher | None,
+        watcher: Watcher | NoWatches | None,
         trouble: Trouble,
         held: Callable[[bytes], bool],
         budget_s: float,
@@ -85,6 +89,7 @@ class Scan:
             path = self.todo.pop()
             self.seen.add(path)
             self.directories += 1
+            trouble.forget(path)
             try:
                 self._directory(bucket, journal, marks, watcher, trouble, held, path)
             except OSError as error:
@@ -104,7 +109,7 @@ class Scan:
             log.warning('not looked into bucket=%s directory="%s": %s', self.address, keys.shown(path), reason(error))
 
     def _directory(
-        self, bucket: OpenBucket, journal: Journal, marks: Marks, watcher: Watcher | None, trouble: Trouble,
+        self, bucket: OpenBucket, journal: Journal, marks: Marks, watcher: Watcher | NoWatches | None, trouble: Trouble,
         held: Callable[[bytes], bool], path: bytes,
     ) -> None:  # fmt: skip
         fd = bucket.fs.open_dir(bucket.fd, path)
@@ -140,26 +145,83 @@ class Scan:
         finally:
             bucket.fs.close(fd)
 
-    def _mark(self, marks: Marks, found: object, held: Callable[[bytes], bool] | None = None, *, gone: bool = False) -> None:
-        listed = [key for key in found if held is None or not held(key)]  # type: ignore[attr-defined]
+    def _mark(
+        self, marks: Marks, found: Iterable[bytes], held: Callable[[bytes], bool] | None = None, *, gone: bool = False
+    ) -> None:
+        listed = [key for key in found if held is None or not held(key)]
         if listed:
             self.marked += len(listed)
-            marks.mark(self.address, listed, self.epoch, (ARRIVED if self.arrived else FOUND) | (MARK_GONE if gone else 0))
+            flags = (ARRIVED if self.arrived else FOUND) | (MARK_GONE if gone else 0)
+            marks.mark(self.address, listed, self.epoch, flags)
 
     def _finish(
         self, bucket: OpenBucket, journal: Journal, marks: Marks, trouble: Trouble, held: Callable[[bytes], bool]
     ) -> bool:
         """Keys in directories that are not there any more are gone; but never those that could not be looked into."""
+        trouble.forget_others(self.top, self.seen)
         blind = [*trouble.mounts, *trouble.unreadable]
         for directory in journal.directories(self.address, below=self.top):
-            if directory in self.seen or any(_is_below(directory, b) for b in blind):
+            if directory in self.seen or any(is_below(directory, b) for b in blind):
                 continue
             known = journal.objects_in(self.address, directory)
             self._mark(marks, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True)
         return True
 
 
-def _is_below(path: bytes, top: bytes) -> bool:
+class Scans:
+    """The scans of one bucket that are still to be done, those of parts of it first: live changes do not wait.
+
+    Those that have begun are finished, whatever is added meanwhile, so that there is always progress.
+    Other threads may ask is_pending.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[bytes, Scan] = {}
+        self._whole: Scan | None = None
+        self._part_begun: Scan | None = None
+        self._whole_begun: Scan | None = None
+
+    def add(self, scan: Scan) -> None:
+        """Another one to be done; one that has not begun, and sees what this one would, does for it."""
+        if not scan.top:
+            scan.epoch = min([scan.epoch, *(each.epoch for each in (self._whole, *self._parts.values()) if each)])
+            self._whole = scan
+            self._parts = {}
+        elif same := self._whole or self._parts.get(scan.top):
+            same.epoch = min(same.epoch, scan.epoch)
+        else:
+            self._parts[scan.top] = scan
+
+    def next(self) -> Scan | None:
+        """The one to go on with; it counts as pending until it is done."""
+        if self._part_begun is None and self._parts:
+            self._part_begun = next(iter(self._parts.values()))
+            del self._parts[self._part_begun.top]
+        if self._part_begun is None and self._whole_begun is None and self._whole is not None:
+            self._whole_begun, self._whole = self._whole, None
+        return self._part_begun or self._whole_begun
+
+    def done(self, scan: Scan) -> None:
+        if scan is self._part_begun:
+            self._part_begun = None
+        else:
+            self._whole_begun = None
+
+    def is_pending(self, before_epoch: int) -> bool:
+        """Whether one is to be done that was begun for something from before a barrier."""
+        # RACE: next() moves a scan between these; read in the order of its way, none is missed.
+        return any(
+            each.epoch < before_epoch
+            for each in (*self._parts.copy().values(), self._whole, self._part_begun, self._whole_begun)
+            if each
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._parts or self._whole or self._part_begun or self._whole_begun)
+
+
+def is_below(path: bytes, top: bytes) -> bool:
+    """Whether a directory is another, or below it."""
     return not top or path == top or path.startswith(top + b"/")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fnmatch
+import logging
 import os
 import re
 import threading
@@ -28,7 +29,10 @@ from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inotify_add_watch, inotify_rm_watch
 
 from fsrepl import keys
+from fsrepl.fs import reason
 from fsrepl.settings import Capture
+
+log = logging.getLogger("fsrepl")
 
 _MASK = Mask(
     In.IN_CREATE
@@ -100,9 +104,11 @@ class Marks:
         self._settling: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._temporary: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._found: dict[str, int] = {}
+        self.taken: list[Mark] = []
+        """The batch in hand: each of it stays here until it is published, or waits elsewhere."""
         self.directories: deque[DirectoryEvent] = deque()
-        self.lost = False
-        """Events were lost, or a filesystem was unmounted: only a scan knows now."""
+        self.lost_since: int | None = None
+        """Events were lost, or a filesystem was unmounted, in this epoch first: only a scan knows now."""
         self.configure(settings)
 
     def configure(self, settings: Capture) -> None:
@@ -140,6 +146,16 @@ class Marks:
             queue = self._ready  # it does not come to rest
         queue[at] = None
 
+    def lose(self, epoch: int) -> None:
+        """Something happened that no event tells of."""
+        if self.lost_since is None:
+            self.lost_since = epoch
+
+    def is_lost(self, before_epoch: int) -> bool:
+        """Whether events from before a barrier were lost, and no scan for them has been queued yet."""
+        since = self.lost_since
+        return since is not None and since < before_epoch
+
     def mark(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
         """A scan found these keys to differ from the record. They are ready now, but for temporary names."""
         now_s = time.monotonic()
@@ -161,10 +177,10 @@ class Marks:
                     self._ready[at] = None
 
     def take(self, limit: int) -> list[Mark]:
-        """The keys that are ready, at most limit of them; they are no longer marked."""
+        """The keys that are ready, at most limit of them: no longer marked, but taken until the next call."""
         now_s = time.monotonic()
-        out: list[Mark] = []
         with self._guard:
+            out = self.taken = []
             while self._ready and len(out) < limit:
                 out.append(self._pop(next(iter(self._ready)), self._ready))
             for queue, wait_s in ((self._settling, self._settle_s), (self._temporary, self._temporary_s)):
@@ -200,7 +216,7 @@ class Marks:
     def next_s(self) -> float | None:
         """The monotonic time when the next key is ready; None where nothing waits."""
         with self._guard:
-            if self._ready or self.directories or self.lost:
+            if self._ready or self.directories or self.lost_since is not None:
                 return 0.0
             due = [
                 self._marks[next(iter(queue))].last_s + wait_s
@@ -210,8 +226,10 @@ class Marks:
         return min(due, default=None)
 
     def is_waiting(self, address: str, before_epoch: int, key: bytes = b"") -> bool:
-        """Whether a key of a bucket, or this one, was marked before a barrier and has not been taken."""
+        """Whether a key of a bucket, or this one, was marked before a barrier and is not captured, nor put off."""
         with self._guard:
+            if any(m.address == address and m.epoch < before_epoch and key in (b"", m.key) for m in self.taken):
+                return True
             if key:
                 mark = self._marks.get((address, key))
                 return mark is not None and mark.epoch < before_epoch
@@ -293,11 +311,11 @@ class Watcher(InotifyFD):
         if mask & In.IN_Q_OVERFLOW:
             self.overflows += 1
             for marks in self._listeners.values():
-                marks.lost = True
+                marks.lose(self.epoch)
                 touched.add(marks)
         elif mask & In.IN_UNMOUNT:
             if place := self._places.get(wd):
-                place[2].lost = True
+                place[2].lose(self.epoch)
                 touched.add(place[2])
         elif mask & In.IN_IGNORED:
             with self._places_guard:
@@ -306,8 +324,7 @@ class Watcher(InotifyFD):
                     del self._descriptors[place[:2]]
                 self._barriers.pop(wd, None)
         elif wd in self._barriers:
-            self.epoch += 1
-            self.sentinels[name] = self.epoch
+            self.sentinels[name] = self.begin_epoch()
             touched.add(self._barriers[wd])
 
     # -- the regions' side
@@ -323,6 +340,12 @@ class Watcher(InotifyFD):
                 del self._descriptors[old[:2]]
             self._places[wd] = (*place, marks)
             self._descriptors[place] = wd
+
+    def begin_epoch(self) -> int:
+        """What is marked from now on is of this epoch."""
+        with self._places_guard:
+            self.epoch += 1
+            return self.epoch
 
     def watch_barrier(self, address: str, fd: int) -> None:
         """Watch the directory where sentinels for this bucket are made."""
@@ -357,3 +380,45 @@ class Watcher(InotifyFD):
     def watched(self) -> int:
         """How many directories are watched."""
         return len(self._places)
+
+
+class NoWatches:
+    """In the place of a Watcher where the kernel gives no inotify instance: every directory meets the limit."""
+
+    epoch = overflows = watched = 0
+
+    def __init__(self) -> None:
+        self.sentinels: dict[bytes, int] = {}
+
+    def listen(self, region: str, marks: Marks) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def is_alive(self) -> bool:
+        return True
+
+    def watch(self, address: str, path: bytes, fd: int) -> None:
+        raise WatchLimit
+
+    def watch_barrier(self, address: str, fd: int) -> None:
+        raise WatchLimit
+
+    def forget(self, address: str, path: bytes = b"") -> None: ...
+
+    def is_watching(self, address: str, path: bytes) -> bool:
+        return False
+
+    def begin_epoch(self) -> int:
+        self.epoch += 1
+        return self.epoch
+
+
+def open_watcher() -> Watcher | NoWatches:
+    """A watcher, if there is an inotify instance for it."""
+    try:
+        return Watcher()
+    except OSError as error:
+        log.warning("no inotify instance (%s): raise fs.inotify.max_user_instances, and start again", reason(error))
+        return NoWatches()

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fsrepl import admin, arn, attrs, operations, settings, store
+from fsrepl import admin, arn, attrs, operations, rounds, settings, store
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused
 from fsrepl.fs import Fs
@@ -107,7 +107,7 @@ class World:
             region.look_around()
             for place in region.places.values():
                 if place.up:
-                    region.scan(place)
+                    rounds.begin(region, place)
 
     def settle(self) -> None:
         self.look()

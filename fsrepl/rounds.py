@@ -1,0 +1,208 @@
+"""When a bucket, or a part of it, is looked through: at start, where a directory appeared, after events were
+lost, where the kernel gives no watch, and every rescan_s. And the barrier: what was done before this moment?
+
+An epoch begins with each sentinel that was read. A scan has the epoch of what it was begun for, so that
+whoever waits for all that came before a sentinel waits for it too; it is queued before what led to it is
+let go, so that there is no moment in which nothing seems to be under way. Source: design.md, sections 5 and 7.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fsrepl import store
+from fsrepl.errors import FsreplError
+from fsrepl.scan import Scan, is_below
+from fsrepl.site import BARRIER, OpenBucket
+from fsrepl.watch import CHANGED, GONE, WatchLimit
+
+if TYPE_CHECKING:
+    from fsrepl.region import Place, Region
+
+log = logging.getLogger("fsrepl")
+
+_STEP_S = 0.02
+_POLL_S = 2.0
+_POLL_SHARE = 5
+"""Where there are no watches, looking takes at most a fifth of the time or so."""
+
+
+def begin(region: Region, place: Place, top: bytes = b"", *, arrived: bool = False, epoch: int | None = None) -> None:
+    """Begin to look through a bucket, or one directory of it. arrived: see Scan."""
+    if not top:
+        place.rescan_at_s = time.monotonic() + region.engine.settings.capture.rescan_s
+    place.scans.add(Scan(place.bucket.address, top, arrived, region.engine.epoch if epoch is None else epoch))
+
+
+def poll(region: Region, place: Place) -> None:
+    """Look where there are no watches."""
+    if place.trouble.polled:
+        place.polled_since_s = time.monotonic()
+    for path in highest(place.trouble.polled):
+        begin(region, place, path, arrived=True)
+
+
+def highest(paths: Iterable[bytes]) -> list[bytes]:
+    """Those of some directories that are not below another of them."""
+    found: list[bytes] = []
+    for path in sorted(paths, key=lambda path: path.split(b"/")):
+        if not (found and is_below(path, found[-1])):
+            found.append(path)
+    return found
+
+
+def go_round(region: Region, place: Place) -> None:
+    """Begin what is due by now."""
+    if place.scans:
+        return
+    now_s = time.monotonic()
+    if place.polled_since_s:
+        took_s, place.polled_since_s = now_s - place.polled_since_s, 0.0
+        place.poll_at_s = now_s + max(_POLL_S, _POLL_SHARE * took_s)
+    if now_s >= place.rescan_at_s:
+        begin(region, place)
+    elif place.trouble.polled and now_s >= place.poll_at_s:
+        poll(region, place)
+
+
+def follow_events(region: Region) -> bool:
+    """Look where events say that directories came or went, or that some were lost; whether there was one."""
+    marks = region.marks
+    busy = False
+    if marks.lost_since is not None:
+        log.warning("rescan region=%s: events were lost", region.name)
+        for place in region.places.values():
+            if place.up:
+                begin(region, place, epoch=marks.lost_since)
+        marks.lost_since = None  # what is lost from now on was done before the scans, which have not begun
+        region.probe_now()
+        busy = True
+    while marks.directories:
+        event = marks.directories[0]
+        place_ = region.places.get(event.address)
+        # Directories are not objects; what counts of their attributes is that one may be read now.
+        if place_ and place_.up and not (event.flags & CHANGED and event.path not in place_.trouble.unreadable):
+            busy = True
+            if event.flags & GONE:
+                if region.engine.watcher is not None:
+                    region.engine.watcher.forget(event.address, event.path)
+                region.way_is_free(place_)
+            begin(region, place_, event.path, arrived=True, epoch=event.epoch)
+        marks.directories.popleft()
+    return busy
+
+
+def step(region: Region) -> bool:
+    """Go on with the scans of each bucket, for a moment; whether there was one."""
+    busy = False
+    for place in region.places.values():
+        if not place.up or not place.scans:
+            continue
+        busy = True
+        try:
+            _step(region, place)
+        except FsreplError as error:
+            log.warning("scan stopped bucket=%s: %s", place.bucket.address, error)
+            region.suspend(place)
+    return busy
+
+
+def _step(region: Region, place: Place) -> None:
+    engine = region.engine
+    until_s = time.monotonic() + _STEP_S
+    with place.bucket.open() as bucket:
+        while time.monotonic() < until_s and (scan := place.scans.next()) is not None:
+            done = scan.step(
+                bucket, engine.journal, region.marks, engine.watcher, place.trouble, place.held.__contains__, _STEP_S
+            )
+            if not done:
+                return
+            place.scans.done(scan)
+            if not scan.top:
+                _finished(place, scan)
+                engine.notify()
+
+
+def _finished(place: Place, scan: Scan) -> None:
+    """A whole bucket has been looked through."""
+    place.looked_ns = scan.began_ns
+    address, polled = place.bucket.address, len(place.trouble.polled)
+    if not place.scanned:
+        log.info(
+            "scanned bucket=%s directories=%d files=%d changed=%d",
+            address, scan.directories, scan.files, scan.marked,
+        )  # fmt: skip
+    elif scan.marked:
+        log.info("scan found bucket=%s changed=%d", address, scan.marked)
+    if polled and not place.said_polled:
+        log.warning(
+            "not watched bucket=%s directories=%d: the kernel gives no more watches; they are looked at every few "
+            "seconds instead; `fsrepl doctor` tells how many are needed",
+            address, polled,
+        )  # fmt: skip
+    place.scanned, place.said_polled = True, bool(polled)
+
+
+# -- the barrier
+
+
+def watch_barrier(region: Region, place: Place, bucket: OpenBucket) -> None:
+    """Be told of the sentinels that are made in a bucket, as far as there is a watch for that."""
+    watcher = region.engine.watcher
+    if watcher is None:
+        return
+    with contextlib.suppress(FileExistsError):
+        bucket.fs.make_dir(bucket.tmp, BARRIER)
+    fd = bucket.fs.open_dir(bucket.tmp, BARRIER)
+    try:
+        watcher.watch_barrier(bucket.address, fd)
+        place.has_barrier = True
+    except WatchLimit:
+        place.has_barrier = False
+    finally:
+        bucket.fs.close(fd)
+
+
+def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
+    """The epoch that begins after everything done in a bucket before now: all of an earlier one is marked, or
+    will be by a scan that is under way. 0 where time ran out. Raises FsreplError where the bucket is away.
+    """
+    watcher = region.engine.watcher
+    assert watcher is not None
+    poll(region, place)
+    if place.has_barrier:
+        return _read_sentinel(region, place, timeout_s)
+    with place.bucket.open() as bucket:
+        watch_barrier(region, place, bucket)
+    if place.has_barrier:
+        return _read_sentinel(region, place, timeout_s)
+    # No watch is to be had even for the sentinel: what was done before now is what a scan finds from now on.
+    begin(region, place, arrived=True)
+    return watcher.begin_epoch()
+
+
+def _read_sentinel(region: Region, place: Place, timeout_s: float) -> int:
+    """Make a sentinel, and wait until the watcher has read it."""
+    watcher = region.engine.watcher
+    assert watcher is not None
+    name = store.token()
+    with place.bucket.open() as bucket:
+        try:
+            at = bucket.fs.open_dir(bucket.tmp, BARRIER)
+        except FileNotFoundError:
+            place.has_barrier = False  # somebody removed it: it is made again
+            return 0
+        try:
+            bucket.fs.close(bucket.fs.create(at, name))
+            until_s = time.monotonic() + timeout_s
+            while name not in watcher.sentinels and time.monotonic() < until_s:
+                region.pause(0.002)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                bucket.fs.unlink(at, name)
+            bucket.fs.close(at)
+    return watcher.sentinels.pop(name, 0)
