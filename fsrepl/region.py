@@ -392,13 +392,9 @@ class Region:
                 return
 
     def owe_all(self, place: Place) -> None:
-        """Queue everything a source owes, as the journal has it; what no rule stands for any more has failed."""
+        """Queue everything a source owes, as the journal has it."""
         for each in self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True):
-            lapsed = plan.lapsed(place.bucket.replication, each.rule, each.destination)
-            if lapsed:
-                self.words.append(deliver.Word(each, Status.FAILED, lapsed, None))
-            else:
-                self._enqueue(each)
+            self._enqueue(each)
         batch.owe_all(self, place)
 
     def owe_all_again(self) -> None:
@@ -657,9 +653,12 @@ class Region:
                 self._enqueue(owed_of(address, version, destination, delivery))
 
     def _enqueue(self, owed: Owed) -> None:
+        """Hand over one delivery of a bucket here. What no rule stands for any more, and no region, has failed."""
         region = self.engine.regions.get(owed.destination.partition("/")[0])
-        if region is None:
-            self.words.append(deliver.Word(owed, Status.FAILED, "DstBucketNotFound", None))
+        bucket = self.engine.site.buckets[owed.source]
+        refusal = plan.lapsed(bucket.replication, owed.rule, owed.destination)
+        if refusal or region is None:
+            self.words.append(deliver.Word(owed, Status.FAILED, refusal or "DstBucketNotFound", None))
             self.wake()
         else:
             region.post(lambda: region.queue(owed.source, owed.destination).add(owed))

@@ -315,7 +315,7 @@ def test_enable_dry_run_and_refusals_leave_nothing(world: World) -> None:
 
 
 def test_enable_add_and_replace(world: World) -> None:
-    """S13; design.md, 5: prefixes stay V1, another destination makes it V2 with markers, and the role may reach both."""
+    """S13; design.md, 5: prefixes stay V1; another destination makes it V2 with markers, and joins the role."""
     enable(world, prefixes=["a/"], id="first")
     enable(world, prefixes=["b/"], id="second", add=True, storage_class="STANDARD_IA")
     rules = saved(world)["Rules"]  # type: ignore[index]
@@ -473,7 +473,7 @@ ANY = "arn:aws:s3:::"
     ],
 )
 def test_what_a_policy_permits(world: World, statements: list[tuple[str, str, str]], reason: str, tagged: bool) -> None:
-    """6.1: an explicit deny wins, then an allow counts; tags not allowed to be read stay behind, denied they fail it."""
+    """6.1: an explicit deny wins, then an allow counts; unreadable tags stay behind, denied ones fail it."""
     world.configure(v1())
     policy(world, *statements)
     world.drop("key", b"data", tags={"class": "blue"})

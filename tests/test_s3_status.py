@@ -352,6 +352,19 @@ def test_nothing_stays_pending_for_a_rule_that_is_gone(
     assert outcome(world)[DESTINATION] == (FAILED, FAULTS[fault])
 
 
+def test_a_retry_without_a_rule_fails_at_once(world: World) -> None:
+    """1.5: not even a person's asking makes it wait for a destination that is away."""
+    _owing(world)
+    _suspended(world)
+    world.settle()
+    assert outcome(world)[DESTINATION] == (FAILED, "DstBucketUnversioned")
+    world.away("west")
+    _rule_disabled(world)
+    world.run("retry", scope=SOURCE)
+    world.settle()
+    assert outcome(world)[DESTINATION] == (FAILED, "SrcObjectNotEligible")
+
+
 def test_a_destination_that_left_the_site_is_not_found(world: World) -> None:
     """3.2: its bucket was removed, or its region forgotten."""
     _owing(world)
