@@ -92,7 +92,7 @@ def refusal(document: object, world: World | None = None, size_bytes: int = 0) -
 # -- names and addresses
 
 
-@pytest.mark.parametrize("name", ["abc", "my.bucket-2026", "0" * 63, "a-.b", "1.2.3", "1.2.3.4.5", "xn-a", "olx-s3"])
+@pytest.mark.parametrize("name", ["abc", "my.bucket-2026", "0" * 63, "1.2.3", "1.2.3.4.5", "xn-a", "olx-s3"])
 def test_names_that_s3_gives_to_buckets(name: str) -> None:
     arn.check_bucket_name(name)
 
@@ -100,7 +100,7 @@ def test_names_that_s3_gives_to_buckets(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "ab", "a" * 64, "Photos", "a_b", "a b", "a/b", "ümlaut", "abc\n", ".abc", "abc-", "-abc", "a..b"),
+        *("", "ab", "a" * 64, "Photos", "a_b", "a b", "a/b", "ümlaut", "abc\n", ".abc", "abc-", "-abc", "a..b", "a-.b"),
         *("192.168.5.4", "xn--abc", "sthree-abc", "amzn-s3-demo-abc"),
         *("abc-s3alias", "abc--ol-s3", "abc.mrap", "abc--x-s3", "abc--table-s3"),
     ],
