@@ -14,6 +14,8 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 _TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?)```", re.DOTALL)
 
+_UNTIL_READY = """until fsrepl status --json | grep -q '"ready": true'; do kill -0 $!; sleep 0.1; done"""
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
@@ -21,13 +23,15 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
     """First steps, undoing, a site that was lost (G6), a disk that died (G7), and plain files in the end."""
     blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
     assert list(blocks) == ["first steps", "undoing", "site lost", "dead disk", "uninstall"]
+    # A person types slower than a daemon starts.
+    blocks = {name: text.replace("daemon.log &\n", f"daemon.log &\n{_UNTIL_READY}\n") for name, text in blocks.items()}
     script = "set -eux -o pipefail\n" + "\n".join(f"echo '== {name}'\n{text}" for name, text in blocks.items())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     home = tmp_path / "home"
     home.mkdir()
-    environ = {**os.environ, "PATH": path, "NO_COLOR": "1", "HOME": str(home), "XTRACE": "1"}
+    environ = {**os.environ, "PATH": path, "NO_COLOR": "1", "HOME": str(home)}
     done = subprocess.run(
-        ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{script}"],
+        ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
         cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     log = tmp_path / "site" / "daemon.log"
