@@ -238,11 +238,15 @@ class Batch:
             self.region.mark_theirs(self.place, there.key)
             self.region.try_later([item.owed], "its view there was edited, which is recorded first")
         else:
-            self.changes.append(
-                metadata.change(
-                    self.region, self.destination, item.owed, item.version, item.replica, there, item.groups
-                )
+            change = metadata.change(
+                self.region, self.destination, item.owed, item.version, item.replica, there, item.groups
             )
+            before = item.version.deliveries[item.owed.destination].before
+            if change.now == there and before is not None and before.status is Status.COMPLETED:
+                # A backfill looked at it once more, and it is as it was when it was made durable.
+                self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
+            else:
+                self.changes.append(change)
 
     # -- the batch, as far as completed
 

@@ -18,7 +18,7 @@ from typing import Any
 from fsrepl import keys
 from fsrepl.model import NULL, THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _PAGE = 1000
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -44,7 +44,7 @@ CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE
 CREATE INDEX failed ON delivery (bucket, since) WHERE status = 'FAILED';
 CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
 CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
-CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch > '';
+CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch != '';
 """
 
 
@@ -554,7 +554,8 @@ class Journal:
     def backlog_ways(self, source: str) -> list[tuple[str, str]]:
         """(destination, rule) wherever backfills of a source owe something."""
         rows = self.execute(
-            "SELECT DISTINCT destination, rule FROM delivery WHERE status = 'PENDING' AND bucket = ? AND batch > ''",
+            "SELECT DISTINCT destination, rule FROM delivery INDEXED BY pending "
+            "WHERE status = 'PENDING' AND bucket = ? AND batch > ''",
             (self._ids.get(source),),
         )
         return rows.fetchall()
@@ -562,25 +563,24 @@ class Journal:
     def backlog_of(self, source: str, destination: str, rule: str, limit: int) -> list[Owed]:
         """Some of what backfills owe one destination by one rule."""
         rows = self.execute(
-            f"{_OWED} WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' AND rule = ? LIMIT ?",
+            f"{_OWED} INDEXED BY pending "
+            "WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' AND rule = ? LIMIT ?",
             (self._ids.get(source), destination, rule, limit),
         )
         return [self._owed(row) for row in rows]
 
     def is_backlogged(self, destination: str) -> bool:
         """Whether any backfill owes a destination anything."""
-        rows = self.execute(
-            "SELECT 1 FROM bucket JOIN delivery ON delivery.bucket = bucket.id "
-            "WHERE status = 'PENDING' AND destination = ? AND batch > '' LIMIT 1",
-            (destination,),
+        query = (
+            "SELECT 1 FROM delivery WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' LIMIT 1"
         )
-        return rows.fetchone() is not None
+        return any(self.execute(query, (number, destination)).fetchone() for number in list(self._names))
 
     def backlog(self, source: str, destination: str, after: Owed | None, limit: int) -> list[Owed]:
         """What backfills owe along one way: job by job, each from its oldest version on."""
         last = (after.batch, after.created_ns, after.id, after.key) if after else ("", 0, "", b"")
         rows = self.execute(
-            f"{_OWED} WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
+            f"{_OWED} INDEXED BY pending WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
             "AND (batch, created, id, key) > (?, ?, ?, ?) AND batch > '' ORDER BY batch, created, id, key LIMIT ?",
             (self._ids.get(source), destination, *last, limit),
         )
@@ -589,15 +589,16 @@ class Journal:
     def job_counts(self, source: str, job: str) -> dict[str, Counts]:
         """Status to what there is of it, of the deliveries that a backfill asked for."""
         rows = self.execute(
-            "SELECT status, count(*), coalesce(sum(size), 0) FROM delivery WHERE bucket = ? AND batch = ? "
-            "GROUP BY status",
+            "SELECT status, count(*), coalesce(sum(size), 0) FROM delivery "
+            "WHERE bucket = ? AND batch = ? AND batch != '' GROUP BY status",
             (self._ids.get(source), job),
         )
         return {status: Counts(number, size) for status, number, size in rows}
 
     def job_pending(self, source: str, job: str, limit: int) -> list[Owed]:
         rows = self.execute(
-            f"{_OWED} WHERE bucket = ? AND batch = ? AND status = 'PENDING' LIMIT ?",
+            f"{_OWED} INDEXED BY backfilled "
+            "WHERE bucket = ? AND batch = ? AND batch != '' AND status = 'PENDING' LIMIT ?",
             (self._ids.get(source), job, limit),
         )
         return [self._owed(row) for row in rows]

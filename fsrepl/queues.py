@@ -155,9 +155,8 @@ class Backlog:
                 self._last = owed
             if len(rows) < PORTION:
                 self._end_round()
-                return portion
-            if portion:
-                return portion
+            if portion or not self._open or self._due_s > now_s:
+                break
         return portion
 
     def _is_next(self, owed: Owed, now_s: float) -> bool:

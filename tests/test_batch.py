@@ -905,3 +905,22 @@ def test_jobs_are_written_and_read_back() -> None:
     )  # fmt: skip
     for each in (full, jobs.Job("01K0000000000000000000000A", SOURCE, stamp)):
         assert jobs.decode(json.loads(json.dumps(jobs.encode(each)))) == each
+
+
+def test_questions_about_jobs_are_answered_by_an_index(world: World) -> None:
+    """However large a bucket: what is asked every turn is found, not looked for."""
+    journal = world.engine.journal
+    asked: list[str] = []
+    execute = journal.execute
+    journal.execute = lambda query, *values: asked.append(query) or execute(query, *values)  # type: ignore[assignment,func-returns-value]
+    journal.job_pending(SOURCE, "J", 1)
+    journal.job_counts(SOURCE, "J")
+    journal.backlog(SOURCE, DESTINATION, None, 1)
+    journal.backlog_of(SOURCE, DESTINATION, "r", 1)
+    journal.backlog_ways(SOURCE)
+    journal.versions_after(SOURCE, None, 1)
+    journal.job_deliveries(SOURCE, "J", None, 1)
+    plans = ["; ".join(row[3] for row in execute(f"EXPLAIN QUERY PLAN {q}", [None] * q.count("?"))) for q in asked]
+    assert [p for p in plans if "SCAN" in p or "ORDER BY" in p] == [], plans
+    assert all("backfilled (bucket=? AND batch=?" in p for p in plans[:2]), plans
+    assert all("INDEX pending" in p for p in plans[2:5]), plans

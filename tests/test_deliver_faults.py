@@ -1,4 +1,4 @@
-"""A destination's disk fails while replicas are made visible: nothing is taken for a user's act, and all of it arrives."""
+"""A disk fails, or the daemon is killed, in the middle of a delivery: it arrives, once, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def test_a_disk_that_fails_at_any_change(tmp_path: Path, number: int, for_ever: 
             assert world.statuses(DESTINATION) == {"REPLICA"}, calls
             if not failed:
                 return
+
+
+@pytest.mark.parametrize("batch", ["", "01K0000000000000000000000A"])
+def test_what_a_kill_left_pending_in_the_index_alone(tmp_path: Path, batch: str) -> None:
+    """G7, G11: killed after the record was written and before the journal was: nothing is sent or told once more."""
+    with World(tmp_path) as world:
+        world.write("k", b"1")
+        world.settle()
+        with world.engine.journal.transaction():
+            world.engine.journal.execute("UPDATE delivery SET status = 'PENDING', batch = ?", (batch,))
+        world.restart()
+        world.settle()
+        (owed,) = world.engine.journal.deliveries(SOURCE)
+        assert (owed.status, owed.batch) == ("COMPLETED", "")
+        assert world.statuses() == {"COMPLETED"}
