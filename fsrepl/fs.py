@@ -37,6 +37,7 @@ _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
+_PATH_MAX = 4096
 
 ACL = "system.posix_acl_access"
 
@@ -83,6 +84,13 @@ def _how(flags: int, resolve: int) -> _OpenHow:
 _DIR = os.O_RDONLY | os.O_DIRECTORY
 _HOW_CROSS = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
 _HOW_WITHIN = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
+
+
+def _openat2(at: int, path: bytes, how: _OpenHow) -> int:
+    fd: int = _libc.syscall(_SYS_OPENAT2, at, path, ctypes.byref(how), ctypes.sizeof(how))
+    if fd < 0:
+        raise _fail(path)
+    return fd
 
 
 def _fail(name: bytes | str = "") -> OSError:
@@ -153,9 +161,17 @@ class Fs:
         if not path:
             return os.open(b".", _DIR | os.O_CLOEXEC, dir_fd=at)
         how = _HOW_CROSS if cross else _HOW_WITHIN
-        fd: int = _libc.syscall(_SYS_OPENAT2, at, path, ctypes.byref(how), ctypes.sizeof(how))
-        if fd < 0:
-            raise _fail(path)
+        if len(path) < _PATH_MAX:
+            return _openat2(at, path, how)
+        fd, way = -1, at
+        while path:  # a path that is too long for one call, as `cd` and `mkdir` in turns make them
+            cut = len(path) if len(path) < _PATH_MAX else path.rindex(b"/", 0, _PATH_MAX)
+            try:
+                fd = _openat2(way, path[:cut], how)
+            finally:
+                if way != at:
+                    os.close(way)
+            way, path = fd, path[cut + 1 :]
         return fd
 
     def open_read(self, at: int, name: bytes) -> int:

@@ -64,7 +64,20 @@ def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Ver
 
 
 def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version]]:
-    """One directory of the store and all below, in the order of keys: a directory sorts as its name and a slash."""
+    """One directory of the store and all below, in the order of keys. Without recursion: trees may be deep."""
+    under_way = [_steps(bucket, path, prefix)]
+    while under_way:
+        found = next(under_way[-1], None)
+        if found is None:
+            under_way.pop()
+        elif isinstance(found, bytes):
+            under_way.append(_steps(bucket, found, prefix))
+        else:
+            yield found
+
+
+def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version] | bytes]:
+    """What comes after what in one directory: a key's versions, or a directory, which sorts as its name and a slash."""
     files, below = _listed(bucket, path)
     digests = [group for name in below if keys.is_digest(name) for group in _sorted_walk(bucket, keys.join(path, name))]
     digests += _read_all(bucket, path, {n: found for n, found in files.items() if keys.is_digest(n)})
@@ -77,7 +90,7 @@ def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Versi
         while digests and digests[-1][0].key < place:
             yield digests.pop()
         if is_directory:
-            yield from _walk(bucket, place[:-1], prefix)
+            yield place[:-1]
         else:
             name = keys.split(place)[1]
             yield from _read_all(bucket, path, {name: files[name]})
@@ -86,10 +99,13 @@ def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Versi
 
 def _sorted_walk(bucket: OpenBucket, path: bytes) -> list[list[Version]]:
     """Below a directory that is stored under a digest: everything is read before its order is known."""
-    files, below = _listed(bucket, path)
-    found = _read_all(bucket, path, files)
-    for name in below:
-        found += _sorted_walk(bucket, keys.join(path, name))
+    found: list[list[Version]] = []
+    todo = [path]
+    while todo:
+        path = todo.pop()
+        files, below = _listed(bucket, path)
+        found += _read_all(bucket, path, files)
+        todo += [keys.join(path, name) for name in below]
     return sorted(found, key=lambda group: group[0].key)
 
 

@@ -73,15 +73,21 @@ class Directories:
         return fd
 
     def get_or_make(self, path: bytes) -> int:
-        try:
-            return self.get(path)
-        except FileNotFoundError:
+        missing = []
+        while True:
+            try:
+                fd = self.get(path)
+                break
+            except FileNotFoundError:
+                missing.append(path)
+                path = keys.split(path)[0]
+        for path in reversed(missing):
             parent, name = keys.split(path)
-            above = self.get_or_make(parent)
             with contextlib.suppress(FileExistsError):
-                self._make(above, path, name)
+                self._make(self.get(parent), path, name)
                 self.changed.add(parent)
-            return self.get(path)
+            fd = self.get(path)
+        return fd
 
     def forget(self, path: bytes) -> None:
         if (fd := self._open.pop(path, None)) is not None:
@@ -389,9 +395,7 @@ class Site:
         try:
             found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
         except OSError as error:
-            raise Away(
-                f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)"
-            ) from error
+            raise Away(f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)") from error
         mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
         if self._roots.get(name) == mark:
             return
@@ -524,5 +528,3 @@ def read_removed(fs: Fs, meta: int) -> Iterator[tuple[bytes, str]]:
 
 def new_identity(name: str, now_ns: int, **more: str) -> dict[str, str]:
     return {"uuid": str(uuid.uuid4()), "name": name, **more, "created": clock.stamp(now_ns)}
-
-

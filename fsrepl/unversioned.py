@@ -17,13 +17,28 @@ from fsrepl.site import OpenBucket
 
 
 def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
-    """The objects whose keys begin with a prefix, in the order of their bytes; without digests, which would take long."""
+    """The objects whose keys begin with a prefix, in byte order; without digests, which would take long."""
     top, _ = keys.split(prefix)
-    with contextlib.suppress(OSError):
-        yield from _walk(bucket, top, prefix)
+    yield from _walk(bucket, top, prefix)
 
 
 def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version]:
+    """Without recursion: trees may be deep."""
+    under_way = [_steps(bucket, path, prefix)]
+    while under_way:
+        found = None
+        with contextlib.suppress(OSError):  # a directory that cannot be read, or not any more, shows nothing
+            found = next(under_way[-1], None)
+        if found is None:
+            under_way.pop()
+        elif isinstance(found, bytes):
+            under_way.append(_steps(bucket, found, prefix))
+        else:
+            yield found
+
+
+def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
+    """What comes after what in one directory: an object, or a directory to go through."""
     fd = bucket.fs.open_dir(bucket.fd, path)
     try:
         found: list[tuple[bytes, os.stat_result | None]] = []
@@ -40,8 +55,7 @@ def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version]:
             if place.startswith(prefix):
                 yield _version(place, status)
         elif keys.is_key(place[:-1]) and (place.startswith(prefix) or prefix.startswith(place)):
-            with contextlib.suppress(OSError):
-                yield from _walk(bucket, place[:-1], prefix)
+            yield place[:-1]
 
 
 def _version(key: bytes, found: os.stat_result) -> Version:
