@@ -94,8 +94,15 @@ def stamped(edited: Version, groups: Collection[str], now_ns: int, place: str) -
 
 
 def merged(there: Version, sent: Version, groups: Collection[str] = GROUPS) -> Version:
-    """What a version becomes that is there: of these groups what was sent, unless it was edited later there."""
-    taken = {group for group in groups if _stamp(sent, group) >= _stamp(there, group)}
+    """What a version becomes that is there: of these groups what was sent, unless it was edited later there.
+
+    Of a group that was edited on neither side what was sent counts; an edit that is there already does not come twice.
+    """
+    taken = {
+        group
+        for group in groups
+        if _stamp(sent, group) > _stamp(there, group) or group not in {**sent.edited, **there.edited}
+    }
     posix = there.posix
     if sent.posix is not None and posix is not None:
         if POSIX in taken:

@@ -157,7 +157,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     for each in changes:
         try:
             if each.now != each.there:
-                store.amend(bucket, each.now)
+                store.amend(bucket, each.now, applied=True)
                 engine.recent.forget(bucket.address, each.now.key, each.now.id)
             view = views.get(id(each))
             if view is not None and (looks := show(bucket, view, each.now)) is not None:

@@ -427,15 +427,23 @@ def update(
         _change(bucket, version, fd, at, name, held, changed, gone)
 
 
-def amend(bucket: OpenBucket, version: Version) -> None:
-    """Make the record of a stored version say what this one says; its content stays as it is."""
+def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
+    """Make the record of a stored version say what this one says; its content stays as it is.
+
+    applied: an edit from elsewhere, whose stamps come last, since they say that the values are there.
+    """
     with _opened(bucket, version) as (fd, at, name):
         found = bucket.fs.stat_fd(fd)
         held = _held(bucket, fd, at, name, found)
         before = held.raw or _believed(bucket, fd, found)
         after = attrs.encode(version)
         changed = {n: v for n, v in after.items() if before.get(n) != v}
-        _change(bucket, version, fd, at, name, held, changed, frozenset(before.keys() - after.keys()))
+        gone = frozenset(before.keys() - after.keys())
+        if applied and not held.raw and attrs.EDITED in changed:
+            stamps = {attrs.EDITED: changed.pop(attrs.EDITED)}
+            _change(bucket, version, fd, at, name, held, changed, gone)
+            changed, gone, held = stamps, frozenset(), _held(bucket, fd, at, name, found)
+        _change(bucket, version, fd, at, name, held, changed, gone)
 
 
 def share(bucket: OpenBucket, version: Version) -> None:
@@ -512,7 +520,9 @@ def _hold(
         write_sidecar(bucket, staged, record)
         bucket.fs.rename(bucket.tmp, staged + keys.SIDECAR, at, name + keys.SIDECAR)
         bucket.store.changed.add(directory)
-        if not held.shared:
+        if held.shared:
+            _remove(bucket, fd, {_record_name()})
+        else:
             _fits(bucket, fd, record)
     elif held.sidecar:
         bucket.fs.sync_file(fd)
@@ -531,8 +541,11 @@ def _fits(bucket: OpenBucket, fd: int, record: Mapping[str, bytes]) -> bool:
 
 def _remove(bucket: OpenBucket, fd: int, names: Collection[str]) -> None:
     for attribute in names:
-        with contextlib.suppress(OSError):
+        try:
             bucket.fs.remove_attribute(fd, attribute)
+        except OSError as error:
+            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
+                raise
 
 
 def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool) -> Version | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
@@ -157,28 +157,47 @@ def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> tuple[by
 def mark(bucket: OpenBucket, fd: int, version: Version, *, own: bool = True) -> set[str]:
     """Put a version's attributes on its view, as far as that takes them; the names of those that it does not.
 
-    Without own, the object's own are there already. Ours are a courtesy. One that is not true of this version
-    goes, as a copy of another file has it; and the id, which is the last, is there only where all that is the
-    object's is.
+    Without own, the object's own are there already. Ours are a courtesy: they make room where the object's
+    need it; one that is not true of this version goes, as a copy of another file has it; and the id, which is
+    the last, is there only where all that is the object's is.
     """
-    wanted = attrs.of_view(version)
-    refused = {n for n in version.shortfall.lacks if n in version.attrs} if not own else set()
-    for attribute, value in wanted.items():
-        if attribute in version.attrs and not own:
-            continue
-        if attribute == attrs.VERSION_ID and not all(map(attrs.is_ours, refused)):
-            refused.add(attribute)
-            break
+    objects, ours = attrs.of_object(version), attrs.marks(version)
+    wanted = objects if own else {name: value for name, value in objects.items() if name not in version.attrs}
+    refused = _put(bucket, fd, wanted)
+    if refused and _keep(bucket, fd, frozenset()):
+        refused = _put(bucket, fd, {name: objects[name] for name in refused})
+    if not own:
+        refused |= version.shortfall.lacks & version.attrs.keys()
+    if refused:
+        ours.pop(attrs.VERSION_ID)
+        refused |= {attrs.VERSION_ID, *_put(bucket, fd, ours)}
+    else:
+        refused = _put(bucket, fd, ours)
+    _keep(bucket, fd, ours.keys() - refused)
+    return refused
+
+
+def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> set[str]:
+    refused = set()
+    for attribute, value in raw.items():
         try:
             bucket.fs.set_attribute(fd, attribute, value)
         except OSError:
             refused.add(attribute)
+    return refused
+
+
+def _keep(bucket: OpenBucket, fd: int, true: Collection[str]) -> bool:
+    """Take what is ours off a view but for these names; whether there was anything of that kind."""
+    changed = False
     with contextlib.suppress(OSError):
-        true = wanted.keys() - refused | (attrs.RECORDS if bucket.fs.stat_fd(fd).st_nlink > 1 else frozenset())
+        if bucket.fs.stat_fd(fd).st_nlink > 1:
+            true = {*true, *attrs.RECORDS}  # it may be the stored file as well
         for attribute in bucket.fs.attribute_names(fd):
             if attrs.is_ours(attribute) and attribute not in true:
                 bucket.fs.remove_attribute(fd, attribute)
-    return refused
+                changed = True
+    return changed
 
 
 def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
