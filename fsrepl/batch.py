@@ -131,21 +131,24 @@ def listing(engine: Engine, address: str) -> list[dict[str, object]]:
     for job_id in sorted(known):
         job, run = known[job_id], runs.get(job_id)
         tasks = jobs.tasks_of(engine.journal, job)
-        out.append(jobs.describe(job, tasks, eta_s(run, tasks, time.monotonic()) if run else None))
+        out.append(jobs.describe(job, tasks, pace(run, tasks, time.monotonic()) if run else None))
     return out
 
 
-def eta_s(run: Run, tasks: jobs.Tasks, now_s: float) -> float | None:
-    """How long a job will still take at the pace it has had since it was begun here; None where it has none yet."""
+def pace(run: Run, tasks: jobs.Tasks, now_s: float) -> jobs.Pace:
+    """How fast a job is, and how long it will still take at that pace. While it looks for what to send, what it will
+    find is estimated from what it has found."""
     began, job = run.began_with or jobs.Tasks(), run.job
-    done = _work(tasks.ended - began.ended, tasks.succeeded_bytes - began.succeeded_bytes)
+    elapsed_s = now_s - run.began_s
+    number, size = tasks.ended - began.ended, tasks.succeeded_bytes - began.succeeded_bytes
+    if number <= 0 or elapsed_s <= 0:
+        return jobs.Pace()
     whole = _work(tasks.number, tasks.bytes)
     if job.state is State.PREPARING and job.examined:
         whole *= max(1.0, job.versions / job.examined)
-    left = whole - _work(tasks.ended, tasks.succeeded_bytes)
-    if job.state is not State.PREPARING and left <= 0:
-        return 0.0
-    return round(left * (now_s - run.began_s) / done, 1) if done > 0 else None
+    left = max(0.0, whole - _work(tasks.ended, tasks.succeeded_bytes))
+    eta_s = left * elapsed_s / _work(number, size)
+    return jobs.Pace(round(number / elapsed_s, 1), round(size / elapsed_s, 1), round(eta_s, 1))
 
 
 def _work(number: int, size: int) -> float:

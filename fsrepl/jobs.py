@@ -333,10 +333,24 @@ def tasks_of(journal: Journal, job: Job) -> Tasks:
     )
 
 
-def describe(job: Job, tasks: Tasks, eta_s: float | None = None) -> dict[str, object]:
-    """A job for `--json`: its document without what is of use to the daemon alone, and how far it is."""
-    document = encode(replace(job, last=None, unreadable=(), tasks=None))
-    return document | {"ProgressSummary": _encode_tasks(tasks), "EtaSeconds": eta_s}
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a job at work is, on average since it was begun by this process; None where that cannot be said yet."""
+
+    tasks_per_s: float | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+
+
+def describe(job: Job, tasks: Tasks, pace: Pace | None = None) -> dict[str, object]:
+    """A job for `--json`: its document without what is of use to the daemon alone, how far it is, and how fast."""
+    pace = pace or Pace()
+    return encode(replace(job, last=None, unreadable=(), tasks=None)) | {
+        "ProgressSummary": _encode_tasks(tasks),
+        "TasksPerSecond": pace.tasks_per_s,
+        "BytesPerSecond": pace.bytes_per_s,
+        "EtaSeconds": pace.eta_s,
+    }
 
 
 def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[dict[str, object]]:

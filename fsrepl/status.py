@@ -271,6 +271,8 @@ def _waits_for(address: str, version: Version, destination: str, said: Document)
     for each in said.get("transfers", []):
         if (each["source"], each["destination"], each["key"]) == (address, destination, keys.shown(version.key)):
             return "it is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are there"
+    if job := version.deliveries[destination].batch:
+        return f"backfill {job}", "it goes when nothing live is to be sent there"
     return "", "it is queued"
 
 
@@ -285,6 +287,9 @@ def _sentence(delivery: Document) -> str:
 
 REMEDIES: Mapping[str, str] = {
     "AssumeRoleNotPermitted": "the role is missing, or its trust policy does not name s3.amazonaws.com",
+    "InitiateReplicationNotPermitted": "the role lacks s3:InitiateReplication, or does not trust "
+    "batchoperations.s3.amazonaws.com",
+    "DstBucketInvalidRegion": "the destination's region is not one of this site's any more",
     "DstBucketNotFound": "the destination bucket's folder is not in its region",
     "DstBucketUnversioned": "`fsrepl versioning enable` on the destination",
     "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or the destination's files refuse it",
@@ -292,7 +297,8 @@ REMEDIES: Mapping[str, str] = {
     "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version",
     "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more",
     "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication",
-    "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, or its stored content is damaged",
+    "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged, or it is "
+    "a null version and the destination has another one",
 }
 
 

@@ -550,7 +550,9 @@ def test_progress_is_counted_from_the_record(world: World, monkeypatch: pytest.M
         seen.append(tasks(job(world, job_id)))
     assert seen == sorted(seen)
     assert 0 < seen[-1][1] < 20
-    assert job(world, job_id)["EtaSeconds"] is not None
+    found = job(world, job_id)
+    assert min(found["TasksPerSecond"], found["BytesPerSecond"]) > 0
+    assert found["EtaSeconds"] is not None
     world.restart()
     world.region().look_around()
     found = job(world, job_id)
@@ -561,7 +563,7 @@ def test_progress_is_counted_from_the_record(world: World, monkeypatch: pytest.M
     assert (found["Status"], tasks(found)) == ("Complete", (20, 20, 0))
     summary = found["ProgressSummary"]
     assert (summary["TotalBytes"], summary["BytesSucceeded"]) == (200, 200)
-    assert found["EtaSeconds"] is None
+    assert found["EtaSeconds"] is found["TasksPerSecond"] is found["BytesPerSecond"] is None
     assert found["TerminationDate"] > found["CreationTime"]
 
 
@@ -924,3 +926,21 @@ def test_questions_about_jobs_are_answered_by_an_index(world: World) -> None:
     assert [p for p in plans if "SCAN" in p or "ORDER BY" in p] == [], plans
     assert all("backfilled (bucket=? AND batch=?" in p for p in plans[:2]), plans
     assert all("INDEX pending" in p for p in plans[2:5]), plans
+
+
+def test_how_long_it_will_take() -> None:
+    """ETA: by number and bytes, at the pace since this process took it up, over what is still to be found as well."""
+    job = jobs.Job("01K0000000000000000000000A", SOURCE, 1, versions=1000, examined=250)
+    run = batch.Run(job, began_s=100.0, began_with=jobs.Tasks(10, 0, 10, 0, 0))
+    mib = 1 << 20
+    assert batch.pace(run, jobs.Tasks(100, 100 * mib, 10, 0, 0), 110.0) == jobs.Pace()
+    tasks = jobs.Tasks(100, 100 * mib, 25, 20 * mib, 5)
+    share = batch._work(20, 20 * mib) / batch._work(100, 100 * mib)
+    preparing = batch.pace(run, tasks, 110.0)
+    assert (preparing.tasks_per_s, preparing.bytes_per_s) == (2.0, 2.0 * mib)
+    run.job = replace(job, state=jobs.State.ACTIVE)
+    active = batch.pace(run, tasks, 110.0)
+    left = batch._work(100, 100 * mib) - batch._work(30, 20 * mib)
+    assert active.eta_s == pytest.approx(10 * left / batch._work(20, 20 * mib), abs=0.1)
+    assert preparing.eta_s == pytest.approx((active.eta_s or 0) + 10 * 3 / share, abs=0.2)
+    assert batch.pace(run, jobs.Tasks(30, 20 * mib, 25, 20 * mib, 5), 110.0).eta_s == 0.0

@@ -126,14 +126,14 @@ def _bar() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
         def show(job: Mapping[str, Any]) -> None:
             counts = job["ProgressSummary"]
-            eta_s = job["EtaSeconds"]
+            eta_s, rate = job["EtaSeconds"], job["BytesPerSecond"]
             progress.update(
                 task,
                 description=f"backfill, {job['Status'].lower()}",
                 completed=_ended(counts),
                 total=counts["TotalNumberOfTasks"] or None,
                 size=f"{size_text(counts['BytesSucceeded'])} of {size_text(counts['TotalBytes'])}",
-                left="" if eta_s is None else f"{duration_text(eta_s)} left",
+                left="" if eta_s is None else f"{size_text(rate)}/s, {duration_text(eta_s)} left",
             )
 
         yield show
