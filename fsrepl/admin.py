@@ -7,6 +7,7 @@ in its region's thread (operations.py sees to that).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, capture, clock, commit, config, keys, plan, roles, settings, store, transfer
+from fsrepl import arn, capture, clock, commit, config, control, keys, plan, roles, settings, store, transfer
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import UNSUPPORTED, Fs, reason
 from fsrepl.journal import Owed, view_of
@@ -56,17 +57,44 @@ def init(directory: Path, regions: dict[str, str | None]) -> dict[str, object]:
     wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
     text = settings.render(wanted)
     parsed = settings.parse(text, path, os.path.realpath)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Usage(f"cannot make {directory}: {reason(error)}") from error
     site = Site(parsed)
-    for name in wanted:
-        attach_region(site, name)
-    site.save_identities()
-    with _open_directory(site.fs, directory) as at:
-        write_bytes(site.fs, at, settings.FILE.encode(), text.encode())
+    with contextlib.ExitStack() as undo:
+        _make_directory(directory, "the site", undo)
+        for name in wanted:
+            attach_region(site, name, undo)
+        site.save_identities()
+        _write_settings(site.fs, path, text)
+        undo.pop_all()
     return {"Site": str(directory), "Regions": [{"Name": n, "Path": str(r.path)} for n, r in parsed.regions.items()]}
+
+
+def _make_directory(path: Path, what: str, undo: contextlib.ExitStack) -> None:
+    """A directory, and those above it that are missing; undo removes what was made. Raises Usage."""
+    try:
+        for each in reversed([p for p in (path, *path.parents) if not os.path.lexists(p)]):
+            each.mkdir(exist_ok=True)
+            undo.callback(_remove_if_empty, each)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise Usage(f"{what} cannot be at {path}: {reason(error)}") from error
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _write_settings(fs: Fs, path: Path, text: str) -> None:
+    """Replace fsrepl.toml in one step. A file that is there, or that a link leads to, keeps its owner and mode."""
+    path = Path(os.path.realpath(path))
+    with _open_directory(fs, path.parent) as at:
+        name = path.name.encode()
+        try:
+            like = fs.stat(at, name)
+        except FileNotFoundError:
+            like = None
+        write_bytes(fs, at, name, text.encode(), mode=0o644, like=like)
 
 
 @contextlib.contextmanager
@@ -81,17 +109,14 @@ def _open_directory(fs: Fs, path: Path) -> Iterator[int]:
 # -- regions
 
 
-def attach_region(site: Site, name: str, *, replaced: bool = False) -> list[str]:
+def attach_region(site: Site, name: str, undo: contextlib.ExitStack, *, replaced: bool = False) -> list[str]:
     """Make a directory the region of this name, or take it as the region that it is; the buckets found in it.
 
-    Raises Usage where it is another region, or not the one that is known. replaced: it is a new disk
-    for a region that is lost.
+    Raises Usage where it is another region, not the one that is known, or at work for another site. replaced:
+    it is a new disk for a region that is lost. undo takes back what was made.
     """
     path = site.settings.regions[name].path
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise Usage(f"cannot make region {name} at {path}: {reason(error)}") from error
+    _make_directory(path, f"region {name}", undo)
     with _open_directory(site.fs, path) as at:
         try:
             identity = read_document(site.fs, at, REGION_IDENTITY)
@@ -105,12 +130,13 @@ def attach_region(site: Site, name: str, *, replaced: bool = False) -> list[str]
                     "or if its disk is lost, give the new one with --replace"
                 )
             _require_attributes(site.fs, at, f"region {name} at {path}")
+            undo.callback(_remove_identity, path)
             identity = dict(new_identity(name, site.now()))
-            write_document(site.fs, at, REGION_IDENTITY, identity)
         elif identity.get("name") != name:
             raise Usage(f"{path} is the region {identity.get('name')!r}; give it that name")
         elif known is not None and identity.get("uuid") != known and not replaced:
             raise Usage(f"{path} is another region named {name} than this site knows; --replace takes it in its stead")
+        _claim(site, name, at, identity)
         site.identities["regions"][name] = str(identity["uuid"])
         found = []
         for entry in site.fs.entries(at):
@@ -128,6 +154,28 @@ def attach_region(site: Site, name: str, *, replaced: bool = False) -> list[str]
                     site.identities["buckets"][address] = str(bucket["uuid"])
                     found.append(address)
     return sorted(found)
+
+
+def _remove_identity(path: Path) -> None:
+    (path / REGION_IDENTITY.decode()).unlink(missing_ok=True)
+
+
+def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
+    """Write into a region whose it is: two daemons that capture in one region would make two versions of each file.
+
+    A site whose own folder was lost leaves its claim behind, so a claim counts only while its daemon runs.
+    """
+    mine = {"uuid": site.uuid, "state": site.state}
+    claim = identity.get("site")
+    if claim == mine:
+        return
+    of_another = isinstance(claim, dict) and claim.get("uuid") != site.uuid and claim.get("state") != site.state
+    if isinstance(claim, dict) and of_another and control.is_locked(str(claim.get("state"))):
+        raise Usage(
+            f"region {name} at {site.settings.regions[name].path} belongs to a site that is at work, with its state in "
+            f"{claim.get('state')}; take it out of that one with `fsrepl region forget {identity.get('name')}`"
+        )
+    write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
 
 
 def _require_attributes(fs: Fs, at: int, what: str) -> None:
@@ -166,13 +214,14 @@ def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[
     parsed = settings.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
     lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replaced else []
-    found = attach_region(site, name, replaced=replaced)
-    for address in lost:
-        if address not in found:
-            _make_bucket(site, address, Versioning.ENABLED)
-    site.save_identities()
-    with _open_directory(engine.fs, file.parent) as at:
-        write_bytes(engine.fs, at, file.name.encode(), text.encode())
+    with contextlib.ExitStack() as undo:
+        found = attach_region(site, name, undo, replaced=replaced)
+        for address in lost:
+            if address not in found:
+                _make_bucket(site, address, Versioning.ENABLED)
+        site.save_identities()
+        _write_settings(engine.fs, file, text)
+        undo.pop_all()
     engine.reload(parsed)
     refilled = sum(_fill_again(engine, address) for address in lost)
     return {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost}), "Refilled": refilled}
@@ -222,12 +271,14 @@ def forget_region(engine: Engine, name: str) -> dict[str, object]:
     text = settings.remove_region(file.read_text(), name)
     parsed = settings.parse(text, file, os.path.realpath)
     site = engine.site
+    with contextlib.suppress(FsreplError, OSError), site.open_region(name) as at:
+        identity = read_document(engine.fs, at, REGION_IDENTITY) or {}
+        write_document(engine.fs, at, REGION_IDENTITY, {n: v for n, v in identity.items() if n != "site"})
     site.identities["regions"].pop(name, None)
     for address in [a for a in site.identities["buckets"] if a.startswith(name + "/")]:
         del site.identities["buckets"][address]
     site.save_identities()
-    with _open_directory(engine.fs, file.parent) as at:
-        write_bytes(engine.fs, at, file.name.encode(), text.encode())
+    _write_settings(engine.fs, file, text)
     engine.reload(parsed)
     return {"Name": name}
 
@@ -786,7 +837,7 @@ def _write_role(engine: Engine, name: str, document: roles.RoleDocument | None) 
     before = path.read_bytes() if path.exists() else None
     path.parent.mkdir(mode=0o755, exist_ok=True)
     with _open_directory(engine.fs, path.parent) as at:
-        write_document(engine.fs, at, path.name.encode(), document)
+        write_document(engine.fs, at, path.name.encode(), document, mode=0o644)
 
     def undo() -> None:
         if before is None:

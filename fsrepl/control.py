@@ -90,6 +90,21 @@ class Lock:
         self.release()
 
 
+def is_locked(state: str | os.PathLike[str]) -> bool:
+    """Whether a site's daemon, or a command of it, is at work. Makes nothing."""
+    try:
+        fd = os.open(os.path.join(state, LOCK), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 @contextlib.contextmanager
 def _short_path(state: str | os.PathLike[str]) -> Iterator[str]:
     fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -510,6 +510,10 @@ def _check_apart(file: _Text, regions: Mapping[str, RegionSettings], state: Path
                 ("state",) if named else ("regions", name, "path"),
                 f"the state folder ({_plain(place)}) lies within region {name}; keep it outside",
             )
+        if here.startswith(place):
+            raise file.wrong(
+                ("regions", name, "path"), f"region {name} lies within the state folder ({_plain(place)}); keep it outside"
+            )
 
 
 def _plain(place: str) -> str:

@@ -319,6 +319,8 @@ class Site:
     def __init__(self, settings: Settings, fs: Fs | None = None, now: Clock | None = None) -> None:
         self.settings, self.fs = settings, fs or Fs()
         self.now = now or clock.system_clock()
+        self.uuid = ""
+        """Which site this is: a region says which one it belongs to."""
         self.identities: dict[str, dict[str, str]] = {"regions": {}, "buckets": {}}
         self.buckets: dict[str, Bucket] = {}
         self._roots: dict[str, tuple[int, ...]] = {}
@@ -337,8 +339,9 @@ class Site:
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)
             self.identities = {"regions": dict(found["regions"]), "buckets": dict(found["buckets"])}
+            self.uuid = str(found.get("site") or self.uuid or uuid.uuid4())
         except FileNotFoundError:
-            pass
+            self.uuid = self.uuid or str(uuid.uuid4())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Usage(
                 f"{path} cannot be read ({error}); if it is lost, remove it and attach each region with "
@@ -353,7 +356,7 @@ class Site:
 
     def save_identities(self) -> None:
         with self.open_state() as at:
-            write_document(self.fs, at, b"identities.json", self.identities)
+            write_document(self.fs, at, b"identities.json", {"site": self.uuid, **self.identities})
         self.load_identities()
 
     @contextlib.contextmanager
@@ -407,6 +410,12 @@ class Site:
             raise Away(
                 f"region {name} is offline: {path} holds another region "
                 f"({identity.get('name', '?')}, {identity.get('uuid', '?')})"
+            )
+        claim = identity.get("site")
+        if isinstance(claim, dict) and claim.get("uuid") != self.uuid:
+            raise Away(
+                f"region {name} is offline: another site has attached it, with its state in {claim.get('state')}; "
+                f"`fsrepl region add {name}={path}` takes it back"
             )
         self._roots[name] = mark
 
@@ -480,20 +489,36 @@ def read_document(fs: Fs, at: int, name: bytes) -> dict[str, object] | None:
     return found
 
 
-def write_document(fs: Fs, at: int, name: bytes, document: object) -> None:
+def write_document(fs: Fs, at: int, name: bytes, document: object, *, mode: int = 0o600) -> None:
     """Replace a document in one step, durably."""
-    write_bytes(fs, at, name, json.dumps(document, indent=2).encode() + b"\n")
+    write_bytes(fs, at, name, json.dumps(document, indent=2).encode() + b"\n", mode=mode)
 
 
-def write_bytes(fs: Fs, at: int, name: bytes, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace a file in one step. durable: whether it matters that a power cut may bring back the one before."""
+def write_bytes(
+    fs: Fs,
+    at: int,
+    name: bytes,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    like: os.stat_result | None = None,
+    durable: bool = True,
+) -> None:
+    """Replace a file in one step; with the owner and mode of another where that is given and can be.
+
+    durable: whether it matters that a power cut may bring back the one before.
+    """
     staged = b"." + name + b".new"
     with contextlib.suppress(FileNotFoundError):
         fs.unlink(at, staged)
     fd = fs.create(at, staged)
     try:
         fs.write(fd, data)
-        if mode != 0o600:
+        if like is not None:
+            with contextlib.suppress(PermissionError):
+                fs.chown(fd, like.st_uid, like.st_gid)
+            mode = stat.S_IMODE(like.st_mode)
+        if mode != 0o600:  # which it was made with
             fs.chmod(fd, mode)
         if durable:
             fs.sync_file(fd)
