@@ -159,7 +159,8 @@ class Engine:
 
     def turn(self) -> bool:
         """One turn of every region, in order, where there are no threads; whether anything was done."""
-        return any([region.turn() for region in self.regions.values()])
+        busy = [region.turn() for region in self.regions.values()]  # every one of them, whatever the others say
+        return any(busy)
 
     def settle_down(self, turns_max: int = 10_000) -> None:
         """Without threads: turn until nothing is left to do now."""

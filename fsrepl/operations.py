@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import admin, arn, batch, examine, jobs, mend, objects
-from fsrepl.admin import init
+from fsrepl import arn, batch, examine, jobs, mend, objects
+from fsrepl.admin import buckets, replication, role_files, sites, versioning
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused, Usage
 from fsrepl.model import Versioning
 from fsrepl.settings import Settings
 
-__all__ = ["OPERATIONS", "init", "local_engine", "run"]
+__all__ = ["OPERATIONS", "local_engine", "run"]
 
 _PASS_S = 5.0
 """A region that hangs holds up nobody for longer."""
@@ -53,7 +53,9 @@ def _in_region(param: str, what: Callable[[Engine, str, Params], Answer]) -> Cal
         address = params[param]
         region, _ = arn.split_address(address)
         if region not in engine.regions:
-            raise Usage(f"there is no region {region!r} in {engine.settings.path}; it names {engine.site.region_names()}")
+            raise Usage(
+                f"there is no region {region!r} in {engine.settings.path}; it names {engine.site.region_names()}"
+            )
         return engine.ask(region, lambda: what(engine, address, params))
 
     return operation
@@ -66,7 +68,7 @@ def _key(params: Params) -> bytes:
 
 def _enable(engine: Engine, source: str, params: Params) -> Answer:
     engine.site.bucket(source)
-    return admin.enable_replication(
+    return replication.enable_replication(
         engine,
         source,
         params.get("destination"),
@@ -88,7 +90,7 @@ def _versioning(engine: Engine, bucket: str, params: Params) -> Answer:
         wanted = Versioning.OFF
     if wanted is Versioning.OFF:
         raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {params['status']!r}")
-    return admin.set_versioning(engine, bucket, wanted)
+    return versioning.set_versioning(engine, bucket, wanted)
 
 
 def _retry(engine: Engine, params: Params) -> Answer:
@@ -123,7 +125,7 @@ def _tag(engine: Engine, bucket: str, params: Params) -> Answer:
 
 
 def _put(engine: Engine, source: str, params: Params) -> Answer:
-    return admin.put_replication(
+    return replication.put_replication(
         engine,
         source,
         params["document"],
@@ -175,21 +177,23 @@ def _check_site(engine: Engine, params: Params) -> Answer:
 
 
 OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
-    "region.add": lambda e, p: admin.add_region(e, p["name"], p["path"], replaced=p.get("replace", False)),
-    "region.forget": lambda e, p: admin.forget_region(e, p["name"]),
-    "bucket.create": _in_region("bucket", lambda e, b, p: admin.create_bucket(e, b, versioning=p.get("versioning", False))),
-    "bucket.adopt": _in_region("bucket", lambda e, b, p: admin.adopt_bucket(e, b, dry_run=p.get("dry_run", False))),
-    "bucket.rm": _in_region("bucket", lambda e, b, p: admin.remove_bucket(e, b, purge=p.get("purge", False))),
+    "region.add": lambda e, p: sites.add_region(e, p["name"], p["path"], replaced=p.get("replace", False)),
+    "region.forget": lambda e, p: sites.forget_region(e, p["name"]),
+    "bucket.create": _in_region(
+        "bucket", lambda e, b, p: buckets.create_bucket(e, b, versioning=p.get("versioning", False))
+    ),
+    "bucket.adopt": _in_region("bucket", lambda e, b, p: buckets.adopt_bucket(e, b, dry_run=p.get("dry_run", False))),
+    "bucket.rm": _in_region("bucket", lambda e, b, p: buckets.remove_bucket(e, b, purge=p.get("purge", False))),
     "versioning.set": _in_region("bucket", _versioning),
     "replication.enable": _in_region("source", _enable),
     "replication.put": _in_region("source", _put),
-    "replication.disable": _in_region("source", lambda e, b, p: admin.disable_replication(e, b)),
-    "replication.rm": _in_region("source", lambda e, b, p: admin.remove_replication(e, b)),
+    "replication.disable": _in_region("source", lambda e, b, p: replication.disable_replication(e, b)),
+    "replication.rm": _in_region("source", lambda e, b, p: replication.remove_replication(e, b)),
     "replication.backfill": _in_region("source", _backfill),
     "replication.cancel": _cancel,
     "replication.jobs": _jobs,
-    "role.create": lambda e, p: admin.create_role(e, p["name"], p["source"], p["destinations"]),
-    "role.rm": lambda e, p: admin.remove_role(e, p["name"]),
+    "role.create": lambda e, p: role_files.create_role(e, p["name"], p["source"], p["destinations"]),
+    "role.rm": lambda e, p: role_files.remove_role(e, p["name"]),
     "object.restore": _in_region("bucket", _restore),
     "object.rm": _in_region("bucket", _remove),
     "tag.set": _in_region("bucket", _tag),

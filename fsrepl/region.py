@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fsrepl import (
-    admin,
     attrs,
     batch,
     capture,
@@ -36,6 +35,7 @@ from fsrepl import (
     thresholds,
     transfer,
 )
+from fsrepl.admin.replication import note_rules
 from fsrepl.courtesy import Unmarked
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
@@ -408,7 +408,7 @@ class Region:
         documents = place.bucket.documents
         if documents is place.documents:
             return
-        if admin.note_rules(bucket, self.engine.site.now()):
+        if note_rules(bucket, self.engine.site.now()):
             place.bucket.refresh(bucket)
             documents = place.bucket.documents
         first, place.documents = place.documents is None, documents

@@ -512,7 +512,8 @@ def _check_apart(file: _Text, regions: Mapping[str, RegionSettings], state: Path
             )
         if here.startswith(place):
             raise file.wrong(
-                ("regions", name, "path"), f"region {name} lies within the state folder ({_plain(place)}); keep it outside"
+                ("regions", name, "path"),
+                f"region {name} lies within the state folder ({_plain(place)}); keep it outside",
             )
 
 

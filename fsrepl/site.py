@@ -471,6 +471,16 @@ class Site:
         ]
 
 
+@contextlib.contextmanager
+def open_directory(fs: Fs, path: Path) -> Iterator[int]:
+    """A directory by its whole path, for as long as it is needed."""
+    fd = fs.open_root(path)
+    try:
+        yield fd
+    finally:
+        fs.close(fd)
+
+
 # -- documents: JSON files, replaced whole
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fsrepl import admin, arn, config
+from fsrepl import arn, config
+from fsrepl.admin import replication
 from fsrepl.errors import Refused, Unavailable
 from fsrepl.model import Status, Versioning
 from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
@@ -89,7 +90,7 @@ def test_without_a_configuration(world: World, operation: str) -> None:
     """1.4: the replication configuration was not found."""
     assert world.refused(f"replication.{operation}", source=SOURCE) == NOT_FOUND
     with pytest.raises(Refused, match=f"^{NOT_FOUND}"):
-        admin.configuration(world.engine.site, SOURCE)
+        replication.configuration(world.engine.site, SOURCE)
 
 
 @pytest.mark.parametrize("state", [Versioning.OFF, Versioning.SUSPENDED])
@@ -131,7 +132,7 @@ def test_what_is_put_is_what_is_there(world: World, wrapped: bool) -> None:
         "replication.put", source=SOURCE, document={"ReplicationConfiguration": document} if wrapped else document
     )
     assert saved(world) == document
-    printed = config.render_aws(admin.configuration(world.engine.site, SOURCE).document)
+    printed = config.render_aws(replication.configuration(world.engine.site, SOURCE).document)
     assert printed["Rules"][0]["Destination"]["Bucket"] == "arn:aws:s3:::dst"
     world.run("replication.rm", source=SOURCE)
     assert saved(world) is None

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fsrepl import admin, arn, attrs, operations, rounds, settings, store
+from fsrepl import arn, attrs, operations, rounds, settings, store
+from fsrepl.admin import sites
 from fsrepl.engine import Engine
 from fsrepl.errors import Refused
 from fsrepl.fs import Fs
@@ -65,7 +66,7 @@ class World:
     ) -> None:
         self.home = home
         places = {name: str(path) for name, path in (regions or {}).items()}
-        admin.init(home, {name: places.get(name) for name in sorted({b.partition("/")[0] for b in buckets})})
+        sites.init(home, {name: places.get(name) for name in sorted({b.partition("/")[0] for b in buckets})})
         self.settings = settings.load(home / settings.FILE)
         self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
         for bucket in buckets:

@@ -134,19 +134,21 @@ def get(
     json: Json = True,
 ) -> None:
     """Print the configuration in S3's JSON."""
-    from fsrepl import admin, config
+    from fsrepl import config
+    from fsrepl.admin.replication import configuration
 
-    document = admin.configuration(open_site(), source).document
+    document = configuration(open_site(), source).document
     print_json({"ReplicationConfiguration": config.render_aws(document) if aws else document})
 
 
 @replication.command("show")
 def show(source: Source, json: Json = False) -> None:
     """Show the rules, the role and what is pending, for people."""
-    from fsrepl import admin, status
+    from fsrepl import status
+    from fsrepl.admin.replication import configuration
 
     site = open_site()
-    document = admin.configuration(site, source).document
+    document = configuration(site, source).document
     said = status.daemon_status(site.settings)
     found = next(b for b in status.status(site, said)["buckets"] if b["bucket"] == source)
     if json:

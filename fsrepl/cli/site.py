@@ -28,7 +28,7 @@ def init(
     json: Json = False,
 ) -> None:
     """Make a new site: fsrepl.toml, and its regions (without --region two of them, below DIR)."""
-    from fsrepl import admin
+    from fsrepl.admin import sites
 
     regions: dict[str, str | None] = {}
     for text in region or ():
@@ -38,7 +38,7 @@ def init(
         if name in regions:
             raise Usage(f"--region {name} is given twice")
         regions[name] = path or None
-    answer = admin.init(directory, regions)
+    answer = sites.init(directory, regions)
     if json:
         print_json(answer)
         return

@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from fsrepl import admin, arn
+from fsrepl import arn
+from fsrepl.admin import replication
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import STORAGE_CLASSES, Versioning
 from fsrepl.site import Site
@@ -20,10 +21,10 @@ from fsrepl.site import Site
 def ask(site: Site) -> dict[str, Any]:
     """What `replication enable` needs, from its user."""
     source = _choose("Source bucket", _sources(site), "no bucket has versioning enabled; `fsrepl versioning enable`")
-    existing = admin.has_configuration(site, source)
+    existing = replication.has_configuration(site, source)
     if existing and not typer.confirm(f"{source} has a configuration. Replace it?", default=False):
         raise typer.Abort
-    offered = admin.candidates(site, source)
+    offered = replication.candidates(site, source)
     region = _choose(
         "Destination region",
         sorted({address.partition("/")[0] for address in offered}),

@@ -1,0 +1,188 @@
+"""Buckets: made, adopted as they are, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fsrepl import arn, config, store
+from fsrepl.admin.versioning import enable_versioning, versioning_of, walk
+from fsrepl.errors import BucketMissing, Refused, Usage
+from fsrepl.fs import Fs, reason
+from fsrepl.model import Versioning
+from fsrepl.site import (
+    FOLDERS,
+    META,
+    OpenBucket,
+    Site,
+    new_identity,
+    read_document,
+    remove_document,
+    write_document,
+)
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+
+_RECORD_BYTES = 8192
+"""What a stored version takes beside its content: its inode, and a block for its attributes."""
+
+
+def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str, object]:
+    site = engine.site
+    region, name = arn.split_address(address)
+    arn.check_bucket_name(name)
+    if region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    with site.open_region(region) as at:
+        try:
+            fd = site.fs.open_dir(at, name.encode(), cross=True)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Refused("InvalidBucketName", f"{address} cannot be made: {reason(error)}") from error
+        else:
+            try:
+                if address in site.buckets:
+                    raise Refused("BucketAlreadyOwnedByYou", f"{address} exists already")
+                if any(e.name != META.decode() for e in site.fs.entries(fd)):
+                    raise Refused(
+                        "BucketAlreadyExists",
+                        f"{address} is a folder with files; `fsrepl bucket adopt` makes it a bucket",
+                    )
+            finally:
+                site.fs.close(fd)
+    make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF)
+    site.save_identities()
+    return {"Bucket": address, "Versioning": "Enabled" if versioning else ""}
+
+
+def make_bucket(site: Site, address: str, versioning: Versioning) -> None:
+    """The folder and what makes it a bucket, its identity last. What is there already stays."""
+    region, _, name = address.partition("/")
+    fs = site.fs
+    with site.open_region(region) as at:
+        with contextlib.suppress(FileExistsError):
+            fs.make_dir(at, name.encode(), 0o755)
+        fd = fs.open_dir(at, name.encode(), cross=True)
+        try:
+            with contextlib.suppress(FileExistsError):
+                fs.make_dir(fd, META, 0o700)
+            meta = fs.open_dir(fd, META)
+            try:
+                for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
+                    with contextlib.suppress(FileExistsError):
+                        fs.make_dir(meta, folder)
+                if versioning is not Versioning.OFF:
+                    write_document(fs, meta, b"versioning.json", config.versioning_document(versioning))
+                known = read_document(fs, meta, b"bucket.json")
+                identity = known or dict(new_identity(name, site.now(), region=region))
+                if known is None:
+                    write_document(fs, meta, b"bucket.json", identity)
+            finally:
+                fs.close(meta)
+            fs.sync_file(fd)
+            fs.sync_file(at)
+        finally:
+            fs.close(fd)
+    site.identities["buckets"][address] = str(identity["uuid"])
+
+
+def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
+    """Make a folder full of files a versioned bucket: each file becomes its key's null version."""
+    site = engine.site
+    region, name = arn.split_address(address)
+    arn.check_bucket_name(name)
+    if region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    if address in site.buckets and versioning_of(site, address) is not Versioning.OFF:
+        raise Refused("BucketAlreadyOwnedByYou", f"{address} is a versioned bucket already")
+    with site.open_region(region) as at:
+        try:
+            fd = site.fs.open_dir(at, name.encode(), cross=True)
+        except OSError as error:
+            raise Refused(
+                "NoSuchBucket", f"{address}: there is no such folder in the region: {reason(error)}"
+            ) from error
+        try:
+            objects, size = _measure(site.fs, fd)
+            free, total = site.fs.space(fd)
+        finally:
+            site.fs.close(fd)
+    sharing = site.settings.regions[region].sharing
+    needed = objects * _RECORD_BYTES + (0 if sharing == "link" else size)
+    answer: dict[str, object] = {"Bucket": address, "Objects": objects, "Bytes": size, "Needed": needed, "Free": free}
+    if free - needed < engine.settings.capture.keep_free.needed(total) and sharing != "link":
+        raise Refused(
+            "InvalidRequest",
+            f"{address} holds {objects} files of {size >> 20} MiB, which are stored once more, and {free >> 20} MiB are "
+            'free; make room, or set sharing = "link" for the region where no program writes into files',
+        )
+    if dry_run:
+        return answer
+    make_bucket(site, address, Versioning.OFF)
+    site.save_identities()
+    return {**answer, "Adopted": enable_versioning(engine, address, Versioning.ENABLED)}
+
+
+def _measure(fs: Fs, top: int) -> tuple[int, int]:
+    """How many files there are below a directory, and their bytes."""
+    objects = size = 0
+    for _, fd, files in walk(fs, top):
+        for name in files:
+            with contextlib.suppress(OSError):
+                size += fs.stat(fd, name).st_size
+                objects += 1
+    return objects, size
+
+
+def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:
+    """Remove a bucket; with purge also everything in it. Its identity goes first: no crash makes this a deletion."""
+    site = engine.site
+    bucket = site.bucket(address)
+    try:
+        with bucket.open() as opened:
+            holds = next(_contents(opened), None)
+            if holds is not None and not purge:
+                raise Refused(
+                    "BucketNotEmpty", f"{address} holds objects or versions; --yes removes it with everything in it"
+                )
+            engine.region_of(address).put_down(address)
+            remove_document(site.fs, opened.meta, b"bucket.json")
+            _remove_below(site.fs, opened.fd)
+        with site.open_region(bucket.region) as at:
+            with contextlib.suppress(OSError):
+                site.fs.remove_dir(at, bucket.name.encode())
+            site.fs.sync_file(at)
+    except BucketMissing:
+        pass
+    del site.identities["buckets"][address]
+    site.save_identities()
+    engine.recent.forget(address)
+    with engine.journal.transaction():
+        engine.journal.forget_bucket(address)
+    return {"Bucket": address}
+
+
+def _contents(bucket: OpenBucket) -> Iterator[bytes]:
+    for _, _, files in walk(bucket.fs, bucket.fd):
+        yield from files
+    if bucket.versions >= 0:
+        for _, _, found in store.walk(bucket):
+            yield from (name for name, _ in found)
+
+
+def _remove_below(fs: Fs, fd: int) -> None:
+    for entry in list(fs.entries(fd)):
+        name = os.fsencode(entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            below = fs.open_dir(fd, name)
+            try:
+                _remove_below(fs, below)
+            finally:
+                fs.close(below)
+            fs.remove_dir(fd, name)
+        else:
+            fs.unlink(fd, name)

@@ -1,0 +1,101 @@
+"""Roles as files of the site: generated for a pair of buckets, written, taken back, removed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsrepl import arn, roles
+from fsrepl.errors import Refused
+from fsrepl.site import (
+    open_directory,
+    write_document,
+)
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+
+
+def _role_path(engine: Engine, name: str) -> Path:
+    return engine.settings.roles / f"{name}.json"
+
+
+def read_role(engine: Engine, name: str) -> dict[str, object] | None:
+    try:
+        found = json.loads(_role_path(engine, name).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Refused(
+            "MalformedPolicyDocument", f"role {name}: {_role_path(engine, name)} cannot be read: {error}"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def generated_role(engine: Engine, source: str, destination: str) -> tuple[str, roles.RoleDocument | None]:
+    """The name of the role for a pair of buckets, and its document where it is still to be made.
+
+    The name is cut at 64 characters as the console cuts it; a role of that name for another pair is
+    never shared: then the name ends in a digest of the pair. Source: s3-semantics, 6.2.
+    """
+    name = roles.generated_name(source.partition("/")[2], destination.partition("/")[2])
+    for candidate in (name, roles.distinct_name(name, (source, destination))):
+        document = roles.generate(candidate, source, [destination])
+        found = read_role(engine, candidate)
+        if found is None:
+            return candidate, document
+        if found == document:
+            return candidate, None
+    raise Refused("EntityAlreadyExists", f"role {name} exists with another policy; name one with --role, or remove it")
+
+
+def role_with(engine: Engine, name: str, source: str, destination: str) -> roles.RoleDocument | None:
+    """A role's document with a further destination; None where it has it, or is none of ours to change."""
+    found = read_role(engine, name)
+    if found is None:
+        return None
+    with_it = roles.add_destination(found, source, destination)
+    return None if with_it == found else with_it
+
+
+def write_role(engine: Engine, name: str, document: roles.RoleDocument | None) -> Callable[[], None]:
+    """Write a role's file, if there is something to write; what takes that back."""
+    if document is None:
+        return lambda: None
+    path = _role_path(engine, name)
+    before = path.read_bytes() if path.exists() else None
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    with open_directory(engine.fs, path.parent) as at:
+        write_document(engine.fs, at, path.name.encode(), document, mode=0o644)
+
+    def undo() -> None:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(before)
+
+    return undo
+
+
+def create_role(engine: Engine, name: str, source: str, destinations: Iterable[str]) -> dict[str, object]:
+    """A role with the generated policy, under a name of the user's choice."""
+    wanted = list(destinations)
+    for address in (source, *wanted):
+        engine.site.bucket(address)
+    document = roles.generate(name, source, wanted)
+    roles.parse_role(document, name)
+    found = read_role(engine, name)
+    if found is not None and found != document:
+        raise Refused("EntityAlreadyExists", f"role {name} exists already with another policy; remove it first")
+    write_role(engine, name, document if found is None else None)
+    return {"RoleName": name, "Arn": arn.role_arn(name)}
+
+
+def remove_role(engine: Engine, name: str) -> dict[str, object]:
+    path = _role_path(engine, name)
+    if not path.exists():
+        raise Refused("NoSuchEntity", f"there is no role {name!r}")
+    path.unlink()
+    return {"RoleName": name}

@@ -1,0 +1,257 @@
+"""Making a site, and its regions: attached, replaced, forgotten. What fails takes back what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsrepl import arn, control, plan, settings, store
+from fsrepl.admin.buckets import make_bucket
+from fsrepl.errors import FsreplError, Usage
+from fsrepl.fs import UNSUPPORTED, Fs, reason
+from fsrepl.journal import Owed
+from fsrepl.model import Status, Versioning
+from fsrepl.site import (
+    META,
+    REGION_IDENTITY,
+    Site,
+    new_identity,
+    open_directory,
+    read_document,
+    write_bytes,
+    write_document,
+)
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+
+DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
+
+
+def init(directory: Path, regions: dict[str, str | None]) -> dict[str, object]:
+    """A new site: its settings, and an identity in each region. A region that has one is attached as it is."""
+    directory = Path(os.path.abspath(directory))
+    path = directory / settings.FILE
+    if path.exists():
+        raise Usage(f"{path} exists already; `fsrepl region add` adds regions to it")
+    wanted = {name: given or name for name, given in (regions or dict.fromkeys(DEFAULT_REGIONS)).items()}
+    wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
+    text = settings.render(wanted)
+    parsed = settings.parse(text, path, os.path.realpath)
+    site = Site(parsed)
+    with contextlib.ExitStack() as undo:
+        _make_directory(directory, "the site", undo)
+        for name in wanted:
+            attach_region(site, name, undo)
+        site.save_identities()
+        _write_settings(site.fs, path, text)
+        undo.pop_all()
+    return {"Site": str(directory), "Regions": [{"Name": n, "Path": str(r.path)} for n, r in parsed.regions.items()]}
+
+
+def _make_directory(path: Path, what: str, undo: contextlib.ExitStack) -> None:
+    """A directory, and those above it that are missing; undo removes what was made. Raises Usage."""
+    try:
+        for each in reversed([p for p in (path, *path.parents) if not os.path.lexists(p)]):
+            each.mkdir(exist_ok=True)
+            undo.callback(_remove_if_empty, each)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise Usage(f"{what} cannot be at {path}: {reason(error)}") from error
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _write_settings(fs: Fs, path: Path, text: str) -> None:
+    """Replace fsrepl.toml in one step. A file that is there, or that a link leads to, keeps its owner and mode."""
+    path = Path(os.path.realpath(path))
+    with open_directory(fs, path.parent) as at:
+        name = path.name.encode()
+        try:
+            like = fs.stat(at, name)
+        except FileNotFoundError:
+            like = None
+        write_bytes(fs, at, name, text.encode(), mode=0o644, like=like)
+
+
+def attach_region(site: Site, name: str, undo: contextlib.ExitStack, *, replaced: bool = False) -> list[str]:
+    """Make a directory the region of this name, or take it as the region that it is; the buckets found in it.
+
+    Raises Usage where it is another region, not the one that is known, or at work for another site. replaced:
+    it is a new disk for a region that is lost. undo takes back what was made.
+    """
+    path = site.settings.regions[name].path
+    _make_directory(path, f"region {name}", undo)
+    with open_directory(site.fs, path) as at:
+        try:
+            identity = read_document(site.fs, at, REGION_IDENTITY)
+        except (OSError, ValueError) as error:
+            raise Usage(f"the identity of region {name} at {path} cannot be read: {error}") from error
+        known = site.identities["regions"].get(name)
+        if identity is None:
+            if known is not None and not replaced:
+                raise Usage(
+                    f"{path} is not the region {name} that this site knows (no {REGION_IDENTITY.decode()}); mount it, "
+                    "or if its disk is lost, give the new one with --replace"
+                )
+            _require_attributes(site.fs, at, f"region {name} at {path}")
+            undo.callback(_remove_identity, path)
+            identity = dict(new_identity(name, site.now()))
+        elif identity.get("name") != name:
+            raise Usage(f"{path} is the region {identity.get('name')!r}; give it that name")
+        elif known is not None and identity.get("uuid") != known and not replaced:
+            raise Usage(f"{path} is another region named {name} than this site knows; --replace takes it in its stead")
+        _claim(site, name, at, identity)
+        site.identities["regions"][name] = str(identity["uuid"])
+        found = []
+        for entry in site.fs.entries(at):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError, ValueError, FsreplError):
+                fd = site.fs.open_dir(at, os.fsencode(entry.name) + b"/" + META, cross=True)
+                try:
+                    bucket = read_document(site.fs, fd, b"bucket.json")
+                finally:
+                    site.fs.close(fd)
+                if bucket is not None:
+                    arn.check_bucket_name(entry.name)
+                    address = f"{name}/{entry.name}"
+                    site.identities["buckets"][address] = str(bucket["uuid"])
+                    found.append(address)
+    return sorted(found)
+
+
+def _remove_identity(path: Path) -> None:
+    (path / REGION_IDENTITY.decode()).unlink(missing_ok=True)
+
+
+def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
+    """Write into a region whose it is: two daemons that capture in one region would make two versions of each file.
+
+    A site whose own folder was lost leaves its claim behind, so a claim counts only while its daemon runs.
+    """
+    mine = {"uuid": site.uuid, "state": site.state}
+    claim = identity.get("site")
+    if claim == mine:
+        return
+    of_another = isinstance(claim, dict) and claim.get("uuid") != site.uuid and claim.get("state") != site.state
+    if isinstance(claim, dict) and of_another and control.is_locked(str(claim.get("state"))):
+        raise Usage(
+            f"region {name} at {site.settings.regions[name].path} belongs to a site that is at work, with its state in "
+            f"{claim.get('state')}; take it out of that one with `fsrepl region forget {identity.get('name')}`"
+        )
+    write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
+
+
+def _require_attributes(fs: Fs, at: int, what: str) -> None:
+    """Raises Usage where a filesystem takes no user attributes, or no files of ours."""
+    name = b".fsrepl-probe-%d" % os.getpid()
+    try:
+        fd = fs.create(at, name)
+    except OSError as error:
+        raise Usage(f"{what}: cannot write there: {reason(error)}") from error
+    try:
+        fs.set_attribute(fd, "user.fsrepl.probe", b"1")
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            raise Usage(
+                f"{what}: this filesystem has no user attributes, which hold what fsrepl knows of each file; "
+                "use ext4, xfs, btrfs or a tmpfs of Linux 6.6, or mount it with user_xattr"
+            ) from error
+        raise Usage(f"{what}: cannot set a user attribute: {reason(error)}") from error
+    finally:
+        fs.close(fd)
+        fs.unlink(at, name)
+
+
+def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[str, object]:
+    """Attach a region, or make a new one; with replaced, a new disk whose buckets are to be filled again."""
+    file = engine.settings.path
+    old = engine.settings.regions.get(name)
+    text = file.read_text()
+    absolute = os.path.abspath(os.path.join(file.parent, path))
+    if old is None:
+        text = settings.add_region(text, name, absolute)
+    elif os.path.realpath(old.path) != os.path.realpath(absolute):
+        if not replaced and name in engine.site.identities["regions"] and not _is_region(absolute, name, engine.site):
+            raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
+        text = settings.add_region(settings.remove_region(text, name), name, absolute)
+    parsed = settings.parse(text, file, os.path.realpath)
+    site = Site(parsed, engine.fs, engine.site.now)
+    lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replaced else []
+    with contextlib.ExitStack() as undo:
+        found = attach_region(site, name, undo, replaced=replaced)
+        for address in lost:
+            if address not in found:
+                make_bucket(site, address, Versioning.ENABLED)
+        site.save_identities()
+        _write_settings(engine.fs, file, text)
+        undo.pop_all()
+    engine.reload(parsed)
+    refilled = sum(_fill_again(engine, address) for address in lost)
+    return {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost}), "Refilled": refilled}
+
+
+def _is_region(path: str, name: str, site: Site) -> bool:
+    with contextlib.suppress(OSError, ValueError), open_directory(site.fs, Path(path)) as at:
+        identity = read_document(site.fs, at, REGION_IDENTITY) or {}
+        return identity.get("uuid") == site.identities["regions"].get(name)
+    return False
+
+
+def _fill_again(engine: Engine, destination: str) -> int:
+    """Owe a bucket that was lost everything it had been delivered; how much that is."""
+    number = 0
+    for address in list(engine.site.buckets):
+        lost = [d for d in engine.journal.deliveries(address) if d.destination == destination]
+        lost = [d for d in lost if d.status != Status.PENDING]
+        if not lost:
+            continue
+
+        def again(address: str = address, lost: Sequence[Owed] = lost) -> int:
+            region = engine.region_of(address)
+            done = 0
+            with engine.site.bucket(address).open() as bucket:
+                for owed in lost:
+                    version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
+                    delivery = version.deliveries.get(destination) if version else None
+                    if version is None or delivery is None:
+                        continue
+                    pending = replace(plan.owed_again(delivery), edit=False)
+                    region.owe_again(bucket, version, {**version.deliveries, destination: pending})
+                    done += 1
+            return done
+
+        number += engine.ask(address.partition("/")[0], again)
+    return number
+
+
+def forget_region(engine: Engine, name: str) -> dict[str, object]:
+    """Take a region out of the site; its directory stays as it is."""
+    if name not in engine.settings.regions:
+        raise Usage(f"there is no region {name!r} in {engine.settings.path}; it names {engine.site.region_names()}")
+    if len(engine.settings.regions) == 1:
+        raise Usage(f"{name} is the only region of this site")
+    file = engine.settings.path
+    text = settings.remove_region(file.read_text(), name)
+    parsed = settings.parse(text, file, os.path.realpath)
+    site = engine.site
+    with contextlib.suppress(FsreplError, OSError), site.open_region(name) as at:
+        identity = read_document(engine.fs, at, REGION_IDENTITY) or {}
+        write_document(engine.fs, at, REGION_IDENTITY, {n: v for n, v in identity.items() if n != "site"})
+    site.identities["regions"].pop(name, None)
+    for address in [a for a in site.identities["buckets"] if a.startswith(name + "/")]:
+        del site.identities["buckets"][address]
+    site.save_identities()
+    _write_settings(engine.fs, file, text)
+    engine.reload(parsed)
+    return {"Name": name}

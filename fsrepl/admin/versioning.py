@@ -1,0 +1,120 @@
+"""Turning versioning on and off; files that were there before it become null versions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fsrepl import capture, config, keys, store
+from fsrepl.errors import Refused
+from fsrepl.fs import Fs
+from fsrepl.journal import view_of
+from fsrepl.model import NULL, Origin, Version, Versioning
+from fsrepl.site import (
+    META,
+    OpenBucket,
+    Site,
+    write_document,
+)
+from fsrepl.watch import ARRIVED, Mark
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+
+_BATCH = 512
+
+
+def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str, object]:
+    bucket = engine.site.bucket(address)
+    with bucket.open():
+        if wanted is Versioning.SUSPENDED and bucket.replication is not None:
+            raise Refused(
+                "InvalidBucketState",
+                f"a replication configuration is present on {address}, so its versioning cannot be suspended; "
+                f"`fsrepl replication rm {address}` removes the configuration",
+            )
+        now = bucket.versioning
+    if now is Versioning.OFF:
+        enable_versioning(engine, address, wanted)
+    elif now is not wanted:
+        engine.region_of(address).flush(address)  # what was dropped before this call belongs to the state before
+        with bucket.open() as opened:
+            write_document(engine.fs, opened.meta, b"versioning.json", config.versioning_document(wanted))
+            bucket.refresh(opened)
+        engine.region_of(address).follow(address)
+    return {"Bucket": address, "Status": str(wanted)}
+
+
+def versioning_of(site: Site, address: str) -> Versioning:
+    """The state that a bucket's own document tells. Raises FsreplError where it is away."""
+    with site.bucket(address).open():
+        return site.bucket(address).versioning
+
+
+def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> int:
+    """Turn versioning on for the first time: what is there becomes null versions; how many. The state is set last."""
+    bucket = engine.site.bucket(address)
+    with bucket.open() as opened, contextlib.suppress(FileExistsError):
+        engine.fs.make_dir(opened.meta, b"versions")
+    with bucket.open() as opened:
+        engine.journal.bucket_id(address, bucket.uuid)
+        number = 0
+        for path, _, files in walk(engine.fs, opened.fd):
+            for start in range(0, len(files), _BATCH):
+                number += _import(engine, opened, [keys.join(path, n) for n in files[start : start + _BATCH]])
+        write_document(engine.fs, opened.meta, b"versioning.json", config.versioning_document(wanted))
+        bucket.refresh(opened)
+    engine.region_of(address).follow(address)
+    return number
+
+
+def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> int:
+    """Store files that were there before versioning, each as its key's null version."""
+    patience = engine.region_of(bucket.address).patience
+    batch = []
+    for key in found:
+        mark = Mark(bucket.address, key, ARRIVED, 0, time.monotonic())
+        seen = capture.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
+        if isinstance(seen, capture.Taken):
+            created_ns = min(seen.found.st_mtime_ns, engine.site.now())
+            version = Version(
+                key, NULL, created_ns, False, seen.size, seen.digest, Origin.ADOPTED,
+                posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
+            )  # fmt: skip
+            batch.append((capture.stage(bucket, seen, version), seen))
+    if not batch:
+        return 0
+    engine.syncer.staged(bucket, [(bucket.tmp, staged.name) for staged, _ in batch])
+    for staged, _ in batch:
+        store.publish(bucket, staged)
+    bucket.sync()
+    with engine.journal.transaction():
+        for staged, seen in batch:
+            engine.journal.add(bucket.address, staged.version)
+            engine.journal.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
+    return len(batch)
+
+
+def walk(fs: Fs, top: int) -> Iterator[tuple[bytes, int, list[bytes]]]:
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        try:
+            fd = fs.open_dir(top, path)
+        except OSError:
+            continue
+        try:
+            files = []
+            for entry in fs.entries(fd):
+                name = os.fsencode(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if path or name != META:
+                        todo.append(keys.join(path, name))
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(name)
+            yield path, fd, files
+        finally:
+            fs.close(fd)
