@@ -13,6 +13,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from fsrepl.cli import completion
 from fsrepl.cli.shared import (
     Json,
     Source,
@@ -161,7 +162,10 @@ def _tell(job: dict[str, Any], *, json: bool) -> None:
 
 
 def jobs(
-    source: Annotated[str | None, typer.Argument(metavar="[REGION/BUCKET]", help="Those of this source only.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[REGION/BUCKET]", help="Those of this source only.", autocompletion=completion.buckets),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the backfills of the last 90 days, and how far they are."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fsrepl.cli import completion
 from fsrepl.cli.shared import (
     Bucket,
     DryRun,
@@ -59,7 +60,10 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
 
 @bucket.command("ls")
 def bucket_ls(
-    region: Annotated[str | None, typer.Argument(metavar="[REGION]", help="Only those of one region.")] = None,
+    region: Annotated[
+        str | None,
+        typer.Argument(metavar="[REGION]", help="Only those of one region.", autocompletion=completion.regions),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the buckets, region by region, with what each one is set to."""

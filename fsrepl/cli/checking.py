@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fsrepl.cli import completion
 from fsrepl.cli.shared import (
     Json,
     Performer,
@@ -49,9 +50,16 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The source bucket, REGION/BUCKET.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The source bucket, REGION/BUCKET.", autocompletion=completion.buckets)
+    ],
     destination: Annotated[
-        str | None, typer.Argument(metavar="[DST]", help="Only this one of its destinations; else all of them.")
+        str | None,
+        typer.Argument(
+            metavar="[DST]",
+            help="Only this one of its destinations; else all of them.",
+            autocompletion=completion.buckets,
+        ),
     ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what is wrong from whichever copy matches the recorded hash.")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fsrepl.cli import completion
 from fsrepl.cli.shared import (
     Address,
     Json,
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ls(
-    address: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/PREFIX]")],
+    address: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/PREFIX]", autocompletion=completion.objects)],
     versions: Annotated[bool, typer.Option("--versions", help="Every version and marker, newest first.")] = False,
     max_keys: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many entries; 0: all.")] = 0,
     start_after: Annotated[str | None, typer.Option("--start-after", "--key-marker", metavar="KEY")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fsrepl.cli import backfill
+from fsrepl.cli import backfill, completion
 from fsrepl.cli.shared import (
     DryRun,
     Json,
@@ -31,9 +31,17 @@ def register(app: typer.Typer) -> None:
 
 @replication.command()
 def enable(
-    source: Annotated[str | None, typer.Argument(metavar="[SRC]", help="The source, REGION/BUCKET.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[SRC]", help="The source, REGION/BUCKET.", autocompletion=completion.buckets),
+    ] = None,
     destination: Annotated[
-        str | None, typer.Argument(metavar="[DST]", help="The destination. Without it, rules that are there run again.")
+        str | None,
+        typer.Argument(
+            metavar="[DST]",
+            help="The destination. Without it, rules that are there run again.",
+            autocompletion=completion.buckets,
+        ),
     ] = None,
     prefix: Annotated[
         list[str] | None,
@@ -42,7 +50,9 @@ def enable(
     storage_class: Annotated[
         str | None, typer.Option(metavar="CLASS", help="The storage class of the replicas; else their source's.")
     ] = None,
-    role: Annotated[str | None, typer.Option(metavar="NAME", help="An existing role.")] = None,
+    role: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An existing role.", autocompletion=completion.roles)
+    ] = None,
     create_role: Annotated[
         bool, typer.Option("--create-role", help="Make a role for these two buckets (the default).")
     ] = False,

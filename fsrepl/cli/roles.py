@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fsrepl.cli import completion
 from fsrepl.cli.shared import Json, open_site, perform, print_json, print_table, say, state, warn
 from fsrepl.errors import FsreplError, Refused
 
@@ -19,8 +20,15 @@ def register(app: typer.Typer) -> None:
 @role.command("create")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    source: Annotated[str, typer.Option("--from", metavar="SRC", help="The bucket it may read.")],
-    destination: Annotated[list[str], typer.Option("--to", metavar="DST", help="A bucket it may write. Repeatable.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="SRC", help="The bucket it may read.", autocompletion=completion.buckets)
+    ],
+    destination: Annotated[
+        list[str],
+        typer.Option(
+            "--to", metavar="DST", help="A bucket it may write. Repeatable.", autocompletion=completion.buckets
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Make a role with the policy that the console generates, for these buckets and nothing else."""

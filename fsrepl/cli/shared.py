@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsrepl import control, settings
+from fsrepl.cli import completion
 from fsrepl.errors import NotRunning, Refused, Usage
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ _LOCK_LOOK_S = 0.05
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-Source = Annotated[str, typer.Argument(metavar="REGION/BUCKET", help="The source bucket.")]
-Bucket = Annotated[str, typer.Argument(metavar="REGION/BUCKET")]
-Address = Annotated[str, typer.Argument(metavar="REGION/BUCKET/KEY")]
+Source = Annotated[
+    str, typer.Argument(metavar="REGION/BUCKET", help="The source bucket.", autocompletion=completion.buckets)
+]
+Bucket = Annotated[str, typer.Argument(metavar="REGION/BUCKET", autocompletion=completion.buckets)]
+Address = Annotated[str, typer.Argument(metavar="REGION/BUCKET/KEY", autocompletion=completion.objects)]
 VersionId = Annotated[str | None, typer.Option("--version-id", metavar="ID", help="Not the current version: this one.")]
 
 

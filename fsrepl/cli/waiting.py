@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fsrepl.cli import completion
 from fsrepl.cli.shared import Json, ask_daemon, is_terminal, print_json, say, shown, size_text, state, warn
 from fsrepl.errors import Usage
 
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def wait(
-    scope: Annotated[str, typer.Argument(metavar="[REGION/BUCKET[/KEY]]")] = "",
+    scope: Annotated[str, typer.Argument(metavar="[REGION/BUCKET[/KEY]]", autocompletion=completion.objects)] = "",
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Seconds; without it, for ever.")] = None,
     json: Json = False,
 ) -> None:
@@ -72,7 +73,7 @@ def _site() -> Any:
 
 
 def retry(
-    scope: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/KEY]")] = "",
+    scope: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/KEY]", autocompletion=completion.objects)] = "",
     all_: Annotated[bool, typer.Option("--all", help="Everything that failed in this site.")] = False,
     json: Json = False,
 ) -> None:

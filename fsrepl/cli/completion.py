@@ -1,0 +1,65 @@
+"""What a shell may complete: regions, buckets, and keys a directory at a time. Nothing here may fail or be slow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fsrepl import settings
+from fsrepl.errors import FsreplError
+from fsrepl.settings import Settings
+
+
+def regions(incomplete: str) -> list[str]:
+    return [name for name in _regions() if name.startswith(incomplete)]
+
+
+def buckets(incomplete: str) -> list[str]:
+    """REGION/BUCKET."""
+    return sorted(address for address in _buckets() if address.startswith(incomplete))
+
+
+def objects(incomplete: str) -> list[str]:
+    """REGION/BUCKET/KEY: what the files that people see suggest."""
+    region, _, rest = incomplete.partition("/")
+    bucket, slash, key = rest.partition("/")
+    if not slash:
+        return [f"{address}/" for address in buckets(incomplete)]
+    folder, _, begins = key.rpartition("/")
+    found = []
+    with contextlib.suppress(OSError, KeyError), os.scandir(_regions()[region] / bucket / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(begins) and (folder or entry.name != ".fsrepl"):
+                name = f"{region}/{bucket}/{folder}/{entry.name}" if folder else f"{region}/{bucket}/{entry.name}"
+                found.append(f"{name}/" if entry.is_dir(follow_symlinks=False) else name)
+    return sorted(found)
+
+
+def roles(incomplete: str) -> list[str]:
+    found = _settings()
+    if found is None or not found.roles.is_dir():
+        return []
+    return sorted(path.stem for path in found.roles.glob("*.json") if path.stem.startswith(incomplete))
+
+
+def _settings() -> Settings | None:
+    """The site that the environment or the folder tells: a --site on the line is not known here."""
+    try:
+        return settings.load(settings.find(None, os.environ))
+    except FsreplError:
+        return None
+
+
+def _regions() -> dict[str, Path]:
+    found = _settings()
+    return {name: region.path for name, region in found.regions.items()} if found else {}
+
+
+def _buckets() -> Iterator[str]:
+    for name, path in _regions().items():
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            for entry in entries:
+                if os.path.exists(os.path.join(entry.path, ".fsrepl")):
+                    yield f"{name}/{entry.name}"
