@@ -353,6 +353,8 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
         region.try_later([i.owed for i in done], reason(in_doubt))
         return []
     place.in_doubt.difference_update((i.owed.key, i.owed.id) for i in done)
+    for version, _ in seen:
+        region.release(place, bucket, version.key)
     if intent_name and all(place.held[key].intent for key in current if key in place.held):
         with contextlib.suppress(OSError):  # one that stays says nothing that is not so
             commit.drop_intents(bucket, intent_name)
@@ -402,7 +404,6 @@ def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item
         match outcome:
             case commit.Shown(view):
                 seen.append((item.replica, view))
-                place.held.pop(key, None)
                 if item.replica.marker:
                     region.way_is_free(place)
             case commit.Held(why, conflict):
@@ -523,6 +524,13 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             engine.journal.drop_delivery(owed)
     engine.reporter.settled(results)
     engine.notify()
+
+
+def settle_unread(region: Region, word: Word) -> None:
+    """The record that the word belongs on cannot be read: the index alone says it, and `verify` names the record."""
+    with region.engine.journal.transaction():
+        region.engine.journal.note(word.owed, word.status, word.reason)
+    region.engine.notify()
 
 
 def settle_gone(region: Region, place: Place, owed: Sequence[Owed], *, key_there: bool) -> None:

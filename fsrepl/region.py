@@ -56,6 +56,7 @@ _PROBE_S = 1.0
 _HELD_MAX_S = 30.0
 _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
+_LATE_S, _LATE_MAX_S = 0.2, 15.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
 
@@ -140,6 +141,9 @@ class Region:
         self.engine, self.name = engine, name
         self.inbox: deque[Callable[[], None]] = deque()
         self.words: deque[deliver.Word] = deque()
+        self.late_words: list[deliver.Word] = []
+        """Words that could not be written down yet, all tried again at late_at_s."""
+        self.late_at_s, self._late_wait_s = 0.0, _LATE_S
         self.places: dict[str, Place] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
         self._wake = threading.Event()
@@ -228,6 +232,8 @@ class Region:
     def next_s(self) -> float | None:
         """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
+        if self.late_words:
+            due.append(self.late_at_s)
         if self.inbox or self.words or any(place.scans for place in self.places.values() if place.up):
             return 0.0
         if any(place.up for place in self.places.values()):
@@ -613,7 +619,7 @@ class Region:
         if known is not None and not (known.view and known.view.shown == known.id):
             current = store.read(bucket, key, known.id, marker=known.marker)
         if known is None or current is None or (current.marker and known.view is None and held is None):
-            self._release(place, bucket, key)
+            self.release(place, bucket, key)
             return
         try:
             staged = commit.stage_current(bucket, current)
@@ -625,7 +631,7 @@ class Region:
             case commit.Shown(view):
                 with journal.transaction():
                     journal.see(address, key, view)
-                self._release(place, bucket, key)
+                self.release(place, bucket, key)
                 if current.marker:
                     self.way_is_free(place)
             case commit.Held(why, conflict):
@@ -634,11 +640,13 @@ class Region:
                 self.hold_view(place, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
                 self.mark_theirs(place, key)
 
-    def _release(self, place: Place, bucket: OpenBucket, key: bytes) -> None:
+    def release(self, place: Place, bucket: OpenBucket, key: bytes) -> None:
+        """A view shows what it shall: it waits no longer, and its intent goes, once that is durable."""
         held = place.held.pop(key, None)
         if held is not None and held.intent:
-            bucket.sync()
-            commit.drop_intents(bucket, held.intent)
+            with contextlib.suppress(OSError):  # one that stays says nothing that is not so
+                bucket.sync()
+                commit.drop_intents(bucket, held.intent)
 
     # -- deliveries
 
@@ -730,7 +738,7 @@ class Region:
             self.try_later(owed, str(error), whole=True)
 
     def try_later(self, owed: Sequence[Owed], why: str, *, whole: bool = False) -> None:
-        """Not now: back into the queue, with a growing, capped delay. whole: the destination as such is not to be had."""
+        """Not now: back into the queue, with a growing, capped delay. whole: there is no getting at the destination."""
         queue = self.queue(owed[0].source, owed[0].destination)
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
         if whole:
@@ -761,28 +769,46 @@ class Region:
                 region.wake()
 
     def _settle(self) -> bool:
-        if not self.words:
-            return False
         words = [self.words.popleft() for _ in range(len(self.words))]
+        now_s = time.monotonic()
+        if self.late_words and now_s >= self.late_at_s:
+            words += self.late_words
+            self.late_words, self.late_at_s = [], now_s + self._late_wait_s
+            self._late_wait_s = min(2 * self._late_wait_s, _LATE_MAX_S)
         by_source: dict[str, list[deliver.Word]] = {}
         for word in words:
             by_source.setdefault(word.owed.source, []).append(word)
-        busy = False
+        late: list[deliver.Word] = []
         for source, group in by_source.items():
-            place = self.places.get(source)
-            if place is None:
-                continue  # the bucket left the site
-            try:
-                deliver.settle(self, place, group)
-                self._acknowledge(group)
-                busy = True
-            except (FsreplError, OSError) as error:
-                # The words are only late: without them the deliveries are found done when they are asked again.
-                log.warning("not settled bucket=%s deliveries=%d: %s", source, len(group), error)
-                if place.up:
-                    self.words.extend(group)
-                    self._wake.wait(0.2)
-        return busy
+            if (place := self.places.get(source)) is not None:  # else it left the site
+                late += self._settle_group(place, group)
+        self.late_words += late
+        if not self.late_words:
+            self._late_wait_s = _LATE_S
+        return len(late) < len(words)
+
+    def _settle_group(self, place: Place, words: Sequence[deliver.Word]) -> list[deliver.Word]:
+        """Write down words of one source; those that could not be now. One that fails is set apart from the others.
+
+        While the source is away they are dropped: without them the deliveries are found done when they are asked again.
+        """
+        try:
+            deliver.settle(self, place, words)
+        except (FsreplError, OSError) as error:
+            if isinstance(error, (Unavailable, BucketMissing)) or not place.up:
+                return list(words) if place.up else []
+            if len(words) > 1:
+                return [late for word in words for late in self._settle_group(place, [word])]
+            key = keys.shown(words[0].owed.key)
+            if not isinstance(error, StoreDamaged):
+                why = reason(error) if isinstance(error, OSError) else str(error)
+                level = logging.WARNING if self._late_wait_s <= 2 * _LATE_S else logging.DEBUG
+                log.log(level, 'not settled bucket=%s key="%s": %s', place.bucket.address, key, why)
+                return list(words)
+            log.error('damaged bucket=%s key="%s": %s', place.bucket.address, key, error)
+            deliver.settle_unread(self, words[0])
+        self._acknowledge(words)
+        return []
 
     def _acknowledge(self, words: Sequence[deliver.Word]) -> None:
         """What became of these is written down: the journal no longer says otherwise."""

@@ -114,7 +114,7 @@ def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
     """The keys whose files cannot be where they belong, and what is in the way; not more than a person would read."""
     unshown = journal_.unshown(bucket.address, _UNSHOWN_MAX)
     found = ((key, obstacles.describe(bucket, key)) for key in unshown)
-    return [listing.key_document(key) | {"Why": why} for key, why in found if why]
+    return [listing.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
 
 
 def _sum(counts: Mapping[tuple[str, str, str], Counts], status: str, destination: str = "", rule: str = "") -> Counts:
