@@ -19,6 +19,7 @@ from fsrepl.cli.shared import (
     print_table,
     say,
     size_text,
+    tell,
 )
 from fsrepl.errors import FsreplError, Refused, Usage
 
@@ -51,7 +52,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     stored = f"{plan['Objects']} files, {size_text(plan['Bytes'])}"
     space = f"about {size_text(plan['Needed'])} of {size_text(plan['Free'])} free space are needed for their versions"
     if dry_run:
-        print_json(plan) if json else say(f"{bucket}: {stored}; {space}")
+        print_json(plan) if json else tell(f"{bucket}: {stored}; {space}")
         return
     confirm(f"{bucket} holds {stored}; {space}. Adopt it?", yes)
     answer = perform("bucket.adopt", bucket=bucket)
@@ -153,4 +154,4 @@ def versioning_show(bucket: Bucket, json: Json = False) -> None:
     if json:
         print_json({"Status": status} if status else {})
     else:
-        say(status or f"{bucket} was never versioned")
+        tell(status or f"{bucket} was never versioned")

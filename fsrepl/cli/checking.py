@@ -27,6 +27,7 @@ from fsrepl.cli.shared import (
     shown,
     size_text,
     state,
+    tell,
     warn,
 )
 from fsrepl.errors import FsreplError, TimedOut
@@ -117,7 +118,7 @@ def _diagnose(finding: Finding) -> None:
     where = f" {finding.where}" if finding.where else ""
     line = shown(f"{finding.area}{where}: {finding.what}")
     if finding.level == "ok":
-        say(f"{typer.style(mark, fg=color)} {line}")
+        tell(f"{typer.style(mark, fg=color)} {line}")
         return
     typer.echo(f"{typer.style(mark, fg=color, bold=True)} {line}")
     for number, text in enumerate(finding.do.splitlines()):

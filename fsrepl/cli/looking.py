@@ -14,9 +14,9 @@ from fsrepl.cli.shared import (
     address_and_key,
     open_site,
     print_json,
-    say,
     shown,
     state,
+    tell,
 )
 
 _FOLLOW_S = 0.2
@@ -60,9 +60,9 @@ def why(address: Address, version_id: VersionId = None, json: Json = False) -> N
     if json:
         print_json(answer.document)
         return
-    say(shown(address))
+    tell(shown(address))
     for sentence in answer.sentences:
-        say(f"  {shown(sentence)}")
+        tell(f"  {shown(sentence)}")
 
 
 def events(

@@ -21,6 +21,7 @@ from fsrepl.cli.shared import (
     print_table,
     say,
     shown,
+    tell,
 )
 from fsrepl.errors import Usage
 
@@ -65,7 +66,7 @@ def ls(
     if truncated:
         last = found[-1].version
         more = f" --version-id-marker {last.id}" if versions else ""
-        say(f"more: --start-after {keys.shown(last.key)}{more}")
+        tell(f"more: --start-after {keys.shown(last.key)}{more}")
 
 
 def head(address: Address, version_id: VersionId = None, json: Json = False) -> None:
@@ -82,9 +83,9 @@ def head(address: Address, version_id: VersionId = None, json: Json = False) -> 
     for name, value in document.items():
         if isinstance(value, dict):
             for inner, each in value.items():
-                say(f"{name:{width}}  {shown(str(inner))} = {shown(str(each))}")
+                tell(f"{name:{width}}  {shown(str(inner))} = {shown(str(each))}")
         else:
-            say(f"{name:{width}}  {shown(str(value))}")
+            tell(f"{name:{width}}  {shown(str(value))}")
 
 
 def cat(address: Address, version_id: VersionId = None) -> None:
@@ -138,7 +139,7 @@ def tag_ls(address: Address, version_id: VersionId = None, json: Json = False) -
         print_json({"TagSet": listing.tags_document(tags)})
         return
     for name in sorted(tags):
-        say(f"{shown(name)}={shown(tags[name])}")
+        tell(f"{shown(name)}={shown(tags[name])}")
 
 
 @tag.command("set")

@@ -18,6 +18,7 @@ from fsrepl.cli.shared import (
     print_table,
     read_document,
     say,
+    tell,
 )
 from fsrepl.errors import Usage
 
@@ -99,7 +100,7 @@ def enable(
         return
     word = "would replicate" if dry_run else "replicates"
     for rule in answer["ReplicationConfiguration"]["Rules"]:
-        say(f"{wanted['source']} {word} {_describe(rule)}")
+        tell(f"{wanted['source']} {word} {_describe(rule)}")
     if answer.get("Role"):
         made = " (new)" if answer.get("Created") and not dry_run else ""
         say(f"role {answer['Role']}{made}")
@@ -134,7 +135,7 @@ def put(
         print_json(answer)
         return
     for rule in answer["ReplicationConfiguration"]["Rules"]:
-        say(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
+        tell(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
 
 
 @replication.command("get")
@@ -164,10 +165,10 @@ def show(source: Source, json: Json = False) -> None:
     if json:
         print_json({"ReplicationConfiguration": document, "rules": found["rules"]})
         return
-    say(f"{source}, role {document['Role']}")
+    tell(f"{source}, role {document['Role']}")
     rules: list[Any] = document["Rules"]  # type: ignore[assignment]
     for rule in rules:
-        say(f"  {_describe(rule)}")
+        tell(f"  {_describe(rule)}")
     print_table(
         [(r["id"], r["destination"], r["status"], r["pending"], r["failed"], r["completed"]) for r in found["rules"]],
         ("RULE", "DESTINATION", "STATUS", "PENDING", "FAILED", "COMPLETED"),

@@ -174,8 +174,13 @@ def confirm(question: str, yes: bool) -> None:
 # -- printing
 
 
+def tell(text: str) -> None:
+    """A line that was asked for."""
+    typer.echo(text)
+
+
 def say(text: str) -> None:
-    """A line for people; not with --quiet."""
+    """A line about what was done, for people; not with --quiet."""
     if not state().quiet:
         typer.echo(text)
 
@@ -214,7 +219,7 @@ def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Se
         cells = [
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
-        say("  ".join(cells).rstrip())
+        tell("  ".join(cells).rstrip())
 
 
 def size_text(count: float) -> str:
