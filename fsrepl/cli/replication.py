@@ -100,7 +100,7 @@ def enable(
         return
     word = "would replicate" if dry_run else "replicates"
     for rule in answer["ReplicationConfiguration"]["Rules"]:
-        tell(f"{wanted['source']} {word} {_describe(rule)}")
+        (tell if dry_run else say)(f"{wanted['source']} {word} {_describe(rule)}")
     if answer.get("Role"):
         made = " (new)" if answer.get("Created") and not dry_run else ""
         say(f"role {answer['Role']}{made}")
@@ -135,7 +135,7 @@ def put(
         print_json(answer)
         return
     for rule in answer["ReplicationConfiguration"]["Rules"]:
-        tell(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
+        (tell if dry_run else say)(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
 
 
 @replication.command("get")
