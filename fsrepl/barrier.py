@@ -46,6 +46,8 @@ class Waited:
     pending: int = 0
     opened: set[str] = field(default_factory=set)
     unruled: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    """Files and directories that cannot be read, and so cannot be captured, with the reason."""
     trouble: list[str] = field(default_factory=list)
     """Why buckets cannot be captured in."""
 
@@ -55,6 +57,7 @@ class Waited:
             "pending": self.pending,
             "open": sorted(self.opened),
             "unruled": self.unruled,
+            "unreadable": self.unreadable,
             "trouble": self.trouble,
         }
 
@@ -91,6 +94,8 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     waited.pending = pending + len(late)
     waited.trouble = [trouble for address in late if (trouble := engine.site.buckets[address].trouble)]
     waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
+    for address in scope.addresses:
+        waited.unreadable += _unreadable(engine, address, scope)
     if scope.key and not waited.opened and not late:
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
@@ -171,7 +176,7 @@ def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bo
     for key, later in list(place.later.items()):
         if not scope.takes(key):
             continue
-        if later.opened:
+        if later.opened and later.looked >= epoch:
             opened.add(f"{address}/{keys.shown(key)}")
         elif later.mark.epoch < epoch:
             return True, opened
@@ -189,6 +194,16 @@ def _failed(engine: Engine, address: str, scope: Scope) -> int:
         for known in (journal.object(address, owed.key),)
     ]
     return sum(failed)
+
+
+def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
+    """What nobody can wait for: it cannot be read."""
+    place = engine.region_of(address).places.get(address)
+    if place is None or not place.up:
+        return []
+    found = [(keys.shown(key), why) for key, why in list(place.unreadable.items()) if scope.takes(key)]
+    found += [(keys.shown(path) + "/", why) for path, why in list(place.trouble.unreadable.items()) if not scope.key]
+    return [f"{address}/{name}: {why}" for name, why in sorted(found)]
 
 
 def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:

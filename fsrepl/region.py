@@ -69,6 +69,8 @@ class LookLater:
     mark: Mark
     why: str
     opened: bool
+    looked: int
+    """The epoch in which it was looked at last."""
 
 
 @dataclass(slots=True)
@@ -387,7 +389,6 @@ class Region:
                 self._take_all(place)
             return place
         rounds.pass_barrier(self, place, _FLUSH_S)
-        self.marks.hurry()
         self._take_all(place)
         return place
 
@@ -481,7 +482,7 @@ class Region:
             place.looked_ns = 0
 
     def look_later(self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False) -> None:
-        place.later[mark.key] = LookLater(time.monotonic() + after_s, mark, why, opened)
+        place.later[mark.key] = LookLater(time.monotonic() + after_s, mark, why, opened, self.engine.epoch)
 
     def look_in_lane(self, place: Place, mark: Mark) -> None:
         """A large file: copy and hash it beside everything else."""

@@ -18,7 +18,7 @@ from fsrepl import store
 from fsrepl.errors import FsreplError
 from fsrepl.scan import Scan, is_below
 from fsrepl.site import BARRIER, OpenBucket
-from fsrepl.watch import CHANGED, GONE, WatchLimit
+from fsrepl.watch import CHANGED, GONE, MOVED, WatchLimit
 
 if TYPE_CHECKING:
     from fsrepl.region import Place, Region
@@ -87,9 +87,9 @@ def follow_events(region: Region) -> bool:
         # Directories are not objects; what counts of their attributes is that one may be read now.
         if place_ and place_.up and not (event.flags & CHANGED and event.path not in place_.trouble.unreadable):
             busy = True
+            if event.flags & MOVED and region.engine.watcher is not None:
+                region.engine.watcher.forget(event.address, event.path)  # one that was removed takes its watches along
             if event.flags & GONE:
-                if region.engine.watcher is not None:
-                    region.engine.watcher.forget(event.address, event.path)
                 region.way_is_free(place_)
             begin(region, place_, event.path, arrived=True, epoch=event.epoch)
         marks.directories.popleft()
@@ -170,14 +170,25 @@ def watch_barrier(region: Region, place: Place, bucket: OpenBucket) -> None:
 def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
     """The epoch that begins after everything done in a bucket before now: all of an earlier one is marked, or
     will be by a scan that is under way. 0 where time ran out. Raises FsreplError where the bucket is away.
+
+    Somebody waits, so that what only settles is looked at now, and files that were open are looked at again:
+    a close through another name of theirs makes no event here.
     """
+    poll(region, place)
+    epoch = _next_epoch(region, place, timeout_s)
+    region.marks.hurry()
+    for later in place.later.values():
+        if later.opened:
+            later.due_s = 0.0
+    return epoch
+
+
+def _next_epoch(region: Region, place: Place, timeout_s: float) -> int:
     watcher = region.engine.watcher
     assert watcher is not None
-    poll(region, place)
-    if place.has_barrier:
-        return _read_sentinel(region, place, timeout_s)
-    with place.bucket.open() as bucket:
-        watch_barrier(region, place, bucket)
+    if not place.has_barrier:
+        with place.bucket.open() as bucket:
+            watch_barrier(region, place, bucket)
     if place.has_barrier:
         return _read_sentinel(region, place, timeout_s)
     # No watch is to be had even for the sentinel: what was done before now is what a scan finds from now on.

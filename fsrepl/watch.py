@@ -66,7 +66,7 @@ class Mark(NamedTuple):
 
 
 class DirectoryEvent(NamedTuple):
-    """A directory appeared (made or moved in), changed its attributes, or is gone: by flags, as for a key."""
+    """A directory appeared (ARRIVED), changed its attributes (CHANGED), or is GONE, and then perhaps only MOVED."""
 
     address: str
     path: bytes
@@ -81,6 +81,12 @@ class _Waiting:
     first_s: float
     last_s: float
     temporary: bool
+
+
+def _directory_flags(mask: int) -> int:
+    if mask & In.IN_MOVED_FROM:
+        return GONE | MOVED
+    return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
 
 
 def temporary_pattern(patterns: Iterable[str]) -> re.Pattern[bytes]:
@@ -127,7 +133,6 @@ class Marks:
             mark.last_s = now_s
             self._settling.pop(at, None)
             self._temporary.pop(at, None)
-            self._ready.pop(at, None)
         queue: dict[tuple[str, bytes], None] = self._temporary if mark.temporary else self._settling
         if mask & In.IN_CLOSE_WRITE:
             mark.flags = (mark.flags | CLOSED) & ~WRITING
@@ -144,7 +149,8 @@ class Marks:
             mark.flags |= WRITING
         if now_s - mark.first_s >= self._changing_max_s:
             queue = self._ready  # it does not come to rest
-        queue[at] = None
+        if at not in self._ready:
+            queue[at] = None
 
     def lose(self, epoch: int) -> None:
         """Something happened that no event tells of."""
@@ -207,10 +213,16 @@ class Marks:
         return (address, key) in self._marks
 
     def hurry(self) -> None:
-        """Make everything that only settles ready now: settings are about to change."""
+        """Make everything that only settles ready now: somebody waits for it. It may be written into for ever.
+
+        A temporary name waits as long as it would at rest.
+        """
+        before_s = time.monotonic() - self._temporary_s
         with self._guard:
-            for at in [a for a in self._settling if not self._marks[a].flags & WRITING]:
-                del self._settling[at]
+            self._ready.update(self._settling)
+            self._settling.clear()
+            for at in [a for a in self._temporary if self._marks[a].first_s < before_s]:
+                del self._temporary[at]
                 self._ready[at] = None
 
     def next_s(self) -> float | None:
@@ -300,7 +312,7 @@ class Watcher(InotifyFD):
                 if not mask & In.IN_ISDIR:
                     marks.event(address, prefix + name, name, mask, now_s, self.epoch)
                 elif prefix or name != keys.RESERVED:
-                    flags = GONE if mask & _LEFT else CHANGED if mask & In.IN_ATTRIB else ARRIVED
+                    flags = _directory_flags(mask)
                     marks.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
         finally:
             if held is not None:
@@ -331,10 +343,11 @@ class Watcher(InotifyFD):
 
     def watch(self, address: str, path: bytes, fd: int) -> None:
         """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
-        wd = self._add(fd, _MASK)
         place = (address, path + b"/" if path else b"")
         marks = self._listeners[address.partition("/")[0]]
+        # One step, as is forgetting: a directory that moves to another region has one watch, and two threads after it.
         with self._places_guard:
+            wd = self._add(fd, _MASK)
             old = self._places.get(wd)
             if old is not None and old[:2] != place and self._descriptors.get(old[:2]) == wd:
                 del self._descriptors[old[:2]]
@@ -369,8 +382,7 @@ class Watcher(InotifyFD):
             descriptors = [self._descriptors.pop(p) for p in gone]
             for wd in descriptors:
                 self._places.pop(wd, None)
-        for wd in descriptors:
-            inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
+                inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
 
     def is_watching(self, address: str, path: bytes) -> bool:
         """Whether what is written in a directory of a bucket makes events."""

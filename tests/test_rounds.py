@@ -164,3 +164,20 @@ def test_trouble_is_known_until_a_scan_knows_better(blind: World) -> None:
     blind.settle()
     assert trouble.skipped_number == 1
     assert trouble.polled == {b"", b"a"}
+
+
+# -- files that somebody has open
+
+
+def test_a_barrier_looks_again_at_what_was_open(blind: World) -> None:
+    """Section 5, wait: a file closed through another name makes no event; whoever waits is not told that it is open."""
+    with blind.path("k").open("wb") as file:
+        file.write(b"k")
+        file.flush()
+        blind.settle()
+        later = blind.place().later[b"k"]
+        assert later.opened
+        epoch = barrier(blind)
+        assert (later.looked, later.due_s) == (epoch - 1, 0.0)
+    blind.engine.settle_down()
+    assert blind.tree(DESTINATION) == {"k": b"k"}

@@ -104,7 +104,7 @@ def test_directories_come_and_go(watched: Watched) -> None:
     (watched.top / "moved").rmdir()
     _, directories = watched.seen()
     assert [(event.path, event.flags) for event in directories] == [
-        (b"made", ARRIVED), (b"made", GONE), (b"moved", ARRIVED), (b"moved", GONE),
+        (b"made", ARRIVED), (b"made", GONE | MOVED), (b"moved", ARRIVED), (b"moved", GONE),
     ]  # fmt: skip
 
 
@@ -137,3 +137,16 @@ def test_a_scan_does_not_hide_that_a_key_was_marked_before(watched: Watched) -> 
     marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
     marks.mark(ADDRESS, [b"k"], 3)
     assert marks.is_waiting(ADDRESS, 4)
+
+
+def test_what_never_settles_is_ready_when_somebody_waits() -> None:
+    """Section 5, wait: a file that is written into without end is looked at, and named, not waited for."""
+    marks = Marks(lambda: None, Capture(settle_ms=50, temporary_settle_s=2))
+    now_s = time.monotonic()
+    for key, since_s in ((b"log", now_s - 1), (b"log.tmp", now_s - 3), (b"new.tmp", now_s - 1)):
+        marks.event(ADDRESS, key, key, In.IN_MODIFY, since_s, 0)
+        marks.event(ADDRESS, key, key, In.IN_MODIFY, now_s, 0)
+    assert marks.take(10) == []
+    marks.hurry()
+    marks.event(ADDRESS, b"log", b"log", In.IN_MODIFY, now_s, 0)
+    assert {mark.key for mark in marks.take(10)} == {b"log", b"log.tmp"}

@@ -37,6 +37,8 @@ def wait(
         stop.set()
     for name in answer["open"]:
         warn(f"not waited for, since it is open for writing: {shown(name)}")
+    for each in answer["unreadable"]:
+        warn(f"not waited for, since it cannot be read: {each}")
     for name in answer["unruled"]:
         warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
     if answer["failed"]:
