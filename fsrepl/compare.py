@@ -92,6 +92,17 @@ def judge_view(current: Object, known: Object | None, seen: Seen, *, same: bool,
     return Verdict.PENDING
 
 
+def is_alike(sent: Version, there: Version) -> bool:
+    """Whether two records are simply equal in what travels. Where not, that may still be right: see as_sent."""
+    return (
+        sent.digest == there.digest
+        and sent.created_ns == there.created_ns
+        and sent.posix == there.posix
+        and sent.attrs == there.attrs
+        and sent.tags == there.tags
+    )
+
+
 def as_sent(sent: Version, there: Version, delivery: Delivery, role: Role | None, source: str, at: str) -> Version:
     """A replica as it should be: what its source has of it, but for what was edited later there.
 

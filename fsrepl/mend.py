@@ -261,7 +261,15 @@ def _put_in_place(
             intents = commit.write_intents(bucket, [commit.Intent(now.key, now.id, face.view)])
             engine.syncer.staged(bucket, [(bucket.intents, intents)])
         if staged:
-            _publish(region, place, bucket, now, staged)
+            try:
+                _publish(region, place, bucket, now, staged)
+            except OSError:
+                store.unstage(bucket, staged)
+                if intents:
+                    commit.drop_intents(bucket, intents)
+                if face.view is not None:
+                    _show_again(region, bucket, now, face.view, restore=False)
+                raise
         if face.view is not None:
             _show_again(region, bucket, now, face.view, restore=restores_view)
         if intents:
