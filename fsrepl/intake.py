@@ -8,7 +8,6 @@ directory serve the whole batch, and one bad key leaves it without the others.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import attrs, capture, edits, keys, metadata, plan, store
 from fsrepl.errors import FsreplError, StoreDamaged
-from fsrepl.fs import NO_SPACE, reason
+from fsrepl.fs import GONE, NO_SPACE, reason
 from fsrepl.journal import Object, view_of
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.site import OpenBucket
@@ -308,8 +307,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
             _put_off(region, place, new.mark, error)
     bucket.sync()
     for new in published:
-        if new.taken:
-            _note_destroyed(region, place, bucket, new)
+        _note_destroyed(region, place, bucket, new)
     shown = [
         (n.version, view_of(n.taken.found, n.version.id, racy=n.taken.racy) if n.taken else None) for n in published
     ]
@@ -332,22 +330,28 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
 
 
 def _note_destroyed(region: Region, place: Place, bucket: OpenBucket, new: _New) -> None:
-    """A view that shares its inode with its stored version was written into: that version is no longer what it was."""
+    """A view that shares its inode with a stored version was written into: that version is no longer what it was.
+
+    So it may be where the view is gone or another file by now, and where a newer version has come that is not
+    shown yet.
+    """
     known, taken = new.known, new.taken
-    if not known or known.marker or not known.view or not taken or taken.found.st_ino != known.view.ino:
+    if not known or not known.view:
         return
     directory, last = keys.split(new.version.key)
+    shown = known.view.shown or known.id
     try:
         at = bucket.store.get(keys.stored_directory(directory))
-        stored = bucket.fs.stat(at, keys.stored_name(last, known.view.shown or known.id))
+        stored = bucket.fs.stat(at, keys.stored_name(last, shown))
     except OSError as error:
-        if error.errno != errno.ENOENT:
+        if error.errno not in GONE:
             raise
         return
-    if stored.st_ino == taken.found.st_ino:
+    written = known.view.ino == stored.st_ino and not known.view.has_content_of(stored)
+    if written or (taken and taken.found.st_ino == stored.st_ino):
         log.error(
             'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
             "it is fetched again from where it came",
-            bucket.address, keys.shown(new.version.key), known.id,
+            bucket.address, keys.shown(new.version.key), shown,
         )  # fmt: skip
-        region.fetch_again(place, new.version.key, known.id)
+        region.fetch_again(place, new.version.key, shown)

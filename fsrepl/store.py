@@ -289,8 +289,7 @@ class _Held:
 
 def _held(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> _Held:
     side = read_sidecar(bucket, at, name)
-    if _is_private(found):
-        return _Held(side, sidecar=bool(side))
+    # asked of every file: a view may have been made private before its stored version lost that other name
     inline = bucket.fs.attribute(fd, _record_name())
     shared = inline is not None or found.st_nlink > 1
     if side or inline is None:

@@ -599,3 +599,46 @@ def test_the_words_are_a_closed_list() -> None:
         "AttributesLost", "DigestMismatch", "MetadataDiffers", "Missing", "RecordDamaged", "Unreadable", "ViewConflict",
         "ViewDiffers",
     ]  # fmt: skip
+
+
+# -- views that share their inode with the store
+
+
+@pytest.mark.parametrize("then", ["nothing", "newer", "removed", "replaced", "deleted there"])
+def test_a_destroyed_version_is_fetched_again(tmp_path: Path, then: str) -> None:
+    """Section 7: a write in place destroys a linked version, whatever else happens before that is seen."""
+    with World(tmp_path) as world:
+        world.write("k", b"one")
+        world.settle()
+        view = world.path("k", DESTINATION)
+        assert view.stat().st_nlink == 2
+        view.write_bytes(b"written in place")
+        match then:
+            case "newer":
+                world.write("k", b"two")
+            case "removed":
+                view.unlink()
+            case "replaced":
+                (tmp_path / "new").write_bytes(b"another file")
+                (tmp_path / "new").rename(view)
+            case "deleted there":
+                world.path("k").unlink()
+        world.settle()
+        world.settle()
+        assert verify(world) == []
+        first = world.history(SOURCE)[b"k"][0]
+        assert [v.digest for v in world.history(DESTINATION)[b"k"] if v.id == first.id] == [first.digest]
+
+
+def test_a_record_stays_when_its_file_is_no_view_any_more(tmp_path: Path) -> None:
+    """Section 2: also where the view had been made private, so that its file looks like any other of the store."""
+    with World(tmp_path) as world:
+        world.write("k", b"one")
+        world.settle()
+        os.chmod(world.path("k", DESTINATION), 0o600)
+        world.settle()
+        before = world.history(DESTINATION)[b"k"]
+        world.write("k", b"two")
+        world.settle()
+        assert world.history(DESTINATION)[b"k"][:1] == before
+        assert verify(world) == []
