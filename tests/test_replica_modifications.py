@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl import rounds
 from fsrepl.model import Status
 from tests.world import DESTINATION, SOURCE, Json, World, v2
 
@@ -186,7 +187,7 @@ def test_edits_on_both_sides_at_once(world: World, first: str) -> None:
     second = DESTINATION if first == SOURCE else SOURCE
     world.path("k", first).chmod(0o600)
     os.setxattr(world.path("k", first), "user.first", b"1")
-    world.region(first).scan(world.place(first))
+    rounds.begin(world.region(first), world.place(first))
     while world.region(first).turn():
         pass
     world.path("k", second).chmod(0o606)
@@ -204,7 +205,7 @@ def test_an_edit_that_is_not_recorded_yet_is_not_overwritten(world: World) -> No
     """s3-semantics 2.2: what a user just did to a view is an edit of its own, and the later one."""
     world.path("k").chmod(0o600)
     east, west = world.region(SOURCE), world.region(DESTINATION)
-    east.scan(world.place(SOURCE))
+    rounds.begin(east, world.place(SOURCE))
     while east.turn():
         pass
     world.path("k", DESTINATION).chmod(0o606)

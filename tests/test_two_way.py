@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl import rounds
 from fsrepl.model import Origin, Status
 from tests.world import DESTINATION, SOURCE, Json, World, v2
 
@@ -77,8 +78,8 @@ def test_written_on_both_sides_at_once(world: World, first: str) -> None:
     for bucket in (first, second):
         world.write("k", bucket.encode(), bucket)
         world.region(bucket).look_around()
-        world.region(bucket).scan(world.place(bucket))
-        while world.region(bucket)._scan() or world.region(bucket)._take():
+        rounds.begin(world.region(bucket), world.place(bucket))
+        while rounds.step(world.region(bucket)) or world.region(bucket)._take():
             pass
     world.settle()
     in_step(world, SOURCE, DESTINATION)
