@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, deliver, jobs, keys, plan, store
+from fsrepl import attrs, deliver, jobs, keys, plan, records, store
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Usage
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.jobs import Job, State
@@ -368,7 +368,7 @@ class _Slice:
                 now_ns = engine.site.now()
                 since = {name: replace(delivery, since_ns=now_ns) for name, delivery in asked.items()}
                 version = replace(version, deliveries={**version.deliveries, **since})
-                store.update(bucket, version, attrs.encode_deliveries(version))
+                records.update(bucket, version, attrs.encode_deliveries(version))
                 engine.recent.put(bucket.address, version)
             if any(delivery.batch == self.job.id for delivery in version.deliveries.values()):
                 self._changed.append(version)  # also what a crash let us write down and not record
@@ -425,7 +425,7 @@ def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Ow
         after = replace(delivery, status=Status.COMPLETED, before=None) if is_there else delivery.before
         now = replace(was, deliveries=_with(was, owed.destination, after))
         changed = attrs.encode_deliveries(now)
-        store.update(bucket, now, changed, attrs.DELIVERY_NAMES - changed.keys())
+        records.update(bucket, now, changed, attrs.DELIVERY_NAMES - changed.keys())
         engine.recent.put(address, now)
         if not now.marker:
             place.unmarked.add(now, time.monotonic())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from fsrepl import attrs, keys, store
+from fsrepl import attrs, keys, records, store
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.journal import Object
@@ -185,7 +185,7 @@ def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why:
         found = bucket.fs.stat_fd(fd)
         if known is None or known.marker or not known.view or not known.view.has_content_of(found):
             return Skipped(why)
-        return Closed(found, store.inode_posix(bucket, fd, found), why)
+        return Closed(found, records.inode_posix(bucket, fd, found), why)
     finally:
         bucket.fs.close(fd)
 
@@ -239,7 +239,7 @@ def _take(
         digest = copy_aside(bucket, fd, staged)
         size = bucket.fs.stat(bucket.tmp, staged).st_size
     try:
-        raw, acl = store.view_metadata(bucket, fd)
+        raw, acl = records.view_metadata(bucket, fd)
         after = bucket.fs.stat_fd(fd)
         moving = size != found.st_size or (
             (after.st_ino, after.st_size, after.st_mtime_ns, after.st_ctime_ns)
@@ -255,8 +255,8 @@ def _take(
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     racy = moving or now_ns - found.st_ctime_ns < bucket.fs.coarse_ns
-    records = attrs.RECORDS if after.st_nlink > 1 else frozenset()
-    marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in records}
+    others = attrs.RECORDS if after.st_nlink > 1 else frozenset()
+    marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in others}
     return Taken(
         found, size, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked, moving
     )  # fmt: skip
@@ -300,10 +300,11 @@ def stage(bucket: OpenBucket, taken: Taken, version: Version) -> store.Staged:
     fd = bucket.fs.open_read(bucket.tmp, name) if taken.staged else bucket.fs.create(bucket.tmp, name)
     try:
         if taken.linked:
-            return store.put_shared(bucket, fd, name, version)
+            version, sidecar = records.put_shared(bucket, fd, name, version)
+            return store.Staged(version, name, sidecar)
         if taken.data:
             bucket.fs.write(fd, taken.data)
-        return store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
+        return store.Staged(version, name, records.put(bucket, fd, name, attrs.encode(version)))
     except BaseException:
         store.unstage(bucket, name)
         raise
@@ -315,6 +316,6 @@ def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> store.Stage
     """Make a file in .fsrepl/tmp that holds a version's content that version."""
     fd = bucket.fs.open_read(bucket.tmp, name)
     try:
-        return store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
+        return store.Staged(version, name, records.put(bucket, fd, name, attrs.encode(version)))
     finally:
         bucket.fs.close(fd)

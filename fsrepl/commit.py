@@ -26,7 +26,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from fsrepl import access, attrs, edits, keys, obstacles, store, transfer
+from fsrepl import access, attrs, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.journal import View, view_of
@@ -310,9 +310,9 @@ def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -
         if bucket.like is not None:
             with contextlib.suppress(OSError):
                 there = bucket.like.views.get(path)
-                like = store.inode_posix(bucket.like, there, fs.stat_fd(there))
+                like = records.inode_posix(bucket.like, there, fs.stat_fd(there))
         if like is None:
-            like = store.inode_posix(bucket, at, fs.stat_fd(at))
+            like = records.inode_posix(bucket, at, fs.stat_fd(at))
         mode, found = access.without_acl(like), fs.stat_fd(fd)
         if (found.st_uid, found.st_gid) != (like.uid, like.gid):
             try:
@@ -372,7 +372,7 @@ def _is_unedited(bucket: OpenBucket, fd: int, version: Version, before: os.stat_
         names = bucket.fs.attribute_names(fd)
         if not any(name == ACL or (name.startswith("user.") and not attrs.is_ours(name)) for name in names):
             return True
-    raw, acl = store.view_metadata(bucket, fd)
+    raw, acl = records.view_metadata(bucket, fd)
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     return not edits.changed(version, edits.seen(version, posix, attrs.own(raw), attrs.tags(raw)))
 
@@ -441,14 +441,14 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
         if store.digest(bucket, fd) != version.digest:
             raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
         found = bucket.fs.stat_fd(fd)
-        if is_linked(bucket, version.posix) and store.inode_posix(bucket, fd, found) == version.posix:
-            store.share(bucket, version)
+        if is_linked(bucket, version.posix) and records.inode_posix(bucket, fd, found) == version.posix:
+            records.share(bucket, version)
             return b""
         staged, shortfall = transfer.stage_view(bucket, version, fd)
     finally:
         bucket.fs.close(fd)
     if shortfall != version.shortfall:
-        store.amend(bucket, replace(version, shortfall=shortfall))
+        records.amend(bucket, replace(version, shortfall=shortfall))
     return staged
 
 

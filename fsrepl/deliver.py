@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, edits, gate, keys, metadata, plan, roles, store, thresholds, transfer
+from fsrepl import attrs, commit, edits, gate, keys, metadata, plan, records, roles, store, thresholds, transfer
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Object, Owed, View, owed_of
@@ -512,7 +512,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
         for version in changed.values():
             try:
                 raw = attrs.encode_deliveries(version)
-                store.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys())
+                records.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys())
             except FileNotFoundError:
                 continue
             engine.recent.put(address, version)

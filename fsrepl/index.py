@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from blake3 import blake3
 
-from fsrepl import attrs, commit, keys, metadata, rebuild, store
+from fsrepl import attrs, commit, keys, metadata, rebuild, records, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal, View, view_of
@@ -96,7 +96,7 @@ def _directory(
 
 def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
     try:
-        record = store.read_record(bucket, fd, name)
+        record = records.read(bucket, fd, name)
     except (FileNotFoundError, StoreDamaged):
         return False
     return record.bare or not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
@@ -108,7 +108,7 @@ def _read_in(
     """Put one record into the journal. True where it is not whole."""
     key = keys.join(path, stored.name)
     try:
-        record = store.read_record(bucket, fd, name)
+        record = records.read(bucket, fd, name)
         if record.bare or not attrs.is_whole(record.raw, key, marker=stored.marker):
             return True
         version = record.version(key, stored)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, edits, keys, metadata, plan, store
+from fsrepl import attrs, capture, edits, keys, metadata, plan, records, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE, reason
 from fsrepl.journal import Object, view_of
@@ -279,7 +279,7 @@ def _edit(
         if edits.changed(version, after):
             after = metadata.record_edit(region, place, bucket, version, after)
         elif after != version:  # the view is short of less than it was
-            store.amend(bucket, after)
+            records.amend(bucket, after)
         if marks is not None and marks != attrs.marks(after):
             place.unmarked.add(after, time.monotonic())
     with region.engine.journal.transaction():

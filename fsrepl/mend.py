@@ -23,6 +23,9 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE
 from fsrepl.journal import View, view_of
 from fsrepl.model import Status, Version
+from fsrepl.records import amend
+from fsrepl.records import put as put_record
+from fsrepl.records import read as read_record
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ def _record(region: Region, target: Target) -> Version | None:
     with region.place_of(target.address).bucket.open() as bucket:
         try:
             at = bucket.store.get(target.directory)
-            record = store.read_record(bucket, at, target.name)
+            record = read_record(bucket, at, target.name)
             if not record.bare and attrs.is_whole(record.raw, target.path, marker=target.marker):
                 return record.version(target.path, target.stored)
             damaged = False
@@ -352,7 +355,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version,
     """Make the copy the stored version, in place of what is there, by rename."""
     fd = bucket.fs.open_read(bucket.tmp, name)
     try:
-        staged = store.Staged(version, name, store.put_attributes(bucket, fd, name, attrs.encode(version)))
+        staged = store.Staged(version, name, put_record(bucket, fd, name, attrs.encode(version)))
     finally:
         bucket.fs.close(fd)
     region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
@@ -399,7 +402,7 @@ def _as_sent(
         return version
 
     def record() -> Version:
-        store.amend(bucket, right)
+        amend(bucket, right)
         _index(region, bucket, right)
         return right
 

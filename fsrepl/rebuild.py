@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from fsrepl import attrs, clock, edits, keys, plan, store, transfer
+from fsrepl import attrs, clock, edits, keys, plan, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.journal import Journal, Owed, view_of
@@ -225,7 +225,7 @@ class Elsewhere:
             if stored.id == NULL and address not in self.near:
                 continue
             try:
-                record = store.read_record(bucket, bucket.store.get(path), name)
+                record = records.read(bucket, bucket.store.get(path), name)
             except OSError as error:
                 if error.errno not in GONE:
                     log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
@@ -292,11 +292,11 @@ class Rebuilder:
         attributes is not to be believed. Raises OSError.
         """
         bucket = self.bucket
-        left = {} if damaged else store.read_record(bucket, at, name).raw
+        left = {} if damaged else records.read(bucket, at, name).raw
         fd = bucket.fs.open_read(at, name)
         try:
             found = bucket.fs.stat_fd(fd)
-            inode = store.inode_posix(bucket, fd, found)
+            inode = records.inode_posix(bucket, fd, found)
             digest = b"" if stored.marker else store.digest(bucket, fd)
         finally:
             bucket.fs.close(fd)
@@ -310,7 +310,7 @@ class Rebuilder:
         if not whole and not elsewhere and self.elsewhere.away:
             self.waiting += 1
             return version
-        store.rewrite(bucket, version)
+        records.rewrite(bucket, version)
         self.rebuilt += 1
         log.warning(
             'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
@@ -380,7 +380,7 @@ class Rebuilder:
             if not bucket.fs.is_regular(found) or store.digest(bucket, fd) != digest:
                 return None
             raw = bucket.fs.attributes(fd)
-            posix = store.inode_posix(bucket, fd, found)
+            posix = records.inode_posix(bucket, fd, found)
         finally:
             bucket.fs.close(fd)
         created_ns = 0
@@ -412,7 +412,7 @@ class Rebuilder:
                 if version is not None and not store.is_stripped(version):
                     lacks = edits.shortfall(version, version.posix, transfer.mark(bucket, fd, version)).lacks
                     if lacks != version.shortfall.lacks:
-                        store.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
+                        records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
                     # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
                     racy = not self.rebuilt or bucket.fs.coarse_ns > 0
                     view = view_of(bucket.fs.stat_fd(fd), known.id, racy=racy)

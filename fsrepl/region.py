@@ -30,6 +30,7 @@ from fsrepl import (
     keys,
     plan,
     rebuild,
+    records,
     rounds,
     store,
     thresholds,
@@ -896,7 +897,7 @@ class Region:
             for name, each in deliveries.items()
         }
         version = replace(version, deliveries=asked)
-        store.update(bucket, version, attrs.encode_deliveries(version))
+        records.update(bucket, version, attrs.encode_deliveries(version))
         self.engine.recent.put(bucket.address, version)
         with self.engine.journal.transaction():
             self.engine.journal.put_deliveries(bucket.address, version)

@@ -2,25 +2,24 @@
 
 A version is written whole in .fsrepl/tmp, with every attribute on it, and appears in the store
 by a rename: it is complete or absent, and its content never changes afterwards. Only metadata
-and deliveries do, an attribute at a time, or by replacing the sidecar where there is one.
+and deliveries do (records.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from blake3 import blake3
 
-from fsrepl import attrs, edits, keys
+from fsrepl import attrs, keys, records
 from fsrepl.errors import StoreDamaged
-from fsrepl.fs import ACL, DOES_NOT_FIT, GONE, UNSUPPORTED
-from fsrepl.model import Posix, Version
+from fsrepl.fs import GONE
+from fsrepl.model import Version
 from fsrepl.site import OpenBucket
 
 _numbers = itertools.count()
@@ -43,79 +42,11 @@ def token() -> bytes:
 # -- staging
 
 
-def put_attributes(bucket: OpenBucket, fd: int, name: bytes, raw: Mapping[str, bytes]) -> bool:
-    """Put a version's attributes on its hidden file; whether a sidecar had to take them.
-
-    The sidecar holds all of them; the file keeps those that fit, for people who look.
-    """
-    if not _put(bucket, fd, raw):
-        return False
-    write_sidecar(bucket, name, raw)
-    return True
-
-
-def put_shared(bucket: OpenBucket, fd: int, name: bytes, version: Version) -> Staged:
-    """The same for a hidden file that is, or will be, a view too, so that its owner may write its attributes.
-
-    The record is one attribute more, or a sidecar, which nobody but us writes; and the others can be
-    compared with it. The inode's own metadata is the object's, as far as that could be.
-    """
-    posix = inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
-    raw = attrs.of_object(version) | attrs.encode(version, inode=posix)  # the object's own first, if room is short
-    for attribute in bucket.fs.attributes(fd):
-        if attrs.is_ours(attribute) and attribute not in raw:  # it came along with a copy of another file
-            bucket.fs.remove_attribute(fd, attribute)
-    version = replace(version, shortfall=edits.shortfall(version, posix, _put(bucket, fd, raw)))
-    record = attrs.encode(version)
-    sidecar = not _put_record(bucket, fd, record)
-    if sidecar:
-        write_sidecar(bucket, name, record)
-    return Staged(version, name, sidecar)
-
-
-def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> set[str]:
-    """Set attributes of a file in place; the names of those that it does not take."""
-    refused = set()
-    for attribute, value in raw.items():
-        try:
-            bucket.fs.set_attribute(fd, attribute, value)
-        except OSError as error:
-            if error.errno not in DOES_NOT_FIT | UNSUPPORTED:
-                raise
-            refused.add(attribute)
-    return refused
-
-
-def _record_name() -> str:
-    return attrs.TRUSTED_RECORD if os.geteuid() == 0 else attrs.OWN_RECORD
-
-
-def _put_record(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> bool:
-    """Write the whole record of a file that others may write to into one attribute; False where that cannot be."""
-    try:
-        bucket.fs.set_attribute(fd, _record_name(), attrs.encode_sidecar(raw, compact=True))
-    except OSError as error:
-        if error.errno not in DOES_NOT_FIT | UNSUPPORTED | {errno.EPERM}:  # EPERM: root of a container only
-            raise
-        return False
-    return True
-
-
-def write_sidecar(bucket: OpenBucket, name: bytes, raw: Mapping[str, bytes]) -> None:
-    """Stage a sidecar beside a staged file. A full disk shows here as what it is."""
-    fd = bucket.fs.create(bucket.tmp, name + keys.SIDECAR)
-    try:
-        bucket.fs.write(fd, attrs.encode_sidecar(raw))
-        bucket.fs.sync_file(fd)
-    finally:
-        bucket.fs.close(fd)
-
-
 def stage_marker(bucket: OpenBucket, version: Version) -> Staged:
     name = token()
     fd = bucket.fs.create(bucket.tmp, name)
     try:
-        return Staged(version, name, put_attributes(bucket, fd, name, attrs.encode(version)))
+        return Staged(version, name, records.put(bucket, fd, name, attrs.encode(version)))
     finally:
         bucket.fs.close(fd)
 
@@ -242,106 +173,8 @@ def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A stored file as it is: what is recorded of it, its inode, its size. Nothing of it is believed yet.
-
-    bare: the file has lost its attributes, though the record is elsewhere as well.
-    """
-
-    raw: Mapping[str, bytes]
-    inode: Posix
-    size: int
-    bare: bool = False
-
-    def version(self, key: bytes, stored: keys.StoredName) -> Version:
-        """What it says. key: what its stored path spells. Raises StoreDamaged."""
-        return attrs.decode(key, stored, self.raw, self.inode, self.size)
-
-
-def read_record(bucket: OpenBucket, at: int, name: bytes) -> Record:
-    """A file of the store, by its directory and name. Raises OSError, StoreDamaged (a sidecar that is none)."""
-    fd = bucket.fs.open_read(at, name)
-    try:
-        found = bucket.fs.stat_fd(fd)
-        held = _held(bucket, fd, at, name, found)
-        raw = held.raw or _believed(bucket, fd, found)
-        bare = held.shared and not any(name.startswith(attrs.OURS) for name in bucket.fs.attribute_names(fd))
-        inode = inode_posix(bucket, fd, found)
-    finally:
-        bucket.fs.close(fd)
-    return Record(raw, inode, found.st_size, bare)
-
-
 def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:
-    return read_record(bucket, at, name).version(key, stored)
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A record that holds whatever the attributes beside it say. Empty: there is none, and they are the record."""
-
-    raw: Mapping[str, bytes]
-    sidecar: bool = False
-    shared: bool = False
-    """Others may write the file's attributes: they can reach it as a view."""
-
-
-def _held(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> _Held:
-    side = read_sidecar(bucket, at, name)
-    # asked of every file: a view may have been made private before its stored version lost that other name
-    inline = bucket.fs.attribute(fd, _record_name())
-    shared = inline is not None or found.st_nlink > 1
-    if side or inline is None:
-        return _Held(side, bool(side), shared)
-    return _Held(attrs.decode_sidecar(inline), shared=True)
-
-
-def _is_private(found: os.stat_result) -> bool:
-    """Whether nobody but us can reach a stored file, as those are that are no view."""
-    return found.st_nlink == 1 and found.st_uid == os.geteuid() and not found.st_mode & 0o077
-
-
-def _believed(bucket: OpenBucket, fd: int, found: os.stat_result) -> dict[str, bytes]:
-    """The attributes of a stored file as its record. What an inode is, nobody may say who could write that himself."""
-    raw = bucket.fs.attributes(fd)
-    if not _is_private(found) and os.geteuid() == 0:
-        raw.pop(attrs.POSIX, None)
-    return raw
-
-
-def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
-    """What an inode itself says of mode, owner, time and ACL."""
-    return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, bucket.fs.acl(fd))
-
-
-def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None]:
-    """The user.* attributes of an open file, and its ACL."""
-    raw: dict[str, bytes] = {}
-    acl = None
-    for name in bucket.fs.attribute_names(fd):
-        if name == ACL:
-            acl = bucket.fs.acl(fd)
-        elif name.startswith("user."):
-            value = bucket.fs.attribute(fd, name)
-            if value is not None:
-                raw[name] = value
-    return raw, acl
-
-
-def read_sidecar(bucket: OpenBucket, at: int, name: bytes) -> dict[str, bytes]:
-    try:
-        fd = bucket.fs.open_read(at, name + keys.SIDECAR)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        if error.errno in DOES_NOT_FIT:
-            return {}
-        raise
-    try:
-        return attrs.decode_sidecar(bucket.fs.read_all(fd))
-    finally:
-        bucket.fs.close(fd)
+    return records.read(bucket, at, name).version(key, stored)
 
 
 def digest(bucket: OpenBucket, fd: int) -> bytes:
@@ -414,145 +247,12 @@ def read_all(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[Version]:
                     yield version
 
 
-# -- changing what is not content
-
-
-def update(
-    bucket: OpenBucket, version: Version, changed: Mapping[str, bytes], gone: frozenset[str] = frozenset()
-) -> None:
-    """Change attributes of a stored version, in the order given; in place where they fit, else in its sidecar."""
-    with _opened(bucket, version) as (fd, at, name):
-        held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
-        _change(bucket, version, fd, at, name, held, changed, gone)
-
-
-def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
-    """Make the record of a stored version say what this one says; its content stays as it is.
-
-    applied: an edit from elsewhere, whose stamps come last, since they say that the values are there.
-    """
-    with _opened(bucket, version) as (fd, at, name):
-        found = bucket.fs.stat_fd(fd)
-        held = _held(bucket, fd, at, name, found)
-        before = held.raw or _believed(bucket, fd, found)
-        after = attrs.encode(version)
-        changed = {n: v for n, v in after.items() if before.get(n) != v}
-        gone = frozenset(before.keys() - after.keys())
-        if applied and not held.raw and attrs.EDITED in changed:
-            stamps = {attrs.EDITED: changed.pop(attrs.EDITED)}
-            _change(bucket, version, fd, at, name, held, changed, gone)
-            changed, gone, held = stamps, frozenset(), _held(bucket, fd, at, name, found)
-        _change(bucket, version, fd, at, name, held, changed, gone)
-
-
-def share(bucket: OpenBucket, version: Version) -> None:
-    """A stored version is about to be a view too: keep its record where the view's owner cannot write."""
-    with _opened(bucket, version) as (fd, at, name):
-        found = bucket.fs.stat_fd(fd)
-        if not _held(bucket, fd, at, name, found).raw:
-            _hold(bucket, version, fd, at, name, _Held({}, shared=True), attrs.encode(version))
-
-
-def rewrite(bucket: OpenBucket, version: Version) -> None:
-    """Write a stored version's record anew, whatever there is of it. The content stays as it is.
-
-    Without its seal a record counts as lost, so that one half written is found, and written again.
-    """
-    with _opened(bucket, version) as (fd, at, name):
-        _remove(bucket, fd, {_record_name()})
-        for attribute in [n for n in bucket.fs.attributes(fd) if n in attrs.SEAL]:
-            bucket.fs.remove_attribute(fd, attribute)
-        _unlink_if_there(bucket, at, name + keys.SIDECAR)
-        found = bucket.fs.stat_fd(fd)
-        if found.st_nlink == 1 and found.st_mode & 0o177:
-            bucket.fs.chmod(fd, 0o600)  # a copy of the tree may have opened it to others
-        old = bucket.fs.attributes(fd).keys()
-        raw = attrs.encode(version)
-        _put(bucket, fd, attrs.of_object(version))  # where it is a view too, those are gone with ours
-    update(bucket, version, {n: v for n, v in raw.items() if n not in attrs.SEAL}, frozenset(old - raw.keys()))
-    update(bucket, version, {n: v for n, v in raw.items() if n in attrs.SEAL})
-    bucket.store.changed.add(keys.stored_directory(keys.split(version.key)[0]))
-
-
-@contextlib.contextmanager
-def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, bytes]]:
-    """The file of a stored version, the directory it is in, and its name there."""
-    directory, last = keys.split(version.key)
-    at = bucket.store.get(keys.stored_directory(directory))
-    name = keys.stored_name(last, version.id, marker=version.marker)
-    fd = bucket.fs.open_read(at, name)
-    try:
-        yield fd, at, name
-    finally:
-        bucket.fs.close(fd)
-
-
-def _change(
-    bucket: OpenBucket, version: Version, fd: int, at: int, name: bytes, held: _Held,
-    changed: Mapping[str, bytes], gone: frozenset[str],
-) -> None:  # fmt: skip
-    if held.raw or held.shared or _put(bucket, fd, changed):
-        before = held.raw or bucket.fs.attributes(fd)
-        record = {n: v for n, v in {**before, **changed}.items() if n not in gone}
-        _hold(bucket, version, fd, at, name, held, record)
-        if held.shared:  # what is not ours there is the view's, and may have been edited since
-            ours = {n: v for n, v in changed.items() if attrs.is_ours(n) and n != attrs.POSIX}
-            _remove(bucket, fd, {n for n in gone if attrs.is_ours(n)} | _put(bucket, fd, ours))
-    else:
-        _remove(bucket, fd, gone)
-
-
-def _hold(
-    bucket: OpenBucket, version: Version, fd: int, at: int, name: bytes, held: _Held, record: Mapping[str, bytes]
-) -> None:
-    """Write down a whole record: in the file's attributes again if they do and nobody else may write those, or beside.
-
-    What held before holds until the new one is there.
-    """
-    directory = keys.stored_directory(keys.split(version.key)[0])
-    if held.shared:
-        beside = not _put_record(bucket, fd, record)
-    else:
-        beside = not held.sidecar or not _fits(bucket, fd, record)
-    if beside:
-        staged = token()
-        write_sidecar(bucket, staged, record)
-        bucket.fs.rename(bucket.tmp, staged + keys.SIDECAR, at, name + keys.SIDECAR)
-        bucket.store.changed.add(directory)
-        if held.shared:
-            _remove(bucket, fd, {_record_name()})
-        else:
-            _fits(bucket, fd, record)
-    elif held.sidecar:
-        bucket.fs.sync_file(fd)
-        _unlink_if_there(bucket, at, name + keys.SIDECAR)
-        bucket.store.changed.add(directory)
-
-
-def _fits(bucket: OpenBucket, fd: int, record: Mapping[str, bytes]) -> bool:
-    """Make a file's attributes these, as far as they fit; whether all do."""
-    before = bucket.fs.attributes(fd)
-    _remove(bucket, fd, before.keys() - record.keys())
-    refused = _put(bucket, fd, {n: v for n, v in record.items() if before.get(n) != v})
-    _remove(bucket, fd, refused & before.keys())  # rather none than one that is no longer true
-    return not refused
-
-
-def _remove(bucket: OpenBucket, fd: int, names: Collection[str]) -> None:
-    for attribute in names:
-        try:
-            bucket.fs.remove_attribute(fd, attribute)
-        except OSError as error:
-            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
-                raise
-
-
 def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool) -> Version | None:
     """The record of a version or a marker; None where there is none. Raises StoreDamaged where that is gone."""
     directory, last = keys.split(key)
     name = keys.stored_name(last, version_id, marker=marker)
     try:
-        record = read_record(bucket, bucket.store.get(keys.stored_directory(directory)), name)
+        record = records.read(bucket, bucket.store.get(keys.stored_directory(directory)), name)
     except OSError as error:
         if error.errno in GONE:
             return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from blake3 import blake3
 
-from fsrepl import access, attrs, edits, store
+from fsrepl import access, attrs, edits, records, store
 from fsrepl.errors import Failed, Unavailable
 from fsrepl.fs import UNSUPPORTED
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
@@ -110,10 +110,11 @@ def stage(
         _verify(source, destination, version, fd)
         if linked:
             apply_posix(destination, fd, replica.posix)
-            return StagedReplica(store.put_shared(destination, fd, name, replica))
+            replica, sidecar = records.put_shared(destination, fd, name, replica)
+            return StagedReplica(store.Staged(replica, name, sidecar))
         view, shortfall = stage_view(destination, replica, fd)
         replica = replace(replica, shortfall=shortfall)
-        sidecar = store.put_attributes(destination, fd, name, attrs.encode(replica))
+        sidecar = records.put(destination, fd, name, attrs.encode(replica))
         return StagedReplica(store.Staged(replica, name, sidecar), view)
     except BaseException:
         store.unstage(destination, name)
@@ -208,7 +209,7 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
     nobody gains by it: no setuid, no setgid, and the group gets what others have.
     """
     fs = bucket.fs
-    now = store.inode_posix(bucket, fd, fs.stat_fd(fd))
+    now = records.inode_posix(bucket, fd, fs.stat_fd(fd))
     if posix is None:
         return now
     mode, acl = posix.mode, posix.acl
@@ -233,7 +234,7 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
         fs.remove_acl(fd)
     fs.chmod(fd, mode)
     fs.set_mtime(fd, posix.mtime_ns)
-    return store.inode_posix(bucket, fd, fs.stat_fd(fd))
+    return records.inode_posix(bucket, fd, fs.stat_fd(fd))
 
 
 def _copy(

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from fsrepl import attrs, keys, store
+from fsrepl import attrs, keys, records, store
 from fsrepl.fs import GONE
 from fsrepl.model import NULL, Origin, Version
 from fsrepl.site import OpenBucket
@@ -81,7 +81,7 @@ def read(bucket: OpenBucket, key: bytes) -> Version | None:
         raw = bucket.fs.attributes(fd)
         return Version(
             key, NULL, found.st_mtime_ns, size=found.st_size, digest=store.digest(bucket, fd), origin=Origin.USER,
-            posix=store.inode_posix(bucket, fd, found), attrs=attrs.own(raw), tags=attrs.tags(raw),
+            posix=records.inode_posix(bucket, fd, found), attrs=attrs.own(raw), tags=attrs.tags(raw),
         )  # fmt: skip
     finally:
         bucket.fs.close(fd)

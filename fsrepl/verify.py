@@ -16,7 +16,7 @@ from functools import partial
 
 from blake3 import blake3
 
-from fsrepl import attrs, clock, compare, keys, listing, store
+from fsrepl import attrs, clock, compare, keys, listing, records, store
 from fsrepl.compare import Difference, Problem, Seen, Verdict
 from fsrepl.errors import FsreplError, Refused, StoreDamaged
 from fsrepl.fs import GONE, reason
@@ -247,7 +247,7 @@ class Verification:
             return Difference(side.address, key, stored.id, problem, why, stored.marker, place=guess)
 
         try:
-            record = store.read_record(side.bucket, at, name)
+            record = records.read(side.bucket, at, name)
             if record.bare or not attrs.is_whole(record.raw, guess, marker=stored.marker):
                 self.tally.checked += 1
                 return None, wrong(Problem.LOST, "its attributes are gone", record.raw.get(attrs.KEY, guess))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fsrepl import attrs, batch, clock, jobs, plan, store
+from fsrepl import attrs, batch, clock, jobs, plan, records
 from fsrepl.errors import Refused, Usage
 from fsrepl.journal import Owed, Stored
 from fsrepl.model import NULL, Delivery, Origin, Replication, Rule, Status, Version
@@ -76,7 +76,7 @@ def change(world: World, key: str, make: Callable[[Version], Version], bucket: s
         version = world.history(bucket)[key.encode()][-1]
         now = make(version)
         before, after = attrs.encode(version), attrs.encode(now)
-        store.update(opened, now, after, frozenset(before.keys() - after.keys()))
+        records.update(opened, now, after, frozenset(before.keys() - after.keys()))
         world.engine.recent.forget(bucket, version.key, version.id)
 
 
@@ -851,7 +851,7 @@ def test_a_version_that_cannot_be_read_does_not_stop_the_others(world: World) ->
     enable(world)
     with world.engine.site.bucket(SOURCE).open() as opened:
         version = world.history(SOURCE)[b"b"][0]
-        store.update(opened, version, {attrs.DELIVERIES: b"{nonsense"})
+        records.update(opened, version, {attrs.DELIVERIES: b"{nonsense"})
         world.engine.recent.forget(SOURCE)
     found = backfill(world)
     assert (found["Status"], tasks(found)) == ("Complete", (3, 2, 1))

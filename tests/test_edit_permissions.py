@@ -144,7 +144,7 @@ def override(world: World, *, on: bool) -> None:
 @pytest.mark.skipif(not ROOT, reason="gives files away")
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 def test_owner_override(world: World, sharing: str) -> None:
-    """s3-semantics 1.5, 2.1: the replica is the destination folder's owner's, with the mode and no ACL, and stays so."""
+    """s3-semantics 1.5, 2.1: the replica is its destination folder owner's, with the mode and no ACL, and stays so."""
     if sharing != "auto":
         world.set_sharing(west=sharing)
     os.chown(world.path(bucket=DESTINATION), 77, 88)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import rounds
 from fsrepl.model import Status
 from tests.world import DESTINATION, SOURCE, Json, World, v2
 
@@ -187,9 +186,7 @@ def test_edits_on_both_sides_at_once(world: World, first: str) -> None:
     second = DESTINATION if first == SOURCE else SOURCE
     world.path("k", first).chmod(0o600)
     os.setxattr(world.path("k", first), "user.first", b"1")
-    rounds.begin(world.region(first), world.place(first))
-    while world.region(first).turn():
-        pass
+    world.capture(first)
     world.path("k", second).chmod(0o606)
     world.run("tag.set", bucket=second, key=b"k", tags={"second": "2"})
     world.settle()
@@ -204,12 +201,9 @@ def test_edits_on_both_sides_at_once(world: World, first: str) -> None:
 def test_an_edit_that_is_not_recorded_yet_is_not_overwritten(world: World) -> None:
     """s3-semantics 2.2: what a user just did to a view is an edit of its own, and the later one."""
     world.path("k").chmod(0o600)
-    east, west = world.region(SOURCE), world.region(DESTINATION)
-    rounds.begin(east, world.place(SOURCE))
-    while east.turn():
-        pass
+    world.capture(SOURCE)
     world.path("k", DESTINATION).chmod(0o606)
-    while west.turn():
+    while world.region(DESTINATION).turn():
         pass
     assert world.path("k", DESTINATION).stat().st_mode & 0o777 == 0o606
     world.settle()

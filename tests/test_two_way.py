@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import rounds
 from fsrepl.model import Origin, Status
 from tests.world import DESTINATION, SOURCE, Json, World, v2
 
@@ -77,10 +76,7 @@ def test_written_on_both_sides_at_once(world: World, first: str) -> None:
     second = DESTINATION if first == SOURCE else SOURCE
     for bucket in (first, second):
         world.write("k", bucket.encode(), bucket)
-        world.region(bucket).look_around()
-        rounds.begin(world.region(bucket), world.place(bucket))
-        while rounds.step(world.region(bucket)) or world.region(bucket)._take():
-            pass
+        world.capture(bucket)
     world.settle()
     in_step(world, SOURCE, DESTINATION)
     assert world.tree(SOURCE) == {"k": second.encode()}

@@ -110,6 +110,10 @@ class World:
                 if place.up:
                     rounds.begin(region, place)
 
+    def capture(self, bucket: str) -> None:
+        """Take in what was done in one bucket, and deliver nothing of it yet."""
+        self.region(bucket).flush(bucket)
+
     def settle(self) -> None:
         self.look()
         self.hurry()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, clock, commit, config, keys, roles, store, transfer
+from fsrepl import arn, clock, commit, config, keys, records, roles, store, transfer
 from fsrepl.admin.role_files import generated_role, role_with, write_role
 from fsrepl.admin.versioning import versioning_of
 from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
@@ -216,7 +216,7 @@ def _break_links(engine: Engine, bucket: OpenBucket) -> None:
                 if version is not None:
                     outcome = commit.show(bucket, version, known.view, staged)
                     if isinstance(outcome, commit.Shown):
-                        store.amend(bucket, replace(version, shortfall=shortfall))
+                        records.amend(bucket, replace(version, shortfall=shortfall))
                         with engine.journal.transaction():
                             engine.journal.see(bucket.address, key, outcome.view)
     bucket.sync()
