@@ -32,7 +32,12 @@ _numbers = itertools.count()
 
 def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
     """What an inode itself says of mode, owner, time and ACL."""
-    return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, bucket.fs.acl(fd))
+    return posix_of(found, bucket.fs.acl(fd))
+
+
+def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:
+    """The same, where the ACL is known, or that there is none."""
+    return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
 
 
 def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None]:
@@ -63,15 +68,18 @@ def put(bucket: OpenBucket, fd: int, name: bytes, raw: Mapping[str, bytes]) -> b
     return True
 
 
-def put_shared(bucket: OpenBucket, fd: int, name: bytes, version: Version) -> tuple[Version, bool]:
+def put_shared(
+    bucket: OpenBucket, fd: int, name: bytes, version: Version, *, new: Posix | None = None
+) -> tuple[Version, bool]:
     """The same for a hidden file that is, or will be, a view too, so that its owner may write its attributes.
 
     The version with what the file falls short of, and whether a sidecar had to take the record. The inode's
-    own metadata is the object's, as far as that could be.
+    own metadata is the object's, as far as that could be. new: what the inode says, where the file was made
+    just now and has no attributes yet.
     """
-    posix = inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
+    posix = new or inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
     raw = attrs.of_object(version) | attrs.encode(version, inode=posix)  # the object's own first, if room is short
-    for attribute in bucket.fs.attributes(fd):
+    for attribute in () if new else bucket.fs.attributes(fd):
         if attrs.is_ours(attribute) and attribute not in raw:  # it came along with a copy of another file
             bucket.fs.remove_attribute(fd, attribute)
     version = replace(version, shortfall=edits.shortfall(version, posix, _put(bucket, fd, raw)))

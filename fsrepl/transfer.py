@@ -109,8 +109,8 @@ def stage(
             _copy(source, version, destination, fd, progress, limiter)
         _verify(source, destination, version, fd)
         if linked:
-            apply_posix(destination, fd, replica.posix)
-            replica, sidecar = records.put_shared(destination, fd, name, replica)
+            posix = apply_posix(destination, fd, replica.posix)
+            replica, sidecar = records.put_shared(destination, fd, name, replica, new=posix)
             return StagedReplica(store.Staged(replica, name, sidecar))
         view, shortfall = stage_view(destination, replica, fd)
         replica = replace(replica, shortfall=shortfall)
@@ -234,7 +234,8 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
         fs.remove_acl(fd)
     fs.chmod(fd, mode)
     fs.set_mtime(fd, posix.mtime_ns)
-    return records.inode_posix(bucket, fd, fs.stat_fd(fd))
+    found = fs.stat_fd(fd)
+    return records.inode_posix(bucket, fd, found) if acl is not None else records.posix_of(found)
 
 
 def _copy(
