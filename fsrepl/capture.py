@@ -62,9 +62,9 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """It takes a while: look again from a lane of its own."""
+    """It takes a while: look again from a lane of its own. allocated_bytes: the space it takes, without its holes."""
 
-    size: int
+    allocated_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def look(
         if waits is not None:
             return waits
         if found.st_size >= patience.large_file_bytes and not in_lane:
-            return Large(found.st_size)
+            return Large(found.st_blocks * 512)
         held_open = bool(written)
         restless = held_open and open_for_s >= patience.open_max_s
         return _take(bucket, at, name, fd, found, known, now_ns, held_open=held_open, restless=restless)
@@ -283,9 +283,7 @@ def copy_aside(bucket: OpenBucket, fd: int, name: bytes) -> bytes:
             if error.errno not in UNSUPPORTED:
                 raise
         hasher = blake3()
-        for chunk in bucket.fs.chunks(fd):
-            hasher.update(chunk)
-            bucket.fs.write(to, chunk)
+        bucket.fs.write_sparse(to, store.hashed(bucket.fs.chunks(fd), hasher))
         return hasher.digest()
     except BaseException:
         store.unstage(bucket, name)

@@ -16,7 +16,7 @@ import os
 import platform
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 if hasattr(os, "setxattr"):
@@ -38,6 +38,7 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
 _PATH_MAX = 4096
+_ZEROS = bytes(_CHUNK)
 
 ACL = "system.posix_acl_access"
 
@@ -212,6 +213,14 @@ class Fs:
             yield data
             at += len(data)
 
+    def next_data(self, fd: int, at: int, size: int) -> tuple[int, int]:
+        """From where to where the next data of a file is that is no hole; both are size where there is none."""
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            return min(start, size), min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            return (size if error.errno == errno.ENXIO else at), size  # elsewhere holes cannot be told
+
     def attribute_names(self, fd: int) -> list[str]:
         return _xattr.listxattr(fd)
 
@@ -302,6 +311,19 @@ class Fs:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+
+    def write_sparse(self, fd: int, chunks: Iterable[bytes]) -> None:
+        """Write a new file from its start, leaving holes where a whole chunk is zeros."""
+        size, in_hole = 0, False
+        for chunk in chunks:
+            in_hole = chunk == _ZEROS  # comparing ends at the first byte that is none
+            if in_hole:
+                os.lseek(fd, len(chunk), os.SEEK_CUR)
+            else:
+                self.write(fd, chunk)
+            size += len(chunk)
+        if in_hole:
+            self.truncate(fd, size)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, edits, keys, metadata, plan, records, store
+from fsrepl import attrs, capture, commit, edits, keys, metadata, plan, records, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE, reason
 from fsrepl.journal import Object, view_of
@@ -81,12 +81,14 @@ def finish_large(region: Region, place: Place, mark: Mark, seen: capture.Seen) -
         _publish(region, place, bucket, [new])
 
 
-def _no_room(region: Region, bucket: OpenBucket) -> str:
+def _no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
+    """Why there is no space for a copy of so many bytes; empty where there is."""
     free, total = bucket.fs.space(bucket.fd)
     needed = region.engine.settings.capture.keep_free.needed(total)
-    if free >= needed:
+    if free - size_bytes >= needed:
         return ""
-    return f"capture waits: {free >> 20} MiB are free, and keep_free leaves {needed >> 20} MiB to the user"
+    copy = f", its copy takes {size_bytes >> 20} MiB" if size_bytes else ""
+    return f"capture waits: {free >> 20} MiB are free{copy}, and keep_free leaves {needed >> 20} MiB to the user"
 
 
 def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None) -> _New | None:
@@ -154,8 +156,12 @@ def _judge(
         case capture.Skipped(why):
             place.unreadable[mark.key] = why
             log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
-        case capture.Large():
-            region.look_in_lane(place, mark)
+        case capture.Large(allocated_bytes):
+            if why := _no_room(region, bucket, 0 if _is_shared(bucket) else allocated_bytes):
+                log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
+                region.look_later(place, mark, _AGAIN_S, why)
+            else:
+                region.look_in_lane(place, mark)
         case capture.Later(after_s, why, opened):
             region.look_later(place, mark, max(after_s, _AGAIN_AT_LEAST_S), why, opened=opened)
         case capture.Closed(found, posix, why):
@@ -165,6 +171,12 @@ def _judge(
         case capture.Taken():
             return _taken(region, place, bucket, mark, known, seen)
     return None
+
+
+def _is_shared(bucket: OpenBucket) -> bool:
+    """Whether a stored version takes no space beside its view."""
+    sharing = bucket.bucket.sharing
+    return sharing == "link" or (sharing == "auto" and commit.can_reflink(bucket))
 
 
 def _taken(

@@ -223,9 +223,7 @@ def _copy(bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> b
     fd = bucket.fs.create(bucket.tmp, name)
     try:
         sent = blake3()
-        for chunk in other.fs.chunks(from_fd):
-            sent.update(chunk)
-            bucket.fs.write(fd, chunk)
+        bucket.fs.write_sparse(fd, store.hashed(other.fs.chunks(from_fd), sent))
         bucket.fs.sync_file(fd)
         found = store.digest(bucket, fd)
         return found if found == sent.digest() else b""

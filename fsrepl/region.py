@@ -483,6 +483,8 @@ class Region:
             place.looked_ns = 0
 
     def look_later(self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False) -> None:
+        if (known := place.later.get(mark.key)) is not None:
+            mark = mark._replace(epoch=min(mark.epoch, known.mark.epoch))
         place.later[mark.key] = LookLater(time.monotonic() + after_s, mark, why, opened, self.engine.epoch)
 
     def look_in_lane(self, place: Place, mark: Mark) -> None:

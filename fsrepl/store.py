@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -175,6 +175,13 @@ def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None
 
 def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:
     return records.read(bucket, at, name).version(key, stored)
+
+
+def hashed(chunks: Iterable[bytes], hasher: blake3) -> Iterator[bytes]:
+    """Chunks on their way, each hashed as it passes."""
+    for chunk in chunks:
+        hasher.update(chunk)
+        yield chunk
 
 
 def digest(bucket: OpenBucket, fd: int) -> bytes:

@@ -142,8 +142,7 @@ def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> tuple[by
                 if error.errno not in UNSUPPORTED:
                     raise
         if not cloned:
-            for chunk in fs.chunks(stored_fd):
-                fs.write(fd, chunk)
+            fs.write_sparse(fd, fs.chunks(stored_fd))
             if store.digest(bucket, fd) != version.digest:
                 raise Unavailable("the copy for the view does not match its version")
         posix = apply_posix(bucket, fd, version.posix)
@@ -251,12 +250,13 @@ def _copy(
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        at = 0
-        while at < version.size:
-            count = destination.fs.copy(fd, to, at, min(_CHUNK, version.size - at))
+        at = written = 0
+        while True:
+            at, until = source.fs.next_data(fd, at, version.size)
+            count = destination.fs.copy(fd, to, at, min(_CHUNK, until - at)) if at < until else 0
             if not count:
                 break
-            at += count
+            at = written = at + count
             if progress:
                 progress.bytes_done = at
                 if progress.stop:
@@ -265,6 +265,8 @@ def _copy(
             while pause_s > 0 and not (progress and progress.stop):
                 time.sleep(min(pause_s, 0.2))  # in slices, so that stopping does not wait for the limit
                 pause_s -= 0.2
+        if written < at:  # it ends in a hole
+            destination.fs.truncate(to, at)
     finally:
         source.fs.close(fd)
 

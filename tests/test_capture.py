@@ -183,3 +183,48 @@ def test_one_change_fails_and_the_daemon_goes_on(tmp_path: Path, number: int) ->
             assert world.leftovers(SOURCE) == [], where
             if not fs.failed:
                 return
+
+
+@pytest.mark.parametrize("tail", [b"tail", b""], ids=["data-last", "hole-last"])
+def test_holes_stay_holes(world: World, tail: bytes) -> None:
+    """Section 7: a file takes the space in the store, and in the other region, that its data takes, not its length."""
+    size = 64 << 20
+    with world.path("image").open("wb") as file:
+        file.write(b"head")
+        file.seek(20 << 20)
+        file.write(b"middle")
+        file.truncate(size - len(tail))
+        file.seek(0, os.SEEK_END)
+        file.write(tail)
+    world.settle()
+    source, replica = world.path("image"), world.path("image", DESTINATION)
+    (version,) = world.history(SOURCE)[b"image"]
+    stored = [world.path(f".fsrepl/versions/image;{version.id}", bucket) for bucket in (SOURCE, DESTINATION)]
+    wanted = source.read_bytes()
+    assert len(wanted) == size
+    for path in (replica, *stored):
+        assert path.read_bytes() == wanted
+        assert path.stat().st_blocks * 512 < 4 << 20
+
+
+class FullFs(Fs):
+    """A filesystem of 1 GiB that is nearly full."""
+
+    free = 60 << 20
+
+    def space(self, fd: int) -> tuple[int, int]:
+        return self.free, 1 << 30
+
+
+def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
+    """Settings, keep_free: also where there is space now, but the copy of a large file would use it up."""
+    fs = FullFs()
+    with World(tmp_path, fs=fs) as world:
+        world.write("large", b"l" * (20 << 20))
+        world.write("small", b"s")
+        world.settle()
+        assert set(world.tree(DESTINATION)) == {"small"}
+        assert "its copy takes 20 MiB" in world.place().later[b"large"].why
+        fs.free = 200 << 20
+        world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
