@@ -145,13 +145,15 @@ def owed(
     replication: the configuration of its bucket, home; original: that of the bucket where a replica was
     made, to which its edits go back where both sides say so. but: a destination that has it already.
     A delivery that is under way takes the edit along; one that FAILED before the version arrived stays so.
+    A backfill that only looks again at what has arrived may yet be cancelled: the edit goes before it.
     """
     out = dict(was.deliveries)
     groups = changed(was, now)
     if replication is None or not groups:
         return out
     since_ns = max(_stamp(now, group)[0] for group in groups)
-    for name, delivery in was.deliveries.items():
+    for name, asked in was.deliveries.items():
+        delivery = asked.before if asked.before and not asked.settled else asked
         if name in (but, was.source) or not (delivery.edit or delivery.status is Status.COMPLETED):
             continue
         rule = _rule_now(replication, was, now, name, delivery)

@@ -432,7 +432,7 @@ def _settle(
         deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
     for destination, delivery in version.deliveries.items():
         if mended and delivery.status is Status.FAILED and delivery.reason in _FAILED_BY_DAMAGE:
-            deliveries[destination] = replace(plan.owed_again(delivery), since_ns=0)
+            deliveries[destination] = replace(plan.owed_again(delivery), since_ns=0, edit=False)
     if deliveries != version.deliveries:
         region.owe_again(bucket, version, deliveries)
 

@@ -113,11 +113,11 @@ def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version
     """Whether the view of a version has been edited or replaced, and that is not recorded yet.
 
     It must be first: of two edits the later holds, and one that is not recorded would be lost. A file that
-    somebody writes into is none of this version's any more.
+    somebody writes into is none of this version's any more, and one that cannot be read is not waited for.
     """
     view = shown_view(region.engine.journal, bucket, version)
     waits = place.later.get(version.key)
-    if view is None or (waits is not None and waits.opened):
+    if view is None or (waits is not None and waits.opened) or version.key in place.unreadable:
         return False
     directory, name = keys.split(version.key)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import struct
@@ -12,6 +13,7 @@ import pytest
 
 from fsrepl import attrs
 from fsrepl.edits import ACL, ATTRS, POSIX, TAGS
+from fsrepl.errors import Refused
 from fsrepl.model import Origin, Status
 from tests.world import DESTINATION, SOURCE, World
 
@@ -479,3 +481,25 @@ def _takes(path: Path, name: str, size: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_an_edit_during_a_backfill_that_is_cancelled(tmp_path: Path) -> None:
+    """s3-semantics 2: an edit of what has arrived is live; no job takes it along into its own end."""
+    with World(tmp_path) as world:
+        world.write("k", b"data")
+        world.settle()
+        world.away("west")
+        started = world.run("replication.backfill", source=SOURCE, statuses=["COMPLETED"])
+        world.settle()
+        world.path("k").chmod(0o600)
+        world.settle()
+        with contextlib.suppress(Refused):  # it may have ended by that: nothing is left for it to look at
+            world.run("replication.cancel", job=started["JobId"])
+        world.settle()
+        world.back("west")
+        world.settle()
+        world.settle()
+        assert world.records(SOURCE) == world.records(DESTINATION)
+        assert world.look_of("k") == world.look_of("k", DESTINATION)
+        assert world.statuses() == {Status.COMPLETED}
+        world.stays_quiet()
