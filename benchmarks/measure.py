@@ -138,7 +138,8 @@ def burst(folder: Path, count: int) -> None:
     print(f"  rsync -a       {rsync_s:6.2f} s")
     print(f"  rsync --fsync  {fsync_s:6.2f} s")
     print(
-        f"  cp and fsrepl  {took_s:6.2f} s   {took_s / rsync_s:.1f} times rsync -a, {took_s / fsync_s:.2f} times rsync --fsync"
+        f"  cp and fsrepl  {took_s:6.2f} s   {took_s / rsync_s:.1f} times rsync -a, "
+        f"{took_s / fsync_s:.2f} times rsync --fsync"
     )
     print(f"  daemon: {cpu_s:.2f} CPU seconds, peak {peak / 2**20:.0f} MiB resident")
 

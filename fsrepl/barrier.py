@@ -19,7 +19,8 @@ from fsrepl import batch, keys, rounds
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import Status, Versioning
-from fsrepl.region import Place, Region
+from fsrepl.place import Place
+from fsrepl.region import Region
 
 _SENTINEL_S = 5.0
 _CAPTURE_LOOK_S = 0.02

@@ -30,7 +30,8 @@ from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
-    from fsrepl.region import Place, Region
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 log = logging.getLogger("fsrepl")
 

@@ -13,7 +13,8 @@ from fsrepl import commit, store
 from fsrepl.model import Status, Version
 
 if TYPE_CHECKING:
-    from fsrepl.region import Place, Region
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 _PENDING_S = 1.5
 _BUSY_S = 5.0

@@ -15,7 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, edits, gate, keys, metadata, plan, records, roles, store, thresholds, transfer
+from fsrepl import (
+    attrs,
+    commit,
+    edits,
+    gate,
+    keys,
+    metadata,
+    plan,
+    records,
+    roles,
+    showing,
+    store,
+    thresholds,
+    transfer,
+)
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Object, Owed, View, owed_of
@@ -24,7 +38,8 @@ from fsrepl.report import result_of
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
-    from fsrepl.region import Place, Region
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 log = logging.getLogger("fsrepl")
 
@@ -235,7 +250,7 @@ class Batch:
         if item.owed.marker or (item.owed.batch and there.source != item.owed.source):
             self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
         elif metadata.is_unseen(self.region, self.place, self.destination, there):
-            self.region.mark_theirs(self.place, there.key)
+            showing.mark_theirs(self.region, self.place, there.key)
             self.region.try_later([item.owed], "its view there was edited, which is recorded first")
         else:
             change = metadata.change(
@@ -354,7 +369,7 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
         return []
     place.in_doubt.difference_update((i.owed.key, i.owed.id) for i in done)
     for version, _ in seen:
-        region.release(place, bucket, version.key)
+        showing.release(region, place, bucket, version.key)
     if intent_name and all(place.held[key].intent for key in current if key in place.held):
         with contextlib.suppress(OSError):  # one that stays says nothing that is not so
             commit.drop_intents(bucket, intent_name)
@@ -391,7 +406,7 @@ def _record(
 
 def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None]
           ) -> list[tuple[Version, View | None]]:  # fmt: skip
-    """Bring views up to their new versions. What cannot be shown yet is held, durably, and is COMPLETED all the same."""
+    """Bring views up to their new versions. What cannot be shown yet is held, durably, and COMPLETED all the same."""
     seen: list[tuple[Version, View | None]] = []
     for item in sorted(items, key=lambda i: i.owed.marker):
         assert item.replica is not None
@@ -405,12 +420,14 @@ def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item
             case commit.Shown(view):
                 seen.append((item.replica, view))
                 if item.replica.marker:
-                    region.way_is_free(place)
+                    showing.way_is_free(region, place)
             case commit.Held(why, conflict):
-                region.hold_view(place, key, why, conflict=conflict, bucket=bucket, was=views[key])
+                showing.hold_view(region, place, key, why, conflict=conflict, bucket=bucket, was=views[key])
             case commit.Theirs():
-                region.hold_view(place, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key])
-                region.mark_theirs(place, key)
+                showing.hold_view(
+                    region, place, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key]
+                )
+                showing.mark_theirs(region, place, key)
     return seen
 
 

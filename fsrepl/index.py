@@ -102,9 +102,7 @@ def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: 
     return record.bare or not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
 
 
-def _read_in(
-    bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName
-) -> bool:
+def _read_in(bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
     """Put one record into the journal. True where it is not whole."""
     key = keys.join(path, stored.name)
     try:
@@ -153,7 +151,9 @@ def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, st
 
 
 def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> None:
-    log.error('lost bucket=%s key="%s" version=%s: it is no longer in the store', bucket.address, keys.shown(key), version_id)
+    log.error(
+        'lost bucket=%s key="%s" version=%s: it is no longer in the store', bucket.address, keys.shown(key), version_id
+    )
     forget_version(bucket, journal, key, version_id)
 
 
@@ -281,7 +281,9 @@ def _look_at_displaced(bucket: OpenBucket, journal: Journal, intents: Collection
         finally:
             bucket.fs.close(fd)
         if key is None:
-            log.error("displaced bucket=%s file=%s: no intent names its key; it is left there", bucket.address, entry.name)
+            log.error(
+                "displaced bucket=%s file=%s: no intent names its key; it is left there", bucket.address, entry.name
+            )
             continue
         recorded = any(i.key == key and i.was is not None and i.was.has_content_of(looks) for i in intents) or any(
             _version_digest(bucket, journal, key, version_id) == found

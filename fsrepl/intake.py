@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, commit, edits, keys, metadata, plan, records, store
+from fsrepl import attrs, capture, commit, edits, keys, metadata, plan, records, showing, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE, reason
 from fsrepl.journal import Object, view_of
@@ -24,7 +24,8 @@ from fsrepl.site import OpenBucket
 from fsrepl.watch import ARRIVED, CLOSED, FOUND, MOVED, Mark
 
 if TYPE_CHECKING:
-    from fsrepl.region import Place, Region
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 log = logging.getLogger("fsrepl")
 
@@ -146,10 +147,10 @@ def _judge(
     match seen:
         case capture.Same():
             if known and known.view and known.view.shown != known.id and mark.key not in place.held:
-                region.hold_view(place, mark.key, "the view is behind its version", durable=False)
+                showing.hold_view(region, place, mark.key, "the view is behind its version", durable=False)
         case capture.Missing(why):
             if not why:
-                region.way_is_free(place)
+                showing.way_is_free(region, place)
             if known is None or known.marker or mark.key in place.held:
                 return None
             return _marker(region, place, bucket, mark, known)
@@ -192,7 +193,7 @@ def _taken(
         _unstage(bucket, taken)
         _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
         if shown != known.id and key not in place.held:
-            region.hold_view(place, key, "the view is behind its version", durable=False)
+            showing.hold_view(region, place, key, "the view is behind its version", durable=False)
         return None
     if not taken.has_content:  # what it was compared with is no longer current
         region.look_later(place, mark, _AGAIN_AT_LEAST_S, "another version came while it was looked at")
@@ -333,7 +334,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
             place.unmarked.add(new.version, now_s)
         else:
             place.unmarked.drop(new.version.key)
-            region.way_is_free(place)
+            showing.way_is_free(region, place)
     engine.reporter.captured(
         bucket.address,
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],

@@ -79,9 +79,7 @@ class View:
 
 
 def view_of(found: os.stat_result, shown: str, *, racy: bool = False) -> View:
-    return View(
-        found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode & 0o7777, racy, shown
-    )
+    return View(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode & 0o7777, racy, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +292,7 @@ class Journal:
         for directory, names in by_directory.items():
             for start in range(0, len(names), _NAMES_MAX):
                 some = names[start : start + _NAMES_MAX]
-                rows = self.execute(
-                    f"{_OBJECT} AND name IN ({','.join('?' * len(some))})", (number, directory, *some)
-                )
+                rows = self.execute(f"{_OBJECT} AND name IN ({','.join('?' * len(some))})", (number, directory, *some))
                 for row in rows:
                     found[keys.join(directory, row[11])] = _object(row)
         return found
@@ -633,7 +629,11 @@ class Journal:
     ) -> Iterator[Owed]:  # fmt: skip
         """Deliveries by key and version; with live those that no backfill asked for."""
         where, values = ["batch = ''" if live else "1"], list[Any]()
-        for column, value in (("bucket", self._ids.get(source, -1) if source else None), ("status", status), ("key", key)):
+        for column, value in (
+            ("bucket", self._ids.get(source, -1) if source else None),
+            ("status", status),
+            ("key", key),
+        ):
             if value is not None:
                 where.append(f"{column} = ?")
                 values.append(str(value) if column == "status" else value)

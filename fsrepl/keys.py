@@ -105,7 +105,7 @@ def shown(key: bytes) -> str:
 
 
 def text(key: bytes) -> str:
-    """A key as a string, for JSON, which escapes control characters itself: only bytes that are not UTF-8 as `\\xNN`."""
+    """A key as a string, for JSON, which escapes control characters itself: bytes that are not UTF-8 as `\\xNN`."""
     return key.decode("utf-8", "backslashreplace")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from fsrepl import attrs, commit, compare, keys, metadata, plan, rebuild, store
+from fsrepl import attrs, commit, compare, keys, metadata, plan, rebuild, showing, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE
 from fsrepl.journal import View, view_of
@@ -30,7 +30,8 @@ from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
-    from fsrepl.region import Place, Region
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 log = logging.getLogger("fsrepl")
 
@@ -443,5 +444,5 @@ def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Ver
     if known is None or known.id != version.id:
         return
     if known.view is None if not known.marker else known.view is not None:
-        region.hold_view(place, version.key, "it was repaired", durable=False)
-        region.show_current(place, bucket, version.key)
+        showing.hold_view(region, place, version.key, "it was repaired", durable=False)
+        showing.show_current(region, place, bucket, version.key)

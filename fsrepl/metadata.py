@@ -22,8 +22,8 @@ from fsrepl.model import Origin, Version
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
-    from fsrepl.region import Place, Region
-
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 # -- where an edit is made
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, commit, deliver, intake, keys, metadata, plan, store
+from fsrepl import capture, commit, deliver, intake, keys, metadata, plan, showing, store
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.journal import Owed
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
@@ -92,9 +92,7 @@ def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict
     return {"Key": keys.text(key), "DeleteMarker": False}
 
 
-def find(
-    region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False
-) -> Version:
+def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
     """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
     rows = region.engine.journal.versions_of(bucket.address, key)
     if not rows:
@@ -126,8 +124,8 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
     bucket.sync()
     engine.recent.put(bucket.address, version)
     region.owe(bucket.address, version)
-    region.hold_view(place, version.key, "it was changed by command", durable=False)
-    region.show_current(place, bucket, version.key)
+    showing.hold_view(region, place, version.key, "it was changed by command", durable=False)
+    showing.show_current(region, place, bucket, version.key)
     bucket.sync()
     if version.key not in place.held:
         commit.drop_intents(bucket, intents)
@@ -159,14 +157,14 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     if left:
         with engine.journal.transaction():
             index.forget_version(bucket, engine.journal, key, version.id)
-        region.hold_view(place, key, "it was changed by command", durable=False)
-        region.show_current(place, bucket, key)
+        showing.hold_view(region, place, key, "it was changed by command", durable=False)
+        showing.show_current(region, place, bucket, key)
     else:
         outcome = commit.show(bucket, commit.nothing(key), was) if was else commit.Shown(None)
         with engine.journal.transaction():
             index.forget_version(bucket, engine.journal, key, version.id)
         if not isinstance(outcome, commit.Shown):
-            region.mark_theirs(place, key)
+            showing.mark_theirs(region, place, key)
     bucket.sync()
     engine.recent.forget(address, key, version.id)
     commit.drop_intents(bucket, intents)
@@ -215,7 +213,7 @@ def _check_tags(tags: Mapping[str, str]) -> None:
 
 
 def retry(region: Region, address: str, prefix: bytes) -> int:
-    """Make what FAILED pending again, and try what waits at once; how many deliveries. A key or a prefix ending in /."""
+    """Make what FAILED pending again, and try what waits at once; how many. prefix: a key, or one that ends in /."""
     place = region.flush(address)
     journal = region.engine.journal
     failed = [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]

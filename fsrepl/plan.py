@@ -214,6 +214,6 @@ def decide(facts: Facts) -> Action:
 
 
 def retry_delay_s(attempts: int, retry_max_s: float, chance: float | None = None) -> float:
-    """How long to wait after so many failed attempts: doubling from a second, capped, with up to a quarter of jitter."""
+    """How long to wait after so many failed attempts: doubling from a second, capped, up to a quarter of it jitter."""
     chance = random.random() if chance is None else chance
     return min(retry_max_s, 2.0 ** min(attempts, 30) / 2) * (1 - chance / 4)

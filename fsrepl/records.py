@@ -250,7 +250,7 @@ def share(bucket: OpenBucket, version: Version) -> None:
 
 
 def make_room(bucket: OpenBucket, version: Version) -> None:
-    """A view that is the stored file too has no room for what is the object's: move the record beside it, if it can be."""
+    """A view that is the stored file has no room for what is the object's: move the record beside it, if it can be."""
     with _opened(bucket, version) as (fd, at, name):
         held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
         if held.shared and held.raw and not held.sidecar:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import (
@@ -28,24 +28,25 @@ from fsrepl import (
     index,
     intake,
     keys,
+    lanes,
     plan,
     rebuild,
     records,
     rounds,
+    showing,
     store,
     thresholds,
-    transfer,
 )
 from fsrepl.admin.replication import note_rules
-from fsrepl.courtesy import Unmarked
-from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import BucketMissing, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Owed, View, owed_of
+from fsrepl.journal import Owed, owed_of
 from fsrepl.model import Delivery, Status, Version, Versioning
+from fsrepl.place import LookLater, Place
 from fsrepl.queues import Queue
 from fsrepl.scan import Scans, Trouble
-from fsrepl.site import Bucket, Documents, OpenBucket
-from fsrepl.watch import ARRIVED, FOUND, Mark, Marks
+from fsrepl.site import OpenBucket
+from fsrepl.watch import FOUND, Mark, Marks
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -54,87 +55,11 @@ log = logging.getLogger("fsrepl")
 
 BATCH = 512
 _PROBE_S = 1.0
-_HELD_MAX_S = 30.0
 _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
-
-
-@dataclass(slots=True)
-class LookLater:
-    """A key that could not be taken yet."""
-
-    due_s: float
-    mark: Mark
-    why: str
-    opened: bool
-    looked: int
-    """The epoch in which it was looked at last."""
-
-
-@dataclass(slots=True)
-class HeldView:
-    """A view that does not show its key's current version yet."""
-
-    due_s: float
-    why: str
-    conflict: bool
-    intent: bytes = b""
-    attempts: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """One bucket at work."""
-
-    bucket: Bucket
-    up: bool = False
-    """Indexed and watched; False while it is away."""
-    offline: str = ""
-    """Why it could not be brought up at the last look."""
-    scans: Scans = field(default_factory=Scans)
-    trouble: Trouble = field(default_factory=Trouble)
-    later: dict[bytes, LookLater] = field(default_factory=dict)
-    held: dict[bytes, HeldView] = field(default_factory=dict)
-    lanes: dict[bytes, Mark] = field(default_factory=dict)
-    """Keys that a lane is copying."""
-    rests_until_s: dict[bytes, float] = field(default_factory=dict)
-    """Keys whose copying took a while, and until when the next change of theirs waits."""
-    unmarked: Unmarked = field(default_factory=Unmarked)
-    unreadable: dict[bytes, str] = field(default_factory=dict)
-    jobs: dict[str, batch.Run] = field(default_factory=dict)
-    """Backfills from here that have not ended, by id."""
-    lapsed: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
-    documents: Documents | None = None
-    in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
-    """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
-    stripped: bool = False
-    """Versions here have lost their attributes, which another region may know when it is back."""
-    paused: str = ""
-    scanned: bool = False
-    """The first scan since it came up is complete."""
-    looked_ns: int = 0
-    """When the last complete scan began, as long as not all that it found is recorded; else 0."""
-    stumbles: int = 0
-    up_again_at_s: float = 0.0
-    """After that many batches in a row that went wrong, it is not brought up before then."""
-    rescan_at_s: float = 0.0
-    poll_at_s: float = 0.0
-    polled_since_s: float = 0.0
-    said_polled: bool = False
-    has_barrier: bool = False
-    """Its sentinels are watched."""
-
-    def note_skipped(self, key: bytes, *, there: bool) -> None:
-        directory, name = keys.split(key)
-        names = self.trouble.skipped.get(directory)
-        if there:
-            self.trouble.skipped.setdefault(directory, set()).add(name)
-        elif names is not None:
-            names.discard(name)
 
 
 class Region:
@@ -227,7 +152,13 @@ class Region:
         if now_s >= self._probe_at_s:
             self.look_around()
         busy |= rounds.follow_events(self) | rounds.step(self)
-        for step in (self._take, self._settle, self._deliver, self._held, self._backfill):
+        for step in (
+            self._take,
+            self._settle,
+            self._deliver,
+            functools.partial(showing.show_due, self),
+            self._backfill,
+        ):
             busy |= step()
         self._mark_views(busy=busy)
         return busy
@@ -290,7 +221,9 @@ class Region:
         place.held.clear()
 
         def hold(intent: commit.Intent, outcome: commit.Held) -> bool:
-            self.hold_view(place, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was)
+            showing.hold_view(
+                self, place, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was
+            )
             return bool(place.held[intent.key].intent)
 
         with engine.journal.transaction():
@@ -430,7 +363,7 @@ class Region:
     # -- captures
 
     @contextlib.contextmanager
-    def _moving(self) -> Iterator[None]:
+    def moving(self) -> Iterator[None]:
         """Around whatever takes keys from where they wait: so a barrier knows that what it saw was all there was."""
         self.moves += 1
         try:
@@ -441,7 +374,7 @@ class Region:
     def _take(self) -> bool:
         if not any(place.up for place in self.places.values()):
             return False
-        with self._moving():
+        with self.moving():
             busy = self._take_now(time.monotonic())
             self.marks.taken = []
         if busy:
@@ -466,7 +399,7 @@ class Region:
             place_ = self.places.get(address)
             if place_ is None or not place_.up:
                 continue
-            with self._at_work(place_):
+            with self.at_work(place_):
                 intake.take(self, place_, group)
         for place in self.places.values():
             if place.looked_ns:
@@ -487,44 +420,8 @@ class Region:
             mark = mark._replace(epoch=min(mark.epoch, known.mark.epoch))
         place.later[mark.key] = LookLater(time.monotonic() + after_s, mark, why, opened, self.engine.epoch)
 
-    def look_in_lane(self, place: Place, mark: Mark) -> None:
-        """A large file: copy and hash it beside everything else."""
-        place.lanes[mark.key] = mark
-        began_s = 0.0
-
-        def copy() -> capture.Seen:
-            nonlocal began_s
-            began_s = time.monotonic()
-            with place.bucket.open() as bucket:
-                known = self.engine.journal.object(mark.address, mark.key)
-                open_for_s = began_s - mark.since_s
-                return capture.look(
-                    bucket, mark, known, self.patience, time.time_ns(), open_for_s=open_for_s, in_lane=True
-                )
-
-        def finish(seen: capture.Seen | Exception) -> None:
-            self._rest(place, mark.key, time.monotonic() - began_s)
-            with self._moving():
-                if not place.up:
-                    pass  # a scan follows when it is back
-                elif isinstance(seen, Exception):
-                    self.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
-                else:
-                    with self._at_work(place):
-                        intake.finish_large(self, place, mark, seen)
-                del place.lanes[mark.key]
-            self.engine.notify()
-
-        self._in_lane(copy, finish)
-
-    def _rest(self, place: Place, key: bytes, took_s: float) -> None:
-        """A key that keeps changing waits five times as long as its last capture took. Source: design.md, section 7."""
-        now_s = time.monotonic()
-        place.rests_until_s = {k: until_s for k, until_s in place.rests_until_s.items() if until_s > now_s}
-        place.rests_until_s[key] = now_s + min(5 * took_s, self.engine.settings.capture.open_max_s)
-
     @contextlib.contextmanager
-    def _at_work(self, place: Place) -> Iterator[None]:
+    def at_work(self, place: Place) -> Iterator[None]:
         """What goes wrong with a bucket as a whole, and in the midst of a batch, puts it down.
 
         It comes up again with a look at store and tree, which tells what of the batch is done.
@@ -545,20 +442,13 @@ class Region:
         else:
             place.stumbles = 0
 
-    def _in_lane(self, work: Callable[[], object], finish: Callable[..., None]) -> None:
-        def run() -> None:
-            try:
-                result = work()
-            except Exception as error:
-                if not isinstance(error, (FsreplError, OSError)):
-                    log.exception("set aside: a lane met what nobody foresaw")
-                result = error
-            self.post(lambda: finish(result))
+    def look_in_lane(self, place: Place, mark: Mark) -> None:
+        """Capture a large file beside everything else."""
+        lanes.look_in_lane(self, place, mark)
 
-        if self.engine.threaded:
-            self.engine.pool.submit(run)
-        else:
-            run()
+    def send_in_lane(self, place: Place, item: deliver.Item) -> None:
+        """Deliver a large object beside everything else."""
+        lanes.send_in_lane(self, place, item)
 
     def _mark_views(self, *, busy: bool) -> None:
         """Views are told last: while there is other work they wait, but not for long."""
@@ -568,89 +458,6 @@ class Region:
             if place.up and due_s is not None and now_s >= due_s and (not busy or place.unmarked.is_overdue(now_s)):
                 with contextlib.suppress(FsreplError):
                     courtesy.mark_views(self, place, now_s)
-
-    # -- views that wait
-
-    def hold_view(
-        self, place: Place, key: bytes, why: str, *, conflict: bool = False, bucket: OpenBucket | None = None,
-        was: View | None = None, durable: bool = True,
-    ) -> None:  # fmt: skip
-        """A view cannot show its version yet. With the bucket at hand that is written down, durably."""
-        known = place.held.get(key)
-        if known is None:
-            known = place.held[key] = HeldView(time.monotonic() + 0.2, why, conflict)
-        known.why, known.conflict = why, conflict
-        known.attempts += 1
-        if conflict and known.attempts == 2:  # not what the same batch took out of the way
-            log.warning('view conflict bucket=%s key="%s": %s', place.bucket.address, keys.shown(key), why)
-        known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
-        if bucket is not None and durable and not known.intent:
-            try:
-                intent = commit.write_intents(bucket, [commit.Intent(key, commit.CURRENT, was)])
-                self.engine.syncer.staged(bucket, [(bucket.intents, intent)])
-                known.intent = intent
-            except OSError as error:
-                log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
-
-    def way_is_free(self, place: Place) -> None:
-        """Something is gone: what it was in the way of may be shown now."""
-        for held in place.held.values():
-            if held.conflict:
-                held.due_s = 0.0
-
-    def mark_theirs(self, place: Place, key: bytes) -> None:
-        self.marks.mark(place.bucket.address, [key], self.engine.epoch, ARRIVED)
-
-    def _held(self) -> bool:
-        now_s = time.monotonic()
-        busy = False
-        for place in self.places.values():
-            due = [key for key, held in place.held.items() if held.due_s <= now_s] if place.up else []
-            if due:
-                busy = True
-                with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
-                    for key in due[:BATCH]:
-                        self.show_current(place, bucket, key)
-                    bucket.sync()
-        return busy
-
-    def show_current(self, place: Place, bucket: OpenBucket, key: bytes) -> None:
-        """Make a view show its key's current version, if it does not and nothing is in the way."""
-        journal, address = self.engine.journal, bucket.address
-        held = place.held.get(key)
-        known = journal.object(address, key)
-        current = None
-        if known is not None and not (known.view and known.view.shown == known.id):
-            current = store.read(bucket, key, known.id, marker=known.marker)
-        if known is None or current is None or (current.marker and known.view is None and held is None):
-            self.release(place, bucket, key)
-            return
-        try:
-            staged = commit.stage_current(bucket, current)
-            outcome = commit.show(bucket, current, known.view, staged)
-        except (StoreDamaged, OSError) as error:
-            self.hold_view(place, key, reason(error) if isinstance(error, OSError) else str(error))
-            return
-        match outcome:
-            case commit.Shown(view):
-                with journal.transaction():
-                    journal.see(address, key, view)
-                self.release(place, bucket, key)
-                if current.marker:
-                    self.way_is_free(place)
-            case commit.Held(why, conflict):
-                self.hold_view(place, key, why, conflict=conflict, bucket=bucket, was=known.view)
-            case commit.Theirs():
-                self.hold_view(place, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
-                self.mark_theirs(place, key)
-
-    def release(self, place: Place, bucket: OpenBucket, key: bytes) -> None:
-        """A view shows what it shall: it waits no longer, and its intent goes, once that is durable."""
-        held = place.held.pop(key, None)
-        if held is not None and held.intent:
-            with contextlib.suppress(OSError):  # one that stays says nothing that is not so
-                bucket.sync()
-                commit.drop_intents(bucket, held.intent)
 
     # -- deliveries
 
@@ -826,49 +633,6 @@ class Region:
 
     def settled(self, source: str, destination: str, owed: Sequence[Owed]) -> None:
         self.queue(source, destination).backlog.settled(owed)
-
-    def send_in_lane(self, place: Place, item: deliver.Item) -> None:
-        """A large object: stage it beside everything else, with progress; publish it here when it is done."""
-        owed, version = item.owed, item.version
-        assert version is not None
-        progress = transfer.Progress(owed.key, owed.source, owed.destination, version.size)
-
-        def copy() -> transfer.StagedReplica | Version:
-            with (
-                self.engine.progress(progress),
-                self.engine.site.bucket(owed.source).open() as source,
-                place.bucket.open() as destination,
-            ):
-                there = deliver.whole_replica(place, destination, item)
-                return there or deliver.stage(self, source, destination, item, progress)
-
-        def finish(staged: transfer.StagedReplica | Version | Exception) -> None:
-            if isinstance(staged, Exception):
-                self._lane_failed(owed, staged)
-                return
-            try:
-                with place.bucket.open() as destination, self.engine.site.bucket(owed.source).open() as source:
-                    destination.like = source
-                    group = deliver.Batch(self, place, source, destination)
-                    if isinstance(staged, Version):
-                        group.bring_into_line(item, staged)
-                    else:
-                        item.staged = staged
-                        item.known = self.engine.journal.object(owed.destination, owed.key)
-                        group.ready.append(item)
-                    group.publish()
-            except (FsreplError, OSError) as error:
-                self.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
-
-        self._in_lane(copy, finish)
-
-    def _lane_failed(self, owed: Owed, error: Exception) -> None:
-        if isinstance(error, Failed):
-            self.send_words([deliver.Word(owed, Status.FAILED, error.reason, None)])
-        elif isinstance(error, PermissionError):
-            self.send_words([deliver.Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
-        else:
-            self.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
 
     def fetch_again(self, place: Place, key: bytes, version_id: str) -> None:
         """A stored version here was destroyed: whoever has it shall deliver it again."""

@@ -14,14 +14,15 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsrepl import store
+from fsrepl import showing, store
 from fsrepl.errors import FsreplError
 from fsrepl.scan import Scan, is_below
 from fsrepl.site import BARRIER, OpenBucket
 from fsrepl.watch import CHANGED, GONE, MOVED, WatchLimit
 
 if TYPE_CHECKING:
-    from fsrepl.region import Place, Region
+    from fsrepl.place import Place
+    from fsrepl.region import Region
 
 log = logging.getLogger("fsrepl")
 
@@ -90,7 +91,7 @@ def follow_events(region: Region) -> bool:
             if event.flags & MOVED and region.engine.watcher is not None:
                 region.engine.watcher.forget(event.address, event.path)  # one that was removed takes its watches along
             if event.flags & GONE:
-                region.way_is_free(place_)
+                showing.way_is_free(region, place_)
             begin(region, place_, event.path, arrived=True, epoch=event.epoch)
         marks.directories.popleft()
     return busy

@@ -277,5 +277,5 @@ def ensure_whole(version: Version) -> Version:
 
 
 def is_stripped(version: Version) -> bool:
-    """Whether a version, as read, has lost its record. (A marker's tells less, and is found out from its attributes.)"""
+    """Whether a version, as read, has lost its record. (A marker's tells less: see its attributes.)"""
     return not version.marker and not version.digest

@@ -14,7 +14,8 @@ from fsrepl.engine import Engine
 from fsrepl.errors import Refused
 from fsrepl.fs import Fs
 from fsrepl.model import Posix, Status, Version
-from fsrepl.region import Place, Region
+from fsrepl.place import Place
+from fsrepl.region import Region
 from tests.doubles import UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"

@@ -117,8 +117,8 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
     if free - needed < engine.settings.capture.keep_free.needed(total) and sharing != "link":
         raise Refused(
             "InvalidRequest",
-            f"{address} holds {objects} files of {size >> 20} MiB, which are stored once more, and {free >> 20} MiB are "
-            'free; make room, or set sharing = "link" for the region where no program writes into files',
+            f"{address} holds {objects} files of {size >> 20} MiB, which are stored once more, and {free >> 20} MiB "
+            'are free; make room, or set sharing = "link" for the region where no program writes into files',
         )
     if dry_run:
         return answer

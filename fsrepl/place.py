@@ -1,0 +1,86 @@
+"""One bucket at work in its region's thread: what is known of it, what waits there, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fsrepl import batch, keys
+from fsrepl.courtesy import Unmarked
+from fsrepl.scan import Scans, Trouble
+from fsrepl.site import Bucket, Documents
+from fsrepl.watch import Mark
+
+
+@dataclass(slots=True)
+class LookLater:
+    """A key that could not be taken yet."""
+
+    due_s: float
+    mark: Mark
+    why: str
+    opened: bool
+    looked: int
+    """The epoch in which it was looked at last."""
+
+
+@dataclass(slots=True)
+class HeldView:
+    """A view that does not show its key's current version yet."""
+
+    due_s: float
+    why: str
+    conflict: bool
+    intent: bytes = b""
+    attempts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One bucket at work."""
+
+    bucket: Bucket
+    up: bool = False
+    """Indexed and watched; False while it is away."""
+    offline: str = ""
+    """Why it could not be brought up at the last look."""
+    scans: Scans = field(default_factory=Scans)
+    trouble: Trouble = field(default_factory=Trouble)
+    later: dict[bytes, LookLater] = field(default_factory=dict)
+    held: dict[bytes, HeldView] = field(default_factory=dict)
+    lanes: dict[bytes, Mark] = field(default_factory=dict)
+    """Keys that a lane is copying."""
+    rests_until_s: dict[bytes, float] = field(default_factory=dict)
+    """Keys whose copying took a while, and until when the next change of theirs waits."""
+    unmarked: Unmarked = field(default_factory=Unmarked)
+    unreadable: dict[bytes, str] = field(default_factory=dict)
+    jobs: dict[str, batch.Run] = field(default_factory=dict)
+    """Backfills from here that have not ended, by id."""
+    lapsed: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
+    documents: Documents | None = None
+    in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
+    """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
+    stripped: bool = False
+    """Versions here have lost their attributes, which another region may know when it is back."""
+    paused: str = ""
+    scanned: bool = False
+    """The first scan since it came up is complete."""
+    looked_ns: int = 0
+    """When the last complete scan began, as long as not all that it found is recorded; else 0."""
+    stumbles: int = 0
+    up_again_at_s: float = 0.0
+    """After that many batches in a row that went wrong, it is not brought up before then."""
+    rescan_at_s: float = 0.0
+    poll_at_s: float = 0.0
+    polled_since_s: float = 0.0
+    said_polled: bool = False
+    has_barrier: bool = False
+    """Its sentinels are watched."""
+
+    def note_skipped(self, key: bytes, *, there: bool) -> None:
+        directory, name = keys.split(key)
+        names = self.trouble.skipped.get(directory)
+        if there:
+            self.trouble.skipped.setdefault(directory, set()).add(name)
+        elif names is not None:
+            names.discard(name)

@@ -1,0 +1,117 @@
+"""Views that do not show their key's current version yet, and bringing them up to it.
+
+Something stands in the way, or somebody has the file open, or it is late. That is written down as an
+intent, so that a crash does not make it look like a user's act, and tried again until it is so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from fsrepl import commit, keys, store
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.fs import reason
+from fsrepl.journal import View
+from fsrepl.place import HeldView, Place
+from fsrepl.site import OpenBucket
+from fsrepl.watch import ARRIVED
+
+if TYPE_CHECKING:
+    from fsrepl.region import Region
+
+log = logging.getLogger("fsrepl")
+
+_BATCH = 512
+_HELD_MAX_S = 30.0
+
+
+def hold_view(
+    region: Region, place: Place, key: bytes, why: str, *, conflict: bool = False, bucket: OpenBucket | None = None,
+    was: View | None = None, durable: bool = True,
+) -> None:  # fmt: skip
+    """A view cannot show its version yet. With the bucket at hand that is written down, durably."""
+    known = place.held.get(key)
+    if known is None:
+        known = place.held[key] = HeldView(time.monotonic() + 0.2, why, conflict)
+    known.why, known.conflict = why, conflict
+    known.attempts += 1
+    if conflict and known.attempts == 2:  # not what the same batch took out of the way
+        log.warning('view conflict bucket=%s key="%s": %s', place.bucket.address, keys.shown(key), why)
+    known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
+    if bucket is not None and durable and not known.intent:
+        try:
+            intent = commit.write_intents(bucket, [commit.Intent(key, commit.CURRENT, was)])
+            region.engine.syncer.staged(bucket, [(bucket.intents, intent)])
+            known.intent = intent
+        except OSError as error:
+            log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
+
+
+def way_is_free(region: Region, place: Place) -> None:
+    """Something is gone: what it was in the way of may be shown now."""
+    for held in place.held.values():
+        if held.conflict:
+            held.due_s = 0.0
+
+
+def mark_theirs(region: Region, place: Place, key: bytes) -> None:
+    """A view holds what is not recorded: its key is looked at, and that becomes a version first."""
+    region.marks.mark(place.bucket.address, [key], region.engine.epoch, ARRIVED)
+
+
+def show_due(region: Region) -> bool:
+    """Try those whose time has come; whether there were any."""
+    now_s = time.monotonic()
+    busy = False
+    for place in region.places.values():
+        due = [key for key, held in place.held.items() if held.due_s <= now_s] if place.up else []
+        if due:
+            busy = True
+            with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
+                for key in due[:_BATCH]:
+                    show_current(region, place, bucket, key)
+                bucket.sync()
+    return busy
+
+
+def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
+    """Make a view show its key's current version, if it does not and nothing is in the way."""
+    journal, address = region.engine.journal, bucket.address
+    held = place.held.get(key)
+    known = journal.object(address, key)
+    current = None
+    if known is not None and not (known.view and known.view.shown == known.id):
+        current = store.read(bucket, key, known.id, marker=known.marker)
+    if known is None or current is None or (current.marker and known.view is None and held is None):
+        release(region, place, bucket, key)
+        return
+    try:
+        staged = commit.stage_current(bucket, current)
+        outcome = commit.show(bucket, current, known.view, staged)
+    except (StoreDamaged, OSError) as error:
+        hold_view(region, place, key, reason(error) if isinstance(error, OSError) else str(error))
+        return
+    match outcome:
+        case commit.Shown(view):
+            with journal.transaction():
+                journal.see(address, key, view)
+            release(region, place, bucket, key)
+            if current.marker:
+                way_is_free(region, place)
+        case commit.Held(why, conflict):
+            hold_view(region, place, key, why, conflict=conflict, bucket=bucket, was=known.view)
+        case commit.Theirs():
+            hold_view(region, place, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
+            mark_theirs(region, place, key)
+
+
+def release(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
+    """A view shows what it shall: it waits no longer, and its intent goes, once that is durable."""
+    held = place.held.pop(key, None)
+    if held is not None and held.intent:
+        with contextlib.suppress(OSError):  # one that stays says nothing that is not so
+            bucket.sync()
+            commit.drop_intents(bucket, held.intent)
