@@ -223,7 +223,7 @@ def _take(
 ) -> Taken:  # fmt: skip
     """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came."""
     data, staged, size = None, b"", found.st_size
-    linked = bucket.bucket.sharing == "link" and not held_open
+    linked = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
     if (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
         pass  # only its metadata was edited: nothing is copied for that
     elif linked:
@@ -260,6 +260,12 @@ def _take(
     return Taken(
         found, size, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked, moving
     )  # fmt: skip
+
+
+def _may_share(found: os.stat_result) -> bool:
+    """Whether a view can be the stored file too: without privilege it must be ours, to read and to write."""
+    uid = os.geteuid()
+    return uid == 0 or (found.st_uid == uid and found.st_mode & 0o600 == 0o600)
 
 
 def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None) -> bytes:

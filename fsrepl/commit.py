@@ -408,8 +408,8 @@ def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
     sharing = bucket.bucket.sharing
     if sharing != "link" and (sharing == "private" or receives_writes(bucket.bucket) or can_reflink(bucket)):
         return False
-    # without privilege, attributes cannot be put on a file that its owner may not write
-    return os.geteuid() == 0 or posix is None or bool(posix.mode & 0o200)
+    # without privilege, a file that its owner may not read and write cannot be kept with its record
+    return os.geteuid() == 0 or posix is None or posix.mode & 0o600 == 0o600
 
 
 def receives_writes(bucket: Bucket) -> bool:

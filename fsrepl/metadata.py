@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, edits, keys, records, transfer
+from fsrepl import attrs, commit, edits, keys, records, store, transfer
 from fsrepl.errors import FsreplError
 from fsrepl.fs import reason
 from fsrepl.journal import Journal, Owed, View, view_of
@@ -38,7 +38,7 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     deliveries = edits.owed(was, edited, place.bucket.replication, home=bucket.address, original=there)
     edited = replace(edited, deliveries=deliveries)
     _note_deliveries(region, bucket, [edited])
-    records.amend(bucket, edited)
+    store.write_record(bucket, edited)
     _owe(region, bucket, edited)
     return edited
 
@@ -157,7 +157,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     for each in changes:
         try:
             if each.now != each.there:
-                records.amend(bucket, each.now, applied=True)
+                store.write_record(bucket, each.now, applied=True)
                 engine.recent.forget(bucket.address, each.now.key, each.now.id)
             view = views.get(id(each))
             if view is not None and (looks := show(bucket, view, each.now)) is not None:

@@ -293,7 +293,7 @@ class Rebuilder:
         """
         bucket = self.bucket
         left = {} if damaged else records.read(bucket, at, name).raw
-        fd = bucket.fs.open_read(at, name)
+        fd = records.open_file(bucket, at, name)
         try:
             found = bucket.fs.stat_fd(fd)
             inode = records.inode_posix(bucket, fd, found)

@@ -30,6 +30,28 @@ _numbers = itertools.count()
 # -- what a file says
 
 
+def open_file(bucket: OpenBucket, at: int, name: bytes) -> int:
+    """A file of the store, to read; ours also where its mode keeps its owner out, as that of a view that it is too may.
+
+    For that moment its owner may read it; nobody else gains by it. Raises OSError.
+    """
+    try:
+        return bucket.fs.open_read(at, name)
+    except PermissionError:
+        if bucket.fs.read_only:
+            raise
+    inode = bucket.fs.open_inode(at, name)
+    try:
+        mode = bucket.fs.stat_fd(inode).st_mode & 0o7777
+        bucket.fs.chmod(inode, mode | 0o400)
+        try:
+            return bucket.fs.open_read(at, name)
+        finally:
+            bucket.fs.chmod(inode, mode)
+    finally:
+        bucket.fs.close(inode)
+
+
 def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
     """What an inode itself says of mode, owner, time and ACL."""
     return posix_of(found, bucket.fs.acl(fd))
@@ -82,7 +104,7 @@ def put_shared(
     for attribute in () if new else bucket.fs.attributes(fd):
         if attrs.is_ours(attribute) and attribute not in raw:  # it came along with a copy of another file
             bucket.fs.remove_attribute(fd, attribute)
-    version = replace(version, shortfall=edits.shortfall(version, posix, _put(bucket, fd, raw)))
+    version = replace(version, shortfall=edits.shortfall(version, posix, _put(bucket, fd, raw, shared=True)))
     record = attrs.encode(version)
     sidecar = not _put_record(bucket, fd, record)
     if sidecar:
@@ -90,14 +112,19 @@ def put_shared(
     return version, sidecar
 
 
-def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> set[str]:
+_SHUT = frozenset({errno.EACCES, errno.EPERM})
+"""What a file answers that its mode keeps even its owner from writing to. Then it is a view too: only there its mode
+is the object's."""
+
+
+def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, shared: bool = False) -> set[str]:
     """Set attributes of a file in place; the names of those that it does not take."""
     refused = set()
     for attribute, value in raw.items():
         try:
             bucket.fs.set_attribute(fd, attribute, value)
         except OSError as error:
-            if error.errno not in DOES_NOT_FIT | UNSUPPORTED:
+            if error.errno not in DOES_NOT_FIT | UNSUPPORTED | (_SHUT if shared else frozenset()):
                 raise
             refused.add(attribute)
     return refused
@@ -112,7 +139,7 @@ def _put_record(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> bool:
     try:
         bucket.fs.set_attribute(fd, _record_name(), attrs.encode_sidecar(raw, compact=True))
     except OSError as error:
-        if error.errno not in DOES_NOT_FIT | UNSUPPORTED | {errno.EPERM}:  # EPERM: root of a container only
+        if error.errno not in DOES_NOT_FIT | UNSUPPORTED | _SHUT:  # EPERM: root of a container only
             raise
         return False
     return True
@@ -150,7 +177,7 @@ class Record:
 
 def read(bucket: OpenBucket, at: int, name: bytes) -> Record:
     """A file of the store, by its directory and name. Raises OSError, StoreDamaged (a sidecar that is none)."""
-    fd = bucket.fs.open_read(at, name)
+    fd = open_file(bucket, at, name)
     try:
         found = bucket.fs.stat_fd(fd)
         held = _held(bucket, fd, at, name, found)
@@ -255,7 +282,7 @@ def make_room(bucket: OpenBucket, version: Version) -> None:
         held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
         if held.shared and held.raw and not held.sidecar:
             _put_beside(bucket, version, at, name, held.raw)
-            _remove(bucket, fd, {_record_name()})
+            _remove(bucket, fd, {_record_name()}, shared=True)
 
 
 def tidy(bucket: OpenBucket, version: Version) -> None:
@@ -293,7 +320,7 @@ def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, by
     directory, last = keys.split(version.key)
     at = bucket.store.get(keys.stored_directory(directory))
     name = keys.stored_name(last, version.id, marker=version.marker)
-    fd = bucket.fs.open_read(at, name)
+    fd = open_file(bucket, at, name)
     try:
         yield fd, at, name
     finally:
@@ -310,7 +337,8 @@ def _change(
         _hold(bucket, version, fd, at, name, held, record)
         if held.shared:  # what is not ours there is the view's, and may have been edited since
             ours = {n: v for n, v in changed.items() if attrs.is_ours(n) and n != attrs.POSIX}
-            _remove(bucket, fd, {n for n in gone if attrs.is_ours(n)} | _put(bucket, fd, ours))
+            stale = {n for n in gone if attrs.is_ours(n)} | _put(bucket, fd, ours, shared=True)
+            _remove(bucket, fd, stale, shared=True)
     else:
         _remove(bucket, fd, gone)
 
@@ -330,7 +358,7 @@ def _hold(
         return
     _put_beside(bucket, version, at, name, record)
     if held.shared:
-        _remove(bucket, fd, {_record_name()})
+        _remove(bucket, fd, {_record_name()}, shared=True)
     else:
         _fits(bucket, fd, record)
 
@@ -356,10 +384,10 @@ def _fits(bucket: OpenBucket, fd: int, record: Mapping[str, bytes]) -> bool:
     return not refused
 
 
-def _remove(bucket: OpenBucket, fd: int, names: Collection[str]) -> None:
+def _remove(bucket: OpenBucket, fd: int, names: Collection[str], *, shared: bool = False) -> None:
     for attribute in names:
         try:
             bucket.fs.remove_attribute(fd, attribute)
         except OSError as error:
-            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
+            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED | (_SHUT if shared else frozenset()):
                 raise

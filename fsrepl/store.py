@@ -86,6 +86,46 @@ def publish(bucket: OpenBucket, staged: Staged) -> None:
     bucket.store.changed.add(path)
 
 
+def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
+    """Make the record of a stored version say what this one says. applied: see records.amend.
+
+    Where its view is the same file, and its mode would keep a daemon that is not root from its own store,
+    the version gets a file of its own first.
+    """
+    if version.posix is not None and version.posix.mode & 0o600 != 0o600 and os.geteuid() != 0:
+        fd = open_version(bucket, version.key, version.id, marker=version.marker)
+        try:
+            if bucket.fs.stat_fd(fd).st_nlink > 1:
+                _separate(bucket, version, fd)
+                return
+        finally:
+            bucket.fs.close(fd)
+    records.amend(bucket, version, applied=applied)
+
+
+def _separate(bucket: OpenBucket, version: Version, fd: int) -> None:
+    """Put a private copy with this record in the place of a stored file that is open. Raises StoreDamaged."""
+    name = token()
+    to = bucket.fs.create(bucket.tmp, name)
+    try:
+        for chunk in bucket.fs.chunks(fd):
+            bucket.fs.write(to, chunk)
+        if digest(bucket, to) != version.digest:
+            raise StoreDamaged(f"version {version.id} of {keys.shown(version.key)} no longer matches its BLAKE3")
+        sidecar = records.put(bucket, to, name, attrs.encode(version))
+        bucket.fs.sync_file(to)
+    except BaseException:
+        unstage(bucket, name)
+        raise
+    finally:
+        bucket.fs.close(to)
+    publish(bucket, Staged(version, name, sidecar))
+    if not sidecar:
+        directory, last = keys.split(version.key)
+        at = bucket.store.get(keys.stored_directory(directory))
+        _unlink_if_there(bucket, at, keys.stored_name(last, version.id) + keys.SIDECAR)
+
+
 def remove(bucket: OpenBucket, version: Version) -> None:
     """Remove a version's file, its sidecar after it, and the directories of the store that this empties."""
     directory, last = keys.split(version.key)
@@ -132,7 +172,7 @@ def open_version(bucket: OpenBucket, key: bytes, version_id: str, *, marker: boo
     """The stored file of a version, to read. FileNotFoundError where there is none."""
     directory, last = keys.split(key)
     at = bucket.store.get(keys.stored_directory(directory))
-    return bucket.fs.open_read(at, keys.stored_name(last, version_id, marker=marker))
+    return records.open_file(bucket, at, keys.stored_name(last, version_id, marker=marker))
 
 
 def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:

@@ -1,0 +1,166 @@
+"""A daemon that is not root: files that shut their owner out, files of others, and no owner that can be set."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model import Posix, Status
+from tests.world import DESTINATION, SOURCE, Json, World, v2
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, and makes files of others")
+
+USER = 65533
+SHARINGS = {"linked": {}, "private": {"west": "private"}, "all-linked": {"east": "link", "west": "link"}}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A folder of that user, whom this process is as long as the test runs."""
+    for above in (tmp_path, *tmp_path.parents):
+        if above == Path("/tmp"):
+            break
+        above.chmod(0o755)
+    os.chown(tmp_path, USER, USER)
+    codecs.lookup("ascii")  # what Python loads late may lie where that user may not read
+    os.setegid(USER)
+    os.seteuid(USER)
+    try:
+        yield tmp_path
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture(params=SHARINGS)
+def world(home: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    with World(home) as made:
+        with made.settings.path.open("a") as settings:  # who may not ask for a lease waits until a file was left alone
+            settings.write("\n[capture]\nopen_quiet_s = 0.001\n")
+        made.set_sharing(**SHARINGS[request.param])
+        yield made
+
+
+def as_root(made: Path, data: bytes, posix: Posix, to: Path) -> None:
+    """A file of somebody else's is moved into the bucket."""
+    os.seteuid(0)
+    try:
+        made.write_bytes(data)
+        os.chown(made, posix.uid, posix.gid)
+        made.chmod(posix.mode)
+        made.rename(to)
+    finally:
+        os.seteuid(USER)
+
+
+MODES = (0o600, 0o444, 0o400, 0o000, 0o640, 0o200, 0o4755, 0o400, 0o644)
+
+
+def test_modes_that_shut_the_owner_out_and_let_him_in_again(world: World) -> None:
+    """Section 2: whatever the mode, the store is the daemon's; each edit crosses, and each later one after it."""
+    world.write("d/k", b"data")
+    os.setxattr(world.path("d/k"), "user.colour", b"blue")
+    world.settle()
+    for mode in MODES:
+        world.path("d/k").chmod(mode)
+        world.run("tag.set", bucket=SOURCE, key=b"d/k", tags={"mode": f"{mode:o}"})
+        world.settle()
+        assert world.path("d/k", DESTINATION).stat().st_mode & 0o7777 == mode
+        assert world.records(SOURCE) == world.records(DESTINATION), oct(mode)
+        replica = world.current("d/k", DESTINATION)
+        assert (replica.attrs, replica.tags) == ({"user.colour": b"blue"}, {"mode": f"{mode:o}"})
+    assert len(world.of("d/k")) == 1
+    assert world.statuses() == {Status.COMPLETED}
+    assert world.look_of("d/k", DESTINATION)[1] == {"user.colour": b"blue", "user.fsrepl.tag.mode": b"644"}
+    world.stays_quiet()
+
+
+def test_a_replica_that_its_user_shuts(world: World) -> None:
+    """Section 2: an edit there like any other; its content and its record stay at hand, also after a restart."""
+    world.write("k", b"data")
+    world.settle()
+    for mode in MODES:
+        world.path("k", DESTINATION).chmod(mode)
+        world.restart(without_journal=mode == 0o400)
+        world.settle()
+        replica = world.current("k", DESTINATION)
+        assert replica.posix is not None
+        assert replica.posix.mode == mode
+        assert world.statuses(DESTINATION) == {Status.REPLICA}
+    world.drop("k", b"newer")
+    world.settle()
+    assert world.ids(SOURCE) == world.ids(DESTINATION)
+    assert world.tree(DESTINATION) == {"k": b"newer"}
+    world.stays_quiet()
+
+
+def test_files_of_others(world: World) -> None:
+    """Section 2: the record has their owner, the view is ours and lets nobody new in; nothing is taken for an edit."""
+    as_root(world.home / "theirs", b"data", Posix(0o2664, 77, 88, 0), world.path("k"))
+    world.settle()
+    found = world.path("k", DESTINATION).stat()
+    assert (found.st_uid, found.st_mode & 0o7777) == (USER, 0o644)
+    assert world.records(SOURCE) == world.records(DESTINATION)
+    version = world.current("k", DESTINATION)
+    assert version.posix is not None
+    assert (version.posix.uid, version.posix.gid, version.posix.mode) == (77, 88, 0o2664)
+    for without_journal in (False, True):
+        world.restart(without_journal=without_journal)
+        world.settle()
+        assert world.records(SOURCE) == world.records(DESTINATION)
+    world.stays_quiet()
+
+
+def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -> None:
+    """Section 2, G8: a file that the daemon may not read is no object of its own, and no marker."""
+    world.write("k", b"data")
+    world.settle()
+    as_root(world.home / "theirs", b"secret", Posix(0o600, 77, 88, 0), world.path("k"))
+    world.settle()
+    assert b"k" in world.place().unreadable
+    assert len(world.of("k")) == 1
+    assert world.tree(DESTINATION) == {"k": b"data"}
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "1"})  # which that file does not hold up
+    world.settle()
+    assert world.current("k", DESTINATION).tags == {"a": "1"}
+    world.path("k").unlink()
+    world.settle()
+    assert world.tree(DESTINATION) == {}
+
+
+def test_edits_on_both_sides_of_what_may_not_be_read(home: Path) -> None:
+    """s3-semantics 2.2: with replica modification sync, the other way round as well."""
+
+    def rule(to: str) -> Json:
+        made = v2(to=to, markers=True)
+        made["SourceSelectionCriteria"] = {"ReplicaModifications": {"Status": "Enabled"}}
+        return made
+
+    with World(home, replicate=False) as world:
+        world.configure(rule(DESTINATION), source=SOURCE)
+        world.configure(rule(SOURCE), source=DESTINATION)
+        world.write("k", b"data")
+        world.settle()
+        for number, mode in enumerate(MODES):
+            world.path("k", (SOURCE, DESTINATION)[number % 2]).chmod(mode)
+            world.settle()
+            assert world.path("k").stat().st_mode == world.path("k", DESTINATION).stat().st_mode
+            assert world.records(SOURCE) == world.records(DESTINATION)
+        world.stays_quiet()
+
+
+def test_a_role_that_runs_as_somebody_else(home: Path) -> None:
+    """s3-semantics 6.3: the daemon can be nobody but itself: AssumeRoleNotPermitted; as itself it works."""
+    with World(home) as world:
+        role = next(world.settings.roles.glob("*.json"))
+        text = role.read_text()
+        for uid, gid, expected in ((USER, USER, ""), (USER + 1, USER, "x"), (USER, USER + 1, "x"), (0, 0, "x")):
+            role.write_text(text.replace('"RoleName"', f'"RunAs": {{"uid": {uid}, "gid": {gid}}}, "RoleName"'))
+            world.write("k", b"%d %d" % (uid, gid))
+            world.settle()
+            reason = world.current("k").deliveries[DESTINATION].reason
+            assert reason == ("AssumeRoleNotPermitted" if expected else "")
