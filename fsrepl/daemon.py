@@ -140,6 +140,7 @@ class Daemon:
         server.close()
         for progress in list(self.engine.transfers):
             progress.stop = True
+        self.engine.fs.interrupted = True
         for region in self.engine.regions.values():
             region.stopping = True
             region.wake()

@@ -37,6 +37,7 @@ _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
 _CHUNK = 1 << 20
+_LONG_BYTES = 64 << 20
 _PATH_MAX = 4096
 _ZEROS = bytes(_CHUNK)
 
@@ -150,6 +151,8 @@ class Fs:
 
     coarse_ns = _coarse_ns()
     read_only = False
+    interrupted = False
+    """The process is about to end: who is in the midst of reading a long file gives up."""
 
     # -- looking
 
@@ -208,10 +211,16 @@ class Fs:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
-        """A file from an offset to its end, a mebibyte at a time, leaving the descriptor's own offset alone."""
+        """A file from an offset to its end, a mebibyte at a time, leaving the descriptor's own offset alone.
+
+        ECANCELED in the midst of a long one when this is interrupted.
+        """
+        began_at = at
         while data := os.pread(fd, _CHUNK, at):
             yield data
             at += len(data)
+            if self.interrupted and at - began_at >= _LONG_BYTES:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def next_data(self, fd: int, at: int, size: int) -> tuple[int, int]:
         """From where to where the next data of a file is that is no hole; both are size where there is none."""
