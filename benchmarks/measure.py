@@ -2,6 +2,7 @@
 
     latency   200 files at 20 a second, from a rename into place and from a close, to the complete replica
     burst     20,000 files of 4 KiB, dropped with `cp -r`, until `fsrepl wait` returns; beside `rsync -a` of the same
+    arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
 """
@@ -9,6 +10,8 @@ Whatever else the machine does is in the figures: quote ratios, and say what was
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import json
 import os
 import shutil
 import statistics
@@ -20,10 +23,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fsrepl.settings import Capture
+
 SOURCE, DESTINATION = "east/src", "west/dst"
 RATE_HZ = 20
 LOOK_S = 0.0002
 PATIENCE_S = 30.0
+TEMPORARY = Capture().temporary
 
 
 class Daemon:
@@ -159,17 +165,65 @@ def _timed(command: list[str]) -> float:
     return time.monotonic() - began
 
 
+# -- real programs
+
+
+def arrivals(folder: Path) -> None:
+    print("arrivals: real programs into a bucket; after `fsrepl wait`, `fsrepl verify`")
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    try:
+        tree = home / "tree"
+        shutil.copytree(Path(os.__file__).parent, tree, ignore=shutil.ignore_patterns("site-packages", "__pycache__"))
+        archive = shutil.make_archive(str(home / "tree"), "tar", tree)
+        repository = home / "repository"
+        shutil.copytree(tree / "asyncio", repository)
+        git = ["git", "-C", str(repository), "-c", "user.name=b", "-c", "user.email=b@localhost"]
+        for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a tree"]):
+            subprocess.run([*git, *arguments], check=True)
+        for what, command in (
+            ("rsync -a", lambda to: ["rsync", "-a", f"{tree}/", to]),
+            ("tar x", lambda to: ["tar", "-x", "-f", archive, "-C", to]),
+            ("git clone", lambda to: ["git", "clone", "-q", str(repository), f"{to}/clone"]),
+            (
+                "pip install",
+                lambda to: [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", to, "."],
+            ),
+        ):
+            with daemon(folder) as site:
+                _arrive(site, what, command(str(site.path(SOURCE))))
+    finally:
+        shutil.rmtree(home)
+
+
+def _arrive(site: Daemon, what: str, command: list[str]) -> None:
+    subprocess.run(command, check=True)
+    site.fsrepl("wait")
+    checked = json.loads(site.fsrepl("verify", SOURCE, "--json"))
+    listed = json.loads(site.fsrepl("ls", SOURCE, "--versions", "--json"))
+    names = [version["Key"].rpartition("/")[2] for version in listed["Versions"]]
+    temporary = [n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in TEMPORARY)]
+    top = site.path(SOURCE)
+    files = sum(p.is_file() and not p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl" for p in top.rglob("*"))
+    lost = json.loads(site.fsrepl("status", "--json"))["daemon"]["events_lost"]
+    print(
+        f"  {what:12} {files:6,} files   {len(listed['Versions']):6,} versions   {len(temporary)} of temporary names   "
+        f"{len(checked['Differences'])} differences   {lost} overflows"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst"))
+    parser.add_argument("--only", choices=("latency", "burst", "arrivals"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
     options = parser.parse_args()
-    if options.only != "burst":
+    if options.only in (None, "latency"):
         latency(options.folder, options.times)
-    if options.only != "latency":
+    if options.only in (None, "burst"):
         burst(options.folder, options.files)
+    if options.only in (None, "arrivals"):
+        arrivals(options.folder)
 
 
 if __name__ == "__main__":
