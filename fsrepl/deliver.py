@@ -545,9 +545,13 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
 
 def settle_unread(region: Region, word: Word) -> None:
     """The record that the word belongs on cannot be read: the index alone says it, and `verify` names the record."""
-    with region.engine.journal.transaction():
-        region.engine.journal.note(word.owed, word.status, word.reason)
-    region.engine.notify()
+    engine, owed = region.engine, word.owed
+    result = result_of(owed, word.status, word.reason, engine.site.buckets[owed.source].replication)
+    engine.reporter.announce(list(thresholds.news(engine, owed, result)))
+    with engine.journal.transaction():
+        engine.journal.note(owed, word.status, word.reason, engine.site.now())
+    engine.reporter.settled([result])
+    engine.notify()
 
 
 def settle_gone(region: Region, place: Place, owed: Sequence[Owed], *, key_there: bool) -> None:

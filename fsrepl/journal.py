@@ -513,9 +513,12 @@ class Journal:
         """The version that was owed is gone: nothing is left to show a status on."""
         self.execute(f"DELETE FROM delivery {_AT}", self._at(owed))
 
-    def note(self, owed: Owed, status: Status, reason: str) -> None:
+    def note(self, owed: Owed, status: Status, reason: str, now_ns: int) -> None:
         """What became of a delivery, where its own version cannot say so."""
-        self.execute(f"UPDATE delivery SET status = ?, reason = ? {_AT}", (str(status), reason, *self._at(owed)))
+        self.execute(
+            f"UPDATE delivery SET status = ?, reason = ?, since = ?, due = NULL {_AT}",
+            (str(status), reason, now_ns, *self._at(owed)),
+        )
 
     def is_owed(self, owed: Owed) -> bool:
         return self.execute(f"SELECT 1 FROM delivery {_AT}", self._at(owed)).fetchone() is not None

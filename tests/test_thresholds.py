@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.timed import METRICS, TIMED, Timed, timed_world
+from tests.doubles import DyingFs, PowerCut
+from tests.timed import METRICS, MINUTE_NS, TIMED, Timed, timed_world
 from tests.world import DESTINATION, SOURCE
 
 FAILED, MISSED = "OperationFailedReplication", "OperationMissedThreshold"
@@ -271,3 +275,84 @@ def test_events_that_cannot_be_written(timed: Timed, capsys: pytest.CaptureFixtu
     (Path(timed.world.engine.site.state) / "events.jsonl").rmdir()
     timed.settle()
     assert timed.told() == [(MISSED, "b")]
+
+
+def test_a_record_that_cannot_be_read(timed: Timed) -> None:
+    """3.4: what fails since its record is damaged is told like any other failure, once, and counted."""
+    timed.configure(METRICS)
+    timed.world.away("west")
+    timed.world.write("a", b"data")
+    timed.settle()
+    (version,) = timed.world.history(SOURCE)[b"a"]
+    os.setxattr(timed.world.path(f".fsrepl/versions/a;{version.id}"), "user.fsrepl.deliveries", b"{")
+    timed.world.restart()
+    timed.world.back("west")
+    timed.settle()
+    timed.settle()
+    assert timed.told() == [(FAILED, "a")]
+    assert sum(timed.world.engine.journal.failed_counts(SOURCE, timed.now_ns - MINUTE_NS).values()) == 1
+
+
+Act = Callable[[Timed], None]
+
+
+def _fail(timed: Timed) -> None:
+    timed.world.write("a", b"data")
+    timed.break_role()
+
+
+def _come_late(timed: Timed) -> None:
+    timed.world.away("west")
+    timed.world.write("a", b"data")
+    timed.settle()
+    timed.pass_minutes(16)
+    timed.world.back("west")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
+@pytest.mark.parametrize(
+    ("act", "expected"), [(_fail, {FAILED}), (_come_late, {MISSED, LATE})], ids=["failure", "lateness"]
+)
+def test_a_power_cut_loses_no_event_and_doubles_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Act, expected: set[str], without_journal: bool
+) -> None:
+    """G7, 3.4: cut at any change, what the record says in the end was told, and each of it once."""
+    for calls in itertools.count():
+        with timed_world(tmp_path / str(calls), monkeypatch) as timed:
+            timed.configure(TIMED)
+            act(timed)
+            fs = DyingFs(calls)
+            timed.world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                timed.settle()
+            timed.world.restart(without_journal=without_journal)
+            timed.settle()
+            told = [name for name, _ in timed.told()]
+            assert (len(told), set(told)) == (len(expected), expected), f"cut at change {calls}, in {fs.died_in}"
+            if not fs.died:
+                return
+
+
+def test_a_power_cut_while_a_version_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7, 3.2: once the version is gone it was told, at the latest when its destination is back; and told once."""
+    for calls in itertools.count():
+        with timed_world(tmp_path / str(calls), monkeypatch) as timed:
+            timed.configure(METRICS)
+            timed.world.away("west")
+            timed.world.write("a", b"data")
+            timed.settle()
+            (version,) = timed.world.history(SOURCE)[b"a"]
+            fs = DyingFs(calls)
+            timed.world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                timed.world.remove("a", version=version.id)
+            timed.world.restart()
+            timed.settle()
+            timed.world.back("west")
+            timed.settle()
+            removed = version.id not in [v.id for v in timed.world.of("a")]
+            assert timed.told() == ([(FAILED, "a")] if removed else []), f"cut at change {calls}, in {fs.died_in}"
+            if not fs.died:
+                assert removed
+                return

@@ -55,6 +55,7 @@ class Timed:
 
 @contextmanager
 def timed_world(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
+    home.mkdir(exist_ok=True)
     clock_file = home / "clock"
     monkeypatch.setenv("FSREPL_CLOCK", str(clock_file))
     clock_file.write_text(clock.stamp(Timed.now_ns))
