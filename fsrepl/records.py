@@ -210,8 +210,8 @@ def _held(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_resu
 
 
 def _is_private(found: os.stat_result) -> bool:
-    """Whether nobody but us can reach a stored file, as those are that are no view."""
-    return found.st_nlink == 1 and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    """Whether nobody but us can write to a stored file, whatever other names it has, as in a backup of hard links."""
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
 def _believed(bucket: OpenBucket, fd: int, found: os.stat_result) -> dict[str, bytes]:

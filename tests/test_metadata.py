@@ -503,3 +503,18 @@ def test_an_edit_during_a_backfill_that_is_cancelled(tmp_path: Path) -> None:
         assert world.look_of("k") == world.look_of("k", DESTINATION)
         assert world.statuses() == {Status.COMPLETED}
         world.stays_quiet()
+
+
+def test_other_names_of_stored_versions_change_nothing(tmp_path: Path) -> None:
+    """Section 2: a backup made of hard links (`cp -al`) leaves every record as it is."""
+    with World(tmp_path) as world:
+        world.write("k", b"k")
+        world.path("k").chmod(0o640)
+        world.settle()
+        before = world.history(SOURCE)
+        (version,) = before[b"k"]
+        os.link(world.path(f".fsrepl/versions/k;{version.id}"), tmp_path / "backup")
+        assert world.history(SOURCE) == before
+        world.restart()
+        world.settle()
+        assert world.history(SOURCE) == before
