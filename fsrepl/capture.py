@@ -263,9 +263,12 @@ def _take(
 
 
 def _may_share(found: os.stat_result) -> bool:
-    """Whether a view can be the stored file too: without privilege it must be ours, to read and to write."""
+    """Whether a view can be the stored file too: without privilege it must be ours, to read and to write.
+
+    One that is a second name of something already may be that of another version, whose record it carries.
+    """
     uid = os.geteuid()
-    return uid == 0 or (found.st_uid == uid and found.st_mode & 0o600 == 0o600)
+    return found.st_nlink == 1 and (uid == 0 or (found.st_uid == uid and found.st_mode & 0o600 == 0o600))
 
 
 def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import enum
 import errno
 import json
 import os
@@ -77,18 +78,28 @@ def _sync_name(bucket: OpenBucket, at: int, name: bytes) -> None:
 CURRENT = "current"
 
 
+class Act(enum.StrEnum):
+    """What an intent says is under way."""
+
+    SHOW = "show"
+    """A view is about to show a version, and nothing where none will be left."""
+    EDIT = "edit"
+    """A view shows that version already, and will have metadata of it that was edited."""
+    FETCH = "fetch"
+    """A stored version was destroyed, and its content is fetched again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A view that is about to show a version, and how it looked before; was is None where there was none.
+    """What is about to become of a view, and how it looked before; was is None where there was none.
 
     version: its id; CURRENT for whichever is the newest then; empty where none will be left.
-    edit: the view shows that version already, and will have metadata of it that was edited.
     """
 
     key: bytes
     version: str
     was: View | None
-    edit: bool = False
+    act: Act = Act.SHOW
 
 
 def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
@@ -128,14 +139,14 @@ def _intent_document(intent: Intent) -> dict[str, object]:
         "key": base64.b64encode(intent.key).decode(),
         "version": intent.version,
         "was": [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown] if was else None,
-        "edit": intent.edit,
+        "act": intent.act,
     }
 
 
 def _read_intent(document: dict[str, Any]) -> Intent:
     was = document["was"]
     view = View(was[0], was[1], was[2], was[3], was[4], False, was[5]) if was else None
-    return Intent(base64.b64decode(document["key"]), document["version"], view, document.get("edit", False))
+    return Intent(base64.b64decode(document["key"]), document["version"], view, Act(document["act"]))
 
 
 # -- views
@@ -345,6 +356,8 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
         # Where it is the stored file as well, our own record there has changed its ctime.
         if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
+        if before.st_nlink > 1 + store.is_file_of(bucket, version, before.st_ino):
+            return None  # it is another view's file as well, and cannot say two things
         if status_only:
             for attribute, value in attrs.encode_deliveries(version).items():
                 with contextlib.suppress(OSError):  # a courtesy

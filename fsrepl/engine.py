@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
 from fsrepl import journal as journals
 from fsrepl import roles
 from fsrepl.commit import Syncer
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.eventlog import EventLog
 from fsrepl.fs import Fs
 from fsrepl.journal import Journal
@@ -35,6 +36,7 @@ from fsrepl.watch import NoWatches, Watcher
 if TYPE_CHECKING:
     from fsrepl.region import Region
 
+_ALIVE_S = 0.5
 _RECENT_VERSIONS = 8192
 _RECENT_BYTES = 16 << 20
 
@@ -143,7 +145,10 @@ class Engine:
         return self.regions[address.partition("/")[0]]
 
     def ask(self, region: str, what: Callable[[], T], timeout_s: float | None = None) -> T:
-        """Have something done by a region's own thread, between its batches; its result, or what it raised."""
+        """Have something done by a region's own thread, between its batches; its result, or what it raised.
+
+        Raises Unavailable where the region stopped before it came to that, TimeoutError.
+        """
         if not self.threaded:
             return what()
         future: Future[T] = Future()
@@ -154,8 +159,17 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
-        self.regions[region].post(run)
-        return future.result(timeout_s)
+        asked = self.regions[region]
+        asked.post(run)
+        until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not future.done():
+            if not asked.is_alive():
+                raise Unavailable(f"region {region} has stopped")
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            wait([future], min(left_s, _ALIVE_S))
+        return future.result()
 
     def turn(self) -> bool:
         """One turn of every region, in order, where there are no threads; whether anything was done."""

@@ -169,17 +169,25 @@ def forget_version(bucket: OpenBucket, journal: Journal, key: bytes, version_id:
     return newest
 
 
-def finish(bucket: OpenBucket, journal: Journal, hold: Callable[[commit.Intent, commit.Held], bool]) -> None:
+def finish(
+    bucket: OpenBucket, journal: Journal, hold: Callable[[commit.Intent, commit.Held], bool]
+) -> dict[tuple[bytes, str], bytes]:
     """Carry out the intents that a crash left, look at what was displaced, sweep staging.
 
     hold: takes a view that cannot change yet; whether that is written down durably, so that its old intent may go.
+    Returns the versions that are still to be fetched again, and under what name that is written down.
     """
     files = list(commit.read_intents(bucket))
     intents = [intent for _, group in files for intent in group]
     kept: set[bytes] = set()
+    fetched: dict[tuple[bytes, str], bytes] = {}
     _look_at_displaced(bucket, journal, intents)
     commit.sweep(bucket)
+    for name, group in files:
+        fetched |= {(i.key, i.version): name for i in group if i.act is commit.Act.FETCH}
     for intent in intents:
+        if intent.act is commit.Act.FETCH:
+            continue
         outcome = finish_one(bucket, journal, intent)
         if isinstance(outcome, commit.Held) and not hold(intent, outcome):
             kept.add(intent.key)
@@ -187,8 +195,9 @@ def finish(bucket: OpenBucket, journal: Journal, hold: Callable[[commit.Intent, 
     if files:
         bucket.fs.sync_all(bucket.fd)
         for name, group in files:
-            if not any(intent.key in kept for intent in group):
+            if name not in fetched.values() and not any(intent.key in kept for intent in group):
                 commit.drop_intents(bucket, name)
+    return fetched
 
 
 def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:
@@ -206,7 +215,7 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
         found = bucket.fs.stat(bucket.views.get(directory), name)
     except OSError:
         found = None
-    if intent.edit:
+    if intent.act is commit.Act.EDIT:
         return _finish_edit(bucket, journal, intent, current, found)
     expected: View | None = None
     if found is not None and bucket.fs.is_regular(found):

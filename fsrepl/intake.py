@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, commit, edits, keys, metadata, plan, records, showing, store
+from fsrepl import attrs, capture, commit, edits, keys, metadata, plan, records, shared, showing, store
 from fsrepl.errors import FsreplError, StoreDamaged
-from fsrepl.fs import GONE, NO_SPACE, reason
+from fsrepl.fs import NO_SPACE, reason
 from fsrepl.journal import Object, view_of
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.site import OpenBucket
@@ -153,6 +153,8 @@ def _judge(
                 showing.way_is_free(region, place)
             if known is None or known.marker or mark.key in place.held:
                 return None
+            if (lost := shared.destroyed(region, bucket, mark.key, known)) is not None:
+                shared.part(region, place, bucket, lost)
             return _marker(region, place, bucket, mark, known)
         case capture.Skipped(why):
             place.unreadable[mark.key] = why
@@ -197,6 +199,11 @@ def _taken(
         return None
     if not taken.has_content:  # what it was compared with is no longer current
         region.look_later(place, mark, _AGAIN_AT_LEAST_S, "another version came while it was looked at")
+        return None
+    if (lost := shared.destroyed(region, bucket, key, known, taken)) is not None:
+        _unstage(bucket, taken)
+        shared.part(region, place, bucket, lost)
+        region.look_later(place, mark, 0.0, "it was the file of a stored version, and is its own now")
         return None
     version_id, created_ns = place.bucket.ids.next(engine.site.now())
     if place.bucket.versioning is Versioning.SUSPENDED:
@@ -319,8 +326,6 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
             store.discard(bucket, new.staged)
             _put_off(region, place, new.mark, error)
     bucket.sync()
-    for new in published:
-        _note_destroyed(region, place, bucket, new)
     shown = [
         (n.version, view_of(n.taken.found, n.version.id, racy=n.taken.racy) if n.taken else None) for n in published
     ]
@@ -335,36 +340,9 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         else:
             place.unmarked.drop(new.version.key)
             showing.way_is_free(region, place)
+        showing.release(region, place, bucket, new.version.key)  # what is there now is what it shall show
     engine.reporter.captured(
         bucket.address,
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],
     )
     engine.notify()
-
-
-def _note_destroyed(region: Region, place: Place, bucket: OpenBucket, new: _New) -> None:
-    """A view that shares its inode with a stored version was written into: that version is no longer what it was.
-
-    So it may be where the view is gone or another file by now, and where a newer version has come that is not
-    shown yet.
-    """
-    known, taken = new.known, new.taken
-    if not known or not known.view:
-        return
-    directory, last = keys.split(new.version.key)
-    shown = known.view.shown or known.id
-    try:
-        at = bucket.store.get(keys.stored_directory(directory))
-        stored = bucket.fs.stat(at, keys.stored_name(last, shown))
-    except OSError as error:
-        if error.errno not in GONE:
-            raise
-        return
-    written = known.view.ino == stored.st_ino and not known.view.has_content_of(stored)
-    if written or (taken and taken.found.st_ino == stored.st_ino):
-        log.error(
-            'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
-            "it is fetched again from where it came",
-            bucket.address, keys.shown(new.version.key), shown,
-        )  # fmt: skip
-        region.fetch_again(place, new.version.key, shown)

@@ -424,6 +424,15 @@ class Journal:
         )
         return [(i, c, bool(m)) for i, c, m in rows]
 
+    def size_of(self, address: str, key: bytes, version_id: str) -> int | None:
+        """How large a version was when it was made; None where it is not known."""
+        directory, name = keys.split(key)
+        row = self.execute(
+            "SELECT size FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
+            (self._ids.get(address), directory, name, version_id),
+        ).fetchone()
+        return row[0] if row else None
+
     def versions_in(self, address: str, directory: bytes) -> set[tuple[bytes, str, bool]]:
         rows = self.execute(
             "SELECT name, id, marker FROM version WHERE bucket = ? AND dir = ?", (self._ids.get(address), directory)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, deliver, intake, transfer
@@ -17,8 +15,6 @@ from fsrepl.watch import Mark
 
 if TYPE_CHECKING:
     from fsrepl.region import Region
-
-log = logging.getLogger("fsrepl")
 
 
 def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
@@ -49,7 +45,7 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
             del place.lanes[mark.key]
         region.engine.notify()
 
-    _in_lane(region, copy, finish)
+    region.in_lane(copy, finish)
 
 
 def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
@@ -85,7 +81,7 @@ def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
         except (FsreplError, OSError) as error:
             region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
 
-    _in_lane(region, copy, finish)
+    region.in_lane(copy, finish)
 
 
 def _rest(region: Region, place: Place, key: bytes, took_s: float) -> None:
@@ -93,22 +89,6 @@ def _rest(region: Region, place: Place, key: bytes, took_s: float) -> None:
     now_s = time.monotonic()
     place.rests_until_s = {k: until_s for k, until_s in place.rests_until_s.items() if until_s > now_s}
     place.rests_until_s[key] = now_s + min(5 * took_s, region.engine.settings.capture.open_max_s)
-
-
-def _in_lane(region: Region, work: Callable[[], object], finish: Callable[..., None]) -> None:
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:
-            if not isinstance(error, (FsreplError, OSError)):
-                log.exception("set aside: a lane met what nobody foresaw")
-            result = error
-        region.post(lambda: finish(result))
-
-    if region.engine.threaded:
-        region.engine.pool.submit(run)
-    else:
-        run()
 
 
 def _lane_failed(region: Region, owed: Owed, error: Exception) -> None:

@@ -60,8 +60,8 @@ class Target:
         return self.stored.name + b";" + self.id.encode() + (keys.MARKER if self.marker else b"")
 
 
-def repair(engine: Engine, target: Target) -> None:
-    """Make a version whole as far as that is possible now. Whether it is tells another look (verify.py).
+def repair(engine: Engine, target: Target) -> bool:
+    """Make a version whole as far as that is possible now; whether its content is.
 
     Copies in the caller's thread; what it changes is changed by the region's own. Raises FsreplError where
     the bucket is away, OSError.
@@ -75,18 +75,21 @@ def repair(engine: Engine, target: Target) -> None:
         if version is None:
             version = _from_elsewhere(engine, target, records)
         if version is None:
-            return
+            return False
         sender = records.get(version.source)
         if sender is not None and sender.digest != version.digest:
             version = replace(version, digest=sender.digest, size=sender.size)
         with bucket.open() as opened:
             good = _matches(opened, target, version)
             staged = b"" if good else _stage_good_copy(opened, elsewhere, target, version, records)
+            if staged:
+                version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
             whole = version
             engine.ask(region.name, lambda: _put_in_place(region, target, whole, staged, records))
         else:
             log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
+        return bool(good or staged)
 
 
 def _named(target: Target, version: Version) -> tuple[str, str, str]:

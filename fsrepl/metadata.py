@@ -66,7 +66,7 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
     view = shown_view(engine.journal, bucket, was)
     intents = b""
     if view is not None:
-        intents = commit.write_intents(bucket, [commit.Intent(was.key, was.id, view, edit=True)])
+        intents = commit.write_intents(bucket, [commit.Intent(was.key, was.id, view, commit.Act.EDIT)])
         engine.syncer.staged(bucket, [(bucket.intents, intents)])
     edited = record()
     if view is not None:
@@ -140,7 +140,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     try:
         if views:
             intents = [
-                commit.Intent(each.now.key, each.now.id, view, edit=True)
+                commit.Intent(each.now.key, each.now.id, view, commit.Act.EDIT)
                 for each in changes
                 if (view := views.get(id(each)))
             ]

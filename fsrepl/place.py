@@ -34,6 +34,16 @@ class HeldView:
     attempts: int = 0
 
 
+@dataclass(slots=True)
+class Lost:
+    """A destroyed version whose content is to be fetched again. intent: where that is written down."""
+
+    intent: bytes
+    due_s: float = 0.0
+    attempts: int = 0
+    in_lane: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Place:
     """One bucket at work."""
@@ -47,6 +57,8 @@ class Place:
     trouble: Trouble = field(default_factory=Trouble)
     later: dict[bytes, LookLater] = field(default_factory=dict)
     held: dict[bytes, HeldView] = field(default_factory=dict)
+    lost: dict[tuple[bytes, str], Lost] = field(default_factory=dict)
+    """Stored versions that were destroyed, and are fetched again: key and version id."""
     lanes: dict[bytes, Mark] = field(default_factory=dict)
     """Keys that a lane is copying."""
     rests_until_s: dict[bytes, float] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fsrepl import attrs, edits, keys
+from fsrepl.errors import StoreDamaged
 from fsrepl.fs import ACL, DOES_NOT_FIT, UNSUPPORTED
 from fsrepl.model import Posix, Version
 from fsrepl.site import OpenBucket
@@ -76,6 +77,15 @@ def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes 
     return raw, acl
 
 
+def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
+    """The stored version, by key and id, whose file an open view says it is. To be looked up before it is believed."""
+    with contextlib.suppress(StoreDamaged, KeyError, UnicodeDecodeError):
+        if (inline := bucket.fs.attribute(fd, _record_name())) is not None:
+            raw = attrs.decode_sidecar(inline)
+            return raw[attrs.KEY], raw[attrs.VERSION_ID].decode()
+    return None
+
+
 # -- putting it on a file that is hidden still
 
 
@@ -106,7 +116,7 @@ def put_shared(
             bucket.fs.remove_attribute(fd, attribute)
     version = replace(version, shortfall=edits.shortfall(version, posix, _put(bucket, fd, raw, shared=True)))
     record = attrs.encode(version)
-    sidecar = not _put_record(bucket, fd, record)
+    sidecar = not _put_record(bucket, fd, version.key, record)
     if sidecar:
         write_sidecar(bucket, name, record)
     return version, sidecar
@@ -134,10 +144,13 @@ def _record_name() -> str:
     return attrs.TRUSTED_RECORD if os.geteuid() == 0 else attrs.OWN_RECORD
 
 
-def _put_record(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> bool:
-    """Write the whole record of a file that others may write to into one attribute; False where that cannot be."""
+def _put_record(bucket: OpenBucket, fd: int, key: bytes, raw: Mapping[str, bytes]) -> bool:
+    """Write the whole record of a file that others may write to into one attribute; False where that cannot be.
+
+    The key is always in it: the file may be found under other names than its own.
+    """
     try:
-        bucket.fs.set_attribute(fd, _record_name(), attrs.encode_sidecar(raw, compact=True))
+        bucket.fs.set_attribute(fd, _record_name(), attrs.encode_sidecar({**raw, attrs.KEY: key}, compact=True))
     except OSError as error:
         if error.errno not in DOES_NOT_FIT | UNSUPPORTED | _SHUT:  # EPERM: root of a container only
             raise
@@ -350,7 +363,7 @@ def _hold(
 
     What held before holds until the new one is there.
     """
-    if _put_record(bucket, fd, record) if held.shared else held.sidecar and _fits(bucket, fd, record):
+    if _put_record(bucket, fd, version.key, record) if held.shared else held.sidecar and _fits(bucket, fd, record):
         if held.sidecar:
             bucket.fs.sync_file(fd)
             _remove_sidecar(bucket, at, name)

@@ -33,8 +33,8 @@ from fsrepl import (
     rebuild,
     records,
     rounds,
+    shared,
     showing,
-    store,
     thresholds,
 )
 from fsrepl.admin.replication import note_rules
@@ -104,6 +104,10 @@ class Region:
         self.thread = threading.Thread(target=self.run, name=f"region {self.name}", daemon=True)
         self.thread.start()
 
+    def is_alive(self) -> bool:
+        """Whether what is posted will be done."""
+        return self.thread is None or self.thread.is_alive()
+
     def run(self) -> None:
         while not self.stopping:
             self._wake.clear()
@@ -157,6 +161,7 @@ class Region:
             self._settle,
             self._deliver,
             functools.partial(showing.show_due, self),
+            functools.partial(shared.fetch_due, self),
             self._backfill,
         ):
             busy |= step()
@@ -177,6 +182,8 @@ class Region:
             due += [each.due_s for each in place.later.values()] + [each.due_s for each in place.held.values()]
             if (unmarked := place.unmarked.next_s()) is not None:
                 due.append(unmarked)
+            if place.scanned and (fetch_s := shared.next_s(place)) is not None:
+                due.append(fetch_s)
             if place.up and (step_s := batch.next_s(place)) is not None:
                 due.append(step_s)
         due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
@@ -227,7 +234,8 @@ class Region:
             return bool(place.held[intent.key].intent)
 
         with engine.journal.transaction():
-            index.finish(bucket, engine.journal, hold)
+            lost = index.finish(bucket, engine.journal, hold)
+        shared.resume(place, lost)
         thresholds.untrack(engine, address)
         rounds.watch_barrier(self, place, bucket)
         batch.resume(self, place, bucket)
@@ -271,6 +279,7 @@ class Region:
         for queue in self.queues.values():
             if address in (queue.source, queue.destination):
                 queue.kick()
+        shared.kick(self)
         for place in self.places.values():
             if place.up and place.stripped:
                 with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
@@ -441,6 +450,23 @@ class Region:
             place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
         else:
             place.stumbles = 0
+
+    def in_lane(self, work: Callable[[], object], finish: Callable[..., None]) -> None:
+        """Do something beside everything else; what came of it, or what it raised, is finished in this thread."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                if not isinstance(error, (FsreplError, OSError)):
+                    log.exception("set aside: a lane met what nobody foresaw")
+                result = error
+            self.post(lambda: finish(result))
+
+        if self.engine.threaded:
+            self.engine.pool.submit(run)
+        else:
+            run()
 
     def look_in_lane(self, place: Place, mark: Mark) -> None:
         """Capture a large file beside everything else."""
@@ -633,27 +659,6 @@ class Region:
 
     def settled(self, source: str, destination: str, owed: Sequence[Owed]) -> None:
         self.queue(source, destination).backlog.settled(owed)
-
-    def fetch_again(self, place: Place, key: bytes, version_id: str) -> None:
-        """A stored version here was destroyed: whoever has it shall deliver it again."""
-        here = place.bucket.address
-        for name in self.engine.site.buckets:
-            region = self.engine.regions.get(name.partition("/")[0])
-            if name != here and region is not None:
-                region.post(lambda region=region, name=name: region.deliver_again(name, key, version_id, here))  # type: ignore[misc]
-
-    def deliver_again(self, address: str, key: bytes, version_id: str, destination: str) -> None:
-        """If this bucket has delivered a version to a destination, owe it once more."""
-        place = self.places.get(address)
-        if place is None or not place.up:
-            return
-        with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
-            version = store.read(bucket, key, version_id, marker=False)
-            delivery = version.deliveries.get(destination) if version else None
-            if version is None or delivery is None:
-                return
-            again = replace(plan.owed_again(delivery), edit=False)
-            self.owe_again(bucket, version, {**version.deliveries, destination: again})
 
     def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:
         """Make deliveries of a stored version pending (again), from now on, on the record first."""

@@ -1,0 +1,191 @@
+"""Views that are a second name of a stored version's file, and what is done once somebody writes into one.
+
+Such a write destroys the version: its content is no longer what it was. What was written is the user's, and
+becomes a version of its own; the destroyed one is given a file of its own, empty but for its record, and its
+content is fetched again from another bucket that has it. Until then it matches no hash, and so is never
+served, shown or sent. Source: design.md, section 7, View and store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fsrepl import attrs, capture, commit, keys, mend, records, store
+from fsrepl.errors import FsreplError
+from fsrepl.fs import GONE, reason
+from fsrepl.journal import Object
+from fsrepl.model import NULL, Version, Versioning
+from fsrepl.place import Lost, Place
+from fsrepl.site import OpenBucket
+
+if TYPE_CHECKING:
+    from fsrepl.region import Region
+
+log = logging.getLogger("fsrepl")
+
+_AGAIN_S, _AGAIN_MAX_S = 5.0, 600.0
+
+At = tuple[bytes, str]
+"""A key and a version id."""
+
+
+# -- noticing it
+
+
+def destroyed(
+    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: capture.Taken | None = None
+) -> Version | None:
+    """The stored version whose file was written into through this key's view; None where there is none.
+
+    taken: what the view holds now, which is not recorded yet; without it the view is gone.
+    """
+    found = _behind(bucket, key, known)
+    if found is None and taken is not None and taken.found.st_nlink > 1 and not taken.linked:
+        found = _same_file(region, bucket, key, taken)
+    if found is None or (found == (key, NULL) and bucket.bucket.versioning is Versioning.SUSPENDED):
+        return None  # a null version that gives way to the next one anyway
+    return store.read(bucket, *found, marker=False)
+
+
+def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
+    """The version that the view was last seen to show, where that was its file and has changed since.
+
+    The view may be gone or another file by now.
+    """
+    if known is None or known.view is None:
+        return None
+    shown = known.view.shown or known.id
+    found = _stored(bucket, key, shown)
+    if found is None or found.st_ino != known.view.ino or known.view.has_content_of(found):
+        return None
+    return key, shown
+
+
+def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Taken) -> At | None:
+    """The version that the view is a second name of, where the view's content is not that version's.
+
+    It may be that of another key, as after a rename: the file knows. One whose record did not fit on it does not,
+    but may be one of this key's.
+    """
+    directory, name = keys.split(key)
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno in GONE:
+            return None  # removed in this moment: its event tells
+        raise
+    try:
+        owner = records.owner(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+    versions = region.engine.journal.versions_of(bucket.address, key)
+    for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
+        found = _stored(bucket, *at)
+        if found is not None and found.st_ino == taken.found.st_ino:
+            version = store.read(bucket, *at, marker=False)
+            return at if version is not None and version.digest != taken.digest else None
+    return None
+
+
+def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
+    directory, last = keys.split(key)
+    try:
+        at = bucket.store.get(keys.stored_directory(directory))
+        return bucket.fs.stat(at, keys.stored_name(last, version_id))
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
+
+
+def part(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+    """Give a destroyed version a file of its own, durably, and have it fetched again.
+
+    Before that it is written down that it shall be: from then on nothing else tells that it is not what it was.
+    """
+    at = version.key, version.id
+    if (known := place.lost.get(at)) is None:
+        intent = commit.write_intents(bucket, [commit.Intent(version.key, version.id, None, commit.Act.FETCH)])
+        known = Lost(intent)
+    size = region.engine.journal.size_of(bucket.address, version.key, version.id)
+    fd = bucket.fs.create(bucket.tmp, name := store.token())
+    try:
+        bucket.fs.truncate(fd, version.size if size is None else size)
+        staged = store.Staged(version, name, records.put(bucket, fd, name, attrs.encode(version)))
+    finally:
+        bucket.fs.close(fd)
+    region.engine.syncer.staged(bucket, [(bucket.intents, known.intent), (bucket.tmp, name)])
+    store.publish(bucket, staged)
+    bucket.sync()
+    region.engine.recent.forget(bucket.address, version.key, version.id)
+    place.lost[at] = known
+    log.error(
+        'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
+        "it is fetched again from a bucket that has it",
+        bucket.address, keys.shown(version.key), version.id,
+    )  # fmt: skip
+
+
+# -- fetching it again
+
+
+def resume(place: Place, lost: Mapping[At, bytes]) -> None:
+    """After a start: go on with what was to be fetched. lost: by key and version, where that is written down."""
+    for at, intent in lost.items():
+        place.lost.setdefault(at, Lost(intent))
+
+
+def kick(region: Region) -> None:
+    """A bucket came back that may have what is missing here."""
+    for place in region.places.values():
+        for lost in place.lost.values():
+            lost.due_s = 0.0
+
+
+def next_s(place: Place) -> float | None:
+    """The monotonic time when something is to be fetched; None where nothing is."""
+    return min((lost.due_s for lost in place.lost.values() if not lost.in_lane), default=None)
+
+
+def fetch_due(region: Region) -> bool:
+    """Fetch what is due, each in a lane; whether there was anything."""
+    now_s = time.monotonic()
+    busy = False
+    for place in region.places.values():
+        for at, lost in list(place.lost.items()) if place.scanned else ():
+            if lost.due_s <= now_s and not lost.in_lane:
+                busy = True
+                _fetch(region, place, at, lost)
+    return busy
+
+
+def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
+    key, version_id = at
+    if at in place.bucket.documents.removed:
+        _forget(place, at)
+        return
+    lost.in_lane, lost.attempts = True, lost.attempts + 1
+    target = mend.Target(place.bucket.address, keys.stored_path(key), version_id, marker=False)
+
+    def finish(found: bool | Exception) -> None:
+        lost.in_lane = False
+        lost.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (lost.attempts - 1), _AGAIN_MAX_S)
+        if isinstance(found, Exception):
+            why = reason(found) if isinstance(found, OSError) else str(found)
+            shown = keys.shown(key)
+            log.warning('not fetched bucket=%s key="%s" version=%s: %s', place.bucket.address, shown, version_id, why)
+        elif found:
+            _forget(place, at)
+
+    region.in_lane(lambda: mend.repair(region.engine, target), finish)
+
+
+def _forget(place: Place, at: At) -> None:
+    lost = place.lost.pop(at)
+    with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:  # else the next start drops it
+        commit.drop_intents(bucket, lost.intent)

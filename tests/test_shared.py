@@ -1,0 +1,145 @@
+"""A view that is a hard link to its stored version is written into: nothing of anybody's is lost, or served wrongly."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fsrepl import listing
+from fsrepl.errors import StoreDamaged
+from tests.doubles import DyingFs, PowerCut
+from tests.world import DESTINATION, SOURCE, World
+
+WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
+
+
+def _write_into(path: Path) -> None:
+    """As a program does that opens the file and changes it."""
+    with path.open("r+b") as file:
+        file.write(IS)
+        file.truncate()
+
+
+def _is_linked(world: World, bucket: str, key: str = "k") -> bool:
+    return any(p.samefile(world.path(key, bucket)) for p in world.path(".fsrepl/versions", bucket).rglob("*;*"))
+
+
+def _served(world: World, bucket: str, key: str = "k") -> dict[str, bytes]:
+    """What each version of a key is, for whoever asks; those that are refused are left out."""
+    out = {}
+    with world.engine.site.bucket(bucket).open() as opened:
+        for version in listing.versions_of(opened, key.encode()):
+            with contextlib.suppress(StoreDamaged):
+                if version.marker:
+                    continue
+                out[version.id] = b"".join(listing.content(opened, version))
+    return out
+
+
+def _linked(home: Path, sharing: str) -> tuple[World, str]:
+    """A world with one replicated object, and the bucket whose view of it is a hard link."""
+    world = World(home)
+    if sharing == "link":
+        world.set_sharing(east="link")
+    world.write("k", WAS)
+    world.settle()
+    bucket = SOURCE if sharing == "link" else DESTINATION
+    assert _is_linked(world, bucket)
+    return world, bucket
+
+
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_what_was_written_is_a_version_and_the_old_one_comes_back(
+    tmp_path: Path, sharing: str, restarted: bool, without_journal: bool
+) -> None:
+    """Section 7, View and store; G1, G2: a replica's view under "auto", a user's file under "link"."""
+    world, bucket = _linked(tmp_path, sharing)
+    with world:
+        old = world.current("k", bucket).id
+        _write_into(world.path("k", bucket))
+        assert old not in _served(world, bucket)
+        if restarted:
+            world.restart(without_journal=without_journal)
+        world.settle()
+        new = world.current("k", bucket)
+        assert _served(world, bucket) == {old: WAS, new.id: IS}
+        assert world.path("k", bucket).read_bytes() == IS
+        assert new.origin == "user"
+        if bucket == DESTINATION:
+            assert world.path("k").read_bytes() == WAS
+            assert world.current("k").status == "COMPLETED"
+        else:
+            assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert world.leftovers(bucket) == []
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_it_comes_back_when_its_source_does(tmp_path: Path, restarted: bool) -> None:
+    """Section 7; G7: until then it is not served to anybody; also across restarts without a journal."""
+    world, bucket = _linked(tmp_path, "auto")
+    with world:
+        old = world.current("k", bucket).id
+        world.away("east")
+        _write_into(world.path("k", bucket))
+        world.settle()
+        assert list(_served(world, bucket).values()) == [IS]
+        if restarted:
+            world.restart(without_journal=True)
+            world.settle()
+        world.back("east")
+        world.settle()
+        assert _served(world, bucket)[old] == WAS
+        assert world.path("k", bucket).read_bytes() == IS
+        assert world.leftovers(bucket) == []
+
+
+@pytest.mark.parametrize("act", [Path.rename, lambda path, to: os.link(path, to)], ids=["renamed", "linked"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_write_through_another_name_of_the_file(
+    tmp_path: Path, sharing: str, act: Callable[[Path, Path], object]
+) -> None:
+    """G6, section 7: the file knows whose it is, whatever its view is called by now."""
+    world, bucket = _linked(tmp_path, sharing)
+    with world:
+        old = world.current("k", bucket).id
+        act(world.path("k", bucket), world.path("other", bucket))
+        world.settle()
+        assert _served(world, bucket)[old] == WAS
+        assert list(_served(world, bucket, "other").values()) == [WAS]
+        _write_into(world.path("other", bucket))
+        assert old not in _served(world, bucket)
+        world.settle()
+        world.settle()
+        assert _served(world, bucket)[old] == WAS
+        assert sorted(_served(world, bucket, "other").values()) == [IS, WAS]
+        world.stays_quiet()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_power_cut_at_every_change(tmp_path: Path, sharing: str) -> None:
+    """G2, G7: wherever it is cut short, also without the journal, both contents are versions in the end."""
+    for calls in itertools.count():
+        world, bucket = _linked(tmp_path / str(calls), sharing)
+        with world:
+            old = world.current("k", bucket).id
+            _write_into(world.path("k", bucket))
+            fs = DyingFs(calls)
+            world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                world.settle()
+            assert _served(world, bucket).get(old, WAS) == WAS, calls
+            world.restart(without_journal=calls % 2 == 0)
+            world.settle()
+            assert _served(world, bucket) == {old: WAS, world.current("k", bucket).id: IS}, (calls, fs.died_in)
+            assert world.leftovers(bucket) == [], calls
+            if not fs.died:
+                return
