@@ -8,9 +8,8 @@ is no edit of its user's.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,9 @@ from fsrepl.site import OpenBucket
 if TYPE_CHECKING:
     from fsrepl.place import Place
     from fsrepl.region import Region
+
+_FEW = 4
+"""Edits that are made durable one by one, where the disk is busy with other things."""
 
 # -- where an edit is made
 
@@ -166,8 +168,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
         except (OSError, FsreplError) as error:
             region.try_later([each.owed], reason(error) if isinstance(error, OSError) else str(error))
     try:
-        bucket.fs.sync_all(bucket.fd)
-        bucket.sync()
+        _make_durable(region, bucket, done, {each.now.key for each in done if id(each) in views})
     except OSError as error:
         region.try_later([each.owed for each in done], reason(error))
         return []
@@ -179,6 +180,25 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     if intent_name and len(done) == len(changes):
         commit.drop_intents(bucket, intent_name)
     return done
+
+
+def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[Change], shown: Collection[bytes]) -> None:
+    """Make records and views that were changed survive a power cut."""
+    if len(done) > _FEW:
+        bucket.fs.sync_all(bucket.fd)
+    else:
+        try:
+            names = []
+            for each in done:
+                directory, name = keys.split(each.now.key)
+                at = bucket.store.get(keys.stored_directory(directory))
+                names.append((at, keys.stored_name(name, each.now.id)))
+                if each.now.key in shown:
+                    names.append((bucket.views.get(directory), name))
+            region.engine.syncer.staged(bucket, names)
+        except (PermissionError, FileNotFoundError):  # one that may not be opened, or was removed by its user
+            bucket.fs.sync_all(bucket.fd)
+    bucket.sync()
 
 
 # -- views
@@ -206,11 +226,7 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     try:
         if not view.has_content_of(bucket.fs.stat_fd(fd)):
             return None
-        wanted = attrs.of_view(version)
-        with contextlib.suppress(OSError):  # one that may not be read has attributes that may not either
-            for attribute in bucket.fs.attributes(fd):
-                if not attrs.is_ours(attribute) and attribute not in wanted:
-                    bucket.fs.remove_attribute(fd, attribute)
+        _remove_others(bucket, fd, attrs.of_object(version))
         refused = transfer.mark(bucket, fd, version)
         posix = transfer.apply_posix(bucket, fd, version.posix)
         if refused:  # by the mode that it had, or for want of room
@@ -224,6 +240,17 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         return view_of(bucket.fs.stat_fd(fd), version.id)
     finally:
         bucket.fs.close(fd)
+
+
+def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:
+    """Take the attributes and tags off a view that its version does not have."""
+    try:
+        for attribute in bucket.fs.attributes(fd):
+            if not attrs.is_ours(attribute) and attribute not in wanted:
+                bucket.fs.remove_attribute(fd, attribute)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF):  # its mode shuts its owner out
+            raise
 
 
 def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
