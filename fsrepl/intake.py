@@ -191,10 +191,17 @@ def _taken(
         own = None if _is_stripped(place, key, known, taken) else taken.attrs
         return edits.seen(version, taken.posix, own, taken.tags, marked=attrs.VERSION_ID in taken.marks)
 
+    if known and known.view and not known.view.shown and known.view.is_like(taken.found):
+        _unstage(bucket, taken)
+        if key not in place.held:
+            showing.hold_view(region, place, key, "the view is behind its version", durable=False)
+        return None
     if known and (shown := _shown(bucket, key, known, taken)):
         _unstage(bucket, taken)
         _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
-        if shown != known.id and key not in place.held:
+        if shown == known.id:
+            showing.release(region, place, bucket, key)
+        elif key not in place.held:
             showing.hold_view(region, place, key, "the view is behind its version", durable=False)
         return None
     if not taken.has_content:  # what it was compared with is no longer current
@@ -334,6 +341,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
     now_s = time.monotonic()
     for new in published:
         engine.recent.put(bucket.address, new.version, new.taken.data if new.taken else None)
+        showing.release(region, place, bucket, new.version.key)  # the view is its user's now, whatever it waited for
         region.owe(bucket.address, new.version)
         if new.taken:
             place.unmarked.add(new.version, now_s)

@@ -63,7 +63,7 @@ class View:
     mode: int = 0
     racy: bool = False
     shown: str = ""
-    """The id of the version it shows."""
+    """The id of the version it shows; empty where that was a null version, and another one took its place."""
 
     def is_like(self, found: os.stat_result) -> bool:
         return (
@@ -379,10 +379,15 @@ class Journal:
         """What a version takes the place of goes, with what it owed: another null version, or its own former record."""
         directory, name = keys.split(version.key)
         other = (version.id, version.created_ns)
-        self.execute(
+        gone = self.execute(
             "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
             (number, directory, name, *other),
-        )
+        ).rowcount
+        if gone and version.id == NULL:  # a view that shows the one before does not show this one
+            self.execute(
+                "UPDATE object SET shown = '' WHERE bucket = ? AND dir = ? AND name = ? AND shown = ?",
+                (number, directory, name, NULL),
+            )
         self.execute(
             "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND created != ?",
             (number, version.key, *other),

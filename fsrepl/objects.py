@@ -124,13 +124,7 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
     bucket.sync()
     engine.recent.put(bucket.address, version)
     region.owe(bucket.address, version)
-    showing.hold_view(region, place, version.key, "it was changed by command", durable=False)
-    showing.show_current(region, place, bucket, version.key)
-    bucket.sync()
-    if version.key not in place.held:
-        commit.drop_intents(bucket, intents)
-    else:
-        place.held[version.key].intent = intents
+    showing.show_changed(region, place, bucket, version.key, intents)
     if not version.marker:
         place.unmarked.add(version, time.monotonic())
     engine.notify()
@@ -157,17 +151,16 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     if left:
         with engine.journal.transaction():
             index.forget_version(bucket, engine.journal, key, version.id)
-        showing.hold_view(region, place, key, "it was changed by command", durable=False)
-        showing.show_current(region, place, bucket, key)
+        showing.show_changed(region, place, bucket, key, intents)
     else:
         outcome = commit.show(bucket, commit.nothing(key), was) if was else commit.Shown(None)
         with engine.journal.transaction():
             index.forget_version(bucket, engine.journal, key, version.id)
         if not isinstance(outcome, commit.Shown):
             showing.mark_theirs(region, place, key)
-    bucket.sync()
+        bucket.sync()
+        commit.drop_intents(bucket, intents)
     engine.recent.forget(address, key, version.id)
-    commit.drop_intents(bucket, intents)
     pending = engine.journal.deliveries(address, status=Status.PENDING, key=key)
     deliver.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
     engine.notify()

@@ -108,6 +108,17 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
             mark_theirs(region, place, key)
 
 
+def show_changed(region: Region, place: Place, bucket: OpenBucket, key: bytes, intent: bytes) -> None:
+    """A command changed what is current: show that, or hold the view, with the intent that was written for it."""
+    hold_view(region, place, key, "it was changed by command", durable=False)
+    held = place.held[key]
+    held.intent = held.intent or intent
+    show_current(region, place, bucket, key)
+    bucket.sync()
+    if held.intent != intent:  # it was held before
+        commit.drop_intents(bucket, intent)
+
+
 def release(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
     """A view shows what it shall: it waits no longer, and its intent goes, once that is durable."""
     held = place.held.pop(key, None)
