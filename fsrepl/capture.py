@@ -23,7 +23,7 @@ from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.journal import Object
 from fsrepl.model import Posix, Version
 from fsrepl.site import OpenBucket
-from fsrepl.watch import CLOSED, MOVED, Mark
+from fsrepl.watch import CHANGED, CLOSED, MOVED, Mark
 
 SMALL_BYTES = 1 << 20
 """Up to here a file is read whole; from here on it is cloned or copied first."""
@@ -152,11 +152,12 @@ def look(
         waits = _wait_for_writer(written, found, mark, patience, now_ns, open_for_s)
         if waits is not None:
             return waits
-        if found.st_size >= patience.large_file_bytes and not in_lane:
+        same = known.digest if known and _is_only_edited(mark, known, found) else b""
+        if found.st_size >= patience.large_file_bytes and not (in_lane or same):
             return Large(found.st_blocks * 512)
         held_open = bool(written)
         restless = held_open and open_for_s >= patience.open_max_s
-        return _take(bucket, at, name, fd, found, known, now_ns, held_open=held_open, restless=restless)
+        return _take(bucket, at, name, fd, found, known, now_ns, same=same, held_open=held_open, restless=restless)
     except SourceMoved:
         return Later(0.0, "it changed while it was copied")
     except OSError as error:
@@ -173,6 +174,17 @@ def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
         return False
     view = known.view
     return view.shown == known.id and view.is_like(found) and view.mode == found.st_mode & 0o7777
+
+
+def _is_only_edited(mark: Mark, known: Object, found: os.stat_result) -> bool:
+    """Whether attributes are all that can have changed: nothing but an event of that kind led here.
+
+    A write makes another event, or through a mapping another mtime; where one was lost, a scan led here.
+    """
+    view = known.view
+    if mark.flags != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
+        return False
+    return view.has_content_of(found)
 
 
 def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why: str) -> Seen:
@@ -219,12 +231,17 @@ def _wait_for_writer(
 
 def _take(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
-    *, held_open: bool, restless: bool,
+    *, same: bytes, held_open: bool, restless: bool,
 ) -> Taken:  # fmt: skip
-    """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came."""
+    """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came.
+
+    same: the digest of its content, where that is known and need not be read.
+    """
     data, staged, size = None, b"", found.st_size
     linked = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
-    if (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
+    if digest := same:
+        pass
+    elif (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
         pass  # only its metadata was edited: nothing is copied for that
     elif linked:
         staged = store.token()

@@ -103,9 +103,6 @@ def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: O
     if mark.key in place.lanes:
         region.look_later(place, mark, _AGAIN_AT_LEAST_S, "it is being copied")
         return None
-    if (rests_s := place.rests_until_s.get(mark.key, 0.0) - began_s) > 0:
-        region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")
-        return None
     with _set_aside(region, place, mark):
         open_for_s = began_s - mark.since_s
         seen = capture.look(bucket, mark, known, region.patience, time.time_ns(), open_for_s=open_for_s)
@@ -160,7 +157,9 @@ def _judge(
             place.unreadable[mark.key] = why
             log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
         case capture.Large(allocated_bytes):
-            if why := _no_room(region, bucket, 0 if _is_shared(bucket) else allocated_bytes):
+            if (rests_s := place.rests_until_s.get(mark.key, 0.0) - time.monotonic()) > 0:
+                region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")
+            elif why := _no_room(region, bucket, 0 if _is_shared(bucket) else allocated_bytes):
                 log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
                 region.look_later(place, mark, _AGAIN_S, why)
             else:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.fs import Fs
 from tests.doubles import FailingFs
@@ -241,3 +242,43 @@ def test_a_long_copy_gives_up_when_the_daemon_stops(world: World) -> None:
     world.restart()
     world.settle()
     assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+class ReadingFs(Fs):
+    """Counts the bytes of content that are read."""
+
+    read_bytes = 0
+
+    def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
+        for chunk in super().chunks(fd, at):
+            self.read_bytes += len(chunk)
+            yield chunk
+
+    def read_all(self, fd: int, size_hint: int = 0) -> bytes:
+        data = super().read_all(fd, size_hint)
+        self.read_bytes += len(data)
+        return data
+
+
+@pytest.mark.parametrize("size", [10, 2 << 20, LARGE_BYTES])
+def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None:
+    """P16: a chmod, told by its event, costs no read of the file; a scan that finds it reads to know for sure."""
+    fs = ReadingFs()
+    with World(tmp_path, fs=fs, replicate=False) as world:
+        world.write("k", b"a" * size)
+        world.settle()
+        marks, place, now_s = world.region().marks, world.place(), time.monotonic()
+        world.path("k").chmod(0o640)
+        marks.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        fs.read_bytes = 0
+        world.engine.settle_down()
+        (version,) = world.history(SOURCE)[b"k"]
+        assert version.posix is not None
+        assert version.posix.mode == 0o640
+        assert fs.read_bytes < min(size, 5_000)
+        assert place.later == {}
+        with world.path("k").open("r+b") as file:
+            file.write(b"b")
+            marks.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        world.engine.settle_down()
+        assert len(contents(world, "k")) == 2
