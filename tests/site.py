@@ -112,7 +112,7 @@ class Site:
     def start(self, *options: str, ready: bool = True) -> None:
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "fsrepl", "--site", str(self.root), *options, "daemon"],
+                self._command((*options, "daemon")),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
