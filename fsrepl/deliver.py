@@ -219,6 +219,9 @@ class Batch:
             item.groups -= {edits.ACL}
         item.replica = self._replica(item, version, delivery)
         item.known = self.known.get(version.key)
+        if self._is_unlooked_at(version.key, item.known):
+            showing.mark_theirs(self.region, self.place, version.key)
+            raise Unavailable("its view there is looked at first")
         if version.size >= self.engine.settings.replication.large_file_bytes and not delivery.edit:
             self.region.send_in_lane(self.place, item)
             return
@@ -228,6 +231,21 @@ class Batch:
             return
         item.staged = stage(self.region, self.source, self.destination, item)
         self.ready.append(item)
+
+    def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
+        """Whether a view is there of which nothing is known yet, as before the first scan that follows a lost journal.
+
+        Once a newer version is recorded, what it shows would be taken for what a user made of it.
+        """
+        if known is None or known.marker or known.view is not None:
+            return False
+        if self.place.scanned and not self.region.marks.is_marked(self.destination.address, key):
+            return False
+        directory, name = keys.split(key)
+        with contextlib.suppress(OSError):
+            found = self.destination.fs.stat(self.destination.views.get(directory), name)
+            return self.destination.fs.is_regular(found)
+        return False
 
     def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:
         """What is sent of a version: what may travel of it, and with another owner where the rule says so."""

@@ -423,6 +423,9 @@ class Region:
             with self.engine.journal.transaction():
                 self.engine.journal.set_scanned(address, place.looked_ns)
             place.looked_ns = 0
+            for queue in self.queues.values():
+                if queue.destination == address:
+                    queue.kick()  # what waited for a look at its view
 
     def look_later(self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False) -> None:
         if (known := place.later.get(mark.key)) is not None:

@@ -24,14 +24,15 @@ class UnsyncedFs(Fs):
 
 
 class DyingFs(UnsyncedFs):
-    """The real one for a number of changes, then dead, cleanup included."""
+    """Another one for a number of changes, then dead, cleanup included."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: int, other: Fs | None = None) -> None:
         self.calls_left = calls
         self.died = False
         self.died_in = ""
+        other = other or UnsyncedFs()
         for name in MUTATIONS:
-            setattr(self, name, self._counted(name, getattr(UnsyncedFs, name).__get__(self)))
+            setattr(self, name, self._counted(name, getattr(other, name)))
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **more: object) -> object:

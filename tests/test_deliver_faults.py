@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import errno
-import itertools
 from pathlib import Path
 
 import pytest
 
 from tests.doubles import FailingFs
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, worlds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "for_ever"), [(errno.EIO, False), (errno.EROFS, True)], ids=["once", "read-only"])
-def test_a_disk_that_fails_at_any_change(tmp_path: Path, number: int, for_ever: bool) -> None:
+def test_a_disk_that_fails_at_any_change(memory: Path, number: int, for_ever: bool) -> None:
     """G3, G6, G7: once mended, both sides agree, and the destination has no version or marker of its own."""
-    for calls in itertools.count():
-        with World(tmp_path / str(calls)) as world:
-            world.write("k", b"1")
-            world.write("gone", b"1")
+    for calls, world in worlds(memory):
+        world.write("k", b"1")
+        world.write("gone", b"1")
+        world.settle()
+        world.away("west")
+        for data in (b"2", b"3"):
+            world.write("k", data)
             world.settle()
-            world.away("west")
-            for data in (b"2", b"3"):
-                world.write("k", data)
-                world.settle()
-            world.unlink("gone")
-            world.write("new", b"1")
+        world.unlink("gone")
+        world.write("new", b"1")
+        world.settle()
+        world.back("west")
+        fs = FailingFs(1 << 60, number)
+        world.restart(fs=fs)
+        world.look()
+        fs.calls_left, fs.for_ever = calls, for_ever
+        world.engine.settle_down()
+        failed = fs.failed
+        fs.mend()
+        for _ in range(3):
             world.settle()
-            world.back("west")
-            fs = FailingFs(1 << 60, number)
-            world.restart(fs=fs)
-            world.look()
-            fs.calls_left, fs.for_ever = calls, for_ever
+            world.hurry()
             world.engine.settle_down()
-            failed = fs.failed
-            fs.mend()
-            for _ in range(3):
-                world.settle()
-                world.hurry()
-                world.engine.settle_down()
-            assert world.ids(DESTINATION) == world.ids(SOURCE), calls
-            assert world.tree(DESTINATION) == world.tree(SOURCE) == {"k": b"3", "new": b"1"}, calls
-            assert world.statuses() == {"COMPLETED"}, calls
-            assert world.statuses(DESTINATION) == {"REPLICA"}, calls
-            if not failed:
-                return
+        assert world.ids(DESTINATION) == world.ids(SOURCE), calls
+        assert world.tree(DESTINATION) == world.tree(SOURCE) == {"k": b"3", "new": b"1"}, calls
+        assert world.statuses() == {"COMPLETED"}, calls
+        assert world.statuses(DESTINATION) == {"REPLICA"}, calls
+        if not failed:
+            return
 
 
 @pytest.mark.parametrize("batch", ["", "01K0000000000000000000000A"])
@@ -61,3 +59,37 @@ def test_what_a_kill_left_pending_in_the_index_alone(tmp_path: Path, batch: str)
         (owed,) = world.engine.journal.deliveries(SOURCE)
         assert (owed.status, owed.batch) == ("COMPLETED", "")
         assert world.statuses() == {"COMPLETED"}
+
+
+@pytest.mark.parametrize("act", ["update", "remove", "edit"])
+@pytest.mark.parametrize("sharing", ["auto", "private"])
+def test_what_arrives_before_the_first_look_at_a_tree(tmp_path: Path, act: str, sharing: str) -> None:
+    """G6, G7: without a journal nothing is known of a view yet, and what it shows is not taken for a user's work."""
+    with World(tmp_path) as world:
+        if sharing != "auto":
+            world.set_sharing(west=sharing)
+        world.write("k", b"1")
+        world.settle()
+        world.away("west")
+        if act == "update":
+            world.write("k", b"2")
+        elif act == "remove":
+            world.unlink("k")
+        else:
+            world.path("k").chmod(0o600)
+        world.settle()
+        world.back("west")
+        world.restart(without_journal=True)
+        source, destination = world.region(SOURCE), world.region(DESTINATION)
+        source.look_around()
+        destination.look_around()
+        while destination.inbox:
+            destination.inbox.popleft()()
+        assert destination._deliver()
+        for _ in range(2):
+            world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert world.ids(DESTINATION) == world.ids(SOURCE)
+        if act == "edit":
+            assert world.path("k", DESTINATION).stat().st_mode & 0o777 == 0o600
+        assert world.leftovers(DESTINATION) == []

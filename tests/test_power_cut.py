@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, worlds
 
 Act = Callable[[World], None]
 
@@ -45,48 +44,38 @@ def _long_name(world: World) -> None:
 ACTS = [_update, _remove, _rename, _edit, _create, _long_name]
 
 
-@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
-@pytest.mark.parametrize("sharing", ["auto", "private"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharing", "without_journal"), [("auto", True), ("private", False)], ids=str)
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__.strip("_"))
-def test_power_cut_at_every_change(tmp_path: Path, act: Act, sharing: str, without_journal: bool) -> None:
+def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str, without_journal: bool) -> None:
     """G2, G3, G4, G7: after a cut at any change, and a restart, both trees are what they would have been without."""
-    for calls in itertools.count():
-        with World(tmp_path / str(calls)) as world:
-            _set_sharing(world, sharing)
-            world.write("d/k", b"one")
-            world.write("other", b"o")
+    for calls, world in worlds(memory):
+        if sharing != "auto":
+            world.set_sharing(west=sharing)
+        world.write("d/k", b"one")
+        world.write("other", b"o")
+        world.settle()
+        act(world)
+        there = world.tree(SOURCE)
+        seen = world.tree(DESTINATION)
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
             world.settle()
-            act(world)
-            there = world.tree(SOURCE)
-            seen = world.tree(DESTINATION)
-            fs = DyingFs(calls)
-            world.restart(fs=fs)
-            with contextlib.suppress(PowerCut):
-                world.settle()
-            _views_are_whole(world, seen, there)
-            world.restart(without_journal=without_journal)
-            world.settle()
-            where = f"cut at change {calls}, in {fs.died_in}"
-            assert world.tree(SOURCE) == there, where
-            assert world.tree(DESTINATION) == there, where
-            assert world.ids(SOURCE) == world.ids(DESTINATION), where
-            assert len(world.ids(SOURCE)[b"other"]) == 1, where
-            assert max(len(v) for v in world.ids(SOURCE).values()) <= 2, where
-            assert world.statuses() == {"COMPLETED"}, where
-            assert world.statuses(DESTINATION) == {"REPLICA"}, where
-            assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
-            if not fs.died:
-                return
-
-
-def _set_sharing(world: World, sharing: str) -> None:
-    if sharing != "auto":
-        text = world.settings.path.read_text()
-        world.settings.path.write_text(text.replace("[regions.west]\n", f'[regions.west]\nsharing = "{sharing}"\n'))
-        from fsrepl import settings
-
-        world.settings = settings.load(world.settings.path)
-        world.restart()
+        _views_are_whole(world, seen, there)
+        world.restart(without_journal=without_journal)
+        world.settle()
+        where = f"cut at change {calls}, in {fs.died_in}"
+        assert world.tree(SOURCE) == there, where
+        assert world.tree(DESTINATION) == there, where
+        assert world.ids(SOURCE) == world.ids(DESTINATION), where
+        assert len(world.ids(SOURCE)[b"other"]) == 1, where
+        assert max(len(v) for v in world.ids(SOURCE).values()) <= 2, where
+        assert world.statuses() == {"COMPLETED"}, where
+        assert world.statuses(DESTINATION) == {"REPLICA"}, where
+        assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
+        if not fs.died:
+            return
 
 
 def _views_are_whole(world: World, before: dict[str, bytes], after: dict[str, bytes]) -> None:

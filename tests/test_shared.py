@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from fsrepl import listing
 from fsrepl.errors import StoreDamaged
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, worlds
 
 WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
 
@@ -41,16 +40,15 @@ def _served(world: World, bucket: str, key: str = "k") -> dict[str, bytes]:
     return out
 
 
-def _linked(home: Path, sharing: str) -> tuple[World, str]:
-    """A world with one replicated object, and the bucket whose view of it is a hard link."""
-    world = World(home)
+def _link(world: World, sharing: str) -> str:
+    """Replicate one object; the bucket whose view of it is a hard link."""
     if sharing == "link":
         world.set_sharing(east="link")
     world.write("k", WAS)
     world.settle()
     bucket = SOURCE if sharing == "link" else DESTINATION
     assert _is_linked(world, bucket)
-    return world, bucket
+    return bucket
 
 
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
@@ -60,8 +58,8 @@ def test_what_was_written_is_a_version_and_the_old_one_comes_back(
     tmp_path: Path, sharing: str, restarted: bool, without_journal: bool
 ) -> None:
     """Section 7, View and store; G1, G2: a replica's view under "auto", a user's file under "link"."""
-    world, bucket = _linked(tmp_path, sharing)
-    with world:
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
         old = world.current("k", bucket).id
         _write_into(world.path("k", bucket))
         assert old not in _served(world, bucket)
@@ -84,8 +82,8 @@ def test_what_was_written_is_a_version_and_the_old_one_comes_back(
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 def test_it_comes_back_when_its_source_does(tmp_path: Path, restarted: bool) -> None:
     """Section 7; G7: until then it is not served to anybody; also across restarts without a journal."""
-    world, bucket = _linked(tmp_path, "auto")
-    with world:
+    with World(tmp_path) as world:
+        bucket = _link(world, "auto")
         old = world.current("k", bucket).id
         world.away("east")
         _write_into(world.path("k", bucket))
@@ -107,8 +105,8 @@ def test_a_write_through_another_name_of_the_file(
     tmp_path: Path, sharing: str, act: Callable[[Path, Path], object]
 ) -> None:
     """G6, section 7: the file knows whose it is, whatever its view is called by now."""
-    world, bucket = _linked(tmp_path, sharing)
-    with world:
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
         old = world.current("k", bucket).id
         act(world.path("k", bucket), world.path("other", bucket))
         world.settle()
@@ -125,21 +123,20 @@ def test_a_write_through_another_name_of_the_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "link"])
-def test_power_cut_at_every_change(tmp_path: Path, sharing: str) -> None:
+def test_power_cut_at_every_change(memory: Path, sharing: str) -> None:
     """G2, G7: wherever it is cut short, also without the journal, both contents are versions in the end."""
-    for calls in itertools.count():
-        world, bucket = _linked(tmp_path / str(calls), sharing)
-        with world:
-            old = world.current("k", bucket).id
-            _write_into(world.path("k", bucket))
-            fs = DyingFs(calls)
-            world.restart(fs=fs)
-            with contextlib.suppress(PowerCut):
-                world.settle()
-            assert _served(world, bucket).get(old, WAS) == WAS, calls
-            world.restart(without_journal=calls % 2 == 0)
+    for calls, world in worlds(memory):
+        bucket = _link(world, sharing)
+        old = world.current("k", bucket).id
+        _write_into(world.path("k", bucket))
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
             world.settle()
-            assert _served(world, bucket) == {old: WAS, world.current("k", bucket).id: IS}, (calls, fs.died_in)
-            assert world.leftovers(bucket) == [], calls
-            if not fs.died:
-                return
+        assert _served(world, bucket).get(old, WAS) == WAS, calls
+        world.restart(without_journal=calls % 2 == 0)
+        world.settle()
+        assert _served(world, bucket) == {old: WAS, world.current("k", bucket).id: IS}, (calls, fs.died_in)
+        assert world.leftovers(bucket) == [], calls
+        if not fs.died:
+            return

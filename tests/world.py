@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,6 +51,14 @@ def v2(
     }
 
 
+def worlds(home: Path, **more: Any) -> Iterator[tuple[int, World]]:
+    """New worlds without end, each with its number, and gone when the next is asked for."""
+    for number in itertools.count():
+        with World(home / str(number), **more) as world:
+            yield number, world
+        shutil.rmtree(world.home)
+
+
 class World:
     """Two regions, a versioned bucket in each, the first replicated to the second; other buckets where told so.
 
@@ -67,9 +77,10 @@ class World:
     ) -> None:
         self.home = home
         places = {name: str(path) for name, path in (regions or {}).items()}
-        sites.init(home, {name: places.get(name) for name in sorted({b.partition("/")[0] for b in buckets})})
+        names = sorted({bucket.partition("/")[0] for bucket in buckets})
+        sites.init(home, {name: places.get(name) for name in names}, fs=UnsyncedFs())
         self.settings = settings.load(home / settings.FILE)
-        self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
+        self._start(fs)
         for bucket in buckets:
             self.run("bucket.create", bucket=bucket, versioning=True)
         if replicate:
@@ -139,7 +150,11 @@ class World:
         if without_journal:
             for path in Path(self.engine.site.state).glob("journal.db*"):
                 path.unlink()
+        self._start(fs)
+
+    def _start(self, fs: Fs | None) -> None:
         self.engine = Engine(self.settings, fs=fs or UnsyncedFs())
+        self.engine.journal.execute("PRAGMA synchronous = OFF")  # as with UnsyncedFs: the power stays on
 
     def set_sharing(self, **regions: str) -> None:
         """How view and store share, by region; the site starts anew with it."""

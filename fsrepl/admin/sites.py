@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
 
 
-def init(directory: Path, regions: dict[str, str | None]) -> dict[str, object]:
+def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = None) -> dict[str, object]:
     """A new site: its settings, and an identity in each region. A region that has one is attached as it is."""
     directory = Path(os.path.abspath(directory))
     path = directory / settings.FILE
@@ -43,7 +43,7 @@ def init(directory: Path, regions: dict[str, str | None]) -> dict[str, object]:
     wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
     text = settings.render(wanted)
     parsed = settings.parse(text, path, os.path.realpath)
-    site = Site(parsed)
+    site = Site(parsed, fs)
     with contextlib.ExitStack() as undo:
         _make_directory(directory, "the site", undo)
         for name in wanted:
