@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from fsrepl import batch, keys, rounds
+from fsrepl import batch, keys, rounds, unversioned
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import Status, Versioning
@@ -209,6 +209,11 @@ def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
 
 def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
     """A key that no rule chose: `wait` says so, as its caller may expect more. Raises Refused(NoSuchKey)."""
+    bucket = engine.site.bucket(address)
+    if bucket.versioning is Versioning.OFF:
+        with bucket.open() as opened:
+            if unversioned.has(opened, key):
+                return [f"{address}/{keys.shown(key)}"]
     known = engine.journal.object(address, key)
     if known is None:
         raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")

@@ -51,6 +51,11 @@ class Lock:
         try:
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except PermissionError as error:
+            raise Refused(
+                "AccessDenied",
+                f"the state of this site, {os.path.dirname(self._path)}, is for its own user and root alone",
+            ) from error
         except OSError as error:
             raise Usage(f"cannot use the site's lock {self._path}: {reason(error)}") from error
         try:

@@ -190,7 +190,7 @@ class Daemon:
                     "online": place.up or not place.bucket.trouble,
                     "trouble": place.bucket.trouble,
                     "scanning": bool(place.scans),
-                    "skipped": place.trouble.skipped_number,
+                    "skipped": place.trouble.skipped_number if place.up and place.scanned else None,
                     "paused": place.paused,
                     "polled": [keys.shown(p) for p in sorted(place.trouble.polled)],
                     "mounts": [keys.shown(p) for p in sorted(place.trouble.mounts)],

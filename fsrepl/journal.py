@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsrepl import keys
+from fsrepl.errors import Unavailable
 from fsrepl.model import NULL, THRESHOLD_NS, Delivery, Status, Tracking, Version, operation
 
-_SCHEMA_VERSION = 4
+_SCHEMA_VERSION = 5
+_LOCKED_MAX_S = 60.0
+"""How long another program may keep the journal locked, as one that copies it does, before that is a fault."""
 _PAGE = 1000
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0);
+CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
+    skipped INTEGER DEFAULT 0);
 -- one row a version or marker
 CREATE TABLE version (
     bucket INTEGER, dir BLOB, name BLOB, created INTEGER, id TEXT, marker INTEGER, size INTEGER,
@@ -166,7 +170,7 @@ class Journal:
         if read_only:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5)
         else:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_MAX_S, check_same_thread=False)
         try:
             self.is_new = self._prepare(read_only)
             self._ids: dict[str, int] = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
@@ -206,7 +210,7 @@ class Journal:
             if self._db.in_transaction:
                 yield
                 return
-            self._db.execute("BEGIN")
+            self._db.execute("BEGIN IMMEDIATE")  # what only reads first would not wait for who holds the lock
             try:
                 yield
             except BaseException:
@@ -252,6 +256,14 @@ class Journal:
 
     def set_scanned(self, address: str, began_ns: int) -> None:
         self.execute("UPDATE bucket SET scanned = ? WHERE address = ?", (began_ns, address))
+
+    def skipped(self, address: str) -> int:
+        """How many entries of a bucket are no objects, as it was last seen."""
+        row = self.execute("SELECT skipped FROM bucket WHERE address = ?", (address,)).fetchone()
+        return row[0] if row else 0
+
+    def set_skipped(self, address: str, number: int) -> None:
+        self.execute("UPDATE bucket SET skipped = ? WHERE address = ?", (number, address))
 
     def tree(self, address: str) -> str:
         """Which tree of a bucket the journal was last made from, whole; empty where that is not known."""
@@ -763,10 +775,15 @@ def _object(row: Sequence[Any]) -> Object:
 
 
 def open_or_replace(path: str) -> Journal:
-    """The journal, new and empty where it is missing, damaged or of another version."""
+    """The journal, new and empty where it is missing, damaged or of another version.
+
+    Raises Unavailable where another program holds its lock.
+    """
     try:
         return Journal(path)
-    except sqlite3.Error:
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise Unavailable(f"{path} is locked by another program than fsrepl; it is needed here") from error
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + suffix)

@@ -94,7 +94,7 @@ def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict
 
 def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
     """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
-    rows = region.engine.journal.versions_of(bucket.address, key)
+    rows = region.engine.journal.versions_of(bucket.address, key) if keys.is_key(key) else []
     if not rows:
         raise Refused("NoSuchKey", f"{bucket.address} has no {keys.shown(key)}")
     for found, _, marker in rows:

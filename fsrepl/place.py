@@ -75,6 +75,8 @@ class Place:
     stripped: bool = False
     """Versions here have lost their attributes, which another region may know when it is back."""
     paused: str = ""
+    skipped_recorded: int = -1
+    """The number of entries that are no objects, as the journal has it."""
     scanned: bool = False
     """The first scan since it came up is complete."""
     looked_ns: int = 0

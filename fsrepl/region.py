@@ -133,6 +133,7 @@ class Region:
             for place in self.places.values():
                 if place.up:
                     courtesy.mark_views(self, place, time.monotonic(), everything=True)
+                    self._record_skipped(place)
 
     def wake(self) -> None:
         self._wake.set()
@@ -218,7 +219,16 @@ class Region:
             return
         place.offline = ""
         if place.up:
+            self._record_skipped(place)
             rounds.go_round(self, place)
+
+    def _record_skipped(self, place: Place) -> None:
+        """How many entries are no objects is shown without the daemon, too."""
+        number = place.trouble.skipped_number
+        if place.scanned and number != place.skipped_recorded:
+            with self.engine.journal.transaction():
+                self.engine.journal.set_skipped(place.bucket.address, number)
+            place.skipped_recorded = number
 
     def _bring_up(self, place: Place, bucket: OpenBucket) -> None:
         """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""

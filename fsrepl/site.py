@@ -342,6 +342,10 @@ class Site:
             self.uuid = str(found.get("site") or self.uuid or uuid.uuid4())
         except FileNotFoundError:
             self.uuid = self.uuid or str(uuid.uuid4())
+        except PermissionError as error:
+            raise Refused(
+                "AccessDenied", f"the state of this site, {self.state}, is for its own user and root alone"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Usage(
                 f"{path} cannot be read ({error}); if it is lost, remove it and attach each region with "

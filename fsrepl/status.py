@@ -78,6 +78,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
         conflicts = _conflicts(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
+    skipped = alive.get("skipped")
     objects, versions, size = journal_.object_counts(address)
     counts = journal_.delivery_counts(address)
     trouble = bucket.trouble or alive.get("trouble", "")
@@ -93,7 +94,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "pending": pending.number,
         "pending_bytes": pending.bytes,
         "failed": _sum(counts, "FAILED").number,
-        "skipped": alive.get("skipped", 0),
+        "skipped": journal_.skipped(address) if skipped is None else skipped,
         "lag_seconds": _lag(pending, now_ns),
         "rules": _rules(site, address, counts, metrics.of_bucket(journal_, address, now_ns), now_ns),
     }

@@ -62,16 +62,26 @@ def _version(key: bytes, found: os.stat_result) -> Version:
     return Version(key, NULL, found.st_mtime_ns, size=found.st_size, origin=Origin.USER)
 
 
+def has(bucket: OpenBucket, key: bytes) -> bool:
+    """Whether a file has this key."""
+    if not keys.is_key(key):
+        return False
+    directory, name = keys.split(key)
+    try:
+        return bucket.fs.is_regular(bucket.fs.stat(bucket.views.get(directory), name))
+    except OSError as error:
+        if error.errno in GONE:
+            return False
+        raise
+
+
 def read(bucket: OpenBucket, key: bytes) -> Version | None:
     """All that can be said of one object; None where no file has this key."""
-    if not keys.is_key(key):
+    if not has(bucket, key):
         return None
     directory, name = keys.split(key)
     try:
-        at = bucket.views.get(directory)
-        if not bucket.fs.is_regular(bucket.fs.stat(at, name)):
-            return None
-        fd = bucket.fs.open_read(at, name)
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
     except OSError as error:
         if error.errno in GONE:
             return None

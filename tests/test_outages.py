@@ -47,3 +47,12 @@ def test_wait_does_not_say_safe_where_nothing_can_be_captured(site: Site) -> Non
     site.wait()
     site.in_step()
     assert site.tree(DESTINATION) == {"k": b"k"}
+
+
+def test_wait_knows_the_files_of_a_bucket_without_versioning(site: Site) -> None:
+    """Section 5: no rule can choose them, which `wait` says; a key that is not there is an error."""
+    site.must("bucket", "create", "east/plain")
+    site.write("d/k", b"k", "east/plain")
+    assert "no rule chose east/plain/d/k" in site.wait("east/plain/d/k").err
+    site.refused("NoSuchKey", "wait", "east/plain/other")
+    site.refused("NoSuchKey", "restore", f"{SOURCE}//k")

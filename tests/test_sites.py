@@ -1,0 +1,100 @@
+"""Sites and regions: what is made, what is refused, and that what is refused leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl import control, settings
+from fsrepl.admin import sites
+from fsrepl.errors import Usage
+from tests.world import SOURCE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path / "site") as found:
+        yield found
+
+
+def everything(top: Path) -> dict[str, bytes | None]:
+    """Each path below a folder, and the content of files."""
+    return {str(p.relative_to(top)): p.read_bytes() if p.is_file() else None for p in sorted(top.rglob("*"))}
+
+
+# -- the site
+
+
+def test_a_refused_site_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Section 5: the first region is fine, the second cannot be; neither is made."""
+    (tmp_path / "file").touch()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    before = everything(tmp_path)
+    refused: list[dict[str, str | None]] = [
+        {"a": str(tmp_path / "deep/a"), "b": str(tmp_path / "file")},
+        {"a": str(tmp_path / "deep/a"), "b": str(tmp_path / "deep/a/b")},
+        {"a": str(tmp_path / "real"), "b": str(tmp_path / "link/b")},
+        {"a": str(tmp_path / "real"), "b": "/proc/b"},
+        {"a b": None},
+    ]
+    for regions in refused:
+        with pytest.raises(Usage):
+            sites.init(tmp_path / "site", regions)
+        assert everything(tmp_path) == before, regions
+
+
+def test_settings_keep_their_owner_mode_and_place(world: World, tmp_path: Path) -> None:
+    """What a command changes in fsrepl.toml goes to where its link leads, and changes nothing else about it."""
+    elsewhere = tmp_path / "managed.toml"
+    file = world.home / settings.FILE
+    assert file.stat().st_mode & 0o777 == 0o644
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+    elsewhere.chmod(0o640)
+    world.run("region.add", name="north", path=str(tmp_path / "north"))
+    assert file.is_symlink()
+    assert elsewhere.stat().st_mode & 0o777 == 0o640
+    assert "[regions.north]" in elsewhere.read_text()
+
+
+# -- regions
+
+
+def test_a_region_belongs_to_one_site_at_a_time(world: World, tmp_path: Path) -> None:
+    """Two daemons in one region would make two versions of each file: the second is refused while the first runs."""
+    east = world.settings.regions["east"].path
+    before = everything(east)
+    with control.Lock(world.settings.state) as lock:
+        lock.acquire()
+        with pytest.raises(Usage, match="belongs to a site that is at work"):
+            sites.init(tmp_path / "other", {"north": None, "east": str(east)})
+    assert everything(east) == before
+    assert not (tmp_path / "other").exists()
+    sites.init(tmp_path / "other", {"north": None, "east": str(east)})
+    assert not world.engine.site.online("east"), "it was taken, and the first site keeps its hands off"
+    world.run("region.add", name="east", path=str(east))
+    assert world.engine.site.online("east")
+    world.run("region.forget", name="east")
+    assert "site" not in json.loads((east / ".fsrepl-region.json").read_text())
+
+
+def test_regions_are_attached_again_after_the_state_was_lost(world: World) -> None:
+    """The identities are in the regions: attaching them again finds the buckets, and their history is unchanged."""
+    world.write("k", b"k")
+    world.settle()
+    before = world.ids(SOURCE)
+    world.engine.close()
+    for path in world.settings.state.iterdir():
+        path.unlink()
+    world.engine = type(world.engine)(world.settings)
+    assert world.engine.site.buckets == {}
+    for name, region in world.settings.regions.items():
+        world.run("region.add", name=name, path=str(region.path))
+    assert world.ids(SOURCE) == before
+    world.write("new", b"new")
+    world.settle()
+    assert world.tree("west/dst") == {"k": b"k", "new": b"new"}

@@ -1,0 +1,88 @@
+"""The site's own state: what is shown from it without a daemon, who may use it, and others who do."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl import control, journal, status
+from fsrepl.errors import Refused, Unavailable
+from fsrepl.site import Site
+from tests.world import SOURCE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as found:
+        yield found
+
+
+def skipped(world: World) -> int:
+    shown = status.status(Site(world.settings), {"running": False})
+    return next(b["skipped"] for b in shown["buckets"] if b["bucket"] == SOURCE)
+
+
+def test_what_is_skipped_is_counted_without_the_daemon_too(world: World) -> None:
+    """G11: links and FIFOs are no objects; how many there are is shown before and after a restart."""
+    world.path("link").symlink_to("/etc/passwd")
+    world.path("d").mkdir()
+    os.mkfifo(world.path("d/fifo"))
+    world.settle()
+    world.look()
+    assert skipped(world) == 2
+    world.restart()
+    assert skipped(world) == 2
+    world.path("link").unlink()
+    world.settle()
+    world.look()
+    assert skipped(world) == 1
+
+
+def test_a_program_that_locks_the_journal_is_waited_for(world: World) -> None:
+    """G7: one that copies the journal, say. What happens meanwhile is recorded when it is done."""
+    other = sqlite3.connect(world.settings.state / "journal.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    let_go = threading.Timer(0.3, other.execute, ("ROLLBACK",))
+    let_go.start()
+    world.write("k", b"k")
+    world.settle()
+    let_go.join()
+    other.close()
+    assert world.tree("west/dst") == {"k": b"k"}
+
+
+def test_a_locked_journal_is_not_taken_for_a_damaged_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that cannot be opened is replaced by a new one; never one that another program works with."""
+    monkeypatch.setattr(journal, "_LOCKED_MAX_S", 0.01)
+    path = world.settings.state / "journal.db"
+    world.engine.journal.close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Unavailable, match="locked by another program"):
+        journal.open_or_replace(str(path))
+    other.close()
+    world.restart()
+    assert not world.engine.journal.is_new
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+def test_who_may_not_use_the_state_is_told_so(world: World) -> None:
+    """Section 2: the state is the daemon's own. That is no damage, and nothing to mend."""
+    for path in (world.home, *world.home.parents):
+        if path == Path("/tmp"):
+            break
+        path.chmod(0o755)
+    os.seteuid(65533)
+    try:
+        with pytest.raises(Refused, match="AccessDenied"):
+            Site(world.settings)
+        with pytest.raises(Refused, match="AccessDenied"), control.Lock(world.settings.state) as lock:
+            lock.acquire()
+    finally:
+        os.seteuid(0)
