@@ -1,0 +1,83 @@
+"""The power goes where root would not notice, and where file times are coarse."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles import CoarseFs, DyingFs, PowerCut
+from tests.world import DESTINATION, SOURCE, World
+
+USER = 65533
+
+
+@pytest.fixture
+def users_home() -> Iterator[Path]:
+    """A folder of an ordinary user, whom this process is as long as the test runs.
+
+    Not below pytest's own folder, which every other pytest that starts shuts to all but root.
+    """
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-user-"))
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.chown(home, USER, USER)
+        codecs.lookup("ascii")  # what Python loads late may lie where that user may not read
+        os.setegid(USER)
+        os.seteuid(USER)
+    try:
+        yield home
+    finally:
+        if was_root:
+            os.seteuid(0)
+            os.setegid(0)
+        shutil.rmtree(home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
+def test_power_cut_at_every_change_of_an_ordinary_user(users_home: Path, without_journal: bool) -> None:
+    """G2, G3, G7: an update, a deletion, a new file and one that its owner may not write, cut at every change."""
+    for calls in itertools.count():
+        with World(users_home / str(calls)) as world:
+            world.write("d/k", b"one")
+            world.write("gone", b"g")
+            world.settle()
+            world.write("d/k", b"two, longer")
+            world.path("gone").unlink()
+            world.write("shut", b"s")
+            world.path("shut").chmod(0o400)
+            there = world.tree(SOURCE)
+            fs = DyingFs(calls)
+            world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                world.settle()
+            world.restart(without_journal=without_journal)
+            world.settle()
+            where = f"cut at change {calls}, in {fs.died_in}"
+            assert world.tree(SOURCE) == there, where
+            assert world.tree(DESTINATION) == there, where
+            assert world.ids(SOURCE) == world.ids(DESTINATION), where
+            assert {k: len(v) for k, v in world.ids(SOURCE).items()} == {b"d/k": 2, b"gone": 2, b"shut": 1}, where
+            assert world.statuses() == {"COMPLETED"}, where
+            assert world.path("shut", DESTINATION).stat().st_mode & 0o777 == 0o400, where
+            assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
+            if not fs.died:
+                return
+
+
+def test_a_change_that_leaves_the_same_coarse_times(tmp_path: Path) -> None:
+    """G6, before Linux 6.13: of the same size and within one tick of the clock, and found all the same by a scan."""
+    with World(tmp_path, fs=CoarseFs()) as world:
+        for number in range(20):
+            world.write("k", b"%02d" % number)
+            world.settle()
+            assert world.tree(DESTINATION) == {"k": b"%02d" % number}
+        assert len(world.ids(SOURCE)[b"k"]) == 20
