@@ -64,16 +64,8 @@ def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Ver
 
 
 def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version]]:
-    """One directory of the store and all below, in the order of keys. Without recursion: trees may be deep."""
-    under_way = [_steps(bucket, path, prefix)]
-    while under_way:
-        found = next(under_way[-1], None)
-        if found is None:
-            under_way.pop()
-        elif isinstance(found, bytes):
-            under_way.append(_steps(bucket, found, prefix))
-        else:
-            yield found
+    """One directory of the store and all below, in the order of keys."""
+    return store.in_depth(path, lambda below: _steps(bucket, below, prefix))
 
 
 def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version] | bytes]:

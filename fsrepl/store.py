@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -21,6 +22,8 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.model import Version
 from fsrepl.site import OpenBucket
+
+T = TypeVar("T")
 
 _numbers = itertools.count()
 
@@ -230,6 +233,22 @@ def digest(bucket: OpenBucket, fd: int) -> bytes:
     for chunk in bucket.fs.chunks(fd):
         hasher.update(chunk)
     return hasher.digest()
+
+
+def in_depth(top: bytes, steps: Callable[[bytes], Iterator[T | bytes]]) -> Iterator[T]:
+    """What is found in a directory and all below. steps: what comes after what in one, bytes being a directory in it.
+
+    Without recursion: trees may be deep.
+    """
+    under_way = [steps(top)]
+    while under_way:
+        found = next(under_way[-1], None)
+        if found is None:
+            under_way.pop()
+        elif isinstance(found, bytes):
+            under_way.append(steps(found))
+        else:
+            yield found
 
 
 def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, keys.StoredName]]]]:

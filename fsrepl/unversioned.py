@@ -19,22 +19,13 @@ from fsrepl.site import OpenBucket
 def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
     """The objects whose keys begin with a prefix, in byte order; without digests, which would take long."""
     top, _ = keys.split(prefix)
-    yield from _walk(bucket, top, prefix)
+    yield from store.in_depth(top, lambda path: _readable(bucket, path, prefix))
 
 
-def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version]:
-    """Without recursion: trees may be deep."""
-    under_way = [_steps(bucket, path, prefix)]
-    while under_way:
-        found = None
-        with contextlib.suppress(OSError):  # a directory that cannot be read, or not any more, shows nothing
-            found = next(under_way[-1], None)
-        if found is None:
-            under_way.pop()
-        elif isinstance(found, bytes):
-            under_way.append(_steps(bucket, found, prefix))
-        else:
-            yield found
+def _readable(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
+    """The same as _steps; a directory that cannot be read, or not any more, shows nothing."""
+    with contextlib.suppress(OSError):
+        yield from _steps(bucket, path, prefix)
 
 
 def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:

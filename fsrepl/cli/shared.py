@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -242,6 +242,3 @@ def duration_text(seconds: float) -> str:
 def is_terminal() -> bool:
     """Whether a person watches: progress and colours are for them alone."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-Register = Callable[[typer.Typer], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,20 +58,15 @@ def _progress(stop: threading.Event) -> None:
     from rich.console import Console
 
     from fsrepl import status
+    from fsrepl.cli.shared import open_site
 
     console = Console(stderr=True)
     with console.status("waiting") as line:
         while not stop.wait(_PROGRESS_S):
-            found = status.status(_site(), status.daemon_status(state().settings))
+            found = status.status(open_site(), status.daemon_status(state().settings))
             pending = sum(b["pending"] for b in found["buckets"])
             size = sum(b["pending_bytes"] for b in found["buckets"])
             line.update(f"waiting: {pending} deliveries, {size_text(size)}")
-
-
-def _site() -> Any:
-    from fsrepl.cli.shared import open_site
-
-    return open_site()
 
 
 def retry(
