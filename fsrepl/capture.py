@@ -271,7 +271,7 @@ def _take(
             store.unstage(bucket, staged)
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
-    racy = moving or now_ns - found.st_ctime_ns < bucket.fs.coarse_ns
+    racy = moving or now_ns - found.st_ctime_ns < bucket.coarse_ns
     others = attrs.RECORDS if after.st_nlink > 1 else frozenset()
     marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in others}
     return Taken(

@@ -139,17 +139,23 @@ def _thread_id(change: Callable[[int], int], wanted: int) -> Iterator[None]:
         change(before)
 
 
-def _coarse_ns() -> int:
-    """How far apart two changes may be and still leave equal times on a file. Source: design.md, section 7."""
+def _has_fine_times() -> bool:
+    """Whether this kernel tells two changes of a file apart whenever somebody looked in between (Linux 6.13)."""
     release = platform.release().split("-")[0].split(".")
-    numbers = tuple(int(x) for x in release[:2] if x.isdigit())
-    return 0 if numbers >= (6, 13) else 20_000_000
+    return tuple(int(x) for x in release[:2] if x.isdigit()) >= (6, 13)
+
+
+_FINE = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994}) if _has_fine_times() else frozenset()
+"""ext2 to ext4, xfs, btrfs, tmpfs: f_type of statfs(2) of those that keep such times."""
+_REMOTE = frozenset(
+    {0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x65735546, 0x01021997, 0x00C36400, 0x5346414F, 0x0BD00BD0}
+)
+"""NFS, SMB 1 to 3, FUSE, 9p, Ceph, AFS, Lustre: times are made elsewhere, and perhaps by whole seconds."""
 
 
 class Fs:
     """The machine's filesystems. Every method raises OSError as the kernel answers it."""
 
-    coarse_ns = _coarse_ns()
     read_only = False
     interrupted = False
     """The process is about to end: who is in the midst of reading a long file gives up."""
@@ -265,6 +271,14 @@ class Fs:
             return True if error.errno == errno.EAGAIN else None
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
+
+    def coarse_ns(self, fd: int) -> int:
+        """How far apart two changes may be and still leave equal times on a file. Source: design.md, section 7."""
+        answer = ctypes.create_string_buffer(512)  # a struct statfs, whose first member is f_type, a long
+        if _libc.fstatfs(fd, answer):
+            raise _fail()
+        kind = ctypes.c_ulong.from_buffer(answer).value
+        return 0 if kind in _FINE else 2_000_000_000 if kind in _REMOTE else 20_000_000
 
     def space(self, fd: int) -> tuple[int, int]:
         """Bytes free for ordinary users, and bytes in all."""

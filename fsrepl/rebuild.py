@@ -414,7 +414,7 @@ class Rebuilder:
                     if lacks != version.shortfall.lacks:
                         records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
                     # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
-                    racy = not self.rebuilt or bucket.fs.coarse_ns > 0
+                    racy = not self.rebuilt or bucket.coarse_ns > 0
                     view = view_of(bucket.fs.stat_fd(fd), known.id, racy=racy)
                     if view.has_content_of(before):
                         journal.see(bucket.address, key, view)

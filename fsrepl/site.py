@@ -128,6 +128,14 @@ class OpenBucket:
         """The source whose directories new view directories take their mode and owner from."""
         self.device = self.fs.stat_fd(fd).st_dev
 
+    @property
+    def coarse_ns(self) -> int:
+        """How far apart two changes may be here and still leave equal times on a file."""
+        known = self.bucket.coarse
+        if known is None or known[0] != self.device:
+            known = self.bucket.coarse = (self.device, self.fs.coarse_ns(self.fd))
+        return known[1]
+
     def _folder(self, path: bytes, *, make: bool = False) -> int:
         try:
             fd = self.fs.open_dir(self.fd, path)
@@ -187,6 +195,8 @@ class Bucket:
         """It was not there at the last look: its region, or its folder."""
         self.ids = clock.VersionIds()
         self.reflinks: bool | None = None
+        self.coarse: tuple[int, int] | None = None
+        """A device, and how coarse its filesystem's times are."""
 
     @property
     def path(self) -> Path:

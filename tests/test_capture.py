@@ -283,3 +283,11 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
         place.rests_until_s.clear()  # a large file rests after it was copied
         world.engine.settle_down()
         assert len(contents(world, "k")) == 2
+
+
+def test_how_coarse_times_are_is_asked_of_each_filesystem() -> None:
+    """Section 7: 20 ms where nothing better is known, such as of /proc."""
+    fs = Fs()
+    fd = fs.open_root("/proc")
+    assert fs.coarse_ns(fd) == 20_000_000
+    fs.close(fd)
