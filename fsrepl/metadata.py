@@ -8,6 +8,7 @@ is no edit of its user's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,13 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     deliveries = edits.owed(was, edited, place.bucket.replication, home=bucket.address, original=there)
     edited = replace(edited, deliveries=deliveries)
     _note_deliveries(region, bucket, [edited])
-    store.write_record(bucket, edited)
+    try:
+        store.write_record(bucket, edited)
+    except (OSError, FsreplError):
+        # How far that came, the record says; what is owed by it goes out. The rest is found again by the next look.
+        engine.recent.forget(bucket.address, edited.key, edited.id)
+        region.owe(bucket.address, edited)
+        raise
     _owe(region, bucket, edited)
     return edited
 
@@ -77,7 +84,7 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
         if looks is not None:
             with engine.journal.transaction():
                 engine.journal.see(bucket.address, was.key, looks)
-        commit.drop_intents(bucket, intents)
+        _drop(bucket, intents)
 
 
 # -- where it is applied
@@ -159,8 +166,8 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     for each in changes:
         try:
             if each.now != each.there:
-                store.write_record(bucket, each.now, applied=True)
                 engine.recent.forget(bucket.address, each.now.key, each.now.id)
+                store.write_record(bucket, each.now, applied=True)
             view = views.get(id(each))
             if view is not None and (looks := show(bucket, view, each.now)) is not None:
                 seen.append((each.now.key, looks))
@@ -178,8 +185,14 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
         if each.now.deliveries != each.there.deliveries:
             _owe(region, bucket, each.now)
     if intent_name and len(done) == len(changes):
-        commit.drop_intents(bucket, intent_name)
+        _drop(bucket, intent_name)
     return done
+
+
+def _drop(bucket: OpenBucket, intents: bytes) -> None:
+    """What was intended is done. Where its file cannot be removed now, the next start finds nothing to do in it."""
+    with contextlib.suppress(OSError):
+        commit.drop_intents(bucket, intents)
 
 
 def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[Change], shown: Collection[bytes]) -> None:

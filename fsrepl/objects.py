@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, commit, deliver, intake, keys, metadata, plan, showing, store
-from fsrepl.errors import Refused, StoreDamaged
+from fsrepl.errors import Refused, StoreDamaged, Unavailable
+from fsrepl.fs import reason
 from fsrepl.journal import Owed
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.site import OpenBucket
@@ -183,7 +184,11 @@ def tag(
         tags = {name: value for name, value in {**version.tags, **put}.items() if name not in drop}
         _check_tags(tags)
         if tags != version.tags:
-            metadata.edit(region, place, bucket, version, replace(version, tags=tags))
+            try:
+                metadata.edit(region, place, bucket, version, replace(version, tags=tags))
+            except OSError as error:
+                why = f"the tags of {address}/{keys.shown(key)} were not written, or not everywhere: {reason(error)}"
+                raise Unavailable(f"{why}; give the command again") from error
     return {"Key": keys.text(key), "VersionId": version.id, "TagSet": tag_set(tags)}
 
 

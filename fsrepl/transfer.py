@@ -17,12 +17,16 @@ from blake3 import blake3
 
 from fsrepl import access, attrs, edits, records, store
 from fsrepl.errors import Failed, Unavailable
-from fsrepl.fs import UNSUPPORTED
+from fsrepl.fs import DOES_NOT_FIT, UNSUPPORTED
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
 from fsrepl.site import OpenBucket
 
 _CHUNK = 8 << 20
 SMALL_BYTES = 1 << 20
+
+
+_NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM, errno.EBADF}
+"""What a view answers that has no room for an attribute, or whose mode shuts its owner out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,26 +167,29 @@ def mark(bucket: OpenBucket, fd: int, version: Version, *, own: bool = True) -> 
     """
     objects, ours = attrs.of_object(version), attrs.marks(version)
     wanted = objects if own else {name: value for name, value in objects.items() if name not in version.attrs}
-    refused = _put(bucket, fd, wanted)
+    refused = _put(bucket, fd, wanted, courtesy=not own)
     if refused and _keep(bucket, fd, frozenset()):
-        refused = _put(bucket, fd, {name: objects[name] for name in refused})
+        refused = _put(bucket, fd, {name: objects[name] for name in refused}, courtesy=not own)
     if not own:
         refused |= version.shortfall.lacks & version.attrs.keys()
     if refused:
         ours.pop(attrs.VERSION_ID)
-        refused |= {attrs.VERSION_ID, *_put(bucket, fd, ours)}
+        refused |= {attrs.VERSION_ID, *_put(bucket, fd, ours, courtesy=True)}
     else:
-        refused = _put(bucket, fd, ours)
+        refused = _put(bucket, fd, ours, courtesy=True)
     _keep(bucket, fd, ours.keys() - refused)
     return refused
 
 
-def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes]) -> set[str]:
+def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, courtesy: bool) -> set[str]:
+    """Set attributes of a view; the names of those that it does not take. Other faults are raised, or no matter."""
     refused = set()
     for attribute, value in raw.items():
         try:
             bucket.fs.set_attribute(fd, attribute, value)
-        except OSError:
+        except OSError as error:
+            if not courtesy and error.errno not in _NOT_TAKEN:
+                raise
             refused.add(attribute)
     return refused
 
