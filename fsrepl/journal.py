@@ -775,10 +775,12 @@ def _object(row: Sequence[Any]) -> Object:
 
 
 def open_or_replace(path: str) -> Journal:
-    """The journal, new and empty where it is missing, damaged or of another version.
+    """The journal, new and empty where it is missing, damaged or of another version; nobody else's to read.
 
     Raises Unavailable where another program holds its lock.
     """
+    with contextlib.suppress(OSError):  # what is wrong with it, SQLite says; its other files take the mode of this one
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         return Journal(path)
     except sqlite3.Error as error:

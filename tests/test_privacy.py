@@ -203,3 +203,25 @@ def test_directories_that_a_replica_needs(world: World) -> None:
     (other / "k").write_bytes(b"data")
     world.settle()
     assert world.path("other", DESTINATION).stat().st_mode & 0o7777 == 0o700
+
+
+@pytest.mark.parametrize("umask", [0, 0o077], ids=["open", "shut"])
+def test_state_and_store_are_the_daemons_own(tmp_path: Path, umask: int) -> None:
+    """Section 2: `.fsrepl` and all below it, and the state, whatever the umask of whoever makes them."""
+    tmp_path.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        with World(tmp_path / "site") as world:
+            world.path("k").touch(0o666)
+            world.path("k").chmod(0o666)
+            world.settle()
+            state = Path(world.engine.site.state)
+            for path in (state, *state.rglob("*")):
+                assert path.lstat().st_mode & 0o077 == 0, path
+            for bucket in (SOURCE, DESTINATION):
+                meta = world.path(".fsrepl", bucket)
+                for path in (meta, *meta.rglob("*")):
+                    assert path.is_file() or path.stat().st_mode & 0o777 == 0o700, path
+            assert world.tree(DESTINATION) == {"k": b""}
+    finally:
+        os.umask(before)
