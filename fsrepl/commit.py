@@ -215,7 +215,7 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
             return _show_new(bucket, bucket.views.get_or_make(directory), name, version, staged)
         if expected is None or not expected.is_like(found):
             return Theirs()
-        if _is_open(bucket, at, name):
+        if _is_written(bucket, at, name):
             return Held("somebody has the file open for writing")
         if version.marker:
             return _hide(bucket, at, directory, name, expected)
@@ -230,13 +230,14 @@ def _conflict(bucket: OpenBucket, key: bytes) -> Held:
     return Held(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
 
 
-def _is_open(bucket: OpenBucket, at: int, name: bytes) -> bool:
+def _is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
+    """Whether somebody has a file open for writing; None where that cannot be known."""
     try:
         fd = bucket.fs.open_read(at, name)
     except OSError:
-        return False  # unreadable to us; the exchange decides
+        return None  # unreadable to us
     try:
-        return bucket.fs.is_written(fd) is True
+        return bucket.fs.is_written(fd)
     finally:
         bucket.fs.close(fd)
 
@@ -262,13 +263,10 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
     aside = _aside(keys.join(directory, name))
     bucket.fs.rename_new(at, name, bucket.displaced, aside)
     bucket.views.changed.add(directory)
-    if not _is_as_recorded(bucket, aside, expected):
-        try:
+    if not _let_go(bucket, aside, expected):
+        with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
             bucket.fs.rename_new(bucket.displaced, aside, at, name)
-        except FileExistsError:
-            return Theirs()  # a new file is there already; recovery makes the displaced one a version
         return Theirs()
-    bucket.fs.unlink(bucket.displaced, aside)
     remove_made_directories(bucket, directory)
     return Shown(None)
 
@@ -281,6 +279,7 @@ def _exchange(
         bucket.fs.rename_new(bucket.tmp, staged, bucket.displaced, aside)
     else:
         bucket.fs.link(*_stored(bucket, version), bucket.displaced, aside)
+    ours = bucket.fs.stat(bucket.displaced, aside).st_ino
     try:
         bucket.fs.exchange(bucket.displaced, aside, at, name)
     except OSError as error:
@@ -289,23 +288,30 @@ def _exchange(
             return Theirs()
         raise
     bucket.views.changed.add(directory)
-    if not _is_as_recorded(bucket, aside, expected):
+    if not _let_go(bucket, aside, expected):
         bucket.fs.exchange(bucket.displaced, aside, at, name)
-        bucket.fs.unlink(bucket.displaced, aside)
+        if bucket.fs.stat(bucket.displaced, aside).st_ino == ours:  # else somebody put a file there in between
+            bucket.fs.unlink(bucket.displaced, aside)
         return Theirs()
-    bucket.fs.unlink(bucket.displaced, aside)
     return Shown(view_of(bucket.fs.stat(at, name), version.id))
 
 
 def _aside(key: bytes) -> bytes:
-    """A name in .fsrepl/displaced that recovery can tell the key from, with the intents at hand."""
+    """A name in .fsrepl/displaced that tells the key, to whoever has the keys at hand."""
     return store.token() + b";" + blake3(key).hexdigest()[:32].encode()
 
 
-def _is_as_recorded(bucket: OpenBucket, aside: bytes, expected: View) -> bool:
-    """Whether what came out of a view is what was recorded, and nobody is writing into it."""
-    found = bucket.fs.stat(bucket.displaced, aside)
-    return expected.has_content_of(found) and not _is_open(bucket, bucket.displaced, aside)
+def _let_go(bucket: OpenBucket, aside: bytes, expected: View) -> bool:
+    """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else False.
+
+    Where that cannot be known it stays aside for a while: displaced.py looks whether anything came of it.
+    """
+    written = _is_written(bucket, bucket.displaced, aside)
+    if written or not expected.has_content_of(bucket.fs.stat(bucket.displaced, aside)):
+        return False
+    if written is False:
+        bucket.fs.unlink(bucket.displaced, aside)
+    return True
 
 
 def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -> None:

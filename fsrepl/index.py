@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 
-from blake3 import blake3
-
-from fsrepl import attrs, commit, keys, metadata, rebuild, records, store
+from fsrepl import attrs, commit, displaced, keys, metadata, rebuild, records, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal, View, view_of
@@ -181,7 +179,9 @@ def finish(
     intents = [intent for _, group in files for intent in group]
     kept: set[bytes] = set()
     fetched: dict[tuple[bytes, str], bytes] = {}
-    _look_at_displaced(bucket, journal, intents)
+    for intent in intents:
+        _finish_removal(bucket, journal, intent.key)
+    displaced.clear(bucket, journal, intents)
     commit.sweep(bucket)
     for name, group in files:
         fetched |= {(i.key, i.version): name for i in group if i.act is commit.Act.FETCH}
@@ -198,6 +198,14 @@ def finish(
             if name not in fetched.values() and not any(intent.key in kept for intent in group):
                 commit.drop_intents(bucket, name)
     return fetched
+
+
+def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
+    """Remove the versions of a key that were about to be, for good: that much was written down."""
+    for version_id, _, marker in journal.versions_of(bucket.address, key):
+        if (key, version_id) in bucket.bucket.documents.removed:
+            store.remove(bucket, Version(key, version_id, 0, marker=marker))
+            forget_version(bucket, journal, key, version_id)
 
 
 def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:
@@ -270,47 +278,3 @@ def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id
         if version is not None:
             return version.digest
     return b""
-
-
-def _look_at_displaced(bucket: OpenBucket, journal: Journal, intents: Collection[commit.Intent]) -> None:
-    """What an exchange took out of a view: let it go if it is recorded, else put it back to be captured.
-
-    What an intent expected to find there was recorded when it was written: its version may have been
-    removed for good since, which is why the view was to change.
-    """
-    by_tail = {blake3(intent.key).hexdigest()[:32].encode(): intent.key for intent in intents}
-    for entry in list(bucket.fs.entries(bucket.displaced)):
-        aside = os.fsencode(entry.name)
-        key = by_tail.get(aside.rpartition(b";")[2])
-        fd = bucket.fs.open_read(bucket.displaced, aside)
-        try:
-            if bucket.fs.is_written(fd) is True:
-                continue  # somebody still writes into it: the next start looks again
-            found, looks = store.digest(bucket, fd), bucket.fs.stat_fd(fd)
-        finally:
-            bucket.fs.close(fd)
-        if key is None:
-            log.error(
-                "displaced bucket=%s file=%s: no intent names its key; it is left there", bucket.address, entry.name
-            )
-            continue
-        recorded = any(i.key == key and i.was is not None and i.was.has_content_of(looks) for i in intents) or any(
-            _version_digest(bucket, journal, key, version_id) == found
-            for version_id, _, marker in journal.versions_of(bucket.address, key)
-            if not marker
-        )
-        if not recorded:
-            _put_back(bucket, aside, key)
-        else:
-            bucket.fs.unlink(bucket.displaced, aside)
-
-
-def _put_back(bucket: OpenBucket, aside: bytes, key: bytes) -> None:
-    directory, name = keys.split(key)
-    at = bucket.views.get_or_make(directory)
-    try:
-        bucket.fs.rename_new(bucket.displaced, aside, at, name)
-    except FileExistsError:
-        bucket.fs.exchange(bucket.displaced, aside, at, name)
-        bucket.fs.unlink(bucket.displaced, aside)
-    bucket.views.changed.add(directory)

@@ -85,6 +85,8 @@ class Place:
     up_again_at_s: float = 0.0
     """After that many batches in a row that went wrong, it is not brought up before then."""
     rescan_at_s: float = 0.0
+    displaced_at_s: float = 0.0
+    """When to look next at what views have left in .fsrepl/displaced."""
     poll_at_s: float = 0.0
     polled_since_s: float = 0.0
     said_polled: bool = False

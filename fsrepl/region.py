@@ -25,6 +25,7 @@ from fsrepl import (
     commit,
     courtesy,
     deliver,
+    displaced,
     index,
     intake,
     keys,
@@ -58,6 +59,7 @@ _PROBE_S = 1.0
 _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
+_DISPLACED_S = 10.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
 
@@ -210,6 +212,10 @@ class Region:
                 is_due = not place.up and time.monotonic() >= place.up_again_at_s
                 if is_due and place.bucket.versioning is not Versioning.OFF:
                     self._bring_up(place, bucket)
+                elif place.scanned and time.monotonic() >= place.displaced_at_s:
+                    place.displaced_at_s = time.monotonic() + _DISPLACED_S
+                    displaced.clear(bucket, self.engine.journal)
+                    bucket.sync()
         except (FsreplError, OSError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
             if place.up or place.offline != why:

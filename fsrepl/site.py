@@ -115,10 +115,9 @@ class OpenBucket:
         self.meta = self.tmp = self.displaced = self.intents = self.versions = -1
         try:
             self.meta = self._folder(META)
-            for name in FOLDERS[:-1]:
-                setattr(self, name.decode(), self._folder(META + b"/" + name, make=True))
-            with contextlib.suppress(FileNotFoundError):  # a never-versioned bucket has no store
-                self.versions = self._folder(META + b"/versions")
+            for name in FOLDERS:
+                with contextlib.suppress(FileNotFoundError):  # a never-versioned bucket has no store
+                    setattr(self, name.decode(), self._folder(META + b"/" + name))
         except BaseException:
             self._close_folders()
             raise
@@ -136,18 +135,19 @@ class OpenBucket:
             known = self.bucket.coarse = (self.device, self.fs.coarse_ns(self.fd))
         return known[1]
 
-    def _folder(self, path: bytes, *, make: bool = False) -> int:
-        try:
-            fd = self.fs.open_dir(self.fd, path)
-        except FileNotFoundError:
-            if not make:
-                raise
-            if self.fs.read_only:
-                return -1  # nobody who only looks needs it
-            self.fs.make_dir(self.meta, keys.split(path)[1])  # it holds nothing that lasts
-            fd = self.fs.open_dir(self.fd, path)
-        self._folders[path] = fd
+    def _folder(self, path: bytes) -> int:
+        fd = self._folders[path] = self.fs.open_dir(self.fd, path)
         return fd
+
+    def complete(self) -> None:
+        """Make the folders that are missing, now that it is known to be ours: they hold nothing that lasts.
+
+        Not the store: where that is missing, it is lost. Nobody who only looks needs them.
+        """
+        for name in FOLDERS[:-1]:
+            if getattr(self, name.decode()) < 0 and not self.fs.read_only:
+                self.fs.make_dir(self.meta, name)
+                setattr(self, name.decode(), self._folder(META + b"/" + name))
 
     def _make_view_dir(self, at: int, path: bytes, name: bytes) -> None:
         from fsrepl import commit  # the one place that knows how views are made
@@ -245,6 +245,10 @@ class Bucket:
         try:
             self._check(opened)
             self.refresh(opened)
+            opened.complete()
+        except OSError as error:
+            opened.close()
+            raise Unavailable(f"bucket {self.address}: {reason(error)}") from error
         except BaseException:
             opened.close()
             raise
@@ -268,7 +272,7 @@ class Bucket:
     def refresh(self, opened: OpenBucket) -> None:
         """Read the documents that changed since the last look."""
         names = (b"bucket.json", b"versioning.json", b"replication.json", b"rules.json", b"removed.jsonl")
-        changed = False
+        seen: dict[bytes, tuple[int, ...]] = {}
         for name in names:
             try:
                 found = self.fs.stat(opened.meta, name)
@@ -278,11 +282,10 @@ class Bucket:
                     raise Unavailable(f"bucket {self.address}: .fsrepl/{name.decode()} is not the daemon's own file")
             except FileNotFoundError:
                 mark = ()
-            if self.seen.get(name) != mark:
-                changed = True
-                self.seen[name] = mark
-        if not changed:
+            seen[name] = mark
+        if seen == self.seen:
             return
+        self.seen = {}  # until all of it has been read
         try:
             identity = self._read_document(opened, b"bucket.json") or {}
             if identity.get("uuid") != self.uuid:
@@ -292,8 +295,8 @@ class Bucket:
                 )
             self.documents = self._read_documents(opened)
         except FsreplError as error:
-            self.seen.clear()
             raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
+        self.seen = seen
 
     def _read_document(self, opened: OpenBucket, name: bytes) -> dict[str, object] | None:
         try:

@@ -52,6 +52,7 @@ class FailingFs(UnsyncedFs):
     def __init__(self, calls: int, number: int = errno.EIO, *, for_ever: bool = False) -> None:
         self.calls_left, self.number, self.for_ever = calls, number, for_ever
         self.failed = 0
+        self.failed_in = ""
         for name in MUTATIONS:
             setattr(self, name, self._counted(name, getattr(UnsyncedFs, name).__get__(self)))
 
@@ -64,6 +65,7 @@ class FailingFs(UnsyncedFs):
             self.calls_left -= 1
             if self.calls_left == -1 or (self.for_ever and self.calls_left < 0):
                 self.failed += 1
+                self.failed_in = self.failed_in or name
                 raise OSError(self.number, os.strerror(self.number))
             return real(*args, **more)
 

@@ -15,6 +15,7 @@ from fsrepl.model import Versioning
 from fsrepl.site import (
     FOLDERS,
     META,
+    Bucket,
     OpenBucket,
     Site,
     new_identity,
@@ -26,6 +27,8 @@ from fsrepl.site import (
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
 
+_REMOVED = b"removed-bucket.json"
+"""The identity of a bucket that is being removed."""
 _RECORD_BYTES = 8192
 """What a stored version takes beside its content: its inode, and a block for its attributes."""
 
@@ -139,23 +142,24 @@ def _measure(fs: Fs, top: int) -> tuple[int, int]:
 
 
 def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:
-    """Remove a bucket; with purge also everything in it. Its identity goes first: no crash makes this a deletion."""
+    """Remove a bucket; with purge also everything in it.
+
+    Its identity goes first, so that no crash makes this a deletion of objects; a removal that was cut short
+    is gone on with when it is asked for again.
+    """
     site = engine.site
     bucket = site.bucket(address)
     try:
-        with bucket.open() as opened:
-            holds = next(_contents(opened), None)
-            if holds is not None and not purge:
-                raise Refused(
-                    "BucketNotEmpty", f"{address} holds objects or versions; --yes removes it with everything in it"
-                )
-            engine.region_of(address).put_down(address)
-            remove_document(site.fs, opened.meta, b"bucket.json")
-            _remove_below(site.fs, opened.fd)
-        with site.open_region(bucket.region) as at:
-            with contextlib.suppress(OSError):
-                site.fs.remove_dir(at, bucket.name.encode())
-            site.fs.sync_file(at)
+        if not _is_half_removed(bucket):
+            with bucket.open() as opened:
+                if not purge and next(_contents(opened), None) is not None:
+                    raise Refused(
+                        "BucketNotEmpty", f"{address} holds objects or versions; --yes removes it with everything in it"
+                    )
+                engine.region_of(address).put_down(address)
+                site.fs.rename(opened.meta, b"bucket.json", opened.meta, _REMOVED)
+                site.fs.sync_file(opened.meta)
+        _remove_tree(bucket)
     except BucketMissing:
         pass
     del site.identities["buckets"][address]
@@ -166,6 +170,58 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
     return {"Bucket": address}
 
 
+def _is_half_removed(bucket: Bucket) -> bool:
+    """Whether a removal of this very bucket was cut short: its identity says so, or nothing at all is left in it."""
+    fs = bucket.fs
+    with _open_folder(bucket) as (_, fd):
+        others = any(os.fsencode(entry.name) != META for entry in fs.entries(fd))
+        try:
+            meta = fs.open_dir(fd, META)
+        except OSError:
+            return not others
+        try:
+            removed = read_document(fs, meta, _REMOVED)
+            if removed is None:
+                return not others and not any(fs.entries(meta))
+            return removed.get("uuid") == bucket.uuid
+        except (OSError, ValueError):
+            return False
+        finally:
+            fs.close(meta)
+
+
+@contextlib.contextmanager
+def _open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
+    """The region's folder and the bucket's in it, whatever that holds. Raises BucketMissing, Unavailable."""
+    with bucket.site.open_region(bucket.region) as at:
+        try:
+            fd = bucket.fs.open_dir(at, bucket.name.encode(), cross=True)
+        except OSError as error:
+            raise BucketMissing(f"bucket {bucket.address}: its folder cannot be opened: {reason(error)}") from error
+        try:
+            yield at, fd
+        finally:
+            bucket.fs.close(fd)
+
+
+def _remove_tree(bucket: Bucket) -> None:
+    """Everything in a bucket, then its folder. What says that it is being removed goes last."""
+    fs = bucket.fs
+    with _open_folder(bucket) as (at, fd):
+        _remove_below(fs, fd, but=META)
+        with contextlib.suppress(FileNotFoundError):
+            meta = fs.open_dir(fd, META)
+            try:
+                _remove_below(fs, meta, but=_REMOVED)
+                remove_document(fs, meta, _REMOVED)
+            finally:
+                fs.close(meta)
+            fs.remove_dir(fd, META)
+        with contextlib.suppress(OSError):
+            fs.remove_dir(at, bucket.name.encode())
+        fs.sync_file(at)
+
+
 def _contents(bucket: OpenBucket) -> Iterator[bytes]:
     for _, _, files in walk(bucket.fs, bucket.fd):
         yield from files
@@ -174,9 +230,11 @@ def _contents(bucket: OpenBucket) -> Iterator[bytes]:
             yield from (name for name, _ in found)
 
 
-def _remove_below(fs: Fs, fd: int) -> None:
+def _remove_below(fs: Fs, fd: int, *, but: bytes = b"") -> None:
     for entry in list(fs.entries(fd)):
         name = os.fsencode(entry.name)
+        if name == but:
+            continue
         if entry.is_dir(follow_symlinks=False):
             below = fs.open_dir(fd, name)
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,10 +10,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import arn, roles
 from fsrepl.errors import Refused
-from fsrepl.site import (
-    open_directory,
-    write_document,
-)
+from fsrepl.site import open_directory, remove_document, write_bytes, write_document
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -65,16 +63,19 @@ def write_role(engine: Engine, name: str, document: roles.RoleDocument | None) -
     if document is None:
         return lambda: None
     path = _role_path(engine, name)
+    file = path.name.encode()
     before = path.read_bytes() if path.exists() else None
-    path.parent.mkdir(mode=0o755, exist_ok=True)
+    with open_directory(engine.fs, path.parent.parent) as above, contextlib.suppress(FileExistsError):
+        engine.fs.make_dir(above, path.parent.name.encode(), 0o755)
     with open_directory(engine.fs, path.parent) as at:
-        write_document(engine.fs, at, path.name.encode(), document, mode=0o644)
+        write_document(engine.fs, at, file, document, mode=0o644)
 
     def undo() -> None:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_bytes(before)
+        with open_directory(engine.fs, path.parent) as at:
+            if before is None:
+                remove_document(engine.fs, at, file)
+            else:
+                write_bytes(engine.fs, at, file, before, mode=0o644)
 
     return undo
 
@@ -97,5 +98,6 @@ def remove_role(engine: Engine, name: str) -> dict[str, object]:
     path = _role_path(engine, name)
     if not path.exists():
         raise Refused("NoSuchEntity", f"there is no role {name!r}")
-    path.unlink()
+    with open_directory(engine.fs, path.parent) as at:
+        remove_document(engine.fs, at, path.name.encode())
     return {"RoleName": name}

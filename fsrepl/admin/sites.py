@@ -23,6 +23,7 @@ from fsrepl.site import (
     new_identity,
     open_directory,
     read_document,
+    remove_document,
     write_bytes,
     write_document,
 )
@@ -104,7 +105,7 @@ def attach_region(site: Site, name: str, undo: contextlib.ExitStack, *, replaced
                     "or if its disk is lost, give the new one with --replace"
                 )
             _require_attributes(site.fs, at, f"region {name} at {path}")
-            undo.callback(_remove_identity, path)
+            undo.callback(_remove_identity, site.fs, path)
             identity = dict(new_identity(name, site.now()))
         elif identity.get("name") != name:
             raise Usage(f"{path} is the region {identity.get('name')!r}; give it that name")
@@ -130,8 +131,9 @@ def attach_region(site: Site, name: str, undo: contextlib.ExitStack, *, replaced
     return sorted(found)
 
 
-def _remove_identity(path: Path) -> None:
-    (path / REGION_IDENTITY.decode()).unlink(missing_ok=True)
+def _remove_identity(fs: Fs, path: Path) -> None:
+    with open_directory(fs, path) as at:
+        remove_document(fs, at, REGION_IDENTITY)
 
 
 def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:

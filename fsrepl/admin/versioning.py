@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, config, keys, store
@@ -62,17 +62,39 @@ def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> int:
     with bucket.open() as opened:
         engine.journal.bucket_id(address, bucket.uuid)
         number = 0
+        left = _left_behind(opened)
         for path, _, files in walk(engine.fs, opened.fd):
             for start in range(0, len(files), _BATCH):
-                number += _import(engine, opened, [keys.join(path, n) for n in files[start : start + _BATCH]])
+                imported = _import(engine, opened, [keys.join(path, n) for n in files[start : start + _BATCH]])
+                number += len(imported)
+                left -= imported
+        _remove(engine, opened, left)
         write_document(engine.fs, opened.meta, b"versioning.json", config.versioning_document(wanted))
         bucket.refresh(opened)
     engine.region_of(address).follow(address)
     return number
 
 
-def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> int:
-    """Store files that were there before versioning, each as its key's null version."""
+def _left_behind(bucket: OpenBucket) -> set[bytes]:
+    """The keys that an import which was cut short has stored. Their files may be gone by now, and never were objects.
+
+    Nothing but what such an import writes: a store that holds anything else is not touched.
+    """
+    found = list(store.read_all(bucket))
+    return {v.key for v in found} if all(v.id == NULL and v.origin is Origin.ADOPTED for v in found) else set()
+
+
+def _remove(engine: Engine, bucket: OpenBucket, found: Iterable[bytes]) -> None:
+    for key in found:
+        version = store.read(bucket, key, NULL, marker=False)
+        if version is not None:
+            store.remove(bucket, version)
+            with engine.journal.transaction():
+                engine.journal.remove(bucket.address, key, NULL, None)
+
+
+def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> set[bytes]:
+    """Store files that were there before versioning, each as its key's null version; which they were."""
     patience = engine.region_of(bucket.address).patience
     batch = []
     for key in found:
@@ -86,7 +108,7 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> int:
             )  # fmt: skip
             batch.append((capture.stage(bucket, seen, version), seen))
     if not batch:
-        return 0
+        return set()
     engine.syncer.staged(bucket, [(bucket.tmp, staged.name) for staged, _ in batch])
     for staged, _ in batch:
         store.publish(bucket, staged)
@@ -95,7 +117,7 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> int:
         for staged, seen in batch:
             engine.journal.add(bucket.address, staged.version)
             engine.journal.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
-    return len(batch)
+    return {staged.version.key for staged, _ in batch}
 
 
 def walk(fs: Fs, top: int) -> Iterator[tuple[bytes, int, list[bytes]]]:

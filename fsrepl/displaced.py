@@ -1,0 +1,117 @@
+"""What an exchange took out of a view, where a crash or a fault kept it from being looked at.
+
+It lies in .fsrepl/displaced, and may be what a user wrote in the last moment: it is never swept, but
+compared with what is recorded. What is not goes back into the tree, to become a version; the rest is let
+go. A writer that still holds it delays that, and so does a file in its place that is not recorded itself.
+Where nobody can tell whether there is a writer, it stays until it was left alone for a while.
+Source: design.md, sections 2 and 7.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Collection
+
+from blake3 import blake3
+
+from fsrepl import commit, keys, records, store
+from fsrepl.errors import StoreDamaged
+from fsrepl.fs import reason
+from fsrepl.journal import Journal
+from fsrepl.site import OpenBucket
+
+log = logging.getLogger("fsrepl")
+
+
+def clear(bucket: OpenBucket, journal: Journal, intents: Collection[commit.Intent] | None = None) -> None:
+    """Let go of what is recorded, put back what is not; what can be neither now stays for the next look.
+
+    intents: at a start, those of the crash that this may come from. What one of them expected to find was
+    recorded when it was written, though its version may have been removed for good since.
+    """
+    level = logging.DEBUG if intents is None else logging.WARNING
+    for entry in list(bucket.fs.entries(bucket.displaced)):
+        aside = os.fsencode(entry.name)
+        try:
+            why = _clear(bucket, journal, aside, intents or ())
+        except OSError as error:
+            why = reason(error)
+        if why:
+            log.log(level, "displaced bucket=%s file=%s: it is left there: %s", bucket.address, entry.name, why)
+
+
+def _clear(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collection[commit.Intent]) -> str:
+    """Deal with one file; why it must stay, empty where it need not."""
+    key = _key(bucket, journal, aside, intents)
+    if key is None:
+        return "nothing tells whose it is"
+    fd = records.open_file(bucket, bucket.displaced, aside)
+    try:
+        written, looks = bucket.fs.is_written(fd), bucket.fs.stat_fd(fd)
+        if written is True:
+            return "somebody still writes into it"
+        if written is None and time.time_ns() - looks.st_ctime_ns < _quiet_s(bucket) * 1e9:
+            return "somebody may still write into it"
+        digest = store.digest(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+    expected = any(i.key == key and i.was is not None and i.was.has_content_of(looks) for i in intents)
+    if expected or _is_recorded(bucket, journal, key, digest):
+        bucket.fs.unlink(bucket.displaced, aside)
+        return ""
+    return _put_back(bucket, journal, aside, key)
+
+
+def _quiet_s(bucket: OpenBucket) -> float:
+    return bucket.bucket.site.settings.capture.open_quiet_s
+
+
+def _key(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collection[commit.Intent]) -> bytes | None:
+    """Whose file it was: its name ends in a digest of that."""
+    tail = aside.rpartition(b";")[2].decode("ascii", "replace")
+
+    def is_it(key: bytes) -> bool:
+        return blake3(key).hexdigest()[:32] == tail
+
+    named = next((intent.key for intent in intents if is_it(intent.key)), None)
+    return named or next((key for key, _ in journal.objects(bucket.address) if is_it(key)), None)
+
+
+def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes) -> bool:
+    """Whether one of a key's versions has this content."""
+    for version_id, _, marker in journal.versions_of(bucket.address, key):
+        with contextlib.suppress(StoreDamaged):
+            version = None if marker else store.read(bucket, key, version_id, marker=False)
+            if version is not None and version.digest == digest:
+                return True
+    return False
+
+
+def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) -> str:
+    directory, name = keys.split(key)
+    at = bucket.views.get_or_make(directory)
+    try:
+        bucket.fs.rename_new(bucket.displaced, aside, at, name)
+        bucket.views.changed.add(directory)
+        return ""
+    except FileExistsError:
+        pass
+    fd = records.open_file(bucket, at, name)
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not bucket.fs.is_regular(found) or bucket.fs.is_written(fd) is True:
+            return "its place is taken"
+        if not _is_recorded(bucket, journal, key, store.digest(bucket, fd)):
+            return "what is in its place is to become a version first"
+    finally:
+        bucket.fs.close(fd)
+    bucket.fs.exchange(bucket.displaced, aside, at, name)
+    bucket.views.changed.add(directory)
+    out = bucket.fs.stat(bucket.displaced, aside)
+    if (out.st_ino, out.st_size, out.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+        return "what was in its place changed in this moment"  # and is looked at next
+    bucket.fs.unlink(bucket.displaced, aside)
+    return ""

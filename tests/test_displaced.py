@@ -1,0 +1,160 @@
+"""What lies in .fsrepl/displaced after a crash or a fault: nobody's content is let go before it is a version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from tests.doubles import UnsyncedFs
+from tests.world import DESTINATION, SOURCE, World
+
+REPLICA, WRITTEN = b"replica", b"written in the last moment"
+
+
+@pytest.fixture
+def world(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with World(tmp_path) as made:
+        made.write("d/k", REPLICA)
+        made.settle()
+        yield made
+
+
+def _displace(world: World, data: bytes, key: str = "d/k") -> Path:
+    """As an exchange leaves it, cut short before anybody looked at what came out."""
+    aside = world.path(".fsrepl/displaced", DESTINATION) / f"1.1;{blake3(key.encode()).hexdigest()[:32]}"
+    aside.write_bytes(data)
+    return aside
+
+
+def _contents(world: World, key: str = "d/k") -> list[bytes]:
+    """The contents of a key's versions in the destination, oldest first."""
+    directory = world.path(f".fsrepl/versions/{key}", DESTINATION).parent
+    found = world.history(DESTINATION)[key.encode()]
+    return [(directory / f"{Path(key).name};{v.id}").read_bytes() for v in found if not v.marker]
+
+
+def _pass(world: World, *, restarted: bool, without_journal: bool = False) -> None:
+    if restarted:
+        world.restart(without_journal=without_journal)
+    world.settle()
+    world.settle()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_what_is_recorded_is_let_go(world: World, restarted: bool) -> None:
+    """Section 2: compared, then removed; no intent is needed to tell whose it was."""
+    _displace(world, REPLICA)
+    _pass(world, restarted=restarted)
+    assert world.leftovers(DESTINATION) == []
+    assert _contents(world) == [REPLICA]
+
+
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_what_is_not_becomes_a_version(world: World, restarted: bool, without_journal: bool) -> None:
+    """G1: it goes back into the tree, and what was there instead is in the store."""
+    _displace(world, WRITTEN)
+    _pass(world, restarted=restarted, without_journal=without_journal)
+    assert world.leftovers(DESTINATION) == []
+    assert _contents(world) == [REPLICA, WRITTEN]
+    assert world.tree(DESTINATION) == {"d/k": WRITTEN}
+    assert world.tree(SOURCE) == {"d/k": REPLICA}
+
+
+def test_a_view_that_is_not_recorded_either_comes_first(world: World) -> None:
+    """G1: of two contents that nobody has recorded, both become versions."""
+    _displace(world, WRITTEN)
+    world.path("d/k", DESTINATION).unlink()
+    world.write("d/k", b"and another", DESTINATION)
+    _pass(world, restarted=True)
+    assert world.leftovers(DESTINATION) == []
+    assert sorted(_contents(world)) == sorted([REPLICA, WRITTEN, b"and another"])
+
+
+def test_a_writer_that_holds_it_delays_it(world: World) -> None:
+    """Section 2: what it still writes is not lost."""
+    aside = _displace(world, WRITTEN)
+    with aside.open("ab") as held:
+        _pass(world, restarted=True)
+        assert world.leftovers(DESTINATION) == [f"displaced/{aside.name}"]
+        held.write(b", and the rest")
+    _pass(world, restarted=False)
+    assert world.leftovers(DESTINATION) == []
+    assert _contents(world) == [REPLICA, WRITTEN + b", and the rest"]
+
+
+@pytest.mark.parametrize("obstacle", ["directory", "link"])
+def test_its_place_may_be_taken(world: World, obstacle: str) -> None:
+    """G1: nothing of theirs is removed; the bucket comes up all the same, and it goes back once it can."""
+    aside = _displace(world, WRITTEN)
+    view = world.path("d/k", DESTINATION)
+    view.unlink()
+    if obstacle == "directory":
+        view.mkdir()
+        (view / "theirs").write_bytes(b"theirs")
+    else:
+        view.symlink_to("/etc/passwd")
+    _pass(world, restarted=True)
+    assert world.leftovers(DESTINATION) == [f"displaced/{aside.name}"]
+    if obstacle == "directory":
+        assert (view / "theirs").read_bytes() == b"theirs"
+        (view / "theirs").unlink()
+        view.rmdir()
+    else:
+        assert view.is_symlink()
+        view.unlink()
+    _pass(world, restarted=False)
+    assert world.leftovers(DESTINATION) == []
+    assert WRITTEN in _contents(world)
+
+
+def test_one_that_nothing_is_known_of_stays(world: World) -> None:
+    """Section 2: never swept; and the bucket is at work all the same."""
+    aside = _displace(world, WRITTEN, key="never heard of")
+    world.write("more", b"more")
+    _pass(world, restarted=True)
+    assert aside.read_bytes() == WRITTEN
+    assert world.tree(DESTINATION) == {"d/k": REPLICA, "more": b"more"}
+
+
+class LeaselessFs(UnsyncedFs):
+    """A filesystem, or a file of somebody else's, where nobody can tell who has it open."""
+
+    def is_written(self, fd: int) -> bool | None:
+        return None
+
+
+@pytest.mark.parametrize("sharing", ["auto", "private"])
+@pytest.mark.parametrize("writes", [True, False], ids=["writes", "does-not"])
+@pytest.mark.parametrize("then", ["newer", "deleted"])
+def test_a_writer_that_nobody_can_know_of(tmp_path: Path, sharing: str, writes: bool, then: str) -> None:
+    """Section 7: the view changes at once, and what a writer of the old file still writes is not lost."""
+    with World(tmp_path, fs=LeaselessFs()) as world:
+        with world.settings.path.open("a") as file:
+            file.write("\n[capture]\nopen_quiet_s = 0.2\n")
+        world.set_sharing(**({"west": sharing} if sharing != "auto" else {}))
+        world.restart(fs=LeaselessFs())
+        world.write("d/k", REPLICA)
+        _until(world, lambda: world.tree(DESTINATION) == {"d/k": REPLICA})
+        with world.path("d/k", DESTINATION).open("r+b") as held:
+            world.write("d/k", b"newer") if then == "newer" else world.unlink("d/k")
+            _until(world, lambda: world.tree(DESTINATION) == world.tree(SOURCE))
+            if writes:
+                held.write(WRITTEN)
+        _until(world, lambda: world.leftovers(DESTINATION) == [])
+        expected = {REPLICA} | ({b"newer"} if then == "newer" else set()) | ({WRITTEN} if writes else set())
+        _until(world, lambda: set(_contents(world)) == expected)
+        if not writes:
+            assert world.ids(DESTINATION) == world.ids(SOURCE)
+
+
+def _until(world: World, condition: Callable[[], bool]) -> None:
+    """Settle until it is so: some things wait until a file was left alone for a while."""
+    until_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until_s, (world.tree(DESTINATION), world.leftovers(DESTINATION))
+        world.settle()

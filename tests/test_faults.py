@@ -1,0 +1,71 @@
+"""A disk that fails at every single change, once or from then on: what cannot be done waits, and comes by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fsrepl.errors import FsreplError
+from tests.doubles import FailingFs
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+FAULTS = [(errno.EIO, False), (errno.EDQUOT, False), (errno.ENOSPC, True), (errno.EROFS, True)]
+
+
+def _begin(world: World) -> None:
+    world.write("d/k", b"one")
+    world.write("d/gone", b"g")
+    world.write("kept", b"k")
+    world.settle()
+
+
+def _act(world: World) -> None:
+    """A bit of everything that people do."""
+    world.write("d/k", b"two, longer")
+    world.unlink("d/gone")
+    world.path("kept").rename(world.path("moved"))
+    os.chmod(world.path("moved"), 0o640)
+    world.write("new/deep/file", b"n" * 5000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["auto", "private"])
+@pytest.mark.parametrize(("number", "for_ever"), FAULTS, ids=["EIO", "EDQUOT", "ENOSPC-for-ever", "EROFS-for-ever"])
+def test_a_fault_at_every_change(memory: Path, number: int, for_ever: bool, sharing: str) -> None:
+    """G1, G2, G3, G7: nothing FAILED, nothing is lost or doubled, and nothing is left lying about once it is mended."""
+    for calls, world in worlds(memory):
+        if sharing != "auto":
+            world.set_sharing(west=sharing)
+        _begin(world)
+        _act(world)
+        there = world.tree(SOURCE)
+        fs = FailingFs(1 << 60, number)
+        world.restart(fs=fs)
+        fs.calls_left, fs.for_ever = calls, for_ever
+        try:
+            world.settle()
+        except (FsreplError, OSError) as error:
+            pytest.fail(f"fault at change {calls}: {error!r} came out of the loop")
+        failed = fs.failed
+        where = f"fault at change {calls}, in {fs.failed_in}"
+        assert "FAILED" not in world.statuses(), where
+        assert world.tree(SOURCE) == there, where
+        fs.mend()
+        for _ in range(3):
+            world.settle()
+        assert world.tree(SOURCE) == there == world.tree(DESTINATION), where
+        assert world.ids(SOURCE) == world.ids(DESTINATION), where
+        assert {key: len(found) for key, found in world.ids(SOURCE).items()} == {
+            b"d/k": 2, b"d/gone": 2, b"kept": 2, b"moved": 1, b"new/deep/file": 1
+        }, where  # fmt: skip
+        assert world.statuses() == {"COMPLETED"}, where
+        assert world.statuses(DESTINATION) == {"REPLICA"}, where
+        assert world.look_of("moved") == world.look_of("moved", DESTINATION), where
+        world.restart()
+        world.settle()
+        assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
+        if not failed:
+            return
