@@ -159,6 +159,26 @@ def test_suspended_a_null_marker_goes_over_a_version_and_can_be_removed(world: W
     assert ids(world) == [("id", False)]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_suspended_commands_replace_what_the_view_shows(world: World, restarted: bool) -> None:
+    """Section 4, column Suspended: one null version has the id of another, and is another all the same."""
+    world.write("k", b"enabled")
+    world.settle()
+    turn(world, SUSPENDED)
+    world.write("k", b"null")
+    world.settle()
+    world.run("object.restore", bucket=SOURCE, key=b"k", version_id=world.of("k")[1].id)
+    world.restart() if restarted else None
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"enabled"}
+    assert ids(world) == [(NULL, False), ("id", False)]
+    world.remove("k")
+    world.restart() if restarted else None
+    world.settle()
+    assert world.tree(SOURCE) == {}
+    assert ids(world) == [(NULL, True), ("id", False)]
+
+
 @pytest.mark.parametrize("before", [SUSPENDED, ENABLED])
 def test_what_was_written_just_before_a_change_belongs_to_the_state_before(world: World, before: str) -> None:
     """design.md, 5: a command that changes settings is followed for what is written afterwards."""

@@ -195,6 +195,23 @@ def test_a_hidden_key_is_updated_and_deleted_like_any_other(
     assert world.tree(DESTINATION)[hidden] == b"updated"
 
 
+def test_a_user_s_own_file_ends_a_conflict(world: World) -> None:
+    """G1: what its user removes afterwards stays removed."""
+    world.configure(v2())
+    world.path("a", DESTINATION).mkdir()
+    world.write("a", b"replica")
+    world.settle()
+    assert conflicts(world) == ["a"]
+    world.path("a", DESTINATION).rmdir()
+    world.write("a", b"theirs", DESTINATION)
+    world.region(DESTINATION).flush(DESTINATION)
+    world.unlink("a", DESTINATION)
+    world.settle()
+    assert [v.marker for v in world.of("a", DESTINATION)] == [True, False, False]
+    assert world.tree(DESTINATION) == {}
+    assert world.leftovers(DESTINATION) == []
+
+
 # -- other things in the way
 
 
