@@ -38,6 +38,11 @@ class Status(enum.StrEnum):
     FAILED = "FAILED"
     REPLICA = "REPLICA"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Status | None:
+        """S3's SDKs also know COMPLETE: it is read, and never written."""
+        return cls.COMPLETED if value == "COMPLETE" else None
+
 
 class Versioning(enum.StrEnum):
     """The three states of a bucket; a bucket never goes back to OFF."""

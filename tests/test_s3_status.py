@@ -66,6 +66,14 @@ def test_the_shown_status_is_computed_from_those_per_destination(
     assert shown_status(origin, {str(i): Delivery("r", status) for i, status in enumerate(deliveries)}) == shown
 
 
+def test_complete_is_read_as_completed() -> None:
+    """3.1: SDKs list it as well."""
+    assert Status("COMPLETE") is COMPLETED
+    assert str(COMPLETED) == "COMPLETED"
+    with pytest.raises(ValueError, match="DONE"):
+        Status("DONE")
+
+
 def test_one_destination_is_done_while_another_is_away(world: World) -> None:
     """3.1, several destinations; 3.2, first row: it comes by itself."""
     world.configure(v2("", 1), v2("", 2, to=FAR))
