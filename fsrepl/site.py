@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 from fsrepl import arn, clock, config, keys, roles
 from fsrepl.clock import Clock
@@ -24,6 +25,8 @@ from fsrepl.errors import Away, BucketMissing, DocumentInvalid, FsreplError, Ref
 from fsrepl.fs import GONE, Fs, reason
 from fsrepl.model import Replication, Role, Versioning
 from fsrepl.settings import Settings
+
+T = TypeVar("T")
 
 REGION_IDENTITY = b".fsrepl-region.json"
 META = keys.RESERVED
@@ -287,43 +290,45 @@ class Bucket:
             return
         self.seen = {}  # until all of it has been read
         try:
-            identity = self._read_document(opened, b"bucket.json") or {}
+            identity: dict[str, object] = self._document(opened, b"bucket.json", dict, {})
             if identity.get("uuid") != self.uuid:
                 raise Unavailable(
-                    f"bucket {self.address}: this is another bucket ({identity.get('uuid', 'without identity')}) than "
-                    f"the site knows ({self.uuid}); `fsrepl region add` attaches a region again"
+                    f"bucket {self.address}: .fsrepl/bucket.json is of another bucket "
+                    f"({identity.get('uuid', 'without uuid')}) than the site knows ({self.uuid}); "
+                    "`fsrepl region add` attaches a region again"
                 )
             self.documents = self._read_documents(opened)
         except FsreplError as error:
             raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
         self.seen = seen
 
-    def _read_document(self, opened: OpenBucket, name: bytes) -> dict[str, object] | None:
-        try:
-            return read_document(self.fs, opened.meta, name)
-        except (OSError, ValueError) as error:
-            why = reason(error) if isinstance(error, OSError) else error
-            raise DocumentInvalid(
-                f"bucket {self.address}: .fsrepl/{name.decode()} cannot be read: {why}; mend the file"
-            ) from error
-
     def _read_documents(self, opened: OpenBucket) -> Documents:
-        versioning = self._read_document(opened, b"versioning.json")
-        replication = self._read_document(opened, b"replication.json")
-        since = self._read_document(opened, b"rules.json") or {}
+        return Documents(
+            self._document(opened, b"versioning.json", config.parse_versioning, Versioning.OFF),
+            self._document(opened, b"replication.json", self._parse_replication, None),
+            self._document(opened, b"rules.json", _parse_since, {}),
+            frozenset(read_removed(self.fs, opened.meta)),
+        )
+
+    def _parse_replication(self, document: dict[str, object]) -> Replication | None:
+        return config.read_replication(document, source=self.address, named=self.site.named)
+
+    def _document(self, opened: OpenBucket, name: bytes, parse: Callable[[dict[str, object]], T], otherwise: T) -> T:
+        """What a document says; otherwise, where there is none. Raises DocumentInvalid, which names it."""
         try:
-            return Documents(
-                config.parse_versioning(versioning) if versioning is not None else Versioning.OFF,
-                config.read_replication(replication, source=self.address, named=self.site.named)
-                if replication is not None
-                else None,
-                {n: RuleSince(d["content"], d["ctime_ns"], d["since"]) for n, d in since.items()},  # type: ignore[index]
-                frozenset(read_removed(self.fs, opened.meta)),
-            )
+            found = read_document(self.fs, opened.meta, name)
+            return otherwise if found is None else parse(found)
+        except OSError as error:
+            why = f"cannot be read: {reason(error)}"
+        except ValueError as error:
+            why = f"cannot be read: {error}"
         except (Refused, KeyError, TypeError) as error:
-            raise DocumentInvalid(
-                f"bucket {self.address}: a document in .fsrepl is not valid: {error}; mend the file"
-            ) from error
+            why = f"is not valid: {error}"
+        raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; mend the file")
+
+
+def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
+    return {rule: RuleSince(d["content"], d["ctime_ns"], d["since"]) for rule, d in document.items()}
 
 
 class Site:

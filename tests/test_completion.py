@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.cli import completion
 from tests.site import Site
 
 
@@ -21,8 +20,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return found
 
 
+def offered(words: str, **environ: str) -> list[str]:
+    """What the program answers bash, which asks for what may stand at the end of a line."""
+    asked = {
+        "_FSREPL_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"fsrepl {words}",
+        "COMP_CWORD": str(len(words.split(" "))),
+    }
+    inherited = {name: value for name, value in os.environ.items() if name != "FSREPL_SITE"}
+    program = Path(sys.executable).with_name("fsrepl")
+    done = subprocess.run([program], env=inherited | asked | environ, cwd="/", capture_output=True, text=True)
+    assert done.stderr == ""
+    return sorted(done.stdout.split())
+
+
 @pytest.mark.parametrize(
-    ("words", "offered"),
+    ("words", "expected"),
     [
         ("head e", ["east/src/"]),
         ("head east/src/2", ["east/src/2026/"]),
@@ -34,28 +47,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         ("head nowhere/x/y", []),
     ],
 )
-def test_what_is_offered(site: Site, words: str, offered: list[str]) -> None:
-    """design, 5: shell completion, through the program as bash asks it."""
-    environ = {
-        **os.environ,
-        "FSREPL_SITE": str(site.root),
-        "_FSREPL_COMPLETE": "complete_bash",
-        "COMP_WORDS": f"fsrepl {words}",
-    }
-    environ["COMP_CWORD"] = str(len(f"x {words}".split(" ")) - 1)
-    program = Path(sys.executable).with_name("fsrepl")
-    done = subprocess.run([program], env=environ, capture_output=True, text=True)
-    assert sorted(done.stdout.split()) == offered, done.stderr
+def test_what_is_offered(site: Site, words: str, expected: list[str]) -> None:
+    """Section 5: shell completion; the site is the environment's, or that of --site on the line."""
+    assert offered(words, FSREPL_SITE=str(site.root)) == expected
+    assert offered(f"--site {site.root} {words}") == expected
 
 
-def test_nothing_is_offered_without_a_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_offered_without_a_site() -> None:
     """A shell that completes in any folder gets no error."""
-    monkeypatch.delenv("FSREPL_SITE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert (
-        completion.objects("east/src/")
-        == completion.buckets("")
-        == completion.regions("")
-        == completion.roles("")
-        == []
-    )
+    for words in ("head east/src/", "versioning show ", "bucket ls ", "role show "):
+        assert offered(words) == []

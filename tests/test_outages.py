@@ -32,6 +32,31 @@ def test_wait_sees_that_a_region_is_back(site: Site) -> None:
     assert site.tree(DESTINATION) == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("replication.json", b'{"Rules": 3}'),
+        ("versioning.json", b"[]"),
+        ("versioning.json", b'{"Status": "On"}'),
+        ("bucket.json", b"\xff"),
+        ("bucket.json", b'{"uuid": "another"}'),
+        ("rules.json", b'{"rule": {}}'),
+    ],
+)
+def test_a_document_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    """Section 5: the bucket is offline, status and doctor name the document, and commands leave it as it is."""
+    site = Site(tmp_path)
+    document = site.path(f".fsrepl/{name}")
+    document.write_bytes(content)
+    assert not site.bucket_status(SOURCE)["online"]
+    assert name in site.must("status").out
+    for command in (("doctor",), ("ls", SOURCE), ("replication", "disable", SOURCE), ("rm", f"{SOURCE}/k")):
+        done = site.run(*command)
+        assert done.code == 1
+        assert name in done.out + done.err
+    assert document.read_bytes() == content
+
+
 def test_wait_does_not_say_safe_where_nothing_can_be_captured(site: Site) -> None:
     """Section 5: a bucket whose document cannot be read is offline, named, and goes on by itself once mended."""
     document = site.path(".fsrepl/replication.json")

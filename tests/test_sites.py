@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from fsrepl import control, settings
 from fsrepl.admin import sites
 from fsrepl.errors import Usage
+from fsrepl.model import Status
 from tests.world import SOURCE, World
 
 
@@ -98,3 +100,60 @@ def test_regions_are_attached_again_after_the_state_was_lost(world: World) -> No
     world.write("new", b"new")
     world.settle()
     assert world.tree("west/dst") == {"k": b"k", "new": b"new"}
+
+
+def lose(world: World, region: str) -> None:
+    """A dead disk, and a new one in its place."""
+    shutil.rmtree(world.settings.regions[region].path)
+    world.look()
+    answer = world.run("region.add", name=region, path=str(world.settings.regions[region].path), replace=True)
+    assert answer["NotAsked"] == []
+
+
+def test_a_new_disk_is_filled_with_what_was_delivered(world: World) -> None:
+    """Section 5, --replace: every version and marker is delivered again, with the ids and times that it had."""
+    for data in (b"1", b"2"):
+        world.write("k", data)
+        world.write("gone", data)
+        world.settle()
+    world.path("gone").unlink()
+    world.settle()
+    before = world.ids(SOURCE)
+    lose(world, "west")
+    world.settle()
+    assert world.ids("west/dst") == before == world.ids(SOURCE)
+    assert world.tree("west/dst") == {"k": b"2"}
+    assert world.statuses() == {Status.COMPLETED}
+
+
+def test_a_new_disk_gets_back_what_came_from_it(world: World) -> None:
+    """Section 5, --replace: where rules lead both ways, the other side has what was written on the lost one."""
+    world.run("replication.enable", source="west/dst", destination=SOURCE)
+    world.write("here", b"here")
+    world.write("there", b"there", "west/dst")
+    world.settle()
+    before = world.ids(SOURCE)
+    lose(world, "east")
+    world.settle()
+    assert world.ids(SOURCE) == before == world.ids("west/dst")
+    assert world.tree(SOURCE) == {"here": b"here", "there": b"there"}
+    world.stays_quiet()
+
+
+def test_a_disk_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
+    """Section 5, --replace: the other sources fill it; what one that is away has of it comes by `verify --repair`."""
+    with World(tmp_path, buckets=(SOURCE, "west/dst", "north/src")) as world:
+        world.run("replication.enable", source="north/src", destination="west/dst")
+        world.write("a", b"a")
+        world.write("b", b"b", "north/src")
+        world.settle()
+        north = world.settings.regions["north"].path
+        north.rename(tmp_path / "away")
+        west = world.settings.regions["west"].path
+        shutil.rmtree(west)
+        world.look()
+        answer = world.run("region.add", name="west", path=str(west), replace=True)
+        (away,) = answer["NotAsked"]  # type: ignore[misc]
+        assert away.startswith("north/src: region north is offline")
+        world.settle()
+        assert world.tree("west/dst") == {"a": b"a"}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, control, plan, settings, store
+from fsrepl import arn, control, keys, plan, settings, store
 from fsrepl.admin.buckets import make_bucket
-from fsrepl.errors import FsreplError, Usage
+from fsrepl.errors import FsreplError, StoreDamaged, Usage
 from fsrepl.fs import UNSUPPORTED, Fs, reason
-from fsrepl.journal import Owed
-from fsrepl.model import Status, Versioning
+from fsrepl.model import Delivery, Origin, Rule, Version, Versioning
 from fsrepl.site import (
     META,
     REGION_IDENTITY,
@@ -199,8 +199,12 @@ def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[
         _write_settings(engine.fs, file, text)
         undo.pop_all()
     engine.reload(parsed)
-    refilled = sum(_fill_again(engine, address) for address in lost)
-    return {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost}), "Refilled": refilled}
+    answer: dict[str, object] = {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost})}
+    if not replaced:
+        return answer
+    filled = [_fill_again(engine, address) for address in lost]
+    away = sorted({why for _, whys in filled for why in whys})
+    return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
 
 
 def _is_region(path: str, name: str, site: Site) -> bool:
@@ -210,31 +214,48 @@ def _is_region(path: str, name: str, site: Site) -> bool:
     return False
 
 
-def _fill_again(engine: Engine, destination: str) -> int:
-    """Owe a bucket that was lost everything it had been delivered; how much that is."""
-    number = 0
-    for address in list(engine.site.buckets):
-        lost = [d for d in engine.journal.deliveries(address) if d.destination == destination]
-        lost = [d for d in lost if d.status != Status.PENDING]
-        if not lost:
-            continue
+def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
+    """Owe a bucket that was lost all that others have of it: how much that is, and who could not be asked and why."""
+    number, away = 0, []
+    for address in sorted(engine.site.buckets.keys() - {lost}):
+        try:
+            number += engine.ask(address.partition("/")[0], functools.partial(_owe_what_it_had, engine, address, lost))
+        except (FsreplError, OSError) as error:
+            away.append(f"{address}: {reason(error) if isinstance(error, OSError) else error}")
+    return number, away
 
-        def again(address: str = address, lost: Sequence[Owed] = lost) -> int:
-            region = engine.region_of(address)
-            done = 0
-            with engine.site.bucket(address).open() as bucket:
-                for owed in lost:
-                    version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
-                    delivery = version.deliveries.get(destination) if version else None
-                    if version is None or delivery is None:
-                        continue
-                    pending = replace(plan.owed_again(delivery), edit=False)
-                    region.owe_again(bucket, version, {**version.deliveries, destination: pending})
-                    done += 1
-            return done
 
-        number += engine.ask(address.partition("/")[0], again)
+def _owe_what_it_had(engine: Engine, address: str, lost: str) -> int:
+    """What this bucket had delivered there; and what came from there, where a rule of this bucket leads back.
+
+    Runs in the thread of this bucket's region.
+    """
+    region, number = engine.region_of(address), 0
+    with engine.site.bucket(address).open() as bucket:
+        replication = bucket.bucket.replication
+        rules = [rule for rule in replication.rules if rule.destination == lost] if replication else []
+        had_some = rules or any(owed.destination == lost for owed in engine.journal.deliveries(address))
+        if bucket.versions < 0 or not had_some:
+            return 0
+        for path, fd, found in store.walk(bucket):
+            for name, stored in found:
+                with contextlib.suppress(FileNotFoundError, StoreDamaged):
+                    version = store.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
+                    delivery = _owed_again(version, lost, rules)
+                    if delivery is not None:
+                        region.owe_again(bucket, version, {**version.deliveries, lost: delivery})
+                        number += 1
     return number
+
+
+def _owed_again(version: Version, lost: str, rules: Collection[Rule]) -> Delivery | None:
+    known = version.deliveries.get(lost)
+    if known is not None:
+        return replace(plan.owed_again(known), edit=False) if known.settled else None
+    if version.origin is Origin.REPLICA and version.source == lost:
+        rule = plan.winners(rules, version.key, version.tags, marker=version.marker).get(lost)
+        return plan.owed(rule) if rule is not None else None
+    return None
 
 
 def forget_region(engine: Engine, name: str) -> dict[str, object]:

@@ -37,10 +37,12 @@ def _version(wanted: bool) -> None:
 def options(
     site: Annotated[
         Path | None,
-        typer.Option(help="The site's folder. Else FSREPL_SITE, the nearest fsrepl.toml upwards, /etc/fsrepl."),
+        typer.Option(
+            metavar="DIR", help="The site's folder. Else FSREPL_SITE, the nearest fsrepl.toml upwards, /etc/fsrepl."
+        ),
     ] = None,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Say more; the daemon logs captures.")
+        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; the daemon logs captures.")
     ] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     version: Annotated[

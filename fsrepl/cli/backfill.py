@@ -60,7 +60,7 @@ def backfill(
     format_: Format = None,
     json: Json = False,
 ) -> None:
-    """Send existing versions that live replication passed over, as a job with less priority: S3 Batch Replication.
+    """Send what live replication passed over: Batch Replication.
 
     It returns when the job is accepted. With --wait: 0 when all of it is there, 1 when some of it failed.
     """
@@ -164,11 +164,11 @@ def _tell(job: dict[str, Any], *, json: bool) -> None:
 def jobs(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[REGION/BUCKET]", help="Those of this source only.", autocompletion=completion.buckets),
+        typer.Argument(metavar="REGION/BUCKET", help="Those of this source only.", autocompletion=completion.buckets),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the backfills of the last 90 days, and how far they are."""
+    """List the backfills of the last 90 days."""
     from fsrepl import jobs as documents
     from fsrepl import status
 
@@ -196,7 +196,10 @@ def _line(job: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def report(job: JobId, format_: Format = None) -> None:
-    """Print what became of each version of a job, for each destination: succeeded, failed, or still pending."""
+    """Print what became of each version of a job.
+
+    For each destination: succeeded, failed, or still pending.
+    """
     _write_report(job, _form(format_, None), sys.stdout)
 
 

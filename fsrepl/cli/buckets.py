@@ -13,6 +13,7 @@ from fsrepl.cli.shared import (
     Json,
     Yes,
     confirm,
+    counted,
     open_site,
     perform,
     print_json,
@@ -24,9 +25,7 @@ from fsrepl.cli.shared import (
 from fsrepl.errors import FsreplError, Refused, Usage
 
 bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
-versioning = typer.Typer(
-    help="The versioning of a bucket, which replication needs on both sides.", no_args_is_help=True
-)
+versioning = typer.Typer(help="Versioning of a bucket: replication needs it on both sides.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -47,27 +46,32 @@ def bucket_create(
 
 @bucket.command("adopt")
 def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json: Json = False) -> None:
-    """Make a folder with files a versioned bucket as it is: each file becomes its key's `null` version."""
+    """Make a folder with files a versioned bucket, as it is.
+
+    Each file becomes the version `null` of its key; it says first what space that takes.
+    """
     plan = perform("bucket.adopt", bucket=bucket, dry_run=True)
-    stored = f"{plan['Objects']} files, {size_text(plan['Bytes'])}"
+    stored = f"{counted(plan['Objects'], 'file')}, {size_text(plan['Bytes'])}"
     space = f"about {size_text(plan['Needed'])} of {size_text(plan['Free'])} free space are needed for their versions"
     if dry_run:
         print_json(plan) if json else tell(f"{bucket}: {stored}; {space}")
         return
     confirm(f"{bucket} holds {stored}; {space}. Adopt it?", yes)
     answer = perform("bucket.adopt", bucket=bucket)
-    print_json(answer) if json else say(f"bucket {bucket}: {answer['Adopted']} files adopted, versioning Enabled")
+    print_json(answer) if json else say(
+        f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
+    )
 
 
 @bucket.command("ls")
 def bucket_ls(
     region: Annotated[
         str | None,
-        typer.Argument(metavar="[REGION]", help="Only those of one region.", autocompletion=completion.regions),
+        typer.Argument(metavar="REGION", help="Only those of one region.", autocompletion=completion.regions),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the buckets, region by region, with what each one is set to."""
+    """List the buckets, and what each one is set to."""
     site = open_site()
     if region is not None and region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
@@ -140,13 +144,16 @@ def versioning_enable(bucket: Bucket, json: Json = False) -> None:
 
 @versioning.command("suspend")
 def versioning_suspend(bucket: Bucket, json: Json = False) -> None:
-    """Keep the versions that are there; new ones replace each other as the `null` version."""
+    """Make no more versions, and keep those that are there.
+
+    What is written replaces the version `null` of its key.
+    """
     _set(bucket, "Suspended", json)
 
 
 @versioning.command("show")
 def versioning_show(bucket: Bucket, json: Json = False) -> None:
-    """Print the state: Enabled, Suspended, or nothing for a bucket that was never versioned."""
+    """Print the state: Enabled, Suspended, or never versioned."""
     site = open_site()
     found = site.bucket(bucket)
     with found.open():

@@ -19,6 +19,7 @@ from fsrepl.cli.shared import (
     Json,
     Performer,
     ask_daemon,
+    counted,
     is_terminal,
     json_text,
     open_site,
@@ -57,7 +58,7 @@ def verify(
     destination: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DST]",
+            metavar="DST",
             help="Only this one of its destinations; else all of them.",
             autocompletion=completion.buckets,
         ),
@@ -67,9 +68,10 @@ def verify(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Compare, by hash, what is with what should be. 0: the same, or all was mended; 1: it is not.
+    """Compare, by hash, what is with what should be.
 
-    Deliveries that are pending, and files that are just being changed, are counted apart.
+    Exit status 0: it is the same, or all was mended; 1: it is not. Deliveries that are pending, and files that are
+    just being changed, are counted apart.
     """
     from fsrepl.fs import ReadingFs
     from fsrepl.site import Site
@@ -89,9 +91,10 @@ def verify(
 
 
 def doctor(json: Json = False) -> None:
-    """Look at watches, queue, attributes, reflinks, rights, space, documents, roles: what is wrong, and what to do.
+    """Tell what is wrong, or may soon be, and what to do.
 
-    Exit status 1 where something does not work; warnings do not count.
+    It looks at watches, queue, attributes, reflinks, rights, space, documents and roles. Exit status 1 where something
+    does not work; warnings do not count.
     """
     from fsrepl import doctor as doctors
     from fsrepl import examine, status
@@ -197,14 +200,15 @@ def _away(tally: Tally) -> dict[str, object]:
 
 
 def _sum_up(tally: Tally, *, repair: bool) -> None:
-    result = f"{tally.differences} differences" if tally.differences else "no differences"
+    result = counted(tally.differences, "difference") if tally.differences else "no differences"
     if repair and tally.differences:
         result += f", {tally.differences - tally.left} of them repaired"
-    say(f"{tally.checked} versions, {size_text(tally.bytes)}: {result}")
+    say(f"{counted(tally.checked, 'version')}, {size_text(tally.bytes)}: {result}")
     if tally.pending:
         say(f"{tally.pending} deliveries or changes are pending; `fsrepl wait` waits for them")
     if tally.failed:
-        say(f"{tally.failed} deliveries failed, and are not compared; `fsrepl status` and `fsrepl why` tell more")
+        failed = counted(tally.failed, "delivery", "deliveries")
+        say(f"{failed} failed, and not compared; `fsrepl status` and `fsrepl why` tell more")
     if tally.left and not repair:
         say("--repair mends what another copy is good for")
 

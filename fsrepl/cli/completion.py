@@ -7,29 +7,31 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+
 from fsrepl import settings
 from fsrepl.errors import FsreplError
 from fsrepl.settings import Settings
 
 
-def regions(incomplete: str) -> list[str]:
-    return [name for name in _regions() if name.startswith(incomplete)]
+def regions(context: typer.Context, incomplete: str) -> list[str]:
+    return [name for name in _regions(context) if name.startswith(incomplete)]
 
 
-def buckets(incomplete: str) -> list[str]:
+def buckets(context: typer.Context, incomplete: str) -> list[str]:
     """REGION/BUCKET."""
-    return sorted(address for address in _buckets() if address.startswith(incomplete))
+    return sorted(address for address in _buckets(context) if address.startswith(incomplete))
 
 
-def objects(incomplete: str) -> list[str]:
+def objects(context: typer.Context, incomplete: str) -> list[str]:
     """REGION/BUCKET/KEY: what the files that people see suggest."""
     region, _, rest = incomplete.partition("/")
     bucket, slash, key = rest.partition("/")
     if not slash:
-        return [f"{address}/" for address in buckets(incomplete)]
+        return [f"{address}/" for address in buckets(context, incomplete)]
     folder, _, begins = key.rpartition("/")
     found = []
-    with contextlib.suppress(OSError, KeyError), os.scandir(_regions()[region] / bucket / folder) as entries:
+    with contextlib.suppress(OSError, KeyError), os.scandir(_regions(context)[region] / bucket / folder) as entries:
         for entry in entries:
             if entry.name.startswith(begins) and (folder or entry.name != ".fsrepl"):
                 name = f"{region}/{bucket}/{folder}/{entry.name}" if folder else f"{region}/{bucket}/{entry.name}"
@@ -37,28 +39,27 @@ def objects(incomplete: str) -> list[str]:
     return sorted(found)
 
 
-def roles(incomplete: str) -> list[str]:
-    found = _settings()
+def roles(context: typer.Context, incomplete: str) -> list[str]:
+    found = _settings(context)
     if found is None or not found.roles.is_dir():
         return []
     return sorted(path.stem for path in found.roles.glob("*.json") if path.stem.startswith(incomplete))
 
 
-def _settings() -> Settings | None:
-    """The site that the environment or the folder tells: a --site on the line is not known here."""
+def _settings(context: typer.Context) -> Settings | None:
     try:
-        return settings.load(settings.find(None, os.environ))
+        return settings.load(settings.find(context.find_root().params.get("site"), os.environ))
     except FsreplError:
         return None
 
 
-def _regions() -> dict[str, Path]:
-    found = _settings()
+def _regions(context: typer.Context) -> dict[str, Path]:
+    found = _settings(context)
     return {name: region.path for name, region in found.regions.items()} if found else {}
 
 
-def _buckets() -> Iterator[str]:
-    for name, path in _regions().items():
+def _buckets(context: typer.Context) -> Iterator[str]:
+    for name, path in _regions(context).items():
         with contextlib.suppress(OSError), os.scandir(path) as entries:
             for entry in entries:
                 if os.path.exists(os.path.join(entry.path, ".fsrepl")):

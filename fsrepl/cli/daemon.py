@@ -12,7 +12,10 @@ def register(app: typer.Typer) -> None:
 
 
 def daemon() -> None:
-    """Watch the regions and replicate, in the foreground, until SIGTERM. SIGHUP reads the settings again."""
+    """Watch the regions and replicate, in the foreground.
+
+    SIGTERM ends it within seconds, SIGHUP makes it read the settings again.
+    """
     from fsrepl import daemon as daemons
 
     options = state()

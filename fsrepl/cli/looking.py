@@ -32,7 +32,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it again each second.")] = False,
     json: Json = False,
 ) -> None:
-    """Show daemon, buckets, rules, lag, transfers and failures on one screen."""
+    """Show daemon, buckets, rules, lag, transfers and failures."""
     from fsrepl import status as statuses
 
     site = open_site()
@@ -51,7 +51,7 @@ def status(
 
 
 def why(address: Address, version_id: VersionId = None, json: Json = False) -> None:
-    """Tell which rule chose a key, where it goes, what happened and what is next."""
+    """Tell which rule chose a key, what happened, what is next."""
     from fsrepl import status as statuses
 
     bucket_name, key = address_and_key(address)
@@ -69,7 +69,10 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and print those that come.")] = False,
     json: Json = False,
 ) -> None:
-    """Print S3's replication events, oldest first, a JSON object a line (with and without --json)."""
+    """Print S3's replication events, a JSON object a line.
+
+    The oldest come first; --json changes nothing.
+    """
     from fsrepl.eventlog import Reader
 
     with Reader(str(state().settings.state)) as reader:

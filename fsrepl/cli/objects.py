@@ -14,6 +14,7 @@ from fsrepl.cli.shared import (
     Json,
     VersionId,
     address_and_key,
+    counted,
     encoded,
     open_site,
     perform,
@@ -25,7 +26,7 @@ from fsrepl.cli.shared import (
 )
 from fsrepl.errors import Usage
 
-tag = typer.Typer(help="Tags of a version. They change in place: no new version.", no_args_is_help=True)
+tag = typer.Typer(help="Tags of an object, changed in place: no new version.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +71,7 @@ def ls(
 
 
 def head(address: Address, version_id: VersionId = None, json: Json = False) -> None:
-    """Show all that the record says of an object, or of one version."""
+    """Show all that the record says of an object."""
     from fsrepl import listing
 
     bucket_name, key = address_and_key(address)
@@ -89,7 +90,10 @@ def head(address: Address, version_id: VersionId = None, json: Json = False) -> 
 
 
 def cat(address: Address, version_id: VersionId = None) -> None:
-    """Write an object's content to standard output, once it is known to be what it was."""
+    """Write an object's content to standard output.
+
+    It is compared with its hash before, so that what comes out is what went in.
+    """
     from fsrepl import listing
 
     bucket_name, key = address_and_key(address)
@@ -101,7 +105,10 @@ def cat(address: Address, version_id: VersionId = None) -> None:
 
 
 def restore(address: Address, version_id: VersionId = None, json: Json = False) -> None:
-    """Make an old version current again, as a new version. Without an id: the newest that is not a marker."""
+    """Make an old version current again, as a new version.
+
+    Without --version-id it is the newest that is not a delete marker.
+    """
     bucket_name, key = address_and_key(address)
     answer = perform("object.restore", bucket=bucket_name, key=encoded(key), version_id=version_id)
     if json:
@@ -113,7 +120,10 @@ def restore(address: Address, version_id: VersionId = None, json: Json = False) 
 
 
 def rm(address: Address, version_id: VersionId = None, json: Json = False) -> None:
-    """Delete an object, by a marker that hides it; or, with --version-id, remove that version for good."""
+    """Delete an object, by a marker that hides it.
+
+    With --version-id, remove that version or marker for good.
+    """
     bucket_name, key = address_and_key(address)
     answer = perform("object.rm", bucket=bucket_name, key=encoded(key), version_id=version_id)
     if json:
@@ -145,7 +155,7 @@ def tag_ls(address: Address, version_id: VersionId = None, json: Json = False) -
 @tag.command("set")
 def tag_set(
     address: Address,
-    tags: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...")],
+    tags: Annotated[list[str], typer.Argument(metavar="NAME=VALUE")],
     version_id: VersionId = None,
     json: Json = False,
 ) -> None:
@@ -158,17 +168,17 @@ def tag_set(
             raise Usage(f"{shown(text)} is not NAME=VALUE")
         wanted[name] = value
     answer = perform("tag.set", bucket=bucket_name, key=encoded(key), version_id=version_id, tags=wanted)
-    print_json(answer) if json else say(f"{shown(address)}: {len(answer['TagSet'])} tags")
+    print_json(answer) if json else say(f"{shown(address)}: {counted(len(answer['TagSet']), 'tag')}")
 
 
 @tag.command("rm")
 def tag_rm(
     address: Address,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME")],
     version_id: VersionId = None,
     json: Json = False,
 ) -> None:
     """Remove tags; the others stay."""
     bucket_name, key = address_and_key(address)
     answer = perform("tag.rm", bucket=bucket_name, key=encoded(key), version_id=version_id, names=names)
-    print_json(answer) if json else say(f"{shown(address)}: {len(answer['TagSet'])} tags")
+    print_json(answer) if json else say(f"{shown(address)}: {counted(len(answer['TagSet']), 'tag')}")

@@ -34,12 +34,12 @@ def register(app: typer.Typer) -> None:
 def enable(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SRC]", help="The source, REGION/BUCKET.", autocompletion=completion.buckets),
+        typer.Argument(metavar="SRC", help="The source, REGION/BUCKET.", autocompletion=completion.buckets),
     ] = None,
     destination: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DST]",
+            metavar="DST",
             help="The destination. Without it, rules that are there run again.",
             autocompletion=completion.buckets,
         ),
@@ -66,9 +66,9 @@ def enable(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Replicate a bucket to another region: from now on, the whole bucket or the given prefixes.
+    """Replicate a bucket to another region, from now on.
 
-    On a terminal, without SRC and DST, it asks step by step.
+    The whole bucket, or what begins with a --prefix. On a terminal, without SRC and DST, it asks step by step.
     """
     if role is not None and create_role:
         raise Usage("--role names an existing role and --create-role makes one; give one of the two")
@@ -128,7 +128,7 @@ def put(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Save a replication configuration in S3's JSON, in place of the one that is there."""
+    """Save a configuration in S3's JSON, in place of the old one."""
     document, size_bytes = read_document(file)
     answer = perform("replication.put", source=source, document=document, size_bytes=size_bytes, dry_run=dry_run)
     if json:

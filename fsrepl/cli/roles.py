@@ -31,7 +31,10 @@ def create(
     ],
     json: Json = False,
 ) -> None:
-    """Make a role with the policy that the console generates, for these buckets and nothing else."""
+    """Make a role for these buckets and nothing else.
+
+    Its policy is the one that the console generates.
+    """
     answer = perform("role.create", name=name, source=source, destinations=destination)
     print_json(answer) if json else say(f"role {answer['Arn']}")
 

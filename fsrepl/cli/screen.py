@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsrepl import status
-from fsrepl.cli.shared import duration_text, size_text
+from fsrepl.cli.shared import counted, duration_text, size_text
 from fsrepl.site import Site
 
 _REFRESH_S = 1.0
@@ -151,10 +151,12 @@ def _notes(bucket: dict[str, Any]) -> Iterator[str]:
     for path, reason in list(bucket.get("unreadable", {}).items())[:5]:
         yield f"{name}: cannot be captured: {path}: {reason}"
     if bucket.get("polled"):
-        yield f"{name}: {len(bucket['polled'])} directories are scanned, not watched; `fsrepl doctor` tells why"
+        directories = counted(len(bucket["polled"]), "directory", "directories")
+        yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` tells why"
     for path in bucket.get("mounts", ()):
         yield f"{name}: not looked into, another mount: {path}"
     if bucket["skipped"]:
-        yield f"{name}: {bucket['skipped']} links, sockets, FIFOs or devices are no objects, and skipped"
+        yield f"{name}: skipped, for links, sockets, FIFOs and devices are no objects: {bucket['skipped']:,}"
     if bucket["failed"]:
-        yield f"{name}: {bucket['failed']} deliveries failed; `fsrepl why {name}/KEY` tells the reason of each"
+        failed = counted(bucket["failed"], "delivery", "deliveries")
+        yield f"{name}: {failed} failed; `fsrepl why {name}/KEY` tells the reason of each"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LOCK_WAIT_S = 30.0
 _LOCK_LOOK_S = 0.05
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", show_default=False, help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Source = Annotated[
@@ -220,6 +220,11 @@ def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Se
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         tell("  ".join(cells).rstrip())
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number and its noun: 1 version, 1,200 versions."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def size_text(count: float) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fsrepl.cli.shared import Json, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.cli.shared import Json, counted, open_site, perform, print_json, print_table, say, state, warn
 from fsrepl.errors import FsreplError, Usage
 
-region = typer.Typer(help="The regions of the site: directories, each with its own identity.", no_args_is_help=True)
+region = typer.Typer(help="Regions: directories, each with its own identity.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -20,14 +20,17 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where the site's settings shall be.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's settings shall be.")] = Path(),
     region: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[=PATH]", help="A region, and its directory if that is not DIR/NAME. Repeatable."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a new site: fsrepl.toml, and its regions (without --region two of them, below DIR)."""
+    """Make a new site: its settings and its regions.
+
+    Without --region there are two of them, below DIR.
+    """
     from fsrepl.admin import sites
 
     regions: dict[str, str | None] = {}
@@ -50,7 +53,10 @@ def init(
 
 
 def check() -> None:
-    """Check the settings, documents and roles, and change nothing. Exit status 2 or 3 where something is wrong."""
+    """Check the settings, documents and roles, and change nothing.
+
+    Exit status 1, 2 or 3 where something is wrong.
+    """
     from fsrepl import exporter, hooks
 
     found = open_site()
@@ -142,7 +148,10 @@ def region_add(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Attach a directory as a region: one that has an identity as it is, with its buckets; else a new one."""
+    """Attach a directory as a region.
+
+    One that has an identity is taken as it is, with its buckets; any other becomes a new region.
+    """
     name, equals, path = region.partition("=")
     if not (name and equals and path):
         raise Usage(f"{region!r} is not NAME=PATH, such as eu-west-1=/mnt/eu/fsrepl")
@@ -154,7 +163,9 @@ def region_add(
     for bucket in answer["Buckets"]:
         say(f"  bucket {bucket}")
     if replace:
-        say(f"{answer['Refilled']} versions are on their way to it; `fsrepl wait` waits for them")
+        say(f"{counted(answer['Refilled'], 'version')} to fill it with; `fsrepl wait` waits for that")
+        for each in answer["NotAsked"]:
+            warn(f"not filled from {each}; `fsrepl verify --repair` of that bucket does it later")
 
 
 @region.command("forget")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import Json, ask_daemon, is_terminal, print_json, say, shown, size_text, state, warn
+from fsrepl.cli.shared import Json, ask_daemon, counted, is_terminal, print_json, say, shown, size_text, state, warn
 from fsrepl.errors import Usage
 
 _PROGRESS_S = 0.5
@@ -22,11 +22,14 @@ def register(app: typer.Typer) -> None:
 
 
 def wait(
-    scope: Annotated[str, typer.Argument(metavar="[REGION/BUCKET[/KEY]]", autocompletion=completion.objects)] = "",
+    scope: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/KEY]", autocompletion=completion.objects)] = "",
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Seconds; without it, for ever.")] = None,
     json: Json = False,
 ) -> None:
-    """Wait until all that was dropped before this call is replicated. 0: it is; 1: some failed; 4: time is up."""
+    """Wait until all that was dropped before this call is there.
+
+    Exit status 0: it is replicated; 1: some of it failed; 4: time is up; 5: the daemon is not running.
+    """
     stop = threading.Event()
     if is_terminal() and not state().quiet:
         threading.Thread(target=_progress, args=(stop,), daemon=True).start()
@@ -42,11 +45,14 @@ def wait(
     for name in answer["unruled"]:
         warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
     if answer["failed"]:
-        warn(f"{answer['failed']} deliveries failed; `fsrepl status` counts them, `fsrepl why` tells the reason")
+        failed = counted(answer["failed"], "delivery", "deliveries")
+        warn(f"{failed} failed; `fsrepl status` shows where, `fsrepl why` the reason")
     for each in answer["trouble"]:
         warn(each)
     if answer["pending"]:
-        warn(f"time is up, and {answer['pending']} deliveries or captures are pending")
+        warn(
+            f"time is up; still pending: {counted(answer['pending'], 'delivery or capture', 'deliveries or captures')}"
+        )
     if json:
         print_json(answer)
     if answer["failed"] or answer["pending"]:
@@ -74,8 +80,8 @@ def retry(
     all_: Annotated[bool, typer.Option("--all", help="Everything that failed in this site.")] = False,
     json: Json = False,
 ) -> None:
-    """Try again what FAILED, and what waits for its next try, at once."""
+    """Try again what FAILED or waits for its next try, at once."""
     if bool(scope) == all_:
         raise Usage("what? name REGION/BUCKET, REGION/BUCKET/KEY, or --all")
     answer = ask_daemon("retry", scope=scope)
-    print_json(answer) if json else say(f"{answer['Retried']} deliveries are tried again")
+    print_json(answer) if json else say(f"tried again: {counted(answer['Retried'], 'delivery', 'deliveries')}")
