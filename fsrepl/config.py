@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar, cast
 
 from fsrepl.arn import bucket_arn, parse_bucket_arn, parse_role_arn, role_arn, split_address
 from fsrepl.errors import Refused
-from fsrepl.model import STORAGE_CLASSES, Replication, Rule, Versioning
+from fsrepl.model import EMPTY, STORAGE_CLASSES, Replication, Rule, Versioning
 from fsrepl.schema import (
     Destination,
     Metrics,
@@ -377,19 +377,20 @@ def enable_document(
     role: str,
     prefixes: Collection[str] = (),
     storage_class: str = "",
+    storage_classes: Mapping[str, str] = EMPTY,
     rule_id: str = "",
     delete_markers: bool = True,
 ) -> ReplicationConfiguration:
     """What `fsrepl replication enable` asks for: the console's V1, a rule a prefix, without one the whole bucket.
 
-    Without delete_markers it is V2, since V1 has no word for that. role is a name; several rules are
-    called rule_id, rule_id-2 and so on. Source: s3-semantics, section 7, S9 to S17.
+    storage_classes are those of single prefixes. Without delete_markers it is V2, since V1 has no word for that.
+    role is a name; several rules are called rule_id, rule_id-2 and so on. Source: s3-semantics, section 7, S9 to S17.
     """
     rules: list[ReplicationRule] = []
     for prefix, name in zip(prefixes or ("",), _numbered(rule_id), strict=False):
         to: Destination = {"Bucket": bucket_arn(destination)}
-        if storage_class:
-            to["StorageClass"] = storage_class
+        if its_class := storage_classes.get(prefix, storage_class):
+            to["StorageClass"] = its_class
         rule: ReplicationRule = {"Prefix": prefix, "Status": "Enabled", "Destination": to}
         if rule_id:
             rule["ID"] = name

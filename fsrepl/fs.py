@@ -325,6 +325,10 @@ class Fs:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, 0o600, dir_fd=at)
 
+    def create_unnamed(self, at: int) -> int:
+        """A file for writing that is in no directory, and gone when it is closed. Source: open(2), O_TMPFILE."""
+        return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=at)
+
     def append(self, at: int, name: bytes) -> int:
         """A file to add to, made 0600 if need be."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -13,7 +13,8 @@ from typing import Any
 from fsrepl import arn, batch, examine, jobs, mend, objects
 from fsrepl.admin import buckets, replication, role_files, sites, versioning
 from fsrepl.engine import Engine
-from fsrepl.errors import Refused, Usage
+from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.fs import reason
 from fsrepl.model import Versioning
 from fsrepl.settings import Settings
 
@@ -31,7 +32,11 @@ def run(engine: Engine, name: str, params: Params) -> Answer:
     operation = OPERATIONS.get(name)
     if operation is None:
         raise Usage(f"there is no operation {name!r}; is the daemon of another version than this command?")
-    return operation(engine, params)
+    try:
+        return operation(engine, params)
+    except OSError as error:
+        what = params.get("bucket") or params.get("source") or params.get("name") or ""
+        raise FsreplError(f"{name.replace('.', ' ')} {what}: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -74,6 +79,7 @@ def _enable(engine: Engine, source: str, params: Params) -> Answer:
         params.get("destination"),
         prefixes=params.get("prefixes") or (),
         storage_class=params.get("storage_class") or "",
+        storage_classes=params.get("storage_classes") or {},
         role=params.get("role") or "",
         rule_id=params.get("id") or "",
         delete_markers=params.get("delete_markers", True),

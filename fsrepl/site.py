@@ -290,11 +290,16 @@ class Bucket:
             return
         self.seen = {}  # until all of it has been read
         try:
-            identity: dict[str, object] = self._document(opened, b"bucket.json", dict, {})
-            if identity.get("uuid") != self.uuid:
+            found_uuid = self._document(opened, b"bucket.json", lambda identity: str(identity["uuid"]), "")
+            if not found_uuid:
+                raise Unavailable(
+                    f"bucket {self.address}: .fsrepl/bucket.json, which says what bucket this is, is gone; if that was "
+                    f"`fsrepl bucket rm {self.address}`, the same again goes on with it"
+                )
+            if found_uuid != self.uuid:
                 raise Unavailable(
                     f"bucket {self.address}: .fsrepl/bucket.json is of another bucket "
-                    f"({identity.get('uuid', 'without uuid')}) than the site knows ({self.uuid}); "
+                    f"({found_uuid}) than the site knows ({self.uuid}); "
                     "`fsrepl region add` attaches a region again"
                 )
             self.documents = self._read_documents(opened)
@@ -322,7 +327,9 @@ class Bucket:
             why = f"cannot be read: {reason(error)}"
         except ValueError as error:
             why = f"cannot be read: {error}"
-        except (Refused, KeyError, TypeError) as error:
+        except KeyError as error:
+            why = f"is not valid: it lacks {error}"
+        except (Refused, TypeError) as error:
             why = f"is not valid: {error}"
         raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; mend the file")
 

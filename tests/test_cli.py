@@ -33,3 +33,19 @@ def test_bucket_names_are_those_of_s3(site: Site) -> None:
     for name in ("ab", "Photos", "a_b", "-ab", "a..b", "10.0.0.1", "xn--ab", "a-.b", "a.-b", "x" * 64):
         site.refused("InvalidBucketName", "bucket", "create", f"east/{name}")
     assert {path.name for path in site.regions["east"].iterdir()} == {"src", ".fsrepl-region.json"}
+
+
+def test_versioning_says_first_what_space_it_takes(site: Site) -> None:
+    """Section 2: adopting, and enabling versioning where there are files, each say what their versions take."""
+    site.must("bucket", "create", "east/plain")
+    site.write("d/k", b"k", "east/plain")
+    said = site.must("versioning", "enable", "east/plain").out.splitlines()
+    assert said[0].startswith("east/plain holds 1 file, 1 B; their versions take about 8.0 KiB, and ")
+    (site.regions["east"] / "old").mkdir()
+    site.write("k", b"k", "east/old")
+    asked = site.run("bucket", "adopt", "east/old")
+    assert asked.code == 2, "without a terminal it needs --yes"
+    assert not site.path(".fsrepl", "east/old").exists()
+    said = site.must("bucket", "adopt", "east/old", "--yes").out.splitlines()
+    assert said[0].startswith("east/old holds 1 file, 1 B; ")
+    assert said[1] == "bucket east/old: 1 file adopted, versioning Enabled"

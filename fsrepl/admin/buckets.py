@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fsrepl import arn, config, store
-from fsrepl.admin.versioning import enable_versioning, versioning_of, walk
+from fsrepl.admin.versioning import enable_versioning, measure, require_attributes, versioning_of, walk
 from fsrepl.errors import BucketMissing, Refused, Usage
 from fsrepl.fs import Fs, reason
 from fsrepl.model import Versioning
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _REMOVED = b"removed-bucket.json"
 """The identity of a bucket that is being removed."""
-_RECORD_BYTES = 8192
-"""What a stored version takes beside its content: its inode, and a block for its attributes."""
 
 
 def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str, object]:
@@ -55,6 +53,7 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str
                         "BucketAlreadyExists",
                         f"{address} is a folder with files; `fsrepl bucket adopt` makes it a bucket",
                     )
+                require_attributes(site.fs, fd, f"folder {address}")
             finally:
                 site.fs.close(fd)
     make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF)
@@ -110,35 +109,17 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
                 "NoSuchBucket", f"{address}: there is no such folder in the region: {reason(error)}"
             ) from error
         try:
-            objects, size = _measure(site.fs, fd)
-            free, total = site.fs.space(fd)
+            room = measure(site.fs, fd, engine.settings, region)
+            room.check(address)
+            answer = {"Bucket": address, **room.document()}
+            if dry_run:
+                return answer
+            require_attributes(site.fs, fd, f"folder {address}")
         finally:
             site.fs.close(fd)
-    sharing = site.settings.regions[region].sharing
-    needed = objects * _RECORD_BYTES + (0 if sharing == "link" else size)
-    answer: dict[str, object] = {"Bucket": address, "Objects": objects, "Bytes": size, "Needed": needed, "Free": free}
-    if free - needed < engine.settings.capture.keep_free.needed(total) and sharing != "link":
-        raise Refused(
-            "InvalidRequest",
-            f"{address} holds {objects} files of {size >> 20} MiB, which are stored once more, and {free >> 20} MiB "
-            'are free; make room, or set sharing = "link" for the region where no program writes into files',
-        )
-    if dry_run:
-        return answer
     make_bucket(site, address, Versioning.OFF)
     site.save_identities()
     return {**answer, "Adopted": enable_versioning(engine, address, Versioning.ENABLED)}
-
-
-def _measure(fs: Fs, top: int) -> tuple[int, int]:
-    """How many files there are below a directory, and their bytes."""
-    objects = size = 0
-    for _, fd, files in walk(fs, top):
-        for name in files:
-            with contextlib.suppress(OSError):
-                size += fs.stat(fd, name).st_size
-                objects += 1
-    return objects, size
 
 
 def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from fsrepl import arn, clock, commit, config, keys, records, roles, store, tran
 from fsrepl.admin.role_files import generated_role, role_with, write_role
 from fsrepl.admin.versioning import versioning_of
 from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
-from fsrepl.model import NO_SHORTFALL, Replication, Versioning
+from fsrepl.model import EMPTY, NO_SHORTFALL, Replication, Versioning
 from fsrepl.site import (
     OpenBucket,
     Site,
@@ -75,8 +75,8 @@ def _is_enabled(buckets: _Buckets, address: str) -> bool:
 
 def enable_replication(
     engine: Engine, source: str, destination: str | None, *, prefixes: Sequence[str] = (), storage_class: str = "",
-    role: str = "", rule_id: str = "", delete_markers: bool = True, add: bool = False, replace_all: bool = False,
-    dry_run: bool = False,
+    storage_classes: Mapping[str, str] = EMPTY, role: str = "", rule_id: str = "", delete_markers: bool = True,
+    add: bool = False, replace_all: bool = False, dry_run: bool = False,
 ) -> dict[str, object]:  # fmt: skip
     """What the console's five steps write. All of it or nothing: a role that was made goes again if the rest fails."""
     site = engine.site
@@ -92,8 +92,8 @@ def enable_replication(
         )
     _check_pair(site, source, destination)
     rules = config.enable_document(
-        destination, role=role or "any", prefixes=list(prefixes), storage_class=storage_class, rule_id=rule_id,
-        delete_markers=delete_markers,
+        destination, role=role or "any", prefixes=list(prefixes), storage_class=storage_class,
+        storage_classes=storage_classes, rule_id=rule_id, delete_markers=delete_markers,
     )  # fmt: skip
     made: roles.RoleDocument | None = None
     if add and existing is not None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from fsrepl import arn, control, keys, plan, settings, store
 from fsrepl.admin.buckets import make_bucket
+from fsrepl.admin.versioning import require_attributes
 from fsrepl.errors import FsreplError, StoreDamaged, Usage
-from fsrepl.fs import UNSUPPORTED, Fs, reason
+from fsrepl.fs import Fs, reason
 from fsrepl.model import Delivery, Origin, Rule, Version, Versioning
 from fsrepl.site import (
     META,
@@ -104,7 +105,7 @@ def attach_region(site: Site, name: str, undo: contextlib.ExitStack, *, replaced
                     f"{path} is not the region {name} that this site knows (no {REGION_IDENTITY.decode()}); mount it, "
                     "or if its disk is lost, give the new one with --replace"
                 )
-            _require_attributes(site.fs, at, f"region {name} at {path}")
+            require_attributes(site.fs, at, f"region {name} at {path}")
             undo.callback(_remove_identity, site.fs, path)
             identity = dict(new_identity(name, site.now()))
         elif identity.get("name") != name:
@@ -152,27 +153,6 @@ def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
             f"{claim.get('state')}; take it out of that one with `fsrepl region forget {identity.get('name')}`"
         )
     write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
-
-
-def _require_attributes(fs: Fs, at: int, what: str) -> None:
-    """Raises Usage where a filesystem takes no user attributes, or no files of ours."""
-    name = b".fsrepl-probe-%d" % os.getpid()
-    try:
-        fd = fs.create(at, name)
-    except OSError as error:
-        raise Usage(f"{what}: cannot write there: {reason(error)}") from error
-    try:
-        fs.set_attribute(fd, "user.fsrepl.probe", b"1")
-    except OSError as error:
-        if error.errno in UNSUPPORTED:
-            raise Usage(
-                f"{what}: this filesystem has no user attributes, which hold what fsrepl knows of each file; "
-                "use ext4, xfs, btrfs or a tmpfs of Linux 6.6, or mount it with user_xattr"
-            ) from error
-        raise Usage(f"{what}: cannot set a user attribute: {reason(error)}") from error
-    finally:
-        fs.close(fd)
-        fs.unlink(at, name)
 
 
 def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[str, object]:

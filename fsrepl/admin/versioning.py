@@ -6,11 +6,12 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, config, keys, store
-from fsrepl.errors import Refused
-from fsrepl.fs import Fs
+from fsrepl.errors import Refused, Usage
+from fsrepl.fs import UNSUPPORTED, Fs, reason
 from fsrepl.journal import view_of
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.site import (
@@ -23,8 +24,11 @@ from fsrepl.watch import ARRIVED, Mark
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
+    from fsrepl.settings import Settings
 
 _BATCH = 512
+_RECORD_BYTES = 8192
+"""What a stored version takes beside its content: its inode, and a block for its attributes."""
 
 
 def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str, object]:
@@ -38,14 +42,105 @@ def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str
             )
         now = bucket.versioning
     if now is Versioning.OFF:
+        with bucket.open() as opened:
+            require_attributes(engine.fs, opened.tmp, f"bucket {address}")
+            room = measure(engine.fs, opened.fd, engine.settings, bucket.region)
+        room.check(address)
         enable_versioning(engine, address, wanted)
-    elif now is not wanted:
+        return {"Bucket": address, "Status": str(wanted), **room.document()}
+    if now is not wanted:
         engine.region_of(address).flush(address)  # what was dropped before this call belongs to the state before
         with bucket.open() as opened:
             write_document(engine.fs, opened.meta, b"versioning.json", config.versioning_document(wanted))
             bucket.refresh(opened)
         engine.region_of(address).follow(address)
     return {"Bucket": address, "Status": str(wanted)}
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What it takes to make each file below a directory a version, in bytes, and what there is.
+
+    kept: what keep_free leaves to the user. A filesystem that says nothing of its space has all that is needed.
+    """
+
+    objects: int
+    size: int
+    needed: int
+    free: int
+    kept: int
+
+    def check(self, address: str) -> None:
+        """Raises Refused where there is not enough."""
+        if self.needed and self.free - self.needed < self.kept:
+            raise Refused(
+                "InvalidRequest",
+                f"{address} takes about {_mib(self.needed)} for its versions; {_mib(self.free)} are free, and "
+                f"keep_free leaves {_mib(self.kept)} of that to the user; make room, or set "
+                'sharing = "link" for the region if no program writes into files there',
+            )
+
+    def document(self) -> dict[str, object]:
+        return {"Objects": self.objects, "Bytes": self.size, "Needed": self.needed, "Free": self.free}
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):,.1f} MiB"
+
+
+def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
+    """What it takes to version what is below an open directory. Nothing is left behind."""
+    objects = small = large = 0
+    for _, fd, files in walk(fs, top):
+        for name in files:
+            with contextlib.suppress(OSError):
+                size = fs.stat(fd, name).st_size
+                objects += 1
+                if size < capture.SMALL_BYTES:
+                    small += size
+                else:
+                    large += size
+    sharing = settings.regions[region].sharing
+    copied = 0 if sharing == "link" else small if sharing == "auto" and large and _can_clone(fs, top) else small + large
+    free, total = fs.space(top)
+    kept = settings.capture.keep_free.needed(total) if sharing != "link" else 0
+    needed = objects * _RECORD_BYTES + copied
+    return Room(objects, small + large, needed, free if total else max(free, needed), kept)
+
+
+def require_attributes(fs: Fs, at: int, what: str) -> None:
+    """Raises Usage where a directory's filesystem takes no user attributes, or no files of ours. Leaves nothing."""
+    name = b".fsrepl-probe-%d" % os.getpid()
+    try:
+        fd = fs.create(at, name)
+    except OSError as error:
+        raise Usage(f"{what}: cannot write there: {reason(error)}") from error
+    try:
+        fs.set_attribute(fd, "user.fsrepl.probe", b"1")
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            raise Usage(
+                f"{what}: this filesystem has no user attributes, which hold what fsrepl knows of each file; "
+                "use ext4, xfs, btrfs or a tmpfs of Linux 6.6, or mount it with user_xattr"
+            ) from error
+        raise Usage(f"{what}: cannot set a user attribute: {reason(error)}") from error
+    finally:
+        fs.close(fd)
+        fs.unlink(at, name)
+
+
+def _can_clone(fs: Fs, at: int) -> bool:
+    """Whether files here share blocks, so that large ones are stored without taking space."""
+    with contextlib.ExitStack() as stack:
+        try:
+            one, other = (fs.create_unnamed(at) for _ in range(2))
+            stack.callback(fs.close, one)
+            stack.callback(fs.close, other)
+            fs.write(one, bytes(4096))
+            fs.clone(other, one)
+        except OSError:
+            return False
+    return True
 
 
 def versioning_of(site: Site, address: str) -> Versioning:

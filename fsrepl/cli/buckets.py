@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,16 +50,24 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
 
     Each file becomes the version `null` of its key; it says first what space that takes.
     """
-    plan = perform("bucket.adopt", bucket=bucket, dry_run=True)
-    stored = f"{counted(plan['Objects'], 'file')}, {size_text(plan['Bytes'])}"
-    space = f"about {size_text(plan['Needed'])} of {size_text(plan['Free'])} free space are needed for their versions"
+    room = perform("bucket.adopt", bucket=bucket, dry_run=True)
     if dry_run:
-        print_json(plan) if json else tell(f"{bucket}: {stored}; {space}")
+        print_json(room) if json else tell(_takes(bucket, room))
         return
-    confirm(f"{bucket} holds {stored}; {space}. Adopt it?", yes)
+    if yes and not json:
+        say(_takes(bucket, room))
+    confirm(f"{_takes(bucket, room)}. Adopt it?", yes)
     answer = perform("bucket.adopt", bucket=bucket)
     print_json(answer) if json else say(
         f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
+    )
+
+
+def _takes(bucket: str, room: dict[str, Any]) -> str:
+    """What a folder holds, and what space its versions take."""
+    return (
+        f"{bucket} holds {counted(room['Objects'], 'file')}, {size_text(room['Bytes'])}; their versions take about "
+        f"{size_text(room['Needed'])}, and {size_text(room['Free'])} are free"
     )
 
 
@@ -133,7 +141,12 @@ def bucket_rm(bucket: Bucket, yes: Yes = False, json: Json = False) -> None:
 
 def _set(bucket: str, status: str, json: bool) -> None:
     answer = perform("versioning.set", bucket=bucket, status=status)
-    print_json(answer) if json else say(f"versioning of {bucket}: {status}")
+    if json:
+        print_json(answer)
+        return
+    if answer.get("Objects"):
+        say(_takes(bucket, answer))
+    say(f"versioning of {bucket}: {status}")
 
 
 @versioning.command("enable")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from fsrepl.cli.shared import (
 )
 
 _FOLLOW_S = 0.2
+_REFRESH_S = 1.0
 
 
 def register(app: typer.Typer) -> None:
@@ -36,12 +38,23 @@ def status(
     from fsrepl import status as statuses
 
     site = open_site()
-    if watch and not json:
+
+    def now() -> dict[str, Any]:
+        site.load_identities()
+        return statuses.status(site, statuses.daemon_status(site.settings))
+
+    if watch and sys.stdout.isatty() and not json:
         from fsrepl.cli import screen
 
-        screen.watch(site)
-        return
-    document = statuses.status(site, statuses.daemon_status(site.settings))
+        screen.watch(now, _REFRESH_S)
+    _show(now(), json=json)
+    while watch:  # into a file or a program: one after the other
+        sys.stdout.flush()
+        time.sleep(_REFRESH_S)
+        _show(now(), json=json)
+
+
+def _show(document: dict[str, Any], *, json: bool) -> None:
     if json:
         print_json(document)
     else:

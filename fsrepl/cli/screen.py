@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,31 +12,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fsrepl import status
 from fsrepl.cli.shared import counted, duration_text, size_text
-from fsrepl.site import Site
 
-_REFRESH_S = 1.0
+_PIPE_WIDTH = 10_000
 
 
 def show(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console.width = 200  # nobody looks: nothing is cut off
+        console.width = _PIPE_WIDTH  # nobody looks: nothing is cut off
     console.print(render(document))
 
 
-def watch(site: Site) -> None:
-    """Show it again each second until interrupted."""
-    with Live(_now(site), refresh_per_second=4, screen=True) as live:
+def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
+    """Show it again and again until interrupted."""
+    with Live(render(now()), refresh_per_second=4, screen=True) as live:
         while True:
-            time.sleep(_REFRESH_S)
-            live.update(_now(site))
-
-
-def _now(site: Site) -> RenderableType:
-    site.load_identities()
-    return render(status.status(site, status.daemon_status(site.settings)))
+            time.sleep(every_s)
+            live.update(render(now()))
 
 
 def render(document: dict[str, Any]) -> RenderableType:

@@ -13,9 +13,12 @@ import typer
 
 from fsrepl import arn
 from fsrepl.admin import replication
+from fsrepl.cli.shared import shown
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import STORAGE_CLASSES, Versioning
 from fsrepl.site import Site
+
+_WHOLE, _SAME_CLASS = "the whole bucket", "as in the source"
 
 
 def ask(site: Site) -> dict[str, Any]:
@@ -31,20 +34,36 @@ def ask(site: Site) -> dict[str, Any]:
         "no bucket in another region has versioning enabled; `fsrepl bucket create REGION/BUCKET --versioning`",
     )
     destination = _choose("Destination bucket", [a for a in offered if a.startswith(region + "/")], "")
-    prefixes = []
-    if not typer.confirm("Replicate the whole bucket?", default=True):
-        while prefix := typer.prompt("Prefix (empty: no more; a folder ends in /)", default="", show_default=False):
-            prefixes.append(prefix)
-    storage_class = _choose("Storage class of the replicas", ["as in the source", *STORAGE_CLASSES], "")
+    selected = _prefixes() if _choose("Replicate", [_WHOLE, "keys with certain prefixes"], "") != _WHOLE else {}
+    storage_class = "" if selected else _storage_class("the replicas")
     role = _choose("Role", ["create a new role", *_roles(site)], "")
     return {
         "source": source,
         "destination": destination,
-        "prefixes": prefixes,
-        "storage_class": "" if storage_class == "as in the source" else storage_class,
+        "prefixes": list(selected),
+        "storage_class": storage_class,
+        "storage_classes": selected,
         "role": "" if role == "create a new role" else role,
         "replace": existing,
     }
+
+
+def _prefixes() -> dict[str, str]:
+    """One prefix or more, and the storage class of what each of them selects."""
+    found: dict[str, str] = {}
+    while True:
+        another = "another, or nothing" if found else "a folder ends in /"
+        prefix = str(typer.prompt(f"\nPrefix ({another})", default="", show_default=False))
+        if prefix:
+            found[prefix] = _storage_class(f"the replicas of {shown(prefix)}")
+            typer.echo("\nPrefixes so far: " + shown(", ".join(found)))
+        elif found:
+            return found
+
+
+def _storage_class(what: str) -> str:
+    chosen = _choose(f"Storage class of {what}", [_SAME_CLASS, *STORAGE_CLASSES], "")
+    return "" if chosen == _SAME_CLASS else chosen
 
 
 def _sources(site: Site) -> list[str]:
@@ -72,16 +91,22 @@ def _roles(site: Site) -> list[str]:
 
 
 def _choose(what: str, offered: Sequence[str], otherwise: str) -> str:
-    """One of a list, by number or by name. Raises Refused where there is nothing to choose."""
+    """One of a list, by number, by name, or by what only one of them ends or begins with.
+
+    Raises Refused where there is nothing to choose.
+    """
     if not offered:
         raise Refused("InvalidRequest", otherwise)
     typer.echo(f"\n{what}:")
     for number, each in enumerate(offered, 1):
         typer.echo(f"  {number}  {each}")
     while True:
-        answer = str(typer.prompt("Choose", default="1"))
+        answer = str(typer.prompt("Choose", default="1")).strip()
         if answer in offered:
             return answer
         if answer.isdigit() and 1 <= int(answer) <= len(offered):
             return offered[int(answer) - 1]
+        meant = [each for each in offered if each.endswith(f"/{answer}") or each.lower().startswith(answer.lower())]
+        if answer and len(meant) == 1:
+            return meant[0]
         typer.echo(f"a number from 1 to {len(offered)}, or a name from the list", err=True)

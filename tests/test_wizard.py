@@ -1,0 +1,117 @@
+"""`fsrepl replication enable` on a terminal: the console's steps, with what it offers and what it makes of answers."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import sys
+import time
+
+import pytest
+
+from tests.site import SOURCE, Site
+
+TIMEOUT_S = 30.0
+
+
+def talk(site: Site, *steps: tuple[str, str]) -> tuple[int, str]:
+    """Run it on a terminal, and answer each question when it comes: exit status, and all that was shown."""
+    program = [sys.executable, "-m", "fsrepl", "--site", str(site.root), "replication", "enable"]
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execvpe(program[0], program, {**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
+    shown, asked = "", 0
+    until_s = time.monotonic() + TIMEOUT_S
+    left = list(steps)
+    try:
+        while time.monotonic() < until_s:
+            if select.select([fd], [], [], 0.1)[0]:
+                try:
+                    shown += os.read(fd, 65536).decode()
+                except OSError:  # the other side is closed: it has ended
+                    break
+            if left and left[0][0] in shown[asked:] and shown.rstrip().endswith(("]:", "):")):
+                asked = len(shown)
+                os.write(fd, left.pop(0)[1].encode())
+    finally:
+        os.close(fd)
+    _, status = os.waitpid(pid, 0)
+    assert not left, shown
+    return os.waitstatus_to_exitcode(status), shown
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    home = tmp_path_factory.mktemp("wizard")
+    regions = {name: home / name for name in ("east", "north", "west")}
+    made = Site(home, regions=regions, buckets=(SOURCE, "north/far", "west/dst", "east/near"), replicate=False)
+    made.must("bucket", "create", "west/plain")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def without_rules(site: Site) -> None:
+    if site.run("replication", "get", SOURCE).code == 0:
+        site.must("replication", "rm", SOURCE)
+
+
+def test_the_whole_bucket_by_the_names_of_things(site: Site) -> None:
+    """S8 to S21: source, region, bucket, whole bucket, class, role; only what can be chosen is offered."""
+    code, shown = talk(
+        site,
+        ("Source bucket", f"{SOURCE}\n"),
+        ("Destination region", "west\n"),
+        ("Destination bucket", "dst\n"),
+        ("Replicate", "\n"),
+        ("Storage class", "\n"),
+        ("Role", "\n"),
+    )
+    assert code == 0, shown
+    offered = shown.partition("Destination region")[2]
+    assert "near" not in offered, "it is in the source's own region"
+    assert "plain" not in shown, "it has no versioning"
+    configuration = site.json("replication", "get", SOURCE)["ReplicationConfiguration"]
+    assert configuration["Role"].endswith("/replication_role_for_src_to_dst")
+    (rule,) = configuration["Rules"]
+    assert (rule["Prefix"], rule["Destination"]) == ("", {"Bucket": "arn:aws:s3:west::dst"})
+
+
+def test_prefixes_each_with_its_storage_class(site: Site) -> None:
+    """S13, S14: more than one prefix, and a class for each."""
+    code, shown = talk(
+        site,
+        ("Source bucket", "src\n"),
+        ("Destination region", "1\n"),
+        ("Destination bucket", "1\n"),
+        ("Replicate", "keys\n"),
+        ("Prefix", "Tax/\n"),
+        ("Storage class of the replicas of Tax/", "STANDARD_IA\n"),
+        ("Prefix", "logs/\n"),
+        ("Storage class of the replicas of logs/", "as\n"),
+        ("Prefix", "\n"),
+        ("Role", "create\n"),
+    )
+    assert code == 0, shown
+    rules = site.json("replication", "get", SOURCE)["ReplicationConfiguration"]["Rules"]
+    assert [(r["Prefix"], r["Destination"].get("StorageClass")) for r in rules] == [
+        ("Tax/", "STANDARD_IA"),
+        ("logs/", None),
+    ]
+    assert {r["Destination"]["Bucket"] for r in rules} == {"arn:aws:s3:north::far"}
+
+
+@pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["interrupt", "end of input"])
+def test_given_up_it_changes_nothing(site: Site, key: str) -> None:
+    """Section 5: nothing half done, and no traceback."""
+    code, shown = talk(site, ("Source bucket", "99\n"), ("a number from 1 to", f"{SOURCE}\n"), ("Destination", key))
+    assert code in (1, 130), shown
+    assert "Traceback" not in shown
+    site.refused("ReplicationConfigurationNotFoundError", "replication", "get", SOURCE)
+
+
+def test_without_a_terminal_it_asks_nothing(site: Site) -> None:
+    """Section 5: a script hears what is missing."""
+    done = site.run("replication", "enable")
+    assert (done.code, done.out) == (2, "")
+    assert "which buckets?" in done.err
