@@ -112,7 +112,13 @@ class Engine:
 
     def _open_journal(self) -> Journal:
         with self.site.open_state():
-            journal = journals.open_or_replace(os.path.join(self.site.state, "journal.db"))
+            path = os.path.join(self.site.state, "journal.db")
+            with journals.faults_told(path):
+                journal = journals.open_or_replace(path)
+                self._begin(journal)
+        return journal
+
+    def _begin(self, journal: Journal) -> None:
         with journal.transaction():
             boot = _boot_id()
             # After a power cut the journal may have outlived attributes that were not synced: read them again.
@@ -122,7 +128,6 @@ class Engine:
             journal.set_fact("boot", boot)
             for address, bucket in self.site.buckets.items():
                 journal.bucket_id(address, bucket.uuid)
-        return journal
 
     def close(self) -> None:
         """Stop the lanes and close the journal properly."""

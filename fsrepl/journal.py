@@ -213,10 +213,11 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")  # what only reads first would not wait for who holds the lock
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # after some faults SQLite has rolled back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def close(self) -> None:
         self._db.close()
@@ -774,6 +775,35 @@ def _object(row: Sequence[Any]) -> Object:
     return Object(version_id, created, bool(marker), digest or b"", view)
 
 
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+
+
+def is_passing(error: sqlite3.Error) -> bool:
+    """Whether it is the disk, or another program, and not the journal: it is tried again, and nothing is rebuilt."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _PASSING
+
+
+@contextlib.contextmanager
+def faults_told(path: str) -> Iterator[None]:
+    """A fault of the disk that the journal is on, as Unavailable and in words."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if not is_passing(error):
+            raise
+        raise Unavailable(f"the journal {path} cannot be used: {error}; make that possible, and try again") from error
+
+
 def open_or_replace(path: str) -> Journal:
     """The journal, new and empty where it is missing, damaged or of another version; nobody else's to read.
 
@@ -786,6 +816,8 @@ def open_or_replace(path: str) -> Journal:
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             raise Unavailable(f"{path} is locked by another program than fsrepl; it is needed here") from error
+        if is_passing(error):
+            raise
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + suffix)

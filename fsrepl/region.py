@@ -28,6 +28,7 @@ from fsrepl import (
     displaced,
     index,
     intake,
+    journal,
     keys,
     lanes,
     plan,
@@ -83,6 +84,7 @@ class Region:
         self.moves = 0
         """How often keys have begun, or ended, to move from where they wait to where they wait next."""
         self.stopping = False
+        self._journal_faults = 0
         self.busy_since_s = 0.0
         self.thread: threading.Thread | None = None
         self.marks = Marks(self.wake, engine.settings.capture)
@@ -116,8 +118,12 @@ class Region:
             self.busy_since_s = time.monotonic()
             try:
                 busy = self.turn()
-            except sqlite3.Error:
-                raise
+                self._journal_faults = 0
+            except sqlite3.Error as error:
+                if not journal.is_passing(error):
+                    raise
+                self._begin_again(error)
+                busy = False
             except Exception:
                 log.exception("set aside region=%s: a step that nobody foresaw to fail", self.name)
                 busy = False
@@ -128,9 +134,32 @@ class Region:
                 self._wake.wait(None if due is None else max(0.0, min(_PROBE_S, due - time.monotonic())))
         self.last_turn()
 
+    def _begin_again(self, error: sqlite3.Error) -> None:
+        """The journal could not be written, its disk being full perhaps: what was in hand may be recorded in part.
+
+        So nothing of it is believed. The buckets come up again, after a growing delay, with what trees and records
+        say, and what was owed is asked for again.
+        """
+        delay_s = min(_STUMBLED_MAX_S, 2.0**self._journal_faults / 4)
+        self._journal_faults += 1
+        why = f"the journal cannot be used: {error}"
+        log.warning("waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
+        for place in self.places.values():
+            self.suspend(place)
+            place.offline = place.bucket.trouble = why
+            place.up_again_at_s = time.monotonic() + delay_s
+        for queue in self.queues.values():
+            queue.backlog.close()
+        self.queues.clear()
+        self.words.clear()
+        self.late_words.clear()
+        for region in self.engine.regions.values():
+            region.post(region.owe_all_again)
+        self._wake.wait(delay_s)
+
     def last_turn(self) -> None:
         """Before stopping: write down what is already true."""
-        with contextlib.suppress(FsreplError, OSError):
+        with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
             self._settle()
             for place in self.places.values():
                 if place.up:
