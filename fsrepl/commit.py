@@ -34,6 +34,7 @@ from fsrepl.journal import View, view_of
 from fsrepl.model import Posix, Version
 from fsrepl.site import BARRIER, Bucket, OpenBucket
 
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
 _SLOW_S = 0.02
 _FEW = 8
 
@@ -190,18 +191,23 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
     directory, name = keys.split(version.key)
     try:
         try:
-            at = bucket.views.get(directory) if version.marker else bucket.views.get_or_make(directory)
+            is_there = version.marker or expected is not None
+            at = bucket.views.get(directory) if is_there else bucket.views.get_or_make(directory)
         except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG):
-                return Shown(None) if version.marker else _conflict(bucket, version.key)
-            if version.marker and error.errno == errno.ENOENT:
+            if version.marker and error.errno in _NO_DIRECTORY:
                 return Shown(None)
+            if expected is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return Theirs()  # its user removed or replaced the directory
+            if error.errno in _NO_DIRECTORY and error.errno != errno.ENOENT:
+                return _conflict(bucket, version.key)
             raise
         try:
             found = bucket.fs.stat(at, name)
         except FileNotFoundError:
             if version.marker:
                 return Shown(None)
+            if expected is not None:
+                return Theirs()  # its user removed it
             return _show_new(bucket, at, name, version, staged)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
@@ -210,6 +216,8 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
         if not bucket.fs.is_regular(found):
             if version.marker:
                 return Shown(None)
+            if expected is not None:
+                return Theirs()  # its user replaced it
             if not obstacles.clear(bucket, version.key):
                 return _conflict(bucket, version.key)
             return _show_new(bucket, bucket.views.get_or_make(directory), name, version, staged)

@@ -31,7 +31,7 @@ from fsrepl import (
     transfer,
 )
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
-from fsrepl.fs import reason
+from fsrepl.fs import GONE, reason
 from fsrepl.journal import Object, Owed, View, owed_of
 from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Result, Role, Status, Version
 from fsrepl.report import result_of
@@ -233,19 +233,22 @@ class Batch:
         self.ready.append(item)
 
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
-        """Whether a view is there of which nothing is known yet, as before the first scan that follows a lost journal.
+        """Whether the view must be looked at before its key gets a newer version.
 
-        Once a newer version is recorded, what it shows would be taken for what a user made of it.
+        Of one of which nothing is known yet, as before the first scan that follows a lost journal, it would
+        be taken for what a user made of that version. One that is gone was removed by a user: that was the
+        current version, and the removal is recorded first.
         """
-        if known is None or known.marker or known.view is not None:
+        if known is None or known.marker or key in self.place.held:
             return False
-        if self.place.scanned and not self.region.marks.is_marked(self.destination.address, key):
-            return False
+        if known.view is None:
+            return not self.place.scanned or self.region.marks.is_marked(self.destination.address, key)
         directory, name = keys.split(key)
-        with contextlib.suppress(OSError):
+        try:
             found = self.destination.fs.stat(self.destination.views.get(directory), name)
-            return self.destination.fs.is_regular(found)
-        return False
+        except OSError as error:
+            return error.errno in GONE
+        return not self.destination.fs.is_regular(found)
 
     def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:
         """What is sent of a version: what may travel of it, and with another owner where the rule says so."""

@@ -148,7 +148,7 @@ def _judge(
         case capture.Missing(why):
             if not why:
                 showing.way_is_free(region, place)
-            if known is None or known.marker or mark.key in place.held:
+            if known is None or known.marker or (mark.key in place.held and known.view is None):
                 return None
             if (lost := shared.destroyed(region, bucket, mark.key, known)) is not None:
                 shared.part(region, place, bucket, lost)
