@@ -251,7 +251,7 @@ def list_document(found: list[Entry], truncated: bool, *, versions: bool) -> Doc
     if not versions:
         document: Document = {"Contents": [entry_document(e, versions=False) for e in found]}
         if truncated:
-            document |= {"IsTruncated": True, "NextStartAfter": keys.text(found[-1].version.key)}
+            document |= {"IsTruncated": True, **_next("NextStartAfter", found[-1].version.key)}
         return document
     document = {
         "Versions": [entry_document(e, versions=True) for e in found if not e.version.marker],
@@ -259,12 +259,14 @@ def list_document(found: list[Entry], truncated: bool, *, versions: bool) -> Doc
     }
     if truncated:
         last = found[-1].version
-        document |= {
-            "IsTruncated": True,
-            "NextKeyMarker": keys.text(last.key),
-            "NextVersionIdMarker": last.id,
-        }
+        document |= {"IsTruncated": True, **_next("NextKeyMarker", last.key), "NextVersionIdMarker": last.id}
     return document
+
+
+def _next(name: str, key: bytes) -> Document:
+    """Where the next page begins; with the exact bytes where the text is not all of the key."""
+    exact = {} if keys.is_exact(key) else {f"{name}Base64": base64.b64encode(key).decode()}
+    return {name: keys.text(key), **exact}
 
 
 def head_document(bucket: OpenBucket, entry: Entry) -> Document:

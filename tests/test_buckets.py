@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from fsrepl import settings
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import Origin
-from tests.doubles import DyingFs, PowerCut
+from tests.doubles import DyingFs, FailingFs, PowerCut
 from tests.world import World
 
 OTHER, ADDRESS = "east/other", "east/old"
@@ -159,3 +160,27 @@ def test_another_bucket_in_its_place_is_not_removed(world: World) -> None:
     with pytest.raises(FsreplError, match="another bucket"):
         world.run("bucket.rm", bucket=OTHER, purge=True)
     assert world.tree(OTHER) == {"k": b"k"}
+
+
+# -- what fails
+
+
+def test_a_bucket_that_cannot_be_made_leaves_nothing(world: World) -> None:
+    """Section 5, nothing half done: whichever change fails, the folder is as it was, and the same command works later."""
+    top = fill(world)
+    before = sorted(world.settings.regions["east"].path.rglob("*"))
+    for calls in itertools.count():
+        world.restart(fs=(fs := FailingFs(calls, errno.ENOSPC)))
+        with contextlib.suppress(FsreplError):
+            world.run("bucket.create", bucket="east/new", versioning=True)
+        if not fs.failed:
+            break
+        if "east/new" not in world.engine.site.buckets:
+            assert sorted(world.settings.regions["east"].path.rglob("*")) == before, calls
+        else:
+            world.restart()
+            world.run("bucket.rm", bucket="east/new")
+    world.restart(fs=FailingFs(0, errno.EROFS, for_ever=True))
+    with pytest.raises(FsreplError):
+        world.run("bucket.adopt", bucket=ADDRESS)
+    assert not (top / ".fsrepl").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,13 @@ def test_versioning_says_first_what_space_it_takes(site: Site) -> None:
     said = site.must("bucket", "adopt", "east/old", "--yes").out.splitlines()
     assert said[0].startswith("east/old holds 1 file, 1 B; ")
     assert said[1] == "bucket east/old: 1 file adopted, versioning Enabled"
+
+
+def test_odd_names_are_escaped_wherever_they_are_printed(tmp_path: Path) -> None:
+    """Section 5: nothing that a terminal obeys, and bytes that are not UTF-8 as \\xNN; here in the site's own path."""
+    home = os.fsencode(tmp_path) + b"/s\xff\x1b[31m"
+    for arguments in ([b"init", home], [b"--site", home, b"region", b"ls"], [b"--site", home + b"/none", b"status"]):
+        done = subprocess.run([sys.executable, b"-m", b"fsrepl", *arguments], capture_output=True)
+        said = done.stdout + done.stderr
+        assert b"\x1b" not in said
+        assert rb"/s\xff\x1b[31m" in said

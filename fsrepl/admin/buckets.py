@@ -62,34 +62,46 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str
 
 
 def make_bucket(site: Site, address: str, versioning: Versioning) -> None:
-    """The folder and what makes it a bucket, its identity last. What is there already stays."""
+    """The folder and what makes it a bucket, its identity last. What is there already stays; what fails leaves nothing."""
     region, _, name = address.partition("/")
     fs = site.fs
-    with site.open_region(region) as at:
-        with contextlib.suppress(FileExistsError):
-            fs.make_dir(at, name.encode(), 0o755)
-        fd = fs.open_dir(at, name.encode(), cross=True)
-        try:
+    with contextlib.ExitStack() as closing, contextlib.ExitStack() as undo:
+        at = closing.enter_context(site.open_region(region))
+        fd = _make_dir(fs, at, name.encode(), 0o755, undo)
+        closing.callback(fs.close, fd)
+        meta = _make_dir(fs, fd, META, 0o700, undo)
+        closing.callback(fs.close, meta)
+        for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
             with contextlib.suppress(FileExistsError):
-                fs.make_dir(fd, META, 0o700)
-            meta = fs.open_dir(fd, META)
-            try:
-                for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
-                    with contextlib.suppress(FileExistsError):
-                        fs.make_dir(meta, folder)
-                if versioning is not Versioning.OFF:
-                    write_document(fs, meta, b"versioning.json", config.versioning_document(versioning))
-                known = read_document(fs, meta, b"bucket.json")
-                identity = known or dict(new_identity(name, site.now(), region=region))
-                if known is None:
-                    write_document(fs, meta, b"bucket.json", identity)
-            finally:
-                fs.close(meta)
-            fs.sync_file(fd)
-            fs.sync_file(at)
+                fs.make_dir(meta, folder)
+        if versioning is not Versioning.OFF:
+            write_document(fs, meta, b"versioning.json", config.versioning_document(versioning))
+        known = read_document(fs, meta, b"bucket.json")
+        identity = known or dict(new_identity(name, site.now(), region=region))
+        if known is None:
+            write_document(fs, meta, b"bucket.json", identity)
+        fs.sync_file(fd)
+        fs.sync_file(at)
+        undo.pop_all()
+    site.identities["buckets"][address] = str(identity["uuid"])
+
+
+def _make_dir(fs: Fs, at: int, name: bytes, mode: int, undo: contextlib.ExitStack) -> int:
+    """A directory, open; undo removes it with all that was made in it, if it was not there before."""
+    with contextlib.suppress(FileExistsError):
+        fs.make_dir(at, name, mode)
+        undo.callback(_unmake_dir, fs, at, name)
+    return fs.open_dir(at, name, cross=True)
+
+
+def _unmake_dir(fs: Fs, at: int, name: bytes) -> None:
+    with contextlib.suppress(OSError):
+        fd = fs.open_dir(at, name)
+        try:
+            _remove_below(fs, fd)
         finally:
             fs.close(fd)
-    site.identities["buckets"][address] = str(identity["uuid"])
+        fs.remove_dir(at, name)
 
 
 def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:

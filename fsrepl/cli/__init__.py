@@ -5,6 +5,7 @@ Imports of what a command needs are made by the command, so that `fsrepl wait` i
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 
 import fsrepl
 from fsrepl.cli import buckets, checking, daemon, looking, objects, replication, roles, site, waiting
-from fsrepl.cli.shared import State, set_state, state
+from fsrepl.cli.shared import State, printable, set_state, state
 from fsrepl.errors import FsreplError
 
 app = typer.Typer(
@@ -62,9 +63,10 @@ def main() -> None:
 
 
 def _run() -> int:
+    codecs.register_error("fsrepl", _as_bytes)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names may be any bytes: none of them ends a command
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            stream.reconfigure(encoding="utf-8", errors="fsrepl")
     try:
         status = app(standalone_mode=False)  # what a command's typer.Exit says comes back as the value
         return status if isinstance(status, int) else 0
@@ -72,7 +74,7 @@ def _run() -> int:
         typer.echo("given up; nothing was changed", err=True)
         return 1
     except FsreplError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(printable(str(error)), err=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -84,6 +86,13 @@ def _run() -> int:
         return _unforeseen(error)
 
 
+def _as_bytes(error: UnicodeError) -> tuple[str, int]:
+    """What is not UTF-8 in a name, which Python has as lone surrogates, as `\\xNN`."""
+    assert isinstance(error, UnicodeEncodeError)
+    odd = error.object[error.start : error.end]
+    return "".join(f"\\x{byte:02x}" for byte in odd.encode("utf-8", "surrogateescape")), error.end
+
+
 def _unforeseen(error: Exception) -> int:
     """Errors of the parser, of files that a command was given, and of our own making."""
     show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
@@ -92,7 +101,7 @@ def _unforeseen(error: Exception) -> int:
         return exit_code
     if isinstance(error, OSError):
         name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        typer.echo(f"{name}{error.strerror or error}", err=True)
+        typer.echo(printable(f"{name}{error.strerror or error}"), err=True)
         return 1
     if state().verbose:
         raise error

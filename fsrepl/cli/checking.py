@@ -28,7 +28,6 @@ from fsrepl.cli.shared import (
     shown,
     size_text,
     state,
-    tell,
     warn,
 )
 from fsrepl.errors import FsreplError, TimedOut
@@ -121,7 +120,7 @@ def _diagnose(finding: Finding) -> None:
     where = f" {finding.where}" if finding.where else ""
     line = shown(f"{finding.area}{where}: {finding.what}")
     if finding.level == "ok":
-        tell(f"{typer.style(mark, fg=color)} {line}")
+        typer.echo(f"{typer.style(mark, fg=color)} {line}")
         return
     typer.echo(f"{typer.style(mark, fg=color, bold=True)} {line}")
     for number, text in enumerate(finding.do.splitlines()):

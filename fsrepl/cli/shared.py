@@ -176,17 +176,17 @@ def confirm(question: str, yes: bool) -> None:
 
 def tell(text: str) -> None:
     """A line that was asked for."""
-    typer.echo(text)
+    typer.echo(printable(text))
 
 
 def say(text: str) -> None:
     """A line about what was done, for people; not with --quiet."""
     if not state().quiet:
-        typer.echo(text)
+        tell(text)
 
 
 def warn(text: str) -> None:
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 _HARMFUL = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -200,6 +200,11 @@ def print_json(document: object) -> None:
 def json_text(document: object) -> str:
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
     return _HARMFUL.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode("utf-8", "backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """Lines without anything in them that a terminal would obey."""
+    return "\n".join(shown(line) for line in text.split("\n"))
 
 
 def shown(text: str) -> str:
