@@ -166,7 +166,7 @@ def test_another_bucket_in_its_place_is_not_removed(world: World) -> None:
 
 
 def test_a_bucket_that_cannot_be_made_leaves_nothing(world: World) -> None:
-    """Section 5, nothing half done: whichever change fails, the folder is as it was, and the same command works later."""
+    """Section 5, nothing half done: whichever change fails, the folder is as it was, and the command works later."""
     top = fill(world)
     before = sorted(world.settings.regions["east"].path.rglob("*"))
     for calls in itertools.count():

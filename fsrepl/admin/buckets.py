@@ -62,7 +62,7 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str
 
 
 def make_bucket(site: Site, address: str, versioning: Versioning) -> None:
-    """The folder and what makes it a bucket, its identity last. What is there already stays; what fails leaves nothing."""
+    """The folder and what makes it a bucket, its identity last. What is there stays; what fails leaves nothing."""
     region, _, name = address.partition("/")
     fs = site.fs
     with contextlib.ExitStack() as closing, contextlib.ExitStack() as undo:
