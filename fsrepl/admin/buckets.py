@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import arn, config, store
 from fsrepl.admin.versioning import enable_versioning, measure, require_attributes, versioning_of, walk
-from fsrepl.errors import BucketMissing, Refused, Usage
+from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
 from fsrepl.fs import Fs, reason
 from fsrepl.model import Versioning
 from fsrepl.site import (
@@ -56,20 +56,31 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str
                 require_attributes(site.fs, fd, f"folder {address}")
             finally:
                 site.fs.close(fd)
-    make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF)
-    site.save_identities()
+    with contextlib.ExitStack() as undo:
+        make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF, undo)
+        site.save_identities()
+        undo.pop_all()
     return {"Bucket": address, "Versioning": "Enabled" if versioning else ""}
 
 
-def make_bucket(site: Site, address: str, versioning: Versioning) -> None:
-    """The folder and what makes it a bucket, its identity last. What is there stays; what fails leaves nothing."""
+def make_bucket(site: Site, address: str, versioning: Versioning, undo: contextlib.ExitStack) -> None:
+    """The folder and what makes it a bucket, its identity last. What is there stays; undo removes what was made.
+
+    The caller saves the site's identities.
+    """
     region, _, name = address.partition("/")
     fs = site.fs
-    with contextlib.ExitStack() as closing, contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as closing:
         at = closing.enter_context(site.open_region(region))
-        fd = _make_dir(fs, at, name.encode(), 0o755, undo)
+        with contextlib.suppress(FileExistsError):
+            fs.make_dir(at, name.encode(), 0o755)
+            undo.callback(_unmake, site, address)
+        fd = fs.open_dir(at, name.encode(), cross=True)
         closing.callback(fs.close, fd)
-        meta = _make_dir(fs, fd, META, 0o700, undo)
+        with contextlib.suppress(FileExistsError):
+            fs.make_dir(fd, META, 0o700)
+            undo.callback(_unmake, site, address, META)
+        meta = fs.open_dir(fd, META)
         closing.callback(fs.close, meta)
         for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
             with contextlib.suppress(FileExistsError):
@@ -82,26 +93,27 @@ def make_bucket(site: Site, address: str, versioning: Versioning) -> None:
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)
         fs.sync_file(at)
-        undo.pop_all()
+    undo.callback(site.identities["buckets"].pop, address, None)
     site.identities["buckets"][address] = str(identity["uuid"])
 
 
-def _make_dir(fs: Fs, at: int, name: bytes, mode: int, undo: contextlib.ExitStack) -> int:
-    """A directory, open; undo removes it with all that was made in it, if it was not there before."""
-    with contextlib.suppress(FileExistsError):
-        fs.make_dir(at, name, mode)
-        undo.callback(_unmake_dir, fs, at, name)
-    return fs.open_dir(at, name, cross=True)
-
-
-def _unmake_dir(fs: Fs, at: int, name: bytes) -> None:
-    with contextlib.suppress(OSError):
-        fd = fs.open_dir(at, name)
+def _unmake(site: Site, address: str, folder: bytes = b"") -> None:
+    """Remove a bucket's folder that was just made, or all of one in it. What a user has put there by now stays."""
+    region, _, name = address.partition("/")
+    with contextlib.suppress(OSError, FsreplError), site.open_region(region) as at:
+        if not folder:
+            site.fs.remove_dir(at, name.encode())
+            return
+        fd = site.fs.open_dir(at, name.encode(), cross=True)
         try:
-            _remove_below(fs, fd)
+            below = site.fs.open_dir(fd, folder)
+            try:
+                _remove_below(site.fs, below)
+            finally:
+                site.fs.close(below)
+            site.fs.remove_dir(fd, folder)
         finally:
-            fs.close(fd)
-        fs.remove_dir(at, name)
+            site.fs.close(fd)
 
 
 def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
@@ -129,8 +141,10 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
             require_attributes(site.fs, fd, f"folder {address}")
         finally:
             site.fs.close(fd)
-    make_bucket(site, address, Versioning.OFF)
-    site.save_identities()
+    with contextlib.ExitStack() as undo:
+        make_bucket(site, address, Versioning.OFF, undo)
+        site.save_identities()
+        undo.pop_all()
     return {**answer, "Adopted": enable_versioning(engine, address, Versioning.ENABLED)}
 
 

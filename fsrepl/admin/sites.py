@@ -174,7 +174,7 @@ def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[
         found = attach_region(site, name, undo, replaced=replaced)
         for address in lost:
             if address not in found:
-                make_bucket(site, address, Versioning.ENABLED)
+                make_bucket(site, address, Versioning.ENABLED, undo)
         site.save_identities()
         _write_settings(engine.fs, file, text)
         undo.pop_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,9 +111,8 @@ def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
 
 def require_attributes(fs: Fs, at: int, what: str) -> None:
     """Raises Usage where a directory's filesystem takes no user attributes, or no files of ours. Leaves nothing."""
-    name = b".fsrepl-probe-%d" % os.getpid()
     try:
-        fd = fs.create(at, name)
+        fd = _probe(fs, at)
     except OSError as error:
         raise Usage(f"{what}: cannot write there: {reason(error)}") from error
     try:
@@ -126,7 +126,19 @@ def require_attributes(fs: Fs, at: int, what: str) -> None:
         raise Usage(f"{what}: cannot set a user attribute: {reason(error)}") from error
     finally:
         fs.close(fd)
-        fs.unlink(at, name)
+
+
+def _probe(fs: Fs, at: int) -> int:
+    """A file for writing, that no directory shows any more."""
+    try:
+        return fs.create_unnamed(at)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EISDIR):
+            raise
+    name = b".fsrepl-probe-" + os.urandom(8).hex().encode()  # where every file must have a name, as on NFS
+    fd = fs.create(at, name)
+    fs.unlink(at, name)
+    return fd
 
 
 def _can_clone(fs: Fs, at: int) -> bool:
