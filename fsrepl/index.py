@@ -219,13 +219,13 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     if current is None:
         return commit.Shown(None)
     directory, name = keys.split(intent.key)
+    expected: View | None = None
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)
     except OSError:
         found = None
     if intent.act is commit.Act.EDIT:
         return _finish_edit(bucket, journal, intent, current, found)
-    expected: View | None = None
     if found is not None and bucket.fs.is_regular(found):
         shown = _shown_digest(bucket, directory, name)
         if not current.marker and shown == current.digest:
@@ -246,6 +246,8 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     outcome = commit.show(bucket, current, expected, staged)
     if isinstance(outcome, commit.Shown):
         journal.see(bucket.address, intent.key, outcome.view)
+    elif isinstance(outcome, commit.Held) and expected is not None:
+        journal.see(bucket.address, intent.key, expected)  # a new journal does not know that it is merely behind
     return outcome
 
 
