@@ -194,8 +194,8 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
             is_there = version.marker or expected is not None
             at = bucket.views.get(directory) if is_there else bucket.views.get_or_make(directory)
         except OSError as error:
-            if version.marker and error.errno in _NO_DIRECTORY:
-                return Shown(None)
+            if version.marker and error.errno in _NO_DIRECTORY and (expected is None or error.errno != errno.EXDEV):
+                return Shown(None)  # under another mount a view that was there is there still
             if expected is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return Theirs()  # its user removed or replaced the directory
             if error.errno in _NO_DIRECTORY and error.errno != errno.ENOENT:

@@ -8,6 +8,7 @@ then staging is swept. Only after that does a difference between store and view 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -222,8 +223,10 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     expected: View | None = None
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)
-    except OSError:
+    except OSError as error:
         found = None
+        if error.errno == errno.EXDEV:  # what is under that mount is as it was
+            expected = intent.was
     if intent.act is commit.Act.EDIT:
         return _finish_edit(bucket, journal, intent, current, found)
     if found is not None and bucket.fs.is_regular(found):
@@ -237,7 +240,7 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
         if not stale:
             return commit.Theirs()
         expected = view_of(found, intent.was.shown if intent.was else "")
-    elif found is None and intent.was is not None and not current.marker:
+    elif found is None and expected is None and intent.was is not None and not current.marker:
         return commit.Theirs()  # it was there when the intent was written: its user removed it
     try:
         staged = commit.stage_current(bucket, current)

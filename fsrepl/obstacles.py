@@ -24,6 +24,8 @@ def describe(bucket: OpenBucket, key: bytes) -> str:
         try:
             found = bucket.fs.stat(bucket.views.get(keys.split(path)[0]), name)
         except OSError as error:
+            if error.errno == errno.EXDEV:  # of this same filesystem
+                return f"{keys.shown(keys.split(path)[0])}, another mount, is in the way"
             too_long = error.errno == errno.ENAMETOOLONG
             return "its name is too long for this filesystem" if too_long else ""
         last = depth == len(names)

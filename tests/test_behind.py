@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,5 +43,43 @@ def test_a_view_that_is_held_outlives_the_journal(world: World, gone: bool, held
             assert world.tree(DESTINATION) == {"k": b"one"}
     if not held_on:
         world.restart(without_journal=True)
+    world.settle()
+    in_step(world)
+
+
+@pytest.fixture
+def mount(world: World) -> Iterator[Path]:
+    """A directory of the destination, empty by now, over which another mount of the same filesystem can come."""
+    place, other = world.path("m", DESTINATION), world.home / "other"
+    other.mkdir()
+    yield other
+    subprocess.run(["umount", "--lazy", place], capture_output=True)
+
+
+def cover(other: Path, place: Path) -> None:
+    done = subprocess.run(["mount", "--bind", other, place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: Path, without_journal: bool) -> None:
+    """G1, section 2: what is deleted while a mount covers its view is hidden afterwards, and does not come back."""
+    for key in ("m/gone", "m/new"):
+        world.write(key, b"one")
+    world.settle()
+    cover(mount, world.path("m", DESTINATION))
+    (mount / "theirs").write_bytes(b"on the other mount")
+    world.unlink("m/gone")
+    world.write("m/new", b"two!")
+    world.settle()
+    assert all(held.conflict and "another mount" in held.why for held in world.place(DESTINATION).held.values())
+    assert set(world.place(DESTINATION).held) == {b"m/gone", b"m/new"}
+    if without_journal:
+        world.restart(without_journal=True)
+        world.settle()
+    assert [path.name for path in mount.iterdir()] == ["theirs"]
+    subprocess.run(["umount", world.path("m", DESTINATION)], check=True)
     world.settle()
     in_step(world)
