@@ -188,50 +188,56 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
     view; without one it becomes a hard link to the stored version. A reader sees the old version or
     the new one, whole.
     """
-    directory, name = keys.split(version.key)
+    outcome = None
     try:
-        try:
-            is_there = version.marker or expected is not None
-            at = bucket.views.get(directory) if is_there else bucket.views.get_or_make(directory)
-        except OSError as error:
-            if version.marker and error.errno in _NO_DIRECTORY and (expected is None or error.errno != errno.EXDEV):
-                return Shown(None)  # under another mount a view that was there is there still
-            if expected is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return Theirs()  # its user removed or replaced the directory
-            if error.errno in _NO_DIRECTORY and error.errno != errno.ENOENT:
-                return _conflict(bucket, version.key)
-            raise
-        try:
-            found = bucket.fs.stat(at, name)
-        except FileNotFoundError:
-            if version.marker:
-                return Shown(None)
-            if expected is not None:
-                return Theirs()  # its user removed it
-            return _show_new(bucket, at, name, version, staged)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return Shown(None) if version.marker else _conflict(bucket, version.key)
-            raise
-        if not bucket.fs.is_regular(found):
-            if version.marker:
-                return Shown(None)
-            if expected is not None:
-                return Theirs()  # its user replaced it
-            if not obstacles.clear(bucket, version.key):
-                return _conflict(bucket, version.key)
-            return _show_new(bucket, bucket.views.get_or_make(directory), name, version, staged)
-        if expected is None or not expected.is_like(found):
-            return Theirs()
-        if _is_written(bucket, at, name):
-            return Held("somebody has the file open for writing")
-        if version.marker:
-            return _hide(bucket, at, directory, name, expected)
-        return _exchange(bucket, at, directory, name, version, expected, staged)
+        outcome = _show(bucket, version, expected, staged)
+        return outcome
     finally:
-        if staged:
+        if staged and not isinstance(outcome, Shown):
             with contextlib.suppress(OSError):  # what stays is swept at the next start
                 store.unstage(bucket, staged)
+
+
+def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> Outcome:
+    directory, name = keys.split(version.key)
+    is_there = version.marker or expected is not None
+    try:
+        at = bucket.views.get(directory) if is_there else bucket.views.get_or_make(directory)
+        shown = None if is_there else _show_new(bucket, at, name, version, staged)
+        if shown is not None:
+            return shown
+    except OSError as error:
+        if version.marker and error.errno in _NO_DIRECTORY and (expected is None or error.errno != errno.EXDEV):
+            return Shown(None)  # under another mount a view that was there is there still
+        if expected is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return Theirs()  # its user removed or replaced the directory
+        if error.errno in _NO_DIRECTORY and error.errno != errno.ENOENT:
+            return _conflict(bucket, version.key)
+        raise
+    try:
+        found = bucket.fs.stat(at, name)
+    except FileNotFoundError:
+        return Shown(None) if version.marker else Theirs()  # its user removed it
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Shown(None) if version.marker else _conflict(bucket, version.key)
+        raise
+    if not bucket.fs.is_regular(found):
+        if version.marker:
+            return Shown(None)
+        if expected is not None:
+            return Theirs()  # its user replaced it
+        if not obstacles.clear(bucket, version.key):
+            return _conflict(bucket, version.key)
+        at = bucket.views.get_or_make(directory)
+        return _show_new(bucket, at, name, version, staged) or Theirs()
+    if expected is None or not expected.is_like(found):
+        return Theirs()
+    if _is_written(bucket, at, name):
+        return Held("somebody has the file open for writing")
+    if version.marker:
+        return _hide(bucket, at, directory, name, expected)
+    return _exchange(bucket, at, directory, name, version, expected, staged)
 
 
 def _conflict(bucket: OpenBucket, key: bytes) -> Held:
@@ -250,14 +256,15 @@ def _is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
         bucket.fs.close(fd)
 
 
-def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged: bytes) -> Outcome:
+def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged: bytes) -> Shown | None:
+    """Make a view where there is none; None where there is something."""
     try:
         if staged:
             bucket.fs.rename_new(bucket.tmp, staged, at, name)
         else:
             bucket.fs.link(*_stored(bucket, version), at, name)
     except FileExistsError:
-        return Theirs()
+        return None
     bucket.views.changed.add(keys.split(version.key)[0])
     return Shown(view_of(bucket.fs.stat(at, name), version.id))
 

@@ -549,11 +549,11 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
         now_s = time.monotonic()
         for version in changed.values():
             try:
-                raw = attrs.encode_deliveries(version)
-                records.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys())
+                raw, plain = attrs.encode_deliveries(version), engine.recent.is_plain(address, version)
+                plain = records.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys(), plain=plain)
             except FileNotFoundError:
                 continue
-            engine.recent.put(address, version)
+            engine.recent.put(address, version, plain=plain)
             if not version.marker:
                 place.unmarked.add(version, now_s)
     with engine.journal.transaction():

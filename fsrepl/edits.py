@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from fsrepl import access, attrs, plan
-from fsrepl.model import EMPTY, Delivery, Origin, Posix, Replication, Rule, Shortfall, Status, Version
+from fsrepl.model import EMPTY, NO_SHORTFALL, Delivery, Origin, Posix, Replication, Rule, Shortfall, Status, Version
 
 POSIX, ACL, ATTRS, TAGS = "posix", "acl", "attrs", "tags"
 GROUPS = frozenset({POSIX, ACL, ATTRS, TAGS})
@@ -79,6 +79,8 @@ def _seen_posix(was: Posix, shown: Posix, found: Posix) -> Posix:
 
 def shortfall(version: Version, posix: Posix | None, refused: Collection[str]) -> Shortfall:
     """What a view is short of that was given its version's metadata. refused: the attributes that it did not take."""
+    if not refused and posix == version.posix:
+        return NO_SHORTFALL
     lacks = frozenset(n for n in refused if n == attrs.VERSION_ID or not attrs.is_ours(n))
     return Shortfall(None if posix == version.posix else posix, lacks)
 

@@ -31,6 +31,7 @@ from fsrepl.report import Reporter
 from fsrepl.settings import Settings
 from fsrepl.site import Site
 from fsrepl.transfer import Limiter, Progress
+from fsrepl.turns import Turns
 from fsrepl.watch import NoWatches, Watcher
 
 if TYPE_CHECKING:
@@ -49,16 +50,20 @@ class Recent:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._versions: OrderedDict[tuple[str, bytes, str], Version] = OrderedDict()
+        self._plain: set[tuple[str, bytes, str]] = set()
         self._data: OrderedDict[bytes, bytes] = OrderedDict()
         self._bytes = 0
 
-    def put(self, address: str, version: Version, data: bytes | None = None) -> None:
+    def put(self, address: str, version: Version, data: bytes | None = None, *, plain: bool = False) -> None:
+        """Remember a record that was written. plain: as attributes of a file that nobody else can write to."""
         with self._guard:
             at = (address, version.key, version.id)
             self._versions[at] = version
             self._versions.move_to_end(at)
+            (self._plain.add if plain else self._plain.discard)(at)
             if len(self._versions) > _RECENT_VERSIONS:
-                self._versions.popitem(last=False)
+                old, _ = self._versions.popitem(last=False)
+                self._plain.discard(old)
             if data is not None and version.digest not in self._data:
                 self._data[version.digest] = data
                 self._bytes += len(data)
@@ -68,17 +73,19 @@ class Recent:
     def version(self, address: str, key: bytes, version_id: str) -> Version | None:
         return self._versions.get((address, key, version_id))
 
+    def is_plain(self, address: str, version: Version) -> bool:
+        return (address, version.key, version.id) in self._plain
+
     def data(self, digest: bytes) -> bytes | None:
         return self._data.get(digest)
 
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
         """One version, or a whole bucket."""
         with self._guard:
-            if key:
-                self._versions.pop((address, key, version_id), None)
-            else:
-                for at in [a for a in self._versions if a[0] == address]:
-                    del self._versions[at]
+            gone = [(address, key, version_id)] if key else [at for at in self._versions if at[0] == address]
+            for at in gone:
+                self._versions.pop(at, None)
+                self._plain.discard(at)
 
 
 class Engine:
@@ -92,6 +99,8 @@ class Engine:
         self.fs = self.site.fs
         self.watcher = watcher
         self.threaded = False
+        self.turns = Turns()
+        self.fs.aside = self.turns.aside
         self.pool = ThreadPoolExecutor(max_workers=max(2, settings.replication.workers), thread_name_prefix="lane")
         self.backfill_lanes = threading.BoundedSemaphore(max(1, settings.replication.workers // 2))
         """The lanes that backfills may use: a live object, however large, always finds another."""

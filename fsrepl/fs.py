@@ -159,6 +159,8 @@ class Fs:
     read_only = False
     interrupted = False
     """The process is about to end: who is in the midst of reading a long file gives up."""
+    aside: Callable[[], contextlib.AbstractContextManager[None]] = staticmethod(contextlib.nullcontext)
+    """Around what waits for a disk: other threads may have the interpreter meanwhile. See turns.py."""
 
     # -- looking
 
@@ -209,12 +211,20 @@ class Fs:
     def read(self, fd: int, size: int) -> bytes:
         return os.read(fd, size)
 
+    def read_at(self, fd: int, size: int, at: int) -> bytes:
+        """At most so many bytes of a file, leaving the descriptor's own offset alone."""
+        return os.pread(fd, size, at)
+
     def read_all(self, fd: int, size_hint: int = 0) -> bytes:
         """A small file whole."""
-        parts = []
-        while data := os.read(fd, max(size_hint + 1, 65536)):
-            parts.append(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        wanted = max(size_hint + 1, 65536)
+        data = os.read(fd, wanted)
+        if len(data) == size_hint < wanted:
+            return data  # a read that comes short of what was asked for has met the end
+        parts = [data]
+        while data:
+            parts.append(data := os.read(fd, wanted))
+        return b"".join(parts)
 
     def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
         """A file from an offset to its end, a mebibyte at a time, leaving the descriptor's own offset alone.
@@ -420,12 +430,14 @@ class Fs:
 
     def sync_file(self, fd: int) -> None:
         """Make a file, or the names in a directory, survive a power cut. Source: fsync(2)."""
-        os.fsync(fd)
+        with self.aside():
+            os.fsync(fd)
 
     def sync_all(self, fd: int) -> None:
         """Make everything written so far on a filesystem survive a power cut. Source: syncfs(2)."""
-        if _libc.syncfs(fd):
-            raise _fail()
+        with self.aside():
+            if _libc.syncfs(fd):
+                raise _fail()
 
 
 class ReadingFs(Fs):

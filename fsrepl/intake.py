@@ -339,7 +339,8 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         engine.journal.add_shown(bucket.address, shown)
     now_s = time.monotonic()
     for new in published:
-        engine.recent.put(bucket.address, new.version, new.taken.data if new.taken else None)
+        data, linked = (new.taken.data, new.taken.linked) if new.taken else (None, False)
+        engine.recent.put(bucket.address, new.version, data, plain=not (new.staged.sidecar or linked))
         showing.release(region, place, bucket, new.version.key)  # the view is its user's now, whatever it waited for
         region.owe(bucket.address, new.version)
         if new.taken:

@@ -555,9 +555,11 @@ class Journal:
 
     def late(self, now_ns: int, limit: int) -> list[Owed]:
         """Pending deliveries that have missed their threshold, and of which that was not told yet."""
-        rows = self.execute(
-            f"{_OWED} WHERE due IS NOT NULL AND due <= ? AND status = 'PENDING' ORDER BY due LIMIT ?", (now_ns, limit)
-        )
+        with self._guard:  # asked by a thread that must not hold up the others while one of them commits
+            rows = self.execute(
+                f"{_OWED} WHERE due IS NOT NULL AND due <= ? AND status = 'PENDING' ORDER BY due LIMIT ?",
+                (now_ns, limit),
+            ).fetchall()
         return [self._owed(row) for row in rows]
 
     def is_untold(self, owed: Owed) -> bool:

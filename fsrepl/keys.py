@@ -22,6 +22,7 @@ RESERVED = b".fsrepl"
 _ID = rb"(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|null)"
 _COMPONENT_MAX = 255 - len(b";") - 26 - len(SIDECAR)
 _AMBIGUOUS = re.compile(rb"(?s).*;" + _ID + rb"(?:;deleted|;meta\.json)?")
+_NO_NAMES = frozenset({b"", b".", b".."})
 _HASHED = re.compile(rb"~[0-9a-f]{32}")
 _STORED = re.compile(rb"(?s)(?P<name>.*);(?P<id>" + _ID + rb")(?P<kind>;deleted|;meta\.json)?")
 
@@ -47,6 +48,8 @@ def join(directory: bytes, name: bytes) -> bytes:
 
 
 def stored_component(component: bytes) -> bytes:
+    if b";" not in component and component[:1] != b"~" and len(component) <= _COMPONENT_MAX:
+        return component  # as nearly all are
     if len(component) > _COMPONENT_MAX or _AMBIGUOUS.fullmatch(component) or _HASHED.match(component):
         return b"~" + blake3(component).hexdigest()[:32].encode()
     return component
@@ -85,13 +88,15 @@ def parse(stored: bytes) -> StoredName | None:
 
 def is_hidden(key: bytes) -> bool:
     """Whether the stored path does not spell the key, so that an attribute must."""
+    if b";" not in key and b"~" not in key and len(key) <= _COMPONENT_MAX:
+        return False
     return any(stored_component(part) != part for part in key.split(b"/"))
 
 
 def is_key(key: bytes) -> bool:
     """Whether a relative path can name an object: no empty, `.` or `..` component, nothing below `.fsrepl`."""
     parts = key.split(b"/")
-    return parts[0] != RESERVED and b"\0" not in key and all(part not in (b"", b".", b"..") for part in parts)
+    return parts[0] != RESERVED and b"\0" not in key and _NO_NAMES.isdisjoint(parts)
 
 
 def shown(key: bytes) -> str:

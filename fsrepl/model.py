@@ -183,7 +183,7 @@ def operation(version: Version, delivery: Delivery) -> str:
 
 def shown_status(origin: Origin, deliveries: Mapping[str, Delivery]) -> Status | None:
     """Source: s3-semantics, 3.1. A replica that owes something itself shows that until it is done."""
-    statuses = {d.status for d in deliveries.values()}
+    statuses = [d.status for d in deliveries.values()]
     for status in (Status.FAILED, Status.PENDING):
         if status in statuses:
             return status

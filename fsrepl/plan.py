@@ -14,7 +14,9 @@ from fsrepl.model import ARCHIVED_CLASSES, Delivery, Origin, Replication, Rule, 
 
 def matches(rule: Rule, key: bytes, tags: Mapping[str, str]) -> bool:
     """Whether a rule's filter takes in an object: a plain string test of the key, and every tag it names."""
-    return key.startswith(rule.prefix) and all(tags.get(name) == value for name, value in rule.tags.items())
+    if not key.startswith(rule.prefix):
+        return False
+    return not rule.tags or all(tags.get(name) == value for name, value in rule.tags.items())
 
 
 def winners(rules: Collection[Rule], key: bytes, tags: Mapping[str, str], *, marker: bool) -> dict[str, Rule]:
@@ -63,8 +65,10 @@ def lapsed(replication: Replication | None, rule_id: str, destination: str) -> s
     """
     if replication is None:
         return "SrcBucketReplicationConfigMissing"
-    stands = any(rule.id == rule_id and rule.enabled and rule.destination == destination for rule in replication.rules)
-    return "" if stands else "SrcObjectNotEligible"
+    for rule in replication.rules:
+        if rule.id == rule_id and rule.enabled and rule.destination == destination:
+            return ""
+    return "SrcObjectNotEligible"
 
 
 def owed_again(delivery: Delivery) -> Delivery:

@@ -114,7 +114,9 @@ def put_shared(
     for attribute in () if new else bucket.fs.attributes(fd):
         if attrs.is_ours(attribute) and attribute not in raw:  # it came along with a copy of another file
             bucket.fs.remove_attribute(fd, attribute)
-    version = replace(version, shortfall=edits.shortfall(version, posix, _put(bucket, fd, raw, shared=True)))
+    shortfall = edits.shortfall(version, posix, _put(bucket, fd, raw, shared=True))
+    if shortfall != version.shortfall:
+        version = replace(version, shortfall=shortfall)
     record = attrs.encode(version)
     sidecar = not _put_record(bucket, fd, version.key, record)
     if sidecar:
@@ -254,12 +256,16 @@ def read_sidecar(bucket: OpenBucket, at: int, name: bytes) -> dict[str, bytes]:
 
 
 def update(
-    bucket: OpenBucket, version: Version, changed: Mapping[str, bytes], gone: frozenset[str] = frozenset()
-) -> None:
-    """Change attributes of a stored version, in the order given; in place where they fit, else in its sidecar."""
+    bucket: OpenBucket, version: Version, changed: Mapping[str, bytes], gone: frozenset[str] = frozenset(), *,
+    plain: bool = False,
+) -> bool:  # fmt: skip
+    """Change attributes of a stored version, in the order given; in place where they fit, else in its sidecar.
+
+    plain: they are known to be its whole record, with nobody else to write them; whether they are that still.
+    """
     with _opened(bucket, version) as (fd, at, name):
-        held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
-        _change(bucket, version, fd, at, name, held, changed, gone)
+        held = _Held({}) if plain else _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
+        return _change(bucket, version, fd, at, name, held, changed, gone)
 
 
 def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
@@ -343,7 +349,8 @@ def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, by
 def _change(
     bucket: OpenBucket, version: Version, fd: int, at: int, name: bytes, held: _Held,
     changed: Mapping[str, bytes], gone: frozenset[str],
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
+    """Change a record, wherever it stands; whether that is in the file's attributes alone."""
     if held.raw or held.shared or _put(bucket, fd, changed):
         before = held.raw or bucket.fs.attributes(fd)
         record = {n: v for n, v in {**before, **changed}.items() if n not in gone}
@@ -352,8 +359,9 @@ def _change(
             ours = {n: v for n, v in changed.items() if attrs.is_ours(n) and n != attrs.POSIX}
             stale = {n for n in gone if attrs.is_ours(n)} | _put(bucket, fd, ours, shared=True)
             _remove(bucket, fd, stale, shared=True)
-    else:
-        _remove(bucket, fd, gone)
+        return False
+    _remove(bucket, fd, gone)
+    return True
 
 
 def _hold(

@@ -117,7 +117,8 @@ class Region:
             self._wake.clear()
             self.busy_since_s = time.monotonic()
             try:
-                busy = self.turn()
+                with self.engine.turns.take():
+                    busy = self.turn()
                 self._journal_faults = 0
             except sqlite3.Error as error:
                 if not journal.is_passing(error):

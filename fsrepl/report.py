@@ -113,6 +113,7 @@ class Reporter:
     def settled(self, results: Iterable[Result]) -> None:
         """The lines of deliveries that ended, or that are late: PENDING."""
         now_ns = self._now()
+        prefixes = {level: line_prefix(level) for level in (logging.INFO, logging.WARNING)}
         lines = []
         for result in results:
             done = result.status is Status.COMPLETED
@@ -125,7 +126,7 @@ class Reporter:
             why = f" reason={result.reason}" if result.reason else ""
             seconds = max(0.0, (now_ns - result.created_ns) / 1e9)
             lines.append(
-                f'{line_prefix(level)}{word} bucket={result.source} key="{keys.shown(result.key)}" '
+                f'{prefixes[level]}{word} bucket={result.source} key="{keys.shown(result.key)}" '
                 f"version={result.version} to={result.destination} size_bytes={result.size_bytes} "
                 f"seconds={seconds:.3f}{why}\n"
             )

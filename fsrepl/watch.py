@@ -47,8 +47,7 @@ _MASK = Mask(
 )
 _BARRIER_MASK = Mask(In.IN_CREATE | In.IN_ONLYDIR)
 _BUFFER_BYTES = 1 << 20
-_MANY_BYTES = 1024
-_BREATH_S = 0.002
+_BREATH_S = 0.005
 
 # What is known of a marked key.
 CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED = 1, 2, 4, 8, 16, 32, 64
@@ -286,15 +285,18 @@ class Watcher(InotifyFD):
     # -- the reading thread
 
     def run(self) -> None:
+        last_s = 0.0
         while self.should_keep_running():
             buffer = self._read_event_buffer(_BUFFER_BYTES)
             if buffer:
                 for marks in self._take_in(buffer):
                     marks.wake()
-                if len(buffer) > _MANY_BYTES:
-                    # In a burst a breath between two reads: the kernel merges what repeats, and whoever works with
-                    # what was read is interrupted less often. Its queue takes some 10 ms of the fastest writers.
+                before_s, last_s = last_s, time.monotonic()
+                if last_s - before_s < _BREATH_S:
+                    # While much happens a breath between two reads: the kernel merges what repeats, and whoever works
+                    # with what was read is interrupted less often. Its queue holds 100 ms of the fastest writers.
                     time.sleep(_BREATH_S)
+                    last_s += _BREATH_S
 
     def _take_in(self, buffer: bytes) -> set[Marks]:
         now_s = time.monotonic()
