@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl import settings
+
 README = Path(__file__).parent.parent / "README.md"
 _TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?)```", re.DOTALL)
+
+_SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 
 _UNTIL_READY = """until fsrepl status --json | grep -q '"ready": true'; do kill -0 $!; sleep 0.1; done"""
 
@@ -43,3 +47,13 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
     assert "us-east-1/photos" in parts["site lost"]
     assert "purr" in parts["dead disk"]
     assert parts["uninstall"].strip().endswith("purr")
+
+
+def test_the_settings_of_the_readme_are_settings(tmp_path: Path) -> None:
+    """Section 4: what it says about telling others is understood as it stands."""
+    (text,) = _SETTINGS.findall(README.read_text())
+    found = settings.parse(f'[regions.east]\npath = "east"\n{text}', tmp_path / "fsrepl.toml", os.path.realpath)
+    assert found.events.command == ("/usr/local/bin/page-me",)
+    assert found.events.webhook.startswith("https://")
+    assert found.metrics.listen == ("127.0.0.1", 9750)
+    assert found.metrics.textfile == Path("/var/lib/node_exporter/fsrepl.prom")
