@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -93,13 +94,19 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         with engine.changed:
             engine.changed.wait(_left(until_s, _DELIVERY_LOOK_S))
     waited.pending = pending + len(late)
-    waited.trouble = [trouble for address in late if (trouble := engine.site.buckets[address].trouble)]
+    waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
     waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
     for address in scope.addresses:
         waited.unreadable += _unreadable(engine, address, scope)
     if scope.key and not waited.opened and not late:
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
+
+
+def _trouble(engine: Engine, address: str) -> str:
+    """Why nothing can be captured in a bucket now; empty where that can be."""
+    place = engine.region_of(address).places.get(address)
+    return engine.site.buckets[address].trouble or (f"{address}: {place.put_down}" if place and place.put_down else "")
 
 
 def _is_over(until_s: float | None) -> bool:
@@ -142,8 +149,8 @@ def _look_around(engine: Engine, region: Region, address: str, until_s: float | 
     """A bucket that was away at the last look may have come back just now, with new files in it."""
     place = region.places.get(address)
     if place is None or not place.up:
-        with contextlib.suppress(TimeoutError):
-            engine.ask(region.name, region.look_around, _left(until_s, _PROBE_MAX_S))
+        with contextlib.suppress(TimeoutError, sqlite3.Error):
+            engine.ask(region.name, region.look_again, _left(until_s, _PROBE_MAX_S))
 
 
 def _is_followed(place: Place) -> bool:
@@ -160,7 +167,7 @@ def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) 
 
     try:
         return engine.ask(region.name, begin, _left(until_s, _PROBE_MAX_S)) or None
-    except (FsreplError, TimeoutError, OSError):
+    except (FsreplError, TimeoutError, OSError, sqlite3.Error):
         return None
 
 

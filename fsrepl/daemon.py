@@ -110,7 +110,8 @@ class Daemon:
             notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
         elif not self.ready:
             notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
-        with contextlib.suppress(FsreplError):  # the clock that FSREPL_CLOCK names is being written
+        # The clock that FSREPL_CLOCK names may be in the midst of being written, or the journal's disk be full.
+        with contextlib.suppress(FsreplError), self.engine.journal_told():
             thresholds.check(self.engine)
         notify("WATCHDOG=1")
         return 0
@@ -126,7 +127,8 @@ class Daemon:
         try:
             found = settings.load(self.engine.settings.path)
             exporter.check(found)
-            self.engine.reload(found)
+            with self.engine.journal_told():
+                self.engine.reload(found)
             self.hooks.configure(found.events)
             self.exporter.configure(found.metrics)
             log.info("reloaded settings=%s", self.engine.settings.path)
@@ -174,7 +176,8 @@ class Daemon:
         if op == "wait":
             scope = barrier.scope_of(self.engine, params.get("scope") or "")
             given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
-            return barrier.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
+            with self.engine.journal_told():
+                return barrier.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
         if op == "reload":
             self._reload.set()
             return {}
@@ -186,9 +189,10 @@ class Daemon:
         buckets: dict[str, object] = {}
         for region in engine.regions.values():
             for address, place in list(region.places.items()):
+                trouble = place.bucket.trouble or place.put_down
                 buckets[address] = {
-                    "online": place.up or not place.bucket.trouble,
-                    "trouble": place.bucket.trouble,
+                    "online": place.up or not trouble,
+                    "trouble": trouble,
                     "scanning": bool(place.scans),
                     "skipped": place.trouble.skipped_number if place.up and place.scanned else None,
                     "paused": place.paused,

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import sqlite3
 import threading
 import time
 from collections import OrderedDict
@@ -138,6 +139,10 @@ class Engine:
             for address, bucket in self.site.buckets.items():
                 journal.bucket_id(address, bucket.uuid)
 
+    def journal_told(self) -> contextlib.AbstractContextManager[None]:
+        """Around what uses the journal: a fault of its disk is raised as Unavailable."""
+        return journals.faults_told(self.journal.path)
+
     def close(self) -> None:
         """Stop the lanes and close the journal properly."""
         for progress in list(self.transfers):
@@ -172,6 +177,8 @@ class Engine:
                 future.set_result(what())
             except BaseException as error:
                 future.set_exception(error)
+                if isinstance(error, sqlite3.Error) and journals.is_passing(error):
+                    raise  # whoever asked is told, and the region begins again
 
         asked = self.regions[region]
         asked.post(run)

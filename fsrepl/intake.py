@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -122,6 +123,8 @@ def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
         yield
     except (OSError, FsreplError) as error:
         _put_off(region, place, mark, error)
+    except sqlite3.Error:  # it is the journal's, not this key's: see Region.turn
+        raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": what nobody foresaw', mark.address, keys.shown(mark.key))
         region.look_later(place, mark, 60.0, "an unforeseen fault; the log has it")

@@ -167,13 +167,15 @@ class Journal:
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self.path = path
         self._guard = threading.RLock()
+        self._ids: dict[str, int] = {}
+        self._names: dict[int, str] = {}
         if read_only:
             self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5)
         else:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_MAX_S, check_same_thread=False)
         try:
             self.is_new = self._prepare(read_only)
-            self._ids: dict[str, int] = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
+            self._ids = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
         except BaseException:
             self._db.close()
             raise
@@ -211,10 +213,12 @@ class Journal:
                 yield
                 return
             self._db.execute("BEGIN IMMEDIATE")  # what only reads first would not wait for who holds the lock
+            ids, names = dict(self._ids), dict(self._names)
             try:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
+                self._ids, self._names = ids, names
                 if self._db.in_transaction:  # after some faults SQLite has rolled back by itself
                     self._db.execute("ROLLBACK")
                 raise

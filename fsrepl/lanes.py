@@ -35,14 +35,16 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
     def finish(seen: capture.Seen | Exception) -> None:
         _rest(region, place, mark.key, time.monotonic() - began_s)
         with region.moving():
-            if not place.up:
-                pass  # a scan follows when it is back
-            elif isinstance(seen, Exception):
-                region.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
-            else:
-                with region.at_work(place):
-                    intake.finish_large(region, place, mark, seen)
-            del place.lanes[mark.key]
+            try:
+                if not place.up:
+                    pass  # a scan follows when it is back
+                elif isinstance(seen, Exception):
+                    region.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
+                else:
+                    with region.at_work(place):
+                        intake.finish_large(region, place, mark, seen)
+            finally:
+                del place.lanes[mark.key]
         region.engine.notify()
 
     region.in_lane(copy, finish)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import arn, batch, examine, jobs, journal, mend, objects
+from fsrepl import arn, batch, examine, jobs, mend, objects
 from fsrepl.admin import buckets, replication, role_files, sites, versioning
 from fsrepl.engine import Engine
 from fsrepl.errors import FsreplError, Refused, Usage
@@ -33,7 +33,7 @@ def run(engine: Engine, name: str, params: Params) -> Answer:
     if operation is None:
         raise Usage(f"there is no operation {name!r}; is the daemon of another version than this command?")
     try:
-        with journal.faults_told(engine.journal.path):
+        with engine.journal_told():
             return operation(engine, params)
     except OSError as error:
         what = params.get("bucket") or params.get("source") or params.get("name") or ""

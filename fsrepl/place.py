@@ -53,6 +53,8 @@ class Place:
     """Indexed and watched; False while it is away."""
     offline: str = ""
     """Why it could not be brought up at the last look."""
+    put_down: str = ""
+    """Why it was put down though it is there, until it is up again."""
     scans: Scans = field(default_factory=Scans)
     trouble: Trouble = field(default_factory=Trouble)
     later: dict[bytes, LookLater] = field(default_factory=dict)

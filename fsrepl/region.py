@@ -59,6 +59,8 @@ BATCH = 512
 _PROBE_S = 1.0
 _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
+_JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
+"""The longest wait for a journal that cannot be used; after how long without a fault waits are short again."""
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 _DISPLACED_S = 10.0
 _FLUSH_S = 2.0
@@ -84,7 +86,7 @@ class Region:
         self.moves = 0
         """How often keys have begun, or ended, to move from where they wait to where they wait next."""
         self.stopping = False
-        self._journal_faults = 0
+        self._journal_faults, self._journal_fault_at_s = 0, 0.0
         self.busy_since_s = 0.0
         self.thread: threading.Thread | None = None
         self.marks = Marks(self.wake, engine.settings.capture)
@@ -119,12 +121,8 @@ class Region:
             try:
                 with self.engine.turns.take():
                     busy = self.turn()
-                self._journal_faults = 0
-            except sqlite3.Error as error:
-                if not journal.is_passing(error):
-                    raise
-                self._begin_again(error)
-                busy = False
+            except sqlite3.Error:
+                raise
             except Exception:
                 log.exception("set aside region=%s: a step that nobody foresaw to fail", self.name)
                 busy = False
@@ -141,14 +139,19 @@ class Region:
         So nothing of it is believed. The buckets come up again, after a growing delay, with what trees and records
         say, and what was owed is asked for again.
         """
-        delay_s = min(_STUMBLED_MAX_S, 2.0**self._journal_faults / 4)
+        now_s = time.monotonic()
+        if now_s - self._journal_fault_at_s > _JOURNAL_WELL_S:
+            self._journal_faults = 0
+        delay_s = min(_JOURNAL_MAX_S, 2.0**self._journal_faults / 4)
+        self._journal_fault_at_s = now_s
         self._journal_faults += 1
-        why = f"the journal cannot be used: {error}"
-        log.warning("waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
+        why = f"the journal {self.engine.journal.path} cannot be used: {error}"
+        level = logging.WARNING if self._journal_faults == 1 else logging.DEBUG
+        log.log(level, "waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
         for place in self.places.values():
             self.suspend(place)
-            place.offline = place.bucket.trouble = why
-            place.up_again_at_s = time.monotonic() + delay_s
+            place.put_down = why
+            place.up_again_at_s = now_s + delay_s
         for queue in self.queues.values():
             queue.backlog.close()
         self.queues.clear()
@@ -156,7 +159,6 @@ class Region:
         self.late_words.clear()
         for region in self.engine.regions.values():
             region.post(region.owe_all_again)
-        self._wake.wait(delay_s)
 
     def last_turn(self) -> None:
         """Before stopping: write down what is already true."""
@@ -181,6 +183,16 @@ class Region:
         self.wake()
 
     def turn(self) -> bool:
+        """A step of each kind; whether there was anything to do."""
+        try:
+            return self._turn()
+        except sqlite3.Error as error:
+            if not journal.is_passing(error):
+                raise
+            self._begin_again(error)
+            return False
+
+    def _turn(self) -> bool:
         busy = False
         while self.inbox:
             self.inbox.popleft()()
@@ -235,6 +247,12 @@ class Region:
             self._look_after(place)
         self.probed = True
 
+    def look_again(self) -> None:
+        """Somebody waits: what was put down is tried now."""
+        for place in self.places.values():
+            place.up_again_at_s = 0.0
+        self.look_around()
+
     def _look_after(self, place: Place) -> None:
         try:
             with place.bucket.open() as bucket:
@@ -285,7 +303,7 @@ class Region:
         thresholds.untrack(engine, address)
         rounds.watch_barrier(self, place, bucket)
         batch.resume(self, place, bucket)
-        place.up, place.scanned = True, False
+        place.up, place.scanned, place.put_down = True, False, ""
         self.owe_all(place)
         for queue in self.queues.values():
             if queue.destination == address:
@@ -336,14 +354,15 @@ class Region:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
         place = self.places.get(address)
         if place is None or not place.up or place.bucket is not self.engine.site.buckets.get(address):
-            self.look_around()
+            self.look_again()
             place = self.places.get(address)
         bucket = self.engine.site.bucket(address)
         if place is None or not place.up:
             with bucket.open():
                 pass  # raises with the reason
-            if place is None:
-                raise Unavailable(f"bucket {address} is not up")
+            if place is None or bucket.versioning is not Versioning.OFF:
+                why = place.put_down if place else ""
+                raise Unavailable(f"bucket {address} is not up yet: {why or 'it is being taken up; try again'}")
         return place
 
     def follow(self, address: str) -> None:
@@ -507,7 +526,7 @@ class Region:
             try:
                 result = work()
             except Exception as error:
-                if not isinstance(error, (FsreplError, OSError)):
+                if not isinstance(error, (FsreplError, OSError, sqlite3.Error)):
                     log.exception("set aside: a lane met what nobody foresaw")
                 result = error
             self.post(lambda: finish(result))
@@ -608,7 +627,7 @@ class Region:
             self.try_later(owed, "the destination is not up yet", whole=True)
         elif place is None:
             deliver.settle_all(self, owed, plan.decide(plan.Facts(destination_known=False)))
-        elif not place.up and place.bucket.versioning is not Versioning.OFF and place.bucket.trouble:
+        elif not place.up and place.bucket.versioning is not Versioning.OFF:
             self._bucket_trouble(place, owed)
         else:
             deliver.carry(self, place, owed)
@@ -710,17 +729,18 @@ class Region:
         self.queue(source, destination).backlog.settled(owed)
 
     def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:
-        """Make deliveries of a stored version pending (again), from now on, on the record first."""
+        """Make deliveries of a stored version pending (again), from now on."""
         now_ns = self.engine.site.now()
         asked = {
             name: each if each.settled or each == version.deliveries.get(name) else replace(each, since_ns=now_ns)
             for name, each in deliveries.items()
         }
         version = replace(version, deliveries=asked)
-        records.update(bucket, version, attrs.encode_deliveries(version))
-        self.engine.recent.put(bucket.address, version)
+        # The journal first: what is pending on the record alone would be sent by nobody.
         with self.engine.journal.transaction():
             self.engine.journal.put_deliveries(bucket.address, version)
+        records.update(bucket, version, attrs.encode_deliveries(version))
+        self.engine.recent.put(bucket.address, version)
         place = self.places.get(bucket.address)
         if place is not None and not version.marker:
             place.unmarked.add(version, time.monotonic())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 from collections.abc import Callable
+from typing import Any
 
 from fsrepl.fs import MUTATIONS, Fs
 
@@ -91,3 +93,50 @@ class CoarseFs(UnsyncedFs):
         for name in ("st_mtime_ns", "st_ctime_ns"):
             values[name] -= values[name] % self.step_ns
         return os.stat_result(tuple(found), values)
+
+
+class FailingDisk:
+    """What the journal is on: one write to it fails, the nth, or from the nth on every one.
+
+    itself: SQLite has taken the transaction back by itself, as it does after some faults.
+    """
+
+    def __init__(self, code: int, *, itself: bool = False) -> None:
+        self.code, self.itself = code, itself
+        self.mend()
+
+    def mend(self) -> None:
+        self.writes_left, self.for_ever = 1 << 60, False
+        self.failed, self.failed_in = 0, ""
+
+    def connect(self, *args: Any, **more: Any) -> sqlite3.Connection:
+        """In the place of sqlite3.connect."""
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+                disk.write(super(), statement)
+                return super().execute(statement, *values)
+
+            def executemany(self, statement: str, *values: Any) -> sqlite3.Cursor:
+                disk.write(super(), statement)
+                return super().executemany(statement, *values)
+
+        return _CONNECT(*args, factory=Connection, **more)
+
+    def write(self, connection: Any, statement: str) -> None:
+        """A statement is about to be carried out; fails if it is a write whose turn that is."""
+        if not statement.lstrip().startswith(("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT")):
+            return
+        self.writes_left -= 1
+        if self.writes_left == -1 or (self.for_ever and self.writes_left < 0):
+            self.failed += 1
+            self.failed_in = self.failed_in or statement.strip()
+            if self.itself and connection.in_transaction:
+                connection.execute("ROLLBACK")
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = self.code
+            raise error
+
+
+_CONNECT = sqlite3.connect

@@ -1,0 +1,144 @@
+"""The disk under the journal is full, or faulty: that is waited for, and what was done meanwhile comes by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl import settings
+from tests.doubles import FailingDisk
+from tests.site import Site
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+
+def _begin(world: World) -> None:
+    world.write("d/k", b"one")
+    world.write("d/gone", b"g")
+    world.write("kept", b"k")
+    world.settle()
+
+
+def _act(world: World) -> None:
+    """A bit of everything that people do."""
+    world.write("d/k", b"two, longer")
+    world.unlink("d/gone")
+    world.path("kept").rename(world.path("moved"))
+    os.setxattr(world.path("moved"), "user.fsrepl.tag.a", b"1")
+    world.write("new/deep/file", b"n" * 5000)
+    world.write("large", b"l" * 100_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "itself", "for_ever"),
+    [(sqlite3.SQLITE_FULL, False, False), (sqlite3.SQLITE_IOERR, True, False), (sqlite3.SQLITE_FULL, False, True)],
+    ids=["full", "faulty", "full-for-long"],
+)
+def test_a_fault_at_every_write(
+    memory: Path, monkeypatch: pytest.MonkeyPatch, code: int, itself: bool, for_ever: bool
+) -> None:
+    """G2, G7, G11: nothing FAILED, nothing lost or doubled, and the journal agrees with the records once it is over."""
+    disk = FailingDisk(code, itself=itself)
+    monkeypatch.setattr(sqlite3, "connect", disk.connect)
+    for number, world in worlds(memory):
+        world.settings.path.write_text(world.settings.path.read_text() + '[replication]\nlarge_file = "64KiB"\n')
+        world.settings = settings.load(world.settings.path)
+        _begin(world)
+        _act(world)
+        there = world.tree(SOURCE)
+        world.restart()
+        disk.writes_left, disk.for_ever = number, for_ever
+        world.engine.settle_down()
+        world.hurry()
+        world.engine.settle_down()
+        failed, where = disk.failed, f"fault at write {number}: {disk.failed_in}"
+        disk.mend()
+        for _ in range(3):
+            world.settle()
+        assert world.tree(SOURCE) == there == world.tree(DESTINATION), where
+        assert world.ids(SOURCE) == world.ids(DESTINATION), where
+        assert {key: len(found) for key, found in world.ids(SOURCE).items()} == {
+            b"d/k": 2, b"d/gone": 2, b"kept": 2, b"moved": 1, b"new/deep/file": 1, b"large": 1
+        }, where  # fmt: skip
+        assert world.statuses() == {"COMPLETED"}, where
+        assert world.records(SOURCE) == world.records(DESTINATION), where
+        index = world.engine.journal
+        assert {owed.status for owed in index.deliveries(SOURCE)} == {"COMPLETED"}, where
+        assert index.object_counts(SOURCE) == index.object_counts(DESTINATION), where
+        assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
+        if not failed:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
+def test_a_daemon_whose_state_has_no_room(tmp_path: Path) -> None:
+    """G7, section 5: commands say so; what was done meanwhile comes when there is room, in the same process."""
+    state = tmp_path / "state"
+    with Site(tmp_path / "home", replicate=False) as site:
+        (site.root / ".fsrepl-site").rename(state)
+        (site.root / "fsrepl.toml").write_text(f'state = "{state}"\n' + (site.root / "fsrepl.toml").read_text())
+        with small_disk(state, "8m"):
+            site.must("replication", "enable", SOURCE, DESTINATION)
+            site.must("replication", "enable", DESTINATION, SOURCE)
+            site.start()
+            site.write("changed", b"one")
+            site.write("gone", b"g")
+            site.wait()
+            daemon = site.daemon
+            fill(state / "filler")
+            site.write("changed", b"two, longer")
+            site.path("gone").unlink()
+            for number in range(100):
+                site.write(f"d{number % 7}/n{number}", b"%d" % number)
+            site.write("local", b"l", DESTINATION)
+            site.until(lambda: not site.bucket_status(SOURCE)["online"], "the journal's disk is full")
+            assert "cannot be used: database or disk is full" in site.must("status").out
+            waited = site.wait(timeout_s=1, code=4)
+            assert "cannot be used: database or disk is full" in waited.err
+            site.must("ls", SOURCE, "--versions")
+            for command in (("rm", f"{SOURCE}/d1/n1"), ("tag", "set", f"{SOURCE}/changed", "a=b")):
+                done = site.run(*command)
+                assert (done.code, "cannot be used" in done.err) == (1, True), done
+            (state / "filler").unlink()
+            site.wait()
+            site.in_step()
+            assert {key: len(found) for key, found in site.history(SOURCE).items() if key[:1] != b"d"} == {
+                b"changed": 2, b"gone": 2, b"local": 1
+            }  # fmt: skip
+            assert [key for key, found in site.history(SOURCE).items() if key[:1] == b"d" and len(found) > 1] == []
+            assert site.json("verify", SOURCE)["Differences"] == []
+            assert site.bucket_status(SOURCE)["online"]
+            assert site.daemon is daemon
+            assert site.stop() == 0
+        assert "Traceback" not in site.log.read_text()
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size: str) -> Iterator[None]:
+    """A folder becomes a filesystem of its own, in memory, with what was in it."""
+    aside = place.with_name(place.name + ".aside")
+    place.rename(aside)
+    place.mkdir(0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", place], check=True)
+    try:
+        shutil.copytree(aside, place, dirs_exist_ok=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the room that is left, to the last byte."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
