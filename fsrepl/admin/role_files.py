@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 def _role_path(engine: Engine, name: str) -> Path:
+    """Where a role's file is. Raises Refused(ValidationError) for a name that would lead elsewhere."""
+    arn.check_role_name(name)
     return engine.settings.roles / f"{name}.json"
 
 
