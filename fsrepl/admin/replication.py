@@ -91,6 +91,8 @@ def enable_replication(
             "InvalidRequest", f"{source} has a replication configuration; --add adds to it, --replace replaces it"
         )
     _check_pair(site, source, destination)
+    if role:
+        role = arn.parse_role_arn(role if role.startswith("arn:") else arn.role_arn(role))
     rules = config.enable_document(
         destination, role=role or "any", prefixes=list(prefixes), storage_class=storage_class,
         storage_classes=storage_classes, rule_id=rule_id, delete_markers=delete_markers,
