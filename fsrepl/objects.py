@@ -211,9 +211,14 @@ def _check_tags(tags: Mapping[str, str]) -> None:
 
 
 def retry(region: Region, address: str, prefix: bytes) -> int:
-    """Make what FAILED pending again, and try what waits at once; how many. prefix: a key, or one that ends in /."""
+    """Make what FAILED pending again, and try what waits at once; how many. prefix: a key, or one that ends in /.
+
+    Raises Refused(NoSuchKey) for a key that is not there: what a misspelt name asks for must not look done.
+    """
     place = region.flush(address)
     journal = region.engine.journal
+    if prefix and not prefix.endswith(b"/") and journal.object(address, prefix) is None:
+        raise Refused("NoSuchKey", f"{address} has no {keys.shown(prefix)}")
     failed = [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]
     waiting = sum(_in_scope(d.key, prefix) for d in journal.deliveries(address, status=Status.PENDING, prefix=prefix))
     done = 0

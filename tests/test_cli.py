@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.site import SOURCE, Site
+from tests.site import DESTINATION, SOURCE, Site
 
 
 @pytest.fixture
@@ -62,3 +62,44 @@ def test_odd_names_are_escaped_wherever_they_are_printed(tmp_path: Path) -> None
         said = done.stdout + done.stderr
         assert b"\x1b" not in said
         assert rb"/s\xff\x1b[31m" in said
+
+
+def test_an_error_begins_with_its_code_whatever_else_is_wrong(site: Site) -> None:
+    """Section 5: exit 3, S3's code first on stderr; that another bucket is offline is what `status` and -v tell."""
+    site.must("bucket", "create", "east/broken")
+    site.path(".fsrepl/replication.json", "east/broken").write_text("{")
+    site.refused("NoSuchKey", "restore", f"{SOURCE}/nothing")
+    assert "offline bucket=east/broken" in site.run("-v", "restore", f"{SOURCE}/nothing").err
+
+
+def test_a_role_is_removed_from_the_folder_of_roles_alone(site: Site) -> None:
+    """Section 2, roles/NAME.json: a name that leads out of the folder is none, and no other file goes."""
+    precious = site.root / "precious.json"
+    precious.write_text("{}")
+    (site.root / "roles").mkdir()
+    for name in ("../precious", "../east/src/.fsrepl/bucket", "", "a/b"):
+        site.refused("ValidationError", "role", "rm", name)
+        site.refused("ValidationError", "role", "show", name)
+    assert precious.exists()
+    assert site.path(".fsrepl/bucket.json").exists()
+    site.refused("NoSuchEntity", "role", "rm", "nobody")
+
+
+def test_a_role_may_be_named_by_its_arn(site: Site) -> None:
+    """Section 4: of a role's ARN only the last part counts, on the command line too."""
+    arn = "arn:aws:iam::000000000000:role/service-role/courier"
+    for name in ("courier", arn, arn.replace("service-role/", "")):
+        answer = site.json("replication", "enable", SOURCE, DESTINATION, "--replace", "--role", name)
+        assert (answer["Role"], answer["ReplicationConfiguration"]["Role"]) == ("courier", arn)
+    site.refused("InvalidArgument", "replication", "enable", SOURCE, DESTINATION, "--replace", "--role", "a b")
+
+
+def test_a_key_that_is_not_there_is_not_tried_again(site: Site) -> None:
+    """Section 5, retry: a misspelt key is refused, and not answered with success."""
+    site.start()
+    site.refused("NoSuchKey", "retry", f"{SOURCE}/nothing")
+    site.refused("NoSuchBucket", "retry", "east/nothing")
+    assert site.must("retry", f"{SOURCE}/folder/").out == "tried again: 0 deliveries\n"
+    site.write("k", b"k")
+    assert site.must("retry", f"{SOURCE}/k").out == "tried again: 0 deliveries\n"
+    site.stop()

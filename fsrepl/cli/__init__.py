@@ -6,6 +6,7 @@ Imports of what a command needs are made by the command, so that `fsrepl wait` i
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import sys
 from pathlib import Path
@@ -51,6 +52,16 @@ def options(
     ] = False,
 ) -> None:
     set_state(State(site, verbose, quiet))
+    _keep_log(verbose)
+
+
+def _keep_log(verbose: int) -> None:
+    """What a command says is its answer, and an error begins with S3's code: what it notices beside that is for -v.
+
+    The daemon sets up a log of its own.
+    """
+    if not verbose:
+        logging.getLogger("fsrepl").addHandler(logging.NullHandler())
 
 
 for group in (site, daemon, buckets, replication, roles, objects, looking, waiting, checking):
