@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
-from fsrepl.errors import Usage
+from fsrepl.errors import Refused, Usage
 from fsrepl.events import Record
 from fsrepl.fs import Fs, reason
 
@@ -139,11 +139,13 @@ def _ids(fs: Fs, state: str, name: bytes) -> set[str]:
 
 
 def _open(fs: Fs, state: str, name: bytes) -> int | None:
-    """One of the files, None where there is none. Raises Usage where it may not be read."""
+    """One of the files, None where there is none. Raises Refused(AccessDenied), or Usage where it cannot be read."""
     try:
         at = fs.open_root(state)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise Refused("AccessDenied", f"the events of this site, in {state}, are for its own user and root") from error
     except OSError as error:
         raise Usage(f"cannot read the events in {state}: {reason(error)}") from error
     try:

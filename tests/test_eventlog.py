@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.errors import Usage
+from fsrepl.errors import Refused
 from fsrepl.eventlog import EventLog, Reader
 from fsrepl.events import Record
 from fsrepl.fs import Fs
@@ -150,7 +150,7 @@ def test_the_state_of_somebody_else(tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o700)
     os.seteuid(65534)
     try:
-        with pytest.raises(Usage, match="permission denied"):
+        with pytest.raises(Refused, match=r"^AccessDenied: "):
             everything(tmp_path)
     finally:
         os.seteuid(0)
