@@ -204,8 +204,7 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
         "Deliveries": deliveries,
     }
     sentences = [_describe(version)] + [_sentence(d) for d in deliveries]
-    if not deliveries:
-        explanation = unchosen(site, address, version)
+    if explanation := unchosen(site, address, version):
         document["Explanation"] = explanation
         sentences.append(explanation)
     if notes:
@@ -287,41 +286,56 @@ def _sentence(delivery: Document) -> str:
 
 
 REMEDIES: Mapping[str, str] = {
-    "AssumeRoleNotPermitted": "the role is missing, or its trust policy does not name s3.amazonaws.com",
+    "AssumeRoleNotPermitted": "the role is missing or cannot be read, its trust policy does not name "
+    "s3.amazonaws.com, or the daemon cannot run as its user",
     "InitiateReplicationNotPermitted": "the role lacks s3:InitiateReplication, or does not trust "
     "batchoperations.s3.amazonaws.com",
     "DstBucketInvalidRegion": "the destination's region is not one of this site's any more",
     "DstBucketNotFound": "the destination bucket's folder is not in its region",
     "DstBucketUnversioned": "`fsrepl versioning enable` on the destination",
-    "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or the destination's files refuse it",
+    "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
+    "for a rule that changes the owner, or the destination's files refuse it",
+    "DstMultipartInitNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
+    "for a rule that changes the owner",
     "DstDelObjNotPermitted": "the role lacks s3:ReplicateDelete there, or the destination's files refuse it",
     "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version",
-    "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more",
-    "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication",
+    "DstVersionNotFound": "its metadata was edited, and the destination does not have this version any more",
+    "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more, or the role lacks "
+    "s3:GetReplicationConfiguration",
+    "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication, or its user may not read the file",
+    "SrcHeadObjectNotPermitted": "the role lacks s3:ListBucket on the source, without which no marker is seen",
+    "SrcGetAclNotPermitted": "the role lacks s3:GetObjectVersionAcl",
+    "SrcGetTaggingNotPermitted": "the role is denied s3:GetObjectVersionTagging",
     "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged, or it is "
     "a null version and the destination has another one",
 }
 
 
 def unchosen(site: Site, address: str, version: Version) -> str:
-    """Why no rule chose a version. Source: s3-semantics, 1.3 and 2."""
+    """Why no rule chose a version, or none to some of the destinations. Source: s3-semantics, 1.3 and 2."""
+    if version.deliveries and version.origin is not Origin.USER:
+        return ""  # a backfill, or an edit, goes where it was asked to go, and nowhere else
     if version.origin is Origin.REPLICA:
         return "it is a replica, and replicas are not replicated again by a live rule"
     if version.origin is Origin.LIFECYCLE:
         return "lifecycle made it, and what lifecycle makes is never replicated"
-    bucket = site.buckets[address]
-    if bucket.replication is None:
+    replication = site.buckets[address].replication
+    if replication is None:
+        if version.deliveries:
+            return ""
         return (
             f"{address} has no replication configuration; `fsrepl replication enable {address} DESTINATION` makes one"
         )
-    rules = bucket.replication.rules
-    chosen = plan.winners(rules, version.key, version.tags, marker=version.marker)
-    if chosen:
+    passed_by = [rule for rule in replication.rules if rule.destination not in version.deliveries]
+    if not passed_by:
+        return ""
+    where = " to " + " or ".join(dict.fromkeys(rule.destination for rule in passed_by)) if version.deliveries else ""
+    if plan.winners(passed_by, version.key, version.tags, marker=version.marker):
         return (
-            "it was there before a rule chose such keys (rules say nothing of what was there before them); "
-            f"`fsrepl replication backfill {address}` sends it"
+            f"a rule{where} would choose it now, and none did when it was made (what was there before a rule, or got "
+            f"its tags later, stays where it is); `fsrepl replication backfill {address}` sends it"
         )
-    return "no rule chooses it: " + "; ".join(_mismatch(rule, version) for rule in rules)
+    return f"no rule{where} chooses it: " + "; ".join(_mismatch(rule, version) for rule in passed_by)
 
 
 def _mismatch(rule: Rule, version: Version) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl import status as statuses
 from fsrepl.model import Status
 from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
 
@@ -483,3 +484,47 @@ def test_symbolic_links_and_directories_are_no_objects(world: World) -> None:
     world.write("k", b"data")
     world.settle()
     assert [p.name for p in world.path(bucket=DESTINATION).iterdir() if p.name != ".fsrepl"] == ["k"]
+
+
+# -- what `why` says of it
+
+
+def told(world: World, key: str) -> str:
+    """What `why` says of those destinations that a key's current version does not go to; empty where there are none."""
+    said = statuses.why(world.engine.site, SOURCE, key.encode(), None, {"running": False})
+    assert said.document.get("Explanation", "") in ("", said.sentences[-1])
+    return str(said.document.get("Explanation", ""))
+
+
+def test_why_tells_of_each_destination_that_was_passed_by(world: World) -> None:
+    """1.3: to one destination and not to another is explained by the rules to the other alone."""
+    world.configure(
+        v2("logs/", priority=1, markers=True, to=FAR),
+        v2("", priority=2, markers=True) | {"ID": "all"},
+        v2("logs/", priority=3) | {"ID": "winner"},
+    )
+    for key in ("logs/a", "k"):
+        world.write(key, b"data")
+    world.settle()
+    assert told(world, "logs/a") == ""
+    assert told(world, "k") == f"no rule to {FAR} chooses it: src-to-far wants the prefix 'logs/'"
+    world.remove("logs/a")
+    world.settle()
+    assert told(world, "logs/a") == (
+        f"no rule to {DESTINATION} chooses it: all gives way to a rule of higher priority; "
+        "winner does not replicate delete markers"
+    )
+
+
+def test_why_tells_what_came_too_late(world: World) -> None:
+    """Section 0, 3: a tag, or a destination, that came after the version chooses nothing, and a backfill would."""
+    world.configure(v2(tags={"class": "blue"}) | {"ID": "blue"})
+    world.write("k", b"data")
+    world.settle()
+    assert told(world, "k") == "no rule chooses it: blue wants the tags class=blue"
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"class": "blue"})
+    assert told(world, "k").startswith("a rule would choose it now, and none did when it was made")
+    world.drop("l", b"data", tags={"class": "blue"})
+    world.settle()
+    world.configure(v2(tags={"class": "blue"}, to=FAR) | {"ID": "blue"})
+    assert told(world, "l").startswith(f"a rule to {FAR} would choose it now")
