@@ -42,9 +42,11 @@ DELIVERY_NAMES = frozenset({STATUS, DELIVERIES})
 RECORDS = frozenset({POSIX, KEY, EDITED, SHORTFALL, OWN_RECORD})
 """What stands on a view only where the view is the stored file as well."""
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
-def encode(version: Version, *, inode: Posix | None = None) -> dict[str, bytes]:
-    """All attributes of a version's stored file. inode: what the file itself is, which then need not be said.
+
+def encode(version: Version) -> dict[str, bytes]:
+    """All attributes of a version's stored file.
 
     Their order is that in which an edit is written: what is owed and the stamps before the values. A crash
     in between leaves a view that differs from the record, and so the edit is found, and owed, again.
@@ -53,10 +55,10 @@ def encode(version: Version, *, inode: Posix | None = None) -> dict[str, bytes]:
     if keys.is_hidden(version.key):
         out[KEY] = version.key
     if version.edited:
-        out[EDITED] = json.dumps(dict(version.edited), separators=(",", ":")).encode()
+        out[EDITED] = _compact(dict(version.edited)).encode()
     if version.shortfall:
         out[SHORTFALL] = _encode_shortfall(version.shortfall)
-    if version.posix is not None and version.posix != inode:
+    if version.posix is not None:
         out[POSIX] = _encode_posix(version.posix)
     out.update(of_object(version))
     return out
@@ -107,7 +109,7 @@ def encode_deliveries(version: Version) -> dict[str, bytes]:
 @lru_cache(maxsize=256)
 def _encode_deliveries(deliveries: tuple[tuple[str, Delivery], ...]) -> bytes:
     """The versions of a burst mostly owe the same."""
-    return json.dumps({name: _encode_delivery(d) for name, d in deliveries}, separators=(",", ":")).encode()
+    return _compact({name: _encode_delivery(d) for name, d in deliveries}).encode()
 
 
 def is_whole(raw: Mapping[str, bytes], path: bytes, *, marker: bool) -> bool:
@@ -187,7 +189,7 @@ def encode_sidecar(raw: Mapping[str, bytes], *, compact: bool = False) -> bytes:
             return {"base64": base64.b64encode(data).decode()}
 
     document = {name: value(data) for name, data in raw.items()}
-    return json.dumps(document, separators=(",", ":") if compact else None, indent=None if compact else 1).encode()
+    return (_compact(document) if compact else json.dumps(document, indent=1)).encode()
 
 
 def decode_sidecar(data: bytes) -> dict[str, bytes]:
@@ -244,7 +246,7 @@ def _encode_shortfall(shortfall: Shortfall) -> bytes:
         document["posix"] = json.loads(_encode_posix(shortfall.posix))
     if shortfall.lacks:
         document["lacks"] = sorted(shortfall.lacks)
-    return json.dumps(document, separators=(",", ":")).encode()
+    return _compact(document).encode()
 
 
 def _decode_shortfall(data: bytes) -> Shortfall:

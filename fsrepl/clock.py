@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from fsrepl.errors import Usage
@@ -39,6 +40,7 @@ def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clo
 _second: tuple[int, str] = (-1, "")
 
 
+@lru_cache(maxsize=1024)  # a version is written down several times
 def stamp(ns: int) -> str:
     """RFC 3339, UTC, with nanoseconds: 2026-11-24T01:53:51.123456789Z."""
     global _second
@@ -83,17 +85,21 @@ class VersionIds:
     """Makes the version ids of one bucket: strictly increasing, whatever its clock does."""
 
     def __init__(self, newest_id: str = "", newest_ns: int = 0) -> None:
-        self._last = decode_id(newest_id) if newest_id and newest_id != "null" else -1
+        self._last = -1
+        self._seen = "" if newest_id == "null" else newest_id
+        """The greatest id from elsewhere that is not counted in yet. Ids sort as their numbers do."""
         self._newest_ns = newest_ns
 
     def saw(self, version_id: str, created_ns: int) -> None:
         """A version came from elsewhere; what is made from now on comes after it."""
         if version_id != "null":
-            self._last = max(self._last, decode_id(version_id))
+            self._seen = max(self._seen, version_id)
         self._newest_ns = max(self._newest_ns, created_ns)
 
     def next(self, now_ns: int) -> tuple[str, int]:
         """A new id and its creation time, which is never earlier than that of the bucket's newest version."""
+        if self._seen:
+            self._last, self._seen = max(self._last, decode_id(self._seen)), ""
         created_ns = self._newest_ns = max(now_ns, self._newest_ns)
         value = (created_ns // 1_000_000) << 80 | random.getrandbits(79)
         # A step of random length: two buckets that continue from the same version must not meet in one id.

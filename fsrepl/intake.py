@@ -345,13 +345,13 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         data, linked = (new.taken.data, new.taken.linked) if new.taken else (None, False)
         engine.recent.put(bucket.address, new.version, data, plain=not (new.staged.sidecar or linked))
         showing.release(region, place, bucket, new.version.key)  # the view is its user's now, whatever it waited for
-        region.owe(bucket.address, new.version)
         if new.taken:
             place.unmarked.add(new.version, now_s)
         else:
             place.unmarked.drop(new.version.key)
             showing.way_is_free(region, place)
         showing.release(region, place, bucket, new.version.key)  # what is there now is what it shall show
+    region.owe_each(bucket.address, [new.version for new in published])
     engine.reporter.captured(
         bucket.address,
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],

@@ -110,14 +110,17 @@ def put_shared(
     just now and has no attributes yet.
     """
     posix = new or inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
-    raw = attrs.of_object(version) | attrs.encode(version, inode=posix)  # the object's own first, if room is short
+    record = attrs.encode(version)
+    raw = attrs.of_object(version) | record  # the object's own first, if room is short
+    if version.posix == posix:
+        raw.pop(attrs.POSIX, None)  # the inode says it
     for attribute in () if new else bucket.fs.attributes(fd):
         if attrs.is_ours(attribute) and attribute not in raw:  # it came along with a copy of another file
             bucket.fs.remove_attribute(fd, attribute)
     shortfall = edits.shortfall(version, posix, _put(bucket, fd, raw, shared=True))
     if shortfall != version.shortfall:
         version = replace(version, shortfall=shortfall)
-    record = attrs.encode(version)
+        record = attrs.encode(version)
     sidecar = not _put_record(bucket, fd, version.key, record)
     if sidecar:
         write_sidecar(bucket, name, record)

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -408,8 +408,7 @@ class Region:
 
     def owe_all(self, place: Place) -> None:
         """Queue everything a source owes, as the journal has it."""
-        for each in self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True):
-            self._enqueue(each)
+        self._hand_over(self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True))
         batch.owe_all(self, place)
 
     def owe_all_again(self) -> None:
@@ -557,24 +556,39 @@ class Region:
 
     def owe(self, address: str, version: Version, only: str = "") -> None:
         """Hand a version's pending deliveries to the regions they go to."""
-        for destination, delivery in version.deliveries.items():
-            if delivery.status is not Status.PENDING or only not in ("", destination):
-                continue
-            if delivery.batch:
-                self.wake_backlog(address, destination)
-            else:
-                self._enqueue(owed_of(address, version, destination, delivery))
+        self.owe_each(address, [version], only)
 
-    def _enqueue(self, owed: Owed) -> None:
-        """Hand over one delivery of a bucket here. What no rule stands for any more, and no region, has failed."""
-        region = self.engine.regions.get(owed.destination.partition("/")[0])
-        bucket = self.engine.site.buckets[owed.source]
-        refusal = plan.lapsed(bucket.replication, owed.rule, owed.destination)
-        if refusal or region is None:
-            self.words.append(deliver.Word(owed, Status.FAILED, refusal or "DstBucketNotFound", None))
-            self.wake()
-        else:
-            region.post(lambda: region.queue(owed.source, owed.destination).add(owed))
+    def owe_each(self, address: str, versions: Iterable[Version], only: str = "") -> None:
+        """The same for several versions of one bucket."""
+        owed: list[Owed] = []
+        for version in versions:
+            for destination, delivery in version.deliveries.items():
+                if delivery.status is not Status.PENDING or only not in ("", destination):
+                    continue
+                if delivery.batch:
+                    self.wake_backlog(address, destination)
+                else:
+                    owed.append(owed_of(address, version, destination, delivery))
+        self._hand_over(owed)
+
+    def _hand_over(self, owed: Iterable[Owed]) -> None:
+        """Hand over deliveries of buckets here. What no rule stands for any more, and no region, has failed."""
+        by_region: dict[Region, list[Owed]] = {}
+        for each in owed:
+            region = self.engine.regions.get(each.destination.partition("/")[0])
+            refusal = plan.lapsed(self.engine.site.buckets[each.source].replication, each.rule, each.destination)
+            if refusal or region is None:
+                self.words.append(deliver.Word(each, Status.FAILED, refusal or "DstBucketNotFound", None))
+                self.wake()
+            else:
+                by_region.setdefault(region, []).append(each)
+        for region, group in by_region.items():
+            region.post(functools.partial(region.take_over, group))
+
+    def take_over(self, owed: Iterable[Owed]) -> None:
+        """Queue what is to be delivered to buckets here."""
+        for each in owed:
+            self.queue(each.source, each.destination).add(each)
 
     def wake_backlog(self, source: str, destination: str, *, start_over: bool = False) -> None:
         """Backfills of a source here owe something to a destination."""
