@@ -23,7 +23,7 @@ from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.journal import Object
 from fsrepl.model import Posix, Version
 from fsrepl.site import OpenBucket
-from fsrepl.watch import CHANGED, CLOSED, MOVED, Mark
+from fsrepl.watch import CHANGED, CLOSED, MOVED, WRITING, Mark
 
 SMALL_BYTES = 1 << 20
 """Up to here a file is read whole; from here on it is cloned or copied first."""
@@ -226,7 +226,9 @@ def _wait_for_writer(
     left_s = min(patience.open_quiet_s - quiet_s, patience.open_max_s - open_for_s)
     if left_s <= 0 or quiet_s < -1:
         return None
-    return Later(left_s, "it is open for writing", opened=True)
+    if written or mark.flags & WRITING:
+        return Later(left_s, "it is open for writing", opened=True)
+    return Later(left_s, "it changed lately, and nobody can tell whether it is open for writing")
 
 
 def _take(
