@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fsrepl import batch, keys
 from fsrepl.courtesy import Unmarked
-from fsrepl.scan import Scans, Trouble
+from fsrepl.scan import Scan, Scans, Trouble, is_below
 from fsrepl.site import Bucket, Documents
 from fsrepl.watch import Mark
 
@@ -102,3 +102,17 @@ class Place:
             self.trouble.skipped.setdefault(directory, set()).add(name)
         elif names is not None:
             names.discard(name)
+
+    def is_blind(self, directory: bytes) -> bool:
+        """Whether something in a directory, or below it, could not be read when it was looked at last."""
+        paths = [*self.trouble.unreadable, *(keys.split(key)[0] for key in self.unreadable)]
+        return any(is_below(path, directory) for path in paths)
+
+    def looked_through(self, scan: Scan) -> None:
+        """A directory and all below it have been looked through: what is there no longer need not be read."""
+        blind = [*self.trouble.mounts, *self.trouble.unreadable]
+        for key in list(self.unreadable):
+            directory = keys.split(key)[0]
+            gone = is_below(directory, scan.top) and directory not in scan.seen
+            if gone and not any(is_below(directory, path) for path in blind):
+                del self.unreadable[key]

@@ -332,6 +332,7 @@ class Region:
         place.scans = Scans()
         place.later.clear()
         place.unmarked.clear()
+        place.unreadable.clear()
         place.trouble = Trouble()
         self.marks.forget(place.bucket.address)
         if self.engine.watcher is not None:

@@ -85,8 +85,8 @@ def follow_events(region: Region) -> bool:
     while marks.directories:
         event = marks.directories[0]
         place_ = region.places.get(event.address)
-        # Directories are not objects; what counts of their attributes is that one may be read now.
-        if place_ and place_.up and not (event.flags & CHANGED and event.path not in place_.trouble.unreadable):
+        # Directories are not objects; what counts of their attributes is that more may be read now.
+        if place_ and place_.up and not (event.flags & CHANGED and not place_.is_blind(event.path)):
             busy = True
             if event.flags & MOVED and region.engine.watcher is not None:
                 region.engine.watcher.forget(event.address, event.path)  # one that was removed takes its watches along
@@ -123,6 +123,7 @@ def _step(region: Region, place: Place) -> None:
             if not done:
                 return
             place.scans.done(scan)
+            place.looked_through(scan)
             if not scan.top:
                 _finished(place, scan)
                 engine.notify()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fsrepl import rounds
 from fsrepl.model import Posix, Status
+from fsrepl.watch import ARRIVED, CHANGED, GONE, MOVED, WRITING, DirectoryEvent
 from tests.world import DESTINATION, SOURCE, Json, World, v2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, and makes files of others")
@@ -130,6 +133,63 @@ def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -
     world.path("k").unlink()
     world.settle()
     assert world.tree(DESTINATION) == {}
+
+
+def test_a_file_that_nobody_can_ask_about_is_waited_for(home: Path) -> None:
+    """Section 5, wait: only files known to be written into are not waited for; of others that is known by events."""
+    with World(home) as world:
+        as_root(world.home / "theirs", b"data", Posix(0o644, 77, 88, 0), world.path("k"))
+        world.settle()
+        assert not world.place().later[b"k"].opened
+        assert "nobody can tell" in world.place().later[b"k"].why
+        world.region().marks.mark(SOURCE, [b"k"], 0, WRITING)
+        world.engine.settle_down()
+        assert world.place().later[b"k"].opened
+        world.region().patience = replace(world.region().patience, open_quiet_s=0.0)
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": b"data"}
+
+
+def events(world: World, *found: tuple[bytes, int]) -> None:
+    """What the watcher would tell of directories."""
+    region = world.region()
+    region.marks.directories.extend(DirectoryEvent(SOURCE, path, flags, 0) for path, flags in found)
+    rounds.follow_events(region)
+    world.hurry()
+    world.engine.settle_down()
+
+
+def test_a_directory_that_may_be_read_again_is_looked_into(world: World) -> None:
+    """G6, section 5: what was written where the daemon could not look is found as soon as it can."""
+    world.write("d/old", b"old")
+    world.settle()
+    top = world.path("d")
+    world.write("d/new", b"new")
+    world.write("d/sub/k", b"k")
+    top.chmod(0)
+    try:
+        world.region().marks.mark(SOURCE, [b"d/new"], 0, ARRIVED)
+        events(world, (b"d/sub", ARRIVED))
+        assert set(world.place().unreadable) == {b"d/new"}
+        assert set(world.place().trouble.unreadable) == {b"d/sub"}
+    finally:
+        top.chmod(0o755)
+    events(world, (b"d", CHANGED))
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert not world.place().unreadable
+    assert not world.place().trouble.unreadable
+
+
+def test_what_may_not_be_read_and_is_moved_out_is_no_trouble_any_more(world: World) -> None:
+    """Section 5, wait: it names what cannot be read, as long as that is there."""
+    as_root(world.home / "theirs", b"secret", Posix(0o600, 77, 88, 0), world.path("k"))
+    world.path("d").mkdir()
+    world.path("k").rename(world.path("d/k"))
+    world.settle()
+    assert set(world.place().unreadable) == {b"d/k"}
+    world.path("d").rename(world.home / "out")
+    events(world, (b"d", GONE | MOVED))
+    assert not world.place().unreadable
 
 
 def test_edits_on_both_sides_of_what_may_not_be_read(home: Path) -> None:
