@@ -226,6 +226,11 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
+    def copy_to(self, other: Journal) -> None:
+        """Make another journal the same as this one."""
+        self._db.backup(other._db)
+        other._ids, other._names = dict(self._ids), dict(self._names)
+
     # -- facts about the journal itself
 
     def fact(self, name: str) -> str:
@@ -830,9 +835,11 @@ def open_or_replace(path: str) -> Journal:
         return Journal(path)
 
 
-def in_memory(addresses: Iterable[tuple[str, str]]) -> Journal:
-    """An empty journal for a reader that found none."""
+def in_memory(addresses: Iterable[tuple[str, str]], like: Journal | None = None) -> Journal:
+    """A journal for a reader to add to: empty, or a copy of another one."""
     journal = Journal(":memory:")
+    if like is not None:
+        like.copy_to(journal)
     for address, uuid in addresses:
         journal.bucket_id(address, uuid)
     return journal

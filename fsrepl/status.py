@@ -36,15 +36,18 @@ def daemon_status(settings: Settings) -> Document:
 
 @contextlib.contextmanager
 def reader(site: Site) -> Iterator[Journal]:
-    """The journal to read; where there is none, or none that can be read, one made in memory from the trees."""
-    path = os.path.join(site.state, "journal.db")
-    found: Journal | None = None
-    if os.path.exists(path):
-        with contextlib.suppress(sqlite3.Error):
-            found = Journal(path, read_only=True)
-    if found is None:
-        found = journal.in_memory((b.address, b.uuid) for b in site.buckets.values())
-        for bucket in site.buckets.values():
+    """The journal to read. What it lacks is read from the trees, into a copy of it in memory.
+
+    It lacks everything where it is gone or cannot be read, and some buckets where a command has begun it anew: a
+    command reads those that it works on. What a daemon has not read yet, it is reading just now.
+    """
+    found = _on_disk(site)
+    unread = [b for b in site.buckets.values() if found is None or not found.tree(b.address)]
+    if found is None or (unread and not control.is_locked(site.state)):
+        known, found = found, journal.in_memory(((b.address, b.uuid) for b in site.buckets.values()), found)
+        if known is not None:
+            known.close()
+        for bucket in unread:
             with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
                 if opened.versions >= 0:
                     index.reconcile(opened, found, afresh=True)
@@ -52,6 +55,14 @@ def reader(site: Site) -> Iterator[Journal]:
         yield found
     finally:
         found.close()
+
+
+def _on_disk(site: Site) -> Journal | None:
+    path = os.path.join(site.state, "journal.db")
+    if os.path.exists(path):
+        with contextlib.suppress(sqlite3.Error):
+            return Journal(path, read_only=True)
+    return None
 
 
 def status(site: Site, said: Document) -> Document:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import control, journal, status
+from fsrepl import control, journal, operations, status
 from fsrepl.errors import Refused, Unavailable
 from fsrepl.site import Site
 from tests.world import SOURCE, World
@@ -86,3 +86,22 @@ def test_who_may_not_use_the_state_is_told_so(world: World) -> None:
             lock.acquire()
     finally:
         os.seteuid(0)
+
+
+def test_a_journal_that_a_command_has_begun_anew_hides_no_bucket(world: World) -> None:
+    """G11: it knows the buckets that the command worked on; of the others, status counts what the trees have."""
+    world.write("k", b"k")
+    world.settle()
+    before = counts(world)
+    world.engine.close()
+    for file in world.settings.state.glob("journal.db*"):
+        file.unlink()
+    with operations.local_engine(world.settings) as engine:
+        operations.run(engine, "object.rm", {"bucket": "west/dst", "key": b"k", "version_id": None})
+    assert before == {SOURCE: (1, 1), "west/dst": (1, 1)}
+    assert counts(world) == {SOURCE: (1, 1), "west/dst": (0, 1)}
+
+
+def counts(world: World) -> dict[str, tuple[int, int]]:
+    shown = status.status(Site(world.settings), {"running": False})
+    return {each["bucket"]: (each["objects"], each["versions"]) for each in shown["buckets"]}
