@@ -103,3 +103,26 @@ def test_a_key_that_is_not_there_is_not_tried_again(site: Site) -> None:
     site.write("k", b"k")
     assert site.must("retry", f"{SOURCE}/k").out == "tried again: 0 deliveries\n"
     site.stop()
+
+
+def test_check_prints_json(site: Site) -> None:
+    """Section 5: each command that prints has --json; what is wrong is in it, and its exit status is the same."""
+    site.must("replication", "enable", SOURCE, DESTINATION, "--role", "courier")
+    answer = site.json("check")
+    assert answer["Buckets"] == [SOURCE, DESTINATION]
+    assert (answer["Regions"], answer["Errors"]) == (["east", "west"], [])
+    (note,) = answer["Notes"]
+    assert note.startswith("role courier, used by east/src, is missing")
+    site.path(".fsrepl/versioning.json", DESTINATION).write_text("[]")
+    found = site.run("check", "--json")
+    (error,) = found.json()["Errors"]
+    assert (found.code, found.err) == (1, "")
+    assert "bucket west/dst: .fsrepl/versioning.json" in error
+
+
+def test_a_site_cannot_be_below_a_file(tmp_path: Path) -> None:
+    """Bad input: what cannot be, and where; nothing is made."""
+    (tmp_path / "file").touch()
+    done = subprocess.run([sys.executable, "-m", "fsrepl", "init", tmp_path / "file/site"], capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.decode() == f"the site cannot be at {tmp_path}/file/site: not a directory\n"

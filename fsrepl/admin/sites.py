@@ -45,9 +45,9 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
     wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
     text = settings.render(wanted)
     parsed = settings.parse(text, path, os.path.realpath)
-    site = Site(parsed, fs)
     with contextlib.ExitStack() as undo:
         _make_directory(directory, "the site", undo)
+        site = Site(parsed, fs)
         for name in wanted:
             attach_region(site, name, undo)
         site.save_identities()

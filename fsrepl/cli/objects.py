@@ -84,9 +84,14 @@ def head(address: Address, version_id: VersionId = None, json: Json = False) -> 
     for name, value in document.items():
         if isinstance(value, dict):
             for inner, each in value.items():
-                tell(f"{name:{width}}  {shown(str(inner))} = {shown(str(each))}")
+                tell(f"{name:{width}}  {shown(str(inner))} = {shown(_plain(each))}")
         else:
             tell(f"{name:{width}}  {shown(str(value))}")
+
+
+def _plain(value: object) -> str:
+    """A value within a value, on one line."""
+    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def cat(address: Address, version_id: VersionId = None) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsrepl.cli.shared import Json, counted, open_site, perform, print_json, print_table, say, state, warn
 from fsrepl.errors import FsreplError, Usage
+
+if TYPE_CHECKING:
+    from fsrepl.site import Site
 
 region = typer.Typer(help="Regions: directories, each with its own identity.", no_args_is_help=True)
 
@@ -52,7 +55,7 @@ def init(
     say(f"next: `fsrepl --site {answer['Site']} bucket create {first}/BUCKET --versioning`")
 
 
-def check() -> None:
+def check(json: Json = False) -> None:
     """Check the settings, documents and roles, and change nothing.
 
     Exit status 1, 2 or 3 where something is wrong.
@@ -61,32 +64,50 @@ def check() -> None:
 
     found = open_site()
     exporter.check(found.settings)
-    if trouble := hooks.check(found.settings.events):
-        warn(f"note: {found.settings.path}: {trouble}")
     wrong: list[FsreplError] = []
-    _check_documents(found, wrong)
+    notes: list[str] = []
+    if trouble := hooks.check(found.settings.events):
+        notes.append(f"{found.settings.path}: {trouble}")
+    _check_documents(found, wrong, notes)
     _check_roles(wrong)
-    for error in wrong:
-        warn(str(error))
+    if json:
+        print_json(
+            {
+                "Settings": str(found.settings.path),
+                "Regions": sorted(found.settings.regions),
+                "Buckets": sorted(found.buckets),
+                "Errors": [str(error) for error in wrong],
+                "Notes": notes,
+            }
+        )
+    else:
+        for note in notes:
+            warn(f"note: {note}")
+        for error in wrong:
+            warn(str(error))
     if wrong:
         raise typer.Exit(max(error.exit_code for error in wrong))
-    say(f"{found.settings.path}: good; {len(found.settings.regions)} regions, {len(found.buckets)} buckets")
+    if not json:
+        say(f"{found.settings.path}: good; {len(found.settings.regions)} regions, {len(found.buckets)} buckets")
 
 
-def _check_documents(found: object, wrong: list[FsreplError]) -> None:
-    """A region that is away is no fault of the settings; a document that cannot be read is."""
+def _check_documents(found: Site, wrong: list[FsreplError], notes: list[str]) -> None:
+    """A document that cannot be read is wrong. A region that is away, or a role that is missing, is worth a note."""
     from fsrepl.errors import BucketMissing, DocumentInvalid, Unavailable
-    from fsrepl.site import Site
 
-    assert isinstance(found, Site)
     for bucket in found.buckets.values():
         try:
             with bucket.open():
                 pass
         except DocumentInvalid as error:
             wrong.append(error)
+            continue
         except (Unavailable, BucketMissing) as error:
-            warn(f"note: {error}")
+            notes.append(str(error))
+            continue
+        role = bucket.replication.role if bucket.replication else ""
+        if role and not (found.settings.roles / f"{role}.json").exists():
+            notes.append(f"role {role}, used by {bucket.address}, is missing: what it should replicate will be FAILED")
 
 
 def _check_roles(wrong: list[FsreplError]) -> None:
