@@ -15,9 +15,9 @@ from tests.site import SOURCE, Site
 TIMEOUT_S = 30.0
 
 
-def talk(site: Site, *steps: tuple[str, str]) -> tuple[int, str]:
+def talk(site: Site, *steps: tuple[str, str], options: tuple[str, ...] = ()) -> tuple[int, str]:
     """Run it on a terminal, and answer each question when it comes: exit status, and all that was shown."""
-    program = [sys.executable, "-m", "fsrepl", "--site", str(site.root), "replication", "enable"]
+    program = [sys.executable, "-m", "fsrepl", "--site", str(site.root), "replication", "enable", *options]
     pid, fd = pty.fork()
     if pid == 0:
         os.execvpe(program[0], program, {**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
@@ -99,6 +99,35 @@ def test_prefixes_each_with_its_storage_class(site: Site) -> None:
         ("logs/", None),
     ]
     assert {r["Destination"]["Bucket"] for r in rules} == {"arn:aws:s3:north::far"}
+
+
+def test_prefixes_are_added_and_removed(site: Site) -> None:
+    """S13: the list is shown back; one that overlaps is refused at once, and not when all has been answered."""
+    code, shown = talk(
+        site,
+        ("Source bucket", "src\n"),
+        ("Destination region", "west\n"),
+        ("Destination bucket", "1\n"),
+        ("Replicate", "2\n"),
+        ("Prefix (a folder", "Tax\n"),
+        ("Storage class of the replicas of Tax", "\n"),
+        ("Prefixes so far: Tax", "Tax/2026\n"),
+        ("Tax/2026 overlaps Tax;", "Tax\n"),
+        ("Prefixes so far: none", "Tax/2026\n"),
+        ("Storage class of the replicas of Tax/2026", "\n"),
+        ("Prefixes so far: Tax/2026", "\n"),
+        ("Role", "\n"),
+    )
+    assert code == 0, shown
+    (rule,) = site.json("replication", "get", SOURCE)["ReplicationConfiguration"]["Rules"]
+    assert rule["Prefix"] == "Tax/2026"
+
+
+@pytest.mark.parametrize("options", [("--prefix", "x/"), ("--storage-class", "GLACIER"), ("--add",), ("--role", "r")])
+def test_what_it_asks_for_is_not_given_beside_it(site: Site, options: tuple[str, ...]) -> None:
+    """Section 5: an option that the answers would override is refused, and not passed over in silence."""
+    code, shown = talk(site, options=options)
+    assert (code, "are asked for" in shown) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["interrupt", "end of input"])

@@ -89,6 +89,8 @@ def enable(
     if source is None:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise Usage("which buckets? `fsrepl replication enable SRC DST`; without a terminal nothing is asked")
+        if prefix or storage_class or role or create_role or add or replace:
+            raise Usage("prefixes, storage class and role are asked for; or name SRC and DST beside the options")
         from fsrepl.cli import wizard
 
         wanted |= wizard.ask(open_site())

@@ -52,13 +52,20 @@ def _prefixes() -> dict[str, str]:
     """One prefix or more, and the storage class of what each of them selects."""
     found: dict[str, str] = {}
     while True:
-        another = "another, or nothing" if found else "a folder ends in /"
+        another = "another; one again to take it out; or nothing" if found else "a folder ends in /"
         prefix = str(typer.prompt(f"\nPrefix ({another})", default="", show_default=False))
-        if prefix:
+        if not prefix:
+            if found:
+                return found
+            continue
+        overlapping = [each for each in found if each.startswith(prefix) or prefix.startswith(each)]
+        if prefix in found:
+            del found[prefix]
+        elif overlapping:
+            typer.echo(f"{shown(prefix)} overlaps {shown(overlapping[0])}; each key belongs to one", err=True)
+        else:
             found[prefix] = _storage_class(f"the replicas of {shown(prefix)}")
-            typer.echo("\nPrefixes so far: " + shown(", ".join(found)))
-        elif found:
-            return found
+        typer.echo("\nPrefixes so far: " + (shown(", ".join(found)) or "none"))
 
 
 def _storage_class(what: str) -> str:
