@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsrepl")
 
+_BATCH_BYTES = 16 << 20
+"""So much content is held in memory, to be sent without another read."""
 _AGAIN_S = 5.0
 _AGAIN_AT_LEAST_S = 0.2
 
@@ -60,11 +62,17 @@ def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
             return
         place.paused = ""
         batch: list[_New] = []
+        held_bytes = 0
         objects = region.engine.journal.look_up(bucket.address, [mark.key for mark in marks])
         for mark in marks:
             new = _look(region, place, bucket, mark, objects.get(mark.key))
-            if new is not None:
-                batch.append(new)
+            if new is None:
+                continue
+            batch.append(new)
+            held_bytes += len(new.taken.data) if new.taken and new.taken.data else 0
+            if held_bytes >= _BATCH_BYTES:
+                _publish(region, place, bucket, batch)
+                batch, held_bytes = [], 0
         if batch:
             _publish(region, place, bucket, batch)
 

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -291,3 +292,17 @@ def test_how_coarse_times_are_is_asked_of_each_filesystem() -> None:
     fd = fs.open_root("/proc")
     assert fs.coarse_ns(fd) == 20_000_000
     fs.close(fd)
+
+
+def test_many_files_of_some_size_do_not_fill_the_memory(world: World) -> None:
+    """Section 7: a batch holds as much content as is worth it, however many files are ready at once."""
+    for number in range(60):
+        world.write(f"{number}", bytes([number]) * 1_000_000)
+    tracemalloc.start()
+    try:
+        world.settle()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(world.path(f"{number}", DESTINATION).exists() for number in range(60))
+    assert peak_bytes < 45_000_000
