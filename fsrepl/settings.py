@@ -644,6 +644,26 @@ def add_region(text: str, name: str, path: str) -> str:
     return _checked(result, expected, f"add [{_title(('regions', name))}] with its path to {FILE} by hand")
 
 
+def move_region(text: str, name: str, path: str) -> str:
+    """The text of a file with another path for a region, and nothing else changed. Raises Usage."""
+    expected = tomllib.loads(text)
+    expected["regions"][name]["path"] = path
+    new = _region(name, path).split("\n")[1]
+    lines = text.split("\n")
+    for statement in _statements(text):
+        if ("regions", name, "path") in statement.keys and not statement.header:
+            before, _, after = lines[statement.first].partition("=")
+            value = new.partition("=")[2] + ("\r" if after.endswith("\r") else "")
+            lines[statement.first : statement.end] = [f"{before}={value}"]
+            break
+    try:
+        return _checked("\n".join(lines), expected, f"change the path of region {name} by hand")
+    except Usage:
+        if expected["regions"][name].keys() != {"path"}:
+            raise
+    return add_region(remove_region(text, name), name, path)  # an inline table, which has nothing else to lose
+
+
 def remove_region(text: str, name: str) -> str:
     """The text of a file without a region's table and the comments in it, and nothing else changed. Raises Usage."""
     expected = tomllib.loads(text)

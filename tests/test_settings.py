@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fsrepl import settings
 from fsrepl.errors import Usage
-from fsrepl.settings import KeepFree, add_region, find, load, parse, remove_region, render
+from fsrepl.settings import KeepFree, add_region, find, load, move_region, parse, remove_region, render
 
 SITE = Path("/site/fsrepl.toml")
 REGIONS = '[regions.us]\npath = "us"\n\n[regions.eu]\npath = "/mnt/eu"\nsharing = "link"\n'
@@ -388,6 +388,13 @@ def test_removing_a_region_takes_its_table_and_nothing_else() -> None:
     assert remove_region(HAND_MADE, "eu") == HAND_MADE.replace('[regions.eu] # second\npath = "eu"\n', "")
 
 
+def test_moving_a_region_changes_its_path_and_nothing_else() -> None:
+    assert move_region(HAND_MADE, "us", "/mnt/us") == HAND_MADE.replace('path = "us"', 'path = "/mnt/us"')
+    inline = '[regions]\nus = {path = "us", sharing = "link"}\n'
+    with pytest.raises(Usage, match="change the path of region us by hand"):
+        move_region(inline, "us", "x")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -404,6 +411,8 @@ def test_regions_are_edited_however_they_are_written(text: str) -> None:
     assert parse(more, SITE) == dataclasses.replace(
         before, regions={**before.regions, "ap": settings.RegionSettings("ap", Path("/site/ap"), "auto")}
     )
+    moved = parse(move_region(more, "us", "us2"), SITE)
+    assert moved.regions["us"].path == Path("/site/us2")
     fewer = remove_region(more, "us")
     assert "us" not in parse(fewer, SITE).regions
     assert parse(remove_region(fewer, "ap"), SITE).regions.keys() == {"eu"}
