@@ -184,10 +184,13 @@ def _check_site(engine: Engine, params: Params) -> Answer:
 
 
 OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
-    "region.add": lambda e, p: sites.add_region(e, p["name"], p["path"], replaced=p.get("replace", False)),
+    "region.add": lambda e, p: sites.add_region(
+        e, p["name"], p["path"], replaced=p.get("replace", False), umask=p.get("umask")
+    ),
     "region.forget": lambda e, p: sites.forget_region(e, p["name"]),
     "bucket.create": _in_region(
-        "bucket", lambda e, b, p: buckets.create_bucket(e, b, versioning=p.get("versioning", False))
+        "bucket",
+        lambda e, b, p: buckets.create_bucket(e, b, versioning=p.get("versioning", False), umask=p.get("umask")),
     ),
     "bucket.adopt": _in_region("bucket", lambda e, b, p: buckets.adopt_bucket(e, b, dry_run=p.get("dry_run", False))),
     "bucket.rm": _in_region("bucket", lambda e, b, p: buckets.remove_bucket(e, b, purge=p.get("purge", False))),

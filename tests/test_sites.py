@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,29 @@ def lose(world: World, region: str) -> None:
     world.look()
     answer = world.run("region.add", name=region, path=str(world.settings.regions[region].path), replace=True)
     assert answer["NotAsked"] == []
+
+
+def test_a_new_disk_keeps_the_settings_of_its_region(world: World, tmp_path: Path) -> None:
+    """Section 4: --replace changes where a region is, and not how its files are shared."""
+    world.set_sharing(west="private")
+    world.run("region.add", name="west", path=str(tmp_path / "new"), replace=True)
+    west = settings.load(world.settings.path).regions["west"]
+    assert (west.path, west.sharing) == (tmp_path / "new", "private")
+
+
+def test_what_a_daemon_makes_is_as_open_as_if_its_user_had_made_it(world: World, tmp_path: Path) -> None:
+    """Section 1: people drop files into a bucket. The daemon's own umask would keep all but its own user out."""
+    before = os.umask(0o077)
+    try:
+        world.run("region.add", name="north", path=str(tmp_path / "disk/north"), umask=0o022)
+        world.run("bucket.create", bucket="north/open", versioning=True, umask=0o022)
+        world.run("bucket.create", bucket="north/shut", versioning=True, umask=0o027)
+    finally:
+        os.umask(before)
+    north = tmp_path / "disk/north"
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (north.parent, north, north / "open", north / "shut")}
+    assert modes == {"disk": 0o755, "north": 0o755, "open": 0o755, "shut": 0o750}
+    assert (north / "open/.fsrepl").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_new_disk_is_filled_with_what_was_delivered(world: World) -> None:

@@ -31,7 +31,7 @@ _REMOVED = b"removed-bucket.json"
 """The identity of a bucket that is being removed."""
 
 
-def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str, object]:
+def create_bucket(engine: Engine, address: str, *, versioning: bool, umask: int | None = None) -> dict[str, object]:
     site = engine.site
     region, name = arn.split_address(address)
     arn.check_bucket_name(name)
@@ -57,26 +57,33 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool) -> dict[str
             finally:
                 site.fs.close(fd)
     with contextlib.ExitStack() as undo:
-        make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF, undo)
+        make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF, undo, umask)
         site.save_identities()
         undo.pop_all()
     return {"Bucket": address, "Versioning": "Enabled" if versioning else ""}
 
 
-def make_bucket(site: Site, address: str, versioning: Versioning, undo: contextlib.ExitStack) -> None:
+def make_bucket(
+    site: Site, address: str, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None
+) -> None:
     """The folder and what makes it a bucket, its identity last. What is there stays; undo removes what was made.
 
+    umask: that of whoever asks for it, where that is not our own: a daemon's would shut its users out of the folder.
     The caller saves the site's identities.
     """
     region, _, name = address.partition("/")
     fs = site.fs
+    made = False
     with contextlib.ExitStack() as closing:
         at = closing.enter_context(site.open_region(region))
         with contextlib.suppress(FileExistsError):
             fs.make_dir(at, name.encode(), 0o755)
             undo.callback(_unmake, site, address)
+            made = True
         fd = fs.open_dir(at, name.encode(), cross=True)
         closing.callback(fs.close, fd)
+        if made and umask is not None:
+            fs.chmod(fd, 0o755 & ~umask)
         with contextlib.suppress(FileExistsError):
             fs.make_dir(fd, META, 0o700)
             undo.callback(_unmake, site, address, META)

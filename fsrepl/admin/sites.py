@@ -56,12 +56,17 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
     return {"Site": str(directory), "Regions": [{"Name": n, "Path": str(r.path)} for n, r in parsed.regions.items()]}
 
 
-def _make_directory(path: Path, what: str, undo: contextlib.ExitStack) -> None:
-    """A directory, and those above it that are missing; undo removes what was made. Raises Usage."""
+def _make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: int | None = None) -> None:
+    """A directory, and those above it that are missing; undo removes what was made. Raises Usage.
+
+    umask: that of whoever asks for it, where that is not our own.
+    """
     try:
         for each in reversed([p for p in (path, *path.parents) if not os.path.lexists(p)]):
             each.mkdir(exist_ok=True)
             undo.callback(_remove_if_empty, each)
+            if umask is not None:
+                each.chmod(0o777 & ~umask)
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
@@ -85,14 +90,16 @@ def _write_settings(fs: Fs, path: Path, text: str) -> None:
         write_bytes(fs, at, name, text.encode(), mode=0o644, like=like)
 
 
-def attach_region(site: Site, name: str, undo: contextlib.ExitStack, *, replaced: bool = False) -> list[str]:
+def attach_region(
+    site: Site, name: str, undo: contextlib.ExitStack, *, replaced: bool = False, umask: int | None = None
+) -> list[str]:
     """Make a directory the region of this name, or take it as the region that it is; the buckets found in it.
 
     Raises Usage where it is another region, not the one that is known, or at work for another site. replaced:
     it is a new disk for a region that is lost. undo takes back what was made.
     """
     path = site.settings.regions[name].path
-    _make_directory(path, f"region {name}", undo)
+    _make_directory(path, f"region {name}", undo, umask)
     with open_directory(site.fs, path) as at:
         try:
             identity = read_document(site.fs, at, REGION_IDENTITY)
@@ -155,7 +162,7 @@ def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
     write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
 
 
-def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[str, object]:
+def add_region(engine: Engine, name: str, path: str, *, replaced: bool, umask: int | None = None) -> dict[str, object]:
     """Attach a region, or make a new one; with replaced, a new disk whose buckets are to be filled again."""
     file = engine.settings.path
     old = engine.settings.regions.get(name)
@@ -166,15 +173,15 @@ def add_region(engine: Engine, name: str, path: str, *, replaced: bool) -> dict[
     elif os.path.realpath(old.path) != os.path.realpath(absolute):
         if not replaced and name in engine.site.identities["regions"] and not _is_region(absolute, name, engine.site):
             raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
-        text = settings.add_region(settings.remove_region(text, name), name, absolute)
+        text = settings.move_region(text, name, absolute)
     parsed = settings.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
     lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replaced else []
     with contextlib.ExitStack() as undo:
-        found = attach_region(site, name, undo, replaced=replaced)
+        found = attach_region(site, name, undo, replaced=replaced, umask=umask)
         for address in lost:
             if address not in found:
-                make_bucket(site, address, Versioning.ENABLED, undo)
+                make_bucket(site, address, Versioning.ENABLED, undo, umask)
         site.save_identities()
         _write_settings(engine.fs, file, text)
         undo.pop_all()

@@ -26,6 +26,7 @@ from fsrepl.cli.shared import (
     say,
     size_text,
     state,
+    umask,
     warn,
 )
 from fsrepl.errors import NotRunning, Usage
@@ -225,9 +226,7 @@ def _replaced(path: Path) -> Iterator[IO[str]]:
     try:
         with open(fd, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(staged, 0o666 & ~umask)
+        os.chmod(staged, 0o666 & ~umask())
         os.rename(staged, path)
     except BaseException:
         os.unlink(staged)

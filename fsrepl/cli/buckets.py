@@ -21,6 +21,7 @@ from fsrepl.cli.shared import (
     say,
     size_text,
     tell,
+    umask,
 )
 from fsrepl.errors import FsreplError, Refused, Usage
 
@@ -40,7 +41,7 @@ def bucket_create(
     json: Json = False,
 ) -> None:
     """Make an empty bucket."""
-    answer = perform("bucket.create", bucket=bucket, versioning=versioning)
+    answer = perform("bucket.create", bucket=bucket, versioning=versioning, umask=umask())
     print_json(answer) if json else say(f"bucket {bucket}" + (", versioning Enabled" if versioning else ""))
 
 

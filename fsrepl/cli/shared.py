@@ -129,6 +129,13 @@ def ask_daemon(op: str, /, *, answer_within_s: float | None = None, **params: ob
     return control.ask(state().settings.state, op, params, answer_within_s)
 
 
+def umask() -> int:
+    """Our umask, for directories that the daemon makes for us. umask(2) tells it only to who changes it."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
 def encoded(key: bytes) -> str:
     """A key as a parameter of an operation."""
     import base64

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsrepl.cli.shared import Json, counted, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.cli.shared import Json, counted, open_site, perform, print_json, print_table, say, state, umask, warn
 from fsrepl.errors import FsreplError, Usage
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def region_add(
     name, equals, path = region.partition("=")
     if not (name and equals and path):
         raise Usage(f"{region!r} is not NAME=PATH, such as eu-west-1=/mnt/eu/fsrepl")
-    answer = perform("region.add", name=name, path=str(Path(path).absolute()), replace=replace)
+    answer = perform("region.add", name=name, path=str(Path(path).absolute()), replace=replace, umask=umask())
     if json:
         print_json(answer)
         return
