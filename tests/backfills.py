@@ -1,0 +1,76 @@
+"""Asking for backfills in a world, and what became of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsrepl import attrs, records
+from fsrepl.model import Version
+from tests.world import DESTINATION, SOURCE, Json, World, v2
+
+OTHER = "west/other"
+THIRD = "west/third"
+
+
+def enable(world: World, source: str = SOURCE, destination: str = DESTINATION, **more: object) -> None:
+    world.run("replication.enable", source=source, destination=destination, **more)
+
+
+def rule(rule_id: str, to: str = DESTINATION, priority: int = 1, **more: Any) -> Json:
+    return {"ID": rule_id, **v2("", priority, to=to, **more)}
+
+
+def backfill(world: World, *statuses: str, source: str = SOURCE, rules: tuple[str, ...] = ()) -> Json:
+    """Ask for a backfill and let it end; the job."""
+    accepted = world.run("replication.backfill", source=source, statuses=statuses, rules=rules)
+    world.engine.settle_down()
+    return job(world, str(accepted["JobId"]))
+
+
+def listed(world: World, **params: object) -> list[Json]:
+    found = world.run("replication.jobs", **params)["Jobs"]
+    assert isinstance(found, list)
+    return found
+
+
+def job(world: World, job_id: str) -> Json:
+    (found,) = listed(world, job=job_id)
+    return found
+
+
+def tasks(found: Json) -> tuple[int, int, int]:
+    """How many there were, succeeded, and failed."""
+    summary = found["ProgressSummary"]
+    return summary["TotalNumberOfTasks"], summary["NumberOfTasksSucceeded"], summary["NumberOfTasksFailed"]
+
+
+def deliveries(world: World, key: str, destination: str = DESTINATION, bucket: str = SOURCE) -> list[tuple[str, str]]:
+    """Status and reason of a destination's delivery, of each version of a key; empty where it has none."""
+    found = [v.deliveries.get(destination) for v in world.history(bucket)[key.encode()]]
+    return [(str(d.status), d.reason) if d else ("", "") for d in found]
+
+
+def change(world: World, key: str, make: Callable[[Version], Version], bucket: str = SOURCE) -> None:
+    """Rewrite the record of a key's newest version, as somebody else would have made it."""
+    with world.engine.site.bucket(bucket).open() as opened:
+        version = world.history(bucket)[key.encode()][-1]
+        now = make(version)
+        before, after = attrs.encode(version), attrs.encode(now)
+        records.update(opened, now, after, frozenset(before.keys() - after.keys()))
+        world.engine.recent.forget(bucket, version.key, version.id)
+
+
+def adopted(tmp_path: Path, *buckets: str, **keys: bytes) -> World:
+    """A world whose buckets were folders with files."""
+    world = World(tmp_path / "site", replicate=False)
+    for bucket in buckets:
+        region, name = bucket.split("/")
+        for key, data in keys.items():
+            world.write(key, data + region.encode(), bucket)
+            os.utime(world.path(key, bucket), ns=(10**18, 10**18))
+        world.run("bucket.adopt", bucket=f"{region}/{name}")
+    world.engine.settle_down()
+    return world
