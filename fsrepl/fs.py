@@ -161,6 +161,13 @@ class Fs:
     """The process is about to end: who is in the midst of reading a long file gives up."""
     aside: Callable[[], contextlib.AbstractContextManager[None]] = staticmethod(contextlib.nullcontext)
     """Around what waits for a disk: other threads may have the interpreter meanwhile. See turns.py."""
+    owner: int | None = None
+    """Whose site this is, where root looks at that of another user: it believes what that user's daemon believes."""
+
+    @property
+    def uid(self) -> int:
+        """The user whose stores and documents are believed, beside root."""
+        return os.geteuid() if self.owner is None else self.owner
 
     # -- looking
 

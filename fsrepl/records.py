@@ -80,7 +80,7 @@ def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes 
 def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
     """The stored version, by key and id, whose file an open view says it is. To be looked up before it is believed."""
     with contextlib.suppress(StoreDamaged, KeyError, UnicodeDecodeError):
-        if (inline := bucket.fs.attribute(fd, _record_name())) is not None:
+        if (inline := bucket.fs.attribute(fd, _record_name(bucket))) is not None:
             raw = attrs.decode_sidecar(inline)
             return raw[attrs.KEY], raw[attrs.VERSION_ID].decode()
     return None
@@ -145,8 +145,8 @@ def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, shared: bool 
     return refused
 
 
-def _record_name() -> str:
-    return attrs.TRUSTED_RECORD if os.geteuid() == 0 else attrs.OWN_RECORD
+def _record_name(bucket: OpenBucket) -> str:
+    return attrs.TRUSTED_RECORD if bucket.fs.uid == 0 else attrs.OWN_RECORD
 
 
 def _put_record(bucket: OpenBucket, fd: int, key: bytes, raw: Mapping[str, bytes]) -> bool:
@@ -155,7 +155,7 @@ def _put_record(bucket: OpenBucket, fd: int, key: bytes, raw: Mapping[str, bytes
     The key is always in it: the file may be found under other names than its own.
     """
     try:
-        bucket.fs.set_attribute(fd, _record_name(), attrs.encode_sidecar({**raw, attrs.KEY: key}, compact=True))
+        bucket.fs.set_attribute(fd, _record_name(bucket), attrs.encode_sidecar({**raw, attrs.KEY: key}, compact=True))
     except OSError as error:
         if error.errno not in DOES_NOT_FIT | UNSUPPORTED | _SHUT:  # EPERM: root of a container only
             raise
@@ -220,22 +220,22 @@ class _Held:
 def _held(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> _Held:
     side = read_sidecar(bucket, at, name)
     # asked of every file: a view may have been made private before its stored version lost that other name
-    inline = bucket.fs.attribute(fd, _record_name())
+    inline = bucket.fs.attribute(fd, _record_name(bucket))
     shared = inline is not None or found.st_nlink > 1
     if side or inline is None:
         return _Held(side, bool(side), shared)
     return _Held(attrs.decode_sidecar(inline), shared=True)
 
 
-def _is_private(found: os.stat_result) -> bool:
+def _is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
     """Whether nobody but us can write to a stored file, whatever other names it has, as in a backup of hard links."""
-    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return found.st_uid == bucket.fs.uid and not found.st_mode & 0o077
 
 
 def _believed(bucket: OpenBucket, fd: int, found: os.stat_result) -> dict[str, bytes]:
     """The attributes of a stored file as its record. What an inode is, nobody may say who could write that himself."""
     raw = bucket.fs.attributes(fd)
-    if not _is_private(found) and os.geteuid() == 0:
+    if not _is_private(bucket, found) and bucket.fs.uid == 0:
         raw.pop(attrs.POSIX, None)
     return raw
 
@@ -304,7 +304,7 @@ def make_room(bucket: OpenBucket, version: Version) -> None:
         held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
         if held.shared and held.raw and not held.sidecar:
             _put_beside(bucket, version, at, name, held.raw)
-            _remove(bucket, fd, {_record_name()}, shared=True)
+            _remove(bucket, fd, {_record_name(bucket)}, shared=True)
 
 
 def tidy(bucket: OpenBucket, version: Version) -> None:
@@ -321,7 +321,7 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
     Without its seal a record counts as lost, so that one half written is found, and written again.
     """
     with _opened(bucket, version) as (fd, at, name):
-        _remove(bucket, fd, {_record_name()})
+        _remove(bucket, fd, {_record_name(bucket)})
         for attribute in [n for n in bucket.fs.attributes(fd) if n in attrs.SEAL]:
             bucket.fs.remove_attribute(fd, attribute)
         _remove_sidecar(bucket, at, name)
@@ -382,7 +382,7 @@ def _hold(
         return
     _put_beside(bucket, version, at, name, record)
     if held.shared:
-        _remove(bucket, fd, {_record_name()}, shared=True)
+        _remove(bucket, fd, {_record_name(bucket)}, shared=True)
     else:
         _fits(bucket, fd, record)
 

@@ -147,8 +147,10 @@ class OpenBucket:
 
         Not the store: where that is missing, it is lost. Nobody who only looks needs them.
         """
+        if self.fs.read_only or self.fs.uid != os.geteuid():
+            return
         for name in FOLDERS[:-1]:
-            if getattr(self, name.decode()) < 0 and not self.fs.read_only:
+            if getattr(self, name.decode()) < 0:
                 self.fs.make_dir(self.meta, name)
                 setattr(self, name.decode(), self._folder(META + b"/" + name))
 
@@ -266,7 +268,7 @@ class Bucket:
             if fd < 0:
                 continue
             found = self.fs.stat_fd(fd)
-            if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+            if found.st_uid not in (self.fs.uid, 0) or found.st_mode & 0o022:
                 raise Unavailable(
                     f"bucket {self.address}: its .fsrepl belongs to uid {found.st_uid} with mode "
                     f"{stat.S_IMODE(found.st_mode):o}, not to the daemon alone; what it says is not believed"
@@ -280,7 +282,7 @@ class Bucket:
             try:
                 found = self.fs.stat(opened.meta, name)
                 mark: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-                trusted = stat.S_ISREG(found.st_mode) and found.st_uid in (os.geteuid(), 0)
+                trusted = stat.S_ISREG(found.st_mode) and found.st_uid in (self.fs.uid, 0)
                 if not trusted:
                     raise Unavailable(f"bucket {self.address}: .fsrepl/{name.decode()} is not the daemon's own file")
             except FileNotFoundError:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import rounds
+from fsrepl import listing, rounds, status
+from fsrepl.cli import shared
+from fsrepl.errors import Refused
 from fsrepl.model import Posix, Status
 from fsrepl.watch import ARRIVED, CHANGED, GONE, MOVED, WRITING, DirectoryEvent
 from tests.world import DESTINATION, SOURCE, Json, World, v2
@@ -224,3 +226,29 @@ def test_a_role_that_runs_as_somebody_else(home: Path) -> None:
             world.settle()
             reason = world.current("k").deliveries[DESTINATION].reason
             assert reason == ("AssumeRoleNotPermitted" if expected else "")
+
+
+def test_root_sees_what_a_users_daemon_sees_and_leaves_nothing_of_its_own(world: World) -> None:
+    """Section 8: the socket obeys the daemon's user and root; where there is no daemon, what root made would shut that
+    user out, so root is told to do it as that user."""
+    world.write("k", b"k")
+    world.settle()
+    shared.set_state(shared.State(world.home))
+    os.seteuid(0)
+    try:
+        site = shared.open_site()
+        for bucket in (SOURCE, DESTINATION):
+            with listing.open_bucket(site, bucket) as opened:
+                entry = listing.find(opened, b"k", None)
+                assert b"".join(listing.content(opened, entry.version)) == b"k"
+        shown = status.status(site, {"running": False})["buckets"]
+        assert [(each["bucket"], each["online"], each["objects"]) for each in shown] == [
+            (SOURCE, True, 1),
+            (DESTINATION, True, 1),
+        ]
+        with pytest.raises(Refused, match=f"^AccessDenied: this site belongs to uid {USER}"):
+            shared.perform("bucket.create", bucket="east/new")
+    finally:
+        os.seteuid(USER)
+        shared.set_state(shared.State())
+    assert {path.lstat().st_uid for path in world.home.rglob("*")} == {USER}

@@ -23,6 +23,7 @@ from fsrepl.cli.shared import (
     is_terminal,
     json_text,
     open_site,
+    owner,
     print_json,
     say,
     shown,
@@ -76,7 +77,9 @@ def verify(
     from fsrepl.site import Site
     from fsrepl.verify import Hooks, Verification
 
-    site = Site(state().settings, ReadingFs())
+    fs = ReadingFs()
+    fs.owner = owner(state().settings)
+    site = Site(state().settings, fs)
     with contextlib.ExitStack() as stack:
         performer = stack.enter_context(Performer())
         hooks = Hooks(_settled, _mender(performer) if repair else None)

@@ -72,9 +72,23 @@ def state() -> State:
 
 def open_site() -> Site:
     """The site to read. Raises Refused(AccessDenied) where its state is not ours to read."""
+    from fsrepl.fs import Fs
     from fsrepl.site import Site
 
-    return Site(state().settings)
+    fs = Fs()
+    fs.owner = owner(state().settings)
+    return Site(state().settings, fs)
+
+
+def owner(found: Settings) -> int | None:
+    """The user whose site it is, where we are root and that is another user."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        uid = os.lstat(found.state / "identities.json").st_uid
+    except OSError:
+        return None
+    return uid or None
 
 
 # -- doing things
@@ -105,6 +119,11 @@ class Performer:
                 try:
                     return control.ask(found.state, op, params)
                 except NotRunning:
+                    if uid := owner(found):  # what root makes there would shut that user out
+                        raise Refused(
+                            "AccessDenied",
+                            f"this site belongs to uid {uid}, and its daemon is not running; do this as that user",
+                        ) from None
                     if lock.try_acquire():
                         break
                 # a daemon that is starting or stopping, or another command at work
