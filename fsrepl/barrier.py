@@ -154,9 +154,13 @@ def _look_around(engine: Engine, region: Region, address: str, until_s: float | 
 
 
 def _is_followed(place: Place) -> bool:
-    """Whether captures can be waited for: not in an outage, when nothing can be dropped, nor without versioning."""
+    """Whether captures can be waited for: not without versioning, nor in an outage, when nothing can be dropped,
+    unless something was left to capture when that began.
+    """
     bucket = place.bucket
-    return place.up or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
+    return (
+        place.up or place.unsettled or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
+    )
 
 
 def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) -> int | None:

@@ -51,6 +51,8 @@ class Place:
     bucket: Bucket
     up: bool = False
     """Indexed and watched; False while it is away."""
+    unsettled: bool = False
+    """When it went away, something had been written in it that was not captured."""
     offline: str = ""
     """Why it could not be brought up at the last look."""
     put_down: str = ""

@@ -303,7 +303,7 @@ class Region:
         thresholds.untrack(engine, address)
         rounds.watch_barrier(self, place, bucket)
         batch.resume(self, place, bucket)
-        place.up, place.scanned, place.put_down = True, False, ""
+        place.up, place.scanned, place.unsettled, place.put_down = True, False, False, ""
         self.owe_all(place)
         for queue in self.queues.values():
             if queue.destination == address:
@@ -327,6 +327,7 @@ class Region:
 
     def suspend(self, place: Place) -> None:
         """A bucket is away: forget what was in hand. Nothing is lost; a scan follows when it is back."""
+        place.unsettled |= self._is_unsettled(place)
         place.up = place.scanned = False
         place.looked_ns = 0
         place.scans = Scans()
@@ -338,6 +339,15 @@ class Region:
         if self.engine.watcher is not None:
             self.engine.watcher.forget(place.bucket.address)
         self.engine.notify()
+
+    def _is_unsettled(self, place: Place) -> bool:
+        """Whether something that its user wrote in a bucket is not captured yet. Into others only we write."""
+        address = place.bucket.address
+        if not commit.receives_writes(place.bucket):
+            return False
+        waits = place.scans or place.lanes or any(not later.opened for later in place.later.values())
+        arrived = any(event.address == address for event in list(self.marks.directories))
+        return bool(waits) or arrived or self.marks.has_news(address)
 
     def kick(self, address: str) -> None:
         """A bucket came back, or its settings changed: try again what waits for it."""

@@ -53,6 +53,7 @@ _BREATH_S = 0.005
 CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED = 1, 2, 4, 8, 16, 32, 64
 """Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it."""
 
+_WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
 _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
 
 
@@ -248,6 +249,12 @@ class Marks:
                 return mark is not None and mark.epoch < before_epoch
             # while there is one, it is mostly the first: a dict keeps the order in which they were marked
             return any(bucket == address and m.epoch < before_epoch for (bucket, _), m in self._marks.items())
+
+    def has_news(self, address: str) -> bool:
+        """Whether keys of a bucket wait, or are in hand, that something may have been written to."""
+        with self._guard:
+            waiting = any(bucket == address and m.flags & _WRITTEN for (bucket, _), m in self._marks.items())
+            return waiting or any(m.address == address and m.flags & _WRITTEN for m in self.taken)
 
     def forget(self, address: str) -> None:
         """Drop every mark of a bucket: it is away, and a scan follows when it is back."""
