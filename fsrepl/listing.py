@@ -111,7 +111,7 @@ def _listed(bucket: OpenBucket, path: bytes) -> tuple[dict[bytes, list[tuple[byt
             name = os.fsencode(entry.name)
             if entry.is_dir(follow_symlinks=False):
                 below.append(name)
-            elif (stored := keys.parse(name)) and not stored.sidecar:
+            elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
                 files.setdefault(stored.name, []).append((name, stored))
     finally:
         bucket.fs.close(fd)

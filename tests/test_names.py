@@ -96,3 +96,18 @@ def test_paths_that_are_too_long_for_a_call(tmp_path: Path, names: list[bytes]) 
             assert os.listdir(world.path(bucket=DESTINATION)) == [".fsrepl"]
     finally:
         subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)  # pytest's own clean-up cannot
+
+
+def test_what_is_no_file_is_no_version(tmp_path: Path) -> None:
+    """G9, section 2: a link or a FIFO in the store under a version's name is passed over, also where it is listed."""
+    with World(tmp_path) as world:
+        world.write("k", b"k")
+        world.settle()
+        store = world.path(".fsrepl/versions")
+        (store / f"link;{ID}").symlink_to("/etc/passwd")
+        os.mkfifo(store / f"fifo;{ID}")
+        world.restart(without_journal=True)
+        world.settle()
+        assert list(world.history(SOURCE)) == [b"k"]
+        with world.engine.site.bucket(SOURCE).open() as bucket:
+            assert [group[0].key for group in listing.versions_below(bucket)] == [b"k"]
