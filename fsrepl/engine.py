@@ -225,6 +225,9 @@ class Engine:
             region = self.regions.pop(name)
             region.stopping = True
             region.wake()
+            if self.watcher is not None:
+                for address in list(region.places):
+                    self.watcher.forget(address)
         for name in settings.regions:
             if name not in self.regions:
                 self.regions[name] = Region(self, name)

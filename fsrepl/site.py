@@ -378,11 +378,12 @@ class Site:
                 f"{path} cannot be read ({error}); if it is lost, remove it and attach each region with "
                 "`fsrepl region add NAME=PATH`"
             ) from error
-        known = self.identities["buckets"]
+        regions = self.settings.regions
+        known = {a: u for a, u in self.identities["buckets"].items() if a.partition("/")[0] in regions}
         for address in [a for a in self.buckets if self.buckets[a].uuid != known.get(a)]:
             del self.buckets[address]
         for address, expected in known.items():
-            if address not in self.buckets and address.partition("/")[0] in self.settings.regions:
+            if address not in self.buckets:
                 self.buckets[address] = Bucket(self, address, expected)
 
     def save_identities(self) -> None:
