@@ -11,7 +11,7 @@ import enum
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from fsrepl.report import result_of
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
+    from fsrepl.engine import Engine
     from fsrepl.place import Place
     from fsrepl.region import Region
 
@@ -120,6 +121,24 @@ class Batch:
 
     def prepare(self, owed: Owed) -> None:
         """Decide about one delivery, and stage it if it is to be sent."""
+        self._decide(owed, self._send)
+
+    def finish(self, item: Item, found: transfer.StagedReplica | Version) -> None:
+        """Decide once more about a delivery that took its time, now that it is staged, or was found to be there.
+
+        Its rule may be gone by then, its version removed, or the destination suspended: then nothing is published.
+        """
+        if isinstance(found, transfer.StagedReplica):
+            item.staged = found
+            item.known = self.engine.journal.object(item.owed.destination, item.owed.key)
+            self._decide(item.owed, lambda _: self.ready.append(item))
+            if not self.ready:
+                _discard(self.destination, item)
+        else:
+            self._decide(item.owed, lambda _: self.bring_into_line(item, found))
+
+    def _decide(self, owed: Owed, send: Callable[[Item], None]) -> None:
+        """Settle a delivery, put it off, or send it. What goes wrong with one is its own affair."""
         try:
             item = Item(owed)
             item.version = self._version(owed)
@@ -133,7 +152,7 @@ class Batch:
                     self.words.append(Word(owed, status, why if status is Status.FAILED else "", item.version))
                 case plan.Send(_, with_tags):
                     item.groups -= set() if with_tags else {edits.TAGS}
-                    self._send(item)
+                    send(item)
         except Failed as error:
             log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
             self.words.append(Word(owed, Status.FAILED, error.reason, None))
@@ -560,8 +579,17 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
         engine.journal.put_all_deliveries(address, [*stale, *changed.values()])
         for owed in gone:
             engine.journal.drop_delivery(owed)
+    _stop_copying(engine, results)
     engine.reporter.settled(results)
     engine.notify()
+
+
+def _stop_copying(engine: Engine, results: Sequence[Result]) -> None:
+    """What has failed meanwhile, for want of its rule or its version, is not copied to the end: that may take hours."""
+    failed = {(r.source, r.key, r.version, r.destination) for r in results if r.status is Status.FAILED}
+    for each in list(engine.transfers) if failed else ():
+        if (each.source, each.key, each.version, each.destination) in failed:
+            each.stop = True
 
 
 def settle_unread(region: Region, word: Word) -> None:

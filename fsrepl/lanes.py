@@ -54,7 +54,7 @@ def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
     """A large object: stage it beside everything else, with progress; publish it here when it is done."""
     owed, version = item.owed, item.version
     assert version is not None
-    progress = transfer.Progress(owed.key, owed.source, owed.destination, version.size)
+    progress = transfer.Progress(owed.key, owed.id, owed.source, owed.destination, version.size)
 
     def copy() -> transfer.StagedReplica | Version:
         with (
@@ -73,12 +73,7 @@ def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
             with place.bucket.open() as destination, region.engine.site.bucket(owed.source).open() as source:
                 destination.like = source
                 group = deliver.Batch(region, place, source, destination)
-                if isinstance(staged, Version):
-                    group.bring_into_line(item, staged)
-                else:
-                    item.staged = staged
-                    item.known = region.engine.journal.object(owed.destination, owed.key)
-                    group.ready.append(item)
+                group.finish(item, staged)
                 group.publish()
         except (FsreplError, OSError) as error:
             region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))

@@ -58,9 +58,10 @@ class Limiter:
 
 @dataclass(slots=True)
 class Progress:
-    """How far one transfer has come; read by status while it runs."""
+    """How far one transfer has come; read by status while it runs. stop: nobody wants it any more."""
 
     key: bytes
+    version: str
     source: str
     destination: str
     bytes_total: int
@@ -267,7 +268,7 @@ def _copy(
             if progress:
                 progress.bytes_done = at
                 if progress.stop:
-                    raise Unavailable("the daemon is stopping")
+                    raise Unavailable("its copy was stopped")
             pause_s = limiter.delay_s(count) if limiter else 0.0
             while pause_s > 0 and not (progress and progress.stop):
                 time.sleep(min(pause_s, 0.2))  # in slices, so that stopping does not wait for the limit

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl import status as statuses
+from fsrepl import transfer
 from fsrepl.errors import FsreplError
 from fsrepl.model import Delivery, Origin, Status, shown_status
 from tests.doubles import FailingFs
@@ -431,6 +432,57 @@ def test_a_large_object_s_reason_is_its_own(world: World) -> None:
         file.truncate(world.engine.settings.replication.large_file_bytes)
     world.settle()
     assert outcome(world, "large")[DESTINATION] == (FAILED, "DstMultipartInitNotPermitted")
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (lambda world: world.run("replication.disable", source=SOURCE), "SrcObjectNotEligible"),
+        (lambda world: world.run("replication.rm", source=SOURCE), "SrcBucketReplicationConfigMissing"),
+        (lambda world: world.run("versioning.set", bucket=DESTINATION, status="Suspended"), "DstBucketUnversioned"),
+        (lambda world: _may_not_write(world), "DstMultipartInitNotPermitted"),
+        (lambda world: world.remove("k", version=world.current("k").id), ""),
+    ],
+    ids=["disabled", "removed", "suspended", "refused", "gone"],
+)
+def test_what_is_no_longer_to_be_sent_is_not_published(
+    world: World, monkeypatch: pytest.MonkeyPatch, act: Callable[[World], object], reason: str
+) -> None:
+    """1.5, 3.2, section 0, 8: a copy takes hours; what was decided meanwhile holds, and FAILED stays so."""
+    world.configure(v1())
+    lane: list[tuple[Callable[[], object], Callable[[object], None]]] = []
+    with world.path("k").open("wb") as file:
+        file.truncate(world.engine.settings.replication.large_file_bytes)
+    world.capture(SOURCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.region(DESTINATION), "in_lane", lambda work, finish: lane.append((work, finish)))
+        world.settle()
+        ((work, finish),) = lane
+        staged = work()
+        act(world)
+        world.settle()
+        finish(staged)
+    world.settle()
+    if reason:
+        assert outcome(world)[DESTINATION] == (FAILED, reason)
+    assert world.history(DESTINATION) == {}
+    assert world.leftovers(DESTINATION) == []
+
+
+def test_a_copy_that_nobody_wants_is_stopped(world: World) -> None:
+    """1.5: its rule is disabled under way, and it does not go on for hours; others do."""
+    world.configure(v1("k"))
+    world.write("k", b"data")
+    world.capture(SOURCE)
+    at = world.current("k").id
+    with (
+        world.engine.progress(transfer.Progress(b"k", at, SOURCE, DESTINATION, 4)) as unwanted,
+        world.engine.progress(transfer.Progress(b"k", at, SOURCE, FAR, 4)) as other,
+    ):
+        world.run("replication.disable", source=SOURCE)
+        world.settle()
+        assert (unwanted.stop, other.stop) == (True, False)
+    assert outcome(world)[DESTINATION] == (FAILED, "SrcObjectNotEligible")
 
 
 def _denying(role: Json, action: str, resource: str) -> Json:
