@@ -214,7 +214,7 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     known = journal.object(bucket.address, intent.key)
     if known is None:
         if intent.version == "" and intent.was is not None:  # its last version was removed for good
-            return commit.show(bucket, commit.nothing(intent.key), intent.was)
+            return _show(bucket, commit.nothing(intent.key), intent.was)
         return commit.Shown(None)  # never published: staging was swept, nothing happened
     current = store.read(bucket, intent.key, known.id, marker=known.marker)
     if current is None:
@@ -246,12 +246,20 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
         staged = commit.stage_current(bucket, current)
     except (StoreDamaged, FileNotFoundError) as error:
         return commit.Held(str(error))
-    outcome = commit.show(bucket, current, expected, staged)
+    outcome = _show(bucket, current, expected, staged)
     if isinstance(outcome, commit.Shown):
         journal.see(bucket.address, intent.key, outcome.view)
     elif isinstance(outcome, commit.Held) and expected is not None:
         journal.see(bucket.address, intent.key, expected)  # a new journal does not know that it is merely behind
     return outcome
+
+
+def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> commit.Outcome:
+    """As commit.show. A view that may not be changed, being immutable perhaps, waits and holds up no other."""
+    try:
+        return commit.show(bucket, version, expected, staged)
+    except PermissionError as error:
+        return commit.Held(reason(error))
 
 
 def _finish_edit(

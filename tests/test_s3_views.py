@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from fsrepl import status as statuses
 from fsrepl.model import Origin, Status
+from tests.doubles import UnsyncedFs
 from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
 
 FAR = "north/far"
@@ -379,3 +381,43 @@ def test_an_archived_source_is_not_chosen_and_its_copy_is(world: World) -> None:
     world.settle()
     assert world.current("k", DESTINATION).storage_class == ""
     assert world.ids(SOURCE)[b"k"] == world.ids(DESTINATION)[b"k"]
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_a_view_that_may_not_be_changed_holds_up_no_other(world: World, without_journal: bool) -> None:
+    """G7: an immutable file keeps showing what it shows, across a crash too, and the rest of the bucket goes on."""
+    world.configure(v1())
+    for key in ("k", "gone"):
+        world.write(key, b"one")
+    world.settle()
+    shut = {world.path(key, DESTINATION).stat().st_ino for key in ("k", "gone")}
+
+    class Immutable(UnsyncedFs):
+        def _check(self, at: int, name: bytes) -> None:
+            if self.stat(at, name).st_ino in shut:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        def exchange(self, at: int, name: bytes, to: int, new: bytes) -> None:
+            self._check(to, new)
+            super().exchange(at, name, to, new)
+
+        def rename_new(self, at: int, name: bytes, to: int, new: bytes) -> None:
+            self._check(at, name)
+            super().rename_new(at, name, to, new)
+
+    world.restart(fs=Immutable())
+    world.settle()
+    world.write("k", b"two")
+    world.unlink("gone")
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": b"one", "gone": b"one"}
+    world.restart(fs=Immutable(), without_journal=without_journal)
+    world.write("other", b"o")
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": b"one", "gone": b"one", "other": b"o"}
+    assert world.statuses() == {"COMPLETED"}
+    world.restart()
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": b"two", "other": b"o"}
+    assert world.ids(SOURCE) == world.ids(DESTINATION)
+    assert world.leftovers(DESTINATION) == []
