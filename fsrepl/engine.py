@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _ALIVE_S = 0.5
 _RECENT_VERSIONS = 8192
 _RECENT_BYTES = 16 << 20
+_RECENT_DATA_S = 2.0
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Recent:
         self._guard = threading.Lock()
         self._versions: OrderedDict[tuple[str, bytes, str], Version] = OrderedDict()
         self._plain: set[tuple[str, bytes, str]] = set()
-        self._data: OrderedDict[bytes, bytes] = OrderedDict()
+        self._data: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
         self._bytes = 0
 
     def put(self, address: str, version: Version, data: bytes | None = None, *, plain: bool = False) -> None:
@@ -65,11 +66,11 @@ class Recent:
             if len(self._versions) > _RECENT_VERSIONS:
                 old, _ = self._versions.popitem(last=False)
                 self._plain.discard(old)
-            if data is not None and version.digest not in self._data:
-                self._data[version.digest] = data
-                self._bytes += len(data)
+            if data is not None:
+                self._bytes += len(data) - len(self._data.pop(version.digest, (0.0, b""))[1])
+                self._data[version.digest] = time.monotonic() + _RECENT_DATA_S, data
                 while self._bytes > _RECENT_BYTES:
-                    self._bytes -= len(self._data.popitem(last=False)[1])
+                    self._bytes -= len(self._data.popitem(last=False)[1][1])
 
     def version(self, address: str, key: bytes, version_id: str) -> Version | None:
         return self._versions.get((address, key, version_id))
@@ -78,7 +79,9 @@ class Recent:
         return (address, version.key, version.id) in self._plain
 
     def data(self, digest: bytes) -> bytes | None:
-        return self._data.get(digest)
+        """Content that was stored a moment ago. Later the stored version is read: it may have been damaged since."""
+        until_s, data = self._data.get(digest, (0.0, None))
+        return data if time.monotonic() < until_s else None
 
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
         """One version, or a whole bucket."""
