@@ -27,6 +27,7 @@ _SENTINEL_S = 5.0
 _CAPTURE_LOOK_S = 0.02
 _PROBE_MAX_S = 60.0
 _DELIVERY_LOOK_S = 0.25
+_TOLD_MAX_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
             break
         with engine.changed:
             engine.changed.wait(_left(until_s, _DELIVERY_LOOK_S))
+    if not pending:
+        _let_views_tell(engine, scope, until_s)
     waited.pending = pending + len(late)
     waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
     waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
@@ -101,6 +104,16 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     if scope.key and not waited.opened and not late:
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
+
+
+def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None:
+    """Who waited may look at a view next, which is to say that it is replicated. Of very many some say so later."""
+    told_s = time.monotonic() + _left(until_s, _TOLD_MAX_S)
+    for address in scope.addresses:
+        place = engine.region_of(address).places.get(address)
+        while place is not None and place.up and place.unmarked.is_behind(scope.key) and not _is_over(told_s):
+            with engine.changed:
+                engine.changed.wait(_left(told_s, _CAPTURE_LOOK_S))
 
 
 def _trouble(engine: Engine, address: str) -> str:

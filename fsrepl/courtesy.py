@@ -7,6 +7,7 @@ keeps a version pending, its view says so after a moment. Nothing depends on the
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fsrepl import commit, store
@@ -30,6 +31,7 @@ class Unmarked:
         self._settled_since_s = self._pending_since_s = 0.0
         self._said_pending: dict[bytes, str] = {}
         """Key to version id of the views that were marked while their version was pending."""
+        self._in_hand: frozenset[bytes] = frozenset()
 
     def add(self, version: Version, now_s: float) -> None:
         """A view is to be marked with this version, as it is now."""
@@ -51,6 +53,10 @@ class Unmarked:
     def __contains__(self, key: bytes) -> bool:
         return key in self._settled or key in self._pending
 
+    def is_behind(self, key: bytes) -> bool:
+        """Whether a view, or any where that is empty, does not tell yet what its version is. Other threads may ask."""
+        return key in self or key in self._in_hand if key else bool(self) or bool(self._in_hand)
+
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
 
@@ -68,18 +74,28 @@ class Unmarked:
         return now_s - since_s > _BUSY_S
 
     def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
-        """Some of what is to be marked now, and whether the view was marked before and only its status is new."""
+        """Some of what is to be marked now, and whether the view was marked before and only its status is new.
+
+        In hand until done() says that they are marked.
+        """
         most = len(self) if everything else _BATCH
+        settled, pending = list(itertools.islice(self._settled, most)), list[bytes]()
+        if everything or now_s >= self._pending_since_s + _PENDING_S:
+            pending = list(itertools.islice(self._pending, most - len(settled)))
+        self._in_hand = frozenset(settled + pending)
         out = []
-        for key in list(itertools.islice(self._settled, most)):
+        for key in settled:
             version = self._settled.pop(key)
             out.append((version, self._said_pending.pop(key, None) == version.id))
-        if everything or now_s >= self._pending_since_s + _PENDING_S:
-            for key in list(itertools.islice(self._pending, most - len(out))):
-                version = self._pending.pop(key)
-                out.append((version, self._said_pending.get(key) == version.id))
-                self._said_pending[key] = version.id
+        for key in pending:
+            version = self._pending.pop(key)
+            out.append((version, self._said_pending.get(key) == version.id))
+            self._said_pending[key] = version.id
         return out
+
+    def done(self) -> None:
+        """What was taken is marked, or need not be."""
+        self._in_hand = frozenset()
 
     def __len__(self) -> int:
         return len(self._settled) + len(self._pending)
@@ -90,6 +106,15 @@ def mark_views(region: Region, place: Place, now_s: float, *, everything: bool =
     due = place.unmarked.take(now_s, everything=everything)
     if not due:
         return
+    try:
+        _mark_views(region, place, due)
+    finally:
+        place.unmarked.done()
+    if not place.unmarked:
+        region.engine.notify()
+
+
+def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]]) -> None:
     engine, address = region.engine, place.bucket.address
     objects = engine.journal.look_up(address, [version.key for version, _ in due])
     seen = []

@@ -35,6 +35,17 @@ def test_a_dropped_file_is_in_the_other_region(site: Site) -> None:
     assert os.getxattr(replica, "user.fsrepl.replication-status") == b"REPLICA"
 
 
+def test_after_a_wait_views_tell_it_too(site: Site) -> None:
+    """G11, section 6: who waited, and looks at the file next, reads there that it is replicated."""
+    for number in range(5):
+        names = [f"{number}/{i}" for i in range(20)]
+        for name in names:
+            site.write(name, name.encode())
+        site.wait()
+        told = {os.getxattr(site.path(name), "user.fsrepl.replication-status") for name in names}
+        assert told == {b"COMPLETED"}
+
+
 def test_updates_and_deletions_cross_and_can_be_undone(site: Site) -> None:
     """G1, G5: every version crosses in order; a marker hides the file; restore brings it back, here and there."""
     for data in (b"one", b"two", b"three"):

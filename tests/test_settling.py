@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fsrepl import attrs
-from fsrepl.model import Status
+from fsrepl.courtesy import Unmarked
+from fsrepl.model import Status, Version
 from tests.doubles import UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World
 
@@ -88,3 +89,16 @@ def test_a_view_that_may_be_shown_at_last_leaves_no_intent(tmp_path: Path, kind:
         world.settle()
         assert world.leftovers(DESTINATION) == []
         assert world.ids(DESTINATION)[b"k"] == world.ids(SOURCE)[b"k"]
+
+
+def test_a_view_is_behind_until_it_is_marked() -> None:
+    """Section 6: what is being marked counts as not told yet, for who waits for it from another thread."""
+    unmarked = Unmarked()
+    version = Version(b"k", "01K0000000000000000000000A", 1)
+    assert not unmarked.is_behind(b"") and not unmarked.is_behind(b"k")
+    unmarked.add(version, 0.0)
+    assert unmarked.is_behind(b"") and unmarked.is_behind(b"k") and not unmarked.is_behind(b"other")
+    assert unmarked.take(0.0) == [(version, False)]
+    assert unmarked.is_behind(b"") and unmarked.is_behind(b"k") and not unmarked.is_behind(b"other")
+    unmarked.done()
+    assert not unmarked.is_behind(b"") and not unmarked.is_behind(b"k")
