@@ -17,6 +17,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,8 @@ log = logging.getLogger("fsrepl")
 
 SOCKET = "control"
 LOCK = "lock"
+LOCK_WAIT_S = 30.0
+_LOCK_LOOK_S = 0.05
 _REQUEST_MAX_BYTES = 8 << 20
 _PEER = struct.Struct("3i")
 _ACCEPT_S = 0.5
@@ -83,10 +86,19 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
-    def acquire(self) -> None:
-        """Raises Usage where somebody has it: a site has one daemon."""
-        if not self.try_acquire():
-            raise Usage(f"this site has a running daemon already (pid {self.holder()}); a site has one")
+    def acquire(self, within_s: float = LOCK_WAIT_S) -> None:
+        """Wait for a command at work, or a daemon that ends. Raises Usage where a daemon has it: a site has one."""
+        until_s = time.monotonic() + within_s
+        while not self.try_acquire():
+            if _answers(os.path.dirname(self._path)):
+                raise Usage(f"this site has a running daemon already (pid {self.holder()}); a site has one")
+            self.wait(until_s)
+
+    def wait(self, until_s: float) -> None:
+        """Wait a moment for whoever has it. Raises Usage where that took too long."""
+        if time.monotonic() > until_s:
+            raise Usage(f"another process (pid {self.holder()}) holds this site's lock; try again when it is done")
+        time.sleep(_LOCK_LOOK_S)
 
     def __enter__(self) -> Lock:
         return self
@@ -240,6 +252,17 @@ def ask(
         raise _raised(answer["error"])
     found: dict[str, Any] = answer["ok"]
     return found
+
+
+def _answers(state: str) -> bool:
+    """Whether a daemon is at work, or hangs."""
+    try:
+        ask(state, "site", {}, _HANDSHAKE_S)
+    except NotRunning:
+        return False
+    except FsreplError:
+        return True
+    return True
 
 
 def _raised(document: dict[str, Any]) -> FsreplError:

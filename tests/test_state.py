@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl import control, journal, operations, status
-from fsrepl.errors import Refused, Unavailable
+from fsrepl.errors import Refused, Unavailable, Usage
 from fsrepl.site import Site
 from tests.world import SOURCE, World
 
@@ -105,3 +105,24 @@ def test_a_journal_that_a_command_has_begun_anew_hides_no_bucket(world: World) -
 def counts(world: World) -> dict[str, tuple[int, int]]:
     shown = status.status(Site(world.settings), {"running": False})
     return {each["bucket"]: (each["objects"], each["versions"]) for each in shown["buckets"]}
+
+
+def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
+    """Section 5: a command beside no daemon takes the site's lock for a moment; a service that starts just then must
+    not fail for that. Another daemon is what ends it."""
+    command, daemon = control.Lock(tmp_path), control.Lock(tmp_path)
+    command.acquire()
+    starting = threading.Thread(target=daemon.acquire)
+    starting.start()
+    starting.join(0.2)
+    assert starting.is_alive()
+    command.release()
+    starting.join(10)
+    assert not starting.is_alive()
+    with pytest.raises(Usage, match=r"another process .* holds this site's lock"):
+        command.acquire(0.0)
+    server = control.Server(tmp_path, lambda op, params, alive: {})
+    with pytest.raises(Usage, match="this site has a running daemon already"):
+        command.acquire()
+    server.close()
+    daemon.release()

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from fsrepl.settings import Settings
     from fsrepl.site import Site
 
-_LOCK_WAIT_S = 30.0
-_LOCK_LOOK_S = 0.05
-
 Json = Annotated[bool, typer.Option("--json", show_default=False, help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
@@ -113,7 +110,7 @@ class Performer:
 
         if self._engine is None:
             found = state().settings
-            until_s = time.monotonic() + _LOCK_WAIT_S
+            until_s = time.monotonic() + control.LOCK_WAIT_S
             lock = control.Lock(found.state)
             while True:
                 try:
@@ -126,12 +123,7 @@ class Performer:
                         ) from None
                     if lock.try_acquire():
                         break
-                # a daemon that is starting or stopping, or another command at work
-                if time.monotonic() > until_s:
-                    raise Usage(
-                        f"another process (pid {lock.holder()}) holds this site's lock; try again when it is done"
-                    )
-                time.sleep(_LOCK_LOOK_S)
+                lock.wait(until_s)  # for a daemon that is starting or stopping, or another command at work
             self._kept.enter_context(lock)
             self._engine = self._kept.enter_context(operations.local_engine(found))
         return operations.run(self._engine, op, params)
