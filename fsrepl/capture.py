@@ -255,7 +255,8 @@ def _take(
         digest, size = blake3(data).digest(), len(data)
     else:
         staged = store.token()
-        digest = copy_aside(bucket, fd, staged)
+        with bucket.fs.aside():
+            digest = copy_aside(bucket, fd, staged)
         size = bucket.fs.stat(bucket.tmp, staged).st_size
     try:
         raw, acl = records.view_metadata(bucket, fd)

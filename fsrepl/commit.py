@@ -55,7 +55,8 @@ class Syncer:
     def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
         """Make staged files survive a power cut: (directory, name) each. Raises OSError: write them again then."""
         if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
-            list(self._pool.map(lambda at: _sync_name(bucket, *at), names))
+            with bucket.fs.aside():
+                list(self._pool.map(lambda at: _sync_name(bucket, *at), names))
             for fd in {at for at, _ in names}:
                 bucket.fs.sync_file(fd)
             return

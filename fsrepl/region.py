@@ -174,7 +174,8 @@ class Region:
 
     def pause(self, seconds: float) -> None:
         """Let others work for a moment; woken when there is something to do."""
-        self._wake.wait(seconds)
+        with self.engine.turns.aside():
+            self._wake.wait(seconds)
         self._wake.clear()
 
     def post(self, what: Callable[[], None]) -> None:

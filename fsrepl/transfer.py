@@ -110,9 +110,11 @@ def stage(
     try:
         if data is not None:
             fs.write(fd, data)
+            _verify(source, destination, version, fd)
         else:
-            _copy(source, version, destination, fd, progress, limiter)
-        _verify(source, destination, version, fd)
+            with fs.aside() if version.size >= SMALL_BYTES else contextlib.nullcontext():
+                _copy(source, version, destination, fd, progress, limiter)
+                _verify(source, destination, version, fd)
         if linked:
             posix = apply_posix(destination, fd, replica.posix)
             replica, sidecar = records.put_shared(destination, fd, name, replica, new=posix)
