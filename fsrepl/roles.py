@@ -100,10 +100,12 @@ class RoleDocument(TypedDict, total=False):
 
 # -- the role we generate
 
+_GENERATED = "replication_role_for_"
+
 
 def generated_name(source_bucket: str, destination_bucket: str) -> str:
     """The console's name for the role of a pair, cut where the console cuts it. Source: s3-semantics, 6.2."""
-    return f"replication_role_for_{source_bucket}_to_{destination_bucket}"[:NAME_MAX]
+    return f"{_GENERATED}{source_bucket}_to_{destination_bucket}"[:NAME_MAX]
 
 
 def distinct_name(name: str, pair: tuple[str, str]) -> str:
@@ -137,6 +139,24 @@ def generate(name: str, source: str, destinations: Collection[str], *, owner_ove
             ],
         },
     }
+
+
+def is_generated(document: object, source: str) -> bool:
+    """Whether we made a role's file: its name tells, or it says what `generate` does and nothing else.
+
+    One that a person wrote, or changed, under a name of their own is theirs. Raises Refused(MalformedPolicyDocument).
+    """
+    role = conform(document, RoleDocument, MALFORMED)
+    if role["RoleName"].startswith(_GENERATED):
+        return True
+    statements = _listed(role["Policy"]["Statement"])
+    resources = _listed(statements[-1]["Resource"]) if statements else []
+    objects = [re.fullmatch(r"arn:aws:s3:([^:]+)::(.+)/\*", each) for each in resources]
+    destinations = [f"{found[1]}/{found[2]}" for found in objects if found]
+    return any(
+        document == generate(role["RoleName"], source, destinations, owner_override=override)
+        for override in (False, True)
+    )
 
 
 def add_destination(document: object, source: str, destination: str, *, owner_override: bool = False) -> RoleDocument:

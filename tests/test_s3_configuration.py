@@ -315,6 +315,24 @@ def test_enable_dry_run_and_refusals_leave_nothing(world: World) -> None:
     assert everything(world) == before
 
 
+@pytest.mark.parametrize("theirs", [False, True], ids=["as it was made", "as somebody has changed it"])
+def test_a_destination_joins_a_generated_role_and_no_other(world: World, theirs: bool) -> None:
+    """Section 5, --add: a role that a person has written, or changed under a name of its own, permits what it did."""
+    world.run("role.create", name="courier", source=SOURCE, destinations=[DESTINATION])
+    file = world.settings.roles / "courier.json"
+    if theirs:
+        file.write_text(file.read_text().replace('          "s3:ReplicateDelete",\n', ""))
+    before = file.read_text()
+    enable(world, role="courier")
+    answer = enable(world, destination=FAR, add=True)
+    assert (answer["Role"], answer["Created"], answer["Extended"]) == ("courier", False, not theirs)
+    assert (file.read_text() == before) == theirs
+    world.write("k", b"data")
+    world.settle()
+    assert "k" in world.tree(DESTINATION)
+    assert ("k" in world.tree(FAR)) == (not theirs)
+
+
 def test_enable_add_and_replace(world: World) -> None:
     """S13; design.md, 5: prefixes stay V1; another destination makes it V2 with markers, and joins the role."""
     enable(world, prefixes=["a/"], id="first")

@@ -85,7 +85,7 @@ def enable_replication(
         if existing is None:
             raise Refused("ReplicationConfigurationNotFoundError", f"{source} has no replication configuration yet")
         document = config.set_status(existing.document, "Enabled")
-        return {**_finish(engine, source, document, dry_run=dry_run), "Created": False}
+        return {**_finish(engine, source, document, dry_run=dry_run), "Created": False, "Extended": False}
     if existing is not None and not (add or replace_all):
         raise Refused(
             "InvalidRequest", f"{source} has a replication configuration; --add adds to it, --replace replaces it"
@@ -98,10 +98,12 @@ def enable_replication(
         storage_classes=storage_classes, rule_id=rule_id, delete_markers=delete_markers,
     )  # fmt: skip
     made: roles.RoleDocument | None = None
+    extended = False
     if add and existing is not None:
         role = role or existing.role
         if role == existing.role:
             made = role_with(engine, role, source, destination)
+            extended = made is not None
         document = config.add_rules(existing.document, rules["Rules"])
     else:
         if not role:
@@ -116,7 +118,7 @@ def enable_replication(
         except BaseException:
             undo()
             raise
-    return {**answer, "Role": role, "Created": made is not None}
+    return {**answer, "Role": role, "Created": made is not None and not extended, "Extended": extended}
 
 
 def _check_pair(site: Site, source: str, destination: str) -> None:

@@ -52,9 +52,9 @@ def generated_role(engine: Engine, source: str, destination: str) -> tuple[str, 
 
 
 def role_with(engine: Engine, name: str, source: str, destination: str) -> roles.RoleDocument | None:
-    """A role's document with a further destination; None where it has it, or is none of ours to change."""
+    """A generated role's document with a further destination; None where it has it, or the role is a person's own."""
     found = read_role(engine, name)
-    if found is None:
+    if found is None or not roles.is_generated(found, source):
         return None
     with_it = roles.add_destination(found, source, destination)
     return None if with_it == found else with_it

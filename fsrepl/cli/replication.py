@@ -104,8 +104,16 @@ def enable(
     for rule in answer["ReplicationConfiguration"]["Rules"]:
         (tell if dry_run else say)(f"{wanted['source']} {word} {_describe(rule)}")
     if answer.get("Role"):
-        made = " (new)" if answer.get("Created") and not dry_run else ""
-        say(f"role {answer['Role']}{made}")
+        what = (
+            ""
+            if dry_run
+            else " (new)"
+            if answer["Created"]
+            else ", for this destination too"
+            if answer["Extended"]
+            else ""
+        )
+        say(f"role {answer['Role']}{what}")
     if not dry_run:
         say("objects that were there before stay where they are; `fsrepl replication backfill` sends them")
 
