@@ -9,6 +9,7 @@ let go, so that there is no moment in which nothing seems to be under way. Sourc
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Iterable
@@ -47,6 +48,26 @@ def poll(region: Region, place: Place) -> None:
         begin(region, place, path, arrived=True)
 
 
+def look_under_mounts(region: Region, place: Place) -> None:
+    """Look into the directories that were covered by another mount, and are no longer: that makes no event."""
+    if not place.trouble.mounts:
+        return
+    with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
+        for path in sorted(place.trouble.mounts):
+            if not _is_covered(bucket, path):
+                begin(region, place, path)
+                showing.way_is_free(region, place)
+
+
+def _is_covered(bucket: OpenBucket, path: bytes) -> bool:
+    """Whether another mount lies over a directory."""
+    try:
+        bucket.fs.close(bucket.fs.open_dir(bucket.fd, path))
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    return False
+
+
 def highest(paths: Iterable[bytes]) -> list[bytes]:
     """Those of some directories that are not below another of them."""
     found: list[bytes] = []
@@ -66,7 +87,9 @@ def go_round(region: Region, place: Place) -> None:
         place.poll_at_s = now_s + max(_POLL_S, _POLL_SHARE * took_s)
     if now_s >= place.rescan_at_s:
         begin(region, place)
-    elif place.trouble.polled and now_s >= place.poll_at_s:
+        return
+    look_under_mounts(region, place)
+    if place.trouble.polled and now_s >= place.poll_at_s:
         poll(region, place)
 
 
@@ -177,6 +200,7 @@ def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
     a close through another name of theirs makes no event here.
     """
     poll(region, place)
+    look_under_mounts(region, place)
     epoch = _next_epoch(region, place, timeout_s)
     region.marks.hurry()
     for later in place.later.values():

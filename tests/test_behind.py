@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl import rounds
 from tests.world import DESTINATION, SOURCE, World
 
 
@@ -83,3 +84,21 @@ def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: 
     subprocess.run(["umount", world.path("m", DESTINATION)], check=True)
     world.settle()
     in_step(world)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
+def test_a_directory_is_looked_into_once_its_mount_is_gone(world: World, mount: Path) -> None:
+    """G6, section 2: that makes no event, and what was changed there since then is found all the same."""
+    world.write("m/k", b"one", DESTINATION)
+    world.settle()
+    cover(mount, world.path("m", DESTINATION))
+    world.settle()
+    region, place = world.region(DESTINATION), world.place(DESTINATION)
+    rounds.go_round(region, place)
+    assert (place.trouble.mounts, bool(place.scans)) == ({b"m"}, False)
+    subprocess.run(["umount", world.path("m", DESTINATION)], check=True)
+    world.write("m/k", b"two!", DESTINATION)
+    rounds.go_round(region, place)
+    world.engine.settle_down()
+    assert not place.trouble.mounts
+    assert len(world.of("m/k", DESTINATION)) == 2
