@@ -207,7 +207,7 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
     for destination in version.deliveries:
         with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
             notes += _conflict(bucket, listing.versions_of(bucket, key))
-    deliveries = [_delivery(address, version, destination, said) for destination in version.deliveries]
+    deliveries = [_delivery(site, address, version, destination, said) for destination in version.deliveries]
     document: Document = listing.key_document(key) | {
         "VersionId": version.id,
         "DeleteMarker": version.marker,
@@ -251,7 +251,7 @@ def _describe(version: Version) -> str:
     return f"{what} {version.id}, {clock.stamp(version.created_ns)}, {origin}"
 
 
-def _delivery(address: str, version: Version, destination: str, said: Document) -> Document:
+def _delivery(site: Site, address: str, version: Version, destination: str, said: Document) -> Document:
     delivery = version.deliveries[destination]
     document: Document = {
         "Rule": delivery.rule,
@@ -261,10 +261,21 @@ def _delivery(address: str, version: Version, destination: str, said: Document) 
         "Next": "",
     }
     if delivery.status is Status.FAILED:
-        document["Next"] = f"`fsrepl retry {address}/{keys.shown(version.key)}` once it is mended"
+        document["Next"] = _after_failure(site, address, version, destination)
     elif delivery.status is Status.PENDING:
         document["Reason"], document["Next"] = _waits_for(address, version, destination, said)
     return document
+
+
+def _after_failure(site: Site, address: str, version: Version, destination: str) -> str:
+    """What sends a version that has failed. To retry is of no use where nothing can be mended."""
+    delivery, replication = version.deliveries[destination], site.buckets[address].replication
+    if delivery.reason == "DstObjectHardDeleted":
+        return "this version is not sent there again"
+    rules = replication.rules if replication else ()
+    if rules and not any((rule.id, rule.destination) == (delivery.rule, destination) for rule in rules):
+        return f"`fsrepl replication backfill {address} --status FAILED` sends it by the rules that are there now"
+    return f"`fsrepl retry {address}/{keys.shown(version.key)}` once it is mended"
 
 
 def _waits_for(address: str, version: Version, destination: str, said: Document) -> tuple[str, str]:

@@ -469,6 +469,34 @@ def test_what_is_no_longer_to_be_sent_is_not_published(
     assert world.leftovers(DESTINATION) == []
 
 
+def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
+    """3.2: to try again is for what can be mended; a rule that is gone, or a version removed for good, cannot."""
+
+    def next_() -> str:
+        (told,) = statuses.why(world.engine.site, SOURCE, b"k", None, {"running": False}).document["Deliveries"]
+        return str(told["Next"])
+
+    world.configure(v1() | {"ID": "one"})
+    world.run("versioning.set", bucket=DESTINATION, status="Suspended")
+    world.write("k", b"data")
+    world.settle()
+    assert next_() == f"`fsrepl retry {SOURCE}/k` once it is mended"
+    world.run("versioning.set", bucket=DESTINATION, status="Enabled")
+    world.configure(v1() | {"ID": "two"})
+    world.run("retry", bucket=SOURCE)
+    world.settle()
+    assert outcome(world)[DESTINATION] == (FAILED, "SrcObjectNotEligible")
+    assert next_().startswith(f"`fsrepl replication backfill {SOURCE} --status FAILED`")
+    world.run("replication.backfill", source=SOURCE, statuses=["FAILED"])
+    world.settle()
+    assert outcome(world)[DESTINATION] == (COMPLETED, "")
+    world.remove("k", DESTINATION, world.current("k").id)
+    world.run("replication.backfill", source=SOURCE)
+    world.settle()
+    assert outcome(world)[DESTINATION] == (FAILED, "DstObjectHardDeleted")
+    assert next_() == "this version is not sent there again"
+
+
 def test_a_copy_that_nobody_wants_is_stopped(world: World) -> None:
     """1.5: its rule is disabled under way, and it does not go on for hours; others do."""
     world.configure(v1("k"))
