@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, TypeVar
 
+from fsrepl import config, roles
 from fsrepl import journal as journals
-from fsrepl import roles
 from fsrepl.commit import Syncer
-from fsrepl.errors import FsreplError, Unavailable
+from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.eventlog import EventLog
 from fsrepl.fs import Fs
 from fsrepl.journal import Journal
-from fsrepl.model import Role, Version
+from fsrepl.model import Replication, Role, Version
 from fsrepl.report import Reporter
 from fsrepl.settings import Settings
 from fsrepl.site import Site
@@ -260,6 +260,23 @@ class Engine:
         except (OSError, ValueError, FsreplError):
             self._roles.pop(name, None)
             return None
+
+    def remember_replication(self, address: str, replication: Replication | None) -> None:
+        """Keep what a bucket's configuration says, for when it is away at our start."""
+        text, name = json.dumps(replication.document) if replication else "", f"replication {address}"
+        if self.journal.fact(name) != text:
+            with self.journal.transaction():
+                self.journal.set_fact(name, text)
+
+    def replication_of(self, address: str) -> Replication | None:
+        """The configuration of a bucket that may be away: as last read, if need be before our start."""
+        bucket = self.site.buckets.get(address)
+        if bucket is None or bucket.seen:
+            return bucket.replication if bucket else None
+        with contextlib.suppress(Refused, ValueError):
+            if text := self.journal.fact(f"replication {address}"):
+                return config.read_replication(json.loads(text), source=address, named=self.site.named)
+        return bucket.replication
 
     @contextlib.contextmanager
     def progress(self, progress: Progress) -> Iterator[Progress]:

@@ -36,8 +36,7 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     engine = region.engine
     _, now_ns = place.bucket.ids.next(engine.site.now())
     edited = edits.stamped(edited, edits.changed(was, edited), now_ns, bucket.address)
-    original = engine.site.buckets.get(was.source) if was.origin is Origin.REPLICA else None
-    there = original.replication if original is not None else None
+    there = engine.replication_of(was.source) if was.origin is Origin.REPLICA else None
     deliveries = edits.owed(was, edited, place.bucket.replication, home=bucket.address, original=there)
     edited = replace(edited, deliveries=deliveries)
     _note_deliveries(region, bucket, [edited])

@@ -438,6 +438,7 @@ class Region:
             place.bucket.refresh(bucket)
             documents = place.bucket.documents
         first, place.documents = place.documents is None, documents
+        self.engine.remember_replication(bucket.address, documents.replication)
         if not first:
             for region in self.engine.regions.values():
                 region.post(lambda region=region: region.kick(bucket.address))  # type: ignore[misc]

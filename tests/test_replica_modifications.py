@@ -232,6 +232,24 @@ def test_noncurrent_versions_and_edits_without_a_daemon(world: World) -> None:
     world.stays_quiet()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_an_edit_while_the_original_is_away_since_our_start(tmp_path: Path, there: bool) -> None:
+    """G11, 2.2: what the other side says of edits is what it said last, after a restart as before it."""
+    with World(tmp_path, replicate=False) as world:
+        two_way(world, there=there)
+        world.write("k", b"data")
+        world.settle()
+        world.away("east")
+        world.restart()
+        world.run("tag.set", bucket=DESTINATION, key=b"k", tags={"n": "1"})
+        world.settle()
+        assert world.current("k", DESTINATION).status is (PENDING if there else REPLICA)
+        world.back("east")
+        world.settle()
+        assert world.current("k").tags == ({"n": "1"} if there else {})
+        assert world.current("k", DESTINATION).status is REPLICA
+
+
 def test_versions_made_on_either_side(world: World) -> None:
     """s3-semantics 2.2: what is a replica here is the original there; edits of both travel both ways."""
     world.write("theirs", b"data", DESTINATION)
