@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, commit, deliver, intake, keys, metadata, plan, showing, store
+from fsrepl import capture, commit, deliver, intake, keys, listing, metadata, plan, showing, store
 from fsrepl.errors import Refused, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.journal import Owed
@@ -34,7 +34,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         version = find(region, bucket, key, version_id, content=True)
         known = region.engine.journal.object(address, key)
         if known and known.id == version.id:
-            return {"Key": keys.text(key), "VersionId": version.id, "Changed": False}
+            return listing.key_document(key) | {"VersionId": version.id, "Changed": False}
         fd = store.open_version(bucket, key, version.id)
         name = store.token()
         try:
@@ -61,7 +61,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         new = replace(new, deliveries=plan.choose(place.bucket.replication, new))
         staged = capture.stage_copy(bucket, name, new)
         commit_version(region, bucket, new, staged)
-    return {"Key": keys.text(key), "VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
+    return listing.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
 
 
 def remove(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
@@ -75,10 +75,10 @@ def remove(region: Region, address: str, key: bytes, version_id: str | None) -> 
         if version_id is None:
             marker = intake.new_marker(region, bucket, key, Origin.USER)
             commit_version(region, bucket, marker, store.stage_marker(bucket, marker))
-            return {"Key": keys.text(key), "DeleteMarker": True, "VersionId": marker.id}
+            return listing.key_document(key) | {"DeleteMarker": True, "VersionId": marker.id}
         version = find(region, bucket, key, version_id)
         remove_version(region, bucket, version)
-    return {"Key": keys.text(key), "DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
+    return listing.key_document(key) | {"DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
 
 
 def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict[str, object]:
@@ -90,7 +90,7 @@ def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict
         at = bucket.views.get(directory)
         if bucket.fs.is_regular(bucket.fs.stat(at, name)):
             bucket.fs.unlink(at, name)
-    return {"Key": keys.text(key), "DeleteMarker": False}
+    return listing.key_document(key) | {"DeleteMarker": False}
 
 
 def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
@@ -189,11 +189,7 @@ def tag(
             except OSError as error:
                 why = f"the tags of {address}/{keys.shown(key)} were not written, or not everywhere: {reason(error)}"
                 raise Unavailable(f"{why}; give the command again") from error
-    return {"Key": keys.text(key), "VersionId": version.id, "TagSet": tag_set(tags)}
-
-
-def tag_set(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"Key": name, "Value": tags[name]} for name in sorted(tags)]
+    return listing.key_document(key) | {"VersionId": version.id, "TagSet": listing.tags_document(tags)}
 
 
 def _check_tags(tags: Mapping[str, str]) -> None:

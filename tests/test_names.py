@@ -111,3 +111,18 @@ def test_what_is_no_file_is_no_version(tmp_path: Path) -> None:
         assert list(world.history(SOURCE)) == [b"k"]
         with world.engine.site.bucket(SOURCE).open() as bucket:
             assert [group[0].key for group in listing.versions_below(bucket)] == [b"k"]
+
+
+def test_what_is_done_to_a_key_tells_its_exact_bytes(tmp_path: Path) -> None:
+    """Section 5: a key that is not UTF-8 is told with KeyBase64 by every command, those that change something too."""
+    key = b"k\xff"
+    with World(tmp_path) as world:
+        world.write(os.fsdecode(key), b"data")
+        world.settle()
+        on = {"bucket": SOURCE, "key": key}
+        tagged = world.run("tag.set", **on, tags={"n": os.fsdecode(b"v\xff")})
+        gone = world.run("object.rm", **on, version_id=None)
+        back = world.run("object.restore", **on, version_id=None)
+        for answer in (tagged, gone, back, world.run("object.restore", **on, version_id=None)):
+            assert (answer["Key"], answer["KeyBase64"]) == (r"k\xff", "a/8=")
+        assert tagged["TagSet"] == [{"Key": "n", "Value": r"v\xff"}]
