@@ -284,7 +284,9 @@ class Bucket:
                 mark: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
                 trusted = stat.S_ISREG(found.st_mode) and found.st_uid in (self.fs.uid, 0)
                 if not trusted:
-                    raise Unavailable(f"bucket {self.address}: .fsrepl/{name.decode()} is not the daemon's own file")
+                    raise DocumentInvalid(
+                        f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own; mend that"
+                    )
             except FileNotFoundError:
                 mark = ()
             seen[name] = mark

@@ -118,6 +118,11 @@ def test_check_prints_json(site: Site) -> None:
     (error,) = found.json()["Errors"]
     assert (found.code, found.err) == (1, "")
     assert "bucket west/dst: .fsrepl/versioning.json" in error
+    document = site.path(".fsrepl/versioning.json", DESTINATION)
+    document.unlink()
+    document.symlink_to("/etc/hostname")
+    (error,) = site.run("check", "--json").json()["Errors"]
+    assert error.startswith("bucket west/dst: .fsrepl/versioning.json is not a file of the daemon's own")
 
 
 def test_a_site_cannot_be_below_a_file(tmp_path: Path) -> None:
