@@ -297,6 +297,17 @@ class Fs:
         kind = ctypes.c_ulong.from_buffer(answer).value
         return 0 if kind in _FINE else 2_000_000_000 if kind in _REMOTE else 20_000_000
 
+    def mounts(self) -> bytes:
+        """Where filesystems are mounted, as this process sees it; nothing where that cannot be known.
+
+        Source: proc_pid_mountinfo(5): the fifth field of a line, with blanks and the like as octal numbers.
+        """
+        try:
+            with open("/proc/self/mountinfo", "rb") as table:
+                return table.read()
+        except OSError:
+            return b""
+
     def space(self, fd: int) -> tuple[int, int]:
         """Bytes free for ordinary users, and bytes in all."""
         found = os.fstatvfs(fd)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+import re
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -32,6 +34,9 @@ _POLL_S = 2.0
 _POLL_SHARE = 5
 """Where there are no watches, looking takes at most a fifth of the time or so."""
 
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
+"""How the table of mounts spells blanks and the like in a path."""
+
 
 def begin(region: Region, place: Place, top: bytes = b"", *, arrived: bool = False, epoch: int | None = None) -> None:
     """Begin to look through a bucket, or one directory of it. arrived: see Scan."""
@@ -48,8 +53,19 @@ def poll(region: Region, place: Place) -> None:
         begin(region, place, path, arrived=True)
 
 
-def look_under_mounts(region: Region, place: Place) -> None:
-    """Look into the directories that were covered by another mount, and are no longer: that makes no event."""
+def look_at_mounts(region: Region, place: Place) -> None:
+    """Look at directories that another mount covers since the last look, and at those that are free again.
+
+    Neither makes an event.
+    """
+    table = place.bucket.fs.mounts()
+    if table != place.mounts_seen:
+        place.mounts_seen = table
+        top = os.path.realpath(os.fsencode(place.bucket.path)) + b"/"
+        for line in table.splitlines():
+            at = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
+            if at.startswith(top) and at[len(top) :] not in place.trouble.mounts:
+                begin(region, place, at[len(top) :])
     if not place.trouble.mounts:
         return
     with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
@@ -88,7 +104,7 @@ def go_round(region: Region, place: Place) -> None:
     if now_s >= place.rescan_at_s:
         begin(region, place)
         return
-    look_under_mounts(region, place)
+    look_at_mounts(region, place)
     if place.trouble.polled and now_s >= place.poll_at_s:
         poll(region, place)
 
@@ -200,7 +216,7 @@ def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
     a close through another name of theirs makes no event here.
     """
     poll(region, place)
-    look_under_mounts(region, place)
+    look_at_mounts(region, place)
     epoch = _next_epoch(region, place, timeout_s)
     region.marks.hurry()
     for later in place.later.values():
