@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fsrepl.cli.shared import counted, duration_text, size_text
+from fsrepl.cli.shared import counted, duration_text, shown, size_text
 
 _PIPE_WIDTH = 10_000
 
@@ -39,15 +39,17 @@ def render(document: dict[str, Any]) -> RenderableType:
         parts += ["", _rules(rules)]
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"])]
-    notes = [Text(f"! {note}", style="yellow") for bucket in document["buckets"] for note in _notes(bucket)]
-    if notes:
-        parts += ["", *notes]
+    notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket))
+    if notes:  # a region that is away is said once, however many buckets it has
+        parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
     return Group(*parts)
 
 
 def _daemon(daemon: dict[str, Any]) -> Text:
     if not daemon["running"]:
         return Text("○ the daemon is not running; `fsrepl daemon` starts it\n", style="red")
+    if "trouble" in daemon:
+        return Text(f"● {shown(daemon['trouble'])}\n", style="red")
     state = "ready" if daemon["ready"] else "looking through the buckets"
     text = Text(f"● running, {state}", style="green" if daemon["ready"] else "yellow")
     text.append(
@@ -83,7 +85,7 @@ def _buckets(buckets: list[dict[str, Any]]) -> RenderableType:
         elif b["online"] and b["versioning"] == "Suspended":
             state = Text("suspended", style="yellow")
         table.add_row(
-            b["bucket"],
+            Text(b["bucket"]),
             state,
             f"{b['objects']:,}",
             f"{b['versions']:,}",
@@ -106,9 +108,9 @@ def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
     for bucket, rule in rules:
         style = {"Enabled": "green", "Disabled": "dim"}.get(rule["status"], "yellow")
         table.add_row(
-            bucket["bucket"],
-            rule["id"],
-            rule["destination"],
+            Text(bucket["bucket"]),
+            Text(shown(rule["id"])),  # as Text: what is in brackets is no markup
+            Text(rule["destination"]),
             Text(rule["status"], style=style),
             _number(rule["pending"], "yellow"),
             _number(rule["failed"], "red"),
@@ -123,8 +125,8 @@ def _transfers(transfers: list[dict[str, Any]]) -> Table:
     for t in transfers:
         share = 100 * t["bytes_done"] / max(1, t["bytes_total"])
         table.add_row(
-            t["key"],
-            t["destination"],
+            Text(shown(t["key"])),
+            Text(t["destination"]),
             ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
             f"{share:.0f} % of {size_text(t['bytes_total'])}",
         )
