@@ -315,6 +315,18 @@ def test_enable_dry_run_and_refusals_leave_nothing(world: World) -> None:
     assert everything(world) == before
 
 
+def test_a_role_for_a_pair_is_always_to_be_had(world: World) -> None:
+    """S18: the generated policy names these two buckets, however often --add has let such a role write elsewhere."""
+    names = set()
+    for _ in range(4):
+        name = str(enable(world, replace=True)["Role"])
+        text = (world.settings.roles / f"{name}.json").read_text()
+        assert ("west::dst/*" in text, "north::far" in text) == (True, False)
+        names.add(name)
+        enable(world, destination=FAR, add=True)
+    assert len(names) == 4
+
+
 @pytest.mark.parametrize("theirs", [False, True], ids=["as it was made", "as somebody has changed it"])
 def test_a_destination_joins_a_generated_role_and_no_other(world: World, theirs: bool) -> None:
     """Section 5, --add: a role that a person has written, or changed under a name of its own, permits what it did."""

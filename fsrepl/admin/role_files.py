@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,18 +38,17 @@ def read_role(engine: Engine, name: str) -> dict[str, object] | None:
 def generated_role(engine: Engine, source: str, destination: str) -> tuple[str, roles.RoleDocument | None]:
     """The name of the role for a pair of buckets, and its document where it is still to be made.
 
-    The name is cut at 64 characters as the console cuts it; a role of that name for another pair is
-    never shared: then the name ends in a digest of the pair. Source: s3-semantics, 6.2.
+    The name is cut at 64 characters as the console cuts it; a role of that name for another pair, or one that may
+    write elsewhere by now, is never shared: then the name ends in a digest. Source: s3-semantics, 6.2.
     """
-    name = roles.generated_name(source.partition("/")[2], destination.partition("/")[2])
-    for candidate in (name, roles.distinct_name(name, (source, destination))):
+    name = candidate = roles.generated_name(source.partition("/")[2], destination.partition("/")[2])
+    for number in itertools.count():
         document = roles.generate(candidate, source, [destination])
         found = read_role(engine, candidate)
-        if found is None:
-            return candidate, document
-        if found == document:
-            return candidate, None
-    raise Refused("EntityAlreadyExists", f"role {name} exists with another policy; name one with --role, or remove it")
+        if found is None or found == document:
+            return candidate, document if found is None else None
+        candidate = roles.distinct_name(name, (source, destination + f" {number}" * bool(number)))
+    raise AssertionError
 
 
 def role_with(engine: Engine, name: str, source: str, destination: str) -> roles.RoleDocument | None:
