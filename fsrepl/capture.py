@@ -15,9 +15,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from blake3 import blake3
-
-from fsrepl import attrs, keys, records, store
+from fsrepl import attrs, digests, keys, records, store
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.journal import Object
@@ -252,7 +250,7 @@ def _take(
         digest = store.digest(bucket, fd)
     elif found.st_size < SMALL_BYTES:
         data = bucket.fs.read_all(fd, found.st_size)
-        digest, size = blake3(data).digest(), len(data)
+        digest, size = digests.of(data), len(data)
     else:
         staged = store.token()
         with bucket.fs.aside():
@@ -311,9 +309,9 @@ def copy_aside(bucket: OpenBucket, fd: int, name: bytes) -> bytes:
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-        hasher = blake3()
-        bucket.fs.write_sparse(to, store.hashed(bucket.fs.chunks(fd), hasher))
-        return hasher.digest()
+        read = digests.Passing(bucket.fs.chunks(fd))
+        bucket.fs.write_sparse(to, read)
+        return read.digest()
     except BaseException:
         store.unstage(bucket, name)
         raise

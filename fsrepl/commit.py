@@ -25,9 +25,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blake3 import blake3
-
-from fsrepl import access, attrs, edits, keys, obstacles, records, store, transfer
+from fsrepl import access, attrs, digests, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.journal import View, view_of
@@ -314,7 +312,7 @@ def _exchange(
 
 def _aside(key: bytes) -> bytes:
     """A name in .fsrepl/displaced that tells the key, to whoever has the keys at hand."""
-    return store.token() + b";" + blake3(key).hexdigest()[:32].encode()
+    return store.token() + b";" + digests.short(key).encode()
 
 
 def _let_go(bucket: OpenBucket, aside: bytes, expected: View) -> bool:

@@ -15,9 +15,7 @@ import os
 import time
 from collections.abc import Collection
 
-from blake3 import blake3
-
-from fsrepl import commit, keys, records, store
+from fsrepl import commit, digests, keys, records, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal
@@ -74,7 +72,7 @@ def _key(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collection
     tail = aside.rpartition(b";")[2].decode("ascii", "replace")
 
     def is_it(key: bytes) -> bool:
-        return blake3(key).hexdigest()[:32] == tail
+        return digests.short(key) == tail
 
     named = next((intent.key for intent in intents if is_it(intent.key)), None)
     return named or next((key for key, _ in journal.objects(bucket.address) if is_it(key)), None)

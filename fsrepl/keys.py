@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from blake3 import blake3
+from fsrepl import digests
 
 MARKER = b";deleted"
 SIDECAR = b";meta.json"
@@ -51,7 +51,7 @@ def stored_component(component: bytes) -> bytes:
     if b";" not in component and component[:1] != b"~" and len(component) <= _COMPONENT_MAX:
         return component  # as nearly all are
     if len(component) > _COMPONENT_MAX or _AMBIGUOUS.fullmatch(component) or _HASHED.match(component):
-        return b"~" + blake3(component).hexdigest()[:32].encode()
+        return b"~" + digests.short(component).encode()
     return component
 
 

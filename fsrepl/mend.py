@@ -16,9 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
-from fsrepl import attrs, commit, compare, keys, metadata, plan, rebuild, showing, store
+from fsrepl import attrs, commit, compare, digests, keys, metadata, plan, rebuild, showing, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE
 from fsrepl.journal import View, view_of
@@ -226,8 +224,8 @@ def _copy(bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> b
     """Copy an open file into tmp, durably; the BLAKE3 of what was read back."""
     fd = bucket.fs.create(bucket.tmp, name)
     try:
-        sent = blake3()
-        bucket.fs.write_sparse(fd, store.hashed(other.fs.chunks(from_fd), sent))
+        sent = digests.Passing(other.fs.chunks(from_fd))
+        bucket.fs.write_sparse(fd, sent)
         bucket.fs.sync_file(fd)
         found = store.digest(bucket, fd)
         return found if found == sent.digest() else b""

@@ -11,13 +11,11 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from blake3 import blake3
-
-from fsrepl import attrs, keys, records
+from fsrepl import attrs, digests, keys, records
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.model import Version
@@ -220,19 +218,9 @@ def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName
     return records.read(bucket, at, name).version(key, stored)
 
 
-def hashed(chunks: Iterable[bytes], hasher: blake3) -> Iterator[bytes]:
-    """Chunks on their way, each hashed as it passes."""
-    for chunk in chunks:
-        hasher.update(chunk)
-        yield chunk
-
-
 def digest(bucket: OpenBucket, fd: int) -> bytes:
     """The BLAKE3 of an open file, 32 bytes."""
-    hasher = blake3()
-    for chunk in bucket.fs.chunks(fd):
-        hasher.update(chunk)
-    return hasher.digest()
+    return digests.of_chunks(bucket.fs.chunks(fd))
 
 
 def in_depth(top: bytes, steps: Callable[[bytes], Iterator[T | bytes]]) -> Iterator[T]:

@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from blake3 import blake3
-
-from fsrepl import access, attrs, edits, records, store
+from fsrepl import access, attrs, digests, edits, records, store
 from fsrepl.errors import Failed, Unavailable
 from fsrepl.fs import DOES_NOT_FIT, UNSUPPORTED
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
@@ -282,24 +280,19 @@ def _copy(
 
 
 def _verify(source: OpenBucket, destination: OpenBucket, version: Version, fd: int) -> None:
-    if (
-        version.size < SMALL_BYTES
-        and blake3(destination.fs.read_at(fd, version.size + 1, 0)).digest() == version.digest
-    ):
+    if version.size < SMALL_BYTES and digests.of(destination.fs.read_at(fd, version.size + 1, 0)) == version.digest:
         return
     if store.digest(destination, fd) == version.digest:
         return
-    hasher = blake3()
     try:
         original = store.open_version(source, version.key, version.id)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        for chunk in source.fs.chunks(original):
-            hasher.update(chunk)
+        digest = store.digest(source, original)
     finally:
         source.fs.close(original)
-    if hasher.digest() != version.digest:
+    if digest != version.digest:
         raise Failed(
             "SrcObjectNotEligible",
             "the stored version no longer matches its BLAKE3; `fsrepl verify --repair` looks for a good copy",

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from blake3 import blake3
-
-from fsrepl import attrs, clock, compare, keys, listing, records, store
+from fsrepl import attrs, clock, compare, digests, keys, listing, records, store
 from fsrepl.compare import Difference, Problem, Seen, Verdict
 from fsrepl.errors import FsreplError, Refused, StoreDamaged
 from fsrepl.fs import GONE, reason
@@ -270,14 +268,16 @@ class Verification:
     def _digest(self, side: Side, at: int, name: bytes) -> bytes:
         fd = side.bucket.fs.open_read(at, name)
         try:
-            hasher = blake3()
-            for chunk in side.bucket.fs.chunks(fd):
-                hasher.update(chunk)
-                self.tally.bytes += len(chunk)
-                self.hooks.progress(self.tally)
-            return hasher.digest()
+            return digests.of_chunks(self._told(side.bucket.fs.chunks(fd)))
         finally:
             side.bucket.fs.close(fd)
+
+    def _told(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Chunks on their way to be hashed, each of them progress."""
+        for chunk in chunks:
+            yield chunk
+            self.tally.bytes += len(chunk)
+            self.hooks.progress(self.tally)
 
     def _examine_again(self, side: Side, path: bytes, name: bytes, stored: keys.StoredName) -> Difference | None:
         checked, size = self.tally.checked, self.tally.bytes
