@@ -20,12 +20,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, deliver, jobs, keys, plan, records, store
+from fsrepl import attrs, jobs, keys, plan, records, settling, store
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Usage
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.jobs import Job, State
-from fsrepl.journal import Owed, Stored
 from fsrepl.model import Delivery, Replication, Status, Version
+from fsrepl.rows import Owed, Stored, Word
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _fail_lapsed(region: Region, place: Place, until_s: float) -> bool:
             del place.lapsed[destination, rule_id]
             continue
         try:
-            deliver.settle(region, place, [deliver.Word(owed, Status.FAILED, why, None) for owed in rows])
+            settling.settle(region, place, [Word(owed, Status.FAILED, why, None) for owed in rows])
         except (FsreplError, OSError) as error:
             log.warning("not settled bucket=%s deliveries=%d: %s", address, len(rows), error)
             return False
@@ -419,7 +419,7 @@ def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Ow
         if was is None or delivery is None:
             gone.append(owed)
             continue
-        if not deliver.is_owed(was, owed):  # settled before a crash, and not recorded
+        if not settling.is_owed(was, owed):  # settled before a crash, and not recorded
             left.append(was)
             continue
         is_there = engine.journal.has_version(owed.destination, was)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from fsrepl import attrs, digests, keys, records, store
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
-from fsrepl.journal import Object
 from fsrepl.model import Posix, Version
+from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
 from fsrepl.watch import CHANGED, CLOSED, MOVED, WRITING, Mark
 

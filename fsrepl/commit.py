@@ -28,8 +28,8 @@ from typing import Any
 from fsrepl import access, attrs, digests, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
-from fsrepl.journal import View, view_of
 from fsrepl.model import Posix, Version
+from fsrepl.rows import View, view_of
 from fsrepl.site import BARRIER, Bucket, OpenBucket
 
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})

@@ -9,8 +9,8 @@ import enum
 from dataclasses import dataclass, replace
 
 from fsrepl import clock, edits, listing, roles, transfer
-from fsrepl.journal import Object
 from fsrepl.model import Delivery, Role, Version
+from fsrepl.rows import Object
 
 
 class Problem(enum.StrEnum):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fsrepl.region import Region
 
 _PENDING_S = 1.5
-_BUSY_S = 5.0
+_BUSY_S = 15.0
 _BATCH = 256
 
 

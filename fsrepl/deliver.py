@@ -7,38 +7,32 @@ writes the word of it on the version there (settle).
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsrepl import (
-    attrs,
     commit,
     edits,
     gate,
     keys,
     metadata,
     plan,
-    records,
     roles,
     showing,
     store,
-    thresholds,
     transfer,
 )
 from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import GONE, reason
-from fsrepl.journal import Object, Owed, View, owed_of
-from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Result, Role, Status, Version
-from fsrepl.report import result_of
+from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Role, Status, Version
+from fsrepl.rows import Object, Owed, View, Word
+from fsrepl.settling import is_owed
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
-    from fsrepl.engine import Engine
     from fsrepl.place import Place
     from fsrepl.region import Region
 
@@ -57,19 +51,6 @@ class Item:
     """Of its metadata, what may travel."""
     known: Object | None = None
     """The key in the destination, as the journal has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent.
-
-    PENDING: nothing was done, since the source's own record says something else than the index does.
-    """
-
-    owed: Owed
-    status: Status
-    reason: str
-    sent: Version | None
 
 
 def carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
@@ -318,12 +299,6 @@ class Batch:
         self.region.send_words(self.words)
 
 
-def is_owed(version: Version, owed: Owed) -> bool:
-    """Whether a version's record agrees with the index that a delivery is pending, and for whom."""
-    delivery = version.deliveries.get(owed.destination)
-    return delivery is not None and not delivery.settled and delivery.batch == owed.batch
-
-
 def whole_replica(place: Place, bucket: OpenBucket, item: Item, *, unread: bool = False) -> Version | None:
     """The version as the destination has it, its content read back unless that need not be.
 
@@ -482,129 +457,3 @@ def _discard(bucket: OpenBucket, item: Item) -> None:
 def settle_all(region: Region, owed: Sequence[Owed], action: plan.Action) -> None:
     assert isinstance(action, plan.Settle)
     region.send_words([Word(each, action.status, action.why, None) for each in owed])
-
-
-# -- at the source
-
-
-class Meaning(enum.Enum):
-    """What a word means, held against what the source has recorded by now."""
-
-    SETTLED = "it is written down"
-    AGAIN = "the version was edited while it travelled, or nothing was done"
-    STALE = "the record says more than the index: it was said already, cancelled, or asked for by somebody else"
-    GONE = "the version is not there any more"
-
-
-def meaning(word: Word, version: Version | None) -> Meaning:
-    """What to make of a word. That a replica is there is true whatever happened meanwhile, a failure may not be."""
-    owed, completed = word.owed, word.status is Status.COMPLETED
-    delivery = version.deliveries.get(owed.destination) if version else None
-    if version is None or (delivery is None and not owed.batch):
-        return Meaning.GONE
-    if delivery is None:  # its job was cancelled
-        return Meaning.SETTLED if completed else Meaning.STALE
-    if not is_owed(version, owed):
-        return Meaning.SETTLED if completed and delivery.status is Status.FAILED else Meaning.STALE
-    edited = completed and word.sent is not None and not edits.same(version, word.sent)
-    return Meaning.AGAIN if edited or word.status is Status.PENDING else Meaning.SETTLED
-
-
-def _settled(delivery: Delivery, word: Word, now_ns: int) -> Delivery:
-    completed = word.status is Status.COMPLETED
-    return replace(
-        delivery, status=word.status, reason=word.reason, since_ns=0 if completed else now_ns,
-        edit=delivery.edit and not completed, before=None,
-    )  # fmt: skip
-
-
-def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
-    """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
-    engine, address = region.engine, place.bucket.address
-    results: list[Result] = []
-    news: list[Result] = []
-    changed: dict[tuple[bytes, str], Version] = {}
-    stale: list[Version] = []
-    gone: list[Owed] = []
-    now_ns = engine.site.now()
-    with place.bucket.open() as bucket:
-        for word in words:
-            owed = word.owed
-            at = (owed.key, owed.id)
-            version = changed.get(at) or engine.recent.version(address, owed.key, owed.id)
-            if version is None:
-                version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
-            match meaning(word, version):
-                case Meaning.AGAIN:
-                    assert version is not None
-                    region.owe(address, version, only=owed.destination)
-                    continue
-                case Meaning.STALE:
-                    assert version is not None
-                    stale.append(version)
-                    if owed.destination not in version.deliveries:
-                        gone.append(owed)
-                    continue
-                case Meaning.GONE:
-                    if not engine.journal.is_owed(owed):
-                        continue  # said already
-                    gone.append(owed)
-                case Meaning.SETTLED:
-                    assert version is not None
-                    delivery = version.deliveries.get(owed.destination) or Delivery(
-                        owed.rule, Status.PENDING, batch=owed.batch
-                    )
-                    changed[at] = attrs.with_delivery(version, owed.destination, _settled(delivery, word, now_ns))
-                    if delivery.edit and word.status is Status.COMPLETED and owed.destination == version.source:
-                        # a replica owes its original nothing but edits, and shows REPLICA again
-                        changed[at] = attrs.without_delivery(changed[at], owed.destination)
-                        gone.append(owed)
-                    if not delivery.settled:
-                        owed = owed_of(address, version, owed.destination, delivery)
-            result = result_of(owed, word.status, word.reason, place.bucket.replication)
-            results.append(result)
-            news += thresholds.news(engine, owed, result)
-        engine.reporter.announce(news)
-        now_s = time.monotonic()
-        for version in changed.values():
-            try:
-                raw, plain = attrs.encode_deliveries(version), engine.recent.is_plain(address, version)
-                plain = records.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys(), plain=plain)
-            except FileNotFoundError:
-                continue
-            engine.recent.put(address, version, plain=plain)
-            if not version.marker:
-                place.unmarked.add(version, now_s)
-    with engine.journal.transaction():
-        engine.journal.put_all_deliveries(address, [*stale, *changed.values()])
-        for owed in gone:
-            engine.journal.drop_delivery(owed)
-    _stop_copying(engine, results)
-    engine.reporter.settled(results)
-    engine.notify()
-
-
-def _stop_copying(engine: Engine, results: Sequence[Result]) -> None:
-    """What has failed meanwhile, for want of its rule or its version, is not copied to the end: that may take hours."""
-    failed = {(r.source, r.key, r.version, r.destination) for r in results if r.status is Status.FAILED}
-    for each in list(engine.transfers) if failed else ():
-        if (each.source, each.key, each.version, each.destination) in failed:
-            each.stop = True
-
-
-def settle_unread(region: Region, word: Word) -> None:
-    """The record that the word belongs on cannot be read: the index alone says it, and `verify` names the record."""
-    engine, owed = region.engine, word.owed
-    result = result_of(owed, word.status, word.reason, engine.site.buckets[owed.source].replication)
-    engine.reporter.announce(list(thresholds.news(engine, owed, result)))
-    with engine.journal.transaction():
-        engine.journal.note(owed, word.status, word.reason, engine.site.now())
-    engine.reporter.settled([result])
-    engine.notify()
-
-
-def settle_gone(region: Region, place: Place, owed: Sequence[Owed], *, key_there: bool) -> None:
-    """A version was removed before these were done: there is nothing left to show a status on, so it is only told."""
-    action = plan.decide(plan.Facts(source_there=False, key_there=key_there))
-    assert isinstance(action, plan.Settle)
-    settle(region, place, [Word(each, action.status, action.why, None) for each in owed])

@@ -17,8 +17,9 @@ from dataclasses import replace
 from fsrepl import attrs, commit, displaced, keys, metadata, rebuild, records, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
-from fsrepl.journal import Journal, View, view_of
+from fsrepl.journal import Journal
 from fsrepl.model import Version
+from fsrepl.rows import View, view_of
 from fsrepl.site import OpenBucket
 
 log = logging.getLogger("fsrepl")

@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, commit, edits, keys, metadata, plan, records, shared, showing, store
+from fsrepl import attrs, capture, commit, edits, keys, metadata, owing, plan, records, shared, showing, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
-from fsrepl.journal import Object, view_of
 from fsrepl.model import NULL, Origin, Version, Versioning
+from fsrepl.rows import Object, view_of
 from fsrepl.site import OpenBucket
 from fsrepl.watch import ARRIVED, CLOSED, FOUND, MOVED, Mark
 
@@ -359,7 +359,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
             place.unmarked.drop(new.version.key)
             showing.way_is_free(region, place)
         showing.release(region, place, bucket, new.version.key)  # what is there now is what it shall show
-    region.owe_each(bucket.address, [new.version for new in published])
+    owing.owe(region, bucket.address, [new.version for new in published])
     engine.reporter.captured(
         bucket.address,
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],

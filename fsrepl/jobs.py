@@ -21,9 +21,10 @@ from typing import Any
 from fsrepl import clock, keys
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.fs import GONE
-from fsrepl.journal import Counts, Journal, Owed, Stored
+from fsrepl.journal import Journal
 from fsrepl.model import NULL, Status
 from fsrepl.plan import Wanted
+from fsrepl.rows import Counts, Owed, Stored
 from fsrepl.site import OpenBucket, Site, read_document, write_document
 
 FOLDER = b"jobs"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from fsrepl import capture, deliver, intake, transfer
 from fsrepl.errors import Failed, FsreplError
 from fsrepl.fs import reason
-from fsrepl.journal import Owed
 from fsrepl.model import Status, Version
 from fsrepl.place import Place
+from fsrepl.rows import Owed, Word
 from fsrepl.watch import Mark
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def _rest(region: Region, place: Place, key: bytes, took_s: float) -> None:
 
 def _lane_failed(region: Region, owed: Owed, error: Exception) -> None:
     if isinstance(error, Failed):
-        region.send_words([deliver.Word(owed, Status.FAILED, error.reason, None)])
+        region.send_words([Word(owed, Status.FAILED, error.reason, None)])
     elif isinstance(error, PermissionError):
-        region.send_words([deliver.Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
+        region.send_words([Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
     else:
         region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))

@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, compare, digests, keys, metadata, plan, rebuild, showing, store
+from fsrepl import attrs, commit, compare, digests, keys, metadata, owing, plan, rebuild, showing, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE
-from fsrepl.journal import View, view_of
 from fsrepl.model import Status, Version
 from fsrepl.records import amend
 from fsrepl.records import put as put_record
 from fsrepl.records import read as read_record
+from fsrepl.rows import View, view_of
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -436,7 +436,7 @@ def _settle(
         if mended and delivery.status is Status.FAILED and delivery.reason in _FAILED_BY_DAMAGE:
             deliveries[destination] = replace(plan.owed_again(delivery), since_ns=0, edit=False)
     if deliveries != version.deliveries:
-        region.owe_again(bucket, version, deliveries)
+        owing.owe_again(region, bucket, version, deliveries)
 
 
 def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:

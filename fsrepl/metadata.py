@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, edits, keys, records, store, transfer
+from fsrepl import attrs, commit, edits, keys, owing, records, store, transfer
 from fsrepl.errors import FsreplError
 from fsrepl.fs import reason
-from fsrepl.journal import Journal, Owed, View, view_of
+from fsrepl.journal import Journal
 from fsrepl.model import Origin, Version
+from fsrepl.rows import Owed, View, view_of
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     except (OSError, FsreplError):
         # How far that came, the record says; what is owed by it goes out. The rest is found again by the next look.
         engine.recent.forget(bucket.address, edited.key, edited.id)
-        region.owe(bucket.address, edited)
+        owing.owe(region, bucket.address, [edited])
         raise
     _owe(region, bucket, edited)
     return edited
@@ -59,7 +60,7 @@ def _note_deliveries(region: Region, bucket: OpenBucket, versions: Sequence[Vers
 
 def _owe(region: Region, bucket: OpenBucket, edited: Version) -> None:
     region.engine.recent.put(bucket.address, edited)
-    region.owe(bucket.address, edited)
+    owing.owe(region, bucket.address, [edited])
     region.engine.notify()
 
 

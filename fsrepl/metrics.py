@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fsrepl.journal import Counts, Journal
+from fsrepl.journal import Journal
+from fsrepl.rows import Counts
 from fsrepl.site import Site
 
 _MINUTE_NS = 60_000_000_000

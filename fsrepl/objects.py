@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, commit, deliver, intake, keys, listing, metadata, plan, showing, store
+from fsrepl import capture, commit, intake, keys, listing, metadata, owing, plan, settling, showing, store
 from fsrepl.errors import Refused, StoreDamaged, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Owed
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
+from fsrepl.rows import Owed
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
         engine.journal.add(bucket.address, version)
     bucket.sync()
     engine.recent.put(bucket.address, version)
-    region.owe(bucket.address, version)
+    owing.owe(region, bucket.address, [version])
     showing.show_changed(region, place, bucket, version.key, intents)
     if not version.marker:
         place.unmarked.add(version, time.monotonic())
@@ -163,7 +163,7 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
         commit.drop_intents(bucket, intents)
     engine.recent.forget(address, key, version.id)
     pending = engine.journal.deliveries(address, status=Status.PENDING, key=key)
-    deliver.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
+    settling.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
     engine.notify()
 
 
@@ -235,5 +235,5 @@ def owe_delivery(region: Region, bucket: OpenBucket, owed: Owed) -> bool:
     delivery = version.deliveries.get(owed.destination) if version else None
     if version is None or delivery is None:
         return False
-    region.owe_again(bucket, version, {**version.deliveries, owed.destination: plan.owed_again(delivery)})
+    owing.owe_again(region, bucket, version, {**version.deliveries, owed.destination: plan.owed_again(delivery)})
     return True

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from fsrepl.journal import Owed
+from fsrepl.rows import Owed
 
 PORTION = 64
 PORTION_BYTES = 16 << 20

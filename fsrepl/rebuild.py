@@ -17,8 +17,9 @@ from types import TracebackType
 from fsrepl import attrs, clock, edits, keys, plan, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE
-from fsrepl.journal import Journal, Owed, view_of
+from fsrepl.journal import Journal
 from fsrepl.model import NULL, Delivery, Origin, Posix, Replication, Rule, Status, Version
+from fsrepl.rows import Owed, view_of
 from fsrepl.site import Bucket, OpenBucket, RuleSince, Site
 
 log = logging.getLogger("fsrepl")

@@ -15,11 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import (
-    attrs,
     batch,
     capture,
     commit,
@@ -31,21 +29,22 @@ from fsrepl import (
     journal,
     keys,
     lanes,
+    owing,
     plan,
     rebuild,
-    records,
     rounds,
+    settling,
     shared,
     showing,
     thresholds,
 )
 from fsrepl.admin.replication import note_rules
-from fsrepl.errors import BucketMissing, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import BucketMissing, FsreplError, Unavailable
 from fsrepl.fs import reason
-from fsrepl.journal import Owed, owed_of
-from fsrepl.model import Delivery, Status, Version, Versioning
+from fsrepl.model import Status, Versioning
 from fsrepl.place import LookLater, Place
 from fsrepl.queues import Queue
+from fsrepl.rows import Owed, Word
 from fsrepl.scan import Scans, Trouble
 from fsrepl.site import OpenBucket
 from fsrepl.watch import FOUND, Mark, Marks
@@ -61,22 +60,18 @@ _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
 _JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
 """The longest wait for a journal that cannot be used; after how long without a fault waits are short again."""
-_LATE_S, _LATE_MAX_S = 0.2, 15.0
 _DISPLACED_S = 10.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
 
 
 class Region:
-    """See the module. Other threads call post, owe, words and marks only."""
+    """See the module. Other threads call post, hear and marks only."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine, self.name = engine, name
         self.inbox: deque[Callable[[], None]] = deque()
-        self.words: deque[deliver.Word] = deque()
-        self.late_words: list[deliver.Word] = []
-        """Words that could not be written down yet, all tried again at late_at_s."""
-        self.late_at_s, self._late_wait_s = 0.0, _LATE_S
+        self.words = settling.Words()
         self.places: dict[str, Place] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
         self._wake = threading.Event()
@@ -156,14 +151,13 @@ class Region:
             queue.backlog.close()
         self.queues.clear()
         self.words.clear()
-        self.late_words.clear()
         for region in self.engine.regions.values():
             region.post(region.owe_all_again)
 
     def last_turn(self) -> None:
         """Before stopping: write down what is already true."""
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
-            self._settle()
+            settling.settle_due(self)
             for place in self.places.values():
                 if place.up:
                     courtesy.mark_views(self, place, time.monotonic(), everything=True)
@@ -204,7 +198,7 @@ class Region:
         busy |= rounds.follow_events(self) | rounds.step(self)
         for step in (
             self._take,
-            self._settle,
+            functools.partial(settling.settle_due, self),
             self._deliver,
             functools.partial(showing.show_due, self),
             functools.partial(shared.fetch_due, self),
@@ -217,9 +211,7 @@ class Region:
     def next_s(self) -> float | None:
         """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
-        if self.late_words:
-            due.append(self.late_at_s)
-        if self.inbox or self.words or any(place.scans for place in self.places.values() if place.up):
+        if self.inbox or any(place.scans for place in self.places.values() if place.up):
             return 0.0
         if any(place.up for place in self.places.values()):
             marked = self.marks.next_s()
@@ -232,6 +224,7 @@ class Region:
                 due.append(fetch_s)
             if place.up and (step_s := batch.next_s(place)) is not None:
                 due.append(step_s)
+        due += [at] if (at := self.words.next_s()) is not None else []
         due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
         return min(due)
 
@@ -420,7 +413,7 @@ class Region:
 
     def owe_all(self, place: Place) -> None:
         """Queue everything a source owes, as the journal has it."""
-        self._hand_over(self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True))
+        owing.hand_over(self, self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True))
         batch.owe_all(self, place)
 
     def owe_all_again(self) -> None:
@@ -567,37 +560,6 @@ class Region:
 
     # -- deliveries
 
-    def owe(self, address: str, version: Version, only: str = "") -> None:
-        """Hand a version's pending deliveries to the regions they go to."""
-        self.owe_each(address, [version], only)
-
-    def owe_each(self, address: str, versions: Iterable[Version], only: str = "") -> None:
-        """The same for several versions of one bucket."""
-        owed: list[Owed] = []
-        for version in versions:
-            for destination, delivery in version.deliveries.items():
-                if delivery.status is not Status.PENDING or only not in ("", destination):
-                    continue
-                if delivery.batch:
-                    self.wake_backlog(address, destination)
-                else:
-                    owed.append(owed_of(address, version, destination, delivery))
-        self._hand_over(owed)
-
-    def _hand_over(self, owed: Iterable[Owed]) -> None:
-        """Hand over deliveries of buckets here. What no rule stands for any more, and no region, has failed."""
-        by_region: dict[Region, list[Owed]] = {}
-        for each in owed:
-            region = self.engine.regions.get(each.destination.partition("/")[0])
-            refusal = plan.lapsed(self.engine.site.buckets[each.source].replication, each.rule, each.destination)
-            if refusal or region is None:
-                self.words.append(deliver.Word(each, Status.FAILED, refusal or "DstBucketNotFound", None))
-                self.wake()
-            else:
-                by_region.setdefault(region, []).append(each)
-        for region, group in by_region.items():
-            region.post(functools.partial(region.take_over, group))
-
     def take_over(self, owed: Iterable[Owed]) -> None:
         """Queue what is to be delivered to buckets here."""
         for each in owed:
@@ -686,9 +648,9 @@ class Region:
                 each.source, keys.shown(each.key), each.destination, attempts + 1, why,
             )  # fmt: skip
 
-    def send_words(self, words: Sequence[deliver.Word]) -> None:
+    def send_words(self, words: Sequence[Word]) -> None:
         """Tell the sources what became of their deliveries."""
-        by_region: dict[str, list[deliver.Word]] = {}
+        by_region: dict[str, list[Word]] = {}
         for word in words:
             queue = self.queue(word.owed.source, word.owed.destination)
             queue.done(word.owed)
@@ -697,79 +659,12 @@ class Region:
         for name, group in by_region.items():
             region = self.engine.regions.get(name)
             if region is not None:
-                region.words.extend(group)
-                region.wake()
+                region.hear(group)
 
-    def _settle(self) -> bool:
-        words = [self.words.popleft() for _ in range(len(self.words))]
-        now_s = time.monotonic()
-        if self.late_words and now_s >= self.late_at_s:
-            words += self.late_words
-            self.late_words, self.late_at_s = [], now_s + self._late_wait_s
-            self._late_wait_s = min(2 * self._late_wait_s, _LATE_MAX_S)
-        by_source: dict[str, list[deliver.Word]] = {}
-        for word in words:
-            by_source.setdefault(word.owed.source, []).append(word)
-        late: list[deliver.Word] = []
-        for source, group in by_source.items():
-            if (place := self.places.get(source)) is not None:  # else it left the site
-                late += self._settle_group(place, group)
-        self.late_words += late
-        if not self.late_words:
-            self._late_wait_s = _LATE_S
-        return len(late) < len(words)
-
-    def _settle_group(self, place: Place, words: Sequence[deliver.Word]) -> list[deliver.Word]:
-        """Write down words of one source; those that could not be now. One that fails is set apart from the others.
-
-        While the source is away they are dropped: without them the deliveries are found done when they are asked again.
-        """
-        try:
-            deliver.settle(self, place, words)
-        except (FsreplError, OSError) as error:
-            if isinstance(error, (Unavailable, BucketMissing)) or not place.up:
-                return list(words) if place.up else []
-            if len(words) > 1:
-                return [late for word in words for late in self._settle_group(place, [word])]
-            key = keys.shown(words[0].owed.key)
-            if not isinstance(error, StoreDamaged):
-                why = reason(error) if isinstance(error, OSError) else str(error)
-                level = logging.WARNING if self._late_wait_s <= 2 * _LATE_S else logging.DEBUG
-                log.log(level, 'not settled bucket=%s key="%s": %s', place.bucket.address, key, why)
-                return list(words)
-            log.error('damaged bucket=%s key="%s": %s', place.bucket.address, key, error)
-            deliver.settle_unread(self, words[0])
-        self._acknowledge(words)
-        return []
-
-    def _acknowledge(self, words: Sequence[deliver.Word]) -> None:
-        """What became of these is written down: the journal no longer says otherwise."""
-        by_way: dict[tuple[str, str], list[Owed]] = {}
-        for word in words:
-            if word.owed.batch:
-                by_way.setdefault((word.owed.source, word.owed.destination), []).append(word.owed)
-        for (source, destination), owed in by_way.items():
-            if (region := self.engine.regions.get(destination.partition("/")[0])) is not None:
-                region.post(functools.partial(region.settled, source, destination, owed))
+    def hear(self, words: Iterable[Word]) -> None:
+        """What became of deliveries of buckets here. Other threads say it."""
+        self.words.add(words)
+        self.wake()
 
     def settled(self, source: str, destination: str, owed: Sequence[Owed]) -> None:
         self.queue(source, destination).backlog.settled(owed)
-
-    def owe_again(self, bucket: OpenBucket, version: Version, deliveries: dict[str, Delivery]) -> None:
-        """Make deliveries of a stored version pending (again), from now on."""
-        now_ns = self.engine.site.now()
-        asked = {
-            name: each if each.settled or each == version.deliveries.get(name) else replace(each, since_ns=now_ns)
-            for name, each in deliveries.items()
-        }
-        version = replace(version, deliveries=asked)
-        # The journal first: what is pending on the record alone would be sent by nobody.
-        with self.engine.journal.transaction():
-            self.engine.journal.put_deliveries(bucket.address, version)
-        records.update(bucket, version, attrs.encode_deliveries(version))
-        self.engine.recent.put(bucket.address, version)
-        place = self.places.get(bucket.address)
-        if place is not None and not version.marker:
-            place.unmarked.add(version, time.monotonic())
-        self.owe(bucket.address, version)
-        self.engine.notify()

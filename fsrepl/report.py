@@ -17,8 +17,8 @@ from fsrepl.clock import Clock
 from fsrepl.errors import FsreplError
 from fsrepl.eventlog import EventLog
 from fsrepl.fs import reason
-from fsrepl.journal import Owed
 from fsrepl.model import Replication, Result, Status
+from fsrepl.rows import Owed
 
 log = logging.getLogger("fsrepl")
 _LEVELS = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from fsrepl import keys
 from fsrepl.fs import GONE, reason
-from fsrepl.journal import Journal, Object
+from fsrepl.journal import Journal
+from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
 
 from fsrepl.watch import ARRIVED, FOUND, GONE as MARK_GONE, Marks, NoWatches, Watcher, WatchLimit  # isort: skip

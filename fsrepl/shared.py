@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from fsrepl import attrs, capture, commit, keys, mend, records, store
 from fsrepl.errors import FsreplError
 from fsrepl.fs import GONE, reason
-from fsrepl.journal import Object
 from fsrepl.model import NULL, Version, Versioning
 from fsrepl.place import Lost, Place
+from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:

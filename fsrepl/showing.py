@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from fsrepl import commit, keys, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import reason
-from fsrepl.journal import View
 from fsrepl.place import HeldView, Place
+from fsrepl.rows import View
 from fsrepl.site import OpenBucket
 from fsrepl.watch import ARRIVED
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from fsrepl import clock, control, index, journal, keys, listing, metrics, obstacles, plan
 from fsrepl.errors import FsreplError, NotRunning, Refused
-from fsrepl.journal import Counts, Journal
+from fsrepl.journal import Journal
 from fsrepl.metrics import RuleMetrics
 from fsrepl.model import Origin, Rule, Status, Version
+from fsrepl.rows import Counts
 from fsrepl.settings import Settings
 from fsrepl.site import OpenBucket, Site
 

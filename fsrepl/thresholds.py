@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import events
-from fsrepl.journal import Owed
 from fsrepl.model import Result, Status, Tracking
 from fsrepl.report import result_of
+from fsrepl.rows import Owed
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine

@@ -18,8 +18,9 @@ from fsrepl import attrs, clock, compare, digests, keys, listing, records, store
 from fsrepl.compare import Difference, Problem, Seen, Verdict
 from fsrepl.errors import FsreplError, Refused, StoreDamaged
 from fsrepl.fs import GONE, reason
-from fsrepl.journal import Journal, Object
+from fsrepl.journal import Journal
 from fsrepl.model import NULL, Role, Status, Version, Versioning
+from fsrepl.rows import Object
 from fsrepl.site import OpenBucket, Site, read_document
 
 _AT_ONCE = 256

@@ -12,9 +12,9 @@ import pytest
 
 from fsrepl import batch, clock, jobs
 from fsrepl.errors import Refused
-from fsrepl.journal import Owed, Stored
 from fsrepl.model import NULL, Status
 from fsrepl.queues import Queue
+from fsrepl.rows import Owed, Stored
 from tests.backfills import OTHER, backfill, deliveries, enable, job, listed, rule, tasks
 from tests.world import DESTINATION, SOURCE, World, v2
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from fsrepl import queues
-from fsrepl.journal import Owed
 from fsrepl.queues import Queue
+from fsrepl.rows import Owed
 
 LARGE = 1 << 30
 

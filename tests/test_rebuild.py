@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fsrepl import attrs, keys
-from fsrepl.journal import Owed
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Replication, Rule, Status, Version
 from fsrepl.rebuild import Face, Remains, rebuild
+from fsrepl.rows import Owed
 from fsrepl.site import RuleSince
 from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World

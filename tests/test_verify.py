@@ -17,8 +17,9 @@ from fsrepl import engine, keys, operations, settings
 from fsrepl.compare import Problem, Seen, Verdict, judge_view
 from fsrepl.errors import Refused
 from fsrepl.fs import ReadingFs
-from fsrepl.journal import Journal, Object, View
+from fsrepl.journal import Journal
 from fsrepl.model import Status
+from fsrepl.rows import Object, View
 from fsrepl.site import Site
 from fsrepl.verify import Difference, Hooks, Tally, Verification
 from tests.doubles import DyingFs, PowerCut

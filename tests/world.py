@@ -134,7 +134,7 @@ class World:
     def hurry(self) -> None:
         """Everything that waits for a next try is tried now."""
         for region in self.engine.regions.values():
-            region.late_at_s = 0.0
+            region.words.hurry()
             for queue in region.queues.values():
                 queue.kick()
             for place in region.places.values():

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, control, keys, plan, settings, store
+from fsrepl import arn, control, keys, owing, plan, settings, store
 from fsrepl.admin.buckets import make_bucket
 from fsrepl.admin.versioning import require_attributes
 from fsrepl.errors import FsreplError, StoreDamaged, Usage
@@ -230,7 +230,7 @@ def _owe_what_it_had(engine: Engine, address: str, lost: str) -> int:
                     version = store.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
                     delivery = _owed_again(version, lost, rules)
                     if delivery is not None:
-                        region.owe_again(bucket, version, {**version.deliveries, lost: delivery})
+                        owing.owe_again(region, bucket, version, {**version.deliveries, lost: delivery})
                         number += 1
     return number
 

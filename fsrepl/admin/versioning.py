@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from fsrepl import capture, config, keys, store
 from fsrepl.errors import Refused, Usage
 from fsrepl.fs import UNSUPPORTED, Fs, reason
-from fsrepl.journal import view_of
 from fsrepl.model import NULL, Origin, Version, Versioning
+from fsrepl.rows import view_of
 from fsrepl.site import (
     META,
     OpenBucket,

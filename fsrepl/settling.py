@@ -1,0 +1,257 @@
+"""At the source: what destinations say of its deliveries becomes the record of its versions.
+
+Words come from the threads of other regions, and are written down a batch at a time by the source's own. What
+cannot be written down now is tried again, and one record that cannot take it holds up no other.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fsrepl import attrs, edits, keys, owing, plan, records, store, thresholds
+from fsrepl.errors import BucketMissing, FsreplError, StoreDamaged, Unavailable
+from fsrepl.fs import reason
+from fsrepl.model import Delivery, Result, Status, Version
+from fsrepl.report import result_of
+from fsrepl.rows import Owed, Word, owed_of
+
+if TYPE_CHECKING:
+    from fsrepl.engine import Engine
+    from fsrepl.place import Place
+    from fsrepl.region import Region
+
+log = logging.getLogger("fsrepl")
+
+_LATE_S, _LATE_MAX_S = 0.2, 15.0
+
+
+class Words:
+    """What was said of one region's deliveries and is not written down yet. Other threads may add to it."""
+
+    def __init__(self) -> None:
+        self._new: deque[Word] = deque()
+        self._late: list[Word] = []
+        """Those that could not be written down, all tried again at _late_at_s."""
+        self._late_at_s, self._wait_s = 0.0, _LATE_S
+
+    def add(self, words: Iterable[Word]) -> None:
+        self._new.extend(words)
+
+    def take(self, now_s: float) -> list[Word]:
+        """Those to be written down now."""
+        words = [self._new.popleft() for _ in range(len(self._new))]
+        if self._late and now_s >= self._late_at_s:
+            words += self._late
+            self._late, self._late_at_s = [], now_s + self._wait_s
+            self._wait_s = min(2 * self._wait_s, _LATE_MAX_S)
+        return words
+
+    def put_off(self, words: Sequence[Word]) -> None:
+        """After take: what could not be written down of it."""
+        self._late += words
+        if not self._late:
+            self._wait_s = _LATE_S
+
+    def hurry(self) -> None:
+        self._late_at_s = 0.0
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether what is late has been so for a while, which needs no more saying."""
+        return self._wait_s > 2 * _LATE_S
+
+    def next_s(self) -> float | None:
+        """The monotonic time when there is something to write down; None where nothing waits."""
+        return 0.0 if self._new else self._late_at_s if self._late else None
+
+    def clear(self) -> None:
+        self._new.clear()
+        self._late.clear()
+
+
+def settle_due(region: Region) -> bool:
+    """Write down what was said of this region's deliveries; whether any of it could be."""
+    words = region.words.take(time.monotonic())
+    by_source: dict[str, list[Word]] = {}
+    for word in words:
+        by_source.setdefault(word.owed.source, []).append(word)
+    late: list[Word] = []
+    for source, group in by_source.items():
+        if (place := region.places.get(source)) is not None:  # else it left the site
+            late += _settle_group(region, place, group)
+    region.words.put_off(late)
+    return len(late) < len(words)
+
+
+def _settle_group(region: Region, place: Place, words: Sequence[Word]) -> list[Word]:
+    """Write down words of one source; those that could not be now. One that fails is set apart from the others.
+
+    While the source is away they are dropped: without them the deliveries are found done when they are asked again.
+    """
+    try:
+        settle(region, place, words)
+    except (FsreplError, OSError) as error:
+        if isinstance(error, (Unavailable, BucketMissing)) or not place.up:
+            return list(words) if place.up else []
+        if len(words) > 1:
+            return [late for word in words for late in _settle_group(region, place, [word])]
+        key = keys.shown(words[0].owed.key)
+        if not isinstance(error, StoreDamaged):
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            level = logging.DEBUG if region.words.is_patient else logging.WARNING
+            log.log(level, 'not settled bucket=%s key="%s": %s', place.bucket.address, key, why)
+            return list(words)
+        log.error('damaged bucket=%s key="%s": %s', place.bucket.address, key, error)
+        settle_unread(region, words[0])
+    _acknowledge(region, words)
+    return []
+
+
+def _acknowledge(region: Region, words: Sequence[Word]) -> None:
+    """What became of these is written down: the journal no longer says otherwise."""
+    by_way: dict[tuple[str, str], list[Owed]] = {}
+    for word in words:
+        if word.owed.batch:
+            by_way.setdefault((word.owed.source, word.owed.destination), []).append(word.owed)
+    for (source, destination), owed in by_way.items():
+        if (other := region.engine.regions.get(destination.partition("/")[0])) is not None:
+            other.post(functools.partial(other.settled, source, destination, owed))
+
+
+# -- one batch of them
+
+
+def is_owed(version: Version, owed: Owed) -> bool:
+    """Whether a version's record agrees with the index that a delivery is pending, and for whom."""
+    delivery = version.deliveries.get(owed.destination)
+    return delivery is not None and not delivery.settled and delivery.batch == owed.batch
+
+
+class Meaning(enum.Enum):
+    """What a word means, held against what the source has recorded by now."""
+
+    SETTLED = "it is written down"
+    AGAIN = "the version was edited while it travelled, or nothing was done"
+    STALE = "the record says more than the index: it was said already, cancelled, or asked for by somebody else"
+    GONE = "the version is not there any more"
+
+
+def meaning(word: Word, version: Version | None) -> Meaning:
+    """What to make of a word. That a replica is there is true whatever happened meanwhile, a failure may not be."""
+    owed, completed = word.owed, word.status is Status.COMPLETED
+    delivery = version.deliveries.get(owed.destination) if version else None
+    if version is None or (delivery is None and not owed.batch):
+        return Meaning.GONE
+    if delivery is None:  # its job was cancelled
+        return Meaning.SETTLED if completed else Meaning.STALE
+    if not is_owed(version, owed):
+        return Meaning.SETTLED if completed and delivery.status is Status.FAILED else Meaning.STALE
+    edited = completed and word.sent is not None and not edits.same(version, word.sent)
+    return Meaning.AGAIN if edited or word.status is Status.PENDING else Meaning.SETTLED
+
+
+def _settled(delivery: Delivery, word: Word, now_ns: int) -> Delivery:
+    completed = word.status is Status.COMPLETED
+    return replace(
+        delivery, status=word.status, reason=word.reason, since_ns=0 if completed else now_ns,
+        edit=delivery.edit and not completed, before=None,
+    )  # fmt: skip
+
+
+def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
+    """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
+    engine, address = region.engine, place.bucket.address
+    results: list[Result] = []
+    news: list[Result] = []
+    changed: dict[tuple[bytes, str], Version] = {}
+    stale: list[Version] = []
+    gone: list[Owed] = []
+    now_ns = engine.site.now()
+    with place.bucket.open() as bucket:
+        for word in words:
+            owed = word.owed
+            at = (owed.key, owed.id)
+            version = changed.get(at) or engine.recent.version(address, owed.key, owed.id)
+            if version is None:
+                version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
+            match meaning(word, version):
+                case Meaning.AGAIN:
+                    assert version is not None
+                    owing.owe(region, address, [version], only=owed.destination)
+                    continue
+                case Meaning.STALE:
+                    assert version is not None
+                    stale.append(version)
+                    if owed.destination not in version.deliveries:
+                        gone.append(owed)
+                    continue
+                case Meaning.GONE:
+                    if not engine.journal.is_owed(owed):
+                        continue  # said already
+                    gone.append(owed)
+                case Meaning.SETTLED:
+                    assert version is not None
+                    delivery = version.deliveries.get(owed.destination) or Delivery(
+                        owed.rule, Status.PENDING, batch=owed.batch
+                    )
+                    changed[at] = attrs.with_delivery(version, owed.destination, _settled(delivery, word, now_ns))
+                    if delivery.edit and word.status is Status.COMPLETED and owed.destination == version.source:
+                        # a replica owes its original nothing but edits, and shows REPLICA again
+                        changed[at] = attrs.without_delivery(changed[at], owed.destination)
+                        gone.append(owed)
+                    if not delivery.settled:
+                        owed = owed_of(address, version, owed.destination, delivery)
+            result = result_of(owed, word.status, word.reason, place.bucket.replication)
+            results.append(result)
+            news += thresholds.news(engine, owed, result)
+        engine.reporter.announce(news)
+        now_s = time.monotonic()
+        for version in changed.values():
+            try:
+                raw, plain = attrs.encode_deliveries(version), engine.recent.is_plain(address, version)
+                plain = records.update(bucket, version, raw, attrs.DELIVERY_NAMES - raw.keys(), plain=plain)
+            except FileNotFoundError:
+                continue
+            engine.recent.put(address, version, plain=plain)
+            if not version.marker:
+                place.unmarked.add(version, now_s)
+    with engine.journal.transaction():
+        engine.journal.put_all_deliveries(address, [*stale, *changed.values()])
+        for owed in gone:
+            engine.journal.drop_delivery(owed)
+    _stop_copying(engine, results)
+    engine.reporter.settled(results)
+    engine.notify()
+
+
+def _stop_copying(engine: Engine, results: Sequence[Result]) -> None:
+    """What has failed meanwhile, for want of its rule or its version, is not copied to the end: that may take hours."""
+    failed = {(r.source, r.key, r.version, r.destination) for r in results if r.status is Status.FAILED}
+    for each in list(engine.transfers) if failed else ():
+        if (each.source, each.key, each.version, each.destination) in failed:
+            each.stop = True
+
+
+def settle_unread(region: Region, word: Word) -> None:
+    """The record that the word belongs on cannot be read: the index alone says it, and `verify` names the record."""
+    engine, owed = region.engine, word.owed
+    result = result_of(owed, word.status, word.reason, engine.site.buckets[owed.source].replication)
+    engine.reporter.announce(list(thresholds.news(engine, owed, result)))
+    with engine.journal.transaction():
+        engine.journal.note(owed, word.status, word.reason, engine.site.now())
+    engine.reporter.settled([result])
+    engine.notify()
+
+
+def settle_gone(region: Region, place: Place, owed: Sequence[Owed], *, key_there: bool) -> None:
+    """A version was removed before these were done: there is nothing left to show a status on, so it is only told."""
+    action = plan.decide(plan.Facts(source_there=False, key_there=key_there))
+    assert isinstance(action, plan.Settle)
+    settle(region, place, [Word(each, action.status, action.why, None) for each in owed])
