@@ -53,6 +53,8 @@ class Waited:
     """Files and directories that cannot be read, and so cannot be captured, with the reason."""
     trouble: list[str] = field(default_factory=list)
     """Why buckets cannot be captured in."""
+    away: list[str] = field(default_factory=list)
+    """Why buckets were passed over: they are not there, and nothing was under way in them when they went."""
 
     def document(self) -> dict[str, object]:
         return {
@@ -62,6 +64,7 @@ class Waited:
             "unruled": self.unruled,
             "unreadable": self.unreadable,
             "trouble": self.trouble,
+            "away": self.away,
         }
 
 
@@ -101,6 +104,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
     for address in scope.addresses:
         waited.unreadable += _unreadable(engine, address, scope)
+        waited.away += _away(engine, address) if address not in late else []
     if scope.key and not waited.opened and not late:
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
@@ -120,6 +124,12 @@ def _trouble(engine: Engine, address: str) -> str:
     """Why nothing can be captured in a bucket now; empty where that can be."""
     place = engine.region_of(address).places.get(address)
     return engine.site.buckets[address].trouble or (f"{address}: {place.put_down}" if place and place.put_down else "")
+
+
+def _away(engine: Engine, address: str) -> list[str]:
+    place = engine.region_of(address).places.get(address)
+    bucket = engine.site.buckets[address]
+    return [bucket.trouble] if place is not None and not place.up and bucket.away else []
 
 
 def _is_over(until_s: float | None) -> bool:

@@ -117,6 +117,9 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
             document[name] = alive[name]
     if conflicts:
         document["view_conflicts"] = conflicts
+    held = alive.get("held", {}).items()
+    if behind := [{"Key": name, "Why": each["why"]} for name, each in held if not each["conflict"]]:
+        document["views_behind"] = behind
     blocked = [b for b in said.get("blocked", []) if b["source"] == address]
     if blocked:
         document["blocked"] = [{"destination": b["destination"], "why": b["why"]} for b in blocked]
@@ -206,6 +209,9 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
         raise Refused("NoSuchKey", f"there is no {address}/{name}")
     version = chosen[0]
     for destination in version.deliveries:
+        there = said.get("buckets", {}).get(destination, {}).get("held", {}).get(name)
+        if there and not there["conflict"]:
+            notes.append(f"the file in {destination} does not show this version yet: {there['why']}")
         with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
             notes += _conflict(bucket, listing.versions_of(bucket, key))
     deliveries = [_delivery(site, address, version, destination, said) for destination in version.deliveries]

@@ -78,3 +78,20 @@ def test_what_happened_while_the_daemon_was_away_is_found(site: Site) -> None:
     assert {k: len(v) for k, v in site.history(SOURCE).items()} == {
         b"changed": 2, b"d/e/f": 1, b"deleted": 2, b"kept": 1, b"new name": 1, b"renamed": 2,
     }  # fmt: skip
+
+
+def test_a_view_that_is_behind_is_told(site: Site) -> None:
+    """G4, G11: while somebody writes into a replica the newer version waits in the store, and status and why say so."""
+    site.write("k", b"one")
+    site.wait()
+    with site.path("k", DESTINATION).open("r+b"):
+        site.put("k", b"two")
+        site.wait()
+        (there,) = [b for b in site.json("status")["buckets"] if b["bucket"] == DESTINATION]
+        assert [each["Key"] for each in there["views_behind"]] == ["k"]
+        assert "open for writing" in there["views_behind"][0]["Why"]
+        assert "k: somebody has the file open for writing" in site.must("status").out
+        for bucket in (SOURCE, DESTINATION):
+            assert "somebody has the file open for writing" in site.must("why", f"{bucket}/k").out
+        assert site.path("k", DESTINATION).read_bytes() == b"one"
+    site.until(lambda: site.path("k", DESTINATION).read_bytes() == b"two", "the newer version to be shown")

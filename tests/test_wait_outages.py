@@ -45,6 +45,9 @@ def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_pat
             world.region(bucket).marks.mark(bucket, [b"k"], 0, flags)
             world.away(region)
             world.region(bucket).look_around()
-            assert (wait(world, bucket).pending, wait(world, bucket).trouble) == (0, [])
+            waited = wait(world, bucket)
+            assert (waited.pending, waited.trouble) == (0, [])
+            (why,) = waited.away  # which is told, for it is not known what was dropped before it went
+            assert region in why
             world.back(region)
             world.settle()

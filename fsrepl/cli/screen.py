@@ -143,6 +143,8 @@ def _notes(bucket: dict[str, Any]) -> Iterator[str]:
         yield f"{name} to {each['destination']}: {each['why']}"
     for conflict in bucket.get("view_conflicts", ())[:5]:
         yield f"{name}: ViewConflict: {conflict['Key']}: {conflict['Why']}"
+    for behind in bucket.get("views_behind", ())[:5]:
+        yield f"{name}: the file does not show its newest version yet: {behind['Key']}: {behind['Why']}"
     for path, reason in list(bucket.get("unreadable", {}).items())[:5]:
         yield f"{name}: cannot be captured: {path}: {reason}"
     if bucket.get("polled"):

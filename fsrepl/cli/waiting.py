@@ -42,6 +42,8 @@ def wait(
         warn(f"not waited for, since it is open for writing: {shown(name)}")
     for each in answer["unreadable"]:
         warn(f"not waited for, since it cannot be read: {each}")
+    for each in dict.fromkeys(answer["away"]):
+        warn(f"not looked into: {each}")
     for name in answer["unruled"]:
         warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
     if answer["failed"]:
