@@ -41,7 +41,7 @@ def service(name: str) -> list[str]:
     [
         ("Type", ["notify"]),
         ("NotifyAccess", ["main"]),
-        ("ExecStartPre", [f"{PROGRAM} check"]),
+        ("ExecStartPre", [f"-{PROGRAM} check"]),
         ("ExecStart", [f"{PROGRAM} daemon"]),
         ("ExecReload", [f"{PROGRAM} check", "/bin/kill -HUP $MAINPID"]),
         ("Environment", ["FSREPL_SITE=/etc/fsrepl"]),
