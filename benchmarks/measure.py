@@ -2,6 +2,7 @@
 
     latency   200 files at 20 a second, from a rename into place and from a close, to the complete replica
     burst     20,000 files of 4 KiB, dropped with `cp -r`, until `fsrepl wait` returns; beside `rsync -a` of the same
+    calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -10,6 +11,7 @@ Whatever else the machine does is in the figures: quote ratios, and say what was
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fnmatch
 import json
 import os
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,6 +167,69 @@ def _timed(command: list[str]) -> float:
     return time.monotonic() - began
 
 
+# -- the system calls alone
+
+
+def calls(folder: Path, count: int) -> None:
+    print(f"calls: {count:,} files of 4 KiB, stored, replicated and marked by system calls alone; beside `rsync -a`")
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    try:
+        tree = _make_tree(home / "tree", count, in_each=count)
+        os.sync()
+        rsync_s = _timed(["rsync", "-a", f"{tree}/", str(home / "copy")])
+        os.sync()
+        began = time.monotonic()
+        _call_each(home, sorted((tree / "d000").iterdir()))
+        took_s = time.monotonic() - began
+    finally:
+        shutil.rmtree(home)
+    print(f"  rsync -a       {rsync_s:6.2f} s")
+    print(f"  system calls   {took_s:6.2f} s   {took_s / rsync_s:.1f} times rsync -a")
+
+
+def _call_each(home: Path, files: Sequence[Path], batch: int = 512) -> None:
+    """What is done for each file: read, stored with a record, copied with one, shown, and marked, a batch at a time."""
+    tmp, store, hidden, shown = (home / name for name in ("tmp", "store", "hidden", "shown"))
+    for folder in (tmp, store, hidden, shown):
+        folder.mkdir()
+    said = {
+        "blake3": b"0" * 64, "last-modified": b"2026-01-01T00:00:00.000000000Z", "origin": b"user",
+        "replication-status": b"PENDING", "deliveries": b"0" * 70, "version-id": b"0" * 26,
+    }  # fmt: skip
+    stored = said | {"posix": b"0" * 60}
+    replica = {name: value for name, value in said.items() if name != "deliveries"} | {"record": b"0" * 400}
+    settled = {name: said[name] for name in ("replication-status", "deliveries")}
+    for start in range(0, len(files), batch):
+        some = files[start : start + batch]
+        for file in some:
+            data = file.read_bytes()
+            for name, attributes in ((file.name, stored), (file.name + ";", replica)):
+                with (tmp / name).open("xb", buffering=0) as out:
+                    out.write(data)
+                    _mark(out.fileno(), attributes)
+        _sync(tmp)
+        for file in some:
+            (tmp / file.name).rename(store / file.name)
+            (tmp / (file.name + ";")).rename(hidden / file.name)
+            os.link(hidden / file.name, shown / file.name)
+        _sync(tmp)
+        for file in some:
+            for path, attributes in ((store / file.name, settled), (file, said)):
+                with path.open("rb", buffering=0) as out:
+                    _mark(out.fileno(), attributes)
+
+
+def _mark(fd: int, attributes: Mapping[str, bytes]) -> None:
+    for name, value in attributes.items():
+        os.setxattr(fd, f"user.fsrepl.{name}", value)
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    ctypes.CDLL(None).syncfs(fd)
+    os.close(fd)
+
+
 # -- real programs
 
 
@@ -213,7 +278,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst", "arrivals"))
+    parser.add_argument("--only", choices=("latency", "burst", "calls", "arrivals"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
@@ -222,6 +287,8 @@ def main() -> None:
         latency(options.folder, options.times)
     if options.only in (None, "burst"):
         burst(options.folder, options.files)
+    if options.only in (None, "calls"):
+        calls(options.folder, options.files)
     if options.only in (None, "arrivals"):
         arrivals(options.folder)
 
