@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fsrepl.region import Region
 
 _PENDING_S = 1.5
-_BUSY_S = 15.0
+_BUSY_S, _BUSY_MAX = 15.0, 16_384
 _BATCH = 256
 
 
@@ -67,11 +67,11 @@ class Unmarked:
         return self._pending_since_s + _PENDING_S if self._pending else None
 
     def is_overdue(self, now_s: float) -> bool:
-        """Whether views have waited so long that they are marked in between other work."""
+        """Whether so many views wait, or for so long, that they are marked in between other work."""
         since_s = min(
             self._settled_since_s if self._settled else now_s, self._pending_since_s if self._pending else now_s
         )
-        return now_s - since_s > _BUSY_S
+        return now_s - since_s > _BUSY_S or len(self) > _BUSY_MAX
 
     def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
         """Some of what is to be marked now, and whether the view was marked before and only its status is new.
