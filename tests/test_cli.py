@@ -31,6 +31,13 @@ def test_what_a_command_finds_is_its_exit_status(site: Site) -> None:
     assert site.run("ls").code == 2
 
 
+def test_a_daemon_that_is_just_being_started_is_waited_for(site: Site) -> None:
+    """The README's first steps, pasted: `fsrepl daemon &` on one line, `fsrepl wait && echo safe` on the next."""
+    with site:
+        site.start(ready=False)
+        assert site.run("wait").code == 0
+
+
 def test_bucket_names_are_those_of_s3(site: Site) -> None:
     """S3's naming rules, and nothing is made for a name that breaks one."""
     for name in ("ab", "Photos", "a_b", "-ab", "a..b", "10.0.0.1", "xn--ab", "a-.b", "a.-b", "x" * 64):

@@ -18,6 +18,7 @@ from fsrepl.cli.shared import (
     Json,
     Source,
     ask_daemon,
+    await_daemon,
     duration_text,
     is_terminal,
     open_site,
@@ -75,7 +76,7 @@ def backfill(
     form = _form(format_, report)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_replaced(report)) if report is not None else None
-        job = ask_daemon("replication.backfill", source=source, statuses=status or [], rules=rule or [])
+        job = await_daemon("replication.backfill", source=source, statuses=status or [], rules=rule or [])
         if not (wait or report is not None):
             print_json(job) if json else say(f"job {job['JobId']} is accepted; `fsrepl replication jobs` shows it")
             return

@@ -36,6 +36,10 @@ Bucket = Annotated[str, typer.Argument(metavar="REGION/BUCKET", autocompletion=c
 Address = Annotated[str, typer.Argument(metavar="REGION/BUCKET/KEY", autocompletion=completion.objects)]
 VersionId = Annotated[str | None, typer.Option("--version-id", metavar="ID", help="Not the current version: this one.")]
 
+_STARTING_S = 3.0
+"""From `fsrepl daemon &` until it answers: Python and the settings, half a second on an idle machine."""
+_LOOK_S = 0.05
+
 
 @dataclass
 class State:
@@ -138,6 +142,18 @@ class Performer:
 def ask_daemon(op: str, /, *, answer_within_s: float | None = None, **params: object) -> dict[str, Any]:
     """Have the daemon do what only it can. Raises NotRunning, and TimedOut where no answer comes in time."""
     return control.ask(state().settings.state, op, params, answer_within_s)
+
+
+def await_daemon(op: str, /, *, answer_within_s: float | None = None, **params: object) -> dict[str, Any]:
+    """The same, with patience for a daemon that is just being started: a script's line before may have done that."""
+    until_s = time.monotonic() + _STARTING_S
+    while True:
+        try:
+            return ask_daemon(op, answer_within_s=answer_within_s, **params)
+        except NotRunning:
+            if time.monotonic() >= until_s:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def umask() -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import Json, ask_daemon, counted, is_terminal, print_json, say, shown, size_text, state, warn
+from fsrepl.cli.shared import Json, await_daemon, counted, is_terminal, print_json, say, shown, size_text, state, warn
 from fsrepl.errors import Usage
 
 _PROGRESS_S = 0.5
@@ -35,7 +35,7 @@ def wait(
         threading.Thread(target=_progress, args=(stop,), daemon=True).start()
     try:
         within_s = None if timeout is None else timeout + _GRACE_S
-        answer = ask_daemon("wait", scope=scope, timeout_s=timeout, answer_within_s=within_s)
+        answer = await_daemon("wait", scope=scope, timeout_s=timeout, answer_within_s=within_s)
     finally:
         stop.set()
     for name in answer["open"]:
@@ -85,5 +85,5 @@ def retry(
     """Try again what FAILED or waits for its next try, at once."""
     if bool(scope) == all_:
         raise Usage("what? name REGION/BUCKET, REGION/BUCKET/KEY, or --all")
-    answer = ask_daemon("retry", scope=scope)
+    answer = await_daemon("retry", scope=scope)
     print_json(answer) if json else say(f"tried again: {counted(answer['Retried'], 'delivery', 'deliveries')}")
