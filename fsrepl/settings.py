@@ -244,25 +244,30 @@ class ReplicationSettings:
     """How versions travel. A limit of 0 is none."""
 
     limit_bytes_s: int = _setting(_rate, "0", 'all transfers together, such as "50MiB/s"; "0": no limit', "limit")
-    large_file_bytes: int = _setting(_size, "8MiB", "from here on: block hashes, delta, resume, progress", "large_file")
+    large_file_bytes: int = _setting(
+        _size, "8MiB", "from here on: a lane of its own, so that small files need not wait", "large_file"
+    )
     workers: int = _setting(_whole(1, 1024), 4, "transfers side by side")
     retry_max_s: float = _setting(_number(0.1, _YEAR_S), 300, "the longest wait between two tries")
 
 
 @dataclass(frozen=True, slots=True)
 class Scrub:
-    """How often stored versions are read again and compared with their hashes. An every_s of 0 is never."""
+    """How often stored versions shall be read again and compared with their hashes. An every_s of 0 is never.
 
-    every_s: int = _setting(_duration, "30d", 'read every stored version again in this time; "0": never', "every")
-    limit_bytes_s: int = _setting(_rate, "20MiB/s", 'reading for that; "0": no limit', "limit")
+    It is understood, and nothing acts on it yet: until then `fsrepl verify` reads them when it is told to.
+    """
+
+    every_s: int = _setting(_duration, "30d", "without effect yet: read stored versions again in this time", "every")
+    limit_bytes_s: int = _setting(_rate, "20MiB/s", 'without effect yet: reading for that; "0": no limit', "limit")
 
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """What looks like a mistake rather than a wish."""
+    """What looks like a mistake rather than a wish. It is understood, and nothing acts on it yet."""
 
     delete_share: float = _setting(
-        _number(0, 1), 0.5, "more of a bucket than this, and over 1,000 keys, gone at once: held until `fsrepl ack`"
+        _number(0, 1), 0.5, "without effect yet: hold deletions of more of a bucket than this at once"
     )
 
 
