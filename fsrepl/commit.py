@@ -103,14 +103,42 @@ class Intent:
 
 
 def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
-    """Write down which views are about to change; not durable until synced. The name of the file."""
+    """Write down which views are about to change; not durable until synced. The name of the file.
+
+    Raises OSError, and then leaves no file.
+    """
     name = b"%d-%s" % (time.time_ns(), store.token())
     fd = bucket.fs.create(bucket.intents, name)
     try:
         bucket.fs.write(fd, json.dumps([_intent_document(i) for i in intents]).encode())
+    except OSError:
+        abandon_intents(bucket, name)
+        raise
     finally:
         bucket.fs.close(fd)
     return name
+
+
+def intend(
+    syncer: Syncer, bucket: OpenBucket, intents: Sequence[Intent], staged: Sequence[tuple[int, bytes]] = ()
+) -> bytes:
+    """Write down durably which views are about to change, and make what is staged for that durable too.
+
+    The name of the file. Raises OSError, and then leaves no file: nothing of it has begun.
+    """
+    name = write_intents(bucket, intents)
+    try:
+        syncer.staged(bucket, [*staged, (bucket.intents, name)])
+    except OSError:
+        abandon_intents(bucket, name)
+        raise
+    return name
+
+
+def abandon_intents(bucket: OpenBucket, name: bytes) -> None:
+    """Nothing has come of it. Where its file cannot be removed either, the next start finds nothing to do in it."""
+    with contextlib.suppress(OSError):
+        drop_intents(bucket, name)
 
 
 def drop_intents(bucket: OpenBucket, name: bytes) -> None:

@@ -261,8 +261,7 @@ def _put_in_place(
         restores_view = face.rotten and not commit.receives_writes(place.bucket)
         intents = b""
         if restores_view:
-            intents = commit.write_intents(bucket, [commit.Intent(now.key, now.id, face.view)])
-            engine.syncer.staged(bucket, [(bucket.intents, intents)])
+            intents = commit.intend(engine.syncer, bucket, [commit.Intent(now.key, now.id, face.view)])
         if staged:
             try:
                 _publish(region, place, bucket, now, staged)

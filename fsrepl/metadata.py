@@ -75,8 +75,7 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
     view = shown_view(engine.journal, bucket, was)
     intents = b""
     if view is not None:
-        intents = commit.write_intents(bucket, [commit.Intent(was.key, was.id, view, commit.Act.EDIT)])
-        engine.syncer.staged(bucket, [(bucket.intents, intents)])
+        intents = commit.intend(engine.syncer, bucket, [commit.Intent(was.key, was.id, view, commit.Act.EDIT)])
     edited = record()
     if view is not None:
         looks = show(bucket, view, edited)
@@ -153,8 +152,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
                 for each in changes
                 if (view := views.get(id(each)))
             ]
-            intent_name = commit.write_intents(bucket, intents)
-            engine.syncer.staged(bucket, [(bucket.intents, intent_name)])
+            intent_name = commit.intend(engine.syncer, bucket, intents)
     except OSError as error:
         region.try_later([each.owed for each in changes], reason(error))
         return []

@@ -117,8 +117,12 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
     engine, place = region.engine, region.places[bucket.address]
     known = engine.journal.object(bucket.address, version.key)
     was = known.view if known else None
-    intents = commit.write_intents(bucket, [commit.Intent(version.key, version.id, was)])
-    engine.syncer.staged(bucket, [(bucket.tmp, staged.name), (bucket.intents, intents)])
+    intent = commit.Intent(version.key, version.id, was)
+    try:
+        intents = commit.intend(engine.syncer, bucket, [intent], [(bucket.tmp, staged.name)])
+    except OSError:
+        store.discard(bucket, staged)
+        raise
     store.publish(bucket, staged)
     with engine.journal.transaction():
         engine.journal.add(bucket.address, version)
@@ -143,8 +147,7 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
         was = replace(was, ctime_ns=0)
         with engine.journal.transaction():
             engine.journal.see(address, key, was)
-    intents = commit.write_intents(bucket, [commit.Intent(key, left[0][0] if left else "", was)])
-    engine.syncer.staged(bucket, [(bucket.intents, intents)])
+    intents = commit.intend(engine.syncer, bucket, [commit.Intent(key, left[0][0] if left else "", was)])
     store.remember_removed(bucket, version)
     store.remove(bucket, version)
     bucket.sync()

@@ -43,9 +43,8 @@ def hold_view(
     known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
     if bucket is not None and durable and not known.intent:
         try:
-            intent = commit.write_intents(bucket, [commit.Intent(key, commit.CURRENT, was)])
-            region.engine.syncer.staged(bucket, [(bucket.intents, intent)])
-            known.intent = intent
+            intents = [commit.Intent(key, commit.CURRENT, was)]
+            known.intent = commit.intend(region.engine.syncer, bucket, intents)
         except OSError as error:
             log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
