@@ -87,12 +87,39 @@ class Lock:
             self._fd = -1
 
     def acquire(self, within_s: float = LOCK_WAIT_S) -> None:
-        """Wait for a command at work, or a daemon that ends. Raises Usage where a daemon has it: a site has one."""
+        """Wait for a command at work, or a daemon that ends. Raises Usage where there is a daemon: a site has one.
+
+        A daemon whose lock file somebody has just deleted still answers, so it is asked even where the lock is free.
+        """
         until_s = time.monotonic() + within_s
-        while not self.try_acquire():
+        while True:
+            holder = self.holder()
+            acquired = self.try_acquire()
             if _answers(os.path.dirname(self._path)):
-                raise Usage(f"this site has a running daemon already (pid {self.holder()}); a site has one")
+                self.release()
+                raise Usage(f"this site has a running daemon already (pid {holder}); a site has one")
+            if acquired:
+                return
             self.wait(until_s)
+
+    def keep(self) -> None:
+        """Take it again where somebody deleted or replaced its file, which would let a second daemon in.
+
+        Another process that has the new file finds the daemon answering and gives it back: the next call takes it.
+        A state folder that is gone is not made anew: it may be on its way back.
+        """
+        held = os.fstat(self._fd)
+        try:
+            if os.path.samestat(os.lstat(self._path), held):
+                return
+        except OSError:
+            if not os.path.isdir(os.path.dirname(self._path)):
+                return
+        lost = self._fd
+        with contextlib.suppress(FsreplError):
+            if self.try_acquire():
+                os.close(lost)
+                log.warning("the lock of this site, %s, was deleted: taken again", self._path)
 
     def wait(self, until_s: float) -> None:
         """Wait a moment for whoever has it. Raises Usage where that took too long."""
@@ -140,23 +167,46 @@ class Server:
     def __init__(self, state: str | os.PathLike[str], handle: Handler) -> None:
         """The caller holds the site's lock, so a socket that is there is a dead process's."""
         self._state, self._handle = state, handle
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(state, SOCKET))
-        with _short_path(state) as path:
-            self._listener.bind(path)
-            os.chmod(path, 0o600)
-        self._listener.listen(64)
-        self._listener.settimeout(_ACCEPT_S)
+        self._listener, self._bound = self._listen()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
+
+    def _listen(self) -> tuple[socket.socket, os.stat_result]:
+        """A listener at the socket's name, and what is there then."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._state, SOCKET))
+            with _short_path(self._state) as path:
+                listener.bind(path)
+                os.chmod(path, 0o600)
+                bound = os.lstat(path)
+            listener.listen(64)
+            listener.settimeout(_ACCEPT_S)
+        except BaseException:
+            listener.close()
+            raise
+        return listener, bound
+
+    def _keep(self) -> None:
+        """Listen anew where somebody deleted or replaced the socket: commands would take the daemon for dead."""
+        path = os.path.join(self._state, SOCKET)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(path), self._bound):
+                return
+        with contextlib.suppress(OSError):  # the state folder is gone or full: the next turn tries again
+            listener, bound = self._listen()
+            self._listener.close()
+            self._listener, self._bound = listener, bound
+            log.warning("the control socket, %s, was deleted: listening again", path)
 
     def _run(self) -> None:
         while not self._closing:
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
+                self._keep()
                 continue
             except OSError as error:
                 if self._closing:
@@ -194,6 +244,9 @@ class Server:
 
     def close(self) -> None:
         self._closing = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # the thread hears it at once, and listens anew no more
+        self._thread.join(_HANDSHAKE_S)
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._state, SOCKET))
         self._listener.close()

@@ -51,7 +51,7 @@ def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with control.Lock(found.state) as lock:
         lock.acquire()
-        return Daemon(found).run()
+        return Daemon(found, lock).run()
 
 
 def _raise_file_limit() -> None:
@@ -61,7 +61,8 @@ def _raise_file_limit() -> None:
 
 
 class Daemon:
-    def __init__(self, found: Settings) -> None:
+    def __init__(self, found: Settings, lock: control.Lock) -> None:
+        self.lock = lock
         self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
@@ -96,7 +97,7 @@ class Daemon:
         return status
 
     def _turn(self) -> int:
-        """One turn of the loop: notice what changed, feed the watchdog."""
+        """One turn of the loop: notice what changed, keep the site's lock, feed the watchdog."""
         if self._reload.is_set():
             self._reload.clear()
             self.reload()
@@ -113,6 +114,7 @@ class Daemon:
         # The clock that FSREPL_CLOCK names may be in the midst of being written, or the journal's disk be full.
         with contextlib.suppress(FsreplError), self.engine.journal_told():
             thresholds.check(self.engine)
+        self.lock.keep()
         notify("WATCHDOG=1")
         return 0
 

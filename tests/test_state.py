@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,46 @@ def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
         command.acquire()
     server.close()
     daemon.release()
+
+
+def test_a_deleted_lock_lets_no_second_daemon_in(tmp_path: Path) -> None:
+    """Section 2: a site has one daemon, whatever a cleaner of old files takes away."""
+    daemon, other = control.Lock(tmp_path), control.Lock(tmp_path)
+    daemon.acquire()
+    server = control.Server(tmp_path, lambda op, params, alive: {})
+    (tmp_path / control.LOCK).unlink()
+    with pytest.raises(Usage, match="this site has a running daemon already"):
+        other.acquire()
+    daemon.keep()
+    assert not other.try_acquire()
+    server.close()
+    daemon.release()
+
+
+def test_a_lock_is_not_kept_in_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """Section 2: a state folder that comes back finds its name free."""
+    state = tmp_path / "state"
+    with control.Lock(state) as lock:
+        lock.acquire()
+        state.rename(tmp_path / "away")
+        lock.keep()
+        assert not state.exists()
+        (tmp_path / "away").rename(state)
+        lock.keep()
+        assert not control.Lock(state).try_acquire()
+
+
+def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
+    """Section 5: commands reach a daemon that runs, and do not take it for dead, even where its socket was deleted."""
+    server = control.Server(tmp_path, lambda op, params, alive: {"heard": op})
+    for stranger in (None, b"a file"):
+        (tmp_path / control.SOCKET).unlink()
+        if stranger is not None:
+            (tmp_path / control.SOCKET).write_bytes(stranger)
+        until_s = time.monotonic() + 10
+        while not (tmp_path / control.SOCKET).is_socket() and time.monotonic() < until_s:
+            time.sleep(0.02)
+        assert control.ask(tmp_path, "status", {}) == {"heard": "status"}
+        assert (tmp_path / control.SOCKET).stat().st_mode & 0o777 == 0o600
+    server.close()
+    assert not (tmp_path / control.SOCKET).exists()
