@@ -36,7 +36,7 @@ Bucket = Annotated[str, typer.Argument(metavar="REGION/BUCKET", autocompletion=c
 Address = Annotated[str, typer.Argument(metavar="REGION/BUCKET/KEY", autocompletion=completion.objects)]
 VersionId = Annotated[str | None, typer.Option("--version-id", metavar="ID", help="Not the current version: this one.")]
 
-_STARTING_S = 3.0
+STARTING_S = 3.0
 """From `fsrepl daemon &` until it answers: Python and the settings, half a second on an idle machine."""
 _LOOK_S = 0.05
 
@@ -144,9 +144,11 @@ def ask_daemon(op: str, /, *, answer_within_s: float | None = None, **params: ob
     return control.ask(state().settings.state, op, params, answer_within_s)
 
 
-def await_daemon(op: str, /, *, answer_within_s: float | None = None, **params: object) -> dict[str, Any]:
+def await_daemon(
+    op: str, /, *, answer_within_s: float | None = None, patience_s: float = STARTING_S, **params: object
+) -> dict[str, Any]:
     """The same, with patience for a daemon that is just being started: a script's line before may have done that."""
-    until_s = time.monotonic() + _STARTING_S
+    until_s = time.monotonic() + patience_s
     while True:
         try:
             return ask_daemon(op, answer_within_s=answer_within_s, **params)

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import Json, await_daemon, counted, is_terminal, print_json, say, shown, size_text, state, warn
+from fsrepl.cli.shared import (
+    STARTING_S,
+    Json,
+    await_daemon,
+    counted,
+    is_terminal,
+    print_json,
+    say,
+    shown,
+    size_text,
+    state,
+    warn,
+)
 from fsrepl.errors import Usage
 
 _PROGRESS_S = 0.5
@@ -35,7 +47,8 @@ def wait(
         threading.Thread(target=_progress, args=(stop,), daemon=True).start()
     try:
         within_s = None if timeout is None else timeout + _GRACE_S
-        answer = await_daemon("wait", scope=scope, timeout_s=timeout, answer_within_s=within_s)
+        patience_s = STARTING_S if timeout is None else min(STARTING_S, timeout)
+        answer = await_daemon("wait", scope=scope, timeout_s=timeout, answer_within_s=within_s, patience_s=patience_s)
     finally:
         stop.set()
     for name in answer["open"]:
