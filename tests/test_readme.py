@@ -18,8 +18,6 @@ _TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?
 
 _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 
-_UNTIL_READY = """until fsrepl status --json | grep -q '"ready": true'; do kill -0 $!; sleep 0.1; done"""
-
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
@@ -27,8 +25,6 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
     """First steps, undoing, a site that was lost (G6), a disk that died (G7), and plain files in the end."""
     blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
     assert list(blocks) == ["first steps", "undoing", "site lost", "dead disk", "uninstall"]
-    # A person types slower than a daemon starts.
-    blocks = {name: text.replace("daemon.log &\n", f"daemon.log &\n{_UNTIL_READY}\n") for name, text in blocks.items()}
     script = "set -eux -o pipefail\n" + "\n".join(f"echo '== {name}'\n{text}" for name, text in blocks.items())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     home = tmp_path / "home"
