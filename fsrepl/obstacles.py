@@ -36,6 +36,18 @@ def describe(bucket: OpenBucket, key: bytes) -> str:
     return ""
 
 
+def unversioned(bucket: OpenBucket, key: bytes) -> str:
+    """Why what people see at a key's path is not a version of it, for people; empty where there is nothing."""
+    parent, name = keys.split(key)
+    try:
+        mode = bucket.fs.stat(bucket.views.get(parent), name).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode):
+        return "is a file, and not a version yet: it becomes one when it is complete and the daemon has copied it"
+    return f"is {_kind(mode)}, and no object: it is not replicated"
+
+
 def _kind(mode: int) -> str:
     if stat.S_ISREG(mode):
         return "another key's file"

@@ -200,13 +200,14 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
     with listing.open_versioned(site, address) as bucket:
         group = listing.versions_of(bucket, key)
         notes += _conflict(bucket, group)
+        unseen = "" if group else obstacles.unversioned(bucket, key)
     chosen = [v for v in group if version_id in (None, v.id)]
     if not chosen:
         if notes and version_id is None:
             return Answer(listing.key_document(key) | {"VersionId": None, "Deliveries": [], "Notes": notes}, notes)
         if group:
             raise Refused("NoSuchVersion", f"{address}/{name} has no version {version_id}")
-        raise Refused("NoSuchKey", f"there is no {address}/{name}")
+        raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}")
     version = chosen[0]
     for destination in version.deliveries:
         there = said.get("buckets", {}).get(destination, {}).get("held", {}).get(name)

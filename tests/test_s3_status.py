@@ -13,7 +13,7 @@ import pytest
 
 from fsrepl import status as statuses
 from fsrepl import transfer
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import Delivery, Origin, Status, shown_status
 from tests.doubles import FailingFs
 from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
@@ -467,6 +467,25 @@ def test_what_is_no_longer_to_be_sent_is_not_published(
         assert outcome(world)[DESTINATION] == (FAILED, reason)
     assert world.history(DESTINATION) == {}
     assert world.leftovers(DESTINATION) == []
+
+
+def test_why_tells_what_there_is_where_there_is_no_version(world: World) -> None:
+    """Section 2: a file that is not captured yet, and what never is an object, are more than "there is no such key"."""
+
+    def said(key: str) -> str:
+        with pytest.raises(Refused) as refused:
+            statuses.why(world.engine.site, SOURCE, key.encode(), None, {"running": False})
+        return str(refused.value)
+
+    world.path("link").symlink_to("file")
+    os.mkfifo(world.path("fifo"))
+    world.write("d/file", b"data")
+    assert said("d/file").startswith(f"NoSuchKey: {SOURCE}/d/file is a file, and not a version yet")
+    assert said("link") == f"NoSuchKey: {SOURCE}/link is a link, and no object: it is not replicated"
+    assert said("fifo").startswith(f"NoSuchKey: {SOURCE}/fifo is a FIFO")
+    assert said("d").startswith(f"NoSuchKey: {SOURCE}/d is a directory, and no object")
+    assert said("none") == f"NoSuchKey: there is no {SOURCE}/none"
+    assert said("none/k") == f"NoSuchKey: there is no {SOURCE}/none/k"
 
 
 def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
