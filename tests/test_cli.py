@@ -38,6 +38,16 @@ def test_a_daemon_that_is_just_being_started_is_waited_for(site: Site) -> None:
         assert site.run("wait").code == 0
 
 
+def test_what_is_missing_next_is_said_at_once(site: Site) -> None:
+    """A site made again over regions that are there names their buckets; a role that is removed, who still uses it."""
+    site.must("replication", "enable", SOURCE, DESTINATION)
+    removed = site.must("role", "rm", "replication_role_for_src_to_dst")
+    assert removed.err == f"{SOURCE} still uses it: what it should replicate will be FAILED\n"
+    made = site.must("init", site.home / "again", *(f"--region={n}={p}" for n, p in site.regions.items())).out
+    assert f"    bucket {SOURCE}\n" in made
+    assert "check` tells which roles are missing" in made
+
+
 def test_bucket_names_are_those_of_s3(site: Site) -> None:
     """S3's naming rules, and nothing is made for a name that breaks one."""
     for name in ("ab", "Photos", "a_b", "-ab", "a..b", "10.0.0.1", "xn--ab", "a-.b", "a.-b", "x" * 64):

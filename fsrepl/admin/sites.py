@@ -48,12 +48,12 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
     with contextlib.ExitStack() as undo:
         _make_directory(directory, "the site", undo)
         site = Site(parsed, fs)
-        for name in wanted:
-            attach_region(site, name, undo)
+        found = {name: attach_region(site, name, undo) for name in wanted}
         site.save_identities()
         _write_settings(site.fs, path, text)
         undo.pop_all()
-    return {"Site": str(directory), "Regions": [{"Name": n, "Path": str(r.path)} for n, r in parsed.regions.items()]}
+    attached = [{"Name": n, "Path": str(r.path), "Buckets": found[n]} for n, r in parsed.regions.items()]
+    return {"Site": str(directory), "Regions": attached}
 
 
 def _make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: int | None = None) -> None:

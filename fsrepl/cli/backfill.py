@@ -153,7 +153,7 @@ def _tell(job: dict[str, Any], *, json: bool) -> None:
     else:
         say(
             f"{counts['NumberOfTasksSucceeded']} sent, {size_text(counts['BytesSucceeded'])}; "
-            f"{job['AlreadyThere']} were there already"
+            f"already there: {job['AlreadyThere']}"
         )
     if job["Status"] != "Complete":
         warn(f"job {job['JobId']} is {job['Status']}: {job.get('StatusUpdateReason', 'it was cancelled')}")

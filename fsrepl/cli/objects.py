@@ -39,7 +39,10 @@ def ls(
     address: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/PREFIX]", autocompletion=completion.objects)],
     versions: Annotated[bool, typer.Option("--versions", help="Every version and marker, newest first.")] = False,
     max_keys: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many entries; 0: all.")] = 0,
-    start_after: Annotated[str | None, typer.Option("--start-after", "--key-marker", metavar="KEY")] = None,
+    start_after: Annotated[
+        str | None,
+        typer.Option("--start-after", "--key-marker", metavar="KEY", help="Only keys after this one, in bytes' order."),
+    ] = None,
     version_id_marker: Annotated[str, typer.Option(metavar="ID", help="With --key-marker: after this version.")] = "",
     json: Json = False,
 ) -> None:

@@ -10,6 +10,8 @@ from fsrepl.cli import completion
 from fsrepl.cli.shared import Json, open_site, perform, print_json, print_table, say, state, warn
 from fsrepl.errors import FsreplError, Refused
 
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
 role = typer.Typer(help="Replication roles: files in roles/, in AWS's policy grammar.", no_args_is_help=True)
 
 
@@ -19,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @role.command("create")
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Name,
     source: Annotated[
         str, typer.Option("--from", metavar="SRC", help="The bucket it may read.", autocompletion=completion.buckets)
     ],
@@ -44,15 +46,7 @@ def ls(json: Json = False) -> None:
     """List the roles, and who uses each."""
     from fsrepl import arn
 
-    site = open_site()
-    used: dict[str, list[str]] = {}
-    for address, bucket in sorted(site.buckets.items()):
-        try:
-            with bucket.open():
-                if bucket.replication:
-                    used.setdefault(bucket.replication.role, []).append(address)
-        except FsreplError as error:
-            warn(str(error))
+    used = _users()
     folder = state().settings.roles
     names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
     rows = [{"RoleName": n, "Arn": arn.role_arn(n), "UsedBy": used.get(n, [])} for n in names]
@@ -65,16 +59,31 @@ def ls(json: Json = False) -> None:
 
 
 @role.command("show")
-def show(name: str, json: Json = True) -> None:
+def show(name: Name, json: Json = True) -> None:
     """Print a role's file."""
     print_json(_read(name))
 
 
 @role.command("rm")
-def rm(name: str, json: Json = False) -> None:
+def rm(name: Name, json: Json = False) -> None:
     """Remove a role. Deliveries that need it then end FAILED, AssumeRoleNotPermitted."""
     answer = perform("role.rm", name=name)
     print_json(answer) if json else say(f"role {name} is removed")
+    if users := _users().get(name):
+        warn(f"{', '.join(users)} still uses it: what it should replicate will be FAILED")
+
+
+def _users() -> dict[str, list[str]]:
+    """The buckets that each role is named in. One that cannot be read is told of."""
+    used: dict[str, list[str]] = {}
+    for address, bucket in sorted(open_site().buckets.items()):
+        try:
+            with bucket.open():
+                if bucket.replication:
+                    used.setdefault(bucket.replication.role, []).append(address)
+        except FsreplError as error:
+            warn(str(error))
+    return used
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -51,6 +51,11 @@ def init(
     say(f"site {answer['Site']}")
     for each in answer["Regions"]:  # type: ignore[attr-defined]
         say(f"  region {each['Name']} at {each['Path']}")
+        for bucket in each["Buckets"]:
+            say(f"    bucket {bucket}")
+    if any(each["Buckets"] for each in answer["Regions"]):  # type: ignore[attr-defined]
+        say(f"next: `fsrepl --site {answer['Site']} check` tells which roles are missing")
+        return
     first = answer["Regions"][0]["Name"]  # type: ignore[index]
     say(f"next: `fsrepl --site {answer['Site']} bucket create {first}/BUCKET --versioning`")
 
@@ -190,7 +195,7 @@ def region_add(
 
 
 @region.command("forget")
-def region_forget(name: str, json: Json = False) -> None:
+def region_forget(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = False) -> None:
     """Take a region out of the site. Its directory stays as it is, and can be attached again."""
     answer = perform("region.forget", name=name)
     print_json(answer) if json else say(f"region {name} is no longer part of this site; its files stay where they are")
