@@ -21,7 +21,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,18 +43,22 @@ _FEW = 8
 class Syncer:
     """One syncfs for a batch; fsyncs side by side for a small one while syncfs has lately been slow.
 
-    syncfs waits for everybody's data: 8 to 450 ms beside a busy writer, where an fsync took 1.
+    syncfs waits for everybody's data: 8 to 450 ms beside a busy writer, where an fsync took 1. The fsyncs have
+    threads of their own: a lane may take minutes, or itself wait for the region that waits here.
     """
 
-    def __init__(self, pool: Executor) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_FEW, thread_name_prefix="sync")
         self._slow_until: dict[int, float] = {}
+
+    def close(self) -> None:
+        self._threads.shutdown()
 
     def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
         """Make staged files survive a power cut: (directory, name) each. Raises OSError: write them again then."""
         if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
             with bucket.fs.aside():
-                list(self._pool.map(lambda at: _sync_name(bucket, *at), names))
+                list(self._threads.map(lambda at: _sync_name(bucket, *at), names))
             for fd in {at for at, _ in names}:
                 bucket.fs.sync_file(fd)
             return

@@ -108,7 +108,7 @@ class Engine:
         self.pool = ThreadPoolExecutor(max_workers=max(2, settings.replication.workers), thread_name_prefix="lane")
         self.backfill_lanes = threading.BoundedSemaphore(max(1, settings.replication.workers // 2))
         """The lanes that backfills may use: a live object, however large, always finds another."""
-        self.syncer = Syncer(self.pool)
+        self.syncer = Syncer()
         self.limiter = Limiter(settings.replication.limit_bytes_s)
         self.recent = Recent()
         self.transfers: list[Progress] = []
@@ -151,6 +151,7 @@ class Engine:
         for progress in list(self.transfers):
             progress.stop = True
         self.pool.shutdown(wait=True, cancel_futures=True)
+        self.syncer.close()
         with contextlib.suppress(Exception):
             self.journal.set_fact("clean", "1")
         self.journal.close()

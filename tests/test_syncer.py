@@ -1,0 +1,28 @@
+"""Small batches and slow disks: fsyncs side by side, which wait for nothing else."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from fsrepl import commit
+from tests.world import DESTINATION, SOURCE, World
+
+
+def test_an_fsync_does_not_wait_for_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7, G7: lanes that are all taken, by copies or by repairs that wait for a region, hold up no region."""
+    monkeypatch.setattr(commit, "_SLOW_S", -1.0)  # every syncfs is taken for a slow one
+    with World(tmp_path) as world:
+        world.write("first", b"1")
+        world.settle()
+        release = threading.Event()
+        lanes = [world.engine.pool.submit(release.wait, 20) for _ in range(world.settings.replication.workers)]
+        try:
+            world.write("k", b"small")
+            world.settle()
+            assert not any(lane.done() for lane in lanes)
+        finally:
+            release.set()
+        assert world.tree(DESTINATION) == world.tree(SOURCE) == {"first": b"1", "k": b"small"}
