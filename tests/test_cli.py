@@ -43,6 +43,9 @@ def test_what_is_missing_next_is_said_at_once(site: Site) -> None:
     site.must("replication", "enable", SOURCE, DESTINATION)
     removed = site.must("role", "rm", "replication_role_for_src_to_dst")
     assert removed.err == f"{SOURCE} still uses it: what it should replicate will be FAILED\n"
+    document = site.must("replication", "get", SOURCE).out.encode()
+    put = site.must("replication", "put", SOURCE, "-", stdin=document)
+    assert put.err.startswith("role replication_role_for_src_to_dst is missing: ")
     made = site.must("init", site.home / "again", *(f"--region={n}={p}" for n, p in site.regions.items())).out
     assert f"    bucket {SOURCE}\n" in made
     assert "check` tells which roles are missing" in made

@@ -140,7 +140,7 @@ def rm(address: Address, version_id: VersionId = None, json: Json = False) -> No
         what = "delete marker" if answer["DeleteMarker"] else "version"
         say(f"{shown(address)}: {what} {version_id} is removed for good")
     elif answer.get("DeleteMarker"):
-        say(f"{shown(address)}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings it back")
+        say(f"{shown(address)}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings back what was there")
     else:
         say(f"{shown(address)}: deleted")
 

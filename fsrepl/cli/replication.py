@@ -18,7 +18,9 @@ from fsrepl.cli.shared import (
     print_table,
     read_document,
     say,
+    state,
     tell,
+    warn,
 )
 from fsrepl.errors import Usage
 
@@ -146,6 +148,9 @@ def put(
         return
     for rule in answer["ReplicationConfiguration"]["Rules"]:
         (tell if dry_run else say)(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
+    role = answer["ReplicationConfiguration"]["Role"].rpartition("/")[2]
+    if not (state().settings.roles / f"{role}.json").exists():
+        warn(f"role {role} is missing: what it should replicate will be FAILED; `fsrepl role create {role}` makes it")
 
 
 @replication.command("get")
