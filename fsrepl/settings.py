@@ -120,8 +120,8 @@ def _keep_free(value: object) -> KeepFree:
         fraction = float(Decimal(match[1]) / 100)
         if fraction < 1:
             return KeepFree(fraction=fraction)
-    elif (found := _amount(value, _SIZES)) is not None:
-        return KeepFree(size_bytes=found)
+    elif (isinstance(value, str) or value == 0) and (found := _amount(value, _SIZES)) is not None:
+        return KeepFree(size_bytes=found)  # not a bare 5: who writes that means "5%", and not 5 bytes
     raise ValueError('a share below "100%", such as "5%", or a size such as "10GiB"')
 
 
