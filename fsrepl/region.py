@@ -366,7 +366,7 @@ class Region:
             with bucket.open():
                 pass  # raises with the reason
             if place is None or bucket.versioning is not Versioning.OFF:
-                why = place.put_down if place else ""
+                why = (place.put_down or place.offline) if place else ""
                 raise Unavailable(f"bucket {address} is not up yet: {why or 'it is being taken up; try again'}")
         return place
 

@@ -92,6 +92,14 @@ def test_an_error_begins_with_its_code_whatever_else_is_wrong(site: Site) -> Non
     assert "offline bucket=east/broken" in site.run("-v", "restore", f"{SOURCE}/nothing").err
 
 
+def test_what_keeps_a_bucket_down_is_told(site: Site) -> None:
+    """Section 5: an error says what; here that the time of FSREPL_CLOCK cannot be read."""
+    site.environ["FSREPL_CLOCK"] = str(site.home / "no-clock")
+    found = site.run("rm", f"{SOURCE}/k")
+    assert found.code == 1
+    assert "FSREPL_CLOCK: cannot read" in found.err
+
+
 def test_a_role_is_removed_from_the_folder_of_roles_alone(site: Site) -> None:
     """Section 2, roles/NAME.json: a name that leads out of the folder is none, and no other file goes."""
     precious = site.root / "precious.json"
