@@ -19,6 +19,8 @@ _QUEUE_MIN = 16384
 _WATCHES_MIN = 524_288
 _NEARLY = 0.7
 _INODES_LOW = 0.05
+_STATE_FULL_BYTES = 1 << 20
+_STATE_LOW_BYTES = 64 << 20
 _AHEAD_S = 2.0
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "fuse"})
@@ -397,6 +399,23 @@ def _journal(facts: Facts) -> Iterator[Finding]:
             Level.WARNING, "journal", "", f"the journal cannot be read: {trouble}",
             "restart the daemon: it makes a new one from the trees, and nothing is lost",
         )  # fmt: skip
+    yield from _state_space(facts["state"], facts["state_free"])
+
+
+def _state_space(state: str, free: int | None) -> Iterator[Finding]:
+    """Room for the journal: it may lie on a disk of its own, and without room nothing can be captured or delivered."""
+    if free is None:
+        return
+    what = f"{_size(free)} are free for the state in {state}"
+    if free < _STATE_FULL_BYTES:
+        yield Finding(
+            Level.ERROR, "space", "state", f"{what}: the journal cannot be written, and everything waits",
+            "make room there; all goes on by itself then",
+        )  # fmt: skip
+    elif free < _STATE_LOW_BYTES:
+        yield Finding(Level.WARNING, "space", "state", what, "make room there before the journal cannot be written")
+    else:
+        yield Finding(Level.OK, "space", "state", what)
 
 
 def _size(count: float) -> str:

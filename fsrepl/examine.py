@@ -84,6 +84,7 @@ class Facts(TypedDict):
     """All of it. said: what the daemon says of itself; regions: as it sees them, or this process where there is none.
 
     mounted_rw: the regions that are on a writable mount for this process, or for the first one of the system.
+    state_free: the bytes left to the state folder, of which the journal is most; None where it is not there.
     """
 
     said: dict[str, object]
@@ -92,6 +93,8 @@ class Facts(TypedDict):
     mounted_rw: list[str]
     buckets: list[Bucket]
     journal: str
+    state: str
+    state_free: int | None
     rescan_s: float
 
 
@@ -331,6 +334,15 @@ def journal(site: Site) -> tuple[Journal | None, str]:
         return None, str(error)
 
 
+def state_free(site: Site) -> int | None:
+    """The bytes that the filesystem of the state folder has left for its user."""
+    try:
+        found = os.statvfs(site.state)
+    except OSError:
+        return None
+    return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
+
+
 def regions(site: Site) -> list[Region]:
     return [region(site, name) for name in site.settings.regions]
 
@@ -356,5 +368,7 @@ def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | 
         "mounted_rw": [n for n, s in site.settings.regions.items() if is_mounted_rw(str(s.path))],
         "buckets": buckets,
         "journal": trouble,
+        "state": str(site.state),
+        "state_free": state_free(site),
         "rescan_s": site.settings.capture.rescan_s,
     }

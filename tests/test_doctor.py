@@ -43,6 +43,7 @@ def facts(**more: Any) -> Facts:
             "limits": {"max_user_watches": 100_000, "max_user_instances": 128, "max_queued_events": 16384},
         },
         "regions": [region()], "mounted_rw": ["east"], "buckets": [bucket()], "journal": "", "rescan_s": 3600,
+        "state": "/var/lib/fsrepl", "state_free": 1 << 30,
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
 
@@ -117,6 +118,9 @@ def test_all_is_well() -> None:
         ({"regions": [region(free=9 << 30)]}, "warning", "space", "9.0 GiB of 100.0 GiB are free", "make room"),
         ({"regions": [region(inodes_free=0)]}, "error", "space", "0 of 1000 inodes", "remove"),
         ({"regions": [region(inodes_free=9)]}, "warning", "space", "9 of 1000 inodes", "remove"),
+        # P26: the journal's own disk
+        ({"state_free": 4096}, "error", "space", "/var/lib/fsrepl: the journal cannot be written", "by itself"),
+        ({"state_free": 9 << 20}, "warning", "space", "9.0 MiB are free for the state", "make room"),
         ({"buckets": [bucket(trouble="rules.json cannot be read")]}, "error", "bucket", "rules.json", "by itself"),
         ({"buckets": [bucket(halted=True)]}, "warning", "bucket", "HALTED", "fsrepl ack east/src"),
         ({"buckets": [bucket(displaced=2)]}, "warning", "bucket", "2 files", "log"),
