@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, commit, edits, keys, metadata, owing, plan, records, shared, showing, store
+from fsrepl import attrs, capture, commit, edits, keys, mend, metadata, owing, plan, records, shared, showing, store
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.model import NULL, Origin, Version, Versioning
@@ -143,6 +143,26 @@ def _put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None
     level = logging.WARNING if isinstance(error, OSError) and error.errno in NO_SPACE else logging.ERROR
     log.log(level, 'not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
     region.look_later(place, mark, _AGAIN_S, why)
+    if isinstance(error, StoreDamaged):
+        _repair(region, mark)
+
+
+def _repair(region: Region, mark: Mark) -> None:
+    """The record of the version that a view shows contradicts itself: have it rebuilt before the next look at its key.
+
+    Nobody need have damaged it: root's `rsync -X` writes every attribute of one file on another of the same content
+    and time, and a view may be the stored file.
+    """
+    known = region.engine.journal.object(mark.address, mark.key)
+    shown = known.view.shown or known.id if known and known.view else ""
+    target = mend.Target(mark.address, keys.stored_path(mark.key), shown, marker=False)
+
+    def finish(found: bool | Exception) -> None:
+        if isinstance(found, Exception):
+            log.warning('not repaired bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), found)
+
+    if shown:
+        region.in_lane(lambda: mend.repair(region.engine, target), finish)
 
 
 def _judge(
