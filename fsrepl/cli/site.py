@@ -176,7 +176,8 @@ def region_add(
 ) -> None:
     """Attach a directory as a region.
 
-    One that has an identity is taken as it is, with its buckets; any other becomes a new region.
+    One that has an identity is taken as it is, with its buckets; any other becomes a new region. A region of this site
+    that was moved is attached again where it is now.
     """
     name, equals, path = region.partition("=")
     if not (name and equals and path):

@@ -34,7 +34,14 @@ def register(app: typer.Typer) -> None:
 
 
 def wait(
-    scope: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/KEY]", autocompletion=completion.objects)] = "",
+    scope: Annotated[
+        str,
+        typer.Argument(
+            metavar="REGION/BUCKET[/KEY]",
+            help="Only for a source bucket, or an object; else for the whole site.",
+            autocompletion=completion.objects,
+        ),
+    ] = "",
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Seconds; without it, for ever.")] = None,
     json: Json = False,
 ) -> None:
@@ -91,7 +98,12 @@ def _progress(stop: threading.Event) -> None:
 
 
 def retry(
-    scope: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/KEY]", autocompletion=completion.objects)] = "",
+    scope: Annotated[
+        str,
+        typer.Argument(
+            metavar="REGION/BUCKET[/KEY]", help="A source bucket, or an object.", autocompletion=completion.objects
+        ),
+    ] = "",
     all_: Annotated[bool, typer.Option("--all", help="Everything that failed in this site.")] = False,
     json: Json = False,
 ) -> None:
