@@ -267,12 +267,8 @@ class Bucket:
         for fd in (opened.meta, opened.versions):
             if fd < 0:
                 continue
-            found = self.fs.stat_fd(fd)
-            if found.st_uid not in (self.fs.uid, 0) or found.st_mode & 0o022:
-                raise Unavailable(
-                    f"bucket {self.address}: its .fsrepl belongs to uid {found.st_uid} with mode "
-                    f"{stat.S_IMODE(found.st_mode):o}, not to the daemon alone; what it says is not believed"
-                )
+            if why := disowned(self.fs, fd):
+                raise Unavailable(f"bucket {self.address}: its .fsrepl {why}; what it says is not believed")
 
     def refresh(self, opened: OpenBucket) -> None:
         """Read the documents that changed since the last look."""
@@ -516,6 +512,14 @@ def open_directory(fs: Fs, path: Path) -> Iterator[int]:
 
 
 # -- documents: JSON files, replaced whole
+
+
+def disowned(fs: Fs, fd: int) -> str:
+    """Why a folder of a store is not the daemon's own, so that others may have written in it; empty where it is."""
+    found = fs.stat_fd(fd)
+    if found.st_uid in (fs.uid, 0) and not found.st_mode & 0o022:
+        return ""
+    return f"belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}, not to the daemon alone"
 
 
 def read_document(fs: Fs, at: int, name: bytes) -> dict[str, object] | None:

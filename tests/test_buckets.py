@@ -88,6 +88,19 @@ def leave_free(world: World, amount: str) -> None:
     world.restart()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away")
+@pytest.mark.parametrize(("op", "more"), [("bucket.adopt", {}), ("bucket.create", {"versioning": True})])
+def test_what_somebody_else_has_prepared_is_not_built_upon(world: World, op: str, more: dict[str, bool]) -> None:
+    """Section 2: a store that belongs to neither the daemon nor root is refused, before anything is written into it."""
+    meta = world.path(bucket=ADDRESS) / ".fsrepl"
+    meta.mkdir(parents=True)
+    (meta / "bucket.json").write_text('{"uuid": "theirs", "name": "old", "region": "east", "created": "never"}')
+    os.chown(meta, 65534, 65534)
+    assert world.refused(op, bucket=ADDRESS, **more) == "AccessDenied"
+    assert [file.name for file in meta.iterdir()] == ["bucket.json"]
+    assert ADDRESS not in world.engine.site.buckets
+
+
 def test_an_adoption_that_was_cut_short_is_finished_by_the_next(world: World) -> None:
     """G7: at whatever change the power goes, the same command again makes each file the version null, once."""
     for calls in itertools.count(step := 7, step):

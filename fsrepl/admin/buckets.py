@@ -18,6 +18,7 @@ from fsrepl.site import (
     Bucket,
     OpenBucket,
     Site,
+    disowned,
     new_identity,
     read_document,
     remove_document,
@@ -89,6 +90,8 @@ def make_bucket(
             undo.callback(_unmake, site, address, META)
         meta = fs.open_dir(fd, META)
         closing.callback(fs.close, meta)
+        if why := disowned(fs, meta):  # what somebody else has prepared is neither believed nor built upon
+            raise Refused("AccessDenied", f"{address} cannot be made: its .fsrepl {why}; move that folder away")
         for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
             with contextlib.suppress(FileExistsError):
                 fs.make_dir(meta, folder)
