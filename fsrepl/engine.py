@@ -83,6 +83,12 @@ class Recent:
         until_s, data = self._data.get(digest, (0.0, None))
         return data if time.monotonic() < until_s else None
 
+    def forget_data(self) -> None:
+        """A way was blocked: what is sent once that has ended was not stored just now, and is read again."""
+        with self._guard:
+            self._data.clear()
+            self._bytes = 0
+
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
         """One version, or a whole bucket."""
         with self._guard:

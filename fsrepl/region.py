@@ -298,6 +298,7 @@ class Region:
         rounds.watch_barrier(self, place, bucket)
         batch.resume(self, place, bucket)
         place.up, place.scanned, place.unsettled, place.put_down = True, False, False, ""
+        engine.recent.forget_data()
         self.owe_all(place)
         for queue in self.queues.values():
             if queue.destination == address:
@@ -636,6 +637,7 @@ class Region:
         queue = self.queue(owed[0].source, owed[0].destination)
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
         if whole:
+            self.engine.recent.forget_data()
             queue.attempts += 1
             queue.put_back(owed, now_s + plan.retry_delay_s(queue.attempts, cap_s), why)
             return

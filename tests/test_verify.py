@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import engine, keys, operations, settings
+from fsrepl import keys, operations, settings
 from fsrepl.compare import Problem, Seen, Verdict, judge_view
 from fsrepl.errors import Refused
 from fsrepl.fs import ReadingFs
@@ -397,11 +397,8 @@ def test_a_damaged_version_fails_and_is_sent_when_it_is_mended(tmp_path: Path) -
         assert world.statuses() == {Status.COMPLETED}
 
 
-def test_what_became_of_the_store_counts_and_not_what_is_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Section 5: a version that was damaged since its capture is FAILED, though its content was in memory then."""
-    monkeypatch.setattr(engine, "_RECENT_DATA_S", 0.0)
+def test_what_became_of_the_store_counts_and_not_what_is_remembered(tmp_path: Path) -> None:
+    """Section 5: damaged while its destination was away, however shortly: FAILED, though it was in memory before."""
     with World(tmp_path) as world:
         (world.home / "west").rename(tmp_path / "away")
         world.write("k", b"one")
