@@ -38,6 +38,8 @@ _SWITCH_S = 0.001
 
 def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
+    reload = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: reload.set())  # from now on: it would end us by default
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     log.addHandler(handler)
@@ -51,7 +53,7 @@ def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with control.Lock(found.state) as lock:
         lock.acquire()
-        return Daemon(found, lock).run()
+        return Daemon(found, lock, reload).run()
 
 
 def _raise_file_limit() -> None:
@@ -61,7 +63,7 @@ def _raise_file_limit() -> None:
 
 
 class Daemon:
-    def __init__(self, found: Settings, lock: control.Lock) -> None:
+    def __init__(self, found: Settings, lock: control.Lock, reload: threading.Event) -> None:
         self.lock = lock
         self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)
@@ -70,12 +72,11 @@ class Daemon:
         self.hooks = Hooks(self.engine.reporter.eventlog)
         self.exporter = Exporter(self._gauges, self.engine.fs)
         self._stop = threading.Event()
-        self._reload = threading.Event()
+        self._reload = reload
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
-        signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         engine = self.engine
         engine.threaded = True
         self.hooks.configure(engine.settings.events)

@@ -63,3 +63,15 @@ def test_settings_that_make_no_sense_change_nothing(tmp_path: Path) -> None:
         assert not site.path("inner").exists()
         file.write_text(good)
         site.wait()
+
+
+def test_a_reload_at_the_very_start_is_done_once_it_is_up(tmp_path: Path) -> None:
+    """Section 5: SIGHUP never ends the daemon, however early; what it asked for is not forgotten."""
+    with Site(tmp_path) as site:
+        site.start(ready=False)
+        assert site.daemon is not None
+        lock = site.root / ".fsrepl-site" / "lock"
+        site.until(lambda: lock.exists() and lock.read_text() == f"{site.daemon.pid}\n", "it has the site's lock")
+        site.daemon.send_signal(signal.SIGHUP)
+        site.until(site._is_ready, "the daemon is ready")
+        site.until(lambda: "reloaded" in site.log.read_text(), "it has read its settings again")

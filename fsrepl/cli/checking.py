@@ -207,7 +207,8 @@ def _sum_up(tally: Tally, *, repair: bool) -> None:
         result += f", {tally.differences - tally.left} of them repaired"
     say(f"{counted(tally.checked, 'version')}, {size_text(tally.bytes)}: {result}")
     if tally.pending:
-        say(f"{tally.pending} deliveries or changes are pending; `fsrepl wait` waits for them")
+        pending = counted(tally.pending, "delivery or change", "deliveries or changes")
+        say(f"{pending} pending; `fsrepl wait` waits for that")
     if tally.failed:
         failed = counted(tally.failed, "delivery", "deliveries")
         say(f"{failed} failed, and not compared; `fsrepl status` and `fsrepl why` tell more")
