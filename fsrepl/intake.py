@@ -378,7 +378,6 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         else:
             place.unmarked.drop(new.version.key)
             showing.way_is_free(region, place)
-        showing.release(region, place, bucket, new.version.key)  # what is there now is what it shall show
     owing.owe(region, bucket.address, [new.version for new in published])
     engine.reporter.captured(
         bucket.address,

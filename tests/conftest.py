@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.world import USER
 
 
 @pytest.fixture
@@ -31,3 +34,25 @@ def _takes_attributes(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.fixture
+def users_home() -> Iterator[Path]:
+    """A folder of an ordinary user, whom this process is as long as the test runs.
+
+    Not below pytest's own folder, which every other pytest that starts shuts to all but root.
+    """
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-user-"))
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.chown(home, USER, USER)
+        codecs.lookup("ascii")  # what Python loads late may lie where that user may not read
+        os.setegid(USER)
+        os.seteuid(USER)
+    try:
+        yield home
+    finally:
+        if was_root:
+            os.seteuid(0)
+            os.setegid(0)
+        shutil.rmtree(home)

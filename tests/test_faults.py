@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 
 import pytest
 
 from fsrepl.errors import FsreplError
+from tests import deeds
 from tests.doubles import FailingFs
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.world import DESTINATION, SOURCE, worlds
 
 FAULTS = [(errno.EIO, False), (errno.EDQUOT, False), (errno.ENOSPC, True), (errno.EROFS, True)]
-
-
-def _begin(world: World) -> None:
-    world.write("d/k", b"one")
-    world.write("d/gone", b"g")
-    world.write("kept", b"k")
-    world.settle()
-
-
-def _act(world: World) -> None:
-    """A bit of everything that people do."""
-    world.write("d/k", b"two, longer")
-    world.unlink("d/gone")
-    world.path("kept").rename(world.path("moved"))
-    os.chmod(world.path("moved"), 0o640)
-    world.write("new/deep/file", b"n" * 5000)
 
 
 @pytest.mark.slow
@@ -39,8 +23,8 @@ def test_a_fault_at_every_change(memory: Path, number: int, for_ever: bool, shar
     for calls, world in worlds(memory):
         if sharing != "auto":
             world.set_sharing(west=sharing)
-        _begin(world)
-        _act(world)
+        deeds.begin(world)
+        deeds.act(world)
         there = world.tree(SOURCE)
         fs = FailingFs(1 << 60, number)
         world.restart(fs=fs)
@@ -58,9 +42,7 @@ def test_a_fault_at_every_change(memory: Path, number: int, for_ever: bool, shar
             world.settle()
         assert world.tree(SOURCE) == there == world.tree(DESTINATION), where
         assert world.ids(SOURCE) == world.ids(DESTINATION), where
-        assert {key: len(found) for key, found in world.ids(SOURCE).items()} == {
-            b"d/k": 2, b"d/gone": 2, b"kept": 2, b"moved": 1, b"new/deep/file": 1
-        }, where  # fmt: skip
+        assert {key: len(found) for key, found in world.ids(SOURCE).items()} == deeds.VERSIONS, where
         assert world.statuses() == {"COMPLETED"}, where
         assert world.statuses(DESTINATION) == {"REPLICA"}, where
         assert world.look_of("moved") == world.look_of("moved", DESTINATION), where

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import itertools
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.doubles import CoarseFs, DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World
-
-USER = 65533
-
-
-@pytest.fixture
-def users_home() -> Iterator[Path]:
-    """A folder of an ordinary user, whom this process is as long as the test runs.
-
-    Not below pytest's own folder, which every other pytest that starts shuts to all but root.
-    """
-    home = Path(tempfile.mkdtemp(prefix="fsrepl-user-"))
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.chown(home, USER, USER)
-        codecs.lookup("ascii")  # what Python loads late may lie where that user may not read
-        os.setegid(USER)
-        os.seteuid(USER)
-    try:
-        yield home
-    finally:
-        if was_root:
-            os.seteuid(0)
-            os.setegid(0)
-        shutil.rmtree(home)
 
 
 @pytest.mark.slow

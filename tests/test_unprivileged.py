@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,35 +14,16 @@ from fsrepl.cli import shared
 from fsrepl.errors import Refused
 from fsrepl.model import Posix, Status
 from fsrepl.watch import ARRIVED, CHANGED, GONE, MOVED, WRITING, DirectoryEvent
-from tests.world import DESTINATION, SOURCE, Json, World, v2
+from tests.world import DESTINATION, SOURCE, USER, Json, World, v2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, and makes files of others")
 
-USER = 65533
 SHARINGS = {"linked": {}, "private": {"west": "private"}, "all-linked": {"east": "link", "west": "link"}}
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A folder of that user, whom this process is as long as the test runs."""
-    for above in (tmp_path, *tmp_path.parents):
-        if above == Path("/tmp"):
-            break
-        above.chmod(0o755)
-    os.chown(tmp_path, USER, USER)
-    codecs.lookup("ascii")  # what Python loads late may lie where that user may not read
-    os.setegid(USER)
-    os.seteuid(USER)
-    try:
-        yield tmp_path
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-
-
 @pytest.fixture(params=SHARINGS)
-def world(home: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    with World(home) as made:
+def world(users_home: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    with World(users_home) as made:
         with made.settings.path.open("a") as settings:  # who may not ask for a lease waits until a file was left alone
             settings.write("\n[capture]\nopen_quiet_s = 0.001\n")
         made.set_sharing(**SHARINGS[request.param])
@@ -137,9 +117,9 @@ def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -
     assert world.tree(DESTINATION) == {}
 
 
-def test_a_file_that_nobody_can_ask_about_is_waited_for(home: Path) -> None:
+def test_a_file_that_nobody_can_ask_about_is_waited_for(users_home: Path) -> None:
     """Section 5, wait: only files known to be written into are not waited for; of others that is known by events."""
-    with World(home) as world:
+    with World(users_home) as world:
         as_root(world.home / "theirs", b"data", Posix(0o644, 77, 88, 0), world.path("k"))
         world.settle()
         assert not world.place().later[b"k"].opened
@@ -194,7 +174,7 @@ def test_what_may_not_be_read_and_is_moved_out_is_no_trouble_any_more(world: Wor
     assert not world.place().unreadable
 
 
-def test_edits_on_both_sides_of_what_may_not_be_read(home: Path) -> None:
+def test_edits_on_both_sides_of_what_may_not_be_read(users_home: Path) -> None:
     """s3-semantics 2.2: with replica modification sync, the other way round as well."""
 
     def rule(to: str) -> Json:
@@ -202,7 +182,7 @@ def test_edits_on_both_sides_of_what_may_not_be_read(home: Path) -> None:
         made["SourceSelectionCriteria"] = {"ReplicaModifications": {"Status": "Enabled"}}
         return made
 
-    with World(home, replicate=False) as world:
+    with World(users_home, replicate=False) as world:
         world.configure(rule(DESTINATION), source=SOURCE)
         world.configure(rule(SOURCE), source=DESTINATION)
         world.write("k", b"data")
@@ -215,9 +195,9 @@ def test_edits_on_both_sides_of_what_may_not_be_read(home: Path) -> None:
         world.stays_quiet()
 
 
-def test_a_role_that_runs_as_somebody_else(home: Path) -> None:
+def test_a_role_that_runs_as_somebody_else(users_home: Path) -> None:
     """s3-semantics 6.3: the daemon can be nobody but itself: AssumeRoleNotPermitted; as itself it works."""
-    with World(home) as world:
+    with World(users_home) as world:
         role = next(world.settings.roles.glob("*.json"))
         text = role.read_text()
         for uid, gid, expected in ((USER, USER, ""), (USER + 1, USER, "x"), (USER, USER + 1, "x"), (0, 0, "x")):

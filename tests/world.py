@@ -22,6 +22,8 @@ from tests.doubles import UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
 ROLE = "courier"
+USER = 65533
+"""An ordinary user, whom tests become that root would pass without noticing."""
 
 Json = dict[str, Any]
 
