@@ -21,6 +21,8 @@ class Problem(enum.StrEnum):
     MISSING = "Missing"
     """A version was delivered, and is not in the store."""
     METADATA = "MetadataDiffers"
+    DELETED = "ReplicaDeleted"
+    """A replica's newest version is a delete marker that its source does not have."""
     LOST = "AttributesLost"
     """A stored file has no record, or the record lacks what it must have."""
     DAMAGED = "RecordDamaged"

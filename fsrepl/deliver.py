@@ -235,9 +235,9 @@ class Batch:
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
         """Whether the view must be looked at before its key gets a newer version.
 
-        Of one of which nothing is known yet, as before the first scan that follows a lost journal, it would
-        be taken for what a user made of that version. One that is gone was removed by a user: that was the
-        current version, and the removal is recorded first.
+        Of one of which nothing is known yet, as before the first scan that follows a lost journal, or which is not
+        as an old journal has it, it would be taken for what a user made of that version. One that is gone was
+        removed by a user: that was the current version, and the removal is recorded first.
         """
         if known is None or known.marker or key in self.place.held:
             return False
@@ -248,7 +248,7 @@ class Batch:
             found = self.destination.fs.stat(self.destination.views.get(directory), name)
         except OSError as error:
             return error.errno in GONE
-        return not self.destination.fs.is_regular(found)
+        return not self.destination.fs.is_regular(found) or not (self.place.scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:
         """What is sent of a version: what may travel of it, and with another owner where the rule says so."""

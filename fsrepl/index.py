@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,9 @@ from fsrepl.rows import View, view_of
 from fsrepl.site import OpenBucket
 
 log = logging.getLogger("fsrepl")
+
+_INDEXED = b"indexed"
+"""An empty file in .fsrepl. Its ctime tells the journal that has the tree on record from any older one."""
 
 
 def reconcile(
@@ -61,13 +65,44 @@ def reconcile(
     if rebuilder is not None and (afresh or rebuilder.rebuilt):
         bucket.sync()
         rebuilder.show()
-    journal.set_tree(address, "" if rebuilder and rebuilder.waiting else tree)
+    if rebuilder is None:
+        journal.set_tree(address, tree)
+    elif rebuilder.waiting:
+        journal.set_tree(address, "")
+    else:
+        sign(bucket, journal)
+
+
+def sign(bucket: OpenBucket, journal: Journal) -> None:
+    """Mark a tree as the one that this journal has on record, when work in it begins and when it ends.
+
+    A copy of the journal from before then, as a restored backup or a snapshot is, does not match the tree any
+    more, and neither does that of another site which had the tree meanwhile. Its rows are read again.
+    """
+    fs = bucket.fs
+    with contextlib.suppress(OSError):  # where nothing can be changed, nothing will differ
+        try:
+            fd = fs.open_read(bucket.meta, _INDEXED)
+        except FileNotFoundError:
+            fd = fs.create(bucket.meta, _INDEXED)
+        try:
+            fs.set_mtime(fd, time.time_ns())  # ctime follows, and nobody can set that
+        finally:
+            fs.close(fd)
+    journal.set_tree(bucket.address, _tree(bucket))
 
 
 def _tree(bucket: OpenBucket) -> str:
-    """What tells a tree from a copy of it: a copy has other inodes, and its attributes may be gone."""
+    """What tells a tree from a copy of it, and from its own past. See sign.
+
+    A copy has other inodes, and its attributes may be gone.
+    """
     identity = bucket.fs.stat(bucket.meta, b"bucket.json")
-    return f"{bucket.fs.stat_fd(bucket.versions).st_ino} {identity.st_ino} {identity.st_ctime_ns}"
+    try:
+        indexed_ns = bucket.fs.stat(bucket.meta, _INDEXED).st_ctime_ns
+    except FileNotFoundError:
+        indexed_ns = 0
+    return f"{bucket.fs.stat_fd(bucket.versions).st_ino} {identity.st_ino} {identity.st_ctime_ns} {indexed_ns}"
 
 
 def _directory(
@@ -174,12 +209,15 @@ def finish(
 ) -> dict[tuple[bytes, str], bytes]:
     """Carry out the intents that a crash left, look at what was displaced, sweep staging.
 
+    After that every view shows its key's current version, or is held. The journal's row of any other view is older
+    than the tree, and is forgotten: what is there now is compared with the versions, as without a journal.
     hold: takes a view that cannot change yet; whether that is written down durably, so that its old intent may go.
     Returns the versions that are still to be fetched again, and under what name that is written down.
     """
     files = list(commit.read_intents(bucket))
     intents = [intent for _, group in files for intent in group]
     kept: set[bytes] = set()
+    held: set[bytes] = set()
     fetched: dict[tuple[bytes, str], bytes] = {}
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
@@ -191,8 +229,12 @@ def finish(
         if intent.act is commit.Act.FETCH:
             continue
         outcome = finish_one(bucket, journal, intent)
-        if isinstance(outcome, commit.Held) and not hold(intent, outcome):
-            kept.add(intent.key)
+        if isinstance(outcome, commit.Held):
+            held.add(intent.key)
+            if not hold(intent, outcome):
+                kept.add(intent.key)
+    behind = journal.behind(bucket.address)
+    journal.see_all(bucket.address, [(key, None) for key in behind if key not in held])
     bucket.sync()
     if files:
         bucket.fs.sync_all(bucket.fd)

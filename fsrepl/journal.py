@@ -332,6 +332,14 @@ class Journal:
         )
         return [keys.join(directory, name) for directory, name in rows]
 
+    def behind(self, address: str) -> list[bytes]:
+        """Keys whose view is on record as showing another version than the current one. Looks through all of them."""
+        rows = self.execute(
+            "SELECT dir, name FROM object WHERE bucket = ? AND ino IS NOT NULL AND shown != id",
+            (self._ids.get(address),),
+        )
+        return [keys.join(directory, name) for directory, name in rows]
+
     def versions_of(self, address: str, key: bytes) -> list[tuple[str, int, bool]]:
         """(id, created_ns, marker) of each version and marker of a key, newest first."""
         directory, name = keys.split(key)

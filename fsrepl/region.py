@@ -162,6 +162,8 @@ class Region:
                 if place.up:
                     courtesy.mark_views(self, place, time.monotonic(), everything=True)
                     self._record_skipped(place)
+                    with place.bucket.open() as bucket:
+                        index.sign(bucket, self.engine.journal)
 
     def wake(self) -> None:
         self._wake.set()

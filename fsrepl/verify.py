@@ -19,7 +19,7 @@ from fsrepl.compare import Difference, Problem, Seen, Verdict
 from fsrepl.errors import FsreplError, Refused, StoreDamaged
 from fsrepl.fs import GONE, reason
 from fsrepl.journal import Journal
-from fsrepl.model import NULL, Role, Status, Version, Versioning
+from fsrepl.model import NULL, Origin, Role, Status, Version, Versioning
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket, Site, read_document
 
@@ -202,6 +202,8 @@ class Verification:
                 yield from self._store(side, partial(self._received, source))
             for side in [s for s in self._sides.values() if s is not None]:
                 yield from self._views(side)
+                if side is not source:
+                    yield from self._deletions(source, side)
 
     def _store(
         self, side: Side, compared: Callable[[Side, Version], Iterator[tuple[Difference, Look]]]
@@ -373,6 +375,28 @@ class Verification:
         why = compare.metadata_difference(got, expected)
         return _difference(receiver, got, Problem.METADATA, why) if why else None
 
+    def _deletions(self, source: Side, there: Side) -> Iterator[tuple[Difference, Look]]:
+        """Objects of a source that are deleted at a destination alone."""
+        for key, current in self._index.objects(there.address):
+            mine = self._index.object(source.address, key) if current.marker else None
+            if mine is not None and not mine.marker:
+                look = partial(self._deletion, source, there, key)
+                if (difference := look()) is not None:
+                    yield difference, look
+
+    def _deletion(self, source: Side, there: Side, key: bytes) -> Difference | None:
+        """A marker that was made at a destination, on top of the version that the source delivered or received."""
+        sent, got = self._newest(source, key), self._newest(there, key)
+        if sent is None or sent.marker or got is None or not got.marker or got.origin is not Origin.USER:
+            return None
+        delivery, back = sent.deliveries.get(there.address), got.deliveries.get(source.address)
+        delivered = sent.source == there.address or (delivery is not None and delivery.status is Status.COMPLETED)
+        if not delivered or (back is not None and back.status is not Status.FAILED):
+            return None
+        what = f"{there.address}/{keys.shown(key)} --version-id {got.id}"
+        why = f"only the replica has this delete marker; `fsrepl rm {what}` removes it"
+        return _difference(there, got, Problem.DELETED, why)
+
     def _role_of(self, side: Side) -> Role | None:
         replication = side.bucket.bucket.replication
         if replication is None:
@@ -402,13 +426,17 @@ class Verification:
 
     def _current(self, side: Side, key: bytes) -> Object | None:
         """The current version of a key, from the store as it is now."""
-        try:
-            newest = next(iter(listing.versions_of(side.bucket, key)), None)
-        except (OSError, StoreDamaged):
-            return None
+        newest = self._newest(side, key)
         if newest is None or store.is_stripped(newest):
             return None
         return Object(newest.id, newest.created_ns, newest.marker, newest.digest, None)
+
+    def _newest(self, side: Side, key: bytes) -> Version | None:
+        """The record of a key's newest version or marker; None where there is none, or none that can be read."""
+        try:
+            return next(iter(listing.versions_of(side.bucket, key)), None)
+        except (OSError, StoreDamaged):
+            return None
 
     def _view(self, side: Side, key: bytes, current: Object) -> tuple[Verdict, Difference | None]:
         known = self.journal.object(side.address, key) if self.journal is not None else None

@@ -170,6 +170,36 @@ def test_a_version_removed_for_good_is_not_missing(tmp_path: Path) -> None:
         assert verify(world) == []
 
 
+@pytest.mark.parametrize("by_command", [False, True], ids=["unlink", "rm"])
+def test_an_object_that_is_deleted_at_the_replica_alone_is_named(tmp_path: Path, *, by_command: bool) -> None:
+    """Section 5: the replica has a delete marker, and its source the object. Nothing is changed by itself.
+
+    Also where a repair was asked for: the deletion is its user's, and the command that takes it back is told.
+    """
+    with World(tmp_path) as world:
+        fill(world)
+        if by_command:
+            world.remove("d/k", DESTINATION)
+        else:
+            world.unlink("d/k", DESTINATION)
+        world.settle()
+        named = (DESTINATION, "d/k", "ReplicaDeleted", False)
+        assert verify(world) == [named]
+        assert verify(world, repair=True) == [named]
+        marker = world.current("d/k", DESTINATION)
+        with verification(world) as found:
+            (difference,) = found.differences()
+        assert f"`fsrepl rm {DESTINATION}/d/k --version-id {marker.id}`" in difference.why
+        world.remove("d/k", DESTINATION, marker.id)
+        world.settle()
+        assert world.path("d/k", DESTINATION).read_bytes() == world.path("d/k").read_bytes()
+        world.unlink("d/k", DESTINATION)
+        world.settle()
+        world.unlink("d/k")
+        world.settle()
+        assert verify(world) == []
+
+
 def test_a_metadata_edit_of_the_replica_is_its_own(tmp_path: Path) -> None:
     """s3-semantics, 2.2: a replica that was edited later is no difference."""
     with World(tmp_path) as world:
@@ -610,8 +640,8 @@ def test_what_a_view_is_worth(
 def test_the_words_are_a_closed_list() -> None:
     """Section 5: JSON is a contract."""
     assert sorted(Problem) == [
-        "AttributesLost", "DigestMismatch", "MetadataDiffers", "Missing", "RecordDamaged", "Unreadable", "ViewConflict",
-        "ViewDiffers",
+        "AttributesLost", "DigestMismatch", "MetadataDiffers", "Missing", "RecordDamaged", "ReplicaDeleted",
+        "Unreadable", "ViewConflict", "ViewDiffers",
     ]  # fmt: skip
 
 
@@ -639,7 +669,7 @@ def test_a_destroyed_version_is_fetched_again(tmp_path: Path, then: str) -> None
                 world.path("k").unlink()
         world.settle()
         world.settle()
-        assert verify(world) == []
+        assert verify(world) == ([(DESTINATION, "k", "ReplicaDeleted", False)] if then == "removed" else [])
         first = world.history(SOURCE)[b"k"][0]
         assert [v.digest for v in world.history(DESTINATION)[b"k"] if v.id == first.id] == [first.digest]
 
