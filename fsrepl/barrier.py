@@ -4,7 +4,8 @@ A sentinel is made in each bucket's .fsrepl/tmp, on the same inotify instance as
 watcher reads before it was done before the call. That begins an epoch; a key that was marked in an
 earlier one is waited for, and so are the deliveries of every version that was there when the last of
 them was captured, and the backfills that were accepted by then. What is dropped during the wait holds up
-nobody. Source: design.md, section 5.
+nobody. What no waiting brings about is named: files that cannot be read, directories that are not looked
+into, and views that cannot show their version. Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import Status, Versioning
 from fsrepl.place import Place
 from fsrepl.region import Region
+from fsrepl.scan import is_below
 
 _SENTINEL_S = 5.0
 _CAPTURE_LOOK_S = 0.02
 _PROBE_MAX_S = 60.0
 _DELIVERY_LOOK_S = 0.25
 _TOLD_MAX_S = 0.5
+_SHOWN_MAX_S = 1.0
+"""How long a view is given to show what was delivered. What holds it up longer may do so for ever."""
+_NAMED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,10 @@ class Scope:
     def takes(self, key: bytes) -> bool:
         return not self.key or key == self.key
 
+    def reaches(self, directory: bytes) -> bool:
+        """Whether something in scope may lie below a directory."""
+        return not self.key or is_below(self.key, directory)
+
 
 @dataclass(slots=True)
 class Waited:
@@ -51,18 +60,31 @@ class Waited:
     unruled: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """Files and directories that cannot be read, and so cannot be captured, with the reason."""
+    mounts: list[str] = field(default_factory=list)
+    """Directories that are another mount: they are not looked into, and nothing below them is captured."""
+    unshown: list[str] = field(default_factory=list)
+    """Files, there or at a destination, that do not show the version that was delivered, with the reason."""
     trouble: list[str] = field(default_factory=list)
     """Why buckets cannot be captured in."""
     away: list[str] = field(default_factory=list)
     """Why buckets were passed over: they are not there, and nothing was under way in them when they went."""
 
+    @property
+    def left_out(self) -> tuple[list[str], ...]:
+        """What is not safe, and will not be by waiting."""
+        return self.unreadable, self.mounts, self.unshown
+
     def document(self) -> dict[str, object]:
+        """The first of each that is left out by name, and how many more there are."""
         return {
             "failed": self.failed,
             "pending": self.pending,
             "open": sorted(self.opened),
             "unruled": self.unruled,
-            "unreadable": self.unreadable,
+            "unreadable": self.unreadable[:_NAMED_MAX],
+            "mounts": self.mounts[:_NAMED_MAX],
+            "unshown": self.unshown[:_NAMED_MAX],
+            "more": sum(max(0, len(names) - _NAMED_MAX) for names in self.left_out),
             "trouble": self.trouble,
             "away": self.away,
         }
@@ -98,16 +120,27 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         with engine.changed:
             engine.changed.wait(_left(until_s, _DELIVERY_LOOK_S))
     if not pending:
+        _let_views_show(engine, scope, until_s, given_up)
         _let_views_tell(engine, scope, until_s)
     waited.pending = pending + len(late)
     waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
     waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
     for address in scope.addresses:
         waited.unreadable += _unreadable(engine, address, scope)
+        waited.mounts += _mounts(engine, address, scope)
         waited.away += _away(engine, address) if address not in late else []
-    if scope.key and not waited.opened and not late:
+    waited.unshown = _unshown(engine, scope)
+    if scope.key and not (waited.opened or late or any(waited.left_out)):
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
+
+
+def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
+    """A view follows its version at once, unless something holds it up: that may be over in a moment."""
+    shown_s = time.monotonic() + _left(until_s, _SHOWN_MAX_S)
+    while _unshown(engine, scope) and not (_is_over(shown_s) or given_up()):
+        with engine.changed:
+            engine.changed.wait(_left(shown_s, _CAPTURE_LOOK_S))
 
 
 def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None:
@@ -237,8 +270,38 @@ def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
     if place is None or not place.up:
         return []
     found = [(keys.shown(key), why) for key, why in list(place.unreadable.items()) if scope.takes(key)]
-    found += [(keys.shown(path) + "/", why) for path, why in list(place.trouble.unreadable.items()) if not scope.key]
+    blind = list(place.trouble.unreadable.items())
+    found += [(keys.shown(path) + "/", why) for path, why in blind if scope.reaches(path)]
     return [f"{address}/{name}: {why}" for name, why in sorted(found)]
+
+
+def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
+    """Where files may be that nobody looks at."""
+    place = engine.region_of(address).places.get(address)
+    if place is None or not place.up:
+        return []
+    return [f"{address}/{keys.shown(path)}/" for path in sorted(place.trouble.mounts.copy()) if scope.reaches(path)]
+
+
+def _unshown(engine: Engine, scope: Scope) -> list[str]:
+    """Views in scope, and those of their replicas, that do not show their version, with the reason."""
+    found: set[str] = set()
+    for address in scope.addresses:
+        replication = engine.site.buckets[address].replication
+        destinations = {rule.destination for rule in replication.rules} if replication else set()
+        for shows in {address} | destinations:
+            region = engine.regions.get(shows.partition("/")[0])
+            place = region.places.get(shows) if region else None
+            for key, held in list(place.held.items()) if place and place.up else ():
+                if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
+                    found.add(f"{shows}/{keys.shown(key)}: {held.why}")
+    return sorted(found)
+
+
+def _is_replica(engine: Engine, destination: str, source: str, key: bytes) -> bool:
+    """Whether a key's current version at a destination is that of the source."""
+    there, here = engine.journal.object(destination, key), engine.journal.object(source, key)
+    return there is not None and here is not None and there.id == here.id
 
 
 def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:

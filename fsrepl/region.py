@@ -343,8 +343,9 @@ class Region:
         if not commit.receives_writes(place.bucket):
             return False
         waits = place.scans or place.lanes or any(not later.opened for later in place.later.values())
+        unread = place.unreadable or place.trouble.unreadable
         arrived = any(event.address == address for event in list(self.marks.directories))
-        return bool(waits) or arrived or self.marks.has_news(address)
+        return bool(waits or unread) or arrived or self.marks.has_news(address)
 
     def kick(self, address: str) -> None:
         """A bucket came back, or its settings changed: try again what waits for it."""

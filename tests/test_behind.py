@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fsrepl import rounds
+from tests.mounts import clear, cover, only_root, unmount
 from tests.world import DESTINATION, SOURCE, World
 
 
@@ -54,16 +53,10 @@ def mount(world: World) -> Iterator[Path]:
     place, other = world.path("m", DESTINATION), world.home / "other"
     other.mkdir()
     yield other
-    subprocess.run(["umount", "--lazy", place], capture_output=True)
+    clear(place)
 
 
-def cover(other: Path, place: Path) -> None:
-    done = subprocess.run(["mount", "--bind", other, place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
+@only_root
 @pytest.mark.parametrize("without_journal", [False, True])
 def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: Path, without_journal: bool) -> None:
     """G1, section 2: what is deleted while a mount covers its view is hidden afterwards, and does not come back."""
@@ -81,12 +74,12 @@ def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: 
         world.restart(without_journal=True)
         world.settle()
     assert [path.name for path in mount.iterdir()] == ["theirs"]
-    subprocess.run(["umount", world.path("m", DESTINATION)], check=True)
+    unmount(world.path("m", DESTINATION))
     world.settle()
     in_step(world)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
+@only_root
 def test_mounts_that_come_and_go_are_seen(world: World, mount: Path) -> None:
     """G6, section 2: neither makes an event. One is named, and what is changed once it is gone is found."""
     world.write("m/k", b"one", DESTINATION)
@@ -97,7 +90,7 @@ def test_mounts_that_come_and_go_are_seen(world: World, mount: Path) -> None:
     world.engine.settle_down()
     rounds.go_round(region, place)
     assert (place.trouble.mounts, bool(place.scans)) == ({b"m"}, False)
-    subprocess.run(["umount", world.path("m", DESTINATION)], check=True)
+    unmount(world.path("m", DESTINATION))
     world.write("m/k", b"two!", DESTINATION)
     rounds.go_round(region, place)
     world.engine.settle_down()

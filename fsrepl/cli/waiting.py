@@ -47,7 +47,8 @@ def wait(
 ) -> None:
     """Wait until all that was dropped before this call is there.
 
-    Exit status 0: it is replicated; 1: some of it failed; 4: time is up; 5: the daemon is not running.
+    Exit status 0: every file is replicated, but for those that are still open for writing; 1: some of it failed, or
+    cannot be captured or shown, and is named; 4: time is up; 5: the daemon is not running.
     """
     stop = threading.Event()
     if is_terminal() and not state().quiet:
@@ -61,7 +62,13 @@ def wait(
     for name in answer["open"]:
         warn(f"not waited for, since it is open for writing: {shown(name)}")
     for each in answer["unreadable"]:
-        warn(f"not waited for, since it cannot be read: {each}")
+        warn(f"not captured, since it cannot be read: {each}")
+    for name in answer["mounts"]:
+        warn(f"not looked into, since another filesystem is mounted there: {name}")
+    for each in answer["unshown"]:
+        warn(f"stored, and not shown yet: {each}")
+    if answer["more"]:
+        warn(f"and {answer['more']:,} more; `fsrepl status` and `fsrepl doctor` tell why")
     for each in dict.fromkeys(answer["away"]):
         warn(f"not looked into: {each}")
     for name in answer["unruled"]:
@@ -77,8 +84,10 @@ def wait(
         )
     if json:
         print_json(answer)
-    if answer["failed"] or answer["pending"]:
-        raise typer.Exit(1 if answer["failed"] else 4)
+    if any(answer[reason] for reason in ("failed", "unreadable", "mounts", "unshown")):
+        raise typer.Exit(1)
+    if answer["pending"]:
+        raise typer.Exit(4)
 
 
 def _progress(stop: threading.Event) -> None:
