@@ -72,3 +72,11 @@ class SourceMoved(FsreplError):
 
 class StoreDamaged(FsreplError):
     """Our own records contradict each other: stop here, say so, touch nothing."""
+
+
+class ContentDamaged(StoreDamaged):
+    """The content of a stored version is not what its BLAKE3 says. Another bucket may have a good copy."""
+
+    def __init__(self, message: str, version_id: str) -> None:
+        super().__init__(message)
+        self.version_id = version_id

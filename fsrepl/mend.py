@@ -279,6 +279,8 @@ def _put_in_place(
             commit.drop_intents(bucket, intents)
         now = _as_sent(region, place, bucket, now, records)
         _settle(region, bucket, target, now, records, mended=bool(staged))
+        if face.view is None:  # what it holds may be its user's, written without an event
+            region.look_at(target.address, [now.key])
         if not commit.receives_writes(place.bucket):
             _show_if_late(region, place, bucket, now)
         bucket.sync()

@@ -13,36 +13,47 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, commit, intake, keys, listing, metadata, owing, plan, settling, showing, store
-from fsrepl.errors import Refused, StoreDamaged, Unavailable
+from fsrepl.errors import ContentDamaged, Refused, Unavailable
 from fsrepl.fs import reason
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
-from fsrepl.rows import Owed
+from fsrepl.rows import Object, Owed
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
+    from fsrepl.place import Place
     from fsrepl.region import Region
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
 
 
 def restore(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
-    """Make an old version current again, as a new version with its content and metadata."""
-    place = region.flush(address)
+    """Make an old version current again, as a new version with its content and metadata.
+
+    What its file holds that no event told of becomes a version first. Raises ContentDamaged, Unavailable where the
+    version is current already and the file does not show it yet.
+    """
+    place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if place.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to restore from")
         version = find(region, bucket, key, version_id, content=True)
         known = region.engine.journal.object(address, key)
         if known and known.id == version.id:
+            if why := _unshown(place, key, known):
+                raise Unavailable(
+                    f"version {version.id} of {address}/{keys.shown(key)} is the current one already, but its file "
+                    f"does not show it: {why}"
+                )
             return listing.key_document(key) | {"VersionId": version.id, "Changed": False}
         fd = store.open_version(bucket, key, version.id)
         name = store.token()
         try:
             if capture.copy_aside(bucket, fd, name) != version.digest:
                 store.unstage(bucket, name)
-                raise StoreDamaged(
-                    f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3 and is not restored; "
-                    "`fsrepl verify --repair` looks for a good copy"
+                raise ContentDamaged(
+                    f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3, and is not restored: no "
+                    "good copy of it was found",
+                    version.id,
                 )
         finally:
             bucket.fs.close(fd)
@@ -64,9 +75,22 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
     return listing.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
 
 
+def _unshown(place: Place, key: bytes, known: Object) -> str:
+    """Why a key's file does not show its current version, empty where it does."""
+    if key in place.lanes:
+        return "it was changed since, and is being captured"
+    if (waits := place.later.get(key)) is not None:
+        return f"it was changed since, and is not captured yet: {waits.why}"
+    if (held := place.held.get(key)) is not None:
+        return held.why
+    if known.view is None or known.view.shown != known.id:
+        return place.unreadable.get(key, "it was removed or replaced just now")
+    return ""
+
+
 def remove(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
     """Add a delete marker; or, with a version id, remove that version or marker for good."""
-    place = region.flush(address)
+    place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if version_id is None and not keys.is_key(key):
             raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
@@ -177,7 +201,7 @@ def tag(
     region: Region, address: str, key: bytes, version_id: str | None, *, put: Mapping[str, str], drop: Collection[str]
 ) -> dict[str, object]:
     """Change the tags of a version in place: no new version (s3-semantics, 4)."""
-    place = region.flush(address)
+    place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if place.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} is not versioned; `fsrepl versioning enable {address}` first")

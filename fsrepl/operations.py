@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import arn, batch, examine, jobs, mend, objects
+from fsrepl import arn, batch, examine, jobs, keys, mend, objects
 from fsrepl.admin import buckets, replication, role_files, sites, versioning
 from fsrepl.engine import Engine
-from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.errors import ContentDamaged, FsreplError, Refused, Usage
 from fsrepl.fs import reason
 from fsrepl.model import Versioning
 from fsrepl.settings import Settings
@@ -116,8 +116,20 @@ def _retry(engine: Engine, params: Params) -> Answer:
     return {"Retried": number}
 
 
-def _restore(engine: Engine, bucket: str, params: Params) -> Answer:
-    return objects.restore(engine.region_of(bucket), bucket, _key(params), params.get("version_id"))
+def _restore(engine: Engine, params: Params) -> Answer:
+    """Restore a version; where its content is damaged here, a good copy is fetched first."""
+
+    def restore(engine: Engine, bucket: str, params: Params) -> Answer:
+        return objects.restore(engine.region_of(bucket), bucket, _key(params), params.get("version_id"))
+
+    in_region = _in_region("bucket", restore)
+    try:
+        return in_region(engine, params)
+    except ContentDamaged as error:
+        path = keys.stored_path(_key(params))
+        if not mend.repair(engine, mend.Target(params["bucket"], path, error.version_id, marker=False)):
+            raise
+        return in_region(engine, params)
 
 
 def _remove(engine: Engine, bucket: str, params: Params) -> Answer:
@@ -171,6 +183,19 @@ def _repair(engine: Engine, params: Params) -> Answer:
     return {}
 
 
+def _look(engine: Engine, params: Params) -> Answer:
+    """Have capture look at keys whose files may differ from their record without an event. Waits for nothing."""
+    address = engine.site.bucket(params["bucket"]).address
+    engine.region_of(address).look_at(address, [base64.b64decode(key) for key in params["keys"]])
+    return {}
+
+
+def _capture(engine: Engine, bucket: str, params: Params) -> Answer:
+    """The same, and wait until they are captured, as far as that can be done now."""
+    engine.region_of(bucket).flush(bucket, [base64.b64decode(key) for key in params["keys"]])
+    return {}
+
+
 def _pass(engine: Engine, params: Params) -> Answer:
     """Return when every region has finished what it was at when this was asked."""
     for name in list(engine.regions):
@@ -204,11 +229,13 @@ OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
     "replication.jobs": _jobs,
     "role.create": lambda e, p: role_files.create_role(e, p["name"], p["source"], p["destinations"]),
     "role.rm": lambda e, p: role_files.remove_role(e, p["name"]),
-    "object.restore": _in_region("bucket", _restore),
+    "object.restore": _restore,
     "object.rm": _in_region("bucket", _remove),
     "tag.set": _in_region("bucket", _tag),
     "tag.rm": _in_region("bucket", _tag),
     "verify.repair": _repair,
+    "look": _look,
+    "capture": _in_region("bucket", _capture),
     "pass": _pass,
     "doctor": lambda e, p: examine.where_it_works(e.site),
     "site": _check_site,

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fsrepl import (
@@ -395,8 +395,16 @@ class Region:
         for at in [at for at in self.queues if at[0] == address]:
             self.queues.pop(at).backlog.close()
 
-    def flush(self, address: str) -> Place:
-        """Capture everything that was finished in a bucket before now. Runs in this region's thread."""
+    def look_at(self, address: str, found: Collection[bytes]) -> None:
+        """Have capture look at keys whose files may differ from their record without an event. Any thread may ask."""
+        self.marks.mark(address, found, self.engine.epoch)
+        self.wake()
+
+    def flush(self, address: str, named: Collection[bytes] = ()) -> Place:
+        """Capture everything that was finished in a bucket before now. Runs in this region's thread.
+
+        named: keys that are looked at in any case: a write through another name of their files makes no event.
+        """
         place = self.place_of(address)
         if self.engine.watcher is None or not place.up:
             if place.up:
@@ -406,6 +414,7 @@ class Region:
                 self._take_all(place)
             return place
         rounds.pass_barrier(self, place, _FLUSH_S)
+        self.look_at(address, named)
         self._take_all(place)
         return place
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -70,9 +70,11 @@ def _nothing() -> None:
 @dataclass(slots=True)
 class Hooks:
     """What a verification asks of its caller. settled: wait until a running daemon has finished what it was at.
-    mend: repair one difference. progress: told now and then."""
+    capture: have keys of a bucket captured, whose files differ from their record. mend: repair one difference.
+    progress: told now and then."""
 
     settled: Callable[[], None] = _nothing
+    capture: Callable[[str, Sequence[bytes]], None] = lambda address, keys: None
     mend: Callable[[Difference], None] | None = None
     progress: Callable[[Tally], None] = lambda tally: None
 
@@ -163,11 +165,14 @@ class Verification:
 
     def differences(self) -> Iterator[Difference]:
         """Everything that is not as it should be, as it is found (and mended). The tally is complete afterwards."""
-        for suspicion in self._suspicions():
-            self._found.append(suspicion)
-            if len(self._found) >= _AT_ONCE:
+        with self._index.transaction():
+            # what is wrong with the store is told, and mended, before capture looks at the views of it
+            for suspicions in (self._stored(), self._seen()):
+                for suspicion in suspicions:
+                    self._found.append(suspicion)
+                    if len(self._found) >= _AT_ONCE:
+                        yield from self._confirmed()
                 yield from self._confirmed()
-        yield from self._confirmed()
         self.hooks.progress(self.tally)
 
     def _confirmed(self) -> Iterator[Difference]:
@@ -175,10 +180,7 @@ class Verification:
         found, self._found = self._found, []
         if found:
             self.hooks.settled()
-            for side in self._sides.values():
-                if side is not None:
-                    with contextlib.suppress(FsreplError):
-                        side.bucket.bucket.refresh(side.bucket)
+            self._refresh()
         for _, look in found:
             difference = look()
             if difference is None:
@@ -191,19 +193,27 @@ class Verification:
             self.tally.left += not difference.repaired
             yield difference
 
-    def _suspicions(self) -> Iterator[tuple[Difference, Look]]:
+    def _refresh(self) -> None:
+        """Read the documents again that have changed."""
+        for side in self._sides.values():
+            if side is not None:
+                with contextlib.suppress(FsreplError):
+                    side.bucket.bucket.refresh(side.bucket)
+
+    def _stored(self) -> Iterator[tuple[Difference, Look]]:
         source = self._side(self.source)
         assert source is not None
-        with self._index.transaction():
-            yield from self._store(source, self._sent)
-            for address in [*self.destinations, *self._sides]:
-                self._side(address)
-            for side in [s for s in self._sides.values() if s is not None and s is not source]:
-                yield from self._store(side, partial(self._received, source))
-            for side in [s for s in self._sides.values() if s is not None]:
-                yield from self._views(side)
-                if side is not source:
-                    yield from self._deletions(source, side)
+        yield from self._store(source, self._sent)
+        for address in [*self.destinations, *self._sides]:
+            self._side(address)
+        for side in [s for s in self._sides.values() if s is not None and s is not source]:
+            yield from self._store(side, partial(self._received, source))
+
+    def _seen(self) -> Iterator[tuple[Difference, Look]]:
+        for side in [s for s in self._sides.values() if s is not None]:
+            yield from self._views(side)
+            if (source := self._side(self.source)) is not None and side is not source:
+                yield from self._deletions(source, side)
 
     def _store(
         self, side: Side, compared: Callable[[Side, Version], Iterator[tuple[Difference, Look]]]
@@ -410,6 +420,7 @@ class Verification:
     # -- views
 
     def _views(self, side: Side) -> Iterator[tuple[Difference, Look]]:
+        unlike: list[bytes] = []
         for key, current in self._index.objects(side.address):
             if not current.marker and not current.digest:
                 continue
@@ -418,7 +429,28 @@ class Verification:
             if difference is not None:
                 yield difference, partial(self._view_again, side, key)
             elif verdict is Verdict.PENDING:
-                self.tally.pending += 1
+                unlike.append(key)
+                if len(unlike) >= _AT_ONCE:
+                    yield from self._captured(side, unlike)
+                    unlike = []
+        yield from self._captured(side, unlike)
+
+    def _captured(self, side: Side, unlike: Sequence[bytes]) -> Iterator[tuple[Difference, Look]]:
+        """Files that are not as recorded, perhaps without an event: capture looks at them, then we do once more."""
+        if not unlike:
+            return
+        self.hooks.capture(side.address, unlike)
+        self._refresh()
+        for key in unlike:
+            # the directory that is open may have been removed meanwhile, and made again
+            side.bucket.views.forget(keys.split(key)[0])
+            current = self._current(side, key)
+            if current is None:
+                continue
+            verdict, difference = self._view(side, key, current)
+            if difference is not None:
+                yield difference, partial(self._view_again, side, key)
+            self.tally.pending += verdict is Verdict.PENDING
 
     def _view_again(self, side: Side, key: bytes) -> Difference | None:
         current = self._current(side, key)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fsrepl.fs import MUTATIONS, Fs
+from fsrepl.watch import NoWatches
 
 
 class PowerCut(BaseException):
@@ -140,3 +141,21 @@ class FailingDisk:
 
 
 _CONNECT = sqlite3.connect
+
+
+class DeafWatcher(NoWatches):
+    """A watcher that hears of nothing: what is done in a tree, none of it by an event, is found by looking only."""
+
+    def __init__(self) -> None:
+        self.sentinels = _AllRead()
+
+    def watch(self, address: str, path: bytes, fd: int) -> None: ...
+
+    def watch_barrier(self, address: str, fd: int) -> None: ...
+
+
+class _AllRead(dict[bytes, int]):
+    """Every sentinel has been read already."""
+
+    def __contains__(self, name: object) -> bool:
+        return True

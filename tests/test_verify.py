@@ -7,13 +7,13 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fsrepl import keys, operations, settings
+from fsrepl import keys, settings
 from fsrepl.compare import Problem, Seen, Verdict, judge_view
 from fsrepl.errors import Refused
 from fsrepl.fs import ReadingFs
@@ -35,23 +35,23 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
     site = Site(world.settings, ReadingFs(), world.engine.site.now)
     journal = Journal(os.path.join(site.state, "journal.db"), read_only=True)
 
-    def mend(difference: Difference) -> None:
-        operations.run(
-            world.engine,
-            "verify.repair",
-            {
-                "bucket": difference.bucket,
-                "path": base64.b64encode(difference.place).decode(),
-                "version": difference.version,
-                "marker": difference.marker,
-            },
-        )
+    def capture(bucket: str, found: Sequence[bytes]) -> None:
+        world.run("capture", bucket=bucket, keys=[base64.b64encode(key) for key in found])
 
+    def mend(found: Difference) -> None:
+        repair_version(world, found.bucket, found.place, found.version, marker=found.marker)
+
+    hooks = Hooks(capture=capture, mend=mend) if repair else Hooks()
     try:
-        with Verification(site, SOURCE, destination, journal, Hooks(mend=mend if repair else None)) as found:
+        with Verification(site, SOURCE, destination, journal, hooks) as found:
             yield found
     finally:
         journal.close()
+
+
+def repair_version(world: World, bucket: str, path: bytes, version: str, *, marker: bool = False) -> None:
+    """path: the key as the store spells it."""
+    world.run("verify.repair", bucket=bucket, path=base64.b64encode(path).decode(), version=version, marker=marker)
 
 
 def verify(world: World, *, repair: bool = False) -> Found:

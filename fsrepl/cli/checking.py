@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import sqlite3
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +19,7 @@ from fsrepl.cli.shared import (
     Performer,
     ask_daemon,
     counted,
+    encoded,
     is_terminal,
     json_text,
     open_site,
@@ -31,6 +31,7 @@ from fsrepl.cli.shared import (
     state,
     warn,
 )
+from fsrepl.cli.unrecorded import open_journal
 from fsrepl.errors import FsreplError, TimedOut
 from fsrepl.fs import reason
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from fsrepl.compare import Difference
     from fsrepl.doctor import Finding
     from fsrepl.journal import Journal
-    from fsrepl.site import Site
     from fsrepl.verify import Tally, Verification
 
 _PROGRESS_S = 0.1
@@ -82,8 +82,9 @@ def verify(
     site = Site(state().settings, fs)
     with contextlib.ExitStack() as stack:
         performer = stack.enter_context(Performer())
-        hooks = Hooks(_settled, _mender(performer) if repair else None)
-        journal = stack.enter_context(_journal(site))
+        capture = _capturer(performer) if repair else _capture_by_daemon
+        hooks = Hooks(_settled, capture, _mender(performer) if repair else None)
+        journal = stack.enter_context(open_journal(site))
         found = stack.enter_context(Verification(site, source, destination, journal, hooks))
         if is_terminal() and not state().quiet:
             hooks.progress = stack.enter_context(_progress(found, journal))
@@ -136,6 +137,22 @@ def _settled() -> None:
         ask_daemon("pass", answer_within_s=_PASS_S)
 
 
+def _capture_by_daemon(address: str, found: Sequence[bytes]) -> None:
+    """Where none runs, they are captured once one does: a verification by itself writes nothing."""
+    with contextlib.suppress(FsreplError):
+        ask_daemon("capture", answer_within_s=_PASS_S, bucket=address, keys=[encoded(key) for key in found])
+
+
+def _capturer(performer: Performer) -> Callable[[str, Sequence[bytes]], None]:
+    def capture(address: str, found: Sequence[bytes]) -> None:
+        try:
+            performer.perform("capture", bucket=address, keys=[encoded(key) for key in found])
+        except FsreplError as error:
+            warn(str(error))
+
+    return capture
+
+
 def _mender(performer: Performer) -> Callable[[Difference], None]:
     def mend(difference: Difference) -> None:
         try:
@@ -152,23 +169,6 @@ def _mender(performer: Performer) -> Callable[[Difference], None]:
             warn(f"{shown(_name(difference))} was not mended: {reason(error)}")
 
     return mend
-
-
-@contextlib.contextmanager
-def _journal(site: Site) -> Iterator[Journal | None]:
-    """The journal, if there is one to read: it knows how views looked when they were last recorded."""
-    from fsrepl.journal import Journal
-
-    path = os.path.join(site.state, "journal.db")
-    found: Journal | None = None
-    if os.path.exists(path):
-        with contextlib.suppress(sqlite3.Error):
-            found = Journal(path, read_only=True)
-    try:
-        yield found
-    finally:
-        if found is not None:
-            found.close()
 
 
 def _tell(found: Verification, *, repair: bool, json: bool) -> None:

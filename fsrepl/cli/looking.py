@@ -19,6 +19,7 @@ from fsrepl.cli.shared import (
     state,
     tell,
 )
+from fsrepl.cli.unrecorded import hand_to_capture
 
 _FOLLOW_S = 0.2
 _REFRESH_S = 1.0
@@ -65,10 +66,13 @@ def _show(document: dict[str, Any], *, json: bool) -> None:
 
 def why(address: Address, version_id: VersionId = None, json: Json = False) -> None:
     """Tell which rule chose a key, what happened, what is next."""
+    from fsrepl import listing
     from fsrepl import status as statuses
 
     bucket_name, key = address_and_key(address)
     site = open_site()
+    with listing.open_versioned(site, bucket_name) as bucket:
+        hand_to_capture(site, bucket, key)
     answer = statuses.why(site, bucket_name, key, version_id, statuses.daemon_status(site.settings))
     if json:
         print_json(answer.document)

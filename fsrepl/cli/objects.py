@@ -24,6 +24,7 @@ from fsrepl.cli.shared import (
     shown,
     tell,
 )
+from fsrepl.cli.unrecorded import hand_to_capture
 from fsrepl.errors import Usage
 
 tag = typer.Typer(help="Tags of an object, changed in place: no new version.", no_args_is_help=True)
@@ -78,7 +79,9 @@ def head(address: Address, version_id: VersionId = None, json: Json = False) -> 
     from fsrepl import listing
 
     bucket_name, key = address_and_key(address)
-    with listing.open_bucket(open_site(), bucket_name) as bucket:
+    site = open_site()
+    with listing.open_bucket(site, bucket_name) as bucket:
+        hand_to_capture(site, bucket, key)
         document = listing.head_document(bucket, listing.find(bucket, key, version_id))
     if json:
         print_json(document)
@@ -105,7 +108,9 @@ def cat(address: Address, version_id: VersionId = None) -> None:
     from fsrepl import listing
 
     bucket_name, key = address_and_key(address)
-    with listing.open_bucket(open_site(), bucket_name) as bucket:
+    site = open_site()
+    with listing.open_bucket(site, bucket_name) as bucket:
+        hand_to_capture(site, bucket, key)
         entry = listing.find(bucket, key, version_id)
         for chunk in listing.content(bucket, entry.version):
             sys.stdout.buffer.write(chunk)

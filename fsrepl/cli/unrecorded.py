@@ -1,0 +1,61 @@
+"""Files that are not as they were recorded: what a command that only reads does about them.
+
+It hands the key to the daemon's capture, and says on stderr that what it prints is from before the change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fsrepl import keys, unrecorded
+from fsrepl.cli.shared import ask_daemon, encoded, warn
+from fsrepl.errors import FsreplError, NotRunning
+from fsrepl.model import Versioning
+
+if TYPE_CHECKING:
+    from fsrepl.journal import Journal
+    from fsrepl.site import OpenBucket, Site
+
+_ANSWER_S = 1.0
+
+
+@contextlib.contextmanager
+def open_journal(site: Site) -> Iterator[Journal | None]:
+    """The journal, if there is one to read: it knows how views looked when they were last recorded."""
+    from fsrepl.journal import Journal
+
+    path = os.path.join(site.state, "journal.db")
+    found: Journal | None = None
+    if os.path.exists(path):
+        with contextlib.suppress(sqlite3.Error):
+            found = Journal(path, read_only=True)
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.close()
+
+
+def hand_to_capture(site: Site, bucket: OpenBucket, key: bytes) -> None:
+    """Have capture look at a key whose file is not as it was recorded, and say so. Waits for no capture."""
+    if bucket.bucket.versioning is Versioning.OFF or not keys.is_key(key):
+        return
+    with open_journal(site) as journal, contextlib.suppress(sqlite3.Error):
+        known = journal.object(bucket.address, key) if journal is not None else None
+        look = unrecorded.look(bucket, key, known.view if known is not None else None)
+        if look is unrecorded.Look.RECORDED:
+            return
+        what_next = "it is being captured"
+        try:
+            ask_daemon("look", answer_within_s=_ANSWER_S, bucket=bucket.address, keys=[encoded(key)])
+        except NotRunning:
+            what_next = "it is captured once the daemon runs"
+        except FsreplError:
+            what_next = "the daemon did not answer, and captures it at its next scan"
+        if look is unrecorded.Look.CHANGED:
+            where = f"{bucket.address}/{keys.shown(key)}"
+            warn(f"{where}: the file has changed since it was last captured, and {what_next}")
