@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fsrepl import attrs, digests, keys, records, store
+from fsrepl import attrs, digests, keys, records, store, times
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.model import Posix, Version
@@ -147,7 +147,7 @@ def look(
         if found.st_dev != bucket.device:
             return Skipped("it lies on another filesystem")
         written = bucket.fs.is_written(fd)
-        waits = _wait_for_writer(written, found, mark, patience, now_ns, open_for_s)
+        waits = _wait_for_writer(written, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns)
         if waits is not None:
             return waits
         same = known.digest if known and _is_only_edited(mark, known, found) else b""
@@ -211,7 +211,13 @@ def _not_there(error: OSError) -> Seen:
 
 
 def _wait_for_writer(
-    written: bool | None, found: os.stat_result, mark: Mark, patience: Patience, now_ns: int, open_for_s: float
+    written: bool | None,
+    found: os.stat_result,
+    mark: Mark,
+    patience: Patience,
+    now_ns: int,
+    open_for_s: float,
+    coarse_ns: int,
 ) -> Later | None:
     """How long to leave a file alone that somebody may still be writing into; None where it can be taken now."""
     if written is False or (written is None and mark.flags & (CLOSED | MOVED)):
@@ -221,7 +227,7 @@ def _wait_for_writer(
     # By ctime, which every change sets to the machine's time: writers give mtime whatever value they like.
     # One that lies ahead is from before the clock was set back, and tells nothing.
     quiet_s = (now_ns - found.st_ctime_ns) / 1e9
-    left_s = min(patience.open_quiet_s - quiet_s, patience.open_max_s - open_for_s)
+    left_s = min(patience.open_quiet_s + coarse_ns / 1e9 - quiet_s, patience.open_max_s - open_for_s)
     if left_s <= 0 or quiet_s < -1:
         return None
     if written or mark.flags & WRITING:
@@ -272,7 +278,7 @@ def _take(
             store.unstage(bucket, staged)
         raise
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
-    racy = moving or now_ns - found.st_ctime_ns < bucket.coarse_ns
+    racy = moving or times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
     others = attrs.RECORDS if after.st_nlink > 1 else frozenset()
     marks = {name: value for name, value in raw.items() if attrs.is_ours(name) and name not in others}
     return Taken(

@@ -29,7 +29,7 @@ from fsrepl import access, attrs, digests, edits, keys, obstacles, records, stor
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.model import Posix, Version
-from fsrepl.rows import View, view_of
+from fsrepl.rows import View
 from fsrepl.site import BARRIER, Bucket, OpenBucket
 
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
@@ -170,14 +170,15 @@ def _intent_document(intent: Intent) -> dict[str, object]:
     return {
         "key": base64.b64encode(intent.key).decode(),
         "version": intent.version,
-        "was": [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown] if was else None,
+        "was": [was.ino, was.size, was.mtime_ns, was.ctime_ns, was.mode, was.shown, was.racy] if was else None,
         "act": intent.act,
     }
 
 
 def _read_intent(document: dict[str, Any]) -> Intent:
     was = document["was"]
-    view = View(was[0], was[1], was[2], was[3], was[4], False, was[5]) if was else None
+    racy = bool(was) and was[6:] == [True]  # earlier builds did not say
+    view = View(was[0], was[1], was[2], was[3], was[4], racy, was[5]) if was else None
     return Intent(base64.b64decode(document["key"]), document["version"], view, Act(document["act"]))
 
 
@@ -297,7 +298,7 @@ def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged
     except FileExistsError:
         return None
     bucket.views.changed.add(keys.split(version.key)[0])
-    return Shown(view_of(bucket.fs.stat(at, name), version.id))
+    return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
 
 
 def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
@@ -309,7 +310,7 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
     aside = _aside(keys.join(directory, name))
     bucket.fs.rename_new(at, name, bucket.displaced, aside)
     bucket.views.changed.add(directory)
-    if not _let_go(bucket, aside, expected):
+    if not _let_go(bucket, keys.join(directory, name), aside, expected):
         with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
             bucket.fs.rename_new(bucket.displaced, aside, at, name)
         return Theirs()
@@ -334,12 +335,12 @@ def _exchange(
             return Theirs()
         raise
     bucket.views.changed.add(directory)
-    if not _let_go(bucket, aside, expected):
+    if not _let_go(bucket, version.key, aside, expected):
         bucket.fs.exchange(bucket.displaced, aside, at, name)
         if bucket.fs.stat(bucket.displaced, aside).st_ino == ours:  # else somebody put a file there in between
             bucket.fs.unlink(bucket.displaced, aside)
         return Theirs()
-    return Shown(view_of(bucket.fs.stat(at, name), version.id))
+    return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
 
 
 def _aside(key: bytes) -> bytes:
@@ -347,7 +348,7 @@ def _aside(key: bytes) -> bytes:
     return store.token() + b";" + digests.short(key).encode()
 
 
-def _let_go(bucket: OpenBucket, aside: bytes, expected: View) -> bool:
+def _let_go(bucket: OpenBucket, key: bytes, aside: bytes, expected: View) -> bool:
     """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else False.
 
     Where that cannot be known it stays aside for a while: displaced.py looks whether anything came of it.
@@ -355,9 +356,26 @@ def _let_go(bucket: OpenBucket, aside: bytes, expected: View) -> bool:
     written = _is_written(bucket, bucket.displaced, aside)
     if written or not expected.has_content_of(bucket.fs.stat(bucket.displaced, aside)):
         return False
+    if expected.racy and not _has_content_of(bucket, aside, key, expected.shown):
+        return False
     if written is False:
         bucket.fs.unlink(bucket.displaced, aside)
     return True
+
+
+def _has_content_of(bucket: OpenBucket, aside: bytes, key: bytes, version_id: str) -> bool:
+    """Whether a file that came out of a view has a version's content, by its hash: its times do not tell."""
+    try:
+        version = store.read(bucket, key, version_id, marker=False)
+    except StoreDamaged:
+        return False
+    if version is None:
+        return False
+    fd = records.open_file(bucket, bucket.displaced, aside)
+    try:
+        return store.digest(bucket, fd) == version.digest
+    finally:
+        bucket.fs.close(fd)
 
 
 def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -> None:
@@ -423,7 +441,7 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
         # What was edited in between must not be taken for ours: it is left to be looked at.
         if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found):
             return None
-        return view_of(found, view.shown, racy=view.racy)
+        return bucket.view(found, view.shown, racy=view.racy)
     finally:
         bucket.fs.close(fd)
 

@@ -56,7 +56,9 @@ def _clear(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collecti
         digest = store.digest(bucket, fd)
     finally:
         bucket.fs.close(fd)
-    expected = any(i.key == key and i.was is not None and i.was.has_content_of(looks) for i in intents)
+    expected = any(
+        i.key == key and i.was is not None and not i.was.racy and i.was.has_content_of(looks) for i in intents
+    )
     if expected or _is_recorded(bucket, journal, key, digest):
         bucket.fs.unlink(bucket.displaced, aside)
         return ""
@@ -64,7 +66,7 @@ def _clear(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collecti
 
 
 def _quiet_s(bucket: OpenBucket) -> float:
-    return bucket.bucket.site.settings.capture.open_quiet_s
+    return bucket.bucket.site.settings.capture.open_quiet_s + bucket.coarse_ns / 1e9
 
 
 def _key(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collection[commit.Intent]) -> bytes | None:

@@ -139,18 +139,11 @@ def _thread_id(change: Callable[[int], int], wanted: int) -> Iterator[None]:
         change(before)
 
 
-def _has_fine_times() -> bool:
-    """Whether this kernel tells two changes of a file apart whenever somebody looked in between (Linux 6.13)."""
-    release = platform.release().split("-")[0].split(".")
-    return tuple(int(x) for x in release[:2] if x.isdigit()) >= (6, 13)
-
-
-_FINE = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994}) if _has_fine_times() else frozenset()
-"""ext2 to ext4, xfs, btrfs, tmpfs: f_type of statfs(2) of those that keep such times."""
 _REMOTE = frozenset(
     {0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x65735546, 0x01021997, 0x00C36400, 0x5346414F, 0x0BD00BD0}
 )
-"""NFS, SMB 1 to 3, FUSE, 9p, Ceph, AFS, Lustre: times are made elsewhere, and perhaps by whole seconds."""
+"""NFS, SMB 1 to 3, FUSE, 9p, Ceph, AFS, Lustre: f_type of statfs(2) where files live on another machine, or may."""
+_CHANGES = 8
 
 
 class Fs:
@@ -289,13 +282,27 @@ class Fs:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
 
-    def coarse_ns(self, fd: int) -> int:
-        """How far apart two changes may be and still leave equal times on a file. Source: design.md, section 7."""
+    def is_remote(self, fd: int) -> bool:
+        """Whether files here live on another machine, or in another program, which makes their times."""
         answer = ctypes.create_string_buffer(512)  # a struct statfs, whose first member is f_type, a long
         if _libc.fstatfs(fd, answer):
             raise _fail()
-        kind = ctypes.c_ulong.from_buffer(answer).value
-        return 0 if kind in _FINE else 2_000_000_000 if kind in _REMOTE else 20_000_000
+        return ctypes.c_ulong.from_buffer(answer).value in _REMOTE
+
+    def change_times(self, at: int) -> list[int]:
+        """The ctimes that a few changes leave which follow each other at once, each looked at before the next.
+
+        Of an unnamed file: nothing is left of it.
+        """
+        fd = self.create_unnamed(at)
+        try:
+            found = []
+            for number in range(_CHANGES):
+                os.fchmod(fd, 0o600 if number % 2 else 0o400)
+                found.append(os.fstat(fd).st_ctime_ns)
+            return found
+        finally:
+            os.close(fd)
 
     def mounts(self) -> bytes:
         """Where filesystems are mounted, as this process sees it; nothing where that cannot be known.

@@ -279,10 +279,10 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
             journal.see(bucket.address, intent.key, view)
             return commit.Shown(view)
         before = _version_digest(bucket, journal, intent.key, intent.was.shown) if intent.was else b""
-        stale = intent.was is not None and (intent.was.is_like(found) or shown == before)
+        stale = intent.was is not None and ((intent.was.is_like(found) and not intent.was.racy) or shown == before)
         if not stale:
             return commit.Theirs()
-        expected = view_of(found, intent.was.shown if intent.was else "")
+        expected = bucket.view(found, intent.was.shown if intent.was else "")
     elif found is None and expected is None and intent.was is not None and not current.marker:
         return commit.Theirs()  # it was there when the intent was written: its user removed it
     try:

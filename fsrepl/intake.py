@@ -200,7 +200,8 @@ def _judge(
         case capture.Closed(found, posix, why):
             place.unreadable[mark.key] = why
             if known and known.view:
-                _edit(region, place, bucket, mark.key, known.view.shown, found, lambda v: edits.seen(v, posix))
+                shown, racy = known.view.shown, known.view.racy
+                _edit(region, place, bucket, mark.key, shown, found, lambda v: edits.seen(v, posix), racy=racy)
         case capture.Taken():
             return _taken(region, place, bucket, mark, known, seen)
     return None

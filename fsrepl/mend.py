@@ -382,7 +382,7 @@ def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View
     else:
         with contextlib.suppress(OSError):
             found = bucket.fs.stat(bucket.views.get(directory), name)
-            shown = view_of(found, version.id) if view.is_like(found) else None
+            shown = bucket.view(found, version.id, racy=view.racy) if view.is_like(found) else None
     if shown is not None:
         with journal.transaction():
             journal.see(bucket.address, version.key, shown)

@@ -19,7 +19,7 @@ from fsrepl.errors import FsreplError
 from fsrepl.fs import reason
 from fsrepl.journal import Journal
 from fsrepl.model import Origin, Version
-from fsrepl.rows import Owed, View, view_of
+from fsrepl.rows import Owed, View
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
             records.amend(bucket, replace(version, shortfall=shortfall))
         elif not refused:
             records.tidy(bucket, version)
-        return view_of(bucket.fs.stat_fd(fd), version.id)
+        return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
     finally:
         bucket.fs.close(fd)
 

@@ -19,7 +19,7 @@ from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.journal import Journal
 from fsrepl.model import NULL, Delivery, Origin, Posix, Replication, Rule, Status, Version
-from fsrepl.rows import Owed, view_of
+from fsrepl.rows import Owed
 from fsrepl.site import Bucket, OpenBucket, RuleSince, Site
 
 log = logging.getLogger("fsrepl")
@@ -416,7 +416,7 @@ class Rebuilder:
                         records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
                     # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
                     racy = not self.rebuilt or bucket.coarse_ns > 0
-                    view = view_of(bucket.fs.stat_fd(fd), known.id, racy=racy)
+                    view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
                     if view.has_content_of(before):
                         journal.see(bucket.address, key, view)
             except (OSError, StoreDamaged) as error:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import stat
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from fsrepl import arn, clock, config, keys, roles
+from fsrepl import arn, clock, config, keys, roles, times
 from fsrepl.clock import Clock
 from fsrepl.errors import Away, BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
 from fsrepl.model import Replication, Role, Versioning
+from fsrepl.rows import View, view_of
 from fsrepl.settings import Settings
 
 T = TypeVar("T")
@@ -135,8 +137,13 @@ class OpenBucket:
         """How far apart two changes may be here and still leave equal times on a file."""
         known = self.bucket.coarse
         if known is None or known[0] != self.device:
-            known = self.bucket.coarse = (self.device, self.fs.coarse_ns(self.fd))
+            known = self.bucket.coarse = (self.device, times.coarse_ns(self.fs, self.tmp))
         return known[1]
+
+    def view(self, found: os.stat_result, shown: str, *, racy: bool = False) -> View:
+        """A view as we have just made it, or left it; racy where it is hidden what its user writes from now on."""
+        racy = racy or times.may_hide_a_write(found, time.time_ns(), self.coarse_ns)
+        return view_of(found, shown, racy=racy)
 
     def _folder(self, path: bytes) -> int:
         fd = self._folders[path] = self.fs.open_dir(self.fd, path)

@@ -76,12 +76,13 @@ class FailingFs(UnsyncedFs):
 
 
 class CoarseFs(UnsyncedFs):
-    """File times as before Linux 6.13: they move in steps of 10 ms."""
+    """File times that move in steps: of 10 ms, as before Linux 6.13, or of seconds, as on old filesystems."""
 
-    step_ns = 10_000_000
+    def __init__(self, step_ns: int = 10_000_000) -> None:
+        self.step_ns = step_ns
 
-    def coarse_ns(self, fd: int) -> int:
-        return 2 * self.step_ns
+    def change_times(self, at: int) -> list[int]:
+        return [found - found % self.step_ns for found in super().change_times(at)]
 
     def stat(self, at: int, name: bytes) -> os.stat_result:
         return self._coarse(super().stat(at, name))

@@ -286,14 +286,6 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
         assert len(contents(world, "k")) == 2
 
 
-def test_how_coarse_times_are_is_asked_of_each_filesystem() -> None:
-    """Section 7: 20 ms where nothing better is known, such as of /proc."""
-    fs = Fs()
-    fd = fs.open_root("/proc")
-    assert fs.coarse_ns(fd) == 20_000_000
-    fs.close(fd)
-
-
 def test_many_files_of_some_size_do_not_fill_the_memory(world: World) -> None:
     """Section 7: a batch holds as much content as is worth it, however many files are ready at once."""
     for number in range(60):

@@ -1,4 +1,4 @@
-"""The power goes where root would not notice, and where file times are coarse."""
+"""The power goes where root would not notice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles import CoarseFs, DyingFs, PowerCut
+from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World
 
 
@@ -42,13 +42,3 @@ def test_power_cut_at_every_change_of_an_ordinary_user(users_home: Path, without
             assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
             if not fs.died:
                 return
-
-
-def test_a_change_that_leaves_the_same_coarse_times(tmp_path: Path) -> None:
-    """G6, before Linux 6.13: of the same size and within one tick of the clock, and found all the same by a scan."""
-    with World(tmp_path, fs=CoarseFs()) as world:
-        for number in range(20):
-            world.write("k", b"%02d" % number)
-            world.settle()
-            assert world.tree(DESTINATION) == {"k": b"%02d" % number}
-        assert len(world.ids(SOURCE)[b"k"]) == 20
