@@ -134,7 +134,9 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
         return Version(
             key=_key(raw[KEY], key) if KEY in raw else key,
             id=stored.id,
-            created_ns=clock.parse(raw[LAST_MODIFIED].decode()) if LAST_MODIFIED in raw else id_time(stored.id, inode),
+            created_ns=clock.within(clock.parse(raw[LAST_MODIFIED].decode()))
+            if LAST_MODIFIED in raw
+            else id_time(stored.id, inode),
             marker=stored.marker,
             size=0 if stored.marker else size,
             digest=bytes.fromhex(raw[BLAKE3].decode()) if BLAKE3 in raw else b"",
@@ -163,7 +165,8 @@ def _key(said: bytes, key: bytes) -> bytes:
 
 def id_time(version_id: str, inode: Posix) -> int:
     """When a version was made, as far as its id tells: to the millisecond. A null version: its file's time."""
-    return inode.mtime_ns if version_id == "null" else (clock.decode_id(version_id) >> 80) * 1_000_000
+    null = version_id == "null"
+    return clock.within(inode.mtime_ns if null else (clock.decode_id(version_id) >> 80) * 1_000_000)
 
 
 def own(raw: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -234,7 +237,7 @@ def _decode_delivery(d: dict[str, Any]) -> Delivery:
         d.get("owner", ""),
         d.get("batch", ""),
         Tracking(d.get("tracking", "")),
-        int(d.get("since_ns", 0)),
+        clock.within(int(d.get("since_ns", 0))),
         "edit" in d,
         _decode_delivery(d["before"]) if "before" in d else None,
     )

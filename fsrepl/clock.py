@@ -30,11 +30,24 @@ def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clo
 
     def read() -> int:
         try:
-            return parse(path.read_text().strip())
+            return within(parse(path.read_text().strip()))
         except (OSError, ValueError) as error:
             raise Usage(f"FSREPL_CLOCK: cannot read an RFC 3339 time from {path}: {error}") from error
 
     return read
+
+
+_EARLIEST_NS, _LATEST_NS = -9_214_560_000_000_000_000, 9_214_646_400_000_000_000
+"""The beginnings of the years 1678 and 2262: between them a count of nanoseconds has 64 bits."""
+
+
+def within(ns: int) -> int:
+    """The nearest moment that every part of a site can hold: a record's four-digit year, and the journal's integers.
+
+    Whatever a filesystem, a clock or an old record says becomes a creation time through this. A file's own times
+    are kept as they are.
+    """
+    return min(max(ns, _EARLIEST_NS), _LATEST_NS)
 
 
 _second: tuple[int, str] = (-1, "")
@@ -100,7 +113,7 @@ class VersionIds:
         """A new id and its creation time, which is never earlier than that of the bucket's newest version."""
         if self._seen:
             self._last, self._seen = max(self._last, decode_id(self._seen)), ""
-        created_ns = self._newest_ns = max(now_ns, self._newest_ns)
+        created_ns = self._newest_ns = within(max(now_ns, self._newest_ns))
         value = (created_ns // 1_000_000) << 80 | random.getrandbits(79)
         # A step of random length: two buckets that continue from the same version must not meet in one id.
         self._last = value if value > self._last else self._last + 1 + random.getrandbits(64)

@@ -23,6 +23,7 @@ _SCHEMA_VERSION = 5
 _LOCKED_MAX_S = 60.0
 """How long another program may keep the journal locked, as one that copies it does, before that is a fault."""
 _PAGE = 1000
+_INTEGER_END = 1 << 63
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
@@ -420,7 +421,8 @@ class Journal:
     def current_bytes(self, address: str) -> int:
         """The size of all objects: their current versions, without markers."""
         (size,) = self.execute(
-            "SELECT coalesce(sum(version.size), 0) FROM object JOIN version USING (bucket, dir, name, created, id) "
+            "SELECT CAST(total(version.size) AS INTEGER) "
+            "FROM object JOIN version USING (bucket, dir, name, created, id) "
             "WHERE object.bucket = ? AND NOT object.marker",
             (self._ids.get(address),),
         ).fetchone()
@@ -530,7 +532,7 @@ class Journal:
     def job_counts(self, source: str, job: str) -> dict[str, Counts]:
         """Status to what there is of it, of the deliveries that a backfill asked for."""
         rows = self.execute(
-            "SELECT status, count(*), coalesce(sum(size), 0) FROM delivery "
+            "SELECT status, count(*), CAST(total(size) AS INTEGER) FROM delivery "
             "WHERE bucket = ? AND batch = ? AND batch != '' GROUP BY status",
             (self._ids.get(source), job),
         )
@@ -596,14 +598,14 @@ class Journal:
         number = self._ids.get(address)
         (objects,) = self.execute("SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (number,)).fetchone()
         versions, size = self.execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM version WHERE bucket = ? AND NOT marker", (number,)
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM version WHERE bucket = ? AND NOT marker", (number,)
         ).fetchone()
         return objects, versions, size
 
     def delivery_counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
         """(destination, rule, status) to what there is of it."""
         rows = self.execute(
-            "SELECT destination, rule, status, count(*), coalesce(sum(size), 0), min(since) FROM delivery "
+            "SELECT destination, rule, status, count(*), CAST(total(size) AS INTEGER), min(since) FROM delivery "
             "WHERE bucket = ? GROUP BY destination, rule, status",
             (self._ids.get(address),),
         )
@@ -612,7 +614,7 @@ class Journal:
     def live_pending_counts(self, address: str) -> dict[tuple[str, str], Counts]:
         """(destination, rule) to what is pending of live replication, backfills left out."""
         rows = self.execute(
-            "SELECT destination, rule, count(*), coalesce(sum(size), 0), min(since) FROM delivery "
+            "SELECT destination, rule, count(*), CAST(total(size) AS INTEGER), min(since) FROM delivery "
             "WHERE bucket = ? AND status = 'PENDING' AND batch = '' GROUP BY destination, rule",
             (self._ids.get(address),),
         )
@@ -655,7 +657,22 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name
 def _seen(view: View | None) -> tuple[object, ...]:
     if view is None:
         return (None,) * 7
-    return view.ino, view.size, view.mtime_ns, view.ctime_ns, view.mode, view.racy, view.shown
+    ino, size, mtime, ctime = map(_column, (view.ino, view.size, view.mtime_ns, view.ctime_ns))
+    return ino, size, mtime, ctime, view.mode, view.racy, view.shown
+
+
+def _column(number: int) -> int | bytes:
+    """A number that a filesystem gave, as SQLite can hold it: its integers have 64 bits, with a sign.
+
+    FUSE and NFS make inode numbers from 2^63 on, and times in nanoseconds leave that range in 2262. Bytes keep
+    any number exactly, also in a column that is declared INTEGER. Source: sqlite.org/datatype3, 3.
+    """
+    return number if -_INTEGER_END <= number < _INTEGER_END else number.to_bytes(16, "big", signed=True)
+
+
+def _number(column: int | bytes) -> int:
+    """The same, read."""
+    return column if isinstance(column, int) else int.from_bytes(column, "big", signed=True)
 
 
 def _delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
@@ -681,7 +698,9 @@ _OWED = (
 
 def _object(row: Sequence[Any]) -> Object:
     version_id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown = row[:11]
-    view = None if ino is None else View(ino, size, mtime, ctime, mode, bool(racy), shown)
+    view = None
+    if ino is not None:
+        view = View(_number(ino), _number(size), _number(mtime), _number(ctime), mode, bool(racy), shown)
     return Object(version_id, created, bool(marker), digest or b"", view)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from fsrepl import attrs, keys, records, store
+from fsrepl import attrs, clock, keys, records, store
 from fsrepl.fs import GONE
 from fsrepl.model import NULL, Origin, Version
 from fsrepl.site import OpenBucket
@@ -50,7 +50,7 @@ def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version |
 
 
 def _version(key: bytes, found: os.stat_result) -> Version:
-    return Version(key, NULL, found.st_mtime_ns, size=found.st_size, origin=Origin.USER)
+    return Version(key, NULL, clock.within(found.st_mtime_ns), size=found.st_size, origin=Origin.USER)
 
 
 def has(bucket: OpenBucket, key: bytes) -> bool:
@@ -81,7 +81,7 @@ def read(bucket: OpenBucket, key: bytes) -> Version | None:
         found = bucket.fs.stat_fd(fd)
         raw = bucket.fs.attributes(fd)
         return Version(
-            key, NULL, found.st_mtime_ns, size=found.st_size, digest=store.digest(bucket, fd), origin=Origin.USER,
+            key, NULL, clock.within(found.st_mtime_ns), False, found.st_size, store.digest(bucket, fd), Origin.USER,
             posix=records.inode_posix(bucket, fd, found), attrs=attrs.own(raw), tags=attrs.tags(raw),
         )  # fmt: skip
     finally:

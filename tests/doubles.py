@@ -75,7 +75,26 @@ class FailingFs(UnsyncedFs):
         return call
 
 
-class CoarseFs(UnsyncedFs):
+class LookingFs(UnsyncedFs):
+    """What a look at a file tells is changed on its way: see `seen`."""
+
+    def seen(self, values: dict[str, int]) -> None:
+        """Change what stat(2) answered, by the names of os.stat_result."""
+
+    def stat(self, at: int, name: bytes) -> os.stat_result:
+        return self._changed(super().stat(at, name))
+
+    def stat_fd(self, fd: int) -> os.stat_result:
+        return self._changed(super().stat_fd(fd))
+
+    def _changed(self, found: os.stat_result) -> os.stat_result:
+        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        self.seen(values)
+        whole = (values["st_mode"], values["st_ino"], *tuple(found)[2:])
+        return os.stat_result(whole, values)
+
+
+class CoarseFs(LookingFs):
     """File times that move in steps: of 10 ms, as before Linux 6.13, or of seconds, as on old filesystems."""
 
     def __init__(self, step_ns: int = 10_000_000) -> None:
@@ -84,17 +103,16 @@ class CoarseFs(UnsyncedFs):
     def change_times(self, at: int) -> list[int]:
         return [found - found % self.step_ns for found in super().change_times(at)]
 
-    def stat(self, at: int, name: bytes) -> os.stat_result:
-        return self._coarse(super().stat(at, name))
-
-    def stat_fd(self, fd: int) -> os.stat_result:
-        return self._coarse(super().stat_fd(fd))
-
-    def _coarse(self, found: os.stat_result) -> os.stat_result:
-        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+    def seen(self, values: dict[str, int]) -> None:
         for name in ("st_mtime_ns", "st_ctime_ns"):
             values[name] -= values[name] % self.step_ns
-        return os.stat_result(tuple(found), values)
+
+
+class HugeInodesFs(LookingFs):
+    """Inode numbers from 2^63 on, as FUSE and NFS filesystems make them."""
+
+    def seen(self, values: dict[str, int]) -> None:
+        values["st_ino"] += 1 << 63
 
 
 class FailingDisk:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, config, keys, store
+from fsrepl import capture, clock, config, keys, store
 from fsrepl.errors import Refused, Usage
 from fsrepl.fs import UNSUPPORTED, Fs, reason
 from fsrepl.model import NULL, Origin, Version, Versioning
@@ -208,7 +208,7 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> set[b
         mark = Mark(bucket.address, key, ARRIVED, 0, time.monotonic())
         seen = capture.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
         if isinstance(seen, capture.Taken):
-            created_ns = min(seen.found.st_mtime_ns, engine.site.now())
+            created_ns = clock.within(min(seen.found.st_mtime_ns, engine.site.now()))
             version = Version(
                 key, NULL, created_ns, False, seen.size, seen.digest, Origin.ADOPTED,
                 posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
