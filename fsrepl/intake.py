@@ -182,7 +182,9 @@ def _judge(
             if known is None or known.marker or (mark.key in place.held and known.view is None):
                 return None
             if (lost := shared.destroyed(region, bucket, mark.key, known)) is not None:
-                shared.part(region, place, bucket, lost)
+                shared.set_free(region, place, bucket, lost)
+            elif (lent := shared.lent(region, bucket, mark.key, known)) is not None:
+                shared.set_free(region, place, bucket, lent)
             return _marker(region, place, bucket, mark, known)
         case capture.Skipped(why):
             place.unreadable[mark.key] = why
@@ -227,6 +229,11 @@ def _taken(
         if key not in place.held:
             showing.hold_view(region, place, key, "the view is behind its version", durable=False)
         return None
+    if (lent := shared.lent(region, bucket, key, known, taken)) is not None:
+        _unstage(bucket, taken)
+        shared.set_free(region, place, bucket, lent)
+        region.look_later(place, mark, 0.0, "it was the file of another version, and is its own now")
+        return None
     if known and (shown := _shown(bucket, key, known, taken)):
         _unstage(bucket, taken)
         _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
@@ -240,7 +247,7 @@ def _taken(
         return None
     if (lost := shared.destroyed(region, bucket, key, known, taken)) is not None:
         _unstage(bucket, taken)
-        shared.part(region, place, bucket, lost)
+        shared.set_free(region, place, bucket, lost)
         region.look_later(place, mark, 0.0, "it was the file of a stored version, and is its own now")
         return None
     version_id, created_ns = place.bucket.ids.next(engine.site.now())

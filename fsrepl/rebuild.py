@@ -292,6 +292,37 @@ class Rebuilder:
         is complete enough to compare its view with, and `waiting` counts it. damaged: what is left of the
         attributes is not to be believed. Raises OSError.
         """
+        found = self._recall(at, path, name, stored, damaged=damaged)
+        if found is None:
+            self.waiting += bool(self.elsewhere.away)
+            return None
+        version, model, is_whole = found
+        if not (is_whole or model) and self.elsewhere.away:
+            self.waiting += 1
+            return version
+        records.rewrite(self.bucket, version)
+        self.rebuilt += 1
+        log.warning(
+            'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
+            self.bucket.address, keys.shown(version.key), version.id, model or "its name and content",
+        )  # fmt: skip
+        return version
+
+    def recall(self, key: bytes, version_id: str) -> Version | None:
+        """The same for a version whose file is another's as well, and on which nothing is written.
+
+        None where what can be found out may not be all. Raises OSError.
+        """
+        directory, last = keys.split(key)
+        path, name = keys.stored_directory(directory), keys.stored_name(last, version_id)
+        stored = keys.StoredName(last, version_id, False, False)
+        found = self._recall(self.bucket.store.get(path), path, name, stored, damaged=False)
+        return found[0] if found is not None and (found[1] or not self.elsewhere.away) else None
+
+    def _recall(
+        self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool
+    ) -> tuple[Version, str, bool] | None:
+        """The version, the bucket whose record it was made after, if any, and whether its own record is whole."""
         bucket = self.bucket
         left = {} if damaged else records.read(bucket, at, name).raw
         fd = records.open_file(bucket, at, name)
@@ -304,20 +335,10 @@ class Rebuilder:
         elsewhere, seen = self.elsewhere.records(path, name, stored, digest)
         key = self._key(path, stored, left, elsewhere)
         if key is None:
-            self.waiting += bool(self.elsewhere.away)
             return None
         version = rebuild(self._remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
-        whole = attrs.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
-        if not whole and not elsewhere and self.elsewhere.away:
-            self.waiting += 1
-            return version
-        records.rewrite(bucket, version)
-        self.rebuilt += 1
-        log.warning(
-            'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
-            bucket.address, keys.shown(key), version.id, next(iter(elsewhere), "its name and content"),
-        )  # fmt: skip
-        return version
+        is_whole = attrs.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
+        return version, next(iter(elsewhere), ""), is_whole
 
     def _remains(
         self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix,

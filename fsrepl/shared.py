@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, commit, keys, mend, records, store
+from fsrepl import capture, commit, keys, mend, rebuild, records, showing, store
 from fsrepl.errors import FsreplError
 from fsrepl.fs import GONE, reason
 from fsrepl.model import NULL, Version, Versioning
@@ -46,7 +46,8 @@ def destroyed(
     """
     found = _behind(bucket, key, known)
     if found is None and taken is not None and taken.found.st_nlink > 1 and not taken.linked:
-        found = _same_file(region, bucket, key, taken)
+        version = _same_file(region, bucket, key, taken)
+        return version if version is not None and version.digest != taken.digest else None
     if found is None or (found == (key, NULL) and bucket.bucket.versioning is Versioning.SUSPENDED):
         return None  # a null version that gives way to the next one anyway
     return store.read(bucket, *found, marker=False)
@@ -66,8 +67,8 @@ def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
     return key, shown
 
 
-def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Taken) -> At | None:
-    """The version that the view is a second name of, where the view's content is not that version's.
+def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Taken) -> Version | None:
+    """The version whose stored file the view is a second name of.
 
     It may be that of another key, as after a rename: the file knows. One whose record did not fit on it does not,
     but may be one of this key's.
@@ -87,8 +88,7 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Ta
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
         found = _stored(bucket, *at)
         if found is not None and found.st_ino == taken.found.st_ino:
-            version = store.read(bucket, *at, marker=False)
-            return at if version is not None and version.digest != taken.digest else None
+            return store.read(bucket, *at, marker=False)
     return None
 
 
@@ -103,27 +103,88 @@ def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result |
         raise
 
 
-def part(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+# -- before it happens
+
+
+def lent(
+    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: capture.Taken | None = None
+) -> Version | None:
+    """The stored version whose file people reach by a name that does not show it; None where there is none.
+
+    Its own view shows it, and that is looked at once it was written into. Another name, as a rename or a hard link
+    makes one, may be written into and gone again before anybody looks. taken: what the view holds now; without it
+    the view is gone.
+    """
+    view = known.view if known else None
+    left = view is not None and (taken is None or taken.found.st_ino != view.ino)
+    if not left and (taken is None or taken.linked or taken.found.st_nlink == 1):
+        return None
+    shown = (view.shown if view else "") or (known.id if known else "")
+    own = _stored(bucket, key, shown) if shown else None
+    if left and view and own and own.st_ino == view.ino and own.st_nlink > 1:
+        return store.read(bucket, key, shown, marker=False)
+    if taken is None or taken.linked or taken.found.st_nlink == 1 or (own and own.st_ino == taken.found.st_ino):
+        return None
+    version = _same_file(region, bucket, key, taken)
+    return version if version is not None and version.digest == taken.digest else None
+
+
+# -- after it happened
+
+
+def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+    """Give a stored version a file of its own, which no view is: with its content, where that is there still.
+
+    Where it was overwritten it is fetched again. A record that is gone as well, as from a file that was rewritten
+    with all its attributes, is found out first: what is written on the new file is believed from then on.
+    """
+    known: Version | None = version
+    if store.is_stripped(version):
+        with rebuild.Rebuilder(bucket, region.engine.journal) as rebuilder:
+            known = rebuilder.recall(version.key, version.id)
+    fd = store.open_version(bucket, version.key, version.id)
+    try:
+        digest = capture.copy_aside(bucket, fd, name := store.token())
+    finally:
+        bucket.fs.close(fd)
+    if known is None or digest != known.digest:
+        _part(region, place, bucket, version, known, name)
+    else:
+        staged = capture.stage_copy(bucket, name, known)
+        region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
+        store.publish(bucket, staged)
+        bucket.sync()
+    region.engine.recent.forget(bucket.address, version.key, version.id)
+    showing.mark_theirs(region, place, version.key)  # where its view has that file still, its ctime changed
+
+
+def _part(
+    region: Region, place: Place, bucket: OpenBucket, version: Version, known: Version | None, name: bytes
+) -> None:
     """Give a destroyed version a file of its own, durably, and have it fetched again.
 
     Before that it is written down that it shall be: from then on nothing else tells that it is not what it was.
+    known: its record; None where that is gone, and found out later. name: a copy of its file, in tmp.
     """
     at = version.key, version.id
-    if (known := place.lost.get(at)) is None:
+    if (lost := place.lost.get(at)) is None:
         intent = commit.write_intents(bucket, [commit.Intent(version.key, version.id, None, commit.Act.FETCH)])
-        known = Lost(intent)
-    size = region.engine.journal.size_of(bucket.address, version.key, version.id)
-    fd = bucket.fs.create(bucket.tmp, name := store.token())
-    try:
-        bucket.fs.truncate(fd, version.size if size is None else size)
-        staged = store.Staged(version, name, records.put(bucket, fd, name, attrs.encode(version)))
-    finally:
-        bucket.fs.close(fd)
-    region.engine.syncer.staged(bucket, [(bucket.intents, known.intent), (bucket.tmp, name)])
+        lost = Lost(intent)
+    if known is None:
+        staged = store.Staged(version, name, sidecar=False)
+    else:
+        store.unstage(bucket, name)
+        size = region.engine.journal.size_of(bucket.address, version.key, version.id)
+        fd = bucket.fs.create(bucket.tmp, name)
+        try:
+            bucket.fs.truncate(fd, known.size if size is None else size)
+        finally:
+            bucket.fs.close(fd)
+        staged = capture.stage_copy(bucket, name, known)
+    region.engine.syncer.staged(bucket, [(bucket.intents, lost.intent), (bucket.tmp, name)])
     store.publish(bucket, staged)
     bucket.sync()
-    region.engine.recent.forget(bucket.address, version.key, version.id)
-    place.lost[at] = known
+    place.lost[at] = lost
     log.error(
         'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
         "it is fetched again from a bucket that has it",
