@@ -23,6 +23,7 @@ from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
 from fsrepl.watch import CHANGED, CLOSED, MOVED, WRITING, Mark
 
+MOUNTED = "another filesystem is mounted there"
 SMALL_BYTES = 1 << 20
 """Up to here a file is read whole; from here on it is cloned or copied first."""
 
@@ -132,7 +133,10 @@ def look(
     try:
         found = bucket.fs.stat(at, name)
         if not bucket.fs.is_regular(found):
-            return Missing("" if stat.S_ISDIR(found.st_mode) else "not a regular file")
+            if stat.S_ISDIR(found.st_mode):
+                return Missing()
+            # a device, say, that is mounted over the file
+            return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
         if _is_unchanged(known, found) and not mark.flags & CLOSED:
             return Same(found)
         fd = bucket.fs.open_read(at, name)
@@ -144,8 +148,6 @@ def look(
         found = bucket.fs.stat_fd(fd)
         if not bucket.fs.is_regular(found):
             return Missing("not a regular file")
-        if found.st_dev != bucket.device:
-            return Skipped("it lies on another filesystem")
         written = bucket.fs.is_written(fd)
         waits = _wait_for_writer(written, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns)
         if waits is not None:
@@ -206,7 +208,7 @@ def _not_there(error: OSError) -> Seen:
     if error.errno in (errno.ELOOP, errno.ENXIO):
         return Missing("not a regular file")
     if error.errno == errno.EXDEV:
-        return Skipped("it lies on another filesystem")
+        return Skipped(MOUNTED)
     return Skipped(reason(error))
 
 
@@ -249,9 +251,8 @@ def _take(
         pass
     elif (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
         pass  # only its metadata was edited: nothing is copied for that
-    elif linked:
-        staged = store.token()
-        bucket.fs.link(at, name, bucket.tmp, staged)
+    elif linked and (linked := _link_aside(bucket, at, name, aside := store.token())):
+        staged = aside
         found = bucket.fs.stat_fd(fd)  # a link more changes ctime
         digest = store.digest(bucket, fd)
     elif found.st_size < SMALL_BYTES:
@@ -284,6 +285,17 @@ def _take(
     return Taken(
         found, size, digest, posix, attrs.own(raw), attrs.tags(raw), marks, racy, data, staged, linked, moving
     )  # fmt: skip
+
+
+def _link_aside(bucket: OpenBucket, at: int, name: bytes, aside: bytes) -> bool:
+    """Give a view a second name in .fsrepl/tmp; False where none is to be had, as across btrfs subvolumes."""
+    try:
+        bucket.fs.link(at, name, bucket.tmp, aside)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED | {errno.EMLINK, errno.EPERM}:
+            raise
+        return False
+    return True
 
 
 def _may_share(found: os.stat_result) -> bool:

@@ -426,7 +426,7 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
         # Where it is the stored file as well, our own record there has changed its ctime.
         if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
-        if before.st_nlink > 1 + store.is_file_of(bucket, version, before.st_ino):
+        if before.st_nlink > 1 + store.is_file_of(bucket, version, before):
             return None  # it is another view's file as well, and cannot say two things
         if status_only:
             for attribute, value in attrs.encode_deliveries(version).items():

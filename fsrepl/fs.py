@@ -2,8 +2,11 @@
 
 Paths are a directory's descriptor and a name, so that nobody who can write in a region makes us
 act elsewhere: directories below a region are opened with openat2(2), which refuses symlinks,
-`..` and, inside a bucket, other mounts. The calls that change something are listed in MUTATIONS:
-a test replaces them to stop the world at any one of them.
+`..` and, inside a bucket, other mounts. Whether something is another mount is asked of the kernel in
+this one way, RESOLVE_NO_XDEV; device numbers do not tell: a bind mount has the same one, a btrfs subvolume
+has its own and is no mount, and on an overlay filesystem a file may have another than its directory.
+The calls that change something are listed in MUTATIONS: a test replaces them to stop the world at any
+one of them.
 """
 
 from __future__ import annotations
@@ -85,6 +88,8 @@ def _how(flags: int, resolve: int) -> _OpenHow:
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY
 _HOW_CROSS = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
+_HOW_READ = _how(os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, _RESOLVE_NO_XDEV)
+_HOW_LOOK = _how(os.O_PATH | os.O_NOFOLLOW, _RESOLVE_NO_XDEV)
 _HOW_WITHIN = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
 
 
@@ -187,12 +192,20 @@ class Fs:
         return fd
 
     def open_read(self, at: int, name: bytes) -> int:
-        """A file to read: never a link's target, and never waiting for a FIFO's writer."""
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        """A file to read: never a link's target, never waiting for a FIFO's writer. EXDEV where it is another mount."""
+        return _openat2(at, name, _HOW_READ)
 
     def open_inode(self, at: int, name: bytes) -> int:
         """A file that need not be readable, never a link's target: to look at and to change mode, owner and times."""
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+
+    def is_mount(self, at: int, name: bytes) -> bool:
+        """Whether another filesystem, or a file or directory of this one, is mounted over a name."""
+        try:
+            os.close(_openat2(at, name, _HOW_LOOK))
+        except OSError as error:
+            return error.errno == errno.EXDEV
+        return False
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -187,8 +187,9 @@ def _judge(
                 shared.set_free(region, place, bucket, lent)
             return _marker(region, place, bucket, mark, known)
         case capture.Skipped(why):
+            if place.unreadable.get(mark.key) != why:  # once, and not at every look
+                log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
             place.unreadable[mark.key] = why
-            log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
         case capture.Large(allocated_bytes):
             if (rests_s := place.rests_until_s.get(mark.key, 0.0) - time.monotonic()) > 0:
                 region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")

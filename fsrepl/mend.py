@@ -315,7 +315,7 @@ def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) ->
         return _Face()
     try:
         found = bucket.fs.stat_fd(fd)
-        linked = store.is_file_of(bucket, version, found.st_ino)
+        linked = store.is_file_of(bucket, version, found)
         recorded = view.is_like(found) and not view.racy
         if not bucket.fs.is_regular(found) or not (recorded or (linked and _by_nobody(region, place, version, found))):
             return _Face()

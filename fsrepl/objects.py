@@ -16,7 +16,7 @@ from fsrepl import capture, commit, intake, keys, listing, metadata, owing, plan
 from fsrepl.errors import ContentDamaged, Refused, Unavailable
 from fsrepl.fs import reason
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
-from fsrepl.rows import Object, Owed
+from fsrepl.rows import Object, Owed, View
 from fsrepl.site import OpenBucket
 
 if TYPE_CHECKING:
@@ -159,6 +159,16 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
     engine.notify()
 
 
+def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
+    """Whether a view that was seen is the file of a stored version too."""
+    directory, name = keys.split(version.key)
+    try:
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError:
+        return False
+    return found.st_ino == view.ino and store.is_file_of(bucket, version, found)
+
+
 def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None:
     """Remove a version for good, and show what is current then. Never replicated (s3-semantics, 2)."""
     from fsrepl import index
@@ -167,7 +177,7 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     known = engine.journal.object(address, key)
     left = [row for row in engine.journal.versions_of(address, key) if row[0] != version.id]
     was = known.view if known else None
-    if was is not None and store.is_file_of(bucket, version, was.ino):
+    if was is not None and _is_shared(bucket, version, was):
         was = replace(was, ctime_ns=0)
         with engine.journal.transaction():
             engine.journal.see(address, key, was)

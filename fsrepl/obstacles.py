@@ -22,14 +22,15 @@ def describe(bucket: OpenBucket, key: bytes) -> str:
     for depth, name in enumerate(names, 1):
         path = b"/".join(names[:depth])
         try:
-            found = bucket.fs.stat(bucket.views.get(keys.split(path)[0]), name)
+            at = bucket.views.get(keys.split(path)[0])
+            found = bucket.fs.stat(at, name)
         except OSError as error:
-            if error.errno == errno.EXDEV:  # of this same filesystem
+            if error.errno == errno.EXDEV:
                 return f"{keys.shown(keys.split(path)[0])}, another mount, is in the way"
             too_long = error.errno == errno.ENAMETOOLONG
             return "its name is too long for this filesystem" if too_long else ""
         last = depth == len(names)
-        if found.st_dev != bucket.device:
+        if bucket.fs.is_mount(at, name):
             return f"{keys.shown(path)}, another mount, is in the way"
         if not (stat.S_ISREG(found.st_mode) if last else stat.S_ISDIR(found.st_mode)):
             return f"{keys.shown(path)}, {_kind(found.st_mode)}, is in the way"

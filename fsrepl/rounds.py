@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsrepl import showing, store
+from fsrepl import capture, showing, store
 from fsrepl.errors import FsreplError
 from fsrepl.scan import Scan, is_below
 from fsrepl.site import BARRIER, OpenBucket
@@ -61,11 +61,14 @@ def look_at_mounts(region: Region, place: Place) -> None:
     table = place.bucket.fs.mounts()
     if table != place.mounts_seen:
         place.mounts_seen = table
+        covered = [key for key, why in place.unreadable.items() if why == capture.MOUNTED]
+        region.marks.mark(place.bucket.address, covered, region.engine.epoch)
         top = os.path.realpath(os.fsencode(place.bucket.path)) + b"/"
         for line in table.splitlines():
             at = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
             if at.startswith(top) and at[len(top) :] not in place.trouble.mounts:
                 begin(region, place, at[len(top) :])
+                region.marks.mark(place.bucket.address, [at[len(top) :]], region.engine.epoch)  # if it is a file
     if not place.trouble.mounts:
         return
     with contextlib.suppress(FsreplError), place.bucket.open() as bucket:

@@ -40,6 +40,10 @@ class Trouble:
     def skipped_number(self) -> int:
         return sum(len(names) for names in self.skipped.values())
 
+    def of(self, path: bytes) -> str:
+        """Why a directory could not be looked into at the last look; empty where it could."""
+        return "another mount" if path in self.mounts else self.unreadable.get(path, "")
+
     def forget(self, path: bytes) -> None:
         """What was known of one directory: it is looked at again."""
         for known in (self.polled, self.mounts, self.unreadable, self.skipped):
@@ -90,11 +94,14 @@ class Scan:
             path = self.todo.pop()
             self.seen.add(path)
             self.directories += 1
+            before = trouble.of(path)
             trouble.forget(path)
             try:
                 self._directory(bucket, journal, marks, watcher, trouble, held, path)
             except OSError as error:
                 self._unlisted(trouble, path, error)
+            if (now := trouble.of(path)) and now != before:  # once, and not at every look
+                log.warning('not looked into bucket=%s directory="%s": %s', self.address, keys.shown(path), now)
             if time.monotonic() > until:
                 return not self.todo and self._finish(bucket, journal, marks, trouble, held)
         return self._finish(bucket, journal, marks, trouble, held)
@@ -104,10 +111,8 @@ class Scan:
             self.seen.discard(path)  # removed meanwhile: its keys are gone
         elif error.errno == errno.EXDEV:
             trouble.mounts.add(path)
-            log.warning('not looked into bucket=%s directory="%s": another mount', self.address, keys.shown(path))
         else:
             trouble.unreadable[path] = reason(error)
-            log.warning('not looked into bucket=%s directory="%s": %s', self.address, keys.shown(path), reason(error))
 
     def _directory(
         self, bucket: OpenBucket, journal: Journal, marks: Marks, watcher: Watcher | NoWatches | None, trouble: Trouble,
@@ -115,8 +120,6 @@ class Scan:
     ) -> None:  # fmt: skip
         fd = bucket.fs.open_dir(bucket.fd, path)
         try:
-            if bucket.fs.stat_fd(fd).st_dev != bucket.device:
-                raise OSError(errno.EXDEV, "another mount")
             if watcher is not None:
                 # the watch first: what comes after the listing makes an event
                 try:

@@ -64,7 +64,7 @@ def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
     found = _stored(bucket, key, shown)
     if found is None or found.st_ino != known.view.ino or known.view.has_content_of(found):
         return None
-    return key, shown
+    return (key, shown) if store.is_beside(bucket, key) else None
 
 
 def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Taken) -> Version | None:
@@ -87,7 +87,7 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Ta
     versions = region.engine.journal.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
         found = _stored(bucket, *at)
-        if found is not None and found.st_ino == taken.found.st_ino:
+        if found is not None and os.path.samestat(found, taken.found):
             return store.read(bucket, *at, marker=False)
     return None
 

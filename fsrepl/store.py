@@ -188,15 +188,31 @@ def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False
     return True
 
 
-def is_file_of(bucket: OpenBucket, version: Version, ino: int) -> bool:
-    """Whether an inode is that of a stored version: a view that has it is a hard link to it."""
+def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
+    """Whether a file is that of a stored version: a view that is has two names.
+
+    Two files of one bucket may have the same inode number: those of btrfs subvolumes, and of an overlay's layers.
+    """
     directory, last = keys.split(version.key)
     try:
         at = bucket.store.get(keys.stored_directory(directory))
-        return bucket.fs.stat(at, keys.stored_name(last, version.id, marker=version.marker)).st_ino == ino
+        stored = bucket.fs.stat(at, keys.stored_name(last, version.id, marker=version.marker))
+        return os.path.samestat(stored, found)
     except OSError as error:
         if error.errno in GONE:
             return False
+        raise
+
+
+def is_beside(bucket: OpenBucket, key: bytes) -> bool:
+    """Whether a key's versions and its view lie where one file can have both names: not in two btrfs subvolumes."""
+    directory = keys.split(key)[0]
+    try:
+        stored = bucket.fs.stat_fd(bucket.store.get(keys.stored_directory(directory)))
+        return stored.st_dev == bucket.fs.stat_fd(bucket.views.get(directory)).st_dev
+    except OSError as error:
+        if error.errno in GONE:
+            return True  # one of them is gone, and tells nothing
         raise
 
 

@@ -513,7 +513,7 @@ class Verification:
         directory, last = keys.split(key)
         try:
             at = side.bucket.store.get(keys.stored_directory(directory))
-            return side.bucket.fs.stat(at, keys.stored_name(last, current.id)).st_ino == found.st_ino
+            return os.path.samestat(side.bucket.fs.stat(at, keys.stored_name(last, current.id)), found)
         except OSError:
             return False
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,3 +33,35 @@ def unmount(place: Path) -> None:
 def clear(place: Path) -> None:
     """Take away what is mounted there, if anything is, whoever uses it."""
     subprocess.run(["umount", "--lazy", place], capture_output=True)
+
+
+@contextmanager
+def btrfs(home: Path) -> Iterator[Path]:
+    """A btrfs of its own; the test is skipped where there are no tools for it."""
+    if not shutil.which("mkfs.btrfs") or not shutil.which("btrfs"):
+        pytest.skip("there is no mkfs.btrfs")
+    image, at = home / "btrfs.img", home / "btrfs"
+    at.mkdir()
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
+    mount("-o", "loop", image, at)
+    try:
+        yield at
+    finally:
+        clear(at)
+
+
+def subvolume(*arguments: object) -> None:
+    """btrfs subvolume ..."""
+    subprocess.run(["btrfs", "subvolume", *map(str, arguments)], check=True, capture_output=True)
+
+
+@contextmanager
+def tmpfs(at: Path) -> Iterator[Path]:
+    at.mkdir()
+    mount("-t", "tmpfs", "none", at)
+    try:
+        yield at
+    finally:
+        clear(at)

@@ -155,7 +155,7 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
         make_bucket(site, address, Versioning.OFF, undo)
         site.save_identities()
         undo.pop_all()
-    return {**answer, "Adopted": enable_versioning(engine, address, Versioning.ENABLED)}
+    return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}
 
 
 def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:

@@ -212,7 +212,7 @@ def _break_links(engine: Engine, bucket: OpenBucket) -> None:
             with contextlib.suppress(FileNotFoundError):
                 fd = store.open_version(bucket, key, known.id)
                 try:
-                    linked = engine.fs.stat_fd(fd).st_ino == known.view.ino
+                    linked = engine.fs.stat_fd(fd).st_ino == known.view.ino and store.is_beside(bucket, key)
                     version = store.read(bucket, key, known.id, marker=False) if linked else None
                     staged, shortfall = transfer.stage_view(bucket, version, fd) if version else (b"", NO_SHORTFALL)
                 finally:

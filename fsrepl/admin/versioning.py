@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, clock, config, keys, store
 from fsrepl.errors import Refused, Usage
-from fsrepl.fs import UNSUPPORTED, Fs, reason
+from fsrepl.fs import GONE, UNSUPPORTED, Fs, reason
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import view_of
 from fsrepl.site import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fsrepl.settings import Settings
 
 _BATCH = 512
+_NAMED_MAX = 100
 _RECORD_BYTES = 8192
 """What a stored version takes beside its content: its inode, and a block for its attributes."""
 
@@ -47,8 +48,8 @@ def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str
             require_attributes(engine.fs, opened.tmp, f"bucket {address}")
             room = measure(engine.fs, opened.fd, engine.settings, bucket.region)
         room.check(address)
-        enable_versioning(engine, address, wanted)
-        return {"Bucket": address, "Status": str(wanted), **room.document()}
+        adopted = enable_versioning(engine, address, wanted)
+        return {"Bucket": address, "Status": str(wanted), **room.document(), **adopted.document()}
     if now is not wanted:
         engine.region_of(address).flush(address)  # what was dropped before this call belongs to the state before
         with bucket.open() as opened:
@@ -87,6 +88,29 @@ class Room:
 
 def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.1f} MiB"
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What became of the files that were there before versioning: how many are null versions, and which are not.
+
+    left: files and directories (these with a slash at the end) that cannot be read, with the reason. waiting: files
+    that somebody writes into: the daemon takes them once they are complete.
+    """
+
+    number: int = 0
+    left: dict[bytes, str] = field(default_factory=dict)
+    waiting: list[bytes] = field(default_factory=list)
+
+    def document(self) -> dict[str, object]:
+        """The first by name: an answer stays small, however much is left."""
+        left = sorted(self.left.items())
+        return {
+            "Adopted": self.number,
+            "Left": len(left),
+            "LeftOut": [{"Key": keys.shown(key), "Why": why} for key, why in left[:_NAMED_MAX]],
+            "Waiting": [keys.shown(key) for key in sorted(self.waiting)[:_NAMED_MAX]],
+        }
 
 
 def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
@@ -161,25 +185,31 @@ def versioning_of(site: Site, address: str) -> Versioning:
         return site.bucket(address).versioning
 
 
-def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> int:
-    """Turn versioning on for the first time: what is there becomes null versions; how many. The state is set last."""
+def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopted:
+    """Turn versioning on for the first time: what is there becomes null versions. The state is set last."""
     bucket = engine.site.bucket(address)
     with bucket.open() as opened, contextlib.suppress(FileExistsError):
         engine.fs.make_dir(opened.meta, b"versions")
     with bucket.open() as opened:
         engine.journal.bucket_id(address, bucket.uuid)
-        number = 0
-        left = _left_behind(opened)
-        for path, _, files in walk(engine.fs, opened.fd):
+        adopted = Adopted()
+        left_behind = _left_behind(opened)
+
+        def unread(path: bytes, error: OSError) -> None:
+            if error.errno not in GONE:
+                adopted.left[path + b"/"] = capture.MOUNTED if error.errno == errno.EXDEV else reason(error)
+
+        for path, _, files in walk(engine.fs, opened.fd, unread):
             for start in range(0, len(files), _BATCH):
-                imported = _import(engine, opened, [keys.join(path, n) for n in files[start : start + _BATCH]])
-                number += len(imported)
-                left -= imported
-        _remove(engine, opened, left)
+                found = [keys.join(path, name) for name in files[start : start + _BATCH]]
+                imported = _import(engine, opened, found, adopted)
+                adopted.number += len(imported)
+                left_behind -= imported
+        _remove(engine, opened, left_behind)
         write_document(engine.fs, opened.meta, b"versioning.json", config.versioning_document(wanted))
         bucket.refresh(opened)
     engine.region_of(address).follow(address)
-    return number
+    return adopted
 
 
 def _left_behind(bucket: OpenBucket) -> set[bytes]:
@@ -200,8 +230,11 @@ def _remove(engine: Engine, bucket: OpenBucket, found: Iterable[bytes]) -> None:
                 engine.journal.remove(bucket.address, key, NULL, None)
 
 
-def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> set[bytes]:
-    """Store files that were there before versioning, each as its key's null version; which they were."""
+def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted: Adopted) -> set[bytes]:
+    """Store files that were there before versioning, each as its key's null version; which they were.
+
+    Those that are left are noted in adopted.
+    """
     patience = engine.region_of(bucket.address).patience
     batch = []
     for key in found:
@@ -214,6 +247,10 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> set[b
                 posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
             )  # fmt: skip
             batch.append((capture.stage(bucket, seen, version), seen))
+        elif isinstance(seen, capture.Skipped):
+            adopted.left[key] = seen.why
+        elif isinstance(seen, capture.Later):
+            adopted.waiting.append(key)
     if not batch:
         return set()
     engine.syncer.staged(bucket, [(bucket.tmp, staged.name) for staged, _ in batch])
@@ -227,13 +264,18 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes]) -> set[b
     return {staged.version.key for staged, _ in batch}
 
 
-def walk(fs: Fs, top: int) -> Iterator[tuple[bytes, int, list[bytes]]]:
+def walk(
+    fs: Fs, top: int, unread: Callable[[bytes, OSError], None] | None = None
+) -> Iterator[tuple[bytes, int, list[bytes]]]:
+    """The directories below an open one, each with its descriptor and its files. unread: told of those left out."""
     todo = [b""]
     while todo:
         path = todo.pop()
         try:
             fd = fs.open_dir(top, path)
-        except OSError:
+        except OSError as error:
+            if unread is not None:
+                unread(path, error)
             continue
         try:
             files = []

@@ -22,6 +22,7 @@ from fsrepl.cli.shared import (
     size_text,
     tell,
     umask,
+    warn,
 )
 from fsrepl.errors import FsreplError, Refused, Usage
 
@@ -62,6 +63,19 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     print_json(answer) if json else say(
         f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
     )
+    tell_left(answer)
+
+
+def tell_left(answer: dict[str, Any]) -> None:
+    """Name the files that have not become versions; exit status 1 where some cannot."""
+    for name in answer["Waiting"]:
+        warn(f"{name} becomes a version once it is complete: somebody may be writing into it")
+    for left in answer["LeftOut"]:
+        warn(f"not adopted: {left['Key']}: {left['Why']}")
+    if answer["Left"]:
+        if more := answer["Left"] - len(answer["LeftOut"]):
+            warn(f"and {more:,} more are not adopted")
+        raise typer.Exit(1)
 
 
 def _takes(bucket: str, room: dict[str, Any]) -> str:
@@ -144,10 +158,12 @@ def _set(bucket: str, status: str, json: bool) -> None:
     answer = perform("versioning.set", bucket=bucket, status=status)
     if json:
         print_json(answer)
-        return
-    if answer.get("Objects"):
-        say(_takes(bucket, answer))
-    say(f"versioning of {bucket}: {status}")
+    else:
+        if answer.get("Objects"):
+            say(_takes(bucket, answer))
+        say(f"versioning of {bucket}: {status}")
+    if "Left" in answer:
+        tell_left(answer)
 
 
 @versioning.command("enable")
