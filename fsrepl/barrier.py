@@ -79,12 +79,12 @@ class Waited:
         return {
             "failed": self.failed,
             "pending": self.pending,
-            "open": sorted(self.opened),
+            "open": sorted(self.opened)[:_NAMED_MAX],
             "unruled": self.unruled,
             "unreadable": self.unreadable[:_NAMED_MAX],
             "mounts": self.mounts[:_NAMED_MAX],
             "unshown": self.unshown[:_NAMED_MAX],
-            "more": sum(max(0, len(names) - _NAMED_MAX) for names in self.left_out),
+            "more": sum(max(0, len(names) - _NAMED_MAX) for names in (self.opened, *self.left_out)),
             "trouble": self.trouble,
             "away": self.away,
         }

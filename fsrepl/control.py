@@ -32,8 +32,13 @@ SOCKET = "control"
 LOCK = "lock"
 LOCK_WAIT_S = 30.0
 _LOCK_LOOK_S = 0.05
+TOO_MANY = "SlowDown"
+"""S3's code for more requests at once than are taken."""
+COMMANDS_MAX = 1024
+"""How many commands a daemon hears at once: each takes a thread and a descriptor of it."""
 _REQUEST_MAX_BYTES = 8 << 20
 _PEER = struct.Struct("3i")
+_TIMEVAL = struct.Struct("ll")
 _ACCEPT_S = 0.5
 _HANDSHAKE_S = 10.0
 
@@ -162,11 +167,13 @@ def _short_path(state: str | os.PathLike[str]) -> Iterator[str]:
 
 
 class Server:
-    """Answers requests, each in a thread of its own."""
+    """Answers requests, each in a thread of its own, and no more than commands_max of them at once."""
 
-    def __init__(self, state: str | os.PathLike[str], handle: Handler) -> None:
+    def __init__(self, state: str | os.PathLike[str], handle: Handler, commands_max: int = COMMANDS_MAX) -> None:
         """The caller holds the site's lock, so a socket that is there is a dead process's."""
-        self._state, self._handle = state, handle
+        self._state, self._handle, self._commands_max = state, handle, commands_max
+        self._free = threading.BoundedSemaphore(commands_max)
+        self._turned_away = False
         self._listener, self._bound = self._listen()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -182,7 +189,7 @@ class Server:
                 listener.bind(path)
                 os.chmod(path, 0o600)
                 bound = os.lstat(path)
-            listener.listen(64)
+            listener.listen(self._commands_max)  # the kernel takes less where net.core.somaxconn says so
             listener.settimeout(_ACCEPT_S)
         except BaseException:
             listener.close()
@@ -214,9 +221,38 @@ class Server:
                 log.warning("a command could not be heard: %s", reason(error))
                 threading.Event().wait(_ACCEPT_S)  # no descriptors left: not a reason to spin
                 continue
+            self._hear(connection)
+
+    def _hear(self, connection: socket.socket) -> None:
+        """Serve a command in a thread of its own, or answer that there are too many."""
+        if not self._free.acquire(blocking=False):
+            self._turn_away(connection, f"the daemon is busy with {self._commands_max:,} commands")
+            return
+        try:
             threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
+        except RuntimeError as error:  # the system gives no more threads
+            self._free.release()
+            self._turn_away(connection, f"the daemon has no thread for another command ({error})")
+        else:
+            self._turned_away = False
+
+    def _turn_away(self, connection: socket.socket, why: str) -> None:
+        """Answer without a thread and without reading the request. The log has a line each time that begins."""
+        if not self._turned_away:
+            log.warning("commands are turned away: %s", why)
+            self._turned_away = True
+        answer = _error(Refused(TOO_MANY, f"{why}; try again when some of them have ended"))
+        with connection, contextlib.suppress(OSError):
+            connection.setblocking(False)
+            connection.sendall(json.dumps(answer).encode() + b"\n")
 
     def _serve(self, connection: socket.socket) -> None:
+        try:
+            self._talk(connection)
+        finally:
+            self._free.release()
+
+    def _talk(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             connection.settimeout(_HANDSHAKE_S)
             _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
@@ -228,7 +264,7 @@ class Server:
 
     def _answer(self, connection: socket.socket) -> dict[str, object]:
         try:
-            request = json.loads(_read_line(connection))
+            request = json.loads(_read_line(connection, _REQUEST_MAX_BYTES))
             op, params = str(request["op"]), dict(request["params"])
         except (ValueError, KeyError, TypeError) as error:
             return _error(Usage(f"the daemon was asked something it does not understand: {error}"))
@@ -254,19 +290,21 @@ class Server:
 
 def _is_open(connection: socket.socket) -> bool:
     """Whether the peer has not hung up. It sends nothing more, so anything to read is its end."""
-    readable, _, _ = select.select([connection], [], [], 0)
-    return not readable
+    poll = select.poll()  # select(2) takes no descriptor from 1,024 on
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(0)
 
 
-def _read_line(connection: socket.socket) -> bytes:
+def _read_line(connection: socket.socket, max_bytes: int | None) -> bytes:
+    """A line of any length where max_bytes is None. Raises ValueError where it is longer, or has no end."""
     data = bytearray()
     while not data.endswith(b"\n"):
         part = connection.recv(1 << 16)
         if not part:
-            raise ValueError("the request was cut short")
+            raise ValueError("it was cut short")
         data += part
-        if len(data) > _REQUEST_MAX_BYTES:
-            raise ValueError(f"a request may have {_REQUEST_MAX_BYTES:,} bytes")
+        if max_bytes is not None and len(data) > max_bytes:
+            raise ValueError(f"a request may have {max_bytes:,} bytes")
     return bytes(data)
 
 
@@ -283,28 +321,67 @@ def _error(error: FsreplError) -> dict[str, object]:
 def ask(
     state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """What the daemon answers. Raises NotRunning where there is none, or what the operation raised there."""
-    try:
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection,
-            _short_path(state) as path,
-        ):
-            connection.connect(path)
+    """What the daemon answers, however long that is, or raises what the operation raised there.
+
+    Raises NotRunning where nothing listens, and only there: an answer that cannot be read comes from a daemon.
+    """
+    request = json.dumps({"op": op, "params": params}).encode() + b"\n"
+    if len(request) > _REQUEST_MAX_BYTES:
+        raise Usage(f"{op}: a request of {len(request):,} bytes is too long; it may have {_REQUEST_MAX_BYTES:,}")
+    with _connected(state, op, timeout_s) as connection:
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(request)  # a daemon that reads no further has answered why
+            answer = json.loads(_read_line(connection, None))
+            if "error" not in answer:
+                found: dict[str, Any] = answer["ok"]
+                return found
+        except TimeoutError as error:
+            raise _late(op, timeout_s) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unanswered(state, op, error) from error
+    raise _raised(answer["error"])
+
+
+@contextlib.contextmanager
+def _connected(state: str | os.PathLike[str], op: str, timeout_s: float | None) -> Iterator[socket.socket]:
+    """A connection to the daemon. Raises NotRunning where nothing listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        try:
+            if timeout_s is not None:  # a full queue of connections makes connect(2) wait. Source: unix(7), socket(7)
+                until = _TIMEVAL.pack(int(timeout_s), max(1, int(timeout_s % 1 * 1e6)))
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)
+            with _short_path(state) as path:
+                connection.connect(path)
             connection.settimeout(timeout_s)
-            connection.sendall(json.dumps({"op": op, "params": params}).encode() + b"\n")
-            answer = json.loads(_read_line(connection))
-    except PermissionError as error:
-        raise Refused(
-            "AccessDenied", f"the daemon of this site obeys its own user and root: {reason(error)}"
-        ) from error
-    except TimeoutError as error:
-        raise errors.TimedOut(f"the daemon did not answer {op} within {timeout_s} s") from error
-    except (OSError, ValueError) as error:
-        raise NotRunning("the daemon of this site is not running; `fsrepl daemon` starts it") from error
-    if "error" in answer:
-        raise _raised(answer["error"])
-    found: dict[str, Any] = answer["ok"]
-    return found
+        except PermissionError as error:
+            raise Refused(
+                "AccessDenied", f"the daemon of this site obeys its own user and root: {reason(error)}"
+            ) from error
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
+            raise NotRunning("the daemon of this site is not running; `fsrepl daemon` starts it") from error
+        except BlockingIOError as error:
+            raise _late(op, timeout_s) from error
+        except OSError as error:
+            raise FsreplError(f"the daemon of this site could not be asked: {reason(error)}") from error
+        yield connection
+
+
+def _late(op: str, timeout_s: float | None) -> errors.TimedOut:
+    return errors.TimedOut(f"the daemon did not answer {op} within {timeout_s} s")
+
+
+def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> FsreplError:
+    """What to raise where a daemon was asked and its answer could not be read: it may have ended meanwhile."""
+    try:
+        with _connected(state, op, _HANDSHAKE_S):
+            pass
+    except NotRunning:
+        return NotRunning(f"the daemon of this site ended before it answered {op}; `fsrepl daemon` starts it")
+    except FsreplError:
+        pass
+    why = reason(error) if isinstance(error, OSError) else str(error)
+    return FsreplError(f"the daemon runs, and its answer to {op} cannot be read: {why}; what was asked may be done")
 
 
 def _answers(state: str) -> bool:

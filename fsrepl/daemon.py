@@ -6,6 +6,7 @@ readiness, signals, the control socket, the barrier of `fsrepl wait`, and the wa
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
@@ -17,9 +18,9 @@ import threading
 import time
 from typing import Any
 
-from fsrepl import barrier, clock, control, exporter, keys, metrics, operations, settings, thresholds
+from fsrepl import barrier, clock, control, exporter, live, metrics, operations, settings, thresholds
 from fsrepl.engine import Engine
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, Refused
 from fsrepl.exporter import Exporter
 from fsrepl.hooks import Hooks
 from fsrepl.journal import Journal
@@ -62,6 +63,15 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def commands_max(descriptors: int) -> tuple[int, int]:
+    """How many commands are heard at once, and how many of them may wait, where a process may have so many descriptors.
+
+    The rest of the descriptors is for the regions, the rest of the commands for who looks, sets up or mends.
+    """
+    heard = max(4, min(control.COMMANDS_MAX, descriptors // 2))
+    return heard, heard * 3 // 4
+
+
 class Daemon:
     def __init__(self, found: Settings, lock: control.Lock, reload: threading.Event) -> None:
         self.lock = lock
@@ -71,6 +81,8 @@ class Daemon:
         self.ready = False
         self.hooks = Hooks(self.engine.reporter.eventlog)
         self.exporter = Exporter(self._gauges, self.engine.fs)
+        self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._waits = threading.BoundedSemaphore(self._waits_max)
         self._stop = threading.Event()
         self._reload = reload
 
@@ -84,7 +96,7 @@ class Daemon:
         for region in engine.regions.values():
             region.start()
         self.exporter.configure(engine.settings.metrics)
-        server = control.Server(engine.settings.state, self.handle)
+        server = control.Server(engine.settings.state, self.handle, self._commands_max)
         log.info("started pid=%d site=%s", os.getpid(), engine.settings.path.parent)
         status = 0
         try:
@@ -176,54 +188,34 @@ class Daemon:
         """Answer one request of the control socket, in its own thread."""
         if op == "status":
             return self.status()
+        if op == "status.page":
+            after = base64.b64decode(params.get("after") or "")
+            return live.page(self.engine, params["bucket"], params["list"], after)
+        if op == "why":
+            return live.of_key(self.engine, params["bucket"], base64.b64decode(params["key"]))
         if op == "wait":
-            scope = barrier.scope_of(self.engine, params.get("scope") or "")
-            given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
-            with self.engine.journal_told():
-                return barrier.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
+            return self._wait(params, alive)
         if op == "reload":
             self._reload.set()
             return {}
         return operations.run(self.engine, op, params)
 
+    def _wait(self, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
+        """Wait for what is in scope; not for so many at once that nothing else would be heard any more."""
+        if not self._waits.acquire(blocking=False):
+            most = self._waits_max
+            raise Refused(control.TOO_MANY, f"{most:,} commands wait already, which is as many as may; try again later")
+        try:
+            scope = barrier.scope_of(self.engine, params.get("scope") or "")
+            given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
+            with self.engine.journal_told():
+                return barrier.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
+        finally:
+            self._waits.release()
+
     def status(self) -> dict[str, object]:
         """What only the daemon knows: what runs, what waits and why."""
-        engine = self.engine
-        buckets: dict[str, object] = {}
-        for region in engine.regions.values():
-            for address, place in list(region.places.items()):
-                trouble = place.bucket.trouble or place.put_down
-                buckets[address] = {
-                    "online": place.up or not trouble,
-                    "trouble": trouble,
-                    "scanning": bool(place.scans),
-                    "skipped": place.trouble.skipped_number if place.up and place.scanned else None,
-                    "paused": place.paused,
-                    "polled": [keys.shown(p) for p in sorted(place.trouble.polled)],
-                    "mounts": [keys.shown(p) for p in sorted(place.trouble.mounts)],
-                    "unreadable": {keys.shown(k): why for k, why in list(place.unreadable.items())}
-                    | {keys.shown(p) + "/": why for p, why in list(place.trouble.unreadable.items())},
-                    "held": {
-                        keys.shown(k): {"why": h.why, "conflict": h.conflict} for k, h in list(place.held.items())
-                    },
-                    "waiting": {keys.shown(k): {"why": w.why, "open": w.opened} for k, w in list(place.later.items())},
-                }
-        retries = [
-            {
-                "source": q.source, "destination": q.destination, "key": keys.shown(key), "version": version,
-                "why": why, "seconds": max(0.0, due - time.monotonic()), "attempts": attempts,
-            }
-            for region in engine.regions.values()
-            for q in list(region.queues.values())
-            for (key, version), (due, why, attempts) in list(q.notes.items())
-        ]  # fmt: skip
-        blocked = [
-            {"source": q.source, "destination": q.destination, "why": q.blocked_why,
-             "seconds": max(0.0, q.blocked_until_s - time.monotonic())}
-            for region in engine.regions.values()
-            for q in list(region.queues.values())
-            if q.blocked_why
-        ]  # fmt: skip
+        regions = self.engine.regions.values()
         now_s = time.monotonic()
         return {
             "running": True,
@@ -232,20 +224,9 @@ class Daemon:
             "since": clock.stamp(self.since_ns),
             "watched": self.watcher.watched,
             "events_lost": self.watcher.overflows,
-            "stuck": [
-                r.name for r in engine.regions.values() if r.busy_since_s and now_s - r.busy_since_s > _STUCK_S
-            ],
-            "buckets": buckets,
-            "retries": retries,
-            "blocked": blocked,
-            "transfers": [
-                {
-                    "key": keys.shown(t.key), "source": t.source, "destination": t.destination,
-                    "bytes_done": t.bytes_done, "bytes_total": t.bytes_total,
-                }
-                for t in list(engine.transfers)
-            ],
-        }  # fmt: skip
+            "stuck": [r.name for r in regions if r.busy_since_s and now_s - r.busy_since_s > _STUCK_S],
+            **live.status(self.engine),
+        }
 
 
 def notify(message: str) -> None:

@@ -82,6 +82,11 @@ def _buckets_said(facts: Facts) -> Mapping[str, Mapping[str, Any]]:
     return said  # type: ignore[no-any-return]
 
 
+def _count(said: Mapping[str, Any], name: str) -> int:
+    """How many a list of the daemon has, which may tell the first of them only."""
+    return int(said.get("counts", {}).get(name, len(said.get(name, ()))))
+
+
 # -- the daemon, and what the kernel gives it
 
 
@@ -112,7 +117,7 @@ def _watches(facts: Facts) -> Iterator[Finding]:
     limits = facts["machine"]["limits"]
     versioned = [b for b in facts["buckets"] if b["versioning"]]
     needed = sum(b["directories"] + 1 for b in versioned)
-    polled = {address: len(said.get("polled", ())) for address, said in _buckets_said(facts).items()}
+    polled = {address: _count(said, "polled") for address, said in _buckets_said(facts).items()}
     most = limits.get("max_user_watches")
     if most is not None:
         what = f"{needed} watches are needed, one a directory, and fs.inotify.max_user_watches is {most}"
@@ -371,15 +376,21 @@ def _at_work(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[
     unreadable: Mapping[str, str] = said.get("unreadable", {})
     if unreadable:
         key, why = next(iter(unreadable.items()))
+        number = _count(said, "unreadable")
         yield Finding(
-            Level.WARNING, "bucket", address, f"{len(unreadable)} files cannot be captured, such as {key}: {why}",
+            Level.WARNING, "bucket", address, f"{number} files cannot be captured, such as {key}: {why}",
             "give the daemon's user the right to read them",
         )  # fmt: skip
-    conflicts = [(key, held) for key, held in said.get("held", {}).items() if held.get("conflict")]
-    for key, held in conflicts:
+    conflicts: Mapping[str, str] = said.get("conflicts", {})
+    for key, why in conflicts.items():
         yield Finding(
-            Level.WARNING, "view", address, f"{key} cannot be shown: {held['why']}",
+            Level.WARNING, "view", address, f"{key} cannot be shown: {why}",
             "move away what is there; the version is stored all the same, and `fsrepl cat` reads it",
+        )  # fmt: skip
+    if (left := _count(said, "conflicts") - len(conflicts)) > 0:
+        yield Finding(
+            Level.WARNING, "view", address, f"{left} more cannot be shown",
+            f"`fsrepl why {address}/KEY` tells what is in the way of each",
         )  # fmt: skip
     if not facts["said"].get("running") and bucket["unshown"]:
         yield Finding(

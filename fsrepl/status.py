@@ -4,6 +4,7 @@ restart changes nothing (G11). What only the running daemon knows is added: what
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import sqlite3
@@ -23,16 +24,52 @@ from fsrepl.site import OpenBucket, Site
 Document = dict[str, Any]
 
 _UNSHOWN_MAX = 1000
+_ANSWER_S = 10.0
+_COUNTED = {"polled": "polled", "mounts": "mounts", "unreadable": "unreadable", "behind": "views_behind"}
+"""The daemon's lists of which status tells the first names only, and what they are called in its document."""
 
 
 def daemon_status(settings: Settings) -> Document:
     """What the daemon says of itself; {"running": False} where there is none."""
+    return _said(settings, "status", {})
+
+
+def daemon_of_key(settings: Settings, address: str, key: bytes) -> Document:
+    """What the daemon says that concerns one key, in the same shape."""
+    return _said(settings, "why", {"bucket": address, "key": base64.b64encode(key).decode()})
+
+
+def _said(settings: Settings, op: str, params: Document) -> Document:
     try:
-        return control.ask(settings.state, "status", {}, 10.0)
+        return control.ask(settings.state, op, params, _ANSWER_S)
     except NotRunning:
         return {"running": False}
     except FsreplError as error:
         return {"running": True, "trouble": str(error)}
+
+
+def with_all_names(settings: Settings, said: Document) -> Document:
+    """The daemon's status with the whole of each list, of which it tells the first names only. Raises FsreplError."""
+    buckets = {
+        address: alive
+        | {
+            name: _whole(settings, address, name)
+            for name, number in alive.get("counts", {}).items()
+            if number > len(alive[name])
+        }
+        for address, alive in said.get("buckets", {}).items()
+    }
+    return said | {"buckets": buckets}
+
+
+def _whole(settings: Settings, address: str, name: str) -> Document:
+    found: Document = {}
+    after: str | None = ""
+    while after is not None:
+        page = control.ask(settings.state, "status.page", {"bucket": address, "list": name, "after": after}, _ANSWER_S)
+        found |= page["items"]
+        after = page["after"]
+    return found
 
 
 @contextlib.contextmanager
@@ -112,14 +149,18 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     }
     if trouble:
         document["trouble"] = trouble
-    for name in ("scanning", "paused", "polled", "mounts", "unreadable"):
+    for name in ("scanning", "paused", "unreadable"):
         if alive.get(name):
             document[name] = alive[name]
+    for name in ("polled", "mounts"):
+        if alive.get(name):
+            document[name] = list(alive[name])
     if conflicts:
         document["view_conflicts"] = conflicts
-    held = alive.get("held", {}).items()
-    if behind := [{"Key": name, "Why": each["why"]} for name, each in held if not each["conflict"]]:
+    if behind := [{"Key": name, "Why": why} for name, why in alive.get("behind", {}).items()]:
         document["views_behind"] = behind
+    if counts_ := {_COUNTED[name]: n for name, n in alive.get("counts", {}).items() if n and name in _COUNTED}:
+        document["counts"] = counts_
     blocked = [b for b in said.get("blocked", []) if b["source"] == address]
     if blocked:
         document["blocked"] = [{"destination": b["destination"], "why": b["why"]} for b in blocked]
@@ -210,9 +251,8 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
         raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}")
     version = chosen[0]
     for destination in version.deliveries:
-        there = said.get("buckets", {}).get(destination, {}).get("held", {}).get(name)
-        if there and not there["conflict"]:
-            notes.append(f"the file in {destination} does not show this version yet: {there['why']}")
+        if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
+            notes.append(f"the file in {destination} does not show this version yet: {behind}")
         with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
             notes += _conflict(bucket, listing.versions_of(bucket, key))
     deliveries = [_delivery(site, address, version, destination, said) for destination in version.deliveries]
@@ -235,9 +275,9 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
     """What the daemon knows of a key's file."""
     notes = []
     if waiting := alive.get("waiting", {}).get(name):
-        notes.append(f"a change waits to be captured: {waiting['why']}")
-    if (held := alive.get("held", {}).get(name)) and not held["conflict"]:
-        notes.append(f"the file does not show this version yet: {held['why']}")
+        notes.append(f"a change waits to be captured: {waiting}")
+    if behind := alive.get("behind", {}).get(name):
+        notes.append(f"the file does not show this version yet: {behind}")
     if unreadable := alive.get("unreadable", {}).get(name):
         notes.append(f"a change cannot be captured: {unreadable}")
     if alive.get("paused"):
@@ -290,6 +330,8 @@ def _waits_for(address: str, version: Version, destination: str, said: Document)
     """What a pending delivery waits for, and what is next."""
     if not said.get("running"):
         return "the daemon is not running", "`fsrepl daemon` goes on with it"
+    if "trouble" in said:
+        return str(said["trouble"]), "look at the daemon's log"
     for each in said.get("blocked", []):
         if (each["source"], each["destination"]) == (address, destination):
             return str(each["why"]), f"all of {destination} is tried again in {each['seconds']:.0f} s"

@@ -131,7 +131,7 @@ def test_all_is_well() -> None:
         (told(paused="capture waits: 3 MiB are free"), "error", "bucket", "capture waits", "make room"),
         (told(mounts=["m"]), "warning", "bucket", "m is another mount", "bucket of its own"),
         (told(unreadable={"k": "permission denied"}), "warning", "bucket", "such as k", "right"),
-        (told(held={"k": {"why": "a directory", "conflict": True}}), "warning", "view", "k cannot be shown", "move"),
+        (told(conflicts={"k": "a directory"}), "warning", "view", "k cannot be shown", "move"),
         ({"journal": "file is not a database"}, "warning", "journal", "not a database", "restart"),
     ],
 )  # fmt: skip

@@ -33,6 +33,9 @@ def register(app: typer.Typer) -> None:
 
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it again each second.")] = False,
+    every_name: Annotated[
+        bool, typer.Option("--all", help="Name every file that waits or cannot be read, not only the first of them.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show daemon, buckets, rules, lag, transfers and failures."""
@@ -42,26 +45,27 @@ def status(
 
     def now() -> dict[str, Any]:
         site.load_identities()
-        return statuses.status(site, statuses.daemon_status(site.settings))
+        said = statuses.daemon_status(site.settings)
+        return statuses.status(site, statuses.with_all_names(site.settings, said) if every_name else said)
 
     if watch and sys.stdout.isatty() and not json:
         from fsrepl.cli import screen
 
         screen.watch(now, _REFRESH_S)
-    _show(now(), json=json)
+    _show(now(), json=json, every_name=every_name)
     while watch:  # into a file or a program: one after the other
         sys.stdout.flush()
         time.sleep(_REFRESH_S)
-        _show(now(), json=json)
+        _show(now(), json=json, every_name=every_name)
 
 
-def _show(document: dict[str, Any], *, json: bool) -> None:
+def _show(document: dict[str, Any], *, json: bool, every_name: bool) -> None:
     if json:
         print_json(document)
     else:
         from fsrepl.cli import screen
 
-        screen.show(document)
+        screen.show(document, every_name=every_name)
 
 
 def why(address: Address, version_id: VersionId = None, json: Json = False) -> None:
@@ -73,7 +77,7 @@ def why(address: Address, version_id: VersionId = None, json: Json = False) -> N
     site = open_site()
     with listing.open_versioned(site, bucket_name) as bucket:
         hand_to_capture(site, bucket, key)
-    answer = statuses.why(site, bucket_name, key, version_id, statuses.daemon_status(site.settings))
+    answer = statuses.why(site, bucket_name, key, version_id, statuses.daemon_of_key(site.settings, bucket_name, key))
     if json:
         print_json(answer.document)
         return

@@ -17,11 +17,15 @@ from fsrepl.cli.shared import counted, duration_text, shown, size_text
 _PIPE_WIDTH = 10_000
 
 
-def show(document: dict[str, Any]) -> None:
+_NAMES_MAX = 5
+"""How many names of a kind are shown of a bucket: the screen is read at a glance."""
+
+
+def show(document: dict[str, Any], *, every_name: bool = False) -> None:
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH  # nobody looks: nothing is cut off
-    console.print(render(document))
+    console.print(render(document, None if every_name else _NAMES_MAX))
 
 
 def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
@@ -32,14 +36,14 @@ def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
             live.update(render(now()))
 
 
-def render(document: dict[str, Any]) -> RenderableType:
+def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> RenderableType:
     parts: list[RenderableType] = [_daemon(document["daemon"]), _buckets(document["buckets"])]
     rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
     if rules:
         parts += ["", _rules(rules)]
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"])]
-    notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket))
+    notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket, names_max))
     if notes:  # a region that is away is said once, however many buckets it has
         parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
     return Group(*parts)
@@ -133,7 +137,7 @@ def _transfers(transfers: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _notes(bucket: dict[str, Any]) -> Iterator[str]:
+def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     name = bucket["bucket"]
     if not bucket["online"]:
         yield bucket["trouble"]
@@ -141,17 +145,29 @@ def _notes(bucket: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {bucket['paused']}"
     for each in bucket.get("blocked", ()):
         yield f"{name} to {each['destination']}: {each['why']}"
-    for conflict in bucket.get("view_conflicts", ())[:5]:
-        yield f"{name}: ViewConflict: {conflict['Key']}: {conflict['Why']}"
-    for behind in bucket.get("views_behind", ())[:5]:
-        yield f"{name}: the file does not show its newest version yet: {behind['Key']}: {behind['Why']}"
-    for path, reason in list(bucket.get("unreadable", {}).items())[:5]:
-        yield f"{name}: cannot be captured: {path}: {reason}"
-    if bucket.get("polled"):
-        directories = counted(len(bucket["polled"]), "directory", "directories")
+    counts: dict[str, int] = bucket.get("counts", {})
+
+    def some(kind: str, what: str, names: list[str]) -> Iterator[str]:
+        told = names[:names_max]
+        yield from (f"{name}: {what}: {each}" for each in told)
+        if (left := counts.get(kind, len(names)) - len(told)) > 0:
+            yield f"{name}: {what}: {left:,} more; `fsrepl status --all` names them"
+
+    yield from some(
+        "view_conflicts", "ViewConflict", [f"{c['Key']}: {c['Why']}" for c in bucket.get("view_conflicts", ())]
+    )
+    yield from some(
+        "views_behind",
+        "the file does not show its newest version yet",
+        [f"{b['Key']}: {b['Why']}" for b in bucket.get("views_behind", ())],
+    )
+    yield from some(
+        "unreadable", "cannot be captured", [f"{path}: {why}" for path, why in bucket.get("unreadable", {}).items()]
+    )
+    if polled := bucket.get("polled"):
+        directories = counted(counts.get("polled", len(polled)), "directory", "directories")
         yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` tells why"
-    for path in bucket.get("mounts", ()):
-        yield f"{name}: not looked into, another mount: {path}"
+    yield from some("mounts", "not looked into, another mount", list(bucket.get("mounts", ())))
     if bucket["skipped"]:
         yield f"{name}: skipped, for links, sockets, FIFOs and devices are no objects: {bucket['skipped']:,}"
     if bucket["failed"]:
