@@ -242,7 +242,7 @@ def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bo
     if place.scans.is_pending(epoch) or marks.is_waiting(address, epoch, scope.key):
         return True, opened
     for key, later in list(place.later.items()):
-        if not scope.takes(key):
+        if not scope.takes(key) or key in place.set_aside:
             continue
         if later.opened and later.looked >= epoch:
             opened.add(f"{address}/{keys.shown(key)}")
@@ -269,7 +269,8 @@ def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
     place = engine.region_of(address).places.get(address)
     if place is None or not place.up:
         return []
-    found = [(keys.shown(key), why) for key, why in list(place.unreadable.items()) if scope.takes(key)]
+    closed = [*list(place.unreadable.items()), *list(place.set_aside.items())]
+    found = [(keys.shown(key), why) for key, why in closed if scope.takes(key)]
     blind = list(place.trouble.unreadable.items())
     found += [(keys.shown(path) + "/", why) for path, why in blind if scope.reaches(path)]
     return [f"{address}/{name}: {why}" for name, why in sorted(found)]

@@ -25,7 +25,7 @@ from fsrepl import (
     store,
     transfer,
 )
-from fsrepl.errors import BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import UNFORESEEN, BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import GONE, reason
 from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Role, Status, Version
 from fsrepl.rows import Object, Owed, View, Word
@@ -54,7 +54,28 @@ class Item:
 
 
 def carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
-    """Take deliveries from one source into one bucket as far as they can go now. Read this first."""
+    """Take deliveries from one source into one bucket as far as they can go now.
+
+    One that met an unforeseen fault is carried alone, so that it keeps that to itself.
+    """
+    single = [each for each in owed if place.carries_singly or each.key in place.undelivered]
+    if len(single) < len(owed):
+        _carry(region, place, [each for each in owed if each not in single] if single else owed)
+    for each in single:
+        place.undelivered.pop(each.key, None)
+        try:
+            _carry(region, place, [each])
+        except sqlite3.Error:
+            raise
+        except Exception:
+            log.exception('set aside bucket=%s key="%s": what nobody foresaw', each.source, keys.shown(each.key))
+            place.undelivered[each.key] = f"from {each.source}: {UNFORESEEN}"
+            region.try_later([each], UNFORESEEN)
+    place.carries_singly = False
+
+
+def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
+    """The same for a batch. Read this first."""
     source_name = owed[0].source
     engine = region.engine
     source = engine.site.buckets.get(source_name)
@@ -150,7 +171,8 @@ class Batch:
             raise
         except Exception:
             log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
-            self.region.try_later([owed], "an unforeseen fault; the log has it")
+            self.place.undelivered[owed.key] = f"from {owed.source}: {UNFORESEEN}"
+            self.region.try_later([owed], UNFORESEEN)
 
     def _version(self, owed: Owed) -> Version | None:
         version = self.engine.recent.version(owed.source, owed.key, owed.id)

@@ -7,6 +7,9 @@ half empty). Only the daemon's loop and the command line catch them.
 
 from __future__ import annotations
 
+UNFORESEEN = "an unforeseen fault; the log has it, and it is tried again"
+"""Why something waits that nobody thought of. One key is set aside for it, or one bucket, and all else goes on."""
+
 
 class FsreplError(Exception):
     """The message names the verb, the place and the reason, and what to do where that is known."""

@@ -11,12 +11,13 @@ import contextlib
 import errno
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from fsrepl import attrs, commit, displaced, keys, metadata, rebuild, records, store
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal
 from fsrepl.model import Version
@@ -228,7 +229,7 @@ def finish(
     for intent in intents:
         if intent.act is commit.Act.FETCH:
             continue
-        outcome = finish_one(bucket, journal, intent)
+        outcome = _finish_one(bucket, journal, intent)
         if isinstance(outcome, commit.Held):
             held.add(intent.key)
             if not hold(intent, outcome):
@@ -250,6 +251,16 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
         if (key, version_id) in bucket.bucket.documents.removed:
             store.remove(bucket, Version(key, version_id, 0, marker=marker))
             forget_version(bucket, journal, key, version_id)
+
+
+def _finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:
+    try:
+        return finish_one(bucket, journal, intent)
+    except (FsreplError, OSError, sqlite3.Error):
+        raise
+    except Exception:
+        log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(intent.key))
+        return commit.Held(UNFORESEEN)
 
 
 def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fsrepl import attrs, capture, commit, edits, keys, mend, metadata, owing, plan, records, shared, showing, store
-from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import Object, view_of
@@ -33,6 +33,7 @@ log = logging.getLogger("fsrepl")
 _BATCH_BYTES = 16 << 20
 """So much content is held in memory, to be sent without another read."""
 _AGAIN_S = 5.0
+_SET_ASIDE_S = 60.0
 _AGAIN_AT_LEAST_S = 0.2
 
 
@@ -65,6 +66,9 @@ def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
         held_bytes = 0
         objects = region.engine.journal.look_up(bucket.address, [mark.key for mark in marks])
         for mark in marks:
+            if place.takes_singly or mark.key in place.set_aside:
+                _take_singly(region, place, bucket, mark, objects.get(mark.key))
+                continue
             new = _look(region, place, bucket, mark, objects.get(mark.key))
             if new is None:
                 continue
@@ -75,6 +79,20 @@ def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
                 batch, held_bytes = [], 0
         if batch:
             _publish(region, place, bucket, batch)
+        place.takes_singly = False
+
+
+def _take_singly(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None) -> None:
+    """Look at a key, and record what became of it, so that a fault that nobody foresaw is this key's alone."""
+    if (new := _look(region, place, bucket, mark, known)) is None:
+        return
+    with _set_aside(region, place, mark):
+        try:
+            _publish(region, place, bucket, [new])
+        except Exception:
+            if new.version.id != NULL and not region.engine.journal.has_version(bucket.address, new.version):
+                store.remove(bucket, new.version)  # nobody has seen it, and the next try makes another one
+            raise
 
 
 def finish_large(region: Region, place: Place, mark: Mark, seen: capture.Seen) -> None:
@@ -105,6 +123,7 @@ def _look(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: O
     if not keys.is_key(mark.key):
         return None
     began_s = time.monotonic()
+    place.set_aside.pop(mark.key, None)
     if (waited := place.later.pop(mark.key, None)) is not None:
         # It still waits for what it waited for, and so does whoever waits for it.
         since_s = waited.mark.since_s if waited.opened else mark.since_s
@@ -135,7 +154,8 @@ def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": what nobody foresaw', mark.address, keys.shown(mark.key))
-        region.look_later(place, mark, 60.0, "an unforeseen fault; the log has it")
+        place.set_aside[mark.key] = UNFORESEEN
+        region.look_later(place, mark, _SET_ASIDE_S, UNFORESEEN)
 
 
 def _put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:

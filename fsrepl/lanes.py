@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import time
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, deliver, intake, transfer
-from fsrepl.errors import Failed, FsreplError
+from fsrepl import capture, deliver, intake, keys, transfer
+from fsrepl.errors import UNFORESEEN, Failed, FsreplError
 from fsrepl.fs import reason
 from fsrepl.model import Status, Version
 from fsrepl.place import Place
@@ -15,6 +17,8 @@ from fsrepl.watch import Mark
 
 if TYPE_CHECKING:
     from fsrepl.region import Region
+
+log = logging.getLogger("fsrepl")
 
 
 def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
@@ -43,6 +47,7 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
                 else:
                     with region.at_work(place):
                         intake.finish_large(region, place, mark, seen)
+                        place.stumbles = 0
             finally:
                 del place.lanes[mark.key]
         region.engine.notify()
@@ -77,6 +82,11 @@ def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
                 group.publish()
         except (FsreplError, OSError) as error:
             region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+        except sqlite3.Error:
+            raise
+        except Exception:
+            log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
+            region.try_later([owed], UNFORESEEN)
 
     region.in_lane(copy, finish)
 

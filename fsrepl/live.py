@@ -42,6 +42,7 @@ LISTS: Mapping[str, Callable[[Place], Names]] = {
     "unreadable": _unreadable,
     "behind": lambda place: _held(place, conflict=False),
     "conflicts": lambda place: _held(place, conflict=True),
+    "set_aside": lambda place: [*list(place.set_aside.items()), *list(place.undelivered.items())],
     "waiting": lambda place: [(key, later.why) for key, later in list(place.later.items())],
 }
 """What a bucket has many of: names, each with the reason where there is one."""
@@ -101,7 +102,7 @@ def of_key(engine: Engine, address: str, key: bytes) -> Document:
 
 
 def _bucket(place: Place) -> Document:
-    trouble = place.bucket.trouble or place.put_down
+    trouble = place.bucket.trouble or (f"{place.bucket.address}: {place.put_down}" if place.put_down else "")
     return {
         "online": place.up or not trouble,
         "trouble": trouble,

@@ -85,6 +85,14 @@ class Place:
     """The first scan since it came up is complete."""
     looked_ns: int = 0
     """When the last complete scan began, as long as not all that it found is recorded; else 0."""
+    set_aside: dict[bytes, str] = field(default_factory=dict)
+    """Keys that cannot be captured for a reason that nobody foresaw. Each is tried alone."""
+    undelivered: dict[bytes, str] = field(default_factory=dict)
+    """Keys whose replicas cannot be made here for such a reason."""
+    takes_singly: bool = False
+    carries_singly: bool = False
+    """After an unforeseen fault in the midst of a batch: what is captured here, and what is delivered here, is taken
+    one by one once, which tells whose fault it was."""
     stumbles: int = 0
     up_again_at_s: float = 0.0
     """After that many batches in a row that went wrong, it is not brought up before then."""

@@ -39,7 +39,7 @@ from fsrepl import (
     thresholds,
 )
 from fsrepl.admin.replication import note_rules
-from fsrepl.errors import BucketMissing, FsreplError, Unavailable
+from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, Unavailable
 from fsrepl.fs import reason
 from fsrepl.model import Status, Versioning
 from fsrepl.place import LookLater, Place
@@ -240,7 +240,9 @@ class Region:
             self.suspend(self.places.pop(address))
         for address, bucket in mine.items():
             place = self.places.setdefault(address, Place(bucket))
-            self._look_after(place)
+            if place.up or not place.stumbles or time.monotonic() >= place.up_again_at_s:
+                with self.at_work(place):
+                    self._look_after(place)
         self.probed = True
 
     def look_again(self) -> None:
@@ -331,6 +333,8 @@ class Region:
         place.later.clear()
         place.unmarked.clear()
         place.unreadable.clear()
+        place.set_aside.clear()
+        place.undelivered.clear()
         place.trouble = Trouble()
         self.marks.forget(place.bucket.address)
         if self.engine.watcher is not None:
@@ -355,7 +359,7 @@ class Region:
         shared.kick(self)
         for place in self.places.values():
             if place.up and place.stripped:
-                with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
+                with self.at_work(place), contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
                     self._index(place, bucket)
                     self.owe_all(place)
 
@@ -493,6 +497,7 @@ class Region:
                 continue
             with self.at_work(place_):
                 intake.take(self, place_, group)
+                place_.stumbles = 0
         for place in self.places.values():
             if place.looked_ns:
                 self._note_scanned(place)
@@ -517,9 +522,9 @@ class Region:
 
     @contextlib.contextmanager
     def at_work(self, place: Place) -> Iterator[None]:
-        """What goes wrong with a bucket as a whole, and in the midst of a batch, puts it down.
+        """What goes wrong with a bucket as a whole, and in the midst of a batch, puts it down, and no other.
 
-        It comes up again with a look at store and tree, which tells what of the batch is done.
+        It comes up again, after a growing delay, with a look at store and tree, which tells what of the batch is done.
         """
         try:
             yield
@@ -528,14 +533,15 @@ class Region:
         except Exception as error:
             if isinstance(error, (FsreplError, OSError)):
                 why = reason(error) if isinstance(error, OSError) else str(error)
-                log.warning("capture stopped bucket=%s: %s", place.bucket.address, why)
+                log.warning("put down bucket=%s: %s", place.bucket.address, why)
             else:
-                log.exception("capture stopped bucket=%s: what nobody foresaw", place.bucket.address)
+                why = UNFORESEEN
+                log.exception("put down bucket=%s: what nobody foresaw", place.bucket.address)
+                place.takes_singly = place.carries_singly = True
             self.suspend(place)
-            place.stumbles += 1
+            place.put_down = why
+            place.stumbles = min(place.stumbles + 1, 10)
             place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
-        else:
-            place.stumbles = 0
 
     def in_lane(self, work: Callable[[], object], finish: Callable[..., None]) -> None:
         """Do something beside everything else; what came of it, or what it raised, is finished in this thread."""
@@ -568,7 +574,7 @@ class Region:
         for place in self.places.values():
             due_s = place.unmarked.next_s()
             if place.up and due_s is not None and now_s >= due_s and (not busy or place.unmarked.is_overdue(now_s)):
-                with contextlib.suppress(FsreplError):
+                with self.at_work(place), contextlib.suppress(FsreplError):
                     courtesy.mark_views(self, place, now_s)
 
     # -- deliveries
@@ -616,7 +622,8 @@ class Region:
         busy = False
         for place in self.places.values():
             if place.up and (place.jobs or place.lapsed):
-                busy |= batch.step(self, place)
+                with self.at_work(place):
+                    busy |= batch.step(self, place)
         return busy
 
     def _backlog(self, queue: Queue, now_s: float) -> list[Owed]:
@@ -632,7 +639,10 @@ class Region:
         elif not place.up and place.bucket.versioning is not Versioning.OFF:
             self._bucket_trouble(place, owed)
         else:
-            deliver.carry(self, place, owed)
+            with self.at_work(place):
+                deliver.carry(self, place, owed)
+                return
+            self.try_later(owed, place.put_down, whole=True)
 
     def _bucket_trouble(self, place: Place, owed: Sequence[Owed]) -> None:
         try:

@@ -146,11 +146,12 @@ def step(region: Region) -> bool:
         if not place.up or not place.scans:
             continue
         busy = True
-        try:
-            _step(region, place)
-        except FsreplError as error:
-            log.warning("scan stopped bucket=%s: %s", place.bucket.address, error)
-            region.suspend(place)
+        with region.at_work(place):
+            try:
+                _step(region, place)
+            except FsreplError as error:
+                log.warning("scan stopped bucket=%s: %s", place.bucket.address, error)
+                region.suspend(place)
     return busy
 
 

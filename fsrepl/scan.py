@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from fsrepl import keys
+from fsrepl.errors import UNFORESEEN
 from fsrepl.fs import GONE, reason
 from fsrepl.journal import Journal
 from fsrepl.rows import Object
@@ -100,6 +102,11 @@ class Scan:
                 self._directory(bucket, journal, marks, watcher, trouble, held, path)
             except OSError as error:
                 self._unlisted(trouble, path, error)
+            except sqlite3.Error:  # it is the journal's, not this directory's
+                raise
+            except Exception:
+                log.exception('set aside bucket=%s directory="%s": what nobody foresaw', self.address, keys.shown(path))
+                trouble.unreadable[path] = UNFORESEEN
             if (now := trouble.of(path)) and now != before:  # once, and not at every look
                 log.warning('not looked into bucket=%s directory="%s": %s', self.address, keys.shown(path), now)
             if time.monotonic() > until:

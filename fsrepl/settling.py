@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl import attrs, edits, keys, owing, plan, records, store, thresholds
-from fsrepl.errors import BucketMissing, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.model import Delivery, Result, Status, Version
 from fsrepl.report import result_of
@@ -97,16 +98,20 @@ def _settle_group(region: Region, place: Place, words: Sequence[Word]) -> list[W
     """
     try:
         settle(region, place, words)
-    except (FsreplError, OSError) as error:
+    except sqlite3.Error:  # it is the journal's, and of no word
+        raise
+    except Exception as error:
         if isinstance(error, (Unavailable, BucketMissing)) or not place.up:
             return list(words) if place.up else []
         if len(words) > 1:
             return [late for word in words for late in _settle_group(region, place, [word])]
         key = keys.shown(words[0].owed.key)
         if not isinstance(error, StoreDamaged):
-            why = reason(error) if isinstance(error, OSError) else str(error)
+            foreseen = isinstance(error, (FsreplError, OSError))
+            why = reason(error) if isinstance(error, OSError) else str(error) if foreseen else UNFORESEEN
             level = logging.DEBUG if region.words.is_patient else logging.WARNING
-            log.log(level, 'not settled bucket=%s key="%s": %s', place.bucket.address, key, why)
+            told = 'not settled bucket=%s key="%s": %s'
+            log.log(level, told, place.bucket.address, key, why, exc_info=None if foreseen else error)
             return list(words)
         log.error('damaged bucket=%s key="%s": %s', place.bucket.address, key, error)
         settle_unread(region, words[0])

@@ -221,7 +221,8 @@ def fetch_due(region: Region) -> bool:
         for at, lost in list(place.lost.items()) if place.scanned else ():
             if lost.due_s <= now_s and not lost.in_lane:
                 busy = True
-                _fetch(region, place, at, lost)
+                with region.at_work(place):
+                    _fetch(region, place, at, lost)
     return busy
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 import time
 from typing import TYPE_CHECKING
 
 from fsrepl import commit, keys, store
-from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.place import HeldView, Place
 from fsrepl.rows import View
@@ -69,11 +70,21 @@ def show_due(region: Region) -> bool:
         due = [key for key, held in place.held.items() if held.due_s <= now_s] if place.up else []
         if due:
             busy = True
-            with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
+            with region.at_work(place), contextlib.suppress(FsreplError), place.bucket.open() as bucket:
                 for key in due[:_BATCH]:
-                    show_current(region, place, bucket, key)
+                    _show_one(region, place, bucket, key)
                 bucket.sync()
     return busy
+
+
+def _show_one(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
+    try:
+        show_current(region, place, bucket, key)
+    except (FsreplError, OSError, sqlite3.Error):
+        raise
+    except Exception:
+        log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(key))
+        hold_view(region, place, key, UNFORESEEN)
 
 
 def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:

@@ -25,7 +25,7 @@ Document = dict[str, Any]
 
 _UNSHOWN_MAX = 1000
 _ANSWER_S = 10.0
-_COUNTED = {"polled": "polled", "mounts": "mounts", "unreadable": "unreadable", "behind": "views_behind"}
+_COUNTED = {name: name for name in ("polled", "mounts", "unreadable", "set_aside")} | {"behind": "views_behind"}
 """The daemon's lists of which status tells the first names only, and what they are called in its document."""
 
 
@@ -159,6 +159,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["view_conflicts"] = conflicts
     if behind := [{"Key": name, "Why": why} for name, why in alive.get("behind", {}).items()]:
         document["views_behind"] = behind
+    if aside := [{"Key": name, "Why": why} for name, why in alive.get("set_aside", {}).items()]:
+        document["set_aside"] = aside
     if counts_ := {_COUNTED[name]: n for name, n in alive.get("counts", {}).items() if n and name in _COUNTED}:
         document["counts"] = counts_
     blocked = [b for b in said.get("blocked", []) if b["source"] == address]
@@ -278,7 +280,7 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
         notes.append(f"a change waits to be captured: {waiting}")
     if behind := alive.get("behind", {}).get(name):
         notes.append(f"the file does not show this version yet: {behind}")
-    if unreadable := alive.get("unreadable", {}).get(name):
+    if unreadable := alive.get("unreadable", {}).get(name) or alive.get("set_aside", {}).get(name):
         notes.append(f"a change cannot be captured: {unreadable}")
     if alive.get("paused"):
         notes.append(str(alive["paused"]))

@@ -164,6 +164,7 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     yield from some(
         "unreadable", "cannot be captured", [f"{path}: {why}" for path, why in bucket.get("unreadable", {}).items()]
     )
+    yield from some("set_aside", "set aside", [f"{a['Key']}: {a['Why']}" for a in bucket.get("set_aside", ())])
     if polled := bucket.get("polled"):
         directories = counted(counts.get("polled", len(polled)), "directory", "directories")
         yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` tells why"
