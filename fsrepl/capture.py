@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from fsrepl import attrs, digests, keys, records, store, times
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
+from fsrepl.marks import CHANGED, CLOSED, MOVED, WRITING, Mark
 from fsrepl.model import Posix, Version
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
-from fsrepl.watch import CHANGED, CLOSED, MOVED, WRITING, Mark
 
 MOUNTED = "another filesystem is mounted there"
 SMALL_BYTES = 1 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from fsrepl.region import Region
 
 log = logging.getLogger("fsrepl")
+
+STEP_S = 0.1
+"""So long deliveries are staged before those that are staged become durable and visible."""
 
 
 @dataclass(slots=True)
@@ -75,7 +79,12 @@ def carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
 
 
 def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
-    """The same for a batch. Read this first."""
+    """The same for a batch. Read this first.
+
+    What is staged before it becomes durable and visible is bounded in time as well as in number; the rest waits for
+    the next turn.
+    """
+    until_s = time.monotonic() + STEP_S
     source_name = owed[0].source
     engine = region.engine
     source = engine.site.buckets.get(source_name)
@@ -99,9 +108,12 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
             to_bucket.like = from_bucket
             batch = Batch(region, place, from_bucket, to_bucket)
             batch.known = engine.journal.look_up(place.bucket.address, [each.key for each in owed])
-            for each in owed:
-                batch.prepare(each)
+            done = 0
+            while done < len(owed) and not (done and time.monotonic() > until_s):
+                batch.prepare(owed[done])
+                done += 1
             batch.publish()
+            region.queue(source_name, place.bucket.address).give_back(owed[done:])
 
 
 class Batch:

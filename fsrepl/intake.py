@@ -12,17 +12,17 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fsrepl import attrs, capture, commit, edits, keys, mend, metadata, owing, plan, records, shared, showing, store
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
+from fsrepl.marks import ARRIVED, CLOSED, FOUND, MOVED, Mark
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import Object, view_of
 from fsrepl.site import OpenBucket
-from fsrepl.watch import ARRIVED, CLOSED, FOUND, MOVED, Mark
 
 if TYPE_CHECKING:
     from fsrepl.place import Place
@@ -32,6 +32,8 @@ log = logging.getLogger("fsrepl")
 
 _BATCH_BYTES = 16 << 20
 """So much content is held in memory, to be sent without another read."""
+STEP_S = 0.1
+"""So long keys of one bucket are looked at before what came of that is published, and others have their turn."""
 _AGAIN_S = 5.0
 _SET_ASIDE_S = 60.0
 _AGAIN_AT_LEAST_S = 0.2
@@ -48,24 +50,33 @@ class _New:
     staged: store.Staged
 
 
-def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
-    """Look at marked keys of one bucket, and record what became of them. Raises FsreplError where it is away."""
+def take(region: Region, place: Place, marks: Sequence[Mark]) -> Sequence[Mark]:
+    """Look at marked keys of one bucket, and record what became of them, for a moment; those that are left then.
+
+    What is taken is bounded in time as well as in number: the region's other buckets wait meanwhile.
+    Raises FsreplError where the bucket is away.
+    """
+    until_s = time.monotonic() + STEP_S
     with place.bucket.open() as bucket:
         region.follow_documents(place, bucket)
         if place.bucket.versioning is Versioning.OFF:
-            return
+            return []
         if paused := _no_room(region, bucket):
             if not place.paused:
                 log.warning("paused bucket=%s: %s", bucket.address, paused)
             place.paused = paused
             for mark in marks:
                 region.look_later(place, mark, _AGAIN_S, paused)
-            return
+            return []
         place.paused = ""
         batch: list[_New] = []
         held_bytes = 0
         objects = region.engine.journal.look_up(bucket.address, [mark.key for mark in marks])
-        for mark in marks:
+        left: Sequence[Mark] = []
+        for number, mark in enumerate(marks):
+            if number and time.monotonic() > until_s:
+                left = marks[number:]
+                break
             if place.takes_singly or mark.key in place.set_aside:
                 _take_singly(region, place, bucket, mark, objects.get(mark.key))
                 continue
@@ -79,7 +90,8 @@ def take(region: Region, place: Place, marks: Collection[Mark]) -> None:
                 batch, held_bytes = [], 0
         if batch:
             _publish(region, place, bucket, batch)
-        place.takes_singly = False
+        place.takes_singly &= bool(left)
+        return left
 
 
 def _take_singly(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from fsrepl import capture, deliver, intake, keys, transfer
 from fsrepl.errors import UNFORESEEN, Failed, FsreplError
 from fsrepl.fs import reason
+from fsrepl.marks import Mark
 from fsrepl.model import Status, Version
 from fsrepl.place import Place
 from fsrepl.rows import Owed, Word
-from fsrepl.watch import Mark
 
 if TYPE_CHECKING:
     from fsrepl.region import Region

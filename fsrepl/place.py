@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from fsrepl import batch, keys
 from fsrepl.courtesy import Unmarked
+from fsrepl.marks import Mark
 from fsrepl.scan import Scan, Scans, Trouble, is_below
 from fsrepl.site import Bucket, Documents
-from fsrepl.watch import Mark
 
 
 @dataclass(slots=True)

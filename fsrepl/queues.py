@@ -50,13 +50,24 @@ class Queue:
             self.known.add((owed.key, owed.id))
             self.ready.append(owed)
 
-    def take(self, limit: int, now_s: float) -> list[Owed]:
-        """The live deliveries whose turn it is."""
+    def count_ready(self, now_s: float) -> int:
+        """How many live deliveries may be tried now."""
         if now_s < self.blocked_until_s:
-            return []
+            return 0
         while self.later and self.later[0][0] <= now_s:
             self.ready.append(heapq.heappop(self.later)[2])
-        return [self.ready.popleft() for _ in range(min(limit, len(self.ready)))]
+        return len(self.ready)
+
+    def take(self, limit: int, now_s: float) -> list[Owed]:
+        """The live deliveries whose turn it is."""
+        return [self.ready.popleft() for _ in range(min(limit, self.count_ready(now_s)))]
+
+    def give_back(self, owed: Sequence[Owed]) -> None:
+        """They were taken and not tried, for want of time: they are the first that are taken next."""
+        self.ready.extendleft(each for each in reversed(owed) if not each.batch)
+        for each in owed:
+            if each.batch:
+                self.backlog.put_back(each)
 
     def take_backlog(self, read: Reader, large_bytes: int, now_s: float) -> list[Owed]:
         """A portion of what backfills owe. The caller has seen that nothing live is ready."""
@@ -88,10 +99,7 @@ class Queue:
     def put_back(self, owed: Sequence[Owed], until_s: float, why: str) -> None:
         """The destination as such is not to be had: nothing is tried before that time."""
         self.blocked_until_s, self.blocked_why = until_s, why
-        self.ready.extendleft(each for each in reversed(owed) if not each.batch)
-        for each in owed:
-            if each.batch:
-                self.backlog.put_back(each)
+        self.give_back(owed)
 
     def kick(self) -> None:
         """Try everything now: something changed that may let it through."""

@@ -41,13 +41,14 @@ from fsrepl import (
 from fsrepl.admin.replication import note_rules
 from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, Unavailable
 from fsrepl.fs import reason
+from fsrepl.marks import FOUND, Mark, Marks
 from fsrepl.model import Status, Versioning
 from fsrepl.place import LookLater, Place
 from fsrepl.queues import Queue
+from fsrepl.rotation import Rotation
 from fsrepl.rows import Owed, Word
 from fsrepl.scan import Scans, Trouble
 from fsrepl.site import OpenBucket
-from fsrepl.watch import FOUND, Mark, Marks
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsrepl")
 
 BATCH = 512
+_FEW = 64
 _PROBE_S = 1.0
 _MARKED_S = 1.0
 _STUMBLED_MAX_S = 60.0
@@ -78,6 +80,9 @@ class Region:
         self._probe_at_s = 0.0
         self.probed = False
         """Its buckets have been looked at once."""
+        self.worked_for: set[str] = set()
+        """The buckets that something was captured or settled in during this turn."""
+        self._ways: Rotation[tuple[str, str]] = Rotation()
         self.moves = 0
         """How often keys have begun, or ended, to move from where they wait to where they wait next."""
         self.stopping = False
@@ -191,6 +196,7 @@ class Region:
 
     def _turn(self) -> bool:
         busy = False
+        self.worked_for.clear()
         while self.inbox:
             self.inbox.popleft()()
             busy = True
@@ -495,8 +501,10 @@ class Region:
             place_ = self.places.get(address)
             if place_ is None or not place_.up:
                 continue
+            self.worked_for.add(address)
             with self.at_work(place_):
-                intake.take(self, place_, group)
+                left = intake.take(self, place_, group)
+                self.marks.put_back(mark for mark in left if (address, mark.key) in in_hand)  # the others wait still
                 place_.stumbles = 0
         for place in self.places.values():
             if place.looked_ns:
@@ -569,11 +577,16 @@ class Region:
         lanes.send_in_lane(self, place, item)
 
     def _mark_views(self, *, busy: bool) -> None:
-        """Views are told last: while there is other work they wait, but not for long."""
+        """Views are told last: while there is other work they wait, but not for long. The few of a bucket in which
+        nothing else was done do not wait for the work of others.
+        """
         now_s = time.monotonic()
-        for place in self.places.values():
+        for address, place in self.places.items():
             due_s = place.unmarked.next_s()
-            if place.up and due_s is not None and now_s >= due_s and (not busy or place.unmarked.is_overdue(now_s)):
+            if not place.up or due_s is None or now_s < due_s:
+                continue
+            is_quiet = address not in self.worked_for and len(place.unmarked) <= _FEW
+            if not busy or is_quiet or place.unmarked.is_overdue(now_s):
                 with self.at_work(place), contextlib.suppress(FsreplError):
                     courtesy.mark_views(self, place, now_s)
 
@@ -604,13 +617,15 @@ class Region:
         return self.queues[at]
 
     def _deliver(self) -> bool:
-        """A batch of what each queue has ready; a portion of what backfills owe, to destinations with nothing live."""
+        """A batch of what is ready, in turns between ways; a portion of what backfills owe, to destinations with
+        nothing live.
+        """
         now_s = time.monotonic()
-        served: set[str] = set()
-        for queue in list(self.queues.values()):
-            if owed := queue.take(BATCH, now_s):
-                served.add(queue.destination)
+        ready = {at: queue.count_ready(now_s) for at, queue in self.queues.items()}
+        for at, share in self._ways.shares(ready, BATCH, now_s).items():
+            if (queue := self.queues.get(at)) is not None and (owed := queue.take(share, now_s)):
                 self._carry(queue, owed)
+        served = {destination for (_, destination), number in ready.items() if number}
         busy = bool(served)
         for queue in list(self.queues.values()):
             if queue.destination not in served and (owed := self._backlog(queue, now_s)):

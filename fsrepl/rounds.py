@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from fsrepl import capture, showing, store
 from fsrepl.errors import FsreplError
+from fsrepl.marks import CHANGED, GONE, MOVED
 from fsrepl.scan import Scan, is_below
 from fsrepl.site import BARRIER, OpenBucket
-from fsrepl.watch import CHANGED, GONE, MOVED, WatchLimit
+from fsrepl.watch import WatchLimit
 
 if TYPE_CHECKING:
     from fsrepl.place import Place
@@ -222,7 +223,7 @@ def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
     poll(region, place)
     look_at_mounts(region, place)
     epoch = _next_epoch(region, place, timeout_s)
-    region.marks.hurry()
+    region.marks.hurry(place.bucket.address)
     for later in place.later.values():
         if later.opened:
             later.due_s = 0.0

@@ -22,7 +22,8 @@ from fsrepl.journal import Journal
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
 
-from fsrepl.watch import ARRIVED, FOUND, GONE as MARK_GONE, Marks, NoWatches, Watcher, WatchLimit  # isort: skip
+from fsrepl.marks import ARRIVED, FOUND, GONE as MARK_GONE, Marks  # isort: skip
+from fsrepl.watch import NoWatches, Watcher, WatchLimit  # isort: skip
 
 log = logging.getLogger("fsrepl")
 

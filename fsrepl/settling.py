@@ -21,6 +21,7 @@ from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, 
 from fsrepl.fs import reason
 from fsrepl.model import Delivery, Result, Status, Version
 from fsrepl.report import result_of
+from fsrepl.rotation import Rotation
 from fsrepl.rows import Owed, Word, owed_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsrepl")
 
+BATCH = 512
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 
 
@@ -38,6 +40,9 @@ class Words:
 
     def __init__(self) -> None:
         self._new: deque[Word] = deque()
+        self._waiting: dict[str, deque[Word]] = {}
+        """By source: in the order in which they came."""
+        self._rotation: Rotation[str] = Rotation()
         self._late: list[Word] = []
         """Those that could not be written down, all tried again at _late_at_s."""
         self._late_at_s, self._wait_s = 0.0, _LATE_S
@@ -45,9 +50,15 @@ class Words:
     def add(self, words: Iterable[Word]) -> None:
         self._new.extend(words)
 
-    def take(self, now_s: float) -> list[Word]:
-        """Those to be written down now."""
-        words = [self._new.popleft() for _ in range(len(self._new))]
+    def take(self, now_s: float, limit: int = BATCH) -> list[Word]:
+        """Those to be written down now: in turns between sources, and all that are late if it is time for them."""
+        while self._new:
+            word = self._new.popleft()
+            self._waiting.setdefault(word.owed.source, deque()).append(word)
+        waiting = {source: len(words) for source, words in self._waiting.items()}
+        shares = self._rotation.shares(waiting, limit, now_s)
+        words = [self._waiting[source].popleft() for source, share in shares.items() for _ in range(share)]
+        self._waiting = {source: left for source, left in self._waiting.items() if left}
         if self._late and now_s >= self._late_at_s:
             words += self._late
             self._late, self._late_at_s = [], now_s + self._wait_s
@@ -70,10 +81,11 @@ class Words:
 
     def next_s(self) -> float | None:
         """The monotonic time when there is something to write down; None where nothing waits."""
-        return 0.0 if self._new else self._late_at_s if self._late else None
+        return 0.0 if self._new or self._waiting else self._late_at_s if self._late else None
 
     def clear(self) -> None:
         self._new.clear()
+        self._waiting.clear()
         self._late.clear()
 
 
@@ -86,6 +98,7 @@ def settle_due(region: Region) -> bool:
     late: list[Word] = []
     for source, group in by_source.items():
         if (place := region.places.get(source)) is not None:  # else it left the site
+            region.worked_for.add(source)
             late += _settle_group(region, place, group)
     region.words.put_off(late)
     return len(late) < len(words)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from fsrepl import commit, keys, store
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import reason
+from fsrepl.marks import ARRIVED
 from fsrepl.place import HeldView, Place
 from fsrepl.rows import View
 from fsrepl.site import OpenBucket
-from fsrepl.watch import ARRIVED
 
 if TYPE_CHECKING:
     from fsrepl.region import Region

@@ -1,36 +1,26 @@
-"""Which keys may have changed: marks, and decides nothing.
+"""Which keys may have changed: marks them (marks.py), and decides nothing.
 
 One inotify instance for the site, read by a thread that only puts keys into dicts, so that a burst
 does not overflow the kernel's queue; where it does overflow, one flag says so and a scan follows.
 Built on watchdog's inotify layer (its descriptor, its reader, its shutting down), not on its
 Observer: that one makes several objects an event and tells nobody what it lost. Source: design.md, 8.
-
-Each region has its Marks: a key waits there until it is ready, at once after a rename into place,
-settle_ms after the last event otherwise, longer under a name that looks temporary, and no longer
-than open_max_s while events keep coming.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fnmatch
 import logging
 import os
-import re
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inotify_add_watch, inotify_rm_watch
 
 from fsrepl import keys
 from fsrepl.fs import reason
-from fsrepl.settings import Capture
+from fsrepl.marks import DirectoryEvent, Marks, directory_flags
 
 log = logging.getLogger("fsrepl")
 
@@ -49,224 +39,9 @@ _BARRIER_MASK = Mask(In.IN_CREATE | In.IN_ONLYDIR)
 _BUFFER_BYTES = 1 << 20
 _BREATH_S = 0.005
 
-# What is known of a marked key.
-CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED = 1, 2, 4, 8, 16, 32, 64
-"""Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it."""
-
-_WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
-_LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
-
-
-class Mark(NamedTuple):
-    """A key that may have changed. epoch: how many barriers had been passed when it was first marked, at since_s."""
-
-    address: str
-    key: bytes
-    flags: int
-    epoch: int
-    since_s: float
-
-
-class DirectoryEvent(NamedTuple):
-    """A directory appeared (ARRIVED), changed its attributes (CHANGED), or is GONE, and then perhaps only MOVED."""
-
-    address: str
-    path: bytes
-    flags: int
-    epoch: int
-
-
-@dataclass(slots=True)
-class _Waiting:
-    flags: int
-    epoch: int
-    first_s: float
-    last_s: float
-    temporary: bool
-
-
-def _directory_flags(mask: int) -> int:
-    if mask & In.IN_MOVED_FROM:
-        return GONE | MOVED
-    return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
-
-
-def temporary_pattern(patterns: Iterable[str]) -> re.Pattern[bytes]:
-    """One expression for all names that look temporary; they are matched against the last component."""
-    parts = [fnmatch.translate(p).encode("utf-8", "surrogateescape") for p in patterns]
-    return re.compile(b"|".join(parts) or rb"(?!)")
-
 
 class WatchLimit(Exception):
     """The kernel gives no more watches: fs.inotify.max_user_watches."""
-
-
-class Marks:
-    """The keys of one region that may have changed. The watcher's thread puts in, the region's takes out."""
-
-    def __init__(self, wake: Callable[[], None], settings: Capture) -> None:
-        self.wake = wake
-        self._guard = threading.Lock()
-        self._marks: dict[tuple[str, bytes], _Waiting] = {}
-        self._ready: dict[tuple[str, bytes], None] = {}
-        self._settling: OrderedDict[tuple[str, bytes], None] = OrderedDict()
-        self._temporary: OrderedDict[tuple[str, bytes], None] = OrderedDict()
-        self._found: dict[str, int] = {}
-        self.taken: list[Mark] = []
-        """The batch in hand: each of it stays here until it is published, or waits elsewhere."""
-        self.directories: deque[DirectoryEvent] = deque()
-        self.lost_since: int | None = None
-        """Events were lost, or a filesystem was unmounted, in this epoch first: only a scan knows now."""
-        self.configure(settings)
-
-    def configure(self, settings: Capture) -> None:
-        """Take over what the settings say now."""
-        self._settle_s, self._temporary_s = settings.settle_ms / 1000, settings.temporary_settle_s
-        self._changing_max_s = settings.open_max_s
-        self.is_temporary = temporary_pattern(settings.temporary).match
-
-    def event(self, address: str, key: bytes, name: bytes, mask: int, now_s: float, epoch: int) -> None:
-        """One event of inotify for a file. The caller holds the guard."""
-        at = (address, key)
-        mark = self._marks.get(at)
-        if mark is None:
-            mark = self._marks[at] = _Waiting(0, epoch, now_s, now_s, self.is_temporary(name) is not None)
-        else:
-            mark.last_s = now_s
-            self._settling.pop(at, None)
-            self._temporary.pop(at, None)
-        queue: dict[tuple[str, bytes], None] = self._temporary if mark.temporary else self._settling
-        if mask & In.IN_CLOSE_WRITE:
-            mark.flags = (mark.flags | CLOSED) & ~WRITING
-        elif mask & In.IN_MOVED_TO:
-            mark.flags = (mark.flags | MOVED) & ~(WRITING | CLOSED)
-            if not mark.temporary:
-                queue = self._ready
-        elif mask & _LEFT:
-            mark.flags = (mark.flags | GONE) & ~(WRITING | CLOSED | MOVED)
-            queue = self._settling  # whatever its name, there is nothing left to wait for
-        elif mask & In.IN_ATTRIB:
-            mark.flags |= CHANGED
-        else:
-            mark.flags |= WRITING
-        if now_s - mark.first_s >= self._changing_max_s:
-            queue = self._ready  # it does not come to rest
-        if at not in self._ready:
-            queue[at] = None
-
-    def lose(self, epoch: int) -> None:
-        """Something happened that no event tells of."""
-        if self.lost_since is None:
-            self.lost_since = epoch
-
-    def is_lost(self, before_epoch: int) -> bool:
-        """Whether events from before a barrier were lost, and no scan for them has been queued yet."""
-        since = self.lost_since
-        return since is not None and since < before_epoch
-
-    def mark(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
-        """A scan found these keys to differ from the record. They are ready now, but for temporary names."""
-        now_s = time.monotonic()
-        with self._guard:
-            for key in found:
-                at = (address, key)
-                mark = self._marks.get(at)
-                if flags & FOUND and not (mark and mark.flags & FOUND):
-                    self._found[address] = self._found.get(address, 0) + 1
-                if mark is not None:
-                    mark.flags |= flags
-                    mark.epoch = min(mark.epoch, epoch)
-                    continue
-                temporary = self.is_temporary(keys.split(key)[1]) is not None
-                self._marks[at] = _Waiting(flags, epoch, now_s, now_s, temporary)
-                if temporary and not flags & GONE:
-                    self._temporary[at] = None
-                else:
-                    self._ready[at] = None
-
-    def take(self, limit: int) -> list[Mark]:
-        """The keys that are ready, at most limit of them: no longer marked, but taken until the next call."""
-        now_s = time.monotonic()
-        with self._guard:
-            out = self.taken = []
-            while self._ready and len(out) < limit:
-                out.append(self._pop(next(iter(self._ready)), self._ready))
-            for queue, wait_s in ((self._settling, self._settle_s), (self._temporary, self._temporary_s)):
-                while queue and len(out) < limit:
-                    at = next(iter(queue))
-                    if self._marks[at].last_s + wait_s > now_s:
-                        break
-                    out.append(self._pop(at, queue))
-        return out
-
-    def _pop(self, at: tuple[str, bytes], queue: dict[tuple[str, bytes], None]) -> Mark:
-        del queue[at]
-        mark = self._marks.pop(at)
-        if mark.flags & FOUND:
-            self._found[at[0]] -= 1
-        return Mark(at[0], at[1], mark.flags, mark.epoch, mark.first_s)
-
-    def has_found(self, address: str) -> bool:
-        """Whether a key that a scan of this bucket found has not been taken yet."""
-        return self._found.get(address, 0) > 0
-
-    def is_marked(self, address: str, key: bytes) -> bool:
-        """Whether an event for this key is waiting."""
-        return (address, key) in self._marks
-
-    def hurry(self) -> None:
-        """Make everything that only settles ready now: somebody waits for it. It may be written into for ever.
-
-        A temporary name waits as long as it would at rest.
-        """
-        before_s = time.monotonic() - self._temporary_s
-        with self._guard:
-            self._ready.update(self._settling)
-            self._settling.clear()
-            for at in [a for a in self._temporary if self._marks[a].first_s < before_s]:
-                del self._temporary[at]
-                self._ready[at] = None
-
-    def next_s(self) -> float | None:
-        """The monotonic time when the next key is ready; None where nothing waits."""
-        with self._guard:
-            if self._ready or self.directories or self.lost_since is not None:
-                return 0.0
-            due = [
-                self._marks[next(iter(queue))].last_s + wait_s
-                for queue, wait_s in ((self._settling, self._settle_s), (self._temporary, self._temporary_s))
-                if queue
-            ]
-        return min(due, default=None)
-
-    def is_waiting(self, address: str, before_epoch: int, key: bytes = b"") -> bool:
-        """Whether a key of a bucket, or this one, was marked before a barrier and is not captured, nor put off."""
-        with self._guard:
-            if any(m.address == address and m.epoch < before_epoch and key in (b"", m.key) for m in self.taken):
-                return True
-            if key:
-                mark = self._marks.get((address, key))
-                return mark is not None and mark.epoch < before_epoch
-            # while there is one, it is mostly the first: a dict keeps the order in which they were marked
-            return any(bucket == address and m.epoch < before_epoch for (bucket, _), m in self._marks.items())
-
-    def has_news(self, address: str) -> bool:
-        """Whether keys of a bucket wait, or are in hand, that something may have been written to."""
-        with self._guard:
-            waiting = any(bucket == address and m.flags & _WRITTEN for (bucket, _), m in self._marks.items())
-            return waiting or any(m.address == address and m.flags & _WRITTEN for m in self.taken)
-
-    def forget(self, address: str) -> None:
-        """Drop every mark of a bucket: it is away, and a scan follows when it is back."""
-        with self._guard:
-            self._found.pop(address, None)
-            for at in [a for a in self._marks if a[0] == address]:
-                del self._marks[at]
-                for queue in (self._ready, self._settling, self._temporary):
-                    queue.pop(at, None)
-
-    def __len__(self) -> int:
-        return len(self._marks)
 
 
 class Watcher(InotifyFD):
@@ -318,8 +93,8 @@ class Watcher(InotifyFD):
                 address, prefix, marks = place
                 if marks is not held:
                     if held is not None:
-                        held._guard.release()
-                    marks._guard.acquire()
+                        held.guard.release()
+                    marks.guard.acquire()
                     held = marks
                     touched.add(marks)
                 if not name:
@@ -327,11 +102,11 @@ class Watcher(InotifyFD):
                 if not mask & In.IN_ISDIR:
                     marks.event(address, prefix + name, name, mask, now_s, self.epoch)
                 elif prefix or name != keys.RESERVED:
-                    flags = _directory_flags(mask)
+                    flags = directory_flags(mask)
                     marks.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
         finally:
             if held is not None:
-                held._guard.release()
+                held.guard.release()
         return touched
 
     def _take_in_other(self, wd: int, mask: int, name: bytes, touched: set[Marks]) -> None:

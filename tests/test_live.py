@@ -13,8 +13,8 @@ import pytest
 from fsrepl import control, live, status
 from fsrepl.cli import screen
 from fsrepl.errors import Refused, Usage
+from fsrepl.marks import Mark
 from fsrepl.place import HeldView, LookLater
-from fsrepl.watch import Mark
 from tests.world import DESTINATION, SOURCE, World
 
 NUMBER = 2500

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fsrepl import rounds
+from fsrepl.marks import ARRIVED, GONE, DirectoryEvent
 from fsrepl.scan import Scan, Scans
-from fsrepl.watch import ARRIVED, GONE, DirectoryEvent, NoWatches
+from fsrepl.watch import NoWatches
 from tests.world import DESTINATION, SOURCE, World
 
 # -- which scan is next

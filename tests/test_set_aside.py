@@ -11,10 +11,10 @@ import pytest
 from fsrepl import capture, commit, deliver, live, records, status, store, transfer
 from fsrepl.cli import screen
 from fsrepl.journal import Journal
+from fsrepl.marks import Mark
 from fsrepl.model import Version
 from fsrepl.region import Region
 from fsrepl.rows import Owed
-from fsrepl.watch import Mark
 from tests.world import DESTINATION, SOURCE, World
 
 OTHERS = ("east/other", "west/copy")

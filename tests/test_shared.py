@@ -11,7 +11,7 @@ import pytest
 
 from fsrepl import listing
 from fsrepl.errors import StoreDamaged
-from fsrepl.watch import CLOSED
+from fsrepl.marks import CLOSED
 from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World, worlds
 

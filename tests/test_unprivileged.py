@@ -12,8 +12,8 @@ import pytest
 from fsrepl import listing, rounds, status
 from fsrepl.cli import shared
 from fsrepl.errors import Refused
+from fsrepl.marks import ARRIVED, CHANGED, GONE, MOVED, WRITING, DirectoryEvent
 from fsrepl.model import Posix, Status
-from fsrepl.watch import ARRIVED, CHANGED, GONE, MOVED, WRITING, DirectoryEvent
 from tests.world import DESTINATION, SOURCE, USER, Json, World, v2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, and makes files of others")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl import barrier
-from fsrepl.watch import CHANGED, CLOSED, MOVED
+from fsrepl.marks import CHANGED, CLOSED, MOVED
 from tests.world import DESTINATION, SOURCE, World
 
 

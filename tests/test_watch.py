@@ -11,8 +11,9 @@ import pytest
 from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.fs import Fs
+from fsrepl.marks import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, DirectoryEvent, Mark, Marks
 from fsrepl.settings import Capture
-from fsrepl.watch import ARRIVED, CHANGED, CLOSED, GONE, MOVED, DirectoryEvent, Mark, Marks, Watcher
+from fsrepl.watch import Watcher
 
 ADDRESS = "east/src"
 
@@ -147,6 +148,31 @@ def test_what_never_settles_is_ready_when_somebody_waits() -> None:
         marks.event(ADDRESS, key, key, In.IN_MODIFY, since_s, 0)
         marks.event(ADDRESS, key, key, In.IN_MODIFY, now_s, 0)
     assert marks.take(10) == []
-    marks.hurry()
+    marks.hurry(ADDRESS)
     marks.event(ADDRESS, b"log", b"log", In.IN_MODIFY, now_s, 0)
     assert {mark.key for mark in marks.take(10)} == {b"log", b"log.tmp"}
+
+
+def test_waiting_for_one_bucket_hurries_no_other() -> None:
+    """Section 5, wait: what settles in other buckets of the region is left alone for as long as it would be."""
+    marks = Marks(lambda: None, Capture(settle_ms=50_000))
+    for address in (ADDRESS, "east/other"):
+        marks.event(address, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 0)
+    marks.hurry(ADDRESS)
+    assert [mark.address for mark in marks.take(10)] == [ADDRESS]
+    assert marks.is_marked("east/other", b"k")
+
+
+def test_what_was_taken_and_not_looked_at_is_first_again() -> None:
+    """G6, section 5: a key that is put back keeps what is known of it, and since when; and may change meanwhile."""
+    marks = Marks(lambda: None, Capture(settle_ms=50_000))
+    marks.mark(ADDRESS, [b"a", b"b", b"c"], 3)
+    taken = marks.take(2)
+    marks.event(ADDRESS, b"b", b"b", In.IN_CLOSE_WRITE, time.monotonic(), 5)
+    marks.put_back(taken)
+    assert marks.has_found(ADDRESS)
+    assert marks.is_waiting(ADDRESS, 4, b"b")
+    assert marks.take(10) == [taken[0], Mark(ADDRESS, b"c", FOUND, 3, taken[0].since_s)]
+    marks.hurry(ADDRESS)
+    assert marks.take(10) == [taken[1]._replace(flags=FOUND | CLOSED)]
+    assert not marks.has_found(ADDRESS)

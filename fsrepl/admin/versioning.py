@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fsrepl import capture, clock, config, keys, store
 from fsrepl.errors import Refused, Usage
 from fsrepl.fs import GONE, UNSUPPORTED, Fs, reason
+from fsrepl.marks import ARRIVED, Mark
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import view_of
 from fsrepl.site import (
@@ -21,7 +22,6 @@ from fsrepl.site import (
     Site,
     write_document,
 )
-from fsrepl.watch import ARRIVED, Mark
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
