@@ -15,7 +15,7 @@ from typing import Any
 
 from fsrepl import clock, keys
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Status, Tracking, Version
+from fsrepl.model import NO_SHORTFALL, NULL, Delivery, Origin, Posix, Shortfall, Status, Tracking, Version
 
 OURS = "user.fsrepl."
 VERSION_ID = OURS + "version-id"
@@ -52,7 +52,7 @@ def encode(version: Version) -> dict[str, bytes]:
     in between leaves a view that differs from the record, and so the edit is found, and owed, again.
     """
     out = marks(version)
-    if keys.is_hidden(version.key):
+    if keys.is_hidden(version.key) or version.id == NULL:  # an id that every key may have tells nothing
         out[KEY] = version.key
     if version.edited:
         out[EDITED] = _compact(dict(version.edited)).encode()
@@ -118,6 +118,19 @@ def is_whole(raw: Mapping[str, bytes], path: bytes, *, marker: bool) -> bool:
     if LAST_MODIFIED not in raw or (not marker and BLAKE3 not in raw):
         return False
     return KEY in raw or not any(map(keys.is_digest, path.split(b"/")))
+
+
+def is_of(raw: Mapping[str, bytes], place: bytes, version_id: str) -> bool:
+    """Whether a record may be that of a version: it names no other id and no other key.
+
+    place: its key, or that as the store spells it.
+
+    Where two versions have one inode, as programs leave it that join files of equal content, there is one record.
+    """
+    if raw.get(VERSION_ID, said := version_id.encode()) != said:
+        return False
+    key = raw.get(KEY, place)
+    return key == place or keys.stored_path(key) in (place, keys.stored_path(place))
 
 
 def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode: Posix, size: int) -> Version:

@@ -363,6 +363,7 @@ class _Slice:
         version = engine.recent.version(bucket.address, row.key, row.id) if self.job.is_for(row) else None
         if version is None and self.job.is_for(row):
             version = store.read(bucket, row.key, row.id, marker=row.marker)
+            version = version and store.ensure_whole(version)
         if version is not None:
             asked, there = plan.ask_for(self.replication, version, self._wanted, self._is_there(version))
             if asked:

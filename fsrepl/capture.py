@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fsrepl import attrs, digests, keys, records, store, times
+from fsrepl import attrs, copying, digests, keys, records, store, times
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
 from fsrepl.marks import CHANGED, CLOSED, MOVED, WRITING, Mark
@@ -261,7 +261,7 @@ def _take(
     else:
         staged = store.token()
         with bucket.fs.aside():
-            digest = copy_aside(bucket, fd, staged)
+            digest = copying.copy_aside(bucket, fd, staged)
         size = bucket.fs.stat(bucket.tmp, staged).st_size
     try:
         raw, acl = records.view_metadata(bucket, fd)
@@ -313,28 +313,6 @@ def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Obje
         return b""
     digest = store.digest(bucket, fd)
     return digest if digest == known.digest else b""
-
-
-def copy_aside(bucket: OpenBucket, fd: int, name: bytes) -> bytes:
-    """Copy an open file into .fsrepl/tmp, by reflink where the filesystem can; the BLAKE3 of the copy."""
-    to = bucket.fs.create(bucket.tmp, name)
-    try:
-        try:
-            if bucket.bucket.sharing == "private":
-                raise OSError(errno.ENOTSUP, "a copy of its own was asked for")
-            bucket.fs.clone(to, fd)
-            return store.digest(bucket, to)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-        read = digests.Passing(bucket.fs.chunks(fd))
-        bucket.fs.write_sparse(to, read)
-        return read.digest()
-    except BaseException:
-        store.unstage(bucket, name)
-        raise
-    finally:
-        bucket.fs.close(to)
 
 
 def stage(bucket: OpenBucket, taken: Taken, version: Version) -> store.Staged:

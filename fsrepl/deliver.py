@@ -19,6 +19,7 @@ from fsrepl import (
     edits,
     gate,
     keys,
+    mend,
     metadata,
     plan,
     roles,
@@ -26,7 +27,7 @@ from fsrepl import (
     store,
     transfer,
 )
-from fsrepl.errors import UNFORESEEN, BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import UNFORESEEN, BucketMissing, Failed, FsreplError, RecordLost, StoreDamaged, Unavailable
 from fsrepl.fs import GONE, reason
 from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Role, Status, Version
 from fsrepl.rows import Object, Owed, View, Word
@@ -41,6 +42,7 @@ log = logging.getLogger("fsrepl")
 
 STEP_S = 0.1
 """So long deliveries are staged before those that are staged become durable and visible."""
+_REBUILDS_MAX = 3
 
 
 @dataclass(slots=True)
@@ -170,6 +172,8 @@ class Batch:
         except Failed as error:
             log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
             self.words.append(Word(owed, Status.FAILED, error.reason, None))
+        except RecordLost as error:
+            self._await_record(owed, error)
         except StoreDamaged as error:
             log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
             self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
@@ -185,6 +189,15 @@ class Batch:
             log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
             self.place.undelivered[owed.key] = f"from {owed.source}: {UNFORESEEN}"
             self.region.try_later([owed], UNFORESEEN)
+
+    def _await_record(self, owed: Owed, error: RecordLost) -> None:
+        """A version that has lost its record is sent once that is rebuilt; FAILED where it cannot be."""
+        log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
+        if self.region.queue(owed.source, owed.destination).attempts_of(owed) >= _REBUILDS_MAX:
+            self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
+            return
+        mend.repair_in_lane(self.region, owed.source, owed.key, owed.id, marker=owed.marker)
+        self.region.try_later([owed], str(error))
 
     def _version(self, owed: Owed) -> Version | None:
         version = self.engine.recent.version(owed.source, owed.key, owed.id)

@@ -77,6 +77,10 @@ class StoreDamaged(FsreplError):
     """Our own records contradict each other: stop here, say so, touch nothing."""
 
 
+class RecordLost(StoreDamaged):
+    """A stored version has lost its record, its content may be good. It can be rebuilt."""
+
+
 class ContentDamaged(StoreDamaged):
     """The content of a stored version is not what its BLAKE3 says. Another bucket may have a good copy."""
 

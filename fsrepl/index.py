@@ -132,7 +132,7 @@ def _directory(
 
 def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
     try:
-        record = records.read(bucket, fd, name)
+        record = records.read(bucket, fd, name, keys.join(path, stored.name))
     except (FileNotFoundError, StoreDamaged):
         return False
     return record.bare or not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
@@ -142,7 +142,7 @@ def _read_in(bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: b
     """Put one record into the journal. True where it is not whole."""
     key = keys.join(path, stored.name)
     try:
-        record = records.read(bucket, fd, name)
+        record = records.read(bucket, fd, name, key)
         if record.bare or not attrs.is_whole(record.raw, key, marker=stored.marker):
             return True
         version = record.version(key, stored)

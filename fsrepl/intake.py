@@ -187,14 +187,8 @@ def _repair(region: Region, mark: Mark) -> None:
     """
     known = region.engine.journal.object(mark.address, mark.key)
     shown = known.view.shown or known.id if known and known.view else ""
-    target = mend.Target(mark.address, keys.stored_path(mark.key), shown, marker=False)
-
-    def finish(found: bool | Exception) -> None:
-        if isinstance(found, Exception):
-            log.warning('not repaired bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), found)
-
     if shown:
-        region.in_lane(lambda: mend.repair(region.engine, target), finish)
+        mend.repair_in_lane(region, mark.address, mark.key, shown)
 
 
 def _judge(
@@ -372,7 +366,9 @@ def _edit(
     if version is None:
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)
-    if not store.is_stripped(version):  # a record that is lost, and cannot be rebuilt yet, says nothing of edits
+    if store.is_stripped(version):  # a record that is lost says nothing of edits
+        mend.repair_in_lane(region, bucket.address, key, shown)
+    else:
         after = edited(version)
         if edits.changed(version, after):
             after = metadata.record_edit(region, place, bucket, version, after)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, commit, compare, digests, keys, metadata, owing, plan, rebuild, showing, store
+from fsrepl import attrs, commit, compare, digests, keys, metadata, owing, plan, rebuild, showing, store, unrecorded
 from fsrepl.errors import StoreDamaged
-from fsrepl.fs import GONE, NO_SPACE
+from fsrepl.fs import GONE, NO_SPACE, reason
 from fsrepl.model import Status, Version
 from fsrepl.records import amend
 from fsrepl.records import put as put_record
@@ -68,7 +68,7 @@ def repair(engine: Engine, target: Target) -> bool:
     engine.ask(region.name, lambda: region.place_of(target.address))
     bucket = engine.site.bucket(target.address)
     with rebuild.Elsewhere(bucket) as elsewhere:
-        version = engine.ask(region.name, lambda: _record(region, target))
+        version, rebuilt = engine.ask(region.name, lambda: _record(region, target))
         records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
         if version is None:
             version = _from_elsewhere(engine, target, records)
@@ -84,10 +84,22 @@ def repair(engine: Engine, target: Target) -> bool:
                 version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
             whole = version
-            engine.ask(region.name, lambda: _put_in_place(region, target, whole, staged, records))
+            engine.ask(region.name, lambda: _put_in_place(region, target, whole, staged, records, rebuilt=rebuilt))
         else:
             log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
         return bool(good or staged)
+
+
+def repair_in_lane(region: Region, address: str, key: bytes, version_id: str, *, marker: bool = False) -> None:
+    """The same beside everything else, for whoever has come upon a damaged version. What comes of it is logged."""
+    target = Target(address, keys.stored_path(key), version_id, marker)
+
+    def finish(found: bool | Exception) -> None:
+        if isinstance(found, Exception):
+            why = reason(found) if isinstance(found, OSError) else str(found)
+            log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), version_id, why)
+
+    region.in_lane(lambda: repair(region.engine, target), finish)
 
 
 def _named(target: Target, version: Version) -> tuple[str, str, str]:
@@ -97,19 +109,22 @@ def _named(target: Target, version: Version) -> tuple[str, str, str]:
 # -- the record
 
 
-def _record(region: Region, target: Target) -> Version | None:
-    """What the stored file says that it is, rebuilt if need be; None where there is none. In the region's thread."""
+def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
+    """What the stored file says that it is, and whether that had to be rebuilt; None where there is none.
+
+    In the region's thread.
+    """
     journal = region.engine.journal
     with region.place_of(target.address).bucket.open() as bucket:
         try:
             at = bucket.store.get(target.directory)
-            record = read_record(bucket, at, target.name)
+            record = read_record(bucket, at, target.name, target.path)
             if not record.bare and attrs.is_whole(record.raw, target.path, marker=target.marker):
-                return record.version(target.path, target.stored)
+                return record.version(target.path, target.stored), False
             damaged = False
         except OSError as error:
             if error.errno in GONE or error.errno == errno.EIO:
-                return None
+                return None, False
             raise
         except StoreDamaged:
             damaged = True
@@ -118,7 +133,7 @@ def _record(region: Region, target: Target) -> Version | None:
         if version is not None:
             bucket.sync()
             _index(region, bucket, version)
-        return version
+        return version, version is not None
 
 
 def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
@@ -248,7 +263,7 @@ class _Face:
 
 
 def _put_in_place(
-    region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version]
+    region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version], *, rebuilt: bool
 ) -> None:
     """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
     engine, place = region.engine, region.place_of(target.address)
@@ -278,9 +293,10 @@ def _put_in_place(
             bucket.sync()
             commit.drop_intents(bucket, intents)
         now = _as_sent(region, place, bucket, now, records)
-        _settle(region, bucket, target, now, records, mended=bool(staged))
-        if face.view is None:  # what it holds may be its user's, written without an event
-            region.look_at(target.address, [now.key])
+        _settle(region, bucket, target, now, records, mended=bool(staged) or rebuilt)
+        known = engine.journal.object(target.address, now.key)
+        if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
+            region.look_at(target.address, [now.key])  # what it holds may be its user's, written without an event
         if not commit.receives_writes(place.bucket):
             _show_if_late(region, place, bucket, now)
         bucket.sync()

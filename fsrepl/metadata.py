@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -235,8 +236,11 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     except OSError:
         return None  # removed or replaced in this moment: its event tells
     try:
-        if not view.has_content_of(bucket.fs.stat_fd(fd)):
+        found = bucket.fs.stat_fd(fd)
+        if not view.has_content_of(found):
             return None
+        if found.st_nlink > 1 and _is_others_too(bucket, version, found):
+            return _show_anew(bucket, view, version)
         _remove_others(bucket, fd, attrs.of_object(version))
         refused = transfer.mark(bucket, fd, version)
         posix = transfer.apply_posix(bucket, fd, version.posix)
@@ -251,6 +255,21 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
     finally:
         bucket.fs.close(fd)
+
+
+def _is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
+    """Whether a view is the file of something else as well, which this version's metadata is none of.
+
+    Where users write, what they linked is theirs to share.
+    """
+    if commit.receives_writes(bucket.bucket):
+        return False
+    return found.st_nlink > 1 + store.is_file_of(bucket, version, found)
+
+
+def _show_anew(bucket: OpenBucket, view: View, version: Version) -> View | None:
+    outcome = commit.show(bucket, version, view, commit.stage_current(bucket, version))
+    return outcome.view if isinstance(outcome, commit.Shown) else None
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, commit, intake, keys, listing, metadata, owing, plan, settling, showing, store
+from fsrepl import capture, commit, copying, intake, keys, listing, metadata, owing, plan, settling, showing, store
 from fsrepl.errors import ContentDamaged, Refused, Unavailable
 from fsrepl.fs import reason
 from fsrepl.model import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
@@ -48,7 +48,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         fd = store.open_version(bucket, key, version.id)
         name = store.token()
         try:
-            if capture.copy_aside(bucket, fd, name) != version.digest:
+            if copying.copy_aside(bucket, fd, name) != version.digest:
                 store.unstage(bucket, name)
                 raise ContentDamaged(
                     f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3, and is not restored: no "
@@ -215,7 +215,7 @@ def tag(
     with place.bucket.open() as bucket:
         if place.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} is not versioned; `fsrepl versioning enable {address}` first")
-        version = find(region, bucket, key, version_id)
+        version = store.ensure_whole(find(region, bucket, key, version_id))
         if version.marker:
             raise Refused("MethodNotAllowed", f"{keys.shown(key)} is deleted: a delete marker has no tags")
         tags = {name: value for name, value in {**version.tags, **put}.items() if name not in drop}

@@ -226,7 +226,7 @@ class Elsewhere:
             if stored.id == NULL and address not in self.near:
                 continue
             try:
-                record = records.read(bucket, bucket.store.get(path), name)
+                record = records.read(bucket, bucket.store.get(path), name, keys.join(path, stored.name))
             except OSError as error:
                 if error.errno not in GONE:
                     log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
@@ -324,7 +324,7 @@ class Rebuilder:
     ) -> tuple[Version, str, bool] | None:
         """The version, the bucket whose record it was made after, if any, and whether its own record is whole."""
         bucket = self.bucket
-        left = {} if damaged else records.read(bucket, at, name).raw
+        left = {} if damaged else records.read(bucket, at, name, keys.join(path, stored.name)).raw
         fd = records.open_file(bucket, at, name)
         try:
             found = bucket.fs.stat_fd(fd)

@@ -8,6 +8,10 @@ The record of a stored file is its extended attributes. It is one thing more, wh
 Where there is such a thing it holds, whatever the attributes say; they stay as far as they fit, for people
 who look. A change of a record is written so that a crash in between leaves the old one, or a difference
 that is found again.
+
+Two stored versions may come to have one inode: jdupes, rdfind and hardlink join files of equal content. The record on
+it is one of theirs at most; the others have lost theirs, and get a file of their own before a record of theirs is
+written. Hard links from elsewhere, as in a backup, are none of that.
 """
 
 from __future__ import annotations
@@ -15,15 +19,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fsrepl import attrs, edits, keys
+from fsrepl import attrs, copying, edits, keys
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import ACL, DOES_NOT_FIT, UNSUPPORTED
 from fsrepl.model import Posix, Version
 from fsrepl.site import OpenBucket
+
+log = logging.getLogger("fsrepl")
 
 _numbers = itertools.count()
 
@@ -180,7 +187,8 @@ def write_sidecar(bucket: OpenBucket, name: bytes, raw: Mapping[str, bytes]) -> 
 class Record:
     """A stored file as it is: what is recorded of it, its inode, its size. Nothing of it is believed yet.
 
-    bare: the file has lost its attributes, though the record is elsewhere as well.
+    bare: the file has lost its attributes, though the record is elsewhere as well; or it has those of another version,
+    whose file it is too.
     """
 
     raw: Mapping[str, bytes]
@@ -193,14 +201,19 @@ class Record:
         return attrs.decode(key, stored, self.raw, self.inode, self.size)
 
 
-def read(bucket: OpenBucket, at: int, name: bytes) -> Record:
-    """A file of the store, by its directory and name. Raises OSError, StoreDamaged (a sidecar that is none)."""
+def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
+    """A file of the store, by its directory and name. place: its key, or that as the store spells it.
+
+    Raises OSError, StoreDamaged (a sidecar that is none).
+    """
     fd = open_file(bucket, at, name)
     try:
         found = bucket.fs.stat_fd(fd)
         held = _held(bucket, fd, at, name, found)
         raw = held.raw or _believed(bucket, fd, found)
         bare = held.shared and not any(name.startswith(attrs.OURS) for name in bucket.fs.attribute_names(fd))
+        if found.st_nlink > 1 and _is_anothers(held, raw, name, place):
+            raw, bare = {}, True
         inode = inode_posix(bucket, fd, found)
     finally:
         bucket.fs.close(fd)
@@ -225,6 +238,12 @@ def _held(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_resu
     if side or inline is None:
         return _Held(side, bool(side), shared)
     return _Held(attrs.decode_sidecar(inline), shared=True)
+
+
+def _is_anothers(held: _Held, raw: Mapping[str, bytes], name: bytes, place: bytes) -> bool:
+    """Whether the record of a stored file that has other names is that of another version, which is one of those."""
+    stored = keys.parse(name)
+    return stored is not None and not held.sidecar and not attrs.is_of(raw, place, stored.id)
 
 
 def _is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
@@ -266,8 +285,8 @@ def update(
 
     plain: they are known to be its whole record, with nobody else to write them; whether they are that still.
     """
-    with _opened(bucket, version) as (fd, at, name):
-        held = _Held({}) if plain else _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
+    with _opened(bucket, version) as (fd, at, name, found):
+        held = _Held({}) if plain and found.st_nlink == 1 else _held(bucket, fd, at, name, found)
         return _change(bucket, version, fd, at, name, held, changed, gone)
 
 
@@ -276,8 +295,7 @@ def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> Non
 
     applied: an edit from elsewhere, whose stamps come last, since they say that the values are there.
     """
-    with _opened(bucket, version) as (fd, at, name):
-        found = bucket.fs.stat_fd(fd)
+    with _opened(bucket, version) as (fd, at, name, found):
         held = _held(bucket, fd, at, name, found)
         before = held.raw or _believed(bucket, fd, found)
         after = attrs.encode(version)
@@ -292,16 +310,15 @@ def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> Non
 
 def share(bucket: OpenBucket, version: Version) -> None:
     """A stored version is about to be a view too: keep its record where the view's owner cannot write."""
-    with _opened(bucket, version) as (fd, at, name):
-        found = bucket.fs.stat_fd(fd)
+    with _opened(bucket, version) as (fd, at, name, found):
         if not _held(bucket, fd, at, name, found).raw:
             _hold(bucket, version, fd, at, name, _Held({}, shared=True), attrs.encode(version))
 
 
 def make_room(bucket: OpenBucket, version: Version) -> None:
     """A view that is the stored file has no room for what is the object's: move the record beside it, if it can be."""
-    with _opened(bucket, version) as (fd, at, name):
-        held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
+    with _opened(bucket, version) as (fd, at, name, found):
+        held = _held(bucket, fd, at, name, found)
         if held.shared and held.raw and not held.sidecar:
             _put_beside(bucket, version, at, name, held.raw)
             _remove(bucket, fd, {_record_name(bucket)}, shared=True)
@@ -309,8 +326,8 @@ def make_room(bucket: OpenBucket, version: Version) -> None:
 
 def tidy(bucket: OpenBucket, version: Version) -> None:
     """Take a record back from its sidecar, where a view that is the stored file too has room for it again."""
-    with _opened(bucket, version) as (fd, at, name):
-        held = _held(bucket, fd, at, name, bucket.fs.stat_fd(fd))
+    with _opened(bucket, version) as (fd, at, name, found):
+        held = _held(bucket, fd, at, name, found)
         if held.shared and held.sidecar:
             _hold(bucket, version, fd, at, name, held, held.raw)
 
@@ -320,7 +337,7 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
 
     Without its seal a record counts as lost, so that one half written is found, and written again.
     """
-    with _opened(bucket, version) as (fd, at, name):
+    with _opened(bucket, version) as (fd, at, name, _):
         _remove(bucket, fd, {_record_name(bucket)})
         for attribute in [n for n in bucket.fs.attributes(fd) if n in attrs.SEAL]:
             bucket.fs.remove_attribute(fd, attribute)
@@ -337,16 +354,62 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
 
 
 @contextlib.contextmanager
-def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, bytes]]:
-    """The file of a stored version, the directory it is in, and its name there."""
+def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, bytes, os.stat_result]]:
+    """The file of a stored version, the directory it is in, its name there, and how it is.
+
+    What is written onto it is this version's alone: a file that is another version's too is left to that one.
+    """
     directory, last = keys.split(version.key)
     at = bucket.store.get(keys.stored_directory(directory))
     name = keys.stored_name(last, version.id, marker=version.marker)
     fd = open_file(bucket, at, name)
     try:
-        yield fd, at, name
+        found = bucket.fs.stat_fd(fd)
+        if found.st_nlink > 1:
+            held = _held(bucket, fd, at, name, found)
+            if _is_anothers(held, held.raw or bucket.fs.attributes(fd), name, version.key):
+                separate(bucket, version, fd)
+                bucket.fs.close(fd)
+                fd = -1
+                fd = open_file(bucket, at, name)
+        yield fd, at, name, found
     finally:
-        bucket.fs.close(fd)
+        if fd >= 0:
+            bucket.fs.close(fd)
+
+
+def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
+    """Put a private copy with this record in the place of a stored file that is open, durably.
+
+    Its content is copied as it is: whether it is what the record says is for others to find out.
+    """
+    directory, last = keys.split(version.key)
+    at = bucket.store.get(keys.stored_directory(directory))
+    name = keys.stored_name(last, version.id, marker=version.marker)
+    staged = b"own.%d.%d" % (os.getpid(), next(_numbers))
+    copying.copy_aside(bucket, fd, staged)
+    try:
+        own = bucket.fs.open_read(bucket.tmp, staged)
+        try:
+            sidecar = put(bucket, own, staged, attrs.encode(version))
+            bucket.fs.sync_file(own)
+        finally:
+            bucket.fs.close(own)
+        if sidecar:
+            bucket.fs.rename(bucket.tmp, staged + keys.SIDECAR, at, name + keys.SIDECAR)
+        bucket.fs.rename(bucket.tmp, staged, at, name)
+    except OSError:
+        for each in (staged, staged + keys.SIDECAR):
+            with contextlib.suppress(OSError):
+                bucket.fs.unlink(bucket.tmp, each)
+        raise
+    if not sidecar:
+        _remove_sidecar(bucket, at, name)
+    bucket.store.changed.add(keys.stored_directory(directory))
+    log.info(
+        'separated bucket=%s key="%s" version=%s: its file was that of something else too',
+        bucket.address, keys.shown(version.key), version.id,
+    )  # fmt: skip
 
 
 def _change(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, edits, keys, owing, plan, records, store, thresholds
+from fsrepl import attrs, edits, keys, mend, owing, plan, records, store, thresholds
 from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import reason
 from fsrepl.model import Delivery, Result, Status, Version
@@ -128,6 +128,8 @@ def _settle_group(region: Region, place: Place, words: Sequence[Word]) -> list[W
             return list(words)
         log.error('damaged bucket=%s key="%s": %s', place.bucket.address, key, error)
         settle_unread(region, words[0])
+        owed = words[0].owed
+        mend.repair_in_lane(region, place.bucket.address, owed.key, owed.id, marker=owed.marker)
     _acknowledge(region, words)
     return []
 
@@ -198,7 +200,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             at = (owed.key, owed.id)
             version = changed.get(at) or engine.recent.version(address, owed.key, owed.id)
             if version is None:
-                version = store.read(bucket, owed.key, owed.id, marker=owed.marker)
+                version = store.read_whole(bucket, owed.key, owed.id, marker=owed.marker)
             match meaning(word, version):
                 case Meaning.AGAIN:
                     assert version is not None

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, commit, keys, mend, rebuild, records, showing, store
+from fsrepl import capture, commit, copying, keys, mend, rebuild, records, showing, store
 from fsrepl.errors import FsreplError
 from fsrepl.fs import GONE, reason
 from fsrepl.model import NULL, Version, Versioning
@@ -111,7 +111,8 @@ def lent(
 ) -> Version | None:
     """The stored version whose file people reach by a name that does not show it; None where there is none.
 
-    Its own view shows it, and that is looked at once it was written into. Another name, as a rename or a hard link
+    Its own view shows it, and that is looked at once it was written into; a wrong name it is only where the two are to
+    have files of their own, and a program joined what had equal content. Another name, as a rename or a hard link
     makes one, may be written into and gone again before anybody looks. taken: what the view holds now; without it
     the view is gone.
     """
@@ -123,8 +124,11 @@ def lent(
     own = _stored(bucket, key, shown) if shown else None
     if left and view and own and own.st_ino == view.ino and own.st_nlink > 1:
         return store.read(bucket, key, shown, marker=False)
-    if taken is None or taken.linked or taken.found.st_nlink == 1 or (own and own.st_ino == taken.found.st_ino):
+    if taken is None or taken.linked or taken.found.st_nlink == 1:
         return None
+    if own and own.st_ino == taken.found.st_ino:  # which is as it should be only where the two are to share
+        unasked = known is not None and known.digest == taken.digest and not commit.is_linked(bucket, taken.posix)
+        return store.read(bucket, key, shown, marker=False) if unasked else None
     version = _same_file(region, bucket, key, taken)
     return version if version is not None and version.digest == taken.digest else None
 
@@ -144,7 +148,7 @@ def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version)
             known = rebuilder.recall(version.key, version.id)
     fd = store.open_version(bucket, version.key, version.id)
     try:
-        digest = capture.copy_aside(bucket, fd, name := store.token())
+        digest = copying.copy_aside(bucket, fd, name := store.token())
     finally:
         bucket.fs.close(fd)
     if known is None or digest != known.digest:

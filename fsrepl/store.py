@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fsrepl import attrs, digests, keys, records
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import RecordLost, StoreDamaged
 from fsrepl.fs import GONE
 from fsrepl.model import Version
 from fsrepl.site import OpenBucket
@@ -97,34 +97,15 @@ def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False)
         fd = open_version(bucket, version.key, version.id, marker=version.marker)
         try:
             if bucket.fs.stat_fd(fd).st_nlink > 1:
-                _separate(bucket, version, fd)
+                if digest(bucket, fd) != version.digest:
+                    raise StoreDamaged(
+                        f"version {version.id} of {keys.shown(version.key)} no longer matches its BLAKE3"
+                    )
+                records.separate(bucket, version, fd)
                 return
         finally:
             bucket.fs.close(fd)
     records.amend(bucket, version, applied=applied)
-
-
-def _separate(bucket: OpenBucket, version: Version, fd: int) -> None:
-    """Put a private copy with this record in the place of a stored file that is open. Raises StoreDamaged."""
-    name = token()
-    to = bucket.fs.create(bucket.tmp, name)
-    try:
-        for chunk in bucket.fs.chunks(fd):
-            bucket.fs.write(to, chunk)
-        if digest(bucket, to) != version.digest:
-            raise StoreDamaged(f"version {version.id} of {keys.shown(version.key)} no longer matches its BLAKE3")
-        sidecar = records.put(bucket, to, name, attrs.encode(version))
-        bucket.fs.sync_file(to)
-    except BaseException:
-        unstage(bucket, name)
-        raise
-    finally:
-        bucket.fs.close(to)
-    publish(bucket, Staged(version, name, sidecar))
-    if not sidecar:
-        directory, last = keys.split(version.key)
-        at = bucket.store.get(keys.stored_directory(directory))
-        _unlink_if_there(bucket, at, keys.stored_name(last, version.id) + keys.SIDECAR)
 
 
 def remove(bucket: OpenBucket, version: Version) -> None:
@@ -231,7 +212,7 @@ def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None
 
 
 def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:
-    return records.read(bucket, at, name).version(key, stored)
+    return records.read(bucket, at, name, key).version(key, stored)
 
 
 def digest(bucket: OpenBucket, fd: int) -> bytes:
@@ -322,20 +303,21 @@ def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool)
     directory, last = keys.split(key)
     name = keys.stored_name(last, version_id, marker=marker)
     try:
-        record = records.read(bucket, bucket.store.get(keys.stored_directory(directory)), name)
+        at = bucket.store.get(keys.stored_directory(directory))
+        record = records.read(bucket, at, name, key)
     except OSError as error:
         if error.errno in GONE:
             return None
         raise
     if not attrs.is_whole(record.raw, keys.stored_path(key), marker=marker):
-        raise StoreDamaged(f"version {version_id} has lost its attributes")
+        raise RecordLost(f"version {version_id} has lost its attributes")
     return record.version(key, keys.StoredName(last, version_id, marker, False))
 
 
 def ensure_whole(version: Version) -> Version:
-    """The version, if its record has what it needs. Raises StoreDamaged where attributes were stripped."""
+    """The version, if its record has what it needs. Raises RecordLost where attributes were stripped."""
     if is_stripped(version):
-        raise StoreDamaged(f"version {version.id} has lost its attributes; `fsrepl verify --repair` rebuilds them")
+        raise RecordLost(f"version {version.id} has lost its attributes; `fsrepl verify --repair` rebuilds them")
     return version
 
 

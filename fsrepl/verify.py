@@ -258,7 +258,7 @@ class Verification:
             return Difference(side.address, key, stored.id, problem, why, stored.marker, place=guess)
 
         try:
-            record = records.read(side.bucket, at, name)
+            record = records.read(side.bucket, at, name, guess)
             if record.bare or not attrs.is_whole(record.raw, guess, marker=stored.marker):
                 self.tally.checked += 1
                 return None, wrong(Problem.LOST, "its attributes are gone", record.raw.get(attrs.KEY, guess))
