@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fsrepl import attrs, copying, digests, keys, records, store, times
 from fsrepl.errors import SourceMoved
 from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
-from fsrepl.marks import CHANGED, CLOSED, MOVED, WRITING, Mark
+from fsrepl.marks import CHANGED, CLOSED, MOVED, NAMED, WRITING, Mark
 from fsrepl.model import Posix, Version
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
@@ -177,12 +177,13 @@ def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
 
 
 def _is_only_edited(mark: Mark, known: Object, found: os.stat_result) -> bool:
-    """Whether attributes are all that can have changed: nothing but an event of that kind led here.
+    """Whether attributes are all that can have changed: nothing but an event of that kind led here,
+    at this name or at another one of its file.
 
     A write makes another event, or through a mapping another mtime; where one was lost, a scan led here.
     """
     view = known.view
-    if mark.flags != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
+    if mark.flags & ~NAMED != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
         return False
     return view.has_content_of(found)
 

@@ -16,7 +16,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl import attrs, capture, commit, edits, keys, mend, metadata, owing, plan, records, shared, showing, store
+from fsrepl import (
+    attrs,
+    capture,
+    commit,
+    edits,
+    keys,
+    mend,
+    metadata,
+    names,
+    owing,
+    plan,
+    records,
+    shared,
+    showing,
+    store,
+)
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import NO_SPACE, reason
 from fsrepl.marks import ARRIVED, CLOSED, FOUND, MOVED, Mark
@@ -232,6 +247,7 @@ def _judge(
                 shown, racy = known.view.shown, known.view.racy
                 _edit(region, place, bucket, mark.key, shown, found, lambda v: edits.seen(v, posix), racy=racy)
         case capture.Taken():
+            names.look_at_others(region, mark, seen)
             return _taken(region, place, bucket, mark, known, seen)
     return None
 

@@ -51,6 +51,8 @@ CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
 CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
 CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch != '';
 """
+_INODES = "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL"
+"""A journal of an earlier build is given it when it is opened."""
 
 
 class Journal:
@@ -88,12 +90,14 @@ class Journal:
             (intact,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if intact != "ok":
                 raise sqlite3.DatabaseError(intact)
+            self._db.execute(_INODES)
             return False
         if found:
             raise sqlite3.DatabaseError("the journal is of another version")
         with self.transaction():
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
+            self._db.execute(_INODES)
             self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         return True
 
@@ -324,6 +328,21 @@ class Journal:
             "WHERE bucket = ? AND dir = ? AND name = ?",
             [(*_seen(view), number, *keys.split(key)) for key, view in rows],
         )
+
+    def names_of(self, address: str, ino: int) -> dict[bytes, Object]:
+        """The keys whose views were last seen to have an inode number."""
+        rows = self.execute(f"{_OBJECT_ANYWHERE} AND ino = ?", (self._ids.get(address), _column(ino)))
+        return {keys.join(row[12], row[11]): _object(row) for row in rows}
+
+    def count_linked(self, address: str) -> int:
+        """How many keys have a file that is another key's file, too."""
+        (number,) = self.execute(
+            "SELECT coalesce(sum(number), 0) FROM (SELECT count(*) AS number FROM object WHERE bucket = ? AND ino IN "
+            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
+            "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # subvolumes have files of the same number
+            (self._ids.get(address), self._ids.get(address)),
+        ).fetchone()
+        return int(number)
 
     def unshown(self, address: str, limit: int) -> list[bytes]:
         """Keys whose view was not seen to show their current version."""
@@ -644,6 +663,10 @@ _NAMES_MAX = 500
 _OBJECT = (
     "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name FROM object "
     "WHERE bucket = ? AND dir = ?"
+)
+_OBJECT_ANYWHERE = (
+    "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, name, dir FROM object "
+    "WHERE bucket = ?"
 )
 _PUT_OBJECT = """
 INSERT INTO object (bucket, dir, name, id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown)

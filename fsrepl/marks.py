@@ -26,8 +26,9 @@ from fsrepl.rotation import Rotation
 from fsrepl.settings import Capture
 
 # What is known of a marked key.
-CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED = 1, 2, 4, 8, 16, 32, 64
-"""Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it."""
+CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED, NAMED = 1, 2, 4, 8, 16, 32, 64, 128
+"""Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it;
+another name of its file changed."""
 
 _WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
 _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)

@@ -126,7 +126,7 @@ def lent(
         return store.read(bucket, key, shown, marker=False)
     if taken is None or taken.linked or taken.found.st_nlink == 1:
         return None
-    if own and own.st_ino == taken.found.st_ino:  # which is as it should be only where the two are to share
+    if own and os.path.samestat(own, taken.found):  # which is as it should be only where the two are to share
         unasked = known is not None and known.digest == taken.digest and not commit.is_linked(bucket, taken.posix)
         return store.read(bucket, key, shown, marker=False) if unasked else None
     version = _same_file(region, bucket, key, taken)

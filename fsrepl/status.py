@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fsrepl import clock, control, index, journal, keys, listing, metrics, obstacles, plan
+from fsrepl import clock, control, index, journal, keys, listing, metrics, names, obstacles, plan
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.journal import Journal
 from fsrepl.metrics import RuleMetrics
@@ -149,6 +149,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     }
     if trouble:
         document["trouble"] = trouble
+    if linked := journal_.count_linked(address):
+        document["linked"] = linked
     for name in ("scanning", "paused", "unreadable"):
         if alive.get(name):
             document[name] = alive[name]
@@ -252,6 +254,9 @@ def why(site: Site, address: str, key: bytes, version_id: str | None, said: Docu
             raise Refused("NoSuchVersion", f"{address}/{name} has no version {version_id}")
         raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}")
     version = chosen[0]
+    with reader(site) as journal_, listing.open_versioned(site, address) as bucket:
+        if other_names := names.describe(bucket, journal_, version):
+            notes.append(other_names)
     for destination in version.deliveries:
         if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
             notes.append(f"the file in {destination} does not show this version yet: {behind}")

@@ -169,6 +169,9 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
         directories = counted(counts.get("polled", len(polled)), "directory", "directories")
         yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` tells why"
     yield from some("mounts", "not looked into, another mount", list(bucket.get("mounts", ())))
+    if linked := bucket.get("linked"):
+        linked_files = counted(linked, "file is", "files are")
+        yield f"{name}: {linked_files} another's hard link; `fsrepl why {name}/KEY` names those of each"
     if bucket["skipped"]:
         yield f"{name}: skipped, for links, sockets, FIFOs and devices are no objects: {bucket['skipped']:,}"
     if bucket["failed"]:

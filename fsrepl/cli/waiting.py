@@ -68,7 +68,7 @@ def wait(
     for each in answer["unshown"]:
         warn(f"stored, and not shown yet: {each}")
     if answer["more"]:
-        warn(f"and {answer['more']:,} more; `fsrepl status` and `fsrepl doctor` tell why")
+        warn(f"and {answer['more']:,} more; `fsrepl status --all` names them")
     for each in dict.fromkeys(answer["away"]):
         warn(f"not looked into: {each}")
     for name in answer["unruled"]:
