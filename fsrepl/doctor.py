@@ -187,6 +187,12 @@ def _rights(facts: Facts) -> Iterator[Finding]:
 
 def _region(facts: Facts, region: Region) -> Iterator[Finding]:
     name = region["name"]
+    if region["silent"]:
+        yield Finding(
+            Level.ERROR, "region", name, region["trouble"],
+            "look at the disk or the server behind it; `fsfreeze -u` thaws a frozen one; what is owed to it waits",
+        )  # fmt: skip
+        return
     if region["trouble"]:
         yield Finding(
             Level.ERROR, "region", name, region["trouble"],

@@ -28,6 +28,7 @@ from fsrepl.eventlog import EventLog
 from fsrepl.fs import Fs
 from fsrepl.journal import Journal
 from fsrepl.model import Replication, Role, Version
+from fsrepl.probe import Threads
 from fsrepl.report import Reporter
 from fsrepl.settings import Settings
 from fsrepl.site import Site
@@ -118,6 +119,7 @@ class Engine:
         self.limiter = Limiter(settings.replication.limit_bytes_s)
         self.recent = Recent()
         self.transfers: list[Progress] = []
+        self.probes = Threads()
         self.changed = threading.Condition()
         """Notified whenever something was captured or settled: what `wait` waits on."""
         self.reporter = Reporter(EventLog(self.fs, self.site.state, settings.events.max_bytes), self.site.now)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from fsrepl import commit, keys, roles, store
+from fsrepl import commit, keys, probe, roles, store
 from fsrepl.errors import FsreplError
 from fsrepl.fs import UNSUPPORTED, reason
 from fsrepl.journal import Journal
@@ -41,13 +41,15 @@ class Machine(TypedDict):
 class Region(TypedDict):
     """A region as a process sees it. errno: of a file that could not be made there, 0 where it could.
 
-    needed: the bytes that keep_free leaves to the user. reflinks: None where that was not tried.
+    needed: the bytes that keep_free leaves to the user. reflinks: None where that was not tried. silent: it gave no
+    answer in time, and nothing else is known of it.
     """
 
     name: str
     path: str
     sharing: str
     trouble: str
+    silent: bool
     errno: int
     mount: str
     fstype: str
@@ -154,16 +156,22 @@ def is_mounted_rw(path: str) -> bool:
 # -- regions
 
 
-def region(site: Site, name: str) -> Region:
+def _unknown(site: Site, name: str) -> Region:
+    """A region of which nothing is known but what the settings say."""
     settings = site.settings.regions[name]
-    path = str(settings.path)
-    mount = _mount_of(os.path.realpath(path))
-    found: Region = {
-        "name": name, "path": path, "sharing": settings.sharing, "trouble": "", "errno": 0,
-        "mount": mount["at"] if mount else "", "fstype": mount["fstype"] if mount else "",
-        "read_only": mount["read_only"] if mount else False, "attributes": True, "reflinks": None,
+    return {
+        "name": name, "path": str(settings.path), "sharing": settings.sharing, "trouble": "", "silent": False,
+        "errno": 0, "mount": "", "fstype": "", "read_only": False, "attributes": True, "reflinks": None,
         "free": 0, "total": 0, "needed": 0, "inodes_free": 0, "inodes": 0,
     }  # fmt: skip
+
+
+def region(site: Site, name: str) -> Region:
+    """A region as this process sees it. Makes a file there: it hangs where the filesystem does."""
+    found = _unknown(site, name)
+    path = found["path"]
+    if mount := _mount_of(os.path.realpath(path)):
+        found["mount"], found["fstype"], found["read_only"] = mount["at"], mount["fstype"], mount["read_only"]
     try:
         with site.open_region(name) as at:
             space = os.fstatvfs(at)
@@ -343,13 +351,21 @@ def state_free(site: Site) -> int | None:
     return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
 
 
-def regions(site: Site) -> list[Region]:
-    return [region(site, name) for name in site.settings.regions]
+def regions(site: Site, ask: probe.Asker) -> list[Region]:
+    """All regions, each as it answers, or silent."""
+    answers = ask({name: lambda name=name: region(site, name) for name in site.settings.regions})  # type: ignore[misc]
+    return [answers.get(name) or _silent(site, name) for name in site.settings.regions]
 
 
-def where_it_works(site: Site) -> dict[str, object]:
+def _silent(site: Site, name: str) -> Region:
+    found = _unknown(site, name)
+    found["silent"], found["trouble"] = True, f"{found['path']}: {probe.no_answer()}"
+    return found
+
+
+def where_it_works(site: Site, ask: probe.Asker = probe.by_process) -> dict[str, object]:
     """What is to be looked at by the process that does the work."""
-    return {"machine": machine(), "regions": regions(site)}
+    return {"machine": machine(), "regions": regions(site, ask)}
 
 
 def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | None) -> Facts:
@@ -365,7 +381,11 @@ def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | 
         "said": dict(said),
         "machine": here["machine"],  # type: ignore[typeddict-item]
         "regions": here["regions"],  # type: ignore[typeddict-item]
-        "mounted_rw": [n for n, s in site.settings.regions.items() if is_mounted_rw(str(s.path))],
+        "mounted_rw": [
+            name
+            for name, settings in site.settings.regions.items()
+            if name not in site.silent and is_mounted_rw(str(settings.path))
+        ],
         "buckets": buckets,
         "journal": trouble,
         "state": str(site.state),

@@ -237,7 +237,7 @@ OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
     "look": _look,
     "capture": _in_region("bucket", _capture),
     "pass": _pass,
-    "doctor": lambda e, p: examine.where_it_works(e.site),
+    "doctor": lambda e, p: examine.where_it_works(e.site, e.probes.ask),
     "site": _check_site,
     "retry": _retry,
 }

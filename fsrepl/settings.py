@@ -526,12 +526,12 @@ def _plain(place: str) -> str:
     return place.rstrip("/") or "/"
 
 
-def load(path: Path) -> Settings:
-    """The settings in a file, with regions compared by real path. Raises Usage."""
+def load(path: Path, real: Callable[[str], str] = os.path.realpath) -> Settings:
+    """The settings in a file, with regions compared by real path, which asks their filesystems. Raises Usage."""
     path = Path(os.path.abspath(path))
     try:
         data = path.read_bytes()
-        return parse(data.decode(), path, os.path.realpath)
+        return parse(data.decode(), path, real)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise Usage(f"{path}, line {line}: this is not UTF-8, as TOML must be") from error

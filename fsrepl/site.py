@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from fsrepl import arn, clock, config, keys, roles, times
+from fsrepl import arn, clock, config, keys, probe, roles, times
 from fsrepl.clock import Clock
 from fsrepl.errors import Away, BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
@@ -355,6 +355,8 @@ class Site:
         """Which site this is: a region says which one it belongs to."""
         self.identities: dict[str, dict[str, str]] = {"regions": {}, "buckets": {}}
         self.buckets: dict[str, Bucket] = {}
+        self.silent: frozenset[str] = frozenset()
+        """Regions that gave no answer when a command asked: nothing of theirs is touched, or it would hang as well."""
         self._roots: dict[str, tuple[int, ...]] = {}
         self.load_identities()
 
@@ -417,6 +419,8 @@ class Site:
         settings = self.settings.regions.get(name)
         if settings is None:
             raise Usage(f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}")
+        if name in self.silent:
+            raise Unavailable(f"region {name}: {settings.path}: {probe.no_answer()}")
         try:
             fd = self.fs.open_root(settings.path)
         except OSError as error:
@@ -462,6 +466,20 @@ class Site:
 
     def region_names(self) -> str:
         return ", ".join(sorted(self.settings.regions)) or "none"
+
+    def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
+        """Find out which regions give no answer. For commands: in processes of their own."""
+        questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
+        self.silent = probe.silent(questions, within_s)
+
+    def _look_into(self, region: str) -> None:
+        """Touch what a reading command touches first."""
+        os.path.realpath(self.settings.regions[region].path)
+        for bucket in self.buckets.values():
+            if bucket.region == region:
+                with contextlib.suppress(FsreplError), bucket.open() as opened:
+                    opened.fs.entries(opened.fd)
+        self.online(region)
 
     def online(self, region: str) -> bool:
         try:

@@ -18,8 +18,8 @@ from tests.world import DESTINATION, SOURCE, World
 
 def region(**more: Any) -> Region:
     good: Any = {
-        "name": "east", "path": "/srv/east", "sharing": "auto", "trouble": "", "errno": 0, "mount": "/srv",
-        "fstype": "ext4", "read_only": False, "attributes": True, "reflinks": False, "free": 50 << 30,
+        "name": "east", "path": "/srv/east", "sharing": "auto", "trouble": "", "silent": False, "errno": 0,
+        "mount": "/srv", "fstype": "ext4", "read_only": False, "attributes": True, "reflinks": False, "free": 50 << 30,
         "total": 100 << 30, "needed": 5 << 30, "inodes_free": 900, "inodes": 1000,
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
@@ -101,6 +101,7 @@ def test_all_is_well() -> None:
         # P5: network filesystems
         ({"regions": [region(fstype="nfs4")]}, "warning", "region", "other hosts", "rescan_s"),
         ({"regions": [region(fstype="fuse.sshfs")]}, "warning", "region", "every 3600 s", "rescan_s"),
+        ({"regions": [region(trouble="no answer in 5 s", silent=True)]}, "error", "region", "no answer", "fsfreeze -u"),
         ({"regions": [region(trouble="region east is offline")]}, "error", "region", "is offline", "--replace"),
         # the service's own hardening, or the filesystem itself
         (

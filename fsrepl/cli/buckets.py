@@ -14,6 +14,7 @@ from fsrepl.cli.shared import (
     Yes,
     confirm,
     counted,
+    open_answering_site,
     open_site,
     perform,
     print_json,
@@ -95,7 +96,7 @@ def bucket_ls(
     json: Json = False,
 ) -> None:
     """List the buckets, and what each one is set to."""
-    site = open_site()
+    site = open_answering_site()
     if region is not None and region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
     rows = []

@@ -22,7 +22,7 @@ from fsrepl.cli.shared import (
     encoded,
     is_terminal,
     json_text,
-    open_site,
+    open_answering_site,
     owner,
     print_json,
     say,
@@ -32,7 +32,7 @@ from fsrepl.cli.shared import (
     warn,
 )
 from fsrepl.cli.unrecorded import open_journal
-from fsrepl.errors import FsreplError, TimedOut
+from fsrepl.errors import FsreplError
 from fsrepl.fs import reason
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _PROGRESS_S = 0.1
 _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green")}
 _PASS_S = 60.0
+_DOCTOR_S = 10.0
+"""Longer than the daemon gives its regions to answer."""
 
 
 def register(app: typer.Typer) -> None:
@@ -101,14 +103,14 @@ def doctor(json: Json = False) -> None:
     """
     from fsrepl import doctor as doctors
     from fsrepl import examine, status
-    from fsrepl.errors import NotRunning
 
-    site = open_site()
-    try:
-        there: dict[str, object] | None = ask_daemon("doctor", answer_within_s=_PASS_S)
-    except (NotRunning, TimedOut):
-        there = None
-    found = doctors.findings(examine.facts(site, status.daemon_status(site.settings), there))
+    site = open_answering_site()
+    said = status.daemon_status(site.settings)
+    there: dict[str, object] | None = None  # where there is no daemon, or trouble with it, this process looks instead
+    if said["running"] and "trouble" not in said:
+        with contextlib.suppress(FsreplError):
+            there = ask_daemon("doctor", answer_within_s=_DOCTOR_S)
+    found = doctors.findings(examine.facts(site, said, there))
     if json:
         print_json({"Findings": [finding.document() for finding in found]})
     else:

@@ -13,7 +13,7 @@ from fsrepl.cli.shared import (
     Json,
     VersionId,
     address_and_key,
-    open_site,
+    open_answering_site,
     print_json,
     shown,
     state,
@@ -41,7 +41,7 @@ def status(
     """Show daemon, buckets, rules, lag, transfers and failures."""
     from fsrepl import status as statuses
 
-    site = open_site()
+    site = open_answering_site()
 
     def now() -> dict[str, Any]:
         site.load_identities()
@@ -74,7 +74,7 @@ def why(address: Address, version_id: VersionId = None, json: Json = False) -> N
     from fsrepl import status as statuses
 
     bucket_name, key = address_and_key(address)
-    site = open_site()
+    site = open_answering_site()
     with listing.open_versioned(site, bucket_name) as bucket:
         hand_to_capture(site, bucket, key)
     answer = statuses.why(site, bucket_name, key, version_id, statuses.daemon_of_key(site.settings, bucket_name, key))

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,8 +53,11 @@ class State:
     @property
     def settings(self) -> Settings:
         """Raises Usage where there is no site, or its settings make no sense."""
-        if self._settings is None:
-            self._settings = settings.load(settings.find(self.site, os.environ))
+        return self._settings or self.read_settings(os.path.realpath)
+
+    def read_settings(self, real: Callable[[str], str]) -> Settings:
+        """Read them. real: resolves the symlinks of a region's path."""
+        self._settings = settings.load(settings.find(self.site, os.environ), real)
         return self._settings
 
 
@@ -79,6 +82,17 @@ def open_site() -> Site:
     fs = Fs()
     fs.owner = owner(state().settings)
     return Site(state().settings, fs)
+
+
+def open_answering_site() -> Site:
+    """The site to read where a region may hang: whichever does not answer soon is passed over, and says so."""
+    own = state()
+    own.read_settings(os.path.normpath)  # real paths would be asked of the regions' filesystems
+    site = open_site()
+    site.ask_regions()
+    if not site.silent:
+        site.settings = own.read_settings(os.path.realpath)
+    return site
 
 
 def owner(found: Settings) -> int | None:

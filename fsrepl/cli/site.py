@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsrepl.cli.shared import Json, counted, open_site, perform, print_json, print_table, say, state, umask, warn
+from fsrepl.cli.shared import (
+    Json,
+    counted,
+    open_answering_site,
+    perform,
+    print_json,
+    print_table,
+    say,
+    state,
+    umask,
+    warn,
+)
 from fsrepl.errors import FsreplError, Usage
 
 if TYPE_CHECKING:
@@ -67,7 +78,7 @@ def check(json: Json = False) -> None:
     """
     from fsrepl import exporter, hooks
 
-    found = open_site()
+    found = open_answering_site()
     exporter.check(found.settings)
     wrong: list[FsreplError] = []
     notes: list[str] = []
@@ -134,7 +145,7 @@ def _check_roles(wrong: list[FsreplError]) -> None:
 @region.command("ls")
 def region_ls(json: Json = False) -> None:
     """List the regions, and whether each is there."""
-    site = open_site()
+    site = open_answering_site()
     rows = []
     for name, found in site.settings.regions.items():
         trouble = ""
