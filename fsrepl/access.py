@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from fsrepl.model import Posix
+from fsrepl.model import Posix, Rights
 
 READ, WRITE, EXECUTE = 4, 2, 1
 
@@ -54,7 +54,7 @@ def _has(permissions: int, wanted: int) -> bool:
     return permissions & wanted == wanted
 
 
-def without_acl(posix: Posix) -> int:
+def without_acl(posix: Posix | Rights) -> int:
     """The mode for a file that cannot have, or shall not have, the object's ACL: it lets in nobody new.
 
     With an ACL the group bits of a mode are the mask, and not what the group may. Whom the ACL names will
@@ -72,7 +72,7 @@ def without_acl(posix: Posix) -> int:
     return posix.mode & 0o7700 | group << 3 | others
 
 
-def without_owner(posix: Posix) -> int:
+def without_owner(posix: Posix | Rights) -> int:
     """The mode for a file whose owner cannot be set: no setuid, no setgid, and the group gets the others' bits.
 
     Whoever was its owner, or in its group, may be among the others then, so that these get nothing that
@@ -81,6 +81,17 @@ def without_owner(posix: Posix) -> int:
     mode = without_acl(posix)
     others = mode & mode >> 3 & mode >> 6 & 0o7
     return mode & 0o1700 | others << 3 | others
+
+
+def common(a: Rights, b: Rights) -> Rights:
+    """Rights that let nobody do what either of two keeps from him. The owner is that of the first."""
+    default_acl = a.default_acl if a.default_acl == b.default_acl else None
+    sticky = (a.mode | b.mode) & 0o1000
+    if (a.uid, a.gid, a.acl) == (b.uid, b.gid, b.acl):
+        return Rights(a.mode & b.mode | sticky, a.uid, a.gid, a.acl, default_acl)
+    everybody = without_owner(a) & without_owner(b) & 0o7
+    owner = a.mode >> 6 & (b.mode >> 6 if a.uid == b.uid else without_owner(b)) & 0o7
+    return Rights(sticky | owner << 6 | everybody << 3 | everybody, a.uid, a.gid)
 
 
 def _parse(raw: bytes) -> _Acl:

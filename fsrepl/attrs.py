@@ -32,6 +32,8 @@ SHORTFALL = OURS + "shortfall"
 TAG = OURS + "tag."
 MADE = OURS + "made"
 """On a directory that replication made in a view: it goes when it is empty."""
+DIRECTORY, REPLICATED = OURS + "directory", OURS + "replicated"
+"""On directories of the version store: see directories.py."""
 
 SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
 """What makes a record whole. Where a record is written anew, these come last."""

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fsrepl import access, attrs, digests, edits, keys, obstacles, records, store, transfer
+from fsrepl import attrs, digests, directories, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, UNSUPPORTED, reason
 from fsrepl.model import Posix, Version
@@ -234,7 +234,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
     directory, name = keys.split(version.key)
     is_there = version.marker or expected is not None
     try:
-        at = bucket.views.get(directory) if is_there else bucket.views.get_or_make(directory)
+        at = bucket.views.get(directory) if is_there else directories.get_or_make(bucket, directory)
         shown = None if is_there else _show_new(bucket, at, name, version, staged)
         if shown is not None:
             return shown
@@ -261,7 +261,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
             return Theirs()  # its user replaced it
         if not obstacles.clear(bucket, version.key):
             return _conflict(bucket, version.key)
-        at = bucket.views.get_or_make(directory)
+        at = directories.get_or_make(bucket, directory)
         return _show_new(bucket, at, name, version, staged) or Theirs()
     if expected is None or not expected.is_like(found):
         return Theirs()
@@ -378,36 +378,6 @@ def _has_content_of(bucket: OpenBucket, aside: bytes, key: bytes, version_id: st
         bucket.fs.close(fd)
 
 
-def make_view_directory(bucket: OpenBucket, at: int, path: bytes, name: bytes) -> None:
-    """A directory that a replica needs, with the source's mode and owner, and a mark that we made it.
-
-    Where the source has it no more, it gets the mode and owner of the directory above it.
-    """
-    fs = bucket.fs
-    fs.make_dir(at, name)
-    fd = fs.open_dir(at, name)
-    try:
-        like = None
-        if bucket.like is not None:
-            with contextlib.suppress(OSError):
-                there = bucket.like.views.get(path)
-                like = records.inode_posix(bucket.like, there, fs.stat_fd(there))
-        if like is None:
-            like = records.inode_posix(bucket, at, fs.stat_fd(at))
-        mode, found = access.without_acl(like), fs.stat_fd(fd)
-        if (found.st_uid, found.st_gid) != (like.uid, like.gid):
-            try:
-                fs.chown(fd, like.uid, like.gid)
-            except PermissionError:
-                mode = access.without_owner(like)
-        fs.remove_acl(fd)  # what the directory above has for new ones is not the source's
-        fs.chmod(fd, mode)
-        with contextlib.suppress(OSError):
-            fs.set_attribute(fd, attrs.MADE, b"1")
-    finally:
-        fs.close(fd)
-
-
 def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
     """Remove the directories that replication made, from here upwards, as far as they are empty."""
     while directory and obstacles.remove_made(bucket, directory):
@@ -510,7 +480,8 @@ def sweep(bucket: OpenBucket) -> int:
         name = os.fsencode(entry.name)
         if name != BARRIER:
             with contextlib.suppress(OSError):
-                bucket.fs.unlink(bucket.tmp, name)
+                remove = bucket.fs.remove_dir if entry.is_dir(follow_symlinks=False) else bucket.fs.unlink
+                remove(bucket.tmp, name)
                 swept += 1
     return swept
 

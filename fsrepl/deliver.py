@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import (
     commit,
+    directories,
     edits,
     gate,
     keys,
@@ -107,7 +108,6 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
             settle_all(region, owed, plan.decide(plan.Facts(destination_missing=True)))
             return
         with to_bucket:
-            to_bucket.like = from_bucket
             batch = Batch(region, place, from_bucket, to_bucket)
             batch.known = engine.journal.look_up(place.bucket.address, [each.key for each in owed])
             done = 0
@@ -337,7 +337,7 @@ class Batch:
         """Durable, then in the store, then shown; then the words go back."""
         try:
             if self.ready:
-                self.words += publish(self.region, self.place, self.destination, self.ready)
+                self.words += publish(self.region, self.place, self.source, self.destination, self.ready)
         except OSError as error:
             self.region.try_later([item.owed for item in self.ready], reason(error))
         if self.changes:
@@ -382,7 +382,7 @@ def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Ite
     )
 
 
-def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
+def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
     """Make staged replicas visible. A version that is older than the key's newest goes to the store alone."""
     engine = region.engine
     views = {key: item.known.view if item.known else None for key, item in _newest(place, items).items()}
@@ -413,7 +413,8 @@ def publish(region: Region, place: Place, bucket: OpenBucket, items: Sequence[It
             _discard(bucket, item)
             region.try_later([item.owed], reason(error))
     current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
-    seen = _show(region, place, bucket, list(current.values()), views)
+    follower = directories.Follower(bucket, {source.address: source})
+    seen = _show(region, place, bucket, list(current.values()), views, follower)
     for item in done:
         if current.get(item.owed.key) is not item and item.staged and item.staged.view:
             with contextlib.suppress(OSError):
@@ -466,8 +467,10 @@ def _record(
                 journal.add(bucket.address, item.replica)
 
 
-def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None]
-          ) -> list[tuple[Version, View | None]]:  # fmt: skip
+def _show(
+    region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
+    follower: directories.Follower,
+) -> list[tuple[Version, View | None]]:  # fmt: skip
     """Bring views up to their new versions. What cannot be shown yet is held, durably, and COMPLETED all the same."""
     seen: list[tuple[Version, View | None]] = []
     for item in sorted(items, key=lambda i: i.owed.marker):
@@ -475,6 +478,8 @@ def _show(region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item
         assert item.staged is not None
         key = item.replica.key
         try:
+            if not item.owed.marker:
+                follower.before_showing(keys.split(key)[0])
             outcome = commit.show(bucket, item.replica, views[key], item.staged.view)
         except OSError as error:
             outcome = commit.Held(reason(error))

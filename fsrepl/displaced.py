@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Collection
 
-from fsrepl import commit, digests, keys, records, store
+from fsrepl import commit, digests, directories, keys, records, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal
@@ -92,14 +92,14 @@ def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes
 
 def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) -> str:
     directory, name = keys.split(key)
-    at = bucket.views.get_or_make(directory)
+    at = directories.get_or_make(bucket, directory)
     try:
         bucket.fs.rename_new(bucket.displaced, aside, at, name)
         bucket.views.changed.add(directory)
         return ""
     except FileExistsError:
         pass
-    fd = records.open_file(bucket, at, name)
+    fd = bucket.fs.open_read(at, name)  # in a view: its mode is not ours to change
     try:
         found = bucket.fs.stat_fd(fd)
         if not bucket.fs.is_regular(found) or bucket.fs.is_written(fd) is True:

@@ -45,12 +45,15 @@ _PATH_MAX = 4096
 _ZEROS = bytes(_CHUNK)
 
 ACL = "system.posix_acl_access"
+DEFAULT_ACL = "system.posix_acl_default"
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 DOES_NOT_FIT = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.ENAMETOOLONG})
 """What setxattr answers for a name or value that is too large here, which is no reason to fail."""
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY})
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL})
+"""What chown answers where the owner cannot be set. EINVAL: an id that this user namespace does not have."""
 
 MUTATIONS = (
     "create",
@@ -61,6 +64,8 @@ MUTATIONS = (
     "remove_attribute",
     "set_acl",
     "remove_acl",
+    "set_default_acl",
+    "remove_default_acl",
     "chmod",
     "chown",
     "set_mtime",
@@ -112,6 +117,14 @@ def _attribute_of(file: int | str, name: str) -> bytes | None:
         if error.errno == errno.ENODATA or error.errno in UNSUPPORTED:
             return None
         raise
+
+
+def _remove_if_there(fd: int, name: str) -> None:
+    try:
+        _on_inode(fd, lambda file: _xattr.removexattr(file, name))
+    except OSError as error:
+        if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
+            raise
 
 
 def _on_inode(fd: int, change: Callable[[int | str], object]) -> None:
@@ -283,6 +296,10 @@ class Fs:
                 raise
             return _attribute_of(f"/proc/self/fd/{fd}", ACL)
 
+    def default_acl(self, fd: int) -> bytes | None:
+        """What a directory gives to everything that is made in it, raw."""
+        return self.attribute(fd, DEFAULT_ACL)
+
     def is_written(self, fd: int) -> bool | None:
         """Whether somebody has this file open for writing, by asking for a read lease and giving it back.
 
@@ -414,11 +431,14 @@ class Fs:
 
     def remove_acl(self, fd: int) -> None:
         """Leave a file with its mode alone. Nothing happens where it has no ACL, or there are none here."""
-        try:
-            _on_inode(fd, lambda file: _xattr.removexattr(file, ACL))
-        except OSError as error:
-            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED:
-                raise
+        _remove_if_there(fd, ACL)
+
+    def set_default_acl(self, fd: int, acl: bytes) -> None:
+        _xattr.setxattr(fd, DEFAULT_ACL, acl)
+
+    def remove_default_acl(self, fd: int) -> None:
+        """Let a directory give nothing to what is made in it. Nothing happens where it gives nothing."""
+        _remove_if_there(fd, DEFAULT_ACL)
 
     def chmod(self, fd: int, mode: int) -> None:
         _on_inode(fd, lambda file: os.chmod(file, mode))

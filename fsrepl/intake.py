@@ -415,6 +415,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         except OSError as error:
             store.discard(bucket, new.staged)
             _put_off(region, place, new.mark, error)
+    _remember_directories(bucket, published)
     bucket.sync()
     shown = [
         (n.version, view_of(n.taken.found, n.version.id, racy=n.taken.racy) if n.taken else None) for n in published
@@ -437,3 +438,11 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],
     )
     engine.notify()
+
+
+def _remember_directories(bucket: OpenBucket, published: Collection[_New]) -> None:
+    """What the directories of new versions let people do is on record before anything of them is sent."""
+    paths = {keys.split(new.version.key)[0] for new in published if not new.version.marker}
+    for path in directories.with_parents(paths):
+        with contextlib.suppress(OSError):  # one that is gone by now was as it was seen last
+            directories.remember(bucket, path)

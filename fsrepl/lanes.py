@@ -76,7 +76,6 @@ def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
             return
         try:
             with place.bucket.open() as destination, region.engine.site.bucket(owed.source).open() as source:
-                destination.like = source
                 group = deliver.Batch(region, place, source, destination)
                 group.finish(item, staged)
                 group.publish()

@@ -87,6 +87,17 @@ class Posix:
 
 
 @dataclass(frozen=True, slots=True)
+class Rights:
+    """Who may enter, list and change a directory, and what it gives to what is made in it. Both ACLs are raw."""
+
+    mode: int
+    uid: int
+    gid: int
+    acl: bytes | None = None
+    default_acl: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Shortfall:
     """In what a view differs from its version since it could not be made like it, so that this is no edit of anybody's.
 

@@ -75,12 +75,20 @@ def remove_made(bucket: OpenBucket, path: bytes) -> bool:
     """Remove one directory if replication made it and it is empty; whether it is gone."""
     parent, name = keys.split(path)
     try:
-        if bucket.fs.attribute(bucket.views.get(path), attrs.MADE) is None:
+        fd, above = bucket.views.get(path), bucket.views.get(parent)
+        if bucket.fs.attribute(fd, attrs.MADE) is None or not _is_at(bucket, fd, above, name):
             return False
-        bucket.fs.remove_dir(bucket.views.get(parent), name)
+        # RACE: whoever puts another empty directory there in this moment may remove that one himself.
+        bucket.fs.remove_dir(above, name)
     except OSError:
         return False  # not empty, or gone
     bucket.views.forget(path)
     bucket.views.changed.discard(path)
     bucket.views.changed.add(parent)
     return True
+
+
+def _is_at(bucket: OpenBucket, fd: int, above: int, name: bytes) -> bool:
+    """Whether an open directory is still the one of that name."""
+    found, there = bucket.fs.stat_fd(fd), bucket.fs.stat(above, name)
+    return (found.st_dev, found.st_ino) == (there.st_dev, there.st_ino)

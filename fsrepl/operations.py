@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fsrepl import arn, batch, examine, jobs, keys, mend, objects
+from fsrepl import arn, batch, examine, following, jobs, keys, mend, objects
 from fsrepl.admin import buckets, replication, role_files, sites, versioning
 from fsrepl.engine import Engine
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Usage
@@ -176,9 +176,14 @@ def _cancel(engine: Engine, params: Params) -> Answer:
 
 
 def _repair(engine: Engine, params: Params) -> Answer:
-    """Mend one version. Whether it is whole now is for the caller to see, as it saw that it was not."""
-    engine.site.bucket(params["bucket"])
+    """Mend one version, or a directory: its path ends in a slash. The caller looks whether it is whole now."""
+    address = str(params["bucket"])
+    engine.site.bucket(address)
     path = base64.b64decode(params["path"])
+    if path.endswith(b"/"):
+        region = engine.region_of(address)
+        engine.ask(region.name, functools.partial(following.restore, region, address, path[:-1]))
+        return {}
     mend.repair(engine, mend.Target(params["bucket"], path, params["version"], bool(params["marker"])))
     return {}
 

@@ -69,6 +69,8 @@ class Place:
     """Keys whose copying took a while, and until when the next change of theirs waits."""
     unmarked: Unmarked = field(default_factory=Unmarked)
     unreadable: dict[bytes, str] = field(default_factory=dict)
+    directories: dict[bytes, bool] = field(default_factory=dict)
+    """Directories to look at again for what they let people do, and whether those that follow them are told already."""
     jobs: dict[str, batch.Run] = field(default_factory=dict)
     """Backfills from here that have not ended, by id."""
     lapsed: dict[tuple[str, str], str] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from fsrepl import (
     courtesy,
     deliver,
     displaced,
+    following,
     index,
     intake,
     journal,
@@ -209,6 +210,7 @@ class Region:
             functools.partial(settling.settle_due, self),
             self._deliver,
             functools.partial(showing.show_due, self),
+            functools.partial(following.look_due, self),
             functools.partial(shared.fetch_due, self),
             self._backfill,
         ):
@@ -219,7 +221,7 @@ class Region:
     def next_s(self) -> float | None:
         """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
-        if self.inbox or any(place.scans for place in self.places.values() if place.up):
+        if self.inbox or any(place.scans or place.directories for place in self.places.values() if place.up):
             return 0.0
         if any(place.up for place in self.places.values()):
             marked = self.marks.next_s()
@@ -341,6 +343,7 @@ class Region:
         place.unreadable.clear()
         place.set_aside.clear()
         place.undelivered.clear()
+        place.directories.clear()
         place.trouble = Trouble()
         self.marks.forget(place.bucket.address)
         if self.engine.watcher is not None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, showing, store
+from fsrepl import capture, following, showing, store
 from fsrepl.errors import FsreplError
 from fsrepl.marks import CHANGED, GONE, MOVED
 from fsrepl.scan import Scan, is_below
@@ -128,7 +128,10 @@ def follow_events(region: Region) -> bool:
     while marks.directories:
         event = marks.directories[0]
         place_ = region.places.get(event.address)
-        # Directories are not objects; what counts of their attributes is that more may be read now.
+        if place_ and place_.up and not event.flags & GONE:
+            following.note(place_, event.path)
+            busy = True
+        # Directories are not objects; what else counts of their attributes is that more may be read now.
         if place_ and place_.up and not (event.flags & CHANGED and not place_.is_blind(event.path)):
             busy = True
             if event.flags & MOVED and region.engine.watcher is not None:
@@ -162,8 +165,9 @@ def _step(region: Region, place: Place) -> None:
     with place.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := place.scans.next()) is not None:
             done = scan.step(
-                bucket, engine.journal, region.marks, engine.watcher, place.trouble, place.held.__contains__, _STEP_S
-            )
+                bucket, engine.journal, region.marks, engine.watcher, place.trouble, place.held.__contains__, _STEP_S,
+                lambda path: following.note(place, path, told=place.scanned),
+            )  # fmt: skip
             if not done:
                 return
             place.scans.done(scan)

@@ -90,8 +90,9 @@ class Scan:
         trouble: Trouble,
         held: Callable[[bytes], bool],
         budget_s: float,
+        listed: Callable[[bytes], None] = lambda path: None,
     ) -> bool:
-        """Go on for about budget_s; True when the pass is complete."""
+        """Go on for about budget_s; True when the pass is complete. listed is told of each directory that was."""
         until = time.monotonic() + budget_s
         while self.todo:
             path = self.todo.pop()
@@ -101,6 +102,7 @@ class Scan:
             trouble.forget(path)
             try:
                 self._directory(bucket, journal, marks, watcher, trouble, held, path)
+                listed(path)
             except OSError as error:
                 self._unlisted(trouble, path, error)
             except sqlite3.Error:  # it is the journal's, not this directory's

@@ -8,6 +8,7 @@ mount that is missing is an outage and never a mass delete. Source: design.md, s
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -61,8 +62,10 @@ class Documents:
 class Directories:
     """Open directories of one tree, by relative path; the least recently used are closed first."""
 
-    def __init__(self, fs: Fs, top: int, make: Callable[[int, bytes, bytes], None]) -> None:
-        self._fs, self._top, self._make = fs, top, make
+    def __init__(self, fs: Fs, top: int, never: int | None = None) -> None:
+        self._fs, self._top = fs, top
+        self._never = self._identity(never) if never is not None else None
+        """Which directory is none of this tree, whatever name somebody who may write at its top gives it."""
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self.changed: set[bytes] = set()
         """Directories whose names have changed since the last sync."""
@@ -70,14 +73,29 @@ class Directories:
     def get(self, path: bytes) -> int:
         fd = self._open.get(path)
         if fd is None:
-            fd = self._open[path] = self._fs.open_dir(self._top, path)
+            fd = self._open[path] = self._open_dir(path)
             if len(self._open) > _OPEN_DIRECTORIES_MAX:
                 self._fs.close(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(path)
         return fd
 
-    def get_or_make(self, path: bytes) -> int:
+    def _open_dir(self, path: bytes) -> int:
+        first, _, rest = path.partition(b"/")
+        if rest and self._never is not None:
+            return self._fs.open_dir(self.get(first), rest)
+        fd = self._fs.open_dir(self._top, path)
+        if self._never is not None and self._identity(fd) == self._never:
+            self._fs.close(fd)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return fd
+
+    def _identity(self, fd: int) -> tuple[int, int]:
+        found = self._fs.stat_fd(fd)
+        return found.st_dev, found.st_ino
+
+    def get_or_make(self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None) -> int:
+        """The same; what is missing is made. make: how, from the directory above, the path and the name."""
         missing = []
         while True:
             try:
@@ -89,7 +107,10 @@ class Directories:
         for path in reversed(missing):
             parent, name = keys.split(path)
             with contextlib.suppress(FileExistsError):
-                self._make(self.get(parent), path, name)
+                if make is None:
+                    self._fs.make_dir(self.get(parent), name)
+                else:
+                    make(self.get(parent), path, name)
                 self.changed.add(parent)
             fd = self.get(path)
         return fd
@@ -126,10 +147,8 @@ class OpenBucket:
         except BaseException:
             self._close_folders()
             raise
-        self.views = Directories(self.fs, fd, self._make_view_dir)
-        self.store = Directories(self.fs, self.versions, lambda at, path, name: self.fs.make_dir(at, name))
-        self.like: OpenBucket | None = None
-        """The source whose directories new view directories take their mode and owner from."""
+        self.views = Directories(self.fs, fd, self.meta)
+        self.store = Directories(self.fs, self.versions)
         self.device = self.fs.stat_fd(fd).st_dev
 
     @property
@@ -160,11 +179,6 @@ class OpenBucket:
             if getattr(self, name.decode()) < 0:
                 self.fs.make_dir(self.meta, name)
                 setattr(self, name.decode(), self._folder(META + b"/" + name))
-
-    def _make_view_dir(self, at: int, path: bytes, name: bytes) -> None:
-        from fsrepl import commit  # the one place that knows how views are made
-
-        commit.make_view_directory(self, at, path, name)
 
     def sync(self) -> None:
         """Everything written in this bucket so far is durable when this returns."""

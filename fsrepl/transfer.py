@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from fsrepl import access, attrs, digests, edits, records, store
 from fsrepl.errors import Failed, Unavailable
-from fsrepl.fs import DOES_NOT_FIT, UNSUPPORTED
+from fsrepl.fs import DOES_NOT_FIT, NOT_OURS_TO_GIVE, UNSUPPORTED
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
 from fsrepl.site import OpenBucket
 
@@ -227,7 +227,7 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
         try:
             fs.chown(fd, posix.uid, posix.gid)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EINVAL):  # EINVAL: an id that this user namespace does not have
+            if error.errno not in NOT_OURS_TO_GIVE:
                 raise
             mode, acl = access.without_owner(posix), None
     if acl is not None and acl != now.acl:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fsrepl import attrs, clock, compare, digests, keys, listing, records, store
+from fsrepl import attrs, clock, compare, digests, directories, keys, listing, records, store
 from fsrepl.compare import Difference, Problem, Seen, Verdict
 from fsrepl.errors import FsreplError, Refused, StoreDamaged
 from fsrepl.fs import GONE, reason
@@ -212,6 +212,7 @@ class Verification:
     def _seen(self) -> Iterator[tuple[Difference, Look]]:
         for side in [s for s in self._sides.values() if s is not None]:
             yield from self._views(side)
+            yield from self._directories(side)
             if (source := self._side(self.source)) is not None and side is not source:
                 yield from self._deletions(source, side)
 
@@ -523,6 +524,23 @@ class Verification:
             return store.digest(side.bucket, fd)
         finally:
             side.bucket.fs.close(fd)
+
+    # -- directories
+
+    def _directories(self, side: Side) -> Iterator[tuple[Difference, Look]]:
+        """Directories that replication made, and that do not let people do what their sources do."""
+        for path in directories.with_parents(self._index.version_directories(side.address)):
+            look = partial(self._directory_rights, side, path)
+            if (difference := look()) is not None:
+                yield difference, look
+
+    def _directory_rights(self, side: Side, path: bytes) -> Difference | None:
+        for each in self._sides.values():
+            if each is not None:
+                each.bucket.views.forget(path)  # it may have been removed meanwhile, and made again
+        others = {address: each.bucket for address, each in self._sides.items() if each is not None}
+        why = directories.difference(side.bucket, others, path)
+        return Difference(side.address, path + b"/", "", Problem.METADATA, why, place=path + b"/") if why else None
 
 
 def _difference(side: Side, version: Version, problem: Problem, why: str) -> Difference:
