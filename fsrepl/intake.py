@@ -20,6 +20,7 @@ from fsrepl import (
     attrs,
     capture,
     commit,
+    directories,
     edits,
     keys,
     mend,
