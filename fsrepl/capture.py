@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 from fsrepl import attrs, copying, digests, keys, records, store, times
 from fsrepl.errors import SourceMoved
-from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, reason
+from fsrepl.fs import GONE, UNSUPPORTED, reason
 from fsrepl.marks import CHANGED, CLOSED, MOVED, NAMED, WRITING, Mark
 from fsrepl.model import Posix, Version
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
 
 MOUNTED = "another filesystem is mounted there"
+_LEASED_S = 1.0
+"""After this, whoever held a lease has given it back or is about to: the kernel takes it away after 45 s."""
 SMALL_BYTES = 1 << 20
 """Up to here a file is read whole; from here on it is cloned or copied first."""
 
@@ -122,6 +124,7 @@ def look(
 ) -> Seen:  # fmt: skip
     """What has become of a key. now_ns is the machine's time, which file times are compared with.
 
+    Raises OSError for what may pass, as all faults but a refusal do: it is tried again.
     open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
     """
     directory, name = keys.split(mark.key)
@@ -142,6 +145,10 @@ def look(
         fd = bucket.fs.open_read(at, name)
     except PermissionError as error:
         return _closed(bucket, at, name, known, reason(error))
+    except BlockingIOError:
+        waits = _wait_for_writer(True, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns)
+        again_s = max(_LEASED_S, open_for_s / 4)
+        return Later(min(again_s, waits.after_s) if waits else again_s, "it is open for writing", opened=True)
     except OSError as error:
         return _not_there(error)
     try:
@@ -160,9 +167,7 @@ def look(
         return _take(bucket, at, name, fd, found, known, now_ns, same=same, held_open=held_open, restless=restless)
     except SourceMoved:
         return Later(0.0, "it changed while it was copied")
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise
+    except PermissionError as error:
         return Skipped(reason(error))
     finally:
         bucket.fs.close(fd)
@@ -210,7 +215,9 @@ def _not_there(error: OSError) -> Seen:
         return Missing("not a regular file")
     if error.errno == errno.EXDEV:
         return Skipped(MOUNTED)
-    return Skipped(reason(error))
+    if isinstance(error, PermissionError):
+        return Skipped(reason(error))
+    raise error
 
 
 def _wait_for_writer(

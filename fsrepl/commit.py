@@ -27,7 +27,7 @@ from typing import Any
 
 from fsrepl import attrs, digests, directories, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
-from fsrepl.fs import ACL, UNSUPPORTED, reason
+from fsrepl.fs import ACL, LASTING, UNSUPPORTED, reason
 from fsrepl.model import Posix, Version
 from fsrepl.rows import View
 from fsrepl.site import BARRIER, Bucket, OpenBucket
@@ -280,8 +280,12 @@ def _is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
     """Whether somebody has a file open for writing; None where that cannot be known."""
     try:
         fd = bucket.fs.open_read(at, name)
-    except OSError:
-        return None  # unreadable to us
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in LASTING:
+            return None
+        raise
     try:
         return bucket.fs.is_written(fd)
     finally:
@@ -385,12 +389,17 @@ def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
 
 
 def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
-    """Show on a view what its version is; how it looks afterwards, or None where it is no longer as it was."""
+    """Show on a view what its version is; how it looks afterwards, or None where it is no longer as it was.
+
+    Raises OSError where that cannot be done now.
+    """
     directory, name = keys.split(version.key)
     try:
         fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in LASTING:
+            return None
+        raise
     try:
         before = bucket.fs.stat_fd(fd)
         # Where it is the stored file as well, our own record there has changed its ctime.

@@ -7,15 +7,20 @@ keeps a version pending, its view says so after a moment. Nothing depends on the
 from __future__ import annotations
 
 import itertools
+import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fsrepl import commit, store
+from fsrepl import commit, keys, store
+from fsrepl.fs import reason
 from fsrepl.model import Status, Version
 
 if TYPE_CHECKING:
     from fsrepl.place import Place
     from fsrepl.region import Region
+
+log = logging.getLogger("fsrepl")
 
 _PENDING_S = 1.5
 _BUSY_S, _BUSY_MAX = 15.0, 16_384
@@ -44,6 +49,13 @@ class Unmarked:
                 self._settled_since_s = now_s
             self._pending.pop(version.key, None)
             self._settled[version.key] = version
+
+    def again(self, version: Version, now_s: float) -> None:
+        """A view could not be marked now: after a while."""
+        if version.key not in self:
+            if not self._pending:
+                self._pending_since_s = now_s
+            self._pending[version.key] = version
 
     def drop(self, key: bytes) -> None:
         """There is no view any more."""
@@ -131,7 +143,12 @@ def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]
             if current is None:
                 continue
             # An edit of tags may have come with the status: then all of it is put there again.
-            view = commit.mark_view(bucket, current, known.view, status_only=status_only and not current.edited)
+            try:
+                view = commit.mark_view(bucket, current, known.view, status_only=status_only and not current.edited)
+            except OSError as error:
+                log.debug('not marked bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
+                place.unmarked.again(version, time.monotonic())
+                continue
             if view is not None:
                 seen.append((version.key, view))
     with engine.journal.transaction():

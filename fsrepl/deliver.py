@@ -108,7 +108,11 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
             settle_all(region, owed, plan.decide(plan.Facts(destination_missing=True)))
             return
         with to_bucket:
-            batch = Batch(region, place, from_bucket, to_bucket)
+            try:
+                batch = Batch(region, place, from_bucket, to_bucket)
+            except Unavailable as error:
+                region.try_later(owed, str(error), whole=True)
+                return
             batch.known = engine.journal.look_up(place.bucket.address, [each.key for each in owed])
             done = 0
             while done < len(owed) and not (done and time.monotonic() > until_s):

@@ -25,7 +25,7 @@ from fsrepl import journal as journals
 from fsrepl.commit import Syncer
 from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.eventlog import EventLog
-from fsrepl.fs import Fs
+from fsrepl.fs import LASTING, Fs, reason
 from fsrepl.journal import Journal
 from fsrepl.model import Replication, Role, Version
 from fsrepl.probe import Threads
@@ -254,7 +254,10 @@ class Engine:
     # -- roles
 
     def role(self, name: str) -> Role | None:
-        """A role by name, as its file says now; None where there is none that can be used."""
+        """A role by name, as its file says now; None where there is none that can be used.
+
+        Raises Unavailable where that cannot be told now: nothing shall fail for good by that.
+        """
         path = self.settings.roles / (name + ".json")
         try:
             found = os.stat(path)
@@ -266,9 +269,13 @@ class Engine:
                 with open(path, encoding="utf-8") as file:
                     known = self._roles[name] = (mark, roles.parse_role(json.load(file), name))
             return known[1]
-        except (OSError, ValueError, FsreplError):
-            self._roles.pop(name, None)
-            return None
+        except (ValueError, FsreplError):
+            pass
+        except OSError as error:
+            if error.errno not in LASTING:
+                raise Unavailable(f"role {name} cannot be read: {reason(error)}") from error
+        self._roles.pop(name, None)
+        return None
 
     def remember_replication(self, address: str, replication: Replication | None) -> None:
         """Keep what a bucket's configuration says, for when it is away at our start."""

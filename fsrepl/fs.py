@@ -52,6 +52,10 @@ DOES_NOT_FIT = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.ENAMETO
 """What setxattr answers for a name or value that is too large here, which is no reason to fail."""
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY})
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+NO_FILE = GONE | {errno.ELOOP, errno.ENXIO}
+"""What opening a name answers where there is no file of that name: nothing, a link, or a socket."""
+LASTING = NO_FILE | {errno.EACCES, errno.EPERM, errno.EXDEV, errno.ENAMETOOLONG}
+"""What opening a name answers, and will again: there is no such file here, or it is not for us. All else may pass."""
 NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL})
 """What chown answers where the owner cannot be set. EINVAL: an id that this user namespace does not have."""
 
@@ -205,7 +209,12 @@ class Fs:
         return fd
 
     def open_read(self, at: int, name: bytes) -> int:
-        """A file to read: never a link's target, never waiting for a FIFO's writer. EXDEV where it is another mount."""
+        """A file to read: never a link's target, never waiting for a FIFO's writer. EXDEV where it is another mount.
+
+        EWOULDBLOCK, BlockingIOError, where somebody holds a write lease on it, as file servers do for their clients:
+        it is open for writing. Whoever holds it is asked to give it back, and has to within lease-break-time.
+        Source: open(2), fcntl(2).
+        """
         return _openat2(at, name, _HOW_READ)
 
     def open_inode(self, at: int, name: bytes) -> int:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from fsrepl import attrs, commit, displaced, keys, metadata, rebuild, records, store
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
-from fsrepl.fs import reason
+from fsrepl.fs import LASTING, reason
 from fsrepl.journal import Journal
 from fsrepl.model import Version
 from fsrepl.rows import View, view_of
@@ -254,9 +254,15 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
 
 
 def _finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> commit.Outcome:
+    """As finish_one. A view that cannot be looked at now waits, and holds up no other."""
     try:
         return finish_one(bucket, journal, intent)
-    except (FsreplError, OSError, sqlite3.Error):
+    except OSError as error:
+        if intent.act is commit.Act.EDIT:
+            raise
+        journal.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
+        return commit.Held(reason(error))
+    except (FsreplError, sqlite3.Error):
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(intent.key))
@@ -278,6 +284,8 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: commit.Intent) -> c
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)
     except OSError as error:
+        if error.errno not in LASTING:
+            raise
         found = None
         if error.errno == errno.EXDEV:  # what is under that mount is as it was
             expected = intent.was
@@ -331,7 +339,9 @@ def _finish_edit(
 def _shown_digest(bucket: OpenBucket, directory: bytes, name: bytes) -> bytes:
     try:
         fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    except OSError:
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise
         return b""
     try:
         return store.digest(bucket, fd)

@@ -34,7 +34,7 @@ from fsrepl import (
     store,
 )
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
-from fsrepl.fs import NO_SPACE, reason
+from fsrepl.fs import NO_FILE, NO_SPACE, reason
 from fsrepl.marks import ARRIVED, CLOSED, FOUND, MOVED, Mark
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import Object, view_of
@@ -52,6 +52,9 @@ STEP_S = 0.1
 """So long keys of one bucket are looked at before what came of that is published, and others have their turn."""
 _AGAIN_S = 5.0
 _SET_ASIDE_S = 60.0
+_AGAIN_MAX_S = 30.0
+_TOLD = (1, 10)
+"""Attempts that failed in a row of which the log tells: at first, and when it has gone on for some minutes."""
 _AGAIN_AT_LEAST_S = 0.2
 
 
@@ -177,7 +180,7 @@ def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
     try:
         yield
     except (OSError, FsreplError) as error:
-        _put_off(region, place, mark, error)
+        put_off(region, place, mark, error)
     except sqlite3.Error:  # it is the journal's, not this key's: see Region.turn
         raise
     except Exception:
@@ -186,11 +189,16 @@ def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
         region.look_later(place, mark, _SET_ASIDE_S, UNFORESEEN)
 
 
-def _put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:
+def put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:
+    """What cannot be done with a key now is tried again, with a growing delay."""
     why = reason(error) if isinstance(error, OSError) else str(error)
+    attempts = place.faults[mark.key] = place.faults.get(mark.key, 0) + 1
     level = logging.WARNING if isinstance(error, OSError) and error.errno in NO_SPACE else logging.ERROR
-    log.log(level, 'not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
-    region.look_later(place, mark, _AGAIN_S, why)
+    log.log(
+        level if attempts in _TOLD else logging.DEBUG,
+        'not captured bucket=%s key="%s" attempts=%d: %s', mark.address, keys.shown(mark.key), attempts, why,
+    )  # fmt: skip
+    region.look_later(place, mark, plan.retry_delay_s(attempts, _AGAIN_MAX_S), why)
     if isinstance(error, StoreDamaged):
         _repair(region, mark)
 
@@ -214,6 +222,8 @@ def _judge(
     place.note_skipped(mark.key, there=isinstance(seen, capture.Missing) and bool(seen.why))
     if not isinstance(seen, capture.Skipped):
         place.unreadable.pop(mark.key, None)
+    if not isinstance(seen, (capture.Large, capture.Taken)):
+        place.faults.pop(mark.key, None)
     match seen:
         case capture.Same():
             if known and known.view and known.view.shown != known.id and mark.key not in place.held:
@@ -336,8 +346,8 @@ def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
     while True:
         try:
             return bucket.fs.stat_fd(bucket.views.get(directory)).st_ctime_ns
-        except OSError:
-            if not directory:
+        except OSError as error:
+            if not directory or error.errno not in NO_FILE:
                 raise
             directory = keys.split(directory)[0]
 
@@ -406,7 +416,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         # The kernel may have dropped what it could not write: nothing of this is believed, all is made again.
         for new in batch:
             store.discard(bucket, new.staged)
-            _put_off(region, place, new.mark, error)
+            put_off(region, place, new.mark, error)
         return
     published: list[_New] = []
     for new in sorted(batch, key=lambda new: new.version.marker):
@@ -415,7 +425,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
             published.append(new)
         except OSError as error:
             store.discard(bucket, new.staged)
-            _put_off(region, place, new.mark, error)
+            put_off(region, place, new.mark, error)
     _remember_directories(bucket, published)
     bucket.sync()
     shown = [
@@ -425,6 +435,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[_New]
         engine.journal.add_shown(bucket.address, shown)
     now_s = time.monotonic()
     for new in published:
+        place.faults.pop(new.mark.key, None)
         data, linked = (new.taken.data, new.taken.linked) if new.taken else (None, False)
         engine.recent.put(bucket.address, new.version, data, plain=not (new.staged.sidecar or linked))
         showing.release(region, place, bucket, new.version.key)  # the view is its user's now, whatever it waited for

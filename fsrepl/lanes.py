@@ -43,7 +43,7 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
                 if not place.up:
                     pass  # a scan follows when it is back
                 elif isinstance(seen, Exception):
-                    region.look_later(place, mark, 5.0, reason(seen) if isinstance(seen, OSError) else str(seen))
+                    intake.put_off(region, place, mark, seen)
                 else:
                     with region.at_work(place):
                         intake.finish_large(region, place, mark, seen)

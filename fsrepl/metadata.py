@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import attrs, commit, edits, keys, owing, records, store, transfer
 from fsrepl.errors import FsreplError
-from fsrepl.fs import reason
+from fsrepl.fs import LASTING, reason
 from fsrepl.journal import Journal
 from fsrepl.model import Origin, Version
 from fsrepl.rows import Owed, View
@@ -131,8 +131,10 @@ def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version
     directory, name = keys.split(version.key)
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in LASTING:
+            return False
+        raise
     if view.is_like(found) and view.mode == found.st_mode & 0o7777:
         return False
     return not (found.st_nlink > 1 and view.has_content_of(found) and view.mode == found.st_mode & 0o7777)
@@ -233,8 +235,10 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     try:
         at = bucket.views.get(directory)
         fd = _open(bucket, at, name)
-    except OSError:
-        return None  # removed or replaced in this moment: its event tells
+    except OSError as error:
+        if error.errno in LASTING:
+            return None  # removed or replaced in this moment: its event tells
+        raise
     try:
         found = bucket.fs.stat_fd(fd)
         if not view.has_content_of(found):

@@ -69,6 +69,9 @@ class Place:
     """Keys whose copying took a while, and until when the next change of theirs waits."""
     unmarked: Unmarked = field(default_factory=Unmarked)
     unreadable: dict[bytes, str] = field(default_factory=dict)
+    """Files that we may not read, and why: nothing but a change of theirs makes another try worth while."""
+    faults: dict[bytes, int] = field(default_factory=dict)
+    """How many tries in a row went wrong, of keys that are tried again."""
     directories: dict[bytes, bool] = field(default_factory=dict)
     """Directories to look at again for what they let people do, and whether those that follow them are told already."""
     jobs: dict[str, batch.Run] = field(default_factory=dict)
@@ -99,6 +102,9 @@ class Place:
     up_again_at_s: float = 0.0
     """After that many batches in a row that went wrong, it is not brought up before then."""
     rescan_at_s: float = 0.0
+    look_again_at_s: float = 0.0
+    look_agains: int = 0
+    """When to look again into directories that could not be read, and how often in a row that was in vain."""
     displaced_at_s: float = 0.0
     """When to look next at what views have left in .fsrepl/displaced."""
     poll_at_s: float = 0.0

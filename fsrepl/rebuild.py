@@ -16,7 +16,7 @@ from types import TracebackType
 
 from fsrepl import attrs, clock, edits, keys, plan, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged
-from fsrepl.fs import GONE
+from fsrepl.fs import GONE, reason
 from fsrepl.journal import Journal
 from fsrepl.model import NULL, Delivery, Origin, Posix, Replication, Rule, Status, Version
 from fsrepl.rows import Owed
@@ -230,6 +230,7 @@ class Elsewhere:
             except OSError as error:
                 if error.errno not in GONE:
                     log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
+                    self.away[address] = reason(error)  # it may know more when it can be read
                 continue
             except StoreDamaged:
                 seen.add(address)

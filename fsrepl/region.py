@@ -344,6 +344,7 @@ class Region:
         place.set_aside.clear()
         place.undelivered.clear()
         place.directories.clear()
+        place.faults.clear()
         place.trouble = Trouble()
         self.marks.forget(place.bucket.address)
         if self.engine.watcher is not None:

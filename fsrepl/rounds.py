@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsrepl import capture, following, showing, store
+from fsrepl import capture, following, plan, showing, store
 from fsrepl.errors import FsreplError
 from fsrepl.marks import CHANGED, GONE, MOVED
 from fsrepl.scan import Scan, is_below
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsrepl")
 
 _STEP_S = 0.02
+_LOOK_AGAIN_MAX_S = 60.0
 _POLL_S = 2.0
 _POLL_SHARE = 5
 """Where there are no watches, looking takes at most a fifth of the time or so."""
@@ -88,6 +89,19 @@ def _is_covered(bucket: OpenBucket, path: bytes) -> bool:
     return False
 
 
+def look_again(region: Region, place: Place, now_s: float) -> None:
+    """Look into directories that could not be read for a reason that may pass, with a growing delay."""
+    passing = place.trouble.passing
+    if not passing:
+        place.look_agains, place.look_again_at_s = 0, 0.0
+    elif not place.look_again_at_s:
+        place.look_again_at_s = now_s + plan.retry_delay_s(place.look_agains + 1, _LOOK_AGAIN_MAX_S)
+    elif now_s >= place.look_again_at_s:
+        place.look_agains, place.look_again_at_s = place.look_agains + 1, 0.0
+        for path in highest(passing):
+            begin(region, place, path, arrived=passing[path])
+
+
 def highest(paths: Iterable[bytes]) -> list[bytes]:
     """Those of some directories that are not below another of them."""
     found: list[bytes] = []
@@ -109,6 +123,7 @@ def go_round(region: Region, place: Place) -> None:
         begin(region, place)
         return
     look_at_mounts(region, place)
+    look_again(region, place, now_s)
     if place.trouble.polled and now_s >= place.poll_at_s:
         poll(region, place)
 

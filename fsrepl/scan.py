@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from fsrepl import keys
 from fsrepl.errors import UNFORESEEN
-from fsrepl.fs import GONE, reason
+from fsrepl.fs import GONE, LASTING, reason
 from fsrepl.journal import Journal
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
@@ -35,6 +35,8 @@ class Trouble:
     polled: set[bytes] = field(default_factory=set)
     """Directories without a watch: the kernel's limit, or a filesystem without events."""
     unreadable: dict[bytes, str] = field(default_factory=dict)
+    passing: dict[bytes, bool] = field(default_factory=dict)
+    """Those of the unreadable directories that are tried again, as nothing refuses them; and Scan.arrived."""
     mounts: set[bytes] = field(default_factory=set)
     skipped: dict[bytes, set[bytes]] = field(default_factory=dict)
     """Directory to the names in it that are no objects: links, FIFOs, sockets, devices."""
@@ -49,12 +51,12 @@ class Trouble:
 
     def forget(self, path: bytes) -> None:
         """What was known of one directory: it is looked at again."""
-        for known in (self.polled, self.mounts, self.unreadable, self.skipped):
+        for known in (self.polled, self.mounts, self.unreadable, self.passing, self.skipped):
             known.discard(path) if isinstance(known, set) else known.pop(path, None)
 
     def forget_others(self, top: bytes, seen: Container[bytes]) -> None:
         """After a scan of a directory and all below it: what was not seen is not there any more."""
-        for known in (self.polled, self.mounts, self.unreadable, self.skipped):
+        for known in (self.polled, self.mounts, self.unreadable, self.passing, self.skipped):
             for path in [p for p in known if is_below(p, top) and p not in seen]:
                 self.forget(path)
 
@@ -122,6 +124,8 @@ class Scan:
         elif error.errno == errno.EXDEV:
             trouble.mounts.add(path)
         else:
+            if error.errno not in LASTING:
+                trouble.passing[path] = self.arrived
             trouble.unreadable[path] = reason(error)
 
     def _directory(

@@ -489,6 +489,8 @@ class Verification:
             pass
         except NotADirectoryError:
             seen = Seen.OTHER
+        except BlockingIOError:
+            return Verdict.PENDING, None  # open for writing
         except OSError as error:
             if found is not None:
                 return Verdict.DIFFERS, self._wrong_view(side, key, current, Problem.UNREADABLE, reason(error))

@@ -178,3 +178,23 @@ class _AllRead(dict[bytes, int]):
 
     def __contains__(self, name: object) -> bool:
         return True
+
+
+class FaultyFs(UnsyncedFs):
+    """Looking at one name, a file's or a directory's, answers an errno until it is mended."""
+
+    def __init__(self, name: bytes, number: int, *calls: str) -> None:
+        self.name, self.number = name, number
+        for call in calls:
+            setattr(self, call, self._faulty(getattr(UnsyncedFs, call).__get__(self)))
+
+    def mend(self) -> None:
+        self.number = 0
+
+    def _faulty(self, real: Callable[..., object]) -> Callable[..., object]:
+        def call(at: int, name: bytes, *args: object, **more: object) -> object:
+            if self.number and name.rpartition(b"/")[2] == self.name:
+                raise OSError(self.number, os.strerror(self.number))
+            return real(at, name, *args, **more)
+
+        return call

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import capture, clock, config, keys, store
 from fsrepl.errors import Refused, Usage
-from fsrepl.fs import GONE, UNSUPPORTED, Fs, reason
+from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, Fs, reason
 from fsrepl.marks import ARRIVED, Mark
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import view_of
@@ -239,7 +239,13 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
     batch = []
     for key in found:
         mark = Mark(bucket.address, key, ARRIVED, 0, time.monotonic())
-        seen = capture.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
+        try:
+            seen: capture.Seen = capture.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            adopted.left[key] = reason(error)
+            continue
         if isinstance(seen, capture.Taken):
             created_ns = clock.within(min(seen.found.st_mtime_ns, engine.site.now()))
             version = Version(
