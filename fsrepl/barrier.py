@@ -110,7 +110,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
     waited = Waited()
     late = [a for a in scope.addresses if not _captured(engine, a, scope, until_s, waited.opened, given_up)]
-    newest = {address: engine.journal.newest(address)[1] for address in scope.addresses}
+    newest = {address: _newest_ns(engine, address) for address in scope.addresses}
     backfills = {address: batch.unfinished(engine, address, scope.key) for address in scope.addresses}
     while True:
         pending = sum(engine.journal.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
@@ -133,6 +133,12 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     if scope.key and not (waited.opened or late or any(waited.left_out)):
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
+
+
+def _newest_ns(engine: Engine, address: str) -> int:
+    """When the newest version of a bucket was made. The journal would go through all of them to tell."""
+    place = engine.region_of(address).places.get(address)
+    return place.bucket.ids.newest_ns if place is not None and place.up else engine.journal.newest(address)[1]
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:

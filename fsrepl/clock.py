@@ -103,6 +103,11 @@ class VersionIds:
         """The greatest id from elsewhere that is not counted in yet. Ids sort as their numbers do."""
         self._newest_ns = newest_ns
 
+    @property
+    def newest_ns(self) -> int:
+        """No version of the bucket was made later than this."""
+        return self._newest_ns
+
     def saw(self, version_id: str, created_ns: int) -> None:
         """A version came from elsewhere; what is made from now on comes after it."""
         if version_id != "null":

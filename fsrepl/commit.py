@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fsrepl import attrs, digests, directories, edits, keys, obstacles, records, store, transfer
+from fsrepl import attrs, directories, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, LASTING, UNSUPPORTED, reason
 from fsrepl.model import Posix, Version
@@ -311,7 +311,7 @@ def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
 
 
 def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> Outcome:
-    aside = _aside(keys.join(directory, name))
+    aside = keys.displaced_name(store.token(), keys.join(directory, name))
     bucket.fs.rename_new(at, name, bucket.displaced, aside)
     bucket.views.changed.add(directory)
     if not _let_go(bucket, keys.join(directory, name), aside, expected):
@@ -325,7 +325,7 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
 def _exchange(
     bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes
 ) -> Outcome:
-    aside = _aside(version.key)
+    aside = keys.displaced_name(store.token(), version.key)
     if staged:
         bucket.fs.rename_new(bucket.tmp, staged, bucket.displaced, aside)
     else:
@@ -345,11 +345,6 @@ def _exchange(
             bucket.fs.unlink(bucket.displaced, aside)
         return Theirs()
     return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
-
-
-def _aside(key: bytes) -> bytes:
-    """A name in .fsrepl/displaced that tells the key, to whoever has the keys at hand."""
-    return store.token() + b";" + digests.short(key).encode()
 
 
 def _let_go(bucket: OpenBucket, key: bytes, aside: bytes, expected: View) -> bool:

@@ -10,10 +10,11 @@ Source: design.md, sections 2 and 7.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fsrepl import commit, digests, directories, keys, records, store
 from fsrepl.errors import StoreDamaged
@@ -31,19 +32,22 @@ def clear(bucket: OpenBucket, journal: Journal, intents: Collection[commit.Inten
     recorded when it was written, though its version may have been removed for good since.
     """
     level = logging.DEBUG if intents is None else logging.WARNING
-    for entry in list(bucket.fs.entries(bucket.displaced)):
-        aside = os.fsencode(entry.name)
+    names = [os.fsencode(entry.name) for entry in bucket.fs.entries(bucket.displaced)]
+    owners = _owners(bucket, journal, names, intents or ())
+    for aside in names:
         try:
-            why = _clear(bucket, journal, aside, intents or ())
+            why = _clear(bucket, journal, aside, owners.get(aside), intents or ())
         except OSError as error:
             why = reason(error)
         if why:
-            log.log(level, "displaced bucket=%s file=%s: it is left there: %s", bucket.address, entry.name, why)
+            shown = keys.shown(aside)
+            log.log(level, "displaced bucket=%s file=%s: it is left there: %s", bucket.address, shown, why)
 
 
-def _clear(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collection[commit.Intent]) -> str:
+def _clear(
+    bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes | None, intents: Collection[commit.Intent]
+) -> str:
     """Deal with one file; why it must stay, empty where it need not."""
-    key = _key(bucket, journal, aside, intents)
     if key is None:
         return "nothing tells whose it is"
     fd = records.open_file(bucket, bucket.displaced, aside)
@@ -69,15 +73,26 @@ def _quiet_s(bucket: OpenBucket) -> float:
     return bucket.bucket.site.settings.capture.open_quiet_s + bucket.coarse_ns / 1e9
 
 
-def _key(bucket: OpenBucket, journal: Journal, aside: bytes, intents: Collection[commit.Intent]) -> bytes | None:
-    """Whose file it was: its name ends in a digest of that."""
-    tail = aside.rpartition(b";")[2].decode("ascii", "replace")
+def _owners(
+    bucket: OpenBucket, journal: Journal, names: Sequence[bytes], intents: Collection[commit.Intent]
+) -> dict[bytes, bytes]:
+    """By name in .fsrepl/displaced, the key whose file it was, where that can be told.
 
-    def is_it(key: bytes) -> bool:
-        return digests.short(key) == tail
-
-    named = next((intent.key for intent in intents if is_it(intent.key)), None)
-    return named or next((key for key, _ in journal.objects(bucket.address) if is_it(key)), None)
+    The keys of the bucket are gone through once, and only where a name has a digest in the place of a long key.
+    """
+    owners: dict[bytes, bytes] = {}
+    hidden: dict[str, list[bytes]] = {}
+    for name in names:
+        key, digest = keys.displaced_key(name)
+        if key is not None:
+            owners[name] = key
+        else:
+            hidden.setdefault(digest, []).append(name)
+    candidates = itertools.chain((i.key for i in intents), (key for key, _ in journal.objects(bucket.address)))
+    while hidden and (candidate := next(candidates, None)) is not None:
+        for name in hidden.pop(digests.short(candidate), ()):
+            owners[name] = candidate
+    return owners
 
 
 def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes) -> bool:

@@ -236,20 +236,22 @@ class Journal:
                 yield keys.join(row[11], row[12]), _object(row)
             after = rows[-1][11], rows[-1][12]
 
-    def keys_of(self, address: str, version_id: str) -> list[bytes]:
-        """The keys that have a version of this id: at most one, unless it is `null`. Looks through all of them."""
-        rows = self.execute(
-            "SELECT dir, name FROM version WHERE bucket = ? AND id = ?", (self._ids.get(address), version_id)
-        )
-        return [keys.join(directory, name) for directory, name in rows]
+    def all_versions(self, address: str) -> Iterator[tuple[bytes, str]]:
+        """Key and version id of every version and marker of a bucket."""
+        rows = self.execute("SELECT dir, name, id FROM version WHERE bucket = ?", (self._ids.get(address),))
+        return ((keys.join(directory, name), version_id) for directory, name, version_id in rows)
 
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         """The directories of all keys, or those of a directory and all below it."""
-        where, values = "bucket = ?", list[Any]([self._ids.get(address)])
-        if below:
-            where += " AND (dir = ? OR (dir > ? AND dir < ?))"
-            values += [below, below + b"/", below + b"0"]
-        return [d for (d,) in self.execute(f"SELECT DISTINCT dir FROM object WHERE {where}", values)]
+        number = self._ids.get(address)
+        if not below:
+            return [d for (d,) in self.execute("SELECT DISTINCT dir FROM object WHERE bucket = ?", (number,))]
+        rows = self.execute(  # in two parts: for an OR of them SQLite goes through the whole bucket
+            "SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir = ? "
+            "UNION ALL SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir > ? AND dir < ?",
+            (number, below, number, below + b"/", below + b"0"),
+        )
+        return [d for (d,) in rows]
 
     def add(self, address: str, version: Version) -> bool:
         """A version is in the store. Whether it is the current one of its key now."""
@@ -347,7 +349,8 @@ class Journal:
     def unshown(self, address: str, limit: int) -> list[bytes]:
         """Keys whose view was not seen to show their current version."""
         rows = self.execute(
-            "SELECT dir, name FROM object WHERE bucket = ? AND NOT marker AND (ino IS NULL OR shown != id) LIMIT ?",
+            "SELECT dir, name FROM object INDEXED BY unshown "
+            "WHERE bucket = ? AND NOT marker AND (ino IS NULL OR shown != id) LIMIT ?",
             (self._ids.get(address), limit),
         )
         return [keys.join(directory, name) for directory, name in rows]
@@ -578,9 +581,9 @@ class Journal:
 
     def count_pending(self, source: str, newest_ns: int, key: bytes | None = None) -> int:
         """How many deliveries of a bucket, or a key, are pending of versions that are no newer than that."""
+        by, and_key = (_OF_BUCKET["PENDING"], "") if key is None else ("", " AND key = ?")
         rows = self.execute(
-            "SELECT count(*) FROM delivery WHERE status = 'PENDING' AND bucket = ? AND created <= ?"
-            + (" AND key = ?" if key is not None else ""),
+            f"SELECT count(*) FROM delivery {by} WHERE status = 'PENDING' AND bucket = ? AND created <= ?{and_key}",
             (self._ids.get(source), newest_ns, *([key] if key is not None else [])),
         )
         return int(rows.fetchone()[0])
@@ -596,10 +599,16 @@ class Journal:
             ("status", status),
             ("key", key),
         ):
-            if value is not None:
+            if value is None:
+                continue
+            if isinstance(value, Status):  # spelled out, or SQLite does not see that a partial index has it
+                where.append(f"{column} = '{value}'")
+            else:
                 where.append(f"{column} = ?")
-                values.append(str(value) if column == "status" else value)
-        rows = self.execute(f"{_OWED} WHERE {' AND '.join(where)} ORDER BY bucket, key, created, id", values).fetchall()
+                values.append(value)
+        by = _OF_BUCKET.get(status or "", "") if source and key is None else ""
+        order = "ORDER BY bucket, key, created, id"
+        rows = self.execute(f"{_OWED} {by} WHERE {' AND '.join(where)} {order}", values).fetchall()
         return (self._owed(row) for row in rows if row[1].startswith(prefix))
 
     def _owed(self, row: Sequence[Any]) -> Owed:
@@ -713,6 +722,8 @@ def _delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
     return rows
 
 
+_OF_BUCKET = {"PENDING": "INDEXED BY pending", "FAILED": "INDEXED BY failed"}
+"""By status, how those of one bucket are found: SQLite would rather go through all that it ever delivered."""
 _OWED = (
     "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
     "operation FROM delivery"

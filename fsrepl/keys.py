@@ -8,6 +8,8 @@ in the attribute user.fsrepl.key. Source: design.md, section 2.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +22,8 @@ RESERVED = b".fsrepl"
 """The one name, at the top of a bucket, that is never a key."""
 
 _ID = rb"(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|null)"
-_COMPONENT_MAX = 255 - len(b";") - 26 - len(SIDECAR)
+_NAME_MAX = 255
+_COMPONENT_MAX = _NAME_MAX - len(b";") - 26 - len(SIDECAR)
 _AMBIGUOUS = re.compile(rb"(?s).*;" + _ID + rb"(?:;deleted|;meta\.json)?")
 _NO_NAMES = frozenset({b"", b".", b".."})
 _HASHED = re.compile(rb"~[0-9a-f]{32}")
@@ -84,6 +87,24 @@ def parse(stored: bytes) -> StoredName | None:
         return None
     kind = match["kind"]
     return StoredName(match["name"], match["id"].decode(), kind == MARKER, kind == SIDECAR)
+
+
+def displaced_name(token: bytes, key: bytes) -> bytes:
+    """What a file that was taken out of a key's view is called in .fsrepl/displaced.
+
+    The name holds the key itself, so that nobody has to look for it; a digest where that is too long for a name.
+    """
+    spelled = token + b";=" + base64.urlsafe_b64encode(key)
+    return spelled if len(spelled) <= _NAME_MAX else token + b";" + digests.short(key).encode()
+
+
+def displaced_key(name: bytes) -> tuple[bytes | None, str]:
+    """The key that such a name holds, or None and the digest that it has in its place."""
+    tail = name.rpartition(b";")[2]
+    if tail.startswith(b"="):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(tail[1:], altchars=b"-_", validate=True), ""
+    return None, tail.decode("ascii", "replace")
 
 
 def is_hidden(key: bytes) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -243,24 +243,31 @@ def _check_tags(tags: Mapping[str, str]) -> None:
 # -- trying again
 
 
-def retry(region: Region, address: str, prefix: bytes) -> int:
-    """Make what FAILED pending again, and try what waits at once; how many. prefix: a key, or one that ends in /.
+def failed(region: Region, address: str, prefix: bytes) -> list[Owed]:
+    """What FAILED of a bucket and can be retried. prefix: a key, or one that ends in /.
 
     Raises Refused(NoSuchKey) for a key that is not there: what a misspelt name asks for must not look done.
     """
-    place = region.flush(address)
+    region.flush(address)
     journal = region.engine.journal
     if prefix and not prefix.endswith(b"/") and journal.object(address, prefix) is None:
         raise Refused("NoSuchKey", f"{address} has no {keys.shown(prefix)}")
-    failed = [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]
-    waiting = sum(_in_scope(d.key, prefix) for d in journal.deliveries(address, status=Status.PENDING, prefix=prefix))
-    done = 0
-    with place.bucket.open() as bucket:
-        for owed in failed:
-            done += owe_delivery(region, bucket, owed)
+    return [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]
+
+
+def retry_waiting(region: Region, address: str, prefix: bytes) -> int:
+    """Try what waits of a bucket at once; how many."""
+    pending = region.engine.journal.deliveries(address, status=Status.PENDING, prefix=prefix)
+    waiting = sum(_in_scope(delivery.key, prefix) for delivery in pending)
     for other in region.engine.regions.values():
         other.post(lambda other=other: other.kick(address))  # type: ignore[misc]
-    return done + waiting
+    return waiting
+
+
+def retry(region: Region, address: str, failed: Sequence[Owed]) -> int:
+    """Make deliveries that FAILED pending again; how many there are still."""
+    with region.place_of(address).bucket.open() as bucket:
+        return sum(owe_delivery(region, bucket, owed) for owed in failed)
 
 
 def _in_scope(key: bytes, prefix: bytes) -> bool:

@@ -16,10 +16,12 @@ from fsrepl.engine import Engine
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Usage
 from fsrepl.fs import reason
 from fsrepl.model import Versioning
+from fsrepl.region import Region
 from fsrepl.settings import Settings
 
 __all__ = ["OPERATIONS", "local_engine", "run"]
 
+_RETRIED_AT_ONCE = 64
 _PASS_S = 5.0
 """A region that hangs holds up nobody for longer."""
 
@@ -112,8 +114,18 @@ def _retry(engine: Engine, params: Params) -> Answer:
             home = engine.region_of(address)
             if not scope and (address not in home.places or not home.places[address].up):
                 continue
-            number += engine.ask(home.name, lambda a=address, h=home: objects.retry(h, a, os.fsencode(key)))  # type: ignore[misc]
+            number += _retry_in(engine, home, address, os.fsencode(key))
     return {"Retried": number}
+
+
+def _retry_in(engine: Engine, home: Region, address: str, prefix: bytes) -> int:
+    """Retry what failed of one bucket, some at a time: in between its region goes on with what is new."""
+    failed = engine.ask(home.name, lambda: objects.failed(home, address, prefix))
+    number = engine.ask(home.name, lambda: objects.retry_waiting(home, address, prefix))
+    for start in range(0, len(failed), _RETRIED_AT_ONCE):
+        some = failed[start : start + _RETRIED_AT_ONCE]
+        number += engine.ask(home.name, lambda some=some: objects.retry(home, address, some))  # type: ignore[misc]
+    return number
 
 
 def _restore(engine: Engine, params: Params) -> Answer:

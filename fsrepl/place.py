@@ -61,6 +61,8 @@ class Place:
     trouble: Trouble = field(default_factory=Trouble)
     later: dict[bytes, LookLater] = field(default_factory=dict)
     held: dict[bytes, HeldView] = field(default_factory=dict)
+    way_is_free: bool = False
+    """Something is gone since the last look at those that stood in the way of held views."""
     lost: dict[tuple[bytes, str], Lost] = field(default_factory=dict)
     """Stored versions that were destroyed, and are fetched again: key and version id."""
     lanes: dict[bytes, Mark] = field(default_factory=dict)

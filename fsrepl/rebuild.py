@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -277,6 +277,10 @@ class Rebuilder:
         self.waiting = 0
         """Records that nothing here tells enough of, while a region is away that may."""
         self._elsewhere: Elsewhere | None = None
+        self._hidden: dict[str, list[bytes]] | None = None
+        """By version id, the keys that no stored path spells. Built once: to look for each goes through all of them."""
+        self._spellings: dict[bytes, dict[bytes, bytes]] = {}
+        """By directory of views, the names in it that are stored under a digest, by that."""
 
     @property
     def elsewhere(self) -> Elsewhere:
@@ -369,9 +373,26 @@ class Rebuilder:
             return guess
         candidates = [left[attrs.KEY]] if attrs.KEY in left else []
         candidates += [version.key for version in elsewhere.values()]
-        candidates += self.journal.keys_of(self.bucket.address, stored.id) if stored.id != NULL else []
+        candidates += self._known_keys(stored.id) if stored.id != NULL else []
         candidates += self._spelled(guess)
         return next((key for key in candidates if keys.stored_path(key) == guess), None)
+
+    def _known_keys(self, version_id: str) -> Sequence[bytes]:
+        """The keys that the journal knows by a version's id, among those that no stored path spells."""
+        if self._hidden is None:
+            self._hidden = {}
+            for key, hidden_id in self.journal.all_versions(self.bucket.address):
+                if keys.is_hidden(key):
+                    self._hidden.setdefault(hidden_id, []).append(key)
+        return self._hidden.get(version_id, ())
+
+    def _names_in(self, directory: bytes) -> dict[bytes, bytes]:
+        """The names of a directory of views that are stored under a digest, by that."""
+        if directory not in self._spellings:
+            names = (os.fsencode(e.name) for e in self.bucket.fs.entries(self.bucket.views.get(directory)))
+            spelled = ((keys.stored_component(name), name) for name in names)
+            self._spellings[directory] = {stored: name for stored, name in spelled if stored != name}
+        return self._spellings[directory]
 
     def _spelled(self, guess: bytes) -> Iterator[bytes]:
         """The key as the names of views spell it, if they do."""
@@ -380,11 +401,9 @@ class Rebuilder:
             name: bytes | None = part
             if keys.is_digest(part):
                 try:
-                    at = self.bucket.views.get(key)
+                    name = self._names_in(key).get(part)
                 except OSError:
                     return
-                names = (os.fsencode(entry.name) for entry in self.bucket.fs.entries(at))
-                name = next((n for n in names if keys.stored_component(n) == part), None)
             if name is None:
                 return
             key = keys.join(key, name)

@@ -227,6 +227,8 @@ class Region:
             marked = self.marks.next_s()
             due += [] if marked is None else [marked]
         for place in self.places.values():
+            if place.up and place.way_is_free:
+                return 0.0
             due += [each.due_s for each in place.later.values()] + [each.due_s for each in place.held.values()]
             if (unmarked := place.unmarked.next_s()) is not None:
                 due.append(unmarked)

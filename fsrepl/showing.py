@@ -51,10 +51,8 @@ def hold_view(
 
 
 def way_is_free(region: Region, place: Place) -> None:
-    """Something is gone: what it was in the way of may be shown now."""
-    for held in place.held.values():
-        if held.conflict:
-            held.due_s = 0.0
+    """Something is gone: what it was in the way of may be shown now. Looked at once a turn, however much went."""
+    place.way_is_free = bool(place.held)
 
 
 def mark_theirs(region: Region, place: Place, key: bytes) -> None:
@@ -67,7 +65,10 @@ def show_due(region: Region) -> bool:
     now_s = time.monotonic()
     busy = False
     for place in region.places.values():
-        due = [key for key, held in place.held.items() if held.due_s <= now_s] if place.up else []
+        if not place.up:
+            continue
+        free, place.way_is_free = place.way_is_free, False
+        due = [key for key, held in place.held.items() if held.due_s <= now_s or (free and held.conflict)]
         if due:
             busy = True
             with region.at_work(place), contextlib.suppress(FsreplError), place.bucket.open() as bucket:

@@ -21,6 +21,7 @@ from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inoti
 from fsrepl import keys
 from fsrepl.fs import reason
 from fsrepl.marks import DirectoryEvent, Marks, directory_flags
+from fsrepl.subtrees import Directory, Subtrees
 
 log = logging.getLogger("fsrepl")
 
@@ -54,6 +55,7 @@ class Watcher(InotifyFD):
         self._listeners: dict[str, Marks] = {}
         self._places: dict[int, tuple[str, bytes, Marks]] = {}
         self._descriptors: dict[tuple[str, bytes], int] = {}
+        self._below = Subtrees()
         self._barriers: dict[int, Marks] = {}
         self._places_guard = threading.Lock()
         self.sentinels: dict[bytes, int] = {}
@@ -123,7 +125,7 @@ class Watcher(InotifyFD):
             with self._places_guard:
                 place = self._places.pop(wd, None)
                 if place is not None and self._descriptors.get(place[:2]) == wd:
-                    del self._descriptors[place[:2]]
+                    self._drop(place[:2])
                 self._barriers.pop(wd, None)
         elif wd in self._barriers:
             self.sentinels[name] = self.begin_epoch()
@@ -140,9 +142,10 @@ class Watcher(InotifyFD):
             wd = self._add(fd, _MASK)
             old = self._places.get(wd)
             if old is not None and old[:2] != place and self._descriptors.get(old[:2]) == wd:
-                del self._descriptors[old[:2]]
+                self._drop(old[:2])
             self._places[wd] = (*place, marks)
             self._descriptors[place] = wd
+            self._below.add(place)
 
     def begin_epoch(self) -> int:
         """What is marked from now on is of this epoch."""
@@ -166,13 +169,15 @@ class Watcher(InotifyFD):
 
     def forget(self, address: str, path: bytes = b"") -> None:
         """No longer watch a directory and all below it, or a whole bucket."""
-        prefix = path + b"/" if path else b""
         with self._places_guard:
-            gone = [p for p in self._descriptors if p[0] == address and p[1].startswith(prefix)]
-            descriptors = [self._descriptors.pop(p) for p in gone]
-            for wd in descriptors:
+            for place in self._below.of((address, path + b"/" if path else b"")):
+                wd = self._drop(place)
                 self._places.pop(wd, None)
                 inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
+
+    def _drop(self, place: Directory) -> int:
+        self._below.remove(place)
+        return self._descriptors.pop(place)
 
     def is_watching(self, address: str, path: bytes) -> bool:
         """Whether what is written in a directory of a bucket makes events."""
