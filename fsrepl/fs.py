@@ -102,6 +102,26 @@ _HOW_LOOK = _how(os.O_PATH | os.O_NOFOLLOW, _RESOLVE_NO_XDEV)
 _HOW_WITHIN = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
 
 
+_NOATIME = getattr(os, "O_NOATIME", 0)
+_UNSEEN = {
+    id(how): _how(how.flags | _NOATIME, how.resolve) for how in (_HOW_CROSS, _HOW_WITHIN, _HOW_READ)
+}  # fmt: skip
+
+
+def _open_unseen(at: int, path: bytes, how: _OpenHow) -> int:
+    """Open a file or a directory to read, so that its atime stays as it is where we may do that.
+
+    atime is for what its users read: they find unused files by it. Only the owner and root may leave it alone;
+    others get EPERM, whatever else they may do. Source: open(2), O_NOATIME.
+    """
+    try:
+        return _openat2(at, path, _UNSEEN[id(how)])
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return _openat2(at, path, how)
+
+
 def _openat2(at: int, path: bytes, how: _OpenHow) -> int:
     fd: int = _libc.syscall(_SYS_OPENAT2, at, path, ctypes.byref(how), ctypes.sizeof(how))
     if fd < 0:
@@ -193,15 +213,15 @@ class Fs:
     def open_dir(self, at: int, path: bytes, *, cross: bool = False) -> int:
         """A directory below another. ELOOP for a symlink on the way, EXDEV for another mount unless cross."""
         if not path:
-            return os.open(b".", _DIR | os.O_CLOEXEC, dir_fd=at)
+            path = b"."
         how = _HOW_CROSS if cross else _HOW_WITHIN
         if len(path) < _PATH_MAX:
-            return _openat2(at, path, how)
+            return _open_unseen(at, path, how)
         fd, way = -1, at
         while path:  # a path that is too long for one call, as `cd` and `mkdir` in turns make them
             cut = len(path) if len(path) < _PATH_MAX else path.rindex(b"/", 0, _PATH_MAX)
             try:
-                fd = _openat2(way, path[:cut], how)
+                fd = _open_unseen(way, path[:cut], how)
             finally:
                 if way != at:
                     os.close(way)
@@ -213,9 +233,10 @@ class Fs:
 
         EWOULDBLOCK, BlockingIOError, where somebody holds a write lease on it, as file servers do for their clients:
         it is open for writing. Whoever holds it is asked to give it back, and has to within lease-break-time.
+        Reading changes no atime where we may leave it.
         Source: open(2), fcntl(2).
         """
-        return _openat2(at, name, _HOW_READ)
+        return _open_unseen(at, name, _HOW_READ)
 
     def open_inode(self, at: int, name: bytes) -> int:
         """A file that need not be readable, never a link's target: to look at and to change mode, owner and times."""
