@@ -318,10 +318,15 @@ class Rebuilder:
 
         None where what can be found out may not be all. Raises OSError.
         """
-        directory, last = keys.split(key)
-        path, name = keys.stored_directory(directory), keys.stored_name(last, version_id)
-        stored = keys.StoredName(last, version_id, False, False)
-        found = self._recall(self.bucket.store.get(path), path, name, stored, damaged=False)
+        place = keys.stored_path(key)
+        path, last = keys.split(place)
+        stored, name = keys.StoredName(last, version_id, False, False), keys.stored_name(last, version_id)
+        at, damaged = self.bucket.store.get(path), False
+        try:
+            records.read(self.bucket, at, name, place).version(key, stored)
+        except StoreDamaged:
+            damaged = True
+        found = self._recall(at, path, name, stored, damaged=damaged)
         return found[0] if found is not None and (found[1] or not self.elsewhere.away) else None
 
     def _recall(

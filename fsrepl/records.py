@@ -93,6 +93,12 @@ def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
     return None
 
 
+def is_shared(bucket: OpenBucket, fd: int) -> bool:
+    """Whether people can reach a stored file, or could: it says so, or says nothing any more."""
+    names = bucket.fs.attribute_names(fd)
+    return _record_name(bucket) in names or not any(name.startswith(attrs.OURS) for name in names)
+
+
 # -- putting it on a file that is hidden still
 
 

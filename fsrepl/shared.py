@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, commit, copying, keys, mend, rebuild, records, showing, store
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.fs import GONE, reason
 from fsrepl.model import NULL, Version, Versioning
 from fsrepl.place import Lost, Place
@@ -50,7 +50,7 @@ def destroyed(
         return version if version is not None and version.digest != taken.digest else None
     if found is None or (found == (key, NULL) and bucket.bucket.versioning is Versioning.SUSPENDED):
         return None  # a null version that gives way to the next one anyway
-    return store.read(bucket, *found, marker=False)
+    return _read(region, bucket, found)
 
 
 def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
@@ -88,8 +88,21 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Ta
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
         found = _stored(bucket, *at)
         if found is not None and os.path.samestat(found, taken.found):
-            return store.read(bucket, *at, marker=False)
+            return _read(region, bucket, at)
     return None
+
+
+def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
+    """The record of a version that is in the store. Whoever may write the file may have damaged or removed it.
+
+    Then it is found out as far as it can be; without a digest where it cannot be now.
+    """
+    with contextlib.suppress(StoreDamaged):
+        version = store.read(bucket, *at, marker=False)
+        if version is not None and not store.is_stripped(version):
+            return version
+    with rebuild.Rebuilder(bucket, region.engine.journal) as rebuilder:
+        return rebuilder.recall(*at) or Version(*at, 0, False)
 
 
 def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
@@ -109,28 +122,55 @@ def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result |
 def lent(
     region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: capture.Taken | None = None
 ) -> Version | None:
-    """The stored version whose file people reach by a name that does not show it; None where there is none.
+    """The stored version whose file people can change, or may have changed, with nothing to tell; None where none is.
 
-    Its own view shows it, and that is looked at once it was written into; a wrong name it is only where the two are to
-    have files of their own, and a program joined what had equal content. Another name, as a rename or a hard link
-    makes one, may be written into and gone again before anybody looks. taken: what the view holds now; without it
-    the view is gone.
+    Its own view tells: that is looked at once it was written into; a wrong name it is only where the two are to have
+    files of their own, and a program joined what had equal content. Another name, as a rename or a hard link makes
+    one, may be written into and gone again before anybody looks. taken: what the view holds now; without it the
+    view is gone.
     """
     view = known.view if known else None
-    left = view is not None and (taken is None or taken.found.st_ino != view.ino)
-    if not left and (taken is None or taken.linked or taken.found.st_nlink == 1):
+    shown = (view.shown if view else "") or (known.id if known and not known.marker else "")
+    left = shown != "" and (taken is None or view is None or taken.found.st_ino != view.ino)
+    named = taken is not None and not taken.linked and taken.found.st_nlink > 1
+    if not (left or named):
         return None
-    shown = (view.shown if view else "") or (known.id if known else "")
     own = _stored(bucket, key, shown) if shown else None
-    if left and view and own and own.st_ino == view.ino and own.st_nlink > 1:
-        return store.read(bucket, key, shown, marker=False)
-    if taken is None or taken.linked or taken.found.st_nlink == 1:
-        return None
-    if own and os.path.samestat(own, taken.found):  # which is as it should be only where the two are to share
+    if own is not None and taken is not None and os.path.samestat(own, taken.found):
         unasked = known is not None and known.digest == taken.digest and not commit.is_linked(bucket, taken.posix)
-        return store.read(bucket, key, shown, marker=False) if unasked else None
-    version = _same_file(region, bucket, key, taken)
-    return version if version is not None and version.digest == taken.digest else None
+        lost = _without_record(region, bucket, key, shown)
+        return _read(region, bucket, (key, shown)) if unasked else lost
+    if own is not None and left:
+        if view is None:  # how it was shown is not known, as after the loss of the journal
+            return _changed(region, bucket, key, shown)
+        if own.st_ino == view.ino:
+            lost = _without_record(region, bucket, key, shown)
+            return _read(region, bucket, (key, shown)) if own.st_nlink > 1 else lost
+    version = _same_file(region, bucket, key, taken) if named and taken is not None else None
+    return version if version is not None and taken is not None and version.digest == taken.digest else None
+
+
+def _without_record(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+    """A version whose file no longer says what it is, if that can be found out; None where it says it."""
+    with contextlib.suppress(StoreDamaged):
+        version = store.read(bucket, key, version_id, marker=False)
+        if version is None or not store.is_stripped(version):
+            return None
+    version = _read(region, bucket, (key, version_id))
+    return None if store.is_stripped(version) else version
+
+
+def _changed(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+    """A version whose file people could reach, and that has other content, or another name still."""
+    fd = store.open_version(bucket, key, version_id)
+    try:
+        if not records.is_shared(bucket, fd):
+            return None  # only we could reach it
+        version = _read(region, bucket, (key, version_id))
+        others = bucket.fs.stat_fd(fd).st_nlink > 1
+        return version if others or store.digest(bucket, fd) != version.digest else None
+    finally:
+        bucket.fs.close(fd)
 
 
 # -- after it happened
@@ -139,22 +179,18 @@ def lent(
 def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
     """Give a stored version a file of its own, which no view is: with its content, where that is there still.
 
-    Where it was overwritten it is fetched again. A record that is gone as well, as from a file that was rewritten
-    with all its attributes, is found out first: what is written on the new file is believed from then on.
+    Where it was overwritten it is fetched again. What is written on the new file is believed from then on; a version
+    of which not enough is known gets none of it, and that is found out later.
     """
-    known: Version | None = version
-    if store.is_stripped(version):
-        with rebuild.Rebuilder(bucket, region.engine.journal) as rebuilder:
-            known = rebuilder.recall(version.key, version.id)
     fd = store.open_version(bucket, version.key, version.id)
     try:
         digest = copying.copy_aside(bucket, fd, name := store.token())
     finally:
         bucket.fs.close(fd)
-    if known is None or digest != known.digest:
-        _part(region, place, bucket, version, known, name)
+    if digest != version.digest:
+        _part(region, place, bucket, version, name)
     else:
-        staged = capture.stage_copy(bucket, name, known)
+        staged = capture.stage_copy(bucket, name, version)
         region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
         store.publish(bucket, staged)
         bucket.sync()
@@ -162,29 +198,27 @@ def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version)
     showing.mark_theirs(region, place, version.key)  # where its view has that file still, its ctime changed
 
 
-def _part(
-    region: Region, place: Place, bucket: OpenBucket, version: Version, known: Version | None, name: bytes
-) -> None:
+def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Give a destroyed version a file of its own, durably, and have it fetched again.
 
     Before that it is written down that it shall be: from then on nothing else tells that it is not what it was.
-    known: its record; None where that is gone, and found out later. name: a copy of its file, in tmp.
+    name: a copy of its file, in tmp.
     """
     at = version.key, version.id
     if (lost := place.lost.get(at)) is None:
         intent = commit.write_intents(bucket, [commit.Intent(version.key, version.id, None, commit.Act.FETCH)])
         lost = Lost(intent)
-    if known is None:
+    if store.is_stripped(version):
         staged = store.Staged(version, name, sidecar=False)
     else:
         store.unstage(bucket, name)
         size = region.engine.journal.size_of(bucket.address, version.key, version.id)
         fd = bucket.fs.create(bucket.tmp, name)
         try:
-            bucket.fs.truncate(fd, known.size if size is None else size)
+            bucket.fs.truncate(fd, version.size if size is None else size)
         finally:
             bucket.fs.close(fd)
-        staged = capture.stage_copy(bucket, name, known)
+        staged = capture.stage_copy(bucket, name, version)
     region.engine.syncer.staged(bucket, [(bucket.intents, lost.intent), (bucket.tmp, name)])
     store.publish(bucket, staged)
     bucket.sync()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from fsrepl import listing
 from fsrepl.errors import StoreDamaged
 from fsrepl.marks import CLOSED
+from fsrepl.model import Version
 from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World, worlds
 
@@ -154,6 +156,68 @@ def test_a_view_that_is_left_by_another_name_takes_no_version_along(tmp_path: Pa
         assert _served(world, bucket) == {old: WAS}
 
 
+def _is_as_before(world: World, bucket: str, before: Version) -> bool:
+    [after] = [v for v in world.of("k", bucket) if v.id == before.id]
+    assert (after.created_ns, after.origin, after.source) == (before.created_ns, before.origin, before.source)
+    assert (after.digest, after.status) == (before.digest, before.status)
+    return _served(world, bucket)[before.id] == WAS
+
+
+def _strip(path: Path) -> None:
+    for name in os.listxattr(path):
+        os.removexattr(path, name)
+
+
+def _forge(path: Path) -> None:
+    """Root's `rsync -X` and `cp -a` write all attributes of another file on this one."""
+    for name in os.listxattr(path):
+        value = os.getxattr(path, name)
+        os.setxattr(path, name, re.sub(rb"01[A-Z0-9]{24}", b"01M86BR4BYESNWRWW29YNETWES", value))
+
+
+@pytest.mark.parametrize("act", ["stays", "replaced", "removed"])
+@pytest.mark.parametrize("spoil", [_strip, _forge], ids=["stripped", "forged"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_record_that_is_lost_on_a_view_is_found_out_while_the_view_tells(
+    tmp_path: Path, sharing: str, spoil: Callable[[Path], object], act: str
+) -> None:
+    """G5, section 5: later nothing would lead to it but `verify`, and the version is not current any more."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        spoil(world.path("k", bucket))
+        if act == "replaced":
+            world.drop("k", IS, bucket)
+        elif act == "removed":
+            world.unlink("k", bucket)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert len(world.of("k", bucket)) == (1 if act == "stays" else 2)
+        assert world.leftovers(bucket) == []
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("act", ["replaced", "removed"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_version_that_was_destroyed_with_nothing_left_to_tell_but_itself(
+    tmp_path: Path, sharing: str, act: str
+) -> None:
+    """G7, section 7: written into and gone while the daemon was away, and the journal is lost."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        _write_into(world.path("k", bucket))
+        world.unlink("k", bucket)
+        if act == "replaced":
+            world.write("k", b"another", bucket)
+        world.restart(without_journal=True)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert world.leftovers(bucket) == []
+
+
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: Path, sharing: str) -> None:
     """G5, section 7: `rsync -X --inplace` writes into a file and takes every attribute from it."""
@@ -161,14 +225,10 @@ def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: P
         bucket = _link(world, sharing)
         before = world.current("k", bucket)
         _write_into(world.path("k", bucket))
-        for name in os.listxattr(world.path("k", bucket)):
-            os.removexattr(world.path("k", bucket), name)
+        _strip(world.path("k", bucket))
         world.settle()
         world.settle()
-        assert _served(world, bucket)[before.id] == WAS
-        [after] = [v for v in world.of("k", bucket) if v.id == before.id]
-        assert (after.created_ns, after.origin, after.source) == (before.created_ns, before.origin, before.source)
-        assert after.status == before.status
+        assert _is_as_before(world, bucket, before)
         assert world.leftovers(bucket) == []
 
 
