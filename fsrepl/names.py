@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, keys, store
-from fsrepl.fs import GONE
+from fsrepl.fs import LASTING
 from fsrepl.journal import Journal
 from fsrepl.marks import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Mark
 from fsrepl.site import OpenBucket
@@ -49,7 +49,7 @@ def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
             return ""
         number = found.st_nlink - 1 - store.is_file_of(bucket, version, found)
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in LASTING:
             return ""
         raise
     here = [key for key in journal.names_of(bucket.address, found.st_ino) if key != version.key]
