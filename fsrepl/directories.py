@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsrepl import access, attrs, keys, store
-from fsrepl.fs import DOES_NOT_FIT, GONE, NOT_OURS_TO_GIVE, UNSUPPORTED
+from fsrepl.fs import DOES_NOT_FIT, GONE, UNSUPPORTED
 from fsrepl.model import Rights
 from fsrepl.site import OpenBucket
 
@@ -335,13 +335,8 @@ def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
     is_owner = (has.uid, has.gid) == (wanted.uid, wanted.gid)
     if not is_owner or (has.acl is not None and acl is None):
         fs.chmod(fd, has.mode & mode & 0o700)
-    if not is_owner:
-        try:
-            fs.chown(fd, wanted.uid, wanted.gid)
-        except OSError as error:
-            if error.errno not in NOT_OURS_TO_GIVE:
-                raise
-            mode, acl, default = access.without_owner(wanted) | 0o700, None, None  # it is the daemon's own
+    if not is_owner and not fs.give(fd, wanted.uid, wanted.gid):
+        mode, acl, default = access.without_owner(wanted) | 0o700, None, None  # it is the daemon's own
     if acl is not None and acl != has.acl:
         try:
             fs.set_acl(fd, acl)

@@ -56,8 +56,6 @@ NO_FILE = GONE | {errno.ELOOP, errno.ENXIO}
 """What opening a name answers where there is no file of that name: nothing, a link, or a socket."""
 LASTING = NO_FILE | {errno.EACCES, errno.EPERM, errno.EXDEV, errno.ENAMETOOLONG}
 """What opening a name answers, and will again: there is no such file here, or it is not for us. All else may pass."""
-NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL})
-"""What chown answers where the owner cannot be set. EINVAL: an id that this user namespace does not have."""
 
 MUTATIONS = (
     "create",
@@ -475,6 +473,19 @@ class Fs:
 
     def chown(self, fd: int, uid: int, gid: int) -> None:
         _on_inode(fd, lambda file: os.chown(file, uid, gid))
+
+    def give(self, fd: int, uid: int, gid: int) -> bool:
+        """Give a file to an owner; whether that could be. It takes root, and an id that is one here.
+
+        EINVAL is what a user namespace answers that does not map such an id. Source: chown(2), user_namespaces(7).
+        """
+        try:
+            self.chown(fd, uid, gid)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
+            return False
+        return True
 
     def set_mtime(self, fd: int, mtime_ns: int) -> None:
         _on_inode(fd, lambda file: os.utime(file, ns=(mtime_ns, mtime_ns)))

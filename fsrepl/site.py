@@ -602,8 +602,7 @@ def write_bytes(
     try:
         fs.write(fd, data)
         if like is not None:
-            with contextlib.suppress(PermissionError):
-                fs.chown(fd, like.st_uid, like.st_gid)
+            fs.give(fd, like.st_uid, like.st_gid)  # where it can be
             mode = stat.S_IMODE(like.st_mode)
         if mode != 0o600:  # which it was made with
             fs.chmod(fd, mode)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from fsrepl import access, attrs, digests, edits, records, store
 from fsrepl.errors import Failed, Unavailable
-from fsrepl.fs import DOES_NOT_FIT, NOT_OURS_TO_GIVE, UNSUPPORTED
+from fsrepl.fs import DOES_NOT_FIT, UNSUPPORTED
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
 from fsrepl.site import OpenBucket
 
@@ -223,13 +223,8 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
     is_owner = (now.uid, now.gid) == (posix.uid, posix.gid)
     if now.mode & 0o7077 and not (is_owner and now.acl == acl):
         fs.chmod(fd, now.mode & mode & 0o700)
-    if not is_owner:
-        try:
-            fs.chown(fd, posix.uid, posix.gid)
-        except OSError as error:
-            if error.errno not in NOT_OURS_TO_GIVE:
-                raise
-            mode, acl = access.without_owner(posix), None
+    if not is_owner and not fs.give(fd, posix.uid, posix.gid):
+        mode, acl = access.without_owner(posix), None
     if acl is not None and acl != now.acl:
         try:
             fs.set_acl(fd, acl)
