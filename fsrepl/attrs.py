@@ -258,6 +258,14 @@ def _decode_delivery(d: dict[str, Any]) -> Delivery:
     )
 
 
+def lacks_marks(raw: Mapping[str, bytes]) -> bool:
+    """Whether a record says that its file had no room for our attributes, so that none of them was lost."""
+    try:
+        return SHORTFALL in raw and VERSION_ID in _decode_shortfall(raw[SHORTFALL]).lacks
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # whoever decodes the record says so
+
+
 def _encode_shortfall(shortfall: Shortfall) -> bytes:
     document: dict[str, object] = {}
     if shortfall.posix is not None:

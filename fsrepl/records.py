@@ -217,7 +217,7 @@ def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
         found = bucket.fs.stat_fd(fd)
         held = _held(bucket, fd, at, name, found)
         raw = held.raw or _believed(bucket, fd, found)
-        bare = held.shared and not any(name.startswith(attrs.OURS) for name in bucket.fs.attribute_names(fd))
+        bare = held.shared and not (attrs.lacks_marks(raw) or any(map(attrs.is_ours, bucket.fs.attribute_names(fd))))
         if found.st_nlink > 1 and _is_anothers(held, raw, name, place):
             raw, bare = {}, True
         inode = inode_posix(bucket, fd, found)

@@ -221,6 +221,7 @@ class Bucket:
         """It was not there at the last look: its region, or its folder."""
         self.ids = clock.VersionIds()
         self.reflinks: bool | None = None
+        self.links: bool | None = None
         self.coarse: tuple[int, int] | None = None
         """A device, and how coarse its filesystem's times are."""
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fsrepl import arn, config, store
-from fsrepl.admin.versioning import enable_versioning, measure, require_attributes, versioning_of, walk
+from fsrepl.admin import requirements
+from fsrepl.admin.versioning import enable_versioning, measure, versioning_of, walk
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
 from fsrepl.fs import Fs, reason
 from fsrepl.model import Versioning
@@ -54,7 +55,7 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool, umask: int 
                         "BucketAlreadyExists",
                         f"{address} is a folder with files; `fsrepl bucket adopt` makes it a bucket",
                     )
-                require_attributes(site.fs, fd, f"folder {address}")
+                requirements.require(site.fs, fd, f"folder {address}")
             finally:
                 site.fs.close(fd)
     with contextlib.ExitStack() as undo:
@@ -148,7 +149,7 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
             answer = {"Bucket": address, **room.document()}
             if dry_run:
                 return answer
-            require_attributes(site.fs, fd, f"folder {address}")
+            requirements.require(site.fs, fd, f"folder {address}")
         finally:
             site.fs.close(fd)
     with contextlib.ExitStack() as undo:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsrepl import arn, control, keys, owing, plan, settings, store
+from fsrepl.admin import requirements
 from fsrepl.admin.buckets import make_bucket
-from fsrepl.admin.versioning import require_attributes
 from fsrepl.errors import FsreplError, StoreDamaged, Usage
 from fsrepl.fs import Fs, reason
 from fsrepl.model import Delivery, Origin, Rule, Version, Versioning
@@ -112,7 +112,7 @@ def attach_region(
                     f"{path} is not the region {name} that this site knows (no {REGION_IDENTITY.decode()}); mount it, "
                     "or if its disk is lost, give the new one with --replace"
                 )
-            require_attributes(site.fs, at, f"region {name} at {path}")
+            requirements.require(site.fs, at, f"region {name} at {path}")
             undo.callback(_remove_identity, site.fs, path)
             identity = dict(new_identity(name, site.now()))
         elif identity.get("name") != name:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fsrepl import capture, clock, config, keys, store
-from fsrepl.errors import Refused, Usage
-from fsrepl.fs import GONE, NO_SPACE, UNSUPPORTED, Fs, reason
+from fsrepl.admin import requirements
+from fsrepl.errors import Refused
+from fsrepl.fs import GONE, NO_SPACE, Fs, reason
 from fsrepl.marks import ARRIVED, Mark
 from fsrepl.model import NULL, Origin, Version, Versioning
 from fsrepl.rows import view_of
@@ -45,7 +46,7 @@ def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str
         now = bucket.versioning
     if now is Versioning.OFF:
         with bucket.open() as opened:
-            require_attributes(engine.fs, opened.tmp, f"bucket {address}")
+            requirements.require(engine.fs, opened.tmp, f"bucket {address}")
             room = measure(engine.fs, opened.fd, engine.settings, bucket.region)
         room.check(address)
         adopted = enable_versioning(engine, address, wanted)
@@ -131,38 +132,6 @@ def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
     kept = settings.capture.keep_free.needed(total) if sharing != "link" else 0
     needed = objects * _RECORD_BYTES + copied
     return Room(objects, small + large, needed, free if total else max(free, needed), kept)
-
-
-def require_attributes(fs: Fs, at: int, what: str) -> None:
-    """Raises Usage where a directory's filesystem takes no user attributes, or no files of ours. Leaves nothing."""
-    try:
-        fd = _probe(fs, at)
-    except OSError as error:
-        raise Usage(f"{what}: cannot write there: {reason(error)}") from error
-    try:
-        fs.set_attribute(fd, "user.fsrepl.probe", b"1")
-    except OSError as error:
-        if error.errno in UNSUPPORTED:
-            raise Usage(
-                f"{what}: this filesystem has no user attributes, which hold what fsrepl knows of each file; "
-                "use ext4, xfs, btrfs or a tmpfs of Linux 6.6, or mount it with user_xattr"
-            ) from error
-        raise Usage(f"{what}: cannot set a user attribute: {reason(error)}") from error
-    finally:
-        fs.close(fd)
-
-
-def _probe(fs: Fs, at: int) -> int:
-    """A file for writing, that no directory shows any more."""
-    try:
-        return fs.create_unnamed(at)
-    except OSError as error:
-        if error.errno not in (*UNSUPPORTED, errno.EISDIR):
-            raise
-    name = b".fsrepl-probe-" + os.urandom(8).hex().encode()  # where every file must have a name, as on NFS
-    fd = fs.create(at, name)
-    fs.unlink(at, name)
-    return fd
 
 
 def _can_clone(fs: Fs, at: int) -> bool:
