@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fsrepl import privacy
 from fsrepl.examine import CAPABILITIES, Bucket, Facts, Region
 
 _QUEUE_MIN = 16384
@@ -312,16 +313,39 @@ def _bucket(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
     away = {region["name"] for region in facts["regions"] if region["trouble"]}
     if bucket["trouble"]:
         if address.partition("/")[0] not in away:  # else that says it all
-            yield Finding(
-                Level.ERROR, "bucket", address, bucket["trouble"], "mend that; the bucket then goes on by itself"
-            )
+            do = "once that is so no longer, the bucket goes on by itself"
+            if bucket["disowned"]:
+                do = (
+                    f"if you trust what is in it, `{_command_to_own(facts, bucket)}`; the bucket then goes on by itself"
+                )
+            yield Finding(Level.ERROR, "bucket", address, bucket["trouble"], do)
         return
     good = True
-    for finding in (*_tree(facts, bucket), *_at_work(facts, bucket, said)):
+    for finding in (*_tree(facts, bucket), *_privacy(facts, bucket, said), *_at_work(facts, bucket, said)):
         good &= finding.level is Level.OK
         yield finding
     if good:
         yield Finding(Level.OK, "bucket", address, _describe(bucket))
+
+
+def _command_to_own(facts: Facts, bucket: Bucket) -> str:
+    machine = facts["machine"]
+    return privacy.command_to_own(bucket["path"], machine["uid"], machine["gid"])
+
+
+def _privacy(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether others can, or could, look into what is the daemon's alone."""
+    address, leave_out = bucket["address"], privacy.command_without(bucket["path"], "chmod a+rX")
+    if bucket["open"]:
+        yield Finding(
+            Level.ERROR, "privacy", address, "others can look into .fsrepl, which holds private and deleted files",
+            f"`{_command_to_own(facts, bucket)}`; a daemon that runs does that by itself",
+        )  # fmt: skip
+    elif exposed := said.get("exposed"):
+        yield Finding(
+            Level.WARNING, "privacy", address, str(exposed),
+            f"what is done to a whole bucket leaves .fsrepl out, as in `{leave_out}`",
+        )  # fmt: skip
 
 
 def _describe(bucket: Bucket) -> str:

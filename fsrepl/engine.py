@@ -107,6 +107,7 @@ class Engine:
 
         self.settings = settings
         self.site = Site(settings, fs)
+        self.site.keeps_private = True
         self.fs = self.site.fs
         self.watcher = watcher
         self.threaded = False

@@ -53,6 +53,10 @@ class Away(Unavailable):
     """A region is not there, or not attached: nothing that is dropped in its place belongs to the site."""
 
 
+class Disowned(Unavailable):
+    """What is the daemon's own belongs to somebody else, or others may write in it: it is not believed."""
+
+
 class DocumentInvalid(Unavailable):
     """A bucket's document cannot be read, or is not what it should be: offline until a person mends it."""
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from fsrepl import commit, keys, probe, roles, store
-from fsrepl.errors import FsreplError
+from fsrepl import commit, keys, privacy, probe, roles, store
+from fsrepl.errors import Disowned, FsreplError
 from fsrepl.fs import UNSUPPORTED, reason
 from fsrepl.journal import Journal
 from fsrepl.model import Role, Rule, Versioning
@@ -34,6 +34,7 @@ class Machine(TypedDict):
     """The process that does the work, and the kernel's limits; None where they cannot be read."""
 
     uid: int
+    gid: int
     capabilities: list[str]
     limits: dict[str, int | None]
 
@@ -80,6 +81,11 @@ class Bucket(TypedDict):
     current_bytes: int
     unshown: int
     roles: list[str]
+    path: str
+    disowned: bool
+    """What is the daemon's own in it is not, or others may write there."""
+    open: bool
+    """Others may look into its `.fsrepl`."""
 
 
 class Facts(TypedDict):
@@ -104,7 +110,8 @@ class Facts(TypedDict):
 
 
 def machine() -> Machine:
-    return {"uid": os.geteuid(), "capabilities": _capabilities(), "limits": {name: _limit(name) for name in LIMITS}}
+    limits = {name: _limit(name) for name in LIMITS}
+    return {"uid": os.geteuid(), "gid": os.getegid(), "capabilities": _capabilities(), "limits": limits}
 
 
 def _capabilities() -> list[str]:
@@ -225,20 +232,22 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
     found: Bucket = {
         "address": address, "trouble": "", "versioning": "", "uid": -1, "source": False, "directories": 0,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 0,
-        "unshown": 0, "roles": [],
+        "unshown": 0, "roles": [], "path": "", "disowned": False, "open": False,
     }  # fmt: skip
     this = site.buckets[address]
+    found["path"] = str(this.path)
     try:
         with this.open() as opened:
             found["versioning"] = str(this.versioning)
             found["uid"] = opened.fs.stat_fd(opened.fd).st_uid
+            found["open"] = privacy.is_open(opened.fs, opened.meta)
             found["source"] = this.replication is not None
             if this.versioning is not Versioning.OFF:
                 _count(opened, found)
                 found["displaced"] = _displaced(opened, now_s)
                 found["halted"] = _exists(opened, b"halt.json")
     except FsreplError as error:
-        found["trouble"] = str(error)
+        found["trouble"], found["disowned"] = str(error), isinstance(error, Disowned)
     except OSError as error:
         found["trouble"] = f"bucket {address}: {reason(error)}"
     if this.replication is not None:

@@ -109,6 +109,7 @@ def _bucket(place: Place) -> Document:
         "scanning": bool(place.scans),
         "skipped": place.trouble.skipped_number if place.up and place.scanned else None,
         "paused": place.paused,
+        "exposed": place.bucket.exposed,
     }
 
 

@@ -112,6 +112,7 @@ class Place:
     poll_at_s: float = 0.0
     polled_since_s: float = 0.0
     said_polled: bool = False
+    said_exposed: str = ""
     mounts_seen: bytes = b""
     """The machine's table of mounts at the last look: where it is the same, no new one covers anything here."""
     has_barrier: bool = False

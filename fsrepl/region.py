@@ -32,6 +32,7 @@ from fsrepl import (
     lanes,
     owing,
     plan,
+    privacy,
     rebuild,
     rounds,
     settling,
@@ -245,6 +246,7 @@ class Region:
     def look_around(self) -> None:
         """Take up the buckets that are there, put down those that are not."""
         self._probe_at_s = time.monotonic() + _PROBE_S
+        self._keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.places if mine.get(a) is not self.places[a].bucket]:
             self.suspend(self.places.pop(address))
@@ -254,6 +256,12 @@ class Region:
                 with self.at_work(place):
                     self._look_after(place)
         self.probed = True
+
+    def _keep_state_private(self) -> None:
+        """The state names every file of the site: nobody else looks into it."""
+        with contextlib.suppress(FsreplError, OSError), self.engine.site.open_state() as at:
+            if privacy.close(self.engine.fs, at):
+                log.warning("opened state: others could look into %s; it is closed again", self.engine.site.state)
 
     def look_again(self) -> None:
         """Somebody waits: what was put down is tried now."""
@@ -278,11 +286,26 @@ class Region:
                 log.warning("offline bucket=%s: %s", place.bucket.address, why)
                 self.suspend(place)
             place.offline = place.bucket.trouble = why
+            self._tell_exposed(place)
             return
         place.offline = ""
+        self._tell_exposed(place)
         if place.up:
             self._record_skipped(place)
             rounds.go_round(self, place)
+
+    def _tell_exposed(self, place: Place) -> None:
+        """Others could look into what is ours: that is said, and what is below closed as well."""
+        if place.bucket.exposed == place.said_exposed:
+            return
+        place.said_exposed = place.bucket.exposed
+        log.warning("opened bucket=%s: %s", place.bucket.address, place.bucket.exposed)
+
+        def close() -> int:
+            with place.bucket.open() as bucket:
+                return privacy.close_below(bucket.fs, bucket.meta)
+
+        self.in_lane(close, lambda closed: log.info("closed bucket=%s files=%s", place.bucket.address, closed))
 
     def _record_skipped(self, place: Place) -> None:
         """How many entries are no objects is shown without the daemon, too."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from fsrepl import arn, clock, config, keys, probe, roles, times
+from fsrepl import arn, clock, config, keys, privacy, probe, roles, times
 from fsrepl.clock import Clock
-from fsrepl.errors import Away, BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
+from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.fs import GONE, Fs, reason
 from fsrepl.model import Replication, Role, Versioning
 from fsrepl.rows import View, view_of
@@ -217,6 +217,8 @@ class Bucket:
         self.seen: dict[bytes, tuple[int, ...]] = {}
         self.trouble = ""
         """Why it was not usable at the last look; empty when it was."""
+        self.exposed = ""
+        """That its `.fsrepl` was open to others, and until when, for people; empty where it was not."""
         self.away = False
         """It was not there at the last look: its region, or its folder."""
         self.ids = clock.VersionIds()
@@ -266,10 +268,14 @@ class Bucket:
                 raise Unavailable(f"bucket {self.address}: cannot open its folder: {reason(error)}") from error
         try:
             opened = OpenBucket(self, fd)
+        except PermissionError as error:
+            raise Disowned(f"bucket {self.address}: its .fsrepl cannot be opened: {reason(error)}") from error
         except OSError as error:
             what = "it has no .fsrepl folder of ours" if error.errno in GONE else reason(error)
             raise Unavailable(f"bucket {self.address}: {what}") from error
         try:
+            if self.site.keeps_private:
+                self._keep_private(opened)
             self._check(opened)
             self.refresh(opened)
             opened.complete()
@@ -281,6 +287,14 @@ class Bucket:
             raise
         return opened
 
+    def _keep_private(self, opened: OpenBucket) -> None:
+        with contextlib.suppress(PermissionError):  # it is somebody else's, and is not believed either
+            if privacy.close(self.fs, opened.meta):
+                self.exposed = (
+                    f"others could look into .fsrepl, which holds private and deleted files, until "
+                    f"{clock.stamp(self.site.now())}; it is closed again"
+                )
+
     def _check(self, opened: OpenBucket) -> None:
         if opened.versions < 0:
             with contextlib.suppress(FileNotFoundError):
@@ -290,7 +304,7 @@ class Bucket:
             if fd < 0:
                 continue
             if why := disowned(self.fs, fd):
-                raise Unavailable(f"bucket {self.address}: its .fsrepl {why}; what it says is not believed")
+                raise Disowned(f"bucket {self.address}: its .fsrepl {why}; what it says is not believed")
 
     def refresh(self, opened: OpenBucket) -> None:
         """Read the documents that changed since the last look."""
@@ -300,11 +314,11 @@ class Bucket:
             try:
                 found = self.fs.stat(opened.meta, name)
                 mark: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-                trusted = stat.S_ISREG(found.st_mode) and found.st_uid in (self.fs.uid, 0)
-                if not trusted:
-                    raise DocumentInvalid(
-                        f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own; mend that"
-                    )
+                what = f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own"
+                if not stat.S_ISREG(found.st_mode):
+                    raise DocumentInvalid(f"{what}, but something else; move it away, and put back the file")
+                if found.st_uid not in (self.fs.uid, 0):
+                    raise Disowned(f"{what}, but of uid {found.st_uid}; what it says is not believed")
             except FileNotFoundError:
                 mark = ()
             seen[name] = mark
@@ -368,6 +382,8 @@ class Site:
         self.now = now or clock.system_clock()
         self.uuid = ""
         """Which site this is: a region says which one it belongs to."""
+        self.keeps_private = False
+        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
         self.identities: dict[str, dict[str, str]] = {"regions": {}, "buckets": {}}
         self.buckets: dict[str, Bucket] = {}
         self.silent: frozenset[str] = frozenset()

@@ -151,7 +151,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["trouble"] = trouble
     if linked := journal_.count_linked(address):
         document["linked"] = linked
-    for name in ("scanning", "paused", "unreadable"):
+    for name in ("scanning", "paused", "exposed", "unreadable"):
         if alive.get(name):
             document[name] = alive[name]
     for name in ("polled", "mounts"):

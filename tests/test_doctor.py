@@ -29,7 +29,7 @@ def bucket(**more: Any) -> Bucket:
     good: Any = {
         "address": "east/src", "trouble": "", "versioning": "Enabled", "uid": 0, "source": True, "directories": 9,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 1 << 30,
-        "unshown": 0, "roles": [],
+        "unshown": 0, "roles": [], "path": "/srv/east/src", "disowned": False, "open": False,
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
 
@@ -39,6 +39,7 @@ def facts(**more: Any) -> Facts:
         "said": {"running": True, "pid": 7, "ready": True, "events_lost": 0, "stuck": [], "buckets": {}},
         "machine": {
             "uid": 0,
+            "gid": 0,
             "capabilities": list(CAPABILITIES.values()),
             "limits": {"max_user_watches": 100_000, "max_user_instances": 128, "max_queued_events": 16384},
         },

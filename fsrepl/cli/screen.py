@@ -141,6 +141,8 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     name = bucket["bucket"]
     if not bucket["online"]:
         yield bucket["trouble"]
+    if bucket.get("exposed"):
+        yield f"{name}: {bucket['exposed']}"
     if bucket.get("paused"):
         yield f"{name}: {bucket['paused']}"
     for each in bucket.get("blocked", ()):
