@@ -79,7 +79,7 @@ def repair(engine: Engine, target: Target) -> bool:
             version = replace(version, digest=sender.digest, size=sender.size)
         with bucket.open() as opened:
             good = _matches(opened, target, version)
-            staged = b"" if good else _stage_good_copy(opened, elsewhere, target, version, records)
+            staged = b"" if good else stage_good_copy(opened, elsewhere, target, version, records)
             if staged:
                 version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
@@ -187,7 +187,7 @@ def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
         bucket.fs.close(fd)
 
 
-def _stage_good_copy(
+def stage_good_copy(
     bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
 ) -> bytes:
     """Copy the content from where it is what it should be; the name of the copy in tmp, empty where it is nowhere."""

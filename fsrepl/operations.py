@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrepl import arn, batch, examine, following, jobs, keys, mend, objects
-from fsrepl.admin import buckets, replication, role_files, sites, versioning
+from fsrepl.admin import buckets, heal, replication, role_files, sites, versioning
 from fsrepl.engine import Engine
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Usage
 from fsrepl.fs import reason
@@ -100,6 +100,14 @@ def _versioning(engine: Engine, bucket: str, params: Params) -> Answer:
     if wanted is Versioning.OFF:
         raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {params['status']!r}")
     return versioning.set_versioning(engine, bucket, wanted)
+
+
+def _adopt(engine: Engine, params: Params) -> Answer:
+    """Make a folder a bucket; one that is a bucket of the site, and has lost what made it one, is made that again."""
+    known, dry_run = engine.site.buckets.get(params["bucket"]), params.get("dry_run", False)
+    if known is not None and heal.is_lost(known):
+        return buckets.heal_bucket(engine, known.address, dry_run=dry_run)
+    return _in_region("bucket", lambda e, b, p: buckets.adopt_bucket(e, b, dry_run=dry_run))(engine, params)
 
 
 def _retry(engine: Engine, params: Params) -> Answer:
@@ -234,7 +242,7 @@ OPERATIONS: dict[str, Callable[[Engine, Params], Answer]] = {
         "bucket",
         lambda e, b, p: buckets.create_bucket(e, b, versioning=p.get("versioning", False), umask=p.get("umask")),
     ),
-    "bucket.adopt": _in_region("bucket", lambda e, b, p: buckets.adopt_bucket(e, b, dry_run=p.get("dry_run", False))),
+    "bucket.adopt": _adopt,
     "bucket.rm": _in_region("bucket", lambda e, b, p: buckets.remove_bucket(e, b, purge=p.get("purge", False))),
     "versioning.set": _in_region("bucket", _versioning),
     "replication.enable": _in_region("source", _enable),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fsrepl import batch, keys
 from fsrepl.courtesy import Unmarked
 from fsrepl.marks import Mark
+from fsrepl.remembered import Keeper
 from fsrepl.scan import Scan, Scans, Trouble, is_below
 from fsrepl.site import Bucket, Documents
 
@@ -81,6 +82,8 @@ class Place:
     lapsed: dict[tuple[str, str], str] = field(default_factory=dict)
     """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
     documents: Documents | None = None
+    keeper: Keeper = field(default_factory=Keeper)
+    """Copies its documents into the site's state."""
     in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
     """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
     stripped: bool = False

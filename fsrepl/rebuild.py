@@ -346,12 +346,12 @@ class Rebuilder:
         key = self._key(path, stored, left, elsewhere)
         if key is None:
             return None
-        version = rebuild(self._remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
+        version = rebuild(self.remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
         is_whole = attrs.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
         return version, next(iter(elsewhere), ""), is_whole
 
-    def _remains(
-        self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix,
+    def remains(
+        self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix | None,
         left: Mapping[str, bytes], elsewhere: dict[str, Version], seen: frozenset[str],
     ) -> Remains:  # fmt: skip
         bucket = self.bucket

@@ -50,7 +50,7 @@ from fsrepl.queues import Queue
 from fsrepl.rotation import Rotation
 from fsrepl.rows import Owed, Word
 from fsrepl.scan import Scans, Trouble
-from fsrepl.site import OpenBucket
+from fsrepl.site import OpenBucket, ignore_in_git
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
@@ -273,6 +273,8 @@ class Region:
         try:
             with place.bucket.open() as bucket:
                 self.follow_documents(place, bucket)
+                with contextlib.suppress(FsreplError, OSError):  # they are copies; the next look tries again
+                    place.keeper.keep(self.engine.site, bucket)
                 is_due = not place.up and time.monotonic() >= place.up_again_at_s
                 if is_due and place.bucket.versioning is not Versioning.OFF:
                     self._bring_up(place, bucket)
@@ -332,6 +334,7 @@ class Region:
             lost = index.finish(bucket, engine.journal, hold)
         shared.resume(place, lost)
         thresholds.untrack(engine, address)
+        ignore_in_git(bucket.fs, bucket.meta)
         rounds.watch_barrier(self, place, bucket)
         batch.resume(self, place, bucket)
         place.up, place.scanned, place.unsettled, place.put_down = True, False, False, ""

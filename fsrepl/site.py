@@ -233,6 +233,10 @@ class Bucket:
         return self.site.settings.regions[self.region].path / self.name
 
     @property
+    def _adopt_hint(self) -> str:
+        return f"`fsrepl bucket adopt {self.address}` brings it back, with the versions that its replicas have"
+
+    @property
     def sharing(self) -> str:
         return self.site.settings.regions[self.region].sharing
 
@@ -271,7 +275,7 @@ class Bucket:
         except PermissionError as error:
             raise Disowned(f"bucket {self.address}: its .fsrepl cannot be opened: {reason(error)}") from error
         except OSError as error:
-            what = "it has no .fsrepl folder of ours" if error.errno in GONE else reason(error)
+            what = f"its .fsrepl folder is gone; {self._adopt_hint}" if error.errno in GONE else reason(error)
             raise Unavailable(f"bucket {self.address}: {what}") from error
         try:
             if self.site.keeps_private:
@@ -299,7 +303,9 @@ class Bucket:
         if opened.versions < 0:
             with contextlib.suppress(FileNotFoundError):
                 self.fs.stat(opened.meta, b"versioning.json")
-                raise Unavailable(f"bucket {self.address}: its version store, .fsrepl/versions, is gone")
+                raise Unavailable(
+                    f"bucket {self.address}: its version store, .fsrepl/versions, is gone; {self._adopt_hint}"
+                )
         for fd in (opened.meta, opened.versions):
             if fd < 0:
                 continue
@@ -330,7 +336,7 @@ class Bucket:
             if not found_uuid:
                 raise Unavailable(
                     f"bucket {self.address}: .fsrepl/bucket.json, which says what bucket this is, is gone; if that was "
-                    f"`fsrepl bucket rm {self.address}`, the same again goes on with it"
+                    f"`fsrepl bucket rm {self.address}`, the same again goes on with it; otherwise {self._adopt_hint}"
                 )
             if found_uuid != self.uuid:
                 raise Unavailable(
@@ -338,12 +344,13 @@ class Bucket:
                     f"({found_uuid}) than the site knows ({self.uuid}); "
                     "`fsrepl region add` attaches a region again"
                 )
-            self.documents = self._read_documents(opened)
+            self.documents = self.read_documents(opened)
         except FsreplError as error:
             raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
         self.seen = seen
 
-    def _read_documents(self, opened: OpenBucket) -> Documents:
+    def read_documents(self, opened: OpenBucket) -> Documents:
+        """Its documents as they are now. Raises DocumentInvalid."""
         return Documents(
             self._document(opened, b"versioning.json", config.parse_versioning, Versioning.OFF),
             self._document(opened, b"replication.json", self._parse_replication, None),
@@ -630,6 +637,16 @@ def write_bytes(
     fs.rename(at, staged, at, name)
     if durable:
         fs.sync_file(at)
+
+
+def ignore_in_git(fs: Fs, meta: int) -> None:
+    """Have git pass over .fsrepl, where a bucket is a git repository or lies in one."""
+    with contextlib.suppress(FileExistsError):
+        fd = fs.create(meta, b".gitignore")
+        try:
+            fs.write(fd, b"*\n")
+        finally:
+            fs.close(fd)
 
 
 def remove_document(fs: Fs, at: int, name: bytes) -> None:

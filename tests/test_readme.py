@@ -22,9 +22,9 @@ _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
 def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
-    """First steps, undoing, a site that was lost (G6), a disk that died (G7), and plain files in the end."""
+    """First steps, undoing, a lost site (G6), a bucket's store, a disk that died (G7), and plain files at last."""
     blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
-    assert list(blocks) == ["first steps", "undoing", "site lost", "dead disk", "uninstall"]
+    assert list(blocks) == ["first steps", "undoing", "site lost", "store removed", "dead disk", "uninstall"]
     script = "set -eux -o pipefail\n" + "\n".join(f"echo '== {name}'\n{text}" for name, text in blocks.items())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     home = tmp_path / "home"
@@ -41,6 +41,7 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
     assert 'user.fsrepl.replication-status="REPLICA"' in parts["first steps"]
     assert "purr" in parts["undoing"]
     assert "us-east-1/photos" in parts["site lost"]
+    assert "no differences" in parts["store removed"]
     assert "purr" in parts["dead disk"]
     assert parts["uninstall"].strip().endswith("purr")
 

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, config, store
+from fsrepl import arn, config, remembered, store
 from fsrepl.admin import requirements
+from fsrepl.admin.heal import REMOVED_IDENTITY, heal, open_folder
 from fsrepl.admin.versioning import enable_versioning, measure, versioning_of, walk
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
 from fsrepl.fs import Fs, reason
@@ -20,6 +21,7 @@ from fsrepl.site import (
     OpenBucket,
     Site,
     disowned,
+    ignore_in_git,
     new_identity,
     read_document,
     remove_document,
@@ -28,9 +30,6 @@ from fsrepl.site import (
 
 if TYPE_CHECKING:
     from fsrepl.engine import Engine
-
-_REMOVED = b"removed-bucket.json"
-"""The identity of a bucket that is being removed."""
 
 
 def create_bucket(engine: Engine, address: str, *, versioning: bool, umask: int | None = None) -> dict[str, object]:
@@ -96,6 +95,7 @@ def make_bucket(
         for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
             with contextlib.suppress(FileExistsError):
                 fs.make_dir(meta, folder)
+        ignore_in_git(fs, meta)
         if versioning is not Versioning.OFF:
             write_document(fs, meta, b"versioning.json", config.versioning_document(versioning))
         known = read_document(fs, meta, b"bucket.json")
@@ -159,6 +159,19 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
     return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}
 
 
+def heal_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
+    """Adopt a bucket again that has lost its .fsrepl. See heal.py."""
+    bucket = engine.site.bucket(address)
+    with open_folder(bucket) as (_, fd):
+        room = measure(engine.fs, fd, engine.settings, bucket.region)
+        room.check(address)
+        answer = {"Bucket": address, **room.document()}
+        if dry_run:
+            return answer | {"Healed": False}
+        requirements.require(engine.fs, fd, f"folder {address}")
+    return answer | heal(engine, address).document()
+
+
 def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:
     """Remove a bucket; with purge also everything in it.
 
@@ -175,13 +188,14 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
                         "BucketNotEmpty", f"{address} holds objects or versions; --yes removes it with everything in it"
                     )
                 engine.region_of(address).put_down(address)
-                site.fs.rename(opened.meta, b"bucket.json", opened.meta, _REMOVED)
+                site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
                 site.fs.sync_file(opened.meta)
         _remove_tree(bucket)
     except BucketMissing:
         pass
     del site.identities["buckets"][address]
     site.save_identities()
+    remembered.forget(site, address)
     engine.recent.forget(address)
     with engine.journal.transaction():
         engine.journal.forget_bucket(address)
@@ -191,14 +205,14 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
 def _is_half_removed(bucket: Bucket) -> bool:
     """Whether a removal of this very bucket was cut short: its identity says so, or nothing at all is left in it."""
     fs = bucket.fs
-    with _open_folder(bucket) as (_, fd):
+    with open_folder(bucket) as (_, fd):
         others = any(os.fsencode(entry.name) != META for entry in fs.entries(fd))
         try:
             meta = fs.open_dir(fd, META)
         except OSError:
             return not others
         try:
-            removed = read_document(fs, meta, _REMOVED)
+            removed = read_document(fs, meta, REMOVED_IDENTITY)
             if removed is None:
                 return not others and not any(fs.entries(meta))
             return removed.get("uuid") == bucket.uuid
@@ -208,30 +222,16 @@ def _is_half_removed(bucket: Bucket) -> bool:
             fs.close(meta)
 
 
-@contextlib.contextmanager
-def _open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
-    """The region's folder and the bucket's in it, whatever that holds. Raises BucketMissing, Unavailable."""
-    with bucket.site.open_region(bucket.region) as at:
-        try:
-            fd = bucket.fs.open_dir(at, bucket.name.encode(), cross=True)
-        except OSError as error:
-            raise BucketMissing(f"bucket {bucket.address}: its folder cannot be opened: {reason(error)}") from error
-        try:
-            yield at, fd
-        finally:
-            bucket.fs.close(fd)
-
-
 def _remove_tree(bucket: Bucket) -> None:
     """Everything in a bucket, then its folder. What says that it is being removed goes last."""
     fs = bucket.fs
-    with _open_folder(bucket) as (at, fd):
+    with open_folder(bucket) as (at, fd):
         _remove_below(fs, fd, but=META)
         with contextlib.suppress(FileNotFoundError):
             meta = fs.open_dir(fd, META)
             try:
-                _remove_below(fs, meta, but=_REMOVED)
-                remove_document(fs, meta, _REMOVED)
+                _remove_below(fs, meta, but=REMOVED_IDENTITY)
+                remove_document(fs, meta, REMOVED_IDENTITY)
             finally:
                 fs.close(meta)
             fs.remove_dir(fd, META)

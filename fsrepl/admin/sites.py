@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsrepl import arn, control, keys, owing, plan, settings, store
+from fsrepl import arn, config, control, keys, owing, plan, remembered, settings, store
 from fsrepl.admin import requirements
 from fsrepl.admin.buckets import make_bucket
 from fsrepl.errors import FsreplError, StoreDamaged, Usage
@@ -182,6 +182,7 @@ def add_region(engine: Engine, name: str, path: str, *, replaced: bool, umask: i
         for address in lost:
             if address not in found:
                 make_bucket(site, address, Versioning.ENABLED, undo, umask)
+                _put_back_settings(site, address)
         site.save_identities()
         _write_settings(engine.fs, file, text)
         undo.pop_all()
@@ -192,6 +193,20 @@ def add_region(engine: Engine, name: str, path: str, *, replaced: bool, umask: i
     filled = [_fill_again(engine, address) for address in lost]
     away = sorted({why for _, whys in filled for why in whys})
     return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
+
+
+def _put_back_settings(site: Site, address: str) -> None:
+    """A bucket on a new disk follows the rules that the lost one had."""
+    region, _, name = address.partition("/")
+    with site.open_region(region) as at:
+        meta = site.fs.open_dir(at, os.fsencode(name) + b"/" + META, cross=True)
+        try:
+            remove_document(site.fs, meta, remembered.VERSIONING)
+            put = remembered.put_back(site, address, meta, remembered.SETTINGS)
+            if remembered.VERSIONING not in put:
+                write_document(site.fs, meta, remembered.VERSIONING, config.versioning_document(Versioning.ENABLED))
+        finally:
+            site.fs.close(meta)
 
 
 def _is_region(path: str, name: str, site: Site) -> bool:

@@ -51,20 +51,41 @@ def bucket_create(
 def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json: Json = False) -> None:
     """Make a folder with files a versioned bucket, as it is.
 
-    Each file becomes the version `null` of its key; it says first what space that takes.
+    Each file becomes the version `null` of its key; it says first what space that takes. A bucket of the site that
+    has lost its .fsrepl becomes that bucket again, with its settings and the versions that its replicas have.
     """
     room = perform("bucket.adopt", bucket=bucket, dry_run=True)
+    what = _is_lost(bucket, room) if "Healed" in room else _takes(bucket, room)
     if dry_run:
-        print_json(room) if json else tell(_takes(bucket, room))
+        print_json(room) if json else tell(what)
         return
     if yes and not json:
-        say(_takes(bucket, room))
-    confirm(f"{_takes(bucket, room)}. Adopt it?", yes)
+        say(what)
+    confirm(f"{what}. " + ("Bring it back?" if "Healed" in room else "Adopt it?"), yes)
     answer = perform("bucket.adopt", bucket=bucket)
+    if "Healed" in answer:
+        print_json(answer) if json else _tell_healed(bucket, answer)
+        return
     print_json(answer) if json else say(
         f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
     )
     tell_left(answer)
+
+
+def _is_lost(bucket: str, room: dict[str, Any]) -> str:
+    return (
+        f"{bucket} is a bucket of this site, and has lost its .fsrepl; it is made again with its settings, and with "
+        f"the versions that other buckets and its files still have. {_takes(bucket, room)}"
+    )
+
+
+def _tell_healed(bucket: str, answer: dict[str, Any]) -> None:
+    fetched, kept = counted(answer["Fetched"], "version"), counted(answer["Kept"], "version")
+    say(f"bucket {bucket} is back: {fetched} from other buckets, {kept} from its files and the journal")
+    if answer["Lost"]:
+        warn(f"{counted(answer['Lost'], 'version')} had been nowhere else, and their files are gone or changed: lost")
+    for why in answer["NotAsked"]:
+        warn(f"not asked: {why}")
 
 
 def tell_left(answer: dict[str, Any]) -> None:
