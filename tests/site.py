@@ -37,6 +37,10 @@ class Ran:
         return json.loads(self.out)
 
 
+def _argument(given: object) -> str | bytes:
+    return given if isinstance(given, bytes) else str(given)
+
+
 class Site:
     """Two regions with a versioned bucket each, below a folder; more, or elsewhere, where told so.
 
@@ -101,8 +105,8 @@ class Site:
         assert done.code == code, f"wait: exit {done.code}: {done.err}\n{self.tail()}"
         return done
 
-    def _command(self, arguments: tuple[object, ...]) -> list[str]:
-        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(str, arguments)]
+    def _command(self, arguments: tuple[object, ...]) -> list[str | bytes]:
+        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(_argument, arguments)]
 
     def _environ(self) -> dict[str, str]:
         return {**os.environ, "NO_COLOR": "1", "TERM": "dumb", **self.environ}

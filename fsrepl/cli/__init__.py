@@ -5,7 +5,6 @@ Imports of what a command needs are made by the command, so that `fsrepl wait` i
 
 from __future__ import annotations
 
-import codecs
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated
 import typer
 
 import fsrepl
-from fsrepl.cli import buckets, checking, daemon, looking, objects, replication, roles, site, waiting
+from fsrepl.cli import buckets, checking, daemon, looking, objects, replication, roles, site, utf8, waiting
 from fsrepl.cli.shared import State, printable, set_state, state
 from fsrepl.errors import FsreplError
 
@@ -74,10 +73,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    codecs.register_error("fsrepl", _as_bytes)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names may be any bytes: none of them ends a command
-            stream.reconfigure(encoding="utf-8", errors="fsrepl")
+    utf8.use()
     try:
         status = app(standalone_mode=False)  # what a command's typer.Exit says comes back as the value
         return status if isinstance(status, int) else 0
@@ -95,13 +91,6 @@ def _run() -> int:
         return 141
     except Exception as error:
         return _unforeseen(error)
-
-
-def _as_bytes(error: UnicodeError) -> tuple[str, int]:
-    """What is not UTF-8 in a name, which Python has as lone surrogates, as `\\xNN`."""
-    assert isinstance(error, UnicodeEncodeError)
-    odd = error.object[error.start : error.end]
-    return "".join(f"\\x{byte:02x}" for byte in odd.encode("utf-8", "surrogateescape")), error.end
 
 
 def _unforeseen(error: Exception) -> int:

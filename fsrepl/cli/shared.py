@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fsrepl import control, settings
-from fsrepl.cli import completion
+from fsrepl.cli import completion, utf8
 from fsrepl.errors import NotRunning, Refused, Usage
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def shown(text: str) -> str:
     """Anything with names of users in it, for people."""
     from fsrepl import keys
 
-    return keys.shown(os.fsencode(text))
+    return keys.shown(utf8.encoded(text))
 
 
 def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Sequence[int] = ()) -> None:
