@@ -189,12 +189,10 @@ def is_beside(bucket: OpenBucket, key: bytes) -> bool:
     """Whether a key's versions and its view lie where one file can have both names: not in two btrfs subvolumes."""
     directory = keys.split(key)[0]
     try:
-        stored = bucket.fs.stat_fd(bucket.store.get(keys.stored_directory(directory)))
-        return stored.st_dev == bucket.fs.stat_fd(bucket.views.get(directory)).st_dev
-    except OSError as error:
-        if error.errno in GONE:
-            return True  # one of them is gone, and tells nothing
-        raise
+        view = bucket.fs.stat_fd(bucket.views.get(directory))
+    except OSError:
+        return True  # it is gone, or a link, and tells nothing
+    return bucket.fs.stat_fd(bucket.store.get(keys.stored_directory(directory))).st_dev == view.st_dev
 
 
 def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
