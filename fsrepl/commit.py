@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fsrepl import attrs, directories, edits, keys, obstacles, records, store, transfer
+from fsrepl import attrs, crossing, directories, edits, keys, obstacles, records, store, transfer
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import ACL, LASTING, UNSUPPORTED, reason
 from fsrepl.model import Posix, Version
@@ -206,6 +206,7 @@ class Theirs:
 
 
 Outcome = Shown | Held | Theirs
+_UNREACHED = Held("rename does not reach it, as in another subvolume, and nobody can tell whether it is being written")
 
 
 def nothing(key: bytes) -> Version:
@@ -301,8 +302,34 @@ def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged
             bucket.fs.link(*_stored(bucket, version), at, name)
     except FileExistsError:
         return None
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if not _rename_beside(bucket, at, name, version):
+            return None
+        _drop_staged(bucket, staged)
     bucket.views.changed.add(keys.split(version.key)[0])
     return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
+
+
+def _rename_beside(bucket: OpenBucket, at: int, name: bytes, version: Version) -> bool:
+    """The same where the view cannot be brought from .fsrepl; whether it was made."""
+    brought = crossing.bring(bucket, at, version)
+    try:
+        bucket.fs.rename_new(at, brought, at, name)
+    except OSError as error:
+        bucket.fs.unlink(at, brought)
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
+
+
+def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
+    """What was staged for a view is not needed: the view was made in another place."""
+    if staged:
+        with contextlib.suppress(OSError):  # what stays is swept at the next start
+            store.unstage(bucket, staged)
 
 
 def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
@@ -311,12 +338,21 @@ def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
 
 
 def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> Outcome:
-    aside = keys.displaced_name(store.token(), keys.join(directory, name))
-    bucket.fs.rename_new(at, name, bucket.displaced, aside)
+    key = keys.join(directory, name)
+    where, aside = bucket.displaced, keys.displaced_name(store.token(), key)
+    try:
+        bucket.fs.rename_new(at, name, where, aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if _is_written(bucket, at, name) is not False:
+            return _UNREACHED
+        where, aside = at, crossing.beside(key)
+        bucket.fs.rename_new(at, name, where, aside)
     bucket.views.changed.add(directory)
-    if not _let_go(bucket, keys.join(directory, name), aside, expected):
+    if not _let_go(bucket, key, where, aside, expected):
         with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
-            bucket.fs.rename_new(bucket.displaced, aside, at, name)
+            bucket.fs.rename_new(where, aside, at, name)
         return Theirs()
     remove_made_directories(bucket, directory)
     return Shown(None)
@@ -325,44 +361,59 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
 def _exchange(
     bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes
 ) -> Outcome:
-    aside = keys.displaced_name(store.token(), version.key)
+    where, aside = bucket.displaced, keys.displaced_name(store.token(), version.key)
     if staged:
-        bucket.fs.rename_new(bucket.tmp, staged, bucket.displaced, aside)
+        bucket.fs.rename_new(bucket.tmp, staged, where, aside)
     else:
-        bucket.fs.link(*_stored(bucket, version), bucket.displaced, aside)
-    ours = bucket.fs.stat(bucket.displaced, aside).st_ino
+        bucket.fs.link(*_stored(bucket, version), where, aside)
     try:
-        bucket.fs.exchange(bucket.displaced, aside, at, name)
+        ours = _swap(bucket, where, aside, at, name)
     except OSError as error:
-        bucket.fs.unlink(bucket.displaced, aside)
         if error.errno == errno.ENOENT:  # removed by its user in this moment
             return Theirs()
-        raise
+        if error.errno != errno.EXDEV:
+            raise
+        if _is_written(bucket, at, name) is not False:
+            return _UNREACHED
+        where, aside = at, crossing.bring(bucket, at, version)
+        ours = _swap(bucket, where, aside, at, name)
     bucket.views.changed.add(directory)
-    if not _let_go(bucket, version.key, aside, expected):
-        bucket.fs.exchange(bucket.displaced, aside, at, name)
-        if bucket.fs.stat(bucket.displaced, aside).st_ino == ours:  # else somebody put a file there in between
-            bucket.fs.unlink(bucket.displaced, aside)
+    if not _let_go(bucket, version.key, where, aside, expected):
+        bucket.fs.exchange(where, aside, at, name)
+        if bucket.fs.stat(where, aside).st_ino == ours:  # else somebody put a file there in between
+            bucket.fs.unlink(where, aside)
         return Theirs()
     return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
 
 
-def _let_go(bucket: OpenBucket, key: bytes, aside: bytes, expected: View) -> bool:
+def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
+    """Exchange a file of ours for a view; the inode number of ours. It is gone where that fails. Raises OSError."""
+    try:
+        ours = bucket.fs.stat(where, aside).st_ino
+        bucket.fs.exchange(where, aside, at, name)
+    except OSError:
+        bucket.fs.unlink(where, aside)
+        raise
+    return ours
+
+
+def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> bool:
     """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else False.
 
-    Where that cannot be known it stays aside for a while: displaced.py looks whether anything came of it.
+    Where that cannot be known it stays in .fsrepl/displaced for a while: displaced.py looks whether anything came of
+    it. In a directory of the user's it goes: there it was known a moment before.
     """
-    written = _is_written(bucket, bucket.displaced, aside)
-    if written or not expected.has_content_of(bucket.fs.stat(bucket.displaced, aside)):
+    written = _is_written(bucket, where, aside)
+    if written or not expected.has_content_of(bucket.fs.stat(where, aside)):
         return False
-    if expected.racy and not _has_content_of(bucket, aside, key, expected.shown):
+    if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):
         return False
-    if written is False:
-        bucket.fs.unlink(bucket.displaced, aside)
+    if written is False or where != bucket.displaced:
+        bucket.fs.unlink(where, aside)
     return True
 
 
-def _has_content_of(bucket: OpenBucket, aside: bytes, key: bytes, version_id: str) -> bool:
+def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, version_id: str) -> bool:
     """Whether a file that came out of a view has a version's content, by its hash: its times do not tell."""
     try:
         version = store.read(bucket, key, version_id, marker=False)
@@ -370,7 +421,7 @@ def _has_content_of(bucket: OpenBucket, aside: bytes, key: bytes, version_id: st
         return False
     if version is None:
         return False
-    fd = records.open_file(bucket, bucket.displaced, aside)
+    fd = records.open_file(bucket, where, aside)
     try:
         return store.digest(bucket, fd) == version.digest
     finally:

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import functools
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fsrepl import access, attrs, keys, store
+from fsrepl import access, attrs, crossing, keys, store
 from fsrepl.fs import DOES_NOT_FIT, GONE, UNSUPPORTED
 from fsrepl.model import Rights
 from fsrepl.site import OpenBucket
@@ -277,17 +279,28 @@ def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
     So nothing is changed that was found by a name, which somebody else may have put another directory under. Raises
     FileExistsError where there is something meanwhile.
     """
+    try:
+        _make_hidden(bucket, bucket.tmp, store.token(), above, path, name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _make_hidden(bucket, above, crossing.beside(path), above, path, name)
+
+
+def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path: bytes, name: bytes) -> None:
+    """The same, from a directory and a name there. Raises OSError, EXDEV where rename does not lead from there."""
     fs = bucket.fs
     at, known = _on_record(bucket, path)
     wanted = _wanted(bucket, at, known.sources) if at is not None else None
     if wanted is None:
         parent = fs.stat_fd(above)
         wanted = Rights(parent.st_mode & 0o700, parent.st_uid, parent.st_gid)
-    hidden = store.token()
-    fs.make_dir(bucket.tmp, hidden)
+    fs.make_dir(where, hidden)
     try:
-        fd = fs.open_dir(bucket.tmp, hidden)
+        fd = fs.open_dir(where, hidden)
         try:
+            if where == above:
+                _check_new(bucket, fd)
             given = give(bucket, fd, _rights(bucket, fd), wanted)
             with contextlib.suppress(OSError):
                 fs.set_attribute(fd, attrs.MADE, b"1")
@@ -295,15 +308,27 @@ def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
                 _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
             if not given.mode & 0o200:  # a directory that moves is written to: where it lies is in it
                 fs.chmod(fd, given.mode | 0o200)
-            fs.rename_new(bucket.tmp, hidden, above, name)
+            fs.rename_new(where, hidden, above, name)
             if not given.mode & 0o200:
                 fs.chmod(fd, given.mode)
         finally:
             fs.close(fd)
     except OSError:
         with contextlib.suppress(OSError):
-            fs.remove_dir(bucket.tmp, hidden)
+            fs.remove_dir(where, hidden)
         raise
+
+
+def _check_new(bucket: OpenBucket, fd: int) -> None:
+    """Raises PermissionError where a directory that we made in a user's is not what its name led to.
+
+    Whoever may write there could have put another one of ours under that name, and would be given that: our own
+    hold something, or are not as those that we make.
+    """
+    found = bucket.fs.stat_fd(fd)
+    is_new = found.st_uid == os.geteuid() and found.st_mode & 0o7777 & ~stat.S_ISGID == 0o700
+    if not is_new or next(bucket.fs.entries(fd), None) is not None:
+        raise PermissionError(errno.EPERM, "another directory was put in the place of one that was just made")
 
 
 def _on_record(bucket: OpenBucket, path: bytes) -> tuple[int | None, Replicated]:

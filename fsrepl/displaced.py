@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Collection, Sequence
 
-from fsrepl import commit, digests, directories, keys, records, store
+from fsrepl import commit, crossing, digests, directories, keys, records, store
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.journal import Journal
@@ -67,6 +67,46 @@ def _clear(
         bucket.fs.unlink(bucket.displaced, aside)
         return ""
     return _put_back(bucket, journal, aside, key)
+
+
+def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[commit.Intent]) -> None:
+    """At a start: deal with what a crash left beside views that .fsrepl is not renamed to and from (crossing.py)."""
+    whose = {digests.short(intent.key).encode(): intent.key for intent in intents}
+    parents = directories.with_parents({keys.split(intent.key)[0] for intent in intents})
+    for directory in [b"", *parents] if intents else ():
+        found: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError):
+            at = bucket.views.get(directory)
+            found = list(bucket.fs.entries(at))
+        for entry in found:
+            name = os.fsencode(entry.name)
+            digest, is_whole = crossing.owner(name)
+            with contextlib.suppress(OSError):  # what cannot be dealt with now is looked at as any file
+                if digest and entry.is_dir(follow_symlinks=False):
+                    bucket.fs.remove_dir(at, name)
+                elif key := whose.get(digest):
+                    _clear_beside(bucket, journal, at, name, key, is_whole=is_whole)
+
+
+def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, key: bytes, *, is_whole: bool) -> None:
+    """What is recorded goes, and what is not goes back to where it was, if nothing has come there since.
+
+    A part of a copy is ours in any case. What somebody still writes into stays, and is a file like any other.
+    """
+    fd = records.open_file(bucket, at, name)
+    try:
+        if bucket.fs.is_written(fd):
+            return
+        digest = store.digest(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+    directory, own_name = keys.split(key)
+    bucket.views.changed.add(directory)
+    if not is_whole or _is_recorded(bucket, journal, key, digest):
+        bucket.fs.unlink(at, name)
+    else:
+        with contextlib.suppress(FileExistsError):
+            bucket.fs.rename_new(at, name, at, own_name)
 
 
 def _quiet_s(bucket: OpenBucket) -> float:

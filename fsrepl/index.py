@@ -223,6 +223,7 @@ def finish(
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
     displaced.clear(bucket, journal, intents)
+    displaced.clear_beside(bucket, journal, intents)
     commit.sweep(bucket)
     for name, group in files:
         fetched |= {(i.key, i.version): name for i in group if i.act is commit.Act.FETCH}

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from fsrepl import attrs, digests, keys, records
 from fsrepl.errors import RecordLost, StoreDamaged
-from fsrepl.fs import GONE
+from fsrepl.fs import GONE, LASTING
 from fsrepl.model import Version
 from fsrepl.site import OpenBucket
 
@@ -190,8 +190,10 @@ def is_beside(bucket: OpenBucket, key: bytes) -> bool:
     directory = keys.split(key)[0]
     try:
         view = bucket.fs.stat_fd(bucket.views.get(directory))
-    except OSError:
-        return True  # it is gone, or a link, and tells nothing
+    except OSError as error:
+        if error.errno in LASTING:
+            return True  # it is gone, or a link, and tells nothing
+        raise
     return bucket.fs.stat_fd(bucket.store.get(keys.stored_directory(directory))).st_dev == view.st_dev
 
 

@@ -128,15 +128,17 @@ def stage(
         fs.close(fd)
 
 
-def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> tuple[bytes, Shortfall]:
+def stage_view(
+    bucket: OpenBucket, version: Version, stored_fd: int, *, at: int = -1, name: bytes = b""
+) -> tuple[bytes, Shortfall]:
     """A file that shall become a version's view: its content independent of the store's, or a reflink of it.
 
     Also in what it falls short of its version. The order keeps it from ever being readable by more people
-    than the object is.
+    than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given.
     """
     fs = bucket.fs
-    name = store.token()
-    fd = fs.create(bucket.tmp, name)
+    at, name = (bucket.tmp, store.token()) if at < 0 else (at, name)
+    fd = fs.create(at, name)
     try:
         cloned = False
         if version.size >= SMALL_BYTES and bucket.bucket.sharing == "auto":
@@ -153,7 +155,8 @@ def stage_view(bucket: OpenBucket, version: Version, stored_fd: int) -> tuple[by
         posix = apply_posix(bucket, fd, version.posix)
         return name, edits.shortfall(version, posix, mark(bucket, fd, version))
     except BaseException:
-        store.unstage(bucket, name)
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(at, name)
         raise
     finally:
         fs.close(fd)

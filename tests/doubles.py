@@ -198,3 +198,28 @@ class FaultyFs(UnsyncedFs):
             return real(at, name, *args, **more)
 
         return call
+
+
+class DividedFs(UnsyncedFs):
+    """Neither link nor rename nor exchange leads into a directory called `sub`, nor out of it: as into a subvolume."""
+
+    def rename(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        self._crosses(from_at, to_at)
+        super().rename(from_at, name, to_at, new_name)
+
+    def rename_new(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        self._crosses(from_at, to_at)
+        super().rename_new(from_at, name, to_at, new_name)
+
+    def exchange(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        self._crosses(from_at, to_at)
+        super().exchange(from_at, name, to_at, new_name)
+
+    def link(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        self._crosses(from_at, to_at)
+        super().link(from_at, name, to_at, new_name)
+
+    def _crosses(self, *directories: int) -> None:
+        paths = [os.readlink(f"/proc/self/fd/{fd}") for fd in directories]
+        if len({"/sub" in path and "/.fsrepl/" not in path for path in paths}) > 1:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
