@@ -281,15 +281,37 @@ class Fs:
         return b"".join(parts)
 
     def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
-        """A file from an offset to its end, a mebibyte at a time, leaving the descriptor's own offset alone.
+        """A file from an offset to its end, a mebibyte at a time at most, leaving the descriptor's own offset alone.
 
-        ECANCELED in the midst of a long one when this is interrupted.
+        Holes are not read: they come as zeros, apart from the data around them. ECANCELED in the midst of a long
+        one when this is interrupted.
         """
-        began_at = at
-        while data := os.pread(fd, _CHUNK, at):
+        began_at = until = at
+        found = os.fstat(fd)
+        has_holes = found.st_blocks * 512 < found.st_size
+        while True:
+            most = _CHUNK
+            if has_holes:
+                if at >= until:
+                    size = os.fstat(fd).st_size
+                    start, until = self.next_data(fd, at, size)
+                    if at < start:
+                        until = start
+                        yield from self._zeros(start - at)
+                        at = start
+                        continue
+                most = min(_CHUNK, until - at)
+            if not (data := os.pread(fd, most, at)):
+                return
             yield data
             at += len(data)
             if self.interrupted and at - began_at >= _LONG_BYTES:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+    def _zeros(self, count: int) -> Iterator[bytes]:
+        for left in range(count, 0, -_CHUNK):
+            yield _ZEROS if left >= _CHUNK else _ZEROS[:left]
+            if self.interrupted and count >= _LONG_BYTES:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def next_data(self, fd: int, at: int, size: int) -> tuple[int, int]:
@@ -436,7 +458,8 @@ class Fs:
         """Write a new file from its start, leaving holes where a whole chunk is zeros."""
         size, in_hole = 0, False
         for chunk in chunks:
-            in_hole = chunk == _ZEROS  # comparing ends at the first byte that is none
+            # comparing ends at the first byte that is none
+            in_hole = chunk == (_ZEROS if len(chunk) == _CHUNK else _ZEROS[: len(chunk)])
             if in_hole:
                 os.lseek(fd, len(chunk), os.SEEK_CUR)
             else:
