@@ -19,6 +19,7 @@ import enum
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,21 +45,30 @@ class Syncer:
     """One syncfs for a batch; fsyncs side by side for a small one while syncfs has lately been slow.
 
     syncfs waits for everybody's data: 8 to 450 ms beside a busy writer, where an fsync took 1. The fsyncs have
-    threads of their own: a lane may take minutes, or itself wait for the region that waits here.
+    threads of their own: a lane may take minutes, or itself wait for the region that waits here. Each filesystem has
+    its own, since one that hangs keeps them.
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_FEW, thread_name_prefix="sync")
+        self._guard = threading.Lock()
+        self._threads: dict[int, ThreadPoolExecutor] = {}
         self._slow_until: dict[int, float] = {}
 
     def close(self) -> None:
-        self._threads.shutdown()
+        for threads in self._threads.values():
+            threads.shutdown()
+
+    def _threads_of(self, device: int) -> ThreadPoolExecutor:
+        with self._guard:
+            if device not in self._threads:
+                self._threads[device] = ThreadPoolExecutor(_FEW, thread_name_prefix="sync")
+            return self._threads[device]
 
     def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
         """Make staged files survive a power cut: (directory, name) each. Raises OSError: write them again then."""
         if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
             with bucket.fs.aside():
-                list(self._threads.map(lambda at: _sync_name(bucket, *at), names))
+                list(self._threads_of(bucket.device).map(lambda at: _sync_name(bucket, *at), names))
             for fd in {at for at, _ in names}:
                 bucket.fs.sync_file(fd)
             return

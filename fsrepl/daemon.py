@@ -32,7 +32,7 @@ from fsrepl.watch import open_watcher
 log = logging.getLogger("fsrepl")
 
 _TURN_S = 0.2
-_STUCK_S = 300.0
+_LANES_S = 2.0
 _SWITCH_S = 0.001
 """How long a busy thread keeps the others waiting: the thread that reads events must never wait long."""
 
@@ -54,7 +54,12 @@ def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with control.Lock(found.state) as lock:
         lock.acquire()
-        return Daemon(found, lock, reload).run()
+        daemon = Daemon(found, lock, reload)
+        status = daemon.run()
+        if daemon.hangs:
+            logging.shutdown()
+            os._exit(status)  # the interpreter would wait for threads that may never end
+        return status
 
 
 def _raise_file_limit() -> None:
@@ -79,6 +84,8 @@ class Daemon:
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
         self.ready = False
+        self.hangs = False
+        """It has stopped, and some of its threads have not: they are in a filesystem that does not answer."""
         self.hooks = Hooks(self.engine.reporter.eventlog)
         self.exporter = Exporter(self._gauges, self.engine.fs)
         self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -127,6 +134,7 @@ class Daemon:
         # The clock that FSREPL_CLOCK names may be in the midst of being written, or the journal's disk be full.
         with contextlib.suppress(FsreplError), self.engine.journal_told():
             thresholds.check(self.engine)
+        self.engine.look_for_stuck()
         self.lock.keep()
         notify("WATCHDOG=1")
         return 0
@@ -155,9 +163,8 @@ class Daemon:
         """Stop within seconds: finish the batch in hand; what is left is pending, and found again."""
         notify("STOPPING=1")
         server.close()
-        for progress in list(self.engine.transfers):
-            progress.stop = True
         self.engine.fs.interrupted = True
+        self.engine.stop_lanes(_LANES_S)  # before the regions, which finish what lanes have done
         for region in self.engine.regions.values():
             region.stopping = True
             region.wake()
@@ -169,7 +176,11 @@ class Daemon:
         self.ready = False
         self.exporter.close()
         self.hooks.close()
-        if all(not (r.thread and r.thread.is_alive()) for r in self.engine.regions.values()):
+        regions = [r.name for r in self.engine.regions.values() if r.thread and r.thread.is_alive()]
+        self.hangs = bool(regions) or not self.engine.stop_lanes(_LANES_S)
+        if self.hangs:
+            log.warning("left behind regions=%s: a filesystem hangs", ",".join(regions) or "-")
+        else:
             self.engine.close()
         log.info("stopped pid=%d", os.getpid())
 
@@ -216,7 +227,6 @@ class Daemon:
     def status(self) -> dict[str, object]:
         """What only the daemon knows: what runs, what waits and why."""
         regions = self.engine.regions.values()
-        now_s = time.monotonic()
         return {
             "running": True,
             "pid": os.getpid(),
@@ -224,7 +234,7 @@ class Daemon:
             "since": clock.stamp(self.since_ns),
             "watched": self.watcher.watched,
             "events_lost": self.watcher.overflows,
-            "stuck": [r.name for r in regions if r.busy_since_s and now_s - r.busy_since_s > _STUCK_S],
+            "stuck": [r.name for r in regions if r.pulse.is_stuck],
             **live.status(self.engine),
         }
 

@@ -93,6 +93,9 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
     source = engine.site.buckets.get(source_name)
     if source is None:
         return  # the source left the site; its deliveries left the journal with it
+    if engine.is_stuck(source_name) and source.region != region.name:
+        region.try_later(owed, f"region {source.region} hangs; it is not touched from here until it moves", whole=True)
+        return
     try:
         from_bucket = source.open()
     except (Unavailable, BucketMissing) as error:
@@ -273,7 +276,7 @@ class Batch:
         if self._is_unlooked_at(version.key, item.known):
             showing.mark_theirs(self.region, self.place, version.key)
             raise Unavailable("its view there is looked at first")
-        if version.size >= self.engine.settings.replication.large_file_bytes and not delivery.edit:
+        if version.size >= self.engine.lane_bytes and not delivery.edit:
             self.region.send_in_lane(self.place, item)
             return
         there = whole_replica(self.place, self.destination, item, unread=delivery.edit)
@@ -380,7 +383,7 @@ def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Ite
         item.version,
         item.replica,
         linked=commit.is_linked(destination, item.replica.posix),
-        data=region.engine.recent.data(item.version.digest) if item.version.digest else None,
+        data=region.engine.recent.data(item.version.digest) if item.version.digest and progress is None else None,
         progress=progress,
         limiter=region.engine.limiter,
     )

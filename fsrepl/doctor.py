@@ -105,7 +105,7 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
     stuck: Any = said.get("stuck") or ()
     for region in stuck:
         yield Finding(
-            Level.ERROR, "daemon", region, "nothing has moved there for minutes: its filesystem hangs",
+            Level.ERROR, "daemon", region, "nothing moves there: its filesystem hangs",
             "look at the disk or the server behind it; the daemon goes on by itself",
         )  # fmt: skip
     if not said.get("ready"):

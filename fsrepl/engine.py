@@ -8,6 +8,7 @@ bucket nothing races with itself. What concerns two regions travels as a message
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, TypeVar
 
 from fsrepl import config, roles
@@ -27,19 +28,22 @@ from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.eventlog import EventLog
 from fsrepl.fs import LASTING, Fs, reason
 from fsrepl.journal import Journal
+from fsrepl.limiter import Limiter
 from fsrepl.model import Replication, Role, Version
 from fsrepl.probe import Threads
 from fsrepl.report import Reporter
 from fsrepl.settings import Settings
 from fsrepl.site import Site
-from fsrepl.transfer import Limiter, Progress
+from fsrepl.transfer import Progress
 from fsrepl.turns import Turns
 from fsrepl.watch import NoWatches, Watcher
+from fsrepl.workers import Workers
 
 if TYPE_CHECKING:
     from fsrepl.region import Region
 
 _ALIVE_S = 0.5
+_CLOSE_S = 30.0
 _RECENT_VERSIONS = 8192
 _RECENT_BYTES = 16 << 20
 _RECENT_DATA_S = 2.0
@@ -113,9 +117,9 @@ class Engine:
         self.threaded = False
         self.turns = Turns()
         self.fs.aside = self.turns.aside
-        self.pool = ThreadPoolExecutor(max_workers=max(2, settings.replication.workers), thread_name_prefix="lane")
-        self.backfill_lanes = threading.BoundedSemaphore(max(1, settings.replication.workers // 2))
-        """The lanes that backfills may use: a live object, however large, always finds another."""
+        self._workers: dict[tuple[str, ...], Workers] = {}
+        self._backfill_lanes: dict[tuple[str, str], threading.BoundedSemaphore] = {}
+        self._guard = threading.Lock()
         self.syncer = Syncer()
         self.limiter = Limiter(settings.replication.limit_bytes_s)
         self.recent = Recent()
@@ -155,11 +159,40 @@ class Engine:
         """Around what uses the journal: a fault of its disk is raised as Unavailable."""
         return journals.faults_told(self.journal.path)
 
-    def close(self) -> None:
-        """Stop the lanes and close the journal properly."""
+    # -- lanes
+
+    def workers(self, *lane: str) -> Workers:
+        """The threads of one kind of work: captures or repairs in a region, deliveries from one to another."""
+        with self._guard:
+            if lane not in self._workers:
+                name = f"lane {' '.join(lane)}"
+                self._workers[lane] = Workers(name, max(2, self.settings.replication.workers))
+            return self._workers[lane]
+
+    def backfill_lanes(self, source: str, destination: str) -> threading.BoundedSemaphore:
+        """The lanes from one region to another that backfills may use: a live object always finds one more."""
+        with self._guard:
+            number = max(1, self.settings.replication.workers // 2)
+            return self._backfill_lanes.setdefault((source, destination), threading.BoundedSemaphore(number))
+
+    @property
+    def lane_bytes(self) -> int:
+        """From which size on an object goes in a lane: it is large, or larger than the limit lets through at once."""
+        return int(min(self.settings.replication.large_file_bytes, self.limiter.batch_bytes))
+
+    def stop_lanes(self, within_s: float) -> bool:
+        """Stop what is under way in lanes; whether all of it ended in time."""
         for progress in list(self.transfers):
             progress.stop = True
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        until_s = time.monotonic() + within_s
+        with self._guard:
+            workers = list(self._workers.values())
+        ended = [each.close(max(0.0, until_s - time.monotonic())) for each in workers]
+        return all(ended)
+
+    def close(self) -> None:
+        """Stop the lanes and close the journal properly."""
+        self.stop_lanes(_CLOSE_S)
         self.syncer.close()
         with contextlib.suppress(Exception):
             self.journal.set_fact("clean", "1")
@@ -175,6 +208,19 @@ class Engine:
 
     def region_of(self, address: str) -> Region:
         return self.regions[address.partition("/")[0]]
+
+    def look_for_stuck(self) -> None:
+        """Note which regions hang; where one moves again, have what is to come from there sent."""
+        now_s = time.monotonic()
+        for region in list(self.regions.values()):
+            if region.pulse.look(region.thread, busy=region.busy_since_s > 0, now_s=now_s):
+                for other in self.regions.values():
+                    other.post(functools.partial(other.kick_from, region.name))
+
+    def is_stuck(self, address: str) -> bool:
+        """Whether the region of a bucket hangs: who touched it would hang as well."""
+        region = self.regions.get(address.partition("/")[0])
+        return region is not None and region.pulse.is_stuck
 
     def ask(self, region: str, what: Callable[[], T], timeout_s: float | None = None) -> T:
         """Have something done by a region's own thread, between its batches; its result, or what it raised.
@@ -229,6 +275,9 @@ class Engine:
 
         self.settings = self.site.settings = settings
         self.limiter.rate = settings.replication.limit_bytes_s
+        with self._guard:
+            for workers in self._workers.values():
+                workers.number = max(2, settings.replication.workers)
         self.reporter.eventlog.max_bytes = settings.events.max_bytes
         self.site.load_identities()
         with self.journal.transaction():

@@ -52,7 +52,7 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
                 del place.lanes[mark.key]
         region.engine.notify()
 
-    region.in_lane(copy, finish)
+    region.in_lane(copy, finish, lane=("capture", region.name), whose=mark.address)
 
 
 def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
@@ -87,7 +87,8 @@ def send_in_lane(region: Region, place: Place, item: deliver.Item) -> None:
             log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
             region.try_later([owed], UNFORESEEN)
 
-    region.in_lane(copy, finish)
+    way = owed.source.partition("/")[0], region.name
+    region.in_lane(copy, finish, lane=("deliver", *way), whose=(owed.source, owed.destination))
 
 
 def _rest(region: Region, place: Place, key: bytes, took_s: float) -> None:

@@ -22,6 +22,7 @@ from fsrepl.queues import Queue
 FIRST = 100
 """How many names of a list are told without being asked for."""
 PAGE = 1000
+_STALLED_S = 10.0
 
 Names = list[tuple[bytes, Any]]
 Document = dict[str, Any]
@@ -141,10 +142,12 @@ def _blocked(engine: Engine) -> list[Document]:
 
 
 def _transfers(engine: Engine) -> list[Document]:
+    now_s = time.monotonic()
     return [
         {
             "key": keys.shown(t.key), "source": t.source, "destination": t.destination,
             "bytes_done": t.bytes_done, "bytes_total": t.bytes_total,
+            **({"stalled_seconds": now_s - t.moved_at_s} if not t.paced and now_s - t.moved_at_s > _STALLED_S else {}),
         }
         for t in list(engine.transfers)
     ]  # fmt: skip

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from fsrepl import attrs, commit, compare, digests, keys, metadata, owing, plan, rebuild, showing, store, unrecorded
 from fsrepl.errors import StoreDamaged
 from fsrepl.fs import GONE, NO_SPACE, reason
+from fsrepl.limiter import Limiter
 from fsrepl.model import Status, Version
 from fsrepl.records import amend
 from fsrepl.records import put as put_record
@@ -79,7 +80,7 @@ def repair(engine: Engine, target: Target) -> bool:
             version = replace(version, digest=sender.digest, size=sender.size)
         with bucket.open() as opened:
             good = _matches(opened, target, version)
-            staged = b"" if good else stage_good_copy(opened, elsewhere, target, version, records)
+            staged = b"" if good else stage_good_copy(engine.limiter, opened, elsewhere, target, version, records)
             if staged:
                 version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
@@ -99,7 +100,8 @@ def repair_in_lane(region: Region, address: str, key: bytes, version_id: str, *,
             why = reason(found) if isinstance(found, OSError) else str(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), version_id, why)
 
-    region.in_lane(lambda: repair(region.engine, target), finish)
+    lane = ("repair", address.partition("/")[0])
+    region.in_lane(lambda: repair(region.engine, target), finish, lane=lane, whose=address)
 
 
 def _named(target: Target, version: Version) -> tuple[str, str, str]:
@@ -188,7 +190,12 @@ def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
 
 
 def stage_good_copy(
-    bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
+    limiter: Limiter,
+    bucket: OpenBucket,
+    elsewhere: rebuild.Elsewhere,
+    target: Target,
+    version: Version,
+    records: dict[str, Version],
 ) -> bytes:
     """Copy the content from where it is what it should be; the name of the copy in tmp, empty where it is nowhere."""
     if version.marker:
@@ -198,7 +205,7 @@ def stage_good_copy(
     for where, other, fd in _copies(bucket, elsewhere, target, version, records):
         name = store.token()
         try:
-            if _copy(bucket, other, fd, name) == version.digest:
+            if _copy(limiter, bucket, other, fd, name) == version.digest:
                 log.info('found good copy bucket=%s key="%s" version=%s in=%s', *_named(target, version), where)
                 return name
         except OSError as error:
@@ -235,11 +242,13 @@ def _copies(
                 other.fs.close(fd)
 
 
-def _copy(bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> bytes:
+def _copy(limiter: Limiter, bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> bytes:
     """Copy an open file into tmp, durably; the BLAKE3 of what was read back."""
     fd = bucket.fs.create(bucket.tmp, name)
     try:
-        sent = digests.Passing(other.fs.chunks(from_fd))
+        crosses = other.bucket.region != bucket.bucket.region
+        chunks = other.fs.chunks(from_fd)
+        sent = digests.Passing(limiter.paced(chunks, lambda: other.fs.interrupted) if crosses else chunks)
         bucket.fs.write_sparse(fd, sent)
         bucket.fs.sync_file(fd)
         found = store.digest(bucket, fd)

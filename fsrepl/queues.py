@@ -42,6 +42,8 @@ class Queue:
         self.backlog = Backlog(self.notes, lanes)
         self.blocked_until_s = 0.0
         self.blocked_why = ""
+        self.paid_at = self.paced_until_s = 0.0
+        """What had crossed when it sent something last, and when that will be paid for: see limiter.py."""
         self.attempts = 0
         self._tickets = itertools.count()
 
@@ -52,15 +54,22 @@ class Queue:
 
     def count_ready(self, now_s: float) -> int:
         """How many live deliveries may be tried now."""
-        if now_s < self.blocked_until_s:
+        if now_s < max(self.blocked_until_s, self.paced_until_s):
             return 0
         while self.later and self.later[0][0] <= now_s:
             self.ready.append(heapq.heappop(self.later)[2])
         return len(self.ready)
 
-    def take(self, limit: int, now_s: float) -> list[Owed]:
-        """The live deliveries whose turn it is."""
-        return [self.ready.popleft() for _ in range(min(limit, self.count_ready(now_s)))]
+    def take(self, limit: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+        """The live deliveries whose turn it is: at most so many, and so many bytes or a single one."""
+        taken: list[Owed] = []
+        size = 0
+        for _ in range(min(limit, self.count_ready(now_s))):
+            size += self.ready[0].size
+            if taken and size > bytes_max:
+                break
+            taken.append(self.ready.popleft())
+        return taken
 
     def give_back(self, owed: Sequence[Owed]) -> None:
         """They were taken and not tried, for want of time: they are the first that are taken next."""
@@ -69,9 +78,11 @@ class Queue:
             if each.batch:
                 self.backlog.put_back(each)
 
-    def take_backlog(self, read: Reader, large_bytes: int, now_s: float) -> list[Owed]:
+    def take_backlog(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
         """A portion of what backfills owe. The caller has seen that nothing live is ready."""
-        return [] if now_s < self.blocked_until_s else self.backlog.take(read, large_bytes, now_s)
+        if now_s < max(self.blocked_until_s, self.paced_until_s):
+            return []
+        return self.backlog.take(read, large_bytes, now_s, bytes_max)
 
     def done(self, owed: Owed) -> None:
         """The destination has its word on it."""
@@ -112,7 +123,7 @@ class Queue:
         """The monotonic time of the next try; None where nothing waits."""
         due_s = 0.0 if self.ready else self.later[0][0] if self.later else math.inf
         due_s = min(due_s, self.backlog.next_s())
-        return None if due_s == math.inf else max(due_s, self.blocked_until_s)
+        return None if due_s == math.inf else max(due_s, self.blocked_until_s, self.paced_until_s)
 
 
 class Backlog:
@@ -142,7 +153,7 @@ class Backlog:
         else:
             self._open, self._due_s = True, 0.0
 
-    def take(self, read: Reader, large_bytes: int, now_s: float) -> list[Owed]:
+    def take(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
         """A portion to try now. A large object ends it where no lane is free that backfills may use."""
         portion: list[Owed] = []
         size = 0
@@ -151,7 +162,7 @@ class Backlog:
         for _ in range(_LOOKS_MAX):
             rows = read(self._last, PORTION)
             for owed in rows:
-                if portion and size + owed.size > PORTION_BYTES:
+                if portion and size + owed.size > min(PORTION_BYTES, bytes_max):
                     return portion
                 if self._is_next(owed, now_s):
                     if owed.size >= large_bytes and not self._takes_lane(owed):

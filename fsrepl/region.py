@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fsrepl import (
@@ -46,6 +46,7 @@ from fsrepl.fs import reason
 from fsrepl.marks import FOUND, Mark, Marks
 from fsrepl.model import Status, Versioning
 from fsrepl.place import LookLater, Place
+from fsrepl.pulse import Pulse
 from fsrepl.queues import Queue
 from fsrepl.rotation import Rotation
 from fsrepl.rows import Owed, Word
@@ -75,6 +76,8 @@ class Region:
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine, self.name = engine, name
         self.inbox: deque[Callable[[], None]] = deque()
+        self.done_in_lanes: deque[Callable[[], None]] = deque()
+        """What is to be finished here of what lanes have done."""
         self.words = settling.Words()
         self.places: dict[str, Place] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
@@ -90,6 +93,8 @@ class Region:
         self.stopping = False
         self._journal_faults, self._journal_fault_at_s = 0, 0.0
         self.busy_since_s = 0.0
+        self.pulse = Pulse()
+        """Whether its thread hangs, as the daemon sees it."""
         self.thread: threading.Thread | None = None
         self.marks = Marks(self.wake, engine.settings.capture)
         if engine.watcher is not None:
@@ -164,6 +169,7 @@ class Region:
     def last_turn(self) -> None:
         """Before stopping: write down what is already true."""
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
+            self._finish_lanes()
             settling.settle_due(self)
             for place in self.places.values():
                 if place.up:
@@ -202,6 +208,7 @@ class Region:
         while self.inbox:
             self.inbox.popleft()()
             busy = True
+        busy |= self._finish_lanes()
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.look_around()
@@ -219,10 +226,19 @@ class Region:
         self._mark_views(busy=busy)
         return busy
 
+    def _finish_lanes(self) -> bool:
+        """Go on with what lanes have done; whether there was anything."""
+        busy = False
+        while self.done_in_lanes:
+            self.done_in_lanes.popleft()()
+            busy = True
+        return busy
+
     def next_s(self) -> float | None:
         """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
-        if self.inbox or any(place.scans or place.directories for place in self.places.values() if place.up):
+        scans = any(place.scans or place.directories for place in self.places.values() if place.up)
+        if self.inbox or self.done_in_lanes or scans:
             return 0.0
         if any(place.up for place in self.places.values()):
             marked = self.marks.next_s()
@@ -307,7 +323,10 @@ class Region:
             with place.bucket.open() as bucket:
                 return privacy.close_below(bucket.fs, bucket.meta)
 
-        self.in_lane(close, lambda closed: log.info("closed bucket=%s files=%s", place.bucket.address, closed))
+        def finish(closed: object) -> None:
+            log.info("closed bucket=%s files=%s", place.bucket.address, closed)
+
+        self.in_lane(close, finish, lane=("repair", self.name), whose=place.bucket.address)
 
     def _record_skipped(self, place: Place) -> None:
         """How many entries are no objects is shown without the daemon, too."""
@@ -400,6 +419,12 @@ class Region:
                 with self.at_work(place), contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
                     self._index(place, bucket)
                     self.owe_all(place)
+
+    def kick_from(self, region: str) -> None:
+        """A region that hung moves again: go on with what is to come from there."""
+        for queue in self.queues.values():
+            if queue.source.partition("/")[0] == region:
+                queue.kick()
 
     def place_of(self, address: str) -> Place:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
@@ -583,8 +608,13 @@ class Region:
             place.stumbles = min(place.stumbles + 1, 10)
             place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
 
-    def in_lane(self, work: Callable[[], object], finish: Callable[..., None]) -> None:
-        """Do something beside everything else; what came of it, or what it raised, is finished in this thread."""
+    def in_lane(
+        self, work: Callable[[], object], finish: Callable[..., None], *, lane: Sequence[str], whose: Hashable
+    ) -> None:
+        """Do something beside everything else; what came of it, or what it raised, is finished in this thread.
+
+        lane: which workers do it, see Engine.workers. whose: between these they take turns.
+        """
 
         def run() -> None:
             try:
@@ -593,10 +623,11 @@ class Region:
                 if not isinstance(error, (FsreplError, OSError, sqlite3.Error)):
                     log.exception("set aside: a lane met what nobody foresaw")
                 result = error
-            self.post(lambda: finish(result))
+            self.done_in_lanes.append(lambda: finish(result))
+            self.wake()
 
         if self.engine.threaded:
-            self.engine.pool.submit(run)
+            self.engine.workers(*lane).submit(whose, run)
         else:
             run()
 
@@ -645,7 +676,8 @@ class Region:
     def queue(self, source: str, destination: str) -> Queue:
         at = (source, destination)
         if at not in self.queues:
-            self.queues[at] = Queue(*at, self.engine.backfill_lanes)
+            regions = source.partition("/")[0], self.name
+            self.queues[at] = Queue(*at, self.engine.backfill_lanes(*regions))
         return self.queues[at]
 
     def _deliver(self) -> bool:
@@ -653,10 +685,13 @@ class Region:
         nothing live.
         """
         now_s = time.monotonic()
+        limiter = self.engine.limiter
+        for queue in self.queues.values():
+            queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
         ready = {at: queue.count_ready(now_s) for at, queue in self.queues.items()}
         for at, share in self._ways.shares(ready, BATCH, now_s).items():
-            if (queue := self.queues.get(at)) is not None and (owed := queue.take(share, now_s)):
-                self._carry(queue, owed)
+            if (queue_ := self.queues.get(at)) and (owed := queue_.take(share, now_s, limiter.batch_bytes)):
+                self._carry(queue_, owed)
         served = {destination for (_, destination), number in ready.items() if number}
         busy = bool(served)
         for queue in list(self.queues.values()):
@@ -675,7 +710,7 @@ class Region:
 
     def _backlog(self, queue: Queue, now_s: float) -> list[Owed]:
         read = functools.partial(self.engine.journal.backlog, queue.source, queue.destination)
-        return queue.take_backlog(read, self.engine.settings.replication.large_file_bytes, now_s)
+        return queue.take_backlog(read, self.engine.lane_bytes, now_s, self.engine.limiter.batch_bytes)
 
     def _carry(self, queue: Queue, owed: Sequence[Owed]) -> None:
         place = self.places.get(queue.destination)
@@ -688,6 +723,7 @@ class Region:
         else:
             with self.at_work(place):
                 deliver.carry(self, place, owed)
+                queue.paid_at = self.engine.limiter.mark
                 return
             self.try_later(owed, place.put_down, whole=True)
 

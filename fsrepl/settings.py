@@ -247,7 +247,7 @@ class ReplicationSettings:
     large_file_bytes: int = _setting(
         _size, "8MiB", "from here on: a lane of its own, so that small files need not wait", "large_file"
     )
-    workers: int = _setting(_whole(1, 1024), 4, "transfers side by side")
+    workers: int = _setting(_whole(1, 1024), 4, "large copies side by side, of each pair of regions")
     retry_max_s: float = _setting(_number(0.1, _YEAR_S), 300, "the longest wait between two tries")
 
 

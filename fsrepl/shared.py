@@ -282,7 +282,9 @@ def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
         elif found:
             _forget(place, at)
 
-    region.in_lane(lambda: mend.repair(region.engine, target), finish)
+    region.in_lane(
+        lambda: mend.repair(region.engine, target), finish, lane=("repair", region.name), whose=target.address
+    )
 
 
 def _forget(place: Place, at: At) -> None:

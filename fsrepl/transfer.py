@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from fsrepl import access, attrs, digests, edits, records, store
 from fsrepl.errors import Failed, Unavailable
 from fsrepl.fs import DOES_NOT_FIT, UNSUPPORTED
+from fsrepl.limiter import Limiter
 from fsrepl.model import NO_SHORTFALL, Delivery, Origin, Posix, Shortfall, Version
 from fsrepl.site import OpenBucket
 
@@ -39,21 +40,6 @@ class StagedReplica:
     view: bytes = b""
 
 
-class Limiter:
-    """All transfers together, in bytes a second. 0: no limit."""
-
-    def __init__(self, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.rate, self._monotonic, self._free_at = rate, monotonic, 0.0
-
-    def delay_s(self, count: int) -> float:
-        """How long to pause before the next bytes, once count were sent."""
-        if not self.rate:
-            return 0.0
-        now = self._monotonic()
-        self._free_at = max(self._free_at, now) + count / self.rate
-        return max(0.0, self._free_at - now)
-
-
 @dataclass(slots=True)
 class Progress:
     """How far one transfer has come; read by status while it runs. stop: nobody wants it any more."""
@@ -65,6 +51,19 @@ class Progress:
     bytes_total: int
     bytes_done: int = 0
     stop: bool = False
+    paced: bool = False
+    """It waits for the limit."""
+    moved_at_s: float = field(default_factory=time.monotonic)
+    """When it came further last, or began."""
+
+    def came_to(self, bytes_done: int) -> None:
+        self.bytes_done, self.moved_at_s = bytes_done, time.monotonic()
+
+    def pause(self, limiter: Limiter) -> None:
+        """Wait for the limit, or until nobody wants it any more."""
+        self.paced = True
+        limiter.pause(lambda: self.stop)
+        self.paced, self.moved_at_s = False, time.monotonic()
 
 
 def replica_of(version: Version, delivery: Delivery, source: str) -> Version:
@@ -108,6 +107,8 @@ def stage(
     try:
         if data is not None:
             fs.write(fd, data)
+            if limiter:
+                limiter.sent(len(data))
             _verify(source, destination, version, fd)
         else:
             with fs.aside() if version.size >= SMALL_BYTES else contextlib.nullcontext():
@@ -259,18 +260,21 @@ def _copy(
         at = written = 0
         while True:
             at, until = source.fs.next_data(fd, at, version.size)
-            count = destination.fs.copy(fd, to, at, min(_CHUNK, until - at)) if at < until else 0
+            most = limiter.chunk_bytes(_CHUNK) if limiter and progress else _CHUNK
+            count = destination.fs.copy(fd, to, at, min(most, until - at)) if at < until else 0
             if not count:
                 break
             at = written = at + count
-            if progress:
-                progress.bytes_done = at
+            if limiter:
+                limiter.sent(count)
+            if progress:  # in a lane
+                progress.came_to(at)
+                if limiter:
+                    progress.pause(limiter)
                 if progress.stop:
                     raise Unavailable("its copy was stopped")
-            pause_s = limiter.delay_s(count) if limiter else 0.0
-            while pause_s > 0 and not (progress and progress.stop):
-                time.sleep(min(pause_s, 0.2))  # in slices, so that stopping does not wait for the limit
-                pause_s -= 0.2
+        if progress:
+            progress.came_to(at)
         if written < at:  # it ends in a hole
             destination.fs.truncate(to, at)
     finally:

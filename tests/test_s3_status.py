@@ -455,7 +455,7 @@ def test_what_is_no_longer_to_be_sent_is_not_published(
         file.truncate(world.engine.settings.replication.large_file_bytes)
     world.capture(SOURCE)
     with monkeypatch.context() as patch:
-        patch.setattr(world.region(DESTINATION), "in_lane", lambda work, finish: lane.append((work, finish)))
+        patch.setattr(world.region(DESTINATION), "in_lane", lambda work, finish, **_: lane.append((work, finish)))
         world.settle()
         ((work, finish),) = lane
         staged = work()

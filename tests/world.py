@@ -148,7 +148,6 @@ class World:
     def restart(self, *, fs: Fs | None = None, without_journal: bool = False) -> None:
         """What follows a crash: nothing of the old process is left but the disk."""
         self.engine.journal.close()
-        self.engine.pool.shutdown(wait=False)
         if without_journal:
             for path in Path(self.engine.site.state).glob("journal.db*"):
                 path.unlink()

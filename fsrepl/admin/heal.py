@@ -240,7 +240,7 @@ def _from_elsewhere(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebui
             if store.has(bucket, version.key, version.id, marker=version.marker):
                 continue
             with contextlib.suppress(OSError, StoreDamaged):
-                if (staged := _fetch(bucket, rebuilder, path, name, stored, version)) is not None:
+                if (staged := _fetch(engine, bucket, rebuilder, path, name, stored, version)) is not None:
                     yield staged
 
 
@@ -258,6 +258,7 @@ def _was_here(version: Version, bucket: OpenBucket, since_ns: int) -> bool:
 
 
 def _fetch(
+    engine: Engine,
     bucket: OpenBucket,
     rebuilder: rebuild.Rebuilder,
     path: bytes,
@@ -270,7 +271,7 @@ def _fetch(
     remains = rebuilder.remains(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
     again = rebuild.rebuild(remains)
     target = mend.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
-    copy = mend.stage_good_copy(bucket, rebuilder.elsewhere, target, again, elsewhere)
+    copy = mend.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
     return capture.stage_copy(bucket, copy, again) if copy else None
 
 

@@ -62,7 +62,7 @@ def _daemon(daemon: dict[str, Any]) -> Text:
     if daemon.get("events_lost"):
         text.append(f"   events were lost {daemon['events_lost']} times, and scanned for", style="yellow")
     if daemon.get("stuck"):
-        text.append(f"   no progress in {', '.join(daemon['stuck'])}", style="red")
+        text.append(f"   nothing moves in {', '.join(daemon['stuck'])}: its filesystem hangs", style="red")
     text.append("\n")
     return text
 
@@ -132,9 +132,13 @@ def _transfers(transfers: list[dict[str, Any]]) -> Table:
             Text(shown(t["key"])),
             Text(t["destination"]),
             ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
-            f"{share:.0f} % of {size_text(t['bytes_total'])}",
+            f"{share:.0f} % of {size_text(t['bytes_total'])}" + _stalled(t.get("stalled_seconds")),
         )
     return table
+
+
+def _stalled(seconds: float | None) -> str:
+    return f", nothing for {seconds:.0f} s" if seconds else ""
 
 
 def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:

@@ -1,0 +1,36 @@
+"""Whether a thread at work gets anywhere: one that hangs in a system call, as on a frozen disk, uses no CPU time.
+
+A thread that is busy with something long does, and so the two can be told apart without its help.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+STUCK_S = 5.0
+_MOVED_S = 0.002
+
+
+class Pulse:
+    """Of one thread. Looked at by another one, now and then."""
+
+    def __init__(self) -> None:
+        self._cpu_s = 0.0
+        self._moved_at_s: float | None = None
+        self.is_stuck = False
+
+    def look(self, thread: threading.Thread | None, *, busy: bool, now_s: float) -> bool:
+        """Whether it moves again after it was stuck. busy: it is at work, and not waiting for some."""
+        cpu_s = _cpu_s(thread)
+        if not busy or self._moved_at_s is None or cpu_s - self._cpu_s > _MOVED_S:
+            self._cpu_s, self._moved_at_s = cpu_s, now_s
+        was_stuck, self.is_stuck = self.is_stuck, now_s - self._moved_at_s > STUCK_S
+        return was_stuck and not self.is_stuck
+
+
+def _cpu_s(thread: threading.Thread | None) -> float:
+    """How long a thread has run so far."""
+    if thread is None or thread.ident is None or not thread.is_alive():
+        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
