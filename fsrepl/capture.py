@@ -22,6 +22,7 @@ from fsrepl.marks import CHANGED, CLOSED, MOVED, NAMED, WRITING, Mark
 from fsrepl.model import Posix, Version
 from fsrepl.rows import Object
 from fsrepl.site import OpenBucket
+from fsrepl.temporary import CONTROL_FILES
 
 MOUNTED = "another filesystem is mounted there"
 _LEASED_S = 1.0
@@ -146,7 +147,8 @@ def look(
     except PermissionError as error:
         return _closed(bucket, at, name, known, reason(error))
     except BlockingIOError:
-        waits = _wait_for_writer(True, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns)
+        temporary = _is_temporary(bucket, at, name, patience)
+        waits = _wait_for_writer(True, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary)
         again_s = max(_LEASED_S, open_for_s / 4)
         return Later(min(again_s, waits.after_s) if waits else again_s, "it is open for writing", opened=True)
     except OSError as error:
@@ -156,7 +158,10 @@ def look(
         if not bucket.fs.is_regular(found):
             return Missing("not a regular file")
         written = bucket.fs.is_written(fd)
-        waits = _wait_for_writer(written, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns)
+        temporary = written is True and _is_temporary(bucket, at, name, patience)
+        waits = _wait_for_writer(
+            written, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
+        )
         if waits is not None:
             return waits
         same = known.digest if known and _is_only_edited(mark, known, found) else b""
@@ -220,6 +225,21 @@ def _not_there(error: OSError) -> Seen:
     raise error
 
 
+def _is_temporary(bucket: OpenBucket, at: int, name: bytes, patience: Patience) -> bool:
+    """Whether a file that is open is never taken while it is: by its name, or by another one beside it."""
+    return patience.is_temporary(name) is not None or any(
+        _is_there(bucket, at, name + suffix) for suffix in CONTROL_FILES
+    )
+
+
+def _is_there(bucket: OpenBucket, at: int, name: bytes) -> bool:
+    try:
+        bucket.fs.stat(at, name)
+    except OSError:
+        return False
+    return True
+
+
 def _wait_for_writer(
     written: bool | None,
     found: os.stat_result,
@@ -228,12 +248,14 @@ def _wait_for_writer(
     now_ns: int,
     open_for_s: float,
     coarse_ns: int,
+    *,
+    temporary: bool,
 ) -> Later | None:
     """How long to leave a file alone that somebody may still be writing into; None where it can be taken now."""
     if written is False or (written is None and mark.flags & (CLOSED | MOVED)):
         return None
-    if written and patience.is_temporary(keys.split(mark.key)[1]):
-        return Later(patience.open_quiet_s, "it is open for writing under a temporary name", opened=True)
+    if written and temporary:
+        return Later(patience.open_quiet_s, "it is open for writing, and temporary by its name", opened=True)
     # By ctime, which every change sets to the machine's time: writers give mtime whatever value they like.
     # One that lies ahead is from before the clock was set back, and tells nothing.
     quiet_s = (now_ns - found.st_ctime_ns) / 1e9

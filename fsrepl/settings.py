@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fsrepl.errors import Usage
+from fsrepl.temporary import PATTERNS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -223,8 +225,8 @@ class Capture:
     )
     temporary: tuple[str, ...] = _setting(
         _patterns,
-        [".*.sw?", "*~", "*.tmp", "*.part", "*.partial", "*.crdownload", ".~lock.*", ".*.??????"],
-        "names that are mostly renamed or removed soon",
+        list(PATTERNS),
+        "names that are mostly renamed or removed soon; a list here replaces this one, which knows many programs",
     )
     temporary_settle_s: float = _setting(
         _number(0, _YEAR_S), 2, "how long such a name waits; it is never taken while open"
@@ -591,6 +593,9 @@ _HEAD = """\
 """
 
 
+_LINE_MAX = 120
+
+
 def render(regions: Mapping[str, str]) -> str:
     """The text of a new file: the regions with their paths, everything else commented out. Raises Usage."""
     state = "journal, control socket, identities; for /etc/fsrepl it is /var/lib/fsrepl"
@@ -603,7 +608,12 @@ def render(regions: Mapping[str, str]) -> str:
 
 def _comment(name: str, default: object, about: str) -> str:
     line = f"# {name} = {_quote(default)}"
-    return f"{line:<31} # {about}\n" if len(line) < 60 else f"# ({about})\n{line}\n"
+    if len(line) < 60:
+        return f"{line:<31} # {about}\n"
+    if isinstance(default, list) and len(line) > _LINE_MAX:
+        values = textwrap.wrap(", ".join(map(_quote, default)), _LINE_MAX - 6, break_on_hyphens=False)
+        line = "\n".join([f"# {name} = [", *(f"#     {some}" for some in values), "# ]"])
+    return f"# ({about})\n{line}\n"
 
 
 def _region(name: str, path: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fsrepl import settings
+from fsrepl import settings, temporary
 from fsrepl.errors import Usage
 from fsrepl.settings import KeepFree, add_region, find, load, move_region, parse, remove_region, render
 
@@ -32,7 +32,7 @@ def test_a_file_of_regions_has_the_defaults_of_the_design() -> None:
     }
     assert dataclasses.asdict(found.capture) == {
         "settle_ms": 50,
-        "temporary": (".*.sw?", "*~", "*.tmp", "*.part", "*.partial", "*.crdownload", ".~lock.*", ".*.??????"),
+        "temporary": temporary.PATTERNS,
         "temporary_settle_s": 2,
         "keep_free": {"fraction": 0.05, "size_bytes": 0},
         "open_quiet_s": 30,
@@ -316,7 +316,7 @@ def test_what_init_writes_comments_out_the_defaults() -> None:
     """Each commented setting, made active, is the default; and a table may be appended by a script."""
     text = render({"us": "us", "eu": "/mnt/eu"})
     assert [line for line in text.splitlines() if line.startswith("[")] == ["[regions.us]", "[regions.eu]"]
-    active = re.sub(r"(?m)^# (?=\[|\w+ = )", "", text)
+    active = re.sub(r"(?m)^# (?=\[|\w+ = |    |\])", "", text)
     assert parse(active, SITE) == parse(text, SITE)
     known = {name for table in tomllib.loads(active).values() if isinstance(table, dict) for name in table}
     assert known >= {"settle_ms", "temporary", "large_file", "every", "delete_share", "command", "listen", "textfile"}
