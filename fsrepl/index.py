@@ -3,6 +3,7 @@
 Run for each bucket before anything else is done in it: the store is read (names only, where the
 journal was closed properly), then intents are carried out, then what was displaced is looked at,
 then staging is swept. Only after that does a difference between store and view mean a user's act.
+The journal is never locked while a tree is read: a region that hangs would keep it from all others.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fsrepl.site import OpenBucket
 
 log = logging.getLogger("fsrepl")
 
+_ROWS = 1000
 _INDEXED = b"indexed"
 """An empty file in .fsrepl. Its ctime tells the journal that has the tree on record from any older one."""
 
@@ -50,19 +52,17 @@ def reconcile(
         spelled = not any(map(keys.is_digest, path.split(b"/")))
         if spelled:
             seen_directories.add(path)
-        with journal.transaction():
-            stripped = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        stripped = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
         for name, stored in stripped:
             if rebuilder is not None:
                 _rebuild(rebuilder, fd, path, name, stored)
             else:
                 _read_stripped(bucket, journal, fd, path, name, stored)
-    with journal.transaction():
-        for directory in journal.version_directories(address) - seen_directories:
-            for last, version_id, marker in journal.versions_in(address, directory):
-                key = keys.join(directory, last)
-                if not store.has(bucket, key, version_id, marker=marker):
-                    _drop(bucket, journal, key, version_id)
+    for directory in journal.version_directories(address) - seen_directories:
+        for last, version_id, marker in journal.versions_in(address, directory):
+            key = keys.join(directory, last)
+            if not store.has(bucket, key, version_id, marker=marker):
+                _drop(bucket, journal, key, version_id)
     if rebuilder is not None and (afresh or rebuilder.rebuilt):
         bucket.sync()
         rebuilder.show()
@@ -115,15 +115,15 @@ def _directory(
     known = journal.versions_in(address, path) if spelled else set()
     # one of the records is looked at in any case: attributes are lost by whole trees, not one by one
     afresh = afresh or any(_is_stripped(bucket, fd, path, *each) for each in found[:1])
-    stripped = []
+    stripped: list[tuple[bytes, keys.StoredName]] = []
+    unread = []
     for name, stored in found:
         entry = (stored.name, stored.id, stored.marker)
-        if entry in known and not afresh:
-            known.discard(entry)
-            continue
+        if entry not in known or afresh:
+            unread.append((name, stored))
         known.discard(entry)
-        if _read_in(bucket, journal, fd, path, name, stored):
-            stripped.append((name, stored))
+    for start in range(0, len(unread), _ROWS):
+        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], stripped)
     for last, version_id, _marker in known:
         if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
             _drop(bucket, journal, keys.join(path, last), version_id)
@@ -138,21 +138,27 @@ def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: 
     return record.bare or not attrs.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
 
 
-def _read_in(bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
-    """Put one record into the journal. True where it is not whole."""
-    key = keys.join(path, stored.name)
-    try:
-        record = records.read(bucket, fd, name, key)
-        if record.bare or not attrs.is_whole(record.raw, key, marker=stored.marker):
-            return True
-        version = record.version(key, stored)
-    except FileNotFoundError:
-        return False
-    except StoreDamaged as error:
-        log.error('damaged bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
-        return False
-    journal.add(bucket.address, version)
-    return False
+def _read_in(
+    bucket: OpenBucket, journal: Journal, fd: int, path: bytes, unread: list[tuple[bytes, keys.StoredName]],
+    stripped: list[tuple[bytes, keys.StoredName]],
+) -> None:  # fmt: skip
+    """Put records into the journal. Those that are not whole are added to stripped."""
+    read: list[Version] = []
+    for name, stored in unread:
+        key = keys.join(path, stored.name)
+        try:
+            record = records.read(bucket, fd, name, key)
+            if record.bare or not attrs.is_whole(record.raw, key, marker=stored.marker):
+                stripped.append((name, stored))
+            else:
+                read.append(record.version(key, stored))
+        except FileNotFoundError:
+            continue
+        except StoreDamaged as error:
+            log.error('damaged bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
+    with journal.transaction():
+        for version in read:
+            journal.add(bucket.address, version)
 
 
 def _read_stripped(

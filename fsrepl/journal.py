@@ -325,11 +325,12 @@ class Journal:
 
     def see_all(self, address: str, rows: Iterable[tuple[bytes, View | None]]) -> None:
         number = self._ids[address]
-        self._db.executemany(
-            "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
-            "WHERE bucket = ? AND dir = ? AND name = ?",
-            [(*_seen(view), number, *keys.split(key)) for key, view in rows],
-        )
+        with self.transaction():
+            self._db.executemany(
+                "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
+                "WHERE bucket = ? AND dir = ? AND name = ?",
+                [(*_seen(view), number, *keys.split(key)) for key, view in rows],
+            )
 
     def names_of(self, address: str, ino: int) -> dict[bytes, Object]:
         """The keys whose views were last seen to have an inode number."""
@@ -397,16 +398,17 @@ class Journal:
         number = self._ids[address]
         directory, name = keys.split(key)
         at = (number, directory, name)
-        self.execute("DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?", (*at, version_id))
-        # What is still owed of it stays, until it was said that it failed: settling.settle drops it then.
-        self.execute(
-            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
-            (number, key, version_id),
-        )
-        if current is None:
-            self.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
-        else:
-            self._set_current(number, directory, name, current)
+        with self.transaction():
+            self.execute("DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?", (*at, version_id))
+            # What is still owed of it stays, until it was said that it failed: settling.settle drops it then.
+            self.execute(
+                "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
+                (number, key, version_id),
+            )
+            if current is None:
+                self.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
+            else:
+                self._set_current(number, directory, name, current)
 
     def versions_after(self, address: str, after: Stored | None, limit: int) -> list[Stored]:
         """The next versions and markers of a bucket, by directory and name, each key's from the oldest on."""

@@ -187,13 +187,11 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     bucket.sync()
     place = region.places[address]
     if left:
-        with engine.journal.transaction():
-            index.forget_version(bucket, engine.journal, key, version.id)
+        index.forget_version(bucket, engine.journal, key, version.id)
         showing.show_changed(region, place, bucket, key, intents)
     else:
         outcome = commit.show(bucket, commit.nothing(key), was) if was else commit.Shown(None)
-        with engine.journal.transaction():
-            index.forget_version(bucket, engine.journal, key, version.id)
+        index.forget_version(bucket, engine.journal, key, version.id)
         if not isinstance(outcome, commit.Shown):
             showing.mark_theirs(region, place, key)
         bucket.sync()

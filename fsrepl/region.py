@@ -349,8 +349,7 @@ class Region:
             )
             return bool(place.held[intent.key].intent)
 
-        with engine.journal.transaction():
-            lost = index.finish(bucket, engine.journal, hold)
+        lost = index.finish(bucket, engine.journal, hold)
         shared.resume(place, lost)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)

@@ -163,3 +163,40 @@ def test_nothing_touches_a_region_that_hangs(tmp_path: Path) -> None:
         world.engine.look_for_stuck()
         world.engine.settle_down()
         assert world.tree(DESTINATION) == {"k": b"1"}
+
+
+class StuckReads(UnsyncedFs):
+    """What is read in one region's stores hangs, until it is released."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__()
+        self._region, self.begun, self.release = f"/{region}/", threading.Event(), threading.Event()
+
+    def attribute(self, fd: int, name: str) -> bytes | None:
+        if f"{self._region}dst/.fsrepl/versions/" in os.readlink(f"/proc/self/fd/{fd}"):
+            self.begun.set()
+            assert self.release.wait(PATIENCE_S)
+        return super().attribute(fd, name)
+
+
+def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_path: Path) -> None:
+    """Section 7: the journal is not locked while a tree is read, so that other regions go on beside one that hangs."""
+    with World(tmp_path) as world:
+        world.write("k", b"1")
+        world.settle()
+        fs = StuckReads("west")
+        world.restart(fs=fs, without_journal=True)
+        hanging = threading.Thread(target=world.region(DESTINATION).look_around)
+        hanging.start()
+        try:
+            assert fs.begun.wait(PATIENCE_S)
+            world.region().look_around()
+            world.write("new", b"2")
+            world.capture(SOURCE)
+            assert len(world.of("new")) == 1
+            assert hanging.is_alive()
+        finally:
+            fs.release.set()
+            hanging.join(PATIENCE_S)
+        world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
