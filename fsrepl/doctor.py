@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -336,6 +337,12 @@ def _command_to_own(facts: Facts, bucket: Bucket) -> str:
 def _privacy(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether others can, or could, look into what is the daemon's alone."""
     address, leave_out = bucket["address"], privacy.command_without(bucket["path"], "chmod a+rX")
+    for source, mode in bucket["wider_than"].items():
+        yield Finding(
+            Level.WARNING, "privacy", address,
+            f"its folder lets in people whom that of {source} keeps out, who may read its replicas here",
+            f"`chmod {mode} {shlex.quote(bucket['path'])}`, unless they shall: a bucket's folder follows no other",
+        )  # fmt: skip
     if bucket["open"]:
         yield Finding(
             Level.ERROR, "privacy", address, "others can look into .fsrepl, which holds private and deleted files",

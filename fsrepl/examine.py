@@ -86,6 +86,8 @@ class Bucket(TypedDict):
     """What is the daemon's own in it is not, or others may write there."""
     open: bool
     """Others may look into its `.fsrepl`."""
+    wider_than: dict[str, str]
+    """Buckets that it has replicas of and whose folder keeps out people that its own lets in, and with what mode."""
 
 
 class Facts(TypedDict):
@@ -233,6 +235,7 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
         "address": address, "trouble": "", "versioning": "", "uid": -1, "source": False, "directories": 0,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 0,
         "unshown": 0, "roles": [], "path": "", "disowned": False, "open": False,
+        "wider_than": {},
     }  # fmt: skip
     this = site.buckets[address]
     found["path"] = str(this.path)
@@ -241,6 +244,7 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
             found["versioning"] = str(this.versioning)
             found["uid"] = opened.fs.stat_fd(opened.fd).st_uid
             found["open"] = privacy.is_open(opened.fs, opened.meta)
+            found["wider_than"] = _wider_than(site, opened)
             found["source"] = this.replication is not None
             if this.versioning is not Versioning.OFF:
                 _count(opened, found)
@@ -261,6 +265,17 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
             found["ahead_s"] = max(0.0, (journal.newest(address)[1] - site.now()) / 1e9)
             found["current_bytes"] = journal.current_bytes(address)
             found["unshown"] = journal.count_unshown(address)
+    return found
+
+
+def _wider_than(site: Site, bucket: OpenBucket) -> dict[str, str]:
+    mode = bucket.fs.stat_fd(bucket.fd).st_mode
+    found = {}
+    for source in site.sources_of(bucket.address):
+        with contextlib.suppress(OSError):
+            other = os.stat(site.buckets[source].path).st_mode
+            if mode & ~other & 0o077:
+                found[source] = f"{stat.S_IMODE(other):o}"
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from fsrepl import access, attrs, verify
 from fsrepl.compare import Problem
+from fsrepl.marks import CHANGED, DirectoryEvent
 from fsrepl.model import Posix, Rights
 from tests.doubles import UnsyncedFs
 from tests.test_privacy import ACL_NAME, NONE, PEOPLE, acl
@@ -73,6 +74,17 @@ def test_what_is_done_to_a_source_directory_is_done_to_its_replica(world: World,
     world.settle()
     assert look_of(world, "d/e") == Rights(0o2750, 0, 0)
     assert not differences(world)
+
+
+def test_an_event_leads_to_it_without_a_scan(world: World) -> None:
+    """Section 6: within a moment, as far as the kernel tells; and so does one of a change on the replica."""
+    world.write("d/k", b"k")
+    world.settle()
+    for bucket, mode in ((SOURCE, 0o700), (DESTINATION, 0o777)):
+        world.path("d", bucket).chmod(mode)
+        world.region(bucket).marks.directories.append(DirectoryEvent(bucket, b"d", CHANGED, 0))
+        world.engine.settle_down()
+        assert look_of(world, "d").mode == 0o700
 
 
 def test_a_region_that_was_away_catches_up(world: World) -> None:

@@ -30,6 +30,7 @@ def bucket(**more: Any) -> Bucket:
         "address": "east/src", "trouble": "", "versioning": "Enabled", "uid": 0, "source": True, "directories": 9,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 1 << 30,
         "unshown": 0, "roles": [], "path": "/srv/east/src", "disowned": False, "open": False,
+        "wider_than": {},
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
 

@@ -139,3 +139,13 @@ def test_without_a_daemon_doctor_says_that_it_is_open(world: World) -> None:
     assert finding.level is Level.ERROR
     sh(typed(finding))
     assert is_closed(world, SOURCE)
+
+
+def test_a_bucket_whose_folder_is_wider_than_its_source(world: World) -> None:
+    """A bucket's folder is its administrator's: doctor says where replicas in it can be read by more people."""
+    world.path().chmod(0o750)
+    finding = next(f for f in found(world) if f.area == "privacy")
+    assert (finding.level, finding.where) == (Level.WARNING, DESTINATION)
+    sh(typed(finding))
+    assert world.path(bucket=DESTINATION).stat().st_mode & 0o777 == 0o750
+    assert not [f for f in found(world) if f.area == "privacy"]
