@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fsrepl import directories
+from fsrepl import directories, keys
 from fsrepl.errors import FsreplError
 from fsrepl.site import OpenBucket
 
@@ -40,6 +40,13 @@ def look_due(region: Region) -> bool:
         with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
             look(region, place, bucket, paths, tell)
     return busy
+
+
+def look_before_showing(region: Region, place: Place, bucket: OpenBucket, found: Iterable[bytes]) -> None:
+    """Views are about to show what they did not, without a delivery: no directory lets in more than its sources do."""
+    paths = directories.with_parents(keys.split(key)[0] for key in found)
+    if paths:
+        look(region, place, bucket, paths, set())
 
 
 def look(region: Region, place: Place, bucket: OpenBucket, paths: Iterable[bytes], tell: set[bytes]) -> None:

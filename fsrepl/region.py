@@ -349,6 +349,8 @@ class Region:
             )
             return bool(place.held[intent.key].intent)
 
+        intents = [intent.key for _, group in commit.read_intents(bucket) for intent in group]
+        following.look_before_showing(self, place, bucket, intents)
         lost = index.finish(bucket, engine.journal, hold)
         shared.resume(place, lost)
         thresholds.untrack(engine, address)

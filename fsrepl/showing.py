@@ -12,7 +12,7 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
-from fsrepl import commit, keys, store
+from fsrepl import commit, following, keys, store
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
 from fsrepl.fs import reason
 from fsrepl.marks import ARRIVED
@@ -100,6 +100,7 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
         release(region, place, bucket, key)
         return
     try:
+        following.look_before_showing(region, place, bucket, [key])
         staged = commit.stage_current(bucket, current)
         outcome = commit.show(bucket, current, known.view, staged)
     except (StoreDamaged, OSError) as error:

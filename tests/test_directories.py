@@ -168,6 +168,36 @@ def test_a_view_that_was_held_gets_its_directory_as_at_the_source(world: World) 
     assert look_of(world, "d") == Rights(0o700, 33, 33)
 
 
+@pytest.mark.parametrize("crash", [False, True], ids=["held", "after-a-crash"])
+def test_what_is_shown_late_is_shown_in_a_directory_as_at_its_source(world: World, crash: bool) -> None:
+    """Section 2: also where no delivery leads to it, and no scan has looked at the directory before."""
+    world.write("d/other", b"o")
+    world.settle()
+    world.path("d/k", DESTINATION).mkdir()
+    (world.path("d/k", DESTINATION) / "theirs").write_bytes(b"in the way")
+    world.write("d/k", b"k")
+    world.settle()
+    shutil.rmtree(world.path("d/k", DESTINATION))
+    shut(world, "d")
+    if crash:
+        world.restart()
+    seen = []
+
+    class Watching(UnsyncedFs):
+        def link(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+            if new_name == b"k":
+                seen.append(os.fstat(to_at).st_mode & 0o7777)
+            super().link(from_at, name, to_at, new_name)
+
+    bucket = world.engine.site.bucket(DESTINATION)
+    bucket.fs = world.engine.site.fs = Watching()
+    world.region(DESTINATION).look_around()
+    world.hurry()
+    world.region(DESTINATION).turn()
+    assert world.tree(DESTINATION)["d/k"] == b"k"
+    assert seen == [0o700]
+
+
 # -- whose directories are left alone
 
 
