@@ -29,7 +29,7 @@ from fsrepl import (
     transfer,
 )
 from fsrepl.errors import UNFORESEEN, BucketMissing, Failed, FsreplError, RecordLost, StoreDamaged, Unavailable
-from fsrepl.fs import GONE, reason
+from fsrepl.fs import NO_FILE, reason
 from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Role, Status, Version
 from fsrepl.rows import Object, Owed, View, Word
 from fsrepl.settling import is_owed
@@ -301,7 +301,7 @@ class Batch:
         try:
             found = self.destination.fs.stat(self.destination.views.get(directory), name)
         except OSError as error:
-            return error.errno in GONE
+            return error.errno in NO_FILE
         return not self.destination.fs.is_regular(found) or not (self.place.scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl import capture, commit, copying, keys, mend, rebuild, records, showing, store
 from fsrepl.errors import FsreplError, StoreDamaged
-from fsrepl.fs import GONE, reason
+from fsrepl.fs import GONE, NO_FILE, reason
 from fsrepl.model import NULL, Version, Versioning
 from fsrepl.place import Lost, Place
 from fsrepl.rows import Object
@@ -77,7 +77,7 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: capture.Ta
     try:
         fd = bucket.fs.open_read(bucket.views.get(directory), name)
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in NO_FILE:
             return None  # removed in this moment: its event tells
         raise
     try:
@@ -145,7 +145,8 @@ def lent(
             return _changed(region, bucket, key, shown)
         if own.st_ino == view.ino:
             lost = _without_record(region, bucket, key, shown)
-            return _read(region, bucket, (key, shown)) if own.st_nlink > 1 else lost
+            touched = own.st_nlink > 1 or not view.has_content_of(own)
+            return _read(region, bucket, (key, shown)) if touched else lost
     version = _same_file(region, bucket, key, taken) if named and taken is not None else None
     return version if version is not None and taken is not None and version.digest == taken.digest else None
 

@@ -11,7 +11,7 @@ import os
 import stat
 
 from fsrepl import keys
-from fsrepl.fs import GONE
+from fsrepl.fs import NO_FILE
 from fsrepl.rows import View
 from fsrepl.site import OpenBucket
 
@@ -40,5 +40,5 @@ def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)
     except OSError as error:
-        return compare(view, None) if error.errno in GONE else Look.RECORDED
+        return compare(view, None) if error.errno in NO_FILE else Look.RECORDED
     return compare(view, found)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from fsrepl import attrs, clock, keys, records, store
-from fsrepl.fs import GONE
+from fsrepl.fs import NO_FILE
 from fsrepl.model import NULL, Origin, Version
 from fsrepl.site import OpenBucket
 
@@ -61,7 +61,7 @@ def has(bucket: OpenBucket, key: bytes) -> bool:
     try:
         return bucket.fs.is_regular(bucket.fs.stat(bucket.views.get(directory), name))
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in NO_FILE:
             return False
         raise
 
@@ -74,7 +74,7 @@ def read(bucket: OpenBucket, key: bytes) -> Version | None:
     try:
         fd = bucket.fs.open_read(bucket.views.get(directory), name)
     except OSError as error:
-        if error.errno in GONE:
+        if error.errno in NO_FILE:
             return None
         raise
     try:

@@ -232,6 +232,39 @@ def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: P
         assert world.leftovers(bucket) == []
 
 
+def test_a_destroyed_version_whose_view_is_another_file_with_its_content(tmp_path: Path) -> None:
+    """G7, section 7: the view looks as if nothing had happened but an edit, and the version's own file is gone."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        bucket = _link(world, "auto")
+        before = world.current("k", bucket)
+        _write_into(world.path("k", bucket))
+        world.drop("k", WAS, bucket)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert world.leftovers(bucket) == []
+
+
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_destroyed_version_of_a_directory_that_is_a_link_now(tmp_path: Path, sharing: str) -> None:
+    """G7, section 7: the deletion is captured all the same, and the version is fetched again."""
+    with World(tmp_path) as world:
+        if sharing == "link":
+            world.set_sharing(east="link")
+        bucket = SOURCE if sharing == "link" else DESTINATION
+        world.write("d/k", WAS)
+        world.settle()
+        old = world.current("d/k", bucket).id
+        _write_into(world.path("d/k", bucket))
+        world.path("d", bucket).rename(world.home / "elsewhere")
+        world.path("d", bucket).symlink_to(world.home / "elsewhere")
+        world.settle()
+        world.settle()
+        assert world.current("d/k", bucket).marker
+        assert _served(world, bucket, "d/k")[old] == WAS
+
+
 @pytest.mark.parametrize("act", ["replaced", "removed"])
 def test_a_version_whose_file_only_looks_written_into_is_kept(tmp_path: Path, act: str) -> None:
     """G7, section 7: `touch` changes the times and no byte; nothing is thrown away for that."""
