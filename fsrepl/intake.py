@@ -289,7 +289,7 @@ def _taken(
         region.look_later(place, mark, 0.0, "it was the file of another version, and is its own now")
         return None
     if known and (shown := _shown(bucket, key, known, taken)):
-        _unstage(bucket, taken)
+        taken = _let_be(bucket, key, taken)
         _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
         if shown == known.id:
             showing.release(region, place, bucket, key)
@@ -316,6 +316,23 @@ def _taken(
     if chosen:
         version = replace(version, deliveries=chosen)
     return _New(mark, known, version, taken, capture.stage(bucket, taken, version))
+
+
+def _let_be(bucket: OpenBucket, key: bytes, taken: capture.Taken) -> capture.Taken:
+    """Keep nothing of what was taken, for it is recorded; what was taken, with the view as it looks after that.
+
+    A link that was made and is removed has changed its ctime twice. Recorded as it looked in between, it would
+    never be shown a newer version: it would seem to have been changed, and be looked at, and so on.
+    """
+    _unstage(bucket, taken)
+    if not taken.linked:
+        return taken
+    directory, name = keys.split(key)
+    with contextlib.suppress(OSError):  # gone by now, and its event tells
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+        if view_of(taken.found, "").has_content_of(found):
+            return replace(taken, found=found, racy=True)
+    return taken
 
 
 def _unstage(bucket: OpenBucket, taken: capture.Taken) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.marks import CLOSED
 from fsrepl.model import Version
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
 WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
 
@@ -263,6 +264,28 @@ def test_a_destroyed_version_of_a_directory_that_is_a_link_now(tmp_path: Path, s
         world.settle()
         assert world.current("d/k", bucket).marker
         assert _served(world, bucket, "d/k")[old] == WAS
+
+
+def test_a_view_that_is_late_and_was_touched_is_brought_up_to_its_version(tmp_path: Path) -> None:
+    """G5, section 7: under "link" the look at it makes a link and removes it, which is not its user's doing."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
+        world.write("k", WAS)
+        world.settle()
+        path = world.path("k", DESTINATION)
+        shutil.copy2(path, world.home / "copy")
+        (world.home / "copy").rename(path)
+        world.settle()
+        with path.open("r+b"):
+            world.drop("k", IS)
+            world.settle()
+            assert path.read_bytes() == WAS
+            path.chmod(0o640)
+        for _ in range(3):
+            world.settle()
+        assert path.read_bytes() == IS
+        assert world.leftovers(DESTINATION) == []
 
 
 @pytest.mark.parametrize("act", ["replaced", "removed"])
