@@ -35,6 +35,7 @@ class Queue:
     def __init__(self, source: str, destination: str, lanes: threading.Semaphore) -> None:
         self.source, self.destination = source, destination
         self.ready: deque[Owed] = deque()
+        self.again: deque[Owed] = deque()
         self.later: list[tuple[float, int, Owed]] = []
         self.notes: dict[At, tuple[float, str, int]] = {}
         """What failed for now: when it is tried again, why, how often it was tried."""
@@ -48,35 +49,46 @@ class Queue:
         self._tickets = itertools.count()
 
     def add(self, owed: Owed) -> None:
-        if (owed.key, owed.id) not in self.known:
-            self.known.add((owed.key, owed.id))
-            self.ready.append(owed)
+        if (owed.key, owed.id) in self.known:
+            return
+        self.known.add((owed.key, owed.id))
+        self._line(owed).append(owed)
+
+    def _line(self, owed: Owed) -> deque[Owed]:
+        """Where one waits: that of the new ones, or of those that are tried again, of which there may be many."""
+        is_again = owed.since_ns > owed.created_ns or (owed.key, owed.id) in self.notes
+        return self.again if is_again else self.ready
 
     def count_ready(self, now_s: float) -> int:
         """How many live deliveries may be tried now."""
         if now_s < max(self.blocked_until_s, self.paced_until_s):
             return 0
         while self.later and self.later[0][0] <= now_s:
-            self.ready.append(heapq.heappop(self.later)[2])
-        return len(self.ready)
+            self.again.append(heapq.heappop(self.later)[2])
+        return len(self.ready) + len(self.again)
 
     def take(self, limit: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
-        """The live deliveries whose turn it is: at most so many, and so many bytes or a single one."""
+        """The live deliveries whose turn it is: at most so many, and so many bytes or a single one.
+
+        Of those that are tried again each fourth, so that neither kind waits for all of the other.
+        """
         taken: list[Owed] = []
         size = 0
         for _ in range(min(limit, self.count_ready(now_s))):
-            size += self.ready[0].size
+            line = self.again if self.again and (not self.ready or len(taken) % 4 == 3) else self.ready
+            size += line[0].size
             if taken and size > bytes_max:
                 break
-            taken.append(self.ready.popleft())
+            taken.append(line.popleft())
         return taken
 
     def give_back(self, owed: Sequence[Owed]) -> None:
         """They were taken and not tried, for want of time: they are the first that are taken next."""
-        self.ready.extendleft(each for each in reversed(owed) if not each.batch)
-        for each in owed:
+        for each in reversed(owed):
             if each.batch:
                 self.backlog.put_back(each)
+            else:
+                self._line(each).appendleft(each)
 
     def take_backlog(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
         """A portion of what backfills owe. The caller has seen that nothing live is ready."""
@@ -115,13 +127,13 @@ class Queue:
     def kick(self) -> None:
         """Try everything now: something changed that may let it through."""
         self.blocked_until_s, self.attempts = 0.0, 0
-        self.ready.extend(owed for _, _, owed in sorted(self.later))
+        self.again.extend(owed for _, _, owed in sorted(self.later))
         self.later.clear()
         self.backlog.kick()
 
     def next_s(self) -> float | None:
         """The monotonic time of the next try; None where nothing waits."""
-        due_s = 0.0 if self.ready else self.later[0][0] if self.later else math.inf
+        due_s = 0.0 if self.ready or self.again else self.later[0][0] if self.later else math.inf
         due_s = min(due_s, self.backlog.next_s())
         return None if due_s == math.inf else max(due_s, self.blocked_until_s, self.paced_until_s)
 

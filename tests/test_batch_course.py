@@ -84,7 +84,7 @@ def test_a_backlog_is_not_held_in_memory(world: World, monkeypatch: pytest.Monke
         world.settle()
         assert [str(owed.status) for owed in world.engine.journal.deliveries(SOURCE)] == ["PENDING"] * 40
         queues = [q for region in world.engine.regions.values() for q in region.queues.values()]
-        assert all(not q.ready and not q.later and not q.known and len(q.notes) <= 4 for q in queues)
+        assert all(not q.ready and not q.again and not q.later and not q.known and len(q.notes) <= 4 for q in queues)
         world.restart()
     world.back("west")
     world.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -109,6 +110,26 @@ def test_what_failed_for_now_is_passed_over_until_it_is_due(queue: Queue) -> Non
     assert queue.attempts_of(again) == 2
     queue.kick()
     assert numbers(queue.take_backlog(table.read, LARGE, 61.0)) == [1]
+
+
+def test_what_is_new_does_not_wait_for_all_that_is_tried_again(queue: Queue) -> None:
+    """Ten thousand that are retried, or are due again, go on all the while, and so does what was just written."""
+    for n in range(10_000):
+        queue.add(replace(owed(n, job=""), since_ns=10**18))
+    taken = queue.take(64, 0.0)
+    new = owed(10_001, job="")
+    queue.add(new)
+    while new not in taken:
+        assert len(taken) < 100
+        taken += queue.take(64, 0.0)
+    for each in taken:
+        queue.put_off(each, 5.0, "no space")
+    queue.kick()
+    queue.give_back(queue.take(512, 0.0))
+    newer = owed(10_002, job="")
+    queue.add(newer)
+    assert newer in queue.take(8, 0.0)
+    assert len(queue.take(20_000, 0.0)) == 9_994
 
 
 def test_a_destination_that_is_away_holds_back_all_of_it(queue: Queue) -> None:
