@@ -1,0 +1,39 @@
+"""The attack from the command line: what it found, and exit status 1 where something must not be."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.attack import course
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.attack", description="Attack a two-way site.")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of every random choice")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long users work")
+    parser.add_argument("--sharing", choices=("auto", "private", "link"), default="auto")
+    parser.add_argument("--user", type=int, help="an uid to run everything as; needs root")
+    parser.add_argument("--home", type=Path, help="a folder for it, kept afterwards (default: a temporary one)")
+    options = parser.parse_args()
+    if options.user is not None:
+        os.setgroups([])
+        os.setgid(options.user)
+        os.setuid(options.user)
+    home = options.home or Path(tempfile.mkdtemp(prefix="fsrepl-attack-"))
+    home.mkdir(parents=True, exist_ok=True)
+    print(f"seed {options.seed} sharing {options.sharing} in {home}", flush=True)
+    outcome = course.run(home, seed=options.seed, seconds=options.seconds, sharing=options.sharing)
+    print("\n".join(outcome.lines()))
+    if not outcome.faults and options.home is None:
+        shutil.rmtree(home)
+    return 1 if outcome.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

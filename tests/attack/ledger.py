@@ -1,0 +1,89 @@
+"""What users had, and for how long: pure, so that the verdict does not depend on how it came about."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+REST_S = 5.0
+"""Bytes that rested so long beside a working daemon must be a version, however busy the machine is."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as a user sees it. names: how many keys of the bucket are names of it."""
+
+    ino: int
+    mtime_ns: int
+    digest: str
+    names: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The same file with the same bytes at one key, from one moment to another (monotonic seconds)."""
+
+    bucket: str
+    key: str
+    file: File
+    since_s: float
+    until_s: float
+
+
+class Verdict(enum.Enum):
+    KEPT = "a version holds it"
+    SHORT = "it did not rest long enough beside a working daemon"
+    UNSEEN = "it came through another name of the file: only a scan finds that"
+    OVERWRITTEN = "it was the stored version's own file, and was overwritten in place"
+    LOST = "no version holds it"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Of one bucket: what rested where. Whoever changes the tree looks before and after."""
+
+    bucket: str
+    rests: list[Rest] = field(default_factory=list)
+    overwritten: set[str] = field(default_factory=set)
+    """Digests of bytes that were overwritten in place: the file stayed, and its bytes went."""
+    _now: dict[str, tuple[File, float]] = field(default_factory=dict)
+
+    def saw(self, tree: Mapping[str, File], now_s: float) -> None:
+        """The tree looks like this now. What looks as it did last time has rested since it was first seen."""
+        was = {file.ino: file.digest for file, _ in self._now.values()}
+        for file in tree.values():
+            if was.get(file.ino, file.digest) != file.digest:
+                self.overwritten.add(was[file.ino])
+        for key, (file, since_s) in self._now.items():
+            if tree.get(key) != file:
+                self.rests.append(Rest(self.bucket, key, file, since_s, now_s))
+        self._now = {
+            key: self._now[key] if key in self._now and self._now[key][0] == file else (file, now_s)
+            for key, file in tree.items()
+        }
+
+    def close(self, now_s: float) -> list[Rest]:
+        """All that rested, up to now."""
+        self.saw({}, now_s)
+        return self.rests
+
+
+def judge(
+    rest: Rest, up: Iterable[tuple[float, float]], kept: Collection[str], destroyed: Collection[str],
+    overwritten: Collection[str],
+) -> Verdict:  # fmt: skip
+    """What became of bytes that rested at a key.
+
+    up: when a daemon was ready, from and until. kept: digests of the key's versions that are whole; destroyed: of those
+    whose stored content is another by now.
+    """
+    digest = rest.file.digest
+    if digest in kept:
+        return Verdict.KEPT
+    if digest in destroyed and digest in overwritten:
+        return Verdict.OVERWRITTEN
+    beside_s = max((min(rest.until_s, until) - max(rest.since_s, since) for since, until in up), default=0.0)
+    if beside_s < REST_S:
+        return Verdict.SHORT
+    return Verdict.UNSEEN if rest.file.names > 1 else Verdict.LOST

@@ -1,0 +1,228 @@
+"""Users of one side: one deed after another, each of a random kind, on few keys, so that they often meet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from blake3 import blake3
+
+from tests.attack.ledger import File, Ledger
+
+DIRECTORIES = ("", "a", "b", "a/deep", "c")
+NAMES = ("one", "two", "three", "four")
+_LINKED = ".real"
+"""What a directory is called while a link stands in its place."""
+
+Key = str
+
+
+class Users:
+    """Everybody who works on one bucket. Their deeds do not overlap; only the daemon works beside them."""
+
+    def __init__(self, bucket: str, top: Path, aside: Path, seed: str) -> None:
+        self.top, self.aside = top, aside
+        self.ledger = Ledger(bucket)
+        self.chance = random.Random(seed)
+        self.deeds: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self._number, self._tag = 0, seed
+        self._thread = threading.Thread(target=self._work, name=bucket)
+        self._end = threading.Event()
+        aside.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """They stop, and put directories back where links stand in their place."""
+        self._end.set()
+        self._thread.join()
+        self.look()
+        for link in [path for path in self.top.rglob("*") if path.is_symlink()]:
+            self._unlink_directory(link)
+        self.look()
+
+    def look(self) -> dict[Key, File]:
+        """See what everybody sees, and note it."""
+        found: dict[Key, tuple[int, int, str]] = {}
+        for folder, directories, names in os.walk(self.top):
+            directories[:] = [name for name in directories if name != ".fsrepl"]
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(OSError):  # the daemon replaced it in this moment
+                    if not path.is_symlink():
+                        with path.open("rb") as file:
+                            status = os.fstat(file.fileno())
+                            digest = blake3(file.read()).hexdigest()
+                        key = str(path.relative_to(self.top))
+                        found[key] = (status.st_ino, status.st_mtime_ns, digest)
+        names_of = Counter(ino for ino, _, _ in found.values())
+        tree = {key: File(ino, mtime_ns, digest, names_of[ino]) for key, (ino, mtime_ns, digest) in found.items()}
+        self.ledger.saw(tree, time.monotonic())
+        return tree
+
+    def _work(self) -> None:
+        kinds = list(_WEIGHTS)
+        weights = list(_WEIGHTS.values())
+        while not self._end.is_set():
+            kind = self.chance.choices(kinds, weights)[0]
+            self.look()
+            try:
+                getattr(self, kind)()
+                self.deeds[kind] += 1
+            except OSError:
+                pass  # what it was meant for is not there
+            except Exception as error:
+                self.errors.append(f"{kind}: {error!r}")
+            self.look()
+            self._end.wait(self.chance.choice((0.0, 0.0, 0.01, 0.05, 0.2)))
+            if self.chance.random() < 0.004:
+                self._end.wait(8.0)  # so that there are things that rest
+
+    # -- what they work on
+
+    def _any(self) -> Path:
+        return self.top / self.chance.choice(DIRECTORIES) / self.chance.choice(NAMES)
+
+    def _existing(self) -> Path:
+        files = [p for d in DIRECTORIES for n in NAMES if (p := self.top / d / n).is_file()]
+        if not files:
+            raise FileNotFoundError
+        return self.chance.choice(files)
+
+    def _data(self, size: int = 0) -> bytes:
+        """Bytes that nobody has written before."""
+        self._number += 1
+        head = f"{self._tag}:{self._number}:".encode()
+        return head.ljust(size or self.chance.choice((40, 40, 400, 5000, 70_000)), b".")
+
+    def _make_room(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # -- deeds
+
+    def write(self) -> None:
+        """In place, cut to nothing first, as `>` does."""
+        self._make_room(self._any()).write_bytes(self._data())
+
+    def put(self) -> None:
+        """Beside the bucket, and renamed into place."""
+        aside = self.aside / "put"
+        aside.write_bytes(self._data())
+        aside.rename(self._make_room(self._any()))
+
+    def append(self) -> None:
+        with self._existing().open("ab") as file:
+            file.write(self._data(40))
+
+    def slowly(self) -> None:
+        with self._existing().open("r+b") as file:
+            file.write(self._data(40))
+            file.flush()
+            time.sleep(self.chance.choice((0.02, 0.2)))
+            file.write(self._data(40))
+
+    def same_size(self) -> None:
+        """Other bytes, as many as before."""
+        path = self._existing()
+        with path.open("r+b") as file:
+            file.write(self._data(max(40, path.stat().st_size))[: path.stat().st_size])
+
+    def truncate(self) -> None:
+        path = self._existing()
+        os.truncate(path, self.chance.randrange(path.stat().st_size + 1))
+
+    def delete(self) -> None:
+        self._existing().unlink()
+
+    def chmod(self) -> None:
+        self._existing().chmod(self.chance.choice((0o644, 0o600, 0o640)))
+
+    def attribute(self) -> None:
+        os.setxattr(self._existing(), "user.colour", self._data(40))
+
+    def link(self) -> None:
+        os.link(self._existing(), self._make_room(self._any()))
+
+    def link_over(self) -> None:
+        """As `ln -f` does it."""
+        aside = self.aside / f"link{self._number}"
+        os.link(self._existing(), aside)
+        try:
+            aside.rename(self._make_room(self._any()))  # does nothing where both are one file
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def rename(self) -> None:
+        self._existing().rename(self._make_room(self._any()))
+
+    def rename_directory(self) -> None:
+        name, other = self.chance.sample([d for d in DIRECTORIES if d], 2)
+        aside = self.aside / f"moved{self._number}"
+        one, two = self.top / name, self.top / other
+        if one.is_symlink() or two.is_symlink() or one in two.parents or two in one.parents:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            two.rename(aside)
+        one.rename(self._make_room(two))
+        if aside.exists():
+            aside.rename(one)
+
+    def link_directory(self) -> None:
+        """A directory moves, and a link to it takes its place."""
+        path = self.top / self.chance.choice([d for d in DIRECTORIES if d])
+        if path.is_symlink() or not path.is_dir():
+            return
+        real = path.with_name(path.name + _LINKED)
+        path.rename(real)
+        path.symlink_to(real.name)
+
+    def unlink_directory(self) -> None:
+        self._unlink_directory(self.top / self.chance.choice([d for d in DIRECTORIES if d]))
+
+    def _unlink_directory(self, link: Path) -> None:
+        if link.is_symlink():
+            link.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                link.with_name(link.name + _LINKED).rename(link)
+
+    def copy(self) -> None:
+        """`cp -a`: onto what is there, with the attributes of another file, ours included."""
+        subprocess.run(["cp", "-a", self._existing(), self._make_room(self._any())], capture_output=True, check=False)
+
+    def rsync(self) -> None:
+        """A tree of the user's own, kept beside the bucket: some of it new, most of it as it was."""
+        self._rsync("-a")
+
+    def rsync_attributes(self) -> None:
+        self._rsync("-aX")
+
+    def _rsync(self, options: str) -> None:
+        tree = self.aside / "tree"
+        if self.chance.random() < 0.2:  # what is in the bucket now, with its attributes
+            shutil.rmtree(tree, ignore_errors=True)
+            shutil.copytree(
+                self.top, tree, symlinks=True, ignore=lambda folder, names: {".fsrepl"} & {*names}, dirs_exist_ok=True
+            )
+        for _ in range(3):
+            self._make_room(tree / self.chance.choice(DIRECTORIES) / self.chance.choice(NAMES)).write_bytes(
+                self._data()
+            )
+        extra = self.chance.choice(([], ["--checksum"], ["--inplace"], ["--delete", "--exclude=/.fsrepl"]))
+        subprocess.run(["rsync", options, *extra, f"{tree}/", f"{self.top}/"], capture_output=True, check=False)
+
+
+_WEIGHTS = {
+    "write": 20, "put": 20, "append": 10, "slowly": 4, "same_size": 15, "truncate": 6, "delete": 12, "chmod": 4,
+    "attribute": 4, "link": 6, "link_over": 3, "rename": 8, "rename_directory": 3, "link_directory": 2,
+    "unlink_directory": 4, "copy": 4, "rsync": 1, "rsync_attributes": 1,
+}  # fmt: skip
