@@ -86,7 +86,7 @@ def test_a_view_that_is_behind_is_told(site: Site) -> None:
     site.wait()
     with site.path("k", DESTINATION).open("r+b"):
         site.put("k", b"two")
-        site.wait()
+        assert "stored, and not shown yet: west/dst/k" in site.wait(code=1).err
         (there,) = [b for b in site.json("status")["buckets"] if b["bucket"] == DESTINATION]
         assert [each["Key"] for each in there["views_behind"]] == ["k"]
         assert "open for writing" in there["views_behind"][0]["Why"]

@@ -45,6 +45,8 @@ def status(
 
     def now() -> dict[str, Any]:
         site.load_identities()
+        if watch:  # regions come and go meanwhile
+            site.ask_regions()
         said = statuses.daemon_status(site.settings)
         return statuses.status(site, statuses.with_all_names(site.settings, said) if every_name else said)
 
