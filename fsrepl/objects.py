@@ -82,7 +82,9 @@ def _unshown(place: Place, key: bytes, known: Object) -> str:
     if (waits := place.later.get(key)) is not None:
         return f"it was changed since, and is not captured yet: {waits.why}"
     if (held := place.held.get(key)) is not None:
-        return held.why
+        return (
+            "" if held.conflict else held.why
+        )  # where its file cannot be, status tells that, and no command changes it
     if known.view is None or known.view.shown != known.id:
         return place.unreadable.get(key, "it was removed or replaced just now")
     return ""
