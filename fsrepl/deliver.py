@@ -28,7 +28,7 @@ from fsrepl import (
     store,
     transfer,
 )
-from fsrepl.errors import UNFORESEEN, BucketMissing, Failed, FsreplError, RecordLost, StoreDamaged, Unavailable
+from fsrepl.errors import UNFORESEEN, BucketMissing, Failed, FsreplError, StoreDamaged, Unavailable
 from fsrepl.fs import NO_FILE, reason
 from fsrepl.model import ARCHIVED_CLASSES, NULL, Delivery, Replication, Role, Status, Version
 from fsrepl.rows import Object, Owed, View, Word
@@ -179,11 +179,8 @@ class Batch:
         except Failed as error:
             log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
             self.words.append(Word(owed, Status.FAILED, error.reason, None))
-        except RecordLost as error:
-            self._await_record(owed, error)
         except StoreDamaged as error:
-            log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
-            self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
+            self._await_record(owed, error)
         except PermissionError as error:
             refusal = "DstDelObjNotPermitted" if owed.marker else "DstPutObjectNotPermitted"
             log.warning('refused to=%s key="%s": %s', owed.destination, keys.shown(owed.key), reason(error))
@@ -197,8 +194,8 @@ class Batch:
             self.place.undelivered[owed.key] = f"from {owed.source}: {UNFORESEEN}"
             self.region.try_later([owed], UNFORESEEN)
 
-    def _await_record(self, owed: Owed, error: RecordLost) -> None:
-        """A version that has lost its record is sent once that is rebuilt; FAILED where it cannot be."""
+    def _await_record(self, owed: Owed, error: StoreDamaged) -> None:
+        """A version whose record is lost or wrong is sent once that is rebuilt; FAILED where it cannot be."""
         log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
         if self.region.queue(owed.source, owed.destination).attempts_of(owed) >= _REBUILDS_MAX:
             self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))

@@ -429,12 +429,26 @@ class Verification:
             verdict, difference = self._view(side, key, current)
             if difference is not None:
                 yield difference, partial(self._view_again, side, key)
+            elif verdict is Verdict.PENDING and self._is_damage(side, key, current):
+                self.tally.pending += 1
             elif verdict is Verdict.PENDING:
                 unlike.append(key)
                 if len(unlike) >= _AT_ONCE:
                     yield from self._captured(side, unlike)
                     unlike = []
         yield from self._captured(side, unlike)
+
+    def _is_damage(self, side: Side, key: bytes, current: Object) -> bool:
+        """Whether a file that differs is the stored version's own, and has no further name.
+
+        A write through the view makes an event, so this one went past it: the store is damaged, and `_store` tells.
+        """
+        directory, name = keys.split(key)
+        try:
+            found = side.bucket.fs.stat(side.bucket.views.get(directory), name)
+        except OSError:
+            return False
+        return found.st_nlink == 2 and self._is_one_file(side, key, current, found)
 
     def _captured(self, side: Side, unlike: Sequence[bytes]) -> Iterator[tuple[Difference, Look]]:
         """Files that are not as recorded, perhaps without an event: capture looks at them, then we do once more."""
@@ -513,6 +527,11 @@ class Verification:
         """Whether the view is another name of the stored version: then that was looked at already."""
         if (side.address, key, current.id) in self._bad:
             return False
+        return self._is_one_file(side, key, current, found)
+
+    @staticmethod
+    def _is_one_file(side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
+        """Whether the view and the stored version are hard links to one file."""
         directory, last = keys.split(key)
         try:
             at = side.bucket.store.get(keys.stored_directory(directory))
