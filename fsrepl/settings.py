@@ -5,8 +5,8 @@ and the remark that `fsrepl init` writes beside it. Reading, checking, the text 
 errors all follow from these lines. Every error is a Usage that names the file, the line and what
 would be right. Pure but for `load` and `find`. Source: design.md, section 4.
 """
-
 # ruff: noqa: RUF009 (_setting makes a field, as dataclasses.field does)
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -154,20 +153,20 @@ def _patterns(value: object) -> tuple[str, ...]:
 def _one_of(*choices: str) -> Kind:
     def kind(value: object) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise ValueError("one of " + ", ".join(map(_quote, choices)))
+            raise ValueError("one of " + ", ".join(map(quoted, choices)))
         return value
 
     return kind
 
 
-def _path(value: object) -> Path:
+def path_kind(value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value or value.startswith("~"):
         raise ValueError("a path, absolute or relative to this file (a ~ is not replaced by anybody's home)")
     return Path(value)
 
 
 def _optional_path(value: object) -> Path | None:
-    return _path(value) if value != "" else None
+    return path_kind(value) if value != "" else None
 
 
 def _url(value: object) -> str:
@@ -208,7 +207,7 @@ class RegionSettings:
     """A region: its path is absolute, with symlinks and `..` as the file has them."""
 
     name: str
-    path: Path = _setting(_path, None, "")
+    path: Path = _setting(path_kind, None, "")
     sharing: str = _setting(
         _one_of("auto", "private", "link"),
         "auto",
@@ -313,7 +312,7 @@ class Settings:
         return self.path.parent / "roles"
 
 
-_TABLES: Mapping[str, type[Any]] = {
+TABLES: Mapping[str, type[Any]] = {
     "capture": Capture,
     "replication": ReplicationSettings,
     "scrub": Scrub,
@@ -321,11 +320,11 @@ _TABLES: Mapping[str, type[Any]] = {
     "events": Events,
     "metrics": Metrics,
 }
-_TOP = ("state", "regions", *_TABLES)
-_REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_TOP = ("state", "regions", *TABLES)
+REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def _known(table: type[DataclassInstance]) -> dict[str, dataclasses.Field[Any]]:
+def settings_of(table: type[DataclassInstance]) -> dict[str, dataclasses.Field[Any]]:
     """The settings of a table, by their names in the file."""
     return {f.metadata["name"] or f.name: f for f in dataclasses.fields(table) if f.metadata}
 
@@ -346,7 +345,7 @@ class _Statement:
     header: bool
 
 
-def _statements(text: str) -> Iterator[_Statement]:
+def statements(text: str) -> Iterator[_Statement]:
     """The statements of a text that is valid TOML.
 
     tomllib keeps no line numbers. But a statement ends with its line, unless a bracket or a multi-line
@@ -383,14 +382,14 @@ def _walk(value: object, above: Keys) -> Iterator[Keys]:
             yield from _walk(below, (*above, name))
 
 
-def _quote(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as TOML writes it, on one line: strings, numbers, booleans and arrays of these."""
     return json.dumps(value, ensure_ascii=False, default=str).replace("\x7f", "\\u007f")
 
 
-def _title(keys: Keys) -> str:
+def title_of(keys: Keys) -> str:
     """A table or a setting by its name: regions."eu.west"."""
-    return ".".join(k if re.fullmatch(r"[A-Za-z0-9_-]+", k) else _quote(k) for k in keys)
+    return ".".join(k if re.fullmatch(r"[A-Za-z0-9_-]+", k) else quoted(k) for k in keys)
 
 
 class _Text:
@@ -405,7 +404,7 @@ class _Text:
             line = re.match(r"line (\d+)", at)
             number = line[1] if line else text.rstrip("\n").count("\n") + 1
             raise Usage(f"{path}, line {number}: this is not TOML: {what or at}") from error
-        for statement in _statements(text):
+        for statement in statements(text):
             for keys in statement.keys:
                 self.lines.setdefault(keys, statement.first + 1)
 
@@ -414,50 +413,50 @@ class _Text:
 
     def table(self, keys: Keys, value: object) -> dict[str, object]:
         if not isinstance(value, dict):
-            raise self.wrong(keys, f"{_title(keys)} must be a table, [{_title(keys)}]; it is {_short(value)}")
+            raise self.wrong(keys, f"{title_of(keys)} must be a table, [{title_of(keys)}]; it is {_short(value)}")
         return value
 
     def value(self, keys: Keys, kind: Kind, value: object) -> object:
         try:
             found = kind(value)
         except ValueError as error:
-            where = f"[{_title(keys[:-1])}] " if keys[1:] else ""
-            raise self.wrong(keys, f"{where}{_title(keys[-1:])} must be {error}; it is {_short(value)}") from None
+            where = f"[{title_of(keys[:-1])}] " if keys[1:] else ""
+            raise self.wrong(keys, f"{where}{title_of(keys[-1:])} must be {error}; it is {_short(value)}") from None
         return Path(os.path.join(self.path.parent, found)) if isinstance(found, Path) else found
 
     def read(self, keys: Keys, value: object, into: type[Table], **more: object) -> Table:
         """One table as its dataclass; more are fields that do not come from it."""
-        known, given = _known(into), dict(more)
+        known, given = settings_of(into), dict(more)
         for name, setting in self.table(keys, value).items():
             if name not in known:
                 raise self.unknown((*keys, name), known, setting)
             given[known[name].name] = self.value((*keys, name), known[name].metadata["kind"], setting)
         for name, setting_field in known.items():
             if setting_field.default is dataclasses.MISSING and setting_field.name not in given:
-                raise self.wrong(keys, f'[{_title(keys)}] needs a {name}: {name} = "..."')
+                raise self.wrong(keys, f'[{title_of(keys)}] needs a {name}: {name} = "..."')
         return into(**given)
 
     def unknown(self, keys: Keys, known: Mapping[str, object], value: object) -> Usage:
         *above, name = keys
-        homes = [f"[{table}]" for table, cls in _TABLES.items() if name in _known(cls)]
+        homes = [f"[{table}]" for table, cls in TABLES.items() if name in settings_of(cls)]
         near = difflib.get_close_matches(name.lower(), list(known), 1, 0.5)
         if above and name in _TOP:
             advice = "it belongs above the first table" if name == "state" else f"write it as [{name}]"
         elif homes:
             advice = "it belongs in " + " or ".join(homes)
         elif near:
-            advice = f"did you mean {_quote(near[0])}?"
+            advice = f"did you mean {quoted(near[0])}?"
         elif above[:1] == ["regions"] and isinstance(value, dict):
-            advice = f"a name with a dot is quoted: [regions.{_quote('.'.join(keys[1:]))}]"
+            advice = f"a name with a dot is quoted: [regions.{quoted('.'.join(keys[1:]))}]"
         else:
             advice = "there are " + ", ".join(known)
-        where = f"[{_title(tuple(above))}]" if above else "the file"
+        where = f"[{title_of(tuple(above))}]" if above else "the file"
         what = "table" if isinstance(value, dict) else "setting"
-        return self.wrong(keys, f"{where} has no {what} {_quote(name)}; {advice}")
+        return self.wrong(keys, f"{where} has no {what} {quoted(name)}; {advice}")
 
 
 def _short(value: object) -> str:
-    text = _quote(value)
+    text = quoted(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -472,25 +471,25 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
     tables: dict[str, Any] = {}
     for name, value in file.values.items():
         if name == "state":
-            found = file.value(("state",), _path, value)
+            found = file.value(("state",), path_kind, value)
             assert isinstance(found, Path)
             state = found
         elif name == "regions":
             for region, below in file.table(("regions",), value).items():
                 keys = ("regions", region)
-                if not _REGION_NAME.fullmatch(region):
-                    raise file.wrong(keys, _bad_name(region))
+                if not REGION_NAME.fullmatch(region):
+                    raise file.wrong(keys, bad_name(region))
                 regions[region] = file.read(keys, below, RegionSettings, name=region)
-        elif name in _TABLES:
-            tables[name] = file.read((name,), value, _TABLES[name])
+        elif name in TABLES:
+            tables[name] = file.read((name,), value, TABLES[name])
         else:
             raise file.unknown((name,), dict.fromkeys(_TOP), value)
     _check_apart(file, regions, state, real)
     return Settings(path, state, MappingProxyType(regions), **tables)
 
 
-def _bad_name(region: str) -> str:
-    return f"{_quote(region)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'"
+def bad_name(region: str) -> str:
+    return f"{quoted(region)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'"
 
 
 def _check_apart(file: _Text, regions: Mapping[str, RegionSettings], state: Path, real: Callable[[str], str]) -> None:
@@ -587,137 +586,10 @@ def _exists(path: Path) -> bool:
 
 # -- writing
 
-_HEAD = """\
+HEAD = """\
 # fsrepl.toml: the settings of this site. `fsrepl check` tells what is wrong with it.
 # What is commented out is the default; a setting counts only below the [table] it belongs to.
 """
 
 
-_LINE_MAX = 120
-
-
-def render(regions: Mapping[str, str]) -> str:
-    """The text of a new file: the regions with their paths, everything else commented out. Raises Usage."""
-    state = "journal, control socket, identities; for /etc/fsrepl it is /var/lib/fsrepl"
-    parts = [_HEAD + _comment("state", STATE, state), *(_region(name, path) for name, path in regions.items())]
-    for table, cls in _TABLES.items():
-        lines = [_comment(name, f.metadata["toml"], f.metadata["about"]) for name, f in _known(cls).items()]
-        parts.append(f"# [{table}]\n" + "".join(lines))
-    return "\n".join(parts)
-
-
-def _comment(name: str, default: object, about: str) -> str:
-    line = f"# {name} = {_quote(default)}"
-    if len(line) < 60:
-        return f"{line:<31} # {about}\n"
-    if isinstance(default, list) and len(line) > _LINE_MAX:
-        values = textwrap.wrap(", ".join(map(_quote, default)), _LINE_MAX - 6, break_on_hyphens=False)
-        line = "\n".join([f"# {name} = [", *(f"#     {some}" for some in values), "# ]"])
-    return f"# ({about})\n{line}\n"
-
-
-def _region(name: str, path: str) -> str:
-    if not _REGION_NAME.fullmatch(name):
-        raise Usage(_bad_name(name))
-    try:
-        _path(path)
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise Usage(
-            f"the path of region {name} is not UTF-8, and {FILE} cannot hold it; use a symlink to it"
-        ) from error
-    except ValueError as error:
-        raise Usage(f"region {name}: {_quote(path)} must be {error}") from None
-    sharing = _known(RegionSettings)["sharing"].metadata
-    return f"[{_title(('regions', name))}]\npath = {_quote(path)}\n" + _comment(
-        "sharing", sharing["toml"], sharing["about"]
-    )
-
-
-def add_region(text: str, name: str, path: str) -> str:
-    """The text of a file with one region more, after the others, and nothing else changed.
-
-    The text is one that `parse` takes, and what comes out should be parsed before it is written: the new
-    region may overlap an old one. Raises Usage.
-    """
-    expected = tomllib.loads(text)
-    regions = expected.setdefault("regions", {})
-    if name in regions:
-        raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` takes it out of the settings")
-    new = _region(name, path).rstrip("\n").split("\n")
-    regions[name] = {"path": path}
-    lines, statements = text.split("\n"), [s for s in _statements(text) if s.keys]
-    at = len(text.rstrip().split("\n"))
-    last = max((i for i, s in enumerate(statements) if s.keys[0][0] == "regions"), default=None)
-    if last is not None:
-        while last + 1 < len(statements) and not statements[last + 1].header:
-            last += 1
-        at = _with_comments(lines, statements[last].end)
-    block = [*([""] if "".join(lines[:at]) else []), *new, *([""] if at < len(lines) and lines[at].strip() else [])]
-    block = [line + "\r" for line in block] if "\r\n" in text else block
-    result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
-    return _checked(result, expected, f"add [{_title(('regions', name))}] with its path to {FILE} by hand")
-
-
-def move_region(text: str, name: str, path: str) -> str:
-    """The text of a file with another path for a region, and nothing else changed. Raises Usage."""
-    expected = tomllib.loads(text)
-    expected["regions"][name]["path"] = path
-    new = _region(name, path).split("\n")[1]
-    lines = text.split("\n")
-    for statement in _statements(text):
-        if ("regions", name, "path") in statement.keys and not statement.header:
-            before, _, after = lines[statement.first].partition("=")
-            value = new.partition("=")[2] + ("\r" if after.endswith("\r") else "")
-            lines[statement.first : statement.end] = [f"{before}={value}"]
-            break
-    try:
-        return _checked("\n".join(lines), expected, f"change the path of region {name} by hand")
-    except Usage:
-        if expected["regions"][name].keys() != {"path"}:
-            raise
-    return add_region(remove_region(text, name), name, path)  # an inline table, which has nothing else to lose
-
-
-def remove_region(text: str, name: str) -> str:
-    """The text of a file without a region's table and the comments in it, and nothing else changed. Raises Usage."""
-    expected = tomllib.loads(text)
-    if name not in expected.get("regions", {}):
-        raise Usage(f"there is no region {_quote(name)} in the settings")
-    del expected["regions"][name]
-    keys = ("regions", name)
-    lines, statements = text.split("\n"), [s for s in _statements(text) if s.keys]
-    for i, statement in reversed(list(enumerate(statements))):
-        if statement.header and statement.table[:2] == keys:
-            own = list(itertools.takewhile(lambda s: not s.header, statements[i + 1 :]))
-            first, end = statement.first, _with_comments(lines, (own or [statement])[-1].end)
-        elif not statement.header and statement.table[:2] != keys and keys in statement.keys:
-            first, end = statement.first, statement.end
-        else:
-            continue
-        if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
-            first -= 1  # one of the blank lines around it
-        del lines[first:end]
-    return _checked("\n".join(lines), expected, f"take region {name} out of {FILE} by hand")
-
-
-def _with_comments(lines: list[str], at: int) -> int:
-    """The end of the comments that follow a line at once; those that lead up to a header are the header's."""
-    end = at
-    while end < len(lines) and lines[end].lstrip().startswith("#"):
-        end += 1
-    return at if end < len(lines) and lines[end].lstrip().startswith("[") else end
-
-
-def _checked(text: str, expected: dict[str, Any], otherwise: str) -> str:
-    """The text, if it says what it should: a file may be written in ways that are no tables to add or cut."""
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        found = {}
-    for document in (found, expected):
-        if not document.get("regions", True):
-            del document["regions"]
-    if found != expected:
-        raise Usage(f"{FILE} is written in a way that cannot be edited here; {otherwise}")
-    return text
+LINE_MAX = 120

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsrepl import attrs, records
-from fsrepl.model import Version
+from fsrepl.model import attributes
+from fsrepl.model.version import Version
+from fsrepl.storage import records
 from tests.world import DESTINATION, SOURCE, Json, World, v2
 
 OTHER = "west/other"
@@ -58,7 +59,7 @@ def change(world: World, key: str, make: Callable[[Version], Version], bucket: s
     with world.engine.site.bucket(bucket).open() as opened:
         version = world.history(bucket)[key.encode()][-1]
         now = make(version)
-        before, after = attrs.encode(version), attrs.encode(now)
+        before, after = attributes.encode(version), attributes.encode(now)
         records.update(opened, now, after, frozenset(before.keys() - after.keys()))
         world.engine.recent.forget(bucket, version.key, version.id)
 

@@ -8,8 +8,8 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from fsrepl.fs import MUTATIONS, Fs
-from fsrepl.watch import NoWatches
+from fsrepl.capture.watch import NoWatches
+from fsrepl.storage.fs import MUTATIONS, Fs
 
 
 class PowerCut(BaseException):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fsrepl.fs import Fs
+from fsrepl.storage.fs import Fs
 
 Inode = tuple[int, int]
 

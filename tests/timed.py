@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fsrepl import clock, thresholds
-from fsrepl.eventlog import Reader
+from fsrepl.model import clock
+from fsrepl.replicate import thresholds
+from fsrepl.storage.eventlog import Reader
 from tests.world import Json, World, v2
 
 MINUTE_NS = 60_000_000_000

@@ -10,14 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fsrepl import arn, attrs, operations, rounds, settings, store
-from fsrepl.admin import sites
-from fsrepl.engine import Engine
+from fsrepl import settings
+from fsrepl.capture import schedule
+from fsrepl.commands import operations, sites
 from fsrepl.errors import Refused
-from fsrepl.fs import Fs
-from fsrepl.model import Posix, Status, Version
-from fsrepl.place import Place
-from fsrepl.region import Region
+from fsrepl.model import attributes
+from fsrepl.model.version import Posix, Status, Version
+from fsrepl.region.bucket_state import Place
+from fsrepl.region.region import Region
+from fsrepl.region.runtime import Engine
+from fsrepl.s3 import arn
+from fsrepl.storage import versions
+from fsrepl.storage.fs import Fs
 from tests.doubles import UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
@@ -122,7 +126,7 @@ class World:
             region.look_around()
             for place in region.places.values():
                 if place.up:
-                    rounds.begin(region, place)
+                    schedule.begin(region, place)
 
     def capture(self, bucket: str) -> None:
         """Take in what was done in one bucket, and deliver nothing of it yet."""
@@ -198,7 +202,7 @@ class World:
         aside = self.home / "aside"
         aside.write_bytes(data)
         for name, value in (tags or {}).items():
-            os.setxattr(aside, attrs.TAG + name, value.encode())
+            os.setxattr(aside, attributes.TAG + name, value.encode())
         path = self.path(key, bucket)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(path)
@@ -233,7 +237,7 @@ class World:
         """Every version and marker of every key in the store, oldest first."""
         out: dict[bytes, list[Version]] = {}
         with self.engine.site.bucket(bucket).open() as opened:
-            for version in store.read_all(opened):
+            for version in versions.read_all(opened):
                 out.setdefault(version.key, []).append(version)
         return {key: sorted(versions, key=lambda v: v.order) for key, versions in sorted(out.items())}
 
@@ -266,7 +270,7 @@ class World:
         path = self.path(key, bucket)
         found = path.stat()
         raw = {name: os.getxattr(path, name) for name in os.listxattr(path)}
-        own = {n: v for n, v in raw.items() if n.startswith("user.") and not attrs.is_ours(n)}
+        own = {n: v for n, v in raw.items() if n.startswith("user.") and not attributes.is_ours(n)}
         mode = found.st_mode & 0o7777
         return Posix(mode, found.st_uid, found.st_gid, found.st_mtime_ns, raw.get("system.posix_acl_access")), own
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Each group of commands has a file; what all share is in shared.py.
+"""The command line: parse, call, print. Each group of commands has a file; what all share is in views/hardlinks.py.
 
 Imports of what a command needs are made by the command, so that `fsrepl wait` in a script starts fast.
 """
@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 import fsrepl
-from fsrepl.cli import buckets, checking, daemon, looking, objects, replication, roles, site, utf8, waiting
-from fsrepl.cli.shared import State, printable, set_state, state
+from fsrepl.cli import buckets, daemon, objects, replication, roles, site, status, utf8, verify, wait
+from fsrepl.cli.common import State, printable, set_state, state
 from fsrepl.errors import FsreplError
 
 app = typer.Typer(
@@ -63,7 +63,7 @@ def _keep_log(verbose: int) -> None:
         logging.getLogger("fsrepl").addHandler(logging.NullHandler())
 
 
-for group in (site, daemon, buckets, replication, roles, objects, looking, waiting, checking):
+for group in (site, daemon, buckets, replication, roles, objects, status, wait, verify):
     group.register(app)
 
 

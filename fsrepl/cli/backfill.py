@@ -14,7 +14,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import (
+from fsrepl.cli.common import (
     Json,
     Source,
     ask_daemon,
@@ -66,7 +66,7 @@ def backfill(
 
     It returns when the job is accepted. With --wait: 0 when all of it is there, 1 when some of it failed.
     """
-    from fsrepl.plan import STATUSES
+    from fsrepl.s3.rules import STATUSES
 
     for each in status or ():
         if each not in STATUSES:
@@ -171,16 +171,16 @@ def jobs(
     json: Json = False,
 ) -> None:
     """List the backfills of the last 90 days."""
-    from fsrepl import jobs as documents
-    from fsrepl import status
+    from fsrepl.commands import reader
+    from fsrepl.storage import backfill_jobs
 
     try:
         found = ask_daemon("replication.jobs", source=source or "")
     except NotRunning:
         site = open_site()
         addresses = [site.bucket(source).address] if source else sorted(site.buckets)
-        with status.reader(site) as journal:
-            found = {"Jobs": documents.read_all(site, journal, addresses)}
+        with reader.reader(site) as journal:
+            found = {"Jobs": backfill_jobs.read_all(site, journal, addresses)}
     if json:
         print_json(found)
         return
@@ -235,13 +235,13 @@ def _replaced(path: Path) -> Iterator[IO[str]]:
 
 
 def _write_report(job_id: str, form: str, file: IO[str]) -> None:
-    from fsrepl import jobs as documents
-    from fsrepl import status
+    from fsrepl.commands import reader
+    from fsrepl.storage import backfill_jobs
 
     site = open_site()
-    job = documents.find(site, job_id)
-    with status.reader(site) as journal, site.bucket(job.bucket).open() as bucket:
-        rows = documents.report(bucket, journal, job)
+    job = backfill_jobs.find(site, job_id)
+    with reader.reader(site) as journal, site.bucket(job.bucket).open() as bucket:
+        rows = backfill_jobs.report(bucket, journal, job)
         _write_csv(rows, file) if form == "csv" else _write_json(rows, file)
 
 
@@ -250,7 +250,7 @@ def _write_csv(rows: Iterator[dict[str, str]], file: IO[str]) -> None:
     import base64
     import csv
 
-    from fsrepl import keys
+    from fsrepl.model import keys
 
     out = csv.writer(file, lineterminator="\n")
     out.writerow(_COLUMNS)

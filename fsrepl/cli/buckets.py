@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import (
+from fsrepl.cli.common import (
     Bucket,
     DryRun,
     Json,

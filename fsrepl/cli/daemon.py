@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fsrepl.cli.shared import state
+from fsrepl.cli.common import state
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def daemon() -> None:
 
     SIGTERM ends it within seconds, SIGHUP makes it read the settings again.
     """
-    from fsrepl import daemon as daemons
+    from fsrepl.daemon import main
 
     options = state()
-    raise typer.Exit(daemons.run(options.settings, verbose=options.verbose, quiet=options.quiet))
+    raise typer.Exit(main.run(options.settings, verbose=options.verbose, quiet=options.quiet))

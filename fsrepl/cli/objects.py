@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import (
+from fsrepl.cli.common import (
     Address,
     Json,
     VersionId,
@@ -48,16 +48,19 @@ def ls(
     json: Json = False,
 ) -> None:
     """List objects, in the order of their keys."""
-    from fsrepl import clock, keys, listing
+    from fsrepl.commands import documents
+    from fsrepl.model import clock, keys
+    from fsrepl.s3 import arn
+    from fsrepl.storage import listing
 
     if version_id_marker and start_after is None:
         raise Usage("--version-id-marker needs --key-marker: a version of which key?")
-    bucket_name, prefix = listing.split(address)
+    bucket_name, prefix = arn.split(address)
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
     with listing.open_bucket(open_site(), bucket_name) as bucket:
         found, truncated = listing.entries(bucket, prefix, versions=versions, page=page)
     if json:
-        print_json(listing.list_document(found, truncated, versions=versions))
+        print_json(documents.list_document(found, truncated, versions=versions))
         return
     rows = []
     for entry in found:
@@ -76,13 +79,14 @@ def ls(
 
 def head(address: Address, version_id: VersionId = None, json: Json = False) -> None:
     """Show all that the record says of an object."""
-    from fsrepl import listing
+    from fsrepl.commands import documents
+    from fsrepl.storage import listing
 
     bucket_name, key = address_and_key(address)
     site = open_site()
     with listing.open_bucket(site, bucket_name) as bucket:
         hand_to_capture(site, bucket, key)
-        document = listing.head_document(bucket, listing.find(bucket, key, version_id))
+        document = documents.head_document(bucket, listing.find(bucket, key, version_id))
     if json:
         print_json(document)
         return
@@ -105,7 +109,7 @@ def cat(address: Address, version_id: VersionId = None) -> None:
 
     It is compared with its hash before, so that what comes out is what went in.
     """
-    from fsrepl import listing
+    from fsrepl.storage import listing
 
     bucket_name, key = address_and_key(address)
     site = open_site()
@@ -153,13 +157,14 @@ def rm(address: Address, version_id: VersionId = None, json: Json = False) -> No
 @tag.command("ls")
 def tag_ls(address: Address, version_id: VersionId = None, json: Json = False) -> None:
     """List the tags of an object."""
-    from fsrepl import listing
+    from fsrepl.commands import documents
+    from fsrepl.storage import listing
 
     bucket_name, key = address_and_key(address)
     with listing.open_versioned(open_site(), bucket_name) as bucket:
         tags = listing.find(bucket, key, version_id).version.tags
     if json:
-        print_json({"TagSet": listing.tags_document(tags)})
+        print_json({"TagSet": documents.tags_document(tags)})
         return
     for name in sorted(tags):
         tell(f"{shown(name)}={shown(tags[name])}")

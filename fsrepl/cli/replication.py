@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fsrepl.cli import backfill, completion
-from fsrepl.cli.shared import (
+from fsrepl.cli.common import (
     DryRun,
     Json,
     Source,
@@ -121,7 +121,7 @@ def enable(
 
 
 def _describe(rule: dict[str, Any]) -> str:
-    from fsrepl.config import selection
+    from fsrepl.s3.replication import selection
 
     prefix, tags = selection(rule)  # type: ignore[arg-type]
     what = f"keys beginning with {prefix!r}" if prefix else "the whole bucket"
@@ -160,22 +160,22 @@ def get(
     json: Json = True,
 ) -> None:
     """Print the configuration in S3's JSON."""
-    from fsrepl import config
-    from fsrepl.admin.replication import configuration
+    from fsrepl.commands.replication import configuration
+    from fsrepl.s3.replication import render_aws
 
     document = configuration(open_site(), source).document
-    print_json({"ReplicationConfiguration": config.render_aws(document) if aws else document})
+    print_json({"ReplicationConfiguration": render_aws(document) if aws else document})
 
 
 @replication.command("show")
 def show(source: Source, json: Json = False) -> None:
     """Show the rules, the role and what is pending, for people."""
-    from fsrepl import status
-    from fsrepl.admin.replication import configuration
+    from fsrepl.commands import reader, status
+    from fsrepl.commands.replication import configuration
 
     site = open_site()
     document = configuration(site, source).document
-    said = status.daemon_status(site.settings)
+    said = reader.daemon_status(site.settings)
     found = next(b for b in status.status(site, said)["buckets"] if b["bucket"] == source)
     if json:
         print_json({"ReplicationConfiguration": document, "rules": found["rules"]})

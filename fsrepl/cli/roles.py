@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fsrepl.cli import completion
-from fsrepl.cli.shared import Json, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.cli.common import Json, open_site, perform, print_json, print_table, say, state, warn
 from fsrepl.errors import FsreplError, Refused
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
@@ -44,7 +44,7 @@ def create(
 @role.command("ls")
 def ls(json: Json = False) -> None:
     """List the roles, and who uses each."""
-    from fsrepl import arn
+    from fsrepl.s3 import arn
 
     used = _users()
     folder = state().settings.roles
@@ -89,7 +89,7 @@ def _users() -> dict[str, list[str]]:
 def _read(name: str) -> dict[str, Any]:
     import json
 
-    from fsrepl import arn
+    from fsrepl.s3 import arn
 
     arn.check_role_name(name)
     path = state().settings.roles / f"{name}.json"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsrepl.cli.shared import (
+from fsrepl.cli.common import (
     Json,
     counted,
     open_answering_site,
@@ -22,7 +22,8 @@ from fsrepl.cli.shared import (
 from fsrepl.errors import FsreplError, Usage
 
 if TYPE_CHECKING:
-    from fsrepl.site import Site
+    from fsrepl.storage.site import Site
+
 
 region = typer.Typer(help="Regions: directories, each with its own identity.", no_args_is_help=True)
 
@@ -45,7 +46,7 @@ def init(
 
     Without --region there are two of them, below DIR.
     """
-    from fsrepl.admin import sites
+    from fsrepl.commands import sites
 
     regions: dict[str, str | None] = {}
     for text in region or ():
@@ -76,7 +77,7 @@ def check(json: Json = False) -> None:
 
     Exit status 1, 2 or 3 where something is wrong.
     """
-    from fsrepl import exporter, hooks
+    from fsrepl.daemon import exporter, hooks
 
     found = open_answering_site()
     exporter.check(found.settings)
@@ -129,8 +130,8 @@ def _check_documents(found: Site, wrong: list[FsreplError], notes: list[str]) ->
 def _check_roles(wrong: list[FsreplError]) -> None:
     import json
 
-    from fsrepl import roles
     from fsrepl.errors import Refused
+    from fsrepl.s3 import roles
 
     folder = state().settings.roles
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():

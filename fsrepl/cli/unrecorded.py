@@ -11,14 +11,17 @@ import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fsrepl import keys, unrecorded
-from fsrepl.cli.shared import ask_daemon, encoded, warn
+from fsrepl.cli.common import ask_daemon, encoded, warn
 from fsrepl.errors import FsreplError, NotRunning
-from fsrepl.model import Versioning
+from fsrepl.model import keys
+from fsrepl.model.version import Versioning
+from fsrepl.views import unrecorded
 
 if TYPE_CHECKING:
-    from fsrepl.journal import Journal
-    from fsrepl.site import OpenBucket, Site
+    from fsrepl.storage.bucket import OpenBucket
+    from fsrepl.storage.journal.database import Journal
+    from fsrepl.storage.site import Site
+
 
 _ANSWER_S = 1.0
 
@@ -26,7 +29,7 @@ _ANSWER_S = 1.0
 @contextlib.contextmanager
 def open_journal(site: Site) -> Iterator[Journal | None]:
     """The journal, if there is one to read: it knows how views looked when they were last recorded."""
-    from fsrepl.journal import Journal
+    from fsrepl.storage.journal.database import Journal
 
     path = os.path.join(site.state, "journal.db")
     found: Journal | None = None

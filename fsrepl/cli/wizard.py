@@ -11,12 +11,12 @@ from typing import Any
 
 import typer
 
-from fsrepl import arn
-from fsrepl.admin import replication
-from fsrepl.cli.shared import shown
+from fsrepl.cli.common import shown
+from fsrepl.commands import replication
 from fsrepl.errors import FsreplError, Refused
-from fsrepl.model import STORAGE_CLASSES, Versioning
-from fsrepl.site import Site
+from fsrepl.model.version import STORAGE_CLASSES, Versioning
+from fsrepl.s3 import arn
+from fsrepl.storage.site import Site
 
 _WHOLE, _SAME_CLASS = "the whole bucket", "as in the source"
 

@@ -1,0 +1,89 @@
+"""The barrier of `wait`: a sentinel on the same inotify instance as all else tells that older events were taken."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from fsrepl.capture import schedule
+from fsrepl.capture.watch import WatchLimit
+from fsrepl.storage import staging
+from fsrepl.storage.bucket import BARRIER, OpenBucket
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+# -- the barrier
+
+
+def watch_barrier(region: Region, place: Place, bucket: OpenBucket) -> None:
+    """Be told of the sentinels that are made in a bucket, as far as there is a watch for that."""
+    watcher = region.engine.watcher
+    if watcher is None:
+        return
+    with contextlib.suppress(FileExistsError):
+        bucket.fs.make_dir(bucket.tmp, BARRIER)
+    fd = bucket.fs.open_dir(bucket.tmp, BARRIER)
+    try:
+        watcher.watch_barrier(bucket.address, fd)
+        place.has_barrier = True
+    except WatchLimit:
+        place.has_barrier = False
+    finally:
+        bucket.fs.close(fd)
+
+
+def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
+    """The epoch that begins after everything done in a bucket before now: all of an earlier one is marked, or
+    will be by a scan that is under way. 0 where time ran out. Raises FsreplError where the bucket is away.
+
+    Somebody waits, so that what only settles is looked at now, and files that were open are looked at again:
+    a close through another name of theirs makes no event here.
+    """
+    schedule.poll(region, place)
+    schedule.look_at_mounts(region, place)
+    epoch = _next_epoch(region, place, timeout_s)
+    region.marks.hurry(place.bucket.address)
+    for later in place.later.values():
+        if later.opened:
+            later.due_s = 0.0
+    return epoch
+
+
+def _next_epoch(region: Region, place: Place, timeout_s: float) -> int:
+    watcher = region.engine.watcher
+    assert watcher is not None
+    if not place.has_barrier:
+        with place.bucket.open() as bucket:
+            watch_barrier(region, place, bucket)
+    if place.has_barrier:
+        return _read_sentinel(region, place, timeout_s)
+    # No watch is to be had even for the sentinel: what was done before now is what a scan finds from now on.
+    schedule.begin(region, place, arrived=True)
+    return watcher.begin_epoch()
+
+
+def _read_sentinel(region: Region, place: Place, timeout_s: float) -> int:
+    """Make a sentinel, and wait until the watcher has read it."""
+    watcher = region.engine.watcher
+    assert watcher is not None
+    name = staging.token()
+    with place.bucket.open() as bucket:
+        try:
+            at = bucket.fs.open_dir(bucket.tmp, BARRIER)
+        except FileNotFoundError:
+            place.has_barrier = False  # somebody removed it: it is made again
+            return 0
+        try:
+            bucket.fs.close(bucket.fs.create(at, name))
+            until_s = time.monotonic() + timeout_s
+            while name not in watcher.sentinels and time.monotonic() < until_s:
+                region.pause(0.002)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                bucket.fs.unlink(at, name)
+            bucket.fs.close(at)
+    return watcher.sentinels.pop(name, 0)

@@ -1,0 +1,230 @@
+"""Something was written or removed: look at the key, and take a private, stable copy of it.
+
+look() answers with one of the values below. It changes nothing but .fsrepl/tmp; publishing what it
+found is the loop's business. A copy is stable when the file was the same before and after it and
+nobody had it open for writing; a file that is kept open is copied once it is quiet, or, when it has
+not been quiet for too long, as it is then. Source: design.md, section 7, Capture.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from fsrepl.capture import copy
+from fsrepl.capture.copy import Taken
+from fsrepl.errors import SourceMoved
+from fsrepl.model import keys
+from fsrepl.model.version import Posix
+from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Mark, Patience
+from fsrepl.storage import posix
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import GONE, reason
+from fsrepl.storage.journal.rows import Object
+from fsrepl.temporary import CONTROL_FILES
+
+MOUNTED = "another filesystem is mounted there"
+_LEASED_S = 1.0
+"""After this, whoever held a lease has given it back or is about to: the kernel takes it away after 45 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """The current version is what the view shows; found is how it looks now."""
+
+    found: os.stat_result
+    racy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Nothing is there that could be an object. why says what stands there instead."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """It is being written, or moved under the copy. opened: somebody has it open for writing."""
+
+    after_s: float
+    why: str
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """It cannot be read, and is not taken for deleted either."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """It takes a while: look again from a lane of its own. allocated_bytes: the space it takes, without its holes."""
+
+    allocated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """It may not be read any more, as by chmod 0000, and nothing tells that its content is another."""
+
+    found: os.stat_result
+    posix: Posix
+    why: str
+
+
+Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
+
+
+def look(
+    bucket: OpenBucket, mark: Mark, known: Object | None, patience: Patience, now_ns: int, *, open_for_s: float = 0.0,
+    in_lane: bool = False,
+) -> Seen:  # fmt: skip
+    """What has become of a key. now_ns is the machine's time, which file times are compared with.
+
+    Raises OSError for what may pass, as all faults but a refusal do: it is tried again.
+    open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
+    """
+    directory, name = keys.split(mark.key)
+    try:
+        at = bucket.views.get(directory)
+    except OSError as error:
+        # a link in the place of a directory on the way: nothing of this key is left
+        return Missing() if error.errno == errno.ELOOP else _not_there(error)
+    try:
+        found = bucket.fs.stat(at, name)
+        if not bucket.fs.is_regular(found):
+            if stat.S_ISDIR(found.st_mode):
+                return Missing()
+            # a device, say, that is mounted over the file
+            return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
+        if _is_unchanged(known, found) and not mark.flags & CLOSED:
+            return Same(found)
+        fd = bucket.fs.open_read(at, name)
+    except PermissionError as error:
+        return _closed(bucket, at, name, known, reason(error))
+    except BlockingIOError:
+        temporary = _is_temporary(bucket, at, name, patience)
+        waits = _wait_for_writer(True, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary)
+        again_s = max(_LEASED_S, open_for_s / 4)
+        return Later(min(again_s, waits.after_s) if waits else again_s, "it is open for writing", opened=True)
+    except OSError as error:
+        return _not_there(error)
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not bucket.fs.is_regular(found):
+            return Missing("not a regular file")
+        written = bucket.fs.is_written(fd)
+        temporary = written is True and _is_temporary(bucket, at, name, patience)
+        waits = _wait_for_writer(
+            written, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
+        )
+        if waits is not None:
+            return waits
+        same = known.digest if known and _is_only_edited(mark, known, found) else b""
+        if found.st_size >= patience.large_file_bytes and not (in_lane or same):
+            return Large(found.st_blocks * 512)
+        held_open = bool(written)
+        restless = held_open and open_for_s >= patience.open_max_s
+        return copy.take_copy(
+            bucket, at, name, fd, found, known, now_ns, same=same, held_open=held_open, restless=restless
+        )
+    except SourceMoved:
+        return Later(0.0, "it changed while it was copied")
+    except PermissionError as error:
+        return Skipped(reason(error))
+    finally:
+        bucket.fs.close(fd)
+
+
+def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
+    """Whether a view is as it was recorded, and shows the current version."""
+    if known is None or known.marker or known.view is None or known.view.racy:
+        return False
+    view = known.view
+    return view.shown == known.id and view.is_like(found) and view.mode == found.st_mode & 0o7777
+
+
+def _is_only_edited(mark: Mark, known: Object, found: os.stat_result) -> bool:
+    """Whether attributes are all that can have changed: nothing but an event of that kind led here,
+    at this name or at another one of its file.
+
+    A write makes another event, or through a mapping another mtime; where one was lost, a scan led here.
+    """
+    view = known.view
+    if mark.flags & ~NAMED != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
+        return False
+    return view.has_content_of(found)
+
+
+def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why: str) -> Seen:
+    """A file that cannot be opened: at least its mode and owner can be told, where it is the file that was recorded."""
+    try:
+        fd = bucket.fs.open_inode(at, name)
+    except OSError as error:
+        return _not_there(error)
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if known is None or known.marker or not known.view or not known.view.has_content_of(found):
+            return Skipped(why)
+        return Closed(found, posix.inode_posix(bucket, fd, found), why)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _not_there(error: OSError) -> Seen:
+    if error.errno in GONE:
+        return Missing()
+    if error.errno in (errno.ELOOP, errno.ENXIO):
+        return Missing("not a regular file")
+    if error.errno == errno.EXDEV:
+        return Skipped(MOUNTED)
+    if isinstance(error, PermissionError):
+        return Skipped(reason(error))
+    raise error
+
+
+def _is_temporary(bucket: OpenBucket, at: int, name: bytes, patience: Patience) -> bool:
+    """Whether a file that is open is never taken while it is: by its name, or by another one beside it."""
+    return patience.is_temporary(name) is not None or any(
+        _is_there(bucket, at, name + suffix) for suffix in CONTROL_FILES
+    )
+
+
+def _is_there(bucket: OpenBucket, at: int, name: bytes) -> bool:
+    try:
+        bucket.fs.stat(at, name)
+    except OSError:
+        return False
+    return True
+
+
+def _wait_for_writer(
+    written: bool | None,
+    found: os.stat_result,
+    mark: Mark,
+    patience: Patience,
+    now_ns: int,
+    open_for_s: float,
+    coarse_ns: int,
+    *,
+    temporary: bool,
+) -> Later | None:
+    """How long to leave a file alone that somebody may still be writing into; None where it can be taken now."""
+    if written is False or (written is None and mark.flags & (CLOSED | MOVED)):
+        return None
+    if written and temporary:
+        return Later(patience.open_quiet_s, "it is open for writing, and temporary by its name", opened=True)
+    # By ctime, which every change sets to the machine's time: writers give mtime whatever value they like.
+    # One that lies ahead is from before the clock was set back, and tells nothing.
+    quiet_s = (now_ns - found.st_ctime_ns) / 1e9
+    left_s = min(patience.open_quiet_s + coarse_ns / 1e9 - quiet_s, patience.open_max_s - open_for_s)
+    if left_s <= 0 or quiet_s < -1:
+        return None
+    if written or mark.flags & WRITING:
+        return Later(left_s, "it is open for writing", opened=True)
+    return Later(left_s, "it changed lately, and nobody can tell whether it is open for writing")

@@ -1,0 +1,76 @@
+"""Other names of a view's file: hard links among the files of a bucket.
+
+What is written through one of them changes them all, and the kernel tells of the one only: of the others it makes
+no event. But the inode of every view is on record, so that they are looked at when one of them has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from fsrepl.capture import copy
+from fsrepl.model import keys
+from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Mark
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import LASTING
+from fsrepl.storage.journal.database import Journal
+
+if TYPE_CHECKING:
+    from fsrepl.model.version import Version
+    from fsrepl.region.region import Region
+
+
+_SHOWN_MAX = 3
+
+
+def look_at_others(region: Region, mark: Mark, taken: copy.Taken) -> None:
+    """A view has changed: mark the other names of its file, for whoever waits for this one as well.
+
+    A scan finds them all by itself, and one that was marked here does not mark the others once more.
+    """
+    if taken.found.st_nlink == 1 or mark.flags == FOUND:
+        return
+    if mark.flags & NAMED and not mark.flags & (CLOSED | MOVED | WRITING):
+        return
+    for key, known in region.engine.journal.names_of(mark.address, taken.found.st_ino).items():
+        view = known.view
+        if key == mark.key or view is None or view.is_like(taken.found):
+            continue
+        only_edited = known.digest == taken.digest and view.shown == known.id
+        region.marks.mark(mark.address, [key], mark.epoch, NAMED | (CHANGED if only_edited else ARRIVED))
+
+
+def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
+    """Which other names the file of a key has, for people; empty where it has none."""
+    directory, name = keys.split(version.key)
+    try:
+        at = bucket.views.get(directory)
+        found = bucket.fs.stat(at, name)
+        if found.st_nlink == 1 or not bucket.fs.is_regular(found):
+            return ""
+        number = found.st_nlink - 1 - versions.is_file_of(bucket, version, found)
+    except OSError as error:
+        if error.errno in LASTING:
+            return ""
+        raise
+    here = [key for key in journal.names_of(bucket.address, found.st_ino) if key != version.key]
+    here = [key for key in here if _is_file(bucket, key, found)]
+    if number <= 0:
+        return ""
+    listed = [keys.shown(key) for key in here[:_SHOWN_MAX]]
+    if elsewhere := number - len(listed):
+        listed.append(f"{elsewhere:,} more" if listed else f"{elsewhere:,} that are no objects of this bucket")
+    return (
+        f"its file has other names (hard links): {', '.join(listed)}; what is written into one of them is in all, and "
+        "only a scan finds what is written through one outside the bucket"
+    )
+
+
+def _is_file(bucket: OpenBucket, key: bytes, found: os.stat_result) -> bool:
+    directory, name = keys.split(key)
+    try:
+        return os.path.samestat(bucket.fs.stat(bucket.views.get(directory), name), found)
+    except OSError:
+        return False

@@ -1,0 +1,232 @@
+"""Which keys may have changed: marks them (region/change_queue.py), and decides nothing.
+
+One inotify instance for the site, read by a thread that only puts keys into dicts, so that a burst
+does not overflow the kernel's queue; where it does overflow, one flag says so and a scan follows.
+Built on watchdog's inotify layer (its descriptor, its reader, its shutting down), not on its
+Observer: that one makes several objects an event and tells nobody what it lost. Source: design.md, 8.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import threading
+import time
+
+from watchdog.observers.inotify_c import InotifyConstants as In
+from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inotify_add_watch, inotify_rm_watch
+
+from fsrepl.model import keys
+from fsrepl.region.change_queue import DirectoryEvent, Marks, directory_flags
+from fsrepl.region.subtrees import Directory, Subtrees
+from fsrepl.storage.fs import reason
+
+log = logging.getLogger("fsrepl")
+
+
+_MASK = Mask(
+    In.IN_CREATE
+    | In.IN_MODIFY
+    | In.IN_CLOSE_WRITE
+    | In.IN_MOVED_FROM
+    | In.IN_MOVED_TO
+    | In.IN_DELETE
+    | In.IN_ATTRIB
+    | In.IN_ONLYDIR
+    | In.IN_EXCL_UNLINK
+)
+_BARRIER_MASK = Mask(In.IN_CREATE | In.IN_ONLYDIR)
+_BUFFER_BYTES = 1 << 20
+_BREATH_S = 0.005
+
+
+class WatchLimit(Exception):
+    """The kernel gives no more watches: fs.inotify.max_user_watches."""
+
+
+class Watcher(InotifyFD):
+    """Reads events, and marks the keys of the regions that listen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.daemon = True
+        self.name = "watch"
+        self._listeners: dict[str, Marks] = {}
+        self._places: dict[int, tuple[str, bytes, Marks]] = {}
+        self._descriptors: dict[tuple[str, bytes], int] = {}
+        self._below = Subtrees()
+        self._barriers: dict[int, Marks] = {}
+        self._places_guard = threading.Lock()
+        self.sentinels: dict[bytes, int] = {}
+        """Sentinels read, and the epoch that began with each."""
+        self.epoch = 0
+        self.overflows = 0
+
+    def listen(self, region: str, marks: Marks) -> None:
+        self._listeners[region] = marks
+
+    # -- the reading thread
+
+    def run(self) -> None:
+        last_s = 0.0
+        while self.should_keep_running():
+            buffer = self._read_event_buffer(_BUFFER_BYTES)
+            if buffer:
+                for marks in self._take_in(buffer):
+                    marks.wake()
+                before_s, last_s = last_s, time.monotonic()
+                if last_s - before_s < _BREATH_S:
+                    # While much happens a breath between two reads: the kernel merges what repeats, and whoever works
+                    # with what was read is interrupted less often. Its queue holds 100 ms of the fastest writers.
+                    time.sleep(_BREATH_S)
+                    last_s += _BREATH_S
+
+    def _take_in(self, buffer: bytes) -> set[Marks]:
+        now_s = time.monotonic()
+        touched: set[Marks] = set()
+        held: Marks | None = None
+        try:
+            for wd, mask, _cookie, name in self._parse_event_buffer(buffer):
+                place = self._places.get(wd)
+                if place is None or mask & (In.IN_Q_OVERFLOW | In.IN_IGNORED | In.IN_UNMOUNT):
+                    self._take_in_other(wd, mask, name, touched)
+                    continue
+                address, prefix, marks = place
+                if marks is not held:
+                    if held is not None:
+                        held.guard.release()
+                    marks.guard.acquire()
+                    held = marks
+                    touched.add(marks)
+                if not name:
+                    continue  # of the watched directory itself: the watch above it tells that by its name
+                if not mask & In.IN_ISDIR:
+                    marks.event(address, prefix + name, name, mask, now_s, self.epoch)
+                elif prefix or name != keys.RESERVED:
+                    flags = directory_flags(mask)
+                    marks.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
+        finally:
+            if held is not None:
+                held.guard.release()
+        return touched
+
+    def _take_in_other(self, wd: int, mask: int, name: bytes, touched: set[Marks]) -> None:
+        if mask & In.IN_Q_OVERFLOW:
+            self.overflows += 1
+            for marks in self._listeners.values():
+                marks.lose(self.epoch)
+                touched.add(marks)
+        elif mask & In.IN_UNMOUNT:
+            if place := self._places.get(wd):
+                place[2].lose(self.epoch)
+                touched.add(place[2])
+        elif mask & In.IN_IGNORED:
+            with self._places_guard:
+                place = self._places.pop(wd, None)
+                if place is not None and self._descriptors.get(place[:2]) == wd:
+                    self._drop(place[:2])
+                self._barriers.pop(wd, None)
+        elif wd in self._barriers:
+            self.sentinels[name] = self.begin_epoch()
+            touched.add(self._barriers[wd])
+
+    # -- the regions' side
+
+    def watch(self, address: str, path: bytes, fd: int) -> None:
+        """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
+        place = (address, path + b"/" if path else b"")
+        marks = self._listeners[address.partition("/")[0]]
+        # One step, as is forgetting: a directory that moves to another region has one watch, and two threads after it.
+        with self._places_guard:
+            wd = self._add(fd, _MASK)
+            old = self._places.get(wd)
+            if old is not None and old[:2] != place and self._descriptors.get(old[:2]) == wd:
+                self._drop(old[:2])
+            self._places[wd] = (*place, marks)
+            self._descriptors[place] = wd
+            self._below.add(place)
+
+    def begin_epoch(self) -> int:
+        """What is marked from now on is of this epoch."""
+        with self._places_guard:
+            self.epoch += 1
+            return self.epoch
+
+    def watch_barrier(self, address: str, fd: int) -> None:
+        """Watch the directory where sentinels for this bucket are made."""
+        self._barriers[self._add(fd, _BARRIER_MASK)] = self._listeners[address.partition("/")[0]]
+
+    def _add(self, fd: int, mask: Mask) -> int:
+        # by descriptor: a path could lead elsewhere by the time the kernel walks it
+        wd = inotify_add_watch(self._inotify_fd, b"/proc/self/fd/%d" % fd, mask)
+        if wd == -1:
+            number = ctypes.get_errno()
+            if number == errno.ENOSPC:
+                raise WatchLimit
+            raise OSError(number, os.strerror(number))
+        return wd
+
+    def forget(self, address: str, path: bytes = b"") -> None:
+        """No longer watch a directory and all below it, or a whole bucket."""
+        with self._places_guard:
+            for place in self._below.of((address, path + b"/" if path else b"")):
+                wd = self._drop(place)
+                self._places.pop(wd, None)
+                inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
+
+    def _drop(self, place: Directory) -> int:
+        self._below.remove(place)
+        return self._descriptors.pop(place)
+
+    def is_watching(self, address: str, path: bytes) -> bool:
+        """Whether what is written in a directory of a bucket makes events."""
+        return (address, path + b"/" if path else b"") in self._descriptors
+
+    @property
+    def watched(self) -> int:
+        """How many directories are watched."""
+        return len(self._places)
+
+
+class NoWatches:
+    """In the place of a Watcher where the kernel gives no inotify instance: every directory meets the limit."""
+
+    epoch = overflows = watched = 0
+
+    def __init__(self) -> None:
+        self.sentinels: dict[bytes, int] = {}
+
+    def listen(self, region: str, marks: Marks) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def is_alive(self) -> bool:
+        return True
+
+    def watch(self, address: str, path: bytes, fd: int) -> None:
+        raise WatchLimit
+
+    def watch_barrier(self, address: str, fd: int) -> None:
+        raise WatchLimit
+
+    def forget(self, address: str, path: bytes = b"") -> None: ...
+
+    def is_watching(self, address: str, path: bytes) -> bool:
+        return False
+
+    def begin_epoch(self) -> int:
+        self.epoch += 1
+        return self.epoch
+
+
+def open_watcher() -> Watcher | NoWatches:
+    """A watcher, if there is an inotify instance for it."""
+    try:
+        return Watcher()
+    except OSError as error:
+        log.warning("no inotify instance (%s): raise fs.inotify.max_user_instances, and start again", reason(error))
+        return NoWatches()

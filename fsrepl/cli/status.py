@@ -1,0 +1,108 @@
+"""fsrepl status, why, events: what is there, what is not, the reason, and what happened."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from fsrepl.cli.common import (
+    Address,
+    Json,
+    VersionId,
+    address_and_key,
+    open_answering_site,
+    print_json,
+    shown,
+    state,
+    tell,
+)
+from fsrepl.cli.unrecorded import hand_to_capture
+
+_FOLLOW_S = 0.2
+_REFRESH_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+    app.command()(why)
+    app.command()(events)
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it again each second.")] = False,
+    every_name: Annotated[
+        bool, typer.Option("--all", help="Name every file that waits or cannot be read, not only the first of them.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show daemon, buckets, rules, lag, transfers and failures."""
+    from fsrepl.cli import status_screen
+    from fsrepl.commands import reader
+    from fsrepl.commands import status as statuses
+
+    site = open_answering_site()
+
+    def now() -> dict[str, Any]:
+        site.load_identities()
+        if watch:  # regions come and go meanwhile
+            site.ask_regions()
+        said = reader.daemon_status(site.settings)
+        return statuses.status(site, reader.with_all_names(site.settings, said) if every_name else said)
+
+    if watch and sys.stdout.isatty() and not json:
+        status_screen.watch(now, _REFRESH_S)
+    _show(now(), json=json, every_name=every_name)
+    while watch:  # into a file or a program: one after the other
+        sys.stdout.flush()
+        time.sleep(_REFRESH_S)
+        _show(now(), json=json, every_name=every_name)
+
+
+def _show(document: dict[str, Any], *, json: bool, every_name: bool) -> None:
+    if json:
+        print_json(document)
+    else:
+        from fsrepl.cli import status_screen
+
+        status_screen.show(document, every_name=every_name)
+
+
+def why(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+    """Tell which rule chose a key, what happened, what is next."""
+    from fsrepl.commands import reader
+    from fsrepl.commands import why as explanation
+    from fsrepl.storage import listing
+
+    bucket_name, key = address_and_key(address)
+    site = open_answering_site()
+    with listing.open_versioned(site, bucket_name) as bucket:
+        hand_to_capture(site, bucket, key)
+    answer = explanation.why(site, bucket_name, key, version_id, reader.daemon_of_key(site.settings, bucket_name, key))
+    if json:
+        print_json(answer.document)
+        return
+    tell(shown(address))
+    for sentence in answer.sentences:
+        tell(f"  {shown(sentence)}")
+
+
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and print those that come.")] = False,
+    json: Json = False,
+) -> None:
+    """Print S3's replication events, a JSON object a line.
+
+    The oldest come first; --json changes nothing.
+    """
+    from fsrepl.storage.eventlog import Reader
+
+    with Reader(str(state().settings.state)) as reader:
+        while True:
+            for line in reader.lines():
+                typer.echo(line.decode())
+            if not follow:
+                return
+            time.sleep(_FOLLOW_S)

@@ -1,0 +1,185 @@
+"""The screen of `fsrepl status`: one that is read at a glance, on a terminal in colour, in a pipe as plain text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fsrepl.cli.common import counted, duration_text, shown, size_text
+
+_PIPE_WIDTH = 10_000
+
+
+_NAMES_MAX = 5
+"""How many names of a kind are shown of a bucket: the screen is read at a glance."""
+
+
+def show(document: dict[str, Any], *, every_name: bool = False) -> None:
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH  # nobody looks: nothing is cut off
+    console.print(render(document, None if every_name else _NAMES_MAX))
+
+
+def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
+    """Show it again and again until interrupted."""
+    with Live(render(now()), refresh_per_second=4, screen=True) as live:
+        while True:
+            time.sleep(every_s)
+            live.update(render(now()))
+
+
+def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> RenderableType:
+    parts: list[RenderableType] = [_daemon(document["daemon"]), _buckets(document["buckets"])]
+    rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
+    if rules:
+        parts += ["", _rules(rules)]
+    if document["transfers"]:
+        parts += ["", _transfers(document["transfers"])]
+    notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket, names_max))
+    if notes:  # a region that is away is said once, however many buckets it has
+        parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
+    return Group(*parts)
+
+
+def _daemon(daemon: dict[str, Any]) -> Text:
+    if not daemon["running"]:
+        return Text("○ the daemon is not running; `fsrepl daemon` starts it\n", style="red")
+    if "trouble" in daemon:
+        return Text(f"● {shown(daemon['trouble'])}\n", style="red")
+    state = "ready" if daemon["ready"] else "looking through the buckets"
+    text = Text(f"● running, {state}", style="green" if daemon["ready"] else "yellow")
+    text.append(
+        f"   pid {daemon['pid']}   since {daemon['since'][:19]}Z   watching {daemon.get('watched', 0)} directories"
+    )
+    if daemon.get("events_lost"):
+        text.append(f"   events were lost {daemon['events_lost']} times, and scanned for", style="yellow")
+    if daemon.get("stuck"):
+        text.append(f"   nothing moves in {', '.join(daemon['stuck'])}: its filesystem hangs", style="red")
+    text.append("\n")
+    return text
+
+
+def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i in right else "left", no_wrap=True)
+    return table
+
+
+def _buckets(buckets: list[dict[str, Any]]) -> RenderableType:
+    if not buckets:
+        return Text("no buckets yet; `fsrepl bucket create REGION/BUCKET --versioning` makes one")
+    table = _table(
+        "BUCKET", "STATE", "OBJECTS", "VERSIONS", "SIZE", "PENDING", "FAILED", "LAG", right=(2, 3, 4, 5, 6, 7)
+    )
+    for b in buckets:
+        state = Text("online", style="green") if b["online"] else Text("OFFLINE", style="red")
+        if b["online"] and b.get("scanning"):
+            state = Text("scanning", style="cyan")
+        elif b["online"] and not b["versioning"]:
+            state = Text("unversioned", style="dim")
+        elif b["online"] and b["versioning"] == "Suspended":
+            state = Text("suspended", style="yellow")
+        table.add_row(
+            Text(b["bucket"]),
+            state,
+            f"{b['objects']:,}",
+            f"{b['versions']:,}",
+            size_text(b["bytes"]),
+            _number(b["pending"], "yellow"),
+            _number(b["failed"], "red"),
+            duration_text(b["lag_seconds"]),
+        )
+    return table
+
+
+def _number(count: int, style: str) -> Text:
+    return Text(f"{count:,}", style=style if count else "")
+
+
+def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+    table = _table(
+        "SOURCE", "RULE", "DESTINATION", "STATUS", "PENDING", "FAILED", "COMPLETED", "LAG", right=(4, 5, 6, 7)
+    )
+    for bucket, rule in rules:
+        style = {"Enabled": "green", "Disabled": "dim"}.get(rule["status"], "yellow")
+        table.add_row(
+            Text(bucket["bucket"]),
+            Text(shown(rule["id"])),  # as Text: what is in brackets is no markup
+            Text(rule["destination"]),
+            Text(rule["status"], style=style),
+            _number(rule["pending"], "yellow"),
+            _number(rule["failed"], "red"),
+            f"{rule['completed']:,}",
+            duration_text(rule["lag_seconds"]),
+        )
+    return table
+
+
+def _transfers(transfers: list[dict[str, Any]]) -> Table:
+    table = _table("TRANSFER", "TO", "", "DONE", right=(3,))
+    for t in transfers:
+        share = 100 * t["bytes_done"] / max(1, t["bytes_total"])
+        table.add_row(
+            Text(shown(t["key"])),
+            Text(t["destination"]),
+            ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
+            f"{share:.0f} % of {size_text(t['bytes_total'])}" + _stalled(t.get("stalled_seconds")),
+        )
+    return table
+
+
+def _stalled(seconds: float | None) -> str:
+    return f", nothing for {seconds:.0f} s" if seconds else ""
+
+
+def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
+    name = bucket["bucket"]
+    if not bucket["online"]:
+        yield bucket["trouble"]
+    if bucket.get("exposed"):
+        yield f"{name}: {bucket['exposed']}"
+    if bucket.get("paused"):
+        yield f"{name}: {bucket['paused']}"
+    for each in bucket.get("blocked", ()):
+        yield f"{name} to {each['destination']}: {each['why']}"
+    counts: dict[str, int] = bucket.get("counts", {})
+
+    def some(kind: str, what: str, names: list[str]) -> Iterator[str]:
+        told = names[:names_max]
+        yield from (f"{name}: {what}: {each}" for each in told)
+        if (left := counts.get(kind, len(names)) - len(told)) > 0:
+            yield f"{name}: {what}: {left:,} more; `fsrepl status --all` names them"
+
+    yield from some(
+        "view_conflicts", "ViewConflict", [f"{c['Key']}: {c['Why']}" for c in bucket.get("view_conflicts", ())]
+    )
+    yield from some(
+        "views_behind",
+        "the file does not show its newest version yet",
+        [f"{b['Key']}: {b['Why']}" for b in bucket.get("views_behind", ())],
+    )
+    yield from some(
+        "unreadable", "cannot be captured", [f"{path}: {why}" for path, why in bucket.get("unreadable", {}).items()]
+    )
+    yield from some("set_aside", "set aside", [f"{a['Key']}: {a['Why']}" for a in bucket.get("set_aside", ())])
+    if polled := bucket.get("polled"):
+        directories = counted(counts.get("polled", len(polled)), "directory", "directories")
+        yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` tells why"
+    yield from some("mounts", "not looked into, another mount", list(bucket.get("mounts", ())))
+    if linked := bucket.get("linked"):
+        linked_files = counted(linked, "file is", "files are")
+        yield f"{name}: {linked_files} another's hard link; `fsrepl why {name}/KEY` names those of each"
+    if bucket["skipped"]:
+        yield f"{name}: skipped, for links, sockets, FIFOs and devices are no objects: {bucket['skipped']:,}"
+    if bucket["failed"]:
+        failed = counted(bucket["failed"], "delivery", "deliveries")
+        yield f"{name}: {failed} failed; `fsrepl why {name}/KEY` tells the reason of each"

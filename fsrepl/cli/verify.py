@@ -1,0 +1,254 @@
+"""fsrepl verify, doctor: is everything as it should be, and will it stay so?"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fsrepl.cli import completion
+from fsrepl.cli.common import (
+    Json,
+    Performer,
+    ask_daemon,
+    counted,
+    encoded,
+    is_terminal,
+    json_text,
+    open_answering_site,
+    owner,
+    print_json,
+    say,
+    shown,
+    size_text,
+    state,
+    warn,
+)
+from fsrepl.cli.unrecorded import open_journal
+from fsrepl.errors import FsreplError
+from fsrepl.storage.fs import reason
+
+if TYPE_CHECKING:
+    from fsrepl.commands.doctor import Finding
+    from fsrepl.repair.compare import Difference
+    from fsrepl.repair.verify import Tally, Verification
+    from fsrepl.storage.journal.database import Journal
+
+
+_PROGRESS_S = 0.1
+_MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green")}
+_PASS_S = 60.0
+_DOCTOR_S = 10.0
+"""Longer than the daemon gives its regions to answer."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(verify)
+    app.command()(doctor)
+
+
+def verify(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The source bucket, REGION/BUCKET.", autocompletion=completion.buckets)
+    ],
+    destination: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DST",
+            help="Only this one of its destinations; else all of them.",
+            autocompletion=completion.buckets,
+        ),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what is wrong from whichever copy matches the recorded hash.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compare, by hash, what is with what should be.
+
+    Exit status 0: it is the same, or all was mended; 1: it is not. Deliveries that are pending, and files that are
+    just being changed, are counted apart.
+    """
+    from fsrepl.repair.verify import Hooks, Verification
+    from fsrepl.storage.fs import ReadingFs
+    from fsrepl.storage.site import Site
+
+    fs = ReadingFs()
+    fs.owner = owner(state().settings)
+    site = Site(state().settings, fs)
+    with contextlib.ExitStack() as stack:
+        performer = stack.enter_context(Performer())
+        capture = _capturer(performer) if repair else _capture_by_daemon
+        hooks = Hooks(_settled, capture, _mender(performer) if repair else None)
+        journal = stack.enter_context(open_journal(site))
+        found = stack.enter_context(Verification(site, source, destination, journal, hooks))
+        if is_terminal() and not state().quiet:
+            hooks.progress = stack.enter_context(_progress(found, journal))
+        _tell(found, repair=repair, json=json)
+    if found.tally.left or found.tally.away:
+        raise typer.Exit(1)
+
+
+def doctor(json: Json = False) -> None:
+    """Tell what is wrong, or may soon be, and what to do.
+
+    It looks at watches, queue, attributes, reflinks, rights, space, documents and roles. Exit status 1 where something
+    does not work; warnings do not count.
+    """
+    from fsrepl.commands import doctor_facts, reader
+    from fsrepl.commands.doctor import Level, findings
+
+    site = open_answering_site()
+    said = reader.daemon_status(site.settings)
+    there: dict[str, object] | None = None  # where there is no daemon, or trouble with it, this process looks instead
+    if said["running"] and "trouble" not in said:
+        with contextlib.suppress(FsreplError):
+            there = ask_daemon("doctor", answer_within_s=_DOCTOR_S)
+    found = findings(doctor_facts.facts(site, said, there))
+    if json:
+        print_json({"Findings": [finding.document() for finding in found]})
+    else:
+        for finding in found:
+            _diagnose(finding)
+    if any(finding.level is Level.ERROR for finding in found):
+        raise typer.Exit(1)
+
+
+def _diagnose(finding: Finding) -> None:
+    """A mark, where, what; and what to do, below it."""
+    mark, color = _MARKS[finding.level]
+    where = f" {finding.where}" if finding.where else ""
+    line = shown(f"{finding.area}{where}: {finding.what}")
+    if finding.level == "ok":
+        typer.echo(f"{typer.style(mark, fg=color)} {line}")
+        return
+    typer.echo(f"{typer.style(mark, fg=color, bold=True)} {line}")
+    for number, text in enumerate(finding.do.splitlines()):
+        typer.echo(f"    {'do: ' if not number else '    '}{shown(text)}")
+
+
+def _settled() -> None:
+    """Wait until the regions of a running daemon have finished what they were at."""
+    with contextlib.suppress(FsreplError):
+        ask_daemon("pass", answer_within_s=_PASS_S)
+
+
+def _capture_by_daemon(address: str, found: Sequence[bytes]) -> None:
+    """Where none runs, they are captured once one does: a verification by itself writes nothing."""
+    with contextlib.suppress(FsreplError):
+        ask_daemon("capture", answer_within_s=_PASS_S, bucket=address, keys=[encoded(key) for key in found])
+
+
+def _capturer(performer: Performer) -> Callable[[str, Sequence[bytes]], None]:
+    def capture(address: str, found: Sequence[bytes]) -> None:
+        try:
+            performer.perform("capture", bucket=address, keys=[encoded(key) for key in found])
+        except FsreplError as error:
+            warn(str(error))
+
+    return capture
+
+
+def _mender(performer: Performer) -> Callable[[Difference], None]:
+    def mend(difference: Difference) -> None:
+        try:
+            performer.perform(
+                "verify.repair",
+                bucket=difference.bucket,
+                path=base64.b64encode(difference.place).decode(),
+                version=difference.version,
+                marker=difference.marker,
+            )
+        except FsreplError as error:
+            warn(str(error))
+        except OSError as error:
+            warn(f"{shown(_name(difference))} was not mended: {reason(error)}")
+
+    return mend
+
+
+def _tell(found: Verification, *, repair: bool, json: bool) -> None:
+    """Print differences as they are found, however many there are, and what it came to."""
+    tally = found.tally
+    number = 0
+    if json:
+        typer.echo('{\n  "Differences": [', nl=False)
+    try:
+        for number, difference in enumerate(found.differences(), start=1):
+            if json:
+                text = textwrap.indent(json_text(difference.document()), "    ")
+                typer.echo((",\n" if number > 1 else "\n") + text, nl=False)
+            else:
+                mended = "; repaired" if difference.repaired else ""
+                version = difference.version or "-"
+                typer.echo(f"{shown(_name(difference))}  {version}  {difference.problem}: {difference.why}{mended}")
+    finally:
+        if json:
+            counts = {"Checked": tally.checked, "Bytes": tally.bytes, "Pending": tally.pending, "Failed": tally.failed}
+            end = "\n  ]," if number else "],"
+            typer.echo(end + json_text(counts | _away(tally)).removeprefix("{"))
+    for address, why in tally.away.items():
+        warn(f"{address} was not compared: {why}")
+    if not json:
+        _sum_up(tally, repair=repair)
+
+
+def _away(tally: Tally) -> dict[str, object]:
+    return {"Away": [{"Bucket": b, "Why": why} for b, why in tally.away.items()]} if tally.away else {}
+
+
+def _sum_up(tally: Tally, *, repair: bool) -> None:
+    result = counted(tally.differences, "difference") if tally.differences else "no differences"
+    if repair and tally.differences:
+        result += f", {tally.differences - tally.left} of them repaired"
+    say(f"{counted(tally.checked, 'version')}, {size_text(tally.bytes)}: {result}")
+    if tally.pending:
+        pending = counted(tally.pending, "delivery or change", "deliveries or changes")
+        say(f"{pending} pending; `fsrepl wait` waits for that")
+    if tally.failed:
+        failed = counted(tally.failed, "delivery", "deliveries")
+        say(f"{failed} failed, and not compared; `fsrepl status` and `fsrepl why` tell more")
+    if tally.left and not repair:
+        say("--repair mends what another copy is good for")
+
+
+def _name(difference: Difference) -> str:
+    return f"{difference.bucket}/{os.fsdecode(difference.key)}"
+
+
+@contextlib.contextmanager
+def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable[[Tally], None]]:
+    """A bar on the terminal, of the bytes that are stored on either side as far as the journal knows them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    buckets = [found.source, *found.destinations]
+    total = sum(journal.object_counts(bucket)[2] for bucket in buckets) if journal is not None else None
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        task = bar.add_task("verifying", total=total or None)
+        told_s = 0.0
+
+        def progress(tally: Tally) -> None:
+            nonlocal told_s
+            now_s = time.monotonic()
+            if now_s - told_s >= _PROGRESS_S:
+                told_s = now_s
+                bar.update(task, completed=tally.bytes, description=f"{tally.checked} versions")
+
+        yield progress

@@ -1,0 +1,150 @@
+"""What the commands on backfill jobs do: accept, list, pace and cancel."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.model import keys
+from fsrepl.region.bucket_state import Run
+from fsrepl.replicate import backfill
+from fsrepl.replicate.backfill import AN_OBJECT_BYTES
+from fsrepl.s3 import rules
+from fsrepl.storage import backfill_jobs
+from fsrepl.storage.backfill_jobs import Job, State
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.rows import Stored
+
+if TYPE_CHECKING:
+    from fsrepl.region.region import Region
+    from fsrepl.region.runtime import Engine
+
+
+log = logging.getLogger("fsrepl")
+
+
+# -- commands
+
+
+def accept(region: Region, address: str, statuses: Sequence[str], rule_ids: Sequence[str]) -> dict[str, object]:
+    """Write down a new job for the versions that are there now. What it is to send is found after this returns."""
+    for status in statuses:
+        if status not in rules.STATUSES:
+            raise Usage(f"{status} is not a status to choose versions by; there are {', '.join(rules.STATUSES)}")
+    place = region.flush(address)
+    engine = region.engine
+    with place.bucket.open() as bucket:
+        _check_rules(bucket, rule_ids)
+        job_id, created_ns = place.bucket.ids.next(engine.site.now())
+        versions = engine.journal.count_versions(address)
+        job = Job(
+            job_id, address, created_ns, tuple(dict.fromkeys(statuses)), tuple(dict.fromkeys(rule_ids)),
+            versions=versions,
+        )  # fmt: skip
+        backfill_jobs.sweep(bucket, engine.site.now())
+        backfill_jobs.save(bucket, job)
+    backfill.begin(region, place, job)
+    log.info("backfill accepted bucket=%s job=%s", address, job.id)
+    return backfill_jobs.describe(job, backfill_jobs.Tasks())
+
+
+def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
+    """S3 runs a job by the configuration that is there, and a disabled rule does nothing: better to say so at once."""
+    address, replication = bucket.address, bucket.bucket.replication
+    if replication is None:
+        raise Refused(
+            "ReplicationConfigurationNotFoundError",
+            f"{address} has no replication configuration; `fsrepl replication enable {address} DST` makes one",
+        )
+    known = {rule.id: rule.enabled for rule in replication.rules}
+    for rule_id in rule_ids:
+        if rule_id not in known:
+            raise Refused("InvalidRequest", f"{address} has no rule {rule_id!r}; it has {', '.join(sorted(known))}")
+        if not known[rule_id]:
+            raise Refused("InvalidRequest", f"rule {rule_id!r} of {address} is disabled; enable it, then backfill")
+    if not any(known.values()):
+        raise Refused(
+            "InvalidRequest",
+            f"all rules of {address} are disabled; `fsrepl replication enable {address}` runs them again",
+        )
+
+
+def cancel(region: Region, address: str, job_id: str) -> dict[str, object]:
+    """Stop a job: what it has not sent yet is again what it was before. What is done stays done."""
+    place = region.place_of(address)
+    run = place.jobs.get(job_id)
+    if run is None:
+        raise Refused("InvalidRequest", f"job {job_id} of {address} has ended")
+    with place.bucket.open() as bucket:
+        run.job = replace(run.job, state=State.CANCELLING)
+        backfill_jobs.save(bucket, run.job)
+    log.info("backfill cancelled bucket=%s job=%s", address, job_id)
+    region.wake()
+    return backfill_jobs.describe(run.job, backfill_jobs.tasks_of(region.engine.journal, run.job))
+
+
+def listing(engine: Engine, address: str) -> list[dict[str, object]]:
+    """The jobs of a bucket, the oldest first, and how far they are; where it is away, those at work."""
+    region = engine.region_of(address)
+    place = region.places.get(address)
+    runs = dict(place.jobs) if place else {}
+    found: list[Job] = []
+    with contextlib.suppress(FsreplError), engine.site.bucket(address).open() as bucket:
+        found = backfill_jobs.load(bucket)[0]
+    known = {job.id: job for job in found} | {run.job.id: run.job for run in runs.values()}
+    out = []
+    for job_id in sorted(known):
+        job, run = known[job_id], runs.get(job_id)
+        tasks = backfill_jobs.tasks_of(engine.journal, job)
+        out.append(backfill_jobs.describe(job, tasks, pace(run, tasks, time.monotonic()) if run else None))
+    return out
+
+
+def pace(run: Run, tasks: backfill_jobs.Tasks, now_s: float) -> backfill_jobs.Pace:
+    """How fast a job is, and how long it will still take at that pace. While it looks for what to send, what it will
+    find is estimated from what it has found."""
+    began, job = run.began_with or backfill_jobs.Tasks(), run.job
+    elapsed_s = now_s - run.began_s
+    number, size = tasks.ended - began.ended, tasks.succeeded_bytes - began.succeeded_bytes
+    if number <= 0 or elapsed_s <= 0:
+        return backfill_jobs.Pace()
+    whole = _work(tasks.number, tasks.bytes)
+    if job.state is State.PREPARING and job.examined:
+        whole *= max(1.0, job.versions / job.examined)
+    left = max(0.0, whole - _work(tasks.ended, tasks.succeeded_bytes))
+    eta_s = left * elapsed_s / _work(number, size)
+    return backfill_jobs.Pace(round(number / elapsed_s, 1), round(size / elapsed_s, 1), round(eta_s, 1))
+
+
+def _work(number: int, size: int) -> float:
+    return number * AN_OBJECT_BYTES + size
+
+
+def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
+    """The jobs of a bucket that have not ended; of a key, those that have yet to look at one of its versions.
+
+    Where the bucket was away ever since we began, those that the index remembers.
+    """
+    place = engine.region_of(address).places.get(address)
+    if place is None or not (place.up or place.jobs):
+        return set(engine.journal.fact(backfill.job_fact(address)).split())
+    going_on = [run.job for run in list(place.jobs.values())]
+    if key:
+        stored = [Stored(*keys.split(key), created, i) for i, created, _ in engine.journal.versions_of(address, key)]
+        going_on = [job for job in going_on if any(job.has_yet_to_look_at(each) for each in stored)]
+    return {job.id for job in going_on}
+
+
+def is_filling(engine: Engine, destination: str) -> bool:
+    """Whether a backfill into a bucket is under way. Lifecycle leaves replicated markers alone meanwhile (5.5, 6)."""
+    for region in engine.regions.values():
+        for place in list(region.places.values()):
+            replication = place.bucket.replication
+            if place.jobs and replication and any(r.destination == destination for r in replication.rules):
+                return True
+    return engine.journal.is_backlogged(destination)

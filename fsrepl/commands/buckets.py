@@ -1,0 +1,255 @@
+"""Buckets: made, adopted as they are, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fsrepl.commands import requirements
+from fsrepl.commands.heal import REMOVED_IDENTITY, heal, open_folder
+from fsrepl.commands.versioning import enable_versioning, measure, versioning_of, walk
+from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
+from fsrepl.model.version import Versioning
+from fsrepl.s3 import arn, replication
+from fsrepl.storage import remembered, versions
+from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
+from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
+from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.site import Site, ignore_in_git, new_identity
+
+if TYPE_CHECKING:
+    from fsrepl.region.runtime import Engine
+
+
+def create_bucket(engine: Engine, address: str, *, versioning: bool, umask: int | None = None) -> dict[str, object]:
+    site = engine.site
+    region, name = arn.split_address(address)
+    arn.check_bucket_name(name)
+    if region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    with site.open_region(region) as at:
+        try:
+            fd = site.fs.open_dir(at, name.encode(), cross=True)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Refused("InvalidBucketName", f"{address} cannot be made: {reason(error)}") from error
+        else:
+            try:
+                if address in site.buckets:
+                    raise Refused("BucketAlreadyOwnedByYou", f"{address} exists already")
+                if any(e.name != META.decode() for e in site.fs.entries(fd)):
+                    raise Refused(
+                        "BucketAlreadyExists",
+                        f"{address} is a folder with files; `fsrepl bucket adopt` makes it a bucket",
+                    )
+                requirements.require(site.fs, fd, f"folder {address}")
+            finally:
+                site.fs.close(fd)
+    with contextlib.ExitStack() as undo:
+        make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF, undo, umask)
+        site.save_identities()
+        undo.pop_all()
+    return {"Bucket": address, "Versioning": "Enabled" if versioning else ""}
+
+
+def make_bucket(
+    site: Site, address: str, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None
+) -> None:
+    """The folder and what makes it a bucket, its identity last. What is there stays; undo removes what was made.
+
+    umask: that of whoever asks for it, where that is not our own: a daemon's would shut its users out of the folder.
+    The caller saves the site's identities.
+    """
+    region, _, name = address.partition("/")
+    fs = site.fs
+    made = False
+    with contextlib.ExitStack() as closing:
+        at = closing.enter_context(site.open_region(region))
+        with contextlib.suppress(FileExistsError):
+            fs.make_dir(at, name.encode(), 0o755)
+            undo.callback(_unmake, site, address)
+            made = True
+        fd = fs.open_dir(at, name.encode(), cross=True)
+        closing.callback(fs.close, fd)
+        if made and umask is not None:
+            fs.chmod(fd, 0o755 & ~umask)
+        with contextlib.suppress(FileExistsError):
+            fs.make_dir(fd, META, 0o700)
+            undo.callback(_unmake, site, address, META)
+        meta = fs.open_dir(fd, META)
+        closing.callback(fs.close, meta)
+        if why := disowned(fs, meta):  # what somebody else has prepared is neither believed nor built upon
+            raise Refused("AccessDenied", f"{address} cannot be made: its .fsrepl {why}; move that folder away")
+        for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
+            with contextlib.suppress(FileExistsError):
+                fs.make_dir(meta, folder)
+        ignore_in_git(fs, meta)
+        if versioning is not Versioning.OFF:
+            write_document(fs, meta, b"versioning.json", replication.versioning_document(versioning))
+        known = read_document(fs, meta, b"bucket.json")
+        identity = known or dict(new_identity(name, site.now(), region=region))
+        if known is None:
+            write_document(fs, meta, b"bucket.json", identity)
+        fs.sync_file(fd)
+        fs.sync_file(at)
+    undo.callback(site.identities["buckets"].pop, address, None)
+    site.identities["buckets"][address] = str(identity["uuid"])
+
+
+def _unmake(site: Site, address: str, folder: bytes = b"") -> None:
+    """Remove a bucket's folder that was just made, or all of one in it. What a user has put there by now stays."""
+    region, _, name = address.partition("/")
+    with contextlib.suppress(OSError, FsreplError), site.open_region(region) as at:
+        if not folder:
+            site.fs.remove_dir(at, name.encode())
+            return
+        fd = site.fs.open_dir(at, name.encode(), cross=True)
+        try:
+            below = site.fs.open_dir(fd, folder)
+            try:
+                _remove_below(site.fs, below)
+            finally:
+                site.fs.close(below)
+            site.fs.remove_dir(fd, folder)
+        finally:
+            site.fs.close(fd)
+
+
+def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
+    """Make a folder full of files a versioned bucket: each file becomes its key's null version."""
+    site = engine.site
+    region, name = arn.split_address(address)
+    arn.check_bucket_name(name)
+    if region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    if address in site.buckets and versioning_of(site, address) is not Versioning.OFF:
+        raise Refused("BucketAlreadyOwnedByYou", f"{address} is a versioned bucket already")
+    with site.open_region(region) as at:
+        try:
+            fd = site.fs.open_dir(at, name.encode(), cross=True)
+        except OSError as error:
+            raise Refused(
+                "NoSuchBucket", f"{address}: there is no such folder in the region: {reason(error)}"
+            ) from error
+        try:
+            room = measure(site.fs, fd, engine.settings, region)
+            room.check(address)
+            answer = {"Bucket": address, **room.document()}
+            if dry_run:
+                return answer
+            requirements.require(site.fs, fd, f"folder {address}")
+        finally:
+            site.fs.close(fd)
+    with contextlib.ExitStack() as undo:
+        make_bucket(site, address, Versioning.OFF, undo)
+        site.save_identities()
+        undo.pop_all()
+    return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}
+
+
+def heal_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
+    """Adopt a bucket again that has lost its .fsrepl. See heal.py."""
+    bucket = engine.site.bucket(address)
+    with open_folder(bucket) as (_, fd):
+        room = measure(engine.fs, fd, engine.settings, bucket.region)
+        room.check(address)
+        answer = {"Bucket": address, **room.document()}
+        if dry_run:
+            return answer | {"Healed": False}
+        requirements.require(engine.fs, fd, f"folder {address}")
+    return answer | heal(engine, address).document()
+
+
+def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:
+    """Remove a bucket; with purge also everything in it.
+
+    Its identity goes first, so that no crash makes this a deletion of objects; a removal that was cut short
+    is gone on with when it is asked for again.
+    """
+    site = engine.site
+    bucket = site.bucket(address)
+    try:
+        if not _is_half_removed(bucket):
+            with bucket.open() as opened:
+                if not purge and next(_contents(opened), None) is not None:
+                    raise Refused(
+                        "BucketNotEmpty", f"{address} holds objects or versions; --yes removes it with everything in it"
+                    )
+                engine.region_of(address).put_down(address)
+                site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
+                site.fs.sync_file(opened.meta)
+        _remove_tree(bucket)
+    except BucketMissing:
+        pass
+    del site.identities["buckets"][address]
+    site.save_identities()
+    remembered.forget(site, address)
+    engine.recent.forget(address)
+    with engine.journal.transaction():
+        engine.journal.forget_bucket(address)
+    return {"Bucket": address}
+
+
+def _is_half_removed(bucket: Bucket) -> bool:
+    """Whether a removal of this very bucket was cut short: its identity says so, or nothing at all is left in it."""
+    fs = bucket.fs
+    with open_folder(bucket) as (_, fd):
+        others = any(os.fsencode(entry.name) != META for entry in fs.entries(fd))
+        try:
+            meta = fs.open_dir(fd, META)
+        except OSError:
+            return not others
+        try:
+            removed = read_document(fs, meta, REMOVED_IDENTITY)
+            if removed is None:
+                return not others and not any(fs.entries(meta))
+            return removed.get("uuid") == bucket.uuid
+        except (OSError, ValueError):
+            return False
+        finally:
+            fs.close(meta)
+
+
+def _remove_tree(bucket: Bucket) -> None:
+    """Everything in a bucket, then its folder. What says that it is being removed goes last."""
+    fs = bucket.fs
+    with open_folder(bucket) as (at, fd):
+        _remove_below(fs, fd, but=META)
+        with contextlib.suppress(FileNotFoundError):
+            meta = fs.open_dir(fd, META)
+            try:
+                _remove_below(fs, meta, but=REMOVED_IDENTITY)
+                remove_document(fs, meta, REMOVED_IDENTITY)
+            finally:
+                fs.close(meta)
+            fs.remove_dir(fd, META)
+        with contextlib.suppress(OSError):
+            fs.remove_dir(at, bucket.name.encode())
+        fs.sync_file(at)
+
+
+def _contents(bucket: OpenBucket) -> Iterator[bytes]:
+    for _, _, files in walk(bucket.fs, bucket.fd):
+        yield from files
+    if bucket.versions >= 0:
+        for _, _, found in versions.walk(bucket):
+            yield from (name for name, _ in found)
+
+
+def _remove_below(fs: Fs, fd: int, *, but: bytes = b"") -> None:
+    for entry in list(fs.entries(fd)):
+        name = os.fsencode(entry.name)
+        if name == but:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            below = fs.open_dir(fd, name)
+            try:
+                _remove_below(fs, below)
+            finally:
+                fs.close(below)
+            fs.remove_dir(fd, name)
+        else:
+            fs.unlink(fd, name)

@@ -1,0 +1,481 @@
+"""What the facts mean, and what to do: the findings of `fsrepl doctor`. Pure; commands/doctor_facts.py finds the facts.
+
+A finding is an error where something does not work, a warning where it works less well than it could or soon
+may not, and ok otherwise: what was looked at and found good is said as well. Source: design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region
+from fsrepl.storage import privacy
+
+_QUEUE_MIN = 16384
+_WATCHES_MIN = 524_288
+_NEARLY = 0.7
+_INODES_LOW = 0.05
+_STATE_FULL_BYTES = 1 << 20
+_STATE_LOW_BYTES = 64 << 20
+_AHEAD_S = 2.0
+
+NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "fuse"})
+"""Filesystems that other hosts, or a server, may change without a word to this kernel."""
+ROOM = {
+    "ext2": "about 4 KB for all of a file's attributes",
+    "ext3": "about 4 KB for all of a file's attributes",
+    "ext4": "about 4 KB for all of a file's attributes",
+    "xfs": "64 KB for each attribute",
+    "btrfs": "about 16 KB for each attribute",
+    "tmpfs": "room in memory, counted as inodes",
+}
+WITHOUT = {
+    "CAP_CHOWN": "replicas belong to the daemon's user, not to their source's owner",
+    "CAP_FOWNER": "mode, times and ACLs of other users' files cannot be kept up to date",
+    "CAP_DAC_OVERRIDE": "files that their owner keeps from the daemon's user are not replicated",
+    "CAP_LEASE": "whether other users' files are still being written is not known, so they wait until they are quiet",
+}
+
+
+class Level(enum.StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+    OK = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. do: what to do about it, empty where there is nothing."""
+
+    level: Level
+    area: str
+    where: str
+    what: str
+    do: str = ""
+
+    def document(self) -> dict[str, str]:
+        return {
+            "Level": str(self.level), "Area": self.area, "Where": self.where, "What": self.what, "Do": self.do,
+        }  # fmt: skip
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """All of them, the worst first."""
+    found = [
+        *_daemon(facts),
+        *_watches(facts),
+        *_rights(facts),
+        *(f for region in facts["regions"] for f in _region(facts, region)),
+        *(f for bucket in facts["buckets"] for f in _bucket(facts, bucket)),
+        *_journal(facts),
+    ]
+    order = list(Level)
+    return sorted(found, key=lambda finding: order.index(finding.level))
+
+
+def _buckets_said(facts: Facts) -> Mapping[str, Mapping[str, Any]]:
+    said: Any = facts["said"].get("buckets", {})
+    return said  # type: ignore[no-any-return]
+
+
+def _count(said: Mapping[str, Any], name: str) -> int:
+    """How many a list of the daemon has, which may tell the first of them only."""
+    return int(said.get("counts", {}).get(name, len(said.get(name, ()))))
+
+
+# -- the daemon, and what the kernel gives it
+
+
+def _daemon(facts: Facts) -> Iterator[Finding]:
+    said = facts["said"]
+    if not said.get("running"):
+        yield Finding(
+            Level.WARNING, "daemon", "", "the daemon is not running; nothing is captured or replicated",
+            "`fsrepl daemon` runs it here, `systemctl start fsrepl` as a service",
+        )  # fmt: skip
+        return
+    if trouble := said.get("trouble"):
+        yield Finding(Level.ERROR, "daemon", "", f"the daemon does not answer: {trouble}", "look at its log")
+        return
+    stuck: Any = said.get("stuck") or ()
+    for region in stuck:
+        yield Finding(
+            Level.ERROR, "daemon", region, "nothing moves there: its filesystem hangs",
+            "look at the disk or the server behind it; the daemon goes on by itself",
+        )  # fmt: skip
+    if not said.get("ready"):
+        yield Finding(Level.OK, "daemon", "", f"running, pid {said.get('pid')}; still looking through the buckets")
+    elif not stuck:
+        yield Finding(Level.OK, "daemon", "", f"running, pid {said.get('pid')}")
+
+
+def _watches(facts: Facts) -> Iterator[Finding]:
+    limits = facts["machine"]["limits"]
+    versioned = [b for b in facts["buckets"] if b["versioning"]]
+    needed = sum(b["directories"] + 1 for b in versioned)
+    polled = {address: _count(said, "polled") for address, said in _buckets_said(facts).items()}
+    most = limits.get("max_user_watches")
+    if most is not None:
+        what = f"{needed} watches are needed, one a directory, and fs.inotify.max_user_watches is {most}"
+        more = _sysctl("max_user_watches", max(_WATCHES_MIN, _rounded(2 * needed)))
+        if needed > most:
+            yield Finding(Level.WARNING, "watches", "", what + "; directories without one are polled", more)
+        elif needed > most * _NEARLY:
+            yield Finding(Level.WARNING, "watches", "", what + ", which all programs of a user share", more)
+        else:
+            yield Finding(Level.OK, "watches", "", what)
+    for address, number in polled.items():
+        if number:
+            do = _sysctl("max_user_watches", max(_WATCHES_MIN, _rounded(2 * needed)))
+            yield Finding(
+                Level.WARNING, "watches", address, f"{number} directories are polled instead of watched",
+                f"{do}; then restart the daemon",
+            )  # fmt: skip
+    instances = limits.get("max_user_instances")
+    if instances is not None:
+        level = Level.OK if instances >= 1 else Level.ERROR
+        do = "" if instances >= 1 else _sysctl("max_user_instances", 128)
+        yield Finding(level, "watches", "", f"one inotify instance is used, of {instances} that a user may have", do)
+    yield from _queue(facts, limits.get("max_queued_events"))
+
+
+def _queue(facts: Facts, queue: int | None) -> Iterator[Finding]:
+    lost: Any = facts["said"].get("events_lost") or 0
+    if queue is None:
+        return
+    what = f"fs.inotify.max_queued_events is {queue}"
+    more = _sysctl("max_queued_events", max(4 * _QUEUE_MIN, 4 * queue))
+    if lost:
+        what += f", and events were lost {lost} times since the daemon started; scans found what they told of"
+        yield Finding(Level.WARNING, "queue", "", what, more)
+    elif queue < _QUEUE_MIN:
+        yield Finding(Level.WARNING, "queue", "", f"{what}: a burst of changes overflows it", more)
+    else:
+        yield Finding(Level.OK, "queue", "", what)
+
+
+def _sysctl(name: str, value: int) -> str:
+    """The line to type, which lasts over a restart of the machine."""
+    return f"`echo fs.inotify.{name}={value} | sudo tee /etc/sysctl.d/60-fsrepl-{name}.conf && sudo sysctl --system`"
+
+
+def _rounded(number: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def _rights(facts: Facts) -> Iterator[Finding]:
+    machine = facts["machine"]
+    missing = [name for name in CAPABILITIES.values() if name not in machine["capabilities"]]
+    whose = f"uid {machine['uid']}"
+    lacks = [name for name in missing if name in WITHOUT]
+    for name in lacks:
+        yield Finding(
+            Level.WARNING, "rights", whose, f"{name} is missing: {WITHOUT[name]}",
+            f"run the daemon as root, or give its service AmbientCapabilities={' '.join(lacks)}",
+        )  # fmt: skip
+    if not lacks:
+        yield Finding(Level.OK, "rights", whose, "owners, modes and other users' files can be handled")
+
+
+# -- a region
+
+
+def _region(facts: Facts, region: Region) -> Iterator[Finding]:
+    name = region["name"]
+    if region["silent"]:
+        yield Finding(
+            Level.ERROR, "region", name, region["trouble"],
+            "look at the disk or the server behind it; `fsfreeze -u` thaws a frozen one; what is owed to it waits",
+        )  # fmt: skip
+        return
+    if region["trouble"]:
+        yield Finding(
+            Level.ERROR, "region", name, region["trouble"],
+            f"mount it, or if its disk is lost, `fsrepl region add {name}=PATH --replace` takes a new one; "
+            "what is owed to it waits",
+        )  # fmt: skip
+        return
+    where = f"{region['path']}, {region['fstype'] or 'of an unknown filesystem'}"
+    yield from _writable(facts, region)
+    if region["fstype"].split(".")[0] in NETWORK:
+        yield Finding(
+            Level.WARNING, "region", name,
+            f"{where}: what other hosts change makes no events, and is found by scans, every {facts['rescan_s']:g} s",
+            "let programs on this host write there, or set rescan_s in [capture] lower",
+        )  # fmt: skip
+    else:
+        yield Finding(Level.OK, "region", name, where)
+    yield from _attributes(facts, region)
+    yield from _free(region)
+    yield from _sharing(facts, region)
+
+
+def _writable(facts: Facts, region: Region) -> Iterator[Finding]:
+    name, path = region["name"], region["path"]
+    if not region["errno"]:
+        return
+    if region["errno"] == errno.EROFS and name in facts["mounted_rw"]:
+        lines = f"[Service]\nReadWritePaths={path}"
+        yield Finding(
+            Level.ERROR, "region", name, f"{path} is writable, but not for the daemon: its service is locked up",
+            f"`systemctl edit fsrepl`, and write\n{lines}\nthen `systemctl restart fsrepl`",
+        )  # fmt: skip
+    elif region["errno"] == errno.EROFS:
+        yield Finding(
+            Level.ERROR, "region", name, f"{path} is on a read-only filesystem ({region['mount']})",
+            f"`mount -o remount,rw {region['mount']}`; if that fails, the kernel's log tells why: a disk with errors?",
+        )  # fmt: skip
+    elif region["errno"] in (errno.ENOSPC, errno.EDQUOT):
+        yield Finding(
+            Level.ERROR, "region", name, f"{path} is full: no file can be made there",
+            "remove something; deliveries go on by themselves",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            Level.ERROR, "region", name, f"no file can be made in {path}: {os.strerror(region['errno']).lower()}",
+            f"give it to the daemon's user, uid {facts['machine']['uid']}, or run the daemon as its owner",
+        )  # fmt: skip
+
+
+def _attributes(facts: Facts, region: Region) -> Iterator[Finding]:
+    name = region["name"]
+    if not region["attributes"]:
+        yield Finding(
+            Level.ERROR, "attributes", name,
+            f"{region['fstype']} at {region['mount']} takes no user attributes, which hold what is known of each file",
+            "use ext4, xfs, btrfs or a tmpfs of Linux 6.6, or mount it with user_xattr",
+        )  # fmt: skip
+        return
+    sidecars = sum(b["sidecars"] for b in facts["buckets"] if b["address"].startswith(name + "/"))
+    room = ROOM.get(region["fstype"], "user attributes")
+    more = f"; {sidecars} versions need a sidecar for theirs" if sidecars else "; nothing needed a sidecar"
+    yield Finding(Level.OK, "attributes", name, f"{room}{more}")
+
+
+def _free(region: Region) -> Iterator[Finding]:
+    name, free, total, needed = region["name"], region["free"], region["total"], region["needed"]
+    if total:
+        what = f"{_size(free)} of {_size(total)} are free, and keep_free leaves {_size(needed)} to the user"
+        if free < needed:
+            yield Finding(
+                Level.ERROR, "space", name, f"{what}: capture waits", "make room, or set keep_free in [capture] lower"
+            )
+        elif free < 2 * needed:
+            yield Finding(Level.WARNING, "space", name, what, "make room before capture must wait")
+        else:
+            yield Finding(Level.OK, "space", name, what)
+    if region["inodes"]:
+        left, all_ = region["inodes_free"], region["inodes"]
+        what = f"{left} of {all_} inodes are free"
+        if not left:
+            yield Finding(Level.ERROR, "space", name, what, "remove files; no version can be stored without one")
+        elif left < all_ * _INODES_LOW:
+            yield Finding(Level.WARNING, "space", name, what, "each version takes one: remove files, or old versions")
+        else:
+            yield Finding(Level.OK, "space", name, what)
+
+
+def _sharing(facts: Facts, region: Region) -> Iterator[Finding]:
+    """What the versions cost beside the files people see. Source: design.md, section 7, View and store."""
+    name, sharing = region["name"], region["sharing"]
+    mine = [b for b in facts["buckets"] if b["address"].startswith(name + "/") and b["versioning"]]
+    if not mine:
+        return
+    size = _size(sum(b["current_bytes"] for b in mine))
+    written = sum(b["current_bytes"] for b in mine if b["source"])
+    mode = f'sharing = "{sharing}"'
+    if sharing == "link":
+        what = f"{mode}: current versions cost no space; a program that writes into a file destroys its version"
+        yield Finding(Level.OK, "sharing", name, what)
+    elif sharing == "private":
+        yield Finding(Level.OK, "sharing", name, f"{mode}: current versions are stored twice, {size} more")
+    elif region["reflinks"]:
+        what = f"{mode}, with reflinks: current versions share their blocks with the files, and cost no space"
+        yield Finding(Level.OK, "sharing", name, what)
+    elif region["reflinks"] is not None:
+        what = f"{mode}, without reflinks: sources are stored twice, {_size(written)} more; replicas are hard links"
+        do = 'xfs or btrfs would share the blocks; so does sharing = "link", if nothing writes into files in place'
+        yield Finding(Level.OK, "sharing", name, what, do if written else "")
+
+
+# -- a bucket
+
+
+def _bucket(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
+    address = bucket["address"]
+    said = _buckets_said(facts).get(address, {})
+    away = {region["name"] for region in facts["regions"] if region["trouble"]}
+    if bucket["trouble"]:
+        if address.partition("/")[0] not in away:  # else that says it all
+            do = "once that is so no longer, the bucket goes on by itself"
+            if bucket["disowned"]:
+                do = (
+                    f"if you trust what is in it, `{_command_to_own(facts, bucket)}`; the bucket then goes on by itself"
+                )
+            yield Finding(Level.ERROR, "bucket", address, bucket["trouble"], do)
+        return
+    good = True
+    for finding in (*_tree(facts, bucket), *_privacy(facts, bucket, said), *_at_work(facts, bucket, said)):
+        good &= finding.level is Level.OK
+        yield finding
+    if good:
+        yield Finding(Level.OK, "bucket", address, _describe(bucket))
+
+
+def _command_to_own(facts: Facts, bucket: Bucket) -> str:
+    machine = facts["machine"]
+    return privacy.command_to_own(bucket["path"], machine["uid"], machine["gid"])
+
+
+def _privacy(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether others can, or could, look into what is the daemon's alone."""
+    address, leave_out = bucket["address"], privacy.command_without(bucket["path"], "chmod a+rX")
+    for source, mode in bucket["wider_than"].items():
+        yield Finding(
+            Level.WARNING, "privacy", address,
+            f"its folder lets in people whom that of {source} keeps out, who may read its replicas here",
+            f"`chmod {mode} {shlex.quote(bucket['path'])}`, unless they shall: a bucket's folder follows no other",
+        )  # fmt: skip
+    if bucket["open"]:
+        yield Finding(
+            Level.ERROR, "privacy", address, "others can look into .fsrepl, which holds private and deleted files",
+            f"`{_command_to_own(facts, bucket)}`; a daemon that runs does that by itself",
+        )  # fmt: skip
+    elif exposed := said.get("exposed"):
+        yield Finding(
+            Level.WARNING, "privacy", address, str(exposed),
+            f"what is done to a whole bucket leaves .fsrepl out, as in `{leave_out}`",
+        )  # fmt: skip
+
+
+def _describe(bucket: Bucket) -> str:
+    state = f"versioning {bucket['versioning']}" if bucket["versioning"] else "never versioned"
+    return f"{state}, {bucket['directories']} directories" if bucket["versioning"] else state
+
+
+def _tree(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
+    address, uid = bucket["address"], facts["machine"]["uid"]
+    if bucket["uid"] not in (uid, -1):
+        whose = f"its folder belongs to uid {bucket['uid']}, and the daemon is uid {uid}"
+        if uid == 0:
+            yield Finding(Level.OK, "bucket", address, f"{whose}; its user gains nothing by that")
+        else:
+            yield Finding(
+                Level.WARNING, "bucket", address, f"{whose}: it may not be able to write there",
+                f"`chown {uid}` the folder, or run the daemon as root",
+            )  # fmt: skip
+    for path in bucket["unreadable"]:
+        yield Finding(
+            Level.WARNING, "bucket", address, f"the directory {path or 'of the bucket'} cannot be read",
+            "give the daemon's user the right to; what is in it is neither captured nor taken for deleted",
+        )  # fmt: skip
+    if bucket["halted"]:
+        yield Finding(
+            Level.WARNING, "bucket", address, "HALTED: so much was deleted at once that the deletions are held",
+            f"`fsrepl ack {address}` lets them go, `fsrepl undelete {address} --since TIME` takes them back",
+        )  # fmt: skip
+    if bucket["displaced"]:
+        yield Finding(
+            Level.WARNING, "bucket", address,
+            f"{bucket['displaced']} files that were taken out of views lie in .fsrepl/displaced",
+            "the daemon looks at them when it starts; one that its log names as left there is yours to look at",
+        )  # fmt: skip
+    if bucket["ahead_s"] > _AHEAD_S:
+        yield Finding(
+            Level.WARNING, "clock", address,
+            f"the clock is {_time(bucket['ahead_s'])} behind the newest version; was it set back?",
+            "see to the clock; until it has caught up, new versions carry the time of the newest one",
+        )  # fmt: skip
+    for why in bucket["roles"]:
+        yield Finding(
+            Level.WARNING, "role", address, why,
+            f"`fsrepl replication show {address}` names the role, `fsrepl role create` makes one that suffices; "
+            "then `fsrepl retry`",
+        )  # fmt: skip
+
+
+def _at_work(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[Finding]:
+    address = bucket["address"]
+    if paused := said.get("paused"):
+        yield Finding(Level.ERROR, "bucket", address, str(paused), "make room; it goes on by itself")
+    for path in said.get("mounts", ()):
+        yield Finding(
+            Level.WARNING, "bucket", address, f"the directory {path} is another mount, and not looked into",
+            "a bucket lies on one filesystem; make what is mounted there a bucket of its own",
+        )  # fmt: skip
+    unreadable: Mapping[str, str] = said.get("unreadable", {})
+    if unreadable:
+        key, why = next(iter(unreadable.items()))
+        number = _count(said, "unreadable")
+        yield Finding(
+            Level.WARNING, "bucket", address, f"{number} files cannot be captured, such as {key}: {why}",
+            "give the daemon's user the right to read them",
+        )  # fmt: skip
+    conflicts: Mapping[str, str] = said.get("conflicts", {})
+    for key, why in conflicts.items():
+        yield Finding(
+            Level.WARNING, "view", address, f"{key} cannot be shown: {why}",
+            "move away what is there; the version is stored all the same, and `fsrepl cat` reads it",
+        )  # fmt: skip
+    if (left := _count(said, "conflicts") - len(conflicts)) > 0:
+        yield Finding(
+            Level.WARNING, "view", address, f"{left} more cannot be shown",
+            f"`fsrepl why {address}/KEY` tells what is in the way of each",
+        )  # fmt: skip
+    if not facts["said"].get("running") and bucket["unshown"]:
+        yield Finding(
+            Level.WARNING, "view", address, f"{bucket['unshown']} files do not show their current version",
+            "start the daemon; it shows them, or says what is in the way",
+        )  # fmt: skip
+
+
+def _journal(facts: Facts) -> Iterator[Finding]:
+    trouble = facts["journal"]
+    if not trouble:
+        yield Finding(Level.OK, "journal", "", "the journal can be read")
+    elif trouble == "missing":
+        yield Finding(Level.OK, "journal", "", "there is no journal yet; the daemon makes it from the trees")
+    else:
+        yield Finding(
+            Level.WARNING, "journal", "", f"the journal cannot be read: {trouble}",
+            "restart the daemon: it makes a new one from the trees, and nothing is lost",
+        )  # fmt: skip
+    yield from _state_space(facts["state"], facts["state_free"])
+
+
+def _state_space(state: str, free: int | None) -> Iterator[Finding]:
+    """Room for the journal: it may lie on a disk of its own, and without room nothing can be captured or delivered."""
+    if free is None:
+        return
+    what = f"{_size(free)} are free for the state in {state}"
+    if free < _STATE_FULL_BYTES:
+        yield Finding(
+            Level.ERROR, "space", "state", f"{what}: the journal cannot be written, and everything waits",
+            "make room there; all goes on by itself then",
+        )  # fmt: skip
+    elif free < _STATE_LOW_BYTES:
+        yield Finding(Level.WARNING, "space", "state", what, "make room there before the journal cannot be written")
+    else:
+        yield Finding(Level.OK, "space", "state", what)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

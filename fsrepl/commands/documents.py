@@ -1,0 +1,123 @@
+"""The JSON documents that commands print, in S3's names."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+
+from fsrepl.model import clock, keys
+from fsrepl.model.keys import Document
+from fsrepl.model.version import Posix, Version, Versioning
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.listing import Entry
+
+
+def entry_document(entry: Entry, *, versions: bool) -> Document:
+    version = entry.version
+    document: Document = keys.key_document(version.key)
+    if versions:
+        document |= {"VersionId": version.id, "IsLatest": entry.latest}
+    document["LastModified"] = clock.stamp(version.created_ns)
+    if not version.marker:
+        document["Size"] = version.size
+        if version.digest:
+            document["ETag"] = version.digest.hex()
+        document["StorageClass"] = storage_class(version)
+    if version.status is not None:
+        document["ReplicationStatus"] = str(version.status)
+    return document
+
+
+def storage_class(version: Version) -> str:
+    return version.storage_class or "STANDARD"
+
+
+def list_document(found: list[Entry], truncated: bool, *, versions: bool) -> Document:
+    """`ls --json`: S3's ListObjectVersions, or ListObjectsV2's Contents."""
+    if not versions:
+        document: Document = {"Contents": [entry_document(e, versions=False) for e in found]}
+        if truncated:
+            document |= {"IsTruncated": True, **_next("NextStartAfter", found[-1].version.key)}
+        return document
+    document = {
+        "Versions": [entry_document(e, versions=True) for e in found if not e.version.marker],
+        "DeleteMarkers": [entry_document(e, versions=True) for e in found if e.version.marker],
+    }
+    if truncated:
+        last = found[-1].version
+        document |= {"IsTruncated": True, **_next("NextKeyMarker", last.key), "NextVersionIdMarker": last.id}
+    return document
+
+
+def _next(name: str, key: bytes) -> Document:
+    """Where the next page begins; with the exact bytes where the text is not all of the key."""
+    exact = {} if keys.is_exact(key) else {f"{name}Base64": base64.b64encode(key).decode()}
+    return {name: keys.text(key), **exact}
+
+
+def head_document(bucket: OpenBucket, entry: Entry) -> Document:
+    """`head --json`: all that the record says of one version."""
+    version = entry.version
+    document: Document = keys.key_document(version.key) | {
+        "VersionId": version.id,
+        "IsLatest": entry.latest,
+        "LastModified": clock.stamp(version.created_ns),
+        "ContentLength": version.size,
+        "ETag": version.digest.hex(),
+        "StorageClass": storage_class(version),
+    }
+    if version.status is not None:
+        document["ReplicationStatus"] = str(version.status)
+    document |= {
+        "Origin": f"{version.origin}:{version.source}" if version.source else str(version.origin),
+        "TagCount": len(version.tags),
+        "Metadata": {name.removeprefix("user."): _value(value) for name, value in sorted(version.attrs.items())},
+        "Posix": _posix_document(version.posix),
+        "StoredAs": keys.text(os.fsencode(bucket.bucket.path) + b"/" + _stored_as(bucket, version)),
+    }
+    if version.deliveries:
+        document["Deliveries"] = {
+            name: {"Rule": d.rule, "Status": str(d.status), **({"Reason": d.reason} if d.reason else {})}
+            for name, d in version.deliveries.items()
+        }
+    return document
+
+
+def _stored_as(bucket: OpenBucket, version: Version) -> bytes:
+    """Where a version lies, below its bucket."""
+    if bucket.bucket.versioning is Versioning.OFF:
+        return version.key
+    directory, last = keys.split(version.key)
+    stored = keys.join(keys.stored_directory(directory), keys.stored_name(last, version.id))
+    return keys.RESERVED + b"/versions/" + stored
+
+
+def _value(data: bytes) -> object:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _posix_document(posix: Posix | None) -> Document:
+    if posix is None:
+        return {}
+    document: Document = {
+        "mode": f"{posix.mode:04o}",
+        "uid": posix.uid,
+        "gid": posix.gid,
+        "mtime_ns": posix.mtime_ns,
+    }
+    if posix.acl:
+        document["acl"] = {"base64": base64.b64encode(posix.acl).decode()}
+    return document
+
+
+def tags_document(tags: Mapping[str, str]) -> list[Document]:
+    """S3's TagSet."""
+    return [{"Key": _printable(name), "Value": _printable(tags[name])} for name in sorted(tags)]
+
+
+def _printable(text: str) -> str:
+    return keys.text(os.fsencode(text))

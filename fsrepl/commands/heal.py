@@ -1,0 +1,317 @@
+"""A bucket that has lost its .fsrepl is made again, as the bucket that the site knows.
+
+`rsync --delete` onto a bucket's folder, or `git clean -fdx` in it, removes .fsrepl with all versions. The site still
+knows its identity and its documents; the buckets it replicated to, or was filled from, have its versions; the journal
+has its markers, and what was not delivered yet is mostly in the files themselves. All of that goes back under the ids
+it had, before the identity is written: until then the bucket is offline, so that no file is taken for a new one, and
+a healing that was cut short is gone on with when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fsrepl.capture import copy
+from fsrepl.capture.copy import stage_copy
+from fsrepl.errors import BucketMissing, Refused, StoreDamaged
+from fsrepl.model import clock, keys
+from fsrepl.model.version import NULL, Status, Version, Versioning
+from fsrepl.repair import evidence, rebuild, repair
+from fsrepl.s3 import replication
+from fsrepl.storage import copying, posix, remembered, staging, versions
+from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
+from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
+from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.site import ignore_in_git
+
+if TYPE_CHECKING:
+    from fsrepl.region.runtime import Engine
+
+
+log = logging.getLogger("fsrepl")
+
+
+REMOVED_IDENTITY = b"removed-bucket.json"
+"""The identity of a bucket that is being removed."""
+_BATCH = 256
+
+
+@dataclass(slots=True)
+class Healed:
+    """What came back: versions and markers from other buckets, from the files and the journal; and what did not."""
+
+    fetched: int = 0
+    kept: int = 0
+    lost: int = 0
+    away: tuple[str, ...] = ()
+    """Why other buckets could not be asked."""
+
+    def document(self) -> dict[str, object]:
+        return {"Healed": True, "Fetched": self.fetched, "Kept": self.kept, "Lost": self.lost, "NotAsked": [*self.away]}
+
+
+def is_lost(bucket: Bucket) -> bool:
+    """Whether a bucket's folder is there, and .fsrepl, or what it cannot do without, is gone from it.
+
+    Raises FsreplError where the folder cannot be looked into.
+    """
+    fs = bucket.fs
+    with open_folder(bucket) as (_, fd):
+        try:
+            meta = fs.open_dir(fd, META)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            if _is_there(fs, meta, REMOVED_IDENTITY):
+                return False
+            if not _is_there(fs, meta, remembered.IDENTITY):
+                return True
+            was_versioned = remembered.has(bucket.site, bucket.address, remembered.VERSIONING)
+            is_whole = _is_there(fs, meta, b"versions") or not was_versioned
+            return not is_whole and (read_document(fs, meta, remembered.IDENTITY) or {}).get("uuid") == bucket.uuid
+        except (OSError, ValueError):
+            return False
+        finally:
+            fs.close(meta)
+
+
+def _is_there(fs: Fs, at: int, name: bytes) -> bool:
+    try:
+        fs.stat(at, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
+    """The region's folder and the bucket's in it, whatever that holds. Raises BucketMissing, Unavailable."""
+    with bucket.site.open_region(bucket.region) as at:
+        try:
+            fd = bucket.fs.open_dir(at, bucket.name.encode(), cross=True)
+        except OSError as error:
+            raise BucketMissing(f"bucket {bucket.address}: its folder cannot be opened: {reason(error)}") from error
+        try:
+            yield at, fd
+        finally:
+            bucket.fs.close(fd)
+
+
+def heal(engine: Engine, address: str) -> Healed:
+    """Make a bucket again. Copies in the caller's thread, since nothing else is at work in a bucket that is offline."""
+    bucket, region = engine.site.bucket(address), engine.region_of(address)
+    engine.ask(region.name, lambda: region.put_down(address))
+    with open_folder(bucket) as (_, fd):
+        identity = _make_folders(engine, bucket, fd)
+        again = engine.fs.open_dir(fd, b"")
+        with OpenBucket(bucket, again) as opened:
+            bucket.documents = bucket.read_documents(opened)
+            healed = _bring_back(engine, opened) if bucket.versioning is not Versioning.OFF else Healed()
+            opened.sync()
+            engine.fs.sync_all(opened.fd)
+            if not _is_there(engine.fs, opened.meta, remembered.IDENTITY):
+                write_document(engine.fs, opened.meta, remembered.IDENTITY, identity)
+            engine.fs.sync_file(fd)
+    bucket.seen = {}
+    engine.recent.forget(address)
+    log.warning("healed bucket=%s fetched=%d kept=%d lost=%d", address, healed.fetched, healed.kept, healed.lost)
+    engine.ask(region.name, lambda: region.follow(address))
+    return healed
+
+
+def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
+    """.fsrepl, its folders and documents, but for the identity; which that is to be."""
+    fs, site = engine.fs, engine.site
+    with contextlib.suppress(FileExistsError):
+        fs.make_dir(fd, META, 0o700)
+    meta = fs.open_dir(fd, META)
+    try:
+        if why := disowned(fs, meta):
+            raise Refused("AccessDenied", f"{bucket.address} cannot be made again: its .fsrepl {why}; move that away")
+        names = [name for name in remembered.DOCUMENTS if name != remembered.IDENTITY]
+        remembered.put_back(site, bucket.address, meta, names)
+        _write_what_else_is_known(engine, bucket, meta)
+        is_versioned = _is_there(fs, meta, remembered.VERSIONING)
+        for folder in FOLDERS if is_versioned else FOLDERS[:-1]:
+            with contextlib.suppress(FileExistsError):
+                fs.make_dir(meta, folder)
+        ignore_in_git(fs, meta)
+        remove_document(fs, meta, remembered.IDENTITY)  # until all is there
+        return remembered.identity(site, bucket) or {
+            "uuid": bucket.uuid, "name": bucket.name, "region": bucket.region, "created": clock.stamp(0),
+        }  # fmt: skip
+    finally:
+        fs.close(meta)
+
+
+def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None:
+    """Where the site has no copies of the documents, as of a bucket that went before it was ever seen in order."""
+    fs, address = engine.fs, bucket.address
+    if _is_there(fs, meta, remembered.VERSIONING):
+        return
+    if engine.journal.count_versions(address) or _is_known_elsewhere(bucket):
+        write_document(fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED))
+        text = engine.journal.fact(f"replication {address}")
+        if text and not _is_there(fs, meta, remembered.REPLICATION):
+            write_document(fs, meta, remembered.REPLICATION, json.loads(text))
+
+
+def _is_known_elsewhere(bucket: Bucket) -> bool:
+    """Whether another bucket has a version from this one, or had one that it sent here."""
+    with rebuild.Elsewhere(bucket) as elsewhere:
+        for there in elsewhere.buckets.values():
+            for path, at, name, stored in versions.stream(there, lambda *about: None):
+                with contextlib.suppress(OSError, StoreDamaged):
+                    version = versions.read_stored(there, at, keys.join(path, stored.name), stored, name)
+                    if version.source == bucket.address or bucket.address in version.deliveries:
+                        return True
+    return False
+
+
+# -- versions
+
+
+def _bring_back(engine: Engine, bucket: OpenBucket) -> Healed:
+    healed = Healed()
+    with rebuild.Rebuilder(bucket, engine.journal) as rebuilder:
+        healed.away = tuple(sorted(rebuilder.elsewhere.away.values()))
+        batch = _Batch(engine, bucket)
+        for staged in _from_elsewhere(engine, bucket, rebuilder):
+            batch.add(staged)
+            healed.fetched += 1
+        batch.publish()
+        for found in _from_journal(engine, bucket, rebuilder):
+            if found is None:
+                healed.lost += 1
+            else:
+                batch.add(found)
+                healed.kept += 1
+        batch.publish()
+    return healed
+
+
+class _Batch:
+    """Staged versions, published together: durable first, then in the store."""
+
+    def __init__(self, engine: Engine, bucket: OpenBucket) -> None:
+        self._engine, self._bucket = engine, bucket
+        self._staged: list[versions.Staged] = []
+
+    def add(self, staged: versions.Staged) -> None:
+        self._staged.append(staged)
+        if len(self._staged) >= _BATCH:
+            self.publish()
+
+    def publish(self) -> None:
+        bucket = self._bucket
+        if self._staged:
+            self._engine.syncer.staged(bucket, [(bucket.tmp, each.name) for each in self._staged])
+        for each in self._staged:
+            versions.publish(bucket, each)
+        bucket.sync()
+        self._staged.clear()
+
+
+def _from_elsewhere(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged]:
+    """The versions that other buckets had from this one, or this one from them."""
+    seen: set[tuple[bytes, str]] = set()
+    elsewhere, identity = rebuilder.elsewhere, remembered.identity(engine.site, bucket.bucket) or {}
+    since_ns = 0
+    with contextlib.suppress(KeyError, ValueError):
+        since_ns = clock.parse(str(identity["created"]))
+    for there in elsewhere.buckets.values():
+        for path, at, name, stored in versions.stream(there, lambda *about: None):
+            guess = keys.join(path, stored.name)
+            try:
+                version = versions.read_stored(there, at, guess, stored, name)
+            except (OSError, StoreDamaged):
+                continue
+            if not _was_here(version, bucket, since_ns) or (version.key, version.id) in seen:
+                continue
+            seen.add((version.key, version.id))
+            if versions.has(bucket, version.key, version.id, marker=version.marker):
+                continue
+            with contextlib.suppress(OSError, StoreDamaged):
+                if (staged := _fetch(engine, bucket, rebuilder, path, name, stored, version)) is not None:
+                    yield staged
+
+
+def _was_here(version: Version, bucket: OpenBucket, since_ns: int) -> bool:
+    """Whether a version of another bucket was in this one, and was not removed from it for good.
+
+    One from before this bucket was made is of another that had its name; a null version may be as old as its file.
+    """
+    if (version.key, version.id) in bucket.bucket.documents.removed:
+        return False
+    if version.source == bucket.address:
+        return version.id == NULL or version.created_ns >= since_ns
+    delivery = version.deliveries.get(bucket.address)
+    return delivery is not None and delivery.status is Status.COMPLETED
+
+
+def _fetch(
+    engine: Engine,
+    bucket: OpenBucket,
+    rebuilder: rebuild.Rebuilder,
+    path: bytes,
+    name: bytes,
+    stored: keys.StoredName,
+    version: Version,
+) -> versions.Staged | None:
+    """Stage a version as it was here, with its content from where that is good; None where it is nowhere."""
+    elsewhere, found = rebuilder.elsewhere.records(path, name, stored, version.digest)
+    remains = rebuilder.remains(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
+    again = evidence.rebuild(remains)
+    target = repair.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
+    copy = repair.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
+    return stage_copy(bucket, copy, again) if copy else None
+
+
+def _from_journal(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged | None]:
+    """What only the journal knows of: markers, and versions that the files still show; None for one that is lost."""
+    after = None
+    while rows := engine.journal.versions_after(bucket.address, after, _BATCH):
+        for row in rows:
+            if versions.has(bucket, row.key, row.id, marker=row.marker):
+                continue
+            if (row.key, row.id) not in bucket.bucket.documents.removed:
+                try:
+                    yield _recall(engine, bucket, rebuilder, row.key, row.id, marker=row.marker)
+                except (OSError, StoreDamaged):
+                    yield None
+        after = rows[-1]
+
+
+def _recall(
+    engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder, key: bytes, version_id: str, *, marker: bool
+) -> versions.Staged | None:
+    directory, last = keys.split(key)
+    stored = keys.StoredName(keys.stored_component(last), version_id, marker, False)
+    if marker:
+        version = evidence.rebuild(rebuilder.remains(key, stored, 0, b"", None, {}, {}, frozenset()))
+        return versions.stage_marker(bucket, version)
+    known = engine.journal.object(bucket.address, key)
+    if known is None or known.id != version_id:
+        return None
+    fd = bucket.fs.open_read(bucket.views.get(directory), last)
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not bucket.fs.is_regular(found):
+            return None
+        name = staging.token()
+        digest = copying.copy_aside(bucket, fd, name)
+        inode = posix.inode_posix(bucket, fd, found)
+    finally:
+        bucket.fs.close(fd)
+    if digest != known.digest:
+        staging.unstage(bucket, name)
+        return None
+    remains = rebuilder.remains(key, stored, found.st_size, digest, inode, {}, {}, frozenset())
+    return copy.stage_copy(bucket, name, replace(evidence.rebuild(remains), size=found.st_size))

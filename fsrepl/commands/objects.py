@@ -1,0 +1,293 @@
+"""What a person does to single objects by command: restore, remove, tag, retry.
+
+Runs in the region's thread, between its batches. A command that changes a view goes the way of a
+replica: into the store, with an intent, and then shown, never over content that is not recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fsrepl.capture import copy, judge
+from fsrepl.commands import documents
+from fsrepl.errors import ContentDamaged, Refused, Unavailable
+from fsrepl.model import keys
+from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
+from fsrepl.model.view import View
+from fsrepl.region import deliveries
+from fsrepl.replicate import settle
+from fsrepl.s3 import rules
+from fsrepl.storage import copying, staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import reason
+from fsrepl.storage.intents import Intent, drop_intents, intend
+from fsrepl.storage.journal.rows import Object, Owed
+from fsrepl.views import edits, show, stale
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
+
+
+def restore(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
+    """Make an old version current again, as a new version with its content and metadata.
+
+    What its file holds that no event told of becomes a version first. Raises ContentDamaged, Unavailable where the
+    version is current already and the file does not show it yet.
+    """
+    place = region.flush(address, [key])
+    with place.bucket.open() as bucket:
+        if place.bucket.versioning is Versioning.OFF:
+            raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to restore from")
+        version = find(region, bucket, key, version_id, content=True)
+        known = region.engine.journal.object(address, key)
+        if known and known.id == version.id:
+            if why := _unshown(place, key, known):
+                raise Unavailable(
+                    f"version {version.id} of {address}/{keys.shown(key)} is the current one already, but its file "
+                    f"does not show it: {why}"
+                )
+            return keys.key_document(key) | {"VersionId": version.id, "Changed": False}
+        fd = versions.open_version(bucket, key, version.id)
+        name = staging.token()
+        try:
+            if copying.copy_aside(bucket, fd, name) != version.digest:
+                staging.unstage(bucket, name)
+                raise ContentDamaged(
+                    f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3, and is not restored: no "
+                    "good copy of it was found",
+                    version.id,
+                )
+        finally:
+            bucket.fs.close(fd)
+        new_id, created_ns = place.bucket.ids.next(region.engine.site.now())
+        new = replace(
+            version,
+            id=NULL if place.bucket.versioning is Versioning.SUSPENDED else new_id,
+            created_ns=created_ns,
+            origin=Origin.USER,
+            source="",
+            storage_class="",
+            deliveries={},
+            edited={},
+            shortfall=NO_SHORTFALL,
+        )
+        new = replace(new, deliveries=rules.choose(place.bucket.replication, new))
+        staged = copy.stage_copy(bucket, name, new)
+        commit_version(region, bucket, new, staged)
+    return keys.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
+
+
+def _unshown(place: Place, key: bytes, known: Object) -> str:
+    """Why a key's file does not show its current version, empty where it does."""
+    if key in place.lanes:
+        return "it was changed since, and is being captured"
+    if (waits := place.later.get(key)) is not None:
+        return f"it was changed since, and is not captured yet: {waits.why}"
+    if (held := place.held.get(key)) is not None:
+        return (
+            "" if held.conflict else held.why
+        )  # where its file cannot be, status tells that, and no command changes it
+    if known.view is None or known.view.shown != known.id:
+        return place.unreadable.get(key, "it was removed or replaced just now")
+    return ""
+
+
+def remove(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
+    """Add a delete marker; or, with a version id, remove that version or marker for good."""
+    place = region.flush(address, [key])
+    with place.bucket.open() as bucket:
+        if version_id is None and not keys.is_key(key):
+            raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
+        if place.bucket.versioning is Versioning.OFF:
+            return _remove_file(bucket, key, version_id)
+        if version_id is None:
+            marker = judge.new_marker(region, bucket, key, Origin.USER)
+            commit_version(region, bucket, marker, versions.stage_marker(bucket, marker))
+            return keys.key_document(key) | {"DeleteMarker": True, "VersionId": marker.id}
+        version = find(region, bucket, key, version_id)
+        remove_version(region, bucket, version)
+    return keys.key_document(key) | {"DeleteMarker": version.marker, "VersionId": version.id, "Removed": True}
+
+
+def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict[str, object]:
+    """In a bucket that was never versioned: for good, and nothing for a key that is not there (s3-semantics, 4)."""
+    if version_id not in (None, NULL):
+        raise Refused("NoSuchVersion", f"{bucket.address}, never versioned, has no version {version_id}")
+    directory, name = keys.split(key)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        at = bucket.views.get(directory)
+        if bucket.fs.is_regular(bucket.fs.stat(at, name)):
+            bucket.fs.unlink(at, name)
+    return keys.key_document(key) | {"DeleteMarker": False}
+
+
+def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
+    """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
+    rows = region.engine.journal.versions_of(bucket.address, key) if keys.is_key(key) else []
+    if not rows:
+        raise Refused("NoSuchKey", f"{bucket.address} has no {keys.shown(key)}")
+    for found, _, marker in rows:
+        if version_id is None and content and marker:
+            continue
+        if version_id in (None, found):
+            if marker and content:
+                raise Refused("MethodNotAllowed", f"version {found} of {keys.shown(key)} is a delete marker")
+            version = versions.read(bucket, key, found, marker=marker)
+            if version is not None:
+                return version
+    if version_id is None:
+        raise Refused("NoSuchKey", f"{bucket.address}/{keys.shown(key)} has delete markers and no version left")
+    raise Refused("NoSuchVersion", f"{bucket.address}/{keys.shown(key)} has no version {version_id}")
+
+
+def commit_version(region: Region, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
+    """A version made by command: durable, in the store, recorded, owed, and shown."""
+    engine, place = region.engine, region.places[bucket.address]
+    known = engine.journal.object(bucket.address, version.key)
+    was = known.view if known else None
+    intent = Intent(version.key, version.id, was)
+    try:
+        intents = intend(engine.syncer, bucket, [intent], [(bucket.tmp, staged.name)])
+    except OSError:
+        versions.discard(bucket, staged)
+        raise
+    versions.publish(bucket, staged)
+    with engine.journal.transaction():
+        engine.journal.add(bucket.address, version)
+    bucket.sync()
+    engine.recent.put(bucket.address, version)
+    deliveries.owe(region, bucket.address, [version])
+    stale.show_changed(region, place, bucket, version.key, intents)
+    if not version.marker:
+        place.unmarked.add(version, time.monotonic())
+    engine.notify()
+
+
+def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
+    """Whether a view that was seen is the file of a stored version too."""
+    directory, name = keys.split(version.key)
+    try:
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError:
+        return False
+    return found.st_ino == view.ino and versions.is_file_of(bucket, version, found)
+
+
+def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None:
+    """Remove a version for good, and show what is current then. Never replicated (s3-semantics, 2)."""
+    from fsrepl.repair import reconcile
+
+    engine, address, key = region.engine, bucket.address, version.key
+    known = engine.journal.object(address, key)
+    left = [row for row in engine.journal.versions_of(address, key) if row[0] != version.id]
+    was = known.view if known else None
+    if was is not None and _is_shared(bucket, version, was):
+        was = replace(was, ctime_ns=0)
+        with engine.journal.transaction():
+            engine.journal.see(address, key, was)
+    intents = intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)])
+    versions.remember_removed(bucket, version)
+    versions.remove(bucket, version)
+    bucket.sync()
+    place = region.places[address]
+    if left:
+        reconcile.forget_version(bucket, engine.journal, key, version.id)
+        stale.show_changed(region, place, bucket, key, intents)
+    else:
+        outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
+        reconcile.forget_version(bucket, engine.journal, key, version.id)
+        if not isinstance(outcome, show.Shown):
+            stale.mark_theirs(region, place, key)
+        bucket.sync()
+        drop_intents(bucket, intents)
+    engine.recent.forget(address, key, version.id)
+    pending = engine.journal.deliveries(address, status=Status.PENDING, key=key)
+    settle.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
+    engine.notify()
+
+
+# -- tags
+
+
+def tag(
+    region: Region, address: str, key: bytes, version_id: str | None, *, put: Mapping[str, str], drop: Collection[str]
+) -> dict[str, object]:
+    """Change the tags of a version in place: no new version (s3-semantics, 4)."""
+    place = region.flush(address, [key])
+    with place.bucket.open() as bucket:
+        if place.bucket.versioning is Versioning.OFF:
+            raise Refused("InvalidRequest", f"{address} is not versioned; `fsrepl versioning enable {address}` first")
+        version = versions.ensure_whole(find(region, bucket, key, version_id))
+        if version.marker:
+            raise Refused("MethodNotAllowed", f"{keys.shown(key)} is deleted: a delete marker has no tags")
+        tags = {name: value for name, value in {**version.tags, **put}.items() if name not in drop}
+        _check_tags(tags)
+        if tags != version.tags:
+            try:
+                edits.edit(region, place, bucket, version, replace(version, tags=tags))
+            except OSError as error:
+                why = f"the tags of {address}/{keys.shown(key)} were not written, or not everywhere: {reason(error)}"
+                raise Unavailable(f"{why}; give the command again") from error
+    return keys.key_document(key) | {"VersionId": version.id, "TagSet": documents.tags_document(tags)}
+
+
+def _check_tags(tags: Mapping[str, str]) -> None:
+    if len(tags) > TAGS_MAX:
+        raise Refused("BadRequest", f"an object takes at most {TAGS_MAX} tags, and this would make {len(tags)}")
+    for name, value in tags.items():
+        if not name or len(name) > TAG_KEY_MAX or len(value) > TAG_VALUE_MAX:
+            raise Refused(
+                "InvalidTag",
+                f"tag {name!r}: a name has 1 to {TAG_KEY_MAX} characters and a value at most {TAG_VALUE_MAX}",
+            )
+
+
+# -- trying again
+
+
+def failed(region: Region, address: str, prefix: bytes) -> list[Owed]:
+    """What FAILED of a bucket and can be retried. prefix: a key, or one that ends in /.
+
+    Raises Refused(NoSuchKey) for a key that is not there: what a misspelt name asks for must not look done.
+    """
+    region.flush(address)
+    journal = region.engine.journal
+    if prefix and not prefix.endswith(b"/") and journal.object(address, prefix) is None:
+        raise Refused("NoSuchKey", f"{address} has no {keys.shown(prefix)}")
+    return [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]
+
+
+def retry_waiting(region: Region, address: str, prefix: bytes) -> int:
+    """Try what waits of a bucket at once; how many."""
+    pending = region.engine.journal.deliveries(address, status=Status.PENDING, prefix=prefix)
+    waiting = sum(_in_scope(delivery.key, prefix) for delivery in pending)
+    for other in region.engine.regions.values():
+        other.post(lambda other=other: other.kick(address))  # type: ignore[misc]
+    return waiting
+
+
+def retry(region: Region, address: str, failed: Sequence[Owed]) -> int:
+    """Make deliveries that FAILED pending again; how many there are still."""
+    with region.place_of(address).bucket.open() as bucket:
+        return sum(owe_delivery(region, bucket, owed) for owed in failed)
+
+
+def _in_scope(key: bytes, prefix: bytes) -> bool:
+    return not prefix or key == prefix or (prefix.endswith(b"/") and key.startswith(prefix))
+
+
+def owe_delivery(region: Region, bucket: OpenBucket, owed: Owed) -> bool:
+    version = versions.read(bucket, owed.key, owed.id, marker=owed.marker)
+    delivery = version.deliveries.get(owed.destination) if version else None
+    if version is None or delivery is None:
+        return False
+    deliveries.owe_again(region, bucket, version, {**version.deliveries, owed.destination: rules.owed_again(delivery)})
+    return True

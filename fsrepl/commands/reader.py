@@ -1,0 +1,95 @@
+"""What a command that only reads stands on: the daemon's answer, and the journal beside it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from fsrepl.daemon import control
+from fsrepl.errors import FsreplError, NotRunning
+from fsrepl.repair import reconcile
+from fsrepl.settings import Settings
+from fsrepl.storage.journal import database
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.site import Site
+
+Document = dict[str, Any]
+_ANSWER_S = 10.0
+
+
+def daemon_status(settings: Settings) -> Document:
+    """What the daemon says of itself; {"running": False} where there is none."""
+    return _said(settings, "status", {})
+
+
+def daemon_of_key(settings: Settings, address: str, key: bytes) -> Document:
+    """What the daemon says that concerns one key, in the same shape."""
+    return _said(settings, "why", {"bucket": address, "key": base64.b64encode(key).decode()})
+
+
+def _said(settings: Settings, op: str, params: Document) -> Document:
+    try:
+        return control.ask(settings.state, op, params, _ANSWER_S)
+    except NotRunning:
+        return {"running": False}
+    except FsreplError as error:
+        return {"running": True, "trouble": str(error)}
+
+
+def with_all_names(settings: Settings, said: Document) -> Document:
+    """The daemon's status with the whole of each list, of which it tells the first names only. Raises FsreplError."""
+    buckets = {
+        address: alive
+        | {
+            name: _whole(settings, address, name)
+            for name, number in alive.get("counts", {}).items()
+            if number > len(alive[name])
+        }
+        for address, alive in said.get("buckets", {}).items()
+    }
+    return said | {"buckets": buckets}
+
+
+def _whole(settings: Settings, address: str, name: str) -> Document:
+    found: Document = {}
+    after: str | None = ""
+    while after is not None:
+        page = control.ask(settings.state, "status.page", {"bucket": address, "list": name, "after": after}, _ANSWER_S)
+        found |= page["items"]
+        after = page["after"]
+    return found
+
+
+@contextlib.contextmanager
+def reader(site: Site) -> Iterator[Journal]:
+    """The journal to read. What it lacks is read from the trees, into a copy of it in memory.
+
+    It lacks everything where it is gone or cannot be read, and some buckets where a command has begun it anew: a
+    command reads those that it works on. What a daemon has not read yet, it is reading just now.
+    """
+    found = _on_disk(site)
+    unread = [b for b in site.buckets.values() if found is None or not found.tree(b.address)]
+    if found is None or (unread and not control.is_locked(site.state)):
+        known, found = found, database.in_memory(((b.address, b.uuid) for b in site.buckets.values()), found)
+        if known is not None:
+            known.close()
+        for bucket in unread:
+            with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+                if opened.versions >= 0:
+                    reconcile.reconcile(opened, found, afresh=True)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _on_disk(site: Site) -> Journal | None:
+    path = os.path.join(site.state, "journal.db")
+    if os.path.exists(path):
+        with contextlib.suppress(sqlite3.Error):
+            return Journal(path, read_only=True)
+    return None

@@ -1,0 +1,212 @@
+"""Replication configurations: the console's five steps, S3's documents, and since when each rule is in effect."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fsrepl.commands.roles import generated_role, role_with, write_role
+from fsrepl.commands.versioning import versioning_of
+from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
+from fsrepl.model.rule import Replication
+from fsrepl.model.version import EMPTY, Versioning
+from fsrepl.s3 import arn, replication, roles
+from fsrepl.storage.documents import remove_document, write_document
+from fsrepl.storage.site import Site
+from fsrepl.views import hardlinks
+
+if TYPE_CHECKING:
+    from fsrepl.region.runtime import Engine
+
+
+class _Buckets:
+    """What validation asks of the site's buckets: config.Buckets.
+
+    configured: destinations that were accepted before. One of them that is away can't be looked at, and is
+    accepted again, so that an outage keeps nobody from changing or disabling other rules.
+    """
+
+    def __init__(self, site: Site, configured: Collection[str] = ()) -> None:
+        self._site, self._configured = site, configured
+
+    def named(self, name: str) -> list[str]:
+        return self._site.named(name)
+
+    def versioning(self, address: str) -> Versioning | None:
+        """Raises Unavailable for a bucket that is away, and was not seen before that."""
+        if address not in self._site.buckets:
+            return None
+        try:
+            return versioning_of(self._site, address)
+        except BucketMissing:
+            return None
+        except Unavailable:
+            if address in self._configured:
+                return Versioning.ENABLED
+            last_seen = self._site.buckets[address].versioning
+            if last_seen is Versioning.OFF:
+                raise
+            return last_seen
+
+    def account(self, address: str) -> str:
+        return "000000000000"
+
+
+def candidates(site: Site, source: str) -> list[str]:
+    """Buckets that a source can be replicated to: versioned, there, in another region."""
+    buckets = _Buckets(site)
+    return [
+        address
+        for address in sorted(site.buckets)
+        if address.partition("/")[0] != source.partition("/")[0] and _is_enabled(buckets, address)
+    ]
+
+
+def _is_enabled(buckets: _Buckets, address: str) -> bool:
+    try:
+        return buckets.versioning(address) is Versioning.ENABLED
+    except Unavailable:
+        return False
+
+
+def enable_replication(
+    engine: Engine, source: str, destination: str | None, *, prefixes: Sequence[str] = (), storage_class: str = "",
+    storage_classes: Mapping[str, str] = EMPTY, role: str = "", rule_id: str = "", delete_markers: bool = True,
+    add: bool = False, replace_all: bool = False, dry_run: bool = False,
+) -> dict[str, object]:  # fmt: skip
+    """What the console's five steps write. All of it or nothing: a role that was made goes again if the rest fails."""
+    site = engine.site
+    existing = _configuration(site, source)
+    if destination is None:
+        if existing is None:
+            raise Refused("ReplicationConfigurationNotFoundError", f"{source} has no replication configuration yet")
+        document = replication.set_status(existing.document, "Enabled")
+        return {**_finish(engine, source, document, dry_run=dry_run), "Created": False, "Extended": False}
+    if existing is not None and not (add or replace_all):
+        raise Refused(
+            "InvalidRequest", f"{source} has a replication configuration; --add adds to it, --replace replaces it"
+        )
+    _check_pair(site, source, destination)
+    if role:
+        role = arn.parse_role_arn(role if role.startswith("arn:") else arn.role_arn(role))
+    rules = replication.enable_document(
+        destination, role=role or "any", prefixes=list(prefixes), storage_class=storage_class,
+        storage_classes=storage_classes, rule_id=rule_id, delete_markers=delete_markers,
+    )  # fmt: skip
+    made: roles.RoleDocument | None = None
+    extended = False
+    if add and existing is not None:
+        role = role or existing.role
+        if role == existing.role:
+            made = role_with(engine, role, source, destination)
+            extended = made is not None
+        document = replication.add_rules(existing.document, rules["Rules"])
+    else:
+        if not role:
+            role, made = generated_role(engine, source, destination)
+        document = rules
+    document["Role"] = arn.role_arn(role)
+    answer = _finish(engine, source, document, dry_run=True)
+    if not dry_run:
+        undo = write_role(engine, role, made)
+        try:
+            answer = _finish(engine, source, document, dry_run=False)
+        except BaseException:
+            undo()
+            raise
+    return {**answer, "Role": role, "Created": made is not None and not extended, "Extended": extended}
+
+
+def _check_pair(site: Site, source: str, destination: str) -> None:
+    """S6, S11: both sides, each named, with what could be chosen instead."""
+    buckets = _Buckets(site)
+    site.bucket(source)
+    offered = ", ".join(candidates(site, source)) or "none yet"
+    region, _name = arn.split_address(destination)
+    if region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    if buckets.versioning(source) is not Versioning.ENABLED:
+        raise Refused(
+            "InvalidRequest",
+            f"versioning must be Enabled on the source {source} first: `fsrepl versioning enable {source}`",
+        )
+    if source == destination:
+        raise Refused("InvalidRequest", f"destination {destination} is the source; choose one of: {offered}")
+    there = buckets.versioning(destination)
+    if there is None:
+        raise Refused("InvalidRequest", f"destination {destination} must exist, and does not; choose one of: {offered}")
+    if region == source.partition("/")[0]:
+        raise Refused(
+            "InvalidRequest",
+            f"destination {destination} must be in another region than {source}; choose one of: {offered}",
+        )
+    if there is not Versioning.ENABLED:
+        raise Refused(
+            "InvalidRequest",
+            f"versioning must be Enabled on the destination {destination}: `fsrepl versioning enable {destination}`; "
+            f"or choose one of: {offered}",
+        )
+
+
+def _configuration(site: Site, source: str) -> Replication | None:
+    bucket = site.bucket(source)
+    with bucket.open():
+        return bucket.replication
+
+
+def configuration(site: Site, source: str) -> Replication:
+    """Raises Refused(ReplicationConfigurationNotFoundError)."""
+    found = _configuration(site, source)
+    if found is None:
+        raise Refused("ReplicationConfigurationNotFoundError", f"{source} has no replication configuration")
+    return found
+
+
+def has_configuration(site: Site, source: str) -> bool:
+    return _configuration(site, source) is not None
+
+
+def put_replication(
+    engine: Engine, source: str, document: object, *, size_bytes: int = 0, dry_run: bool = False
+) -> dict[str, object]:
+    """Save a configuration as S3 takes it. Raises Refused with S3's codes."""
+    return _finish(engine, source, document, dry_run=dry_run, size_bytes=size_bytes)
+
+
+def _finish(engine: Engine, source: str, document: object, *, dry_run: bool, size_bytes: int = 0) -> dict[str, object]:
+    """Validate a configuration, save it, and follow it from now on."""
+    site = engine.site
+    bucket = site.bucket(source)
+    with bucket.open():
+        pass
+    configured = {rule.destination for rule in bucket.replication.rules} if bucket.replication else set()
+    buckets = _Buckets(site, configured)
+    parsed = replication.parse_replication(document, source=source, buckets=buckets, size_bytes=size_bytes)
+    answer: dict[str, object] = {"ReplicationConfiguration": parsed.document}
+    if dry_run:
+        return answer
+    region = engine.region_of(source)
+    region.flush(source)  # what was dropped before this call is judged by the rules of its time
+    with bucket.open() as opened:
+        if bucket.replication is None:
+            hardlinks.break_links(engine, opened)
+        write_document(engine.fs, opened.meta, b"replication.json", answer)
+        bucket.refresh(opened)
+    region.follow(source)
+    return answer
+
+
+def disable_replication(engine: Engine, source: str) -> dict[str, object]:
+    found = configuration(engine.site, source)
+    return _finish(engine, source, replication.set_status(found.document, "Disabled"), dry_run=False)
+
+
+def remove_replication(engine: Engine, source: str) -> dict[str, object]:
+    configuration(engine.site, source)
+    bucket = engine.site.bucket(source)
+    engine.region_of(source).flush(source)
+    with bucket.open() as opened:
+        remove_document(engine.fs, opened.meta, b"replication.json")
+        bucket.refresh(opened)
+    engine.region_of(source).follow(source)
+    return {"Bucket": source}

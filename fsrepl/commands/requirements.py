@@ -1,0 +1,133 @@
+"""What a filesystem must be able to do before a region or a bucket is made in it, asked by doing it.
+
+Each question is tried in a folder of its own, on files that have names: mergerfs and NFS answer otherwise for those
+that have none. What is missing is named, with what it is needed for; what fsrepl can do without is not asked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fsrepl.errors import Usage
+from fsrepl.storage.fs import Fs, reason
+
+_NAME_MAX = 255
+_FOLDER = b".fsrepl-probe"
+_LONG, _MARKED, _NEW, _RENAMED, _ONE, _OTHER = _NAMES = (
+    b"n" * _NAME_MAX, b"attributes", b"new", b"renamed", b"one", b"other",
+)  # fmt: skip
+_GOOD = "use ext4, xfs, btrfs or a tmpfs of Linux 6.6"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One thing that must be possible. check raises OSError where it is not; lacks goes on after "this filesystem"."""
+
+    lacks: str
+    check: Callable[[Fs, int], None]
+    remedy: str = _GOOD
+
+
+def require(fs: Fs, at: int, what: str) -> None:
+    """Raises Usage, naming what is missing, where a directory's filesystem cannot hold buckets. Leaves nothing."""
+    with _folder(fs, at, what) as folder:
+        for requirement in REQUIREMENTS:
+            try:
+                requirement.check(fs, folder)
+            except OSError as error:
+                raise Usage(
+                    f"{what}: this filesystem {requirement.lacks} ({reason(error)}); {requirement.remedy}"
+                ) from error
+
+
+@contextlib.contextmanager
+def _folder(fs: Fs, at: int, what: str) -> Iterator[int]:
+    """A new folder to try things in, which is gone afterwards with all that is in it. Raises Usage.
+
+    One that a crash left is taken away first. A folder that somebody else has put in its place is left alone.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            _clear(fs, at)
+        fs.make_dir(at, _FOLDER)
+    except OSError as error:
+        raise Usage(f"{what}: cannot write there: {reason(error)}") from error
+    try:
+        folder = fs.open_dir(at, _FOLDER)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fs.remove_dir(at, _FOLDER)
+        raise Usage(f"{what}: cannot open a folder there with openat2(2) (Linux 5.6): {reason(error)}") from error
+    try:
+        if fs.stat_fd(folder).st_uid != fs.uid or next(iter(fs.entries(folder)), None) is not None:
+            raise Usage(f"{what}: somebody else works in {_FOLDER.decode()} there; try again")
+        yield folder
+    finally:
+        fs.close(folder)
+        with contextlib.suppress(OSError):
+            _clear(fs, at)
+
+
+def _clear(fs: Fs, at: int) -> None:
+    """Remove the folder and what was tried in it, which is empty files of ours; what else is there stays."""
+    folder = fs.open_dir(at, _FOLDER)
+    try:
+        for name in _NAMES:
+            with contextlib.suppress(FileNotFoundError):
+                found = fs.stat(folder, name)
+                if fs.is_regular(found) and not found.st_size and found.st_uid == fs.uid:
+                    fs.unlink(folder, name)
+    finally:
+        fs.close(folder)
+    fs.remove_dir(at, _FOLDER)
+
+
+def _make(fs: Fs, at: int, name: bytes) -> None:
+    fs.close(fs.create(at, name))
+
+
+def _names(fs: Fs, at: int) -> None:
+    _make(fs, at, _LONG)
+
+
+def _attributes(fs: Fs, at: int) -> None:
+    fd = fs.create(at, _MARKED)
+    try:
+        fs.set_attribute(fd, "user.fsrepl.probe", b"1")
+        if fs.attribute(fd, "user.fsrepl.probe") != b"1":
+            raise OSError("what was set is not there")
+    finally:
+        fs.close(fd)
+
+
+def _rename_new(fs: Fs, at: int) -> None:
+    _make(fs, at, _NEW)
+    fs.rename_new(at, _NEW, at, _RENAMED)
+
+
+def _exchange(fs: Fs, at: int) -> None:
+    _make(fs, at, _ONE)
+    _make(fs, at, _OTHER)
+    ino = fs.stat(at, _ONE).st_ino
+    fs.exchange(at, _ONE, at, _OTHER)
+    if fs.stat(at, _OTHER).st_ino != ino:
+        raise OSError("the two names were not exchanged")
+
+
+def _sync(fs: Fs, at: int) -> None:
+    fs.sync_file(at)
+
+
+REQUIREMENTS = (
+    Requirement(f"has no names of {_NAME_MAX} bytes, which those of stored versions may have", _names),
+    Requirement(
+        "has no user attributes, which hold what fsrepl knows of each file",
+        _attributes,
+        f"{_GOOD}, or mount it with user_xattr, on mergerfs with xattr=passthrough",
+    ),
+    Requirement("cannot rename without replacing (RENAME_NOREPLACE), which keeps users' files safe", _rename_new),
+    Requirement("cannot exchange two names (RENAME_EXCHANGE), which keeps readers from seeing a gap", _exchange),
+    Requirement("cannot make a directory durable (fsync), without which a power cut takes files away", _sync),
+)

@@ -1,0 +1,142 @@
+"""fsrepl.toml as text: written new, and edited without losing its comments."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from fsrepl import settings
+from fsrepl.errors import Usage
+from fsrepl.settings import FILE, HEAD, LINE_MAX, REGION_NAME, STATE, TABLES, RegionSettings
+
+
+def render(regions: Mapping[str, str]) -> str:
+    """The text of a new file: the regions with their paths, everything else commented out. Raises Usage."""
+    state = "journal, control socket, identities; for /etc/fsrepl it is /var/lib/fsrepl"
+    parts = [HEAD + _comment("state", STATE, state), *(_region(name, path) for name, path in regions.items())]
+    for table, cls in TABLES.items():
+        lines = [
+            _comment(name, f.metadata["toml"], f.metadata["about"]) for name, f in settings.settings_of(cls).items()
+        ]
+        parts.append(f"# [{table}]\n" + "".join(lines))
+    return "\n".join(parts)
+
+
+def _comment(name: str, default: object, about: str) -> str:
+    line = f"# {name} = {settings.quoted(default)}"
+    if len(line) < 60:
+        return f"{line:<31} # {about}\n"
+    if isinstance(default, list) and len(line) > LINE_MAX:
+        values = textwrap.wrap(", ".join(map(settings.quoted, default)), LINE_MAX - 6, break_on_hyphens=False)
+        line = "\n".join([f"# {name} = [", *(f"#     {some}" for some in values), "# ]"])
+    return f"# ({about})\n{line}\n"
+
+
+def _region(name: str, path: str) -> str:
+    if not REGION_NAME.fullmatch(name):
+        raise Usage(settings.bad_name(name))
+    try:
+        settings.path_kind(path)
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise Usage(
+            f"the path of region {name} is not UTF-8, and {FILE} cannot hold it; use a symlink to it"
+        ) from error
+    except ValueError as error:
+        raise Usage(f"region {name}: {settings.quoted(path)} must be {error}") from None
+    sharing = settings.settings_of(RegionSettings)["sharing"].metadata
+    return f"[{settings.title_of(('regions', name))}]\npath = {settings.quoted(path)}\n" + _comment(
+        "sharing", sharing["toml"], sharing["about"]
+    )
+
+
+def add_region(text: str, name: str, path: str) -> str:
+    """The text of a file with one region more, after the others, and nothing else changed.
+
+    The text is one that `parse` takes, and what comes out should be parsed before it is written: the new
+    region may overlap an old one. Raises Usage.
+    """
+    expected = tomllib.loads(text)
+    regions = expected.setdefault("regions", {})
+    if name in regions:
+        raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` takes it out of the settings")
+    new = _region(name, path).rstrip("\n").split("\n")
+    regions[name] = {"path": path}
+    lines, statements = text.split("\n"), [s for s in settings.statements(text) if s.keys]
+    at = len(text.rstrip().split("\n"))
+    last = max((i for i, s in enumerate(statements) if s.keys[0][0] == "regions"), default=None)
+    if last is not None:
+        while last + 1 < len(statements) and not statements[last + 1].header:
+            last += 1
+        at = _with_comments(lines, statements[last].end)
+    block = [*([""] if "".join(lines[:at]) else []), *new, *([""] if at < len(lines) and lines[at].strip() else [])]
+    block = [line + "\r" for line in block] if "\r\n" in text else block
+    result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
+    return _checked(result, expected, f"add [{settings.title_of(('regions', name))}] with its path to {FILE} by hand")
+
+
+def move_region(text: str, name: str, path: str) -> str:
+    """The text of a file with another path for a region, and nothing else changed. Raises Usage."""
+    expected = tomllib.loads(text)
+    expected["regions"][name]["path"] = path
+    new = _region(name, path).split("\n")[1]
+    lines = text.split("\n")
+    for statement in settings.statements(text):
+        if ("regions", name, "path") in statement.keys and not statement.header:
+            before, _, after = lines[statement.first].partition("=")
+            value = new.partition("=")[2] + ("\r" if after.endswith("\r") else "")
+            lines[statement.first : statement.end] = [f"{before}={value}"]
+            break
+    try:
+        return _checked("\n".join(lines), expected, f"change the path of region {name} by hand")
+    except Usage:
+        if expected["regions"][name].keys() != {"path"}:
+            raise
+    return add_region(remove_region(text, name), name, path)  # an inline table, which has nothing else to lose
+
+
+def remove_region(text: str, name: str) -> str:
+    """The text of a file without a region's table and the comments in it, and nothing else changed. Raises Usage."""
+    expected = tomllib.loads(text)
+    if name not in expected.get("regions", {}):
+        raise Usage(f"there is no region {settings.quoted(name)} in the settings")
+    del expected["regions"][name]
+    keys = ("regions", name)
+    lines, statements = text.split("\n"), [s for s in settings.statements(text) if s.keys]
+    for i, statement in reversed(list(enumerate(statements))):
+        if statement.header and statement.table[:2] == keys:
+            own = list(itertools.takewhile(lambda s: not s.header, statements[i + 1 :]))
+            first, end = statement.first, _with_comments(lines, (own or [statement])[-1].end)
+        elif not statement.header and statement.table[:2] != keys and keys in statement.keys:
+            first, end = statement.first, statement.end
+        else:
+            continue
+        if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
+            first -= 1  # one of the blank lines around it
+        del lines[first:end]
+    return _checked("\n".join(lines), expected, f"take region {name} out of {FILE} by hand")
+
+
+def _with_comments(lines: list[str], at: int) -> int:
+    """The end of the comments that follow a line at once; those that lead up to a header are the header's."""
+    end = at
+    while end < len(lines) and lines[end].lstrip().startswith("#"):
+        end += 1
+    return at if end < len(lines) and lines[end].lstrip().startswith("[") else end
+
+
+def _checked(text: str, expected: dict[str, Any], otherwise: str) -> str:
+    """The text, if it says what it should: a file may be written in ways that are no tables to add or cut."""
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        found = {}
+    for document in (found, expected):
+        if not document.get("regions", True):
+            del document["regions"]
+    if found != expected:
+        raise Usage(f"{FILE} is written in a way that cannot be edited here; {otherwise}")
+    return text

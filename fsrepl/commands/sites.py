@@ -1,0 +1,285 @@
+"""Making a site, and its regions: attached, replaced, forgotten. What fails takes back what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsrepl import settings
+from fsrepl.commands import requirements, settings_text
+from fsrepl.commands.buckets import make_bucket
+from fsrepl.daemon import control
+from fsrepl.errors import FsreplError, StoreDamaged, Usage
+from fsrepl.model import keys
+from fsrepl.model.rule import Rule
+from fsrepl.model.version import Delivery, Origin, Version, Versioning
+from fsrepl.region import deliveries
+from fsrepl.s3 import arn, replication
+from fsrepl.s3.rules import delivery_of, owed_again, winners
+from fsrepl.storage import remembered, versions
+from fsrepl.storage.bucket import META
+from fsrepl.storage.documents import open_directory, read_document, remove_document, write_bytes, write_document
+from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.root import REGION_IDENTITY
+from fsrepl.storage.site import Site, new_identity
+
+if TYPE_CHECKING:
+    from fsrepl.region.runtime import Engine
+
+
+DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
+
+
+def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = None) -> dict[str, object]:
+    """A new site: its settings, and an identity in each region. A region that has one is attached as it is."""
+    directory = Path(os.path.abspath(directory))
+    path = directory / settings.FILE
+    if path.exists():
+        raise Usage(f"{path} exists already; `fsrepl region add` adds regions to it")
+    wanted = {name: given or name for name, given in (regions or dict.fromkeys(DEFAULT_REGIONS)).items()}
+    wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
+    text = settings_text.render(wanted)
+    parsed = settings.parse(text, path, os.path.realpath)
+    with contextlib.ExitStack() as undo:
+        _make_directory(directory, "the site", undo)
+        site = Site(parsed, fs)
+        found = {name: attach_region(site, name, undo) for name in wanted}
+        site.save_identities()
+        _write_settings(site.fs, path, text)
+        undo.pop_all()
+    attached = [{"Name": n, "Path": str(r.path), "Buckets": found[n]} for n, r in parsed.regions.items()]
+    return {"Site": str(directory), "Regions": attached}
+
+
+def _make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: int | None = None) -> None:
+    """A directory, and those above it that are missing; undo removes what was made. Raises Usage.
+
+    umask: that of whoever asks for it, where that is not our own.
+    """
+    try:
+        for each in reversed([p for p in (path, *path.parents) if not os.path.lexists(p)]):
+            each.mkdir(exist_ok=True)
+            undo.callback(_remove_if_empty, each)
+            if umask is not None:
+                each.chmod(0o777 & ~umask)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise Usage(f"{what} cannot be at {path}: {reason(error)}") from error
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def _write_settings(fs: Fs, path: Path, text: str) -> None:
+    """Replace fsrepl.toml in one step. A file that is there, or that a link leads to, keeps its owner and mode."""
+    path = Path(os.path.realpath(path))
+    with open_directory(fs, path.parent) as at:
+        name = path.name.encode()
+        try:
+            like = fs.stat(at, name)
+        except FileNotFoundError:
+            like = None
+        write_bytes(fs, at, name, text.encode(), mode=0o644, like=like)
+
+
+def attach_region(
+    site: Site, name: str, undo: contextlib.ExitStack, *, replaced: bool = False, umask: int | None = None
+) -> list[str]:
+    """Make a directory the region of this name, or take it as the region that it is; the buckets found in it.
+
+    Raises Usage where it is another region, not the one that is known, or at work for another site. replaced:
+    it is a new disk for a region that is lost. undo takes back what was made.
+    """
+    path = site.settings.regions[name].path
+    _make_directory(path, f"region {name}", undo, umask)
+    with open_directory(site.fs, path) as at:
+        try:
+            identity = read_document(site.fs, at, REGION_IDENTITY)
+        except (OSError, ValueError) as error:
+            raise Usage(f"the identity of region {name} at {path} cannot be read: {error}") from error
+        known = site.identities["regions"].get(name)
+        if identity is None:
+            if known is not None and not replaced:
+                raise Usage(
+                    f"{path} is not the region {name} that this site knows (no {REGION_IDENTITY.decode()}); mount it, "
+                    "or if its disk is lost, give the new one with --replace"
+                )
+            requirements.require(site.fs, at, f"region {name} at {path}")
+            undo.callback(_remove_identity, site.fs, path)
+            identity = dict(new_identity(name, site.now()))
+        elif identity.get("name") != name:
+            raise Usage(f"{path} is the region {identity.get('name')!r}; give it that name")
+        elif known is not None and identity.get("uuid") != known and not replaced:
+            raise Usage(f"{path} is another region named {name} than this site knows; --replace takes it in its stead")
+        _claim(site, name, at, identity)
+        site.identities["regions"][name] = str(identity["uuid"])
+        found = []
+        for entry in site.fs.entries(at):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError, ValueError, FsreplError):
+                fd = site.fs.open_dir(at, os.fsencode(entry.name) + b"/" + META, cross=True)
+                try:
+                    bucket = read_document(site.fs, fd, b"bucket.json")
+                finally:
+                    site.fs.close(fd)
+                if bucket is not None:
+                    arn.check_bucket_name(entry.name)
+                    address = f"{name}/{entry.name}"
+                    site.identities["buckets"][address] = str(bucket["uuid"])
+                    found.append(address)
+    return sorted(found)
+
+
+def _remove_identity(fs: Fs, path: Path) -> None:
+    with open_directory(fs, path) as at:
+        remove_document(fs, at, REGION_IDENTITY)
+
+
+def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
+    """Write into a region whose it is: two daemons that capture in one region would make two versions of each file.
+
+    A site whose own folder was lost leaves its claim behind, so a claim counts only while its daemon runs.
+    """
+    mine = {"uuid": site.uuid, "state": site.state}
+    claim = identity.get("site")
+    if claim == mine:
+        return
+    of_another = isinstance(claim, dict) and claim.get("uuid") != site.uuid and claim.get("state") != site.state
+    if isinstance(claim, dict) and of_another and control.is_locked(str(claim.get("state"))):
+        raise Usage(
+            f"region {name} at {site.settings.regions[name].path} belongs to a site that is at work, with its state in "
+            f"{claim.get('state')}; take it out of that one with `fsrepl region forget {identity.get('name')}`"
+        )
+    write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
+
+
+def add_region(engine: Engine, name: str, path: str, *, replaced: bool, umask: int | None = None) -> dict[str, object]:
+    """Attach a region, or make a new one; with replaced, a new disk whose buckets are to be filled again."""
+    file = engine.settings.path
+    old = engine.settings.regions.get(name)
+    text = file.read_text()
+    absolute = os.path.abspath(os.path.join(file.parent, path))
+    if old is None:
+        text = settings_text.add_region(text, name, absolute)
+    elif os.path.realpath(old.path) != os.path.realpath(absolute):
+        if not replaced and name in engine.site.identities["regions"] and not _is_region(absolute, name, engine.site):
+            raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
+        text = settings_text.move_region(text, name, absolute)
+    parsed = settings.parse(text, file, os.path.realpath)
+    site = Site(parsed, engine.fs, engine.site.now)
+    lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replaced else []
+    with contextlib.ExitStack() as undo:
+        found = attach_region(site, name, undo, replaced=replaced, umask=umask)
+        for address in lost:
+            if address not in found:
+                make_bucket(site, address, Versioning.ENABLED, undo, umask)
+                _put_back_settings(site, address)
+        site.save_identities()
+        _write_settings(engine.fs, file, text)
+        undo.pop_all()
+    engine.reload(parsed)
+    answer: dict[str, object] = {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost})}
+    if not replaced:
+        return answer
+    filled = [_fill_again(engine, address) for address in lost]
+    away = sorted({why for _, whys in filled for why in whys})
+    return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
+
+
+def _put_back_settings(site: Site, address: str) -> None:
+    """A bucket on a new disk follows the rules that the lost one had."""
+    region, _, name = address.partition("/")
+    with site.open_region(region) as at:
+        meta = site.fs.open_dir(at, os.fsencode(name) + b"/" + META, cross=True)
+        try:
+            remove_document(site.fs, meta, remembered.VERSIONING)
+            put = remembered.put_back(site, address, meta, remembered.SETTINGS)
+            if remembered.VERSIONING not in put:
+                write_document(
+                    site.fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED)
+                )
+        finally:
+            site.fs.close(meta)
+
+
+def _is_region(path: str, name: str, site: Site) -> bool:
+    with contextlib.suppress(OSError, ValueError), open_directory(site.fs, Path(path)) as at:
+        identity = read_document(site.fs, at, REGION_IDENTITY) or {}
+        return identity.get("uuid") == site.identities["regions"].get(name)
+    return False
+
+
+def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
+    """Owe a bucket that was lost all that others have of it: how much that is, and who could not be asked and why."""
+    number, away = 0, []
+    for address in sorted(engine.site.buckets.keys() - {lost}):
+        try:
+            number += engine.ask(address.partition("/")[0], functools.partial(_owe_what_it_had, engine, address, lost))
+        except (FsreplError, OSError) as error:
+            away.append(f"{address}: {reason(error) if isinstance(error, OSError) else error}")
+    return number, away
+
+
+def _owe_what_it_had(engine: Engine, address: str, lost: str) -> int:
+    """What this bucket had delivered there; and what came from there, where a rule of this bucket leads back.
+
+    Runs in the thread of this bucket's region.
+    """
+    region, number = engine.region_of(address), 0
+    with engine.site.bucket(address).open() as bucket:
+        replication = bucket.bucket.replication
+        rules = [rule for rule in replication.rules if rule.destination == lost] if replication else []
+        had_some = rules or any(owed.destination == lost for owed in engine.journal.deliveries(address))
+        if bucket.versions < 0 or not had_some:
+            return 0
+        for path, fd, found in versions.walk(bucket):
+            for name, stored in found:
+                with contextlib.suppress(FileNotFoundError, StoreDamaged):
+                    version = versions.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
+                    delivery = _owed_again(version, lost, rules)
+                    if delivery is not None:
+                        deliveries.owe_again(region, bucket, version, {**version.deliveries, lost: delivery})
+                        number += 1
+    return number
+
+
+def _owed_again(version: Version, lost: str, rules: Collection[Rule]) -> Delivery | None:
+    known = version.deliveries.get(lost)
+    if known is not None:
+        return replace(owed_again(known), edit=False) if known.settled else None
+    if version.origin is Origin.REPLICA and version.source == lost:
+        rule = winners(rules, version.key, version.tags, marker=version.marker).get(lost)
+        return delivery_of(rule) if rule is not None else None
+    return None
+
+
+def forget_region(engine: Engine, name: str) -> dict[str, object]:
+    """Take a region out of the site; its directory stays as it is."""
+    if name not in engine.settings.regions:
+        raise Usage(f"there is no region {name!r} in {engine.settings.path}; it names {engine.site.region_names()}")
+    if len(engine.settings.regions) == 1:
+        raise Usage(f"{name} is the only region of this site")
+    file = engine.settings.path
+    text = settings_text.remove_region(file.read_text(), name)
+    parsed = settings.parse(text, file, os.path.realpath)
+    site = engine.site
+    with contextlib.suppress(FsreplError, OSError), site.open_region(name) as at:
+        identity = read_document(engine.fs, at, REGION_IDENTITY) or {}
+        write_document(engine.fs, at, REGION_IDENTITY, {n: v for n, v in identity.items() if n != "site"})
+    site.identities["regions"].pop(name, None)
+    for address in [a for a in site.identities["buckets"] if a.startswith(name + "/")]:
+        del site.identities["buckets"][address]
+    site.save_identities()
+    _write_settings(engine.fs, file, text)
+    engine.reload(parsed)
+    return {"Name": name}

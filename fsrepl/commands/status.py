@@ -1,0 +1,148 @@
+"""What `fsrepl status` and `fsrepl why` tell: counted in the journal, which is the record's index, so that a
+restart changes nothing (G11). What only the running daemon knows is added: what waits, why, and until when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from fsrepl.commands import reader
+from fsrepl.commands.reader import Document
+from fsrepl.daemon import metrics
+from fsrepl.daemon.metrics import RuleMetrics
+from fsrepl.errors import FsreplError
+from fsrepl.model import keys
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Counts
+from fsrepl.storage.site import Site
+from fsrepl.views import obstacles
+
+_UNSHOWN_MAX = 1000
+_COUNTED = {name: name for name in ("polled", "mounts", "unreadable", "set_aside")} | {"behind": "views_behind"}
+"""The daemon's lists of which status tells the first names only, and what they are called in its document."""
+
+
+def status(site: Site, said: Document) -> Document:
+    """`status --json`. said is what daemon_status answered."""
+    with reader.reader(site) as journal_:
+        buckets = [_bucket(site, journal_, address, said) for address in sorted(site.buckets)]
+    return {
+        "daemon": {
+            "running": bool(said.get("running")),
+            "pid": said.get("pid"),
+            "ready": bool(said.get("ready")),
+            "since": said.get("since"),
+            **({"trouble": said["trouble"]} if "trouble" in said else {}),
+            **{name: said[name] for name in ("watched", "events_lost", "stuck") if name in said},
+        },
+        "buckets": buckets,
+        "transfers": said.get("transfers", []),
+    }
+
+
+def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Document:
+    bucket = site.buckets[address]
+    conflicts: list[Document] = []
+    with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+        conflicts = _conflicts(opened, journal_)
+    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
+    skipped = alive.get("skipped")
+    objects, versions, size = journal_.object_counts(address)
+    counts = journal_.delivery_counts(address)
+    trouble = bucket.trouble or alive.get("trouble", "")
+    pending = _sum(counts, "PENDING")
+    now_ns = site.now()
+    document: Document = {
+        "bucket": address,
+        "online": not trouble,
+        "versioning": str(bucket.versioning),
+        "objects": objects,
+        "versions": versions,
+        "bytes": size,
+        "pending": pending.number,
+        "pending_bytes": pending.bytes,
+        "failed": _sum(counts, "FAILED").number,
+        "skipped": journal_.skipped(address) if skipped is None else skipped,
+        "lag_seconds": _lag(pending, now_ns),
+        "rules": _rules(site, address, counts, metrics.of_bucket(journal_, address, now_ns), now_ns),
+    }
+    if trouble:
+        document["trouble"] = trouble
+    if linked := journal_.count_linked(address):
+        document["linked"] = linked
+    for name in ("scanning", "paused", "exposed", "unreadable"):
+        if alive.get(name):
+            document[name] = alive[name]
+    for name in ("polled", "mounts"):
+        if alive.get(name):
+            document[name] = list(alive[name])
+    if conflicts:
+        document["view_conflicts"] = conflicts
+    if behind := [{"Key": name, "Why": why} for name, why in alive.get("behind", {}).items()]:
+        document["views_behind"] = behind
+    if aside := [{"Key": name, "Why": why} for name, why in alive.get("set_aside", {}).items()]:
+        document["set_aside"] = aside
+    if counts_ := {_COUNTED[name]: n for name, n in alive.get("counts", {}).items() if n and name in _COUNTED}:
+        document["counts"] = counts_
+    blocked = [b for b in said.get("blocked", []) if b["source"] == address]
+    if blocked:
+        document["blocked"] = [{"destination": b["destination"], "why": b["why"]} for b in blocked]
+    return document
+
+
+def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
+    """The keys whose files cannot be where they belong, and what is in the way; not more than a person would read."""
+    unshown = journal_.unshown(bucket.address, _UNSHOWN_MAX)
+    found = ((key, obstacles.describe(bucket, key)) for key in unshown)
+    return [keys.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
+
+
+def _sum(counts: Mapping[tuple[str, str, str], Counts], status: str, destination: str = "", rule: str = "") -> Counts:
+    found = [c for (d, r, s), c in counts.items() if s == status and destination in ("", d) and rule in ("", r)]
+    oldest = min((c.oldest_ns for c in found if c.number), default=0)
+    return Counts(sum(c.number for c in found), sum(c.bytes for c in found), oldest)
+
+
+def _lag(pending: Counts, now_ns: int) -> float:
+    """The age of the oldest that is pending, in seconds; 0 without one."""
+    return round(max(0, now_ns - pending.oldest_ns) / 1e9, 3) if pending.number else 0
+
+
+def _rules(
+    site: Site,
+    address: str,
+    counts: Mapping[tuple[str, str, str], Counts],
+    measured: Mapping[metrics.Rule, RuleMetrics],
+    now_ns: int,
+) -> list[Document]:
+    """A row for each rule, and for each that is gone and still has deliveries to its name.
+
+    What became of a rule whose document cannot be read just now is not known.
+    """
+    bucket = site.buckets[address]
+    replication = bucket.replication
+    rows: dict[tuple[str, str], str] = {}
+    for rule in replication.rules if replication else ():
+        rows[rule.destination, rule.id] = "Enabled" if rule.enabled else "Disabled"
+    for destination, rule_id, _ in counts:
+        rows.setdefault((destination, rule_id), "Unknown" if bucket.trouble else "Removed")
+    out = []
+    for (destination, rule_id), state in rows.items():
+        pending = _sum(counts, "PENDING", destination, rule_id)
+        out.append(
+            {
+                "id": rule_id,
+                "status": state,
+                "destination": destination,
+                "pending": pending.number,
+                "pending_bytes": pending.bytes,
+                "failed": _sum(counts, "FAILED", destination, rule_id).number,
+                "lag_seconds": _lag(pending, now_ns),
+                "completed": _sum(counts, "COMPLETED", destination, rule_id).number,
+                "metrics": measured.get((destination, rule_id), RuleMetrics()).document(),
+            }
+        )
+    return out

@@ -1,0 +1,267 @@
+"""Turning versioning on and off; files that were there before it become null versions."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fsrepl.capture import copy, look
+from fsrepl.commands import requirements
+from fsrepl.errors import Refused
+from fsrepl.model import clock, keys
+from fsrepl.model.version import NULL, Origin, Version, Versioning
+from fsrepl.model.view import view_of
+from fsrepl.region.change_queue import ARRIVED, Mark
+from fsrepl.s3 import replication
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import META, OpenBucket
+from fsrepl.storage.documents import write_document
+from fsrepl.storage.fs import GONE, NO_SPACE, Fs, reason
+from fsrepl.storage.site import Site
+
+if TYPE_CHECKING:
+    from fsrepl.region.runtime import Engine
+    from fsrepl.settings import Settings
+
+
+_BATCH = 512
+_NAMED_MAX = 100
+_RECORD_BYTES = 8192
+"""What a stored version takes beside its content: its inode, and a block for its attributes."""
+
+
+def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str, object]:
+    bucket = engine.site.bucket(address)
+    with bucket.open():
+        if wanted is Versioning.SUSPENDED and bucket.replication is not None:
+            raise Refused(
+                "InvalidBucketState",
+                f"a replication configuration is present on {address}, so its versioning cannot be suspended; "
+                f"`fsrepl replication rm {address}` removes the configuration",
+            )
+        now = bucket.versioning
+    if now is Versioning.OFF:
+        with bucket.open() as opened:
+            requirements.require(engine.fs, opened.tmp, f"bucket {address}")
+            room = measure(engine.fs, opened.fd, engine.settings, bucket.region)
+        room.check(address)
+        adopted = enable_versioning(engine, address, wanted)
+        return {"Bucket": address, "Status": str(wanted), **room.document(), **adopted.document()}
+    if now is not wanted:
+        engine.region_of(address).flush(address)  # what was dropped before this call belongs to the state before
+        with bucket.open() as opened:
+            write_document(engine.fs, opened.meta, b"versioning.json", replication.versioning_document(wanted))
+            bucket.refresh(opened)
+        engine.region_of(address).follow(address)
+    return {"Bucket": address, "Status": str(wanted)}
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What it takes to make each file below a directory a version, in bytes, and what there is.
+
+    kept: what keep_free leaves to the user. A filesystem that says nothing of its space has all that is needed.
+    """
+
+    objects: int
+    size: int
+    needed: int
+    free: int
+    kept: int
+
+    def check(self, address: str) -> None:
+        """Raises Refused where there is not enough."""
+        if self.needed and self.free - self.needed < self.kept:
+            raise Refused(
+                "InvalidRequest",
+                f"{address} takes about {_mib(self.needed)} for its versions; {_mib(self.free)} are free, and "
+                f"keep_free leaves {_mib(self.kept)} of that to the user; make room, or set "
+                'sharing = "link" for the region if no program writes into files there',
+            )
+
+    def document(self) -> dict[str, object]:
+        return {"Objects": self.objects, "Bytes": self.size, "Needed": self.needed, "Free": self.free}
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):,.1f} MiB"
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What became of the files that were there before versioning: how many are null versions, and which are not.
+
+    left: files and directories (these with a slash at the end) that cannot be read, with the reason. waiting: files
+    that somebody writes into: the daemon takes them once they are complete.
+    """
+
+    number: int = 0
+    left: dict[bytes, str] = field(default_factory=dict)
+    waiting: list[bytes] = field(default_factory=list)
+
+    def document(self) -> dict[str, object]:
+        """The first by name: an answer stays small, however much is left."""
+        left = sorted(self.left.items())
+        return {
+            "Adopted": self.number,
+            "Left": len(left),
+            "LeftOut": [{"Key": keys.shown(key), "Why": why} for key, why in left[:_NAMED_MAX]],
+            "Waiting": [keys.shown(key) for key in sorted(self.waiting)[:_NAMED_MAX]],
+        }
+
+
+def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
+    """What it takes to version what is below an open directory. Nothing is left behind."""
+    objects = small = large = 0
+    for _, fd, files in walk(fs, top):
+        for name in files:
+            with contextlib.suppress(OSError):
+                size = fs.stat(fd, name).st_size
+                objects += 1
+                if size < copy.SMALL_BYTES:
+                    small += size
+                else:
+                    large += size
+    sharing = settings.regions[region].sharing
+    copied = 0 if sharing == "link" else small if sharing == "auto" and large and _can_clone(fs, top) else small + large
+    free, total = fs.space(top)
+    kept = settings.capture.keep_free.needed(total) if sharing != "link" else 0
+    needed = objects * _RECORD_BYTES + copied
+    return Room(objects, small + large, needed, free if total else max(free, needed), kept)
+
+
+def _can_clone(fs: Fs, at: int) -> bool:
+    """Whether files here share blocks, so that large ones are stored without taking space."""
+    with contextlib.ExitStack() as stack:
+        try:
+            one, other = (fs.create_unnamed(at) for _ in range(2))
+            stack.callback(fs.close, one)
+            stack.callback(fs.close, other)
+            fs.write(one, bytes(4096))
+            fs.clone(other, one)
+        except OSError:
+            return False
+    return True
+
+
+def versioning_of(site: Site, address: str) -> Versioning:
+    """The state that a bucket's own document tells. Raises FsreplError where it is away."""
+    with site.bucket(address).open():
+        return site.bucket(address).versioning
+
+
+def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopted:
+    """Turn versioning on for the first time: what is there becomes null versions. The state is set last."""
+    bucket = engine.site.bucket(address)
+    with bucket.open() as opened, contextlib.suppress(FileExistsError):
+        engine.fs.make_dir(opened.meta, b"versions")
+    with bucket.open() as opened:
+        engine.journal.bucket_id(address, bucket.uuid)
+        adopted = Adopted()
+        left_behind = _left_behind(opened)
+
+        def unread(path: bytes, error: OSError) -> None:
+            if error.errno not in GONE:
+                adopted.left[path + b"/"] = look.MOUNTED if error.errno == errno.EXDEV else reason(error)
+
+        for path, _, files in walk(engine.fs, opened.fd, unread):
+            for start in range(0, len(files), _BATCH):
+                found = [keys.join(path, name) for name in files[start : start + _BATCH]]
+                imported = _import(engine, opened, found, adopted)
+                adopted.number += len(imported)
+                left_behind -= imported
+        _remove(engine, opened, left_behind)
+        write_document(engine.fs, opened.meta, b"versioning.json", replication.versioning_document(wanted))
+        bucket.refresh(opened)
+    engine.region_of(address).follow(address)
+    return adopted
+
+
+def _left_behind(bucket: OpenBucket) -> set[bytes]:
+    """The keys that an import which was cut short has stored. Their files may be gone by now, and never were objects.
+
+    Nothing but what such an import writes: a store that holds anything else is not touched.
+    """
+    found = list(versions.read_all(bucket))
+    return {v.key for v in found} if all(v.id == NULL and v.origin is Origin.ADOPTED for v in found) else set()
+
+
+def _remove(engine: Engine, bucket: OpenBucket, found: Iterable[bytes]) -> None:
+    for key in found:
+        version = versions.read(bucket, key, NULL, marker=False)
+        if version is not None:
+            versions.remove(bucket, version)
+            with engine.journal.transaction():
+                engine.journal.remove(bucket.address, key, NULL, None)
+
+
+def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted: Adopted) -> set[bytes]:
+    """Store files that were there before versioning, each as its key's null version; which they were.
+
+    Those that are left are noted in adopted.
+    """
+    patience = engine.region_of(bucket.address).patience
+    batch = []
+    for key in found:
+        mark = Mark(bucket.address, key, ARRIVED, 0, time.monotonic())
+        try:
+            seen: look.Seen = look.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            adopted.left[key] = reason(error)
+            continue
+        if isinstance(seen, copy.Taken):
+            created_ns = clock.within(min(seen.found.st_mtime_ns, engine.site.now()))
+            version = Version(
+                key, NULL, created_ns, False, seen.size, seen.digest, Origin.ADOPTED,
+                posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
+            )  # fmt: skip
+            batch.append((copy.stage(bucket, seen, version), seen))
+        elif isinstance(seen, look.Skipped):
+            adopted.left[key] = seen.why
+        elif isinstance(seen, look.Later):
+            adopted.waiting.append(key)
+    if not batch:
+        return set()
+    engine.syncer.staged(bucket, [(bucket.tmp, staged.name) for staged, _ in batch])
+    for staged, _ in batch:
+        versions.publish(bucket, staged)
+    bucket.sync()
+    with engine.journal.transaction():
+        for staged, seen in batch:
+            engine.journal.add(bucket.address, staged.version)
+            engine.journal.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
+    return {staged.version.key for staged, _ in batch}
+
+
+def walk(
+    fs: Fs, top: int, unread: Callable[[bytes, OSError], None] | None = None
+) -> Iterator[tuple[bytes, int, list[bytes]]]:
+    """The directories below an open one, each with its descriptor and its files. unread: told of those left out."""
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        try:
+            fd = fs.open_dir(top, path)
+        except OSError as error:
+            if unread is not None:
+                unread(path, error)
+            continue
+        try:
+            files = []
+            for entry in fs.entries(fd):
+                name = os.fsencode(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    if path or name != META:
+                        todo.append(keys.join(path, name))
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(name)
+            yield path, fd, files
+        finally:
+            fs.close(fd)

@@ -1,0 +1,328 @@
+"""What `fsrepl wait` waits for: all that was dropped before the call is captured, and then delivered or failed.
+
+A sentinel is made in each bucket's .fsrepl/tmp, on the same inotify instance as everything else: what the
+watcher reads before it was done before the call. That begins an epoch; a key that was marked in an
+earlier one is waited for, and so are the deliveries of every version that was there when the last of
+them was captured, and the backfills that were accepted by then. What is dropped during the wait holds up
+nobody. What no waiting brings about is named: files that cannot be read, directories that are not looked
+into, and views that cannot show their version. Source: design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from fsrepl.capture import barrier
+from fsrepl.commands.backfills import unfinished
+from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.model import keys
+from fsrepl.model.version import Status, Versioning
+from fsrepl.region.bucket_state import Place
+from fsrepl.region.region import Region
+from fsrepl.region.runtime import Engine
+from fsrepl.region.scan_queue import is_below
+from fsrepl.storage import unversioned
+
+_SENTINEL_S = 5.0
+_CAPTURE_LOOK_S = 0.02
+_PROBE_MAX_S = 60.0
+_DELIVERY_LOOK_S = 0.25
+_TOLD_MAX_S = 0.5
+_SHOWN_MAX_S = 1.0
+"""How long a view is given to show what was delivered. What holds it up longer may do so for ever."""
+_NAMED_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Everything, one bucket, or one key of a bucket."""
+
+    addresses: tuple[str, ...]
+    key: bytes = b""
+
+    def takes(self, key: bytes) -> bool:
+        return not self.key or key == self.key
+
+    def reaches(self, directory: bytes) -> bool:
+        """Whether something in scope may lie below a directory."""
+        return not self.key or is_below(self.key, directory)
+
+
+@dataclass(slots=True)
+class Waited:
+    """How a wait ended. pending counts what is not captured (a bucket each) or not delivered yet."""
+
+    failed: int = 0
+    pending: int = 0
+    opened: set[str] = field(default_factory=set)
+    unruled: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    """Files and directories that cannot be read, and so cannot be captured, with the reason."""
+    mounts: list[str] = field(default_factory=list)
+    """Directories that are another mount: they are not looked into, and nothing below them is captured."""
+    unshown: list[str] = field(default_factory=list)
+    """Files, there or at a destination, that do not show the version that was delivered, with the reason."""
+    trouble: list[str] = field(default_factory=list)
+    """Why buckets cannot be captured in."""
+    away: list[str] = field(default_factory=list)
+    """Why buckets were passed over: they are not there, and nothing was under way in them when they went."""
+
+    @property
+    def left_out(self) -> tuple[list[str], ...]:
+        """What is not safe, and will not be by waiting."""
+        return self.unreadable, self.mounts, self.unshown
+
+    def document(self) -> dict[str, object]:
+        """The first of each that is left out by name, and how many more there are."""
+        return {
+            "failed": self.failed,
+            "pending": self.pending,
+            "open": sorted(self.opened)[:_NAMED_MAX],
+            "unruled": self.unruled,
+            "unreadable": self.unreadable[:_NAMED_MAX],
+            "mounts": self.mounts[:_NAMED_MAX],
+            "unshown": self.unshown[:_NAMED_MAX],
+            "more": sum(max(0, len(names) - _NAMED_MAX) for names in (self.opened, *self.left_out)),
+            "trouble": self.trouble,
+            "away": self.away,
+        }
+
+
+def scope_of(engine: Engine, text: str) -> Scope:
+    """Read REGION/BUCKET[/KEY], or nothing for the whole site. Raises Usage, or Refused for an unknown bucket."""
+    if not text:
+        return Scope(tuple(sorted(engine.site.buckets)))
+    region, _, rest = text.partition("/")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise Usage(f"{keys.shown(os.fsencode(text))} names no bucket; write REGION/BUCKET or REGION/BUCKET/KEY")
+    engine.site.bucket(f"{region}/{bucket}")
+    return Scope((f"{region}/{bucket}",), os.fsencode(key))
+
+
+def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callable[[], bool]) -> Waited:
+    """Until everything in scope from before this call is captured, and delivered or failed; or time is up.
+
+    given_up: whether nobody needs the answer any more.
+    """
+    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    waited = Waited()
+    late = [a for a in scope.addresses if not _captured(engine, a, scope, until_s, waited.opened, given_up)]
+    newest = {address: _newest_ns(engine, address) for address in scope.addresses}
+    backfills = {address: unfinished(engine, address, scope.key) for address in scope.addresses}
+    while True:
+        pending = sum(engine.journal.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
+        pending += sum(len(backfills[a] & unfinished(engine, a, scope.key)) for a in scope.addresses)
+        if not pending or _is_over(until_s) or given_up():
+            break
+        with engine.changed:
+            engine.changed.wait(_left(until_s, _DELIVERY_LOOK_S))
+    if not pending:
+        _let_views_show(engine, scope, until_s, given_up)
+        _let_views_tell(engine, scope, until_s)
+    waited.pending = pending + len(late)
+    waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
+    waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
+    for address in scope.addresses:
+        waited.unreadable += _unreadable(engine, address, scope)
+        waited.mounts += _mounts(engine, address, scope)
+        waited.away += _away(engine, address) if address not in late else []
+    waited.unshown = _unshown(engine, scope)
+    if scope.key and not (waited.opened or late or any(waited.left_out)):
+        waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
+    return waited
+
+
+def _newest_ns(engine: Engine, address: str) -> int:
+    """When the newest version of a bucket was made. The journal would go through all of them to tell."""
+    place = engine.region_of(address).places.get(address)
+    return place.bucket.ids.newest_ns if place is not None and place.up else engine.journal.newest(address)[1]
+
+
+def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
+    """A view follows its version at once, unless something holds it up: that may be over in a moment."""
+    shown_s = time.monotonic() + _left(until_s, _SHOWN_MAX_S)
+    while _unshown(engine, scope) and not (_is_over(shown_s) or given_up()):
+        with engine.changed:
+            engine.changed.wait(_left(shown_s, _CAPTURE_LOOK_S))
+
+
+def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None:
+    """Who waited may look at a view next, which is to say that it is replicated. Of very many some say so later."""
+    told_s = time.monotonic() + _left(until_s, _TOLD_MAX_S)
+    for address in scope.addresses:
+        place = engine.region_of(address).places.get(address)
+        while place is not None and place.up and place.unmarked.is_behind(scope.key) and not _is_over(told_s):
+            with engine.changed:
+                engine.changed.wait(_left(told_s, _CAPTURE_LOOK_S))
+
+
+def _trouble(engine: Engine, address: str) -> str:
+    """Why nothing can be captured in a bucket now; empty where that can be."""
+    place = engine.region_of(address).places.get(address)
+    return engine.site.buckets[address].trouble or (f"{address}: {place.put_down}" if place and place.put_down else "")
+
+
+def _away(engine: Engine, address: str) -> list[str]:
+    place = engine.region_of(address).places.get(address)
+    bucket = engine.site.buckets[address]
+    return [bucket.trouble] if place is not None and not place.up and bucket.away else []
+
+
+def _is_over(until_s: float | None) -> bool:
+    return until_s is not None and time.monotonic() >= until_s
+
+
+def _left(until_s: float | None, most_s: float) -> float:
+    return most_s if until_s is None else max(0.0, min(most_s, until_s - time.monotonic()))
+
+
+def _captured(
+    engine: Engine, address: str, scope: Scope, until_s: float | None, opened: set[str], given_up: Callable[[], bool]
+) -> bool:
+    """Wait until everything a bucket was given before now is captured; False where time ran out."""
+    region = engine.region_of(address)
+    epoch: int | None = None
+    _look_around(engine, region, address, until_s)
+    while not given_up():
+        place = region.places.get(address)
+        if place is not None and not _is_followed(place):
+            return True
+        if place is not None and place.up:
+            if epoch is None:
+                epoch = _begin(engine, region, place, until_s)
+            if epoch is not None and place.scanned:
+                busy, still_open = _in_hand(region, place, scope, epoch)
+                if not busy:
+                    opened |= still_open
+                    return True
+        else:
+            epoch = None  # when it is back, a scan finds what is there
+        if _is_over(until_s):
+            return False
+        with engine.changed:
+            engine.changed.wait(_left(until_s, _CAPTURE_LOOK_S))
+    return False
+
+
+def _look_around(engine: Engine, region: Region, address: str, until_s: float | None) -> None:
+    """A bucket that was away at the last look may have come back just now, with new files in it."""
+    place = region.places.get(address)
+    if place is None or not place.up:
+        with contextlib.suppress(TimeoutError, sqlite3.Error):
+            engine.ask(region.name, region.look_again, _left(until_s, _PROBE_MAX_S))
+
+
+def _is_followed(place: Place) -> bool:
+    """Whether captures can be waited for: not without versioning, nor in an outage, when nothing can be dropped,
+    unless something was left to capture when that began.
+    """
+    bucket = place.bucket
+    return (
+        place.up or place.unsettled or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
+    )
+
+
+def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) -> int | None:
+    """Make the sentinel; the epoch that began with it, None where it was not read."""
+
+    def begin() -> int:
+        return barrier.pass_barrier(region, place, _left(until_s, _SENTINEL_S))
+
+    try:
+        return engine.ask(region.name, begin, _left(until_s, _PROBE_MAX_S)) or None
+    except (FsreplError, TimeoutError, OSError, sqlite3.Error):
+        return None
+
+
+def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
+    """Whether something from before the epoch is still to be captured; and which files are open for writing."""
+    address, marks = place.bucket.address, region.marks
+    opened: set[str] = set()
+    # In the order in which one leads to the next, so that nothing is missed that moves on meanwhile.
+    if marks.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(marks.directories)):
+        return True, opened
+    moves = region.moves
+    if place.scans.is_pending(epoch) or marks.is_waiting(address, epoch, scope.key):
+        return True, opened
+    for key, later in list(place.later.items()):
+        if not scope.takes(key) or key in place.set_aside:
+            continue
+        if later.opened and later.looked >= epoch:
+            opened.add(f"{address}/{keys.shown(key)}")
+        elif later.mark.epoch < epoch:
+            return True, opened
+    if any(mark.epoch < epoch and scope.takes(mark.key) for mark in list(place.lanes.values())):
+        return True, opened
+    return region.moves != moves, opened  # a key may have gone from where we looked next to where we had looked
+
+
+def _failed(engine: Engine, address: str, scope: Scope) -> int:
+    """How many deliveries failed whose version is the newest of its key."""
+    journal = engine.journal
+    failed: Collection[bool] = [
+        known is not None and known.id == owed.id
+        for owed in journal.deliveries(address, status=Status.FAILED, key=scope.key or None)
+        for known in (journal.object(address, owed.key),)
+    ]
+    return sum(failed)
+
+
+def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
+    """What nobody can wait for: it cannot be read."""
+    place = engine.region_of(address).places.get(address)
+    if place is None or not place.up:
+        return []
+    closed = [*list(place.unreadable.items()), *list(place.set_aside.items())]
+    found = [(keys.shown(key), why) for key, why in closed if scope.takes(key)]
+    blind = list(place.trouble.unreadable.items())
+    found += [(keys.shown(path) + "/", why) for path, why in blind if scope.reaches(path)]
+    return [f"{address}/{name}: {why}" for name, why in sorted(found)]
+
+
+def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
+    """Where files may be that nobody looks at."""
+    place = engine.region_of(address).places.get(address)
+    if place is None or not place.up:
+        return []
+    return [f"{address}/{keys.shown(path)}/" for path in sorted(place.trouble.mounts.copy()) if scope.reaches(path)]
+
+
+def _unshown(engine: Engine, scope: Scope) -> list[str]:
+    """Views in scope, and those of their replicas, that do not show their version, with the reason."""
+    found: set[str] = set()
+    for address in scope.addresses:
+        replication = engine.site.buckets[address].replication
+        destinations = {rule.destination for rule in replication.rules} if replication else set()
+        for shows in {address} | destinations:
+            region = engine.regions.get(shows.partition("/")[0])
+            place = region.places.get(shows) if region else None
+            for key, held in list(place.held.items()) if place and place.up else ():
+                if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
+                    found.add(f"{shows}/{keys.shown(key)}: {held.why}")
+    return sorted(found)
+
+
+def _is_replica(engine: Engine, destination: str, source: str, key: bytes) -> bool:
+    """Whether a key's current version at a destination is that of the source."""
+    there, here = engine.journal.object(destination, key), engine.journal.object(source, key)
+    return there is not None and here is not None and there.id == here.id
+
+
+def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
+    """A key that no rule chose: `wait` says so, as its caller may expect more. Raises Refused(NoSuchKey)."""
+    bucket = engine.site.bucket(address)
+    if bucket.versioning is Versioning.OFF:
+        with bucket.open() as opened:
+            if unversioned.has(opened, key):
+                return [f"{address}/{keys.shown(key)}"]
+    known = engine.journal.object(address, key)
+    if known is None:
+        raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
+    chosen = any(owed.id == known.id for owed in engine.journal.deliveries(address, key=key))
+    return [] if chosen else [f"{address}/{keys.shown(key)}"]

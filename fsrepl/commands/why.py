@@ -1,0 +1,226 @@
+"""What became of one version: which rule chose it, where it went, what happened, what comes next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fsrepl.capture import names
+from fsrepl.commands import reader
+from fsrepl.commands.reader import Document
+from fsrepl.errors import FsreplError, Refused
+from fsrepl.model import clock, keys
+from fsrepl.model.rule import Rule
+from fsrepl.model.version import Origin, Status, Version
+from fsrepl.s3 import rules
+from fsrepl.storage import listing
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.site import Site
+from fsrepl.views import obstacles
+
+# -- why
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `why` found out about one key: the JSON, and sentences for people."""
+
+    document: Document
+    sentences: list[str]
+
+
+def why(site: Site, address: str, key: bytes, version_id: str | None, said: Document) -> Answer:
+    """Which rules chose a key's version, what became of each delivery, and what is next. Raises Refused(NoSuchKey)."""
+    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
+    name = keys.shown(key)
+    notes = _notes(alive, name)
+    with listing.open_versioned(site, address) as bucket:
+        group = listing.versions_of(bucket, key)
+        notes += _conflict(bucket, group)
+        unseen = "" if group else obstacles.unversioned(bucket, key)
+    chosen = [v for v in group if version_id in (None, v.id)]
+    if not chosen:
+        if notes and version_id is None:
+            return Answer(keys.key_document(key) | {"VersionId": None, "Deliveries": [], "Notes": notes}, notes)
+        if group:
+            raise Refused("NoSuchVersion", f"{address}/{name} has no version {version_id}")
+        raise Refused("NoSuchKey", f"{address}/{name} {unseen}" if unseen else f"there is no {address}/{name}")
+    version = chosen[0]
+    with reader.reader(site) as journal_, listing.open_versioned(site, address) as bucket:
+        if other_names := names.describe(bucket, journal_, version):
+            notes.append(other_names)
+    for destination in version.deliveries:
+        if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
+            notes.append(f"the file in {destination} does not show this version yet: {behind}")
+        with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
+            notes += _conflict(bucket, listing.versions_of(bucket, key))
+    deliveries = [_delivery(site, address, version, destination, said) for destination in version.deliveries]
+    document: Document = keys.key_document(key) | {
+        "VersionId": version.id,
+        "DeleteMarker": version.marker,
+        "ReplicationStatus": str(version.status) if version.status else None,
+        "Deliveries": deliveries,
+    }
+    sentences = [_describe(version)] + [_sentence(d) for d in deliveries]
+    if explanation := unchosen(site, address, version):
+        document["Explanation"] = explanation
+        sentences.append(explanation)
+    if notes:
+        document["Notes"] = notes
+    return Answer(document, sentences + notes)
+
+
+def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
+    """What the daemon knows of a key's file."""
+    notes = []
+    if waiting := alive.get("waiting", {}).get(name):
+        notes.append(f"a change waits to be captured: {waiting}")
+    if behind := alive.get("behind", {}).get(name):
+        notes.append(f"the file does not show this version yet: {behind}")
+    if unreadable := alive.get("unreadable", {}).get(name) or alive.get("set_aside", {}).get(name):
+        notes.append(f"a change cannot be captured: {unreadable}")
+    if alive.get("paused"):
+        notes.append(str(alive["paused"]))
+    return notes
+
+
+def _conflict(bucket: OpenBucket, group: Sequence[Version]) -> list[str]:
+    """What is in the way of a key's file, where its current version should be seen."""
+    if not group or group[0].marker:
+        return []
+    obstacle = obstacles.describe(bucket, group[0].key)
+    return [f"ViewConflict in {bucket.address}: {obstacle}"] if obstacle else []
+
+
+def _describe(version: Version) -> str:
+    what = "delete marker" if version.marker else "version"
+    origin = f"replica from {version.source}" if version.origin is Origin.REPLICA else f"made by {version.origin}"
+    return f"{what} {version.id}, {clock.stamp(version.created_ns)}, {origin}"
+
+
+def _delivery(site: Site, address: str, version: Version, destination: str, said: Document) -> Document:
+    delivery = version.deliveries[destination]
+    document: Document = {
+        "Rule": delivery.rule,
+        "Destination": destination,
+        "Status": str(delivery.status),
+        "Reason": delivery.reason,
+        "Next": "",
+    }
+    if delivery.status is Status.FAILED:
+        document["Next"] = _after_failure(site, address, version, destination)
+    elif delivery.status is Status.PENDING:
+        document["Reason"], document["Next"] = _waits_for(address, version, destination, said)
+    return document
+
+
+def _after_failure(site: Site, address: str, version: Version, destination: str) -> str:
+    """What sends a version that has failed. To retry is of no use where nothing can be mended."""
+    delivery, replication = version.deliveries[destination], site.buckets[address].replication
+    if delivery.reason == "DstObjectHardDeleted":
+        return "this version is not sent there again"
+    rules = replication.rules if replication else ()
+    if rules and not any((rule.id, rule.destination) == (delivery.rule, destination) for rule in rules):
+        return f"`fsrepl replication backfill {address} --status FAILED` sends it by the rules that are there now"
+    return f"`fsrepl retry {address}/{keys.shown(version.key)}` once it is mended"
+
+
+def _waits_for(address: str, version: Version, destination: str, said: Document) -> tuple[str, str]:
+    """What a pending delivery waits for, and what is next."""
+    if not said.get("running"):
+        return "the daemon is not running", "`fsrepl daemon` goes on with it"
+    if "trouble" in said:
+        return str(said["trouble"]), "look at the daemon's log"
+    for each in said.get("blocked", []):
+        if (each["source"], each["destination"]) == (address, destination):
+            return str(each["why"]), f"all of {destination} is tried again in {each['seconds']:.0f} s"
+    for each in said.get("retries", []):
+        if (each["source"], each["destination"], each["key"], each["version"]) == (
+            address, destination, keys.shown(version.key), version.id,
+        ):  # fmt: skip
+            return str(each["why"]), f"tried {each['attempts']} times, again in {each['seconds']:.0f} s"
+    for each in said.get("transfers", []):
+        if (each["source"], each["destination"], each["key"]) == (address, destination, keys.shown(version.key)):
+            return "it is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are there"
+    if job := version.deliveries[destination].batch:
+        return f"backfill {job}", "it goes when nothing live is to be sent there"
+    return "", "it is queued"
+
+
+def _sentence(delivery: Document) -> str:
+    text = f"{delivery['Status']} to {delivery['Destination']} by rule {delivery['Rule']}"
+    if delivery["Reason"]:
+        text += f": {delivery['Reason']}"
+        if help_ := REMEDIES.get(delivery["Reason"]):
+            text += f" ({help_})"
+    return f"{text}; {delivery['Next']}" if delivery["Next"] else text
+
+
+REMEDIES: Mapping[str, str] = {
+    "AssumeRoleNotPermitted": "the role is missing or cannot be read, its trust policy does not name "
+    "s3.amazonaws.com, or the daemon cannot run as its user",
+    "InitiateReplicationNotPermitted": "the role lacks s3:InitiateReplication, or does not trust "
+    "batchoperations.s3.amazonaws.com",
+    "DstBucketInvalidRegion": "the destination's region is not one of this site's any more",
+    "DstBucketNotFound": "the destination bucket's folder is not in its region",
+    "DstBucketUnversioned": "`fsrepl versioning enable` on the destination",
+    "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
+    "for a rule that changes the owner, or the destination's files refuse it",
+    "DstMultipartInitNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
+    "for a rule that changes the owner",
+    "DstDelObjNotPermitted": "the role lacks s3:ReplicateDelete there, or the destination's files refuse it",
+    "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version",
+    "DstVersionNotFound": "its metadata was edited, and the destination does not have this version any more",
+    "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more, or the role lacks "
+    "s3:GetReplicationConfiguration",
+    "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication, or its user may not read the file",
+    "SrcHeadObjectNotPermitted": "the role lacks s3:ListBucket on the source, without which no marker is seen",
+    "SrcGetAclNotPermitted": "the role lacks s3:GetObjectVersionAcl",
+    "SrcGetTaggingNotPermitted": "the role is denied s3:GetObjectVersionTagging",
+    "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged, or it is "
+    "a null version and the destination has another one",
+}
+
+
+def unchosen(site: Site, address: str, version: Version) -> str:
+    """Why no rule chose a version, or none to some of the destinations. Source: s3-semantics, 1.3 and 2."""
+    if version.deliveries and version.origin is not Origin.USER:
+        return ""  # a backfill, or an edit, goes where it was asked to go, and nowhere else
+    if version.origin is Origin.REPLICA:
+        return "it is a replica, and replicas are not replicated again by a live rule"
+    if version.origin is Origin.LIFECYCLE:
+        return "lifecycle made it, and what lifecycle makes is never replicated"
+    replication = site.buckets[address].replication
+    if replication is None:
+        if version.deliveries:
+            return ""
+        return (
+            f"{address} has no replication configuration; `fsrepl replication enable {address} DESTINATION` makes one"
+        )
+    passed_by = [rule for rule in replication.rules if rule.destination not in version.deliveries]
+    if not passed_by:
+        return ""
+    where = " to " + " or ".join(dict.fromkeys(rule.destination for rule in passed_by)) if version.deliveries else ""
+    if rules.winners(passed_by, version.key, version.tags, marker=version.marker):
+        return (
+            f"a rule{where} would choose it now, and none did when it was made (what was there before a rule, or got "
+            f"its tags later, stays where it is); `fsrepl replication backfill {address}` sends it"
+        )
+    return f"no rule{where} chooses it: " + "; ".join(_mismatch(rule, version) for rule in passed_by)
+
+
+def _mismatch(rule: Rule, version: Version) -> str:
+    if not rule.enabled:
+        return f"{rule.id} is disabled"
+    if not version.key.startswith(rule.prefix):
+        return f"{rule.id} wants the prefix {keys.shown(rule.prefix)!r}"
+    if version.marker and rule.tags:
+        return f"{rule.id} chooses by tags, which a delete marker has none of"
+    if not rules.matches(rule, version.key, version.tags):
+        wanted = ", ".join(f"{name}={value}" for name, value in rule.tags.items())
+        return f"{rule.id} wants the tags {wanted}"
+    if version.marker and not rule.delete_markers:
+        return f"{rule.id} does not replicate delete markers"
+    return f"{rule.id} gives way to a rule of higher priority"

@@ -1,0 +1,1 @@
+"""The process: its loop, its socket, what it tells others."""

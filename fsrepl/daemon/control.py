@@ -1,0 +1,408 @@
+"""Talking to the daemon: one lock and one socket in the site's state folder, both sides of it.
+
+A request is a line of JSON, {"op", "params"}; the answer is another, {"ok"} or {"error"}. The socket is
+0600, and its peer must be the daemon's user or root. A Unix socket's path may have 107 bytes, so both
+sides reach it through a descriptor of the folder. Source: design.md, sections 5 and 8; unix(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from fsrepl import errors
+from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
+from fsrepl.storage.fs import reason
+
+log = logging.getLogger("fsrepl")
+
+
+SOCKET = "control"
+LOCK = "lock"
+LOCK_WAIT_S = 30.0
+_LOCK_LOOK_S = 0.05
+TOO_MANY = "SlowDown"
+"""S3's code for more requests at once than are taken."""
+COMMANDS_MAX = 1024
+"""How many commands a daemon hears at once: each takes a thread and a descriptor of it."""
+_REQUEST_MAX_BYTES = 8 << 20
+_PEER = struct.Struct("3i")
+_TIMEVAL = struct.Struct("ll")
+_ACCEPT_S = 0.5
+_HANDSHAKE_S = 10.0
+
+Alive = Callable[[], bool]
+"""Whether whoever asked is still there to hear the answer."""
+Handler = Callable[[str, dict[str, Any], Alive], dict[str, object]]
+
+
+class Lock:
+    """The one writer of a site: its daemon, or a command while there is none. Released when the process ends."""
+
+    def __init__(self, state: str | os.PathLike[str]) -> None:
+        self._path = os.path.join(state, LOCK)
+        self._fd = -1
+
+    def try_acquire(self) -> bool:
+        """Whether it is ours now. Raises Usage where the state folder cannot be used."""
+        try:
+            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except PermissionError as error:
+            raise Refused(
+                "AccessDenied",
+                f"the state of this site, {os.path.dirname(self._path)}, is for its own user and root alone",
+            ) from error
+        except OSError as error:
+            raise Usage(f"cannot use the site's lock {self._path}: {reason(error)}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise Usage(f"cannot lock {self._path}: {reason(error)}") from error
+        os.ftruncate(fd, 0)
+        os.write(fd, b"%d\n" % os.getpid())
+        self._fd = fd
+        return True
+
+    def holder(self) -> str:
+        """The process that has it, for a message."""
+        try:
+            with open(self._path, encoding="ascii") as file:
+                return file.read().strip() or "another process"
+        except (OSError, ValueError):
+            return "another process"
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def acquire(self, within_s: float = LOCK_WAIT_S) -> None:
+        """Wait for a command at work, or a daemon that ends. Raises Usage where there is a daemon: a site has one.
+
+        A daemon whose lock file somebody has just deleted still answers, so it is asked even where the lock is free.
+        """
+        until_s = time.monotonic() + within_s
+        while True:
+            holder = self.holder()
+            acquired = self.try_acquire()
+            if _answers(os.path.dirname(self._path)):
+                self.release()
+                raise Usage(f"this site has a running daemon already (pid {holder}); a site has one")
+            if acquired:
+                return
+            self.wait(until_s)
+
+    def keep(self) -> None:
+        """Take it again where somebody deleted or replaced its file, which would let a second daemon in.
+
+        Another process that has the new file finds the daemon answering and gives it back: the next call takes it.
+        A state folder that is gone is not made anew: it may be on its way back.
+        """
+        held = os.fstat(self._fd)
+        try:
+            if os.path.samestat(os.lstat(self._path), held):
+                return
+        except OSError:
+            if not os.path.isdir(os.path.dirname(self._path)):
+                return
+        lost = self._fd
+        with contextlib.suppress(FsreplError):
+            if self.try_acquire():
+                os.close(lost)
+                log.warning("the lock of this site, %s, was deleted: taken again", self._path)
+
+    def wait(self, until_s: float) -> None:
+        """Wait a moment for whoever has it. Raises Usage where that took too long."""
+        if time.monotonic() > until_s:
+            raise Usage(f"another process (pid {self.holder()}) holds this site's lock; try again when it is done")
+        time.sleep(_LOCK_LOOK_S)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+def is_locked(state: str | os.PathLike[str]) -> bool:
+    """Whether a site's daemon, or a command of it, is at work. Makes nothing."""
+    try:
+        fd = os.open(os.path.join(state, LOCK), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextlib.contextmanager
+def _short_path(state: str | os.PathLike[str]) -> Iterator[str]:
+    fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+# -- the daemon's side
+
+
+class Server:
+    """Answers requests, each in a thread of its own, and no more than commands_max of them at once."""
+
+    def __init__(self, state: str | os.PathLike[str], handle: Handler, commands_max: int = COMMANDS_MAX) -> None:
+        """The caller holds the site's lock, so a socket that is there is a dead process's."""
+        self._state, self._handle, self._commands_max = state, handle, commands_max
+        self._free = threading.BoundedSemaphore(commands_max)
+        self._turned_away = False
+        self._listener, self._bound = self._listen()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> tuple[socket.socket, os.stat_result]:
+        """A listener at the socket's name, and what is there then."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._state, SOCKET))
+            with _short_path(self._state) as path:
+                listener.bind(path)
+                os.chmod(path, 0o600)
+                bound = os.lstat(path)
+            listener.listen(self._commands_max)  # the kernel takes less where net.core.somaxconn says so
+            listener.settimeout(_ACCEPT_S)
+        except BaseException:
+            listener.close()
+            raise
+        return listener, bound
+
+    def _keep(self) -> None:
+        """Listen anew where somebody deleted or replaced the socket: commands would take the daemon for dead."""
+        path = os.path.join(self._state, SOCKET)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(path), self._bound):
+                return
+        with contextlib.suppress(OSError):  # the state folder is gone or full: the next turn tries again
+            listener, bound = self._listen()
+            self._listener.close()
+            self._listener, self._bound = listener, bound
+            log.warning("the control socket, %s, was deleted: listening again", path)
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                self._keep()
+                continue
+            except OSError as error:
+                if self._closing:
+                    return
+                log.warning("a command could not be heard: %s", reason(error))
+                threading.Event().wait(_ACCEPT_S)  # no descriptors left: not a reason to spin
+                continue
+            self._hear(connection)
+
+    def _hear(self, connection: socket.socket) -> None:
+        """Serve a command in a thread of its own, or answer that there are too many."""
+        if not self._free.acquire(blocking=False):
+            self._turn_away(connection, f"the daemon is busy with {self._commands_max:,} commands")
+            return
+        try:
+            threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
+        except RuntimeError as error:  # the system gives no more threads
+            self._free.release()
+            self._turn_away(connection, f"the daemon has no thread for another command ({error})")
+        else:
+            self._turned_away = False
+
+    def _turn_away(self, connection: socket.socket, why: str) -> None:
+        """Answer without a thread and without reading the request. The log has a line each time that begins."""
+        if not self._turned_away:
+            log.warning("commands are turned away: %s", why)
+            self._turned_away = True
+        answer = _error(Refused(TOO_MANY, f"{why}; try again when some of them have ended"))
+        with connection, contextlib.suppress(OSError):
+            connection.setblocking(False)
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            self._talk(connection)
+        finally:
+            self._free.release()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(_HANDSHAKE_S)
+            _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            if uid not in (0, os.geteuid()):
+                answer: dict[str, object] = _error(Refused("AccessDenied", "the daemon obeys its own user and root"))
+            else:
+                answer = self._answer(connection)
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _answer(self, connection: socket.socket) -> dict[str, object]:
+        try:
+            request = json.loads(_read_line(connection, _REQUEST_MAX_BYTES))
+            op, params = str(request["op"]), dict(request["params"])
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(Usage(f"the daemon was asked something it does not understand: {error}"))
+        try:
+            return {"ok": self._handle(op, params, lambda: _is_open(connection))}
+        except FsreplError as error:
+            return _error(error)
+        except OSError as error:
+            return _error(FsreplError(f"{op} failed: {error.strerror or error}"))
+        except Exception:
+            log.exception("command op=%s: what nobody foresaw", op)
+            return _error(FsreplError(f"{op} failed for a reason nobody foresaw; the daemon's log has it"))
+
+    def close(self) -> None:
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # the thread hears it at once, and listens anew no more
+        self._thread.join(_HANDSHAKE_S)
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._state, SOCKET))
+        self._listener.close()
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Whether the peer has not hung up. It sends nothing more, so anything to read is its end."""
+    poll = select.poll()  # select(2) takes no descriptor from 1,024 on
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(0)
+
+
+def _read_line(connection: socket.socket, max_bytes: int | None) -> bytes:
+    """A line of any length where max_bytes is None. Raises ValueError where it is longer, or has no end."""
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        part = connection.recv(1 << 16)
+        if not part:
+            raise ValueError("it was cut short")
+        data += part
+        if max_bytes is not None and len(data) > max_bytes:
+            raise ValueError(f"a request may have {max_bytes:,} bytes")
+    return bytes(data)
+
+
+def _error(error: FsreplError) -> dict[str, object]:
+    document: dict[str, object] = {"kind": type(error).__name__, "message": str(error)}
+    if isinstance(error, Refused):
+        document["code"] = error.code
+    return {"error": document}
+
+
+# -- the caller's side
+
+
+def ask(
+    state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_s: float | None = None
+) -> dict[str, Any]:
+    """What the daemon answers, however long that is, or raises what the operation raised there.
+
+    Raises NotRunning where nothing listens, and only there: an answer that cannot be read comes from a daemon.
+    """
+    request = json.dumps({"op": op, "params": params}).encode() + b"\n"
+    if len(request) > _REQUEST_MAX_BYTES:
+        raise Usage(f"{op}: a request of {len(request):,} bytes is too long; it may have {_REQUEST_MAX_BYTES:,}")
+    with _connected(state, op, timeout_s) as connection:
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(request)  # a daemon that reads no further has answered why
+            answer = json.loads(_read_line(connection, None))
+            if "error" not in answer:
+                found: dict[str, Any] = answer["ok"]
+                return found
+        except TimeoutError as error:
+            raise _late(op, timeout_s) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unanswered(state, op, error) from error
+    raise _raised(answer["error"])
+
+
+@contextlib.contextmanager
+def _connected(state: str | os.PathLike[str], op: str, timeout_s: float | None) -> Iterator[socket.socket]:
+    """A connection to the daemon. Raises NotRunning where nothing listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        try:
+            if timeout_s is not None:  # a full queue of connections makes connect(2) wait. Source: unix(7), socket(7)
+                until = _TIMEVAL.pack(int(timeout_s), max(1, int(timeout_s % 1 * 1e6)))
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)
+            with _short_path(state) as path:
+                connection.connect(path)
+            connection.settimeout(timeout_s)
+        except PermissionError as error:
+            raise Refused(
+                "AccessDenied", f"the daemon of this site obeys its own user and root: {reason(error)}"
+            ) from error
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
+            raise NotRunning("the daemon of this site is not running; `fsrepl daemon` starts it") from error
+        except BlockingIOError as error:
+            raise _late(op, timeout_s) from error
+        except OSError as error:
+            raise FsreplError(f"the daemon of this site could not be asked: {reason(error)}") from error
+        yield connection
+
+
+def _late(op: str, timeout_s: float | None) -> errors.TimedOut:
+    return errors.TimedOut(f"the daemon did not answer {op} within {timeout_s} s")
+
+
+def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> FsreplError:
+    """What to raise where a daemon was asked and its answer could not be read: it may have ended meanwhile."""
+    try:
+        with _connected(state, op, _HANDSHAKE_S):
+            pass
+    except NotRunning:
+        return NotRunning(f"the daemon of this site ended before it answered {op}; `fsrepl daemon` starts it")
+    except FsreplError:
+        pass
+    why = reason(error) if isinstance(error, OSError) else str(error)
+    return FsreplError(f"the daemon runs, and its answer to {op} cannot be read: {why}; what was asked may be done")
+
+
+def _answers(state: str) -> bool:
+    """Whether a daemon is at work, or hangs."""
+    try:
+        ask(state, "site", {}, _HANDSHAKE_S)
+    except NotRunning:
+        return False
+    except FsreplError:
+        return True
+    return True
+
+
+def _raised(document: dict[str, Any]) -> FsreplError:
+    kind, message = document.get("kind"), str(document.get("message"))
+    if kind == "Refused":
+        code = str(document["code"])
+        return Refused(code, message.removeprefix(f"{code}: "))
+    found = getattr(errors, str(kind), FsreplError)
+    if found in (errors.Usage, errors.Unavailable, errors.BucketMissing, errors.StoreDamaged, errors.TimedOut):
+        error: FsreplError = found(message)
+        return error
+    return FsreplError(message)

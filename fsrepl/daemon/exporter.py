@@ -1,0 +1,178 @@
+"""The metrics for Prometheus: an endpoint, or a text file for node_exporter, where the settings ask for one.
+
+prometheus_client is needed for that alone, so it may be missing otherwise. Both ways ask the journal
+anew, through a connection of their own: nobody waits for a scrape.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from fsrepl.daemon.metrics import Gauge
+from fsrepl.errors import FsreplError, Usage
+from fsrepl.region.reporter import Complaint
+from fsrepl.settings import Metrics, Settings
+from fsrepl.storage.documents import write_bytes
+from fsrepl.storage.fs import Fs, reason
+
+if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+
+log = logging.getLogger("fsrepl")
+
+
+_EVERY_S = 15.0
+_STOP_S = 2.0
+
+Collect = Callable[[], Iterable[Gauge]]
+
+
+def check(settings: Settings) -> None:
+    """Raises Usage where the settings ask for what is not installed."""
+    wanted = [name for name in ("listen", "textfile") if getattr(settings.metrics, name) is not None]
+    if not wanted:
+        return
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise Usage(
+            f"{settings.path}: [metrics] {wanted[0]} needs the Python package prometheus-client ({error}); "
+            "pip install 'fsrepl[metrics]' brings it"
+        ) from error
+
+
+class Exporter:
+    """Does what the settings say, from configure to close."""
+
+    def __init__(self, collect: Collect, fs: Fs) -> None:
+        self._collect, self._fs = collect, fs
+        self._settings = Metrics()
+        self._server: _Endpoint | None = None
+        self._file: _TextFile | None = None
+
+    def configure(self, settings: Metrics) -> None:
+        """Follow settings that `check` has let through. A port or a path that cannot be had is logged, not raised."""
+        if settings.listen != self._settings.listen and self._server is not None:
+            self._server.close()
+            self._server = None
+        if settings.listen and self._server is None:
+            self._server = _Endpoint.open(settings.listen, self._registry())
+        if settings.textfile != self._settings.textfile:
+            if self._file is not None:
+                self._file.close()
+            self._file = _TextFile(str(settings.textfile), self._registry(), self._fs) if settings.textfile else None
+        self._settings = settings
+
+    def close(self) -> None:
+        """Stop; the file says once more what is so."""
+        self.configure(Metrics())
+
+    def _registry(self) -> CollectorRegistry:
+        from prometheus_client import CollectorRegistry
+
+        registry = CollectorRegistry()
+        registry.register(_Collector(self._collect))
+        return registry
+
+
+class _Collector:
+    """Turns our numbers into Prometheus' own."""
+
+    def __init__(self, collect: Collect) -> None:
+        self._collect = collect
+        self._unread = Complaint("metrics cannot be counted")
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        try:
+            found = list(self._collect())
+        except (sqlite3.Error, OSError, FsreplError) as error:
+            self._unread.say(error)  # no numbers rather than wrong ones
+            return
+        self._unread.over()
+        families: dict[str, GaugeMetricFamily] = {}
+        for gauge in found:
+            family = families.get(gauge.name)
+            if family is None:
+                labels = [name for name, _ in gauge.labels]
+                family = families[gauge.name] = GaugeMetricFamily(gauge.name, gauge.about, labels=labels)
+            family.add_metric([value for _, value in gauge.labels], float(gauge.value))
+        yield from families.values()
+
+
+class _Endpoint:
+    """An HTTP server in a thread of its own."""
+
+    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
+        self._server, self._thread = server, thread
+
+    @staticmethod
+    def open(address: tuple[str, int], registry: CollectorRegistry) -> _Endpoint | None:
+        from prometheus_client import start_http_server
+
+        host, port = address
+        try:
+            server, thread = start_http_server(port, host, registry)
+        except OSError as error:
+            log.error("metrics: cannot listen on %s port %d: %s; SIGHUP tries again", host, port, reason(error))
+            return None
+        log.info("metrics listen=%s port=%d", host, port)
+        return _Endpoint(server, thread)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _TextFile:
+    """A file that is written anew every now and then, and once more at the end."""
+
+    def __init__(self, path: str, registry: CollectorRegistry, fs: Fs) -> None:
+        self._path, self._registry, self._fs = path, registry, fs
+        self._unwritten = Complaint(f"metrics: cannot write {path}")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._write()
+            self._stop.wait(_EVERY_S)
+        self._write()
+
+    def _write(self) -> None:
+        from prometheus_client import generate_latest
+
+        try:
+            _replace(self._fs, self._path, generate_latest(self._registry))
+            self._unwritten.over()
+        except OSError as error:
+            self._unwritten.say(reason(error))
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(_STOP_S)
+
+
+def _replace(fs: Fs, path: str, data: bytes) -> None:
+    """The file is for another program, so everybody may read it."""
+    directory, _, name = path.rpartition("/")
+    at = fs.open_root(directory or "/")
+    try:
+        write_bytes(fs, at, os.fsencode(name), data, mode=0o644, durable=False)
+    finally:
+        fs.close(at)

@@ -1,0 +1,243 @@
+"""The daemon: starts the regions' threads, answers commands, tells systemd, stops cleanly. Read this first.
+
+An object's journey is in the regions' threads (region/region.py: turn). This file has what is around it:
+readiness, signals, the control socket, the barrier of `fsrepl wait`, and the watchdog.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from fsrepl import settings
+from fsrepl.capture.watch import open_watcher
+from fsrepl.commands import operations, wait
+from fsrepl.daemon import control, exporter, live, metrics, systemd
+from fsrepl.daemon.exporter import Exporter
+from fsrepl.daemon.hooks import Hooks
+from fsrepl.errors import FsreplError, Refused
+from fsrepl.model import clock
+from fsrepl.region.region import Region
+from fsrepl.region.reporter import Formatter
+from fsrepl.region.runtime import Engine
+from fsrepl.replicate import thresholds
+from fsrepl.settings import Settings
+from fsrepl.storage.journal.database import Journal
+
+log = logging.getLogger("fsrepl")
+
+
+_TURN_S = 0.2
+_LANES_S = 2.0
+_SWITCH_S = 0.001
+"""How long a busy thread keeps the others waiting: the thread that reads events must never wait long."""
+
+
+def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; the exit status."""
+    reload = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: reload.set())  # from now on: it would end us by default
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    exporter.check(found)
+    _raise_file_limit()
+    os.umask(0o077)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease would send
+    sys.setswitchinterval(_SWITCH_S)
+    os.makedirs(found.state, mode=0o700, exist_ok=True)
+    with control.Lock(found.state) as lock:
+        lock.acquire()
+        daemon = Daemon(found, lock, reload)
+        status = daemon.run()
+        if daemon.hangs:
+            logging.shutdown()
+            os._exit(status)  # the interpreter would wait for threads that may never end
+        return status
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def commands_max(descriptors: int) -> tuple[int, int]:
+    """How many commands are heard at once, and how many of them may wait, where a process may have so many descriptors.
+
+    The rest of the descriptors is for the regions, the rest of the commands for who looks, sets up or mends.
+    """
+    heard = max(4, min(control.COMMANDS_MAX, descriptors // 2))
+    return heard, heard * 3 // 4
+
+
+class Daemon:
+    def __init__(self, found: Settings, lock: control.Lock, reload: threading.Event) -> None:
+        self.lock = lock
+        self.watcher = open_watcher()
+        self.engine = Engine(found, watcher=self.watcher)
+        self.since_ns = self.engine.site.now()
+        self.ready = False
+        self.hangs = False
+        """It has stopped, and some of its threads have not: they are in a filesystem that does not answer."""
+        self.hooks = Hooks(self.engine.reporter.eventlog)
+        self.exporter = Exporter(self._gauges, self.engine.fs)
+        self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._waits = threading.BoundedSemaphore(self._waits_max)
+        self._stop = threading.Event()
+        self._reload = reload
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        engine = self.engine
+        engine.threaded = True
+        self.hooks.configure(engine.settings.events)
+        self.watcher.start()
+        for region in engine.regions.values():
+            region.start()
+        self.exporter.configure(engine.settings.metrics)
+        server = control.Server(engine.settings.state, self.handle, self._commands_max)
+        log.info("started pid=%d site=%s", os.getpid(), engine.settings.path.parent)
+        status = 0
+        try:
+            while not self._stop.is_set():
+                status = self._turn()
+                if status:
+                    break
+                self._stop.wait(_TURN_S)
+        finally:
+            self._finish(server)
+        return status
+
+    def _turn(self) -> int:
+        """One turn of the loop: notice what changed, keep the site's lock, feed the watchdog."""
+        if self._reload.is_set():
+            self._reload.clear()
+            self.reload()
+        dead = [r.name for r in self.engine.regions.values() if r.thread and not r.thread.is_alive()]
+        if dead or not self.watcher.is_alive():
+            log.error("stopping: the thread of %s ended; what led to it is above", ", ".join(dead) or "the watcher")
+            return 1
+        if not self.ready and all(map(self._has_looked, self.engine.regions.values())):
+            self.ready = True
+            log.info("ready watching=%d directories", self.watcher.watched)
+            systemd.notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
+        elif not self.ready:
+            systemd.notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
+        # The clock that FSREPL_CLOCK names may be in the midst of being written, or the journal's disk be full.
+        with contextlib.suppress(FsreplError), self.engine.journal_told():
+            thresholds.check(self.engine)
+        self.engine.look_for_stuck()
+        self.lock.keep()
+        systemd.notify("WATCHDOG=1")
+        return 0
+
+    @staticmethod
+    def _has_looked(region: Region) -> bool:
+        """Whether every bucket of a region is scanned, or away."""
+        return region.probed and all(place.scanned or not place.up for place in list(region.places.values()))
+
+    def reload(self) -> None:
+        """Read the settings again; what cannot be read leaves the old ones in force."""
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            found = settings.load(self.engine.settings.path)
+            exporter.check(found)
+            with self.engine.journal_told():
+                self.engine.reload(found)
+            self.hooks.configure(found.events)
+            self.exporter.configure(found.metrics)
+            log.info("reloaded settings=%s", self.engine.settings.path)
+        except FsreplError as error:
+            log.error("not reloaded: %s", error)
+        systemd.notify("READY=1")
+
+    def _finish(self, server: control.Server) -> None:
+        """Stop within seconds: finish the batch in hand; what is left is pending, and found again."""
+        systemd.notify("STOPPING=1")
+        server.close()
+        self.engine.fs.interrupted = True
+        self.engine.stop_lanes(_LANES_S)  # before the regions, which finish what lanes have done
+        for region in self.engine.regions.values():
+            region.stopping = True
+            region.wake()
+        until_s = time.monotonic() + 8
+        for region in self.engine.regions.values():
+            if region.thread is not None:
+                region.thread.join(max(0.1, until_s - time.monotonic()))
+        self.watcher.stop()
+        self.ready = False
+        self.exporter.close()
+        self.hooks.close()
+        regions = [r.name for r in self.engine.regions.values() if r.thread and r.thread.is_alive()]
+        self.hangs = bool(regions) or not self.engine.stop_lanes(_LANES_S)
+        if self.hangs:
+            log.warning("left behind regions=%s: a filesystem hangs", ",".join(regions) or "-")
+        else:
+            self.engine.close()
+        log.info("stopped pid=%d", os.getpid())
+
+    def _gauges(self) -> list[metrics.Gauge]:
+        """What is exported; through a connection of its own, from the exporter's threads."""
+        journal = Journal(self.engine.journal.path, read_only=True)
+        try:
+            daemon = metrics.Daemon(self.ready, self.watcher.watched, self.watcher.overflows)
+            return list(metrics.gauges(self.engine.site, journal, daemon))
+        finally:
+            journal.close()
+
+    # -- commands
+
+    def handle(self, op: str, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
+        """Answer one request of the control socket, in its own thread."""
+        if op == "status":
+            return self.status()
+        if op == "status.page":
+            after = base64.b64decode(params.get("after") or "")
+            return live.page(self.engine, params["bucket"], params["list"], after)
+        if op == "why":
+            return live.of_key(self.engine, params["bucket"], base64.b64decode(params["key"]))
+        if op == "wait":
+            return self._wait(params, alive)
+        if op == "reload":
+            self._reload.set()
+            return {}
+        return operations.run(self.engine, op, params)
+
+    def _wait(self, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
+        """Wait for what is in scope; not for so many at once that nothing else would be heard any more."""
+        if not self._waits.acquire(blocking=False):
+            most = self._waits_max
+            raise Refused(control.TOO_MANY, f"{most:,} commands wait already, which is as many as may; try again later")
+        try:
+            scope = wait.scope_of(self.engine, params.get("scope") or "")
+            given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
+            with self.engine.journal_told():
+                return wait.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
+        finally:
+            self._waits.release()
+
+    def status(self) -> dict[str, object]:
+        """What only the daemon knows: what runs, what waits and why."""
+        regions = self.engine.regions.values()
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "ready": self.ready,
+            "since": clock.stamp(self.since_ns),
+            "watched": self.watcher.watched,
+            "events_lost": self.watcher.overflows,
+            "stuck": [r.name for r in regions if r.pulse.is_stuck],
+            **live.status(self.engine),
+        }

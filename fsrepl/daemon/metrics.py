@@ -1,0 +1,97 @@
+"""The numbers of section 3.5, per rule and destination: plain values, counted in the journal.
+
+Nothing is kept in memory, so a restart changes none of them (G11). They are counted for every rule,
+whether or not S3's metrics are on for it: here they cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Counts
+from fsrepl.storage.site import Site
+
+_MINUTE_NS = 60_000_000_000
+
+Rule = tuple[str, str]
+"""A destination, and the id of the rule that sends there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleMetrics:
+    """What S3 shows of one rule. Pending is live replication alone; failures are those of the last minute, of both."""
+
+    bytes_pending: int = 0
+    latency_s: float = 0.0
+    """How long the oldest that is pending has been so."""
+    operations_pending: int = 0
+    operations_failed: int = 0
+
+    def document(self) -> dict[str, float]:
+        """In S3's names. Source: s3-semantics, 3.5."""
+        return {
+            "BytesPendingReplication": self.bytes_pending,
+            "ReplicationLatency": self.latency_s,
+            "OperationsPendingReplication": self.operations_pending,
+            "OperationsFailedReplication": self.operations_failed,
+        }
+
+
+def of_bucket(journal: Journal, address: str, now_ns: int) -> dict[Rule, RuleMetrics]:
+    """The metrics of each rule of a source that has something to show."""
+    pending = journal.live_pending_counts(address)
+    failed = journal.failed_counts(address, now_ns - _MINUTE_NS)
+    out = {}
+    for rule in pending.keys() | failed.keys():
+        counts = pending.get(rule, Counts())
+        behind_ns = max(0, now_ns - counts.oldest_ns) if counts.number else 0
+        out[rule] = RuleMetrics(counts.bytes, round(behind_ns / 1e9, 3), counts.number, failed.get(rule, 0))
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """One number for Prometheus, in its names."""
+
+    name: str
+    about: str
+    value: float
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What only the running daemon knows."""
+
+    ready: bool
+    watched: int
+    events_lost: int
+
+
+def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
+    """Everything that is exported: the daemon's, and each rule's, those with nothing to show included."""
+    yield Gauge("fsrepl_ready", "1 once every bucket has been looked through.", daemon.ready)
+    yield Gauge("fsrepl_watched_directories", "Directories whose changes are noticed at once.", daemon.watched)
+    yield Gauge("fsrepl_events_lost", "How often file events were lost, and scanned for.", daemon.events_lost)
+    for address, bucket in sorted(site.buckets.items()):
+        yield Gauge("fsrepl_bucket_online", "1 while a bucket can be used.", not bucket.trouble, (("bucket", address),))
+    for address, bucket in sorted(site.buckets.items()):
+        found = of_bucket(journal, address, site.now())
+        failed = journal.failed_counts(address)
+        rules = {(r.destination, r.id) for r in bucket.replication.rules} if bucket.replication else set()
+        for rule in sorted(rules | found.keys() | failed.keys()):
+            labels = (("source", address), ("destination", rule[0]), ("rule", rule[1]))
+            yield from _of_rule(found.get(rule, RuleMetrics()), failed.get(rule, 0), labels)
+
+
+def _of_rule(found: RuleMetrics, failed: int, labels: tuple[tuple[str, str], ...]) -> Iterator[Gauge]:
+    for name, about, value in (
+        ("bytes_pending_replication", "Bytes that wait to be replicated.", found.bytes_pending),
+        ("replication_latency_seconds", "How far the destination is behind.", found.latency_s),
+        ("operations_pending_replication", "Operations that wait to be replicated.", found.operations_pending),
+        ("operations_failed_replication", "Operations that failed in the last minute.", found.operations_failed),
+        ("deliveries_failed", "Deliveries that are FAILED, for a person to act.", failed),
+    ):
+        yield Gauge(f"fsrepl_{name}", about, value, labels)

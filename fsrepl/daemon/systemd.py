@@ -1,0 +1,17 @@
+"""What systemd is told: readiness and the watchdog. Source: sd_notify(3)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+
+def notify(message: str) -> None:
+    """Tell systemd. Does nothing elsewhere. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+        to.connect("\0" + address[1:] if address.startswith("@") else address)
+        to.sendall(message.encode())

@@ -1,0 +1,1 @@
+"""What things are: keys, versions, rules, views, metadata. Pure."""

@@ -1,0 +1,297 @@
+"""What a version carries, as the extended attributes of its file, both ways.
+
+Ours are user.fsrepl.*; every other user.* attribute is the object's own. What does not fit on a
+file goes to the sidecar: a JSON object of attribute name to value. Source: design.md, section 2.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import clock, keys
+from fsrepl.model.version import NO_SHORTFALL, NULL, Delivery, Origin, Posix, Shortfall, Status, Tracking, Version
+
+OURS = "user.fsrepl."
+VERSION_ID = OURS + "version-id"
+BLAKE3 = OURS + "blake3"
+LAST_MODIFIED = OURS + "last-modified"
+STATUS = OURS + "replication-status"
+STORAGE_CLASS = OURS + "storage-class"
+ORIGIN = OURS + "origin"
+DELIVERIES = OURS + "deliveries"
+POSIX = OURS + "posix"
+KEY = OURS + "key"
+EDITED = OURS + "edited"
+SHORTFALL = OURS + "shortfall"
+TAG = OURS + "tag."
+MADE = OURS + "made"
+"""On a directory that replication made in a view: it goes when it is empty."""
+DIRECTORY, REPLICATED = OURS + "directory", OURS + "replicated"
+"""On directories of the version store: see views/directories.py."""
+
+SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
+"""What makes a record whole. Where a record is written anew, these come last."""
+TRUSTED_RECORD, OWN_RECORD = "trusted.fsrepl.record", OURS + "record"
+"""The whole record of a stored file that others may write to, since it is a view too: all of its attributes, as in a
+sidecar. A daemon that is root keeps it where only root can write; another one has no user above it to fear."""
+DELIVERY_NAMES = frozenset({STATUS, DELIVERIES})
+RECORDS = frozenset({POSIX, KEY, EDITED, SHORTFALL, OWN_RECORD})
+"""What stands on a view only where the view is the stored file as well."""
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode(version: Version) -> dict[str, bytes]:
+    """All attributes of a version's stored file.
+
+    Their order is that in which an edit is written: what is owed and the stamps before the values. A crash
+    in between leaves a view that differs from the record, and so the edit is found, and owed, again.
+    """
+    out = marks(version)
+    if keys.is_hidden(version.key) or version.id == NULL:  # an id that every key may have tells nothing
+        out[KEY] = version.key
+    if version.edited:
+        out[EDITED] = _compact(dict(version.edited)).encode()
+    if version.shortfall:
+        out[SHORTFALL] = _encode_shortfall(version.shortfall)
+    if version.posix is not None:
+        out[POSIX] = _encode_posix(version.posix)
+    out.update(of_object(version))
+    return out
+
+
+def of_view(version: Version) -> dict[str, bytes]:
+    """What a view shows of its version, in the order in which it is put on: room may end early.
+
+    The object's own attributes and tags come first; then, as a courtesy, what its version is, the id last: it
+    says that the others are there.
+    """
+    return of_object(version) | marks(version)
+
+
+def of_object(version: Version) -> dict[str, bytes]:
+    """The object's own attributes, and its tags."""
+    out = dict(version.attrs)
+    for name, text in version.tags.items():
+        out[TAG + name] = text.encode("utf-8", "surrogateescape")
+    return out
+
+
+def marks(version: Version) -> dict[str, bytes]:
+    """What a version says of itself, on its view too; its id last."""
+    out = {}
+    if version.digest:
+        out[BLAKE3] = version.digest.hex().encode()
+    out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
+    out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
+    if version.storage_class and version.storage_class != "STANDARD":
+        out[STORAGE_CLASS] = version.storage_class.encode()
+    out.update(encode_deliveries(version))
+    out[VERSION_ID] = version.id.encode()
+    return out
+
+
+def encode_deliveries(version: Version) -> dict[str, bytes]:
+    """The two attributes that change while a version travels; empty where no rule chose it."""
+    out = {}
+    status = version.status
+    if status is not None:
+        out[STATUS] = status.encode()
+    if version.deliveries:
+        out[DELIVERIES] = _encode_deliveries(tuple(version.deliveries.items()))
+    return out
+
+
+@lru_cache(maxsize=256)
+def _encode_deliveries(deliveries: tuple[tuple[str, Delivery], ...]) -> bytes:
+    """The versions of a burst mostly owe the same."""
+    return _compact({name: _encode_delivery(d) for name, d in deliveries}).encode()
+
+
+def is_whole(raw: Mapping[str, bytes], path: bytes, *, marker: bool) -> bool:
+    """Whether a record has what cannot be told from the version's stored path and content. Attributes get lost
+    where a tree is copied without them, all of a file's at once."""
+    if LAST_MODIFIED not in raw or (not marker and BLAKE3 not in raw):
+        return False
+    return KEY in raw or not any(map(keys.is_digest, path.split(b"/")))
+
+
+def is_of(raw: Mapping[str, bytes], place: bytes, version_id: str) -> bool:
+    """Whether a record may be that of a version: it names no other id and no other key.
+
+    place: its key, or that as the store spells it.
+
+    Where two versions have one inode, as programs leave it that join files of equal content, there is one record.
+    """
+    if raw.get(VERSION_ID, said := version_id.encode()) != said:
+        return False
+    key = raw.get(KEY, place)
+    return key == place or keys.stored_path(key) in (place, keys.stored_path(place))
+
+
+def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode: Posix, size: int) -> Version:
+    """A version from its stored name, its attributes (sidecar's included), and its inode.
+
+    What was stripped is left empty: the digest above all, which repair computes again.
+    Raises StoreDamaged where an attribute contradicts the name or cannot be read.
+    """
+    try:
+        said = raw.get(VERSION_ID, stored.id.encode()).decode()
+        if said != stored.id:
+            raise StoreDamaged(f"the version stored as {stored.id} says that it is {said}")
+        origin = raw.get(ORIGIN, b"user").decode()
+        return Version(
+            key=_key(raw[KEY], key) if KEY in raw else key,
+            id=stored.id,
+            created_ns=clock.within(clock.parse(raw[LAST_MODIFIED].decode()))
+            if LAST_MODIFIED in raw
+            else id_time(stored.id, inode),
+            marker=stored.marker,
+            size=0 if stored.marker else size,
+            digest=bytes.fromhex(raw[BLAKE3].decode()) if BLAKE3 in raw else b"",
+            origin=Origin(origin.partition(":")[0]),
+            source=origin.partition(":")[2],
+            storage_class=raw.get(STORAGE_CLASS, b"").decode(),
+            posix=None if stored.marker else _decode_posix(raw[POSIX]) if POSIX in raw else inode,
+            attrs=own(raw),
+            tags=tags(raw),
+            deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
+            edited=json.loads(raw[EDITED]) if EDITED in raw else {},
+            shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreDamaged(f"the attributes of version {stored.id} cannot be read: {error}") from error
+
+
+def _key(said: bytes, key: bytes) -> bytes:
+    """The key of a record that names one. key: what its stored path spells, digests in the place of long names."""
+    if said == key or keys.stored_path(said) == key:
+        return said
+    if keys.is_hidden(key) or any(map(keys.is_digest, key.split(b"/"))):
+        raise StoreDamaged(f"the version stored under {keys.shown(key)} says that it is of {keys.shown(said)}")
+    return key  # its path spells it, and others may write that attribute
+
+
+def id_time(version_id: str, inode: Posix) -> int:
+    """When a version was made, as far as its id tells: to the millisecond. A null version: its file's time."""
+    null = version_id == "null"
+    return clock.within(inode.mtime_ns if null else (clock.decode_id(version_id) >> 80) * 1_000_000)
+
+
+def own(raw: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The object's own attributes: every user.* that is not ours."""
+    return {name: value for name, value in raw.items() if not name.startswith(OURS)}
+
+
+def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
+    named = {n.removeprefix(TAG): v for n, v in raw.items() if n.startswith(TAG) and n != TAG}
+    return {name: value.decode("utf-8", "surrogateescape") for name, value in named.items()}
+
+
+def is_ours(name: str) -> bool:
+    """Whether an attribute tells of the version, and so is ours to write. A tag is the object's own."""
+    return name.startswith(OURS) and not name.startswith(TAG)
+
+
+def encode_sidecar(raw: Mapping[str, bytes], *, compact: bool = False) -> bytes:
+    def value(data: bytes) -> str | dict[str, str]:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(data).decode()}
+
+    document = {name: value(data) for name, data in raw.items()}
+    return (_compact(document) if compact else json.dumps(document, indent=1)).encode()
+
+
+def decode_sidecar(data: bytes) -> dict[str, bytes]:
+    """Raises StoreDamaged where it is not a sidecar."""
+    try:
+        document = json.loads(data)
+        return {n: base64.b64decode(v["base64"]) if isinstance(v, dict) else v.encode() for n, v in document.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StoreDamaged(f"a sidecar cannot be read: {error}") from error
+
+
+def with_delivery(version: Version, destination: str, delivery: Delivery) -> Version:
+    return replace(version, deliveries={**version.deliveries, destination: delivery})
+
+
+def without_delivery(version: Version, destination: str) -> Version:
+    return replace(version, deliveries={n: d for n, d in version.deliveries.items() if n != destination})
+
+
+def _encode_delivery(delivery: Delivery) -> dict[str, object]:
+    out: dict[str, object] = {"rule": delivery.rule, "status": str(delivery.status)}
+    for name in ("reason", "storage_class", "owner", "batch", "tracking", "since_ns"):
+        if value := getattr(delivery, name):
+            out[name] = value
+    if delivery.edit:
+        out["edit"] = "metadata"
+    if delivery.before is not None:
+        out["before"] = _encode_delivery(delivery.before)
+    return out
+
+
+def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
+    return {name: _decode_delivery(d) for name, d in json.loads(data).items()}
+
+
+def _decode_delivery(d: dict[str, Any]) -> Delivery:
+    return Delivery(
+        d["rule"],
+        Status(d["status"]),
+        d.get("reason", ""),
+        d.get("storage_class", ""),
+        d.get("owner", ""),
+        d.get("batch", ""),
+        Tracking(d.get("tracking", "")),
+        clock.within(int(d.get("since_ns", 0))),
+        "edit" in d,
+        _decode_delivery(d["before"]) if "before" in d else None,
+    )
+
+
+def lacks_marks(raw: Mapping[str, bytes]) -> bool:
+    """Whether a record says that its file had no room for our attributes, so that none of them was lost."""
+    try:
+        return SHORTFALL in raw and VERSION_ID in _decode_shortfall(raw[SHORTFALL]).lacks
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # whoever decodes the record says so
+
+
+def _encode_shortfall(shortfall: Shortfall) -> bytes:
+    document: dict[str, object] = {}
+    if shortfall.posix is not None:
+        document["posix"] = json.loads(_encode_posix(shortfall.posix))
+    if shortfall.lacks:
+        document["lacks"] = sorted(shortfall.lacks)
+    return _compact(document).encode()
+
+
+def _decode_shortfall(data: bytes) -> Shortfall:
+    said = json.loads(data)
+    return Shortfall(_posix_of(said["posix"]) if "posix" in said else None, frozenset(said.get("lacks", ())))
+
+
+def _encode_posix(posix: Posix) -> bytes:
+    acl = f',"acl":"{base64.b64encode(posix.acl).decode()}"' if posix.acl else ""
+    return (
+        f'{{"mode":"{posix.mode:04o}","uid":{posix.uid},"gid":{posix.gid},"mtime_ns":{posix.mtime_ns}{acl}}}'.encode()
+    )
+
+
+def _decode_posix(data: bytes) -> Posix:
+    return _posix_of(json.loads(data))
+
+
+def _posix_of(said: Mapping[str, Any]) -> Posix:
+    mode = int(said["mode"], 8) if isinstance(said["mode"], str) else said["mode"]
+    acl = base64.b64decode(said["acl"]) if "acl" in said else None
+    return Posix(mode, said["uid"], said["gid"], said["mtime_ns"], acl)

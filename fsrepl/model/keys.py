@@ -1,0 +1,158 @@
+"""A key and the file name it is stored under, both ways.
+
+A version of `2026/cat.jpg` is the file `2026/cat.jpg;VERSION-ID` below the version store, a
+marker has `;deleted` after that, a sidecar `;meta.json`. A component that would not fit, or
+that could be read as one of these names, is stored under a digest; the key itself then stands
+in the attribute user.fsrepl.key. Source: design.md, section 2.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fsrepl.model import digests
+
+MARKER = b";deleted"
+SIDECAR = b";meta.json"
+RESERVED = b".fsrepl"
+"""The one name, at the top of a bucket, that is never a key."""
+
+_ID = rb"(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|null)"
+_NAME_MAX = 255
+_COMPONENT_MAX = _NAME_MAX - len(b";") - 26 - len(SIDECAR)
+_AMBIGUOUS = re.compile(rb"(?s).*;" + _ID + rb"(?:;deleted|;meta\.json)?")
+_NO_NAMES = frozenset({b"", b".", b".."})
+_HASHED = re.compile(rb"~[0-9a-f]{32}")
+_STORED = re.compile(rb"(?s)(?P<name>.*);(?P<id>" + _ID + rb")(?P<kind>;deleted|;meta\.json)?")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredName:
+    """What the name of a file in the version store says. name is the last component as stored."""
+
+    name: bytes
+    id: str
+    marker: bool
+    sidecar: bool
+
+
+def split(key: bytes) -> tuple[bytes, bytes]:
+    """The directory of a key (empty at the top, without a slash at its end) and its last component."""
+    head, _, name = key.rpartition(b"/")
+    return head, name
+
+
+def join(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
+
+
+def stored_component(component: bytes) -> bytes:
+    if b";" not in component and component[:1] != b"~" and len(component) <= _COMPONENT_MAX:
+        return component  # as nearly all are
+    if len(component) > _COMPONENT_MAX or _AMBIGUOUS.fullmatch(component) or _HASHED.match(component):
+        return b"~" + digests.short(component).encode()
+    return component
+
+
+def is_digest(stored: bytes) -> bool:
+    """Whether a stored component is a digest, which says nothing of the order of its key."""
+    return _HASHED.match(stored) is not None
+
+
+@lru_cache(maxsize=4096)
+def stored_directory(directory: bytes) -> bytes:
+    """Where versions of the keys in a directory lie, relative to the version store."""
+    return b"/".join(stored_component(part) for part in directory.split(b"/")) if directory else b""
+
+
+def stored_path(key: bytes) -> bytes:
+    """A key, spelled as the version store spells it, without a version."""
+    directory, name = split(key)
+    return join(stored_directory(directory), stored_component(name))
+
+
+def stored_name(name: bytes, version_id: str, *, marker: bool = False) -> bytes:
+    """The file name of a version, from the last component of its key."""
+    return stored_component(name) + b";" + version_id.encode() + (MARKER if marker else b"")
+
+
+def parse(stored: bytes) -> StoredName | None:
+    """Read a file name of the version store; None where it is not one of ours."""
+    match = _STORED.fullmatch(stored)
+    if match is None:
+        return None
+    kind = match["kind"]
+    return StoredName(match["name"], match["id"].decode(), kind == MARKER, kind == SIDECAR)
+
+
+def displaced_name(token: bytes, key: bytes) -> bytes:
+    """What a file that was taken out of a key's view is called in .fsrepl/displaced.
+
+    The name holds the key itself, so that nobody has to look for it; a digest where that is too long for a name.
+    """
+    spelled = token + b";=" + base64.urlsafe_b64encode(key)
+    return spelled if len(spelled) <= _NAME_MAX else token + b";" + digests.short(key).encode()
+
+
+def displaced_key(name: bytes) -> tuple[bytes | None, str]:
+    """The key that such a name holds, or None and the digest that it has in its place."""
+    tail = name.rpartition(b";")[2]
+    if tail.startswith(b"="):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(tail[1:], altchars=b"-_", validate=True), ""
+    return None, tail.decode("ascii", "replace")
+
+
+def is_hidden(key: bytes) -> bool:
+    """Whether the stored path does not spell the key, so that an attribute must."""
+    if b";" not in key and b"~" not in key and len(key) <= _COMPONENT_MAX:
+        return False
+    return any(stored_component(part) != part for part in key.split(b"/"))
+
+
+def is_key(key: bytes) -> bool:
+    """Whether a relative path can name an object: no empty, `.` or `..` component, nothing below `.fsrepl`."""
+    parts = key.split(b"/")
+    return parts[0] != RESERVED and b"\0" not in key and _NO_NAMES.isdisjoint(parts)
+
+
+def shown(key: bytes) -> str:
+    """A key for people: bytes that are not UTF-8, and control characters, as `\\xNN`."""
+    text = key.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode("utf-8", "surrogatepass")) for c in text
+    )
+
+
+def text(key: bytes) -> str:
+    """A key as a string, for JSON, which escapes control characters itself: bytes that are not UTF-8 as `\\xNN`."""
+    return key.decode("utf-8", "backslashreplace")
+
+
+def is_exact(key: bytes) -> bool:
+    """Whether text(key) is the key itself: valid UTF-8."""
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+Document = dict[str, object]
+
+
+# -- as JSON
+
+
+def key_document(key: bytes) -> Document:
+    """A key as JSON: its text, and where that is not all of it its bytes."""
+    document: Document = {"Key": text(key)}
+    if not is_exact(key):
+        document["KeyBase64"] = base64.b64encode(key).decode()
+    return document

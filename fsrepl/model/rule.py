@@ -1,0 +1,69 @@
+"""Rules, replication configurations and roles, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fsrepl.model.version import Tracking
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a replication configuration, V1 or V2, after validation.
+
+    prefix is compared byte for byte. tags must all be on the object. Priorities decide among
+    rules to the same destination; a V1 rule has priority 0 and copies every user's marker.
+    """
+
+    id: str
+    enabled: bool
+    prefix: bytes
+    destination: str
+    """REGION/BUCKET"""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    v2: bool = False
+    delete_markers: bool = True
+    replica_modifications: bool = False
+    storage_class: str = ""
+    owner: str = ""
+    """`Destination` where AccessControlTranslation says so, else empty."""
+    metrics: bool = False
+    replication_time: bool = False
+
+    @property
+    def tracking(self) -> Tracking:
+        return Tracking.TIME if self.replication_time else Tracking.METRICS if self.metrics else Tracking.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """A bucket's replication configuration: one role for all rules."""
+
+    role: str
+    """The name of the role: the last part of its ARN."""
+    rules: tuple[Rule, ...]
+    document: Mapping[str, object] = field(default_factory=dict)
+    """The configuration as S3 writes it: {"Role", "Rules"}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement of a role's policy."""
+
+    allow: bool
+    actions: tuple[str, ...]
+    resources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A replication role: who may use it, what it may do, and as whom its file work is done."""
+
+    name: str
+    trusted: frozenset[str]
+    """Service names, such as s3.amazonaws.com."""
+    statements: tuple[Statement, ...]
+    uid: int | None = None
+    gid: int | None = None

@@ -1,0 +1,40 @@
+"""How a file that people see looked when it was recorded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a view looked like when it was last known to show a version: its inode and times.
+
+    racy: it had changed so shortly before that a later change may have left the same times. ctime_ns is 0 while the
+    stored version that it is a link to is being removed, which changes it.
+    """
+
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int = 0
+    racy: bool = False
+    shown: str = ""
+    """The id of the version it shows; empty where that was a null version, and another one took its place."""
+
+    def is_like(self, found: os.stat_result) -> bool:
+        return (
+            self.ino == found.st_ino
+            and self.size == found.st_size
+            and self.mtime_ns == found.st_mtime_ns
+            and self.ctime_ns in (0, found.st_ctime_ns)
+        )
+
+    def has_content_of(self, found: os.stat_result) -> bool:
+        """The same but for ctime, which a rename or an attribute changes."""
+        return self.ino == found.st_ino and self.size == found.st_size and self.mtime_ns == found.st_mtime_ns
+
+
+def view_of(found: os.stat_result, shown: str, *, racy: bool = False) -> View:
+    return View(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode & 0o7777, racy, shown)

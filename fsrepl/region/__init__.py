@@ -1,0 +1,1 @@
+"""What one region's thread knows, and what waits in it."""

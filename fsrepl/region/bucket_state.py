@@ -1,0 +1,162 @@
+"""One bucket at work in its region's thread: what is known of it, what waits there, and why."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fsrepl.model import keys
+from fsrepl.region.change_queue import Mark
+from fsrepl.region.label_queue import Unmarked
+from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
+from fsrepl.storage import backfill_jobs
+from fsrepl.storage.backfill_jobs import Job
+from fsrepl.storage.bucket import Bucket, Documents
+from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.remembered import Keeper
+
+
+@dataclass(slots=True)
+class LookLater:
+    """A key that could not be taken yet."""
+
+    due_s: float
+    mark: Mark
+    why: str
+    opened: bool
+    looked: int
+    """The epoch in which it was looked at last."""
+
+
+@dataclass(slots=True)
+class HeldView:
+    """A view that does not show its key's current version yet."""
+
+    due_s: float
+    why: str
+    conflict: bool
+    intent: bytes = b""
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class Lost:
+    """A destroyed version whose content is to be fetched again. intent: where that is written down."""
+
+    intent: bytes
+    due_s: float = 0.0
+    attempts: int = 0
+    in_lane: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One bucket at work."""
+
+    bucket: Bucket
+    up: bool = False
+    """Indexed and watched; False while it is away."""
+    unsettled: bool = False
+    """When it went away, something had been written in it that was not captured."""
+    offline: str = ""
+    """Why it could not be brought up at the last look."""
+    put_down: str = ""
+    """Why it was put down though it is there, until it is up again."""
+    scans: Scans = field(default_factory=Scans)
+    trouble: Trouble = field(default_factory=Trouble)
+    later: dict[bytes, LookLater] = field(default_factory=dict)
+    held: dict[bytes, HeldView] = field(default_factory=dict)
+    way_is_free: bool = False
+    """Something is gone since the last look at those that stood in the way of held views."""
+    lost: dict[tuple[bytes, str], Lost] = field(default_factory=dict)
+    """Stored versions that were destroyed, and are fetched again: key and version id."""
+    lanes: dict[bytes, Mark] = field(default_factory=dict)
+    """Keys that a lane is copying."""
+    rests_until_s: dict[bytes, float] = field(default_factory=dict)
+    """Keys whose copying took a while, and until when the next change of theirs waits."""
+    unmarked: Unmarked = field(default_factory=Unmarked)
+    unreadable: dict[bytes, str] = field(default_factory=dict)
+    """Files that we may not read, and why: nothing but a change of theirs makes another try worth while."""
+    faults: dict[bytes, int] = field(default_factory=dict)
+    """How many tries in a row went wrong, of keys that are tried again."""
+    directories: dict[bytes, bool] = field(default_factory=dict)
+    """Directories to look at again for what they let people do, and whether those that follow them are told already."""
+    jobs: dict[str, Run] = field(default_factory=dict)
+    """Backfills from here that have not ended, by id."""
+    lapsed: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
+    documents: Documents | None = None
+    keeper: Keeper = field(default_factory=Keeper)
+    """Copies its documents into the site's state."""
+    in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
+    """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
+    stripped: bool = False
+    """Versions here have lost their attributes, which another region may know when it is back."""
+    paused: str = ""
+    skipped_recorded: int = -1
+    """The number of entries that are no objects, as the journal has it."""
+    scanned: bool = False
+    """The first scan since it came up is complete."""
+    looked_ns: int = 0
+    """When the last complete scan began, as long as not all that it found is recorded; else 0."""
+    set_aside: dict[bytes, str] = field(default_factory=dict)
+    """Keys that cannot be captured for a reason that nobody foresaw. Each is tried alone."""
+    undelivered: dict[bytes, str] = field(default_factory=dict)
+    """Keys whose replicas cannot be made here for such a reason."""
+    takes_singly: bool = False
+    carries_singly: bool = False
+    """After an unforeseen fault in the midst of a batch: what is captured here, and what is delivered here, is taken
+    one by one once, which tells whose fault it was."""
+    stumbles: int = 0
+    up_again_at_s: float = 0.0
+    """After that many batches in a row that went wrong, it is not brought up before then."""
+    rescan_at_s: float = 0.0
+    look_again_at_s: float = 0.0
+    look_agains: int = 0
+    """When to look again into directories that could not be read, and how often in a row that was in vain."""
+    displaced_at_s: float = 0.0
+    """When to look next at what views have left in .fsrepl/displaced."""
+    poll_at_s: float = 0.0
+    polled_since_s: float = 0.0
+    said_polled: bool = False
+    said_exposed: str = ""
+    mounts_seen: bytes = b""
+    """The machine's table of mounts at the last look: where it is the same, no new one covers anything here."""
+    has_barrier: bool = False
+    """Its sentinels are watched."""
+
+    def note_skipped(self, key: bytes, *, there: bool) -> None:
+        directory, name = keys.split(key)
+        names = self.trouble.skipped.get(directory)
+        if there:
+            self.trouble.skipped.setdefault(directory, set()).add(name)
+        elif names is not None:
+            names.discard(name)
+
+    def is_blind(self, directory: bytes) -> bool:
+        """Whether something in a directory, or below it, could not be read when it was looked at last."""
+        paths = [*self.trouble.unreadable, *(keys.split(key)[0] for key in self.unreadable)]
+        return any(is_below(path, directory) for path in paths)
+
+    def looked_through(self, scan: Scan) -> None:
+        """A directory and all below it have been looked through: what is there no longer need not be read."""
+        blind = [*self.trouble.mounts, *self.trouble.unreadable]
+        for key in list(self.unreadable):
+            directory = keys.split(key)[0]
+            gone = is_below(directory, scan.top) and directory not in scan.seen
+            if gone and not any(is_below(directory, path) for path in blind):
+                del self.unreadable[key]
+
+
+@dataclass(slots=True)
+class Run:
+    """A job at work. faults: how often in a row it could not go on; due_s: when it tries again."""
+
+    job: Job
+    saved_s: float = field(default_factory=time.monotonic)
+    due_s: float = 0.0
+    faults: int = 0
+    reported: Owed | None = None
+    reporting: bool = False
+    began_s: float = field(default_factory=time.monotonic)
+    began_with: backfill_jobs.Tasks | None = None

@@ -1,0 +1,311 @@
+"""The keys of one region that may have changed, and which of them are ready to be looked at.
+
+A key waits here until it is ready: at once after a rename into place, settle_ms after the last event otherwise,
+longer under a name that looks temporary, and no longer than open_max_s while events keep coming. Keys are kept
+by bucket, and taken in turns between buckets (region/rotation.py): a burst in one bucket delays neither a new file in
+another one nor whoever waits for that.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from watchdog.observers.inotify_c import InotifyConstants as In
+from watchdog.observers.inotify_c import Mask
+
+from fsrepl.model import keys
+from fsrepl.region.rotation import Rotation
+from fsrepl.settings import Capture
+
+# What is known of a marked key.
+CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED, NAMED = 1, 2, 4, 8, 16, 32, 64, 128
+"""Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it;
+another name of its file changed."""
+
+_WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
+_LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
+
+
+class Mark(NamedTuple):
+    """A key that may have changed. epoch: how many barriers had been passed when it was first marked, at since_s."""
+
+    address: str
+    key: bytes
+    flags: int
+    epoch: int
+    since_s: float
+
+
+class DirectoryEvent(NamedTuple):
+    """A directory appeared (ARRIVED), changed its attributes (CHANGED), or is GONE, and then perhaps only MOVED."""
+
+    address: str
+    path: bytes
+    flags: int
+    epoch: int
+
+
+def directory_flags(mask: int) -> int:
+    """What an event of inotify for a directory means."""
+    if mask & In.IN_MOVED_FROM:
+        return GONE | MOVED
+    return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
+
+
+def temporary_pattern(patterns: Iterable[str]) -> re.Pattern[bytes]:
+    """One expression for all names that look temporary; they are matched against the last component."""
+    parts = [fnmatch.translate(p).encode("utf-8", "surrogateescape") for p in patterns]
+    return re.compile(b"|".join(parts) or rb"(?!)")
+
+
+@dataclass(slots=True)
+class _Waiting:
+    flags: int
+    epoch: int
+    first_s: float
+    last_s: float
+    temporary: bool
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """The marked keys of one bucket. Each is in marks, and in one of the three queues, in the order of its events."""
+
+    marks: dict[bytes, _Waiting] = field(default_factory=dict)
+    ready: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    settling: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    temporary: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    found: int = 0
+    """How many of them a scan found."""
+
+    def queues(self, settle_s: float, temporary_s: float) -> list[tuple[OrderedDict[bytes, None], float]]:
+        """The queues that hold something, and how long after its last event a key of each is ready."""
+        queues = ((self.ready, -math.inf), (self.settling, settle_s), (self.temporary, temporary_s))
+        return [(queue, wait_s) for queue, wait_s in queues if queue]
+
+    def ready_s(self, queue: OrderedDict[bytes, None], wait_s: float) -> float:
+        """The monotonic time when the first key of a queue is ready."""
+        return self.marks[next(iter(queue))].last_s + wait_s
+
+
+class Marks:
+    """The keys of one region that may have changed. The watcher's thread puts in, the region's takes out."""
+
+    def __init__(self, wake: Callable[[], None], settings: Capture) -> None:
+        self.wake = wake
+        self.guard = threading.Lock()
+        """Held by the watcher around the events of one read."""
+        self._buckets: dict[str, _Bucket] = {}
+        self._rotation: Rotation[str] = Rotation()
+        self.taken: list[Mark] = []
+        """The batch in hand: each of it stays here until it is published, or waits elsewhere."""
+        self.directories: deque[DirectoryEvent] = deque()
+        self.lost_since: int | None = None
+        """Events were lost, or a filesystem was unmounted, in this epoch first: only a scan knows now."""
+        self.configure(settings)
+
+    def configure(self, settings: Capture) -> None:
+        """Take over what the settings say now."""
+        self._settle_s, self._temporary_s = settings.settle_ms / 1000, settings.temporary_settle_s
+        self._changing_max_s = settings.open_max_s
+        self.is_temporary = temporary_pattern(settings.temporary).match
+
+    # -- what is put in
+
+    def event(self, address: str, key: bytes, name: bytes, mask: int, now_s: float, epoch: int) -> None:
+        """One event of inotify for a file. The caller holds the guard."""
+        bucket = self._buckets.get(address)
+        if bucket is None:
+            bucket = self._buckets[address] = _Bucket()
+        mark = bucket.marks.get(key)
+        if mark is None:
+            mark = bucket.marks[key] = _Waiting(0, epoch, now_s, now_s, self.is_temporary(name) is not None)
+        else:
+            mark.last_s = now_s
+            bucket.settling.pop(key, None)
+            bucket.temporary.pop(key, None)
+        queue = bucket.temporary if mark.temporary else bucket.settling
+        if mask & In.IN_CLOSE_WRITE:
+            mark.flags = (mark.flags | CLOSED) & ~WRITING
+        elif mask & In.IN_MOVED_TO:
+            mark.flags = (mark.flags | MOVED) & ~(WRITING | CLOSED)
+            if not mark.temporary:
+                queue = bucket.ready
+        elif mask & _LEFT:
+            mark.flags = (mark.flags | GONE) & ~(WRITING | CLOSED | MOVED)
+            queue = bucket.settling  # whatever its name, there is nothing left to wait for
+        elif mask & In.IN_ATTRIB:
+            mark.flags |= CHANGED
+        else:
+            mark.flags |= WRITING
+        if now_s - mark.first_s >= self._changing_max_s:
+            queue = bucket.ready  # it does not come to rest
+        if key not in bucket.ready:
+            queue[key] = None
+
+    def lose(self, epoch: int) -> None:
+        """Something happened that no event tells of."""
+        if self.lost_since is None:
+            self.lost_since = epoch
+
+    def mark(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
+        """A scan found these keys to differ from the record. They are ready now, but for temporary names."""
+        now_s = time.monotonic()
+        with self.guard:
+            bucket = self._buckets.setdefault(address, _Bucket())
+            for key in found:
+                mark = bucket.marks.get(key)
+                if flags & FOUND and not (mark and mark.flags & FOUND):
+                    bucket.found += 1
+                if mark is not None:
+                    mark.flags |= flags
+                    mark.epoch = min(mark.epoch, epoch)
+                    continue
+                temporary = self.is_temporary(keys.split(key)[1]) is not None
+                bucket.marks[key] = _Waiting(flags, epoch, now_s, now_s, temporary)
+                queue = bucket.temporary if temporary and not flags & GONE else bucket.ready
+                queue[key] = None
+
+    # -- what is taken out
+
+    def take(self, limit: int) -> list[Mark]:
+        """Keys that are ready, at most limit of them, in turns between buckets: no longer marked, but taken until
+        the next call.
+        """
+        now_s = time.monotonic()
+        with self.guard:
+            out = self.taken = []
+            for address, share in self._rotation.shares(self._ready(now_s), limit, now_s).items():
+                bucket = self._buckets[address]
+                until = len(out) + share
+                for queue, wait_s in bucket.queues(self._settle_s, self._temporary_s):
+                    while queue and len(out) < until and bucket.ready_s(queue, wait_s) <= now_s:
+                        out.append(self._pop(address, bucket, next(iter(queue)), queue))
+        return out
+
+    def _ready(self, now_s: float) -> dict[str, int]:
+        """By bucket, how many keys may be ready: all of each queue whose first one is."""
+        return {
+            address: sum(
+                len(queue)
+                for queue, wait_s in bucket.queues(self._settle_s, self._temporary_s)
+                if bucket.ready_s(queue, wait_s) <= now_s
+            )
+            for address, bucket in self._buckets.items()
+        }
+
+    def _pop(self, address: str, bucket: _Bucket, key: bytes, queue: OrderedDict[bytes, None]) -> Mark:
+        del queue[key]
+        mark = bucket.marks.pop(key)
+        if mark.flags & FOUND:
+            bucket.found -= 1
+        return Mark(address, key, mark.flags, mark.epoch, mark.first_s)
+
+    def put_back(self, marks: Iterable[Mark]) -> None:
+        """Keys that were taken and not looked at, for want of time: they are the first that are ready next."""
+        now_s = time.monotonic()
+        with self.guard:
+            for each in reversed(list(marks)):
+                bucket = self._buckets.setdefault(each.address, _Bucket())
+                mark = bucket.marks.get(each.key)
+                if each.flags & FOUND and not (mark and mark.flags & FOUND):
+                    bucket.found += 1
+                if mark is not None:  # it changed again meanwhile, and is ready when it is
+                    mark.flags |= each.flags
+                    mark.epoch, mark.first_s = min(mark.epoch, each.epoch), each.since_s
+                    continue
+                temporary = self.is_temporary(keys.split(each.key)[1]) is not None
+                bucket.marks[each.key] = _Waiting(each.flags, each.epoch, each.since_s, now_s, temporary)
+                bucket.ready[each.key] = None
+                bucket.ready.move_to_end(each.key, last=False)
+
+    def hurry(self, address: str) -> None:
+        """Make everything of a bucket that only settles ready now: somebody waits for it. It may be written into
+        for ever.
+
+        A temporary name waits as long as it would at rest.
+        """
+        before_s = time.monotonic() - self._temporary_s
+        with self.guard:
+            if (bucket := self._buckets.get(address)) is None:
+                return
+            bucket.ready.update(bucket.settling)
+            bucket.settling.clear()
+            for key in [k for k in bucket.temporary if bucket.marks[k].first_s < before_s]:
+                del bucket.temporary[key]
+                bucket.ready[key] = None
+
+    def forget(self, address: str) -> None:
+        """Drop every mark of a bucket: it is away, and a scan follows when it is back."""
+        with self.guard:
+            self._buckets.pop(address, None)
+
+    # -- what is there
+
+    def has_found(self, address: str) -> bool:
+        """Whether a key that a scan of this bucket found has not been taken yet."""
+        bucket = self._buckets.get(address)
+        return bucket is not None and bucket.found > 0
+
+    def is_marked(self, address: str, key: bytes) -> bool:
+        """Whether an event for this key is waiting."""
+        bucket = self._buckets.get(address)
+        return bucket is not None and key in bucket.marks
+
+    def is_lost(self, before_epoch: int) -> bool:
+        """Whether events from before a barrier were lost, and no scan for them has been queued yet."""
+        since = self.lost_since
+        return since is not None and since < before_epoch
+
+    def next_s(self) -> float | None:
+        """The monotonic time when the next key is ready; None where nothing waits."""
+        with self.guard:
+            if self.directories or self.lost_since is not None:
+                return 0.0
+            due = [
+                bucket.ready_s(queue, wait_s)
+                for bucket in self._buckets.values()
+                for queue, wait_s in bucket.queues(self._settle_s, self._temporary_s)
+            ]
+        return max(0.0, min(due)) if due else None
+
+    def is_waiting(self, address: str, before_epoch: int, key: bytes = b"") -> bool:
+        """Whether a key of a bucket, or this one, was marked before a barrier and is not captured, nor put off."""
+        with self.guard:
+            if any(m.address == address and m.epoch < before_epoch and key in (b"", m.key) for m in self.taken):
+                return True
+            bucket = self._buckets.get(address, _Bucket())
+            if key:
+                mark = bucket.marks.get(key)
+                return mark is not None and mark.epoch < before_epoch
+            # while there is one, it is mostly the first: a dict keeps the order in which they were marked
+            return any(mark.epoch < before_epoch for mark in bucket.marks.values())
+
+    def has_news(self, address: str) -> bool:
+        """Whether keys of a bucket wait, or are in hand, that something may have been written to."""
+        with self.guard:
+            waiting = self._buckets.get(address, _Bucket()).marks.values()
+            return any(m.flags & _WRITTEN for m in waiting) or any(
+                m.address == address and m.flags & _WRITTEN for m in self.taken
+            )
+
+    def __len__(self) -> int:
+        return sum(len(bucket.marks) for bucket in self._buckets.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for writers, from settings; is_temporary tells names that are never taken while open."""
+
+    open_quiet_s: float
+    open_max_s: float
+    large_file_bytes: int
+    is_temporary: Callable[[bytes], re.Match[bytes] | None]

@@ -1,0 +1,270 @@
+"""What one source owes one destination: what may be tried now, and what waits for its next try.
+
+Live deliveries are in memory. What backfills owe stays in the journal and is read a portion at a time,
+oldest version first, and only while no live delivery to that destination is ready: a backfill of a
+million versions takes no more memory than one of a hundred, and no live write waits behind it for longer
+than one portion takes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from fsrepl.storage.journal.rows import Owed
+
+PORTION = 64
+PORTION_BYTES = 16 << 20
+_LOOKS_MAX = 16
+_NOTES_MAX = 10_000
+_LANE_LOOK_S = 0.5
+
+At = tuple[bytes, str]
+"""A key and a version id."""
+Reader = Callable[[Owed | None, int], list[Owed]]
+"""What backfills owe after a delivery (None: from the beginning), so many at most."""
+
+
+class Queue:
+    """One way, from a source to a destination. Used by the destination's region alone."""
+
+    def __init__(self, source: str, destination: str, lanes: threading.Semaphore) -> None:
+        self.source, self.destination = source, destination
+        self.ready: deque[Owed] = deque()
+        self.again: deque[Owed] = deque()
+        self.later: list[tuple[float, int, Owed]] = []
+        self.notes: dict[At, tuple[float, str, int]] = {}
+        """What failed for now: when it is tried again, why, how often it was tried."""
+        self.known: set[At] = set()
+        self.backlog = Backlog(self.notes, lanes)
+        self.blocked_until_s = 0.0
+        self.blocked_why = ""
+        self.paid_at = self.paced_until_s = 0.0
+        """What had crossed when it sent something last, and when that will be paid for: see region/limiter.py."""
+        self.attempts = 0
+        self._tickets = itertools.count()
+
+    def add(self, owed: Owed) -> None:
+        if (owed.key, owed.id) in self.known:
+            return
+        self.known.add((owed.key, owed.id))
+        self._line(owed).append(owed)
+
+    def _line(self, owed: Owed) -> deque[Owed]:
+        """Where one waits: that of the new ones, or of those that are tried again, of which there may be many."""
+        is_again = owed.since_ns > owed.created_ns or (owed.key, owed.id) in self.notes
+        return self.again if is_again else self.ready
+
+    def count_ready(self, now_s: float) -> int:
+        """How many live deliveries may be tried now."""
+        if now_s < max(self.blocked_until_s, self.paced_until_s):
+            return 0
+        while self.later and self.later[0][0] <= now_s:
+            self.again.append(heapq.heappop(self.later)[2])
+        return len(self.ready) + len(self.again)
+
+    def take(self, limit: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+        """The live deliveries whose turn it is: at most so many, and so many bytes or a single one.
+
+        Of those that are tried again each fourth, so that neither kind waits for all of the other.
+        """
+        taken: list[Owed] = []
+        size = 0
+        for _ in range(min(limit, self.count_ready(now_s))):
+            line = self.again if self.again and (not self.ready or len(taken) % 4 == 3) else self.ready
+            size += line[0].size
+            if taken and size > bytes_max:
+                break
+            taken.append(line.popleft())
+        return taken
+
+    def give_back(self, owed: Sequence[Owed]) -> None:
+        """They were taken and not tried, for want of time: they are the first that are taken next."""
+        for each in reversed(owed):
+            if each.batch:
+                self.backlog.put_back(each)
+            else:
+                self._line(each).appendleft(each)
+
+    def take_backlog(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+        """A portion of what backfills owe. The caller has seen that nothing live is ready."""
+        if now_s < max(self.blocked_until_s, self.paced_until_s):
+            return []
+        return self.backlog.take(read, large_bytes, now_s, bytes_max)
+
+    def done(self, owed: Owed) -> None:
+        """The destination has its word on it."""
+        self.notes.pop((owed.key, owed.id), None)
+        if owed.batch:
+            self.backlog.done(owed)
+        else:
+            self.known.discard((owed.key, owed.id))
+
+    def put_off(self, owed: Owed, due_s: float, why: str) -> None:
+        """It failed for now, and is tried again at that time."""
+        at = owed.key, owed.id
+        if owed.batch:
+            self.backlog.put_off(owed, due_s)
+            if at not in self.notes and len(self.notes) >= _NOTES_MAX:
+                return  # it is tried again with the next of them
+        else:
+            heapq.heappush(self.later, (due_s, next(self._tickets), owed))
+        self.notes[at] = (due_s, why, self.attempts_of(owed) + 1)
+
+    def attempts_of(self, owed: Owed) -> int:
+        """How often one was tried in vain."""
+        return self.notes.get((owed.key, owed.id), (0.0, "", 0))[2]
+
+    def put_back(self, owed: Sequence[Owed], until_s: float, why: str) -> None:
+        """The destination as such is not to be had: nothing is tried before that time."""
+        self.blocked_until_s, self.blocked_why = until_s, why
+        self.give_back(owed)
+
+    def kick(self) -> None:
+        """Try everything now: something changed that may let it through."""
+        self.blocked_until_s, self.attempts = 0.0, 0
+        self.again.extend(owed for _, _, owed in sorted(self.later))
+        self.later.clear()
+        self.backlog.kick()
+
+    def next_s(self) -> float | None:
+        """The monotonic time of the next try; None where nothing waits."""
+        due_s = 0.0 if self.ready or self.again else self.later[0][0] if self.later else math.inf
+        due_s = min(due_s, self.backlog.next_s())
+        return None if due_s == math.inf else max(due_s, self.blocked_until_s, self.paced_until_s)
+
+
+class Backlog:
+    """What backfills owe along one way, read from the journal in rounds.
+
+    What failed for now is passed over until its delay is over, and what is under way until its source has
+    written down what became of it. The end of the list ends a round; there is another one as long as
+    something was passed over, or was added behind the reader.
+    """
+
+    def __init__(self, notes: dict[At, tuple[float, str, int]], lanes: threading.Semaphore) -> None:
+        self._notes, self._lanes = notes, lanes
+        self._open = False
+        self._last: Owed | None = None
+        self._again = False
+        self._due_s = 0.0
+        self._passed_over_s = math.inf
+        self._under_way: set[At] = set()
+        self._met_under_way = False
+        self._in_lanes: set[At] = set()
+        self._lacks_lane = False
+
+    def wake(self) -> None:
+        """Something was added, or may be: the list is read, or read once more."""
+        if self._open and self._last is not None:
+            self._again = True
+        else:
+            self._open, self._due_s = True, 0.0
+
+    def take(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+        """A portion to try now. A large object ends it where no lane is free that backfills may use."""
+        portion: list[Owed] = []
+        size = 0
+        if not self._open or now_s < self._due_s:
+            return portion
+        for _ in range(_LOOKS_MAX):
+            rows = read(self._last, PORTION)
+            for owed in rows:
+                if portion and size + owed.size > min(PORTION_BYTES, bytes_max):
+                    return portion
+                if self._is_next(owed, now_s):
+                    if owed.size >= large_bytes and not self._takes_lane(owed):
+                        self._lacks_lane, self._due_s = True, now_s + _LANE_LOOK_S
+                        return portion
+                    self._under_way.add((owed.key, owed.id))
+                    portion.append(owed)
+                    size += owed.size
+                self._last = owed
+            if len(rows) < PORTION:
+                self._end_round()
+            if portion or not self._open or self._due_s > now_s:
+                break
+        return portion
+
+    def _is_next(self, owed: Owed, now_s: float) -> bool:
+        at = owed.key, owed.id
+        if at in self._under_way:
+            self._met_under_way = True
+            return False
+        due_s = self._notes[at][0] if at in self._notes else 0.0
+        if due_s > now_s:
+            self._passed_over_s = min(self._passed_over_s, due_s)
+            return False
+        return True
+
+    def _takes_lane(self, owed: Owed) -> bool:
+        if not self._lanes.acquire(blocking=False):
+            return False
+        self._in_lanes.add((owed.key, owed.id))
+        return True
+
+    def _end_round(self) -> None:
+        self._last = None
+        self._due_s = 0.0 if self._again else self._passed_over_s
+        self._open = self._due_s < math.inf
+        self._again, self._passed_over_s = False, math.inf
+
+    def done(self, owed: Owed) -> None:
+        """It needs no lane any more; until its source has settled it, the journal still says that it is pending."""
+        at = owed.key, owed.id
+        if at in self._in_lanes:
+            self._in_lanes.discard(at)
+            self._lanes.release()
+            if self._lacks_lane:
+                self._lacks_lane, self._due_s = False, 0.0
+
+    def settled(self, owed: Iterable[Owed]) -> None:
+        """Their source has written down what became of them; one that is owed again has been passed over till now."""
+        self._under_way.difference_update((each.key, each.id) for each in owed)
+        if self._met_under_way:
+            self._met_under_way = False
+            self.wake()
+
+    def put_off(self, owed: Owed, due_s: float) -> None:
+        self.done(owed)
+        self._under_way.discard((owed.key, owed.id))
+        if self._open:
+            self._passed_over_s = min(self._passed_over_s, due_s)
+        else:
+            self._open, self._due_s = True, due_s
+
+    def put_back(self, owed: Owed) -> None:
+        self.done(owed)
+        self._under_way.discard((owed.key, owed.id))
+        self.wake()
+
+    def start_over(self) -> None:
+        """The source came back: what became of deliveries while it was away was not written down."""
+        self._under_way.clear()
+        self.wake()
+
+    def kick(self) -> None:
+        if self._open:
+            for at, (_, why, attempts) in list(self._notes.items()):
+                self._notes[at] = (0.0, why, attempts)
+            self._due_s = 0.0
+
+    def next_s(self) -> float:
+        return self._due_s if self._open else math.inf
+
+    def close(self) -> None:
+        """There is no such way any more: give back the lanes."""
+        while self._in_lanes:
+            self._in_lanes.pop()
+            self._lanes.release()
+
+
+def retry_delay_s(attempts: int, retry_max_s: float, chance: float | None = None) -> float:
+    """How long to wait after so many failed attempts: doubling from a second, capped, up to a quarter of it jitter."""
+    chance = random.random() if chance is None else chance
+    return min(retry_max_s, 2.0 ** min(attempts, 30) / 2) * (1 - chance / 4)

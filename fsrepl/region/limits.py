@@ -1,0 +1,34 @@
+"""The bandwidth limit, and the progress of one transfer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fsrepl.region.limiter import Limiter
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one transfer has come; read by status while it runs. stop: nobody wants it any more."""
+
+    key: bytes
+    version: str
+    source: str
+    destination: str
+    bytes_total: int
+    bytes_done: int = 0
+    stop: bool = False
+    paced: bool = False
+    """It waits for the limit."""
+    moved_at_s: float = field(default_factory=time.monotonic)
+    """When it came further last, or began."""
+
+    def came_to(self, bytes_done: int) -> None:
+        self.bytes_done, self.moved_at_s = bytes_done, time.monotonic()
+
+    def pause(self, limiter: Limiter) -> None:
+        """Wait for the limit, or until nobody wants it any more."""
+        self.paced = True
+        limiter.pause(lambda: self.stop)
+        self.paced, self.moved_at_s = False, time.monotonic()

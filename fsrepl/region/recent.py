@@ -1,0 +1,65 @@
+"""Versions and contents of the last moments, kept in memory so that a delivery reads no file twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+
+from fsrepl.model.version import Version
+
+_RECENT_VERSIONS = 8192
+_RECENT_BYTES = 16 << 20
+_RECENT_DATA_S = 2.0
+
+
+class Recent:
+    """The records last written, and the content of small ones: what was captured is sent without another read."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._versions: OrderedDict[tuple[str, bytes, str], Version] = OrderedDict()
+        self._plain: set[tuple[str, bytes, str]] = set()
+        self._data: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, address: str, version: Version, data: bytes | None = None, *, plain: bool = False) -> None:
+        """Remember a record that was written. plain: as attributes of a file that nobody else can write to."""
+        with self._guard:
+            at = (address, version.key, version.id)
+            self._versions[at] = version
+            self._versions.move_to_end(at)
+            (self._plain.add if plain else self._plain.discard)(at)
+            if len(self._versions) > _RECENT_VERSIONS:
+                old, _ = self._versions.popitem(last=False)
+                self._plain.discard(old)
+            if data is not None:
+                self._bytes += len(data) - len(self._data.pop(version.digest, (0.0, b""))[1])
+                self._data[version.digest] = time.monotonic() + _RECENT_DATA_S, data
+                while self._bytes > _RECENT_BYTES:
+                    self._bytes -= len(self._data.popitem(last=False)[1][1])
+
+    def version(self, address: str, key: bytes, version_id: str) -> Version | None:
+        return self._versions.get((address, key, version_id))
+
+    def is_plain(self, address: str, version: Version) -> bool:
+        return (address, version.key, version.id) in self._plain
+
+    def data(self, digest: bytes) -> bytes | None:
+        """Content that was stored a moment ago. Later the stored version is read: it may have been damaged since."""
+        until_s, data = self._data.get(digest, (0.0, None))
+        return data if time.monotonic() < until_s else None
+
+    def forget_data(self) -> None:
+        """A way was blocked: what is sent once that has ended was not stored just now, and is read again."""
+        with self._guard:
+            self._data.clear()
+            self._bytes = 0
+
+    def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
+        """One version, or a whole bucket."""
+        with self._guard:
+            gone = [(address, key, version_id)] if key else [at for at in self._versions if at[0] == address]
+            for at in gone:
+                self._versions.pop(at, None)
+                self._plain.discard(at)

@@ -1,0 +1,141 @@
+"""What became of a delivery: the event, the log line and the numbers, made from one value, so that they agree.
+
+A line is the word for what happened, then name=value, what a user chose in quotes. Under systemd a
+line begins with its level, as sd-daemon(3) says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from fsrepl.errors import FsreplError
+from fsrepl.model import keys
+from fsrepl.model.clock import Clock
+from fsrepl.model.rule import Replication
+from fsrepl.model.version import Result, Status
+from fsrepl.s3 import events
+from fsrepl.storage.eventlog import EventLog
+from fsrepl.storage.fs import reason
+from fsrepl.storage.journal.rows import Owed
+
+log = logging.getLogger("fsrepl")
+
+_LEVELS = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}
+_COMPLAIN_S = 600.0
+
+
+class Formatter(logging.Formatter):
+    """Plain lines: with a level for systemd's journal, with a time elsewhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = line_prefix(record.levelno)
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return "\n".join(prefix + line for line in text.splitlines() or [""])
+
+
+def line_prefix(level: int) -> str:
+    if "JOURNAL_STREAM" in os.environ:
+        return _LEVELS.get(level, "")
+    return time.strftime("%Y-%m-%d %H:%M:%S ") + logging.getLevelName(level) + " "
+
+
+class Complaint:
+    """A fault that lasts: said at once, then once in a while, and when it is over. Of one thread at a time."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._again_s, self._number = what, 0.0, 0
+
+    def say(self, why: object) -> None:
+        self._number += 1
+        now_s = time.monotonic()
+        if now_s >= self._again_s:
+            self._again_s = now_s + _COMPLAIN_S
+            log.warning("%s: %s%s", self._what, why, f" (for the {self._number}th time)" if self._number > 1 else "")
+
+    def over(self) -> None:
+        if self._number:
+            log.info("%s: works again", self._what)
+            self._number, self._again_s = 0, 0.0
+
+
+def result_of(owed: Owed, status: Status, reason: str, replication: Replication | None) -> Result:
+    """What became of a delivery. replication: what its source's configuration says now."""
+    rules = replication.rules if replication else ()
+    rule = next((r for r in rules if r.id == owed.rule and r.destination == owed.destination), None)
+    return Result(
+        owed.source, owed.key, owed.id, owed.destination, owed.rule, status, reason, owed.marker, owed.size,
+        owed.created_ns, owed.since_ns, owed.digest, owed.operation, events.tracking(owed.tracking, rule),
+        bool(owed.batch),
+    )  # fmt: skip
+
+
+class Reporter:
+    """Writes a batch's lines at once: one write for many is most of what a line costs."""
+
+    def __init__(self, eventlog: EventLog, now: Clock) -> None:
+        self.eventlog, self._now = eventlog, now
+        self._unwritten = Complaint("events are lost, events.jsonl cannot be written")
+
+    def captured(self, address: str, rows: Iterable[tuple[bytes, str, bool, int, str]]) -> None:
+        """(key, version id, marker, size, origin) of versions made here. DEBUG: the file itself was the news."""
+        if log.isEnabledFor(logging.DEBUG):
+            for key, version, marker, size, origin in rows:
+                word = "marker" if marker else "version"
+                log.debug(
+                    '%s bucket=%s key="%s" version=%s size_bytes=%d origin=%s',
+                    word, address, keys.shown(key), version, size, origin,
+                )  # fmt: skip
+
+    def announce(self, results: Sequence[Result]) -> bool:
+        """Write the events that results are, durably, before the record says the same; whether that could be done.
+
+        The other way round a power cut between the two would lose them. Twice it is no second event.
+        """
+        now_ns = self._now()
+        return self._write(events.records(results, now_ns))
+
+    def announce_untracked(self, results: Iterable[Result]) -> bool:
+        """Write that these are no longer followed by their rule's metrics."""
+        now_ns = self._now()
+        return self._write(events.record(events.Name.UNTRACKED, result, now_ns) for result in results)
+
+    def _write(self, records: Iterable[events.Record]) -> bool:
+        try:
+            self.eventlog.append(records)
+        except (OSError, FsreplError) as error:
+            self._unwritten.say(reason(error) if isinstance(error, OSError) else error)
+            return False
+        return True
+
+    def settled(self, results: Iterable[Result]) -> None:
+        """The lines of deliveries that ended, or that are late: PENDING."""
+        now_ns = self._now()
+        prefixes = {level: line_prefix(level) for level in (logging.INFO, logging.WARNING)}
+        lines = []
+        for result in results:
+            done = result.status is Status.COMPLETED
+            level = logging.INFO if done else logging.WARNING
+            if not log.isEnabledFor(level):
+                continue
+            word = {Status.FAILED: "failed", Status.PENDING: "late"}.get(
+                result.status, "replicated marker" if result.marker else "replicated"
+            )
+            why = f" reason={result.reason}" if result.reason else ""
+            seconds = max(0.0, (now_ns - result.created_ns) / 1e9)
+            lines.append(
+                f'{prefixes[level]}{word} bucket={result.source} key="{keys.shown(result.key)}" '
+                f"version={result.version} to={result.destination} size_bytes={result.size_bytes} "
+                f"seconds={seconds:.3f}{why}\n"
+            )
+        if lines:
+            sys.stderr.write("".join(lines))
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Nothing is kept back."""

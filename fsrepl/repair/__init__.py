@@ -1,0 +1,1 @@
+"""Records and views are made true again."""

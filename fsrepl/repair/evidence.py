@@ -1,0 +1,175 @@
+"""Pure: the record of a version, made again from what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, clock, keys
+from fsrepl.model.rule import Replication, Rule
+from fsrepl.model.version import Delivery, Origin, Posix, Status, Version
+from fsrepl.s3 import rules
+from fsrepl.s3.rules import delivery_of, winners
+from fsrepl.storage.bucket import RuleSince
+from fsrepl.storage.journal.rows import Owed
+
+# -- what is left, and what it makes: pure
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What the view says that shows a version's content. Its user may have set all of it."""
+
+    posix: Posix
+    attrs: Mapping[str, bytes]
+    tags: Mapping[str, str]
+    created_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """All that is known of a version whose record is gone.
+
+    left: the attributes that its file still has. digest: of its content as it is now. elsewhere: its
+    records in other buckets, the nearest first. seen_in: all buckets that have a file for it. known_ns, known_digest,
+    owed: what the journal remembers. sources: the buckets that replicate into this one. owner: of the bucket's folder.
+    """
+
+    address: str
+    key: bytes
+    stored: keys.StoredName
+    size: int = 0
+    digest: bytes = b""
+    inode: Posix | None = None
+    left: Mapping[str, bytes] = field(default_factory=dict)
+    elsewhere: Mapping[str, Version] = field(default_factory=dict)
+    seen_in: frozenset[str] = frozenset()
+    known_ns: int = 0
+    known_digest: bytes = b""
+    owed: Mapping[str, Owed] = field(default_factory=dict)
+    face: Face | None = None
+    replication: Replication | None = None
+    since: Mapping[str, RuleSince] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    owner: tuple[int, int] = (0, 0)
+
+
+def rebuild(remains: Remains) -> Version:
+    """The version that these are the remains of. Attributes that are left count before everything else."""
+    r = remains
+    inode = r.inode or Posix(0o600, *r.owner, 0)
+    origin, source = _origin(r)
+    model = source if source in r.elsewhere else next(iter(r.elsewhere), "")
+    other = r.elsewhere.get(model)
+    version = Version(
+        r.key,
+        r.stored.id,
+        _created_ns(r, other, inode),
+        r.stored.marker,
+        origin=origin,
+        source=source,
+        digest=b"" if r.stored.marker else other.digest if other else r.known_digest or r.digest,
+        size=other.size if other else r.size,
+    )
+    if other is not None:
+        version = _like(version, other, model, r)
+    elif not version.marker:
+        face = r.face or Face(inode, attributes.own(r.left), attributes.tags(r.left))
+        version = replace(version, posix=face.posix, attrs=face.attrs, tags=face.tags)
+    version = replace(version, deliveries=_deliveries(r, version))
+    left = {name: value for name, value in r.left.items() if name != attributes.VERSION_ID}
+    try:
+        return attributes.decode(r.key, r.stored, {**attributes.encode(version), **left}, inode, version.size)
+    except StoreDamaged:
+        return version
+
+
+def _origin(r: Remains) -> tuple[Origin, str]:
+    sender = next((a for a, other in r.elsewhere.items() if r.address in other.deliveries), "")
+    if sender:
+        return Origin.REPLICA, sender
+    if any(other.source == r.address for other in r.elsewhere.values()):
+        return Origin.USER, ""
+    for address, other in r.elsewhere.items():
+        return Origin.REPLICA, other.source or address
+    if not r.owed:
+        for source in r.sources:
+            if source in r.seen_in:  # it has lost its record as well; this is where it comes from all the same
+                return Origin.REPLICA, source
+    return Origin.USER, ""
+
+
+def _created_ns(r: Remains, other: Version | None, inode: Posix) -> int:
+    by_id_ns = attributes.id_time(r.stored.id, inode)
+    if other is not None:
+        return other.created_ns
+    if r.known_ns:
+        return r.known_ns
+    if r.face is not None and r.face.created_ns // 1_000_000 == by_id_ns // 1_000_000:
+        return r.face.created_ns  # nothing more than the digits that an id has no room for
+    return by_id_ns
+
+
+def _like(version: Version, other: Version, address: str, r: Remains) -> Version:
+    """The metadata of another bucket's record, as far as the two have it in common."""
+    if version.source == address:
+        delivery = other.deliveries.get(r.address) or Delivery("", Status.COMPLETED)
+        version = replace(rules.replica_of(other, delivery, version.source), created_ns=other.created_ns)
+        if delivery.owner and version.posix is not None:
+            version = rules.given_to(version, *r.owner)
+        return version
+    rule = _rule(r, version, address) if other.source == r.address else None
+    posix = other.posix
+    if rule and rule.owner and posix is not None:
+        mine = r.face.posix if r.face else r.inode
+        posix = replace(posix, uid=mine.uid, gid=mine.gid, acl=mine.acl) if mine else posix
+    return replace(
+        version,
+        storage_class="" if rule and rule.storage_class else other.storage_class,
+        posix=posix,
+        attrs=other.attrs,
+        tags=other.tags,
+        edited=other.edited,
+    )
+
+
+def _rule(r: Remains, version: Version, destination: str) -> Rule | None:
+    """The rule that may have sent a version to a destination: the one that would now, else any that could have."""
+    rules = r.replication.rules if r.replication else ()
+    chosen = winners(rules, version.key, version.tags, marker=version.marker).get(destination)
+    named = [x for x in rules if x.destination == destination and version.key.startswith(x.prefix)]
+    return chosen or next(iter(named), None)
+
+
+def _deliveries(r: Remains, version: Version) -> dict[str, Delivery]:
+    """Whoever has the version was sent it. Others are owed it, if the journal says so or a rule of its time did."""
+    rules = r.replication.rules if r.replication and version.origin is not Origin.REPLICA else ()
+    chosen = winners(rules, version.key, version.tags, marker=version.marker)
+    there = {a for a, v in r.elsewhere.items() if v.source == r.address} | (r.seen_in & {x.destination for x in rules})
+    out = {}
+    for destination in sorted({*there, *r.owed, *chosen}):
+        owed, rule = r.owed.get(destination), _rule(r, version, destination)
+        if destination in there:
+            status, reason = Status.COMPLETED, ""
+        elif owed is not None:
+            status, reason = Status(owed.status), owed.reason
+        elif _was_in_effect(r, chosen[destination], version.created_ns):
+            status, reason = Status.PENDING, ""
+        else:
+            continue
+        batch = owed.batch if owed else ""
+        delivery = delivery_of(rule, batch) if rule else Delivery("", Status.PENDING, batch=batch)
+        out[destination] = replace(
+            delivery,
+            rule=owed.rule if owed else delivery.rule,
+            status=status,
+            reason=reason,
+            since_ns=owed.since_ns if owed and status is not Status.COMPLETED else 0,
+        )
+    return out
+
+
+def _was_in_effect(r: Remains, rule: Rule, created_ns: int) -> bool:
+    since = r.since.get(rule.id)
+    return since is not None and clock.parse(since.since) <= created_ns

@@ -1,0 +1,326 @@
+"""A version's record, made again where its attributes are gone: what a copy of a tree leaves that did not take them.
+
+The stored name still tells the id and the kind, the content its BLAKE3; the rest is asked of the other
+regions that have the version, then of the journal, of the file people see, and last of the rules. So ids and
+history stay. Source: design.md, section 5, What happens to what can't be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.model import attributes, clock, keys, metadata
+from fsrepl.model.version import NULL, Posix, Version
+from fsrepl.repair import evidence
+from fsrepl.repair.evidence import Face, Remains
+from fsrepl.storage import posix, records, versions
+from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
+from fsrepl.storage.fs import GONE, reason
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.posix import inode_posix
+from fsrepl.storage.site import Site
+from fsrepl.views import view_attributes
+
+log = logging.getLogger("fsrepl")
+
+
+# -- finding it
+
+
+class Elsewhere:
+    """The buckets of other regions that may have the same versions, open for reading while this is.
+
+    Those that replicate to or from this bucket come first. away: the ones that cannot be looked into now.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        site = bucket.site
+        self.address = bucket.address
+        self.away: dict[str, str] = {}
+        self.buckets: dict[str, OpenBucket] = {}
+        others = [a for a, b in sorted(site.buckets.items()) if b.region != bucket.region]
+        self.near = _related(site, bucket.address)
+        for address in sorted(others, key=lambda a: a not in self.near):
+            try:
+                opened = site.buckets[address].open()
+            except FsreplError as error:
+                self.away[address] = str(error)
+                continue
+            if opened.versions >= 0:
+                self.buckets[address] = opened
+            else:
+                opened.close()
+
+    def records(
+        self, path: bytes, name: bytes, stored: keys.StoredName, digest: bytes
+    ) -> tuple[dict[str, Version], frozenset[str]]:
+        """The records of a version in other buckets, and which of them have a file for it.
+
+        A null version is the same elsewhere only between related buckets, where the content is or one names the other.
+        """
+        found: dict[str, Version] = {}
+        seen = set()
+        for address, bucket in self.buckets.items():
+            if stored.id == NULL and address not in self.near:
+                continue
+            try:
+                record = records.read(bucket, bucket.store.get(path), name, keys.join(path, stored.name))
+            except OSError as error:
+                if error.errno not in GONE:
+                    log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
+                    self.away[address] = reason(error)  # it may know more when it can be read
+                continue
+            except StoreDamaged:
+                seen.add(address)
+                continue
+            with contextlib.suppress(StoreDamaged):
+                guess = keys.join(path, stored.name)
+                if attributes.is_whole(record.raw, guess, marker=stored.marker):
+                    version = record.version(guess, stored)
+                    named = self.address == version.source or self.address in version.deliveries
+                    if stored.id != NULL or named or version.digest == digest:
+                        found[address] = version
+            if stored.id != NULL or address in found:
+                seen.add(address)
+        return found, frozenset(seen)
+
+    def close(self) -> None:
+        while self.buckets:
+            self.buckets.popitem()[1].close()
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _related(site: Site, address: str) -> frozenset[str]:
+    """The buckets that a bucket's versions went to or came from, by the rules there are; over any number of steps."""
+    edges = {(b.address, r.destination) for b in site.buckets.values() if b.replication for r in b.replication.rules}
+    near = {address}
+    while more := {b for a, b in edges if a in near} | {a for a, b in edges if b in near}:
+        if more <= near:
+            break
+        near |= more
+    return frozenset(near - {address})
+
+
+class Rebuilder:
+    """Rebuilds records of one bucket that is open for writing. Other regions are only looked into."""
+
+    def __init__(self, bucket: OpenBucket, journal: Journal) -> None:
+        self.bucket, self.journal = bucket, journal
+        self.rebuilt = 0
+        self.waiting = 0
+        """Records that nothing here tells enough of, while a region is away that may."""
+        self._elsewhere: Elsewhere | None = None
+        self._hidden: dict[str, list[bytes]] | None = None
+        """By version id, the keys that no stored path spells. Built once: to look for each goes through all of them."""
+        self._spellings: dict[bytes, dict[bytes, bytes]] = {}
+        """By directory of views, the names in it that are stored under a digest, by that."""
+
+    @property
+    def elsewhere(self) -> Elsewhere:
+        if self._elsewhere is None:
+            self._elsewhere = Elsewhere(self.bucket.bucket)
+        return self._elsewhere
+
+    def version(
+        self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool = False
+    ) -> Version | None:
+        """What a stored file without its record is; None where not even its key can be found out.
+
+        The record is written again, except where a region is away that may know more: then the version
+        is complete enough to compare its view with, and `waiting` counts it. damaged: what is left of the
+        attributes is not to be believed. Raises OSError.
+        """
+        found = self._recall(at, path, name, stored, damaged=damaged)
+        if found is None:
+            self.waiting += bool(self.elsewhere.away)
+            return None
+        version, model, is_whole = found
+        if not (is_whole or model) and self.elsewhere.away:
+            self.waiting += 1
+            return version
+        records.rewrite(self.bucket, version)
+        self.rebuilt += 1
+        log.warning(
+            'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
+            self.bucket.address, keys.shown(version.key), version.id, model or "its name and content",
+        )  # fmt: skip
+        return version
+
+    def recall(self, key: bytes, version_id: str) -> Version | None:
+        """The same for a version whose file is another's as well, and on which nothing is written.
+
+        None where what can be found out may not be all. Raises OSError.
+        """
+        place = keys.stored_path(key)
+        path, last = keys.split(place)
+        stored, name = keys.StoredName(last, version_id, False, False), keys.stored_name(last, version_id)
+        at, damaged = self.bucket.store.get(path), False
+        try:
+            records.read(self.bucket, at, name, place).version(key, stored)
+        except StoreDamaged:
+            damaged = True
+        found = self._recall(at, path, name, stored, damaged=damaged)
+        return found[0] if found is not None and (found[1] or not self.elsewhere.away) else None
+
+    def _recall(
+        self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool
+    ) -> tuple[Version, str, bool] | None:
+        """The version, the bucket whose record it was made after, if any, and whether its own record is whole."""
+        bucket = self.bucket
+        left = {} if damaged else records.read(bucket, at, name, keys.join(path, stored.name)).raw
+        fd = records.open_file(bucket, at, name)
+        try:
+            found = bucket.fs.stat_fd(fd)
+            inode = posix.inode_posix(bucket, fd, found)
+            digest = b"" if stored.marker else content_digest(bucket, fd)
+        finally:
+            bucket.fs.close(fd)
+        elsewhere, seen = self.elsewhere.records(path, name, stored, digest)
+        key = self._key(path, stored, left, elsewhere)
+        if key is None:
+            return None
+        version = evidence.rebuild(self.remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
+        is_whole = attributes.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
+        return version, next(iter(elsewhere), ""), is_whole
+
+    def remains(
+        self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix | None,
+        left: Mapping[str, bytes], elsewhere: dict[str, Version], seen: frozenset[str],
+    ) -> Remains:  # fmt: skip
+        bucket = self.bucket
+        current = self.journal.object(bucket.address, key)
+        known_digest = current.digest if current and current.id == stored.id else b""
+        known_ns = next((c for i, c, _ in self.journal.versions_of(bucket.address, key) if i == stored.id), 0)
+        owed = {o.destination: o for o in self.journal.deliveries(bucket.address, key=key) if o.id == stored.id}
+        folder = bucket.fs.stat_fd(bucket.fd)
+        return Remains(
+            bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, owed,
+            face=None if stored.marker else self._face(key, digest),
+            replication=bucket.bucket.replication,
+            since=bucket.bucket.documents.since,
+            sources=tuple(bucket.bucket.site.sources_of(bucket.address)),
+            owner=(folder.st_uid, folder.st_gid),
+        )  # fmt: skip
+
+    def _key(
+        self, path: bytes, stored: keys.StoredName, left: Mapping[str, bytes], elsewhere: Mapping[str, Version]
+    ) -> bytes | None:
+        """The key of a stored file: what its path spells, unless a digest stands in for a part of it."""
+        guess = keys.join(path, stored.name)
+        if not any(map(keys.is_digest, guess.split(b"/"))):
+            return guess
+        candidates = [left[attributes.KEY]] if attributes.KEY in left else []
+        candidates += [version.key for version in elsewhere.values()]
+        candidates += self._known_keys(stored.id) if stored.id != NULL else []
+        candidates += self._spelled(guess)
+        return next((key for key in candidates if keys.stored_path(key) == guess), None)
+
+    def _known_keys(self, version_id: str) -> Sequence[bytes]:
+        """The keys that the journal knows by a version's id, among those that no stored path spells."""
+        if self._hidden is None:
+            self._hidden = {}
+            for key, hidden_id in self.journal.all_versions(self.bucket.address):
+                if keys.is_hidden(key):
+                    self._hidden.setdefault(hidden_id, []).append(key)
+        return self._hidden.get(version_id, ())
+
+    def _names_in(self, directory: bytes) -> dict[bytes, bytes]:
+        """The names of a directory of views that are stored under a digest, by that."""
+        if directory not in self._spellings:
+            names = (os.fsencode(e.name) for e in self.bucket.fs.entries(self.bucket.views.get(directory)))
+            spelled = ((keys.stored_component(name), name) for name in names)
+            self._spellings[directory] = {stored: name for stored, name in spelled if stored != name}
+        return self._spellings[directory]
+
+    def _spelled(self, guess: bytes) -> Iterator[bytes]:
+        """The key as the names of views spell it, if they do."""
+        key = b""
+        for part in guess.split(b"/"):
+            name: bytes | None = part
+            if keys.is_digest(part):
+                try:
+                    name = self._names_in(key).get(part)
+                except OSError:
+                    return
+            if name is None:
+                return
+            key = keys.join(key, name)
+        yield key
+
+    def _face(self, key: bytes, digest: bytes) -> Face | None:
+        """The view, if it shows this content."""
+        bucket = self.bucket
+        directory, name = keys.split(key)
+        try:
+            fd = bucket.fs.open_read(bucket.views.get(directory), name)
+        except OSError:
+            return None
+        try:
+            found = bucket.fs.stat_fd(fd)
+            if not bucket.fs.is_regular(found) or content_digest(bucket, fd) != digest:
+                return None
+            raw = bucket.fs.attributes(fd)
+            posix = inode_posix(bucket, fd, found)
+        finally:
+            bucket.fs.close(fd)
+        created_ns = 0
+        with contextlib.suppress(ValueError, KeyError, UnicodeDecodeError):
+            created_ns = clock.parse(raw[attributes.LAST_MODIFIED].decode())
+        return Face(posix, attributes.own(raw), attributes.tags(raw), created_ns)
+
+    def show(self) -> None:
+        """Give views that lost their attributes with the store theirs again, and know them as they look now.
+
+        Without this a scan would take what they lack for something that their user took away.
+        """
+        bucket, journal = self.bucket, self.journal
+        for key, known in journal.objects(bucket.address):
+            if known.marker or not known.digest:
+                continue
+            directory, name = keys.split(key)
+            try:
+                fd = bucket.fs.open_read(bucket.views.get(directory), name)
+            except OSError:
+                continue
+            try:
+                before = bucket.fs.stat_fd(fd)
+                if not bucket.fs.is_regular(before) or bucket.fs.attribute(fd, attributes.VERSION_ID) is not None:
+                    continue
+                if content_digest(bucket, fd) != known.digest:
+                    continue
+                version = versions.read(bucket, key, known.id, marker=False)
+                if version is not None and not versions.is_stripped(version):
+                    lacks = metadata.shortfall(version, version.posix, view_attributes.mark(bucket, fd, version)).lacks
+                    if lacks != version.shortfall.lacks:
+                        records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
+                    # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
+                    racy = not self.rebuilt or bucket.coarse_ns > 0
+                    view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
+                    if view.has_content_of(before):
+                        journal.see(bucket.address, key, view)
+            except (OSError, StoreDamaged) as error:
+                log.warning('cannot mark bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
+            finally:
+                bucket.fs.close(fd)
+
+    def close(self) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.close()
+            self._elsewhere = None
+
+    def __enter__(self) -> Rebuilder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

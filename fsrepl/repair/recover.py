@@ -1,0 +1,158 @@
+"""Crash recovery: what an intent says was under way is finished before the first scan."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import keys
+from fsrepl.model.version import Version
+from fsrepl.model.view import View, view_of
+from fsrepl.repair import reconcile
+from fsrepl.storage import intents, staging, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import LASTING, reason
+from fsrepl.storage.intents import Act, drop_intents, read_intents
+from fsrepl.storage.journal.database import Journal
+from fsrepl.views import displaced, show, stage, view_attributes
+
+
+def finish(
+    bucket: OpenBucket, journal: Journal, hold: Callable[[intents.Intent, show.Held], bool]
+) -> dict[tuple[bytes, str], bytes]:
+    """Carry out the intents that a crash left, look at what was displaced, sweep staging.
+
+    After that every view shows its key's current version, or is held. The journal's row of any other view is older
+    than the tree, and is forgotten: what is there now is compared with the versions, as without a journal.
+    hold: takes a view that cannot change yet; whether that is written down durably, so that its old intent may go.
+    Returns the versions that are still to be fetched again, and under what name that is written down.
+    """
+    files = list(read_intents(bucket))
+    intents = [intent for _, group in files for intent in group]
+    kept: set[bytes] = set()
+    held: set[bytes] = set()
+    fetched: dict[tuple[bytes, str], bytes] = {}
+    for intent in intents:
+        _finish_removal(bucket, journal, intent.key)
+    displaced.clear(bucket, journal, intents)
+    displaced.clear_beside(bucket, journal, intents)
+    staging.sweep(bucket)
+    for name, group in files:
+        fetched |= {(i.key, i.version): name for i in group if i.act is Act.FETCH}
+    for intent in intents:
+        if intent.act is Act.FETCH:
+            continue
+        outcome = reconcile.finish_one(bucket, journal, intent)
+        if isinstance(outcome, show.Held):
+            held.add(intent.key)
+            if not hold(intent, outcome):
+                kept.add(intent.key)
+    behind = journal.behind(bucket.address)
+    journal.see_all(bucket.address, [(key, None) for key in behind if key not in held])
+    bucket.sync()
+    if files:
+        bucket.fs.sync_all(bucket.fd)
+        for name, group in files:
+            if name not in fetched.values() and not any(intent.key in kept for intent in group):
+                drop_intents(bucket, name)
+    return fetched
+
+
+def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
+    """Remove the versions of a key that were about to be, for good: that much was written down."""
+    for version_id, _, marker in journal.versions_of(bucket.address, key):
+        if (key, version_id) in bucket.bucket.documents.removed:
+            versions.remove(bucket, Version(key, version_id, 0, marker=marker))
+            reconcile.forget_version(bucket, journal, key, version_id)
+
+
+def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
+    """Make one view show its key's current version, if what it shows is merely behind."""
+    known = journal.object(bucket.address, intent.key)
+    if known is None:
+        if intent.version == "" and intent.was is not None:  # its last version was removed for good
+            return _show(bucket, show.nothing(intent.key), intent.was)
+        return show.Shown(None)  # never published: staging was swept, nothing happened
+    current = versions.read(bucket, intent.key, known.id, marker=known.marker)
+    if current is None:
+        return show.Shown(None)
+    directory, name = keys.split(intent.key)
+    expected: View | None = None
+    try:
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise
+        found = None
+        if error.errno == errno.EXDEV:  # what is under that mount is as it was
+            expected = intent.was
+    if intent.act is intents.Act.EDIT:
+        return _finish_edit(bucket, journal, intent, current, found)
+    if found is not None and bucket.fs.is_regular(found):
+        shown = _shown_digest(bucket, directory, name)
+        if not current.marker and shown == current.digest:
+            view = view_of(found, current.id, racy=True)  # an edit since then is still to be noticed
+            journal.see(bucket.address, intent.key, view)
+            return show.Shown(view)
+        before = _version_digest(bucket, journal, intent.key, intent.was.shown) if intent.was else b""
+        stale = intent.was is not None and ((intent.was.is_like(found) and not intent.was.racy) or shown == before)
+        if not stale:
+            return show.Theirs()
+        expected = bucket.view(found, intent.was.shown if intent.was else "")
+    elif found is None and expected is None and intent.was is not None and not current.marker:
+        return show.Theirs()  # it was there when the intent was written: its user removed it
+    try:
+        staged = stage.stage_current(bucket, current)
+    except (StoreDamaged, FileNotFoundError) as error:
+        return show.Held(str(error))
+    outcome = _show(bucket, current, expected, staged)
+    if isinstance(outcome, show.Shown):
+        journal.see(bucket.address, intent.key, outcome.view)
+    elif isinstance(outcome, show.Held) and expected is not None:
+        journal.see(bucket.address, intent.key, expected)  # a new journal does not know that it is merely behind
+    return outcome
+
+
+def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> show.Outcome:
+    """As commit.show. A view that may not be changed, being immutable perhaps, waits and holds up no other."""
+    try:
+        return show.show(bucket, version, expected, staged)
+    except PermissionError as error:
+        return show.Held(reason(error))
+
+
+def _finish_edit(
+    bucket: OpenBucket, journal: Journal, intent: intents.Intent, current: Version, found: os.stat_result | None
+) -> show.Outcome:
+    """Give a view the metadata that its version has on the record, if it is that view still."""
+    was = intent.was
+    if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):
+        looks = view_attributes.show(bucket, view_of(found, current.id), current)
+        if looks is not None:
+            journal.see(bucket.address, intent.key, replace(looks, racy=True))  # written into since then?
+    return show.Shown(None)
+
+
+def _shown_digest(bucket: OpenBucket, directory: bytes, name: bytes) -> bytes:
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise
+        return b""
+    try:
+        return content_digest(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> bytes:
+    with contextlib.suppress(StoreDamaged):
+        version = versions.read(bucket, key, version_id, marker=False)
+        if version is not None:
+            return version.digest
+    return b""

@@ -1,0 +1,89 @@
+"""A stored version that was destroyed is fetched again from another region."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import FsreplError
+from fsrepl.model import keys
+from fsrepl.region.bucket_state import Lost, Place
+from fsrepl.repair import repair
+from fsrepl.storage import intents
+from fsrepl.storage.fs import reason
+from fsrepl.views.hardlinks import At
+
+if TYPE_CHECKING:
+    from fsrepl.region.region import Region
+
+
+log = logging.getLogger("fsrepl")
+
+
+_AGAIN_S, _AGAIN_MAX_S = 5.0, 600.0
+
+
+# -- fetching it again
+
+
+def resume(place: Place, lost: Mapping[At, bytes]) -> None:
+    """After a start: go on with what was to be fetched. lost: by key and version, where that is written down."""
+    for at, intent in lost.items():
+        place.lost.setdefault(at, Lost(intent))
+
+
+def kick(region: Region) -> None:
+    """A bucket came back that may have what is missing here."""
+    for place in region.places.values():
+        for lost in place.lost.values():
+            lost.due_s = 0.0
+
+
+def next_s(place: Place) -> float | None:
+    """The monotonic time when something is to be fetched; None where nothing is."""
+    return min((lost.due_s for lost in place.lost.values() if not lost.in_lane), default=None)
+
+
+def fetch_due(region: Region) -> bool:
+    """Fetch what is due, each in a lane; whether there was anything."""
+    now_s = time.monotonic()
+    busy = False
+    for place in region.places.values():
+        for at, lost in list(place.lost.items()) if place.scanned else ():
+            if lost.due_s <= now_s and not lost.in_lane:
+                busy = True
+                with region.at_work(place):
+                    _fetch(region, place, at, lost)
+    return busy
+
+
+def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
+    key, version_id = at
+    if at in place.bucket.documents.removed:
+        _forget(place, at)
+        return
+    lost.in_lane, lost.attempts = True, lost.attempts + 1
+    target = repair.Target(place.bucket.address, keys.stored_path(key), version_id, marker=False)
+
+    def finish(found: bool | Exception) -> None:
+        lost.in_lane = False
+        lost.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (lost.attempts - 1), _AGAIN_MAX_S)
+        if isinstance(found, Exception):
+            why = reason(found) if isinstance(found, OSError) else str(found)
+            shown = keys.shown(key)
+            log.warning('not fetched bucket=%s key="%s" version=%s: %s', place.bucket.address, shown, version_id, why)
+        elif found:
+            _forget(place, at)
+
+    region.in_lane(
+        lambda: repair.repair(region.engine, target), finish, lane=("repair", region.name), whose=target.address
+    )
+
+
+def _forget(place: Place, at: At) -> None:
+    lost = place.lost.pop(at)
+    with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:  # else the next start drops it
+        intents.drop_intents(bucket, lost.intent)

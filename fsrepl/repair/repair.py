@@ -1,0 +1,483 @@
+"""One version made what it should be: its record, its content, its file in a replica tree.
+
+The content comes from whichever copy matches the recorded BLAKE3: another region's stored version, the file
+people see here, that of another region. It is copied (never a reflink: G10), read back, and takes the place
+of the bad one by rename. A source's view is never touched, and a replica's only where nobody wrote into it.
+Everything here may be repeated, and cut short at any line. Source: design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, digests, keys
+from fsrepl.model.version import Status, Version
+from fsrepl.model.view import View, view_of
+from fsrepl.region.deliveries import owe_again
+from fsrepl.region.limiter import Limiter
+from fsrepl.repair import compare, evidence, rebuild
+from fsrepl.s3 import rules
+from fsrepl.storage import sharing, staging, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import GONE, NO_SPACE, reason
+from fsrepl.storage.intents import Intent, drop_intents, intend
+from fsrepl.storage.records import amend
+from fsrepl.storage.records import put as put_record
+from fsrepl.storage.records import read as read_record
+from fsrepl.views import edits, show, stage, stale, unrecorded
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+    from fsrepl.region.runtime import Engine
+
+
+log = logging.getLogger("fsrepl")
+
+
+_FAILED_BY_DAMAGE = frozenset({"SrcObjectNotEligible", "SrcVersionNotFound", "SrcKeyNotFound"})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be repaired. path: its key as the store spells it, which is known in any case."""
+
+    address: str
+    path: bytes
+    id: str
+    marker: bool
+
+    @property
+    def directory(self) -> bytes:
+        return keys.split(self.path)[0]
+
+    @property
+    def stored(self) -> keys.StoredName:
+        return keys.StoredName(keys.split(self.path)[1], self.id, self.marker, False)
+
+    @property
+    def name(self) -> bytes:
+        return self.stored.name + b";" + self.id.encode() + (keys.MARKER if self.marker else b"")
+
+
+def repair(engine: Engine, target: Target) -> bool:
+    """Make a version whole as far as that is possible now; whether its content is.
+
+    Copies in the caller's thread; what it changes is changed by the region's own. Raises FsreplError where
+    the bucket is away, OSError.
+    """
+    region = engine.region_of(target.address)
+    engine.ask(region.name, lambda: region.place_of(target.address))
+    bucket = engine.site.bucket(target.address)
+    with rebuild.Elsewhere(bucket) as elsewhere:
+        version, rebuilt = engine.ask(region.name, lambda: _record(region, target))
+        records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
+        if version is None:
+            version = _from_elsewhere(engine, target, records)
+        if version is None:
+            return False
+        sender = records.get(version.source)
+        if sender is not None and sender.digest != version.digest:
+            version = replace(version, digest=sender.digest, size=sender.size)
+        with bucket.open() as opened:
+            good = _matches(opened, target, version)
+            staged = b"" if good else stage_good_copy(engine.limiter, opened, elsewhere, target, version, records)
+            if staged:
+                version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
+        if good or staged:
+            whole = version
+            engine.ask(region.name, lambda: _put_in_place(region, target, whole, staged, records, rebuilt=rebuilt))
+        else:
+            log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
+        return bool(good or staged)
+
+
+def repair_in_lane(region: Region, address: str, key: bytes, version_id: str, *, marker: bool = False) -> None:
+    """The same beside everything else, for whoever has come upon a damaged version. What comes of it is logged."""
+    target = Target(address, keys.stored_path(key), version_id, marker)
+
+    def finish(found: bool | Exception) -> None:
+        if isinstance(found, Exception):
+            why = reason(found) if isinstance(found, OSError) else str(found)
+            log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), version_id, why)
+
+    lane = ("repair", address.partition("/")[0])
+    region.in_lane(lambda: repair(region.engine, target), finish, lane=lane, whose=address)
+
+
+def _named(target: Target, version: Version) -> tuple[str, str, str]:
+    return target.address, keys.shown(version.key), version.id
+
+
+# -- the record
+
+
+def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
+    """What the stored file says that it is, and whether that had to be rebuilt; None where there is none.
+
+    In the region's thread.
+    """
+    journal = region.engine.journal
+    with region.place_of(target.address).bucket.open() as bucket:
+        try:
+            at = bucket.store.get(target.directory)
+            record = read_record(bucket, at, target.name, target.path)
+            if not record.bare and attributes.is_whole(record.raw, target.path, marker=target.marker):
+                return record.version(target.path, target.stored), False
+            damaged = False
+        except OSError as error:
+            if error.errno in GONE or error.errno == errno.EIO:
+                return None, False
+            raise
+        except StoreDamaged:
+            damaged = True
+        with rebuild.Rebuilder(bucket, journal) as rebuilder:
+            version = rebuilder.version(at, target.directory, target.name, target.stored, damaged=damaged)
+        if version is not None:
+            bucket.sync()
+            _index(region, bucket, version)
+        return version, version is not None
+
+
+def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
+    """Put a version into the journal as it is now, and keep what is known of its view."""
+    engine, journal = region.engine, region.engine.journal
+    with journal.transaction():
+        known = journal.object(bucket.address, version.key)
+        journal.add(bucket.address, version)
+        if known is not None and known.view is not None:
+            journal.see(bucket.address, version.key, known.view)
+    engine.recent.forget(bucket.address, version.key, version.id)
+
+
+def _from_elsewhere(engine: Engine, target: Target, records: dict[str, Version]) -> Version | None:
+    """The record of a version that is not here any more, though it should be."""
+    if not records:
+        return None
+    bucket = engine.site.bucket(target.address)
+    key = next(iter(records.values())).key
+    if (key, target.id) in bucket.documents.removed:
+        return None
+    with bucket.open() as opened:
+        folder = opened.fs.stat_fd(opened.fd)
+    return evidence.rebuild(
+        evidence.Remains(
+            target.address,
+            key,
+            target.stored,
+            elsewhere=records,
+            seen_in=frozenset(records),
+            replication=bucket.replication,
+            since=bucket.documents.since,
+            owner=(folder.st_uid, folder.st_gid),
+        )
+    )
+
+
+# -- the content
+
+
+def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
+    try:
+        fd = bucket.fs.open_read(bucket.store.get(target.directory), target.name)
+    except OSError:
+        return False
+    try:
+        return version.marker or content_digest(bucket, fd) == version.digest
+    except OSError:
+        return False  # a sector that cannot be read
+    finally:
+        bucket.fs.close(fd)
+
+
+def stage_good_copy(
+    limiter: Limiter,
+    bucket: OpenBucket,
+    elsewhere: rebuild.Elsewhere,
+    target: Target,
+    version: Version,
+    records: dict[str, Version],
+) -> bytes:
+    """Copy the content from where it is what it should be; the name of the copy in tmp, empty where it is nowhere."""
+    if version.marker:
+        name = staging.token()
+        bucket.fs.close(bucket.fs.create(bucket.tmp, name))
+        return name
+    for where, other, fd in _copies(bucket, elsewhere, target, version, records):
+        name = staging.token()
+        try:
+            if _copy(limiter, bucket, other, fd, name) == version.digest:
+                log.info('found good copy bucket=%s key="%s" version=%s in=%s', *_named(target, version), where)
+                return name
+        except OSError as error:
+            staging.unstage(bucket, name)
+            if error.errno in NO_SPACE:
+                raise
+            log.warning('cannot copy bucket=%s key="%s" version=%s: %s', *_named(target, version), error.strerror)
+            continue
+        except BaseException:
+            staging.unstage(bucket, name)
+            raise
+        finally:
+            other.fs.close(fd)
+        staging.unstage(bucket, name)
+    return b""
+
+
+def _copies(
+    bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
+) -> Iterator[tuple[str, OpenBucket, int]]:
+    """Open files that may have a version's content: where they are, and a descriptor, which the caller closes."""
+    for address in records:
+        other = elsewhere.buckets[address]
+        with contextlib.suppress(OSError):
+            yield address, other, other.fs.open_read(other.store.get(target.directory), target.name)
+    directory, name = keys.split(version.key)
+    for other in (bucket, *(elsewhere.buckets[address] for address in records)):
+        with contextlib.suppress(OSError):
+            fd = other.fs.open_read(other.views.get(directory), name)
+            found = other.fs.stat_fd(fd)
+            if other.fs.is_regular(found) and found.st_size == version.size:
+                yield f"the file in {other.address}", other, fd
+            else:
+                other.fs.close(fd)
+
+
+def _copy(limiter: Limiter, bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> bytes:
+    """Copy an open file into tmp, durably; the BLAKE3 of what was read back."""
+    fd = bucket.fs.create(bucket.tmp, name)
+    try:
+        crosses = other.bucket.region != bucket.bucket.region
+        chunks = other.fs.chunks(from_fd)
+        sent = digests.Passing(limiter.paced(chunks, lambda: other.fs.interrupted) if crosses else chunks)
+        bucket.fs.write_sparse(fd, sent)
+        bucket.fs.sync_file(fd)
+        found = content_digest(bucket, fd)
+        return found if found == sent.digest() else b""
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- in the region's thread
+
+
+@dataclass(frozen=True, slots=True)
+class _Face:
+    """A version's view, where it looks as it was recorded when it showed the version; else None.
+
+    rotten: it was not written into, and has other content.
+    """
+
+    view: View | None = None
+    rotten: bool = False
+
+
+def _put_in_place(
+    region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version], *, rebuilt: bool
+) -> None:
+    """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
+    engine, place = region.engine, region.place_of(target.address)
+    with place.bucket.open() as bucket:
+        if (version.key, version.id) in place.bucket.documents.removed:
+            staging.unstage(bucket, staged) if staged else None
+            return
+        now = _edited_meanwhile(bucket, version)
+        face = _face(region, place, bucket, now)
+        restores_view = face.rotten and not sharing.receives_writes(place.bucket)
+        intents = b""
+        if restores_view:
+            intents = intend(engine.syncer, bucket, [Intent(now.key, now.id, face.view)])
+        if staged:
+            try:
+                _publish(region, place, bucket, now, staged)
+            except OSError:
+                staging.unstage(bucket, staged)
+                if intents:
+                    drop_intents(bucket, intents)
+                if face.view is not None:
+                    _show_again(region, bucket, now, face.view, restore=False)
+                raise
+        if face.view is not None:
+            _show_again(region, bucket, now, face.view, restore=restores_view)
+        if intents:
+            bucket.sync()
+            drop_intents(bucket, intents)
+        now = _as_sent(region, place, bucket, now, records)
+        _settle(region, bucket, target, now, records, mended=bool(staged) or rebuilt)
+        known = engine.journal.object(target.address, now.key)
+        if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
+            region.look_at(target.address, [now.key])  # what it holds may be its user's, written without an event
+        if not sharing.receives_writes(place.bucket):
+            _show_if_late(region, place, bucket, now)
+        bucket.sync()
+    engine.notify()
+
+
+def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
+    """The version with the metadata and deliveries that its record has by now."""
+    with contextlib.suppress(StoreDamaged, OSError):
+        now = versions.read(bucket, version.key, version.id, marker=version.marker)
+        if now is not None and not versions.is_stripped(now):
+            return replace(now, digest=version.digest, size=version.size)
+    return version
+
+
+def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) -> _Face:
+    journal = region.engine.journal
+    known = journal.object(bucket.address, version.key)
+    if (
+        version.marker
+        or known is None
+        or known.id != version.id
+        or known.view is None
+        or known.view.shown != version.id
+    ):
+        return _Face()
+    view = known.view
+    directory, name = keys.split(version.key)
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError:
+        return _Face()
+    try:
+        found = bucket.fs.stat_fd(fd)
+        linked = versions.is_file_of(bucket, version, found)
+        recorded = view.is_like(found) and not view.racy
+        if not bucket.fs.is_regular(found) or not (recorded or (linked and _by_nobody(region, place, version, found))):
+            return _Face()
+        rotten = content_digest(bucket, fd) != version.digest
+        written = bucket.fs.is_written(fd)
+    except OSError:
+        return _Face()
+    finally:
+        bucket.fs.close(fd)
+    if written and not recorded:
+        return _Face()
+    if linked:
+        # the file that it shares with the store is about to lose that name: its ctime will change, and that is no edit
+        view = replace(view_of(found, version.id), ctime_ns=0)
+        with journal.transaction():
+            journal.see(bucket.address, version.key, view)
+    return _Face(view, rotten)
+
+
+def _by_nobody(region: Region, place: Place, version: Version, found: os.stat_result) -> bool:
+    """Whether a view that is also the stored version changed, and not through any name that people have of it.
+
+    A write through the view makes an event; where all events up to now have been taken in, and the file has
+    no third name, what changed it went past the view. Without a watcher that cannot be known.
+    """
+    watcher, address, key = region.engine.watcher, place.bucket.address, version.key
+    if watcher is None or found.st_nlink > 2 or not watcher.is_watching(address, keys.split(key)[0]):
+        return False
+    region.flush(address)
+    marks = region.marks
+    if key in place.later or key in place.lanes or marks.is_marked(address, key) or marks.lost_since is not None:
+        return False
+    known = region.engine.journal.object(address, key)
+    return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino
+
+
+def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
+    """Make the copy the stored version, in place of what is there, by rename."""
+    fd = bucket.fs.open_read(bucket.tmp, name)
+    try:
+        staged = versions.Staged(version, name, put_record(bucket, fd, name, attributes.encode(version)))
+    finally:
+        bucket.fs.close(fd)
+    region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
+    versions.publish(bucket, staged)
+    bucket.sync()
+    place.bucket.ids.saw(version.id, version.created_ns)
+    _index(region, bucket, version)
+    log.info(
+        'repaired bucket=%s key="%s" version=%s size_bytes=%d',
+        bucket.address, keys.shown(version.key), version.id, version.size,
+    )  # fmt: skip
+
+
+def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View, *, restore: bool) -> None:
+    """A view that nobody wrote into: give it its content back, or only note how it looks now."""
+    journal = region.engine.journal
+    directory, name = keys.split(version.key)
+    shown: View | None = None
+    if restore:
+        outcome = show.show(bucket, version, view, stage.stage_current(bucket, version))
+        if isinstance(outcome, show.Shown):
+            shown = outcome.view
+    else:
+        with contextlib.suppress(OSError):
+            found = bucket.fs.stat(bucket.views.get(directory), name)
+            shown = bucket.view(found, version.id, racy=view.racy) if view.is_like(found) else None
+    if shown is not None:
+        with journal.transaction():
+            journal.see(bucket.address, version.key, shown)
+
+
+def _as_sent(
+    region: Region, place: Place, bucket: OpenBucket, version: Version, records: Mapping[str, Version]
+) -> Version:
+    """A replica's record, made what its source sent, and its view with it, unless that was edited."""
+    sender = records.get(version.source)
+    delivery = sender.deliveries.get(bucket.address) if sender is not None else None
+    if sender is None or delivery is None or delivery.status is not Status.COMPLETED:
+        return version
+    source = region.engine.site.buckets[version.source]
+    role = region.engine.role(source.replication.role) if source.replication else None
+    right = compare.as_sent(sender, version, delivery, role, version.source, bucket.address)
+    if right == version:
+        return version
+
+    def record() -> Version:
+        amend(bucket, right)
+        _index(region, bucket, right)
+        return right
+
+    if edits.is_unseen(region, place, bucket, version):
+        record()
+    else:
+        edits.put(region, bucket, version, record)
+    return right
+
+
+def _settle(
+    region: Region,
+    bucket: OpenBucket,
+    target: Target,
+    version: Version,
+    records: Mapping[str, Version],
+    *,
+    mended: bool,
+) -> None:
+    """Deliveries of a version that is whole again: those that were forgotten, and those that failed for the damage."""
+    deliveries = dict(version.deliveries)
+    sent = [address for address, other in records.items() if other.source == bucket.address]
+    if any(address not in deliveries for address in sent):
+        remains = evidence.Remains(
+            bucket.address, version.key, target.stored, elsewhere=records, seen_in=frozenset(records),
+            replication=bucket.bucket.replication,
+        )  # fmt: skip
+        rebuilt = evidence.rebuild(remains).deliveries
+        deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
+    for destination, delivery in version.deliveries.items():
+        if mended and delivery.status is Status.FAILED and delivery.reason in _FAILED_BY_DAMAGE:
+            deliveries[destination] = replace(rules.owed_again(delivery), since_ns=0, edit=False)
+    if deliveries != version.deliveries:
+        owe_again(region, bucket, version, deliveries)
+
+
+def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+    """A replica tree shows the current version of the key, if it does not yet and the way is free."""
+    known = region.engine.journal.object(bucket.address, version.key)
+    if known is None or known.id != version.id:
+        return
+    if known.view is None if not known.marker else known.view is not None:
+        stale.hold_view(region, place, version.key, "it was repaired", durable=False)
+        stale.show_current(region, place, bucket, version.key)

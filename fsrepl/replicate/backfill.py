@@ -1,0 +1,331 @@
+"""S3 Batch Replication: the same journey for versions that live rules passed over.
+
+A job looks through its source bucket, a slice of the journal at a time, and writes on each version it
+chooses that a destination is owed it: PENDING, with the job's id. From there on it is a delivery like
+any other, but for its turn (region/delivery_queue.py). When nothing of a job is pending any more, its report is written
+and it has ended. Runs in the source's region, a step between two turns of everything else.
+
+A job may be stopped at any moment. What it has looked at stands in its document, which is written only
+after the versions up to there are durable; what it has looked at since, it looks at again, and finds its own
+id there. Source: s3-semantics, 2 (the batch column), 3.3 and 6.1.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.model import attributes, keys
+from fsrepl.model.rule import Replication
+from fsrepl.model.version import Delivery, Status, Version
+from fsrepl.region.bucket_state import Run
+from fsrepl.replicate import settle
+from fsrepl.s3 import rules
+from fsrepl.storage import backfill_jobs, records, versions
+from fsrepl.storage.backfill_jobs import Job, State
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import NO_SPACE, reason
+from fsrepl.storage.journal.rows import Owed, Stored, Word
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+log = logging.getLogger("fsrepl")
+
+
+SLICE = 256
+_STEP_S = 0.02
+_SAVE_S = 5.0
+_AGAIN_S = 1.0
+_AGAIN_MAX_S = 60.0
+_TRIES = 5
+AN_OBJECT_BYTES = 64 << 10
+"""What an object costs besides its bytes, in bytes: what is left of a job is estimated from both."""
+
+
+def job_fact(address: str) -> str:
+    return f"jobs {address}"
+
+
+# -- a job's way, a step at a time
+
+
+def begin(region: Region, place: Place, job: Job) -> None:
+    """Take a job up, new or again."""
+    run = place.jobs[job.id] = Run(job)
+    run.began_with = backfill_jobs.tasks_of(region.engine.journal, job)
+    _remember(region, place)
+    region.wake()
+
+
+def resume(region: Region, place: Place, bucket: OpenBucket) -> None:
+    """A bucket has come up: take up the jobs that had not ended."""
+    found, damaged = backfill_jobs.load(bucket)
+    for name in damaged:
+        log.error("damaged bucket=%s: .fsrepl/jobs/%s cannot be read; its job does not go on", bucket.address, name)
+    place.jobs.clear()
+    for job in found:
+        if not job.state.has_ended:
+            if job.bucket != bucket.address and job.state is State.PREPARING:
+                job = replace(job, state=State.ACTIVE, why="SrcBucketInvalidRegion")
+            begin(region, place, replace(job, bucket=bucket.address))
+    _remember(region, place)
+    for destination, _ in region.engine.journal.backlog_ways(bucket.address):
+        region.wake_backlog(bucket.address, destination, start_over=True)
+
+
+def _remember(region: Region, place: Place) -> None:
+    """Tell the index, which can be asked while the bucket is away."""
+    with region.engine.journal.transaction():
+        region.engine.journal.set_fact(job_fact(place.bucket.address), " ".join(place.jobs))
+
+
+def next_s(place: Place) -> float | None:
+    """The monotonic time of a bucket's next step; None where its jobs wait for deliveries, which wake the region."""
+    if place.lapsed:
+        return 0.0
+    due = [run.due_s for run in place.jobs.values() if run.job.state is not State.ACTIVE or run.reporting or run.due_s]
+    return min(due, default=None)
+
+
+def step(region: Region, place: Place) -> bool:
+    """Go on with a bucket's jobs for a moment; whether there was anything to do."""
+    until_s = time.monotonic() + _STEP_S
+    busy = _fail_lapsed(region, place, until_s)
+    for run in list(place.jobs.values()):
+        if run.due_s > time.monotonic():
+            continue
+        try:
+            busy |= _go_on(region, place, run, until_s)
+            run.due_s = 0.0
+        except (FsreplError, OSError) as error:
+            _later(place, run, reason(error) if isinstance(error, OSError) else str(error))
+    return busy
+
+
+def _fail_lapsed(region: Region, place: Place, until_s: float) -> bool:
+    """Settle a slice of what no rule stands for any more."""
+    address, busy = place.bucket.address, False
+    while place.lapsed and time.monotonic() < until_s:
+        (destination, rule_id), why = next(iter(place.lapsed.items()))
+        rows = region.engine.journal.backlog_of(address, destination, rule_id, SLICE)
+        busy = True
+        if not rows:
+            del place.lapsed[destination, rule_id]
+            continue
+        try:
+            settle.settle(region, place, [Word(owed, Status.FAILED, why, None) for owed in rows])
+        except (FsreplError, OSError) as error:
+            log.warning("not settled bucket=%s deliveries=%d: %s", address, len(rows), error)
+            return False
+    return busy
+
+
+def _later(place: Place, run: Run, why: str) -> None:
+    run.faults += 1
+    run.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(run.faults - 1, 10))
+    level = logging.WARNING if run.faults == 1 else logging.DEBUG
+    log.log(level, "backfill waits bucket=%s job=%s: %s", place.bucket.address, run.job.id, why)
+
+
+def _go_on(region: Region, place: Place, run: Run, until_s: float) -> bool:
+    journal, job = region.engine.journal, run.job
+    if job.state is State.PREPARING:
+        _prepare(region, place, run, until_s)
+        return True
+    pending = journal.job_pending(job.bucket, job.id, SLICE if job.state is State.CANCELLING else 1)
+    if pending and job.state is State.CANCELLING:
+        with place.bucket.open() as bucket:
+            _undo(region, place, bucket, pending)
+        return True
+    if pending:
+        return False
+    _report(region, place, run, until_s)
+    return True
+
+
+# -- looking for what to send
+
+
+def _prepare(region: Region, place: Place, run: Run, until_s: float) -> None:
+    """Look at the next versions, until the time is up."""
+    engine, address = region.engine, place.bucket.address
+    rows = engine.journal.versions_after(address, run.job.last, SLICE)
+    with place.bucket.open() as bucket:
+        replication = bucket.bucket.replication
+        looked_at = 0
+        if replication is not None:
+            looked_at = _look_at(_Slice(region, bucket, replication, run.job), run, rows, until_s)
+        is_over = replication is None or looked_at == len(rows) < SLICE
+        if is_over:
+            why = "" if replication is not None else "SrcBucketReplicationConfigMissing"
+            run.job = replace(run.job, state=State.ACTIVE, why=why)
+        if is_over or time.monotonic() > run.saved_s + _SAVE_S:
+            bucket.fs.sync_all(bucket.fd)
+            backfill_jobs.save(bucket, run.job)
+            run.saved_s = time.monotonic()
+    if is_over:
+        log.info(
+            "backfill prepared bucket=%s job=%s versions=%d deliveries=%d",
+            address, run.job.id, run.job.examined, backfill_jobs.tasks_of(engine.journal, run.job).number,
+        )  # fmt: skip
+
+
+def _look_at(slice_: _Slice, run: Run, rows: Sequence[Stored], until_s: float) -> int:
+    """Look at versions until the time is up; at how many. What was seen is recorded, also where one of them fails."""
+    try:
+        for number, row in enumerate(rows, 1):
+            _look(slice_, run, row)
+            if time.monotonic() > until_s:
+                return number
+        return len(rows)
+    finally:
+        slice_.record()
+        run.job = slice_.job
+
+
+def _look(slice_: _Slice, run: Run, row: Stored) -> None:
+    """One version. What cannot be read at the fifth attempt is named in the report, and the others go on."""
+    try:
+        slice_.look(row)
+    except StoreDamaged as error:
+        slice_.skip(row, str(error))
+    except OSError as error:
+        if error.errno in NO_SPACE | {errno.EROFS} or run.faults + 1 < _TRIES:
+            raise
+        slice_.skip(row, reason(error))
+    run.faults = 0
+
+
+class _Slice:
+    """Versions that are looked at together: one transaction records what they owe."""
+
+    def __init__(self, region: Region, bucket: OpenBucket, replication: Replication, job: Job) -> None:
+        self.region, self.bucket, self.replication, self.job = region, bucket, replication, job
+        self._wanted = job.wanted
+        self._changed: list[Version] = []
+
+    def look(self, row: Stored) -> None:
+        """Write on a version what the job asks for it, if it does. Raises StoreDamaged or OSError."""
+        engine, bucket, there = self.region.engine, self.bucket, 0
+        version = engine.recent.version(bucket.address, row.key, row.id) if self.job.is_for(row) else None
+        if version is None and self.job.is_for(row):
+            version = versions.read(bucket, row.key, row.id, marker=row.marker)
+            version = version and versions.ensure_whole(version)
+        if version is not None:
+            asked, there = rules.ask_for(self.replication, version, self._wanted, self._is_there(version))
+            if asked:
+                now_ns = engine.site.now()
+                since = {name: replace(delivery, since_ns=now_ns) for name, delivery in asked.items()}
+                version = replace(version, deliveries={**version.deliveries, **since})
+                records.update(bucket, version, attributes.encode_deliveries(version))
+                engine.recent.put(bucket.address, version)
+            if any(delivery.batch == self.job.id for delivery in version.deliveries.values()):
+                self._changed.append(version)  # also what a crash let us write down and not record
+        self._pass(row, there)
+
+    def _is_there(self, version: Version) -> Callable[[str], bool]:
+        return lambda destination: self.region.engine.journal.has_version(destination, version)
+
+    def skip(self, row: Stored, why: str) -> None:
+        log.error(
+            'backfill passes over bucket=%s key="%s" version=%s: %s',
+            self.bucket.address, keys.shown(row.key), row.id, why,
+        )  # fmt: skip
+        self.job = replace(self.job, unreadable=(*self.job.unreadable, (row.key, row.id)))
+        self._pass(row, 0)
+
+    def _pass(self, row: Stored, there: int) -> None:
+        self.job = replace(self.job, last=row, examined=self.job.examined + 1, there=self.job.there + there)
+
+    def record(self) -> None:
+        engine, address = self.region.engine, self.bucket.address
+        if not self._changed:
+            return
+        with engine.journal.transaction():
+            engine.journal.put_all_deliveries(address, self._changed)
+        place = self.region.places[address]
+        now_s = time.monotonic()
+        for version in self._changed:
+            if not version.marker:
+                place.unmarked.add(version, now_s)
+        for destination in {n for v in self._changed for n, d in v.deliveries.items() if d.batch == self.job.id}:
+            self.region.wake_backlog(address, destination)
+        engine.notify()
+
+
+# -- undoing what was not sent
+
+
+def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Owed]) -> None:
+    """Make what a job still owes again what it was before it asked; or COMPLETED, where only the word of it is late."""
+    engine, address = region.engine, bucket.address
+    gone: list[Owed] = []
+    left: list[Version] = []
+    for owed in pending:
+        was = versions.read(bucket, owed.key, owed.id, marker=owed.marker)
+        delivery = was.deliveries.get(owed.destination) if was else None
+        if was is None or delivery is None:
+            gone.append(owed)
+            continue
+        if not settle.is_owed(was, owed):  # settled before a crash, and not recorded
+            left.append(was)
+            continue
+        is_there = engine.journal.has_version(owed.destination, was)
+        after = replace(delivery, status=Status.COMPLETED, before=None) if is_there else delivery.before
+        now = replace(was, deliveries=_with(was, owed.destination, after))
+        changed = attributes.encode_deliveries(now)
+        records.update(bucket, now, changed, attributes.DELIVERY_NAMES - changed.keys())
+        engine.recent.put(address, now)
+        if not now.marker:
+            place.unmarked.add(now, time.monotonic())
+        left.append(now)
+        if after is None:
+            gone.append(owed)
+    with engine.journal.transaction():
+        for owed in gone:
+            engine.journal.drop_delivery(owed)
+        engine.journal.put_all_deliveries(address, left)
+    engine.notify()
+
+
+def _with(version: Version, destination: str, delivery: Delivery | None) -> dict[str, Delivery]:
+    others = {name: each for name, each in version.deliveries.items() if name != destination}
+    return others | ({destination: delivery} if delivery else {})
+
+
+# -- the end
+
+
+def _report(region: Region, place: Place, run: Run, until_s: float) -> None:
+    """Write the report of a job of which nothing is pending, and then that it has ended."""
+    engine, job = region.engine, run.job
+    with place.bucket.open() as bucket:
+        if not run.reporting:
+            backfill_jobs.begin_report(bucket, job)
+            run.reporting, run.reported = True, None
+        while rows := engine.journal.job_deliveries(job.bucket, job.id, run.reported, SLICE):
+            backfill_jobs.add_to_report(bucket, job, rows)
+            run.reported = rows[-1]
+            if time.monotonic() > until_s:
+                return
+        backfill_jobs.end_report(bucket, job)
+        end = State.CANCELLED if job.state is State.CANCELLING else State.FAILED if job.why else State.COMPLETE
+        tasks = backfill_jobs.tasks_of(engine.journal, job)
+        job = replace(job, state=end, tasks=tasks, ended_ns=engine.site.now())
+        backfill_jobs.save(bucket, job)
+    del place.jobs[job.id]
+    _remember(region, place)
+    engine.notify()
+    level = logging.WARNING if tasks.failed or job.why else logging.INFO
+    log.log(
+        level, "backfill ended bucket=%s job=%s state=%s succeeded=%d failed=%d%s",
+        job.bucket, job.id, job.state, tasks.succeeded, tasks.failed, f" reason={job.why}" if job.why else "",
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Pure: what to do now for one delivery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsrepl.model.version import Status, Versioning
+
+# -- one delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """The destination lacks this version, or metadata of it."""
+
+    why: str
+    with_tags: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Nothing more is to be done: COMPLETED, or FAILED with S3's reason."""
+
+    status: Status
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It stays PENDING; the loop asks again."""
+
+    why: str
+
+
+Action = Send | Settle | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one delivery meets. permission is S3's failure reason, empty where the role permits it."""
+
+    source_configured: bool = True
+    rule_enabled: bool = True
+    destination_known: bool = True
+    destination_offline: str = ""
+    destination_missing: bool = False
+    destination_versioning: Versioning = Versioning.ENABLED
+    permission: str = ""
+    with_tags: bool = True
+    source_there: bool = True
+    key_there: bool = True
+    archived: bool = False
+    hard_deleted: bool = False
+    edit: bool = False
+    """The destination has had the version: only metadata that was edited since is owed."""
+    replica_there: bool = True
+    null_taken: bool = False
+    """It is a null version, and the destination has another null version of that key."""
+
+
+def decide(facts: Facts) -> Action:
+    """What to do now for one delivery. The order of the questions is the policy."""
+    if not facts.source_configured:
+        return Settle(Status.FAILED, "SrcBucketReplicationConfigMissing")
+    if not facts.rule_enabled:
+        return Settle(Status.FAILED, "SrcObjectNotEligible")
+    if not facts.source_there:
+        return Settle(Status.FAILED, "SrcVersionNotFound" if facts.key_there else "SrcKeyNotFound")
+    if facts.archived and not facts.edit:
+        return Settle(Status.FAILED, "SrcObjectNotEligible")
+    if not facts.destination_known:
+        return Settle(Status.FAILED, "DstBucketNotFound")
+    if facts.destination_offline:
+        return Wait(facts.destination_offline)
+    if facts.destination_missing:
+        return Settle(Status.FAILED, "DstBucketNotFound")
+    if facts.destination_versioning is not Versioning.ENABLED:
+        return Settle(Status.FAILED, "DstBucketUnversioned")
+    if facts.permission:
+        return Settle(Status.FAILED, facts.permission)
+    if facts.edit and not facts.replica_there:
+        return Settle(Status.FAILED, "DstVersionNotFound")
+    if facts.hard_deleted and not facts.edit:
+        # S3 answers so to batch jobs; a live delivery of a version that somebody removed there is no different
+        return Settle(Status.FAILED, "DstObjectHardDeleted")
+    if facts.null_taken:
+        return Settle(Status.FAILED, "SrcObjectNotEligible")
+    return Send("the destination lacks this version", facts.with_tags)

@@ -1,0 +1,294 @@
+"""Deliveries from one bucket to another, staged together."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import UNFORESEEN, Failed, FsreplError, StoreDamaged, Unavailable
+from fsrepl.model import keys, metadata
+from fsrepl.model.rule import Replication, Role
+from fsrepl.model.version import ARCHIVED_CLASSES, NULL, Delivery, Status, Version
+from fsrepl.region import limits
+from fsrepl.repair import repair
+from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
+from fsrepl.replicate.settle import is_owed
+from fsrepl.replicate.transfer import Item
+from fsrepl.s3 import permissions, rules
+from fsrepl.storage import sharing, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import NO_FILE, reason
+from fsrepl.storage.journal.rows import Object, Owed, Word
+from fsrepl.views import edits, stale
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+log = logging.getLogger("fsrepl")
+
+_REBUILDS_MAX = 3
+
+
+class Batch:
+    """Deliveries from one source to one destination that share their syncs."""
+
+    def __init__(self, region: Region, place: Place, source: OpenBucket, destination: OpenBucket) -> None:
+        self.region, self.place, self.source, self.destination = region, place, source, destination
+        self.engine = region.engine
+        self.replication: Replication | None = source.bucket.replication
+        self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
+        self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
+        self.known: Mapping[bytes, Object] = {}
+        self.gate: run_as.Gate | None = None
+        self.ready: list[Item] = []
+        self.changes: list[metadata_updates.Change] = []
+        self.words: list[Word] = []
+
+    # -- one delivery, as far as hidden
+
+    def prepare(self, owed: Owed) -> None:
+        """Decide about one delivery, and stage it if it is to be sent."""
+        self._decide(owed, self._send)
+
+    def finish(self, item: Item, found: transfer.StagedReplica | Version) -> None:
+        """Decide once more about a delivery that took its time, now that it is staged, or was found to be there.
+
+        Its rule may be gone by then, its version removed, or the destination suspended: then nothing is published.
+        """
+        if isinstance(found, transfer.StagedReplica):
+            item.staged = found
+            item.known = self.engine.journal.object(item.owed.destination, item.owed.key)
+            self._decide(item.owed, lambda _: self.ready.append(item))
+            if not self.ready:
+                publish.discard(self.destination, item)
+        else:
+            self._decide(item.owed, lambda _: self.bring_into_line(item, found))
+
+    def _decide(self, owed: Owed, send: Callable[[Item], None]) -> None:
+        """Settle a delivery, put it off, or send it. What goes wrong with one is its own affair."""
+        try:
+            item = Item(owed)
+            item.version = self._version(owed)
+            if item.version is not None and not is_owed(item.version, owed):
+                self.words.append(Word(owed, Status.PENDING, "", None))
+                return
+            match decide.decide(self._facts(item)):
+                case decide.Wait(why):
+                    self.region.try_later([owed], why)
+                case decide.Settle(status, why):
+                    self.words.append(Word(owed, status, why if status is Status.FAILED else "", item.version))
+                case decide.Send(_, with_tags):
+                    item.groups -= set() if with_tags else {metadata.TAGS}
+                    send(item)
+        except Failed as error:
+            log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
+            self.words.append(Word(owed, Status.FAILED, error.reason, None))
+        except StoreDamaged as error:
+            self._await_record(owed, error)
+        except PermissionError as error:
+            refusal = "DstDelObjNotPermitted" if owed.marker else "DstPutObjectNotPermitted"
+            log.warning('refused to=%s key="%s": %s', owed.destination, keys.shown(owed.key), reason(error))
+            self.words.append(Word(owed, Status.FAILED, refusal, None))
+        except (OSError, FsreplError) as error:
+            self.region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+        except sqlite3.Error:
+            raise
+        except Exception:
+            log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
+            self.place.undelivered[owed.key] = f"from {owed.source}: {UNFORESEEN}"
+            self.region.try_later([owed], UNFORESEEN)
+
+    def _await_record(self, owed: Owed, error: StoreDamaged) -> None:
+        """A version whose record is lost or wrong is sent once that is rebuilt; FAILED where it cannot be."""
+        log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
+        if self.region.queue(owed.source, owed.destination).attempts_of(owed) >= _REBUILDS_MAX:
+            self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
+            return
+        repair.repair_in_lane(self.region, owed.source, owed.key, owed.id, marker=owed.marker)
+        self.region.try_later([owed], str(error))
+
+    def _version(self, owed: Owed) -> Version | None:
+        version = self.engine.recent.version(owed.source, owed.key, owed.id)
+        if version is None:
+            version = versions.read(self.source, owed.key, owed.id, marker=owed.marker)
+        return versions.ensure_whole(version) if version else None
+
+    def _facts(self, item: Item) -> decide.Facts:
+        owed, version = item.owed, item.version
+        rule = self.rules.get(owed.rule)
+        delivery = version.deliveries.get(owed.destination) if version else None
+        if version is None or delivery is None:
+            there = self.engine.journal.object(owed.source, owed.key) is not None
+            return decide.Facts(source_configured=self.replication is not None, source_there=False, key_there=there,
+                              rule_enabled=rule is not None and rule.enabled)  # fmt: skip
+        permission = permissions.permission_to_send(
+            self.role,
+            source=owed.source,
+            destination=owed.destination,
+            key=owed.key.decode("utf-8", "surrogateescape"),
+            marker=version.marker,
+            tags=bool(version.tags) or (delivery.edit and metadata.TAGS in version.edited),
+            acl=bool(version.posix and version.posix.acl) or (delivery.edit and metadata.ACL in version.edited),
+            owner_override=bool(delivery.owner),
+            batch=bool(delivery.batch),
+            large=not delivery.edit and version.size >= self.engine.settings.replication.large_file_bytes,
+        )
+        refusal = permission.reason or self._second_gate(version)
+        return decide.Facts(
+            source_configured=self.replication is not None,
+            rule_enabled=rule is not None and rule.enabled and rule.destination == owed.destination,
+            destination_versioning=self.destination.bucket.versioning,
+            permission=refusal,
+            with_tags=permission.with_tags,
+            archived=version.storage_class in ARCHIVED_CLASSES,
+            hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
+            edit=delivery.edit,
+            replica_there=not delivery.edit or versions.has(self.destination, owed.key, owed.id),
+            null_taken=version.id == NULL and self._has_other_null(version),
+        )
+
+    def _has_other_null(self, version: Version) -> bool:
+        """Whether the destination has a null version or null marker of this key that is not a replica of this one."""
+        there = versions.read(self.destination, version.key, NULL)
+        if there is None:
+            return False
+        return (there.created_ns, there.marker, there.digest) != (version.created_ns, version.marker, version.digest)
+
+    def _second_gate(self, version: Version) -> str:
+        """S3's reason, where the filesystem refuses it to the user that the role works as."""
+        try:
+            if self.role is None or (user := run_as.run_as(self.role)) is None:
+                return ""
+            if self.gate is None:
+                self.gate = run_as.Gate(user, self.source, self.destination)
+            return self.gate.refusal(version)
+        except Failed as error:
+            log.warning("role refused bucket=%s: %s", self.source.address, error)
+            return error.reason
+
+    def _send(self, item: Item) -> None:
+        version = item.version
+        assert version is not None
+        delivery = version.deliveries[item.owed.destination]
+        if delivery.owner:
+            item.groups -= {metadata.ACL}
+        item.replica = self._replica(item, version, delivery)
+        item.known = self.known.get(version.key)
+        if self._is_unlooked_at(version.key, item.known):
+            stale.mark_theirs(self.region, self.place, version.key)
+            raise Unavailable("its view there is looked at first")
+        if version.size >= self.engine.lane_bytes and not delivery.edit:
+            self.region.send_in_lane(self.place, item)
+            return
+        there = whole_replica(self.place, self.destination, item, unread=delivery.edit)
+        if there is not None:
+            self.bring_into_line(item, there)
+            return
+        item.staged = stage(self.region, self.source, self.destination, item)
+        self.ready.append(item)
+
+    def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
+        """Whether the view must be looked at before its key gets a newer version.
+
+        Of one of which nothing is known yet, as before the first scan that follows a lost journal, or which is not
+        as an old journal has it, it would be taken for what a user made of that version. One that is gone was
+        removed by a user: that was the current version, and the removal is recorded first.
+        """
+        if known is None or known.marker or key in self.place.held:
+            return False
+        if known.view is None:
+            return not self.place.scanned or self.region.marks.is_marked(self.destination.address, key)
+        directory, name = keys.split(key)
+        try:
+            found = self.destination.fs.stat(self.destination.views.get(directory), name)
+        except OSError as error:
+            return error.errno in NO_FILE
+        return not self.destination.fs.is_regular(found) or not (self.place.scanned or known.view.is_like(found))
+
+    def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:
+        """What is sent of a version: what may travel of it, and with another owner where the rule says so."""
+        replica = rules.replica_of(version, delivery, item.owed.source)
+        for group in metadata.GROUPS - item.groups:
+            replica = metadata.without(replica, group)
+        if delivery.owner and replica.posix:
+            owner = self.destination.fs.stat_fd(self.destination.fd)
+            replica = rules.given_to(replica, owner.st_uid, owner.st_gid)
+        return replica
+
+    def bring_into_line(self, item: Item, there: Version) -> None:
+        """The destination has this version: its metadata becomes what was sent.
+
+        Not where a backfill sends a replica on, and the destination has the version from elsewhere, or is where it
+        was made: metadata goes from a source to its own replicas (s3-semantics, 2.2).
+        """
+        assert item.version is not None
+        assert item.replica is not None
+        if item.owed.marker or (item.owed.batch and there.source != item.owed.source):
+            self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
+        elif edits.is_unseen(self.region, self.place, self.destination, there):
+            stale.mark_theirs(self.region, self.place, there.key)
+            self.region.try_later([item.owed], "its view there was edited, which is recorded first")
+        else:
+            change = metadata_updates.change(
+                self.region, self.destination, item.owed, item.version, item.replica, there, item.groups
+            )
+            before = item.version.deliveries[item.owed.destination].before
+            if change.now == there and before is not None and before.status is Status.COMPLETED:
+                # A backfill looked at it once more, and it is as it was when it was made durable.
+                self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
+            else:
+                self.changes.append(change)
+
+    # -- the batch, as far as completed
+
+    def publish(self) -> None:
+        """Durable, then in the store, then shown; then the words go back."""
+        try:
+            if self.ready:
+                self.words += publish.publish(self.region, self.place, self.source, self.destination, self.ready)
+        except OSError as error:
+            self.region.try_later([item.owed for item in self.ready], reason(error))
+        if self.changes:
+            done = metadata_updates.carry_out(self.region, self.destination, self.changes)
+            self.words += [Word(each.owed, Status.COMPLETED, "", each.sent) for each in done]
+        self.region.send_words(self.words)
+
+
+def whole_replica(place: Place, bucket: OpenBucket, item: Item, *, unread: bool = False) -> Version | None:
+    """The version as the destination has it, its content read back unless that need not be.
+
+    None where it lacks it, or has it damaged or in doubt and is sent it again.
+    """
+    replica = item.replica
+    assert replica is not None
+    if item.known is None or (replica.key, replica.id) in place.in_doubt:
+        return None
+    there = versions.read(bucket, replica.key, replica.id, marker=replica.marker)
+    if there is None or replica.marker or unread:
+        return there
+    fd = versions.open_version(bucket, replica.key, replica.id)
+    try:
+        whole = bucket.fs.stat_fd(fd).st_size == replica.size and content_digest(bucket, fd) == replica.digest
+    finally:
+        bucket.fs.close(fd)
+    return there if whole else None
+
+
+def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Item,
+          progress: limits.Progress | None = None) -> transfer.StagedReplica:  # fmt: skip
+    assert item.version is not None
+    assert item.replica is not None
+    return transfer.stage(
+        source,
+        destination,
+        item.version,
+        item.replica,
+        linked=sharing.is_linked(destination, item.replica.posix),
+        data=region.engine.recent.data(item.version.digest) if item.version.digest and progress is None else None,
+        progress=progress,
+        limiter=region.engine.limiter,
+    )

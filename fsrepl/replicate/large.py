@@ -1,0 +1,68 @@
+"""Large objects beside everything else: copied and hashed in a lane of their own, published by the region's thread."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import UNFORESEEN, Failed, FsreplError
+from fsrepl.model import keys
+from fsrepl.model.version import Status, Version
+from fsrepl.region import limits
+from fsrepl.region.bucket_state import Place
+from fsrepl.replicate import group, transfer
+from fsrepl.replicate.group import Batch
+from fsrepl.storage.fs import reason
+from fsrepl.storage.journal.rows import Owed, Word
+
+if TYPE_CHECKING:
+    from fsrepl.region.region import Region
+
+
+log = logging.getLogger("fsrepl")
+
+
+def send_in_lane(region: Region, place: Place, item: transfer.Item) -> None:
+    """A large object: stage it beside everything else, with progress; publish it here when it is done."""
+    owed, version = item.owed, item.version
+    assert version is not None
+    progress = limits.Progress(owed.key, owed.id, owed.source, owed.destination, version.size)
+
+    def copy() -> transfer.StagedReplica | Version:
+        with (
+            region.engine.progress(progress),
+            region.engine.site.bucket(owed.source).open() as source,
+            place.bucket.open() as destination,
+        ):
+            there = group.whole_replica(place, destination, item)
+            return there or group.stage(region, source, destination, item, progress)
+
+    def finish(staged: transfer.StagedReplica | Version | Exception) -> None:
+        if isinstance(staged, Exception):
+            _lane_failed(region, owed, staged)
+            return
+        try:
+            with place.bucket.open() as destination, region.engine.site.bucket(owed.source).open() as source:
+                group = Batch(region, place, source, destination)
+                group.finish(item, staged)
+                group.publish()
+        except (FsreplError, OSError) as error:
+            region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+        except sqlite3.Error:
+            raise
+        except Exception:
+            log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
+            region.try_later([owed], UNFORESEEN)
+
+    way = owed.source.partition("/")[0], region.name
+    region.in_lane(copy, finish, lane=("deliver", *way), whose=(owed.source, owed.destination))
+
+
+def _lane_failed(region: Region, owed: Owed, error: Exception) -> None:
+    if isinstance(error, Failed):
+        region.send_words([Word(owed, Status.FAILED, error.reason, None)])
+    elif isinstance(error, PermissionError):
+        region.send_words([Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
+    else:
+        region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))

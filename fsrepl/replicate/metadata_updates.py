@@ -1,0 +1,124 @@
+"""Edits of metadata, carried over to replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import FsreplError
+from fsrepl.model import keys, metadata
+from fsrepl.model.version import Origin, Version
+from fsrepl.model.view import View
+from fsrepl.s3 import edit_rules
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import reason
+from fsrepl.storage.intents import Act, Intent, intend
+from fsrepl.storage.journal.rows import Owed
+from fsrepl.views import edits, view_attributes
+
+if TYPE_CHECKING:
+    from fsrepl.region.region import Region
+
+
+_FEW = 4
+"""Edits that are made durable one by one, where the disk is busy with other things."""
+
+
+# -- where it is applied
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A version that a destination has, as it is and as it will be. sent: what its source has of it."""
+
+    owed: Owed
+    sent: Version
+    there: Version
+    now: Version
+
+
+def change(region: Region, bucket: OpenBucket, owed: Owed, sent: Version, replica: Version, there: Version,
+           groups: frozenset[str]) -> Change:  # fmt: skip
+    """What becomes of a version here by metadata that was sent: the later edit holds.
+
+    An original whose replica was edited owes that to its other replicas; nothing else is handed on.
+    """
+    delivered = there.deliveries.get(owed.source)
+    if delivered is not None and delivered.owner and replica.posix and there.posix:
+        # its replica has another owner and no ACL, by owner override: neither comes back
+        groups -= {metadata.ACL}
+        replica = replace(replica, posix=replace(replica.posix, uid=there.posix.uid, gid=there.posix.gid))
+    now = metadata.merged(there, replica, groups)
+    if there.origin is not Origin.REPLICA:
+        deliveries = edit_rules.owed(there, now, bucket.bucket.replication, home=bucket.address, but=owed.source)
+        now = replace(now, deliveries=deliveries)
+    return Change(owed, sent, there, now)
+
+
+def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> list[Change]:
+    """Make changes of metadata, in the store and on the views, durably; those that could be made.
+
+    The others are tried again later; their intent stays, so that a crash before that changes nothing.
+    """
+    engine, journal = region.engine, region.engine.journal
+    views = {id(each): view for each in changes if (view := view_attributes.shown_view(journal, bucket, each.now))}
+    intent_name = b""
+    try:
+        if views:
+            intents = [
+                Intent(each.now.key, each.now.id, view, Act.EDIT) for each in changes if (view := views.get(id(each)))
+            ]
+            intent_name = intend(engine.syncer, bucket, intents)
+    except OSError as error:
+        region.try_later([each.owed for each in changes], reason(error))
+        return []
+    forwarded = [each.now for each in changes if each.now.deliveries != each.there.deliveries]
+    if forwarded:
+        edits.note_deliveries(region, bucket, forwarded)
+    done: list[Change] = []
+    seen: list[tuple[bytes, View | None]] = []
+    for each in changes:
+        try:
+            if each.now != each.there:
+                engine.recent.forget(bucket.address, each.now.key, each.now.id)
+                versions.write_record(bucket, each.now, applied=True)
+            view = views.get(id(each))
+            if view is not None and (looks := view_attributes.show(bucket, view, each.now)) is not None:
+                seen.append((each.now.key, looks))
+            done.append(each)
+        except (OSError, FsreplError) as error:
+            region.try_later([each.owed], reason(error) if isinstance(error, OSError) else str(error))
+    try:
+        _make_durable(region, bucket, done, {each.now.key for each in done if id(each) in views})
+    except OSError as error:
+        region.try_later([each.owed for each in done], reason(error))
+        return []
+    with journal.transaction():
+        journal.see_all(bucket.address, seen)
+    for each in done:
+        if each.now.deliveries != each.there.deliveries:
+            edits.enqueue_edit(region, bucket, each.now)
+    if intent_name and len(done) == len(changes):
+        edits.drop(bucket, intent_name)
+    return done
+
+
+def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[Change], shown: Collection[bytes]) -> None:
+    """Make records and views that were changed survive a power cut."""
+    if len(done) > _FEW:
+        bucket.fs.sync_all(bucket.fd)
+    else:
+        try:
+            names = []
+            for each in done:
+                directory, name = keys.split(each.now.key)
+                at = bucket.store.get(keys.stored_directory(directory))
+                names.append((at, keys.stored_name(name, each.now.id)))
+                if each.now.key in shown:
+                    names.append((bucket.views.get(directory), name))
+            region.engine.syncer.staged(bucket, names)
+        except (PermissionError, FileNotFoundError):  # one that may not be opened, or was removed by its user
+            bucket.fs.sync_all(bucket.fd)
+    bucket.sync()

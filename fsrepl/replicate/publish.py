@@ -1,0 +1,146 @@
+"""Staged replicas become visible: durable, published in the store, shown, recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fsrepl.model import keys
+from fsrepl.model.version import Status, Version
+from fsrepl.model.view import View
+from fsrepl.replicate.transfer import Item
+from fsrepl.storage import staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import reason
+from fsrepl.storage.intents import Intent, drop_intents, write_intents
+from fsrepl.storage.journal.rows import Word
+from fsrepl.views import directories, show, stale
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
+    """Make staged replicas visible. A version that is older than the key's newest goes to the store alone."""
+    engine = region.engine
+    views = {key: item.known.view if item.known else None for key, item in _newest(place, items).items()}
+    intents = [Intent(key, item.owed.id, views[key]) for key, item in _newest(place, items).items()]
+    intent_name = b""
+    try:
+        if intents:
+            intent_name = write_intents(bucket, intents)
+        staged = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
+        staged += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
+        if intent_name:
+            staged.append((bucket.intents, intent_name))
+        engine.syncer.staged(bucket, staged)
+    except OSError as error:
+        for item in items:
+            discard(bucket, item)
+        if intent_name:
+            drop_intents(bucket, intent_name)
+        region.try_later([i.owed for i in items], reason(error))
+        return []
+    done: list[Item] = []
+    for item in items:
+        assert item.staged is not None
+        try:
+            versions.publish(bucket, item.staged.stored)
+            done.append(item)
+        except OSError as error:
+            discard(bucket, item)
+            region.try_later([item.owed], reason(error))
+    current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
+    follower = directories.Follower(bucket, {source.address: source})
+    seen = _show(region, place, bucket, list(current.values()), views, follower)
+    for item in done:
+        if current.get(item.owed.key) is not item and item.staged and item.staged.view:
+            with contextlib.suppress(OSError):
+                staging.unstage(bucket, item.staged.view)
+    try:
+        bucket.sync()
+        in_doubt = None
+    except OSError as error:
+        in_doubt = error
+    # Also where the sync failed: these views are shown, and are not their users' writes.
+    _record(region, place, bucket, done, seen)
+    if in_doubt is not None:
+        place.in_doubt.update((i.owed.key, i.owed.id) for i in done)
+        region.try_later([i.owed for i in done], reason(in_doubt))
+        return []
+    place.in_doubt.difference_update((i.owed.key, i.owed.id) for i in done)
+    for version, _ in seen:
+        stale.release(region, place, bucket, version.key)
+    if intent_name and all(place.held[key].intent for key in current if key in place.held):
+        with contextlib.suppress(OSError):  # one that stays says nothing that is not so
+            drop_intents(bucket, intent_name)
+    return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
+
+
+def _newest(place: Place, items: Sequence[Item]) -> dict[bytes, Item]:
+    """By key, the replica that its view is to show: newer than what is there, or made again since that is in doubt."""
+    newest: dict[bytes, Item] = {}
+    for item in items:
+        assert item.replica is not None
+        key, order = item.replica.key, item.replica.order
+        known, rival = item.known, newest.get(key)
+        if known and (order < known.order or (order == known.order and (key, item.owed.id) not in place.in_doubt)):
+            continue
+        if rival is None or rival.replica is None or order > rival.replica.order:
+            newest[key] = item
+    return newest
+
+
+def _record(
+    region: Region, place: Place, bucket: OpenBucket, done: Sequence[Item], seen: Sequence[tuple[Version, View | None]]
+) -> None:
+    journal = region.engine.journal
+    with journal.transaction():
+        journal.add_shown(bucket.address, seen)
+        now_shown = {(version.key, version.id) for version, _ in seen}
+        for item in done:
+            assert item.replica is not None
+            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
+            if (item.replica.key, item.replica.id) not in now_shown:
+                journal.add(bucket.address, item.replica)
+
+
+def _show(
+    region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
+    follower: directories.Follower,
+) -> list[tuple[Version, View | None]]:  # fmt: skip
+    """Bring views up to their new versions. What cannot be shown yet is held, durably, and COMPLETED all the same."""
+    seen: list[tuple[Version, View | None]] = []
+    for item in sorted(items, key=lambda i: i.owed.marker):
+        assert item.replica is not None
+        assert item.staged is not None
+        key = item.replica.key
+        try:
+            if not item.owed.marker:
+                follower.before_showing(keys.split(key)[0])
+            outcome = show.show(bucket, item.replica, views[key], item.staged.view)
+        except OSError as error:
+            outcome = show.Held(reason(error))
+        match outcome:
+            case show.Shown(view):
+                seen.append((item.replica, view))
+                if item.replica.marker:
+                    stale.way_is_free(region, place)
+            case show.Held(why, conflict):
+                stale.hold_view(region, place, key, why, conflict=conflict, bucket=bucket, was=views[key])
+            case show.Theirs():
+                stale.hold_view(
+                    region, place, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key]
+                )
+                stale.mark_theirs(region, place, key)
+    return seen
+
+
+def discard(bucket: OpenBucket, item: Item) -> None:
+    with contextlib.suppress(OSError):  # what stays is swept at the next start
+        if item.staged:
+            versions.discard(bucket, item.staged.stored)
+            if item.staged.view:
+                staging.unstage(bucket, item.staged.view)

@@ -1,0 +1,133 @@
+"""The second gate: what plain file permissions let the user of a role do, who is not the daemon.
+
+A role with RunAs works as that user and that group, and no other group. Its policy has been asked
+before (s3/roles.py); here the filesystem is, as it would be by a program of that user:
+
+    reading    the object must be readable for him, by its own mode and ACL, which its version has on
+               record whether or not a view shows it; and so must each directory on the way be searchable
+    writing    the view's directory must be his to write in, or the nearest above it that there is, and
+               what stands there his to replace, where the directory is sticky
+
+The stored versions themselves are the daemon's alone (.fsrepl is 0700), so the work as such is done by
+the daemon; what it makes has the owner that the source has, as without RunAs (G5). What a directory
+lets him do, the kernel says: a thread takes on his rights for that one question, which on Linux
+concerns no other thread. So ACLs, read-only mounts and what else a kernel knows count too. A daemon
+that is not root can be nobody else: it may serve roles that run as itself.
+Source: s3-semantics, 6.3.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from fsrepl.errors import Failed
+from fsrepl.model import access, keys
+from fsrepl.model.rule import Role
+from fsrepl.model.version import Version
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import GONE
+
+_NO_DIRECTORY = GONE | {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
+"""Nothing, or something else, stands where a view's directory would be: the replica is in the store alone then."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The user that a role works as, and that the daemon may be."""
+
+    uid: int
+    gid: int
+
+
+def run_as(role: Role) -> RunAs | None:
+    """Whom a role works as; None where that is the daemon. Raises Failed where the daemon may not be him."""
+    if role.uid is None or role.gid is None:
+        return None
+    if os.geteuid() == 0:
+        return RunAs(role.uid, role.gid)
+    if (role.uid, role.gid) != (os.geteuid(), os.getegid()):
+        why = f"role {role.name} runs as {role.uid}:{role.gid}, and the daemon is not root"
+        raise Failed("AssumeRoleNotPermitted", why)
+    return None  # its file work is the daemon's own, which permissions bind as it is
+
+
+class Gate:
+    """What one user may do between two buckets, for as long as a batch works there."""
+
+    def __init__(self, user: RunAs, source: OpenBucket, destination: OpenBucket) -> None:
+        self._user = user
+        self._from, self._to = _Tree(source, user), _Tree(destination, user)
+
+    def refusal(self, version: Version) -> str:
+        """S3's reason why a version, or an edit of it, may not be sent; empty where it may. Raises Failed."""
+        if not version.marker and not self._may_read(version):
+            return "SrcGetObjectNotPermitted"
+        if not self._to.is_writable(version.key):
+            return "DstDelObjNotPermitted" if version.marker else "DstPutObjectNotPermitted"
+        return ""
+
+    def _may_read(self, version: Version) -> bool:
+        user, posix = self._user, version.posix
+        if posix is not None and not access.allows(posix, user.uid, [user.gid], access.READ):
+            return False
+        return self._from.is_searchable(keys.split(version.key)[0])
+
+
+class _Tree:
+    """The directories of a bucket, as a user finds them. Those that are gone count as the nearest above them."""
+
+    def __init__(self, bucket: OpenBucket, user: RunAs) -> None:
+        self._bucket, self._user = bucket, user
+        self._searchable: dict[bytes, bool] = {}
+        self._writable: dict[bytes, bool] = {}
+
+    def is_searchable(self, directory: bytes) -> bool:
+        """Whether he gets into a directory: it, and each on the way from the bucket's folder, lets him."""
+        if directory not in self._searchable:
+            fd = self._open(directory)
+            here = fd is None or self._may(fd, os.X_OK)
+            self._searchable[directory] = here and (not directory or self.is_searchable(keys.split(directory)[0]))
+        return self._searchable[directory]
+
+    def is_writable(self, key: bytes) -> bool:
+        """Whether he may make, replace and remove a key's file."""
+        directory, name = keys.split(key)
+        if directory not in self._writable:
+            there = directory
+            while there and self._open(there) is None:
+                there = keys.split(there)[0]
+            fd = self._open(there)
+            writable = fd is not None and self._may(fd, os.W_OK | os.X_OK)
+            self._writable[directory] = writable and self.is_searchable(there)
+        return self._writable[directory] and self._may_replace(directory, name)
+
+    def _may_replace(self, directory: bytes, name: bytes) -> bool:
+        """In a sticky directory a file is for its owner to replace, and for the directory's. Source: inode(7)."""
+        fs, uid = self._bucket.fs, self._user.uid
+        fd = self._open(directory)
+        if fd is None or uid == 0 or not fs.stat_fd(fd).st_mode & stat.S_ISVTX:
+            return True
+        try:
+            return uid in (fs.stat_fd(fd).st_uid, fs.stat(fd, name).st_uid)
+        except FileNotFoundError:
+            return True
+
+    def _open(self, directory: bytes) -> int | None:
+        try:
+            return self._bucket.views.get(directory)
+        except OSError as error:
+            if error.errno in _NO_DIRECTORY:
+                return None
+            raise
+
+    def _may(self, fd: int, wanted: int) -> bool:
+        fs, user = self._bucket.fs, self._user
+        try:
+            with fs.acting_as(user.uid, user.gid):
+                return fs.may(fd, wanted)
+        except PermissionError as error:
+            why = f"the daemon cannot work as {user.uid}:{user.gid}: {error.strerror}"
+            raise Failed("AssumeRoleNotPermitted", why) from error

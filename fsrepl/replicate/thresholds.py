@@ -1,0 +1,62 @@
+"""Replication Time Control, which is measurement: who is late is told once, and copied no faster for it.
+
+Late is a live delivery of a version, not of a marker, that is not done 15 minutes after it was asked
+for. The journal has the moment of each, as long as nobody was told; so a look costs one question to an
+index, and a restart forgets nothing. Source: s3-semantics, 3.4 and 3.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fsrepl.model.version import Result, Status, Tracking
+from fsrepl.region.reporter import result_of
+from fsrepl.s3 import events
+from fsrepl.storage.journal.rows import Owed
+
+if TYPE_CHECKING:
+    from fsrepl.region.runtime import Engine
+
+
+BATCH = 512
+
+
+def check(engine: Engine) -> bool:
+    """Tell of what has become late since the last look; whether there is more of it."""
+    late = engine.journal.late(engine.site.now(), BATCH)
+    if not late:
+        return False
+    results = [_pending(engine, owed) for owed in late]
+    results = [result for result in results if events.is_timed(result)]  # the rule may no longer ask for it
+    if not engine.reporter.announce(results):
+        return False
+    with engine.journal.transaction():
+        engine.journal.told(late)
+    engine.reporter.settled(results)
+    return len(late) == BATCH
+
+
+def news(engine: Engine, owed: Owed, result: Result) -> Iterator[Result]:
+    """What there is to tell of a delivery that ended: before a late end, that it was late, if nobody was told yet."""
+    if result.status is Status.COMPLETED and events.is_timed(result) and engine.journal.is_untold(owed):
+        yield replace(result, status=Status.PENDING)
+    yield result
+
+
+def untrack(engine: Engine, source: str) -> None:
+    """After a look at a bucket's rules: tell which pending deliveries their metrics no longer follow."""
+    bucket = engine.site.buckets.get(source)
+    for rule in bucket.replication.rules if bucket and bucket.replication else ():
+        if rule.tracking is not Tracking.NONE:
+            continue
+        left = [owed for owed in engine.journal.tracked(source, rule.id) if owed.destination == rule.destination]
+        if left and engine.reporter.announce_untracked([_pending(engine, owed) for owed in left]):
+            with engine.journal.transaction():
+                engine.journal.untrack(left)
+
+
+def _pending(engine: Engine, owed: Owed) -> Result:
+    bucket = engine.site.buckets.get(owed.source)
+    return result_of(owed, Status.PENDING, "", bucket.replication if bucket else None)

@@ -1,0 +1,117 @@
+"""Names, and how they are written: the addresses of commands, the ARNs of S3's documents.
+
+A bucket's address is REGION/BUCKET. Its ARN here names the region, arn:aws:s3:REGION::BUCKET, which
+S3's own, arn:aws:s3:::BUCKET, does not need to: there a bucket's name is unique. Pure.
+Source: design.md, sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+from fsrepl.errors import Refused, Usage
+from fsrepl.s3.conform import quoted
+
+ACCOUNT = "000000000000"
+"""The account of everybody and everything in a site."""
+
+_BUCKET_NAME_RULES = {
+    r".{3,63}": "it must have 3 to 63 characters",
+    r"[a-z0-9.-]*": "it may have lower-case letters, digits, dots and hyphens, and nothing else",
+    r"[a-z0-9].*[a-z0-9]": "it must begin and end with a letter or a digit",
+    r"(?!.*\.\.).*": "it must not have two dots side by side",
+    r"(?!.*(\.-|-\.)).*": "each part between dots must begin and end with a letter or a digit",
+    r"(?!\d+(\.\d+){3}$).*": "it must not look like an IP address",
+    r"(?!xn--|sthree-|amzn-s3-demo-).*": "xn--, sthree- and amzn-s3-demo- are reserved at its beginning",
+    r".*(?<!-s3alias)(?<!--ol-s3)(?<!\.mrap)(?<!--x-s3)(?<!--table-s3)": (
+        "-s3alias, --ol-s3, .mrap, --x-s3 and --table-s3 are reserved at its end"
+    ),
+}
+_REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_ROLE_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,64}")
+_BUCKET_ARN = re.compile(rf"arn:aws[a-z-]*:s3:({_REGION_NAME.pattern})?::([a-z0-9.-]{{3,63}})")
+_ROLE_ARN = re.compile(rf"arn:aws[a-z-]*:iam::[0-9]{{12}}:role/(?:[!-~]*/)?({_ROLE_NAME.pattern})")
+
+
+def check_bucket_name(name: str) -> None:
+    """Raises Refused(InvalidBucketName), with the rule that is broken. Source: S3 User Guide, bucket naming rules."""
+    for pattern, rule in _BUCKET_NAME_RULES.items():
+        if not re.fullmatch(pattern, name, re.DOTALL):
+            raise Refused("InvalidBucketName", f"{quoted(name)} cannot name a bucket: {rule}")
+
+
+def check_region_name(name: str) -> None:
+    """Raises Usage."""
+    if not _REGION_NAME.fullmatch(name):
+        raise Usage(f"{quoted(name)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'")
+
+
+def check_role_name(name: str) -> None:
+    """Raises Refused(ValidationError), which is IAM's code. Source: s3-semantics, 6.2."""
+    if not _ROLE_NAME.fullmatch(name):
+        raise Refused("ValidationError", f"{quoted(name)} cannot name a role: 1 to 64 of A-Z a-z 0-9 _ + = , . @ -")
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Region and bucket of "REGION/BUCKET"; whether they exist is another question. Raises Usage."""
+    region, _, bucket = address.partition("/")
+    if not region or not bucket or "/" in bucket:
+        raise Usage(f"{quoted(address)} does not name a bucket; write REGION/BUCKET, such as eu-west-1/photos")
+    return region, bucket
+
+
+def bucket_arn(address: str, *, aws: bool = False) -> str:
+    """The ARN of a bucket; for aws the one that S3 would accept, without the region. Raises Usage."""
+    region, bucket = split_address(address)
+    return f"arn:aws:s3:{'' if aws else region}::{bucket}"
+
+
+def parse_bucket_arn(text: str, resolve: Callable[[str], list[str]], of: str = "") -> str:
+    """The address in a bucket's ARN. resolve gives the addresses of all buckets of a name; of says whose ARN it is.
+
+    Raises Refused: InvalidArgument for what is no such ARN or may mean several buckets, InvalidRequest
+    where only the name is given and no region has it. Source: s3-semantics, 1.4.
+    """
+    where = f"{of}: " if of else ""
+    match = _BUCKET_ARN.fullmatch(text)
+    if not match:
+        raise Refused("InvalidArgument", f"{where}Invalid bucket ARN {quoted(text)}; write arn:aws:s3:REGION::BUCKET")
+    region, bucket = match.groups()
+    if region:
+        return f"{region}/{bucket}"
+    found = resolve(bucket)
+    if not found:
+        raise Refused(
+            "InvalidRequest",
+            f"{where}Destination bucket must exist: no region has a bucket {bucket}; create it with versioning",
+        )
+    if len(found) > 1:
+        ways = " or ".join(map(bucket_arn, found))
+        raise Refused("InvalidArgument", f"{where}{text} may be {' or '.join(found)}; name the region: {ways}")
+    return found[0]
+
+
+def role_arn(name: str) -> str:
+    """The ARN of a role of this site."""
+    return f"arn:aws:iam::{ACCOUNT}:role/service-role/{name}"
+
+
+def parse_role_arn(text: str) -> str:
+    """The name in a role's ARN, which is all of it that counts. Raises Refused(InvalidArgument)."""
+    match = _ROLE_ARN.fullmatch(text)
+    if not match:
+        raise Refused(
+            "InvalidArgument",
+            f"Invalid Role specified in replication configuration: {quoted(text)}; write {role_arn('NAME')}",
+        )
+    return match[1]
+
+
+def split(text: str) -> tuple[str, bytes]:
+    """The bucket's address and the key, or prefix, in REGION/BUCKET[/KEY]. Raises Usage."""
+    region, _, rest = text.partition("/")
+    bucket, _, key = rest.partition("/")
+    split_address(f"{region}/{bucket}")
+    return f"{region}/{bucket}", os.fsencode(key)

@@ -1,0 +1,77 @@
+"""Pure: which rules hand an edit of metadata on, and to where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fsrepl.model import metadata
+from fsrepl.model.metadata import ACL
+from fsrepl.model.rule import Replication, Rule
+from fsrepl.model.version import Delivery, Origin, Status, Version
+from fsrepl.s3 import rules
+
+
+def owed(
+    was: Version, now: Version, replication: Replication | None, *, home: str = "",
+    original: Replication | None = None, but: str = "",
+) -> dict[str, Delivery]:  # fmt: skip
+    """The deliveries of a version that was edited: the edit is owed to whoever has the version.
+
+    replication: the configuration of its bucket, home; original: that of the bucket where a replica was
+    made, to which its edits go back where both sides say so. but: a destination that has it already.
+    A delivery that is under way takes the edit along; one that FAILED before the version arrived stays so.
+    A backfill that only looks again at what has arrived may yet be cancelled: the edit goes before it.
+    """
+    out = dict(was.deliveries)
+    groups = metadata.changed(was, now)
+    if replication is None or not groups:
+        return out
+    since_ns = max(metadata.stamp_of(now, group)[0] for group in groups)
+    for name, asked in was.deliveries.items():
+        delivery = asked.before if asked.before and not asked.settled else asked
+        if name in (but, was.source) or not (delivery.edit or delivery.status is Status.COMPLETED):
+            continue
+        rule = _rule_now(replication, was, now, name, delivery)
+        if rule is None or (was.origin is Origin.REPLICA and not rule.replica_modifications):
+            continue
+        if delivery.owner and not groups - {ACL}:
+            continue  # owner override: the replica's ACL is its owner's affair
+        asked_ns = since_ns if delivery.settled else delivery.since_ns
+        out[name] = replace(
+            delivery, rule=rule.id, status=Status.PENDING, reason="", batch="", since_ns=asked_ns, edit=True
+        )
+    known = was.deliveries.get(was.source)
+    if was.source != but and (known is None or known.settled):
+        back = _rule_back(was, now, replication, original, home)
+        if back is not None:
+            out[was.source] = Delivery(back.id, Status.PENDING, tracking=back.tracking, since_ns=since_ns, edit=True)
+    return out
+
+
+def _rule_now(
+    replication: Replication, was: Version, now: Version, destination: str, delivery: Delivery
+) -> Rule | None:
+    """The rule that brings an edit where a version was delivered: the one that chose it, or that took its place."""
+    for rule in replication.rules:
+        if rule.id == delivery.rule and rule.destination == destination and rule.enabled:
+            return rule
+    return _winner(replication, was, now, destination)
+
+
+def _rule_back(
+    was: Version, now: Version, replication: Replication, original: Replication | None, home: str
+) -> Rule | None:
+    """The rule by which an edit of a replica goes back: ReplicaModifications must be Enabled on both sides."""
+    if original is None or was.origin is not Origin.REPLICA:
+        return None
+    back, forth = _winner(replication, was, now, was.source), _winner(original, was, now, home)
+    return back if back and forth and back.replica_modifications and forth.replica_modifications else None
+
+
+def _winner(replication: Replication, was: Version, now: Version, destination: str) -> Rule | None:
+    """The rule to a destination that chooses a version, with the tags from before an edit or from after it."""
+    for version in (was, now):
+        chosen = rules.winners(replication.rules, version.key, version.tags, marker=False)
+        if destination in chosen:
+            return chosen[destination]
+    return None

@@ -1,0 +1,123 @@
+"""S3's replication events: which of them a result is, and the record that tells of one.
+
+Pure: no I/O, no clock. A record is what S3 puts into the Records of a notification, version 2.2; its
+x-amz-request-id is made from what it tells, so that the same news has the same id however often it
+is told. Source: s3-semantics, 3.4; S3 User Guide, "Event message structure".
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from urllib.parse import quote_plus
+
+from fsrepl.model.rule import Rule
+from fsrepl.model.version import THRESHOLD_NS, Result, Status, Tracking
+from fsrepl.s3 import arn
+
+Record = dict[str, object]
+
+
+class Name(enum.StrEnum):
+    """The types of events, without the `s3:` that they have where one subscribes to them."""
+
+    FAILED = "Replication:OperationFailedReplication"
+    MISSED = "Replication:OperationMissedThreshold"
+    LATE = "Replication:OperationReplicatedAfterThreshold"
+    UNTRACKED = "Replication:OperationNotTracked"
+
+
+def tracking(frozen: Tracking, rule: Rule | None) -> Tracking:
+    """How a delivery is followed: as its rule says now, and by time if it was from the beginning.
+
+    A rule that is gone leaves what it said when the version was made.
+    """
+    if rule is None or rule.tracking is not Tracking.TIME:
+        return frozen if rule is None else rule.tracking
+    return Tracking.TIME if frozen is Tracking.TIME else Tracking.METRICS
+
+
+def is_timed(result: Result) -> bool:
+    """Whether there is a threshold: Replication Time Control leaves out markers and backfills (s3-semantics, 3.6)."""
+    return result.tracking is Tracking.TIME and not result.marker and not result.batch
+
+
+def of_result(result: Result, now_ns: int) -> Name | None:
+    """The event that a result is, if it is one."""
+    if result.status is Status.FAILED:
+        return Name.FAILED if result.tracking else None
+    if not is_timed(result) or now_ns - result.asked_ns < THRESHOLD_NS:
+        return None
+    return Name.LATE if result.status is Status.COMPLETED else Name.MISSED
+
+
+def records(results: Iterable[Result], now_ns: int) -> Iterator[Record]:
+    """The records of those results that are events."""
+    for result in results:
+        name = of_result(result, now_ns)
+        if name is not None:
+            yield record(name, result, now_ns)
+
+
+def record(name: Name, result: Result, now_ns: int) -> Record:
+    """One event as S3 writes it, but for its ETag, which is the BLAKE3, and ARNs, which name the region."""
+    region, bucket = arn.split_address(result.source)
+    identity = identify(name, result)
+    stored: Record = {"key": quote_plus(result.key, safe="/"), "size": result.size_bytes}
+    if result.digest:
+        stored["eTag"] = result.digest.hex()
+    stored |= {"versionId": result.version, "sequencer": sequencer(result.asked_ns)}
+    told: Record = {
+        "replicationRuleId": result.rule,
+        "destinationBucket": arn.bucket_arn(result.destination),
+        "s3Operation": result.operation,
+        "requestTime": time(result.asked_ns),
+    }
+    if name is Name.FAILED:
+        told["failureReason"] = result.reason
+    if name in (Name.MISSED, Name.LATE):
+        told["threshold"] = f"PT{THRESHOLD_NS // 60_000_000_000}M"
+    if name is Name.LATE:
+        told["replicationTime"] = time(now_ns)
+    return {
+        "eventVersion": "2.2",
+        "eventSource": "aws:s3",
+        "awsRegion": region,
+        "eventTime": time(now_ns),
+        "eventName": str(name),
+        "userIdentity": {"principalId": "s3.amazonaws.com"},
+        "requestParameters": {"sourceIPAddress": "s3.amazonaws.com"},
+        "responseElements": {"x-amz-request-id": identity[:16], "x-amz-id-2": identity},
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            # S3 has here the name of a subscription; ours is to every event of a type.
+            "configurationId": f"s3:{name}",
+            "bucket": {
+                "name": bucket,
+                "ownerIdentity": {"principalId": arn.ACCOUNT},
+                "arn": arn.bucket_arn(result.source),
+            },
+            "object": stored,
+        },
+        "replicationEventData": told,
+    }
+
+
+def identify(name: Name, result: Result) -> str:
+    """64 hex digits that are the same whenever the same is told of the same operation."""
+    of = (str(name), result.source, result.destination, result.version, str(result.asked_ns))
+    return hashlib.sha256("\0".join(of).encode() + b"\0" + result.key).hexdigest().upper()
+
+
+def sequencer(asked_ns: int) -> str:
+    """Orders the operations of one key: seconds and nanoseconds in hexadecimal, as long as S3's."""
+    seconds, rest = divmod(asked_ns, 1_000_000_000)
+    return f"{seconds:010X}{rest:08X}"
+
+
+def time(ns: int) -> str:
+    """A time as S3's events have it: 2024-09-05T21:04:32.527Z."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z"

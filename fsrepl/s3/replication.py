@@ -1,0 +1,459 @@
+"""Bucket settings in S3's JSON: read, refused with S3's codes, and written.
+
+A configuration is V1 (rules with a Prefix of their own, one destination, markers always copied) or V2
+(rules with a Filter, priorities, and a word on markers). Its form is in s3/schema.py; what types
+cannot say is asked in `_faults` of one rule, `_faults_together` of all, and `parse_replication` of the
+buckets it names. Pure. Source: s3-semantics, section 1.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Protocol, TypeVar, cast
+
+from fsrepl.errors import Refused
+from fsrepl.model.rule import Replication, Rule
+from fsrepl.model.version import EMPTY, STORAGE_CLASSES, Versioning
+from fsrepl.s3.arn import bucket_arn, parse_bucket_arn, parse_role_arn, role_arn, split_address
+from fsrepl.s3.conform import conform, quoted
+from fsrepl.s3.schema import (
+    Destination,
+    Metrics,
+    ReplicationConfiguration,
+    ReplicationRule,
+    ReplicationTime,
+    Switch,
+    Tag,
+    VersioningConfiguration,
+    Word,
+)
+
+T = TypeVar("T")
+
+RULES_MAX = 1000
+SIZE_MAX_BYTES = 2 << 20
+ID_MAX = 255
+PREFIX_MAX_BYTES = 1024
+PRIORITY_MAX = 2**31 - 1
+THRESHOLD_MINUTES = 15
+
+
+class Buckets(Protocol):
+    """What must be known of a site's buckets to accept a configuration."""
+
+    def named(self, name: str) -> list[str]:
+        """The addresses of all buckets of a name."""
+
+    def versioning(self, address: str) -> Versioning | None:
+        """None where there is no such bucket."""
+
+    def account(self, address: str) -> str:
+        """The account that owns a bucket: arn.ACCOUNT, unless a site has several."""
+
+
+# -- reading a configuration
+
+
+def parse_replication(document: object, *, source: str, buckets: Buckets, size_bytes: int = 0) -> Replication:
+    """A configuration somebody wants for a bucket, with all that `put` checks; size_bytes is that of its text.
+
+    The result's document is what to save: ids made up where there are none, destinations with their region.
+    Raises Refused with the codes of s3-semantics, 1.4. Role and KMS keys are not looked at: that is for later.
+    """
+    if size_bytes > SIZE_MAX_BYTES:
+        raise Refused(
+            "InvalidRequest", f"a configuration may have {SIZE_MAX_BYTES:,} bytes, and this has {size_bytes:,}"
+        )
+    replication = read_replication(document, source=source, named=buckets.named)
+    _require_versioning(
+        source, buckets, "Versioning must be 'Enabled' on the bucket to apply a replication configuration"
+    )
+    for rule, written in zip(replication.rules, _configuration(replication.document)["Rules"], strict=True):
+        to = rule.destination
+        if buckets.versioning(to) is None:
+            raise Refused(
+                "InvalidRequest",
+                f"rule {quoted(rule.id)}: Destination bucket must exist: there is no {to}; "
+                f"`fsrepl bucket create {to} --versioning` makes it",
+            )
+        _require_versioning(to, buckets, f"rule {quoted(rule.id)}: Destination bucket must have versioning enabled")
+        account = written["Destination"].get("Account", buckets.account(to))
+        if account != buckets.account(to):
+            raise Refused(
+                "InvalidArgument",
+                f"rule {quoted(rule.id)}: Account {quoted(account)} does not own {to}; {buckets.account(to)} does",
+            )
+    return replication
+
+
+def _require_versioning(address: str, buckets: Buckets, message: str) -> None:
+    state = buckets.versioning(address)
+    if state is None:
+        raise Refused("NoSuchBucket", f"there is no bucket {address}")
+    if state is not Versioning.ENABLED:
+        how = "suspended" if state is Versioning.SUSPENDED else "off"
+        raise Refused(
+            "InvalidRequest", f"{message}: that of {address} is {how}; `fsrepl versioning enable {address}` enables it"
+        )
+
+
+def read_replication(document: object, *, source: str, named: Callable[[str], list[str]]) -> Replication:
+    """A configuration as saved: consistent in itself. What has become of the buckets it names shows when copying.
+
+    named gives the addresses of all buckets of a name. Raises Refused with the codes of s3-semantics, 1.4.
+    """
+    configuration = _configuration(document)
+    written = configuration["Rules"]
+    role = parse_role_arn(configuration["Role"])
+    if not written:
+        raise Refused("MalformedXML", "Rules is empty; a configuration has at least one, and `rm` removes it")
+    if len(written) > RULES_MAX:
+        raise Refused("MalformedXML", f"a configuration may have {RULES_MAX:,} rules, and this has {len(written):,}")
+    destinations = []
+    for i, rule in enumerate(written):
+        where = f"rule {quoted(rule['ID'])}" if rule.get("ID") else f"Rules[{i}]"
+        _refuse_first(_faults(rule), f"{where}: ")
+        address = parse_bucket_arn(rule["Destination"]["Bucket"], named, of=where)
+        if address == source:
+            raise Refused(
+                "InvalidRequest", f"{where}: Destination bucket cannot be the same as the source bucket, {source}"
+            )
+        destinations.append(address)
+    _refuse_first(_faults_together(written, destinations))
+    ids = _ids(written, source, destinations)
+    configuration["Rules"] = [_normal(*each) for each in zip(written, ids, destinations, strict=True)]
+    rules = [_rule(*each) for each in zip(configuration["Rules"], destinations, strict=True)]
+    return Replication(role, tuple(rules), configuration)
+
+
+def _configuration(document: object) -> ReplicationConfiguration:
+    """A copy of a document, without the wrapper that `aws s3api` prints, once its form is known to be right."""
+    inner = _unwrapped(document, "ReplicationConfiguration")
+    return copy.deepcopy(conform(inner, ReplicationConfiguration, "MalformedXML"))
+
+
+def _unwrapped(document: object, name: str) -> object:
+    return document[name] if isinstance(document, dict) and document.keys() == {name} else document
+
+
+def _rule(written: ReplicationRule, destination: str) -> Rule:
+    to = written["Destination"]
+    prefix, tags = selection(written)
+    v2 = "Filter" in written
+    return Rule(
+        id=written["ID"],
+        enabled=written["Status"] == "Enabled",
+        prefix=_key(prefix),
+        destination=destination,
+        tags={tag["Key"]: tag["Value"] for tag in tags},
+        priority=written.get("Priority", 0),
+        v2=v2,
+        delete_markers=not v2 or _on(written.get("DeleteMarkerReplication")),
+        replica_modifications=_on(written.get("SourceSelectionCriteria", {}).get("ReplicaModifications")),
+        storage_class=to.get("StorageClass", ""),
+        owner=to["AccessControlTranslation"]["Owner"] if "AccessControlTranslation" in to else "",
+        metrics=_on(to.get("Metrics")),
+        replication_time=_on(to.get("ReplicationTime")),
+    )
+
+
+def _on(setting: Switch | Metrics | ReplicationTime | None) -> bool:
+    return setting is not None and setting["Status"] == "Enabled"
+
+
+def selection(rule: ReplicationRule) -> tuple[str, list[Tag]]:
+    """The prefix and the tags of a rule, wherever it says them."""
+    found = rule.get("Filter", {})
+    both = found.get("And", {})
+    prefix = rule.get("Prefix") or found.get("Prefix") or both.get("Prefix") or ""
+    return prefix, [found["Tag"]] if "Tag" in found else both.get("Tags", [])
+
+
+def _key(prefix: str) -> bytes:
+    """A prefix as keys are. Bytes that are not UTF-8 are \\udcNN in JSON, as in Python. Raises UnicodeEncodeError."""
+    return prefix.encode("utf-8", "surrogateescape")
+
+
+def _normal(rule: ReplicationRule, rule_id: str, destination: str) -> ReplicationRule:
+    """A rule as it is saved: with its id, the region of its destination, and its fields in S3's order."""
+    rule["ID"] = rule_id
+    rule["Destination"]["Bucket"] = bucket_arn(destination)
+    return _in_order(rule)
+
+
+def _in_order(rule: ReplicationRule) -> ReplicationRule:
+    found = cast(dict[str, object], rule)
+    return cast(ReplicationRule, {name: found[name] for name in ReplicationRule.__annotations__ if name in found})
+
+
+def _ids(rules: list[ReplicationRule], source: str, destinations: Iterable[str]) -> list[str]:
+    """The rules' ids; S3 makes one up where there is none, and ours say what goes where: src-to-dst, src-to-dst-2."""
+    taken = {rule.get("ID", "") for rule in rules}
+    fresh: dict[str, Iterator[str]] = {}
+    ids = []
+    for rule, destination in zip(rules, destinations, strict=True):
+        pair = f"{split_address(source)[1]}-to-{split_address(destination)[1]}"
+        names = fresh.setdefault(pair, _numbered(pair))
+        ids.append(rule.get("ID") or next(name for name in names if name not in taken))
+    return ids
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The name, then name-2, name-3, and so on."""
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}-{number}"
+
+
+# -- what a configuration of the right form may still get wrong. Only the first fault of each counts.
+
+Fault = tuple[str, str]
+"""S3's code, and a message."""
+
+
+def _refuse_first(faults: Iterator[Fault], where: str = "") -> None:
+    for code, message in faults:
+        raise Refused(code, where + message)
+
+
+def _faults(rule: ReplicationRule) -> Iterator[Fault]:
+    """What is wrong within one rule. Source: s3-semantics, 1.4."""
+    yield from _faults_of_selection(rule)
+    yield from _faults_of_version(rule)
+    yield from _faults_of_destination(rule["Destination"])
+    yield from _faults_of_kms(rule)
+    if rule.get("SourceSelectionCriteria") == {}:
+        yield "InvalidRequest", "SourceSelectionCriteria cannot be empty; leave it out"
+
+
+def _faults_of_selection(rule: ReplicationRule) -> Iterator[Fault]:
+    """What is wrong with what a rule selects, and with its name."""
+    if ("Prefix" in rule) == ("Filter" in rule):
+        both = "both Prefix and Filter" if "Filter" in rule else "neither Prefix nor Filter"
+        yield "MalformedXML", f"it has {both}; Filter alone is the present form, an empty one means the whole bucket"
+    found = rule.get("Filter", {})
+    if len(found) > 1:
+        yield "MalformedXML", f"Filter has {' and '.join(found)}; several predicates belong in Filter.And"
+    both_of = found.get("And", {})
+    if "And" in found and ("Prefix" in both_of) + len(both_of.get("Tags", [])) < 2:
+        yield "MalformedXML", "Filter.And needs two predicates; a single one belongs in Filter itself"
+    prefix, tags = selection(rule)
+    keys = [tag["Key"] for tag in tags]
+    if "" in keys:
+        yield "MalformedXML", "the Key of a tag is empty"
+    if key := _repeated(keys):
+        yield "InvalidRequest", f"Duplicate Tag Keys are not allowed: {quoted(key)}"
+    try:
+        size_bytes = len(_key(prefix))
+    except UnicodeEncodeError:
+        yield "MalformedXML", f"Prefix {quoted(prefix)} is no text"
+        return
+    if size_bytes > PREFIX_MAX_BYTES:
+        yield (
+            "InvalidArgument",
+            f"Rule prefix cannot be longer than maximum allowed key length of {PREFIX_MAX_BYTES}; it has {size_bytes}",
+        )
+    rule_id = rule.get("ID", "")
+    if len(rule_id) > ID_MAX:
+        yield "InvalidArgument", f"ID length should not exceed allowed limit of {ID_MAX}"
+    if not (rule_id.isascii() and rule_id.isprintable()):
+        yield "InvalidArgument", "ID must be printable ASCII"
+
+
+def _faults_of_version(rule: ReplicationRule) -> Iterator[Fault]:
+    """What V1 cannot say and what V2 must. Source: s3-semantics, 1.2."""
+    schema = "for this version of Cross Region Replication configuration schema"
+    if "Filter" not in rule:
+        present = {*rule, *rule.get("SourceSelectionCriteria", ()), *rule["Destination"]}
+        for name in ("Priority", "DeleteMarkerReplication", "ReplicaModifications", "ReplicationTime"):
+            if name in present:
+                yield "InvalidRequest", f"{name} cannot be used {schema}; it needs a Filter instead of Prefix"
+        return
+    if "Priority" not in rule:
+        yield "InvalidRequest", f"Priority must be specified {schema}"
+    if not 0 <= rule["Priority"] <= PRIORITY_MAX:
+        yield "InvalidRequest", f"Priority must be between 0 and {PRIORITY_MAX}, not {rule['Priority']}"
+    if "DeleteMarkerReplication" not in rule:
+        yield (
+            "InvalidRequest",
+            f'DeleteMarkerReplication must be specified {schema}: {{"Status": "Enabled"}} or "Disabled"',
+        )
+    if _on(rule["DeleteMarkerReplication"]) and selection(rule)[1]:
+        yield (
+            "InvalidRequest",
+            "Delete marker replication is not supported if any Tag filter is specified; "
+            "set DeleteMarkerReplication to Disabled",
+        )
+
+
+def _faults_of_destination(to: Destination) -> Iterator[Fault]:
+    if to.get("StorageClass", STORAGE_CLASSES[0]) not in STORAGE_CLASSES:
+        known = ", ".join(STORAGE_CLASSES)
+        yield "MalformedXML", f"Destination.StorageClass {quoted(to['StorageClass'])} is none of {known}"
+    if "AccessControlTranslation" in to and "Account" not in to:
+        yield "InvalidRequest", "Account must be specified if the Owner in AccessControlTranslation has a value"
+    if to.get("Account") == "":
+        yield "InvalidArgument", "Destination.Account is empty"
+    metrics, timed = to.get("Metrics"), to.get("ReplicationTime")
+    for given in (metrics and metrics.get("EventThreshold"), timed and timed["Time"]):
+        if given and given["Minutes"] != THRESHOLD_MINUTES:
+            yield "InvalidArgument", f"Minutes must be {THRESHOLD_MINUTES}, not {given['Minutes']}"
+    if not timed:
+        return
+    if not metrics or metrics["Status"] != timed["Status"]:
+        yield (
+            "InvalidRequest",
+            "Destination must contain both ReplicationTime and Metrics or neither, and with the same Status",
+        )
+    elif _on(timed) and "EventThreshold" not in metrics:
+        yield "InvalidArgument", 'ReplicationMetrics must contain an event threshold: "EventThreshold": {"Minutes": 15}'
+
+
+def _faults_of_kms(rule: ReplicationRule) -> Iterator[Fault]:
+    """Files are not encrypted with keys: a selection by them is checked as S3 would, and then refused."""
+    selection = rule.get("SourceSelectionCriteria", {}).get("SseKmsEncryptedObjects")
+    key = rule["Destination"].get("EncryptionConfiguration", {}).get("ReplicaKmsKeyID", "")
+    if _on(selection) and not key:
+        yield "InvalidRequest", "ReplicaKmsKeyID must be specified if SseKmsEncryptedObjects tag is present"
+    if key and not selection:
+        yield "InvalidRequest", "SseKmsEncryptedObjects must be specified if ReplicaKmsKeyID is present"
+    if _on(selection):
+        yield (
+            "InvalidRequest",
+            "fsrepl has no KMS; set SseKmsEncryptedObjects to Disabled, or leave it out with the key",
+        )
+
+
+def _faults_together(rules: list[ReplicationRule], destinations: Collection[str]) -> Iterator[Fault]:
+    """What is wrong among rules that are right each. Disabled ones count. Source: s3-semantics, 1.2 and 1.4."""
+    if name := _repeated(rule["ID"] for rule in rules if rule.get("ID")):
+        yield "InvalidArgument", f"Rule Id must be unique, and {quoted(name)} is there twice"
+    filtered = sum("Filter" in rule for rule in rules)
+    if 0 < filtered < len(rules):
+        yield "InvalidRequest", "some rules have a Prefix of their own and others a Filter; give all of them a Filter"
+    if filtered:
+        if (priority := _repeated(rule["Priority"] for rule in rules)) is not None:
+            yield "InvalidRequest", f"Found duplicate priority {priority}; each rule needs its own"
+        return
+    if len(set(destinations)) > 1:
+        yield (
+            "InvalidRequest",
+            "Number of distinct destination bucket ARNs cannot exceed 1 where rules have a Prefix; "
+            f"use a Filter to send to {' and '.join(sorted(set(destinations)))}",
+        )
+    prefixes = sorted((_key(rule["Prefix"]), rule["Prefix"]) for rule in rules)
+    for (shorter, one), (longer, other) in itertools.pairwise(prefixes):
+        if longer.startswith(shorter):
+            yield (
+                "InvalidRequest",
+                f"Found overlapping prefixes {quoted(one)} and {quoted(other)}; only a Filter may overlap",
+            )
+
+
+def _repeated(values: Iterable[T]) -> T | None:
+    """The first value that was there before."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def effective_content(rule: Rule) -> str:
+    """What decides whether a rule chooses a version: while this stays the same, the rule has been in effect."""
+    prefix = rule.prefix.decode("utf-8", "surrogateescape")
+    return json.dumps([rule.enabled, rule.destination, prefix, sorted(rule.tags.items())])
+
+
+# -- writing a configuration; `parse_replication` checks what comes out, and makes up the ids
+
+
+def enable_document(
+    destination: str,
+    *,
+    role: str,
+    prefixes: Collection[str] = (),
+    storage_class: str = "",
+    storage_classes: Mapping[str, str] = EMPTY,
+    rule_id: str = "",
+    delete_markers: bool = True,
+) -> ReplicationConfiguration:
+    """What `fsrepl replication enable` asks for: the console's V1, a rule a prefix, without one the whole bucket.
+
+    storage_classes are those of single prefixes. Without delete_markers it is V2, since V1 has no word for that.
+    role is a name; several rules are called rule_id, rule_id-2 and so on. Source: s3-semantics, section 7, S9 to S17.
+    """
+    rules: list[ReplicationRule] = []
+    for prefix, name in zip(prefixes or ("",), _numbered(rule_id), strict=False):
+        to: Destination = {"Bucket": bucket_arn(destination)}
+        if its_class := storage_classes.get(prefix, storage_class):
+            to["StorageClass"] = its_class
+        rule: ReplicationRule = {"Prefix": prefix, "Status": "Enabled", "Destination": to}
+        if rule_id:
+            rule["ID"] = name
+        if not delete_markers:
+            rule = _as_v2(rule, priority=len(rules) + 1, markers="Disabled")
+        rules.append(_in_order(rule))
+    return {"Role": role_arn(role), "Rules": rules}
+
+
+def add_rules(document: object, rules: Iterable[ReplicationRule]) -> ReplicationConfiguration:
+    """A saved configuration with more rules. V1 stays V1 while there is one destination; else all rules become V2.
+
+    There the new ones have the next free priorities, so they win; what was V2 already keeps its own.
+    """
+    configuration = _configuration(document)
+    old, new = configuration["Rules"], copy.deepcopy(list(rules))
+    every = [*old, *new]
+    if any("Filter" in rule for rule in every) or len({rule["Destination"]["Bucket"] for rule in every}) > 1:
+        old = [rule if "Filter" in rule else _as_v2(rule, priority) for priority, rule in enumerate(old, 1)]
+        highest = max((rule["Priority"] for rule in old), default=0)
+        new = [_as_v2(rule, priority) for priority, rule in enumerate(new, highest + 1)]
+    return {"Role": configuration["Role"], "Rules": [*old, *new]}
+
+
+def _as_v2(rule: ReplicationRule, priority: int, markers: Word = "Enabled") -> ReplicationRule:
+    """A rule in the words of V2, of which a V2 rule keeps its own. V1's unsaid word on markers is Enabled."""
+    v2 = rule.copy()
+    prefix = v2.pop("Prefix", "")
+    v2.setdefault("Filter", {"Prefix": prefix})
+    v2.setdefault("DeleteMarkerReplication", {"Status": markers})
+    v2["Priority"] = priority
+    return _in_order(v2)
+
+
+def set_status(document: object, status: Word) -> ReplicationConfiguration:
+    """The configuration with all rules enabled, or all disabled. Source: s3-semantics, 1.5."""
+    configuration = _configuration(document)
+    for rule in configuration["Rules"]:
+        rule["Status"] = status
+    return configuration
+
+
+def render_aws(document: object) -> ReplicationConfiguration:
+    """The configuration as S3 would accept it: its bucket ARNs name no region."""
+    configuration = _configuration(document)
+    for rule in configuration["Rules"]:
+        to = rule["Destination"]
+        address = parse_bucket_arn(to["Bucket"], lambda name: [f"any/{name}"])  # whichever: it is left out again
+        to["Bucket"] = bucket_arn(address, aws=True)
+    return configuration
+
+
+# -- versioning
+
+
+def parse_versioning(document: object) -> Versioning:
+    """With or without its wrapper; empty means that versioning was never on. Raises Refused(MalformedXML)."""
+    found = conform(_unwrapped(document, "VersioningConfiguration"), VersioningConfiguration, "MalformedXML")
+    return Versioning(found.get("Status", ""))
+
+
+def versioning_document(versioning: Versioning) -> VersioningConfiguration:
+    if versioning is Versioning.OFF:
+        return {}
+    return {"Status": "Enabled" if versioning is Versioning.ENABLED else "Suspended"}

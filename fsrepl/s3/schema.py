@@ -1,0 +1,91 @@
+"""The form of S3's bucket settings, in the names of S3's own schema. What types cannot say is asked in replication.py.
+
+A field is optional unless Required; see s3/conform.py, which holds documents against these.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Never, Required, TypedDict
+
+Word = Literal["Enabled", "Disabled"]
+
+
+class Switch(TypedDict, total=False):
+    Status: Required[Word]
+
+
+class Tag(TypedDict, total=False):
+    Key: Required[str]
+    Value: Required[str]
+
+
+class And(TypedDict, total=False):
+    Prefix: str
+    Tags: list[Tag]
+
+
+class Filter(TypedDict, total=False):
+    Prefix: str
+    Tag: Tag
+    And: And
+
+
+class SourceSelectionCriteria(TypedDict, total=False):
+    ReplicaModifications: Switch
+    SseKmsEncryptedObjects: Switch
+
+
+class AccessControlTranslation(TypedDict, total=False):
+    Owner: Required[Literal["Destination"]]
+
+
+class EncryptionConfiguration(TypedDict, total=False):
+    ReplicaKmsKeyID: str
+
+
+class TimeValue(TypedDict, total=False):
+    Minutes: Required[int]
+
+
+class Metrics(TypedDict, total=False):
+    Status: Required[Word]
+    EventThreshold: TimeValue
+
+
+class ReplicationTime(TypedDict, total=False):
+    Status: Required[Word]
+    Time: Required[TimeValue]
+
+
+class Destination(TypedDict, total=False):
+    Bucket: Required[str]
+    Account: str
+    StorageClass: str
+    AccessControlTranslation: AccessControlTranslation
+    EncryptionConfiguration: EncryptionConfiguration
+    Metrics: Metrics
+    ReplicationTime: ReplicationTime
+
+
+class ReplicationRule(TypedDict, total=False):
+    ID: str
+    Priority: int
+    Prefix: str
+    Filter: Filter
+    Status: Required[Word]
+    SourceSelectionCriteria: SourceSelectionCriteria
+    ExistingObjectReplication: Annotated[
+        Never, "S3 has withdrawn it; `fsrepl replication backfill` sends what was there before"
+    ]
+    Destination: Required[Destination]
+    DeleteMarkerReplication: Switch
+
+
+class ReplicationConfiguration(TypedDict, total=False):
+    Role: Required[str]
+    Rules: Required[list[ReplicationRule]]
+
+
+class VersioningConfiguration(TypedDict, total=False):
+    Status: Literal["Enabled", "Suspended"]
+    MFADelete: Literal["Disabled"]  # as `aws s3api` prints it; there is no MFA to enable

@@ -1,0 +1,1 @@
+"""What lies on disk: system calls, site, bucket, records, versions, intents."""

@@ -1,0 +1,375 @@
+"""Backfill jobs as they lie on disk: what each was asked for, how far it has come, and its report.
+
+A job is a document in its source bucket, .fsrepl/jobs/ID.json, with S3's words for its states. It lies
+there, and not with the site's state, because that is where its work is: what it owes stands on the versions
+beside it, it goes on wherever that disk is attached, and it goes when the bucket goes. Beside it, once it
+has ended, ID.jsonl is its report: a line for each version and destination. What the document says of
+progress may lag behind: versions that a job has been at say so themselves.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import enum
+import json
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsrepl.errors import FsreplError, Refused
+from fsrepl.model import clock, keys
+from fsrepl.model.version import NULL, Status
+from fsrepl.s3.rules import Wanted
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.documents import read_document, write_document
+from fsrepl.storage.fs import GONE
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Counts, Owed, Stored
+from fsrepl.storage.site import Site
+
+FOLDER = b"jobs"
+KEPT_NS = 90 * 86400 * 1_000_000_000
+"""How long an ended job can be asked for; S3 keeps its own as long."""
+_SLICE = 1000
+
+
+class State(enum.StrEnum):
+    """S3's words. Preparing: it looks for what to send; Active: it is being sent."""
+
+    PREPARING = "Preparing"
+    ACTIVE = "Active"
+    CANCELLING = "Cancelling"
+    COMPLETE = "Complete"
+    CANCELLED = "Cancelled"
+    FAILED = "Failed"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in (State.COMPLETE, State.CANCELLED, State.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """What a job has to do, a version to a destination each, and what became of it."""
+
+    number: int = 0
+    bytes: int = 0
+    succeeded: int = 0
+    succeeded_bytes: int = 0
+    failed: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.succeeded + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One backfill. versions: how many the bucket had when it was asked for; examined: how many it has looked at.
+
+    there: destinations that were known to have a version. unreadable: versions whose record cannot be read. last: the
+    version it looked at last. tasks: counted when it ended. why: what ended it early.
+    """
+
+    id: str
+    bucket: str
+    created_ns: int
+    statuses: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    state: State = State.PREPARING
+    versions: int = 0
+    examined: int = 0
+    there: int = 0
+    unreadable: tuple[tuple[bytes, str], ...] = ()
+    last: Stored | None = None
+    ended_ns: int = 0
+    tasks: Tasks | None = None
+    why: str = ""
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.id, frozenset(self.statuses), frozenset(self.rules))
+
+    def is_for(self, stored: Stored) -> bool:
+        """Whether a version was there when the job was asked for; younger ones are the live rules' affair."""
+        if stored.id == NULL or stored.created_ns != self.created_ns:
+            return stored.created_ns <= self.created_ns
+        return stored.id < self.id
+
+    def has_yet_to_look_at(self, stored: Stored) -> bool:
+        if self.state is not State.PREPARING or not self.is_for(stored):
+            return False
+        return self.last is None or self.last.order < stored.order
+
+
+# -- the document
+
+
+def encode(job: Job) -> dict[str, object]:
+    document: dict[str, object] = {
+        "JobId": job.id,
+        "Bucket": job.bucket,
+        "Status": str(job.state),
+        "CreationTime": clock.stamp(job.created_ns),
+        "ObjectReplicationStatuses": list(job.statuses),
+        "Rules": list(job.rules),
+        "Versions": job.versions,
+        "VersionsExamined": job.examined,
+        "AlreadyThere": job.there,
+    }
+    if job.last is not None:
+        document["LastExamined"] = {
+            "KeyBase64": _base64(job.last.key),
+            "VersionId": job.last.id,
+            "CreatedNs": job.last.created_ns,
+        }
+    if job.unreadable:
+        document["Unreadable"] = [{"KeyBase64": _base64(key), "VersionId": i} for key, i in job.unreadable]
+    if job.ended_ns:
+        document["TerminationDate"] = clock.stamp(job.ended_ns)
+    if job.why:
+        document["StatusUpdateReason"] = job.why
+    if job.tasks is not None:
+        document["ProgressSummary"] = _encode_tasks(job.tasks)
+    return document
+
+
+def _encode_tasks(tasks: Tasks) -> dict[str, int]:
+    return {
+        "TotalNumberOfTasks": tasks.number,
+        "NumberOfTasksSucceeded": tasks.succeeded,
+        "NumberOfTasksFailed": tasks.failed,
+        "TotalBytes": tasks.bytes,
+        "BytesSucceeded": tasks.succeeded_bytes,
+    }
+
+
+def decode(document: dict[str, Any]) -> Job:
+    """Raises ValueError, KeyError or TypeError for what encode did not write."""
+    last = document.get("LastExamined")
+    said = document.get("ProgressSummary")
+    return Job(
+        id=document["JobId"],
+        bucket=document["Bucket"],
+        created_ns=clock.parse(document["CreationTime"]),
+        statuses=tuple(document["ObjectReplicationStatuses"]),
+        rules=tuple(document["Rules"]),
+        state=State(document["Status"]),
+        versions=int(document["Versions"]),
+        examined=int(document["VersionsExamined"]),
+        there=int(document["AlreadyThere"]),
+        unreadable=tuple((base64.b64decode(u["KeyBase64"]), u["VersionId"]) for u in document.get("Unreadable", ())),
+        last=Stored(*keys.split(base64.b64decode(last["KeyBase64"])), last["CreatedNs"], last["VersionId"])
+        if last
+        else None,
+        ended_ns=clock.parse(document["TerminationDate"]) if "TerminationDate" in document else 0,
+        tasks=Tasks(
+            said["TotalNumberOfTasks"], said["TotalBytes"], said["NumberOfTasksSucceeded"], said["BytesSucceeded"],
+            said["NumberOfTasksFailed"],
+        )
+        if said
+        else None,
+        why=document.get("StatusUpdateReason", ""),
+    )  # fmt: skip
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+# -- in the bucket
+
+
+@contextlib.contextmanager
+def _folder(bucket: OpenBucket, *, make: bool = False) -> Iterator[int | None]:
+    """The bucket's jobs folder; None where it never had a job."""
+    try:
+        fd = bucket.fs.open_dir(bucket.meta, FOLDER)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        if not make:
+            yield None
+            return
+        bucket.fs.make_dir(bucket.meta, FOLDER)
+        bucket.fs.sync_file(bucket.meta)
+        fd = bucket.fs.open_dir(bucket.meta, FOLDER)
+    try:
+        yield fd
+    finally:
+        bucket.fs.close(fd)
+
+
+def save(bucket: OpenBucket, job: Job) -> None:
+    """Write a job down, durably."""
+    with _folder(bucket, make=True) as at:
+        assert at is not None
+        write_document(bucket.fs, at, _document(job.id), encode(job))
+
+
+def load(bucket: OpenBucket) -> tuple[list[Job], list[str]]:
+    """The jobs of a bucket, the oldest first; and the names of documents that cannot be read."""
+    found: list[Job] = []
+    damaged: list[str] = []
+    with _folder(bucket) as at:
+        for entry in list(bucket.fs.entries(at)) if at is not None else ():
+            if entry.name.startswith(".") or not entry.name.endswith(".json"):
+                continue
+            try:
+                document = read_document(bucket.fs, at or 0, os.fsencode(entry.name))
+                if document is not None:
+                    found.append(decode(document))
+            except (OSError, ValueError, KeyError, TypeError):
+                damaged.append(entry.name)
+    return sorted(found, key=lambda job: job.id), damaged
+
+
+def sweep(bucket: OpenBucket, now_ns: int) -> None:
+    """Remove jobs that ended long ago, and what a crash left half written."""
+    old = [j for j in load(bucket)[0] if j.state.has_ended and j.ended_ns + KEPT_NS < now_ns]
+    with _folder(bucket) as at:
+        if at is None:
+            return
+        for name in [e.name for e in bucket.fs.entries(at) if e.name.startswith(".")]:
+            bucket.fs.unlink(at, os.fsencode(name))
+        for job in old:
+            for each in (_report(job.id), _document(job.id)):
+                with contextlib.suppress(FileNotFoundError):
+                    bucket.fs.unlink(at, each)
+
+
+def _document(job_id: str) -> bytes:
+    return job_id.encode() + b".json"
+
+
+def _report(job_id: str) -> bytes:
+    return job_id.encode() + b".jsonl"
+
+
+# -- the report
+
+
+def begin_report(bucket: OpenBucket, job: Job) -> None:
+    """A report is written when a job has ended, and again from the start where that was interrupted."""
+    rows = [_row(job.bucket, key, version, "", "failed", "SrcObjectNotEligible") for key, version in job.unreadable]
+    with _folder(bucket, make=True) as at:
+        assert at is not None
+        with contextlib.suppress(FileNotFoundError):
+            bucket.fs.unlink(at, _report(job.id))
+    _append(bucket, job, rows)
+
+
+def add_to_report(bucket: OpenBucket, job: Job, rows: list[Owed]) -> None:
+    _append(bucket, job, [_row_of(owed) for owed in rows])
+
+
+def _append(bucket: OpenBucket, job: Job, rows: list[dict[str, str]]) -> None:
+    with _folder(bucket, make=True) as at:
+        assert at is not None
+        fd = bucket.fs.append(at, _report(job.id))
+        try:
+            bucket.fs.write(fd, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        finally:
+            bucket.fs.close(fd)
+
+
+def end_report(bucket: OpenBucket, job: Job) -> None:
+    """Make the report durable: the job says that it has ended only after that."""
+    with _folder(bucket, make=True) as at:
+        assert at is not None
+        fd = bucket.fs.append(at, _report(job.id))
+        try:
+            bucket.fs.sync_file(fd)
+        finally:
+            bucket.fs.close(fd)
+        bucket.fs.sync_file(at)
+
+
+_WORDS = {str(Status.COMPLETED): "succeeded", str(Status.FAILED): "failed", str(Status.PENDING): "pending"}
+
+
+def _row_of(owed: Owed) -> dict[str, str]:
+    return _row(owed.source, owed.key, owed.id, owed.destination, _WORDS[owed.status], owed.reason)
+
+
+def _row(bucket: str, key: bytes, version: str, destination: str, word: str, reason: str) -> dict[str, str]:
+    row = {"Bucket": bucket, "Key": keys.text(key)}
+    if not keys.is_exact(key):
+        row["KeyBase64"] = _base64(key)
+    return row | {"VersionId": version, "Destination": destination, "Status": word, "ErrorCode": reason}
+
+
+def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str, str]]:
+    """A row for each version and destination: as it was written when the job ended, or as it is now."""
+    if not job.state.has_ended:
+        last = None
+        while rows := journal.job_deliveries(job.bucket, job.id, last, _SLICE):
+            yield from map(_row_of, rows)
+            last = rows[-1]
+        return
+    with _folder(bucket) as at:
+        if at is None:
+            return
+        fd = bucket.fs.open_read(at, _report(job.id))
+    with open(fd, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+# -- asking
+
+
+def tasks_of(journal: Journal, job: Job) -> Tasks:
+    """What a job has to do and has done, counted in the journal; for one that has ended, what was counted then."""
+    if job.tasks is not None:
+        return job.tasks
+    counts = journal.job_counts(job.bucket, job.id)
+    succeeded = counts.get("COMPLETED", Counts())
+    return Tasks(
+        sum(c.number for c in counts.values()) + len(job.unreadable),
+        sum(c.bytes for c in counts.values()),
+        succeeded.number,
+        succeeded.bytes,
+        counts.get("FAILED", Counts()).number + len(job.unreadable),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a job at work is, on average since it was begun by this process; None where that cannot be said yet."""
+
+    tasks_per_s: float | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+
+
+def describe(job: Job, tasks: Tasks, pace: Pace | None = None) -> dict[str, object]:
+    """A job for `--json`: its document without what is of use to the daemon alone, how far it is, and how fast."""
+    pace = pace or Pace()
+    return encode(replace(job, last=None, unreadable=(), tasks=None)) | {
+        "ProgressSummary": _encode_tasks(tasks),
+        "TasksPerSecond": pace.tasks_per_s,
+        "BytesPerSecond": pace.bytes_per_s,
+        "EtaSeconds": pace.eta_s,
+    }
+
+
+def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[dict[str, object]]:
+    """The jobs of buckets as their documents say, where there is no daemon to ask."""
+    found: list[Job] = []
+    for address in addresses:
+        with contextlib.suppress(FsreplError, OSError), site.bucket(address).open() as bucket:
+            found += load(bucket)[0]
+    return [describe(job, tasks_of(journal, job)) for job in found]
+
+
+def find(site: Site, job_id: str) -> Job:
+    """A job of any bucket that can be read. Raises Refused(NoSuchJob)."""
+    for address in sorted(site.buckets):
+        with contextlib.suppress(FsreplError, OSError), site.buckets[address].open() as bucket:
+            for job in load(bucket)[0]:
+                if job.id == job_id:
+                    return job
+    raise Refused("NoSuchJob", f"there is no job {job_id!r}; `fsrepl replication jobs` lists them")

@@ -1,0 +1,382 @@
+"""One bucket's directories and documents, open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable
+from fsrepl.model import clock, digests, keys
+from fsrepl.model.rule import Replication
+from fsrepl.model.version import Versioning
+from fsrepl.model.view import View, view_of
+from fsrepl.s3 import replication
+from fsrepl.storage import documents, privacy, times
+from fsrepl.storage.fs import GONE, Fs, reason
+
+if TYPE_CHECKING:
+    from fsrepl.storage.site import Site
+
+
+T = TypeVar("T")
+META = keys.RESERVED
+FOLDERS = (b"tmp", b"displaced", b"intents", b"versions")
+BARRIER = b"barrier"
+"""Below tmp: where the daemon makes the sentinels that tell it how far it has read its events."""
+
+_OPEN_DIRECTORIES_MAX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSince:
+    """Since when a rule is in effect: by the clock, and as a ctime of the bucket's own filesystem."""
+
+    content: str
+    ctime_ns: int
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A bucket's settings as last read."""
+
+    versioning: Versioning = Versioning.OFF
+    replication: Replication | None = None
+    since: Mapping[str, RuleSince] = field(default_factory=dict)
+    removed: frozenset[tuple[bytes, str]] = frozenset()
+
+
+class Directories:
+    """Open directories of one tree, by relative path; the least recently used are closed first."""
+
+    def __init__(self, fs: Fs, top: int, never: int | None = None) -> None:
+        self._fs, self._top = fs, top
+        self._never = self._identity(never) if never is not None else None
+        """Which directory is none of this tree, whatever name somebody who may write at its top gives it."""
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+        self.changed: set[bytes] = set()
+        """Directories whose names have changed since the last sync."""
+
+    def get(self, path: bytes) -> int:
+        fd = self._open.get(path)
+        if fd is None:
+            fd = self._open[path] = self._open_dir(path)
+            if len(self._open) > _OPEN_DIRECTORIES_MAX:
+                self._fs.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(path)
+        return fd
+
+    def _open_dir(self, path: bytes) -> int:
+        first, _, rest = path.partition(b"/")
+        if rest and self._never is not None:
+            return self._fs.open_dir(self.get(first), rest)
+        fd = self._fs.open_dir(self._top, path)
+        if self._never is not None and self._identity(fd) == self._never:
+            self._fs.close(fd)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return fd
+
+    def _identity(self, fd: int) -> tuple[int, int]:
+        found = self._fs.stat_fd(fd)
+        return found.st_dev, found.st_ino
+
+    def get_or_make(self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None) -> int:
+        """The same; what is missing is made. make: how, from the directory above, the path and the name."""
+        missing = []
+        while True:
+            try:
+                fd = self.get(path)
+                break
+            except FileNotFoundError:
+                missing.append(path)
+                path = keys.split(path)[0]
+        for path in reversed(missing):
+            parent, name = keys.split(path)
+            with contextlib.suppress(FileExistsError):
+                if make is None:
+                    self._fs.make_dir(self.get(parent), name)
+                else:
+                    make(self.get(parent), path, name)
+                self.changed.add(parent)
+            fd = self.get(path)
+        return fd
+
+    def forget(self, path: bytes) -> None:
+        if (fd := self._open.pop(path, None)) is not None:
+            self._fs.close(fd)
+
+    def sync(self) -> None:
+        """Make all changed names survive a power cut, one fsync a directory."""
+        for path in list(self.changed):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; its parent is in the set
+                self._fs.sync_file(self.get(path))
+            self.changed.discard(path)
+
+    def close(self) -> None:
+        while self._open:
+            self._fs.close(self._open.popitem()[1])
+
+
+class OpenBucket:
+    """A bucket while a batch works in it. Descriptors are held no longer: an idle region can be unmounted."""
+
+    def __init__(self, bucket: Bucket, fd: int) -> None:
+        self.bucket, self.fs, self.fd = bucket, bucket.fs, fd
+        self.address = bucket.address
+        self._folders: dict[bytes, int] = {}
+        self.meta = self.tmp = self.displaced = self.intents = self.versions = -1
+        try:
+            self.meta = self._folder(META)
+            for name in FOLDERS:
+                with contextlib.suppress(FileNotFoundError):  # a never-versioned bucket has no store
+                    setattr(self, name.decode(), self._folder(META + b"/" + name))
+        except BaseException:
+            self._close_folders()
+            raise
+        self.views = Directories(self.fs, fd, self.meta)
+        self.store = Directories(self.fs, self.versions)
+        self.device = self.fs.stat_fd(fd).st_dev
+
+    @property
+    def coarse_ns(self) -> int:
+        """How far apart two changes may be here and still leave equal times on a file."""
+        known = self.bucket.coarse
+        if known is None or known[0] != self.device:
+            known = self.bucket.coarse = (self.device, times.coarse_ns(self.fs, self.tmp))
+        return known[1]
+
+    def view(self, found: os.stat_result, shown: str, *, racy: bool = False) -> View:
+        """A view as we have just made it, or left it; racy where it is hidden what its user writes from now on."""
+        racy = racy or times.may_hide_a_write(found, time.time_ns(), self.coarse_ns)
+        return view_of(found, shown, racy=racy)
+
+    def _folder(self, path: bytes) -> int:
+        fd = self._folders[path] = self.fs.open_dir(self.fd, path)
+        return fd
+
+    def complete(self) -> None:
+        """Make the folders that are missing, now that it is known to be ours: they hold nothing that lasts.
+
+        Not the store: where that is missing, it is lost. Nobody who only looks needs them.
+        """
+        if self.fs.read_only or self.fs.uid != os.geteuid():
+            return
+        for name in FOLDERS[:-1]:
+            if getattr(self, name.decode()) < 0:
+                self.fs.make_dir(self.meta, name)
+                setattr(self, name.decode(), self._folder(META + b"/" + name))
+
+    def sync(self) -> None:
+        """Everything written in this bucket so far is durable when this returns."""
+        if len(self.views.changed) + len(self.store.changed) > 4:
+            self.fs.sync_all(self.fd)
+            self.views.changed.clear()
+            self.store.changed.clear()
+        else:
+            self.store.sync()
+            self.views.sync()
+
+    def _close_folders(self) -> None:
+        for fd in self._folders.values():
+            self.fs.close(fd)
+        self.fs.close(self.fd)
+
+    def close(self) -> None:
+        self.views.close()
+        self.store.close()
+        self._close_folders()
+
+    def __enter__(self) -> OpenBucket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Bucket:
+    """One bucket of the site: where it is, what it must say it is, and its documents as last read."""
+
+    def __init__(self, site: Site, address: str, expected: str) -> None:
+        self.site, self.fs, self.address, self.uuid = site, site.fs, address, expected
+        self.region, _, self.name = address.partition("/")
+        self.documents = Documents()
+        self.seen: dict[bytes, tuple[int, ...]] = {}
+        self.trouble = ""
+        """Why it was not usable at the last look; empty when it was."""
+        self.exposed = ""
+        """That its `.fsrepl` was open to others, and until when, for people; empty where it was not."""
+        self.away = False
+        """It was not there at the last look: its region, or its folder."""
+        self.ids = clock.VersionIds()
+        self.reflinks: bool | None = None
+        self.links: bool | None = None
+        self.coarse: tuple[int, int] | None = None
+        """A device, and how coarse its filesystem's times are."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.site.settings.regions[self.region].path / self.name
+
+    @property
+    def _adopt_hint(self) -> str:
+        return f"`fsrepl bucket adopt {self.address}` brings it back, with the versions that its replicas have"
+
+    @property
+    def sharing(self) -> str:
+        return self.site.settings.regions[self.region].sharing
+
+    @property
+    def versioning(self) -> Versioning:
+        return self.documents.versioning
+
+    @property
+    def replication(self) -> Replication | None:
+        return self.documents.replication
+
+    def open(self) -> OpenBucket:
+        """Look again whether this is the bucket we know, read what changed of its documents, and open it.
+
+        Raises Unavailable (region or bucket offline, foreign, not ours, documents unreadable) or
+        BucketMissing. Nothing was written.
+        """
+        try:
+            found = self._open()
+        except FsreplError as error:
+            self.trouble, self.away = str(error), isinstance(error, (Away, BucketMissing))
+            raise
+        self.trouble, self.away = "", False
+        return found
+
+    def _open(self) -> OpenBucket:
+        with self.site.open_region(self.region) as region_fd:
+            try:
+                fd = self.fs.open_dir(region_fd, self.name.encode(), cross=True)
+            except OSError as error:
+                if error.errno in GONE:
+                    raise BucketMissing(f"bucket {self.address}: its folder is not there") from error
+                raise Unavailable(f"bucket {self.address}: cannot open its folder: {reason(error)}") from error
+        try:
+            opened = OpenBucket(self, fd)
+        except PermissionError as error:
+            raise Disowned(f"bucket {self.address}: its .fsrepl cannot be opened: {reason(error)}") from error
+        except OSError as error:
+            what = f"its .fsrepl folder is gone; {self._adopt_hint}" if error.errno in GONE else reason(error)
+            raise Unavailable(f"bucket {self.address}: {what}") from error
+        try:
+            if self.site.keeps_private:
+                self._keep_private(opened)
+            self._check(opened)
+            self.refresh(opened)
+            opened.complete()
+        except OSError as error:
+            opened.close()
+            raise Unavailable(f"bucket {self.address}: {reason(error)}") from error
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _keep_private(self, opened: OpenBucket) -> None:
+        with contextlib.suppress(PermissionError):  # it is somebody else's, and is not believed either
+            if privacy.close(self.fs, opened.meta):
+                self.exposed = (
+                    f"others could look into .fsrepl, which holds private and deleted files, until "
+                    f"{clock.stamp(self.site.now())}; it is closed again"
+                )
+
+    def _check(self, opened: OpenBucket) -> None:
+        if opened.versions < 0:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.stat(opened.meta, b"versioning.json")
+                raise Unavailable(
+                    f"bucket {self.address}: its version store, .fsrepl/versions, is gone; {self._adopt_hint}"
+                )
+        for fd in (opened.meta, opened.versions):
+            if fd < 0:
+                continue
+            if why := documents.disowned(self.fs, fd):
+                raise Disowned(f"bucket {self.address}: its .fsrepl {why}; what it says is not believed")
+
+    def refresh(self, opened: OpenBucket) -> None:
+        """Read the documents that changed since the last look."""
+        names = (b"bucket.json", b"versioning.json", b"replication.json", b"rules.json", b"removed.jsonl")
+        seen: dict[bytes, tuple[int, ...]] = {}
+        for name in names:
+            try:
+                found = self.fs.stat(opened.meta, name)
+                mark: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                what = f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own"
+                if not stat.S_ISREG(found.st_mode):
+                    raise DocumentInvalid(f"{what}, but something else; move it away, and put back the file")
+                if found.st_uid not in (self.fs.uid, 0):
+                    raise Disowned(f"{what}, but of uid {found.st_uid}; what it says is not believed")
+            except FileNotFoundError:
+                mark = ()
+            seen[name] = mark
+        if seen == self.seen:
+            return
+        self.seen = {}  # until all of it has been read
+        try:
+            found_uuid = self._document(opened, b"bucket.json", lambda identity: str(identity["uuid"]), "")
+            if not found_uuid:
+                raise Unavailable(
+                    f"bucket {self.address}: .fsrepl/bucket.json, which says what bucket this is, is gone; if that was "
+                    f"`fsrepl bucket rm {self.address}`, the same again goes on with it; otherwise {self._adopt_hint}"
+                )
+            if found_uuid != self.uuid:
+                raise Unavailable(
+                    f"bucket {self.address}: .fsrepl/bucket.json is of another bucket "
+                    f"({found_uuid}) than the site knows ({self.uuid}); "
+                    "`fsrepl region add` attaches a region again"
+                )
+            self.documents = self.read_documents(opened)
+        except FsreplError as error:
+            raise Unavailable(str(error)) if not isinstance(error, Unavailable) else error from error
+        self.seen = seen
+
+    def read_documents(self, opened: OpenBucket) -> Documents:
+        """Its documents as they are now. Raises DocumentInvalid."""
+        return Documents(
+            self._document(opened, b"versioning.json", replication.parse_versioning, Versioning.OFF),
+            self._document(opened, b"replication.json", self._parse_replication, None),
+            self._document(opened, b"rules.json", _parse_since, {}),
+            frozenset(documents.read_removed(self.fs, opened.meta)),
+        )
+
+    def _parse_replication(self, document: dict[str, object]) -> Replication | None:
+        return replication.read_replication(document, source=self.address, named=self.site.named)
+
+    def _document(self, opened: OpenBucket, name: bytes, parse: Callable[[dict[str, object]], T], otherwise: T) -> T:
+        """What a document says; otherwise, where there is none. Raises DocumentInvalid, which names it."""
+        try:
+            found = documents.read_document(self.fs, opened.meta, name)
+            return otherwise if found is None else parse(found)
+        except OSError as error:
+            why = f"cannot be read: {reason(error)}"
+        except ValueError as error:
+            why = f"cannot be read: {error}"
+        except KeyError as error:
+            why = f"is not valid: it lacks {error}"
+        except (Refused, TypeError) as error:
+            why = f"is not valid: {error}"
+        raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; mend the file")
+
+
+def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
+    return {rule: RuleSince(d["content"], d["ctime_ns"], d["since"]) for rule, d in document.items()}
+
+
+def content_digest(bucket: OpenBucket, fd: int) -> bytes:
+    """The BLAKE3 of an open file, 32 bytes."""
+    return digests.of_chunks(bucket.fs.chunks(fd))

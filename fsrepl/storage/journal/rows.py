@@ -1,0 +1,100 @@
+"""What the journal knows: a view as it was seen, a key's current version, a delivery that is owed; and its end.
+
+Frozen, like the nouns of model/version.py that they are made from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsrepl.model import keys
+from fsrepl.model.version import Delivery, Status, Tracking, Version, operation
+from fsrepl.model.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A key's current version, as far as the index knows it, and its view."""
+
+    id: str
+    created_ns: int
+    marker: bool
+    digest: bytes
+    view: View | None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        return self.created_ns, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A version or marker as the index knows it, and its place in the order of versions_after."""
+
+    directory: bytes
+    name: bytes
+    created_ns: int
+    id: str
+    marker: bool = False
+
+    @property
+    def key(self) -> bytes:
+        return keys.join(self.directory, self.name)
+
+    @property
+    def order(self) -> tuple[bytes, bytes, int, str]:
+        return self.directory, self.name, self.created_ns, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A delivery as the index knows it."""
+
+    source: str
+    key: bytes
+    id: str
+    destination: str
+    rule: str
+    status: str
+    reason: str
+    created_ns: int
+    size: int
+    marker: bool
+    batch: str
+    since_ns: int
+    tracking: Tracking = Tracking.NONE
+    digest: bytes = b""
+    operation: str = ""
+    """S3's word for what it brings. This and the digest are known of what is tracked."""
+
+
+def owed_of(source: str, version: Version, destination: str, delivery: Delivery) -> Owed:
+    """A delivery of a version, as the journal would answer it while it is pending."""
+    told = (version.digest, operation(version, delivery)) if delivery.tracking else (b"", "")
+    return Owed(
+        source, version.key, version.id, destination, delivery.rule, str(delivery.status), delivery.reason,
+        version.created_ns, version.size, version.marker, delivery.batch,
+        delivery.since_ns or version.created_ns, delivery.tracking, *told,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent.
+
+    PENDING: nothing was done, since the source's own record says something else than the index does.
+    """
+
+    owed: Owed
+    status: Status
+    reason: str
+    sent: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What there is of something: a number, their bytes, and since when the oldest of them is so."""
+
+    number: int = 0
+    bytes: int = 0
+    oldest_ns: int = 0

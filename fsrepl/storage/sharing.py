@@ -1,0 +1,52 @@
+"""Whether a version and its view share storage."""
+
+from __future__ import annotations
+
+import os
+
+from fsrepl.model.version import Posix
+from fsrepl.storage import staging
+from fsrepl.storage.bucket import Bucket, OpenBucket
+from fsrepl.storage.fs import UNSUPPORTED
+from fsrepl.views import show
+
+# -- how view and store share
+
+
+def can_reflink(bucket: OpenBucket) -> bool:
+    """Whether this bucket's filesystem shares blocks between files; asked once, by trying."""
+    known = bucket.bucket.reflinks
+    if known is None:
+        fs, a, b = bucket.fs, staging.token(), staging.token()
+        from_fd = fs.create(bucket.tmp, a)
+        to_fd = fs.create(bucket.tmp, b)
+        try:
+            fs.write(from_fd, bytes(4096))
+            fs.clone(to_fd, from_fd)
+            known = True
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            known = False
+        finally:
+            for fd, name in ((from_fd, a), (to_fd, b)):
+                fs.close(fd)
+                fs.unlink(bucket.tmp, name)
+        bucket.bucket.reflinks = known
+    return known
+
+
+def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
+    """Whether the view of a replica here is a hard link to its stored version. Source: design.md, section 7."""
+    sharing = bucket.bucket.sharing
+    if sharing != "link" and (sharing == "private" or receives_writes(bucket.bucket) or can_reflink(bucket)):
+        return False
+    if not show.can_link(bucket):
+        return False
+    # without privilege, a file that its owner may not read and write cannot be kept with its record
+    return os.geteuid() == 0 or posix is None or posix.mode & 0o600 == 0o600
+
+
+def receives_writes(bucket: Bucket) -> bool:
+    """A bucket that users write into, as far as that can be known: one that is replicated from."""
+    return bucket.replication is not None

@@ -1,0 +1,222 @@
+"""A site's regions and buckets, found on disk and checked before anything is believed of them.
+
+A region without its identity file, or with another's, is offline: nothing is read from it and
+nothing written into it. The same goes for a bucket whose folder or documents are not ours. So a
+mount that is missing is an outage and never a mass delete. Source: design.md, sections 2 and 3 (G8, G9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+
+from fsrepl.errors import Away, FsreplError, Refused, Unavailable, Usage
+from fsrepl.model import clock
+from fsrepl.model.clock import Clock
+from fsrepl.model.rule import Role
+from fsrepl.s3 import arn, roles
+from fsrepl.settings import Settings
+from fsrepl.storage import documents, probe
+from fsrepl.storage.bucket import Bucket
+from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.root import REGION_IDENTITY
+
+
+class Site:
+    """The settings, and the regions and buckets they name."""
+
+    def __init__(self, settings: Settings, fs: Fs | None = None, now: Clock | None = None) -> None:
+        self.settings, self.fs = settings, fs or Fs()
+        self.now = now or clock.system_clock()
+        self.uuid = ""
+        """Which site this is: a region says which one it belongs to."""
+        self.keeps_private = False
+        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
+        self.identities: dict[str, dict[str, str]] = {"regions": {}, "buckets": {}}
+        self.buckets: dict[str, Bucket] = {}
+        self.silent: frozenset[str] = frozenset()
+        """Regions that gave no answer when a command asked: nothing of theirs is touched, or it would hang as well."""
+        self._roots: dict[str, tuple[int, ...]] = {}
+        self.load_identities()
+
+    # -- the site's own folder
+
+    @property
+    def state(self) -> str:
+        return str(self.settings.state)
+
+    def load_identities(self) -> None:
+        """Read identities.json. Raises Usage where it is not readable; a site without one knows no region yet."""
+        path = os.path.join(self.state, "identities.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            self.identities = {"regions": dict(found["regions"]), "buckets": dict(found["buckets"])}
+            self.uuid = str(found.get("site") or self.uuid or uuid.uuid4())
+        except FileNotFoundError:
+            self.uuid = self.uuid or str(uuid.uuid4())
+        except PermissionError as error:
+            raise Refused(
+                "AccessDenied", f"the state of this site, {self.state}, is for its own user and root alone"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Usage(
+                f"{path} cannot be read ({error}); if it is lost, remove it and attach each region with "
+                "`fsrepl region add NAME=PATH`"
+            ) from error
+        regions = self.settings.regions
+        known = {a: u for a, u in self.identities["buckets"].items() if a.partition("/")[0] in regions}
+        for address in [a for a in self.buckets if self.buckets[a].uuid != known.get(a)]:
+            del self.buckets[address]
+        for address, expected in known.items():
+            if address not in self.buckets:
+                self.buckets[address] = Bucket(self, address, expected)
+
+    def save_identities(self) -> None:
+        with self.open_state() as at:
+            documents.write_document(self.fs, at, b"identities.json", {"site": self.uuid, **self.identities})
+        self.load_identities()
+
+    @contextlib.contextmanager
+    def open_state(self) -> Iterator[int]:
+        """The folder of the site's own state, 0700, made if need be."""
+        try:
+            os.makedirs(self.state, mode=0o700, exist_ok=True)
+            fd = self.fs.open_root(self.state)
+        except OSError as error:
+            raise Usage(f"cannot use the state folder {self.state}: {reason(error)}") from error
+        try:
+            yield fd
+        finally:
+            self.fs.close(fd)
+
+    # -- regions
+
+    @contextlib.contextmanager
+    def open_region(self, name: str) -> Iterator[int]:
+        """A region's root, known to be the one we expect. Raises Unavailable where it is away or another's."""
+        settings = self.settings.regions.get(name)
+        if settings is None:
+            raise Usage(f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}")
+        if name in self.silent:
+            raise Unavailable(f"region {name}: {settings.path}: {probe.no_answer()}")
+        try:
+            fd = self.fs.open_root(settings.path)
+        except OSError as error:
+            raise Away(f"region {name} is offline: {settings.path}: {reason(error)}") from error
+        try:
+            self._check_region(name, fd)
+            yield fd
+        finally:
+            self.fs.close(fd)
+
+    def _check_region(self, name: str, fd: int) -> None:
+        path = self.settings.regions[name].path
+        expected = self.identities["regions"].get(name)
+        if expected is None:
+            raise Away(self._not_attached(name))
+        try:
+            found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
+        except OSError as error:
+            raise Away(f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)") from error
+        mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        if self._roots.get(name) == mark:
+            return
+        try:
+            identity = documents.read_document(self.fs, fd, REGION_IDENTITY) or {}
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"region {name}: its identity at {path} cannot be read: {error}") from error
+        if identity.get("uuid") != expected:
+            raise Away(
+                f"region {name} is offline: {path} holds another region "
+                f"({identity.get('name', '?')}, {identity.get('uuid', '?')})"
+            )
+        claim = identity.get("site")
+        if isinstance(claim, dict) and claim.get("uuid") != self.uuid:
+            raise Away(
+                f"region {name} is offline: another site has attached it, with its state in {claim.get('state')}; "
+                f"`fsrepl region add {name}={path}` takes it back"
+            )
+        self._roots[name] = mark
+
+    def _not_attached(self, name: str) -> str:
+        path = self.settings.regions[name].path
+        return f"region {name} is not attached; `fsrepl region add {name}={path}` attaches it"
+
+    def region_names(self) -> str:
+        return ", ".join(sorted(self.settings.regions)) or "none"
+
+    def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
+        """Find out which regions give no answer. For commands: in processes of their own."""
+        questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
+        self.silent = probe.silent(questions, within_s)
+
+    def _look_into(self, region: str) -> None:
+        """Touch what a reading command touches first."""
+        os.path.realpath(self.settings.regions[region].path)
+        for bucket in self.buckets.values():
+            if bucket.region == region:
+                with contextlib.suppress(FsreplError), bucket.open() as opened:
+                    opened.fs.entries(opened.fd)
+        self.online(region)
+
+    def online(self, region: str) -> bool:
+        try:
+            with self.open_region(region):
+                return True
+        except FsreplError:
+            return False
+
+    def role(self, name: str) -> Role:
+        """A replication role, as its file says. Raises OSError, ValueError (not JSON), Refused."""
+        with open(self.settings.roles / f"{name}.json", encoding="utf-8") as file:
+            return roles.parse_role(json.load(file), name)
+
+    # -- buckets
+
+    def bucket(self, address: str) -> Bucket:
+        """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
+        region, _name = arn.split_address(address)
+        if region not in self.settings.regions:
+            raise Usage(f"there is no region {region!r} in {self.settings.path}; it names {self.region_names()}")
+        if address not in self.buckets:
+            if region not in self.identities["regions"]:
+                raise Refused("NoSuchBucket", f"{address} is not known: {self._not_attached(region)}")
+            here = ", ".join(sorted(b.name for b in self.buckets.values() if b.region == region)) or "none"
+            raise Refused("NoSuchBucket", f"{address} is not a bucket of this site; buckets in {region}: {here}")
+        return self.buckets[address]
+
+    def named(self, name: str) -> list[str]:
+        """The addresses of all buckets of a name."""
+        return sorted(address for address in self.buckets if address.partition("/")[2] == name)
+
+    def look(self) -> None:
+        """Read the documents of every bucket that can be read; the others keep their trouble."""
+        for bucket in self.buckets.values():
+            with contextlib.suppress(FsreplError), bucket.open():
+                pass
+
+    def sources_of(self, address: str) -> list[str]:
+        """Buckets whose configuration replicates into this one."""
+        return [
+            b.address
+            for b in self.buckets.values()
+            if b.replication and any(r.destination == address for r in b.replication.rules)
+        ]
+
+
+def ignore_in_git(fs: Fs, meta: int) -> None:
+    """Have git pass over .fsrepl, where a bucket is a git repository or lies in one."""
+    with contextlib.suppress(FileExistsError):
+        fd = fs.create(meta, b".gitignore")
+        try:
+            fs.write(fd, b"*\n")
+        finally:
+            fs.close(fd)
+
+
+def new_identity(name: str, now_ns: int, **more: str) -> dict[str, str]:
+    return {"uuid": str(uuid.uuid4()), "name": name, **more, "created": clock.stamp(now_ns)}

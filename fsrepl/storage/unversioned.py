@@ -1,0 +1,98 @@
+"""A bucket that was never versioned, as S3 shows one: each file is the only version of its key, called `null`.
+
+It has no store and nothing watches it, so that all there is to say of an object is read from its file,
+when somebody asks. Source: s3-semantics, section 4, the column "never versioned".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from fsrepl.model import attributes, clock, keys
+from fsrepl.model.version import NULL, Origin, Version
+from fsrepl.storage import posix, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import NO_FILE
+
+
+def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
+    """The objects whose keys begin with a prefix, in byte order; without digests, which would take long."""
+    top, _ = keys.split(prefix)
+    yield from versions.in_depth(top, lambda path: _readable(bucket, path, prefix))
+
+
+def _readable(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
+    """The same as _steps; a directory that cannot be read, or not any more, shows nothing."""
+    with contextlib.suppress(OSError):
+        yield from _steps(bucket, path, prefix)
+
+
+def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
+    """What comes after what in one directory: an object, or a directory to go through."""
+    fd = bucket.fs.open_dir(bucket.fd, path)
+    try:
+        found: list[tuple[bytes, os.stat_result | None]] = []
+        for entry in bucket.fs.entries(fd):
+            key = keys.join(path, os.fsencode(entry.name))
+            if entry.is_dir(follow_symlinks=False):
+                found.append((key + b"/", None))  # a directory sorts as its name and a slash
+            elif entry.is_file(follow_symlinks=False):
+                found.append((key, entry.stat(follow_symlinks=False)))
+    finally:
+        bucket.fs.close(fd)
+    for place, status in sorted(found, key=lambda each: each[0]):
+        if status is not None:
+            if place.startswith(prefix):
+                yield _version(place, status)
+        elif keys.is_key(place[:-1]) and (place.startswith(prefix) or prefix.startswith(place)):
+            yield place[:-1]
+
+
+def _version(key: bytes, found: os.stat_result) -> Version:
+    return Version(key, NULL, clock.within(found.st_mtime_ns), size=found.st_size, origin=Origin.USER)
+
+
+def has(bucket: OpenBucket, key: bytes) -> bool:
+    """Whether a file has this key."""
+    if not keys.is_key(key):
+        return False
+    directory, name = keys.split(key)
+    try:
+        return bucket.fs.is_regular(bucket.fs.stat(bucket.views.get(directory), name))
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return False
+        raise
+
+
+def read(bucket: OpenBucket, key: bytes) -> Version | None:
+    """All that can be said of one object; None where no file has this key."""
+    if not has(bucket, key):
+        return None
+    directory, name = keys.split(key)
+    try:
+        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return None
+        raise
+    try:
+        found = bucket.fs.stat_fd(fd)
+        raw = bucket.fs.attributes(fd)
+        return Version(
+            key, NULL, clock.within(found.st_mtime_ns), False, found.st_size, content_digest(bucket, fd), Origin.USER,
+            posix=posix.inode_posix(bucket, fd, found), attrs=attributes.own(raw), tags=attributes.tags(raw),
+        )  # fmt: skip
+    finally:
+        bucket.fs.close(fd)
+
+
+def content(bucket: OpenBucket, key: bytes) -> Iterator[bytes]:
+    directory, name = keys.split(key)
+    fd = bucket.fs.open_read(bucket.views.get(directory), name)
+    try:
+        yield from bucket.fs.chunks(fd)
+    finally:
+        bucket.fs.close(fd)

@@ -1,0 +1,308 @@
+"""One bucket's versions and markers: stage, publish, read, list, remove.
+
+A version is written whole in .fsrepl/tmp, with every attribute on it, and appears in the store
+by a rename: it is complete or absent, and its content never changes afterwards. Only metadata
+and deliveries do (storage/records.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fsrepl.errors import RecordLost, StoreDamaged
+from fsrepl.model import attributes, keys
+from fsrepl.model.version import Version
+from fsrepl.storage import records, staging
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import GONE, LASTING
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A version that lies complete in .fsrepl/tmp, hidden. ino tells whether a view shares its inode."""
+
+    version: Version
+    name: bytes
+    sidecar: bool
+
+
+# -- staging
+
+
+def stage_marker(bucket: OpenBucket, version: Version) -> Staged:
+    name = staging.token()
+    fd = bucket.fs.create(bucket.tmp, name)
+    try:
+        return Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
+    finally:
+        bucket.fs.close(fd)
+
+
+def discard(bucket: OpenBucket, staged: Staged) -> None:
+    staging.unstage(bucket, staged.name)
+
+
+# -- publishing
+
+
+def publish(bucket: OpenBucket, staged: Staged) -> None:
+    """Rename a staged version into the store. Its data must be durable already; the caller syncs the names.
+
+    A null version takes the place of the null version or null marker before it, as in S3.
+    """
+    version = staged.version
+    directory, last = keys.split(version.key)
+    path = keys.stored_directory(directory)
+    at = bucket.store.get_or_make(path)
+    name = keys.stored_name(last, version.id, marker=version.marker)
+    if staged.sidecar:
+        bucket.fs.rename(bucket.tmp, staged.name + keys.SIDECAR, at, name + keys.SIDECAR)
+    elif version.id == "null":
+        _unlink_if_there(bucket, at, name + keys.SIDECAR)
+    bucket.fs.rename(bucket.tmp, staged.name, at, name)
+    if version.id == "null":
+        other = keys.stored_name(last, version.id, marker=not version.marker)
+        _unlink_if_there(bucket, at, other)
+        _unlink_if_there(bucket, at, other + keys.SIDECAR)
+    bucket.store.changed.add(path)
+
+
+def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
+    """Make the record of a stored version say what this one says. applied: see records.amend.
+
+    Where its view is the same file, and its mode would keep a daemon that is not root from its own store,
+    the version gets a file of its own first.
+    """
+    if version.posix is not None and version.posix.mode & 0o600 != 0o600 and os.geteuid() != 0:
+        fd = open_version(bucket, version.key, version.id, marker=version.marker)
+        try:
+            if bucket.fs.stat_fd(fd).st_nlink > 1:
+                if content_digest(bucket, fd) != version.digest:
+                    raise StoreDamaged(
+                        f"version {version.id} of {keys.shown(version.key)} no longer matches its BLAKE3"
+                    )
+                records.separate(bucket, version, fd)
+                return
+        finally:
+            bucket.fs.close(fd)
+    records.amend(bucket, version, applied=applied)
+
+
+def remove(bucket: OpenBucket, version: Version) -> None:
+    """Remove a version's file, its sidecar after it, and the directories of the store that this empties."""
+    directory, last = keys.split(version.key)
+    path = keys.stored_directory(directory)
+    with contextlib.suppress(FileNotFoundError):
+        at = bucket.store.get(path)
+        name = keys.stored_name(last, version.id, marker=version.marker)
+        _unlink_if_there(bucket, at, name)
+        _unlink_if_there(bucket, at, name + keys.SIDECAR)
+    bucket.store.changed.add(path)
+    while path:
+        parent, last = keys.split(path)
+        bucket.store.forget(path)
+        try:
+            bucket.fs.remove_dir(bucket.store.get(parent), last)
+        except OSError:
+            break  # not empty
+        bucket.store.changed.discard(path)
+        bucket.store.changed.add(parent)
+        path = parent
+
+
+def _unlink_if_there(bucket: OpenBucket, at: int, name: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        bucket.fs.unlink(at, name)
+
+
+def remember_removed(bucket: OpenBucket, version: Version) -> None:
+    """Write down, durably and before it happens, that a version is removed for good. Source: s3-semantics, 9.8."""
+    line = json.dumps({"key": os.fsdecode(version.key), "version": version.id}).encode() + b"\n"
+    fd = bucket.fs.append(bucket.meta, b"removed.jsonl")
+    try:
+        bucket.fs.write(fd, line)
+        bucket.fs.sync_file(fd)
+    finally:
+        bucket.fs.close(fd)
+    bucket.fs.sync_file(bucket.meta)
+
+
+# -- reading
+
+
+def open_version(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> int:
+    """The stored file of a version, to read. FileNotFoundError where there is none."""
+    directory, last = keys.split(key)
+    at = bucket.store.get(keys.stored_directory(directory))
+    return records.open_file(bucket, at, keys.stored_name(last, version_id, marker=marker))
+
+
+def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:
+    directory, last = keys.split(key)
+    try:
+        at = bucket.store.get(keys.stored_directory(directory))
+        bucket.fs.stat(at, keys.stored_name(last, version_id, marker=marker))
+    except OSError as error:
+        if error.errno in GONE:
+            return False
+        raise
+    return True
+
+
+def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
+    """Whether a file is that of a stored version: a view that is has two names.
+
+    Two files of one bucket may have the same inode number: those of btrfs subvolumes, and of an overlay's layers.
+    """
+    directory, last = keys.split(version.key)
+    try:
+        at = bucket.store.get(keys.stored_directory(directory))
+        stored = bucket.fs.stat(at, keys.stored_name(last, version.id, marker=version.marker))
+        return os.path.samestat(stored, found)
+    except OSError as error:
+        if error.errno in GONE:
+            return False
+        raise
+
+
+def is_beside(bucket: OpenBucket, key: bytes) -> bool:
+    """Whether a key's versions and its view lie where one file can have both names: not in two btrfs subvolumes."""
+    directory = keys.split(key)[0]
+    try:
+        view = bucket.fs.stat_fd(bucket.views.get(directory))
+    except OSError as error:
+        if error.errno in LASTING:
+            return True  # it is gone, or a link, and tells nothing
+        raise
+    return bucket.fs.stat_fd(bucket.store.get(keys.stored_directory(directory))).st_dev == view.st_dev
+
+
+def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
+    """The record of a version or a marker; None where the store has neither. Raises StoreDamaged."""
+    directory, last = keys.split(key)
+    for kind in (False, True) if marker is None else (marker,):
+        try:
+            at = bucket.store.get(keys.stored_directory(directory))
+            name = keys.stored_name(last, version_id, marker=kind)
+            return read_stored(bucket, at, key, keys.StoredName(last, version_id, kind, False), name)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+    return None
+
+
+def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName, name: bytes) -> Version:
+    return records.read(bucket, at, name, key).version(key, stored)
+
+
+def in_depth(top: bytes, steps: Callable[[bytes], Iterator[T | bytes]]) -> Iterator[T]:
+    """What is found in a directory and all below. steps: what comes after what in one, bytes being a directory in it.
+
+    Without recursion: trees may be deep.
+    """
+    under_way = [steps(top)]
+    while under_way:
+        found = next(under_way[-1], None)
+        if found is None:
+            under_way.pop()
+        elif isinstance(found, bytes):
+            under_way.append(steps(found))
+        else:
+            yield found
+
+
+def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, keys.StoredName]]]]:
+    """Every directory of the store: its stored path, a descriptor, and the versions and markers in it."""
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        fd = bucket.fs.open_dir(bucket.versions, path)
+        try:
+            found = []
+            for entry in bucket.fs.entries(fd):
+                name = os.fsencode(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(keys.join(path, name))
+                elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
+                    found.append((name, stored))
+            yield path, fd, found
+        finally:
+            bucket.fs.close(fd)
+
+
+def stream(
+    bucket: OpenBucket, unreadable: Callable[[bytes, OSError], None]
+) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
+    """Every version and marker, one at a time however large a directory is: its stored path, a descriptor, its name.
+
+    What is removed meanwhile is passed over, and what is added may be. unreadable is told of directories that are so.
+    """
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        try:
+            fd = bucket.fs.open_dir(bucket.versions, path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            unreadable(path, error)
+            continue
+        try:
+            for entry in bucket.fs.entries(fd):
+                name = os.fsencode(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(keys.join(path, name))
+                elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
+                    yield path, fd, name, stored
+        except OSError as error:
+            unreadable(path, error)
+        finally:
+            bucket.fs.close(fd)
+
+
+def read_all(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[Version]:
+    """The record of every version and marker, in no order. Raises StoreDamaged for one that contradicts itself."""
+    for path, fd, found in walk(bucket):
+        for name, stored in found:
+            guess = keys.join(path, stored.name)
+            if prefix and not guess.startswith(prefix) and b"~" not in guess:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                version = read_stored(bucket, fd, guess, stored, name)
+                if version.key.startswith(prefix):
+                    yield version
+
+
+def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool) -> Version | None:
+    """The record of a version or a marker; None where there is none. Raises StoreDamaged where that is gone."""
+    directory, last = keys.split(key)
+    name = keys.stored_name(last, version_id, marker=marker)
+    try:
+        at = bucket.store.get(keys.stored_directory(directory))
+        record = records.read(bucket, at, name, key)
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise
+    if not attributes.is_whole(record.raw, keys.stored_path(key), marker=marker):
+        raise RecordLost(f"version {version_id} has lost its attributes")
+    return record.version(key, keys.StoredName(last, version_id, marker, False))
+
+
+def ensure_whole(version: Version) -> Version:
+    """The version, if its record has what it needs. Raises RecordLost where attributes were stripped."""
+    if is_stripped(version):
+        raise RecordLost(f"version {version.id} has lost its attributes; `fsrepl verify --repair` rebuilds them")
+    return version
+
+
+def is_stripped(version: Version) -> bool:
+    """Whether a version, as read, has lost its record. (A marker's tells less: see its attributes.)"""
+    return not version.marker and not version.digest

@@ -1,0 +1,382 @@
+"""What directories let people do: a replica's directory never lets in more than its source's does.
+
+Directories are no objects, so what they let people do does not travel with versions. It is on record in each
+bucket, on the directory of the version store that has the same path, where only the daemon writes:
+
+    user.fsrepl.directory   how the directory itself was last seen, for when it is gone
+    user.fsrepl.replicated  how the directory was last seen at each source that has delivered into it, which
+                            inode replication made for it here, and what that one was given
+
+A directory that replication made has what all of its sources have in common. One that somebody else made, or has
+put in the place of ours, has another inode: it is left alone. Source: design.md, section 2.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import functools
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fsrepl.model import access, attributes, keys
+from fsrepl.model.version import Rights
+from fsrepl.storage import staging
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import DOES_NOT_FIT, GONE, UNSUPPORTED
+from fsrepl.views import crossing
+
+# -- what is on record
+
+
+@dataclass(frozen=True, slots=True)
+class Replicated:
+    """What a bucket has on record of a directory that others deliver into.
+
+    made: the inode that replication made for it, 0 where none; given: what that one had afterwards. home: the inode
+    of the directory that the record was written on: on a copy of the tree it is another, and so are all others.
+    """
+
+    sources: Mapping[str, Rights] = field(default_factory=dict)
+    made: int = 0
+    given: Rights | None = None
+    home: int = 0
+
+
+def with_parents(paths: Iterable[bytes]) -> list[bytes]:
+    """Directories and all those above them, the bucket's folder left out, from the top down."""
+    found: set[bytes] = set()
+    for path in paths:
+        while path and path not in found:
+            found.add(path)
+            path = keys.split(path)[0]
+    return sorted(found)
+
+
+def remember(bucket: OpenBucket, path: bytes) -> bool:
+    """Write down how a directory of people's own is, for when it is gone; whether that is new. Raises OSError."""
+    at = bucket.store.get(keys.stored_directory(path))
+    if _made(bucket, at, path, _read(bucket, at)) is not None:
+        return False  # it is as its sources are
+    rights = _rights(bucket, bucket.views.get(path))
+    if bucket.fs.attribute(at, attributes.DIRECTORY) == _encode(rights):
+        return False
+    try:
+        bucket.fs.set_attribute(at, attributes.DIRECTORY, _encode(rights))
+    except OSError as error:
+        if error.errno not in DOES_NOT_FIT:
+            raise
+        bucket.fs.set_attribute(at, attributes.DIRECTORY, _encode(_without_acls(rights)))
+    return True
+
+
+def replicated(bucket: OpenBucket, path: bytes) -> Replicated:
+    """What is on record of a directory that replication may have made. Raises OSError."""
+    return _read(bucket, bucket.store.get(keys.stored_directory(path)))
+
+
+def _read(bucket: OpenBucket, at: int) -> Replicated:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if raw := bucket.fs.attribute(at, attributes.REPLICATED):
+            said = json.loads(raw)
+            return Replicated(
+                {address: _decode(each) for address, each in said["sources"].items()},
+                int(said["made"]), _decode(said["given"]) if said["given"] else None, int(said["home"]),
+            )  # fmt: skip
+    return Replicated()
+
+
+def _write(bucket: OpenBucket, at: int, known: Replicated) -> None:
+    known = replace(known, home=bucket.fs.stat_fd(at).st_ino)
+    try:
+        bucket.fs.set_attribute(at, attributes.REPLICATED, _document(known))
+    except OSError as error:
+        if error.errno not in DOES_NOT_FIT:
+            raise
+        bare = {address: _without_acls(rights) for address, rights in known.sources.items()}
+        bucket.fs.set_attribute(at, attributes.REPLICATED, _document(replace(known, sources=bare, given=None)))
+
+
+def _document(known: Replicated) -> bytes:
+    sources = {address: _said(rights) for address, rights in known.sources.items()}
+    given = _said(known.given) if known.given else None
+    return json.dumps({"home": known.home, "made": known.made, "given": given, "sources": sources}).encode()
+
+
+def _encode(rights: Rights) -> bytes:
+    return json.dumps(_said(rights)).encode()
+
+
+def _said(rights: Rights) -> dict[str, object]:
+    out: dict[str, object] = {"mode": f"{rights.mode:04o}", "uid": rights.uid, "gid": rights.gid}
+    for name, acl in (("acl", rights.acl), ("default", rights.default_acl)):
+        if acl is not None:
+            out[name] = base64.b64encode(acl).decode()
+    return out
+
+
+def _decode(said: Mapping[str, Any]) -> Rights:
+    acl, default = (base64.b64decode(said[name]) if name in said else None for name in ("acl", "default"))
+    return Rights(int(said["mode"], 8), said["uid"], said["gid"], acl, default)
+
+
+def _without_acls(rights: Rights) -> Rights:
+    return Rights(access.without_acl(rights), rights.uid, rights.gid)
+
+
+# -- what a directory is to be given
+
+
+def _wanted(bucket: OpenBucket, at: int, sources: Mapping[str, Rights]) -> Rights | None:
+    """What a directory may let people do that sources deliver into, and where people here had one before."""
+    own = _last_seen(bucket, at)
+    every = [rights for _, rights in sorted(sources.items())] + ([own] if own else [])
+    return functools.reduce(access.common, every) if every else None
+
+
+def _last_seen(bucket: OpenBucket, at: int) -> Rights | None:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if raw := bucket.fs.attribute(at, attributes.DIRECTORY):
+            return _decode(json.loads(raw))
+    return None
+
+
+def _at_source(source: OpenBucket, path: bytes) -> Rights | None:
+    """How a directory is at a source; as it is on record where it is gone, None where nothing tells."""
+    with contextlib.suppress(OSError):
+        return _rights(source, source.views.get(path))
+    with contextlib.suppress(OSError):
+        at = source.store.get(keys.stored_directory(path))
+        return _wanted(source, at, _read(source, at).sources)
+    return None
+
+
+def _nobody() -> Rights:
+    """What a directory is given of which nothing tells how it was: it is the daemon's alone."""
+    return Rights(0o700, os.geteuid(), os.getegid())
+
+
+# -- directories of replica trees
+
+
+class Follower:
+    """Brings directories of a bucket into line with those of its sources, each of them once.
+
+    sources: the buckets that can be looked at now. What others have said before still counts.
+    """
+
+    def __init__(self, bucket: OpenBucket, sources: Mapping[str, OpenBucket]) -> None:
+        self._bucket, self._sources = bucket, sources
+        self._done: set[bytes] = set()
+
+    def before_showing(self, path: bytes) -> None:
+        """New content is about to be shown in a directory: neither it nor those above let in more than at its source.
+
+        Also what a directory is to be given that is not there yet. Raises OSError.
+        """
+        for each in with_parents([path]):
+            if each not in self._done:
+                self._follow(each, self._sources)
+                self._done.add(each)
+
+    def follow(self, path: bytes, *, anew: bool = False) -> None:
+        """A directory here, or at a source, may have changed. anew: also where it was changed here. Raises OSError."""
+        known = replicated(self._bucket, path)
+        if known.made:
+            there = {address: self._sources[address] for address in known.sources if address in self._sources}
+            self._follow(path, there, anew=anew)
+
+    def _follow(self, path: bytes, there: Mapping[str, OpenBucket], *, anew: bool = False) -> None:
+        bucket = self._bucket
+        at = bucket.store.get(keys.stored_directory(path))
+        known = _read(bucket, at)
+        now = replace(known, sources={**known.sources, **_looked_up(known, there, path)})
+        fd = _made(bucket, at, path, known)
+        if fd is not None:
+            inode, has = bucket.fs.stat_fd(fd).st_ino, _rights(bucket, fd)
+            is_news = anew or now.sources != known.sources
+            if is_news or has != known.given:
+                wanted = _wanted(bucket, at, now.sources) or _nobody()
+                if not is_news and known.given and has.mode != known.given.mode:
+                    # Its people may take away from what it lets others do, until the source's changes again.
+                    wanted = replace(wanted, mode=wanted.mode & has.mode)
+                now = replace(now, made=inode, given=give(bucket, fd, has, wanted))
+        if now != known:
+            _write(bucket, at, now)
+
+
+def _looked_up(known: Replicated, there: Mapping[str, OpenBucket], path: bytes) -> dict[str, Rights]:
+    return {
+        address: _at_source(source, path) or known.sources.get(address) or _nobody()
+        for address, source in there.items()
+    }
+
+
+def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | None:
+    """The directory that replication made, and no other that was put in its place; None where there is none.
+
+    In a copy of a tree every inode is another: there the mark is believed that the copy has as well.
+    """
+    if not known.made:
+        return None
+    try:
+        fd = bucket.views.get(path)
+        is_copied = bucket.fs.stat_fd(at).st_ino != known.home
+        is_ours = is_copied or bucket.fs.stat_fd(fd).st_ino == known.made
+        return fd if is_ours and bucket.fs.attribute(fd, attributes.MADE) is not None else None
+    except OSError:
+        return None
+
+
+def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:
+    """In what a directory that replication made is not as at its sources, for people; empty where in nothing."""
+    try:
+        at = bucket.store.get(keys.stored_directory(path))
+        known = _read(bucket, at)
+        fd = _made(bucket, at, path, known)
+        has = _rights(bucket, fd) if fd is not None else None
+    except OSError:
+        return ""
+    if has is None:
+        return ""
+    there = {address: sources[address] for address in known.sources if address in sources}
+    wanted = _wanted(bucket, at, {**known.sources, **_looked_up(known, there, path)})
+    if wanted is None or has in (wanted, *_lesser(wanted, has)):
+        return ""
+    what = [
+        name
+        for name, here, other in (
+            ("mode", has.mode, wanted.mode),
+            ("owner", (has.uid, has.gid), (wanted.uid, wanted.gid)),
+            ("ACL", (has.acl, has.default_acl), (wanted.acl, wanted.default_acl)),
+        )
+        if here != other
+    ]
+    return f"the directory's {' and '.join(what)} differ from those of the source"
+
+
+def _lesser(wanted: Rights, has: Rights) -> Iterator[Rights]:
+    """What a directory has instead where its owner, or ACLs, cannot be set."""
+    if (has.uid, has.gid) != (wanted.uid, wanted.gid) and os.geteuid() != 0:
+        yield Rights(access.without_owner(wanted) | 0o700, has.uid, has.gid)
+    yield _without_acls(wanted)
+
+
+# -- system calls
+
+
+def get_or_make(bucket: OpenBucket, path: bytes) -> int:
+    """A directory of the views. Those that are missing are made, as their sources' are. Raises OSError."""
+    return bucket.views.get_or_make(path, functools.partial(_make, bucket))
+
+
+def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
+    """Make a directory, hidden until it has all that it is to be given, and put it where none is.
+
+    So nothing is changed that was found by a name, which somebody else may have put another directory under. Raises
+    FileExistsError where there is something meanwhile.
+    """
+    try:
+        _make_hidden(bucket, bucket.tmp, staging.token(), above, path, name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _make_hidden(bucket, above, crossing.beside(path), above, path, name)
+
+
+def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path: bytes, name: bytes) -> None:
+    """The same, from a directory and a name there. Raises OSError, EXDEV where rename does not lead from there."""
+    fs = bucket.fs
+    at, known = _on_record(bucket, path)
+    wanted = _wanted(bucket, at, known.sources) if at is not None else None
+    if wanted is None:
+        parent = fs.stat_fd(above)
+        wanted = Rights(parent.st_mode & 0o700, parent.st_uid, parent.st_gid)
+    fs.make_dir(where, hidden)
+    try:
+        fd = fs.open_dir(where, hidden)
+        try:
+            if where == above:
+                _check_new(bucket, fd)
+            given = give(bucket, fd, _rights(bucket, fd), wanted)
+            with contextlib.suppress(OSError):
+                fs.set_attribute(fd, attributes.MADE, b"1")
+            if at is not None and known.sources:
+                _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
+            if not given.mode & 0o200:  # a directory that moves is written to: where it lies is in it
+                fs.chmod(fd, given.mode | 0o200)
+            fs.rename_new(where, hidden, above, name)
+            if not given.mode & 0o200:
+                fs.chmod(fd, given.mode)
+        finally:
+            fs.close(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fs.remove_dir(where, hidden)
+        raise
+
+
+def _check_new(bucket: OpenBucket, fd: int) -> None:
+    """Raises PermissionError where a directory that we made in a user's is not what its name led to.
+
+    Whoever may write there could have put another one of ours under that name, and would be given that: our own
+    hold something, or are not as those that we make.
+    """
+    found = bucket.fs.stat_fd(fd)
+    is_new = found.st_uid == os.geteuid() and found.st_mode & 0o7777 & ~stat.S_ISGID == 0o700
+    if not is_new or next(bucket.fs.entries(fd), None) is not None:
+        raise PermissionError(errno.EPERM, "another directory was put in the place of one that was just made")
+
+
+def _on_record(bucket: OpenBucket, path: bytes) -> tuple[int | None, Replicated]:
+    """The directory of the store that a record stands on, None where it is gone; and the record."""
+    try:
+        at = bucket.store.get(keys.stored_directory(path))
+    except OSError as error:
+        if error.errno in GONE:
+            return None, Replicated()
+        raise
+    return at, _read(bucket, at)
+
+
+def _rights(bucket: OpenBucket, fd: int) -> Rights:
+    found = bucket.fs.stat_fd(fd)
+    return Rights(
+        found.st_mode & 0o7777, found.st_uid, found.st_gid, bucket.fs.acl(fd), bucket.fs.default_acl(fd)
+    )  # fmt: skip
+
+
+def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
+    """Give an open directory its owner, ACLs and mode; what it has then, which may be less.
+
+    On the way nobody gets in whom neither the old rights nor the new ones let in: where owner or ACL go, it is closed
+    to all but its owner first. Where the owner cannot be set, nobody gains by it: see access.without_owner.
+    """
+    fs = bucket.fs
+    mode, acl, default = wanted.mode, wanted.acl, wanted.default_acl
+    is_owner = (has.uid, has.gid) == (wanted.uid, wanted.gid)
+    if not is_owner or (has.acl is not None and acl is None):
+        fs.chmod(fd, has.mode & mode & 0o700)
+    if not is_owner and not fs.give(fd, wanted.uid, wanted.gid):
+        mode, acl, default = access.without_owner(wanted) | 0o700, None, None  # it is the daemon's own
+    if acl is not None and acl != has.acl:
+        try:
+            fs.set_acl(fd, acl)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            mode, acl, default = access.without_acl(wanted), None, None
+    if acl is None and has.acl is not None:
+        fs.remove_acl(fd)
+    if default is None:
+        fs.remove_default_acl(fd)
+    elif default != has.default_acl:
+        fs.set_default_acl(fd, default)
+    if fs.stat_fd(fd).st_mode & 0o7777 != mode:
+        fs.chmod(fd, mode)
+    return _rights(bucket, fd)

@@ -1,0 +1,174 @@
+"""What an exchange took out of a view, where a crash or a fault kept it from being looked at.
+
+It lies in .fsrepl/displaced, and may be what a user wrote in the last moment: it is never swept, but
+compared with what is recorded. What is not goes back into the tree, to become a version; the rest is let
+go. A writer that still holds it delays that, and so does a file in its place that is not recorded itself.
+Where nobody can tell whether there is a writer, it stays until it was left alone for a while.
+Source: design.md, sections 2 and 7.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Collection, Sequence
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import digests, keys
+from fsrepl.storage import intents, records, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import reason
+from fsrepl.storage.journal.database import Journal
+from fsrepl.views import crossing, directories
+
+log = logging.getLogger("fsrepl")
+
+
+def clear(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent] | None = None) -> None:
+    """Let go of what is recorded, put back what is not; what can be neither now stays for the next look.
+
+    intents: at a start, those of the crash that this may come from. What one of them expected to find was
+    recorded when it was written, though its version may have been removed for good since.
+    """
+    level = logging.DEBUG if intents is None else logging.WARNING
+    names = [os.fsencode(entry.name) for entry in bucket.fs.entries(bucket.displaced)]
+    owners = _owners(bucket, journal, names, intents or ())
+    for aside in names:
+        try:
+            why = _clear(bucket, journal, aside, owners.get(aside), intents or ())
+        except OSError as error:
+            why = reason(error)
+        if why:
+            shown = keys.shown(aside)
+            log.log(level, "displaced bucket=%s file=%s: it is left there: %s", bucket.address, shown, why)
+
+
+def _clear(
+    bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes | None, intents: Collection[intents.Intent]
+) -> str:
+    """Deal with one file; why it must stay, empty where it need not."""
+    if key is None:
+        return "nothing tells whose it is"
+    fd = records.open_file(bucket, bucket.displaced, aside)
+    try:
+        written, looks = bucket.fs.is_written(fd), bucket.fs.stat_fd(fd)
+        if written is True:
+            return "somebody still writes into it"
+        if written is None and time.time_ns() - looks.st_ctime_ns < _quiet_s(bucket) * 1e9:
+            return "somebody may still write into it"
+        digest = content_digest(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+    expected = any(
+        i.key == key and i.was is not None and not i.was.racy and i.was.has_content_of(looks) for i in intents
+    )
+    if expected or _is_recorded(bucket, journal, key, digest):
+        bucket.fs.unlink(bucket.displaced, aside)
+        return ""
+    return _put_back(bucket, journal, aside, key)
+
+
+def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent]) -> None:
+    """At a start: deal with what a crash left beside views that .fsrepl is not renamed to and from (crossing.py)."""
+    whose = {digests.short(intent.key).encode(): intent.key for intent in intents}
+    parents = directories.with_parents({keys.split(intent.key)[0] for intent in intents})
+    for directory in [b"", *parents] if intents else ():
+        found: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError):
+            at = bucket.views.get(directory)
+            found = list(bucket.fs.entries(at))
+        for entry in found:
+            name = os.fsencode(entry.name)
+            digest, is_whole = crossing.owner(name)
+            with contextlib.suppress(OSError):  # what cannot be dealt with now is looked at as any file
+                if digest and entry.is_dir(follow_symlinks=False):
+                    bucket.fs.remove_dir(at, name)
+                elif key := whose.get(digest):
+                    _clear_beside(bucket, journal, at, name, key, is_whole=is_whole)
+
+
+def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, key: bytes, *, is_whole: bool) -> None:
+    """What is recorded goes, and what is not goes back to where it was, if nothing has come there since.
+
+    A part of a copy is ours in any case. What somebody still writes into stays, and is a file like any other.
+    """
+    fd = records.open_file(bucket, at, name)
+    try:
+        if bucket.fs.is_written(fd):
+            return
+        digest = content_digest(bucket, fd)
+    finally:
+        bucket.fs.close(fd)
+    directory, own_name = keys.split(key)
+    bucket.views.changed.add(directory)
+    if not is_whole or _is_recorded(bucket, journal, key, digest):
+        bucket.fs.unlink(at, name)
+    else:
+        with contextlib.suppress(FileExistsError):
+            bucket.fs.rename_new(at, name, at, own_name)
+
+
+def _quiet_s(bucket: OpenBucket) -> float:
+    return bucket.bucket.site.settings.capture.open_quiet_s + bucket.coarse_ns / 1e9
+
+
+def _owners(
+    bucket: OpenBucket, journal: Journal, names: Sequence[bytes], intents: Collection[intents.Intent]
+) -> dict[bytes, bytes]:
+    """By name in .fsrepl/displaced, the key whose file it was, where that can be told.
+
+    The keys of the bucket are gone through once, and only where a name has a digest in the place of a long key.
+    """
+    owners: dict[bytes, bytes] = {}
+    hidden: dict[str, list[bytes]] = {}
+    for name in names:
+        key, digest = keys.displaced_key(name)
+        if key is not None:
+            owners[name] = key
+        else:
+            hidden.setdefault(digest, []).append(name)
+    candidates = itertools.chain((i.key for i in intents), (key for key, _ in journal.objects(bucket.address)))
+    while hidden and (candidate := next(candidates, None)) is not None:
+        for name in hidden.pop(digests.short(candidate), ()):
+            owners[name] = candidate
+    return owners
+
+
+def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes) -> bool:
+    """Whether one of a key's versions has this content."""
+    for version_id, _, marker in journal.versions_of(bucket.address, key):
+        with contextlib.suppress(StoreDamaged):
+            version = None if marker else versions.read(bucket, key, version_id, marker=False)
+            if version is not None and version.digest == digest:
+                return True
+    return False
+
+
+def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) -> str:
+    directory, name = keys.split(key)
+    at = directories.get_or_make(bucket, directory)
+    try:
+        bucket.fs.rename_new(bucket.displaced, aside, at, name)
+        bucket.views.changed.add(directory)
+        return ""
+    except FileExistsError:
+        pass
+    fd = bucket.fs.open_read(at, name)  # in a view: its mode is not ours to change
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not bucket.fs.is_regular(found) or bucket.fs.is_written(fd) is True:
+            return "its place is taken"
+        if not _is_recorded(bucket, journal, key, content_digest(bucket, fd)):
+            return "what is in its place is to become a version first"
+    finally:
+        bucket.fs.close(fd)
+    bucket.fs.exchange(bucket.displaced, aside, at, name)
+    bucket.views.changed.add(directory)
+    out = bucket.fs.stat(bucket.displaced, aside)
+    if (out.st_ino, out.st_size, out.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+        return "what was in its place changed in this moment"  # and is looked at next
+    bucket.fs.unlink(bucket.displaced, aside)
+    return ""

@@ -1,0 +1,98 @@
+"""What a directory of a source lets people do is followed by those that replication made for it, within a moment.
+
+Events and scans say which directories to look at again. A source writes down how a directory is, and tells its
+destinations; a destination, in the thread of its own region, compares the directory it made with those of its
+sources. Nothing hangs on one message: a scan of either side, as after a start, finds what was missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fsrepl.errors import FsreplError
+from fsrepl.model import keys
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.views import directories
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+_BATCH = 256
+
+
+def note(place: Place, path: bytes, *, told: bool = False) -> None:
+    """A directory, or one that it follows, may let people do something else now. told: those that follow it are."""
+    if path:
+        place.directories[path] = place.directories.get(path, told) and told
+
+
+def look_due(region: Region) -> bool:
+    """Look at directories that were noted; whether there were any."""
+    busy = False
+    for place in region.places.values():
+        if not place.up or not place.directories:
+            continue
+        busy = True
+        paths = [*place.directories][:_BATCH]
+        tell = {path for path in paths if not place.directories.pop(path)}
+        with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
+            look(region, place, bucket, paths, tell)
+    return busy
+
+
+def look_before_showing(region: Region, place: Place, bucket: OpenBucket, found: Iterable[bytes]) -> None:
+    """Views are about to show what they did not, without a delivery: no directory lets in more than its sources do."""
+    paths = directories.with_parents(keys.split(key)[0] for key in found)
+    if paths:
+        look(region, place, bucket, paths, set())
+
+
+def look(region: Region, place: Place, bucket: OpenBucket, paths: Iterable[bytes], tell: set[bytes]) -> None:
+    """Bring directories into line with those of their sources, and tell those that follow them what changed."""
+    changed: set[bytes] = set()
+    with contextlib.ExitStack() as closing:
+        sources: dict[str, OpenBucket] = {}
+        for address in region.engine.site.sources_of(bucket.address):
+            with contextlib.suppress(FsreplError):  # one that is away says nothing new
+                sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
+        follower = directories.Follower(bucket, sources)
+        for path in paths:
+            with contextlib.suppress(OSError):  # gone, or without a version in it: nothing is to be done
+                follower.follow(path)
+                if place.bucket.replication is not None and (directories.remember(bucket, path) or path in tell):
+                    changed.add(path)
+    if changed:
+        _tell(region, place, changed)
+
+
+def _tell(region: Region, place: Place, paths: Iterable[bytes]) -> None:
+    """Have the destinations look at theirs."""
+    replication = place.bucket.replication
+    for destination in {rule.destination for rule in replication.rules} if replication else ():
+        other = region.engine.regions.get(destination.partition("/")[0])
+        if other is not None:
+            other.post(lambda other=other, destination=destination: _note_all(other, destination, paths))  # type: ignore[misc]
+
+
+def _note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
+    place = region.places.get(address)
+    if place is not None and place.up:
+        for path in paths:
+            note(place, path, told=True)
+
+
+def restore(region: Region, address: str, path: bytes) -> None:
+    """Give a directory that replication made what its sources have, whatever was changed here. Raises OSError."""
+    place = region.place_of(address)
+    with contextlib.ExitStack() as closing:
+        bucket = closing.enter_context(place.bucket.open())
+        sources = {
+            source: closing.enter_context(region.engine.site.bucket(source).open())
+            for source in directories.replicated(bucket, path).sources
+            if source in region.engine.site.buckets
+        }
+        directories.Follower(bucket, sources).follow(path, anew=True)

@@ -1,0 +1,69 @@
+"""What views tell of their versions: our attributes on them, put there as a courtesy, after the fact.
+
+A view is marked once its version has arrived everywhere, so that most are touched once; while something
+keeps a version pending, its view says so after a moment. Nothing depends on these marks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fsrepl.model import keys
+from fsrepl.model.version import Version
+from fsrepl.storage import versions
+from fsrepl.storage.fs import reason
+from fsrepl.views import view_attributes
+
+if TYPE_CHECKING:
+    from fsrepl.region.bucket_state import Place
+    from fsrepl.region.region import Region
+
+
+log = logging.getLogger("fsrepl")
+
+
+def mark_views(region: Region, place: Place, now_s: float, *, everything: bool = False) -> None:
+    """Mark the views that are due, and record how they look afterwards. Raises FsreplError where the bucket is away."""
+    due = place.unmarked.take(now_s, everything=everything)
+    if not due:
+        return
+    try:
+        _mark_views(region, place, due)
+    finally:
+        place.unmarked.done()
+    if not place.unmarked:
+        region.engine.notify()
+
+
+def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]]) -> None:
+    engine, address = region.engine, place.bucket.address
+    objects = engine.journal.look_up(address, [version.key for version, _ in due])
+    seen = []
+    with place.bucket.open() as bucket:
+        for version, status_only in due:
+            known = objects.get(version.key)
+            shown = known.view.shown if known and known.view else ""
+            if known is None or known.view is None or not shown:
+                continue
+            status_only &= shown == version.id
+            current = engine.recent.version(address, version.key, shown)
+            if current is None:  # what the view shows may be another version than the one that has news
+                current = version if shown == version.id else versions.read(bucket, version.key, shown, marker=False)
+            if current is None:
+                continue
+            # An edit of tags may have come with the status: then all of it is put there again.
+            try:
+                view = view_attributes.mark_view(
+                    bucket, current, known.view, status_only=status_only and not current.edited
+                )
+            except OSError as error:
+                log.debug('not marked bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
+                place.unmarked.again(version, time.monotonic())
+                continue
+            if view is not None:
+                seen.append((version.key, view))
+    with engine.journal.transaction():
+        engine.journal.see_all(address, seen)

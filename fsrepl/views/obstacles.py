@@ -1,0 +1,100 @@
+"""What stands where a key's file must go: another key's file, a directory, a link.
+
+S3 has keys `a` and `a/b` at once, and a tree has not; and people make what they like in their trees.
+Nothing of theirs is removed for a replica: it waits in the store until the way is free. Only
+directories that replication made itself, and that hold nothing any more, make way.
+Source: s3-semantics, section 0 (14) and 9 (1); design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from fsrepl.model import attributes, keys
+from fsrepl.storage.bucket import OpenBucket
+
+
+def describe(bucket: OpenBucket, key: bytes) -> str:
+    """What is in the way of a key's file, for people; empty where nothing is, or the file itself is there."""
+    names = key.split(b"/")
+    for depth, name in enumerate(names, 1):
+        path = b"/".join(names[:depth])
+        try:
+            at = bucket.views.get(keys.split(path)[0])
+            found = bucket.fs.stat(at, name)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return f"{keys.shown(keys.split(path)[0])}, another mount, is in the way"
+            too_long = error.errno == errno.ENAMETOOLONG
+            return "its name is too long for this filesystem" if too_long else ""
+        last = depth == len(names)
+        if bucket.fs.is_mount(at, name):
+            return f"{keys.shown(path)}, another mount, is in the way"
+        if not (stat.S_ISREG(found.st_mode) if last else stat.S_ISDIR(found.st_mode)):
+            return f"{keys.shown(path)}, {_kind(found.st_mode)}, is in the way"
+    return ""
+
+
+def unversioned(bucket: OpenBucket, key: bytes) -> str:
+    """Why what people see at a key's path is not a version of it, for people; empty where there is nothing."""
+    parent, name = keys.split(key)
+    try:
+        mode = bucket.fs.stat(bucket.views.get(parent), name).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode):
+        return "is a file, and not a version yet: it becomes one when it is complete and the daemon has copied it"
+    return f"is {_kind(mode)}, and no object: it is not replicated"
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "another key's file"
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a link" if stat.S_ISLNK(mode) else "a FIFO, a socket or a device"
+
+
+def clear(bucket: OpenBucket, path: bytes) -> bool:
+    """Remove a directory that replication made, if it holds nothing but others of the kind; whether it is gone."""
+    try:
+        fd = bucket.views.get(path)
+        if bucket.fs.attribute(fd, attributes.MADE) is None:
+            return False
+        for entry in list(bucket.fs.entries(fd)):
+            if not entry.is_dir(follow_symlinks=False) or not clear(bucket, keys.join(path, os.fsencode(entry.name))):
+                return False
+    except OSError:
+        return False
+    return remove_made(bucket, path)
+
+
+def remove_made(bucket: OpenBucket, path: bytes) -> bool:
+    """Remove one directory if replication made it and it is empty; whether it is gone."""
+    parent, name = keys.split(path)
+    try:
+        fd, above = bucket.views.get(path), bucket.views.get(parent)
+        if bucket.fs.attribute(fd, attributes.MADE) is None or not _is_at(bucket, fd, above, name):
+            return False
+        # RACE: whoever puts another empty directory there in this moment may remove that one himself.
+        bucket.fs.remove_dir(above, name)
+    except OSError:
+        return False  # not empty, or gone
+    bucket.views.forget(path)
+    bucket.views.changed.discard(path)
+    bucket.views.changed.add(parent)
+    return True
+
+
+def _is_at(bucket: OpenBucket, fd: int, above: int, name: bytes) -> bool:
+    """Whether an open directory is still the one of that name."""
+    found, there = bucket.fs.stat_fd(fd), bucket.fs.stat(above, name)
+    return (found.st_dev, found.st_ino) == (there.st_dev, there.st_ino)
+
+
+def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
+    """Remove the directories that replication made, from here upwards, as far as they are empty."""
+    while directory and remove_made(bucket, directory):
+        directory = keys.split(directory)[0]

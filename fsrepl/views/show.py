@@ -1,0 +1,301 @@
+"""Hidden copy -> durable -> visible, and what must hold when the power goes in between.
+
+The order of a batch, each step durable before the next begins:
+
+    staged     files in .fsrepl/tmp, and an intent that names every view about to change
+    published  renamed into the store: the versions exist, nobody sees them
+    shown      linked, renamed or exchanged over the views; then the intent goes
+
+After a crash the intent says which views are merely behind the store, so that none of them is
+taken for a user's act. A view is exchanged, never overwritten: what came out is compared with
+what was recorded, and content that is not recorded yet goes back and becomes a version first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from dataclasses import dataclass
+
+from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
+from fsrepl.model import keys
+from fsrepl.model.version import Version
+from fsrepl.model.view import View
+from fsrepl.storage import records, staging, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import LASTING, UNSUPPORTED, reason
+from fsrepl.views import crossing, directories, obstacles
+
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
+
+
+# -- views
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The view shows the version now; view is None where nothing is to be seen (a marker)."""
+
+    view: View | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The view cannot change now. conflict: something stands in the way that is not this key's file."""
+
+    why: str
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """The view holds something that is not recorded: it becomes a version first."""
+
+
+Outcome = Shown | Held | Theirs
+_UNREACHED = Held("rename does not reach it, as in another subvolume, and nobody can tell whether it is being written")
+
+
+def nothing(key: bytes) -> Version:
+    """What a view shows of a key of which no version is left."""
+    return Version(key, "", 0, marker=True)
+
+
+def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> Outcome:
+    """Make a key's view show a version of the store, or nothing where that is a marker.
+
+    expected: how the view looked when it was recorded. staged: a file in .fsrepl/tmp that becomes the
+    view; without one it becomes a hard link to the stored version. A reader sees the old version or
+    the new one, whole.
+    """
+    outcome = None
+    try:
+        outcome = _show(bucket, version, expected, staged)
+        return outcome
+    finally:
+        if staged and not isinstance(outcome, Shown):
+            with contextlib.suppress(OSError):  # what stays is swept at the next start
+                staging.unstage(bucket, staged)
+
+
+def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> Outcome:
+    directory, name = keys.split(version.key)
+    is_there = version.marker or expected is not None
+    try:
+        at = bucket.views.get(directory) if is_there else directories.get_or_make(bucket, directory)
+        shown = None if is_there else _show_new(bucket, at, name, version, staged)
+        if shown is not None:
+            return shown
+    except OSError as error:
+        if version.marker and error.errno in _NO_DIRECTORY and (expected is None or error.errno != errno.EXDEV):
+            return Shown(None)  # under another mount a view that was there is there still
+        if expected is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return Theirs()  # its user removed or replaced the directory
+        if error.errno in _NO_DIRECTORY and error.errno != errno.ENOENT:
+            return _conflict(bucket, version.key)
+        raise
+    try:
+        found = bucket.fs.stat(at, name)
+    except FileNotFoundError:
+        return Shown(None) if version.marker else Theirs()  # its user removed it
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Shown(None) if version.marker else _conflict(bucket, version.key)
+        raise
+    if not bucket.fs.is_regular(found):
+        if version.marker:
+            return Shown(None)
+        if expected is not None:
+            return Theirs()  # its user replaced it
+        if not obstacles.clear(bucket, version.key):
+            return _conflict(bucket, version.key)
+        at = directories.get_or_make(bucket, directory)
+        return _show_new(bucket, at, name, version, staged) or Theirs()
+    if expected is None or not expected.is_like(found):
+        return Theirs()
+    if _is_written(bucket, at, name):
+        return Held("somebody has the file open for writing")
+    if version.marker:
+        return _hide(bucket, at, directory, name, expected)
+    return _exchange(bucket, at, directory, name, version, expected, staged)
+
+
+def _conflict(bucket: OpenBucket, key: bytes) -> Held:
+    return Held(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
+
+
+def _is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
+    """Whether somebody has a file open for writing; None where that cannot be known."""
+    try:
+        fd = bucket.fs.open_read(at, name)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in LASTING:
+            return None
+        raise
+    try:
+        return bucket.fs.is_written(fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged: bytes) -> Shown | None:
+    """Make a view where there is none; None where there is something."""
+    try:
+        if staged:
+            bucket.fs.rename_new(bucket.tmp, staged, at, name)
+        else:
+            bucket.fs.link(*_stored(bucket, version), at, name)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if not _rename_beside(bucket, at, name, version):
+            return None
+        _drop_staged(bucket, staged)
+    bucket.views.changed.add(keys.split(version.key)[0])
+    return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
+
+
+def _rename_beside(bucket: OpenBucket, at: int, name: bytes, version: Version) -> bool:
+    """The same where the view cannot be brought from .fsrepl; whether it was made."""
+    brought = crossing.bring(bucket, at, version)
+    try:
+        bucket.fs.rename_new(at, brought, at, name)
+    except OSError as error:
+        bucket.fs.unlink(at, brought)
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    return True
+
+
+def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
+    """What was staged for a view is not needed: the view was made in another place."""
+    if staged:
+        with contextlib.suppress(OSError):  # what stays is swept at the next start
+            staging.unstage(bucket, staged)
+
+
+def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
+    directory, last = keys.split(version.key)
+    return bucket.store.get(keys.stored_directory(directory)), keys.stored_name(last, version.id)
+
+
+def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> Outcome:
+    key = keys.join(directory, name)
+    where, aside = bucket.displaced, keys.displaced_name(staging.token(), key)
+    try:
+        bucket.fs.rename_new(at, name, where, aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if _is_written(bucket, at, name) is not False:
+            return _UNREACHED
+        where, aside = at, crossing.beside(key)
+        bucket.fs.rename_new(at, name, where, aside)
+    bucket.views.changed.add(directory)
+    if not _let_go(bucket, key, where, aside, expected):
+        with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
+            bucket.fs.rename_new(where, aside, at, name)
+        return Theirs()
+    obstacles.remove_made_directories(bucket, directory)
+    return Shown(None)
+
+
+def _exchange(
+    bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes
+) -> Outcome:
+    where, aside = bucket.displaced, keys.displaced_name(staging.token(), version.key)
+    if staged:
+        bucket.fs.rename_new(bucket.tmp, staged, where, aside)
+    else:
+        bucket.fs.link(*_stored(bucket, version), where, aside)
+    try:
+        ours = _swap(bucket, where, aside, at, name)
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # removed by its user in this moment
+            return Theirs()
+        if error.errno != errno.EXDEV:
+            raise
+        if _is_written(bucket, at, name) is not False:
+            return _UNREACHED
+        where, aside = at, crossing.bring(bucket, at, version)
+        ours = _swap(bucket, where, aside, at, name)
+    bucket.views.changed.add(directory)
+    if not _let_go(bucket, version.key, where, aside, expected):
+        bucket.fs.exchange(where, aside, at, name)
+        if bucket.fs.stat(where, aside).st_ino == ours:  # else somebody put a file there in between
+            bucket.fs.unlink(where, aside)
+        return Theirs()
+    return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
+
+
+def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
+    """Exchange a file of ours for a view; the inode number of ours. It is gone where that fails. Raises OSError."""
+    try:
+        ours = bucket.fs.stat(where, aside).st_ino
+        bucket.fs.exchange(where, aside, at, name)
+    except OSError:
+        bucket.fs.unlink(where, aside)
+        raise
+    return ours
+
+
+def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> bool:
+    """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else False.
+
+    Where that cannot be known it stays in .fsrepl/displaced for a while: displaced.py looks whether anything came of
+    it. In a directory of the user's it goes: there it was known a moment before.
+    """
+    written = _is_written(bucket, where, aside)
+    if written or not expected.has_content_of(bucket.fs.stat(where, aside)):
+        return False
+    if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):
+        return False
+    if written is False or where != bucket.displaced:
+        bucket.fs.unlink(where, aside)
+    return True
+
+
+def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, version_id: str) -> bool:
+    """Whether a file that came out of a view has a version's content, by its hash: its times do not tell."""
+    try:
+        version = versions.read(bucket, key, version_id, marker=False)
+    except StoreDamaged:
+        return False
+    if version is None:
+        return False
+    fd = records.open_file(bucket, where, aside)
+    try:
+        return content_digest(bucket, fd) == version.digest
+    finally:
+        bucket.fs.close(fd)
+
+
+def can_link(bucket: OpenBucket) -> bool:
+    """Whether a file can have two names here, as on some FUSE filesystems none can; asked once, by trying."""
+    known = bucket.bucket.links
+    if known is None:
+        fs, names = bucket.fs, (staging.token(), staging.token())
+        fs.close(fs.create(bucket.tmp, names[0]))
+        try:
+            fs.link(bucket.tmp, names[0], bucket.tmp, names[1])
+            known = True
+        except OSError as error:
+            if error.errno not in UNSUPPORTED | {errno.EPERM}:
+                raise
+            known = False
+        finally:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.unlink(bucket.tmp, name)
+        bucket.bucket.links = known
+    return known
+
+
+def from_os_error(error: OSError, where: str) -> FsreplError:
+    """What an error in a destination means: a passing fault that is tried again, or one for a person."""
+    return Unavailable(f"{where}: {reason(error)}")

@@ -1,0 +1,72 @@
+"""A file that will become a view, staged."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from fsrepl.errors import StoreDamaged, Unavailable
+from fsrepl.model import metadata
+from fsrepl.model.version import Shortfall, Version
+from fsrepl.storage import posix, records, sharing, staging, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import UNSUPPORTED
+from fsrepl.storage.posix import apply_posix
+from fsrepl.views import view_attributes
+
+
+def stage_current(bucket: OpenBucket, version: Version) -> bytes:
+    """Stage a view of a version that is in the store; empty where it will be a hard link."""
+    if version.marker:
+        return b""
+    fd = versions.open_version(bucket, version.key, version.id)
+    try:
+        if content_digest(bucket, fd) != version.digest:
+            raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
+        found = bucket.fs.stat_fd(fd)
+        if sharing.is_linked(bucket, version.posix) and posix.inode_posix(bucket, fd, found) == version.posix:
+            records.share(bucket, version)
+            return b""
+        staged, shortfall = stage_view(bucket, version, fd)
+    finally:
+        bucket.fs.close(fd)
+    if shortfall != version.shortfall:
+        records.amend(bucket, replace(version, shortfall=shortfall))
+    return staged
+
+
+SMALL_BYTES = 1 << 20
+
+
+def stage_view(
+    bucket: OpenBucket, version: Version, stored_fd: int, *, at: int = -1, name: bytes = b""
+) -> tuple[bytes, Shortfall]:
+    """A file that shall become a version's view: its content independent of the store's, or a reflink of it.
+
+    Also in what it falls short of its version. The order keeps it from ever being readable by more people
+    than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given.
+    """
+    fs = bucket.fs
+    at, name = (bucket.tmp, staging.token()) if at < 0 else (at, name)
+    fd = fs.create(at, name)
+    try:
+        cloned = False
+        if version.size >= SMALL_BYTES and bucket.bucket.sharing == "auto":
+            try:
+                fs.clone(fd, stored_fd)
+                cloned = True
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+        if not cloned:
+            fs.write_sparse(fd, fs.chunks(stored_fd))
+            if content_digest(bucket, fd) != version.digest:
+                raise Unavailable("the copy for the view does not match its version")
+        posix = apply_posix(bucket, fd, version.posix)
+        return name, metadata.shortfall(version, posix, view_attributes.mark(bucket, fd, version))
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(at, name)
+        raise
+    finally:
+        fs.close(fd)

@@ -1,0 +1,300 @@
+"""What is taken, when, and what is left alone: section 7, Capture."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from watchdog.observers.inotify_c import InotifyConstants as In
+
+from fsrepl.storage.fs import Fs
+from tests.doubles import FailingFs
+from tests.world import DESTINATION, SOURCE, World
+
+LARGE_BYTES = 9 << 20
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as found:
+        yield found
+
+
+def patience(world: World, **seconds: float) -> None:
+    """Other open_quiet_s and open_max_s than the settings have."""
+    region = world.region()
+    region.patience = replace(region.patience, **seconds)  # type: ignore[arg-type]
+
+
+def contents(world: World, key: str) -> list[bytes]:
+    """The content of each version of a key in the source, oldest first."""
+    found = world.history(SOURCE).get(key.encode(), [])
+    stored = world.path(f".fsrepl/versions/{key}")
+    return [Path(f"{stored};{version.id}").read_bytes() for version in found if not version.marker]
+
+
+@pytest.mark.parametrize("size", [10, LARGE_BYTES])
+def test_a_file_kept_open_is_taken_when_it_is_quiet(world: World, size: int) -> None:
+    """Settings, open_quiet_s: left alone while somebody writes, taken once it is quiet, and at its end."""
+    with world.path("log").open("wb") as file:
+        file.write(b"a" * size)
+        file.flush()
+        world.settle()
+        assert world.tree(DESTINATION) == {}
+        assert world.place().later[b"log"].opened
+        patience(world, open_quiet_s=0.0)
+        world.settle()
+        assert contents(world, "log") == [b"a" * size]
+        file.write(b"b")
+    world.settle()
+    assert contents(world, "log") == [b"a" * size, b"a" * size + b"b"]
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+def test_a_time_in_the_future_is_no_quiet(world: World) -> None:
+    """Settings, open_quiet_s: writers set mtime as they like; it does not tell how long ago they wrote."""
+    with world.path("k").open("wb") as file:
+        file.write(b"half")
+        file.flush()
+        os.utime(world.path("k"), (4e9, 4e9))
+        world.settle()
+        assert contents(world, "k") == []
+        file.write(b"whole")
+    world.settle()
+    assert contents(world, "k") == [b"halfwhole"]
+
+
+class RestlessFs(Fs):
+    """Somebody appends to a file whenever its attributes are read: no copy of it is ever stable."""
+
+    path: Path | None = None
+
+    def attribute_names(self, fd: int) -> list[str]:
+        if self.path is not None:
+            with self.path.open("ab") as file:
+                file.write(b"+")
+        return super().attribute_names(fd)
+
+
+@pytest.mark.parametrize("size", [10, LARGE_BYTES])
+def test_a_file_that_never_rests_is_taken_at_last(tmp_path: Path, size: int) -> None:
+    """Settings, open_max_s: a copy that moved is thrown away; after so long it is taken as it is."""
+    fs = RestlessFs()
+    with World(tmp_path, fs=fs) as world:
+        fs.path = world.path("log")
+        with fs.path.open("wb") as file:
+            file.write(b"a" * size)
+            file.flush()
+            patience(world, open_quiet_s=-1.0)
+            world.settle()
+            assert contents(world, "log") == []
+            patience(world, open_max_s=0.0)
+            world.settle()
+            assert contents(world, "log")[0].startswith(b"a" * size)
+        fs.path = None
+        world.settle()
+        assert contents(world, "log")[-1] == world.path("log").read_bytes()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert world.leftovers(SOURCE) == []
+
+
+def test_a_copy_is_private(world: World) -> None:
+    """G2: what is written into a view afterwards does not reach the version that was taken from it."""
+    world.write("k", b"one")
+    world.settle()
+    with world.path("k").open("r+b") as file:
+        file.write(b"two")
+    assert contents(world, "k") == [b"one"]
+
+
+def test_a_file_whose_copying_took_a_while_rests(world: World) -> None:
+    """Section 7: a key that keeps changing waits five times as long as its last capture took; states are kept."""
+    world.write("k", b"a" * LARGE_BYTES)
+    world.settle()
+    assert world.place().rests_until_s[b"k"] > time.monotonic() - 60
+    until_s = world.place().rests_until_s[b"k"] = time.monotonic() + 60
+    world.write("k", b"b" * LARGE_BYTES)
+    world.look()
+    world.engine.settle_down()
+    assert len(contents(world, "k")) == 1
+    assert world.place().later[b"k"].due_s == pytest.approx(until_s, abs=0.01)
+    world.place().rests_until_s.clear()
+    world.settle()
+    assert len(contents(world, "k")) == 2
+
+
+def test_what_is_no_object_is_counted_while_it_is_there(world: World) -> None:
+    """Section 2: links, FIFOs and the like are skipped, and counted; a directory in the place of a file is neither."""
+    world.path("fifo").parent.mkdir(exist_ok=True)
+    os.mkfifo(world.path("fifo"))
+    world.path("link").symlink_to("/etc/hostname")
+    world.write("file", b"f")
+    world.write("d/k", b"k")
+    world.settle()
+    assert world.place().trouble.skipped_number == 2
+    world.path("fifo").unlink()
+    world.write("fifo", b"a file now")
+    world.path("file").unlink()
+    world.path("file").mkdir()
+    world.path("d").rename(world.home / "elsewhere")
+    world.path("d").symlink_to(world.home / "elsewhere")
+    world.settle()
+    assert world.place().trouble.skipped_number == 2
+    assert world.tree(DESTINATION) == {"fifo": b"a file now"}
+    assert [[v.marker for v in world.history(SOURCE)[key]] for key in (b"file", b"d/k")] == [[False, True]] * 2
+
+
+def test_a_directory_that_a_link_replaced_is_never_followed(world: World) -> None:
+    """G9: what a link leads to is neither captured nor counted as the key's own."""
+    world.write("d/k", b"k")
+    world.settle()
+    world.path("d").rename(world.home / "elsewhere")
+    (world.home / "elsewhere/secret").write_bytes(b"secret")
+    world.path("d").symlink_to(world.home / "elsewhere")
+    world.settle()
+    assert set(world.history(SOURCE)) == {b"d/k"}
+    assert world.tree(DESTINATION) == {}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def test_one_change_fails_and_the_daemon_goes_on(tmp_path: Path, number: int) -> None:
+    """G7: whichever change of a batch fails, what it was about is captured by the same daemon, and once."""
+    for calls in itertools.count():
+        with World(tmp_path / str(calls), replicate=False) as world:
+            world.write("a", b"one")
+            world.write("d/b", b"one")
+            world.settle()
+            world.write("a", b"two")
+            world.path("d/b").rename(world.path("d/c"))
+            fs = FailingFs(calls, number)
+            world.restart(fs=fs)
+            for _ in range(4):
+                world.settle()
+            where = f"change {calls} failed"
+            assert world.tree(SOURCE) == {"a": b"two", "d/c": b"one"}, where
+            assert {k: len(v) for k, v in world.ids(SOURCE).items()} == {b"a": 2, b"d/b": 2, b"d/c": 1}, where
+            world.restart()  # what could not be removed from staging goes at the next start
+            world.settle()
+            assert world.leftovers(SOURCE) == [], where
+            if not fs.failed:
+                return
+
+
+@pytest.mark.parametrize("tail", [b"tail", b""], ids=["data-last", "hole-last"])
+def test_holes_stay_holes(world: World, tail: bytes) -> None:
+    """Section 7: a file takes the space in the store, and in the other region, that its data takes, not its length."""
+    size = 64 << 20
+    with world.path("image").open("wb") as file:
+        file.write(b"head")
+        file.seek(20 << 20)
+        file.write(b"middle")
+        file.truncate(size - len(tail))
+        file.seek(0, os.SEEK_END)
+        file.write(tail)
+    world.settle()
+    source, replica = world.path("image"), world.path("image", DESTINATION)
+    (version,) = world.history(SOURCE)[b"image"]
+    stored = [world.path(f".fsrepl/versions/image;{version.id}", bucket) for bucket in (SOURCE, DESTINATION)]
+    wanted = source.read_bytes()
+    assert len(wanted) == size
+    for path in (replica, *stored):
+        assert path.read_bytes() == wanted
+        assert path.stat().st_blocks * 512 < 4 << 20
+
+
+class FullFs(Fs):
+    """A filesystem of 1 GiB that is nearly full."""
+
+    free = 60 << 20
+
+    def space(self, fd: int) -> tuple[int, int]:
+        return self.free, 1 << 30
+
+
+def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
+    """Settings, keep_free: also where there is space now, but the copy of a large file would use it up."""
+    fs = FullFs()
+    with World(tmp_path, fs=fs) as world:
+        world.write("large", b"l" * (20 << 20))
+        world.write("small", b"s")
+        world.settle()
+        assert set(world.tree(DESTINATION)) == {"small"}
+        assert "its copy takes 20 MiB" in world.place().later[b"large"].why
+        fs.free = 200 << 20
+        world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+def test_a_long_copy_gives_up_when_the_daemon_stops(world: World) -> None:
+    """Section 6: stopping takes seconds, however large the file in hand is; nothing of it is left behind."""
+    with world.path("image").open("wb") as file:
+        file.truncate(80 << 20)
+    world.engine.fs.interrupted = True
+    world.settle()
+    assert world.history(SOURCE) == {}
+    assert world.leftovers(SOURCE) == []
+    world.restart()
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+class ReadingFs(Fs):
+    """Counts the bytes of content that are read."""
+
+    read_bytes = 0
+
+    def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
+        for chunk in super().chunks(fd, at):
+            self.read_bytes += len(chunk)
+            yield chunk
+
+    def read_all(self, fd: int, size_hint: int = 0) -> bytes:
+        data = super().read_all(fd, size_hint)
+        self.read_bytes += len(data)
+        return data
+
+
+@pytest.mark.parametrize("size", [10, 2 << 20, LARGE_BYTES])
+def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None:
+    """P16: a chmod, told by its event, costs no read of the file; a scan that finds it reads to know for sure."""
+    fs = ReadingFs()
+    with World(tmp_path, fs=fs, replicate=False) as world:
+        world.write("k", b"a" * size)
+        world.settle()
+        marks, place, now_s = world.region().marks, world.place(), time.monotonic()
+        world.path("k").chmod(0o640)
+        marks.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        fs.read_bytes = 0
+        world.engine.settle_down()
+        (version,) = world.history(SOURCE)[b"k"]
+        assert version.posix is not None
+        assert version.posix.mode == 0o640
+        assert fs.read_bytes < min(size, 5_000)
+        assert place.later == {}
+        with world.path("k").open("r+b") as file:
+            file.write(b"b")
+            marks.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        place.rests_until_s.clear()  # a large file rests after it was copied
+        world.engine.settle_down()
+        assert len(contents(world, "k")) == 2
+
+
+def test_many_files_of_some_size_do_not_fill_the_memory(world: World) -> None:
+    """Section 7: a batch holds as much content as is worth it, however many files are ready at once."""
+    for number in range(60):
+        world.write(f"{number}", bytes([number]) * 1_000_000)
+    tracemalloc.start()
+    try:
+        world.settle()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(world.path(f"{number}", DESTINATION).exists() for number in range(60))
+    assert peak_bytes < 45_000_000

@@ -1,0 +1,154 @@
+"""Faults that pass by themselves: what they hold up is tried again, without an event and before the next scan."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.model.version import Status
+from tests.doubles import FaultyFs
+from tests.world import DESTINATION, SOURCE, World
+
+PASSING = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR]
+
+
+def go_on(world: World) -> None:
+    """What waits for a next try is tried, and nothing is scanned."""
+    world.hurry()
+    world.engine.settle_down()
+
+
+@pytest.mark.parametrize(("number", "call"), [*((number, "open_read") for number in PASSING), (errno.EIO, "stat")])
+def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, number: int, call: str) -> None:
+    """G6, G7: also that it was deleted, or cannot be read, is not believed. `why` and `wait` have the reason."""
+    fs = FaultyFs(b"k", number, call)
+    with World(tmp_path, fs=fs) as world:
+        world.write("k", b"dropped in a bad moment")
+        world.settle()
+        assert world.ids(SOURCE) == {}
+        assert world.place().unreadable == {}
+        assert world.place().later[b"k"].why == os.strerror(number).lower()
+        fs.mend()
+        go_on(world)
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert world.place().faults == {}
+
+
+def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
+    """Section 5: a fault that stays costs little."""
+    with World(tmp_path, fs=FaultyFs(b"k", errno.EIO, "open_read")) as world:
+        world.write("k", b"k")
+        world.settle()
+        delays_s = []
+        for _ in range(8):
+            delays_s.append(world.place().later[b"k"].due_s - time.monotonic())
+            go_on(world)
+        assert delays_s[0] < 2 < delays_s[3] < delays_s[7] <= 30
+
+
+def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_into_again(tmp_path: Path) -> None:
+    """G6: what is in it is captured well before the next scan of all."""
+    fs = FaultyFs(b"d", errno.EMFILE, "open_dir")
+    with World(tmp_path, fs=fs) as world:
+        world.write("d/k", b"k")
+        world.settle()
+        place = world.place()
+        assert place.trouble.unreadable == {b"d": "too many open files"}
+        fs.mend()
+        world.region().look_around()
+        assert 0 < place.look_again_at_s < time.monotonic() + 2
+        place.look_again_at_s = 0.1
+        world.region().look_around()
+        world.engine.settle_down()
+        assert world.tree(DESTINATION) == {"d/k": b"k"}
+        assert place.trouble.unreadable == place.trouble.passing == {}
+
+
+def test_a_role_that_cannot_be_read_for_a_moment_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 5: what cannot be done now stays PENDING, and comes by itself."""
+    real = os.stat
+
+    def stat(path: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, Path) and path.parent.name == "roles":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, **more)
+
+    with World(tmp_path) as world:
+        world.write("k", b"k")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", stat)
+            world.settle()
+        assert world.statuses() == {Status.PENDING}
+        go_on(world)
+        assert world.statuses() == {Status.COMPLETED}
+
+
+def test_a_view_that_is_behind_at_a_start_is_no_users_act_for_a_fault(tmp_path: Path) -> None:
+    """G1, G6: a view that was held when the process ended, and cannot be looked at when the next one starts."""
+    with World(tmp_path) as world:
+        world.write("k", b"one")
+        world.settle()
+        with world.path("k", DESTINATION).open("r+b"):
+            world.write("k", b"two")
+            world.settle()
+            assert world.tree(DESTINATION) == {"k": b"one"}
+        fs = FaultyFs(b"k", errno.EMFILE, "stat", "open_read")
+        world.restart(fs=fs)
+        world.settle()
+        fs.mend()
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": b"two"}
+        assert world.ids(DESTINATION) == world.ids(SOURCE)
+
+
+@contextlib.contextmanager
+def leased(path: Path) -> Iterator[None]:
+    """Hold a write lease, as a file server does for its client, and keep it when asked to give it back."""
+    fd = os.open(path, os.O_RDWR)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError:
+            pytest.skip("no write leases here")
+        yield
+    finally:
+        os.close(fd)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_a_file_under_a_write_lease_is_open_for_writing(tmp_path: Path) -> None:
+    """Section 7: opening it answers EWOULDBLOCK. It is taken when it is closed, as any other that somebody writes."""
+    with World(tmp_path) as world:
+        world.write("k", b"one")
+        with leased(world.path("k")):
+            world.settle()
+            assert world.ids(SOURCE) == {}
+            later = world.place().later[b"k"]
+            assert (later.opened, later.why) == (True, "it is open for writing")
+            assert world.place().unreadable == {}
+        go_on(world)
+        assert world.tree(DESTINATION) == {"k": b"one"}
+
+
+def test_a_replica_under_a_write_lease_is_not_exchanged(tmp_path: Path) -> None:
+    """G1, section 7: somebody has it open for writing. The newer version is shown when it is closed."""
+    with World(tmp_path) as world:
+        world.write("k", b"one")
+        world.settle()
+        with leased(world.path("k", DESTINATION)):
+            world.write("k", b"two")
+            world.settle()
+
+            assert world.place(DESTINATION).held[b"k"].why == "somebody has the file open for writing"
+        go_on(world)
+        assert world.tree(DESTINATION) == {"k": b"two"}

@@ -1,0 +1,185 @@
+"""When a bucket is looked through, and what a barrier waits for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.capture import schedule
+from fsrepl.capture.barrier import pass_barrier
+from fsrepl.capture.watch import NoWatches
+from fsrepl.region.change_queue import ARRIVED, GONE, DirectoryEvent
+from fsrepl.region.scan_queue import Scan, Scans
+from tests.world import DESTINATION, SOURCE, World
+
+# -- which scan is next
+
+
+def test_live_changes_do_not_wait_for_a_whole_bucket() -> None:
+    """G6: a directory that appears is looked at before the rest of a scan of everything, which is then finished."""
+    scans = Scans()
+    whole, part = Scan(SOURCE), Scan(SOURCE, b"d", True)
+    scans.add(whole)
+    assert scans.next() is whole
+    scans.add(part)
+    assert scans.next() is part
+    scans.done(part)
+    assert scans.next() is whole
+    scans.done(whole)
+    assert scans.next() is None
+    assert not scans
+
+
+def test_one_scan_serves_all_that_asked_before_it_began() -> None:
+    """P1, P29: losses and events of one directory in a row are one scan, of the earliest epoch of them."""
+    scans = Scans()
+    for epoch in (5, 3, 4):
+        scans.add(Scan(SOURCE, b"d", True, epoch))
+    scans.add(Scan(SOURCE, b"e", True, 2))
+    scans.add(Scan(SOURCE, epoch=6))
+    scans.add(Scan(SOURCE, b"f", True, 1))
+    first = scans.next()
+    assert first is not None
+    assert (first.top, first.epoch) == (b"", 1)
+    scans.done(first)
+    assert not scans
+
+
+def test_what_is_added_during_a_scan_is_another_pass() -> None:
+    """P1: new losses during a scan lead to one more, and never stop the one under way."""
+    scans = Scans()
+    first, again = Scan(SOURCE, epoch=1), Scan(SOURCE, epoch=2)
+    scans.add(first)
+    assert scans.next() is first
+    scans.add(again)
+    assert scans.next() is first
+    assert scans.is_pending(2)
+    scans.done(first)
+    assert not scans.is_pending(2)
+    assert scans.next() is again
+    assert scans.is_pending(3)
+
+
+def test_the_highest_of_some_directories() -> None:
+    """P3: where many directories are without a watch, none is looked at twice a round."""
+    assert schedule.highest([b"a/b", b"a", b"a-b", b"a/b/c", b"x/y", b"a-b/c"]) == [b"a", b"a-b", b"x/y"]
+    assert schedule.highest([b"z", b""]) == [b""]
+    assert schedule.highest([]) == []
+
+
+# -- a world without watches
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as world:
+        world.engine.watcher = NoWatches()
+        world.settle()
+        yield world
+
+
+def barrier(world: World) -> int:
+    epoch = pass_barrier(world.region(), world.place(), 1.0)
+    assert epoch > 0
+    return epoch
+
+
+def settle_scans(world: World) -> None:
+    while schedule.step(world.region()):
+        pass
+
+
+def test_without_watches_every_directory_is_polled(blind: World) -> None:
+    """P3, section 2: it says which, and a round of looking finds what became of files, directories included."""
+    blind.write("d/e/k", b"one")
+    blind.settle()
+    assert blind.place().trouble.polled == {b"", b"d", b"d/e"}
+    blind.write("d/e/k", b"two")
+    blind.write("n/m", b"m")
+    schedule.poll(blind.region(), blind.place())
+    blind.engine.settle_down()
+    blind.hurry()
+    blind.engine.settle_down()
+    assert blind.tree(DESTINATION) == {"d/e/k": b"two", "n/m": b"m"}
+    shutil.rmtree(blind.path("d"))
+    schedule.poll(blind.region(), blind.place())
+    blind.engine.settle_down()
+    assert blind.tree(DESTINATION) == {"n/m": b"m"}
+    assert blind.place().trouble.polled == {b"", b"n"}
+
+
+def test_without_a_watch_for_the_sentinel_a_barrier_looks_instead(blind: World) -> None:
+    """Section 5, wait: a barrier all the same; what was there before it is found by the scan it waits for."""
+    blind.write("k", b"k")
+    epoch = barrier(blind)
+    place, marks = blind.place(), blind.region().marks
+    assert place.scans.is_pending(epoch)
+    blind.write("later", b"after the barrier")
+    settle_scans(blind)
+    assert not place.scans.is_pending(epoch)
+    assert marks.is_waiting(SOURCE, epoch, b"k")
+
+
+def test_what_was_lost_before_a_barrier_is_waited_for(blind: World) -> None:
+    """Section 5, wait: events lost before the sentinel was read belong to its epoch, however late the scan begins."""
+    region, place = blind.region(), blind.place()
+    assert blind.engine.watcher is not None
+    region.marks.lose(blind.engine.epoch)
+    epoch = blind.engine.watcher.begin_epoch()
+    assert region.marks.is_lost(epoch)
+    schedule.follow_events(region)
+    assert not region.marks.is_lost(epoch)
+    assert place.scans.is_pending(epoch)
+
+
+def test_a_directory_that_came_before_a_barrier_is_waited_for(blind: World) -> None:
+    """Section 5, wait: also where its scan is left to one of everything that was queued after the barrier."""
+    region, place = blind.region(), blind.place()
+    assert blind.engine.watcher is not None
+    region.marks.directories.append(DirectoryEvent(SOURCE, b"d", ARRIVED, blind.engine.epoch))
+    region.marks.directories.append(DirectoryEvent(SOURCE, b"e", GONE, blind.engine.epoch))
+    epoch = blind.engine.watcher.begin_epoch()
+    schedule.begin(region, place)
+    assert not place.scans.is_pending(epoch)
+    schedule.follow_events(region)
+    assert not region.marks.directories
+    assert place.scans.is_pending(epoch)
+
+
+# -- directories that cannot be looked into
+
+
+def test_trouble_is_known_until_a_scan_knows_better(blind: World) -> None:
+    """G11: what a scan has not come to yet is still told; what is gone is not."""
+    for directory in ("a", "b", "b/c"):
+        blind.path(directory).mkdir()
+        blind.path(f"{directory}/link").symlink_to("x")
+    blind.settle()
+    trouble = blind.place().trouble
+    assert trouble.skipped_number == 3
+    shutil.rmtree(blind.path("b"))
+    schedule.begin(blind.region(), blind.place())
+    assert trouble.skipped_number == 3
+    blind.settle()
+    assert trouble.skipped_number == 1
+    assert trouble.polled == {b"", b"a"}
+
+
+# -- files that somebody has open
+
+
+def test_a_barrier_looks_again_at_what_was_open(blind: World) -> None:
+    """Section 5, wait: a file closed through another name makes no event; whoever waits is not told that it is open."""
+    with blind.path("k").open("wb") as file:
+        file.write(b"k")
+        file.flush()
+        blind.settle()
+        later = blind.place().later[b"k"]
+        assert later.opened
+        epoch = barrier(blind)
+        assert (later.looked, later.due_s) == (epoch - 1, 0.0)
+    blind.engine.settle_down()
+    assert blind.tree(DESTINATION) == {"k": b"k"}

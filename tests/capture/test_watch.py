@@ -1,0 +1,178 @@
+"""Events become marks: of the right key, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from watchdog.observers.inotify_c import InotifyConstants as In
+
+from fsrepl.capture.watch import Watcher
+from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, DirectoryEvent, Mark, Marks
+from fsrepl.settings import Capture
+from fsrepl.storage.fs import Fs
+
+ADDRESS = "east/src"
+
+
+class Watched:
+    """A directory with its watches, and what they have marked."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.marks = Marks(lambda: None, Capture(settle_ms=0, temporary_settle_s=3600))
+        self.watcher = Watcher()
+        self.watcher.listen("east", self.marks)
+        self._barrier = top / ".fsrepl"
+        self._barrier.mkdir()
+        self._number = 0
+        fd = os.open(self._barrier, os.O_RDONLY)
+        self.watcher.watch_barrier(ADDRESS, fd)
+        os.close(fd)
+        self.watcher.start()
+
+    def watch(self, path: str = "") -> Path:
+        fd = Fs().open_root(self.top / path)
+        self.watcher.watch(ADDRESS, path.encode(), fd)
+        os.close(fd)
+        return self.top / path
+
+    def seen(self) -> tuple[dict[bytes, int], list[DirectoryEvent]]:
+        """What was marked by all that was done so far: keys with their flags, and directories."""
+        self._number += 1
+        name = b"%d" % self._number
+        (self._barrier / name.decode()).touch()
+        until_s = time.monotonic() + 30
+        while name not in self.watcher.sentinels:
+            assert time.monotonic() < until_s, "the sentinel was not read"
+            time.sleep(0.001)
+        directories = list(self.marks.directories)
+        self.marks.directories.clear()
+        return {mark.key: mark.flags for mark in self.take()}, directories
+
+    def take(self) -> list[Mark]:
+        time.sleep(0.002)
+        return self.marks.take(1000)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    found = Watched(tmp_path)
+    found.watch()
+    yield found
+    found.watcher.stop()
+    found.watcher.join()
+
+
+def test_what_was_done_to_a_file_is_marked(watched: Watched) -> None:
+    """Section 7, watch: a close, a rename into place, a removal and a change of attributes each mark their key."""
+    for name in ("closed", "from", "gone", "changed"):
+        (watched.top / name).write_bytes(b"")
+    watched.seen()
+    (watched.top / "closed").write_bytes(b"more")
+    (watched.top / "from").rename(watched.top / "to")
+    (watched.top / "gone").unlink()
+    (watched.top / "changed").chmod(0o600)
+    keys, directories = watched.seen()
+    wanted = {b"closed": CLOSED, b"from": GONE, b"to": MOVED, b"gone": GONE, b"changed": CHANGED}
+    assert {key: flags & wanted[key] for key, flags in keys.items()} == wanted
+    assert directories == []
+
+
+def test_a_directory_s_own_times_do_not_move_its_keys(watched: Watched) -> None:
+    """G6: rsync sets the time of each directory it has filled; later changes in it are still its own keys'."""
+    directory = watched.top / "d"
+    directory.mkdir()
+    watched.watch("d")
+    watched.seen()
+    os.utime(directory)
+    os.utime(watched.top)
+    keys, directories = watched.seen()
+    assert keys == {}
+    assert directories == [DirectoryEvent(ADDRESS, b"d", CHANGED, 1)]
+    (directory / "k").write_bytes(b"k")
+    keys, _ = watched.seen()
+    assert list(keys) == [b"d/k"]
+
+
+def test_directories_come_and_go(watched: Watched) -> None:
+    """P2: one that is made or moved in is looked into; one that is moved out or removed is gone."""
+    (watched.top / "made").mkdir()
+    (watched.top / "made").rename(watched.top / "moved")
+    (watched.top / "moved").rmdir()
+    _, directories = watched.seen()
+    assert [(event.path, event.flags) for event in directories] == [
+        (b"made", ARRIVED), (b"made", GONE | MOVED), (b"moved", ARRIVED), (b"moved", GONE),
+    ]  # fmt: skip
+
+
+def test_a_temporary_name_waits_unless_nothing_is_left_of_it(watched: Watched) -> None:
+    """Settings, temporary: such a file is left alone for a while; once renamed, nobody waits for its old name."""
+    (watched.top / "a.tmp").write_bytes(b"")
+    keys, _ = watched.seen()
+    assert keys == {}
+    assert watched.marks.is_marked(ADDRESS, b"a.tmp")
+    (watched.top / "a.tmp").rename(watched.top / "a")
+    keys, _ = watched.seen()
+    assert set(keys) == {b"a", b"a.tmp"}
+
+
+def test_a_key_that_does_not_come_to_rest_is_ready_at_last() -> None:
+    """Settings, open_max_s: events that keep coming put a key off no longer than that, open or not."""
+    marks = Marks(lambda: None, Capture(settle_ms=1000, open_max_s=10))
+    start_s = time.monotonic()
+    for tenths in range(0, 100, 5):
+        marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + tenths / 10, 0)
+        assert marks.take(1) == []
+    marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + 10, 0)
+    (mark,) = marks.take(1)
+    assert mark.since_s == start_s
+
+
+def test_a_scan_does_not_hide_that_a_key_was_marked_before(watched: Watched) -> None:
+    """Section 5, wait: a key counts from the earliest barrier before which anything told of it."""
+    marks = watched.marks
+    marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
+    marks.mark(ADDRESS, [b"k"], 3)
+    assert marks.is_waiting(ADDRESS, 4)
+
+
+def test_what_never_settles_is_ready_when_somebody_waits() -> None:
+    """Section 5, wait: a file that is written into without end is looked at, and named, not waited for."""
+    marks = Marks(lambda: None, Capture(settle_ms=50, temporary_settle_s=2))
+    now_s = time.monotonic()
+    for key, since_s in ((b"log", now_s - 1), (b"log.tmp", now_s - 3), (b"new.tmp", now_s - 1)):
+        marks.event(ADDRESS, key, key, In.IN_MODIFY, since_s, 0)
+        marks.event(ADDRESS, key, key, In.IN_MODIFY, now_s, 0)
+    assert marks.take(10) == []
+    marks.hurry(ADDRESS)
+    marks.event(ADDRESS, b"log", b"log", In.IN_MODIFY, now_s, 0)
+    assert {mark.key for mark in marks.take(10)} == {b"log", b"log.tmp"}
+
+
+def test_waiting_for_one_bucket_hurries_no_other() -> None:
+    """Section 5, wait: what settles in other buckets of the region is left alone for as long as it would be."""
+    marks = Marks(lambda: None, Capture(settle_ms=50_000))
+    for address in (ADDRESS, "east/other"):
+        marks.event(address, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 0)
+    marks.hurry(ADDRESS)
+    assert [mark.address for mark in marks.take(10)] == [ADDRESS]
+    assert marks.is_marked("east/other", b"k")
+
+
+def test_what_was_taken_and_not_looked_at_is_first_again() -> None:
+    """G6, section 5: a key that is put back keeps what is known of it, and since when; and may change meanwhile."""
+    marks = Marks(lambda: None, Capture(settle_ms=50_000))
+    marks.mark(ADDRESS, [b"a", b"b", b"c"], 3)
+    taken = marks.take(2)
+    marks.event(ADDRESS, b"b", b"b", In.IN_CLOSE_WRITE, time.monotonic(), 5)
+    marks.put_back(taken)
+    assert marks.has_found(ADDRESS)
+    assert marks.is_waiting(ADDRESS, 4, b"b")
+    assert marks.take(10) == [taken[0], Mark(ADDRESS, b"c", FOUND, 3, taken[0].since_s)]
+    marks.hurry(ADDRESS)
+    assert marks.take(10) == [taken[1]._replace(flags=FOUND | CLOSED)]
+    assert not marks.has_found(ADDRESS)

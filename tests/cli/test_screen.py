@@ -1,0 +1,60 @@
+"""The screen of `fsrepl status`: what people have named shows as it is, and moves no cursor and no colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fsrepl.cli import status_screen
+
+Json = dict[str, Any]
+
+
+def document(**more: object) -> Json:
+    daemon = {"running": True, "pid": 1, "ready": True, "since": "2026-11-24T12:00:00Z"}
+    return {"daemon": daemon, "buckets": [], "transfers": [], **more}
+
+
+def bucket(name: str, **more: object) -> Json:
+    numbers = dict.fromkeys(("objects", "versions", "bytes", "pending", "failed", "skipped", "lag_seconds"), 0)
+    return {"bucket": name, "online": True, "versioning": "Enabled", "rules": [], **numbers, **more}
+
+
+def test_names_are_no_markup_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: control characters are escaped wherever they are printed; a rule may be called [/] or [red]."""
+    rule = dict.fromkeys(("pending", "failed", "completed", "lag_seconds"), 0)
+    rules = [{"id": name, "status": "Enabled", "destination": "west/dst", **rule} for name in ("[/]", "[red]x")]
+    transfer = {
+        "key": "[/b]\x1b[31m",
+        "source": "east/src",
+        "destination": "west/dst",
+        "bytes_done": 1,
+        "bytes_total": 2,
+    }
+    conflict = {"Key": "k\x1b[2J", "Why": "a directory\n is in the way"}
+    buckets = [bucket("east/src", rules=rules, view_conflicts=[conflict])]
+    status_screen.show(document(buckets=buckets, transfers=[transfer]))
+    shown = capsys.readouterr().out
+    for text in ("[/]", "[red]x", r"[/b]\x1b[31m", r"k\x1b[2J", r"a directory\x0a is in the way"):
+        assert text in shown
+    assert "\x1b" not in shown
+
+
+def test_a_region_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: one screen, however many buckets a region has."""
+    why = "region west is offline: /mnt/\x1bwest: no such file or directory"
+    status_screen.show(document(buckets=[bucket(f"west/{name}", online=False, trouble=why) for name in ("one", "two")]))
+    shown = capsys.readouterr().out
+    assert shown.count(r"! region west is offline: /mnt/\x1bwest") == 1
+    assert shown.count("OFFLINE") == 2
+
+
+def test_a_daemon_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: status is a reader, and shows what the journal tells even then."""
+    trouble = "the daemon did not answer status within 10.0 s"
+    daemon = {"running": True, "pid": None, "ready": False, "since": None, "trouble": trouble}
+    status_screen.show(document(daemon=daemon, buckets=[bucket("east/src")]))
+    shown = capsys.readouterr().out
+    assert trouble in shown
+    assert "east/src" in shown

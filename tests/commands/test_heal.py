@@ -1,0 +1,209 @@
+"""A bucket whose .fsrepl was removed, as by `rsync --delete` or `git clean -fdx`, is adopted as the bucket it was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.errors import Unavailable
+from fsrepl.model.version import Status
+from fsrepl.storage import remembered
+from tests.doubles import DyingFs, PowerCut
+from tests.repair.test_verify import verify
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+
+def fill(world: World) -> None:
+    """Two versions of a key, one that was deleted, one with a long name, one that was removed for good."""
+    world.drop("d/k", b"one", tags={"class": "blue"})
+    world.write("gone", b"soon gone")
+    world.write("x" * 240, b"long")
+    world.write("d/wrong", b"not to be kept")
+    world.settle()
+    world.write("d/wrong", b"right")
+    world.drop("d/k", b"two")
+    world.unlink("gone")
+    world.settle()
+    for bucket in (SOURCE, DESTINATION):
+        world.remove("d/wrong", bucket, world.of("d/wrong", bucket)[-1].id)
+    world.settle()
+
+
+def lose(world: World, bucket: str, what: str = "") -> None:
+    path = world.path(".fsrepl", bucket) / what
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    world.look()
+
+
+def adopt(world: World, bucket: str) -> dict[str, object]:
+    return world.run("bucket.adopt", bucket=bucket)
+
+
+@pytest.fixture
+def world(memory: Path) -> Iterator[World]:
+    with World(memory) as found:
+        fill(found)
+        yield found
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("what", ["", "bucket.json", "versions"])
+@pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
+def test_it_comes_back_as_it_was(world: World, bucket: str, what: str, restarted: bool) -> None:
+    """G5, G7, G8: identity, rule, ids and history are those from before; nothing is doubled, and nothing sent again."""
+    identity = json.loads(world.path(".fsrepl/bucket.json", bucket).read_text())
+    rules = world.engine.site.buckets[SOURCE].replication
+    before = world.ids(SOURCE), world.ids(DESTINATION), world.tree(SOURCE), world.tree(DESTINATION)
+    tags = dict(world.of("d/k", bucket)[-1].tags)
+    lose(world, bucket, what)
+    if restarted:
+        world.restart()
+    world.settle()
+    with pytest.raises(Unavailable, match=f"fsrepl bucket adopt {bucket}"):
+        world.run("object.restore", bucket=bucket, key=b"d/k", version_id=None)
+    answer = adopt(world, bucket)
+    assert (answer["Healed"], answer["Lost"]) == (True, 0)
+    world.settle()
+    assert json.loads(world.path(".fsrepl/bucket.json", bucket).read_text()) == identity
+    assert (world.ids(SOURCE), world.ids(DESTINATION), world.tree(SOURCE), world.tree(DESTINATION)) == before
+    assert world.engine.site.buckets[SOURCE].replication == rules
+    assert world.statuses() == {Status.COMPLETED}
+    assert dict(world.of("d/k", bucket)[-1].tags) == tags
+    assert verify(world) == []
+    world.write("d/new", b"new")
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    world.stays_quiet()
+
+
+def test_what_people_did_to_the_files_meanwhile(world: World) -> None:
+    """G1: what differs from the replicas is a new version, and what went with .fsrepl is deleted, as anybody's act."""
+    before = world.ids(SOURCE)
+    lose(world, SOURCE)
+    world.write("d/k", b"mirrored")
+    world.write("fresh", b"fresh")
+    world.unlink("d/wrong")
+    adopt(world, SOURCE)
+    world.settle()
+    after = world.ids(SOURCE)
+    assert after == world.ids(DESTINATION)
+    assert after[b"d/k"][:2] == before[b"d/k"]
+    assert [v.marker for v in world.of("d/wrong")] == [True, False]
+    assert world.tree(DESTINATION) == {"d/k": b"mirrored", "fresh": b"fresh", "x" * 240: b"long"}
+
+
+def test_what_had_not_been_sent_is_taken_from_the_files(world: World) -> None:
+    """G7: under the id that the journal knows, and it is still owed; of what is nowhere else it says so."""
+    world.away("west")
+    world.write("late", b"once")
+    world.settle()
+    world.write("late", b"late")
+    world.settle()
+    current = world.current("late").id
+    lose(world, SOURCE)
+    world.back("west")
+    answer = adopt(world, SOURCE)
+    assert (answer["Kept"], answer["Lost"]) == (1, 1)
+    world.settle()
+    assert [v.id for v in world.of("late")] == [v.id for v in world.of("late", DESTINATION)] == [current]
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+@pytest.mark.parametrize("journal", [True, False], ids=["journal", "no-journal"])
+def test_without_copies_of_the_documents(world: World, journal: bool) -> None:
+    """G7: the journal still knows that it was versioned, and its rules; without one its replicas know the former."""
+    before, tree = world.ids(DESTINATION), world.tree(SOURCE)
+    lose(world, SOURCE)
+    remembered.forget(world.engine.site, SOURCE)
+    if not journal:
+        world.restart(without_journal=True)
+    adopt(world, SOURCE)
+    world.settle()
+    assert (world.engine.site.buckets[SOURCE].replication is not None) == journal
+    assert world.tree(DESTINATION) == world.tree(SOURCE) == tree
+    if journal:
+        assert world.ids(SOURCE) == before
+        assert verify(world) == []
+
+
+def test_a_bucket_in_order_is_not_made_again(world: World) -> None:
+    """Section 5: adopt refuses it, as ever."""
+    assert world.refused("bucket.adopt", bucket=SOURCE) == "BucketAlreadyOwnedByYou"
+
+
+def test_a_rule_that_was_removed_stays_removed(world: World) -> None:
+    """Section 4: what is remembered is what the bucket said last."""
+    world.run("replication.rm", source=SOURCE)
+    world.settle()
+    world.engine.region_of(SOURCE).look_around()
+    lose(world, SOURCE)
+    adopt(world, SOURCE)
+    assert world.engine.site.buckets[SOURCE].replication is None
+
+
+def test_documents_that_go_one_by_one_are_not_forgotten(world: World) -> None:
+    """G8: somebody removes .fsrepl, file by file, while the daemon looks."""
+    for name in ("versions", "versioning.json", "replication.json"):
+        path = world.path(".fsrepl") / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for _ in range(3):
+            world.look()
+    lose(world, SOURCE)
+    adopt(world, SOURCE)
+    world.settle()
+    assert world.engine.site.buckets[SOURCE].replication is not None
+    assert verify(world) == []
+
+
+def test_a_region_on_a_new_disk_follows_its_rules(memory: Path) -> None:
+    """README, a dead disk: `region add --replace` brings back versioning and replication of its buckets."""
+    with World(memory) as world:
+        fill(world)
+        world.run("bucket.create", bucket="east/plain", versioning=True)
+        world.run("versioning.set", bucket="east/plain", status="Suspended")
+        rules = world.engine.site.buckets[SOURCE].replication
+        world.engine.region_of(SOURCE).look_around()
+        world.away("east")
+        world.run("region.add", name="east", path=str(memory / "new"), replace=True)
+        assert world.engine.site.buckets[SOURCE].replication == rules
+        assert str(world.engine.site.buckets["east/plain"].versioning) == "Suspended"
+
+
+def test_git_passes_over_it(world: World) -> None:
+    """Also in a bucket that an earlier build has made."""
+    ignore = world.path(".fsrepl/.gitignore")
+    assert ignore.read_text() == "*\n"
+    ignore.unlink()
+    world.restart()
+    world.settle()
+    assert ignore.read_text() == "*\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
+def test_power_cut_at_every_change(memory: Path, bucket: str) -> None:
+    """G7: wherever it is cut short, it is gone on with when it is asked for again."""
+    for calls, world in worlds(memory):
+        fill(world)
+        before = world.ids(SOURCE), world.ids(DESTINATION)
+        lose(world, bucket)
+        fs = DyingFs(6 * calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            adopt(world, bucket)
+            world.settle()
+        world.restart()
+        world.settle()
+        with contextlib.suppress(Exception):
+            adopt(world, bucket)
+        world.settle()
+        assert (world.ids(SOURCE), world.ids(DESTINATION)) == before, (calls, fs.died_in)
+        assert verify(world) == [], calls
+        assert world.leftovers(bucket) == [], calls
+        if not fs.died:
+            return

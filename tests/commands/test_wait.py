@@ -1,0 +1,181 @@
+"""`wait` says 0 only where every file is safe: what cannot be captured or shown is named, and is 1."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fsrepl.capture.watch import NoWatches
+from fsrepl.cli import app
+from fsrepl.cli import wait as cli_wait
+from fsrepl.commands import wait as barrier
+from fsrepl.model.version import Posix
+from tests.journeys.test_unprivileged import as_root
+from tests.mounts import clear, cover, only_root, unmount
+from tests.world import DESTINATION, SOURCE, World
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view is not waited for that nothing will change."""
+    monkeypatch.setattr(barrier, "_SHOWN_MAX_S", 0.05)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def wait(world: World, scope: str = "") -> barrier.Waited:
+    """`wait` in a daemon whose threads take their turns while it looks; every barrier is a scan."""
+
+    def turn() -> bool:
+        world.hurry()
+        world.engine.settle_down()
+        return False
+
+    world.engine.watcher = world.engine.watcher or NoWatches()
+    return barrier.wait(world.engine, barrier.scope_of(world.engine, scope), 10.0, turn)
+
+
+def left_out(waited: barrier.Waited) -> tuple[list[str], ...]:
+    assert (waited.failed, waited.pending) == (0, 0)
+    return waited.left_out
+
+
+NOTHING: tuple[list[str], ...] = ([], [], [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
+def test_a_file_that_cannot_be_read_is_not_safe(users_home: Path) -> None:
+    """Section 5, wait: its new content is nowhere else; for its own key as for all, until it can be read."""
+    with World(users_home) as world:
+        world.write("k", b"old")
+        world.write("other", b"data")
+        assert left_out(wait(world)) == NOTHING
+        as_root(world.home / "theirs", b"new", Posix(0o600, 77, 88, 0), world.path("k"))
+        as_root(world.home / "theirs", b"new", Posix(0o600, 77, 88, 0), world.path("fresh"))
+        why = "permission denied"
+        assert left_out(wait(world)) == ([f"{SOURCE}/fresh: {why}", f"{SOURCE}/k: {why}"], [], [])
+        for key in ("k", "fresh"):
+            assert left_out(wait(world, f"{SOURCE}/{key}")) == ([f"{SOURCE}/{key}: {why}"], [], [])
+        assert left_out(wait(world, f"{SOURCE}/other")) == NOTHING
+        for key in ("k", "fresh"):
+            world.unlink(key)
+            world.write(key, b"new")
+        assert left_out(wait(world)) == NOTHING
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root reads every directory")
+def test_a_directory_that_cannot_be_read_may_hold_files_that_are_not_safe(users_home: Path) -> None:
+    """Section 5, wait: for every key below it as well."""
+    with World(users_home) as world:
+        world.write("d/k", b"data")
+        world.write("dd/k", b"data")
+        world.path("d").chmod(0)
+        try:
+            expected = ([f"{SOURCE}/d/: permission denied"], [], [])
+            assert [left_out(wait(world, scope)) for scope in ("", SOURCE, f"{SOURCE}/d/k")] == [expected] * 3
+            assert left_out(wait(world, f"{SOURCE}/dd/k")) == NOTHING
+        finally:
+            world.path("d").chmod(0o755)
+        assert left_out(wait(world)) == NOTHING
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
+def test_what_could_not_be_read_when_its_region_went_is_not_safe_meanwhile(users_home: Path) -> None:
+    """Section 5, wait: it is known that something there was never captured."""
+    with World(users_home) as world:
+        as_root(world.home / "theirs", b"new", Posix(0o600, 77, 88, 0), world.path("k"))
+        world.settle()
+        world.away("east")
+        world.region().look_around()
+        waited = barrier.wait(world.engine, barrier.scope_of(world.engine, SOURCE), 0.0, lambda: False)
+        assert waited.pending == 1
+        world.back("east")
+
+
+@only_root
+def test_what_lies_on_another_mount_is_not_safe(world: World) -> None:
+    """Section 5, wait: nobody looks there, and so nobody knows which files there are."""
+    other = world.home / "other"
+    other.mkdir()
+    (other / "k").write_bytes(b"data")
+    world.write("m/below", b"one")
+    world.write("mm/k", b"two")
+    assert left_out(wait(world)) == NOTHING
+    cover(other, world.path("m"))
+    try:
+        expected = ([], [f"{SOURCE}/m/"], [])
+        assert [left_out(wait(world, scope)) for scope in ("", SOURCE, f"{SOURCE}/m/k")] == [expected] * 3
+        assert left_out(wait(world, f"{SOURCE}/mm/k")) == NOTHING
+        unmount(world.path("m"))
+    finally:
+        clear(world.path("m"))
+    assert left_out(wait(world)) == NOTHING
+    assert world.tree(DESTINATION) == {"m/below": b"one", "mm/k": b"two"}
+
+
+def test_a_replica_that_is_not_shown_is_named(world: World) -> None:
+    """Section 5, wait: it is stored there, and people do not see it; also with the source alone as scope."""
+    world.path("k", DESTINATION).mkdir()
+    world.write("k/theirs", b"in the way", DESTINATION)
+    world.write("k", b"data")
+    world.write("other", b"data")
+    expected = ([], [], [f"{DESTINATION}/k: k, a directory, is in the way"])
+    scopes = ("", SOURCE, f"{SOURCE}/k", DESTINATION, f"{DESTINATION}/k")
+    assert [left_out(wait(world, scope)) for scope in scopes] == [expected] * len(scopes)
+    assert left_out(wait(world, f"{SOURCE}/other")) == NOTHING
+    world.unlink("k/theirs", DESTINATION)
+    world.path("k", DESTINATION).rmdir()
+    assert left_out(wait(world)) == NOTHING
+
+
+def test_files_that_are_open_for_writing_are_named_and_nothing_is_wrong(world: World) -> None:
+    """Section 5, wait: a log that is always open does not make every backup script fail."""
+    with world.path("log").open("wb") as log:
+        log.write(b"line")
+        log.flush()
+        waited = wait(world)
+    assert (waited.opened, left_out(waited)) == ({f"{SOURCE}/log"}, NOTHING)
+
+
+ANSWER = barrier.Waited().document()
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        ({}, 0),
+        ({"open": ["east/src/log"]}, 0),
+        ({"unruled": ["east/src/k"]}, 0),
+        ({"pending": 1}, 4),
+        ({"failed": 1, "pending": 1}, 1),
+        ({"unreadable": ["east/src/k: permission denied"]}, 1),
+        ({"mounts": ["east/src/m/"], "pending": 1}, 1),
+        ({"unshown": ["west/dst/k: k, a directory, is in the way"]}, 1),
+    ],
+)
+def test_exit_status_and_names(monkeypatch: pytest.MonkeyPatch, found: dict[str, object], code: int) -> None:
+    """Section 5, wait: each of them on stderr, and the JSON on stdout whatever the exit status is."""
+    monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: ANSWER | found)
+    ran = CliRunner().invoke(app, ["wait", "--json"])
+    assert ran.exit_code == code
+    assert json.loads(ran.stdout) == ANSWER | found
+    for names in found.values():
+        for name in names if isinstance(names, list) else ():
+            assert name in ran.stderr
+
+
+def test_of_very_many_the_first_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G11: an answer stays small however much is left out, and says how much that is."""
+    waited = barrier.Waited(unreadable=[f"east/src/{n}: permission denied" for n in range(5000)])
+    assert (len(str(waited.document())) < 100_000, waited.document()["more"]) == (True, 4000)
+    monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: waited.document())
+    assert "and 4,000 more" in CliRunner().invoke(app, ["wait"]).stderr

@@ -1,0 +1,175 @@
+"""The control socket: a daemon that runs is never taken for absent, and answers however many ask at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.daemon import control, main
+from fsrepl.errors import FsreplError, NotRunning, Refused, TimedOut, Usage
+
+DEADLINE_S = 30.0
+
+
+@contextlib.contextmanager
+def serving(state: Path, handle: control.Handler, commands_max: int = 8) -> Iterator[control.Server]:
+    server = control.Server(state, handle, commands_max)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def listening(state: Path, answer: Callable[[socket.socket], object]) -> Iterator[None]:
+    """Something that takes connections and does what it likes with the first of them."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    here = os.open(state, os.O_RDONLY)
+    listener.bind(f"/proc/self/fd/{here}/{control.SOCKET}")
+    listener.listen(8)
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            answer(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(DEADLINE_S)
+        listener.close()
+        os.close(here)
+        (state / control.SOCKET).unlink(missing_ok=True)
+
+
+def test_an_answer_of_any_length_is_read(tmp_path: Path) -> None:
+    """Section 5: what is asked is bounded, what is answered is not."""
+    with serving(tmp_path, lambda op, params, alive: {"names": "x" * (9 << 20)}):
+        assert len(control.ask(tmp_path, "status", {})["names"]) == 9 << 20
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"ok": {', b"no JSON\n", b"[]\n", b"{}\n"])
+def test_an_answer_that_cannot_be_read_comes_from_a_daemon_that_runs(tmp_path: Path, answer: bytes) -> None:
+    """Section 5: whatever is wrong with an answer, exit status 5 is for a daemon that is not there."""
+    with listening(tmp_path, lambda connection: connection.sendall(answer)):
+        with pytest.raises(FsreplError, match="the daemon runs, and its answer to status cannot be read") as raised:
+            control.ask(tmp_path, "status", {})
+        assert not isinstance(raised.value, NotRunning)
+
+
+def test_a_daemon_that_ends_before_it_answers_is_not_running(tmp_path: Path) -> None:
+    """Section 5: exit status 5."""
+    with (
+        listening(tmp_path, lambda connection: (tmp_path / control.SOCKET).rename(tmp_path / "gone")),
+        pytest.raises(NotRunning, match="ended before it answered"),
+    ):
+        control.ask(tmp_path, "status", {})
+    (tmp_path / "gone").unlink()
+
+
+def test_a_caller_without_descriptors_does_not_say_that_the_daemon_is_absent(tmp_path: Path) -> None:
+    """Section 5: a fault of the caller's own is said as what it is."""
+    with serving(tmp_path, lambda op, params, alive: {}):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(used)]  # whatever was free below
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 2, hard))
+        try:
+            with pytest.raises(FsreplError, match="could not be asked: too many open files"):
+                control.ask(tmp_path, "status", {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
+
+
+def test_a_request_that_is_too_long_is_the_callers_fault(tmp_path: Path) -> None:
+    """Section 5: exit status 2, and nobody looks for a daemon."""
+    with pytest.raises(Usage, match="too long"):
+        control.ask(tmp_path, "replication.put", {"document": "x" * (9 << 20)})
+
+
+def test_a_queue_of_callers_that_is_full_is_waited_for(tmp_path: Path) -> None:
+    """Section 5: a daemon that has no time to listen is late, not absent."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    here = os.open(tmp_path, os.O_RDONLY)
+    path = f"/proc/self/fd/{here}/{control.SOCKET}"
+    listener.bind(path)
+    listener.listen(0)
+    waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    waiting.connect(path)
+    with pytest.raises(TimedOut, match=r"did not answer status within 0\.05 s"):
+        control.ask(tmp_path, "status", {}, 0.05)
+    for each in (waiting, listener):
+        each.close()
+    os.close(here)
+
+
+def test_a_caller_is_seen_through_a_descriptor_of_any_number(tmp_path: Path) -> None:
+    """Section 5: select(2) takes none from 1,024 on, and a daemon with many files open has such."""
+    seen: list[bool] = []
+
+    def handle(op: str, params: object, alive: control.Alive) -> dict[str, object]:
+        seen.append(alive())
+        return {}
+
+    with serving(tmp_path, handle):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        try:
+            control.ask(tmp_path, "wait", {})
+        finally:
+            for fd in taken:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert seen == [True]
+
+
+def test_more_callers_than_are_heard_at_once_are_told_so(tmp_path: Path) -> None:
+    """Section 5: refused, with S3's code for it, whatever they ask; and heard again once others have ended."""
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    def handle(op: str, params: object, alive: control.Alive) -> dict[str, object]:
+        entered.release()
+        leave.wait(DEADLINE_S)
+        return {}
+
+    with serving(tmp_path, handle, commands_max=2):
+        callers = [threading.Thread(target=control.ask, args=(tmp_path, "wait", {})) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        assert all(entered.acquire(timeout=DEADLINE_S) for _ in callers)
+        for params in ({}, {"document": "x" * (1 << 20)}):
+            with pytest.raises(Refused, match="SlowDown: the daemon is busy with 2 commands") as raised:
+                control.ask(tmp_path, "status", params)
+            assert raised.value.exit_code == 3
+        leave.set()
+        for caller in callers:
+            caller.join(DEADLINE_S)
+        until_heard(tmp_path)
+
+
+def until_heard(state: Path) -> None:
+    """A thread gives back its place after its caller has the answer."""
+    for _ in range(1000):
+        with contextlib.suppress(Refused):
+            control.ask(state, "status", {})
+            return
+    raise AssertionError("nobody is heard any more")
+
+
+@pytest.mark.parametrize(("descriptors", "heard", "waiting"), [(1 << 20, 1024, 768), (1024, 512, 384), (16, 8, 6)])
+def test_those_that_wait_leave_room_for_those_that_look(descriptors: int, heard: int, waiting: int) -> None:
+    """Section 5: `status` and `doctor` answer however many wait, and regions have descriptors left."""
+    assert main.commands_max(descriptors) == (heard, waiting)

@@ -1,0 +1,347 @@
+"""Telling others of events: a program, an address; each event once and in order, and nobody waits for them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fsrepl.daemon import hooks
+from fsrepl.daemon.hooks import Command, Hooks, NotTaken, Target, Teller, Webhook
+from fsrepl.s3.events import Record
+from fsrepl.settings import Events
+from fsrepl.storage.eventlog import EventLog
+from fsrepl.storage.fs import Fs
+
+DEADLINE_S = 30.0
+
+
+def record(number: int) -> Record:
+    return {"n": number, "responseElements": {"x-amz-request-id": f"{number:016X}"}}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end_s, "it never came to be"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    return EventLog(Fs(), str(tmp_path), 1 << 20)
+
+
+@pytest.fixture
+def hooked(log: EventLog) -> Iterator[Hooks]:
+    found = Hooks(log)
+    yield found
+    found.close()
+
+
+class Receiver:
+    """Somebody on this machine to whom events are posted. statuses: what it answers, the last one for ever."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses) or [204]
+        self.posts: list[tuple[str, dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.posts.append((self.path, dict(self.headers), body))
+                status = receiver.statuses.pop(0) if len(receiver.statuses) > 1 else receiver.statuses[0]
+                self.send_response(status)
+                if status in (301, 302, 307):
+                    self.send_header("Location", receiver.url + "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    @property
+    def numbers(self) -> list[int]:
+        return [json.loads(body)["n"] for _, _, body in self.posts]
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def lines(path: Path) -> list[int]:
+    return [json.loads(line)["n"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def position(log: EventLog) -> int:
+    """The last event that the program has taken."""
+    return int((Path(log.state) / "events.command.told").read_text().strip() or "0", 16)
+
+
+# -- a program
+
+
+def test_a_program_gets_each_event_on_its_standard_input(log: EventLog, hooked: Hooks, tmp_path: Path) -> None:
+    """3.4: a line each, in order; those from before it was configured are not for it."""
+    out = tmp_path / "out"
+    log.append([record(0)])
+    hooked.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(out))))
+    log.append([record(1), record(2)])
+    until(lambda: lines(out) == [1, 2])
+    log.append([record(3)])
+    until(lambda: lines(out) == [1, 2, 3])
+
+
+def test_what_happened_between_is_told_later(log: EventLog, hooked: Hooks, tmp_path: Path) -> None:
+    """G7: it goes on where it was left, after a stop and after a change of the program, without repeats."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    hooked.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(first))))
+    log.append([record(1)])
+    until(lambda: position(log) == 1)
+    hooked.close()
+    log.append([record(2)])
+    again = Hooks(log)
+    again.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(first))))
+    until(lambda: position(log) == 2)
+    again.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(second))))
+    log.append([record(3)])
+    until(lambda: position(log) == 3)
+    again.configure(Events())
+    log.append([record(4)])
+    again.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(second))))
+    log.append([record(5)])
+    until(lambda: position(log) == 5)
+    again.close()
+    assert (lines(first), lines(second)) == ([1, 2], [3, 5])
+
+
+def test_a_program_that_fails_is_tried_again_and_then_passed_over(
+    log: EventLog, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing hook is said once in a while, not each time, and does not keep the events after it for ever."""
+    monkeypatch.setattr(logging.getLogger("fsrepl"), "propagate", True)
+    out = tmp_path / "out"
+    log.append([record(0)])
+    teller = Teller(log, Command(("sh", "-c", 'cat >> "$0"; exit 3', str(out))), pause_s=0.001)
+    log.append([record(1), record(2)])
+    until(lambda: lines(out) == [1] * 5 + [2] * 5)
+    teller.stop()
+    assert [r.getMessage() for r in caplog.records] == ["events: the command was not told: exit status 3"]
+
+
+def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
+    """It has its own process group, which is ended with it, at its time or when the daemon stops."""
+    pids = tmp_path / "pids"
+    arguments = ("sh", "-c", 'echo $$ >> "$0"; sleep 1000 & echo $! >> "$0"; wait', str(pids))
+    with pytest.raises(NotTaken, match="not done after"):
+        Command(arguments, timeout_s=0.5).tell(b"{}")
+    until(lambda: _alive(pids) == [])  # the signal is sent; its process group is ended by the kernel, a moment later
+    pids.unlink()
+    command = Command(arguments)
+    failures: list[NotTaken] = []
+
+    def tell() -> None:
+        try:
+            command.tell(b"{}")
+        except NotTaken as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    command.stop()
+    thread.join(DEADLINE_S)
+    assert [str(error) for error in failures] == ["SIGTERM"]
+    until(lambda: _alive(pids) == [])
+    with pytest.raises(NotTaken, match="stopping"):
+        command.tell(b"{}")
+
+
+def _alive(pids: Path) -> list[int]:
+    out = []
+    for pid in map(int, pids.read_text().split()):
+        try:
+            os.kill(pid, 0)
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+        if stat.rpartition(")")[2].split()[0] != "Z":
+            out.append(pid)
+    return out
+
+
+def test_a_program_that_ignores_the_request_to_end(tmp_path: Path) -> None:
+    """It is killed."""
+    started = tmp_path / "started"
+    command = Command(
+        ("sh", "-c", 'trap "" TERM; echo $$ > "$0"; while :; do sleep 1; done', str(started)), timeout_s=0.5
+    )
+    with pytest.raises(NotTaken):
+        command.tell(b"{}")
+    until(lambda: _alive(started) == [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("/does/not/exist",), "no such file"),
+        (("/",), "permission denied"),
+        (("sh", "-c", f"kill -{signal.SIGKILL} $$"), "SIGKILL"),
+        (("false",), "exit status 1"),
+    ],
+)
+def test_a_program_that_cannot_take_an_event(arguments: tuple[str, ...], why: str) -> None:
+    """Whatever is wrong with it is said in a few words."""
+    with pytest.raises(NotTaken, match=why):
+        Command(arguments).tell(b"{}")
+
+
+def test_a_program_that_does_not_read(log: EventLog) -> None:
+    """That is no failure."""
+    Command(("true",)).tell(b"x" * 60_000)
+
+
+def test_settings_that_name_no_program() -> None:
+    """`fsrepl check` says so."""
+    assert "no program 'no-such-program'" in hooks.check(Events(command=("no-such-program", "x")))
+    assert hooks.check(Events(command=("sh",))) == hooks.check(Events()) == ""
+
+
+# -- an address
+
+
+def test_each_event_is_posted(log: EventLog, hooked: Hooks) -> None:
+    """3.4: as JSON, one at a time, in order."""
+    with Receiver() as receiver:
+        hooked.configure(Events(webhook=receiver.url + "/hook?x=1"))
+        log.append([record(1), record(2), record(3)])
+        until(lambda: receiver.numbers == [1, 2, 3])
+        path, headers, body = receiver.posts[0]
+        assert (path, headers["Content-Type"]) == ("/hook?x=1", "application/json")
+        assert headers["User-Agent"].startswith("fsrepl/")
+        assert body == json.dumps(record(1), separators=(",", ":")).encode() + b"\n"
+        hooked.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "posts"),
+    [
+        ((503, 429, 500, 204), [1, 1, 1, 1, 2]),
+        ((400, 400, 400, 400, 400, 204), [1, 1, 1, 1, 1, 2]),
+        ((302, 204), [1, 1, 2]),
+        ((500,) * 8 + (200,), [1] * 9 + [2]),
+    ],
+    ids=["passing-trouble", "refused", "redirect", "long-trouble"],
+)
+def test_an_address_that_does_not_take_an_event(log: EventLog, answers: tuple[int, ...], posts: list[int]) -> None:
+    """Passing trouble is waited out; what is refused is tried a few times; a redirect is not followed."""
+    with Receiver(*answers) as receiver:
+        teller = Teller(log, Webhook(receiver.url), pause_s=0.001)
+        log.append([record(1), record(2)])
+        until(lambda: receiver.numbers == posts)
+        assert {path for path, _, _ in receiver.posts} == {"/"}
+        teller.stop()
+
+
+class Counted(Webhook):
+    tries = 0
+
+    def tell(self, line: bytes) -> None:
+        self.tries += 1
+        super().tell(line)
+
+
+def test_an_address_that_is_not_there_yet(log: EventLog) -> None:
+    """Events wait in their file until somebody answers, also over a restart."""
+    with Receiver() as receiver:
+        url = receiver.url
+    nobody = Counted(url)
+    teller = Teller(log, nobody, pause_s=0.001)
+    log.append([record(1), record(2)])
+    until(lambda: nobody.tries >= 3)
+    teller.stop()
+    with Receiver() as receiver:
+        teller = Teller(log, Webhook(receiver.url), pause_s=0.001)
+        until(lambda: receiver.numbers == [1, 2])
+        teller.stop()
+
+
+def test_an_address_that_never_answers() -> None:
+    """It is given up after its time."""
+    with Receiver() as receiver:
+        receiver.server.shutdown()  # it listens, and nobody accepts
+        with pytest.raises(NotTaken) as refusal:
+            Webhook(receiver.url, timeout_s=0.2).tell(b"{}")
+    assert not refusal.value.lasting
+
+
+# -- anybody
+
+
+class Recorder:
+    """A target that takes everything, once it is let."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.let = threading.Event()
+
+    def tell(self, line: bytes) -> None:
+        if not self.let.wait(DEADLINE_S):
+            raise NotTaken("never let", lasting=False)
+        self.told.append(json.loads(line)["n"])
+
+    def stop(self) -> None:
+        self.let.set()
+
+
+def test_a_slow_target_holds_up_nobody(tmp_path: Path) -> None:
+    """The files are the queue, and bounded: writing goes on, and what they no longer have is gone for the slow one."""
+    log = EventLog(Fs(), str(tmp_path), 2000)
+    target: Target = Recorder()
+    assert isinstance(target, Recorder)
+    teller = Teller(log, target)
+    for number in range(300):
+        log.append([record(number)])
+    target.let.set()
+    until(lambda: bool(target.told) and target.told[-1] == 299)
+    teller.stop()
+    assert target.told == sorted(set(target.told))
+    assert 40 < len(target.told) < 300
+
+
+def test_a_position_that_is_no_longer_in_the_files(tmp_path: Path) -> None:
+    """Whoever was away for too long is told all that is left."""
+    log = EventLog(Fs(), str(tmp_path), 300)
+    first = Recorder()
+    first.let.set()
+    teller = Teller(log, first)
+    log.append([record(0)])
+    until(lambda: first.told == [0])
+    teller.stop()
+    for number in range(1, 30):
+        log.append([record(number)])
+    second = Recorder()
+    second.let.set()
+    teller = Teller(log, second)
+    until(lambda: bool(second.told) and second.told[-1] == 29)
+    teller.stop()
+    assert second.told == list(range(30 - len(second.told), 30))

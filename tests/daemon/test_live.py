@@ -1,0 +1,108 @@
+"""What the daemon tells of itself: bounded, whatever the backlog; the rest a page at a time, or by the key."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.cli import status_screen
+from fsrepl.commands import reader, status, why
+from fsrepl.daemon import control, live
+from fsrepl.errors import Refused, Usage
+from fsrepl.region.bucket_state import HeldView, LookLater
+from fsrepl.region.change_queue import Mark
+from tests.world import DESTINATION, SOURCE, World
+
+NUMBER = 2500
+NAMES = [f"{'n' * 200}/{number:08}" for number in range(NUMBER)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as found:
+        found.settle()
+        yield found
+
+
+def burden(world: World) -> None:
+    """Very much of everything that a bucket may have much of."""
+    place = world.place()
+    for name in map(str.encode, NAMES):
+        place.unreadable[name] = "permission denied"
+        place.later[name] = LookLater(0.0, Mark(SOURCE, name, 0, 0, 0.0), "it is open for writing", True, 0)
+        place.held[name] = HeldView(0.0, "it is being written", conflict=name.endswith(b"0"))
+        place.trouble.polled.add(name)
+
+
+def test_the_answer_does_not_grow_with_the_backlog(world: World) -> None:
+    """Section 5: the first hundred of each list, and how many there are."""
+    burden(world)
+    answer = live.status(world.engine)
+    assert len(json.dumps(answer)) < 6 * live.FIRST * 300
+    told = answer["buckets"][SOURCE]
+    assert told["counts"] == {
+        "polled": NUMBER, "mounts": 0, "unreadable": NUMBER, "behind": NUMBER * 9 // 10, "conflicts": NUMBER // 10,
+        "waiting": NUMBER, "set_aside": 0,
+    }  # fmt: skip
+    assert list(told["unreadable"]) == NAMES[: live.FIRST]
+    assert answer["buckets"][DESTINATION]["counts"]["waiting"] == 0
+
+
+def test_the_rest_is_had_page_by_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 5: `status --all` names every file, in answers of a page each."""
+    burden(world)
+    asked: list[str] = []
+
+    def ask(state: object, op: str, params: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        asked.append(params["list"])
+        found = live.page(world.engine, params["bucket"], params["list"], base64.b64decode(params["after"]))
+        assert len(found["items"]) <= live.PAGE
+        return found
+
+    monkeypatch.setattr(control, "ask", ask)
+    said = reader.with_all_names(world.settings, {"running": True, **live.status(world.engine)})
+    assert list(said["buckets"][SOURCE]["unreadable"]) == NAMES
+    assert said["buckets"][SOURCE]["mounts"] == {}
+    assert asked.count("unreadable") == 3
+    with pytest.raises(Usage, match="there is no list 'nonsense'"):
+        live.page(world.engine, SOURCE, "nonsense", b"")
+    with pytest.raises(Refused, match="NoSuchBucket"):
+        live.page(world.engine, "east/none", "waiting", b"")
+
+
+def test_the_screen_says_how_many_more_there_are(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: read at a glance, and nothing is kept quiet."""
+    burden(world)
+    document = status.status(world.engine.site, {"running": True, "since": "2026-11-24", **live.status(world.engine)})
+    (bucket,) = [b for b in document["buckets"] if b["bucket"] == SOURCE]
+    assert bucket["counts"] == {"polled": NUMBER, "unreadable": NUMBER, "views_behind": NUMBER * 9 // 10}
+    status_screen.show(document)
+    shown = capsys.readouterr().out
+    assert shown.count("cannot be captured: nnn") == 5
+    assert "cannot be captured: 2,495 more; `fsrepl status --all` names them" in shown
+    assert "2,500 directories" in shown
+
+
+def test_why_knows_a_key_however_many_wait(world: World) -> None:
+    """Section 5: what happened to a key and what is next, also of one that `status` does not name."""
+    burden(world)
+    name = NAMES[-1]
+    said = live.of_key(world.engine, SOURCE, name.encode())
+    assert len(json.dumps(said)) < 10_000
+    notes = why.why(world.engine.site, SOURCE, name.encode(), None, said).sentences
+    assert "a change waits to be captured: it is open for writing" in notes
+    assert "a change cannot be captured: permission denied" in notes
+
+
+def test_why_tells_of_a_delivery_that_is_tried_again(world: World) -> None:
+    """Section 5: the reason, how often it was tried and when it is again; of this key alone."""
+    queue = world.region(DESTINATION).queue(SOURCE, DESTINATION)
+    for key in (b"k", b"other"):
+        queue.notes[key, "01K"] = (0.0, "no space left", 3)
+    told = live.of_key(world.engine, SOURCE, b"k")["retries"]
+    assert [(r["key"], r["version"], r["why"], r["attempts"]) for r in told] == [("k", "01K", "no space left", 3)]

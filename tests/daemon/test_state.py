@@ -1,0 +1,174 @@
+"""The site's own state: what is shown from it without a daemon, who may use it, and others who do."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.commands import operations, status
+from fsrepl.daemon import control
+from fsrepl.errors import Refused, Unavailable, Usage
+from fsrepl.storage.journal import database
+from fsrepl.storage.site import Site
+from tests.world import SOURCE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as found:
+        yield found
+
+
+def skipped(world: World) -> int:
+    shown = status.status(Site(world.settings), {"running": False})
+    return next(b["skipped"] for b in shown["buckets"] if b["bucket"] == SOURCE)
+
+
+def test_what_is_skipped_is_counted_without_the_daemon_too(world: World) -> None:
+    """G11: links and FIFOs are no objects; how many there are is shown before and after a restart."""
+    world.path("link").symlink_to("/etc/passwd")
+    world.path("d").mkdir()
+    os.mkfifo(world.path("d/fifo"))
+    world.settle()
+    world.look()
+    assert skipped(world) == 2
+    world.restart()
+    assert skipped(world) == 2
+    world.path("link").unlink()
+    world.settle()
+    world.look()
+    assert skipped(world) == 1
+
+
+def test_a_program_that_locks_the_journal_is_waited_for(world: World) -> None:
+    """G7: one that copies the journal, say. What happens meanwhile is recorded when it is done."""
+    other = sqlite3.connect(world.settings.state / "journal.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    let_go = threading.Timer(0.3, other.execute, ("ROLLBACK",))
+    let_go.start()
+    world.write("k", b"k")
+    world.settle()
+    let_go.join()
+    other.close()
+    assert world.tree("west/dst") == {"k": b"k"}
+
+
+def test_a_locked_journal_is_not_taken_for_a_damaged_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that cannot be opened is replaced by a new one; never one that another program works with."""
+    monkeypatch.setattr(database, "_LOCKED_MAX_S", 0.01)
+    path = world.settings.state / "journal.db"
+    world.engine.journal.close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Unavailable, match="locked by another program"):
+        database.open_or_replace(str(path))
+    other.close()
+    world.restart()
+    assert not world.engine.journal.is_new
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+def test_who_may_not_use_the_state_is_told_so(world: World) -> None:
+    """Section 2: the state is the daemon's own. That is no damage, and nothing to mend."""
+    for path in (world.home, *world.home.parents):
+        if path == Path("/tmp"):
+            break
+        path.chmod(0o755)
+    os.seteuid(65533)
+    try:
+        with pytest.raises(Refused, match="AccessDenied"):
+            Site(world.settings)
+        with pytest.raises(Refused, match="AccessDenied"), control.Lock(world.settings.state) as lock:
+            lock.acquire()
+    finally:
+        os.seteuid(0)
+
+
+def test_a_journal_that_a_command_has_begun_anew_hides_no_bucket(world: World) -> None:
+    """G11: it knows the buckets that the command worked on; of the others, status counts what the trees have."""
+    world.write("k", b"k")
+    world.settle()
+    before = counts(world)
+    world.engine.close()
+    for file in world.settings.state.glob("journal.db*"):
+        file.unlink()
+    with operations.local_engine(world.settings) as engine:
+        operations.run(engine, "object.rm", {"bucket": "west/dst", "key": b"k", "version_id": None})
+    assert before == {SOURCE: (1, 1), "west/dst": (1, 1)}
+    assert counts(world) == {SOURCE: (1, 1), "west/dst": (0, 1)}
+
+
+def counts(world: World) -> dict[str, tuple[int, int]]:
+    shown = status.status(Site(world.settings), {"running": False})
+    return {each["bucket"]: (each["objects"], each["versions"]) for each in shown["buckets"]}
+
+
+def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
+    """Section 5: a command beside no daemon takes the site's lock for a moment; a service that starts just then must
+    not fail for that. Another daemon is what ends it."""
+    command, daemon = control.Lock(tmp_path), control.Lock(tmp_path)
+    command.acquire()
+    starting = threading.Thread(target=daemon.acquire)
+    starting.start()
+    starting.join(0.2)
+    assert starting.is_alive()
+    command.release()
+    starting.join(10)
+    assert not starting.is_alive()
+    with pytest.raises(Usage, match=r"another process .* holds this site's lock"):
+        command.acquire(0.0)
+    server = control.Server(tmp_path, lambda op, params, alive: {})
+    with pytest.raises(Usage, match="this site has a running daemon already"):
+        command.acquire()
+    server.close()
+    daemon.release()
+
+
+def test_a_deleted_lock_lets_no_second_daemon_in(tmp_path: Path) -> None:
+    """Section 2: a site has one daemon, whatever a cleaner of old files takes away."""
+    daemon, other = control.Lock(tmp_path), control.Lock(tmp_path)
+    daemon.acquire()
+    server = control.Server(tmp_path, lambda op, params, alive: {})
+    (tmp_path / control.LOCK).unlink()
+    with pytest.raises(Usage, match="this site has a running daemon already"):
+        other.acquire()
+    daemon.keep()
+    assert not other.try_acquire()
+    server.close()
+    daemon.release()
+
+
+def test_a_lock_is_not_kept_in_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """Section 2: a state folder that comes back finds its name free."""
+    state = tmp_path / "state"
+    with control.Lock(state) as lock:
+        lock.acquire()
+        state.rename(tmp_path / "away")
+        lock.keep()
+        assert not state.exists()
+        (tmp_path / "away").rename(state)
+        lock.keep()
+        assert not control.Lock(state).try_acquire()
+
+
+def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
+    """Section 5: commands reach a daemon that runs, and do not take it for dead, even where its socket was deleted."""
+    server = control.Server(tmp_path, lambda op, params, alive: {"heard": op})
+    for stranger in (None, b"a file"):
+        (tmp_path / control.SOCKET).unlink()
+        if stranger is not None:
+            (tmp_path / control.SOCKET).write_bytes(stranger)
+        until_s = time.monotonic() + 10
+        while not (tmp_path / control.SOCKET).is_socket() and time.monotonic() < until_s:
+            time.sleep(0.02)
+        assert control.ask(tmp_path, "status", {}) == {"heard": "status"}
+        assert (tmp_path / control.SOCKET).stat().st_mode & 0o777 == 0o600
+    server.close()
+    assert not (tmp_path / control.SOCKET).exists()

@@ -1,0 +1,90 @@
+"""The power goes, and the disk forgets what was never synced: nothing that was told as done is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.daemon import engine
+from fsrepl.model.version import Status
+from fsrepl.storage.bucket import content_digest
+from fsrepl.storage.versions import open_version
+from tests.doubles import DyingFs, PowerCut
+from tests.forgetful import ForgetfulFs
+from tests.journeys.test_power_cut import ACTS
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+LOST: list[dict[str, Any]] = [{}, {"names": False}, {"files": False}, {"region": "east"}, {"region": "west"}]
+
+
+def _contents(world: World, bucket: str) -> Iterator[tuple[bytes, str, bytes]]:
+    """Key, version id and BLAKE3 of what is stored, which is nothing for a marker."""
+    with world.engine.site.bucket(bucket).open() as opened:
+        for key, versions in world.history(bucket).items():
+            for version in versions:
+                fd = open_version(opened, key, version.id, marker=version.marker)
+                yield key, version.id, b"" if version.marker else content_digest(opened, fd)
+                opened.fs.close(fd)
+
+
+def _is_kept(world: World, before: dict[bytes, list[str]]) -> None:
+    """G3: of what the source's own record calls COMPLETED the destination has the content; no version is gone."""
+    there = {(key, version_id): digest for key, version_id, digest in _contents(world, DESTINATION)}
+    for key, versions in world.history(SOURCE).items():
+        for version in versions:
+            if version.status is Status.COMPLETED:
+                assert there.get((key, version.id)) == version.digest, (key, version.id)
+    for key, ids in before.items():
+        assert set(ids) <= {version.id for version in world.history(SOURCE)[key]}, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "sharing"),
+    [*((act, "auto") for act in ACTS), *((act, "private") for act in ACTS[:3])],
+    ids=lambda value: getattr(value, "__name__", value).strip("_"),
+)
+def test_what_was_never_synced_is_forgotten(
+    memory: Path, act: Callable[[World], None], sharing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2, G3, G7: contents, names or both are lost, of one disk or both, at any change; in the end it is as without."""
+    boots = map(str, itertools.count())
+    monkeypatch.setattr(engine, "boot_id", lambda: next(boots))
+    for calls, world in worlds(memory):
+        lost = LOST[calls % len(LOST)]
+        if sharing != "auto":
+            world.set_sharing(west=sharing)
+        world.write("d/k", b"one")
+        world.write("other", b"o")
+        world.settle()
+        act(world)
+        there = world.tree(SOURCE)
+        before = {key: [v.id for v in versions] for key, versions in world.history(SOURCE).items()}
+        disk = ForgetfulFs(world.home / "attic")
+        fs = DyingFs(calls, disk)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        disk.forget(**lost)
+        where = f"cut at change {calls}, in {fs.died_in}, lost {lost or 'everything'}"
+        world.restart(without_journal=calls % 2 == 0)
+        _is_kept(world, before)
+        for _ in range(2):
+            world.settle()
+        assert world.tree(SOURCE) == there, where
+        assert world.tree(DESTINATION) == there, where
+        assert world.ids(SOURCE) == world.ids(DESTINATION), where
+        assert max(len(v) for v in world.ids(SOURCE).values()) <= 2, where
+        for bucket in (SOURCE, DESTINATION):
+            digests = {(key, v.id): v.digest for key, found in world.history(bucket).items() for v in found}
+            assert {(key, version_id): digest for key, version_id, digest in _contents(world, bucket)} == digests, where
+        assert world.statuses() == {"COMPLETED"}, where
+        assert world.statuses(DESTINATION) == {"REPLICA"}, where
+        assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
+        if not fs.died:
+            return

@@ -1,0 +1,56 @@
+"""What the README tells people to type does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsrepl import settings
+
+README = Path(__file__).parent.parent.parent / "README.md"
+_TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?)```", re.DOTALL)
+
+_SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
+def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
+    """First steps, undoing, a lost site (G6), a bucket's store, a disk that died (G7), and plain files at last."""
+    blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
+    assert list(blocks) == ["first steps", "undoing", "site lost", "store removed", "dead disk", "uninstall"]
+    script = "set -eux -o pipefail\n" + "\n".join(f"echo '== {name}'\n{text}" for name, text in blocks.items())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {**os.environ, "PATH": path, "NO_COLOR": "1", "HOME": str(home)}
+    done = subprocess.run(
+        ["bash", "-c", f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
+        cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    log = tmp_path / "site" / "daemon.log"
+    assert done.returncode == 0, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+    parts = dict(re.findall(r"^== ([a-z ]+)\n(.*?)(?=^== |\Z)", done.stdout, re.DOTALL | re.MULTILINE))
+    assert "safe" in parts["first steps"]
+    assert 'user.fsrepl.replication-status="REPLICA"' in parts["first steps"]
+    assert "purr" in parts["undoing"]
+    assert "us-east-1/photos" in parts["site lost"]
+    assert "no differences" in parts["store removed"]
+    assert "purr" in parts["dead disk"]
+    assert parts["uninstall"].strip().endswith("purr")
+
+
+def test_the_settings_of_the_readme_are_settings(tmp_path: Path) -> None:
+    """Section 4: what it says about telling others is understood as it stands."""
+    (text,) = _SETTINGS.findall(README.read_text())
+    found = settings.parse(f'[regions.east]\npath = "east"\n{text}', tmp_path / "fsrepl.toml", os.path.realpath)
+    assert found.events.command == ("/usr/local/bin/page-me",)
+    assert found.events.webhook.startswith("https://")
+    assert found.metrics.listen == ("127.0.0.1", 9750)
+    assert found.metrics.textfile == Path("/var/lib/node_exporter/fsrepl.prom")

@@ -1,0 +1,115 @@
+"""Numbers of a filesystem that no 64-bit column and no four-digit year holds: they are kept, and carried."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fsrepl.commands import documents
+from fsrepl.model import clock, keys
+from fsrepl.model.version import Version
+from fsrepl.model.view import View
+from fsrepl.storage import listing
+from fsrepl.storage.journal.database import Journal
+from tests.doubles import HugeInodesFs
+from tests.world import DESTINATION, SOURCE, World
+
+YEAR_S = 31_556_952
+DATES = {"in 2300": 330 * YEAR_S, "in 12000": 10_030 * YEAR_S, "in 1650": -320 * YEAR_S, "in -1200": -3_170 * YEAR_S}
+OTHER = "east/other"
+
+
+def dates_listed(world: World) -> list[int]:
+    """What `ls` prints of each object's date, read again."""
+    with world.engine.site.bucket(OTHER).open() as bucket:
+        found, _ = listing.entries(bucket, b"", versions=False, page=listing.Page())
+    return [clock.parse(str(documents.entry_document(each, versions=False)["LastModified"])) for each in found]
+
+
+def date(path: Path, seconds: int) -> int:
+    """Give a file a date; what its filesystem makes of it, in nanoseconds."""
+    os.utime(path, (seconds, seconds))
+    return path.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("seconds", DATES.values(), ids=DATES)
+def test_a_file_of_any_date_is_replicated_with_it(memory: Path, seconds: int) -> None:
+    """G5, G6: with its date, beside everything else, again after a restart, and without its region stopping."""
+    with World(memory / "w") as world:
+        world.write("odd", b"content")
+        mtime_ns = date(world.path("odd"), seconds)
+        world.write("plain", b"plain")
+        world.settle()
+        assert world.statuses() == {"COMPLETED"}
+        assert world.path("odd", DESTINATION).stat().st_mtime_ns == mtime_ns
+        world.restart(without_journal=True)
+        world.settle()
+        world.stays_quiet()
+        world.unlink("odd")
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"plain": b"plain"}
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+
+
+def test_inode_numbers_may_have_64_bits(memory: Path) -> None:
+    """G6: a FUSE or NFS filesystem's inode numbers of 2^63 and more are kept, and nothing is doubled."""
+    with World(memory / "w", fs=HugeInodesFs()) as world:
+        world.write("a", b"one")
+        world.settle()
+        world.drop("a", b"two")
+        world.settle()
+        world.restart(fs=HugeInodesFs())
+        world.settle()
+        world.stays_quiet()
+        assert [v.size for v in world.of("a")] == [3, 3]
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+
+
+@pytest.mark.parametrize("seconds", DATES.values(), ids=DATES)
+def test_files_of_any_date_are_adopted_and_listed(memory: Path, seconds: int) -> None:
+    """G6: each file becomes its null version, created at a moment that S3 could print; its own date stays its date."""
+    with World(memory / "w", replicate=False) as world:
+        world.run("bucket.create", bucket=OTHER, versioning=False)
+        mtime_ns = 0
+        for name in ("a", "odd", "z"):
+            world.write(name, name.encode(), OTHER)
+            if name == "odd":
+                mtime_ns = date(world.path(name, OTHER), seconds)
+        before = dates_listed(world)
+        world.run("versioning.set", bucket=OTHER, status="Enabled")
+        world.settle()
+        assert len(before) == len(dates_listed(world)) == 3
+        posix = world.current("odd", OTHER).posix
+        assert posix
+        assert posix.mtime_ns == mtime_ns
+
+
+def test_every_number_comes_back_from_the_journal(tmp_path: Path) -> None:
+    """G6: exactly as it was given, so that an unchanged file is recognised by it."""
+    journal = Journal(str(tmp_path / "journal.db"))
+    numbers = [0, -1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -(1 << 63), -(1 << 63) - 1, 10**27, -(10**27)]
+    with journal.transaction():
+        journal.bucket_id(SOURCE, "uuid")
+        rows = []
+        for n in numbers:
+            view = View(abs(n), abs(n), n, n, shown="null")
+            rows.append((Version(keys.join(b"d", str(n).encode()), "null", 1, size=(1 << 62) + 1), view))
+        journal.add_shown(SOURCE, rows)
+    for version, view in rows:
+        known = journal.object(SOURCE, version.key)
+        assert known is not None
+        assert known.view == view
+    assert journal.object_counts(SOURCE)[:2] == (len(rows), len(rows))  # the sum of the sizes has more than 64 bits
+    journal.close()
+
+
+def test_no_clock_makes_a_moment_that_cannot_be_kept(tmp_path: Path) -> None:
+    """G7: a machine whose clock says 2500 goes on making versions, in order."""
+    ids = clock.VersionIds()
+    made = [ids.next(clock.parse("2500-01-01T00:00:00Z")) for _ in range(3)]
+    assert made == sorted(made)
+    assert {clock.stamp(ns)[:4] for _, ns in made} == {"2262"}
+    (tmp_path / "now").write_text("9999-12-31T23:59:59Z")
+    assert clock.stamp(clock.system_clock({"FSREPL_CLOCK": str(tmp_path / "now")})())[:4] == "2262"

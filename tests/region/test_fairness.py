@@ -1,0 +1,59 @@
+"""One bucket's burst holds up no other bucket of its region."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fsrepl.capture import judge
+from fsrepl.region import region, rotation
+from fsrepl.replicate import deliver, settle
+from tests.world import DESTINATION, SOURCE, World
+
+QUIET, QUIET_REPLICA = "east/quiet", "west/quiet"
+BURST = 200
+
+
+@pytest.fixture
+def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A bucket in the midst of a burst, and another one beside it that is replicated too; batches are small."""
+    for module, name, number in ((region, "BATCH", 32), (settle, "BATCH", 32), (rotation, "SHARE_MIN", 8)):
+        monkeypatch.setattr(module, name, number)
+    world = World(tmp_path, buckets=(SOURCE, DESTINATION, QUIET, QUIET_REPLICA))
+    world.run("replication.enable", source=QUIET, destination=QUIET_REPLICA)
+    world.settle()
+    for number in range(BURST):
+        world.write(f"f{number}", b"x")
+    world.look()
+    for _ in range(3):
+        world.engine.turn()
+    assert 0 < len(world.tree(DESTINATION)) < BURST
+    return world
+
+
+def test_a_new_file_in_a_quiet_bucket_goes_before_the_rest_of_a_burst(busy: World) -> None:
+    """A burst holds up no other bucket: what is dropped beside it is captured and delivered in the next batches."""
+    busy.write("note", b"1", QUIET)
+    busy.region(QUIET).marks.mark(QUIET, [b"note"], 0)
+    for _ in range(2):
+        busy.engine.turn()
+    assert busy.tree(QUIET_REPLICA) == {"note": b"1"}
+    assert len(busy.tree(DESTINATION)) < BURST
+    busy.engine.turn()
+    assert not busy.place(QUIET).unmarked.is_behind(b"note"), "its view tells that, beside the burst"
+    busy.settle()
+    assert busy.tree(DESTINATION) == busy.tree(SOURCE)
+
+
+def test_what_is_put_aside_for_want_of_time_is_done_next(busy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6: a batch that is cut short, as large files make it, loses no key and no delivery, and keeps their order."""
+    monkeypatch.setattr(judge, "STEP_S", -1.0)
+    monkeypatch.setattr(deliver, "STEP_S", -1.0)
+    busy.write("f7", b"newer")
+    busy.settle()
+    assert busy.tree(DESTINATION) == busy.tree(SOURCE)
+    assert busy.ids(DESTINATION) == busy.ids(SOURCE)
+    assert not busy.region().marks
+    assert not busy.place().later
+    busy.stays_quiet()

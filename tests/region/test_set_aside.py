@@ -1,0 +1,176 @@
+"""What nobody foresaw: it is kept to the key or the bucket that it concerns, which status names; all else goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.capture import look
+from fsrepl.cli import status_screen
+from fsrepl.commands import status
+from fsrepl.daemon import live
+from fsrepl.model.version import Version
+from fsrepl.region.change_queue import Mark
+from fsrepl.region.region import Region
+from fsrepl.replicate import deliver, transfer
+from fsrepl.storage import records, versions
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Owed
+from fsrepl.views import show, view_attributes
+from tests.world import DESTINATION, SOURCE, World
+
+OTHERS = ("east/other", "west/copy")
+BAD = b"bad"
+
+
+def concerns(value: object) -> bool:
+    """Whether an argument of some function is about the key that nobody is prepared for."""
+    match value:
+        case Mark() | Version() | Owed():
+            return value.key == BAD
+        case versions.Staged():
+            return value.version.key == BAD
+        case list() | tuple():
+            return any(map(concerns, value))
+    return False
+
+
+class Broken:
+    """One function that raises what nobody foresaw, whenever it is to do with that key."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, place: object, name: str) -> None:
+        self.whole = getattr(place, name)
+        self.met = 0
+        self.mended = False
+
+        def call(*args: Any, **more: Any) -> Any:
+            if not self.mended and any(map(concerns, args)):
+                self.met += 1
+                raise ZeroDivisionError("nobody thought of this")
+            return self.whole(*args, **more)
+
+        patch.setattr(place, name, call)
+
+
+STEPS: dict[str, tuple[object, str]] = {
+    "look": (look, "look"),
+    "publish": (versions, "publish"),
+    "record": (Journal, "add_shown"),
+    "read the record": (records, "update"),
+    "stage": (transfer, "stage"),
+    "show": (show, "show"),
+    "mark": (view_attributes, "mark_view"),
+}
+
+
+@pytest.fixture
+def world(memory: Path) -> Any:
+    with World(memory / "w", buckets=(SOURCE, DESTINATION, *OTHERS)) as world:
+        world.run("replication.enable", source=OTHERS[0], destination=OTHERS[1])
+        yield world
+
+
+def told(world: World) -> dict[str, Any]:
+    """What `fsrepl status --json` says, by bucket."""
+    said = status.status(world.engine.site, {"running": True} | live.status(world.engine))
+    return {each["bucket"]: each for each in said["buckets"]}
+
+
+def settle(world: World) -> None:
+    for _ in range(4):  # a bucket that is put down comes up again in the next
+        world.settle()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_unforeseen_fault_sets_aside_one_key(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """G6, G7: its neighbours in the batch, its bucket and its region go on; once it is mended it comes by itself."""
+    broken = Broken(monkeypatch, *STEPS[step])
+    for name in ("a", "bad", "c"):
+        world.write(name, name.encode())
+        world.write(name + "-other", name.encode(), OTHERS[0])
+    settle(world)
+    assert broken.met
+    assert world.tree(OTHERS[1]) == world.tree(OTHERS[0])
+    there = world.tree(DESTINATION)
+    assert (there["a"], there["c"]) == (b"a", b"c")
+    world.write("d", b"later")
+    settle(world)
+    assert world.tree(DESTINATION)["d"] == b"later"
+    assert all(world.place(bucket).up for bucket in world.engine.site.buckets)
+    broken.mended = True
+    settle(world)
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == {"a": b"a", "bad": b"bad", "c": b"c", "d": b"later"}
+    assert world.ids(SOURCE) == world.ids(DESTINATION)
+    assert {len(versions) for versions in world.ids(SOURCE).values()} == {1}
+    assert world.statuses() == {"COMPLETED"}
+
+
+@pytest.mark.parametrize("step", ["look", "publish", "stage"])
+def test_status_names_the_key_that_was_set_aside(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """G11: what waits for no reason that anybody knows is not passed over in silence."""
+    Broken(monkeypatch, *STEPS[step])
+    for name in ("a", "bad"):
+        world.write(name, name.encode())
+    settle(world)
+    said = told(world)[DESTINATION if step == "stage" else SOURCE]
+    assert [each["Key"] for each in said["set_aside"]] == ["bad"]
+    assert any("bad" in note and "unforeseen" in note for note in status_screen._notes(said, None))
+
+
+BUCKET_STEPS: dict[str, tuple[object, str]] = {
+    "its documents": (Region, "follow_documents"),
+    "coming up": (Region, "_bring_up"),
+    "deliveries": (deliver, "_carry"),
+}
+
+
+@pytest.mark.parametrize("step", BUCKET_STEPS)
+def test_an_unforeseen_fault_puts_down_one_bucket(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """G6, G7: the region's other buckets go on, status says which one does not, and mended it is up again."""
+    place, name = BUCKET_STEPS[step]
+    whole: Callable[..., Any] = getattr(place, name)
+    broken = True
+
+    def call(*args: Any, **more: Any) -> Any:
+        mine = [each for each in args if getattr(each, "bucket", None) is world.engine.site.buckets[DESTINATION]]
+        if broken and mine:
+            raise ZeroDivisionError("nobody thought of this")
+        return whole(*args, **more)
+
+    monkeypatch.setattr(place, name, call)
+    world.restart()
+    world.write("a", b"a")
+    world.write("a", b"a", OTHERS[0])
+    settle(world)
+    assert world.tree(OTHERS[1]) == {"a": b"a"}
+    assert world.tree(DESTINATION) == {}
+    said = told(world)
+    if step != "deliveries":
+        assert {address for address, each in said.items() if not each["online"]} == {DESTINATION}
+        assert "unforeseen" in said[DESTINATION]["trouble"]
+    broken = False
+    settle(world)
+    assert world.tree(DESTINATION) == {"a": b"a"}
+    assert world.statuses() == {"COMPLETED"}
+
+
+def test_a_bucket_whose_record_nobody_foresaw_stays_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6, G7: without its row in the index the file would become a version once more. Its neighbours go on."""
+    for name in ("a", "bad", "c"):
+        world.write(name, name.encode())
+    world.settle()
+    broken = Broken(monkeypatch, Journal, "add")
+    world.restart(without_journal=True)
+    world.write("a", b"a", OTHERS[0])
+    settle(world)
+    assert world.tree(OTHERS[1]) == {"a": b"a"}
+    down = {bucket for bucket in world.engine.site.buckets if world.place(bucket).put_down}
+    assert down == {SOURCE, DESTINATION}
+    broken.mended = True
+    settle(world)
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert world.ids(SOURCE) == world.ids(DESTINATION)
+    assert {len(versions) for versions in world.ids(SOURCE).values()} == {1}

@@ -1,0 +1,75 @@
+"""Turns: one thread at a time, others while one waits for a disk, and nobody behind a thread that hangs."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from fsrepl.region import run_lock
+from fsrepl.region.run_lock import Turns
+
+PATIENCE_S = 30.0
+
+
+def test_one_at_a_time() -> None:
+    """Section 7: two regions with work in hand do not take the interpreter from each other."""
+    mine, inside, most = Turns(), 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(2000):
+            with mine.take():
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work) for _ in range(4)]:
+            future.result()
+    assert most == 1
+
+
+def test_others_go_on_while_one_waits_for_a_disk() -> None:
+    """Section 7: a sync holds up nobody; without a turn, aside does nothing."""
+    mine = Turns()
+    with mine.aside():
+        pass
+    came = threading.Event()
+
+    def other() -> None:
+        with mine.take():
+            came.set()
+
+    with mine.take():
+        thread = threading.Thread(target=other)
+        thread.start()
+        with mine.aside():
+            assert came.wait(PATIENCE_S)
+        thread.join(PATIENCE_S)
+    with mine.take():
+        pass
+
+
+def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
+    """Section 7: a region that hangs holds up the others once, for a moment, and not at each of their turns."""
+    mine, may_end, hangs = Turns(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with mine.take():
+            hangs.set()
+            assert may_end.wait(PATIENCE_S)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    assert hangs.wait(PATIENCE_S)
+    waited = 0
+    for _ in range(20):
+        before = mine._turn
+        with mine.take():
+            waited += mine._turn is not before
+    assert waited == 1
+    may_end.set()
+    thread.join(PATIENCE_S)
+    with mine.take(), mine.aside():
+        pass
+    assert run_lock._PATIENCE_S < 1

@@ -1,0 +1,202 @@
+"""Lanes: workers of their own for each pair of regions, in turns between buckets, and never in the way of an end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.capture import schedule
+from fsrepl.region.pulse import STUCK_S, Pulse
+from fsrepl.region.workers import Workers
+from tests.doubles import UnsyncedFs
+from tests.world import DESTINATION, SOURCE, World
+
+PATIENCE_S = 30.0
+WELL = "other/dst"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+class Gate:
+    """Work that hangs until it is released."""
+
+    def __init__(self) -> None:
+        self.begun, self.release = threading.Event(), threading.Event()
+
+    def hang(self) -> None:
+        self.begun.set()
+        assert self.release.wait(PATIENCE_S)
+
+
+def test_buckets_take_turns() -> None:
+    """One bucket's large files hold up no other bucket: a worker that is free goes on with whoever waited longest."""
+    gate, done, order = Gate(), threading.Event(), list[str]()
+    workers = Workers("lane", 1)
+    workers.submit("burst", gate.hang)
+    assert gate.begun.wait(PATIENCE_S)
+    for whose in ("burst", "burst", "burst", "quiet"):
+        workers.submit(whose, lambda whose=whose: order.append(whose))  # type: ignore[misc]
+    workers.submit("quiet", done.set)
+    gate.release.set()
+    assert done.wait(PATIENCE_S)
+    assert order[:3] == ["burst", "quiet", "burst"]
+    assert workers.close(PATIENCE_S)
+
+
+def test_one_that_hangs_does_not_hold_up_the_end() -> None:
+    """The daemon ends within seconds: what hangs is left behind, and what was not begun is not begun."""
+    gate, begun = Gate(), list[int]()
+    workers = Workers("lane", 1)
+    workers.submit("", gate.hang)
+    workers.submit("", lambda: begun.append(1))
+    assert gate.begun.wait(PATIENCE_S)
+    assert not workers.close(0.01)
+    gate.release.set()
+    assert workers.close(PATIENCE_S)
+    assert begun == []
+
+
+class HangingFs(UnsyncedFs):
+    """What is copied into one region hangs, as on a frozen disk, until it is released."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__()
+        self._region, self.release = f"/{region}/", threading.Event()
+
+    def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+        if self._region in os.readlink(f"/proc/self/fd/{to_fd}"):
+            assert self.release.wait(PATIENCE_S)
+        return super().copy(from_fd, to_fd, at, count)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[tuple[World, HangingFs]]:
+    """Replicated to two regions, into one of which every copy hangs; at work with its threads."""
+    fs = HangingFs("west")
+    with World(tmp_path, fs=fs, buckets=(SOURCE, DESTINATION, WELL)) as world:
+        world.run("replication.enable", source=SOURCE, destination=WELL, add=True)
+        world.settle()
+        engine = world.engine
+        engine.threaded = True
+        for region in engine.regions.values():
+            region.start()
+        try:
+            yield world, fs
+        finally:
+            fs.release.set()
+            for region in engine.regions.values():
+                region.stopping = True
+                region.wake()
+                assert region.thread is not None
+                region.thread.join(PATIENCE_S)
+
+
+def test_a_region_that_hangs_holds_up_no_other(hanging: tuple[World, HangingFs]) -> None:
+    """Section 7: large objects are captured and delivered elsewhere while all copies into one region hang."""
+    world, fs = hanging
+    size = world.settings.replication.large_file_bytes
+    names = {f"big{number}" for number in range(world.settings.replication.workers + 2)}
+
+    def drop(name: str) -> None:
+        with world.path(name).open("wb") as file:
+            file.truncate(size)
+            file.write(name.encode())
+        os.utime(world.path(name), (1, 1))
+        world.region().post(lambda: schedule.begin(world.region(), world.place()))
+
+    for name in names:
+        drop(name)
+    until(lambda: len(world.engine.transfers) >= world.settings.replication.workers)
+    until(lambda: {path.name for path in world.path(bucket=WELL).glob("big*")} == names)
+    drop("late")
+    until(lambda: world.path("late", WELL).exists())
+    assert not list(world.path(bucket=DESTINATION).glob("[a-z]*"))
+    fs.release.set()
+    until(lambda: len(list(world.path(bucket=DESTINATION).glob("[a-z]*"))) == len(names) + 1)
+
+
+def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
+    """Status: a region that works for long is not said to hang, and one that hangs is, until it moves again."""
+    gate, spin = Gate(), threading.Event()
+
+    def work() -> None:
+        gate.hang()
+        while not spin.is_set():
+            pass
+
+    thread, pulse = threading.Thread(target=work, daemon=True), Pulse()
+    thread.start()
+    assert not pulse.look(thread, busy=True, now_s=0.0)
+    pulse.look(thread, busy=True, now_s=STUCK_S + 1)
+    assert pulse.is_stuck
+    gate.release.set()
+    until(lambda: pulse.look(thread, busy=True, now_s=STUCK_S + 2))
+    before = time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
+    until(lambda: time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)) > before + 0.01)
+    pulse.look(thread, busy=True, now_s=2 * STUCK_S + 4)
+    assert not pulse.is_stuck
+    spin.set()
+    thread.join(PATIENCE_S)
+    assert not pulse.look(thread, busy=False, now_s=9 * STUCK_S)
+
+
+def test_nothing_touches_a_region_that_hangs(tmp_path: Path) -> None:
+    """Section 7: another region's thread would hang with it; what comes from there waits, and goes on at once."""
+    with World(tmp_path) as world:
+        world.write("k", b"1")
+        world.capture(SOURCE)
+        world.region().pulse.is_stuck = True
+        world.engine.settle_down()
+        (queue,) = world.region(DESTINATION).queues.values()
+        assert "hangs" in queue.blocked_why
+        assert world.tree(DESTINATION) == {}
+        world.engine.look_for_stuck()
+        world.engine.settle_down()
+        assert world.tree(DESTINATION) == {"k": b"1"}
+
+
+class StuckReads(UnsyncedFs):
+    """What is read in one region's stores hangs, until it is released."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__()
+        self._region, self.begun, self.release = f"/{region}/", threading.Event(), threading.Event()
+
+    def attribute(self, fd: int, name: str) -> bytes | None:
+        if f"{self._region}dst/.fsrepl/versions/" in os.readlink(f"/proc/self/fd/{fd}"):
+            self.begun.set()
+            assert self.release.wait(PATIENCE_S)
+        return super().attribute(fd, name)
+
+
+def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_path: Path) -> None:
+    """Section 7: the journal is not locked while a tree is read, so that other regions go on beside one that hangs."""
+    with World(tmp_path) as world:
+        world.write("k", b"1")
+        world.settle()
+        fs = StuckReads("west")
+        world.restart(fs=fs, without_journal=True)
+        hanging = threading.Thread(target=world.region(DESTINATION).look_around)
+        hanging.start()
+        try:
+            assert fs.begun.wait(PATIENCE_S)
+            world.region().look_around()
+            world.write("new", b"2")
+            world.capture(SOURCE)
+            assert len(world.of("new")) == 1
+            assert hanging.is_alive()
+        finally:
+            fs.release.set()
+            hanging.join(PATIENCE_S)
+        world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)

@@ -1,0 +1,54 @@
+"""The disk fails once, at every change in turn, while an edit of metadata is recorded, sent and applied."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fsrepl.errors import FsreplError
+from fsrepl.model.version import Status
+from tests.doubles import FailingFs
+from tests.replicate.test_edit_power_cut import attribute, chmod, large, replica_chmod, rule, tag
+from tests.world import DESTINATION, SOURCE, World
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+@pytest.mark.parametrize("act", [chmod, attribute, large, tag, replica_chmod], ids=lambda act: act.__name__)
+def test_a_fault_at_every_change(tmp_path: Path, act: Callable[[World], None], number: int) -> None:
+    """s3-semantics 3.2: a passing fault is tried again, and then both sides have the edit, and are quiet."""
+    for calls in itertools.count():
+        with World(tmp_path / str(calls), replicate=False) as world:
+            world.configure(rule(DESTINATION), source=SOURCE)
+            world.configure(rule(SOURCE), source=DESTINATION)
+            world.write("k", b"data")
+            os.setxattr(world.path("k"), "user.colour", b"blue")
+            os.setxattr(world.path("k"), "user.fsrepl.tag.a", b"1")
+            world.settle()
+            fs = FailingFs(1 << 40, number)
+            world.restart(fs=fs)
+            world.settle()
+            if act is not tag:
+                act(world)
+            fs.calls_left = calls
+            if act is tag:
+                try:
+                    act(world)
+                except (FsreplError, OSError):
+                    act(world)  # a command that failed is given again
+            for _ in range(3):
+                world.settle()
+            where = f"fault at change {calls}"
+            if number != errno.ENOSPC:  # which says, too, that an attribute does not fit: then a view goes without
+                assert world.look_of("k") == world.look_of("k", DESTINATION), where
+            a, b = world.current("k"), world.current("k", DESTINATION)
+            assert (a.posix, a.attrs, a.tags) == (b.posix, b.attrs, b.tags), where
+            assert (len(world.of("k")), len(world.of("k", DESTINATION))) == (1, 1), where
+            assert (world.statuses(), world.statuses(DESTINATION)) == ({Status.COMPLETED}, {Status.REPLICA}), where
+            if not fs.failed:
+                return

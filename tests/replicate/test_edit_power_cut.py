@@ -1,0 +1,116 @@
+"""The power goes at every change while an edit of metadata is recorded, sent and applied."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model.version import Status
+from tests.doubles import DyingFs, PowerCut
+from tests.world import DESTINATION, SOURCE, Json, World, v2
+
+
+def rule(to: str) -> Json:
+    made = v2(to=to, markers=True)
+    made["SourceSelectionCriteria"] = {"ReplicaModifications": {"Status": "Enabled"}}
+    return made
+
+
+def chmod(world: World) -> None:
+    world.path("k").chmod(0o600)
+
+
+def touch_and_give_away(world: World) -> None:
+    if os.geteuid() == 0:
+        os.chown(world.path("k"), 1234, 4321)
+    os.utime(world.path("k"), ns=(1, 1))
+
+
+def attribute(world: World) -> None:
+    os.removexattr(world.path("k"), "user.colour")
+
+
+def large(world: World) -> None:
+    os.setxattr(world.path("k"), "user.colour", b"x" * 3500)
+
+
+def tag(world: World) -> None:
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"b": "2"})
+
+
+def replica_chmod(world: World) -> None:
+    world.path("k", DESTINATION).chmod(0o600)
+
+
+def replica_tag(world: World) -> None:
+    world.run("tag.set", bucket=DESTINATION, key=b"k", tags={"b": "2"})
+
+
+def both_sides(world: World) -> None:
+    world.path("k").chmod(0o640)
+    os.setxattr(world.path("k", DESTINATION), "user.colour", b"red")
+
+
+ONE_WAY = [chmod, touch_and_give_away, attribute, large, tag]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "sharing", "two_way", "without_journal"),
+    [
+        *((act, sharing, False, sharing == "private") for act in ONE_WAY for sharing in ("auto", "private")),
+        *((act, "auto", True, lost) for act in (replica_chmod, replica_tag, both_sides) for lost in (False, True)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_power_cut_at_every_change(
+    tmp_path: Path, act: Callable[[World], None], sharing: str, two_way: bool, without_journal: bool
+) -> None:
+    """G6, G7: after a cut at any change both sides end alike, nobody's edit is lost, and no edit was made by nobody."""
+    expected: list[tuple[object, object]] = []
+    for calls in itertools.count(-1):
+        with World(tmp_path / str(calls), replicate=not two_way) as world:
+            if two_way:
+                world.configure(rule(DESTINATION), source=SOURCE)
+                world.configure(rule(SOURCE), source=DESTINATION)
+            if sharing != "auto":
+                world.set_sharing(west=sharing)
+            world.write("k", b"data")
+            os.setxattr(world.path("k"), "user.colour", b"blue")
+            os.setxattr(world.path("k"), "user.fsrepl.tag.a", b"1")
+            world.settle()
+            if act not in (tag, replica_tag):
+                act(world)
+            fs = DyingFs(calls if calls >= 0 else 1 << 40)
+            world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                world.settle()  # the buckets are up, where the power lasts that long
+                if act in (tag, replica_tag):
+                    act(world)
+                world.settle()
+            world.restart(without_journal=without_journal)
+            world.settle()
+            if act in (tag, replica_tag):
+                act(world)  # a command that did not come back is given again
+                world.settle()
+            where = f"cut at change {calls}, in {fs.died_in}"
+            found = [(world.look_of("k", b)[0].mode, world.look_of("k", b)[1]) for b in (SOURCE, DESTINATION)]
+            if calls < 0:
+                expected = list(found)
+                assert found[0] == found[1]
+                continue
+            assert found == expected, where
+            assert world.look_of("k") == world.look_of("k", DESTINATION), where
+            a, b = world.current("k"), world.current("k", DESTINATION)
+            assert (a.posix, a.attrs, a.tags) == (b.posix, b.attrs, b.tags), where
+            assert (a.id, len(world.of("k")), len(world.of("k", DESTINATION))) == (b.id, 1, 1), where
+            assert (world.statuses(), world.statuses(DESTINATION)) == ({Status.COMPLETED}, {Status.REPLICA}), where
+            assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
+            if not fs.died:
+                world.stays_quiet()
+                return

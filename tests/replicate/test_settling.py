@@ -1,0 +1,107 @@
+"""What became of deliveries, written down at the source: one record that cannot take it holds up no other."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model import attributes
+from fsrepl.model.version import Status, Version
+from fsrepl.region.label_queue import Unmarked
+from tests.doubles import UnsyncedFs
+from tests.world import DESTINATION, SOURCE, World
+
+KEYS = ("a", "b", "c")
+
+
+class StubbornFs(UnsyncedFs):
+    """One version's record cannot be written."""
+
+    stubborn = ""
+
+    def set_attribute(self, fd: int, name: str, value: bytes) -> None:
+        if self.stubborn and os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2].startswith(self.stubborn + ";"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().set_attribute(fd, name, value)
+
+
+def _captured(world: World) -> None:
+    """Three versions wait for a destination that is away."""
+    world.away("west")
+    for key in KEYS:
+        world.write(key, key.encode())
+    world.settle()
+
+
+def _statuses(world: World) -> dict[str, Status | None]:
+    return {key: world.current(key).status for key in KEYS}
+
+
+def test_a_record_that_cannot_be_written_holds_up_no_other(tmp_path: Path) -> None:
+    """G7: the others are COMPLETED, and so is this one as soon as it can be."""
+    fs = StubbornFs()
+    with World(tmp_path, fs=fs) as world:
+        _captured(world)
+        world.back("west")
+        fs.stubborn = "b"
+        world.settle()
+        assert _statuses(world) == {"a": "COMPLETED", "b": "PENDING", "c": "COMPLETED"}
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        fs.stubborn = ""
+        world.settle()
+        assert set(_statuses(world).values()) == {"COMPLETED"}
+
+
+def test_a_record_that_cannot_be_read_holds_up_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """G7, G11: the others are COMPLETED, and so is this one once its record is rebuilt; it never FAILED."""
+    with World(tmp_path) as world:
+        _captured(world)
+        damaged = next(world.path(".fsrepl/versions").glob("b;*"))
+        os.setxattr(damaged, attributes.VERSION_ID, b"01K00000000000000000000000")
+        world.restart()
+        world.back("west")
+        world.settle()
+        owed = {o.key.decode(): (o.status, o.reason) for o in world.engine.journal.deliveries(SOURCE)}
+        assert owed["a"][0] == owed["c"][0] == "COMPLETED"
+        world.settle()
+        assert _statuses(world) == {"a": "COMPLETED", "b": "COMPLETED", "c": "COMPLETED"}
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert "failed bucket=" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["directory", "marker"])
+def test_a_view_that_may_be_shown_at_last_leaves_no_intent(tmp_path: Path, kind: str) -> None:
+    """G7: what was written down for a view that had to wait goes when a later version takes care of it."""
+    with World(tmp_path) as world:
+        obstacle = world.path("k", DESTINATION)
+        obstacle.mkdir()
+        (obstacle / "theirs").write_bytes(b"theirs")
+        world.write("k", b"1")
+        world.settle()
+        assert any("intents/" in name for name in world.leftovers(DESTINATION))
+        if kind == "marker":
+            world.unlink("k")
+        else:
+            (obstacle / "theirs").unlink()
+            obstacle.rmdir()
+            world.write("k", b"2")
+        world.settle()
+        assert world.leftovers(DESTINATION) == []
+        assert world.ids(DESTINATION)[b"k"] == world.ids(SOURCE)[b"k"]
+
+
+def test_a_view_is_behind_until_it_is_marked() -> None:
+    """Section 6: what is being marked counts as not told yet, for who waits for it from another thread."""
+    unmarked = Unmarked()
+    version = Version(b"k", "01K0000000000000000000000A", 1)
+    names = (b"", b"k", b"other")
+    assert [unmarked.is_behind(name) for name in names] == [False, False, False]
+    unmarked.add(version, 0.0)
+    assert [unmarked.is_behind(name) for name in names] == [True, True, False]
+    assert unmarked.take(0.0) == [(version, False)]
+    assert [unmarked.is_behind(name) for name in names] == [True, True, False]
+    unmarked.done()
+    assert [unmarked.is_behind(name) for name in names] == [False, False, False]

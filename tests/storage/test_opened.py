@@ -1,0 +1,152 @@
+"""`.fsrepl` and the state are closed again when somebody opens them; what needs a person is said as a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.commands import doctor, doctor_facts, status
+from fsrepl.commands.doctor import Finding, Level
+from fsrepl.daemon import live
+from tests.storage.test_privacy import ACL_NAME
+from tests.views.test_directories import LETS_1001_IN
+from tests.world import DESTINATION, SOURCE, USER, World
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+
+
+@pytest.fixture
+def world(memory: Path) -> Iterator[World]:
+    with World(memory) as made:
+        made.write("d/k", b"k")
+        made.write("gone", b"private")
+        made.settle()
+        made.unlink("gone")
+        made.settle()
+        yield made
+
+
+def sh(command: str) -> None:
+    subprocess.run(command, shell=True, check=True)
+
+
+def probe(world: World) -> None:
+    """What each region does every second."""
+    for region in world.engine.regions.values():
+        region.look_around()
+
+
+def is_closed(world: World, bucket: str) -> bool:
+    """Whether nobody gets in, and nothing in it is open that is not a view too."""
+    meta = world.path(".fsrepl", bucket)
+    below = [path for path in meta.rglob("*") if path.is_dir() or path.stat().st_nlink == 1]
+    return not any(path.stat().st_mode & 0o077 for path in [meta, *below])
+
+
+def found(world: World) -> list[Finding]:
+    site = world.engine.site
+    return doctor.findings(doctor_facts.facts(site, live.status(world.engine), None))
+
+
+def typed(finding: Finding) -> str:
+    """The command that a finding says to type."""
+    match = re.search("`([^`]+)`", finding.do)
+    assert match, finding
+    return match[1]
+
+
+@pytest.mark.parametrize("acl", [False, True], ids=["chmod", "setfacl"])
+def test_what_opens_a_whole_bucket_opens_no_stored_version(
+    world: World, acl: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Section 2: `chmod -R a+rX` and `setfacl -R` are undone where they were not meant, and that is said."""
+    caplog.set_level(logging.INFO)
+    top = world.path()
+    if acl:
+        for path in (top, *top.rglob("*")):
+            os.setxattr(path, ACL_NAME, LETS_1001_IN)
+    else:
+        sh(f"chmod -R a+rX {top}")
+    probe(world)
+    assert is_closed(world, SOURCE)
+    assert ACL_NAME not in os.listxattr(world.path(".fsrepl"))
+    assert f"opened bucket={SOURCE}: others could look into .fsrepl" in caplog.text
+    shown = next(
+        b for b in status.status(world.engine.site, live.status(world.engine))["buckets"] if b["bucket"] == SOURCE
+    )
+    assert "it is closed again" in shown["exposed"]
+    assert [f.level for f in found(world) if (f.area, f.where) == ("privacy", SOURCE)] == [Level.WARNING]
+    world.settle()
+    assert world.tree(DESTINATION) == {"d/k": b"k"}
+
+
+def test_the_command_that_leaves_it_out(world: World) -> None:
+    """What is said to type instead opens the bucket and nothing of the daemon's."""
+    sh(f"chmod -R a+rX {world.path()}")
+    probe(world)
+    world.path("d/k").chmod(0o600)
+    sh(typed(next(f for f in found(world) if f.area == "privacy")))
+    assert world.path("d/k").stat().st_mode & 0o777 == 0o644
+    assert is_closed(world, SOURCE)
+
+
+BREAKS = {
+    "chown": "chown -R {user} {top}",
+    "chown-documents": "chown {user} {top}/.fsrepl/*.json",
+    "chmod": "chmod -R a+rwX {top}",
+}
+
+
+@pytest.mark.parametrize("command", BREAKS.values(), ids=BREAKS.keys())
+@pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
+def test_doctor_prints_the_command_that_mends_it(world: World, bucket: str, command: str) -> None:
+    """Section 2: what others could have written is not believed, until a person types what doctor says."""
+    sh(command.format(user=USER, top=world.path(bucket=bucket)))
+    probe(world)
+    assert world.place(bucket).bucket.trouble
+    assert not world.path(".fsrepl", bucket).stat().st_mode & 0o055
+    finding = next(f for f in found(world) if (f.area, f.where) == ("bucket", bucket))
+    assert finding.level is Level.ERROR
+    sh(typed(finding))
+    world.settle()
+    assert not world.place(bucket).bucket.trouble
+    assert is_closed(world, bucket)
+    world.write("new", b"n")
+    world.settle()
+    assert world.tree(DESTINATION) == {"d/k": b"k", "new": b"n"}
+    assert [f for f in found(world) if f.level is Level.ERROR] == []
+
+
+def test_the_state_is_closed_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Section 2: it names every file of the site."""
+    state = Path(world.engine.site.state)
+    sh(f"chmod -R a+rX {state}")
+    probe(world)
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert "opened state" in caplog.text
+
+
+def test_without_a_daemon_doctor_says_that_it_is_open(world: World) -> None:
+    """What only looks changes nothing."""
+    sh(f"chmod -R a+rX {world.path()}")
+    world.engine.site.keeps_private = False
+    finding = next(f for f in found(world) if f.area == "privacy")
+    assert finding.level is Level.ERROR
+    sh(typed(finding))
+    assert is_closed(world, SOURCE)
+
+
+def test_a_bucket_whose_folder_is_wider_than_its_source(world: World) -> None:
+    """A bucket's folder is its administrator's: doctor says where replicas in it can be read by more people."""
+    world.path().chmod(0o750)
+    finding = next(f for f in found(world) if f.area == "privacy")
+    assert (finding.level, finding.where) == (Level.WARNING, DESTINATION)
+    sh(typed(finding))
+    assert world.path(bucket=DESTINATION).stat().st_mode & 0o777 == 0o750
+    assert not [f for f in found(world) if f.area == "privacy"]

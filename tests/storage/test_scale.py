@@ -1,0 +1,211 @@
+"""What concerns one item costs what it costs for one item, however large its bucket is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.commands import objects, wait
+from fsrepl.model import keys
+from fsrepl.model.version import Delivery, Status, Version
+from fsrepl.model.view import View
+from fsrepl.region.region import Region
+from fsrepl.region.subtrees import Subtrees
+from fsrepl.storage import staging
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Owed
+from fsrepl.views import stale
+from tests.world import DESTINATION, SOURCE, World
+
+_STEPS = 10
+
+
+def steps_of(journal: Journal, question: Callable[[Journal], object]) -> int:
+    """How many tens of instructions SQLite carries out for an answer."""
+    taken = 0
+
+    def step() -> int:
+        nonlocal taken
+        taken += 1
+        return 0
+
+    journal._db.set_progress_handler(step, _STEPS)
+    try:
+        answer = question(journal)
+        assert answer is not None
+        return taken
+    finally:
+        journal._db.set_progress_handler(None, 0)
+
+
+QUESTIONS: dict[str, Callable[[Journal], object]] = {
+    "the directories below one": lambda j: j.directories(SOURCE, below=b"d7"),
+    "what is pending": lambda j: j.count_pending(SOURCE, 1 << 60),
+    "the deliveries that are pending": lambda j: list(j.deliveries(SOURCE, status=Status.PENDING, live=True)),
+    "the deliveries that failed": lambda j: list(j.deliveries(SOURCE, status=Status.FAILED)),
+    "views that are behind": lambda j: j.unshown(SOURCE, 100),
+    "one key": lambda j: j.look_up(SOURCE, [b"d7/f7"]),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_journal_answers_without_going_through_a_bucket(question: str) -> None:
+    """G11: of ten times as many objects, all delivered, it looks at no more rows."""
+    taken = []
+    for directories in (20, 200):
+        journal = Journal(":memory:")
+        journal.bucket_id(SOURCE, "uuid")
+        done = {DESTINATION: Delivery("rule", Status.COMPLETED)}
+        with journal.transaction():
+            journal.add_shown(
+                SOURCE,
+                [
+                    (Version(f"d{d}/f{f}".encode(), f"{d}-{f}", d, deliveries=done), View(1, 1, 1, 1, shown=f"{d}-{f}"))
+                    for d in range(directories)
+                    for f in range(10)
+                ],
+            )
+        taken.append(steps_of(journal, QUESTIONS[question]))
+        journal.close()
+    assert taken[1] <= taken[0] + _STEPS
+
+
+class Walks:
+    """How often all keys of a bucket are gone through."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        whole = Journal.objects
+
+        def objects_(journal: Journal, address: str) -> Any:
+            for each in whole(journal, address):
+                self.number += 1
+                yield each
+
+        patch.setattr(Journal, "objects", objects_)
+
+
+def test_displaced_files_are_known_by_their_names(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G1: also many of them, each with what nobody has recorded, become versions without a look through the bucket."""
+    with World(memory / "w") as world:
+        names = [f"d/f{n}" for n in range(20)]
+        for name in names:
+            world.write(name, b"theirs")
+        world.settle()
+        aside = world.path(".fsrepl/displaced", DESTINATION)
+        for name in names[:5]:
+            (aside / keys.displaced_name(staging.token(), name.encode()).decode()).write_bytes(b"nobody has this")
+        walks = Walks(monkeypatch)
+        world.settle()
+        world.settle()
+        assert walks.number == 0
+        assert world.leftovers(DESTINATION) == []
+        assert {len(world.of(name, DESTINATION)) for name in names[:5]} == {2}
+
+
+def test_long_keys_of_displaced_files_are_looked_for_together(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G1: a key that no name can hold is found by going through the bucket, once for all of them."""
+    with World(memory / "w") as world:
+        names = [f"{'d' * 200}/f{n}" for n in range(20)]
+        for name in names:
+            world.write(name, b"theirs")
+        world.settle()
+        aside = world.path(".fsrepl/displaced", DESTINATION)
+        for name in names[:5]:
+            (aside / keys.displaced_name(staging.token(), name.encode()).decode()).write_bytes(b"nobody has this")
+        walks = Walks(monkeypatch)
+        world.hurry()
+        world.look()
+        assert walks.number <= len(names)
+        world.settle()
+        assert world.leftovers(DESTINATION) == []
+        assert {len(world.of(name, DESTINATION)) for name in names[:5]} == {2}
+
+
+@pytest.mark.parametrize("length", [1, 3, 160, 200, 1000])
+def test_the_name_of_a_displaced_file_fits(length: int) -> None:
+    """G1: whatever bytes its key has, and however long it is."""
+    key = bytes(random.Random(length).randrange(1, 256) for _ in range(length))
+    name = keys.displaced_name(staging.token(), key)
+    assert len(name) <= 255
+    assert b"/" not in name
+    known, digest = keys.displaced_key(name)
+    assert known == key or (known is None and digest)
+
+
+def test_a_retry_of_many_lets_others_in(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6: what FAILED is made pending again some at a time, and the region goes on with other work in between."""
+    with World(memory / "w") as world:
+        role = next(world.settings.roles.glob("*.json"))
+        document = role.read_bytes()
+        role.write_bytes(b"{}")
+        for n in range(150):
+            world.write(f"f{n}", b"x")
+        world.settle()
+        assert world.statuses() == {"FAILED"}
+        role.write_bytes(document)
+        at_once: list[int] = []
+        whole = objects.retry
+
+        def retry(region: Region, address: str, failed: Sequence[Owed]) -> int:
+            at_once.append(len(failed))
+            return whole(region, address, failed)
+
+        monkeypatch.setattr(objects, "retry", retry)
+        assert world.run("retry", scope=SOURCE)["Retried"] == 150
+        assert sum(at_once) == 150
+        assert max(at_once) < 100
+        world.settle()
+        assert world.statuses() == {"COMPLETED"}
+
+
+def test_the_newest_moment_of_a_bucket_is_at_hand(memory: Path) -> None:
+    """G6: `wait` asks no journal for it, and leaves out no version."""
+    with World(memory / "w") as world:
+        for n in range(3):
+            world.write(f"f{n}", b"x")
+            world.settle()
+        for bucket in (SOURCE, DESTINATION):
+            assert wait._newest_ns(world.engine, bucket) >= world.engine.journal.newest(bucket)[1] > 0
+        world.restart()
+        world.settle()
+        assert wait._newest_ns(world.engine, SOURCE) == world.engine.journal.newest(SOURCE)[1]
+
+
+def test_views_that_were_in_the_way_are_looked_at_once_a_turn(memory: Path) -> None:
+    """G6: however many keys are removed, and however many views wait for their ways to be free."""
+    with World(memory / "w") as world:
+        world.write("x", b"in the way", DESTINATION)
+        world.settle()
+        world.write("x/y", b"replica")
+        world.settle()
+        assert world.place(DESTINATION).held
+        world.unlink("x", DESTINATION)
+        stale.way_is_free(world.region(DESTINATION), world.place(DESTINATION))
+        assert world.region(DESTINATION).next_s() == 0.0
+        world.settle()
+        assert world.tree(DESTINATION)["x/y"] == b"replica"
+
+
+def test_watched_directories_below_another_are_found() -> None:
+    """G9: the same as by going through all of them, whatever came and went before."""
+    chance = random.Random(8)
+    below, members = Subtrees(), set[tuple[str, bytes]]()
+    parts = [b"a/", b"b/", b"ab/", b""]
+    for _ in range(3000):
+        directory = ("r/b" if chance.random() < 0.8 else "r/c", b"".join(chance.choices(parts, k=4)))
+        if chance.random() < 0.5:
+            below.add(directory)
+            members.add(directory)
+        else:
+            below.remove(directory)
+            members.discard(directory)
+        top = (directory[0], b"".join(chance.choices(parts, k=2)))
+        assert sorted(below.of(top)) == sorted(m for m in members if m[0] == top[0] and m[1].startswith(top[1]))
+    for member in list(members):
+        below.remove(member)
+    assert not below._children

@@ -1,0 +1,98 @@
+"""Views that cannot follow their versions for a while: whatever happens meanwhile, they are nobody's new files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.capture import schedule
+from tests.mounts import clear, cover, only_root, unmount
+from tests.world import DESTINATION, SOURCE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as world:
+        yield world
+
+
+def in_step(world: World) -> None:
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert world.ids(DESTINATION) == world.ids(SOURCE)
+    assert world.leftovers(DESTINATION) == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("held_on", [False, True])
+def test_a_view_that_is_held_outlives_the_journal(world: World, gone: bool, held_on: bool) -> None:
+    """G1, G7, section 2: the disk alone says that an open view is merely behind; it is not taken for a user's file."""
+    world.write("k", b"one")
+    world.settle()
+    with world.path("k", DESTINATION).open("r+b"):
+        if gone:
+            world.unlink("k")
+        else:
+            world.write("k", b"two!")
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": b"one"}
+        if held_on:
+            world.restart(without_journal=True)
+            world.settle()
+            assert world.tree(DESTINATION) == {"k": b"one"}
+    if not held_on:
+        world.restart(without_journal=True)
+    world.settle()
+    in_step(world)
+
+
+@pytest.fixture
+def mount(world: World) -> Iterator[Path]:
+    """A directory of the destination, empty by now, over which another mount of the same filesystem can come."""
+    place, other = world.path("m", DESTINATION), world.home / "other"
+    other.mkdir()
+    yield other
+    clear(place)
+
+
+@only_root
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: Path, without_journal: bool) -> None:
+    """G1, section 2: what is deleted while a mount covers its view is hidden afterwards, and does not come back."""
+    for key in ("m/gone", "m/new"):
+        world.write(key, b"one")
+    world.settle()
+    cover(mount, world.path("m", DESTINATION))
+    (mount / "theirs").write_bytes(b"on the other mount")
+    world.unlink("m/gone")
+    world.write("m/new", b"two!")
+    world.settle()
+    assert all(held.conflict and "another mount" in held.why for held in world.place(DESTINATION).held.values())
+    assert set(world.place(DESTINATION).held) == {b"m/gone", b"m/new"}
+    if without_journal:
+        world.restart(without_journal=True)
+        world.settle()
+    assert [path.name for path in mount.iterdir()] == ["theirs"]
+    unmount(world.path("m", DESTINATION))
+    world.settle()
+    in_step(world)
+
+
+@only_root
+def test_mounts_that_come_and_go_are_seen(world: World, mount: Path) -> None:
+    """G6, section 2: neither makes an event. One is named, and what is changed once it is gone is found."""
+    world.write("m/k", b"one", DESTINATION)
+    world.settle()
+    region, place = world.region(DESTINATION), world.place(DESTINATION)
+    cover(mount, world.path("m", DESTINATION))
+    schedule.go_round(region, place)
+    world.engine.settle_down()
+    schedule.go_round(region, place)
+    assert (place.trouble.mounts, bool(place.scans)) == ({b"m"}, False)
+    unmount(world.path("m", DESTINATION))
+    world.write("m/k", b"two!", DESTINATION)
+    schedule.go_round(region, place)
+    world.engine.settle_down()
+    assert not place.trouble.mounts
+    assert len(world.of("m/k", DESTINATION)) == 2

@@ -1,0 +1,116 @@
+"""Several names of one file: what is written through one of them has changed them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.cli import status_screen
+from fsrepl.commands import status, why
+from fsrepl.region.change_queue import CHANGED, CLOSED, Mark
+from tests.world import DESTINATION, SOURCE, World
+
+SHARINGS = {"auto": {}, "link": {"east": "link"}}
+NAMES = ("a", "b", "d/c")
+
+
+@pytest.fixture(params=SHARINGS)
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    with World(tmp_path) as made:
+        made.set_sharing(**SHARINGS[request.param])
+        yield made
+
+
+def linked(world: World, data: bytes = b"one") -> None:
+    """One file under three names, all captured."""
+    world.write("other", b"other")
+    world.write("a", data)
+    world.path("d").mkdir()
+    for name in NAMES[1:]:
+        os.link(world.path("a"), world.path(name))
+    world.settle()
+
+
+def event(world: World, key: str, flags: int) -> None:
+    """What the watcher tells: of one name only. No scan helps."""
+    world.region().marks.mark(SOURCE, [key.encode()], 0, flags)
+    world.hurry()
+    world.engine.settle_down()
+
+
+@pytest.mark.parametrize("size", [3, 5 << 20])
+def test_what_is_written_through_one_name_is_captured_at_all(tmp_path: Path, size: int) -> None:
+    """G6: the kernel names one of them only; small ones and those that lanes copy alike."""
+    with World(tmp_path) as world:
+        linked(world)
+        world.path("b").write_bytes(b"x" * size)
+        event(world, "b", CLOSED)
+        assert [world.tree(DESTINATION)[name] == b"x" * size for name in NAMES] == [True] * 3
+        assert [len(world.of(name)) for name in NAMES] == [2, 2, 2]
+        world.stays_quiet()
+        assert [len(world.of(name)) for name in NAMES] == [2, 2, 2]
+
+
+def test_what_is_edited_through_one_name_follows_at_all(world: World) -> None:
+    """G5: their mode is one; nothing is read for that, and no version made."""
+    linked(world)
+    world.path("d/c").chmod(0o600)
+    event(world, "d/c", CHANGED)
+    assert [world.look_of(name, DESTINATION)[0].mode for name in NAMES] == [0o600] * 3
+    assert [len(world.of(name)) for name in NAMES] == [1, 1, 1]
+    world.stays_quiet()
+
+
+def test_who_waits_for_one_name_may_count_on_the_others(tmp_path: Path) -> None:
+    """Section 5, wait: the others are of the same epoch as the event that told of the one."""
+    with World(tmp_path) as world:
+        linked(world)
+        world.path("a").write_bytes(b"two")
+        region = world.region()
+        region.marks.mark(SOURCE, [b"a"], 3, CLOSED)
+        marked: list[Mark] = []
+        take = region.marks.take
+
+        def taking(limit: int) -> list[Mark]:
+            marked.extend(found := take(limit))
+            return found
+
+        region.marks.take = taking  # type: ignore[method-assign]
+        world.engine.settle_down()
+        assert {(mark.key, mark.epoch) for mark in marked} == {(name.encode(), 3) for name in NAMES}
+        assert len(marked) == 3, "none marks the others once more"
+
+
+def test_the_other_names_are_told(world: World) -> None:
+    """Section 5, why and status: a person who wonders why three objects changed at once finds it there."""
+    linked(world)
+    os.link(world.path("a"), world.home / "outside")
+    note = why.why(world.engine.site, SOURCE, b"a", None, {}).document["Notes"][-1]
+    assert "its file has other names (hard links): b, d/c, 1 more;" in note
+    assert "Notes" not in why.why(world.engine.site, SOURCE, b"other", None, {}).document
+    (source, replica) = status.status(world.engine.site, {})["buckets"]
+    assert (source["linked"], "linked" in replica) == (3, False)
+    assert any("3 files are another's hard link" in line for line in status_screen._notes(source, None))
+    for name in NAMES[1:]:
+        world.unlink(name)
+    world.settle()
+    note = why.why(world.engine.site, SOURCE, b"a", None, {}).document["Notes"][-1]
+    assert "(hard links): 1 that are no objects of this bucket;" in note
+    assert "linked" not in status.status(world.engine.site, {})["buckets"][0]
+
+
+def test_a_journal_of_an_earlier_build_finds_them_too(tmp_path: Path) -> None:
+    """G11: the index that finds the names of a file is made when the journal is opened."""
+    with World(tmp_path) as world:
+        linked(world)
+        world.engine.journal.execute("DROP INDEX inode")
+        world.restart()
+        world.settle()
+        plan = world.engine.journal.execute(
+            "EXPLAIN QUERY PLAN SELECT name FROM object WHERE bucket = 1 AND ino = 5"
+        ).fetchall()
+        assert "INDEX inode" in str(plan)
+        assert set(world.engine.journal.names_of(SOURCE, world.path("a").stat().st_ino)) == {b"a", b"b", b"d/c"}

@@ -1,0 +1,325 @@
+"""A view that is a hard link to its stored version is written into: nothing of anybody's is lost, or served wrongly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model.version import Version
+from fsrepl.region.change_queue import CLOSED
+from fsrepl.storage import listing
+from tests.doubles import DyingFs, PowerCut
+from tests.world import DESTINATION, SOURCE, World, v2, worlds
+
+WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
+
+
+def _write_into(path: Path) -> None:
+    """As a program does that opens the file and changes it."""
+    with path.open("r+b") as file:
+        file.write(IS)
+        file.truncate()
+
+
+def _is_linked(world: World, bucket: str, key: str = "k") -> bool:
+    return any(p.samefile(world.path(key, bucket)) for p in world.path(".fsrepl/versions", bucket).rglob("*;*"))
+
+
+def _served(world: World, bucket: str, key: str = "k") -> dict[str, bytes]:
+    """What each version of a key is, for whoever asks; those that are refused are left out."""
+    out = {}
+    with world.engine.site.bucket(bucket).open() as opened:
+        for version in listing.versions_of(opened, key.encode()):
+            with contextlib.suppress(StoreDamaged):
+                if version.marker:
+                    continue
+                out[version.id] = b"".join(listing.content(opened, version))
+    return out
+
+
+def _link(world: World, sharing: str) -> str:
+    """Replicate one object; the bucket whose view of it is a hard link."""
+    if sharing == "link":
+        world.set_sharing(east="link")
+    world.write("k", WAS)
+    world.settle()
+    bucket = SOURCE if sharing == "link" else DESTINATION
+    assert _is_linked(world, bucket)
+    return bucket
+
+
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_what_was_written_is_a_version_and_the_old_one_comes_back(
+    tmp_path: Path, sharing: str, restarted: bool, without_journal: bool
+) -> None:
+    """Section 7, View and store; G1, G2: a replica's view under "auto", a user's file under "link"."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        old = world.current("k", bucket).id
+        _write_into(world.path("k", bucket))
+        assert old not in _served(world, bucket)
+        if restarted:
+            world.restart(without_journal=without_journal)
+        world.settle()
+        new = world.current("k", bucket)
+        assert _served(world, bucket) == {old: WAS, new.id: IS}
+        assert world.path("k", bucket).read_bytes() == IS
+        assert new.origin == "user"
+        if bucket == DESTINATION:
+            assert world.path("k").read_bytes() == WAS
+            assert world.current("k").status == "COMPLETED"
+        else:
+            assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert world.leftovers(bucket) == []
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_it_comes_back_when_its_source_does(tmp_path: Path, restarted: bool) -> None:
+    """Section 7; G7: until then it is not served to anybody; also across restarts without a journal."""
+    with World(tmp_path) as world:
+        bucket = _link(world, "auto")
+        old = world.current("k", bucket).id
+        world.away("east")
+        _write_into(world.path("k", bucket))
+        world.settle()
+        assert list(_served(world, bucket).values()) == [IS]
+        if restarted:
+            world.restart(without_journal=True)
+            world.settle()
+        world.back("east")
+        world.settle()
+        assert _served(world, bucket)[old] == WAS
+        assert world.path("k", bucket).read_bytes() == IS
+        assert world.leftovers(bucket) == []
+
+
+@pytest.mark.parametrize("act", [Path.rename, lambda path, to: os.link(path, to)], ids=["renamed", "linked"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_write_through_another_name_of_the_file(
+    tmp_path: Path, sharing: str, act: Callable[[Path, Path], object]
+) -> None:
+    """G6, section 7: the file knows whose it is, also under a name that nobody has looked at yet."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        old = world.current("k", bucket).id
+        act(world.path("k", bucket), world.path("other", bucket))
+        _write_into(world.path("other", bucket))
+        assert old not in _served(world, bucket)
+        world.settle()
+        world.settle()
+        assert _served(world, bucket)[old] == WAS
+        assert list(_served(world, bucket, "other").values()) == [IS]
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("then", [Path.unlink, lambda path: path.rename(path.with_name("third"))], ids=["", "renamed"])
+@pytest.mark.parametrize("act", [Path.rename, lambda path, to: os.link(path, to)], ids=["renamed", "linked"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_version_is_no_longer_reached_through_another_keys_file(
+    tmp_path: Path, sharing: str, act: Callable[[Path, Path], object], then: Callable[[Path], object]
+) -> None:
+    """Section 7; G2: once a file has another key, writing into it destroys nothing, however soon it is gone again."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        old = world.current("k", bucket).id
+        act(world.path("k", bucket), world.path("other", bucket))
+        world.settle()
+        _write_into(world.path("other", bucket))
+        assert _served(world, bucket)[old] == WAS
+        then(world.path("other", bucket))
+        world.settle()
+        assert _served(world, bucket)[old] == WAS
+        assert world.leftovers(bucket) == []
+        world.stays_quiet()
+
+
+def test_a_view_that_is_left_by_another_name_takes_no_version_along(tmp_path: Path) -> None:
+    """Section 7; G2: also where the other name is not looked at before the view is seen to be gone."""
+    with World(tmp_path) as world:
+        bucket = _link(world, "link")
+        old = world.current("k", bucket).id
+        world.path("k", bucket).rename(world.path("other", bucket))
+        world.region(bucket).marks.mark(bucket, [b"k"], world.engine.epoch, CLOSED)
+        world.capture(bucket)
+        _write_into(world.path("other", bucket))
+        world.unlink("other", bucket)
+        world.settle()
+        assert _served(world, bucket) == {old: WAS}
+
+
+def _is_as_before(world: World, bucket: str, before: Version) -> bool:
+    [after] = [v for v in world.of("k", bucket) if v.id == before.id]
+    assert (after.created_ns, after.origin, after.source) == (before.created_ns, before.origin, before.source)
+    assert (after.digest, after.status) == (before.digest, before.status)
+    return _served(world, bucket)[before.id] == WAS
+
+
+def _strip(path: Path) -> None:
+    for name in os.listxattr(path):
+        os.removexattr(path, name)
+
+
+def _forge(path: Path) -> None:
+    """Root's `rsync -X` and `cp -a` write all attributes of another file on this one."""
+    for name in os.listxattr(path):
+        value = os.getxattr(path, name)
+        os.setxattr(path, name, re.sub(rb"01[A-Z0-9]{24}", b"01M86BR4BYESNWRWW29YNETWES", value))
+
+
+@pytest.mark.parametrize("act", ["stays", "replaced", "removed"])
+@pytest.mark.parametrize("spoil", [_strip, _forge], ids=["stripped", "forged"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_record_that_is_lost_on_a_view_is_found_out_while_the_view_tells(
+    tmp_path: Path, sharing: str, spoil: Callable[[Path], object], act: str
+) -> None:
+    """G5, section 5: later nothing would lead to it but `verify`, and the version is not current any more."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        spoil(world.path("k", bucket))
+        if act == "replaced":
+            world.drop("k", IS, bucket)
+        elif act == "removed":
+            world.unlink("k", bucket)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert len(world.of("k", bucket)) == (1 if act == "stays" else 2)
+        assert world.leftovers(bucket) == []
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("act", ["replaced", "removed"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_version_that_was_destroyed_with_nothing_left_to_tell_but_itself(
+    tmp_path: Path, sharing: str, act: str
+) -> None:
+    """G7, section 7: written into and gone while the daemon was away, and the journal is lost."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        _write_into(world.path("k", bucket))
+        world.unlink("k", bucket)
+        if act == "replaced":
+            world.write("k", b"another", bucket)
+        world.restart(without_journal=True)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert world.leftovers(bucket) == []
+
+
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: Path, sharing: str) -> None:
+    """G5, section 7: `rsync -X --inplace` writes into a file and takes every attribute from it."""
+    with World(tmp_path) as world:
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        _write_into(world.path("k", bucket))
+        _strip(world.path("k", bucket))
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert world.leftovers(bucket) == []
+
+
+def test_a_destroyed_version_whose_view_is_another_file_with_its_content(tmp_path: Path) -> None:
+    """G7, section 7: the view looks as if nothing had happened but an edit, and the version's own file is gone."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        bucket = _link(world, "auto")
+        before = world.current("k", bucket)
+        _write_into(world.path("k", bucket))
+        world.drop("k", WAS, bucket)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert world.leftovers(bucket) == []
+
+
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_destroyed_version_of_a_directory_that_is_a_link_now(tmp_path: Path, sharing: str) -> None:
+    """G7, section 7: the deletion is captured all the same, and the version is fetched again."""
+    with World(tmp_path) as world:
+        if sharing == "link":
+            world.set_sharing(east="link")
+        bucket = SOURCE if sharing == "link" else DESTINATION
+        world.write("d/k", WAS)
+        world.settle()
+        old = world.current("d/k", bucket).id
+        _write_into(world.path("d/k", bucket))
+        world.path("d", bucket).rename(world.home / "elsewhere")
+        world.path("d", bucket).symlink_to(world.home / "elsewhere")
+        world.settle()
+        world.settle()
+        assert world.current("d/k", bucket).marker
+        assert _served(world, bucket, "d/k")[old] == WAS
+
+
+def test_a_view_that_is_late_and_was_touched_is_brought_up_to_its_version(tmp_path: Path) -> None:
+    """G5, section 7: under "link" the look at it makes a link and removes it, which is not its user's doing."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
+        world.write("k", WAS)
+        world.settle()
+        path = world.path("k", DESTINATION)
+        shutil.copy2(path, world.home / "copy")
+        (world.home / "copy").rename(path)
+        world.settle()
+        with path.open("r+b"):
+            world.drop("k", IS)
+            world.settle()
+            assert path.read_bytes() == WAS
+            path.chmod(0o640)
+        for _ in range(3):
+            world.settle()
+        assert path.read_bytes() == IS
+        assert world.leftovers(DESTINATION) == []
+
+
+@pytest.mark.parametrize("act", ["replaced", "removed"])
+def test_a_version_whose_file_only_looks_written_into_is_kept(tmp_path: Path, act: str) -> None:
+    """G7, section 7: `touch` changes the times and no byte; nothing is thrown away for that."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link")
+        world.away("west")
+        world.write("k", WAS)
+        world.settle()
+        old = world.current("k").id
+        os.utime(world.path("k"), (1, 1))
+        world.drop("k", IS) if act == "replaced" else world.unlink("k")
+        world.settle()
+        assert _served(world, SOURCE)[old] == WAS
+        assert world.place().lost == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_power_cut_at_every_change(memory: Path, sharing: str) -> None:
+    """G2, G7: wherever it is cut short, also without the journal, both contents are versions in the end."""
+    for calls, world in worlds(memory):
+        bucket = _link(world, sharing)
+        old = world.current("k", bucket).id
+        _write_into(world.path("k", bucket))
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        assert _served(world, bucket).get(old, WAS) == WAS, calls
+        world.restart(without_journal=calls % 2 == 0)
+        world.settle()
+        assert _served(world, bucket) == {old: WAS, world.current("k", bucket).id: IS}, (calls, fs.died_in)
+        assert world.leftovers(bucket) == [], calls
+        if not fs.died:
+            return
