@@ -57,7 +57,7 @@ def take(region: Region, place: Place, marks: Sequence[Mark]) -> Sequence[Mark]:
         place.paused = ""
         batch: list[NewVersion] = []
         held_bytes = 0
-        objects = region.engine.journal.look_up(bucket.address, [mark.key for mark in marks])
+        objects = region.engine.journal.versions.look_up(bucket.address, [mark.key for mark in marks])
         left: Sequence[Mark] = []
         for number, mark in enumerate(marks):
             if number and time.monotonic() > until_s:
@@ -88,7 +88,7 @@ def _take_singly(region: Region, place: Place, bucket: OpenBucket, mark: Mark, k
         try:
             _publish(region, place, bucket, [new])
         except Exception:
-            if new.version.id != NULL and not region.engine.journal.has_version(bucket.address, new.version):
+            if new.version.id != NULL and not region.engine.journal.versions.has_version(bucket.address, new.version):
                 versions.remove(bucket, new.version)  # nobody has seen it, and the next try makes another one
             raise
 
@@ -101,7 +101,7 @@ def finish_large(region: Region, place: Place, mark: Mark, seen: look.Seen) -> N
                 staging.unstage(bucket, seen.staged)
                 region.look_later(place, mark, AGAIN_AT_LEAST_S, "it changed while it was copied")
                 return
-            known = region.engine.journal.object(mark.address, mark.key)
+            known = region.engine.journal.versions.object(mark.address, mark.key)
             if (new := judge.judge(region, place, bucket, mark, known, seen)) is None:
                 return
         _publish(region, place, bucket, [new])
@@ -168,7 +168,7 @@ def _repair(region: Region, mark: Mark) -> None:
     Nobody need have damaged it: root's `rsync -X` writes every attribute of one file on another of the same content
     and time, and a view may be the stored file.
     """
-    known = region.engine.journal.object(mark.address, mark.key)
+    known = region.engine.journal.versions.object(mark.address, mark.key)
     shown = known.view.shown or known.id if known and known.view else ""
     if shown:
         repair.repair_in_lane(region, mark.address, mark.key, shown)
@@ -199,7 +199,7 @@ def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[NewVe
         (n.version, view_of(n.taken.found, n.version.id, racy=n.taken.racy) if n.taken else None) for n in published
     ]
     with engine.journal.transaction():
-        engine.journal.add_shown(bucket.address, shown)
+        engine.journal.versions.add_shown(bucket.address, shown)
     now_s = time.monotonic()
     for new in published:
         place.faults.pop(new.mark.key, None)
@@ -236,7 +236,7 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
         nonlocal began_s
         began_s = time.monotonic()
         with place.bucket.open() as bucket:
-            known = region.engine.journal.object(mark.address, mark.key)
+            known = region.engine.journal.versions.object(mark.address, mark.key)
             open_for_s = began_s - mark.since_s
             return look.look(bucket, mark, known, region.patience, time.time_ns(), open_for_s=open_for_s, in_lane=True)
 

@@ -274,4 +274,4 @@ def _edit(
         if marks is not None and marks != attributes.marks(after):
             place.unmarked.add(after, time.monotonic())
     with region.engine.journal.transaction():
-        region.engine.journal.see(bucket.address, key, looks)
+        region.engine.journal.versions.see(bucket.address, key, looks)

@@ -34,7 +34,7 @@ def look_at_others(region: Region, mark: Mark, taken: copy.Taken) -> None:
         return
     if mark.flags & NAMED and not mark.flags & (CLOSED | MOVED | WRITING):
         return
-    for key, known in region.engine.journal.names_of(mark.address, taken.found.st_ino).items():
+    for key, known in region.engine.journal.versions.names_of(mark.address, taken.found.st_ino).items():
         view = known.view
         if key == mark.key or view is None or view.is_like(taken.found):
             continue
@@ -55,7 +55,7 @@ def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
         if error.errno in LASTING:
             return ""
         raise
-    here = [key for key in journal.names_of(bucket.address, found.st_ino) if key != version.key]
+    here = [key for key in journal.versions.names_of(bucket.address, found.st_ino) if key != version.key]
     here = [key for key in here if _is_file(bucket, key, found)]
     if number <= 0:
         return ""

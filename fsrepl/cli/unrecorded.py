@@ -48,7 +48,7 @@ def hand_to_capture(site: Site, bucket: OpenBucket, key: bytes) -> None:
     if bucket.bucket.versioning is Versioning.OFF or not keys.is_key(key):
         return
     with open_journal(site) as journal, contextlib.suppress(sqlite3.Error):
-        known = journal.object(bucket.address, key) if journal is not None else None
+        known = journal.versions.object(bucket.address, key) if journal is not None else None
         look = unrecorded.look(bucket, key, known.view if known is not None else None)
         if look is unrecorded.Look.RECORDED:
             return

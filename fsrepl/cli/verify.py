@@ -230,7 +230,7 @@ def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     buckets = [found.source, *found.destinations]
-    total = sum(journal.object_counts(bucket)[2] for bucket in buckets) if journal is not None else None
+    total = sum(journal.versions.object_counts(bucket)[2] for bucket in buckets) if journal is not None else None
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

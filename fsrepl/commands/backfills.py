@@ -41,7 +41,7 @@ def accept(region: Region, address: str, statuses: Sequence[str], rule_ids: Sequ
     with place.bucket.open() as bucket:
         _check_rules(bucket, rule_ids)
         job_id, created_ns = place.bucket.ids.next(engine.site.now())
-        versions = engine.journal.count_versions(address)
+        versions = engine.journal.versions.count_versions(address)
         job = Job(
             job_id, address, created_ns, tuple(dict.fromkeys(statuses)), tuple(dict.fromkeys(rule_ids)),
             versions=versions,
@@ -135,7 +135,9 @@ def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
         return set(engine.journal.fact(backfill.job_fact(address)).split())
     going_on = [run.job for run in list(place.jobs.values())]
     if key:
-        stored = [Stored(*keys.split(key), created, i) for i, created, _ in engine.journal.versions_of(address, key)]
+        stored = [
+            Stored(*keys.split(key), created, i) for i, created, _ in engine.journal.versions.versions_of(address, key)
+        ]
         going_on = [job for job in going_on if any(job.has_yet_to_look_at(each) for each in stored)]
     return {job.id for job in going_on}
 
@@ -147,4 +149,4 @@ def is_filling(engine: Engine, destination: str) -> bool:
             replication = place.bucket.replication
             if place.jobs and replication and any(r.destination == destination for r in replication.rules):
                 return True
-    return engine.journal.is_backlogged(destination)
+    return engine.journal.backlog.is_backlogged(destination)

@@ -266,9 +266,9 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
             found["roles"] = [why for rule in this.replication.rules if (why := _refusal(role, address, rule))]
     if journal is not None:
         with contextlib.suppress(sqlite3.Error):
-            found["ahead_s"] = max(0.0, (journal.newest(address)[1] - site.now()) / 1e9)
-            found["current_bytes"] = journal.current_bytes(address)
-            found["unshown"] = journal.count_unshown(address)
+            found["ahead_s"] = max(0.0, (journal.versions.newest(address)[1] - site.now()) / 1e9)
+            found["current_bytes"] = journal.versions.current_bytes(address)
+            found["unshown"] = journal.versions.count_unshown(address)
     return found
 
 

@@ -156,7 +156,7 @@ def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None
     fs, address = engine.fs, bucket.address
     if _is_there(fs, meta, remembered.VERSIONING):
         return
-    if engine.journal.count_versions(address) or _is_known_elsewhere(bucket):
+    if engine.journal.versions.count_versions(address) or _is_known_elsewhere(bucket):
         write_document(fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED))
         text = engine.journal.fact(f"replication {address}")
         if text and not _is_there(fs, meta, remembered.REPLICATION):
@@ -277,7 +277,7 @@ def _fetch(
 def _from_journal(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged | None]:
     """What only the journal knows of: markers, and versions that the files still show; None for one that is lost."""
     after = None
-    while rows := engine.journal.versions_after(bucket.address, after, _BATCH):
+    while rows := engine.journal.versions.versions_after(bucket.address, after, _BATCH):
         for row in rows:
             if versions.has(bucket, row.key, row.id, marker=row.marker):
                 continue
@@ -297,7 +297,7 @@ def _recall(
     if marker:
         version = evidence.rebuild(rebuilder.remains(key, stored, 0, b"", None, {}, {}, frozenset()))
         return versions.stage_marker(bucket, version)
-    known = engine.journal.object(bucket.address, key)
+    known = engine.journal.versions.object(bucket.address, key)
     if known is None or known.id != version_id:
         return None
     fd = bucket.fs.open_read(bucket.views.get(directory), last)

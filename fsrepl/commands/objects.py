@@ -47,7 +47,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
         if place.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to restore from")
         version = find(region, bucket, key, version_id, content=True)
-        known = region.engine.journal.object(address, key)
+        known = region.engine.journal.versions.object(address, key)
         if known and known.id == version.id:
             if why := _unshown(place, key, known):
                 raise Unavailable(
@@ -131,7 +131,7 @@ def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict
 
 def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
     """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
-    rows = region.engine.journal.versions_of(bucket.address, key) if keys.is_key(key) else []
+    rows = region.engine.journal.versions.versions_of(bucket.address, key) if keys.is_key(key) else []
     if not rows:
         raise Refused("NoSuchKey", f"{bucket.address} has no {keys.shown(key)}")
     for found, _, marker in rows:
@@ -151,7 +151,7 @@ def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None,
 def commit_version(region: Region, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
     """A version made by command: durable, in the store, recorded, owed, and shown."""
     engine, place = region.engine, region.places[bucket.address]
-    known = engine.journal.object(bucket.address, version.key)
+    known = engine.journal.versions.object(bucket.address, version.key)
     was = known.view if known else None
     intent = Intent(version.key, version.id, was)
     try:
@@ -161,7 +161,7 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
         raise
     versions.publish(bucket, staged)
     with engine.journal.transaction():
-        engine.journal.add(bucket.address, version)
+        engine.journal.versions.add(bucket.address, version)
     bucket.sync()
     engine.recent.put(bucket.address, version)
     deliveries.owe(region, bucket.address, [version])
@@ -186,13 +186,13 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
     from fsrepl.repair import reconcile
 
     engine, address, key = region.engine, bucket.address, version.key
-    known = engine.journal.object(address, key)
-    left = [row for row in engine.journal.versions_of(address, key) if row[0] != version.id]
+    known = engine.journal.versions.object(address, key)
+    left = [row for row in engine.journal.versions.versions_of(address, key) if row[0] != version.id]
     was = known.view if known else None
     if was is not None and _is_shared(bucket, version, was):
         was = replace(was, ctime_ns=0)
         with engine.journal.transaction():
-            engine.journal.see(address, key, was)
+            engine.journal.versions.see(address, key, was)
     intents = intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)])
     versions.remember_removed(bucket, version)
     versions.remove(bucket, version)
@@ -209,7 +209,7 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
         bucket.sync()
         drop_intents(bucket, intents)
     engine.recent.forget(address, key, version.id)
-    pending = engine.journal.deliveries(address, status=Status.PENDING, key=key)
+    pending = engine.journal.deliveries.select(address, status=Status.PENDING, key=key)
     settle.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
     engine.notify()
 
@@ -260,14 +260,16 @@ def failed(region: Region, address: str, prefix: bytes) -> list[Owed]:
     """
     region.flush(address)
     journal = region.engine.journal
-    if prefix and not prefix.endswith(b"/") and journal.object(address, prefix) is None:
+    if prefix and not prefix.endswith(b"/") and journal.versions.object(address, prefix) is None:
         raise Refused("NoSuchKey", f"{address} has no {keys.shown(prefix)}")
-    return [d for d in journal.deliveries(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)]
+    return [
+        d for d in journal.deliveries.select(address, status=Status.FAILED, prefix=prefix) if _in_scope(d.key, prefix)
+    ]
 
 
 def retry_waiting(region: Region, address: str, prefix: bytes) -> int:
     """Try what waits of a bucket at once; how many."""
-    pending = region.engine.journal.deliveries(address, status=Status.PENDING, prefix=prefix)
+    pending = region.engine.journal.deliveries.select(address, status=Status.PENDING, prefix=prefix)
     waiting = sum(_in_scope(delivery.key, prefix) for delivery in pending)
     for other in region.engine.regions.values():
         other.post(lambda other=other: other.kick(address))  # type: ignore[misc]

@@ -239,7 +239,7 @@ def _owe_what_it_had(engine: Engine, address: str, lost: str) -> int:
     with engine.site.bucket(address).open() as bucket:
         replication = bucket.bucket.replication
         rules = [rule for rule in replication.rules if rule.destination == lost] if replication else []
-        had_some = rules or any(owed.destination == lost for owed in engine.journal.deliveries(address))
+        had_some = rules or any(owed.destination == lost for owed in engine.journal.deliveries.select(address))
         if bucket.versions < 0 or not had_some:
             return 0
         for path, fd, found in versions.walk(bucket):

@@ -50,8 +50,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         conflicts = _conflicts(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
-    objects, versions, size = journal_.object_counts(address)
-    counts = journal_.delivery_counts(address)
+    objects, versions, size = journal_.versions.object_counts(address)
+    counts = journal_.deliveries.counts(address)
     trouble = bucket.trouble or alive.get("trouble", "")
     pending = _sum(counts, "PENDING")
     now_ns = site.now()
@@ -71,7 +71,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     }
     if trouble:
         document["trouble"] = trouble
-    if linked := journal_.count_linked(address):
+    if linked := journal_.versions.count_linked(address):
         document["linked"] = linked
     for name in ("scanning", "paused", "exposed", "unreadable"):
         if alive.get(name):
@@ -95,7 +95,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
 
 def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
     """The keys whose files cannot be where they belong, and what is in the way; not more than a person would read."""
-    unshown = journal_.unshown(bucket.address, _UNSHOWN_MAX)
+    unshown = journal_.versions.unshown(bucket.address, _UNSHOWN_MAX)
     found = ((key, obstacles.describe(bucket, key)) for key in unshown)
     return [keys.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
 

@@ -197,7 +197,7 @@ def _remove(engine: Engine, bucket: OpenBucket, found: Iterable[bytes]) -> None:
         if version is not None:
             versions.remove(bucket, version)
             with engine.journal.transaction():
-                engine.journal.remove(bucket.address, key, NULL, None)
+                engine.journal.versions.remove(bucket.address, key, NULL, None)
 
 
 def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted: Adopted) -> set[bytes]:
@@ -235,8 +235,8 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
     bucket.sync()
     with engine.journal.transaction():
         for staged, seen in batch:
-            engine.journal.add(bucket.address, staged.version)
-            engine.journal.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
+            engine.journal.versions.add(bucket.address, staged.version)
+            engine.journal.versions.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
     return {staged.version.key for staged, _ in batch}
 
 

@@ -116,7 +116,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     newest = {address: _newest_ns(engine, address) for address in scope.addresses}
     backfills = {address: unfinished(engine, address, scope.key) for address in scope.addresses}
     while True:
-        pending = sum(engine.journal.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
+        pending = sum(engine.journal.deliveries.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
         pending += sum(len(backfills[a] & unfinished(engine, a, scope.key)) for a in scope.addresses)
         if not pending or _is_over(until_s) or given_up():
             break
@@ -141,7 +141,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
 def _newest_ns(engine: Engine, address: str) -> int:
     """When the newest version of a bucket was made. The journal would go through all of them to tell."""
     place = engine.region_of(address).places.get(address)
-    return place.bucket.ids.newest_ns if place is not None and place.up else engine.journal.newest(address)[1]
+    return place.bucket.ids.newest_ns if place is not None and place.up else engine.journal.versions.newest(address)[1]
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
@@ -267,8 +267,8 @@ def _failed(engine: Engine, address: str, scope: Scope) -> int:
     journal = engine.journal
     failed: Collection[bool] = [
         known is not None and known.id == owed.id
-        for owed in journal.deliveries(address, status=Status.FAILED, key=scope.key or None)
-        for known in (journal.object(address, owed.key),)
+        for owed in journal.deliveries.select(address, status=Status.FAILED, key=scope.key or None)
+        for known in (journal.versions.object(address, owed.key),)
     ]
     return sum(failed)
 
@@ -310,7 +310,7 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
 
 def _is_replica(engine: Engine, destination: str, source: str, key: bytes) -> bool:
     """Whether a key's current version at a destination is that of the source."""
-    there, here = engine.journal.object(destination, key), engine.journal.object(source, key)
+    there, here = engine.journal.versions.object(destination, key), engine.journal.versions.object(source, key)
     return there is not None and here is not None and there.id == here.id
 
 
@@ -321,8 +321,8 @@ def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
         with bucket.open() as opened:
             if unversioned.has(opened, key):
                 return [f"{address}/{keys.shown(key)}"]
-    known = engine.journal.object(address, key)
+    known = engine.journal.versions.object(address, key)
     if known is None:
         raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
-    chosen = any(owed.id == known.id for owed in engine.journal.deliveries(address, key=key))
+    chosen = any(owed.id == known.id for owed in engine.journal.deliveries.select(address, key=key))
     return [] if chosen else [f"{address}/{keys.shown(key)}"]

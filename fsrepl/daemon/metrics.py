@@ -41,8 +41,8 @@ class RuleMetrics:
 
 def of_bucket(journal: Journal, address: str, now_ns: int) -> dict[Rule, RuleMetrics]:
     """The metrics of each rule of a source that has something to show."""
-    pending = journal.live_pending_counts(address)
-    failed = journal.failed_counts(address, now_ns - _MINUTE_NS)
+    pending = journal.deliveries.live_pending_counts(address)
+    failed = journal.deliveries.failed_counts(address, now_ns - _MINUTE_NS)
     out = {}
     for rule in pending.keys() | failed.keys():
         counts = pending.get(rule, Counts())
@@ -79,7 +79,7 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         yield Gauge("fsrepl_bucket_online", "1 while a bucket can be used.", not bucket.trouble, (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
         found = of_bucket(journal, address, site.now())
-        failed = journal.failed_counts(address)
+        failed = journal.deliveries.failed_counts(address)
         rules = {(r.destination, r.id) for r in bucket.replication.rules} if bucket.replication else set()
         for rule in sorted(rules | found.keys() | failed.keys()):
             labels = (("source", address), ("destination", rule[0]), ("rule", rule[1]))

@@ -60,7 +60,7 @@ def owe_again(region: Region, bucket: OpenBucket, version: Version, deliveries: 
     version = replace(version, deliveries=asked)
     # The journal first: what is pending on the record alone would be sent by nobody.
     with region.engine.journal.transaction():
-        region.engine.journal.put_deliveries(bucket.address, version)
+        region.engine.journal.deliveries.put(bucket.address, version)
     records.update(bucket, version, attributes.encode_deliveries(version))
     region.engine.recent.put(bucket.address, version)
     place = region.places.get(bucket.address)
@@ -74,7 +74,7 @@ def owe_all(region: Region, place: Place) -> None:
     """After a look at a source's rules, or when a region left the site: have its backlog sent, as far as a rule stands
     for it. The rest fails, a slice at a time; with what live replication owes, that is done at once."""
     place.lapsed.clear()
-    for destination, rule_id in region.engine.journal.backlog_ways(place.bucket.address):
+    for destination, rule_id in region.engine.journal.backlog.ways(place.bucket.address):
         why = rules.lapsed(place.bucket.replication, rule_id, destination)
         if destination.partition("/")[0] not in region.engine.regions:
             why = "DstBucketInvalidRegion"

@@ -322,7 +322,7 @@ class Region:
         """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""
         engine, address = self.engine, bucket.address
         self._index(place, bucket)
-        place.bucket.ids = type(place.bucket.ids)(*engine.journal.newest(address))
+        place.bucket.ids = type(place.bucket.ids)(*engine.journal.versions.newest(address))
         place.held.clear()
 
         def hold(intent: Intent, outcome: show.Held) -> bool:
@@ -477,7 +477,7 @@ class Region:
     def owe_all(self, place: Place) -> None:
         """Queue everything a source owes, as the journal has it."""
         deliveries.hand_over(
-            self, self.engine.journal.deliveries(place.bucket.address, status=Status.PENDING, live=True)
+            self, self.engine.journal.deliveries.select(place.bucket.address, status=Status.PENDING, live=True)
         )
         deliveries.owe_all(self, place)
 
@@ -694,7 +694,7 @@ class Region:
         return busy
 
     def _backlog(self, queue: Queue, now_s: float) -> list[Owed]:
-        read = functools.partial(self.engine.journal.backlog, queue.source, queue.destination)
+        read = functools.partial(self.engine.journal.backlog.read, queue.source, queue.destination)
         return queue.take_backlog(read, self.engine.lane_bytes, now_s, self.engine.limiter.batch_bytes)
 
     def _carry(self, queue: Queue, owed: Sequence[Owed]) -> None:

@@ -135,7 +135,7 @@ class Scan:
                     watcher.watch(self.address, path, fd)
                 except WatchLimit:
                     trouble.polled.add(path)
-            known = journal.objects_in(self.address, path)
+            known = journal.versions.objects_in(self.address, path)
             changed: list[bytes] = []
             skipped: set[bytes] = set()
             for entry in bucket.fs.entries(fd):
@@ -173,10 +173,10 @@ class Scan:
         """Keys in directories that are not there any more are gone; but never those that could not be looked into."""
         trouble.forget_others(self.top, self.seen)
         blind = [*trouble.mounts, *trouble.unreadable]
-        for directory in journal.directories(self.address, below=self.top):
+        for directory in journal.versions.directories(self.address, below=self.top):
             if directory in self.seen or any(is_below(directory, b) for b in blind):
                 continue
-            known = journal.objects_in(self.address, directory)
+            known = journal.versions.objects_in(self.address, directory)
             self._mark(marks, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True)
         return True
 

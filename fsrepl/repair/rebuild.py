@@ -199,10 +199,10 @@ class Rebuilder:
         left: Mapping[str, bytes], elsewhere: dict[str, Version], seen: frozenset[str],
     ) -> Remains:  # fmt: skip
         bucket = self.bucket
-        current = self.journal.object(bucket.address, key)
+        current = self.journal.versions.object(bucket.address, key)
         known_digest = current.digest if current and current.id == stored.id else b""
-        known_ns = next((c for i, c, _ in self.journal.versions_of(bucket.address, key) if i == stored.id), 0)
-        owed = {o.destination: o for o in self.journal.deliveries(bucket.address, key=key) if o.id == stored.id}
+        known_ns = next((c for i, c, _ in self.journal.versions.versions_of(bucket.address, key) if i == stored.id), 0)
+        owed = {o.destination: o for o in self.journal.deliveries.select(bucket.address, key=key) if o.id == stored.id}
         folder = bucket.fs.stat_fd(bucket.fd)
         return Remains(
             bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, owed,
@@ -230,7 +230,7 @@ class Rebuilder:
         """The keys that the journal knows by a version's id, among those that no stored path spells."""
         if self._hidden is None:
             self._hidden = {}
-            for key, hidden_id in self.journal.all_versions(self.bucket.address):
+            for key, hidden_id in self.journal.versions.all_versions(self.bucket.address):
                 if keys.is_hidden(key):
                     self._hidden.setdefault(hidden_id, []).append(key)
         return self._hidden.get(version_id, ())
@@ -285,7 +285,7 @@ class Rebuilder:
         Without this a scan would take what they lack for something that their user took away.
         """
         bucket, journal = self.bucket, self.journal
-        for key, known in journal.objects(bucket.address):
+        for key, known in journal.versions.objects(bucket.address):
             if known.marker or not known.digest:
                 continue
             directory, name = keys.split(key)
@@ -308,7 +308,7 @@ class Rebuilder:
                     racy = not self.rebuilt or bucket.coarse_ns > 0
                     view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
                     if view.has_content_of(before):
-                        journal.see(bucket.address, key, view)
+                        journal.versions.see(bucket.address, key, view)
             except (OSError, StoreDamaged) as error:
                 log.warning('cannot mark bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
             finally:

@@ -57,8 +57,8 @@ def reconcile(
                 _rebuild(rebuilder, fd, path, name, stored)
             else:
                 _read_stripped(bucket, journal, fd, path, name, stored)
-    for directory in journal.version_directories(address) - seen_directories:
-        for last, version_id, marker in journal.versions_in(address, directory):
+    for directory in journal.versions.version_directories(address) - seen_directories:
+        for last, version_id, marker in journal.versions.versions_in(address, directory):
             key = keys.join(directory, last)
             if not versions.has(bucket, key, version_id, marker=marker):
                 _drop(bucket, journal, key, version_id)
@@ -111,7 +111,7 @@ def _directory(
 ) -> list[tuple[bytes, keys.StoredName]]:  # fmt: skip
     """Bring one directory of the store into the journal; the versions in it that have lost their records."""
     address = bucket.address
-    known = journal.versions_in(address, path) if spelled else set()
+    known = journal.versions.versions_in(address, path) if spelled else set()
     # one of the records is looked at in any case: attributes are lost by whole trees, not one by one
     afresh = afresh or any(_is_stripped(bucket, fd, path, *each) for each in found[:1])
     stripped: list[tuple[bytes, keys.StoredName]] = []
@@ -157,7 +157,7 @@ def _read_in(
             log.error('damaged bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
     with journal.transaction():
         for version in read:
-            journal.add(bucket.address, version)
+            journal.versions.add(bucket.address, version)
 
 
 def _read_stripped(
@@ -167,7 +167,7 @@ def _read_stripped(
     key = keys.join(path, stored.name)
     if not any(map(keys.is_digest, key.split(b"/"))):
         with contextlib.suppress(FileNotFoundError, StoreDamaged):
-            journal.add(bucket.address, versions.read_stored(bucket, fd, key, stored, name))
+            journal.versions.add(bucket.address, versions.read_stored(bucket, fd, key, stored, name))
 
 
 def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> None:
@@ -188,7 +188,7 @@ def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, st
         )  # fmt: skip
         return
     with journal.transaction():
-        journal.add(bucket.address, version)
+        journal.versions.add(bucket.address, version)
 
 
 def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> None:
@@ -200,13 +200,13 @@ def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> 
 
 def forget_version(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> Version | None:
     """Take a version out of the journal; the version that is the newest now, None where none is left."""
-    left = [v for v in journal.versions_of(bucket.address, key) if v[0] != version_id]
+    left = [v for v in journal.versions.versions_of(bucket.address, key) if v[0] != version_id]
     newest = None
     for candidate, _created, marker in left:
         newest = versions.read(bucket, key, candidate, marker=marker)
         if newest is not None:
             break
-    journal.remove(bucket.address, key, version_id, newest)
+    journal.versions.remove(bucket.address, key, version_id, newest)
     return newest
 
 
@@ -217,7 +217,7 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> 
     except OSError as error:
         if intent.act is intents.Act.EDIT:
             raise
-        journal.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
+        journal.versions.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
         return show.Held(reason(error))
     except (FsreplError, sqlite3.Error):
         raise

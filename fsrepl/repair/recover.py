@@ -51,8 +51,8 @@ def finish(
             held.add(intent.key)
             if not hold(intent, outcome):
                 kept.add(intent.key)
-    behind = journal.behind(bucket.address)
-    journal.see_all(bucket.address, [(key, None) for key in behind if key not in held])
+    behind = journal.versions.behind(bucket.address)
+    journal.versions.see_all(bucket.address, [(key, None) for key in behind if key not in held])
     bucket.sync()
     if files:
         bucket.fs.sync_all(bucket.fd)
@@ -64,7 +64,7 @@ def finish(
 
 def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
     """Remove the versions of a key that were about to be, for good: that much was written down."""
-    for version_id, _, marker in journal.versions_of(bucket.address, key):
+    for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         if (key, version_id) in bucket.bucket.documents.removed:
             versions.remove(bucket, Version(key, version_id, 0, marker=marker))
             reconcile.forget_version(bucket, journal, key, version_id)
@@ -72,7 +72,7 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
 
 def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
     """Make one view show its key's current version, if what it shows is merely behind."""
-    known = journal.object(bucket.address, intent.key)
+    known = journal.versions.object(bucket.address, intent.key)
     if known is None:
         if intent.version == "" and intent.was is not None:  # its last version was removed for good
             return _show(bucket, show.nothing(intent.key), intent.was)
@@ -96,7 +96,7 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> 
         shown = _shown_digest(bucket, directory, name)
         if not current.marker and shown == current.digest:
             view = view_of(found, current.id, racy=True)  # an edit since then is still to be noticed
-            journal.see(bucket.address, intent.key, view)
+            journal.versions.see(bucket.address, intent.key, view)
             return show.Shown(view)
         before = _version_digest(bucket, journal, intent.key, intent.was.shown) if intent.was else b""
         stale = intent.was is not None and ((intent.was.is_like(found) and not intent.was.racy) or shown == before)
@@ -111,9 +111,11 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> 
         return show.Held(str(error))
     outcome = _show(bucket, current, expected, staged)
     if isinstance(outcome, show.Shown):
-        journal.see(bucket.address, intent.key, outcome.view)
+        journal.versions.see(bucket.address, intent.key, outcome.view)
     elif isinstance(outcome, show.Held) and expected is not None:
-        journal.see(bucket.address, intent.key, expected)  # a new journal does not know that it is merely behind
+        journal.versions.see(
+            bucket.address, intent.key, expected
+        )  # a new journal does not know that it is merely behind
     return outcome
 
 
@@ -133,7 +135,7 @@ def _finish_edit(
     if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):
         looks = view_attributes.show(bucket, view_of(found, current.id), current)
         if looks is not None:
-            journal.see(bucket.address, intent.key, replace(looks, racy=True))  # written into since then?
+            journal.versions.see(bucket.address, intent.key, replace(looks, racy=True))  # written into since then?
     return show.Shown(None)
 
 

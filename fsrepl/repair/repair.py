@@ -150,10 +150,10 @@ def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
     """Put a version into the journal as it is now, and keep what is known of its view."""
     engine, journal = region.engine, region.engine.journal
     with journal.transaction():
-        known = journal.object(bucket.address, version.key)
-        journal.add(bucket.address, version)
+        known = journal.versions.object(bucket.address, version.key)
+        journal.versions.add(bucket.address, version)
         if known is not None and known.view is not None:
-            journal.see(bucket.address, version.key, known.view)
+            journal.versions.see(bucket.address, version.key, known.view)
     engine.recent.forget(bucket.address, version.key, version.id)
 
 
@@ -311,7 +311,7 @@ def _put_in_place(
             drop_intents(bucket, intents)
         now = _as_sent(region, place, bucket, now, records)
         _settle(region, bucket, target, now, records, mended=bool(staged) or rebuilt)
-        known = engine.journal.object(target.address, now.key)
+        known = engine.journal.versions.object(target.address, now.key)
         if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
             region.look_at(target.address, [now.key])  # what it holds may be its user's, written without an event
         if not sharing.receives_writes(place.bucket):
@@ -331,7 +331,7 @@ def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
 
 def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) -> _Face:
     journal = region.engine.journal
-    known = journal.object(bucket.address, version.key)
+    known = journal.versions.object(bucket.address, version.key)
     if (
         version.marker
         or known is None
@@ -364,7 +364,7 @@ def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) ->
         # the file that it shares with the store is about to lose that name: its ctime will change, and that is no edit
         view = replace(view_of(found, version.id), ctime_ns=0)
         with journal.transaction():
-            journal.see(bucket.address, version.key, view)
+            journal.versions.see(bucket.address, version.key, view)
     return _Face(view, rotten)
 
 
@@ -381,7 +381,7 @@ def _by_nobody(region: Region, place: Place, version: Version, found: os.stat_re
     marks = region.marks
     if key in place.later or key in place.lanes or marks.is_marked(address, key) or marks.lost_since is not None:
         return False
-    known = region.engine.journal.object(address, key)
+    known = region.engine.journal.versions.object(address, key)
     return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino
 
 
@@ -418,7 +418,7 @@ def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View
             shown = bucket.view(found, version.id, racy=view.racy) if view.is_like(found) else None
     if shown is not None:
         with journal.transaction():
-            journal.see(bucket.address, version.key, shown)
+            journal.versions.see(bucket.address, version.key, shown)
 
 
 def _as_sent(
@@ -475,7 +475,7 @@ def _settle(
 
 def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
     """A replica tree shows the current version of the key, if it does not yet and the way is free."""
-    known = region.engine.journal.object(bucket.address, version.key)
+    known = region.engine.journal.versions.object(bucket.address, version.key)
     if known is None or known.id != version.id:
         return
     if known.view is None if not known.marker else known.view is not None:

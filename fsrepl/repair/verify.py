@@ -119,7 +119,7 @@ class Verification:
 
     def _check_destination(self, destination: str) -> None:
         self.site.bucket(destination)
-        sent = self.journal.delivery_counts(self.source) if self.journal is not None else {}
+        sent = self.journal.deliveries.counts(self.source) if self.journal is not None else {}
         back = self.site.buckets[destination].replication
         returns = back is not None and any(rule.destination == self.source for rule in back.rules)
         if destination in self.destinations or any(to == destination for to, _, _ in sent) or returns:
@@ -236,7 +236,7 @@ class Verification:
             if version is None:
                 continue
             self.tally.checked += 1
-            self._index.add(side.address, replace(version, deliveries={}))
+            self._index.versions.add(side.address, replace(version, deliveries={}))
             if difference is None:
                 yield from compared(side, version)
         for path, error in unreadable:
@@ -394,8 +394,8 @@ class Verification:
 
     def _deletions(self, source: Side, there: Side) -> Iterator[tuple[Difference, Look]]:
         """Objects of a source that are deleted at a destination alone."""
-        for key, current in self._index.objects(there.address):
-            mine = self._index.object(source.address, key) if current.marker else None
+        for key, current in self._index.versions.objects(there.address):
+            mine = self._index.versions.object(source.address, key) if current.marker else None
             if mine is not None and not mine.marker:
                 look = partial(self._deletion, source, there, key)
                 if (difference := look()) is not None:
@@ -428,7 +428,7 @@ class Verification:
 
     def _views(self, side: Side) -> Iterator[tuple[Difference, Look]]:
         unlike: list[bytes] = []
-        for key, current in self._index.objects(side.address):
+        for key, current in self._index.versions.objects(side.address):
             if not current.marker and not current.digest:
                 continue
             self.hooks.progress(self.tally)
@@ -492,7 +492,7 @@ class Verification:
             return None
 
     def _view(self, side: Side, key: bytes, current: Object) -> tuple[Verdict, Difference | None]:
-        known = self.journal.object(side.address, key) if self.journal is not None else None
+        known = self.journal.versions.object(side.address, key) if self.journal is not None else None
         if known is not None and known.id != current.id and (fresh := self._current(side, key)) is not None:
             current = fresh  # newer than our index
         directory, name = keys.split(key)
@@ -556,7 +556,7 @@ class Verification:
 
     def _directories(self, side: Side) -> Iterator[tuple[Difference, Look]]:
         """Directories that replication made, and that do not let people do what their sources do."""
-        for path in directories.with_parents(self._index.version_directories(side.address)):
+        for path in directories.with_parents(self._index.versions.version_directories(side.address)):
             look = partial(self._directory_rights, side, path)
             if (difference := look()) is not None:
                 yield difference, look

@@ -77,7 +77,7 @@ def resume(region: Region, place: Place, bucket: OpenBucket) -> None:
                 job = replace(job, state=State.ACTIVE, why="SrcBucketInvalidRegion")
             begin(region, place, replace(job, bucket=bucket.address))
     _remember(region, place)
-    for destination, _ in region.engine.journal.backlog_ways(bucket.address):
+    for destination, _ in region.engine.journal.backlog.ways(bucket.address):
         region.wake_backlog(bucket.address, destination, start_over=True)
 
 
@@ -115,7 +115,7 @@ def _fail_lapsed(region: Region, place: Place, until_s: float) -> bool:
     address, busy = place.bucket.address, False
     while place.lapsed and time.monotonic() < until_s:
         (destination, rule_id), why = next(iter(place.lapsed.items()))
-        rows = region.engine.journal.backlog_of(address, destination, rule_id, SLICE)
+        rows = region.engine.journal.backlog.of_rule(address, destination, rule_id, SLICE)
         busy = True
         if not rows:
             del place.lapsed[destination, rule_id]
@@ -140,7 +140,7 @@ def _go_on(region: Region, place: Place, run: Run, until_s: float) -> bool:
     if job.state is State.PREPARING:
         _prepare(region, place, run, until_s)
         return True
-    pending = journal.job_pending(job.bucket, job.id, SLICE if job.state is State.CANCELLING else 1)
+    pending = journal.backlog.job_pending(job.bucket, job.id, SLICE if job.state is State.CANCELLING else 1)
     if pending and job.state is State.CANCELLING:
         with place.bucket.open() as bucket:
             _undo(region, place, bucket, pending)
@@ -157,7 +157,7 @@ def _go_on(region: Region, place: Place, run: Run, until_s: float) -> bool:
 def _prepare(region: Region, place: Place, run: Run, until_s: float) -> None:
     """Look at the next versions, until the time is up."""
     engine, address = region.engine, place.bucket.address
-    rows = engine.journal.versions_after(address, run.job.last, SLICE)
+    rows = engine.journal.versions.versions_after(address, run.job.last, SLICE)
     with place.bucket.open() as bucket:
         replication = bucket.bucket.replication
         looked_at = 0
@@ -232,7 +232,7 @@ class _Slice:
         self._pass(row, there)
 
     def _is_there(self, version: Version) -> Callable[[str], bool]:
-        return lambda destination: self.region.engine.journal.has_version(destination, version)
+        return lambda destination: self.region.engine.journal.versions.has_version(destination, version)
 
     def skip(self, row: Stored, why: str) -> None:
         log.error(
@@ -250,7 +250,7 @@ class _Slice:
         if not self._changed:
             return
         with engine.journal.transaction():
-            engine.journal.put_all_deliveries(address, self._changed)
+            engine.journal.deliveries.put_all(address, self._changed)
         place = self.region.places[address]
         now_s = time.monotonic()
         for version in self._changed:
@@ -278,7 +278,7 @@ def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Ow
         if not settle.is_owed(was, owed):  # settled before a crash, and not recorded
             left.append(was)
             continue
-        is_there = engine.journal.has_version(owed.destination, was)
+        is_there = engine.journal.versions.has_version(owed.destination, was)
         after = replace(delivery, status=Status.COMPLETED, before=None) if is_there else delivery.before
         now = replace(was, deliveries=_with(was, owed.destination, after))
         changed = attributes.encode_deliveries(now)
@@ -291,8 +291,8 @@ def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Ow
             gone.append(owed)
     with engine.journal.transaction():
         for owed in gone:
-            engine.journal.drop_delivery(owed)
-        engine.journal.put_all_deliveries(address, left)
+            engine.journal.deliveries.drop(owed)
+        engine.journal.deliveries.put_all(address, left)
     engine.notify()
 
 
@@ -311,7 +311,7 @@ def _report(region: Region, place: Place, run: Run, until_s: float) -> None:
         if not run.reporting:
             backfill_jobs.begin_report(bucket, job)
             run.reporting, run.reported = True, None
-        while rows := engine.journal.job_deliveries(job.bucket, job.id, run.reported, SLICE):
+        while rows := engine.journal.backlog.job_deliveries(job.bucket, job.id, run.reported, SLICE):
             backfill_jobs.add_to_report(bucket, job, rows)
             run.reported = rows[-1]
             if time.monotonic() > until_s:

@@ -86,7 +86,7 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
             except Unavailable as error:
                 region.try_later(owed, str(error), whole=True)
                 return
-            batch.known = engine.journal.look_up(place.bucket.address, [each.key for each in owed])
+            batch.known = engine.journal.versions.look_up(place.bucket.address, [each.key for each in owed])
             done = 0
             while done < len(owed) and not (done and time.monotonic() > until_s):
                 batch.prepare(owed[done])

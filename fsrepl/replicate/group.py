@@ -61,7 +61,7 @@ class Batch:
         """
         if isinstance(found, transfer.StagedReplica):
             item.staged = found
-            item.known = self.engine.journal.object(item.owed.destination, item.owed.key)
+            item.known = self.engine.journal.versions.object(item.owed.destination, item.owed.key)
             self._decide(item.owed, lambda _: self.ready.append(item))
             if not self.ready:
                 publish.discard(self.destination, item)
@@ -122,7 +122,7 @@ class Batch:
         rule = self.rules.get(owed.rule)
         delivery = version.deliveries.get(owed.destination) if version else None
         if version is None or delivery is None:
-            there = self.engine.journal.object(owed.source, owed.key) is not None
+            there = self.engine.journal.versions.object(owed.source, owed.key) is not None
             return decide.Facts(source_configured=self.replication is not None, source_there=False, key_there=there,
                               rule_enabled=rule is not None and rule.enabled)  # fmt: skip
         permission = permissions.permission_to_send(

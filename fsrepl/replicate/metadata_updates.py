@@ -96,7 +96,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
         region.try_later([each.owed for each in done], reason(error))
         return []
     with journal.transaction():
-        journal.see_all(bucket.address, seen)
+        journal.versions.see_all(bucket.address, seen)
     for each in done:
         if each.now.deliveries != each.there.deliveries:
             edits.enqueue_edit(region, bucket, each.now)

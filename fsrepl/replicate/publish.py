@@ -98,13 +98,13 @@ def _record(
 ) -> None:
     journal = region.engine.journal
     with journal.transaction():
-        journal.add_shown(bucket.address, seen)
+        journal.versions.add_shown(bucket.address, seen)
         now_shown = {(version.key, version.id) for version, _ in seen}
         for item in done:
             assert item.replica is not None
             place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
             if (item.replica.key, item.replica.id) not in now_shown:
-                journal.add(bucket.address, item.replica)
+                journal.versions.add(bucket.address, item.replica)
 
 
 def _show(

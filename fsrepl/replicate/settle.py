@@ -162,7 +162,7 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
                         gone.append(owed)
                     continue
                 case Meaning.GONE:
-                    if not engine.journal.is_owed(owed):
+                    if not engine.journal.deliveries.has(owed):
                         continue  # said already
                     gone.append(owed)
                 case Meaning.SETTLED:
@@ -192,9 +192,9 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
             if not version.marker:
                 place.unmarked.add(version, now_s)
     with engine.journal.transaction():
-        engine.journal.put_all_deliveries(address, [*stale, *changed.values()])
+        engine.journal.deliveries.put_all(address, [*stale, *changed.values()])
         for owed in gone:
-            engine.journal.drop_delivery(owed)
+            engine.journal.deliveries.drop(owed)
     _stop_copying(engine, results)
     engine.reporter.settled(results)
     engine.notify()
@@ -214,7 +214,7 @@ def settle_unread(region: Region, word: Word) -> None:
     result = result_of(owed, word.status, word.reason, engine.site.buckets[owed.source].replication)
     engine.reporter.announce(list(thresholds.news(engine, owed, result)))
     with engine.journal.transaction():
-        engine.journal.note(owed, word.status, word.reason, engine.site.now())
+        engine.journal.deliveries.note(owed, word.status, word.reason, engine.site.now())
     engine.reporter.settled([result])
     engine.notify()
 

@@ -25,7 +25,7 @@ BATCH = 512
 
 def check(engine: Engine) -> bool:
     """Tell of what has become late since the last look; whether there is more of it."""
-    late = engine.journal.late(engine.site.now(), BATCH)
+    late = engine.journal.deliveries.late(engine.site.now(), BATCH)
     if not late:
         return False
     results = [_pending(engine, owed) for owed in late]
@@ -33,14 +33,14 @@ def check(engine: Engine) -> bool:
     if not engine.reporter.announce(results):
         return False
     with engine.journal.transaction():
-        engine.journal.told(late)
+        engine.journal.deliveries.told(late)
     engine.reporter.settled(results)
     return len(late) == BATCH
 
 
 def news(engine: Engine, owed: Owed, result: Result) -> Iterator[Result]:
     """What there is to tell of a delivery that ended: before a late end, that it was late, if nobody was told yet."""
-    if result.status is Status.COMPLETED and events.is_timed(result) and engine.journal.is_untold(owed):
+    if result.status is Status.COMPLETED and events.is_timed(result) and engine.journal.deliveries.is_untold(owed):
         yield replace(result, status=Status.PENDING)
     yield result
 
@@ -51,10 +51,12 @@ def untrack(engine: Engine, source: str) -> None:
     for rule in bucket.replication.rules if bucket and bucket.replication else ():
         if rule.tracking is not Tracking.NONE:
             continue
-        left = [owed for owed in engine.journal.tracked(source, rule.id) if owed.destination == rule.destination]
+        left = [
+            owed for owed in engine.journal.deliveries.tracked(source, rule.id) if owed.destination == rule.destination
+        ]
         if left and engine.reporter.announce_untracked([_pending(engine, owed) for owed in left]):
             with engine.journal.transaction():
-                engine.journal.untrack(left)
+                engine.journal.deliveries.untrack(left)
 
 
 def _pending(engine: Engine, owed: Owed) -> Result:

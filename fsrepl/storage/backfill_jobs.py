@@ -305,7 +305,7 @@ def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str,
     """A row for each version and destination: as it was written when the job ended, or as it is now."""
     if not job.state.has_ended:
         last = None
-        while rows := journal.job_deliveries(job.bucket, job.id, last, _SLICE):
+        while rows := journal.backlog.job_deliveries(job.bucket, job.id, last, _SLICE):
             yield from map(_row_of, rows)
             last = rows[-1]
         return
@@ -325,7 +325,7 @@ def tasks_of(journal: Journal, job: Job) -> Tasks:
     """What a job has to do and has done, counted in the journal; for one that has ended, what was counted then."""
     if job.tasks is not None:
         return job.tasks
-    counts = journal.job_counts(job.bucket, job.id)
+    counts = journal.backlog.job_counts(job.bucket, job.id)
     succeeded = counts.get("COMPLETED", Counts())
     return Tasks(
         sum(c.number for c in counts.values()) + len(job.unreadable),

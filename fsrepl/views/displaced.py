@@ -130,7 +130,7 @@ def _owners(
             owners[name] = key
         else:
             hidden.setdefault(digest, []).append(name)
-    candidates = itertools.chain((i.key for i in intents), (key for key, _ in journal.objects(bucket.address)))
+    candidates = itertools.chain((i.key for i in intents), (key for key, _ in journal.versions.objects(bucket.address)))
     while hidden and (candidate := next(candidates, None)) is not None:
         for name in hidden.pop(digests.short(candidate), ()):
             owners[name] = candidate
@@ -139,7 +139,7 @@ def _owners(
 
 def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes) -> bool:
     """Whether one of a key's versions has this content."""
-    for version_id, _, marker in journal.versions_of(bucket.address, key):
+    for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         with contextlib.suppress(StoreDamaged):
             version = None if marker else versions.read(bucket, key, version_id, marker=False)
             if version is not None and version.digest == digest:

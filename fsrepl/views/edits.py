@@ -58,7 +58,7 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
 def note_deliveries(region: Region, bucket: OpenBucket, versions: Sequence[Version]) -> None:
     """The journal first: killed before the record is whole, this process's successor sends it again all the same."""
     with region.engine.journal.transaction():
-        region.engine.journal.put_all_deliveries(bucket.address, versions)
+        region.engine.journal.deliveries.put_all(bucket.address, versions)
 
 
 def enqueue_edit(region: Region, bucket: OpenBucket, edited: Version) -> None:
@@ -85,7 +85,7 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
         bucket.fs.sync_all(bucket.fd)
         if looks is not None:
             with engine.journal.transaction():
-                engine.journal.see(bucket.address, was.key, looks)
+                engine.journal.versions.see(bucket.address, was.key, looks)
         drop(bucket, intents)
 
 

@@ -88,7 +88,7 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken
         owner = records.owner(bucket, fd)
     finally:
         bucket.fs.close(fd)
-    versions = region.engine.journal.versions_of(bucket.address, key)
+    versions = region.engine.journal.versions.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
         found = _stored(bucket, *at)
         if found is not None and os.path.samestat(found, taken.found):
@@ -217,7 +217,7 @@ def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, na
         staged = versions.Staged(version, name, sidecar=False)
     else:
         staging.unstage(bucket, name)
-        size = region.engine.journal.size_of(bucket.address, version.key, version.id)
+        size = region.engine.journal.versions.size_of(bucket.address, version.key, version.id)
         fd = bucket.fs.create(bucket.tmp, name)
         try:
             bucket.fs.truncate(fd, version.size if size is None else size)
@@ -239,8 +239,8 @@ def break_links(engine: Engine, bucket: OpenBucket) -> None:
     """A bucket becomes a source, so users write into it: its views get content of their own first."""
     if bucket.bucket.sharing == "link" or bucket.versions < 0:
         return
-    for directory in engine.journal.directories(bucket.address):
-        for name, known in engine.journal.objects_in(bucket.address, directory).items():
+    for directory in engine.journal.versions.directories(bucket.address):
+        for name, known in engine.journal.versions.objects_in(bucket.address, directory).items():
             if known.marker or known.view is None or known.view.shown != known.id:
                 continue
             key = keys.join(directory, name)
@@ -257,5 +257,5 @@ def break_links(engine: Engine, bucket: OpenBucket) -> None:
                     if isinstance(outcome, show.Shown):
                         records.amend(bucket, replace(version, shortfall=shortfall))
                         with engine.journal.transaction():
-                            engine.journal.see(bucket.address, key, outcome.view)
+                            engine.journal.versions.see(bucket.address, key, outcome.view)
     bucket.sync()

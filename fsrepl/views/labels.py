@@ -40,7 +40,7 @@ def mark_views(region: Region, place: Place, now_s: float, *, everything: bool =
 
 def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]]) -> None:
     engine, address = region.engine, place.bucket.address
-    objects = engine.journal.look_up(address, [version.key for version, _ in due])
+    objects = engine.journal.versions.look_up(address, [version.key for version, _ in due])
     seen = []
     with place.bucket.open() as bucket:
         for version, status_only in due:
@@ -66,4 +66,4 @@ def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]
             if view is not None:
                 seen.append((version.key, view))
     with engine.journal.transaction():
-        engine.journal.see_all(address, seen)
+        engine.journal.versions.see_all(address, seen)

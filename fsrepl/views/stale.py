@@ -97,7 +97,7 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
     """Make a view show its key's current version, if it does not and nothing is in the way."""
     journal, address = region.engine.journal, bucket.address
     held = place.held.get(key)
-    known = journal.object(address, key)
+    known = journal.versions.object(address, key)
     current = None
     if known is not None and not (known.view and known.view.shown == known.id):
         current = versions.read(bucket, key, known.id, marker=known.marker)
@@ -114,7 +114,7 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
     match outcome:
         case show.Shown(view):
             with journal.transaction():
-                journal.see(address, key, view)
+                journal.versions.see(address, key, view)
             release(region, place, bucket, key)
             if current.marker:
                 way_is_free(region, place)

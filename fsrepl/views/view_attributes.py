@@ -75,7 +75,7 @@ def _is_unedited(bucket: OpenBucket, fd: int, version: Version, before: os.stat_
 
 def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
     """The view, where it shows this version."""
-    known = journal.object(bucket.address, version.key)
+    known = journal.versions.object(bucket.address, version.key)
     return known.view if known and known.view and known.view.shown == version.id else None
 
 

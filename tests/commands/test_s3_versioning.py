@@ -205,7 +205,7 @@ def test_a_null_version_that_is_replaced_takes_what_it_owed_with_it(world: World
     world.write("k", b"another null")
     world.settle()
     assert [v.status for v in world.of("k")] == [None]
-    assert list(world.engine.journal.deliveries(SOURCE)) == []
+    assert list(world.engine.journal.deliveries.select(SOURCE)) == []
 
 
 # -- reading and removing

@@ -14,7 +14,7 @@ import pytest
 from fsrepl.commands import operations, status
 from fsrepl.daemon import control
 from fsrepl.errors import Refused, Unavailable, Usage
-from fsrepl.storage.journal import database
+from fsrepl.storage.journal import connection, database
 from fsrepl.storage.site import Site
 from tests.world import SOURCE, World
 
@@ -61,7 +61,7 @@ def test_a_program_that_locks_the_journal_is_waited_for(world: World) -> None:
 
 def test_a_locked_journal_is_not_taken_for_a_damaged_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that cannot be opened is replaced by a new one; never one that another program works with."""
-    monkeypatch.setattr(database, "_LOCKED_MAX_S", 0.01)
+    monkeypatch.setattr(connection, "_LOCKED_MAX_S", 0.01)
     path = world.settings.state / "journal.db"
     world.engine.journal.close()
     other = sqlite3.connect(path, isolation_level=None)

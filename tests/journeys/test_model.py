@@ -316,7 +316,9 @@ class Deeds(RuleBasedStateMachine):
             for v in versions
             for to, delivery in v.deliveries.items()
         }
-        assert {(d.key, d.id, d.destination): d.status for d in self.world.engine.journal.deliveries(name)} == recorded
+        assert {
+            (d.key, d.id, d.destination): d.status for d in self.world.engine.journal.deliveries.select(name)
+        } == recorded
 
 
 class TwoBuckets(Deeds):

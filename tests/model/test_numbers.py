@@ -96,12 +96,15 @@ def test_every_number_comes_back_from_the_journal(tmp_path: Path) -> None:
         for n in numbers:
             view = View(abs(n), abs(n), n, n, shown="null")
             rows.append((Version(keys.join(b"d", str(n).encode()), "null", 1, size=(1 << 62) + 1), view))
-        journal.add_shown(SOURCE, rows)
+        journal.versions.add_shown(SOURCE, rows)
     for version, view in rows:
-        known = journal.object(SOURCE, version.key)
+        known = journal.versions.object(SOURCE, version.key)
         assert known is not None
         assert known.view == view
-    assert journal.object_counts(SOURCE)[:2] == (len(rows), len(rows))  # the sum of the sizes has more than 64 bits
+    assert journal.versions.object_counts(SOURCE)[:2] == (
+        len(rows),
+        len(rows),
+    )  # the sum of the sizes has more than 64 bits
     journal.close()
 
 

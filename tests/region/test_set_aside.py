@@ -17,8 +17,8 @@ from fsrepl.region.change_queue import Mark
 from fsrepl.region.region import Region
 from fsrepl.replicate import deliver, transfer
 from fsrepl.storage import records, versions
-from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.versions import Versions
 from fsrepl.views import show, view_attributes
 from tests.world import DESTINATION, SOURCE, World
 
@@ -58,7 +58,7 @@ class Broken:
 STEPS: dict[str, tuple[object, str]] = {
     "look": (look, "look"),
     "publish": (versions, "publish"),
-    "record": (Journal, "add_shown"),
+    "record": (Versions, "add_shown"),
     "read the record": (records, "update"),
     "stage": (transfer, "stage"),
     "show": (show, "show"),
@@ -162,7 +162,7 @@ def test_a_bucket_whose_record_nobody_foresaw_stays_down(world: World, monkeypat
     for name in ("a", "bad", "c"):
         world.write(name, name.encode())
     world.settle()
-    broken = Broken(monkeypatch, Journal, "add")
+    broken = Broken(monkeypatch, Versions, "add")
     world.restart(without_journal=True)
     world.write("a", b"a", OTHERS[0])
     settle(world)

@@ -89,11 +89,11 @@ def rot_view(world: World, key: str, bucket: str) -> None:
     path = world.path(key, bucket)
     rot(path)
     journal = world.engine.journal
-    known = journal.object(bucket, key.encode())
+    known = journal.versions.object(bucket, key.encode())
     assert known is not None
     assert known.view is not None
     with journal.transaction():
-        journal.see(bucket, key.encode(), replace(known.view, ctime_ns=path.stat().st_ctime_ns))
+        journal.versions.see(bucket, key.encode(), replace(known.view, ctime_ns=path.stat().st_ctime_ns))
 
 
 def fill(world: World) -> None:

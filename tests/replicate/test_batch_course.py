@@ -85,7 +85,7 @@ def test_a_backlog_is_not_held_in_memory(world: World, monkeypatch: pytest.Monke
     world.run("replication.backfill", source=SOURCE)
     for _ in range(2):
         world.settle()
-        assert [str(owed.status) for owed in world.engine.journal.deliveries(SOURCE)] == ["PENDING"] * 40
+        assert [str(owed.status) for owed in world.engine.journal.deliveries.select(SOURCE)] == ["PENDING"] * 40
         queues = [q for region in world.engine.regions.values() for q in region.queues.values()]
         assert all(not q.ready and not q.again and not q.later and not q.known and len(q.notes) <= 4 for q in queues)
         world.restart()
@@ -208,7 +208,7 @@ def test_a_cancelled_job_undoes_what_it_has_not_done(
         if not restart or expected[0] != "COMPLETED":  # what a kill leaves unmarked is a courtesy left out
             assert ("user.fsrepl.replication-status" in os.listxattr(world.path(key))) == (expected[0] != "")
     assert tasks(job(world, job_id))[1] == len(there)
-    assert {owed.status for owed in world.engine.journal.deliveries(SOURCE)} <= {"COMPLETED", "FAILED"}
+    assert {owed.status for owed in world.engine.journal.deliveries.select(SOURCE)} <= {"COMPLETED", "FAILED"}
     with pytest.raises(Refused, match="InvalidRequest"):
         world.run("replication.cancel", job=job_id)
     backfill(world)
@@ -262,7 +262,7 @@ def test_an_edit_of_what_was_backfilled_is_live(world: World) -> None:
     enable(world)
     found = backfill(world)
     world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "b"})
-    (owed,) = world.engine.journal.deliveries(SOURCE)
+    (owed,) = world.engine.journal.deliveries.select(SOURCE)
     assert (owed.status, owed.batch) == ("PENDING", "")
     world.engine.settle_down()
     assert world.history(DESTINATION)[b"k"][0].tags == {"a": "b"}
@@ -315,13 +315,13 @@ def test_questions_about_jobs_are_answered_by_an_index(world: World) -> None:
     asked: list[str] = []
     execute = journal.execute
     journal.execute = lambda query, *values: asked.append(query) or execute(query, *values)  # type: ignore[assignment,func-returns-value]
-    journal.job_pending(SOURCE, "J", 1)
-    journal.job_counts(SOURCE, "J")
-    journal.backlog(SOURCE, DESTINATION, None, 1)
-    journal.backlog_of(SOURCE, DESTINATION, "r", 1)
-    journal.backlog_ways(SOURCE)
-    journal.versions_after(SOURCE, None, 1)
-    journal.job_deliveries(SOURCE, "J", None, 1)
+    journal.backlog.job_pending(SOURCE, "J", 1)
+    journal.backlog.job_counts(SOURCE, "J")
+    journal.backlog.read(SOURCE, DESTINATION, None, 1)
+    journal.backlog.of_rule(SOURCE, DESTINATION, "r", 1)
+    journal.backlog.ways(SOURCE)
+    journal.versions.versions_after(SOURCE, None, 1)
+    journal.backlog.job_deliveries(SOURCE, "J", None, 1)
     plans = ["; ".join(row[3] for row in execute(f"EXPLAIN QUERY PLAN {q}", [None] * q.count("?"))) for q in asked]
     assert [p for p in plans if "SCAN" in p or "ORDER BY" in p] == [], plans
     assert all("backfilled (bucket=? AND batch=?" in p for p in plans[:2]), plans

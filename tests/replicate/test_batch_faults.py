@@ -100,7 +100,7 @@ def test_power_cut_at_every_change_of_a_cancelled_job(tmp_path: Path, monkeypatc
                 continue
             assert (job(world, job_id)["Status"], tasks(job(world, job_id))) == ("Cancelled", (0, 0, 0)), where
             assert world.statuses() == {None}, where
-            assert list(world.engine.journal.deliveries(SOURCE)) == [], where
+            assert list(world.engine.journal.deliveries.select(SOURCE)) == [], where
             if not fs.died:
                 return
 

@@ -56,7 +56,7 @@ def test_what_a_kill_left_pending_in_the_index_alone(tmp_path: Path, batch: str)
             world.engine.journal.execute("UPDATE delivery SET status = 'PENDING', batch = ?", (batch,))
         world.restart()
         world.settle()
-        (owed,) = world.engine.journal.deliveries(SOURCE)
+        (owed,) = world.engine.journal.deliveries.select(SOURCE)
         assert (owed.status, owed.batch) == ("COMPLETED", "")
         assert world.statuses() == {"COMPLETED"}
 

@@ -118,7 +118,7 @@ def test_a_replica_says_pending_while_its_edit_is_in_flight(world: World) -> Non
     world.path("k", DESTINATION).chmod(0o600)
     world.settle()
     assert world.statuses(DESTINATION) == {PENDING}
-    owed = list(world.engine.journal.deliveries(DESTINATION, status=PENDING))
+    owed = list(world.engine.journal.deliveries.select(DESTINATION, status=PENDING))
     assert [(o.destination, o.id) for o in owed] == [(SOURCE, world.current("k", DESTINATION).id)]
     world.restart()  # nor does a restart forget it
     world.settle()
@@ -127,7 +127,7 @@ def test_a_replica_says_pending_while_its_edit_is_in_flight(world: World) -> Non
     in_step(world)
     assert world.statuses(DESTINATION) == {REPLICA}
     assert os.getxattr(world.path("k", DESTINATION), "user.fsrepl.replication-status") == b"REPLICA"
-    assert list(world.engine.journal.deliveries(DESTINATION)) == []
+    assert list(world.engine.journal.deliveries.select(DESTINATION)) == []
     world.stays_quiet()
 
 

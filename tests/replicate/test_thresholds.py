@@ -213,7 +213,7 @@ def test_a_version_removed_before_it_was_copied(timed: Timed, others: bool, rest
     assert [v.id for v in timed.world.history(DESTINATION).get(b"a", [])] == [
         v.id for v in timed.world.history(SOURCE).get(b"a", [])
     ]
-    assert list(timed.world.engine.journal.deliveries(SOURCE, key=b"a"))[: int(not others)] == []
+    assert list(timed.world.engine.journal.deliveries.select(SOURCE, key=b"a"))[: int(not others)] == []
 
 
 def test_metrics_switched_off_under_way(timed: Timed) -> None:
@@ -292,7 +292,7 @@ def test_a_record_that_cannot_be_read(timed: Timed, monkeypatch: pytest.MonkeyPa
     for _ in range(6):  # it is tried again, for its record may be rebuilt, but not for ever
         timed.settle()
     assert timed.told() == [(FAILED, "a")]
-    assert sum(timed.world.engine.journal.failed_counts(SOURCE, timed.now_ns - MINUTE_NS).values()) == 1
+    assert sum(timed.world.engine.journal.deliveries.failed_counts(SOURCE, timed.now_ns - MINUTE_NS).values()) == 1
 
 
 Act = Callable[[Timed], None]

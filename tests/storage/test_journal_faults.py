@@ -52,8 +52,8 @@ def test_a_fault_at_every_write(
         assert world.statuses() == {"COMPLETED"}, where
         assert world.records(SOURCE) == world.records(DESTINATION), where
         index = world.engine.journal
-        assert {owed.status for owed in index.deliveries(SOURCE)} == {"COMPLETED"}, where
-        assert index.object_counts(SOURCE) == index.object_counts(DESTINATION), where
+        assert {owed.status for owed in index.deliveries.select(SOURCE)} == {"COMPLETED"}, where
+        assert index.versions.object_counts(SOURCE) == index.versions.object_counts(DESTINATION), where
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
         if not failed:
             return

@@ -18,6 +18,7 @@ from fsrepl.region.subtrees import Subtrees
 from fsrepl.storage import staging
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.versions import Versions
 from fsrepl.views import stale
 from tests.world import DESTINATION, SOURCE, World
 
@@ -43,12 +44,12 @@ def steps_of(journal: Journal, question: Callable[[Journal], object]) -> int:
 
 
 QUESTIONS: dict[str, Callable[[Journal], object]] = {
-    "the directories below one": lambda j: j.directories(SOURCE, below=b"d7"),
-    "what is pending": lambda j: j.count_pending(SOURCE, 1 << 60),
-    "the deliveries that are pending": lambda j: list(j.deliveries(SOURCE, status=Status.PENDING, live=True)),
-    "the deliveries that failed": lambda j: list(j.deliveries(SOURCE, status=Status.FAILED)),
-    "views that are behind": lambda j: j.unshown(SOURCE, 100),
-    "one key": lambda j: j.look_up(SOURCE, [b"d7/f7"]),
+    "the directories below one": lambda j: j.versions.directories(SOURCE, below=b"d7"),
+    "what is pending": lambda j: j.deliveries.count_pending(SOURCE, 1 << 60),
+    "the deliveries that are pending": lambda j: list(j.deliveries.select(SOURCE, status=Status.PENDING, live=True)),
+    "the deliveries that failed": lambda j: list(j.deliveries.select(SOURCE, status=Status.FAILED)),
+    "views that are behind": lambda j: j.versions.unshown(SOURCE, 100),
+    "one key": lambda j: j.versions.look_up(SOURCE, [b"d7/f7"]),
 }
 
 
@@ -61,7 +62,7 @@ def test_the_journal_answers_without_going_through_a_bucket(question: str) -> No
         journal.bucket_id(SOURCE, "uuid")
         done = {DESTINATION: Delivery("rule", Status.COMPLETED)}
         with journal.transaction():
-            journal.add_shown(
+            journal.versions.add_shown(
                 SOURCE,
                 [
                     (Version(f"d{d}/f{f}".encode(), f"{d}-{f}", d, deliveries=done), View(1, 1, 1, 1, shown=f"{d}-{f}"))
@@ -79,14 +80,14 @@ class Walks:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.number = 0
-        whole = Journal.objects
+        whole = Versions.objects
 
-        def objects_(journal: Journal, address: str) -> Any:
-            for each in whole(journal, address):
+        def objects_(table: Versions, address: str) -> Any:
+            for each in whole(table, address):
                 self.number += 1
                 yield each
 
-        patch.setattr(Journal, "objects", objects_)
+        patch.setattr(Versions, "objects", objects_)
 
 
 def test_displaced_files_are_known_by_their_names(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +171,10 @@ def test_the_newest_moment_of_a_bucket_is_at_hand(memory: Path) -> None:
             world.write(f"f{n}", b"x")
             world.settle()
         for bucket in (SOURCE, DESTINATION):
-            assert wait._newest_ns(world.engine, bucket) >= world.engine.journal.newest(bucket)[1] > 0
+            assert wait._newest_ns(world.engine, bucket) >= world.engine.journal.versions.newest(bucket)[1] > 0
         world.restart()
         world.settle()
-        assert wait._newest_ns(world.engine, SOURCE) == world.engine.journal.newest(SOURCE)[1]
+        assert wait._newest_ns(world.engine, SOURCE) == world.engine.journal.versions.newest(SOURCE)[1]
 
 
 def test_views_that_were_in_the_way_are_looked_at_once_a_turn(memory: Path) -> None:

@@ -113,4 +113,8 @@ def test_a_journal_of_an_earlier_build_finds_them_too(tmp_path: Path) -> None:
             "EXPLAIN QUERY PLAN SELECT name FROM object WHERE bucket = 1 AND ino = 5"
         ).fetchall()
         assert "INDEX inode" in str(plan)
-        assert set(world.engine.journal.names_of(SOURCE, world.path("a").stat().st_ino)) == {b"a", b"b", b"d/c"}
+        assert set(world.engine.journal.versions.names_of(SOURCE, world.path("a").stat().st_ino)) == {
+            b"a",
+            b"b",
+            b"d/c",
+        }

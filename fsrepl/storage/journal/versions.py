@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from fsrepl.model import keys
+from fsrepl.model.version import NULL, Version
 from fsrepl.model.view import View
-from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.journal import deliveries
+from fsrepl.storage.journal.connection import Connection
+from fsrepl.storage.journal.deliveries import PUT_DELIVERY, delivery_rows
+from fsrepl.storage.journal.rows import Object, Stored
 
 PAGE = 1000
 _INTEGER_END = 1 << 63
@@ -55,3 +60,314 @@ def object_of(row: Sequence[Any]) -> Object:
     if ino is not None:
         view = View(_number(ino), _number(size), _number(mtime), _number(ctime), mode, bool(racy), shown)
     return Object(version_id, created, bool(marker), digest or b"", view)
+
+
+class Versions:
+    """Versions and markers, and the current one of each key with its view as last seen."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def object(self, address: str, key: bytes) -> Object | None:
+        directory, name = keys.split(key)
+        row = self._connection.execute(
+            f"{OBJECT} AND name = ?", (self._connection.ids.get(address), directory, name)
+        ).fetchone()
+        return object_of(row) if row else None
+
+    def look_up(self, address: str, keys_: Iterable[bytes]) -> dict[bytes, Object]:
+        """Key to object, of many keys at once: a look at each directory."""
+        number = self._connection.ids.get(address)
+        by_directory: dict[bytes, list[bytes]] = {}
+        for key in keys_:
+            directory, name = keys.split(key)
+            by_directory.setdefault(directory, []).append(name)
+        found: dict[bytes, Object] = {}
+        for directory, names in by_directory.items():
+            for start in range(0, len(names), NAMES_MAX):
+                some = names[start : start + NAMES_MAX]
+                rows = self._connection.execute(
+                    f"{OBJECT} AND name IN ({','.join('?' * len(some))})", (number, directory, *some)
+                )
+                for row in rows:
+                    found[keys.join(directory, row[11])] = object_of(row)
+        return found
+
+    def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
+        """Name to object, of one directory."""
+        rows = self._connection.execute(OBJECT, (self._connection.ids.get(address), directory))
+        return {row[11]: object_of(row) for row in rows}
+
+    def objects(self, address: str) -> Iterator[tuple[bytes, Object]]:
+        """Every key in order, with its current version; a page at a time, so that rows may be changed meanwhile."""
+        after: tuple[bytes, bytes] | None = None
+        while True:
+            where = "AND (dir, name) > (?, ?)" if after else ""
+            rows = self._connection.execute(
+                "SELECT id, created, marker, digest, ino, size, mtime, ctime, mode, racy, shown, dir, name FROM object "
+                f"WHERE bucket = ? {where} ORDER BY dir, name LIMIT {PAGE}",
+                (self._connection.ids.get(address), *(after or ())),
+            ).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                yield keys.join(row[11], row[12]), object_of(row)
+            after = rows[-1][11], rows[-1][12]
+
+    def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
+        """The directories of all keys, or those of a directory and all below it."""
+        number = self._connection.ids.get(address)
+        if not below:
+            return [
+                d for (d,) in self._connection.execute("SELECT DISTINCT dir FROM object WHERE bucket = ?", (number,))
+            ]
+        rows = self._connection.execute(  # in two parts: for an OR of them SQLite goes through the whole bucket
+            "SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir = ? "
+            "UNION ALL SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir > ? AND dir < ?",
+            (number, below, number, below + b"/", below + b"0"),
+        )
+        return [d for (d,) in rows]
+
+    def add(self, address: str, version: Version) -> bool:
+        """A version is in the store. Whether it is the current one of its key now."""
+        number = self._connection.ids[address]
+        directory, name = keys.split(version.key)
+        self._displace(number, version)
+        self._connection.execute(
+            "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (number, directory, name, version.created_ns, version.id, version.marker, version.size),
+        )
+        if version.deliveries:
+            deliveries.put_all(self._connection, address, [version])
+        row = self._connection.execute(
+            "SELECT created, id FROM object WHERE bucket = ? AND dir = ? AND name = ?", (number, directory, name)
+        ).fetchone()
+        if row is None:
+            self._connection.execute(
+                "INSERT INTO object (bucket, dir, name, id, created, marker, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, directory, name, version.id, version.created_ns, version.marker, version.digest),
+            )
+            return True
+        if row > version.order and row[1] != version.id:
+            return False
+        self._set_current(number, directory, name, version)
+        return True
+
+    def add_shown(self, address: str, rows: Sequence[tuple[Version, View | None]]) -> None:
+        """Versions that are the current ones of their keys, with how their views look: a batch at once."""
+        number = self._connection.ids[address]
+        versions, objects, deliveries = [], [], []
+        for version, view in rows:
+            directory, name = keys.split(version.key)
+            if version.id == NULL:
+                self._displace(number, version)
+            versions.append((number, directory, name, version.created_ns, version.id, version.marker, version.size))
+            objects.append(
+                (
+                    number,
+                    directory,
+                    name,
+                    version.id,
+                    version.created_ns,
+                    version.marker,
+                    version.digest,
+                    *seen_columns(view),
+                )
+            )
+            deliveries += delivery_rows(number, version)
+        self._connection.executemany("INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)", versions)
+        self._connection.executemany(PUT_OBJECT, objects)
+        self._connection.executemany(PUT_DELIVERY, deliveries)
+
+    def _displace(self, number: int, version: Version) -> None:
+        """What a version takes the place of goes, with what it owed: another null version, or its own former record."""
+        directory, name = keys.split(version.key)
+        other = (version.id, version.created_ns)
+        gone = self._connection.execute(
+            "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
+            (number, directory, name, *other),
+        ).rowcount
+        if gone and version.id == NULL:  # a view that shows the one before does not show this one
+            self._connection.execute(
+                "UPDATE object SET shown = '' WHERE bucket = ? AND dir = ? AND name = ? AND shown = ?",
+                (number, directory, name, NULL),
+            )
+        self._connection.execute(
+            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND created != ?",
+            (number, version.key, *other),
+        )
+
+    def _set_current(self, number: int, directory: bytes, name: bytes, version: Version) -> None:
+        self._connection.execute(
+            "UPDATE object SET id = ?, created = ?, marker = ?, digest = ? WHERE bucket = ? AND dir = ? AND name = ?",
+            (version.id, version.created_ns, version.marker, version.digest, number, directory, name),
+        )
+
+    def see(self, address: str, key: bytes, view: View | None) -> None:
+        """Record what a key's view looks like now; None: there is nothing of it."""
+        self.see_all(address, [(key, view)])
+
+    def see_all(self, address: str, rows: Iterable[tuple[bytes, View | None]]) -> None:
+        number = self._connection.ids[address]
+        with self._connection.transaction():
+            self._connection.executemany(
+                "UPDATE object SET ino = ?, size = ?, mtime = ?, ctime = ?, mode = ?, racy = ?, shown = ? "
+                "WHERE bucket = ? AND dir = ? AND name = ?",
+                [(*seen_columns(view), number, *keys.split(key)) for key, view in rows],
+            )
+
+    def unshown(self, address: str, limit: int) -> list[bytes]:
+        """Keys whose view was not seen to show their current version."""
+        rows = self._connection.execute(
+            "SELECT dir, name FROM object INDEXED BY unshown "
+            "WHERE bucket = ? AND NOT marker AND (ino IS NULL OR shown != id) LIMIT ?",
+            (self._connection.ids.get(address), limit),
+        )
+        return [keys.join(directory, name) for directory, name in rows]
+
+    def behind(self, address: str) -> list[bytes]:
+        """Keys whose view is on record as showing another version than the current one. Looks through all of them."""
+        rows = self._connection.execute(
+            "SELECT dir, name FROM object WHERE bucket = ? AND ino IS NOT NULL AND shown != id",
+            (self._connection.ids.get(address),),
+        )
+        return [keys.join(directory, name) for directory, name in rows]
+
+    def versions_of(self, address: str, key: bytes) -> list[tuple[str, int, bool]]:
+        """(id, created_ns, marker) of each version and marker of a key, newest first."""
+        directory, name = keys.split(key)
+        rows = self._connection.execute(
+            "SELECT id, created, marker FROM version WHERE bucket = ? AND dir = ? AND name = ? "
+            "ORDER BY created DESC, id DESC",
+            (self._connection.ids.get(address), directory, name),
+        )
+        return [(i, c, bool(m)) for i, c, m in rows]
+
+    def size_of(self, address: str, key: bytes, version_id: str) -> int | None:
+        """How large a version was when it was made; None where it is not known."""
+        directory, name = keys.split(key)
+        row = self._connection.execute(
+            "SELECT size FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
+            (self._connection.ids.get(address), directory, name, version_id),
+        ).fetchone()
+        return row[0] if row else None
+
+    def versions_in(self, address: str, directory: bytes) -> set[tuple[bytes, str, bool]]:
+        rows = self._connection.execute(
+            "SELECT name, id, marker FROM version WHERE bucket = ? AND dir = ?",
+            (self._connection.ids.get(address), directory),
+        )
+        return {(n, i, bool(m)) for n, i, m in rows}
+
+    def version_directories(self, address: str) -> set[bytes]:
+        rows = self._connection.execute(
+            "SELECT DISTINCT dir FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
+        )
+        return {d for (d,) in rows}
+
+    def remove(self, address: str, key: bytes, version_id: str, current: Version | None) -> None:
+        """A version is gone from the store; current is the newest that is left."""
+        number = self._connection.ids[address]
+        directory, name = keys.split(key)
+        at = (number, directory, name)
+        with self._connection.transaction():
+            self._connection.execute(
+                "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?", (*at, version_id)
+            )
+            # What is still owed of it stays, until it was said that it failed: settling.settle drops it then.
+            self._connection.execute(
+                "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
+                (number, key, version_id),
+            )
+            if current is None:
+                self._connection.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
+            else:
+                self._set_current(number, directory, name, current)
+
+    def versions_after(self, address: str, after: Stored | None, limit: int) -> list[Stored]:
+        """The next versions and markers of a bucket, by directory and name, each key's from the oldest on."""
+        last = after.order if after else (b"", b"", 0, "")
+        rows = self._connection.execute(
+            "SELECT dir, name, created, id, marker FROM version "
+            "WHERE bucket = ? AND (dir, name, created, id) > (?, ?, ?, ?) ORDER BY dir, name, created, id LIMIT ?",
+            (self._connection.ids.get(address), *last, limit),
+        )
+        return [Stored(d, n, c, i, bool(m)) for d, n, c, i, m in rows]
+
+    def count_versions(self, address: str) -> int:
+        """How many versions and markers a bucket has."""
+        rows = self._connection.execute(
+            "SELECT count(*) FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
+        )
+        return int(rows.fetchone()[0])
+
+    def has_version(self, address: str, version: Version) -> bool:
+        """Whether a bucket, as far as the index knows, has this very version or marker."""
+        directory, name = keys.split(version.key)
+        row = self._connection.execute(
+            "SELECT 1 FROM version WHERE bucket = ? AND dir = ? AND name = ? AND created = ? AND id = ?",
+            (self._connection.ids.get(address), directory, name, version.created_ns, version.id),
+        ).fetchone()
+        return row is not None
+
+    def newest(self, address: str) -> tuple[str, int]:
+        """The greatest version id of a bucket, and the creation time of its newest version."""
+        row = self._connection.execute(
+            "SELECT max(CASE WHEN id = 'null' THEN '' ELSE id END), max(created) FROM version WHERE bucket = ?",
+            (self._connection.ids.get(address),),
+        ).fetchone()
+        return row[0] or "", row[1] or 0
+
+    def current_bytes(self, address: str) -> int:
+        """The size of all objects: their current versions, without markers."""
+        (size,) = self._connection.execute(
+            "SELECT CAST(total(version.size) AS INTEGER) "
+            "FROM object JOIN version USING (bucket, dir, name, created, id) "
+            "WHERE object.bucket = ? AND NOT object.marker",
+            (self._connection.ids.get(address),),
+        ).fetchone()
+        return int(size)
+
+    def count_unshown(self, address: str) -> int:
+        """How many keys have a view that does not show their current version, or one where a marker wants none."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND (ino IS NULL) != marker "
+            "OR bucket = ? AND NOT marker AND shown != id",
+            (self._connection.ids.get(address), self._connection.ids.get(address)),
+        ).fetchone()
+        return int(number)
+
+    def object_counts(self, address: str) -> tuple[int, int, int]:
+        """Objects (keys whose current version is no marker), versions without markers, and their bytes."""
+        number = self._connection.ids.get(address)
+        (objects,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (number,)
+        ).fetchone()
+        versions, size = self._connection.execute(
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM version WHERE bucket = ? AND NOT marker", (number,)
+        ).fetchone()
+        return objects, versions, size
+
+    def all_versions(self, address: str) -> Iterator[tuple[bytes, str]]:
+        """Key and version id of every version and marker of a bucket."""
+        rows = self._connection.execute(
+            "SELECT dir, name, id FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
+        )
+        return ((keys.join(directory, name), version_id) for directory, name, version_id in rows)
+
+    def names_of(self, address: str, ino: int) -> dict[bytes, Object]:
+        """The keys whose views were last seen to have an inode number."""
+        rows = self._connection.execute(
+            f"{OBJECT_ANYWHERE} AND ino = ?", (self._connection.ids.get(address), column(ino))
+        )
+        return {keys.join(row[12], row[11]): object_of(row) for row in rows}
+
+    def count_linked(self, address: str) -> int:
+        """How many keys have a file that is another key's file, too."""
+        (number,) = self._connection.execute(
+            "SELECT coalesce(sum(number), 0) FROM (SELECT count(*) AS number FROM object WHERE bucket = ? AND ino IN "
+            "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
+            "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # subvolumes have files of the same number
+            (self._connection.ids.get(address), self._connection.ids.get(address)),
+        ).fetchone()
+        return int(number)

@@ -1,0 +1,117 @@
+"""The journal's SQLite connection: its schema, transactions, and the numbers of buckets.
+
+One process writes, each thread in transactions; anybody may read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+
+_SCHEMA_VERSION = 5
+_LOCKED_MAX_S = 60.0
+"""How long another program may keep the journal locked, as one that copies it does, before that is a fault."""
+_SCHEMA = """
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
+    skipped INTEGER DEFAULT 0);
+-- one row a version or marker
+CREATE TABLE version (
+    bucket INTEGER, dir BLOB, name BLOB, created INTEGER, id TEXT, marker INTEGER, size INTEGER,
+    PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
+-- one row a key: its current version, and the view as last seen (ino NULL: nothing of it is shown)
+CREATE TABLE object (
+    bucket INTEGER, dir BLOB, name BLOB, id TEXT, created INTEGER, marker INTEGER, digest BLOB,
+    ino INTEGER, size INTEGER, mtime INTEGER, ctime INTEGER, mode INTEGER, racy INTEGER, shown TEXT,
+    PRIMARY KEY (bucket, dir, name)) WITHOUT ROWID;
+-- since: when it was asked for, or FAILED. due: when it will be late, NULL where nobody asks, or was told already.
+-- digest, operation: of those that are pending and tracked
+CREATE TABLE delivery (
+    bucket INTEGER, key BLOB, id TEXT, destination TEXT, rule TEXT, status TEXT, reason TEXT,
+    created INTEGER, size INTEGER, marker INTEGER, batch TEXT,
+    since INTEGER, tracking TEXT, due INTEGER, digest BLOB, operation TEXT,
+    PRIMARY KEY (bucket, key, id, destination)) WITHOUT ROWID;
+CREATE INDEX unshown ON object (bucket) WHERE NOT marker AND (ino IS NULL OR shown != id);
+CREATE INDEX pending ON delivery (bucket, destination, batch, created, id) WHERE status = 'PENDING';
+CREATE INDEX failed ON delivery (bucket, since) WHERE status = 'FAILED';
+CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
+CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
+CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch != '';
+"""
+_INODES = "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL"
+"""A journal of an earlier build is given it when it is opened."""
+
+
+class Connection:
+    """All methods raise sqlite3.Error where the file is damaged: remove it, and rebuild."""
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        self.path = path
+        self.guard = threading.RLock()
+        self.ids: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        if read_only:
+            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, timeout=5)
+        else:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_MAX_S, check_same_thread=False)
+        try:
+            self.is_new = self._prepare(read_only)
+            self.ids = {a: i for i, a in self._db.execute("SELECT id, address FROM bucket")}
+        except BaseException:
+            self._db.close()
+            raise
+        self.names = {i: a for a, i in self.ids.items()}
+        self.execute, self.executemany = self._db.execute, self._db.executemany
+
+    def _prepare(self, read_only: bool) -> bool:
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if read_only:
+            if found != _SCHEMA_VERSION:
+                raise sqlite3.DatabaseError("the journal is of another version")
+            return False
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA cache_size = -16000")
+        self._db.execute("PRAGMA temp_store = MEMORY")
+        if found == _SCHEMA_VERSION:
+            (intact,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if intact != "ok":
+                raise sqlite3.DatabaseError(intact)
+            self._db.execute(_INODES)
+            return False
+        if found:
+            raise sqlite3.DatabaseError("the journal is of another version")
+        with self.transaction():
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute(_INODES)
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        return True
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, one thread at a time. One inside another is part of the outer one."""
+        with self.guard:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN IMMEDIATE")  # what only reads first would not wait for who holds the lock
+            ids, names = dict(self.ids), dict(self.names)
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self.ids, self.names = ids, names
+                if self._db.in_transaction:  # after some faults SQLite has rolled back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    def copy_to(self, other: Connection) -> None:
+        """Make another one the same as this one."""
+        self._db.backup(other._db)
+        other.ids, other.names = dict(self.ids), dict(self.names)
