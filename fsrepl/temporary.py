@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """pattern: of fnmatch, for a name without its directory. example: such a name. source: where that is known from."""
+    """A kind of name. pattern: of fnmatch, without a directory. example: such a name.
+
+    source: "seen" where we ran the program; else where its own manual or source text says so.
+    """
 
     pattern: str
     program: str
@@ -35,9 +38,9 @@ TABLE = (
     Temporary(".~lock.*", "LibreOffice, lock", ".~lock.report.odt#", "LibreOffice, svl/source/misc/lockfilecommon.cxx"),
     Temporary(
         "~$*", "Microsoft Office, owner file", "~$report.docx",
-        "Microsoft: description of how Word makes temporary files",
+        "Microsoft, KB 211632",
     ),
-    Temporary("*.tmp", "Microsoft Word", "~WRL0001.tmp", "Microsoft: description of how Word makes temporary files"),
+    Temporary("*.tmp", "Microsoft Word", "~WRL0001.tmp", "Microsoft, KB 211632"),
     # tools that edit in place
     Temporary("sed" + 6 * _ANY, "GNU sed -i", "sedlhewvj", "seen, sed 4.9"),
     Temporary("XX" + 6 * _ANY, "perl -i", "XXpoiIj0", "seen, Perl 5.36"),
@@ -52,8 +55,8 @@ TABLE = (
     Temporary(".*.??????", "rsync", ".cat.jpg.Xa81bq", "rsync(1), --temp-dir; receiver.c: get_tmpname"),
     Temporary("*.partial", "rclone", "cat.jpg.1f2e3d4c.partial", "rclone.org/docs, --inplace and --partial-suffix"),
     Temporary(".rclone_temp_put_*", "rclone serve s3, chunker", ".rclone_temp_put_0b2c", "rclone, cmd/serve/s3 manual"),
-    Temporary("*.tmp", "Syncthing", ".syncthing.cat.jpg.tmp", "docs.syncthing.net, Ignoring Files, temporary files"),
-    Temporary("*.tmp", "Syncthing on Windows", "~syncthing~cat.jpg.tmp", "docs.syncthing.net, as above"),
+    Temporary("*.tmp", "Syncthing", ".syncthing.cat.jpg.tmp", "syncthing, lib/fs/tempname.go"),
+    Temporary("*.tmp", "Syncthing on Windows", "~syncthing~cat.jpg.tmp", "syncthing, lib/fs/tempname.go"),
     Temporary("*.tmp", "Unison", ".unison.cat.jpg.581106b2.unison.tmp", "Unison manual; src/os.ml: tempFilePrefix"),
     Temporary(
         ".*.~*", "Nextcloud, ownCloud", ".cat.jpg.~5f3e21",
@@ -72,7 +75,7 @@ TABLE = (
     Temporary("*.crdownload", "Chrome, Edge", "film.mkv.crdownload", "chromium, download_path_reservation_tracker.cc"),
     Temporary(".*.??????", "Chrome on Linux", ".com.google.Chrome.Xa81bq", "chromium, base/files/file_util_posix.cc"),
     Temporary("*.opdownload", "Opera", "film.mkv.opdownload", "not seen: as other programs list it"),
-    Temporary("*.aria2", "aria2, control file", "film.mkv.aria2", "aria2c(1), Control File"),
+    Temporary("*.aria2", "aria2, control file", "film.mkv.aria2", "aria2 manual, Technical Notes, Control File"),
     Temporary(
         "*.aria2__temp", "aria2, control file being saved", "film.mkv.aria2__temp",
         "aria2, DefaultBtProgressInfoFile.cc",
@@ -92,4 +95,4 @@ PATTERNS = tuple(dict.fromkeys(row.pattern for row in TABLE))
 CONTROL_FILES = (b".aria2",)
 """What is added to a file's name for another beside it, which is there until the first is complete.
 
-Source: aria2c(1), Control File."""
+Source: aria2 manual, Technical Notes."""
