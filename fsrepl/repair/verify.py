@@ -538,10 +538,8 @@ class Verification:
     @staticmethod
     def _is_one_file(side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
         """Whether the view and the stored version are hard links to one file."""
-        directory, last = keys.split(key)
         try:
-            at = side.bucket.store.get(keys.stored_directory(directory))
-            return os.path.samestat(side.bucket.fs.stat(at, keys.stored_name(last, current.id)), found)
+            return os.path.samestat(side.bucket.fs.stat(*side.bucket.stored_file(key, current.id)), found)
         except OSError:
             return False
 

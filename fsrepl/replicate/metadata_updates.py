@@ -113,10 +113,9 @@ def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[Change], sh
         try:
             names = []
             for each in done:
-                directory, name = keys.split(each.now.key)
-                at = bucket.store.get(keys.stored_directory(directory))
-                names.append((at, keys.stored_name(name, each.now.id)))
+                names.append(bucket.stored_file(each.now.key, each.now.id))
                 if each.now.key in shown:
+                    directory, name = keys.split(each.now.key)
                     names.append((bucket.views.get(directory), name))
             region.engine.syncer.staged(bucket, names)
         except (PermissionError, FileNotFoundError):  # one that may not be opened, or was removed by its user

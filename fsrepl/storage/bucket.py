@@ -160,6 +160,19 @@ class OpenBucket:
         racy = racy or times.may_hide_a_write(found, time.time_ns(), self.coarse_ns)
         return view_of(found, shown, racy=racy)
 
+    def stored_directory(self, path: bytes) -> int:
+        """The directory of the store for a directory of views: its versions and its own record. Raises OSError."""
+        return self.store.get(keys.stored_directory(path))
+
+    def stored_file(self, key: bytes, version_id: str, *, marker: bool = False) -> tuple[int, bytes]:
+        """Where the file of a version or a marker lies: its directory, open, and its name there. Raises OSError."""
+        directory, last = keys.split(key)
+        return self.stored_directory(directory), keys.stored_name(last, version_id, marker=marker)
+
+    def store_changed(self, key: bytes) -> None:
+        """Names of the versions of a key have changed: the next sync makes them durable."""
+        self.store.changed.add(keys.stored_directory(keys.split(key)[0]))
+
     def _folder(self, path: bytes) -> int:
         fd = self._folders[path] = self.fs.open_dir(self.fd, path)
         return fd

@@ -339,7 +339,7 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
         _put(bucket, fd, attributes.of_object(version))  # where it is a view too, those are gone with ours
     update(bucket, version, {n: v for n, v in raw.items() if n not in attributes.SEAL}, frozenset(old - raw.keys()))
     update(bucket, version, {n: v for n, v in raw.items() if n in attributes.SEAL})
-    bucket.store.changed.add(keys.stored_directory(keys.split(version.key)[0]))
+    bucket.store_changed(version.key)
 
 
 @contextlib.contextmanager
@@ -348,9 +348,7 @@ def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, by
 
     What is written onto it is this version's alone: a file that is another version's too is left to that one.
     """
-    directory, last = keys.split(version.key)
-    at = bucket.store.get(keys.stored_directory(directory))
-    name = keys.stored_name(last, version.id, marker=version.marker)
+    at, name = bucket.stored_file(version.key, version.id, marker=version.marker)
     fd = open_file(bucket, at, name)
     try:
         found = bucket.fs.stat_fd(fd)
@@ -372,9 +370,7 @@ def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
 
     Its content is copied as it is: whether it is what the record says is for others to find out.
     """
-    directory, last = keys.split(version.key)
-    at = bucket.store.get(keys.stored_directory(directory))
-    name = keys.stored_name(last, version.id, marker=version.marker)
+    at, name = bucket.stored_file(version.key, version.id, marker=version.marker)
     staged = b"own.%d.%d" % (os.getpid(), next(_numbers))
     copying.copy_aside(bucket, fd, staged)
     try:
@@ -394,7 +390,7 @@ def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
         raise
     if not sidecar:
         _remove_sidecar(bucket, at, name)
-    bucket.store.changed.add(keys.stored_directory(directory))
+    bucket.store_changed(version.key)
     log.info(
         'separated bucket=%s key="%s" version=%s: its file was that of something else too',
         bucket.address, keys.shown(version.key), version.id,
@@ -430,7 +426,7 @@ def _hold(
         if held.sidecar:
             bucket.fs.sync_file(fd)
             _remove_sidecar(bucket, at, name)
-            bucket.store.changed.add(keys.stored_directory(keys.split(version.key)[0]))
+            bucket.store_changed(version.key)
         return
     _put_beside(bucket, version, at, name, record)
     if held.shared:
@@ -443,7 +439,7 @@ def _put_beside(bucket: OpenBucket, version: Version, at: int, name: bytes, reco
     staged = b"record.%d.%d" % (os.getpid(), next(_numbers))
     write_sidecar(bucket, staged, record)
     bucket.fs.rename(bucket.tmp, staged + keys.SIDECAR, at, name + keys.SIDECAR)
-    bucket.store.changed.add(keys.stored_directory(keys.split(version.key)[0]))
+    bucket.store_changed(version.key)
 
 
 def _remove_sidecar(bucket: OpenBucket, at: int, name: bytes) -> None:

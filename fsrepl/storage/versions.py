@@ -139,16 +139,12 @@ def remember_removed(bucket: OpenBucket, version: Version) -> None:
 
 def open_version(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> int:
     """The stored file of a version, to read. FileNotFoundError where there is none."""
-    directory, last = keys.split(key)
-    at = bucket.store.get(keys.stored_directory(directory))
-    return records.open_file(bucket, at, keys.stored_name(last, version_id, marker=marker))
+    return records.open_file(bucket, *bucket.stored_file(key, version_id, marker=marker))
 
 
 def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:
-    directory, last = keys.split(key)
     try:
-        at = bucket.store.get(keys.stored_directory(directory))
-        bucket.fs.stat(at, keys.stored_name(last, version_id, marker=marker))
+        bucket.fs.stat(*bucket.stored_file(key, version_id, marker=marker))
     except OSError as error:
         if error.errno in GONE:
             return False
@@ -161,10 +157,8 @@ def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> b
 
     Two files of one bucket may have the same inode number: those of btrfs subvolumes, and of an overlay's layers.
     """
-    directory, last = keys.split(version.key)
     try:
-        at = bucket.store.get(keys.stored_directory(directory))
-        stored = bucket.fs.stat(at, keys.stored_name(last, version.id, marker=version.marker))
+        stored = bucket.fs.stat(*bucket.stored_file(version.key, version.id, marker=version.marker))
         return os.path.samestat(stored, found)
     except OSError as error:
         if error.errno in GONE:
@@ -181,16 +175,15 @@ def is_beside(bucket: OpenBucket, key: bytes) -> bool:
         if error.errno in LASTING:
             return True  # it is gone, or a link, and tells nothing
         raise
-    return bucket.fs.stat_fd(bucket.store.get(keys.stored_directory(directory))).st_dev == view.st_dev
+    return bucket.fs.stat_fd(bucket.stored_directory(directory)).st_dev == view.st_dev
 
 
 def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
     """The record of a version or a marker; None where the store has neither. Raises StoreDamaged."""
-    directory, last = keys.split(key)
+    last = keys.split(key)[1]
     for kind in (False, True) if marker is None else (marker,):
         try:
-            at = bucket.store.get(keys.stored_directory(directory))
-            name = keys.stored_name(last, version_id, marker=kind)
+            at, name = bucket.stored_file(key, version_id, marker=kind)
             return read_stored(bucket, at, key, keys.StoredName(last, version_id, kind, False), name)
         except OSError as error:
             if error.errno not in GONE:
@@ -282,18 +275,15 @@ def read_all(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[Version]:
 
 def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool) -> Version | None:
     """The record of a version or a marker; None where there is none. Raises StoreDamaged where that is gone."""
-    directory, last = keys.split(key)
-    name = keys.stored_name(last, version_id, marker=marker)
     try:
-        at = bucket.store.get(keys.stored_directory(directory))
-        record = records.read(bucket, at, name, key)
+        record = records.read(bucket, *bucket.stored_file(key, version_id, marker=marker), key)
     except OSError as error:
         if error.errno in GONE:
             return None
         raise
     if not attributes.is_whole(record.raw, keys.stored_path(key), marker=marker):
         raise RecordLost(f"version {version_id} has lost its attributes")
-    return record.version(key, keys.StoredName(last, version_id, marker, False))
+    return record.version(key, keys.StoredName(keys.split(key)[1], version_id, marker, False))
 
 
 def ensure_whole(version: Version) -> Version:

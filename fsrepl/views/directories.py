@@ -60,7 +60,7 @@ def with_parents(paths: Iterable[bytes]) -> list[bytes]:
 
 def remember(bucket: OpenBucket, path: bytes) -> bool:
     """Write down how a directory of people's own is, for when it is gone; whether that is new. Raises OSError."""
-    at = bucket.store.get(keys.stored_directory(path))
+    at = bucket.stored_directory(path)
     if _made(bucket, at, path, _read(bucket, at)) is not None:
         return False  # it is as its sources are
     rights = _rights(bucket, bucket.views.get(path))
@@ -77,7 +77,7 @@ def remember(bucket: OpenBucket, path: bytes) -> bool:
 
 def replicated(bucket: OpenBucket, path: bytes) -> Replicated:
     """What is on record of a directory that replication may have made. Raises OSError."""
-    return _read(bucket, bucket.store.get(keys.stored_directory(path)))
+    return _read(bucket, bucket.stored_directory(path))
 
 
 def _read(bucket: OpenBucket, at: int) -> Replicated:
@@ -151,7 +151,7 @@ def _at_source(source: OpenBucket, path: bytes) -> Rights | None:
     with contextlib.suppress(OSError):
         return _rights(source, source.views.get(path))
     with contextlib.suppress(OSError):
-        at = source.store.get(keys.stored_directory(path))
+        at = source.stored_directory(path)
         return _wanted(source, at, _read(source, at).sources)
     return None
 
@@ -193,7 +193,7 @@ class Follower:
 
     def _follow(self, path: bytes, there: Mapping[str, OpenBucket], *, anew: bool = False) -> None:
         bucket = self._bucket
-        at = bucket.store.get(keys.stored_directory(path))
+        at = bucket.stored_directory(path)
         known = _read(bucket, at)
         now = replace(known, sources={**known.sources, **_looked_up(known, there, path)})
         fd = _made(bucket, at, path, known)
@@ -236,7 +236,7 @@ def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | 
 def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:
     """In what a directory that replication made is not as at its sources, for people; empty where in nothing."""
     try:
-        at = bucket.store.get(keys.stored_directory(path))
+        at = bucket.stored_directory(path)
         known = _read(bucket, at)
         fd = _made(bucket, at, path, known)
         has = _rights(bucket, fd) if fd is not None else None
@@ -336,7 +336,7 @@ def _check_new(bucket: OpenBucket, fd: int) -> None:
 def _on_record(bucket: OpenBucket, path: bytes) -> tuple[int | None, Replicated]:
     """The directory of the store that a record stands on, None where it is gone; and the record."""
     try:
-        at = bucket.store.get(keys.stored_directory(path))
+        at = bucket.stored_directory(path)
     except OSError as error:
         if error.errno in GONE:
             return None, Replicated()

@@ -110,10 +110,8 @@ def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
 
 
 def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
-    directory, last = keys.split(key)
     try:
-        at = bucket.store.get(keys.stored_directory(directory))
-        return bucket.fs.stat(at, keys.stored_name(last, version_id))
+        return bucket.fs.stat(*bucket.stored_file(key, version_id))
     except OSError as error:
         if error.errno in GONE:
             return None

@@ -146,7 +146,7 @@ def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged
         if staged:
             bucket.fs.rename_new(bucket.tmp, staged, at, name)
         else:
-            bucket.fs.link(*_stored(bucket, version), at, name)
+            bucket.fs.link(*bucket.stored_file(version.key, version.id), at, name)
     except FileExistsError:
         return None
     except OSError as error:
@@ -179,11 +179,6 @@ def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
             staging.unstage(bucket, staged)
 
 
-def _stored(bucket: OpenBucket, version: Version) -> tuple[int, bytes]:
-    directory, last = keys.split(version.key)
-    return bucket.store.get(keys.stored_directory(directory)), keys.stored_name(last, version.id)
-
-
 def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> Outcome:
     key = keys.join(directory, name)
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), key)
@@ -212,7 +207,7 @@ def _exchange(
     if staged:
         bucket.fs.rename_new(bucket.tmp, staged, where, aside)
     else:
-        bucket.fs.link(*_stored(bucket, version), where, aside)
+        bucket.fs.link(*bucket.stored_file(version.key, version.id), where, aside)
     try:
         ours = _swap(bucket, where, aside, at, name)
     except OSError as error:
