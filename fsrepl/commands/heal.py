@@ -28,6 +28,7 @@ from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
 from fsrepl.storage.fs import Fs, reason
 from fsrepl.storage.site import ignore_in_git
+from fsrepl.storage.view_file import open_view
 
 if TYPE_CHECKING:
     from fsrepl.region.runtime import Engine
@@ -292,24 +293,19 @@ def _from_journal(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuild
 def _recall(
     engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder, key: bytes, version_id: str, *, marker: bool
 ) -> versions.Staged | None:
-    directory, last = keys.split(key)
-    stored = keys.StoredName(keys.stored_component(last), version_id, marker, False)
+    stored = keys.StoredName(keys.stored_component(keys.split(key)[1]), version_id, marker, False)
     if marker:
         version = evidence.rebuild(rebuilder.remains(key, stored, 0, b"", None, {}, {}, frozenset()))
         return versions.stage_marker(bucket, version)
     known = engine.journal.versions.object(bucket.address, key)
     if known is None or known.id != version_id:
         return None
-    fd = bucket.fs.open_read(bucket.views.get(directory), last)
-    try:
-        found = bucket.fs.stat_fd(fd)
-        if not bucket.fs.is_regular(found):
+    with open_view(bucket, key) as view:
+        if not view.is_regular:
             return None
-        name = staging.token()
-        digest = copying.copy_aside(bucket, fd, name)
-        inode = posix.inode_posix(bucket, fd, found)
-    finally:
-        bucket.fs.close(fd)
+        found, name = view.found, staging.token()
+        digest = copying.copy_aside(bucket, view.fd, name)
+        inode = posix.inode_posix(bucket, view.fd, found)
     if digest != known.digest:
         staging.unstage(bucket, name)
         return None

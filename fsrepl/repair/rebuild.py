@@ -8,6 +8,7 @@ history stay. Source: design.md, section 5, What happens to what can't be done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +24,10 @@ from fsrepl.storage import posix, records, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, reason
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix
 from fsrepl.storage.site import Site
+from fsrepl.storage.view_file import ViewFile, open_view_if_there
 from fsrepl.views import view_attributes
 
 log = logging.getLogger("fsrepl")
@@ -260,20 +263,11 @@ class Rebuilder:
 
     def _face(self, key: bytes, digest: bytes) -> Face | None:
         """The view, if it shows this content."""
-        bucket = self.bucket
-        directory, name = keys.split(key)
-        try:
-            fd = bucket.fs.open_read(bucket.views.get(directory), name)
-        except OSError:
-            return None
-        try:
-            found = bucket.fs.stat_fd(fd)
-            if not bucket.fs.is_regular(found) or content_digest(bucket, fd) != digest:
+        with open_view_if_there(self.bucket, key, errno.errorcode) as view:
+            if view is None or not view.is_regular or view.digest() != digest:
                 return None
-            raw = bucket.fs.attributes(fd)
-            posix = inode_posix(bucket, fd, found)
-        finally:
-            bucket.fs.close(fd)
+            raw = self.bucket.fs.attributes(view.fd)
+            posix = inode_posix(self.bucket, view.fd, view.found)
         created_ns = 0
         with contextlib.suppress(ValueError, KeyError, UnicodeDecodeError):
             created_ns = clock.parse(raw[attributes.LAST_MODIFIED].decode())
@@ -284,35 +278,32 @@ class Rebuilder:
 
         Without this a scan would take what they lack for something that their user took away.
         """
-        bucket, journal = self.bucket, self.journal
-        for key, known in journal.versions.objects(bucket.address):
+        bucket = self.bucket
+        for key, known in self.journal.versions.objects(bucket.address):
             if known.marker or not known.digest:
                 continue
-            directory, name = keys.split(key)
             try:
-                fd = bucket.fs.open_read(bucket.views.get(directory), name)
-            except OSError:
-                continue
-            try:
-                before = bucket.fs.stat_fd(fd)
-                if not bucket.fs.is_regular(before) or bucket.fs.attribute(fd, attributes.VERSION_ID) is not None:
-                    continue
-                if content_digest(bucket, fd) != known.digest:
-                    continue
-                version = versions.read(bucket, key, known.id, marker=False)
-                if version is not None and not versions.is_stripped(version):
-                    lacks = metadata.shortfall(version, version.posix, view_attributes.mark(bucket, fd, version)).lacks
-                    if lacks != version.shortfall.lacks:
-                        records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
-                    # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
-                    racy = not self.rebuilt or bucket.coarse_ns > 0
-                    view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
-                    if view.has_content_of(before):
-                        journal.versions.see(bucket.address, key, view)
+                with open_view_if_there(bucket, key, errno.errorcode) as view:
+                    if view is not None and view.is_regular:
+                        self._show(key, known, view)
             except (OSError, StoreDamaged) as error:
                 log.warning('cannot mark bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
-            finally:
-                bucket.fs.close(fd)
+
+    def _show(self, key: bytes, known: Object, shown: ViewFile) -> None:
+        bucket, fd = self.bucket, shown.fd
+        if bucket.fs.attribute(fd, attributes.VERSION_ID) is not None or shown.digest() != known.digest:
+            return
+        version = versions.read(bucket, key, known.id, marker=False)
+        if version is None or versions.is_stripped(version):
+            return
+        lacks = metadata.shortfall(version, version.posix, view_attributes.mark(bucket, fd, version)).lacks
+        if lacks != version.shortfall.lacks:
+            records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
+        # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
+        racy = not self.rebuilt or bucket.coarse_ns > 0
+        view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
+        if view.has_content_of(shown.found):
+            self.journal.versions.see(bucket.address, key, view)
 
     def close(self) -> None:
         if self._elsewhere is not None:

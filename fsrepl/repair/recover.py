@@ -14,10 +14,11 @@ from fsrepl.model.version import Version
 from fsrepl.model.view import View, view_of
 from fsrepl.repair import reconcile
 from fsrepl.storage import intents, staging, versions
-from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING, reason
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import displaced, show, stage, view_attributes
 
 
@@ -93,7 +94,7 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> 
     if intent.act is intents.Act.EDIT:
         return _finish_edit(bucket, journal, intent, current, found)
     if found is not None and bucket.fs.is_regular(found):
-        shown = _shown_digest(bucket, directory, name)
+        shown = _shown_digest(bucket, intent.key)
         if not current.marker and shown == current.digest:
             view = view_of(found, current.id, racy=True)  # an edit since then is still to be noticed
             journal.versions.see(bucket.address, intent.key, view)
@@ -139,17 +140,9 @@ def _finish_edit(
     return show.Shown(None)
 
 
-def _shown_digest(bucket: OpenBucket, directory: bytes, name: bytes) -> bytes:
-    try:
-        fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    except OSError as error:
-        if error.errno not in LASTING:
-            raise
-        return b""
-    try:
-        return content_digest(bucket, fd)
-    finally:
-        bucket.fs.close(fd)
+def _shown_digest(bucket: OpenBucket, key: bytes) -> bytes:
+    with open_view_if_there(bucket, key, LASTING) as view:
+        return view.digest() if view is not None else b""
 
 
 def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> bytes:

@@ -31,6 +31,7 @@ from fsrepl.storage.intents import Intent, drop_intents, intend
 from fsrepl.storage.records import amend
 from fsrepl.storage.records import put as put_record
 from fsrepl.storage.records import read as read_record
+from fsrepl.storage.view_file import open_view
 from fsrepl.views import edits, show, stage, stale, unrecorded
 
 if TYPE_CHECKING:
@@ -341,23 +342,17 @@ def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) ->
     ):
         return _Face()
     view = known.view
-    directory, name = keys.split(version.key)
     try:
-        fd = bucket.fs.open_read(bucket.views.get(directory), name)
+        with open_view(bucket, version.key) as opened:
+            found = opened.found
+            linked = versions.is_file_of(bucket, version, found)
+            recorded = view.is_like(found) and not view.racy
+            if not opened.is_regular or not (recorded or (linked and _by_nobody(region, place, version, found))):
+                return _Face()
+            rotten = opened.digest() != version.digest
+            written = bucket.fs.is_written(opened.fd)
     except OSError:
         return _Face()
-    try:
-        found = bucket.fs.stat_fd(fd)
-        linked = versions.is_file_of(bucket, version, found)
-        recorded = view.is_like(found) and not view.racy
-        if not bucket.fs.is_regular(found) or not (recorded or (linked and _by_nobody(region, place, version, found))):
-            return _Face()
-        rotten = content_digest(bucket, fd) != version.digest
-        written = bucket.fs.is_written(fd)
-    except OSError:
-        return _Face()
-    finally:
-        bucket.fs.close(fd)
     if written and not recorded:
         return _Face()
     if linked:

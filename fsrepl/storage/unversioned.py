@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from fsrepl.model import attributes, clock, keys
 from fsrepl.model.version import NULL, Origin, Version
 from fsrepl.storage import posix, versions
-from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
+from fsrepl.storage.view_file import open_view, open_view_if_there
 
 
 def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
@@ -71,28 +72,16 @@ def read(bucket: OpenBucket, key: bytes) -> Version | None:
     """All that can be said of one object; None where no file has this key."""
     if not has(bucket, key):
         return None
-    directory, name = keys.split(key)
-    try:
-        fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    except OSError as error:
-        if error.errno in NO_FILE:
+    with open_view_if_there(bucket, key, NO_FILE) as view:
+        if view is None:
             return None
-        raise
-    try:
-        found = bucket.fs.stat_fd(fd)
-        raw = bucket.fs.attributes(fd)
+        found, raw = view.found, bucket.fs.attributes(view.fd)
         return Version(
-            key, NULL, clock.within(found.st_mtime_ns), False, found.st_size, content_digest(bucket, fd), Origin.USER,
-            posix=posix.inode_posix(bucket, fd, found), attrs=attributes.own(raw), tags=attributes.tags(raw),
+            key, NULL, clock.within(found.st_mtime_ns), False, found.st_size, view.digest(), Origin.USER,
+            posix=posix.inode_posix(bucket, view.fd, found), attrs=attributes.own(raw), tags=attributes.tags(raw),
         )  # fmt: skip
-    finally:
-        bucket.fs.close(fd)
 
 
 def content(bucket: OpenBucket, key: bytes) -> Iterator[bytes]:
-    directory, name = keys.split(key)
-    fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    try:
-        yield from bucket.fs.chunks(fd)
-    finally:
-        bucket.fs.close(fd)
+    with open_view(bucket, key) as view:
+        yield from bucket.fs.chunks(view.fd)

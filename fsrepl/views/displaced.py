@@ -22,6 +22,7 @@ from fsrepl.storage import intents, records, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.view_file import open_view
 from fsrepl.views import crossing, directories
 
 log = logging.getLogger("fsrepl")
@@ -156,15 +157,12 @@ def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) ->
         return ""
     except FileExistsError:
         pass
-    fd = bucket.fs.open_read(at, name)  # in a view: its mode is not ours to change
-    try:
-        found = bucket.fs.stat_fd(fd)
-        if not bucket.fs.is_regular(found) or bucket.fs.is_written(fd) is True:
+    with open_view(bucket, key) as view:  # its mode is not ours to change
+        found = view.found
+        if not view.is_regular or bucket.fs.is_written(view.fd) is True:
             return "its place is taken"
-        if not _is_recorded(bucket, journal, key, content_digest(bucket, fd)):
+        if not _is_recorded(bucket, journal, key, view.digest()):
             return "what is in its place is to become a version first"
-    finally:
-        bucket.fs.close(fd)
     bucket.fs.exchange(bucket.displaced, aside, at, name)
     bucket.views.changed.add(directory)
     out = bucket.fs.stat(bucket.displaced, aside)

@@ -24,6 +24,7 @@ from fsrepl.storage import copying, intents, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import show, stage, stale
 
 if TYPE_CHECKING:
@@ -77,17 +78,10 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken
     It may be that of another key, as after a rename: the file knows. One whose record did not fit on it does not,
     but may be one of this key's.
     """
-    directory, name = keys.split(key)
-    try:
-        fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    except OSError as error:
-        if error.errno in NO_FILE:
+    with open_view_if_there(bucket, key, NO_FILE) as view:
+        if view is None:
             return None  # removed in this moment: its event tells
-        raise
-    try:
-        owner = records.owner(bucket, fd)
-    finally:
-        bucket.fs.close(fd)
+        owner = records.owner(bucket, view.fd)
     versions = region.engine.journal.versions.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
         found = _stored(bucket, *at)

@@ -16,6 +16,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, DOES_NOT_FIT, LASTING, UNSUPPORTED
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.posix import apply_posix, view_metadata
+from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import edits
 
 
@@ -24,15 +25,10 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
 
     Raises OSError where that cannot be done now.
     """
-    directory, name = keys.split(version.key)
-    try:
-        fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    except OSError as error:
-        if error.errno in LASTING:
+    with open_view_if_there(bucket, version.key, LASTING) as opened:
+        if opened is None:
             return None
-        raise
-    try:
-        before = bucket.fs.stat_fd(fd)
+        fd, before = opened.fd, opened.found
         # Where it is the stored file as well, our own record there has changed its ctime.
         if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
@@ -52,8 +48,6 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
         if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found):
             return None
         return bucket.view(found, view.shown, racy=view.racy)
-    finally:
-        bucket.fs.close(fd)
 
 
 def _is_unedited(bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result) -> bool:
