@@ -24,7 +24,7 @@ from fsrepl.s3 import rules
 from fsrepl.storage import copying, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
-from fsrepl.storage.intents import Intent, drop_intents, intend
+from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Object, Owed
 from fsrepl.views import edits, show, stale
 
@@ -155,17 +155,18 @@ def commit_version(region: Region, bucket: OpenBucket, version: Version, staged:
     was = known.view if known else None
     intent = Intent(version.key, version.id, was)
     try:
-        intents = intend(engine.syncer, bucket, [intent], [(bucket.tmp, staged.name)])
+        intended = intend(engine.syncer, bucket, [intent], [(bucket.tmp, staged.name)])
     except OSError:
         versions.discard(bucket, staged)
         raise
-    versions.publish(bucket, staged)
-    with engine.journal.transaction():
-        engine.journal.versions.add(bucket.address, version)
-    bucket.sync()
-    engine.recent.put(bucket.address, version)
-    deliveries.owe(region, bucket.address, [version])
-    stale.show_changed(region, place, bucket, version.key, intents)
+    with intended:
+        versions.publish(bucket, staged)
+        with engine.journal.transaction():
+            engine.journal.versions.add(bucket.address, version)
+        bucket.sync()
+        engine.recent.put(bucket.address, version)
+        deliveries.owe(region, bucket.address, [version])
+        stale.show_changed(region, place, bucket, version.key, intended)
     if not version.marker:
         place.unmarked.add(version, time.monotonic())
     engine.notify()
@@ -193,21 +194,19 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
         was = replace(was, ctime_ns=0)
         with engine.journal.transaction():
             engine.journal.versions.see(address, key, was)
-    intents = intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)])
-    versions.remember_removed(bucket, version)
-    versions.remove(bucket, version)
-    bucket.sync()
     place = region.places[address]
-    if left:
-        reconcile.forget_version(bucket, engine.journal, key, version.id)
-        stale.show_changed(region, place, bucket, key, intents)
-    else:
-        outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
-        reconcile.forget_version(bucket, engine.journal, key, version.id)
-        if not isinstance(outcome, show.Shown):
-            stale.mark_theirs(region, place, key)
+    with intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)]) as intended:
+        versions.remember_removed(bucket, version)
+        versions.remove(bucket, version)
         bucket.sync()
-        drop_intents(bucket, intents)
+        if left:
+            reconcile.forget_version(bucket, engine.journal, key, version.id)
+            stale.show_changed(region, place, bucket, key, intended)
+        else:
+            outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
+            reconcile.forget_version(bucket, engine.journal, key, version.id)
+            if not isinstance(outcome, show.Shown):
+                stale.mark_theirs(region, place, key)
     engine.recent.forget(address, key, version.id)
     pending = engine.journal.deliveries.select(address, status=Status.PENDING, key=key)
     settle.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))

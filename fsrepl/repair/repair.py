@@ -27,7 +27,7 @@ from fsrepl.s3 import rules
 from fsrepl.storage import sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE, reason
-from fsrepl.storage.intents import Intent, drop_intents, intend
+from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.records import amend
 from fsrepl.storage.records import put as put_record
 from fsrepl.storage.records import read as read_record
@@ -292,24 +292,19 @@ def _put_in_place(
         now = _edited_meanwhile(bucket, version)
         face = _face(region, place, bucket, now)
         restores_view = face.rotten and not sharing.receives_writes(place.bucket)
-        intents = b""
-        if restores_view:
-            intents = intend(engine.syncer, bucket, [Intent(now.key, now.id, face.view)])
-        if staged:
-            try:
-                _publish(region, place, bucket, now, staged)
-            except OSError:
-                staging.unstage(bucket, staged)
-                if intents:
-                    drop_intents(bucket, intents)
-                if face.view is not None:
-                    _show_again(region, bucket, now, face.view, restore=False)
-                raise
-        if face.view is not None:
-            _show_again(region, bucket, now, face.view, restore=restores_view)
-        if intents:
-            bucket.sync()
-            drop_intents(bucket, intents)
+        intents = [Intent(now.key, now.id, face.view)] if restores_view else []
+        with intend(engine.syncer, bucket, intents) as intended:
+            if staged:
+                try:
+                    _publish(region, place, bucket, now, staged)
+                except OSError:
+                    staging.unstage(bucket, staged)
+                    intended.abandon()
+                    if face.view is not None:
+                        _show_again(region, bucket, now, face.view, restore=False)
+                    raise
+            if face.view is not None:
+                _show_again(region, bucket, now, face.view, restore=restores_view)
         now = _as_sent(region, place, bucket, now, records)
         _settle(region, bucket, target, now, records, mended=bool(staged) or rebuilt)
         known = engine.journal.versions.object(target.address, now.key)

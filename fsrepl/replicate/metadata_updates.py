@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -62,18 +62,27 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
 
     The others are tried again later; their intent stays, so that a crash before that changes nothing.
     """
-    engine, journal = region.engine, region.engine.journal
+    journal = region.engine.journal
     views = {id(each): view for each in changes if (view := view_attributes.shown_view(journal, bucket, each.now))}
-    intent_name = b""
     try:
-        if views:
-            intents = [
-                Intent(each.now.key, each.now.id, view, Act.EDIT) for each in changes if (view := views.get(id(each)))
-            ]
-            intent_name = intend(engine.syncer, bucket, intents)
+        intents = [
+            Intent(each.now.key, each.now.id, view, Act.EDIT) for each in changes if (view := views.get(id(each)))
+        ]
+        intended = intend(region.engine.syncer, bucket, intents)
     except OSError as error:
         region.try_later([each.owed for each in changes], reason(error))
         return []
+    with intended:
+        done = _carry_out(region, bucket, changes, views)
+        if len(done) < len(changes):
+            intended.keep()
+    return done
+
+
+def _carry_out(
+    region: Region, bucket: OpenBucket, changes: Sequence[Change], views: Mapping[int, View]
+) -> list[Change]:
+    engine, journal = region.engine, region.engine.journal
     forwarded = [each.now for each in changes if each.now.deliveries != each.there.deliveries]
     if forwarded:
         edits.note_deliveries(region, bucket, forwarded)
@@ -100,8 +109,6 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     for each in done:
         if each.now.deliveries != each.there.deliveries:
             edits.enqueue_edit(region, bucket, each.now)
-    if intent_name and len(done) == len(changes):
-        edits.drop(bucket, intent_name)
     return done
 
 

@@ -13,7 +13,7 @@ from fsrepl.replicate.transfer import Item
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
-from fsrepl.storage.intents import Intent, drop_intents, write_intents
+from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Word
 from fsrepl.views import directories, show, stale
 
@@ -27,22 +27,23 @@ def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket
     engine = region.engine
     views = {key: item.known.view if item.known else None for key, item in _newest(place, items).items()}
     intents = [Intent(key, item.owed.id, views[key]) for key, item in _newest(place, items).items()]
-    intent_name = b""
+    staged = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
+    staged += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
     try:
-        if intents:
-            intent_name = write_intents(bucket, intents)
-        staged = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
-        staged += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
-        if intent_name:
-            staged.append((bucket.intents, intent_name))
-        engine.syncer.staged(bucket, staged)
+        intended = intend(engine.syncer, bucket, intents, staged)
     except OSError as error:
         for item in items:
             discard(bucket, item)
-        if intent_name:
-            drop_intents(bucket, intent_name)
         region.try_later([i.owed for i in items], reason(error))
         return []
+    with intended:
+        return _publish(region, place, source, bucket, items, views, intended)
+
+
+def _publish(
+    region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, items: Sequence[Item],
+    views: dict[bytes, View | None], intended: Intended,
+) -> list[Word]:  # fmt: skip
     done: list[Item] = []
     for item in items:
         assert item.staged is not None
@@ -69,13 +70,13 @@ def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket
     if in_doubt is not None:
         place.in_doubt.update((i.owed.key, i.owed.id) for i in done)
         region.try_later([i.owed for i in done], reason(in_doubt))
+        intended.keep()
         return []
     place.in_doubt.difference_update((i.owed.key, i.owed.id) for i in done)
     for version, _ in seen:
         stale.release(region, place, bucket, version.key)
-    if intent_name and all(place.held[key].intent for key in current if key in place.held):
-        with contextlib.suppress(OSError):  # one that stays says nothing that is not so
-            drop_intents(bucket, intent_name)
+    if not all(place.held[key].intent for key in current if key in place.held):
+        intended.keep()
     return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
 
 

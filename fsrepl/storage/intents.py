@@ -10,7 +10,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fsrepl.model.view import View
 from fsrepl.storage import staging
@@ -57,31 +58,62 @@ def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
     try:
         bucket.fs.write(fd, json.dumps([_intent_document(i) for i in intents]).encode())
     except OSError:
-        abandon_intents(bucket, name)
+        _let_go(bucket, name)
         raise
     finally:
         bucket.fs.close(fd)
     return name
 
 
+class Intended:
+    """Views that are changed under an intent, as a `with` block.
+
+    At its end what was changed is made durable, and then the intent goes. It stays where the block raises, since a
+    view may be behind its version then, and where it is kept. Without a name no view changes, and it does nothing.
+    """
+
+    def __init__(self, bucket: OpenBucket, name: bytes) -> None:
+        self._bucket, self._name = bucket, name
+
+    def keep(self) -> bytes:
+        """The intent outlives the block: what it names is not done yet. The name of its file."""
+        name, self._name = self._name, b""
+        return name
+
+    def abandon(self) -> None:
+        """Nothing has come of it: it goes at once."""
+        if name := self.keep():
+            _let_go(self._bucket, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._name and kind is None:
+            self._bucket.sync()
+            self.abandon()
+
+
 def intend(
     syncer: Syncer, bucket: OpenBucket, intents: Sequence[Intent], staged: Sequence[tuple[int, bytes]] = ()
-) -> bytes:
+) -> Intended:
     """Write down durably which views are about to change, and make what is staged for that durable too.
 
-    The name of the file. Raises OSError, and then leaves no file: nothing of it has begun.
+    Raises OSError, and then leaves no file: nothing of it has begun.
     """
-    name = write_intents(bucket, intents)
+    name = write_intents(bucket, intents) if intents else b""
     try:
-        syncer.staged(bucket, [*staged, (bucket.intents, name)])
+        if names := [*staged, *([(bucket.intents, name)] if name else [])]:
+            syncer.staged(bucket, names)
     except OSError:
-        abandon_intents(bucket, name)
+        if name:
+            _let_go(bucket, name)
         raise
-    return name
+    return Intended(bucket, name)
 
 
-def abandon_intents(bucket: OpenBucket, name: bytes) -> None:
-    """Nothing has come of it. Where its file cannot be removed either, the next start finds nothing to do in it."""
+def _let_go(bucket: OpenBucket, name: bytes) -> None:
+    """Remove an intent that says nothing any more. Where it stays, the next start finds nothing to do in it."""
     with contextlib.suppress(OSError):
         drop_intents(bucket, name)
 

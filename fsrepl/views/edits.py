@@ -8,7 +8,6 @@ is no edit of its user's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from fsrepl.s3 import edit_rules
 from fsrepl.storage import sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
-from fsrepl.storage.intents import Act, Intent, drop_intents, intend
+from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.views import show, stage, view_attributes
 
 if TYPE_CHECKING:
@@ -76,17 +75,15 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
     """Write a version's record, and give its view what it says then, so that a crash in between is no user's edit."""
     engine = region.engine
     view = view_attributes.shown_view(engine.journal, bucket, was)
-    intents = b""
-    if view is not None:
-        intents = intend(engine.syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)])
-    edited = record()
-    if view is not None:
-        looks = view_attributes.show(bucket, view, edited)
+    if view is None:
+        record()
+        return
+    with intend(engine.syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)]):
+        looks = view_attributes.show(bucket, view, record())
         bucket.fs.sync_all(bucket.fd)
         if looks is not None:
             with engine.journal.transaction():
                 engine.journal.versions.see(bucket.address, was.key, looks)
-        drop(bucket, intents)
 
 
 def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version) -> bool:
@@ -109,12 +106,6 @@ def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version
     if view.is_like(found) and view.mode == found.st_mode & 0o7777:
         return False
     return not (found.st_nlink > 1 and view.has_content_of(found) and view.mode == found.st_mode & 0o7777)
-
-
-def drop(bucket: OpenBucket, intents: bytes) -> None:
-    """What was intended is done. Where its file cannot be removed now, the next start finds nothing to do in it."""
-    with contextlib.suppress(OSError):
-        drop_intents(bucket, intents)
 
 
 def is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:

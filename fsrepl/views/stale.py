@@ -17,10 +17,10 @@ from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import HeldView, Place
 from fsrepl.region.change_queue import ARRIVED
-from fsrepl.storage import intents, versions
+from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
-from fsrepl.storage.intents import CURRENT, Intent, intend
+from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
 from fsrepl.views import following, show, stage
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def hold_view(
     known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
     if bucket is not None and durable and not known.intent:
         try:
-            intents = [Intent(key, CURRENT, was)]
-            known.intent = intend(region.engine.syncer, bucket, intents)
+            known.intent = intend(region.engine.syncer, bucket, [Intent(key, CURRENT, was)]).keep()
         except OSError as error:
             log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
@@ -125,15 +124,14 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
             mark_theirs(region, place, key)
 
 
-def show_changed(region: Region, place: Place, bucket: OpenBucket, key: bytes, intent: bytes) -> None:
+def show_changed(region: Region, place: Place, bucket: OpenBucket, key: bytes, intended: Intended) -> None:
     """A command changed what is current: show that, or hold the view, with the intent that was written for it."""
     hold_view(region, place, key, "it was changed by command", durable=False)
     held = place.held[key]
-    held.intent = held.intent or intent
+    if not held.intent:  # else it was held before, and that intent says enough
+        held.intent = intended.keep()
     show_current(region, place, bucket, key)
     bucket.sync()
-    if held.intent != intent:  # it was held before
-        intents.drop_intents(bucket, intent)
 
 
 def release(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
@@ -142,4 +140,4 @@ def release(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> Non
     if held is not None and held.intent:
         with contextlib.suppress(OSError):  # one that stays says nothing that is not so
             bucket.sync()
-            intents.drop_intents(bucket, held.intent)
+            drop_intents(bucket, held.intent)
