@@ -266,33 +266,25 @@ class _Slice:
 
 def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Owed]) -> None:
     """Make what a job still owes again what it was before it asked; or COMPLETED, where only the word of it is late."""
-    engine, address = region.engine, bucket.address
+    engine = region.engine
+    changed: dict[tuple[bytes, str], Version] = {}
+    confirmed: list[Version] = []
     gone: list[Owed] = []
-    left: list[Version] = []
     for owed in pending:
-        was = versions.read(bucket, owed.key, owed.id, marker=owed.marker)
+        at = (owed.key, owed.id)
+        was = changed.get(at) or versions.read(bucket, owed.key, owed.id, marker=owed.marker)
         delivery = was.deliveries.get(owed.destination) if was else None
         if was is None or delivery is None:
             gone.append(owed)
-            continue
-        if not settle.is_owed(was, owed):  # settled before a crash, and not recorded
-            left.append(was)
-            continue
-        is_there = engine.journal.versions.has_version(owed.destination, was)
-        after = replace(delivery, status=Status.COMPLETED, before=None) if is_there else delivery.before
-        now = replace(was, deliveries=_with(was, owed.destination, after))
-        changed = attributes.encode_deliveries(now)
-        records.update(bucket, now, changed, attributes.DELIVERY_NAMES - changed.keys())
-        engine.recent.put(address, now)
-        if not now.marker:
-            place.unmarked.add(now, time.monotonic())
-        left.append(now)
-        if after is None:
-            gone.append(owed)
-    with engine.journal.transaction():
-        for owed in gone:
-            engine.journal.deliveries.drop(owed)
-        engine.journal.deliveries.put_all(address, left)
+        elif not settle.is_owed(was, owed):  # settled before a crash, and not recorded
+            confirmed.append(was)
+        else:
+            is_there = engine.journal.versions.has_version(owed.destination, was)
+            after = replace(delivery, status=Status.COMPLETED, before=None) if is_there else delivery.before
+            changed[at] = replace(was, deliveries=_with(was, owed.destination, after))
+            if after is None:
+                gone.append(owed)
+    settle.write(engine, place, bucket, settle.Settlement(changed, confirmed, gone))
     engine.notify()
 
 

@@ -11,8 +11,8 @@ import functools
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable
@@ -23,6 +23,7 @@ from fsrepl.region.reporter import result_of
 from fsrepl.repair import repair
 from fsrepl.replicate import decide, thresholds
 from fsrepl.storage import records, versions
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.rows import Owed, Word, owed_of
 
@@ -134,70 +135,107 @@ def _settled(delivery: Delivery, word: Word, now_ns: int) -> Delivery:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What words come to: what is written down of them, and what is told.
+
+    changed: records, by key and version id, as they will be.
+    confirmed: records that say more than the index, which is brought into line with them.
+    gone: deliveries that the index loses.
+    again: versions, each with a destination that is owed it once more.
+    ended: deliveries that ended, each with the word of that.
+    """
+
+    changed: Mapping[tuple[bytes, str], Version] = field(default_factory=dict)
+    confirmed: Sequence[Version] = ()
+    gone: Sequence[Owed] = ()
+    again: Sequence[tuple[Version, str]] = ()
+    ended: Sequence[tuple[Owed, Word]] = ()
+
+
+def interpret(
+    words: Iterable[Word], records: Mapping[tuple[bytes, str], Version | None], now_ns: int,
+    is_indexed: Callable[[Owed], bool],
+) -> Settlement:  # fmt: skip
+    """What is to be done about words, by the records of their versions; None for a version that is not there.
+
+    is_indexed: whether the index has a delivery still. One word sees what the words before it change.
+    """
+    changed: dict[tuple[bytes, str], Version] = {}
+    confirmed: list[Version] = []
+    gone: list[Owed] = []
+    again: list[tuple[Version, str]] = []
+    ended: list[tuple[Owed, Word]] = []
+    for word in words:
+        owed, at = word.owed, (word.owed.key, word.owed.id)
+        version = changed.get(at) or records[at]
+        what = meaning(word, version)
+        if version is None or what is Meaning.GONE:
+            if is_indexed(owed):  # else it was said already
+                gone.append(owed)
+                ended.append((owed, word))
+        elif what is Meaning.AGAIN:
+            again.append((version, owed.destination))
+        elif what is Meaning.STALE:
+            confirmed.append(version)
+            if owed.destination not in version.deliveries:
+                gone.append(owed)
+        else:
+            delivery = version.deliveries.get(owed.destination) or Delivery(owed.rule, Status.PENDING, batch=owed.batch)
+            changed[at] = attributes.with_delivery(version, owed.destination, _settled(delivery, word, now_ns))
+            if delivery.edit and word.status is Status.COMPLETED and owed.destination == version.source:
+                # a replica owes its original nothing but edits, and shows REPLICA again
+                changed[at] = attributes.without_delivery(changed[at], owed.destination)
+                gone.append(owed)
+            if not delivery.settled:
+                owed = owed_of(owed.source, version, owed.destination, delivery)
+            ended.append((owed, word))
+    return Settlement(changed, confirmed, gone, again, ended)
+
+
 def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
     """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
     engine, address = region.engine, place.bucket.address
-    results: list[Result] = []
-    news: list[Result] = []
-    changed: dict[tuple[bytes, str], Version] = {}
-    stale: list[Version] = []
-    gone: list[Owed] = []
-    now_ns = engine.site.now()
     with place.bucket.open() as bucket:
-        for word in words:
-            owed = word.owed
-            at = (owed.key, owed.id)
-            version = changed.get(at) or engine.recent.version(address, owed.key, owed.id)
-            if version is None:
-                version = versions.read_whole(bucket, owed.key, owed.id, marker=owed.marker)
-            match meaning(word, version):
-                case Meaning.AGAIN:
-                    assert version is not None
-                    deliveries.owe(region, address, [version], only=owed.destination)
-                    continue
-                case Meaning.STALE:
-                    assert version is not None
-                    stale.append(version)
-                    if owed.destination not in version.deliveries:
-                        gone.append(owed)
-                    continue
-                case Meaning.GONE:
-                    if not engine.journal.deliveries.has(owed):
-                        continue  # said already
-                    gone.append(owed)
-                case Meaning.SETTLED:
-                    assert version is not None
-                    delivery = version.deliveries.get(owed.destination) or Delivery(
-                        owed.rule, Status.PENDING, batch=owed.batch
-                    )
-                    changed[at] = attributes.with_delivery(version, owed.destination, _settled(delivery, word, now_ns))
-                    if delivery.edit and word.status is Status.COMPLETED and owed.destination == version.source:
-                        # a replica owes its original nothing but edits, and shows REPLICA again
-                        changed[at] = attributes.without_delivery(changed[at], owed.destination)
-                        gone.append(owed)
-                    if not delivery.settled:
-                        owed = owed_of(address, version, owed.destination, delivery)
-            result = result_of(owed, word.status, word.reason, place.bucket.replication)
-            results.append(result)
-            news += thresholds.news(engine, owed, result)
-        engine.reporter.announce(news)
-        now_s = time.monotonic()
-        for version in changed.values():
-            try:
-                raw, plain = attributes.encode_deliveries(version), engine.recent.is_plain(address, version)
-                plain = records.update(bucket, version, raw, attributes.DELIVERY_NAMES - raw.keys(), plain=plain)
-            except FileNotFoundError:
-                continue
-            engine.recent.put(address, version, plain=plain)
-            if not version.marker:
-                place.unmarked.add(version, now_s)
-    with engine.journal.transaction():
-        engine.journal.deliveries.put_all(address, [*stale, *changed.values()])
-        for owed in gone:
-            engine.journal.deliveries.drop(owed)
-    _stop_copying(engine, results)
-    engine.reporter.settled(results)
+        found: dict[tuple[bytes, str], Version | None] = {}
+        for owed in (word.owed for word in words):
+            if (owed.key, owed.id) not in found:
+                found[owed.key, owed.id] = _record(engine, bucket, owed)
+        settlement = interpret(words, found, engine.site.now(), engine.journal.deliveries.has)
+        for version, destination in settlement.again:
+            deliveries.owe(region, address, [version], only=destination)
+        results = [
+            (owed, result_of(owed, word.status, word.reason, place.bucket.replication))
+            for owed, word in settlement.ended
+        ]
+        engine.reporter.announce([each for owed, result in results for each in thresholds.news(engine, owed, result)])
+        write(engine, place, bucket, settlement)
+    _stop_copying(engine, [result for _, result in results])
+    engine.reporter.settled([result for _, result in results])
     engine.notify()
+
+
+def _record(engine: Engine, bucket: OpenBucket, owed: Owed) -> Version | None:
+    recent = engine.recent.version(bucket.address, owed.key, owed.id)
+    return recent or versions.read_whole(bucket, owed.key, owed.id, marker=owed.marker)
+
+
+def write(engine: Engine, place: Place, bucket: OpenBucket, settlement: Settlement) -> None:
+    """Write a settlement down: the records first, then the index of them."""
+    address, now_s = bucket.address, time.monotonic()
+    for version in settlement.changed.values():
+        try:
+            raw, plain = attributes.encode_deliveries(version), engine.recent.is_plain(address, version)
+            plain = records.update(bucket, version, raw, attributes.DELIVERY_NAMES - raw.keys(), plain=plain)
+        except FileNotFoundError:
+            continue
+        engine.recent.put(address, version, plain=plain)
+        if not version.marker:
+            place.unmarked.add(version, now_s)
+    with engine.journal.transaction():
+        engine.journal.deliveries.put_all(address, [*settlement.confirmed, *settlement.changed.values()])
+        for owed in settlement.gone:
+            engine.journal.deliveries.drop(owed)
 
 
 def _stop_copying(engine: Engine, results: Sequence[Result]) -> None:

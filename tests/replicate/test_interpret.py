@@ -1,0 +1,116 @@
+"""What the source makes of the words of its destinations: every record that a word can meet, and every word."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from fsrepl.model.version import Delivery, Origin, Status, Version
+from fsrepl.replicate.settle import Settlement, interpret
+from fsrepl.storage.journal.rows import Owed, Word, owed_of
+
+HERE, THERE, OTHER, JOB = "east/photos", "west/copies", "north/copies", "job"
+NOW_NS = 7
+VERSION = Version(b"k", "1", 1, size=3, digest=b"d" * 32, tags={"class": "blue"})
+EDITED = replace(VERSION, tags={"class": "red"})
+AT = (VERSION.key, VERSION.id)
+
+
+def delivery(status: Status, job: str = "") -> Delivery:
+    return Delivery("rule", status, batch=job)
+
+
+RECORDS: dict[str, Version | None] = {
+    "removed": None,
+    "owes nothing": VERSION,
+    "pending": replace(VERSION, deliveries={THERE: delivery(Status.PENDING)}),
+    "pending for the job": replace(VERSION, deliveries={THERE: delivery(Status.PENDING, JOB)}),
+    "failed": replace(VERSION, deliveries={THERE: delivery(Status.FAILED)}),
+    "completed": replace(VERSION, deliveries={THERE: delivery(Status.COMPLETED)}),
+}
+WORDS = [
+    (Status.COMPLETED, VERSION),
+    (Status.COMPLETED, EDITED),  # it is not what was sent any more
+    (Status.FAILED, None),
+    (Status.PENDING, None),
+]
+EXPECTED = {  # by record and the job that asked, what becomes of each of the words above
+    ("removed", ""): "gone gone gone gone",
+    ("removed", JOB): "gone gone gone gone",
+    ("owes nothing", ""): "gone gone gone gone",
+    ("owes nothing", JOB): "written written dropped dropped",
+    ("pending", ""): "written again written again",
+    ("pending", JOB): "confirmed confirmed confirmed confirmed",
+    ("pending for the job", ""): "confirmed confirmed confirmed confirmed",
+    ("pending for the job", JOB): "written again written again",
+    ("failed", ""): "written written confirmed confirmed",
+    ("failed", JOB): "written written confirmed confirmed",
+    ("completed", ""): "confirmed confirmed confirmed confirmed",
+    ("completed", JOB): "confirmed confirmed confirmed confirmed",
+}
+
+
+def owed(version: Version = VERSION, destination: str = THERE, job: str = "") -> Owed:
+    return owed_of(HERE, version, destination, delivery(Status.PENDING, job))
+
+
+def summary(settlement: Settlement, about: Owed) -> str:
+    """The one thing that became of a word, having checked that nothing else did."""
+    found = {
+        "written": bool(settlement.changed),
+        "again": bool(settlement.again),
+        "confirmed": bool(settlement.confirmed) and not settlement.gone,
+        "dropped": bool(settlement.confirmed) and list(settlement.gone) == [about],
+        "gone": not settlement.confirmed and list(settlement.gone) == [about],
+    }
+    assert sum(found.values()) <= 1
+    assert bool(settlement.ended) == (found["written"] or found["gone"])
+    return next((name for name, is_so in found.items() if is_so), "nothing")
+
+
+def test_the_table_is_whole() -> None:
+    assert EXPECTED.keys() == set(itertools.product(RECORDS, ["", JOB]))
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+@pytest.mark.parametrize(("record", "job"), EXPECTED)
+def test_every_word_on_every_record(record: str, job: str, *, is_indexed: bool) -> None:
+    """G7: a delivery ends once, with what is so; what was said already is not said again."""
+    for (status, sent), expected in zip(WORDS, EXPECTED[record, job].split(), strict=True):
+        about = owed(job=job)
+        settlement = interpret([Word(about, status, "why", sent)], {AT: RECORDS[record]}, NOW_NS, lambda _: is_indexed)
+        if expected == "gone" and not is_indexed:
+            expected = "nothing"
+        assert summary(settlement, about) == expected
+        if expected == "written":
+            written = settlement.changed[AT].deliveries[THERE]
+            assert (written.status, written.reason) == (status, "why")
+            assert written.since_ns == (0 if status is Status.COMPLETED else NOW_NS)
+
+
+def test_a_word_sees_what_those_before_it_changed() -> None:
+    version = replace(VERSION, deliveries={THERE: delivery(Status.PENDING), OTHER: delivery(Status.PENDING)})
+    words = [
+        Word(owed(destination=THERE), Status.COMPLETED, "", version),
+        Word(owed(destination=OTHER), Status.FAILED, "AccessDenied", None),
+        Word(owed(destination=THERE), Status.FAILED, "late", None),
+    ]
+    settlement = interpret(words, {AT: version}, NOW_NS, lambda _: True)
+    assert {name: str(d.status) for name, d in settlement.changed[AT].deliveries.items()} == {
+        THERE: "COMPLETED",
+        OTHER: "FAILED",
+    }
+    assert [each.destination for each, _ in settlement.ended] == [THERE, OTHER]
+    assert settlement.confirmed == [settlement.changed[AT]]
+
+
+def test_a_replica_owes_its_original_no_more_than_an_edit() -> None:
+    """Once its original has the edit, the delivery is gone from the record and from the index: it shows REPLICA."""
+    edit = replace(delivery(Status.PENDING), edit=True)
+    version = replace(VERSION, origin=Origin.REPLICA, source=THERE, deliveries={THERE: edit})
+    settlement = interpret([Word(owed(), Status.COMPLETED, "", version)], {AT: version}, NOW_NS, lambda _: True)
+    assert settlement.changed[AT].deliveries == {}
+    assert [each.destination for each in settlement.gone] == [THERE]
+    assert settlement.changed[AT].status is Status.REPLICA
