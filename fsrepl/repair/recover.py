@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import keys
 from fsrepl.model.version import Version
 from fsrepl.model.view import View, view_of
 from fsrepl.repair import reconcile
@@ -20,6 +18,7 @@ from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import displaced, show, stage, view_attributes
+from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 
 
 def finish(
@@ -81,31 +80,17 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> 
     current = versions.read(bucket, intent.key, known.id, marker=known.marker)
     if current is None:
         return show.Shown(None)
-    directory, name = keys.split(intent.key)
-    expected: View | None = None
-    try:
-        found = bucket.fs.stat(bucket.views.get(directory), name)
-    except OSError as error:
-        if error.errno not in LASTING:
-            raise
-        found = None
-        if error.errno == errno.EXDEV:  # what is under that mount is as it was
-            expected = intent.was
+    found = _look(bucket, intent.key)
     if intent.act is intents.Act.EDIT:
-        return _finish_edit(bucket, journal, intent, current, found)
-    if found is not None and bucket.fs.is_regular(found):
-        shown = _shown_digest(bucket, intent.key)
-        if not current.marker and shown == current.digest:
-            view = view_of(found, current.id, racy=True)  # an edit since then is still to be noticed
-            journal.versions.see(bucket.address, intent.key, view)
-            return show.Shown(view)
-        before = _version_digest(bucket, journal, intent.key, intent.was.shown) if intent.was else b""
-        stale = intent.was is not None and ((intent.was.is_like(found) and not intent.was.racy) or shown == before)
-        if not stale:
-            return show.Theirs()
-        expected = bucket.view(found, intent.was.shown if intent.was else "")
-    elif found is None and expected is None and intent.was is not None and not current.marker:
-        return show.Theirs()  # it was there when the intent was written: its user removed it
+        return _finish_edit(bucket, journal, intent, current, found.status)
+    expected, is_shown = _expected(bucket, intent, current, found)
+    answer = decide_view(found, expected, current, is_shown=is_shown)
+    if answer is Answer.USER_CHANGED:
+        return show.Theirs()
+    if is_shown and found.status is not None:
+        view = view_of(found.status, current.id, racy=True)  # an edit since then is still to be noticed
+        journal.versions.see(bucket.address, intent.key, view)
+        return show.Shown(view)
     try:
         staged = stage.stage_current(bucket, current)
     except (StoreDamaged, FileNotFoundError) as error:
@@ -120,8 +105,37 @@ def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> 
     return outcome
 
 
+def _look(bucket: OpenBucket, key: bytes) -> Found:
+    """As show.look. Where it may not be looked at, nothing is there for us."""
+    try:
+        return show.look(bucket, key)
+    except OSError as error:
+        if error.errno not in LASTING:
+            raise
+        return Found(Occupant.NOTHING)
+
+
+def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, found: Found) -> tuple[View | None, bool]:
+    """The view that may be changed, None where none may be; and whether it shows the current version already.
+
+    An intent may have been carried out or not, so that a file is known by its content where its times do not tell.
+    """
+    was = intent.was
+    if found.occupant is Occupant.OTHER:
+        return None, False  # it stands in the way, whatever was there before
+    if found.status is None:
+        return was, False
+    shown = _shown_digest(bucket, intent.key)
+    if not current.marker and shown == current.digest:
+        return None, True
+    if was is None:
+        return None, False
+    is_behind = (was.is_like(found.status) and not was.racy) or shown == _version_digest(bucket, intent.key, was.shown)
+    return (bucket.view(found.status, was.shown) if is_behind else None), False
+
+
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> show.Outcome:
-    """As commit.show. A view that may not be changed, being immutable perhaps, waits and holds up no other."""
+    """As show.show. A view that may not be changed, being immutable perhaps, waits and holds up no other."""
     try:
         return show.show(bucket, version, expected, staged)
     except PermissionError as error:
@@ -145,7 +159,7 @@ def _shown_digest(bucket: OpenBucket, key: bytes) -> bytes:
         return view.digest() if view is not None else b""
 
 
-def _version_digest(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> bytes:
+def _version_digest(bucket: OpenBucket, key: bytes, version_id: str) -> bytes:
     with contextlib.suppress(StoreDamaged):
         version = versions.read(bucket, key, version_id, marker=False)
         if version is not None:

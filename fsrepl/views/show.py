@@ -25,9 +25,7 @@ from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import LASTING, UNSUPPORTED, reason
 from fsrepl.views import crossing, directories, obstacles
-
-_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG})
-
+from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
 # -- views
 
@@ -78,41 +76,57 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
                 staging.unstage(bucket, staged)
 
 
+def look(bucket: OpenBucket, key: bytes) -> Found:
+    """What stands where a key's file is shown. Raises OSError for what may pass."""
+    directory, name = keys.split(key)
+    try:
+        status = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return Found(ABSENT[error.errno])
+    return Found(Occupant.FILE if bucket.fs.is_regular(status) else Occupant.OTHER, status)
+
+
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> Outcome:
-    directory, name = keys.split(version.key)
-    is_there = version.marker or expected is not None
-    try:
-        at = bucket.views.get(directory) if is_there else directories.get_or_make(bucket, directory)
-        shown = None if is_there else _show_new(bucket, at, name, version, staged)
-        if shown is not None:
-            return shown
-    except OSError as error:
-        if version.marker and error.errno in _NO_DIRECTORY and (expected is None or error.errno != errno.EXDEV):
-            return Shown(None)  # under another mount a view that was there is there still
-        if expected is not None and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return Theirs()  # its user removed or replaced the directory
-        if error.errno in _NO_DIRECTORY and error.errno != errno.ENOENT:
-            return _conflict(bucket, version.key)
-        raise
-    try:
-        found = bucket.fs.stat(at, name)
-    except FileNotFoundError:
-        return Shown(None) if version.marker else Theirs()  # its user removed it
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return Shown(None) if version.marker else _conflict(bucket, version.key)
-        raise
-    if not bucket.fs.is_regular(found):
-        if version.marker:
+    if expected is None and not version.marker:
+        made = _make(bucket, version, staged)  # at once: mostly there is nothing, and it fails where there is
+        if made is not None:
+            return made
+    match decide_view(look(bucket, version.key), expected, version):
+        case Answer.DONE:
             return Shown(None)
-        if expected is not None:
-            return Theirs()  # its user replaced it
-        if not obstacles.clear(bucket, version.key):
+        case Answer.BLOCKED:
             return _conflict(bucket, version.key)
-        at = directories.get_or_make(bucket, directory)
-        return _show_new(bucket, at, name, version, staged) or Theirs()
-    if expected is None or not expected.is_like(found):
-        return Theirs()
+        case Answer.USER_CHANGED:
+            return Theirs()
+        case Answer.MAKE:  # what was there is gone in this moment
+            return _make(bucket, version, staged) or Theirs()
+        case Answer.CLEAR:
+            if not obstacles.clear(bucket, version.key):
+                return _conflict(bucket, version.key)
+            return _make(bucket, version, staged) or Theirs()
+        case Answer.REPLACE:
+            assert expected is not None
+            return _replace(bucket, version, expected, staged)
+
+
+def _make(bucket: OpenBucket, version: Version, staged: bytes) -> Outcome | None:
+    """Make a view where there is none, with the directories above it; None where there is something."""
+    directory, name = keys.split(version.key)
+    try:
+        return _show_new(bucket, directories.get_or_make(bucket, directory), name, version, staged)
+    except OSError as error:
+        occupant = ABSENT.get(error.errno)
+        if occupant is None or decide_view(Found(occupant), None, version) is not Answer.BLOCKED:
+            raise
+        return _conflict(bucket, version.key)
+
+
+def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes) -> Outcome:
+    """Take out a view that is as it was recorded, and put the version's file there; nothing where it is a marker."""
+    directory, name = keys.split(version.key)
+    at = bucket.views.get(directory)
     if _is_written(bucket, at, name):
         return Held("somebody has the file open for writing")
     if version.marker:
