@@ -22,28 +22,58 @@ if TYPE_CHECKING:
     from fsrepl.region.region import Region
 
 
+Seen = list[tuple[Version, View | None]]
+"""Versions whose views show them now, and how those look."""
+
+
 def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
-    """Make staged replicas visible. A version that is older than the key's newest goes to the store alone."""
-    engine = region.engine
-    views = {key: item.known.view if item.known else None for key, item in _newest(place, items).items()}
-    intents = [Intent(key, item.owed.id, views[key]) for key, item in _newest(place, items).items()]
-    staged = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
-    staged += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
+    """Make staged replicas visible. A version that is older than the key's newest goes to the store alone.
+
+    Staged, published, shown, synced, recorded: each holds for all of the batch before the next begins.
+    """
+    newest = _newest(place, items)
+    views = {key: item.known.view if item.known else None for key, item in newest.items()}
+    intended = _staged(region, bucket, items, [Intent(key, newest[key].owed.id, view) for key, view in views.items()])
+    if intended is None:
+        return []
+    with intended:
+        done = _published(region, bucket, items)
+        current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
+        follower = directories.Follower(bucket, {source.address: source})
+        seen = _shown(region, place, bucket, list(current.values()), views, follower)
+        _unstage_views(bucket, [item for item in done if current.get(item.owed.key) is not item])
+        fault = _synced(bucket)
+        # Also where the sync failed: these views are shown, and are not their users' writes.
+        _recorded(region, place, bucket, done, seen)
+        ids = [(item.owed.key, item.owed.id) for item in done]
+        if fault is not None:
+            place.in_doubt.update(ids)
+            region.try_later([item.owed for item in done], reason(fault))
+            intended.keep()
+            return []
+        place.in_doubt.difference_update(ids)
+        for version, _ in seen:
+            stale.release(region, place, bucket, version.key)
+        if not all(place.held[key].intent for key in current if key in place.held):
+            intended.keep()
+        return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
+
+
+def _staged(region: Region, bucket: OpenBucket, items: Sequence[Item], intents: Sequence[Intent]) -> Intended | None:
+    """Make staged files durable, and which views are about to change; None where that failed and is tried later."""
+    files = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
+    files += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
     try:
-        intended = intend(engine.syncer, bucket, intents, staged)
+        return intend(region.engine.syncer, bucket, intents, files)
     except OSError as error:
         for item in items:
             discard(bucket, item)
         region.try_later([i.owed for i in items], reason(error))
-        return []
-    with intended:
-        return _publish(region, place, source, bucket, items, views, intended)
+        return None
 
 
-def _publish(
-    region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, items: Sequence[Item],
-    views: dict[bytes, View | None], intended: Intended,
-) -> list[Word]:  # fmt: skip
+def _published(region: Region, bucket: OpenBucket, items: Sequence[Item]) -> list[Item]:
+    """Rename staged versions into the store; those that are there now. The others are tried later."""
     done: list[Item] = []
     for item in items:
         assert item.staged is not None
@@ -53,31 +83,7 @@ def _publish(
         except OSError as error:
             discard(bucket, item)
             region.try_later([item.owed], reason(error))
-    current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
-    follower = directories.Follower(bucket, {source.address: source})
-    seen = _show(region, place, bucket, list(current.values()), views, follower)
-    for item in done:
-        if current.get(item.owed.key) is not item and item.staged and item.staged.view:
-            with contextlib.suppress(OSError):
-                staging.unstage(bucket, item.staged.view)
-    try:
-        bucket.sync()
-        in_doubt = None
-    except OSError as error:
-        in_doubt = error
-    # Also where the sync failed: these views are shown, and are not their users' writes.
-    _record(region, place, bucket, done, seen)
-    if in_doubt is not None:
-        place.in_doubt.update((i.owed.key, i.owed.id) for i in done)
-        region.try_later([i.owed for i in done], reason(in_doubt))
-        intended.keep()
-        return []
-    place.in_doubt.difference_update((i.owed.key, i.owed.id) for i in done)
-    for version, _ in seen:
-        stale.release(region, place, bucket, version.key)
-    if not all(place.held[key].intent for key in current if key in place.held):
-        intended.keep()
-    return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
+    return done
 
 
 def _newest(place: Place, items: Sequence[Item]) -> dict[bytes, Item]:
@@ -94,26 +100,12 @@ def _newest(place: Place, items: Sequence[Item]) -> dict[bytes, Item]:
     return newest
 
 
-def _record(
-    region: Region, place: Place, bucket: OpenBucket, done: Sequence[Item], seen: Sequence[tuple[Version, View | None]]
-) -> None:
-    journal = region.engine.journal
-    with journal.transaction():
-        journal.versions.add_shown(bucket.address, seen)
-        now_shown = {(version.key, version.id) for version, _ in seen}
-        for item in done:
-            assert item.replica is not None
-            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
-            if (item.replica.key, item.replica.id) not in now_shown:
-                journal.versions.add(bucket.address, item.replica)
-
-
-def _show(
+def _shown(
     region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
     follower: directories.Follower,
-) -> list[tuple[Version, View | None]]:  # fmt: skip
+) -> Seen:  # fmt: skip
     """Bring views up to their new versions. What cannot be shown yet is held, durably, and COMPLETED all the same."""
-    seen: list[tuple[Version, View | None]] = []
+    seen: Seen = []
     for item in sorted(items, key=lambda i: i.owed.marker):
         assert item.replica is not None
         assert item.staged is not None
@@ -137,6 +129,35 @@ def _show(
                 )
                 stale.mark_theirs(region, place, key)
     return seen
+
+
+def _unstage_views(bucket: OpenBucket, items: Sequence[Item]) -> None:
+    """Remove files that were staged for views that show another version."""
+    for item in items:
+        if item.staged and item.staged.view:
+            with contextlib.suppress(OSError):  # what stays is swept at the next start
+                staging.unstage(bucket, item.staged.view)
+
+
+def _synced(bucket: OpenBucket) -> OSError | None:
+    """Make names in the store and views durable; what went wrong, if anything did."""
+    try:
+        bucket.sync()
+    except OSError as error:
+        return error
+    return None
+
+
+def _recorded(region: Region, place: Place, bucket: OpenBucket, done: Sequence[Item], seen: Seen) -> None:
+    journal = region.engine.journal
+    with journal.transaction():
+        journal.versions.add_shown(bucket.address, seen)
+        now_shown = {(version.key, version.id) for version, _ in seen}
+        for item in done:
+            assert item.replica is not None
+            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
+            if (item.replica.key, item.replica.id) not in now_shown:
+                journal.versions.add(bucket.address, item.replica)
 
 
 def discard(bucket: OpenBucket, item: Item) -> None:
