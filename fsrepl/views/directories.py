@@ -133,9 +133,12 @@ def _without_acls(rights: Rights) -> Rights:
 
 
 def _wanted(bucket: OpenBucket, at: int, sources: Mapping[str, Rights]) -> Rights | None:
-    """What a directory may let people do that sources deliver into, and where people here had one before."""
-    own = _last_seen(bucket, at)
-    every = [rights for _, rights in sorted(sources.items())] + ([own] if own else [])
+    """What a directory may let people do: as all its sources; as people here had it last where nobody delivers."""
+    return _common(sources) or _last_seen(bucket, at)
+
+
+def _common(sources: Mapping[str, Rights]) -> Rights | None:
+    every = [rights for _, rights in sorted(sources.items())]
     return functools.reduce(access.common, every) if every else None
 
 
@@ -152,7 +155,8 @@ def _at_source(source: OpenBucket, path: bytes) -> Rights | None:
         return _rights(source, source.views.get(path))
     with contextlib.suppress(OSError):
         at = source.stored_directory(path)
-        return _wanted(source, at, _read(source, at).sources)
+        theirs, own = _common(_read(source, at).sources), _last_seen(source, at)
+        return access.common(theirs, own) if theirs and own else theirs or own
     return None
 
 
@@ -313,6 +317,8 @@ def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path
             fs.rename_new(where, hidden, above, name)
             if not given.mode & 0o200:
                 fs.chmod(fd, given.mode)
+            if at is not None and known.sources and _last_seen(bucket, at):
+                fs.remove_attribute(at, attributes.DIRECTORY)  # the one that people here had is gone
         finally:
             fs.close(fd)
     except OSError:

@@ -245,6 +245,27 @@ def test_a_copy_of_a_tree_goes_on_following(world: World) -> None:
     assert look_of(world, "d") == Rights(0o700, 33, 33)
 
 
+def test_a_directory_of_the_destinations_own_that_is_gone_does_not_count(world: World) -> None:
+    """Section 2: the one that replication makes in its place is as the source's, and follows it."""
+    theirs = world.path("d", DESTINATION)
+    theirs.mkdir()
+    (theirs / "mine").write_bytes(b"mine")
+    os.chown(theirs, 13000, 13000)
+    theirs.chmod(0o700)
+    world.settle()
+    shutil.rmtree(theirs)
+    world.settle()
+    world.path("d").mkdir()
+    os.chown(world.path("d"), 12000, 12000)
+    world.write("d/k", b"k")
+    world.settle()
+    assert look_of(world, "d") == Rights(0o755, 12000, 12000)
+    assert not differences(world)
+    world.path("d").chmod(0o750)
+    world.settle()
+    assert look_of(world, "d") == Rights(0o750, 12000, 12000)
+
+
 # -- several sources, and changes at the replica
 
 
