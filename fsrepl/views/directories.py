@@ -250,13 +250,13 @@ def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: byte
         return ""
     there = {address: sources[address] for address in known.sources if address in sources}
     wanted = _wanted(bucket, at, {**known.sources, **_looked_up(known, there, path)})
-    if wanted is None or has in (wanted, *_lesser(wanted, has)):
+    if wanted is None or has in (wanted, *_lesser(wanted, known.given, asked=_wanted(bucket, at, known.sources))):
         return ""
     what = [
         name
         for name, here, other in (
             ("mode", has.mode, wanted.mode),
-            ("owner", (has.uid, has.gid), (wanted.uid, wanted.gid)),
+            ("owner", _owner(has), _owner(wanted)),
             ("ACL", (has.acl, has.default_acl), (wanted.acl, wanted.default_acl)),
         )
         if here != other
@@ -264,11 +264,18 @@ def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: byte
     return f"the directory's {' and '.join(what)} differ from those of the source"
 
 
-def _lesser(wanted: Rights, has: Rights) -> Iterator[Rights]:
-    """What a directory has instead where its owner, or ACLs, cannot be set."""
-    if (has.uid, has.gid) != (wanted.uid, wanted.gid) and os.geteuid() != 0:
-        yield Rights(access.without_owner(wanted) | 0o700, has.uid, has.gid)
+def _lesser(wanted: Rights, given: Rights | None, *, asked: Rights | None) -> Iterator[Rights]:
+    """What a directory has instead where its owner, or ACLs, cannot be set.
+
+    given: what it had after it was given the rights asked. An owner that it did not get then it cannot have.
+    """
+    if given and asked and _owner(given) != _owner(asked) == _owner(wanted):
+        yield Rights(access.without_owner(wanted) | 0o700, given.uid, given.gid)
     yield _without_acls(wanted)
+
+
+def _owner(rights: Rights) -> tuple[int, int]:
+    return rights.uid, rights.gid
 
 
 # -- system calls
@@ -365,7 +372,7 @@ def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
     """
     fs = bucket.fs
     mode, acl, default = wanted.mode, wanted.acl, wanted.default_acl
-    is_owner = (has.uid, has.gid) == (wanted.uid, wanted.gid)
+    is_owner = _owner(has) == _owner(wanted)
     if not is_owner or (has.acl is not None and acl is None):
         fs.chmod(fd, has.mode & mode & 0o700)
     if not is_owner and not fs.give(fd, wanted.uid, wanted.gid):

@@ -325,6 +325,9 @@ def test_where_the_owner_of_a_directory_cannot_be_set_nobody_gains_by_it(world: 
     assert look_of(world, "d") == Rights(0o700, 0, 0)
     assert world.path("d/k", DESTINATION).exists()
     assert not world.leftovers(DESTINATION)
+    assert not differences(world)  # it has all that it can be given
+    os.chown(world.path("d", DESTINATION), 7, 7)
+    assert differences(world) == [(b"d/", Problem.METADATA)]
 
 
 # -- nothing is changed by a name
