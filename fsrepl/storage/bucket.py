@@ -302,11 +302,20 @@ class Bucket:
 
     def _keep_private(self, opened: OpenBucket) -> None:
         with contextlib.suppress(PermissionError):  # it is somebody else's, and is not believed either
-            if privacy.close(self.fs, opened.meta):
+            if privacy.is_open(self.fs, opened.meta) and self._is_its(opened) and privacy.close(self.fs, opened.meta):
                 self.exposed = (
                     f"others could look into .fsrepl, which holds private and deleted files, until "
                     f"{clock.stamp(self.site.now())}; it is closed again"
                 )
+
+    def _is_its(self, opened: OpenBucket) -> bool:
+        """Whether what is called `.fsrepl` is this bucket's: whoever owns its folder may give anything that name."""
+        with contextlib.suppress(OSError, ValueError):
+            found = self.fs.stat(opened.meta, b"bucket.json")
+            if stat.S_ISREG(found.st_mode) and found.st_uid in (self.fs.uid, 0):
+                identity = documents.read_document(self.fs, opened.meta, b"bucket.json")
+                return identity is not None and identity.get("uuid") == self.uuid
+        return False
 
     def _check(self, opened: OpenBucket) -> None:
         if opened.versions < 0:

@@ -24,13 +24,14 @@ def is_open(fs: Fs, fd: int) -> bool:
 
 
 def close(fs: Fs, fd: int) -> bool:
-    """Close a folder to others, if it is open to them; whether it was. Raises OSError.
+    """Close a folder of the daemon's own to others, if it is open to them; whether it was. Raises OSError.
 
-    That they could write in it stays to be seen of its mode, and lets them do nothing.
+    That they could write in it stays to be seen of its mode, and lets them do nothing. Another's is left as it is.
     """
-    if not is_open(fs, fd):
+    found = fs.stat_fd(fd)
+    if not found.st_mode & _OTHERS_READ or found.st_uid not in (fs.uid, 0):
         return False
-    fs.chmod(fd, stat.S_IMODE(fs.stat_fd(fd).st_mode) & ~_OTHERS_READ)
+    fs.chmod(fd, stat.S_IMODE(found.st_mode) & ~_OTHERS_READ)
     fs.remove_acl(fd)
     fs.remove_default_acl(fd)
     return True

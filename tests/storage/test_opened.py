@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -121,6 +122,27 @@ def test_doctor_prints_the_command_that_mends_it(world: World, bucket: str, comm
     world.settle()
     assert world.tree(DESTINATION) == {"d/k": b"k", "new": b"n"}
     assert [f for f in found(world) if f.level is Level.ERROR] == []
+
+
+@pytest.mark.parametrize("owner", [0, USER])
+@pytest.mark.parametrize("document", [None, 0, USER], ids=["empty", "another-bucket", "forged"])
+def test_what_took_its_name_is_left_as_it_is(world: World, owner: int, document: int | None) -> None:
+    """G9: whoever owns a bucket's folder can call any directory `.fsrepl`; that is not closed for them."""
+    meta = world.path(".fsrepl")
+    meta.rename(world.path("aside"))
+    meta.mkdir()
+    meta.chmod(0o755)
+    os.setxattr(meta, ACL_NAME, LETS_1001_IN)
+    if document is not None:
+        whose = SOURCE if document == USER else DESTINATION
+        (meta / "bucket.json").write_text(json.dumps({"uuid": world.place(whose).bucket.uuid}))
+        os.chown(meta / "bucket.json", document, document)
+    os.chown(meta, owner, owner)
+    before = meta.stat()
+    probe(world)
+    assert world.place(SOURCE).bucket.trouble
+    assert (meta.stat().st_mode, meta.stat().st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
+    assert ACL_NAME in os.listxattr(meta)
 
 
 def test_the_state_is_closed_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
