@@ -85,6 +85,7 @@ def check(json: Json = False) -> None:
     notes: list[str] = []
     if trouble := hooks.check(found.settings.events):
         notes.append(f"{found.settings.path}: {trouble}")
+    notes += found.unattached()
     _check_documents(found, wrong, notes)
     _check_roles(wrong)
     if json:

@@ -37,13 +37,17 @@ def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
 
 
 def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> RenderableType:
-    parts: list[RenderableType] = [_daemon(document["daemon"]), _buckets(document["buckets"])]
+    parts: list[RenderableType] = [
+        _daemon(document["daemon"]),
+        _buckets(document["buckets"], document.get("unattached", [])),
+    ]
     rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
     if rules:
         parts += ["", _rules(rules)]
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"])]
     notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket, names_max))
+    notes = dict.fromkeys([*document.get("unattached", []), *notes])
     if notes:  # a region that is away is said once, however many buckets it has
         parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
     return Group(*parts)
@@ -74,7 +78,9 @@ def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
     return table
 
 
-def _buckets(buckets: list[dict[str, Any]]) -> RenderableType:
+def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> RenderableType:
+    if unattached and not buckets:
+        return Text("no buckets are known")
     if not buckets:
         return Text("no buckets yet; `fsrepl bucket create REGION/BUCKET --versioning` makes one")
     table = _table(

@@ -47,8 +47,9 @@ def wait(
 ) -> None:
     """Wait until all that was dropped before this call is there.
 
-    Exit status 0: every file is replicated, but for those that are still open for writing; 1: some of it failed, or
-    cannot be captured or shown, and is named; 4: time is up; 5: the daemon is not running.
+    Exit status 0: every file is replicated, but for those that are still open for writing; 1: some of it failed,
+    cannot be captured or shown, or may lie in a region that is away, and is named; 4: time is up; 5: the daemon is
+    not running.
     """
     stop = threading.Event()
     if is_terminal() and not state().quiet:
@@ -69,7 +70,7 @@ def wait(
         warn(f"stored, and not shown yet: {each}")
     if answer["more"]:
         warn(f"and {answer['more']:,} more; `fsrepl status --all` names them")
-    for each in dict.fromkeys(answer["away"]):
+    for each in dict.fromkeys(answer["away"] + answer["replicas_away"]):
         warn(f"not looked into: {each}")
     for name in answer["unruled"]:
         warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
@@ -84,7 +85,7 @@ def wait(
         )
     if json:
         print_json(answer)
-    if any(answer[reason] for reason in ("failed", "unreadable", "mounts", "unshown")):
+    if any(answer[reason] for reason in ("failed", "unreadable", "mounts", "unshown", "away")):
         raise typer.Exit(1)
     if answer["pending"]:
         raise typer.Exit(4)

@@ -40,6 +40,7 @@ def status(site: Site, said: Document) -> Document:
         },
         "buckets": buckets,
         "transfers": said.get("transfers", []),
+        **({"unattached": unattached} if (unattached := site.unattached()) else {}),
     }
 
 

@@ -70,7 +70,9 @@ class Waited:
     trouble: list[str] = field(default_factory=list)
     """Why buckets cannot be captured in."""
     away: list[str] = field(default_factory=list)
-    """Why buckets were passed over: they are not there, and nothing was under way in them when they went."""
+    """Why regions or buckets are not looked into: whatever was dropped there since is not captured."""
+    replicas_away: list[str] = field(default_factory=list)
+    """The same of buckets that only receive replicas. All that was delivered to them is durable there."""
 
     @property
     def left_out(self) -> tuple[list[str], ...]:
@@ -90,6 +92,7 @@ class Waited:
             "more": sum(max(0, len(names) - _NAMED_MAX) for names in (self.opened, *self.left_out)),
             "trouble": self.trouble,
             "away": self.away,
+            "replicas_away": self.replicas_away,
         }
 
 
@@ -112,7 +115,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     """
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
     waited = Waited()
-    late = [a for a in scope.addresses if not _captured(engine, a, scope, until_s, waited.opened, given_up)]
+    late = _capture(engine, scope, until_s, waited.opened, given_up)
     newest = {address: _newest_ns(engine, address) for address in scope.addresses}
     backfills = {address: unfinished(engine, address, scope.key) for address in scope.addresses}
     while True:
@@ -131,9 +134,12 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     for address in scope.addresses:
         waited.unreadable += _unreadable(engine, address, scope)
         waited.mounts += _mounts(engine, address, scope)
-        waited.away += _away(engine, address) if address not in late else []
+        if address not in late and (why := _away(engine, address)):
+            (waited.replicas_away if _is_replica_only(engine, address) else waited.away).append(why)
+    if not scope.key and len(scope.addresses) == len(engine.site.buckets):
+        waited.away += engine.site.unattached()
     waited.unshown = _unshown(engine, scope)
-    if scope.key and not (waited.opened or late or any(waited.left_out)):
+    if scope.key and not (waited.opened or late or waited.away or any(waited.left_out)):
         waited.unruled = _unruled(engine, scope.addresses[0], scope.key)
     return waited
 
@@ -165,13 +171,23 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
 def _trouble(engine: Engine, address: str) -> str:
     """Why nothing can be captured in a bucket now; empty where that can be."""
     place = engine.region_of(address).places.get(address)
-    return engine.site.buckets[address].trouble or (f"{address}: {place.put_down}" if place and place.put_down else "")
+    why = (place.put_down or place.paused) if place else ""
+    return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 
 
-def _away(engine: Engine, address: str) -> list[str]:
+def _away(engine: Engine, address: str) -> str:
+    """Why a bucket was passed over: it is not there, and nothing was under way in it when it went."""
     place = engine.region_of(address).places.get(address)
     bucket = engine.site.buckets[address]
-    return [bucket.trouble] if place is not None and not place.up and bucket.away else []
+    return bucket.trouble if place is not None and not place.up and bucket.away else ""
+
+
+def _is_replica_only(engine: Engine, address: str) -> bool:
+    """Whether a bucket has no rule of its own, and is the destination of another's."""
+    if engine.replication_of(address) is not None:
+        return False
+    configured = filter(None, map(engine.replication_of, engine.site.buckets))
+    return any(rule.destination == address for replication in configured for rule in replication.rules)
 
 
 def _is_over(until_s: float | None) -> bool:
@@ -182,32 +198,46 @@ def _left(until_s: float | None, most_s: float) -> float:
     return most_s if until_s is None else max(0.0, min(most_s, until_s - time.monotonic()))
 
 
-def _captured(
-    engine: Engine, address: str, scope: Scope, until_s: float | None, opened: set[str], given_up: Callable[[], bool]
-) -> bool:
-    """Wait until everything a bucket was given before now is captured; False where time ran out."""
-    region = engine.region_of(address)
-    epoch: int | None = None
-    _look_around(engine, region, address, until_s)
-    while not given_up():
-        place = region.places.get(address)
-        if place is not None and not _is_followed(place):
-            return True
-        if place is not None and place.up:
-            if epoch is None:
-                epoch = _begin(engine, region, place, until_s)
-            if epoch is not None and place.scanned:
-                busy, still_open = _in_hand(region, place, scope, epoch)
-                if not busy:
-                    opened |= still_open
-                    return True
-        else:
-            epoch = None  # when it is back, a scan finds what is there
-        if _is_over(until_s):
-            return False
+def _capture(
+    engine: Engine, scope: Scope, until_s: float | None, opened: set[str], given_up: Callable[[], bool]
+) -> list[str]:
+    """Wait until everything the buckets were given before now is captured; the buckets in which time ran out.
+
+    All of them are looked at in turn: one that takes long leaves no other unlooked at.
+    """
+    epochs: dict[str, int | None] = dict.fromkeys(scope.addresses)
+    for address in epochs:
+        _look_around(engine, engine.region_of(address), address, until_s)
+    while epochs and not given_up():
+        for address in list(epochs):
+            if _is_captured(engine, address, scope, epochs, until_s, opened):
+                del epochs[address]
+        if not epochs or _is_over(until_s):
+            break
         with engine.changed:
             engine.changed.wait(_left(until_s, _CAPTURE_LOOK_S))
-    return False
+    return list(epochs)
+
+
+def _is_captured(
+    engine: Engine, address: str, scope: Scope, epochs: dict[str, int | None], until_s: float | None, opened: set[str]
+) -> bool:
+    """Whether everything a bucket was given before the wait is captured. epochs: each bucket's barrier, once read."""
+    region = engine.region_of(address)
+    place = region.places.get(address)
+    if place is not None and not _is_followed(place):
+        return True
+    if place is None or not place.up:
+        epochs[address] = None  # when it is back, a scan finds what is there
+        return False
+    if (epoch := epochs[address]) is None:
+        epoch = epochs[address] = _begin(engine, region, place, until_s)
+    if epoch is None or not place.scanned:
+        return False
+    busy, still_open = _in_hand(region, place, scope, epoch)
+    if not busy:
+        opened |= still_open
+    return not busy
 
 
 def _look_around(engine: Engine, region: Region, address: str, until_s: float | None) -> None:
@@ -219,8 +249,8 @@ def _look_around(engine: Engine, region: Region, address: str, until_s: float | 
 
 
 def _is_followed(place: Place) -> bool:
-    """Whether captures can be waited for: not without versioning, nor in an outage, when nothing can be dropped,
-    unless something was left to capture when that began.
+    """Whether captures are waited for: not without versioning, nor in an outage, unless something was left to capture
+    when that began. What may have been dropped since, or before a start, nobody knows: see `away`.
     """
     bucket = place.bucket
     return (

@@ -109,6 +109,8 @@ class Daemon:
         self.exporter.configure(engine.settings.metrics)
         server = control.Server(engine.settings.state, self.handle, self._commands_max)
         log.info("started pid=%d site=%s", os.getpid(), engine.settings.path.parent)
+        for why in engine.site.unattached():
+            log.warning("not looked into: %s", why)
         status = 0
         try:
             while not self._stop.is_set():

@@ -25,7 +25,7 @@ from fsrepl.model import keys
 from fsrepl.model.version import Status, Versioning
 from fsrepl.region import change_queue, deliveries, delivery_queue, outcome_queue
 from fsrepl.region.bucket_state import LookLater, Place
-from fsrepl.region.change_queue import FOUND, Mark, Marks
+from fsrepl.region.change_queue import CHANGED, FOUND, Mark, Marks
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.pulse import Pulse
 from fsrepl.region.rotation import Rotation
@@ -447,7 +447,7 @@ class Region:
 
     def look_at(self, address: str, found: Collection[bytes]) -> None:
         """Have capture look at keys whose files may differ from their record without an event. Any thread may ask."""
-        self.marks.mark(address, found, self.engine.epoch)
+        self.marks.mark(address, found, self.engine.epoch, FOUND | CHANGED)  # no scan finds other names of their files
         self.wake()
 
     def flush(self, address: str, named: Collection[bytes] = ()) -> Place:

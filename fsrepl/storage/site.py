@@ -146,6 +146,12 @@ class Site:
         path = self.settings.regions[name].path
         return f"region {name} is not attached; `fsrepl region add {name}={path}` attaches it"
 
+    def unattached(self) -> list[str]:
+        """What to do for each region whose buckets this site does not know, as after its state was lost."""
+        return [
+            self._not_attached(name) for name in sorted(self.settings.regions) if name not in self.identities["regions"]
+        ]
+
     def region_names(self) -> str:
         return ", ".join(sorted(self.settings.regions)) or "none"
 

@@ -17,6 +17,7 @@ from fsrepl.commands import wait as barrier
 from fsrepl.model.version import Posix
 from tests.journeys.test_unprivileged import as_root
 from tests.mounts import clear, cover, only_root, unmount
+from tests.site import Site
 from tests.world import DESTINATION, SOURCE, World
 
 
@@ -179,3 +180,17 @@ def test_of_very_many_the_first_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert (len(str(waited.document())) < 100_000, waited.document()["more"]) == (True, 4000)
     monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: waited.document())
     assert "and 4,000 more" in CliRunner().invoke(app, ["wait"]).stderr
+
+
+def test_a_bucket_in_which_time_ran_out_leaves_the_others_looked_at(tmp_path: Path) -> None:
+    """Section 5, wait: what is late is counted and told why, and nothing else is."""
+    buckets = ("east/src", "east/quiet", "west/dst", "west/quiet")
+    with Site(tmp_path, buckets=buckets, settings='[capture]\nkeep_free = "99.99%"') as site:
+        site.start()
+        site.write("k", b"data")
+        waited = site.run("wait", "--timeout", 1.5, "--json")
+        assert waited.code == 4
+        assert waited.json()["pending"] == 1
+        (why,) = waited.json()["trouble"]
+        assert "east/src" in why
+        assert "keep_free" in why

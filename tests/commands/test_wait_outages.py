@@ -37,7 +37,7 @@ def test_what_was_not_captured_when_its_region_went_is_waited_for(tmp_path: Path
 
 
 def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_path: Path) -> None:
-    """Section 5, wait, G8: nothing can be dropped in a region that is away, and what we mark ourselves is no news."""
+    """Section 5, wait, G8: what we mark ourselves is no news; what was dropped there is not known, and it is 1."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()
@@ -47,7 +47,27 @@ def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_pat
             world.region(bucket).look_around()
             waited = wait(world, bucket)
             assert (waited.pending, waited.trouble) == (0, [])
-            (why,) = waited.away  # which is told, for it is not known what was dropped before it went
+            (why,) = waited.away if bucket == SOURCE else waited.replicas_away
             assert region in why
+            assert not (waited.replicas_away if bucket == SOURCE else waited.away)
             world.back(region)
             world.settle()
+
+
+def test_a_region_that_is_not_attached_is_told(tmp_path: Path) -> None:
+    """Section 5, wait, G11: a site whose state was lost knows no bucket, and says safe of none."""
+    with World(tmp_path) as world:
+        for region in ("east", "west"):
+            world.away(region)
+            world.engine.regions[region].look_around()
+        del world.engine.site.identities["regions"]["east"]
+        assert [why for why in wait(world, "").away if "region add east=" in why]
+
+
+def test_a_key_in_a_region_that_is_away_is_not_taken_for_one_that_does_not_exist(tmp_path: Path) -> None:
+    """Section 5, wait: it may have been dropped since the region was looked at last."""
+    with World(tmp_path) as world:
+        world.settle()
+        world.away("east")
+        world.region().look_around()
+        assert wait(world, f"{SOURCE}/new").away

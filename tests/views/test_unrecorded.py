@@ -104,6 +104,17 @@ def test_verify_has_it_captured(world: World, bucket: str) -> None:
     assert verify(world) == []
 
 
+def test_all_names_of_a_file_are_captured_where_a_command_meets_one(world: World) -> None:
+    """G6: the write came through a name outside the bucket, so no event tells of any of those in it."""
+    os.link(world.path("k"), world.path("other"))
+    world.settle()
+    edit_elsewhere(world.path("k"), world.home / "outside")
+    with unheard(world):
+        world.region(SOURCE).look_at(SOURCE, [b"k"])
+        world.engine.settle_down()
+    assert world.tree(DESTINATION) == {"k": IS, "other": IS}
+
+
 def test_repair_alone_has_it_captured_too(world: World) -> None:
     """Section 5: whoever asks for the repair."""
     edit_elsewhere(world.path("k", DESTINATION), world.home / "outside")
