@@ -122,3 +122,7 @@ def retry(
         raise Usage("what? name REGION/BUCKET, REGION/BUCKET/KEY, or --all")
     answer = await_daemon("retry", scope=scope)
     print_json(answer) if json else say(f"tried again: {counted(answer['Retried'], 'delivery', 'deliveries')}")
+    for why in answer.get("LeftOut", []):
+        warn(f"left out: {why}")
+    if "LeftOut" in answer:
+        raise typer.Exit(1)

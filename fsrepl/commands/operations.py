@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrepl.commands import backfills, buckets, doctor_facts, heal, objects, replication, roles, sites, versioning
-from fsrepl.errors import ContentDamaged, FsreplError, Refused, Usage
+from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, Usage
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
 from fsrepl.region.region import Region
@@ -119,19 +119,25 @@ def _retry(engine: Engine, params: Params) -> Answer:
     region, _, rest = scope.partition("/")
     bucket, _, key = rest.partition("/")
     addresses = [f"{region}/{bucket}"] if scope else sorted(engine.site.buckets)
-    number = 0
+    number, left_out = 0, dict[str, str]()
     for address in addresses:
         engine.site.bucket(address)
-        if engine.site.online(address.partition("/")[0]):
-            home = engine.region_of(address)
-            if not scope and (address not in home.places or not home.places[address].up):
-                continue
+        home = engine.region_of(address)
+        if not scope and (address not in home.places or not home.places[address].up or home.name in left_out):
+            continue
+        try:
             number += _retry_in(engine, home, address, os.fsencode(key))
-    return {"Retried": number}
+        except Unavailable as error:
+            if scope or not home.pulse.is_stuck:
+                raise
+            left_out[home.name] = str(error)
+    return {"Retried": number, **({"LeftOut": [*left_out.values()]} if left_out else {})}
 
 
 def _retry_in(engine: Engine, home: Region, address: str, prefix: bytes) -> int:
     """Retry what failed of one bucket, some at a time: in between its region goes on with what is new."""
+    if not engine.ask(home.name, lambda: engine.site.online(home.name)):
+        return 0
     failed = engine.ask(home.name, lambda: objects.failed(home, address, prefix))
     number = engine.ask(home.name, lambda: objects.retry_waiting(home, address, prefix))
     for start in range(0, len(failed), _RETRIED_AT_ONCE):

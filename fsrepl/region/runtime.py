@@ -11,7 +11,6 @@ import contextlib
 import functools
 import itertools
 import json
-import math
 import os
 import sqlite3
 import threading
@@ -45,6 +44,10 @@ if TYPE_CHECKING:
 
 
 _ALIVE_S = 0.5
+_ANSWER_S = 5.0
+"""How long a region that hangs is waited for by who asks something of it that it has not begun with."""
+_BEGUN_S = 30.0
+"""And once it has: that may be one slow disk, and there is no taking back."""
 _CLOSE_S = 30.0
 
 T = TypeVar("T")
@@ -172,13 +175,16 @@ class Engine:
     def ask(self, region: str, what: Callable[[], T], timeout_s: float | None = None) -> T:
         """Have something done by a region's own thread, between its batches; its result, or what it raised.
 
-        Raises Unavailable where the region stopped before it came to that, TimeoutError.
+        Raises Unavailable where the region stopped before it came to that, or hangs; TimeoutError. One that is busy
+        is waited for, however long that is. What it had not begun with when it hung is not done later either.
         """
         if not self.threaded:
             return what()
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # whoever asked has given up
             try:
                 future.set_result(what())
             except BaseException as error:
@@ -188,14 +194,16 @@ class Engine:
 
         asked = self.regions[region]
         asked.post(run)
-        until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        since_s = time.monotonic()
         while not future.done():
+            waited_s = time.monotonic() - since_s
             if not asked.is_alive():
                 raise Unavailable(f"region {region} has stopped")
-            left_s = until_s - time.monotonic()
-            if left_s <= 0:
+            if timeout_s is not None and waited_s >= timeout_s:
                 raise TimeoutError
-            wait([future], min(left_s, _ALIVE_S))
+            if timeout_s is None and asked.pulse.is_stuck:
+                _give_up(future, region, waited_s)
+            wait([future], _ALIVE_S if timeout_s is None else min(timeout_s - waited_s, _ALIVE_S))
         return future.result()
 
     def turn(self) -> bool:
@@ -298,3 +306,16 @@ class Engine:
             yield progress
         finally:
             self.transfers.remove(progress)
+
+
+def _give_up(future: Future[T], region: str, waited_s: float) -> None:
+    """Raises Unavailable where a region that hangs has been waited for long enough. It says whether it had begun."""
+    if waited_s >= _ANSWER_S and future.cancel():
+        raise Unavailable(
+            f"region {region} does not answer (no answer in {_ANSWER_S:g} s); nothing was done; try again once it does"
+        )
+    if waited_s >= _BEGUN_S and not future.done():
+        raise Unavailable(
+            f"region {region} does not answer (no answer in {_BEGUN_S:g} s); "
+            "it had begun: what became of it will show once it does"
+        )

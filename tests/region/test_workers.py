@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from fsrepl.capture import schedule
+from fsrepl.commands import objects
+from fsrepl.errors import Unavailable
+from fsrepl.model.version import Versioning
+from fsrepl.region import runtime
 from fsrepl.region.pulse import STUCK_S, Pulse
 from fsrepl.region.workers import Workers
 from tests.doubles import UnsyncedFs
@@ -200,3 +204,73 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
             hanging.join(PATIENCE_S)
         world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+# -- asking something of a region
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Two sources; threads are told of, and what is posted to a region stays where it is until a test takes it."""
+    monkeypatch.setattr(runtime, "_ANSWER_S", 0.05)
+    with World(tmp_path, buckets=(SOURCE, DESTINATION, "north/src")) as world:
+        world.write("k", b"k")
+        world.settle()
+        world.engine.threaded = True
+        yield world
+
+
+@pytest.mark.parametrize("operation", ["object.rm", "object.restore", "versioning.set", "retry"])
+def test_a_region_that_hangs_is_said_to_and_does_nothing_later(asked: World, operation: str) -> None:
+    """Section 7: whoever asked is told, and what it has given up asking for is not done behind its back."""
+    params = {"bucket": SOURCE, "key": b"k", "status": "Suspended", "scope": SOURCE}
+    before = asked.records(SOURCE)
+    asked.region().pulse.is_stuck = True
+    with pytest.raises(Unavailable, match=r"region east does not answer \(no answer in .* nothing was done; try again"):
+        asked.run(operation, **params)
+    asked.region().pulse.is_stuck = False
+    asked.engine.threaded = False
+    asked.settle()
+    assert asked.records(SOURCE) == before
+    assert asked.place().bucket.versioning is Versioning.ENABLED
+
+
+def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
+    asked: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 7: what became of it will show."""
+    monkeypatch.setattr(runtime, "_BEGUN_S", 0.1)
+    gate, region = Gate(), asked.region()
+
+    def hang() -> None:
+        region.pulse.is_stuck = True
+        gate.hang()
+
+    monkeypatch.setattr(region, "post", lambda what: threading.Thread(target=what, daemon=True).start())
+    try:
+        with pytest.raises(Unavailable, match="it had begun: what became of it will show"):
+            asked.engine.ask("east", hang)
+    finally:
+        gate.release.set()
+
+
+def test_a_region_that_is_busy_is_waited_for(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: however long that is."""
+    monkeypatch.setattr(runtime, "_BEGUN_S", 0.05)
+    monkeypatch.setattr(asked.region(), "post", lambda what: threading.Timer(0.3, what).start())
+    assert asked.engine.ask("east", lambda: "done") == "done"
+
+
+def test_a_retry_of_everything_leaves_out_a_region_that_hangs(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 5: the others are tried again, and the one that was not is named."""
+    tried = []
+    for region in asked.engine.regions.values():
+        if region.name == "east":
+            region.pulse.is_stuck = True
+        else:
+            monkeypatch.setattr(region, "post", lambda what: what())
+    monkeypatch.setattr(objects, "retry_waiting", lambda _home, address, _prefix: tried.append(address) or 1)
+    answer = asked.run("retry")
+    assert (answer["Retried"], tried) == (2, ["north/src", DESTINATION])
+    (why,) = answer["LeftOut"]  # type: ignore[misc]
+    assert why.startswith("region east does not answer")
