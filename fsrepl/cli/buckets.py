@@ -52,7 +52,8 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     """Make a folder with files a versioned bucket, as it is.
 
     Each file becomes the version `null` of its key; it says first what space that takes. A bucket of the site that
-    has lost its .fsrepl becomes that bucket again, with its settings and the versions that its replicas have.
+    has lost its .fsrepl, or its folder, becomes that bucket again, with its settings and the versions that its
+    replicas have; it says first what becomes of files that are missing.
     """
     room = perform("bucket.adopt", bucket=bucket, dry_run=True)
     what = _is_lost(bucket, room) if "Healed" in room else _takes(bucket, room)
@@ -62,7 +63,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     if yes and not json:
         say(what)
     confirm(f"{what}. " + ("Bring it back?" if "Healed" in room else "Adopt it?"), yes)
-    answer = perform("bucket.adopt", bucket=bucket)
+    answer = perform("bucket.adopt", bucket=bucket, umask=umask())
     if "Healed" in answer:
         print_json(answer) if json else _tell_healed(bucket, answer)
         return
@@ -74,14 +75,28 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
 
 def _is_lost(bucket: str, room: dict[str, Any]) -> str:
     return (
-        f"{bucket} is a bucket of this site, and has lost its .fsrepl; it is made again with its settings, and with "
-        f"the versions that other buckets and its files still have. {_takes(bucket, room)}"
+        f"{bucket} is a bucket of this site, and has lost its .fsrepl or its folder; it is made again with its "
+        f"settings, and with the versions that other buckets and its files still have. "
+        f"{_takes(bucket, room)}{_missing(room)}"
     )
+
+
+def _missing(room: dict[str, Any]) -> str:
+    """What becomes of objects that have no file in the folder."""
+    if room["Deleted"]:
+        there = [f"{counted(number, 'object')} at {name}" for name, number in room["DeletedAt"].items()]
+        also = f", and {', '.join(there)}" if there else ", and none at a destination"
+        return f". {counted(room['Deleted'], 'object')} with no file in it will be deleted here{also}"
+    if room["PutBack"]:
+        return f". {counted(room['PutBack'], 'object')} with no file in it will be put back; nothing is deleted"
+    return ""
 
 
 def _tell_healed(bucket: str, answer: dict[str, Any]) -> None:
     fetched, kept = counted(answer["Fetched"], "version"), counted(answer["Kept"], "version")
     say(f"bucket {bucket} is back: {fetched} from other buckets, {kept} from its files and the journal")
+    if answer["PutBack"]:
+        say(f"{counted(answer['PutBack'], 'missing file')} put back; nothing is deleted")
     if answer["Lost"]:
         warn(f"{counted(answer['Lost'], 'version')} had been nowhere else, and their files are gone or changed: lost")
     for why in answer["NotAsked"]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fsrepl.commands import requirements
-from fsrepl.commands.heal import REMOVED_IDENTITY, heal, open_folder
-from fsrepl.commands.versioning import enable_versioning, measure, versioning_of, walk
+from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
+from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of, walk
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
 from fsrepl.model.version import Versioning
 from fsrepl.s3 import arn, replication
@@ -150,15 +150,22 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
     return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}
 
 
-def heal_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
-    """Adopt a bucket again that has lost its .fsrepl. See heal.py."""
+def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | None = None) -> dict[str, object]:
+    """Adopt a bucket again that has lost its .fsrepl, or its whole folder. See heal.py. umask: see make_bucket."""
     bucket = engine.site.bucket(address)
+    if not has_folder(bucket):
+        if dry_run:
+            with engine.site.open_region(bucket.region) as at:
+                room = Room(0, 0, 0, engine.fs.space(at)[0], 0)
+            missing = what_is_missing(engine, bucket, None)
+            return {"Bucket": address, **room.document(), **missing.document(), "Healed": False}
+        make_folder(bucket, umask)
     with open_folder(bucket) as (_, fd):
         room = measure(engine.fs, fd, engine.settings, bucket.region)
         room.check(address)
         answer = {"Bucket": address, **room.document()}
         if dry_run:
-            return answer | {"Healed": False}
+            return answer | what_is_missing(engine, bucket, fd).document() | {"Healed": False}
         requirements.require(engine.fs, fd, f"folder {address}")
     return answer | heal(engine, address).document()
 

@@ -5,14 +5,20 @@ knows its identity and its documents; the buckets it replicated to, or was fille
 has its markers, and what was not delivered yet is mostly in the files themselves. All of that goes back under the ids
 it had, before the identity is written: until then the bucket is offline, so that no file is taken for a new one, and
 a healing that was cut short is gone on with when it is asked for again.
+
+A file that is missing was deleted, where others are left in a bucket that is written into. Where none is left the
+folder was lost, not its files deleted; and where replicas alone come in, nobody deletes. There they are put back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
-from collections.abc import Iterator
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,13 +26,15 @@ from fsrepl.capture import copy
 from fsrepl.capture.copy import stage_copy
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged
 from fsrepl.model import clock, keys
-from fsrepl.model.version import NULL, Status, Version, Versioning
+from fsrepl.model.rule import Replication
+from fsrepl.model.version import NULL, Origin, Status, Version, Versioning
 from fsrepl.repair import evidence, rebuild, repair
-from fsrepl.s3 import replication
-from fsrepl.storage import copying, posix, remembered, staging, versions
+from fsrepl.s3 import replication, rules
+from fsrepl.storage import copying, listing, posix, remembered, staging, versions
 from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.fs import NO_FILE, Fs, reason
+from fsrepl.storage.intents import CURRENT, Intent, intend
 from fsrepl.storage.site import ignore_in_git
 from fsrepl.storage.view_file import open_view
 
@@ -49,18 +57,39 @@ class Healed:
     fetched: int = 0
     kept: int = 0
     lost: int = 0
+    put_back: int = 0
     away: tuple[str, ...] = ()
     """Why other buckets could not be asked."""
 
     def document(self) -> dict[str, object]:
-        return {"Healed": True, "Fetched": self.fetched, "Kept": self.kept, "Lost": self.lost, "NotAsked": [*self.away]}
+        return {
+            "Healed": True, "Fetched": self.fetched, "Kept": self.kept, "Lost": self.lost, "PutBack": self.put_back,
+            "NotAsked": [*self.away],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """How many objects have no file in a bucket's folder, as far as the journal knows, and what becomes of them.
+
+    deleted_at: how many of them are deleted at each destination, too.
+    """
+
+    put_back: int
+    deleted: int
+    deleted_at: Mapping[str, int]
+
+    def document(self) -> dict[str, object]:
+        return {"PutBack": self.put_back, "Deleted": self.deleted, "DeletedAt": dict(sorted(self.deleted_at.items()))}
 
 
 def is_lost(bucket: Bucket) -> bool:
-    """Whether a bucket's folder is there, and .fsrepl, or what it cannot do without, is gone from it.
+    """Whether a bucket's folder is gone from its region, or .fsrepl, or what that cannot do without, from the folder.
 
     Raises FsreplError where the folder cannot be looked into.
     """
+    if not has_folder(bucket):
+        return True
     fs = bucket.fs
     with open_folder(bucket) as (_, fd):
         try:
@@ -91,6 +120,23 @@ def _is_there(fs: Fs, at: int, name: bytes) -> bool:
     return True
 
 
+def has_folder(bucket: Bucket) -> bool:
+    """Whether anything is where a bucket's folder belongs. Raises Unavailable where its region is away."""
+    with bucket.site.open_region(bucket.region) as at:
+        return _is_there(bucket.fs, at, bucket.name.encode())
+
+
+def make_folder(bucket: Bucket, umask: int | None) -> None:
+    """An empty folder for a bucket that has lost its own. umask: see buckets.make_bucket."""
+    fs = bucket.fs
+    with bucket.site.open_region(bucket.region) as at:
+        fs.make_dir(at, bucket.name.encode(), 0o755)
+        if umask is not None:
+            with open_folder(bucket) as (_, fd):
+                fs.chmod(fd, 0o755 & ~umask)
+        fs.sync_file(at)
+
+
 @contextlib.contextmanager
 def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
     """The region's folder and the bucket's in it, whatever that holds. Raises BucketMissing, Unavailable."""
@@ -114,7 +160,10 @@ def heal(engine: Engine, address: str) -> Healed:
         again = engine.fs.open_dir(fd, b"")
         with OpenBucket(bucket, again) as opened:
             bucket.documents = bucket.read_documents(opened)
-            healed = _bring_back(engine, opened) if bucket.versioning is not Versioning.OFF else Healed()
+            healed = Healed()
+            if bucket.versioning is not Versioning.OFF:
+                healed = _bring_back(engine, opened)
+                healed.put_back = _put_back(engine, opened)
             opened.sync()
             engine.fs.sync_all(opened.fd)
             if not _is_there(engine.fs, opened.meta, remembered.IDENTITY):
@@ -122,7 +171,10 @@ def heal(engine: Engine, address: str) -> Healed:
             engine.fs.sync_file(fd)
     bucket.seen = {}
     engine.recent.forget(address)
-    log.warning("healed bucket=%s fetched=%d kept=%d lost=%d", address, healed.fetched, healed.kept, healed.lost)
+    log.warning(
+        "healed bucket=%s fetched=%d kept=%d lost=%d put_back=%d",
+        address, healed.fetched, healed.kept, healed.lost, healed.put_back,
+    )  # fmt: skip
     engine.ask(region.name, lambda: region.follow(address))
     return healed
 
@@ -174,6 +226,70 @@ def _is_known_elsewhere(bucket: Bucket) -> bool:
                     if version.source == bucket.address or bucket.address in version.deliveries:
                         return True
     return False
+
+
+# -- files that are missing
+
+
+def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
+    """What a healing will make of the files that are not in a bucket's folder; fd is None where that is gone."""
+    configuration, known, missing = _configuration(engine, bucket), 0, 0
+    crossing: Counter[str] = Counter()
+    for key, current in engine.journal.versions.objects(bucket.address):
+        if current.marker:
+            continue
+        known += 1
+        if fd is None or not _has_file(bucket.fs, fd, key):
+            missing += 1
+            crossing.update(rules.choose(configuration, Version(key, "", 0, marker=True, origin=Origin.USER)).keys())
+    if configuration is None or missing == known:
+        return Missing(missing, 0, {})
+    return Missing(0, missing, crossing)
+
+
+def _configuration(engine: Engine, bucket: Bucket) -> Replication | None:
+    """The replication that a bucket will have again."""
+    document = remembered.document(engine.site, bucket.address, remembered.REPLICATION)
+    text = engine.journal.fact(f"replication {bucket.address}")
+    if document is None and text and not remembered.has(engine.site, bucket.address, remembered.VERSIONING):
+        document = json.loads(text)
+    if document is None:
+        return None
+    return replication.read_replication(document, source=bucket.address, named=engine.site.named)
+
+
+def _put_back(engine: Engine, bucket: OpenBucket) -> int:
+    """Write down that the missing files are to be shown, where they were not deleted; how many they are.
+
+    They are shown when the bucket is back, as what a crash left under way. Where no journal could tell what
+    would be deleted, nothing is.
+    """
+    may_delete = bucket.bucket.replication is not None and engine.journal.versions.count_versions(bucket.address) > 0
+    if may_delete and any(_has_file(bucket.fs, bucket.fd, key) for key in _objects(bucket)):
+        return 0
+    number = 0
+    missing = (key for key in _objects(bucket) if not _has_file(bucket.fs, bucket.fd, key))
+    while batch := [Intent(key, CURRENT, None) for key in itertools.islice(missing, _BATCH)]:
+        intend(engine.syncer, bucket, batch).keep()
+        number += len(batch)
+    return number
+
+
+def _objects(bucket: OpenBucket) -> Iterator[bytes]:
+    return (found[0].key for found in listing.versions_below(bucket) if not found[0].marker)
+
+
+def _has_file(fs: Fs, fd: int, key: bytes) -> bool:
+    """Whether a key has a file in a bucket's folder, or may have one where nobody can look."""
+    directory, name = keys.split(key)
+    try:
+        at = fs.open_dir(fd, directory)
+        try:
+            return not stat.S_ISDIR(fs.stat(at, name).st_mode)
+        finally:
+            fs.close(at)
+    except OSError as error:
+        return error.errno not in NO_FILE
 
 
 # -- versions

@@ -110,7 +110,7 @@ def _adopt(engine: Engine, params: Params) -> Answer:
     """Make a folder a bucket; one that is a bucket of the site, and has lost what made it one, is made that again."""
     known, dry_run = engine.site.buckets.get(params["bucket"]), params.get("dry_run", False)
     if known is not None and heal.is_lost(known):
-        return buckets.heal_bucket(engine, known.address, dry_run=dry_run)
+        return buckets.heal_bucket(engine, known.address, dry_run=dry_run, umask=params.get("umask"))
     return _in_region("bucket", lambda e, b, p: buckets.adopt_bucket(e, b, dry_run=dry_run))(engine, params)
 
 

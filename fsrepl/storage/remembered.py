@@ -76,6 +76,12 @@ def has(site: Site, address: str, name: bytes) -> bool:
         return _read(site.fs, at, _copy(address, name)) is not None
 
 
+def document(site: Site, address: str, name: bytes) -> dict[str, object] | None:
+    """A document of a bucket as it is remembered; None where it is not. Raises ValueError where it is no JSON."""
+    with site.open_state() as at:
+        return read_document(site.fs, at, _copy(address, name))
+
+
 def identity(site: Site, bucket: Bucket) -> dict[str, object] | None:
     """What a bucket said that it is; None where that is not remembered."""
     with site.open_state() as at, contextlib.suppress(ValueError):

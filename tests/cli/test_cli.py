@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,25 @@ def test_versioning_says_first_what_space_it_takes(site: Site) -> None:
     said = site.must("bucket", "adopt", "east/old", "--yes").out.splitlines()
     assert said[0].startswith("east/old holds 1 file, 1 B; ")
     assert said[1] == "bucket east/old: 1 file adopted, versioning Enabled"
+
+
+def test_adopting_again_says_first_what_is_deleted(site: Site) -> None:
+    """G1: what is missing of a lost bucket is deleted, here and where it was replicated; or put back."""
+    site.must("replication", "enable", SOURCE, DESTINATION)
+    for key in ("a", "b"):
+        site.write(key, b"k")
+    with site:
+        site.start()
+        site.must("wait")
+    shutil.rmtree(site.path(".fsrepl"))
+    site.path("a").unlink()
+    said = site.must("bucket", "adopt", SOURCE, "--dry-run").out
+    assert f"1 object with no file in it will be deleted here, and 1 object at {DESTINATION}\n" in said
+    shutil.rmtree(site.path(""))
+    said = site.must("bucket", "adopt", SOURCE, "--yes").out
+    assert "2 objects with no file in it will be put back; nothing is deleted\n" in said
+    assert said.endswith("2 missing files put back; nothing is deleted\n")
+    assert site.path("a").read_bytes() == b"k"
 
 
 def test_odd_names_are_escaped_wherever_they_are_printed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fsrepl.model.version import Status
 from fsrepl.storage import remembered
 from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_verify import verify
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
 
 def fill(world: World) -> None:
@@ -95,6 +95,90 @@ def test_what_people_did_to_the_files_meanwhile(world: World) -> None:
     assert after[b"d/k"][:2] == before[b"d/k"]
     assert [v.marker for v in world.of("d/wrong")] == [True, False]
     assert world.tree(DESTINATION) == {"d/k": b"mirrored", "fresh": b"fresh", "x" * 240: b"long"}
+
+
+def lose_folder(world: World, bucket: str, how: str) -> None:
+    """The folder is gone, or is an empty one, or has files that are none of its objects."""
+    shutil.rmtree(world.path("", bucket))
+    if how != "gone":
+        world.path("", bucket).mkdir()
+    if how == "others":
+        world.write("other", b"other", bucket)
+    world.settle()
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("how", ["gone", "empty", "others"])
+@pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
+def test_a_folder_that_was_lost_is_filled_again(world: World, bucket: str, how: str, restarted: bool) -> None:
+    """G8: nobody deleted its files: they are put back, no marker is made, and nothing crosses."""
+    before, trees = (world.ids(SOURCE), world.ids(DESTINATION)), (world.tree(SOURCE), world.tree(DESTINATION))
+    lose_folder(world, bucket, how)
+    if restarted:
+        world.restart()
+        world.settle()
+    told = world.run("bucket.adopt", bucket=bucket, dry_run=True)
+    assert (told["PutBack"], told["Deleted"], told["DeletedAt"]) == (3, 0, {})
+    assert world.path("", bucket).exists() == (how != "gone")
+    answer = adopt(world, bucket)
+    assert (answer["Healed"], answer["Lost"], answer["PutBack"]) == (True, 0, 3)
+    world.settle()
+    for n, each in enumerate((SOURCE, DESTINATION)):
+        assert {k: v for k, v in world.ids(each).items() if k != b"other"} == before[n]
+        assert {k: v for k, v in world.tree(each).items() if k != "other"} == trees[n]
+    assert world.statuses() == {Status.COMPLETED}
+    assert verify(world) == []
+    world.stays_quiet()
+
+
+def test_what_will_be_deleted_is_told_first(world: World) -> None:
+    """G1: some files are left, so the others were deleted, here and where the rule takes markers."""
+    lose(world, SOURCE)
+    world.unlink("d/wrong")
+    world.unlink("d/k")
+    told = world.run("bucket.adopt", bucket=SOURCE, dry_run=True)
+    assert (told["PutBack"], told["Deleted"], told["DeletedAt"]) == (0, 2, {DESTINATION: 2})
+    assert adopt(world, SOURCE)["PutBack"] == 0
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == {"x" * 240: b"long"}
+
+
+def test_deletions_that_do_not_cross_are_told_as_such(world: World) -> None:
+    world.configure(v2(markers=False))
+    world.settle()
+    lose(world, SOURCE)
+    world.unlink("d/k")
+    told = world.run("bucket.adopt", bucket=SOURCE, dry_run=True)
+    assert (told["Deleted"], told["DeletedAt"]) == (1, {})
+    adopt(world, SOURCE)
+    world.settle()
+    assert "d/k" not in world.tree(SOURCE)
+    assert world.tree(DESTINATION)["d/k"] == b"two"
+
+
+def test_where_only_replicas_come_in_nothing_is_deleted(world: World) -> None:
+    """G1: what is missing of a destination is put back, also where other files are left."""
+    before = world.ids(DESTINATION)
+    lose(world, DESTINATION)
+    world.unlink("d/k", DESTINATION)
+    told = world.run("bucket.adopt", bucket=DESTINATION, dry_run=True)
+    assert (told["PutBack"], told["Deleted"]) == (1, 0)
+    assert adopt(world, DESTINATION)["PutBack"] == 1
+    world.settle()
+    assert world.ids(DESTINATION) == before
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert verify(world) == []
+
+
+def test_without_a_journal_nothing_is_deleted(world: World) -> None:
+    """G8: nobody could tell what would be."""
+    tree = world.tree(DESTINATION)
+    lose(world, SOURCE)
+    world.unlink("d/k")
+    world.restart(without_journal=True)
+    assert adopt(world, SOURCE)["PutBack"] == 1
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == tree
 
 
 def test_what_had_not_been_sent_is_taken_from_the_files(world: World) -> None:
@@ -185,13 +269,14 @@ def test_git_passes_over_it(world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", [False, True], ids=["store", "folder"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
-def test_power_cut_at_every_change(memory: Path, bucket: str) -> None:
+def test_power_cut_at_every_change(memory: Path, bucket: str, folder: bool) -> None:
     """G7: wherever it is cut short, it is gone on with when it is asked for again."""
     for calls, world in worlds(memory):
         fill(world)
         before = world.ids(SOURCE), world.ids(DESTINATION)
-        lose(world, bucket)
+        lose_folder(world, bucket, "gone") if folder else lose(world, bucket)
         fs = DyingFs(6 * calls)
         world.restart(fs=fs)
         with contextlib.suppress(PowerCut):
