@@ -314,12 +314,15 @@ def _bucket(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
     away = {region["name"] for region in facts["regions"] if region["trouble"]}
     if bucket["trouble"]:
         if address.partition("/")[0] not in away:  # else that says it all
+            trouble, adopt = bucket["trouble"].removeprefix(f"bucket {address}: "), f"`fsrepl bucket adopt {address}`"
             do = "once that is so no longer, the bucket goes on by itself"
+            if adopt in trouble:
+                do = f"{adopt}, which says first what becomes of its files, and asks"
             if bucket["disowned"]:
                 do = (
                     f"if you trust what is in it, `{_command_to_own(facts, bucket)}`; the bucket then goes on by itself"
                 )
-            yield Finding(Level.ERROR, "bucket", address, bucket["trouble"], do)
+            yield Finding(Level.ERROR, "bucket", address, trouble, do)
         return
     good = True
     for finding in (*_tree(facts, bucket), *_privacy(facts, bucket, said), *_at_work(facts, bucket, said)):

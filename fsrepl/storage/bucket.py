@@ -277,7 +277,9 @@ class Bucket:
                 fd = self.fs.open_dir(region_fd, self.name.encode(), cross=True)
             except OSError as error:
                 if error.errno in GONE:
-                    raise BucketMissing(f"bucket {self.address}: its folder is not there") from error
+                    raise BucketMissing(
+                        f"bucket {self.address}: its folder is not there; if it was not only moved, {self._adopt_hint}"
+                    ) from error
                 raise Unavailable(f"bucket {self.address}: cannot open its folder: {reason(error)}") from error
         try:
             opened = OpenBucket(self, fd)

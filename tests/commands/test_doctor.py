@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,27 @@ def test_a_region_that_is_away_says_it_for_its_buckets() -> None:
     """Section 5: one cause, one error."""
     away = facts(regions=[region(trouble="region east is offline")], buckets=[bucket(trouble="region east is offline")])
     assert len(wrong(findings(away))) == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "why"),
+    [
+        ("", "its folder is not there"),
+        (".fsrepl", "its .fsrepl folder is gone"),
+        (".fsrepl/bucket.json", ".fsrepl/bucket.json, which says"),
+        (".fsrepl/versions", "its version store, .fsrepl/versions, is gone"),
+    ],
+)
+def test_a_bucket_that_was_lost_is_adopted(memory: Path, lost: str, why: str) -> None:
+    """Section 5: it does not go on by itself, and the command is named that brings it back."""
+    with World(memory) as world:
+        path = world.path(lost)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        found = doctor_facts.bucket(world.engine.site, SOURCE, None, 0.0)
+        (finding,) = wrong(findings(facts(buckets=[found])))
+    assert finding.what.startswith(why)
+    assert finding.do.startswith(f"`fsrepl bucket adopt {SOURCE}`")
+    assert "by itself" not in finding.do
 
 
 # -- the facts themselves
