@@ -2,7 +2,8 @@
 
 The content comes from whichever copy matches the recorded BLAKE3: another region's stored version, the file
 people see here, that of another region. It is copied (never a reflink: G10), read back, and takes the place
-of the bad one by rename. A source's view is never touched, and a replica's only where nobody wrote into it.
+of the bad one by rename. A view that shows the version stays as it is in a source, and is restored in a replica's
+tree only where nobody wrote into it. A missing version that is the newest of its key is shown, as a delivery is.
 Everything here may be repeated, and cut short at any line. Source: design.md, section 5.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import attributes, digests, keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
@@ -285,11 +286,15 @@ def _put_in_place(
 ) -> None:
     """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
     engine, place = region.engine, region.place_of(target.address)
+    mended = bool(staged) or rebuilt
     with place.bucket.open() as bucket:
         if (version.key, version.id) in place.bucket.documents.removed:
             staging.unstage(bucket, staged) if staged else None
             return
         now = _edited_meanwhile(bucket, version)
+        if staged and _comes_back_newest(region, bucket, now, staged):
+            _publish_newest(region, place, bucket, now, staged)
+            now, staged = _edited_meanwhile(bucket, now), b""
         face = _face(region, place, bucket, now)
         restores_view = face.rotten and not sharing.receives_writes(place.bucket)
         intents = [Intent(now.key, now.id, face.view)] if restores_view else []
@@ -306,7 +311,7 @@ def _put_in_place(
             if face.view is not None:
                 _show_again(region, bucket, now, face.view, restore=restores_view)
         now = _as_sent(region, place, bucket, now, records)
-        _settle(region, bucket, target, now, records, mended=bool(staged) or rebuilt)
+        _settle(region, bucket, target, now, records, mended=mended)
         known = engine.journal.versions.object(target.address, now.key)
         if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
             region.look_at(target.address, [now.key])  # what it holds may be its user's, written without an event
@@ -314,6 +319,39 @@ def _put_in_place(
             _show_if_late(region, place, bucket, now)
         bucket.sync()
     engine.notify()
+
+
+def _comes_back_newest(region: Region, bucket: OpenBucket, version: Version, name: bytes) -> bool:
+    """Whether a version is not on record, and will be the newest of its key. name: its copy, in tmp.
+
+    What the view shows by now is recorded first: else it would be taken for its user's afterwards.
+    """
+
+    def is_newest() -> bool:
+        known = region.engine.journal.versions.object(bucket.address, version.key)
+        return known is None or known.order < version.order
+
+    if not is_newest():
+        return False
+    try:
+        region.flush(bucket.address, [version.key])
+    except (FsreplError, OSError):
+        staging.unstage(bucket, name)
+        raise
+    return is_newest()
+
+
+def _publish_newest(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
+    """Put back a version that its view is merely behind, and show it: under an intent, as a delivery is."""
+    known = region.engine.journal.versions.object(bucket.address, version.key)
+    intent = Intent(version.key, version.id, known.view if known else None)
+    try:
+        intents = intend(region.engine.syncer, bucket, [intent])
+        _publish(region, place, bucket, version, name)
+    except OSError:
+        staging.unstage(bucket, name)  # the intent stays: it may be in the store; the next start finds out
+        raise
+    stale.show_changed(region, place, bucket, version.key, intents)
 
 
 def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
@@ -468,6 +506,7 @@ def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Ver
     known = region.engine.journal.versions.object(bucket.address, version.key)
     if known is None or known.id != version.id:
         return
-    if known.view is None if not known.marker else known.view is not None:
+    shown = known.view.shown if known.view is not None else known.id if known.marker else ""
+    if shown != known.id:
         stale.hold_view(region, place, version.key, "it was repaired", durable=False)
         stale.show_current(region, place, bucket, version.key)
