@@ -16,7 +16,8 @@ def daemon() -> None:
 
     SIGTERM ends it within seconds, SIGHUP makes it read the settings again.
     """
+    from fsrepl.commands import operations, wait
     from fsrepl.daemon import main
 
-    options = state()
-    raise typer.Exit(main.run(options.settings, verbose=options.verbose, quiet=options.quiet))
+    options, commands = state(), main.Commands(operations.run, wait.answer)
+    raise typer.Exit(main.run(options.settings, commands, verbose=options.verbose, quiet=options.quiet))

@@ -19,6 +19,7 @@ from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import deliveries
+from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
 from fsrepl.storage import copying, staging, versions
@@ -184,8 +185,6 @@ def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
 
 def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None:
     """Remove a version for good, and show what is current then. Never replicated (s3-semantics, 2)."""
-    from fsrepl.repair import reconcile
-
     engine, address, key = region.engine, bucket.address, version.key
     known = engine.journal.versions.object(address, key)
     left = [row for row in engine.journal.versions.versions_of(address, key) if row[0] != version.id]

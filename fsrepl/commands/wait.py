@@ -108,6 +108,11 @@ def scope_of(engine: Engine, text: str) -> Scope:
     return Scope((f"{region}/{bucket}",), os.fsencode(key))
 
 
+def answer(engine: Engine, scope: str, timeout_s: float | None, given_up: Callable[[], bool]) -> dict[str, object]:
+    """The answer to a request to wait. Raises Usage, Refused."""
+    return wait(engine, scope_of(engine, scope), timeout_s, given_up).document()
+
+
 def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callable[[], bool]) -> Waited:
     """Until everything in scope from before this call is captured, and delivered or failed; or time is up.
 

@@ -15,11 +15,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fsrepl import settings
 from fsrepl.capture.watch import open_watcher
-from fsrepl.commands import operations, wait
 from fsrepl.daemon import control, exporter, live, metrics, systemd
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
@@ -41,7 +42,19 @@ _SWITCH_S = 0.001
 """How long a busy thread keeps the others waiting: the thread that reads events must never wait long."""
 
 
-def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """How the requests of commands are answered that need more than the daemon itself; handed in, as they stand above
+    the daemon.
+    """
+
+    run: Callable[[Engine, str, dict[str, Any]], dict[str, object]]
+    """Do one operation, by name, with its parameters."""
+    wait: Callable[[Engine, str, float | None, Callable[[], bool]], dict[str, object]]
+    """Wait for a scope, so many seconds at most, or until it is given up."""
+
+
+def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = False) -> int:
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
     reload = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: reload.set())  # from now on: it would end us by default
@@ -58,7 +71,7 @@ def run(found: Settings, *, verbose: int = 0, quiet: bool = False) -> int:
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with control.Lock(found.state) as lock:
         lock.acquire()
-        daemon = Daemon(found, lock, reload)
+        daemon = Daemon(found, commands, lock, reload)
         status = daemon.run()
         if daemon.hangs:
             logging.shutdown()
@@ -82,8 +95,8 @@ def commands_max(descriptors: int) -> tuple[int, int]:
 
 
 class Daemon:
-    def __init__(self, found: Settings, lock: control.Lock, reload: threading.Event) -> None:
-        self.lock = lock
+    def __init__(self, found: Settings, commands: Commands, lock: control.Lock, reload: threading.Event) -> None:
+        self.commands, self.lock = commands, lock
         self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
@@ -215,7 +228,7 @@ class Daemon:
         if op == "reload":
             self._reload.set()
             return {}
-        return operations.run(self.engine, op, params)
+        return self.commands.run(self.engine, op, params)
 
     def _wait(self, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
         """Wait for what is in scope; not for so many at once that nothing else would be heard any more."""
@@ -223,10 +236,9 @@ class Daemon:
             most = self._waits_max
             raise Refused(control.TOO_MANY, f"{most:,} commands wait already, which is as many as may; try again later")
         try:
-            scope = wait.scope_of(self.engine, params.get("scope") or "")
             given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
             with self.engine.journal_told():
-                return wait.wait(self.engine, scope, params.get("timeout_s"), given_up).document()
+                return self.commands.wait(self.engine, params.get("scope") or "", params.get("timeout_s"), given_up)
         finally:
             self._waits.release()
 

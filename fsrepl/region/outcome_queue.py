@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from fsrepl.region.rotation import Rotation
-from fsrepl.replicate.settle import BATCH
 from fsrepl.storage.journal.rows import Word
 
+_BATCH = 512
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 
 
@@ -27,7 +27,7 @@ class Words:
     def add(self, words: Iterable[Word]) -> None:
         self._new.extend(words)
 
-    def take(self, now_s: float, limit: int = BATCH) -> list[Word]:
+    def take(self, now_s: float, limit: int = _BATCH) -> list[Word]:
         """Those to be written down now: in turns between sources, and all that are late if it is time for them."""
         while self._new:
             word = self._new.popleft()

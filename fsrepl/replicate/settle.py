@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsrepl")
 
 
-BATCH = 512
-
-
 def settle_due(region: Region) -> bool:
     """Write down what was said of this region's deliveries; whether any of it could be."""
     words = region.words.take(time.monotonic())

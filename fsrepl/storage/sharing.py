@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 
 from fsrepl.model.version import Posix
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
-from fsrepl.views import show
 
 # -- how view and store share
 
@@ -36,12 +37,33 @@ def can_reflink(bucket: OpenBucket) -> bool:
     return known
 
 
+def can_link(bucket: OpenBucket) -> bool:
+    """Whether a file can have two names here, as on some FUSE filesystems none can; asked once, by trying."""
+    known = bucket.bucket.links
+    if known is None:
+        fs, names = bucket.fs, (staging.token(), staging.token())
+        fs.close(fs.create(bucket.tmp, names[0]))
+        try:
+            fs.link(bucket.tmp, names[0], bucket.tmp, names[1])
+            known = True
+        except OSError as error:
+            if error.errno not in UNSUPPORTED | {errno.EPERM}:
+                raise
+            known = False
+        finally:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.unlink(bucket.tmp, name)
+        bucket.bucket.links = known
+    return known
+
+
 def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
     """Whether the view of a replica here is a hard link to its stored version. Source: design.md, section 7."""
     sharing = bucket.bucket.sharing
     if sharing != "link" and (sharing == "private" or receives_writes(bucket.bucket) or can_reflink(bucket)):
         return False
-    if not show.can_link(bucket):
+    if not can_link(bucket):
         return False
     # without privilege, a file that its owner may not read and write cannot be kept with its record
     return os.geteuid() == 0 or posix is None or posix.mode & 0o600 == 0o600

@@ -17,13 +17,13 @@ import contextlib
 import errno
 from dataclasses import dataclass
 
-from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.version import Version
 from fsrepl.model.view import View
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.fs import LASTING, UNSUPPORTED, reason
+from fsrepl.storage.fs import LASTING
 from fsrepl.views import crossing, directories, obstacles
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
@@ -282,29 +282,3 @@ def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, ve
         return content_digest(bucket, fd) == version.digest
     finally:
         bucket.fs.close(fd)
-
-
-def can_link(bucket: OpenBucket) -> bool:
-    """Whether a file can have two names here, as on some FUSE filesystems none can; asked once, by trying."""
-    known = bucket.bucket.links
-    if known is None:
-        fs, names = bucket.fs, (staging.token(), staging.token())
-        fs.close(fs.create(bucket.tmp, names[0]))
-        try:
-            fs.link(bucket.tmp, names[0], bucket.tmp, names[1])
-            known = True
-        except OSError as error:
-            if error.errno not in UNSUPPORTED | {errno.EPERM}:
-                raise
-            known = False
-        finally:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    fs.unlink(bucket.tmp, name)
-        bucket.bucket.links = known
-    return known
-
-
-def from_os_error(error: OSError, where: str) -> FsreplError:
-    """What an error in a destination means: a passing fault that is tried again, or one for a person."""
-    return Unavailable(f"{where}: {reason(error)}")
