@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from fsrepl.capture import schedule
-from fsrepl.capture.watch import WatchLimit
+from fsrepl.region.change_queue import WatchLimit
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import BARRIER, OpenBucket
 

@@ -7,11 +7,134 @@ and every rescan_s. It works in steps, so that live changes are not kept waiting
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+
+from fsrepl.errors import UNFORESEEN
+from fsrepl.model import keys
+from fsrepl.region.change_queue import ARRIVED, FOUND, Marks, Watcher, WatchLimit
+from fsrepl.region.change_queue import GONE as MARK_GONE
+from fsrepl.region.scan_queue import Scan, Trouble, is_below
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import GONE, LASTING, reason
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 
+log = logging.getLogger("fsrepl")
 
-def is_recorded(known: Object | None, bucket: OpenBucket, fd: int, name: bytes) -> bool:
+
+def advance(
+    scan: Scan,
+    bucket: OpenBucket,
+    journal: Journal,
+    marks: Marks,
+    watcher: Watcher | None,
+    trouble: Trouble,
+    held: Callable[[bytes], bool],
+    budget_s: float,
+    listed: Callable[[bytes], None] = lambda path: None,
+) -> bool:
+    """Go on for about budget_s; True when the pass is complete. listed is told of each directory that was."""
+    until = time.monotonic() + budget_s
+    while scan.todo:
+        path = scan.todo.pop()
+        scan.seen.add(path)
+        scan.directories += 1
+        before = trouble.of(path)
+        trouble.forget(path)
+        try:
+            _look_into(scan, bucket, journal, marks, watcher, trouble, held, path)
+            listed(path)
+        except OSError as error:
+            _unlisted(scan, trouble, path, error)
+        except sqlite3.Error:  # it is the journal's, not this directory's
+            raise
+        except Exception:
+            log.exception('set aside bucket=%s directory="%s": what nobody foresaw', scan.address, keys.shown(path))
+            trouble.unreadable[path] = UNFORESEEN
+        if (now := trouble.of(path)) and now != before:  # once, and not at every look
+            log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
+        if time.monotonic() > until:
+            return not scan.todo and _finish(scan, bucket, journal, marks, trouble, held)
+    return _finish(scan, bucket, journal, marks, trouble, held)
+
+
+def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None:
+    if error.errno in GONE or error.errno == errno.ELOOP:
+        scan.seen.discard(path)  # removed meanwhile: its keys are gone
+    elif error.errno == errno.EXDEV:
+        trouble.mounts.add(path)
+    else:
+        if error.errno not in LASTING:
+            trouble.passing[path] = scan.arrived
+        trouble.unreadable[path] = reason(error)
+
+
+def _look_into(
+    scan: Scan, bucket: OpenBucket, journal: Journal, marks: Marks, watcher: Watcher | None, trouble: Trouble,
+    held: Callable[[bytes], bool], path: bytes,
+) -> None:  # fmt: skip
+    fd = bucket.fs.open_dir(bucket.fd, path)
+    try:
+        if watcher is not None:
+            # the watch first: what comes after the listing makes an event
+            try:
+                watcher.watch(scan.address, path, fd)
+            except WatchLimit:
+                trouble.polled.add(path)
+        known = journal.versions.objects_in(scan.address, path)
+        changed: list[bytes] = []
+        skipped: set[bytes] = set()
+        for entry in bucket.fs.entries(fd):
+            name = os.fsencode(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if path or name != keys.RESERVED:
+                    scan.todo.append(keys.join(path, name))
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                skipped.add(name)
+                continue
+            scan.files += 1
+            entry_known = known.pop(name, None)
+            if not _is_recorded(entry_known, bucket, fd, name):
+                changed.append(keys.join(path, name))
+        if skipped:
+            trouble.skipped[path] = skipped
+        _mark(scan, marks, changed)
+        _mark(scan, marks, (keys.join(path, n) for n, o in known.items() if not o.marker), held, gone=True)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _mark(
+    scan: Scan, marks: Marks, found: Iterable[bytes], held: Callable[[bytes], bool] | None = None, *, gone: bool = False
+) -> None:
+    listed = [key for key in found if held is None or not held(key)]
+    if listed:
+        scan.marked += len(listed)
+        flags = (ARRIVED if scan.arrived else FOUND) | (MARK_GONE if gone else 0)
+        marks.mark(scan.address, listed, scan.epoch, flags)
+
+
+def _finish(
+    scan: Scan, bucket: OpenBucket, journal: Journal, marks: Marks, trouble: Trouble, held: Callable[[bytes], bool]
+) -> bool:
+    """Keys in directories that are not there any more are gone; but never those that could not be looked into."""
+    trouble.forget_others(scan.top, scan.seen)
+    blind = [*trouble.mounts, *trouble.unreadable]
+    for directory in journal.versions.directories(scan.address, below=scan.top):
+        if directory in scan.seen or any(is_below(directory, b) for b in blind):
+            continue
+        known = journal.versions.objects_in(scan.address, directory)
+        _mark(scan, marks, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True)
+    return True
+
+
+def _is_recorded(known: Object | None, bucket: OpenBucket, fd: int, name: bytes) -> bool:
     if known is None or known.marker or known.view is None or known.view.racy or known.view.shown != known.id:
         return False
     try:

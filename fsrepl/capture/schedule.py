@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fsrepl.capture import look
+from fsrepl.capture.scan import advance
 from fsrepl.errors import FsreplError
 from fsrepl.region import delivery_queue
 from fsrepl.region.change_queue import CHANGED, GONE, MOVED
@@ -182,9 +183,9 @@ def _step(region: Region, place: Place) -> None:
     until_s = time.monotonic() + _STEP_S
     with place.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := place.scans.next()) is not None:
-            done = scan.step(
-                bucket, engine.journal, region.marks, engine.watcher, place.trouble, place.held.__contains__, _STEP_S,
-                lambda path: following.note(place, path, told=place.scanned),
+            done = advance(
+                scan, bucket, engine.journal, region.marks, engine.watcher, place.trouble, place.held.__contains__,
+                _STEP_S, lambda path: following.note(place, path, told=place.scanned),
             )  # fmt: skip
             if not done:
                 return

@@ -19,7 +19,7 @@ from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inotify_add_watch, inotify_rm_watch
 
 from fsrepl.model import keys
-from fsrepl.region.change_queue import DirectoryEvent, Marks, directory_flags
+from fsrepl.region.change_queue import DirectoryEvent, Marks, WatchLimit, directory_flags
 from fsrepl.region.subtrees import Directory, Subtrees
 from fsrepl.storage.fs import reason
 
@@ -42,11 +42,7 @@ _BUFFER_BYTES = 1 << 20
 _BREATH_S = 0.005
 
 
-class WatchLimit(Exception):
-    """The kernel gives no more watches: fs.inotify.max_user_watches."""
-
-
-class Watcher(InotifyFD):
+class InotifyWatcher(InotifyFD):
     """Reads events, and marks the keys of the regions that listen."""
 
     def __init__(self) -> None:
@@ -191,7 +187,7 @@ class Watcher(InotifyFD):
 
 
 class NoWatches:
-    """In the place of a Watcher where the kernel gives no inotify instance: every directory meets the limit."""
+    """In the place of an InotifyWatcher where the kernel gives no inotify instance: every directory meets the limit."""
 
     epoch = overflows = watched = 0
 
@@ -223,10 +219,10 @@ class NoWatches:
         return self.epoch
 
 
-def open_watcher() -> Watcher | NoWatches:
+def open_watcher() -> InotifyWatcher | NoWatches:
     """A watcher, if there is an inotify instance for it."""
     try:
-        return Watcher()
+        return InotifyWatcher()
     except OSError as error:
         log.warning("no inotify instance (%s): raise fs.inotify.max_user_instances, and start again", reason(error))
         return NoWatches()

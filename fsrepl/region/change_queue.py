@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import Mask
@@ -58,6 +58,35 @@ def directory_flags(mask: int) -> int:
     if mask & In.IN_MOVED_FROM:
         return GONE | MOVED
     return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
+
+
+class WatchLimit(Exception):
+    """The kernel gives no more watches: fs.inotify.max_user_watches."""
+
+
+class Watcher(Protocol):
+    """Whoever hears of events and puts them into the queues of the regions that listen (capture/watch.py)."""
+
+    epoch: int
+    sentinels: dict[bytes, int]
+    """Sentinels read, and the epoch that began with each."""
+
+    def listen(self, region: str, marks: Marks) -> None: ...
+
+    def watch(self, address: str, path: bytes, fd: int) -> None:
+        """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
+
+    def watch_barrier(self, address: str, fd: int) -> None:
+        """Watch the directory where sentinels for this bucket are made. Raises WatchLimit, OSError."""
+
+    def begin_epoch(self) -> int:
+        """What is marked from now on is of this epoch."""
+
+    def forget(self, address: str, path: bytes = b"") -> None:
+        """No longer watch a directory and all below it, or a whole bucket."""
+
+    def is_watching(self, address: str, path: bytes) -> bool:
+        """Whether what is written in a directory of a bucket makes events."""
 
 
 def temporary_pattern(patterns: Iterable[str]) -> re.Pattern[bytes]:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, TypeVar
 
-from fsrepl.capture.watch import NoWatches, Watcher
 from fsrepl.daemon import engine
 from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.model.rule import Replication, Role
+from fsrepl.region.change_queue import Watcher
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.region.recent import Recent
@@ -56,7 +56,7 @@ T = TypeVar("T")
 class Engine:
     """A site at work: in the daemon with threads and a watcher, in a single command without."""
 
-    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | NoWatches | None = None) -> None:
+    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
         from fsrepl.region.region import Region
 
         self.settings = settings

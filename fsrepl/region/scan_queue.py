@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
-
-from fsrepl.capture import scan
-from fsrepl.capture.watch import NoWatches, Watcher, WatchLimit
-from fsrepl.errors import UNFORESEEN
-from fsrepl.model import keys
-from fsrepl.region.change_queue import ARRIVED, FOUND, Marks
-from fsrepl.region.change_queue import GONE as MARK_GONE
-from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, LASTING, reason
-from fsrepl.storage.journal.database import Journal
-
-log = logging.getLogger("fsrepl")
 
 
 @dataclass(slots=True)
@@ -77,108 +61,6 @@ class Scan:
     def __post_init__(self) -> None:
         self.todo.append(self.top)
         self.began_ns = time.time_ns()
-
-    def step(
-        self,
-        bucket: OpenBucket,
-        journal: Journal,
-        marks: Marks,
-        watcher: Watcher | NoWatches | None,
-        trouble: Trouble,
-        held: Callable[[bytes], bool],
-        budget_s: float,
-        listed: Callable[[bytes], None] = lambda path: None,
-    ) -> bool:
-        """Go on for about budget_s; True when the pass is complete. listed is told of each directory that was."""
-        until = time.monotonic() + budget_s
-        while self.todo:
-            path = self.todo.pop()
-            self.seen.add(path)
-            self.directories += 1
-            before = trouble.of(path)
-            trouble.forget(path)
-            try:
-                self._directory(bucket, journal, marks, watcher, trouble, held, path)
-                listed(path)
-            except OSError as error:
-                self._unlisted(trouble, path, error)
-            except sqlite3.Error:  # it is the journal's, not this directory's
-                raise
-            except Exception:
-                log.exception('set aside bucket=%s directory="%s": what nobody foresaw', self.address, keys.shown(path))
-                trouble.unreadable[path] = UNFORESEEN
-            if (now := trouble.of(path)) and now != before:  # once, and not at every look
-                log.warning('not looked into bucket=%s directory="%s": %s', self.address, keys.shown(path), now)
-            if time.monotonic() > until:
-                return not self.todo and self._finish(bucket, journal, marks, trouble, held)
-        return self._finish(bucket, journal, marks, trouble, held)
-
-    def _unlisted(self, trouble: Trouble, path: bytes, error: OSError) -> None:
-        if error.errno in GONE or error.errno == errno.ELOOP:
-            self.seen.discard(path)  # removed meanwhile: its keys are gone
-        elif error.errno == errno.EXDEV:
-            trouble.mounts.add(path)
-        else:
-            if error.errno not in LASTING:
-                trouble.passing[path] = self.arrived
-            trouble.unreadable[path] = reason(error)
-
-    def _directory(
-        self, bucket: OpenBucket, journal: Journal, marks: Marks, watcher: Watcher | NoWatches | None, trouble: Trouble,
-        held: Callable[[bytes], bool], path: bytes,
-    ) -> None:  # fmt: skip
-        fd = bucket.fs.open_dir(bucket.fd, path)
-        try:
-            if watcher is not None:
-                # the watch first: what comes after the listing makes an event
-                try:
-                    watcher.watch(self.address, path, fd)
-                except WatchLimit:
-                    trouble.polled.add(path)
-            known = journal.versions.objects_in(self.address, path)
-            changed: list[bytes] = []
-            skipped: set[bytes] = set()
-            for entry in bucket.fs.entries(fd):
-                name = os.fsencode(entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    if path or name != keys.RESERVED:
-                        self.todo.append(keys.join(path, name))
-                    continue
-                if not entry.is_file(follow_symlinks=False):
-                    skipped.add(name)
-                    continue
-                self.files += 1
-                entry_known = known.pop(name, None)
-                if not scan.is_recorded(entry_known, bucket, fd, name):
-                    changed.append(keys.join(path, name))
-            if skipped:
-                trouble.skipped[path] = skipped
-            self._mark(marks, changed)
-            self._mark(marks, (keys.join(path, n) for n, o in known.items() if not o.marker), held, gone=True)
-        finally:
-            bucket.fs.close(fd)
-
-    def _mark(
-        self, marks: Marks, found: Iterable[bytes], held: Callable[[bytes], bool] | None = None, *, gone: bool = False
-    ) -> None:
-        listed = [key for key in found if held is None or not held(key)]
-        if listed:
-            self.marked += len(listed)
-            flags = (ARRIVED if self.arrived else FOUND) | (MARK_GONE if gone else 0)
-            marks.mark(self.address, listed, self.epoch, flags)
-
-    def _finish(
-        self, bucket: OpenBucket, journal: Journal, marks: Marks, trouble: Trouble, held: Callable[[bytes], bool]
-    ) -> bool:
-        """Keys in directories that are not there any more are gone; but never those that could not be looked into."""
-        trouble.forget_others(self.top, self.seen)
-        blind = [*trouble.mounts, *trouble.unreadable]
-        for directory in journal.versions.directories(self.address, below=self.top):
-            if directory in self.seen or any(is_below(directory, b) for b in blind):
-                continue
-            known = journal.versions.objects_in(self.address, directory)
-            self._mark(marks, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True)
-        return True
 
 
 class Scans:

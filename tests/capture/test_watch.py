@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from watchdog.observers.inotify_c import InotifyConstants as In
 
-from fsrepl.capture.watch import Watcher
+from fsrepl.capture.watch import InotifyWatcher
 from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, DirectoryEvent, Mark, Marks
 from fsrepl.settings import Capture
 from fsrepl.storage.fs import Fs
@@ -24,7 +24,7 @@ class Watched:
     def __init__(self, top: Path) -> None:
         self.top = top
         self.marks = Marks(lambda: None, Capture(settle_ms=0, temporary_settle_s=3600))
-        self.watcher = Watcher()
+        self.watcher = InotifyWatcher()
         self.watcher.listen("east", self.marks)
         self._barrier = top / ".fsrepl"
         self._barrier.mkdir()
