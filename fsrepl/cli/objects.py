@@ -132,6 +132,8 @@ def restore(address: Address, version_id: VersionId = None, json: Json = False) 
         print_json(answer)
     elif answer["Changed"]:
         say(f"{shown(address)}: version {answer['RestoredFrom']} is current again, as {answer['VersionId']}")
+    elif answer["Captured"]:
+        say(f"{shown(address)}: what the file held was captured as version {answer['VersionId']}, which is current now")
     else:
         say(f"{shown(address)}: version {answer['VersionId']} is the current one already; nothing changed")
 

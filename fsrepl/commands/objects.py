@@ -43,6 +43,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
     What its file holds that no event told of becomes a version first. Raises ContentDamaged, Unavailable where the
     version is current already and the file does not show it yet.
     """
+    before = region.engine.journal.versions.object(address, key)
     place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if place.bucket.versioning is Versioning.OFF:
@@ -55,7 +56,8 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
                     f"version {version.id} of {address}/{keys.shown(key)} is the current one already, but its file "
                     f"does not show it: {why}"
                 )
-            return keys.key_document(key) | {"VersionId": version.id, "Changed": False}
+            captured = before is None or before.id != known.id
+            return keys.key_document(key) | {"VersionId": version.id, "Changed": False, "Captured": captured}
         fd = versions.open_version(bucket, key, version.id)
         name = staging.token()
         try:

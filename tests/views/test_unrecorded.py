@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fsrepl.cli import objects as cli_objects
 from fsrepl.cli import unrecorded as cli_unrecorded
 from fsrepl.errors import NotRunning, Unavailable
 from fsrepl.model.view import View
@@ -62,6 +63,27 @@ def test_restore_makes_a_version_of_it_first(world: World, bucket: str) -> None:
     world.settle()
     assert verify(world) == []
     assert world.leftovers(bucket) == []
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_restore_says_that_it_captured_what_is_current(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, edited: bool
+) -> None:
+    """Section 5: without a version id that is the newest there is; it came just now, or nothing changed."""
+
+    def perform(op: str, /, **params: object) -> dict[str, object]:
+        return world.run(op, **{**params, "key": b"k"})
+
+    monkeypatch.setattr(cli_objects, "perform", perform)
+    if edited:
+        edit_elsewhere(world.path("k", DESTINATION), world.home / "outside")
+    with unheard(world):
+        cli_objects.restore(f"{DESTINATION}/k")
+    current = world.current("k", DESTINATION)
+    assert (len(world.of("k", DESTINATION)), current.size) == ((2, len(IS)) if edited else (1, len(WAS)))
+    told = f"what the file held was captured as version {current.id}, which is current now"
+    untold = f"version {current.id} is the current one already; nothing changed"
+    assert capsys.readouterr().out == f"{DESTINATION}/k: {told if edited else untold}\n"
 
 
 def test_restore_never_says_that_nothing_changed_while_the_file_differs(world: World) -> None:
