@@ -82,7 +82,12 @@ def _is_lost(bucket: str, room: dict[str, Any]) -> str:
 
 
 def _missing(room: dict[str, Any]) -> str:
-    """What becomes of objects that have no file in the folder."""
+    """What becomes of objects that have no file in the folder, and what of them cannot come back now."""
+    away = "".join(f". What only it has is lost if you go on now: {why}" for why in room["NotAsked"])
+    return f"{_becomes(room)}{away}"
+
+
+def _becomes(room: dict[str, Any]) -> str:
     if room["Deleted"]:
         there = [f"{counted(number, 'object')} at {name}" for name, number in room["DeletedAt"].items()]
         also = f", and {', '.join(there)}" if there else ", and none at a destination"

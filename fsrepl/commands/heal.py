@@ -72,15 +72,19 @@ class Healed:
 class Missing:
     """How many objects have no file in a bucket's folder, as far as the journal knows, and what becomes of them.
 
-    deleted_at: how many of them are deleted at each destination, too.
+    deleted_at: how many of them are deleted at each destination, too. away: why other buckets cannot be asked now.
     """
 
     put_back: int
     deleted: int
     deleted_at: Mapping[str, int]
+    away: tuple[str, ...]
 
     def document(self) -> dict[str, object]:
-        return {"PutBack": self.put_back, "Deleted": self.deleted, "DeletedAt": dict(sorted(self.deleted_at.items()))}
+        return {
+            "PutBack": self.put_back, "Deleted": self.deleted, "DeletedAt": dict(sorted(self.deleted_at.items())),
+            "NotAsked": [*self.away],
+        }  # fmt: skip
 
 
 def is_lost(bucket: Bucket) -> bool:
@@ -242,9 +246,11 @@ def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
         if fd is None or not _has_file(bucket.fs, fd, key):
             missing += 1
             crossing.update(rules.choose(configuration, Version(key, "", 0, marker=True, origin=Origin.USER)).keys())
+    with rebuild.Elsewhere(bucket) as elsewhere:
+        away = tuple(sorted(elsewhere.away.values()))
     if configuration is None or missing == known:
-        return Missing(missing, 0, {})
-    return Missing(0, missing, crossing)
+        return Missing(missing, 0, {}, away)
+    return Missing(0, missing, crossing, away)
 
 
 def _configuration(engine: Engine, bucket: Bucket) -> Replication | None:

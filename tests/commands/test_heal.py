@@ -170,6 +170,16 @@ def test_where_only_replicas_come_in_nothing_is_deleted(world: World) -> None:
     assert verify(world) == []
 
 
+def test_a_bucket_that_cannot_be_asked_is_named_first(world: World) -> None:
+    """G8: what only it has would not come back."""
+    lose_folder(world, SOURCE, "gone")
+    assert world.run("bucket.adopt", bucket=SOURCE, dry_run=True)["NotAsked"] == []
+    world.away("west")
+    (away,) = world.run("bucket.adopt", bucket=SOURCE, dry_run=True)["NotAsked"]  # type: ignore[misc]
+    assert "west" in away
+    world.back("west")
+
+
 def test_without_a_journal_nothing_is_deleted(world: World) -> None:
     """G8: nobody could tell what would be."""
     tree = world.tree(DESTINATION)
