@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 import time
 
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
+from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Version
-from fsrepl.repair import rebuild, recover
-from fsrepl.storage import intents, records, versions
+from fsrepl.repair import rebuild
+from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.database import Journal
-from fsrepl.views import show
 
 log = logging.getLogger("fsrepl")
 
@@ -208,19 +206,3 @@ def forget_version(bucket: OpenBucket, journal: Journal, key: bytes, version_id:
             break
     journal.versions.remove(bucket.address, key, version_id, newest)
     return newest
-
-
-def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
-    """As finish_one. A view that cannot be looked at now waits, and holds up no other."""
-    try:
-        return recover.finish_one(bucket, journal, intent)
-    except OSError as error:
-        if intent.act is intents.Act.EDIT:
-            raise
-        journal.versions.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
-        return show.Held(reason(error))
-    except (FsreplError, sqlite3.Error):
-        raise
-    except Exception:
-        log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(intent.key))
-        return show.Held(UNFORESEEN)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
+from fsrepl.model import keys
 from fsrepl.model.version import Version
 from fsrepl.model.view import View, view_of
 from fsrepl.repair import reconcile
@@ -19,6 +22,8 @@ from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import displaced, show, stage, view_attributes
 from fsrepl.views.decide import Answer, Found, Occupant, decide_view
+
+log = logging.getLogger("fsrepl")
 
 
 def finish(
@@ -46,7 +51,7 @@ def finish(
     for intent in intents:
         if intent.act is Act.FETCH:
             continue
-        outcome = reconcile.finish_one(bucket, journal, intent)
+        outcome = _finish_one(bucket, journal, intent)
         if isinstance(outcome, show.Held):
             held.add(intent.key)
             if not hold(intent, outcome):
@@ -70,7 +75,23 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
             reconcile.forget_version(bucket, journal, key, version_id)
 
 
-def finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
+def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
+    """Carry out one intent. A view that cannot be looked at now waits, and holds up no other."""
+    try:
+        return _finish_view(bucket, journal, intent)
+    except OSError as error:
+        if intent.act is intents.Act.EDIT:
+            raise
+        journal.versions.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
+        return show.Held(reason(error))
+    except (FsreplError, sqlite3.Error):
+        raise
+    except Exception:
+        log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(intent.key))
+        return show.Held(UNFORESEEN)
+
+
+def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
     """Make one view show its key's current version, if what it shows is merely behind."""
     known = journal.versions.object(bucket.address, intent.key)
     if known is None:
