@@ -20,7 +20,7 @@ from fsrepl.storage.fs import LASTING, reason
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import displaced, show, stage, view_attributes
+from fsrepl.views import displaced, show, stage, view_metadata
 from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 
 log = logging.getLogger("fsrepl")
@@ -169,7 +169,7 @@ def _finish_edit(
     """Give a view the metadata that its version has on the record, if it is that view still."""
     was = intent.was
     if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):
-        looks = view_attributes.show(bucket, view_of(found, current.id), current)
+        looks = view_metadata.show(bucket, view_of(found, current.id), current)
         if looks is not None:
             journal.versions.see(bucket.address, intent.key, replace(looks, racy=True))  # written into since then?
     return show.Shown(None)

@@ -16,7 +16,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.storage.journal.rows import Owed
-from fsrepl.views import edits, view_attributes
+from fsrepl.views import edits, view_metadata
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
@@ -63,7 +63,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
     The others are tried again later; their intent stays, so that a crash before that changes nothing.
     """
     journal = region.engine.journal
-    views = {id(each): view for each in changes if (view := view_attributes.shown_view(journal, bucket, each.now))}
+    views = {id(each): view for each in changes if (view := view_metadata.shown_view(journal, bucket, each.now))}
     try:
         intents = [
             Intent(each.now.key, each.now.id, view, Act.EDIT) for each in changes if (view := views.get(id(each)))
@@ -94,7 +94,7 @@ def _carry_out(
                 engine.recent.forget(bucket.address, each.now.key, each.now.id)
                 versions.write_record(bucket, each.now, applied=True)
             view = views.get(id(each))
-            if view is not None and (looks := view_attributes.show(bucket, view, each.now)) is not None:
+            if view is not None and (looks := view_metadata.show(bucket, view, each.now)) is not None:
                 seen.append((each.now.key, looks))
             done.append(each)
         except (OSError, FsreplError) as error:

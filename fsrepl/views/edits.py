@@ -8,7 +8,6 @@ is no edit of its user's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,15 +15,14 @@ from typing import TYPE_CHECKING
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys, metadata
 from fsrepl.model.version import Origin, Version
-from fsrepl.model.view import View
 from fsrepl.region import deliveries
 from fsrepl.region.deliveries import owe
 from fsrepl.s3 import edit_rules
-from fsrepl.storage import sharing, versions
+from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, Intent, intend
-from fsrepl.views import show, stage, view_attributes
+from fsrepl.views import view_metadata
 
 if TYPE_CHECKING:
     from fsrepl.region.bucket_state import Place
@@ -74,12 +72,12 @@ def edit(region: Region, place: Place, bucket: OpenBucket, was: Version, edited:
 def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], Version]) -> None:
     """Write a version's record, and give its view what it says then, so that a crash in between is no user's edit."""
     engine = region.engine
-    view = view_attributes.shown_view(engine.journal, bucket, was)
+    view = view_metadata.shown_view(engine.journal, bucket, was)
     if view is None:
         record()
         return
     with intend(engine.syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)]):
-        looks = view_attributes.show(bucket, view, record())
+        looks = view_metadata.show(bucket, view, record())
         bucket.fs.sync_all(bucket.fd)
         if looks is not None:
             with engine.journal.transaction():
@@ -92,7 +90,7 @@ def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version
     It must be first: of two edits the later holds, and one that is not recorded would be lost. A file that
     somebody writes into is none of this version's any more, and one that cannot be read is not waited for.
     """
-    view = view_attributes.shown_view(region.engine.journal, bucket, version)
+    view = view_metadata.shown_view(region.engine.journal, bucket, version)
     waits = place.later.get(version.key)
     if view is None or (waits is not None and waits.opened) or version.key in place.unreadable:
         return False
@@ -106,18 +104,3 @@ def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version
     if view.is_like(found) and view.mode == found.st_mode & 0o7777:
         return False
     return not (found.st_nlink > 1 and view.has_content_of(found) and view.mode == found.st_mode & 0o7777)
-
-
-def is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
-    """Whether a view is the file of something else as well, which this version's metadata is none of.
-
-    Where users write, what they linked is theirs to share.
-    """
-    if sharing.receives_writes(bucket.bucket):
-        return False
-    return found.st_nlink > 1 + versions.is_file_of(bucket, version, found)
-
-
-def show_anew(bucket: OpenBucket, view: View, version: Version) -> View | None:
-    outcome = show.show(bucket, version, view, stage.stage_current(bucket, version))
-    return outcome.view if isinstance(outcome, show.Shown) else None

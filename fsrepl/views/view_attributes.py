@@ -6,18 +6,15 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
-from fsrepl.model import attributes, keys, metadata
+from fsrepl.model import attributes, metadata
 from fsrepl.model.version import Posix, Version
 from fsrepl.model.view import View
-from fsrepl.storage import records, versions
+from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, DOES_NOT_FIT, LASTING, UNSUPPORTED
-from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.posix import apply_posix, view_metadata
+from fsrepl.storage.posix import view_metadata
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import edits
 
 
 def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
@@ -62,72 +59,6 @@ def _is_unedited(bucket: OpenBucket, fd: int, version: Version, before: os.stat_
     raw, acl = view_metadata(bucket, fd)
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     return not metadata.changed(version, metadata.seen(version, posix, attributes.own(raw), attributes.tags(raw)))
-
-
-# -- views
-
-
-def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
-    """The view, where it shows this version."""
-    known = journal.versions.object(bucket.address, version.key)
-    return known.view if known and known.view and known.view.shown == version.id else None
-
-
-def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
-    """Give a view the metadata of its version; how it looks then. None where it is no longer that view.
-
-    What it cannot be given is recorded as its shortfall.
-    RACE: an edit by its user within these few system calls is taken for ours: it stays on the view, and nobody
-    is told before the next one.
-    """
-    directory, name = keys.split(version.key)
-    try:
-        at = bucket.views.get(directory)
-        fd = _open(bucket, at, name)
-    except OSError as error:
-        if error.errno in LASTING:
-            return None  # removed or replaced in this moment: its event tells
-        raise
-    try:
-        found = bucket.fs.stat_fd(fd)
-        if not view.has_content_of(found):
-            return None
-        if found.st_nlink > 1 and edits.is_others_too(bucket, version, found):
-            return edits.show_anew(bucket, view, version)
-        _remove_others(bucket, fd, attributes.of_object(version))
-        refused = mark(bucket, fd, version)
-        posix = apply_posix(bucket, fd, version.posix)
-        if refused:  # by the mode that it had, or for want of room
-            records.make_room(bucket, version)
-            refused = mark(bucket, fd, version)
-        shortfall = metadata.shortfall(version, posix, refused)
-        if shortfall != version.shortfall:
-            records.amend(bucket, replace(version, shortfall=shortfall))
-        elif not refused:
-            records.tidy(bucket, version)
-        return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
-    finally:
-        bucket.fs.close(fd)
-
-
-def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:
-    """Take the attributes and tags off a view that its version does not have."""
-    try:
-        for attribute in bucket.fs.attributes(fd):
-            if not attributes.is_ours(attribute) and attribute not in wanted:
-                bucket.fs.remove_attribute(fd, attribute)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF):  # its mode shuts its owner out
-            raise
-
-
-def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
-    try:
-        return bucket.fs.open_read(at, name)
-    except OSError as error:
-        if error.errno != errno.EACCES:
-            raise
-        return bucket.fs.open_inode(at, name)  # its owner may not read it either; he may change its mode
 
 
 _NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM, errno.EBADF}

@@ -1,0 +1,97 @@
+"""The metadata of a version, given to the view that shows it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection
+from dataclasses import replace
+
+from fsrepl.model import attributes, keys, metadata
+from fsrepl.model.version import Version
+from fsrepl.model.view import View
+from fsrepl.storage import records, sharing, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import LASTING
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.posix import apply_posix
+from fsrepl.views import show as view_show
+from fsrepl.views import stage, view_attributes
+
+
+def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
+    """The view, where it shows this version."""
+    known = journal.versions.object(bucket.address, version.key)
+    return known.view if known and known.view and known.view.shown == version.id else None
+
+
+def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
+    """Give a view the metadata of its version; how it looks then. None where it is no longer that view.
+
+    What it cannot be given is recorded as its shortfall.
+    RACE: an edit by its user within these few system calls is taken for ours: it stays on the view, and nobody
+    is told before the next one.
+    """
+    directory, name = keys.split(version.key)
+    try:
+        at = bucket.views.get(directory)
+        fd = _open(bucket, at, name)
+    except OSError as error:
+        if error.errno in LASTING:
+            return None  # removed or replaced in this moment: its event tells
+        raise
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not view.has_content_of(found):
+            return None
+        if found.st_nlink > 1 and _is_others_too(bucket, version, found):
+            return _show_anew(bucket, view, version)
+        _remove_others(bucket, fd, attributes.of_object(version))
+        refused = view_attributes.mark(bucket, fd, version)
+        posix = apply_posix(bucket, fd, version.posix)
+        if refused:  # by the mode that it had, or for want of room
+            records.make_room(bucket, version)
+            refused = view_attributes.mark(bucket, fd, version)
+        shortfall = metadata.shortfall(version, posix, refused)
+        if shortfall != version.shortfall:
+            records.amend(bucket, replace(version, shortfall=shortfall))
+        elif not refused:
+            records.tidy(bucket, version)
+        return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:
+    """Take the attributes and tags off a view that its version does not have."""
+    try:
+        for attribute in bucket.fs.attributes(fd):
+            if not attributes.is_ours(attribute) and attribute not in wanted:
+                bucket.fs.remove_attribute(fd, attribute)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF):  # its mode shuts its owner out
+            raise
+
+
+def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
+    try:
+        return bucket.fs.open_read(at, name)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise
+        return bucket.fs.open_inode(at, name)  # its owner may not read it either; he may change its mode
+
+
+def _is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
+    """Whether a view is the file of something else as well, which this version's metadata is none of.
+
+    Where users write, what they linked is theirs to share.
+    """
+    if sharing.receives_writes(bucket.bucket):
+        return False
+    return found.st_nlink > 1 + versions.is_file_of(bucket, version, found)
+
+
+def _show_anew(bucket: OpenBucket, view: View, version: Version) -> View | None:
+    outcome = view_show.show(bucket, version, view, stage.stage_current(bucket, version))
+    return outcome.view if isinstance(outcome, view_show.Shown) else None
