@@ -16,9 +16,8 @@ from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import view_of
 from fsrepl.region import deliveries, delivery_queue
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import Mark
-from fsrepl.repair import repair
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE, reason
@@ -159,10 +158,10 @@ def put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:
     )  # fmt: skip
     region.look_later(place, mark, delivery_queue.retry_delay_s(attempts, AGAIN_MAX_S), why)
     if isinstance(error, StoreDamaged):
-        _repair(region, mark)
+        _have_repaired(region, place, mark)
 
 
-def _repair(region: Region, mark: Mark) -> None:
+def _have_repaired(region: Region, place: Place, mark: Mark) -> None:
     """The record of the version that a view shows contradicts itself: have it rebuilt before the next look at its key.
 
     Nobody need have damaged it: root's `rsync -X` writes every attribute of one file on another of the same content
@@ -171,7 +170,7 @@ def _repair(region: Region, mark: Mark) -> None:
     known = region.engine.journal.versions.object(mark.address, mark.key)
     shown = known.view.shown or known.id if known and known.view else ""
     if shown:
-        repair.repair_in_lane(region, mark.address, mark.key, shown)
+        place.damaged.append(Damaged(mark.address, mark.key, shown))
 
 
 def _publish(region: Region, place: Place, bucket: OpenBucket, batch: list[NewVersion]) -> None:

@@ -20,8 +20,8 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import view_of
+from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, Mark
-from fsrepl.repair import repair
 from fsrepl.s3 import rules
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -31,7 +31,6 @@ from fsrepl.storage.sharing import can_reflink
 from fsrepl.views import edits, hardlinks, stale
 
 if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
     from fsrepl.region.region import Region
 
 
@@ -264,7 +263,7 @@ def _edit(
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)
     if versions.is_stripped(version):  # a record that is lost says nothing of edits
-        repair.repair_in_lane(region, bucket.address, key, shown)
+        place.damaged.append(Damaged(bucket.address, key, shown))
     else:
         after = edited(version)
         if metadata.changed(version, after):

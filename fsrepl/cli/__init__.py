@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Each group of commands has a file; what all share is in views/hardlinks.py.
+"""The command line: parse, call, print. Each group of commands has a file; what all share is in common.py.
 
 Imports of what a command needs are made by the command, so that `fsrepl wait` in a script starts fast.
 """

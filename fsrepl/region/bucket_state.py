@@ -49,6 +49,16 @@ class Lost:
     in_lane: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A stored version whose record was found wrong or lost. Its bucket may be one of another region."""
+
+    address: str
+    key: bytes
+    id: str
+    marker: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Place:
     """One bucket at work."""
@@ -70,6 +80,8 @@ class Place:
     """Something is gone since the last look at those that stood in the way of held views."""
     lost: dict[tuple[bytes, str], Lost] = field(default_factory=dict)
     """Stored versions that were destroyed, and are fetched again: key and version id."""
+    damaged: list[Damaged] = field(default_factory=list)
+    """What capture and delivery came upon here during this turn; the loop has each repaired once."""
     lanes: dict[bytes, Mark] = field(default_factory=dict)
     """Keys that a lane is copying."""
     rests_until_s: dict[bytes, float] = field(default_factory=dict)

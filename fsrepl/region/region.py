@@ -151,6 +151,7 @@ class Region:
     def last_turn(self) -> None:
         """Before stopping: write down what is already true."""
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
+            refetch.repair_damaged(self)
             self._finish_lanes()
             settle.settle_due(self)
             for place in self.places.values():

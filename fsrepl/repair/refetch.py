@@ -1,4 +1,4 @@
-"""A stored version that was destroyed is fetched again from another region."""
+"""Stored versions that were come upon damaged are repaired, those that were destroyed fetched from another region."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
-from fsrepl.region.bucket_state import Lost, Place
+from fsrepl.region.bucket_state import Damaged, Lost, Place
 from fsrepl.repair import repair
 from fsrepl.storage import intents
 from fsrepl.storage.fs import reason
@@ -26,7 +26,34 @@ log = logging.getLogger("fsrepl")
 _AGAIN_S, _AGAIN_MAX_S = 5.0, 600.0
 
 
-# -- fetching it again
+# -- repairing what was come upon
+
+
+def repair_damaged(region: Region) -> bool:
+    """Have repaired what steps have come upon, each in a lane; whether there was anything."""
+    busy = False
+    for place in region.places.values():
+        found, place.damaged = place.damaged, []
+        for damaged in found:
+            busy = True
+            _repair(region, damaged)
+    return busy
+
+
+def _repair(region: Region, damaged: Damaged) -> None:
+    address, key = damaged.address, damaged.key
+    target = repair.Target(address, keys.stored_path(key), damaged.id, damaged.marker)
+
+    def finish(found: bool | Exception) -> None:
+        if isinstance(found, Exception):
+            why = reason(found) if isinstance(found, OSError) else str(found)
+            log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
+
+    lane = ("repair", address.partition("/")[0])
+    region.in_lane(lambda: repair.repair(region.engine, target), finish, lane=lane, whose=address)
+
+
+# -- fetching again what was destroyed
 
 
 def resume(place: Place, lost: Mapping[At, bytes]) -> None:
@@ -48,9 +75,9 @@ def next_s(place: Place) -> float | None:
 
 
 def fetch_due(region: Region) -> bool:
-    """Fetch what is due, each in a lane; whether there was anything."""
+    """Repair what was come upon, and fetch what is due, each in a lane; whether there was anything."""
     now_s = time.monotonic()
-    busy = False
+    busy = repair_damaged(region)
     for place in region.places.values():
         for at, lost in list(place.lost.items()) if place.scanned else ():
             if lost.due_s <= now_s and not lost.in_lane:

@@ -27,7 +27,7 @@ from fsrepl.repair import compare, evidence, rebuild
 from fsrepl.s3 import rules
 from fsrepl.storage import sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.fs import GONE, NO_SPACE, reason
+from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.records import amend
 from fsrepl.storage.records import put as put_record
@@ -99,19 +99,6 @@ def repair(engine: Engine, target: Target) -> bool:
         else:
             log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
         return bool(good or staged)
-
-
-def repair_in_lane(region: Region, address: str, key: bytes, version_id: str, *, marker: bool = False) -> None:
-    """The same beside everything else, for whoever has come upon a damaged version. What comes of it is logged."""
-    target = Target(address, keys.stored_path(key), version_id, marker)
-
-    def finish(found: bool | Exception) -> None:
-        if isinstance(found, Exception):
-            why = reason(found) if isinstance(found, OSError) else str(found)
-            log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), version_id, why)
-
-    lane = ("repair", address.partition("/")[0])
-    region.in_lane(lambda: repair(region.engine, target), finish, lane=lane, whose=address)
 
 
 def _named(target: Target, version: Version) -> tuple[str, str, str]:

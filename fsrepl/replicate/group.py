@@ -12,7 +12,7 @@ from fsrepl.model import keys, metadata
 from fsrepl.model.rule import Replication, Role
 from fsrepl.model.version import ARCHIVED_CLASSES, NULL, Delivery, Status, Version
 from fsrepl.region import limits
-from fsrepl.repair import repair
+from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
 from fsrepl.replicate.settle import is_owed
 from fsrepl.replicate.transfer import Item
@@ -24,7 +24,6 @@ from fsrepl.storage.journal.rows import Object, Owed, Word
 from fsrepl.views import edits, stale
 
 if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
     from fsrepl.region.region import Region
 
 
@@ -108,7 +107,7 @@ class Batch:
         if self.region.queue(owed.source, owed.destination).attempts_of(owed) >= _REBUILDS_MAX:
             self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
             return
-        repair.repair_in_lane(self.region, owed.source, owed.key, owed.id, marker=owed.marker)
+        self.place.damaged.append(Damaged(owed.source, owed.key, owed.id, owed.marker))
         self.region.try_later([owed], str(error))
 
     def _version(self, owed: Owed) -> Version | None:

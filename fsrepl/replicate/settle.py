@@ -19,8 +19,8 @@ from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, 
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Delivery, Result, Status, Version
 from fsrepl.region import deliveries
+from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.reporter import result_of
-from fsrepl.repair import repair
 from fsrepl.replicate import decide, thresholds
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -28,7 +28,6 @@ from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.rows import Owed, Word, owed_of
 
 if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
     from fsrepl.region.region import Region
     from fsrepl.region.runtime import Engine
 
@@ -76,7 +75,7 @@ def _settle_group(region: Region, place: Place, words: Sequence[Word]) -> list[W
         log.error('damaged bucket=%s key="%s": %s', place.bucket.address, key, error)
         settle_unread(region, words[0])
         owed = words[0].owed
-        repair.repair_in_lane(region, place.bucket.address, owed.key, owed.id, marker=owed.marker)
+        place.damaged.append(Damaged(place.bucket.address, owed.key, owed.id, owed.marker))
     _acknowledge(region, words)
     return []
 
