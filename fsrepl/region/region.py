@@ -18,8 +18,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from typing import TYPE_CHECKING
 
 from fsrepl.capture import barrier, ingest, schedule
-from fsrepl.daemon.attach import DISPLACED_S, PROBE_S
-from fsrepl.daemon.worker import BATCH, FLUSH_S, FLUSH_TURNS_MAX, JOURNAL_MAX_S, JOURNAL_WELL_S, MARKED_S
 from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, Unavailable
 from fsrepl.model import keys
 from fsrepl.model.version import Status, Versioning
@@ -47,6 +45,14 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("fsrepl")
+
+BATCH = 512
+_PROBE_S, _DISPLACED_S = 1.0, 10.0
+_MARKED_S = 1.0
+_JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
+"""The longest wait for a journal that cannot be used; after how long without a fault waits are short again."""
+_FLUSH_S = 2.0
+_FLUSH_TURNS_MAX = 2000
 
 _FEW = 64
 _STUMBLED_MAX_S = 60.0
@@ -119,7 +125,7 @@ class Region:
             self.busy_since_s = 0.0
             if not busy:
                 due = self.next_s()
-                self._wake.wait(None if due is None else max(0.0, min(PROBE_S, due - time.monotonic())))
+                self._wake.wait(None if due is None else max(0.0, min(_PROBE_S, due - time.monotonic())))
         self.last_turn()
 
     def _begin_again(self, error: sqlite3.Error) -> None:
@@ -129,9 +135,9 @@ class Region:
         say, and what was owed is asked for again.
         """
         now_s = time.monotonic()
-        if now_s - self._journal_fault_at_s > JOURNAL_WELL_S:
+        if now_s - self._journal_fault_at_s > _JOURNAL_WELL_S:
             self._journal_faults = 0
-        delay_s = min(JOURNAL_MAX_S, 2.0**self._journal_faults / 4)
+        delay_s = min(_JOURNAL_MAX_S, 2.0**self._journal_faults / 4)
         self._journal_fault_at_s = now_s
         self._journal_faults += 1
         why = f"the journal {self.engine.journal.path} cannot be used: {error}"
@@ -244,7 +250,7 @@ class Region:
 
     def look_around(self) -> None:
         """Take up the buckets that are there, put down those that are not."""
-        self._probe_at_s = time.monotonic() + PROBE_S
+        self._probe_at_s = time.monotonic() + _PROBE_S
         self._keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.places if mine.get(a) is not self.places[a].bucket]:
@@ -278,7 +284,7 @@ class Region:
                 if is_due and place.bucket.versioning is not Versioning.OFF:
                     self._bring_up(place, bucket)
                 elif place.scanned and time.monotonic() >= place.displaced_at_s:
-                    place.displaced_at_s = time.monotonic() + DISPLACED_S
+                    place.displaced_at_s = time.monotonic() + _DISPLACED_S
                     displaced.clear(bucket, self.engine.journal)
                     bucket.sync()
         except (FsreplError, OSError) as error:
@@ -464,14 +470,14 @@ class Region:
                     schedule.step(self)
                 self._take_all(place)
             return place
-        barrier.pass_barrier(self, place, FLUSH_S)
+        barrier.pass_barrier(self, place, _FLUSH_S)
         self.look_at(address, named)
         self._take_all(place)
         return place
 
     def _take_all(self, place: Place) -> None:
         """Directories, scans and marks, until none of what is ready is left."""
-        for _ in range(FLUSH_TURNS_MAX):
+        for _ in range(_FLUSH_TURNS_MAX):
             if not (schedule.follow_events(self) or schedule.step(self) or self._take()):
                 return
 
@@ -534,7 +540,7 @@ class Region:
                 if each.due_s > now_s or (address, each.mark.key) in in_hand:
                     continue
                 if self.marks.is_marked(address, each.mark.key):
-                    each.due_s = now_s + MARKED_S  # it changed again: its mark will say when it is ready
+                    each.due_s = now_s + _MARKED_S  # it changed again: its mark will say when it is ready
                 elif len(marks) < 2 * BATCH:
                     marks.append(each.mark)
         by_bucket: dict[str, list[Mark]] = {}

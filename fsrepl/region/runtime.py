@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, TypeVar
 
-from fsrepl.daemon import engine
 from fsrepl.errors import FsreplError, Refused, Unavailable
 from fsrepl.model.rule import Replication, Role
 from fsrepl.region.change_queue import Watcher
@@ -96,7 +95,7 @@ class Engine:
 
     def _begin(self, journal: Journal) -> None:
         with journal.transaction():
-            boot = engine.boot_id()
+            boot = _boot_id()
             # After a power cut the journal may have outlived attributes that were not synced: read them again.
             if journal.fact("clean") != "1" and journal.fact("boot") != boot:
                 journal.forget_trees()
@@ -319,3 +318,11 @@ def _give_up(future: Future[T], region: str, waited_s: float) -> None:
             f"region {region} does not answer (no answer in {_BEGUN_S:g} s); "
             "it had begun: what became of it will show once it does"
         )
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return str(int(time.time() - time.monotonic()))
