@@ -37,7 +37,9 @@ DIRECTORY, REPLICATED = OURS + "directory", OURS + "replicated"
 
 SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
 """What makes a record whole. Where a record is written anew, these come last."""
-TRUSTED_RECORD, OWN_RECORD = "trusted.fsrepl.record", OURS + "record"
+RECORD = OURS + "record"
+"""All that a version's record says but what changes while it travels: see model/record_form.py."""
+TRUSTED_RECORD, OWN_RECORD = "trusted.fsrepl.record", RECORD
 """The whole record of a stored file that others may write to, since it is a view too: all of its attributes, as in a
 sidecar. A daemon that is root keeps it where only root can write; another one has no user above it to fear."""
 DELIVERY_NAMES = frozenset({STATUS, DELIVERIES})
@@ -243,7 +245,10 @@ def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
     return {name: _decode_delivery(d) for name, d in json.loads(data).items()}
 
 
-def _decode_delivery(d: dict[str, Any]) -> Delivery:
+def _decode_delivery(d: dict[str, Any] | str) -> Delivery:
+    if isinstance(d, str):  # "STATUS rule", where there is nothing more to say
+        status, _, rule = d.partition(" ")
+        return Delivery(rule, Status(status))
     return Delivery(
         d["rule"],
         Status(d["status"]),

@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import attributes, keys, metadata
+from fsrepl.model import attributes, keys, metadata, record_form
 from fsrepl.model.version import Posix, Version
 from fsrepl.storage import copying, posix
 from fsrepl.storage.bucket import OpenBucket
@@ -66,16 +66,19 @@ def open_file(bucket: OpenBucket, at: int, name: bytes) -> int:
 def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
     """The stored version, by key and id, whose file an open view says it is. To be looked up before it is believed."""
     with contextlib.suppress(StoreDamaged, KeyError, UnicodeDecodeError):
-        if (inline := bucket.fs.attribute(fd, _record_name(bucket))) is not None:
-            raw = attributes.decode_sidecar(inline)
+        if raw := _inline(bucket, fd):
             return raw[attributes.KEY], raw[attributes.VERSION_ID].decode()
     return None
 
 
 def is_shared(bucket: OpenBucket, fd: int) -> bool:
     """Whether people can reach a stored file, or could: it says so, or says nothing any more."""
-    names = bucket.fs.attribute_names(fd)
-    return _record_name(bucket) in names or not any(name.startswith(attributes.OURS) for name in names)
+    if not any(name.startswith(attributes.OURS) for name in bucket.fs.attribute_names(fd)):
+        return True
+    try:
+        return _inline(bucket, fd) is not None
+    except StoreDamaged:
+        return True
 
 
 # -- putting it on a file that is hidden still
@@ -222,11 +225,23 @@ class _Held:
 def _held(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> _Held:
     side = read_sidecar(bucket, at, name)
     # asked of every file: a view may have been made private before its stored version lost that other name
-    inline = bucket.fs.attribute(fd, _record_name(bucket))
+    inline: Mapping[str, bytes] | None = None
+    try:
+        inline = _inline(bucket, fd)
+    except StoreDamaged:
+        if not side:
+            raise
+        inline = side
     shared = inline is not None or found.st_nlink > 1
     if side or inline is None:
         return _Held(side, bool(side), shared)
-    return _Held(attributes.decode_sidecar(inline), shared=True)
+    return _Held(inline, shared=True)
+
+
+def _inline(bucket: OpenBucket, fd: int) -> dict[str, bytes] | None:
+    """The record that a file has whole in one attribute, if it has. Raises StoreDamaged."""
+    inline = bucket.fs.attribute(fd, _record_name(bucket))
+    return None if inline is None else record_form.read_whole(inline)
 
 
 def _is_anothers(held: _Held, raw: Mapping[str, bytes], name: bytes, place: bytes) -> bool:
@@ -242,7 +257,7 @@ def _is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
 
 def _believed(bucket: OpenBucket, fd: int, found: os.stat_result) -> dict[str, bytes]:
     """The attributes of a stored file as its record. What an inode is, nobody may say who could write that himself."""
-    raw = bucket.fs.attributes(fd)
+    raw = record_form.read(bucket.fs.attributes(fd))
     if not _is_private(bucket, found) and bucket.fs.uid == 0:
         raw.pop(attributes.POSIX, None)
     return raw

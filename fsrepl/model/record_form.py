@@ -1,0 +1,143 @@
+"""The record of a version as it stands on a file: its fields <-> `user.fsrepl.record` and what is beside that. Pure.
+
+The fields of a record are named as in model/attributes.py, the object's own attributes and its tags among them:
+
+    user.fsrepl.record        one JSON object with the names of our fields, less their prefix; written once
+    user.fsrepl.deliveries    what changes while a version travels, small enough for the inode
+    user.fsrepl.tag.NAME      and the object's own attributes, each of them as it is
+
+A whole record is the same JSON object with `deliveries` and `attributes` in it: it stands alone, where the attributes
+beside it are a view's, and so their user's to change. Earlier builds wrote each field as an attribute of its own, and
+a whole record as an object of attribute names: both are read. Source: design.md, section 2.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, POSIX, RECORD, SHORTFALL, STATUS, is_ours
+
+_NESTED = frozenset({DELIVERIES, EDITED, POSIX, SHORTFALL})
+"""Fields whose value is JSON itself."""
+_ATTRIBUTES = "attributes"
+"""What tells a whole record: the object's own attributes and its tags."""
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
+# -- written
+
+
+def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The attributes that are a record on a file which nobody else may write to."""
+    own = {name: value for name, value in fields.items() if is_ours(name) and name != DELIVERIES}
+    out = {RECORD: _compact(_document(own)).encode()}
+    if DELIVERIES in fields:
+        out[DELIVERIES] = fields[DELIVERIES]
+    out.update((name, value) for name, value in fields.items() if not is_ours(name))
+    return out
+
+
+def whole(fields: Mapping[str, bytes]) -> bytes:
+    """A record in one value."""
+    document = _document({name: value for name, value in fields.items() if is_ours(name)})
+    document[_ATTRIBUTES] = {name: _text(value) for name, value in fields.items() if not is_ours(name)}
+    return _compact(document).encode()
+
+
+def _document(fields: Mapping[str, bytes]) -> dict[str, object]:
+    return {
+        name.removeprefix(OURS): _json(value) if name in _NESTED else _text(value) for name, value in fields.items()
+    }
+
+
+def _json(value: bytes) -> object:
+    """A nested value; one that is no JSON object stays the text that it is, for whoever decodes it to say so."""
+    try:
+        nested = json.loads(value)
+    except ValueError:
+        nested = None
+    return nested if isinstance(nested, dict) else _text(value)
+
+
+def _text(value: bytes) -> object:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+# -- read
+
+
+def read(found: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The fields that a file's attributes are. Raises StoreDamaged where its record is no record.
+
+    Where there is a record it holds: attributes by the names of its fields are left over from an earlier build.
+    """
+    rest = {name: value for name, value in found.items() if name not in (RECORD, STATUS)}
+    if RECORD not in found:
+        return rest
+    document = _parse(found[RECORD])
+    if is_whole(document):
+        return _fields_of_whole(document)
+    beside = {name: value for name, value in rest.items() if name == DELIVERIES or not is_ours(name)}
+    return _fields(document) | beside
+
+
+def read_whole(data: bytes) -> dict[str, bytes] | None:
+    """The fields of a whole record; None where it is one that the attributes beside it belong to.
+
+    Raises StoreDamaged where it is neither.
+    """
+    document = _parse(data)
+    return _fields_of_whole(document) if is_whole(document) else None
+
+
+def is_whole(document: Mapping[str, object]) -> bool:
+    return _ATTRIBUTES in document or _is_former(document)
+
+
+def _is_former(document: Iterable[str]) -> bool:
+    return any(name.startswith(OURS) for name in document)
+
+
+def _fields_of_whole(document: dict[str, object]) -> dict[str, bytes]:
+    if _is_former(document):
+        fields = {name: _bytes(value) for name, value in document.items()}
+        fields.pop(STATUS, None)
+        return fields
+    others = document.pop(_ATTRIBUTES)
+    if not isinstance(others, dict):
+        raise StoreDamaged("a record's attributes cannot be read")
+    return _fields(document) | {name: _bytes(value) for name, value in others.items()}
+
+
+def _fields(document: Mapping[str, object]) -> dict[str, bytes]:
+    return {OURS + name: _bytes(value) for name, value in document.items()}
+
+
+def _parse(data: bytes) -> dict[str, object]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise StoreDamaged(f"a record cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise StoreDamaged("a record is no JSON object")
+    return document
+
+
+def _bytes(value: object) -> bytes:
+    try:
+        if isinstance(value, dict):
+            if value.keys() == {"base64"}:
+                return base64.b64decode(value["base64"])
+            return _compact(value).encode()
+        if isinstance(value, str):
+            return value.encode()
+    except (ValueError, TypeError) as error:
+        raise StoreDamaged(f"a record cannot be read: {error}") from error
+    raise StoreDamaged("a record cannot be read: a value is neither text nor an object")

@@ -1,0 +1,97 @@
+"""A version's record as it stands on a file: what was written is read, in today's form and those of earlier builds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, keys, record_form
+from fsrepl.model.version import Delivery, Origin, Posix, Shortfall, Status, Version
+
+ID = "01KB7Z00000000000000000000"
+POSIX = Posix(0o640, 1, 2, 1_700_000_000_123_456_789, b"\1\2\xff")
+PLAIN = Version(b"d/k", ID, 1_700_000_000_000_000_001, size=3, digest=bytes(range(32)), posix=POSIX)
+FULL = Version(
+    b"\xffd/k", "null", 1_700_000_000_000_000_001, False, 3, bytes(32), Origin.REPLICA, "eu/photos", "GLACIER", POSIX,
+    {"user.binary": b"\xff\0", "user.colour": b"blue", "user.record": b"mine"}, {"class": "x"},
+    {"us/a": Delivery("a rule", Status.FAILED, "DstBucketNotFound", since_ns=5), "us/b": Delivery("r", Status.PENDING)},
+    {"tags": "17 us/a"}, Shortfall(Posix(0o600, 0, 0, 5), frozenset({"user.colour"})),
+)  # fmt: skip
+MARKER = Version(b"d/k", ID, 1_700_000_000_000_000_001, True)
+
+
+def earlier(version: Version) -> dict[str, bytes]:
+    """The attributes of a version as earlier builds wrote them, each field one of its own."""
+    out = attributes.encode(version)
+    if version.status:
+        out[attributes.STATUS] = version.status.encode()
+    return out
+
+
+def version_of(fields: dict[str, bytes], of: Version) -> Version:
+    name = keys.StoredName(keys.split(of.key)[1], of.id, of.marker, False)
+    return attributes.decode(of.key, name, fields, POSIX, of.size)
+
+
+@pytest.mark.parametrize("version", [PLAIN, FULL, MARKER], ids=["plain", "full", "marker"])
+def test_a_record_is_read_as_it_was_written(version: Version) -> None:
+    """Section 2: on a file of its own, and whole in one attribute where the file is a view too."""
+    fields = {name: value for name, value in attributes.encode(version).items() if name != attributes.STATUS}
+    for found in (record_form.read(record_form.on_file(fields)), record_form.read_whole(record_form.whole(fields))):
+        assert found == fields
+        assert version_of(found, version) == version
+
+
+@pytest.mark.parametrize("version", [PLAIN, FULL, MARKER], ids=["plain", "full", "marker"])
+def test_records_of_earlier_builds_are_read(version: Version) -> None:
+    """Section 2: each name an attribute of its own, and whole records as objects of attribute names, for ever."""
+    former = earlier(version)
+    assert version_of(record_form.read(former), version) == version
+    whole = record_form.read_whole(attributes.encode_sidecar(former, compact=True))
+    assert whole is not None
+    assert version_of(whole, version) == version
+
+
+def test_a_record_holds_over_attributes_that_are_left_of_an_earlier_build() -> None:
+    """G7: cut short while it is rewritten, a file has both; what the record lacks is gone, whatever the others say."""
+    left = earlier(FULL)
+    found = record_form.read({**left, **record_form.on_file(attributes.encode(PLAIN))})
+    assert attributes.STORAGE_CLASS not in found
+    assert attributes.EDITED not in found
+    assert found[attributes.VERSION_ID] == ID.encode()
+
+
+def test_deliveries_are_read_in_both_forms() -> None:
+    """Section 2: a rule and a status take as little room as they can; what has more to say says it by name."""
+    short = b'{"eu/a":"COMPLETED a rule","eu/b":{"rule":"r","status":"FAILED","reason":"DstBucketNotFound"}}'
+    raw = {**attributes.encode(PLAIN), attributes.DELIVERIES: short}
+    assert version_of(raw, PLAIN).deliveries == {
+        "eu/a": Delivery("a rule", Status.COMPLETED), "eu/b": Delivery("r", Status.FAILED, "DstBucketNotFound"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"1", b'{"version-id":1}', b'{"key":{"base64":1}}'])
+def test_a_value_that_is_no_record_is_damage(value: bytes) -> None:
+    """Section 5: it is said to be damaged, and rebuilt; nothing of it is made up."""
+    with pytest.raises(StoreDamaged):
+        record_form.read({attributes.RECORD: value})
+
+
+@pytest.mark.parametrize("field", ["deliveries", "posix", "edited", "shortfall"])
+def test_a_nested_value_that_is_damaged_stays_what_it_is(field: str) -> None:
+    """Section 5: what reads the record says so; writing another part of it down again does not fail for that."""
+    fields = {**attributes.encode(PLAIN), attributes.OURS + field: b"{nonsense"}
+    assert record_form.read_whole(record_form.whole(fields)) == fields
+    with pytest.raises(StoreDamaged):
+        version_of(record_form.read(record_form.on_file(fields)), PLAIN)
+
+
+def test_the_record_is_readable() -> None:
+    """Section 2: the names that design.md has, for whoever looks with getfattr."""
+    document = json.loads(record_form.on_file(attributes.encode(PLAIN))[attributes.RECORD])
+    assert document == {
+        "version-id": ID, "blake3": bytes(range(32)).hex(), "last-modified": "2023-11-14T22:13:20.000000001Z",
+        "origin": "user", "posix": {"mode": "0640", "uid": 1, "gid": 2, "mtime_ns": POSIX.mtime_ns, "acl": "AQL/"},
+    }  # fmt: skip
