@@ -226,7 +226,7 @@ def _remember_directories(bucket: OpenBucket, published: Collection[NewVersion])
             directories.remember(bucket, path)
 
 
-def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
+def look_in_lane(region: Region, place: Place, mark: Mark, size_bytes: int) -> None:
     """A large file: copy and hash it beside everything else."""
     place.lanes[mark.key] = mark
     began_s = 0.0
@@ -255,7 +255,7 @@ def look_in_lane(region: Region, place: Place, mark: Mark) -> None:
                 del place.lanes[mark.key]
         region.engine.notify()
 
-    region.in_lane(copy, finish, lane=("capture", region.name), whose=mark.address)
+    region.in_lane(copy, finish, lane=("capture", region.name), whose=mark.address, size_bytes=size_bytes)
 
 
 def _rest(region: Region, place: Place, key: bytes, took_s: float) -> None:

@@ -94,14 +94,14 @@ def judge(
             if place.unreadable.get(mark.key) != why:  # once, and not at every look
                 log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
             place.unreadable[mark.key] = why
-        case look.Large(allocated_bytes):
+        case look.Large(size_bytes, allocated_bytes):
             if (rests_s := place.rests_until_s.get(mark.key, 0.0) - time.monotonic()) > 0:
                 region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")
             elif why := no_room(region, bucket, 0 if _is_shared(bucket) else allocated_bytes):
                 log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
                 region.look_later(place, mark, AGAIN_S, why)
             else:
-                region.look_in_lane(place, mark)
+                region.look_in_lane(place, mark, size_bytes)
         case look.Later(after_s, why, opened):
             region.look_later(place, mark, max(after_s, AGAIN_AT_LEAST_S), why, opened=opened)
         case look.Closed(found, posix, why):

@@ -65,6 +65,7 @@ class Skipped:
 class Large:
     """It takes a while: look again from a lane of its own. allocated_bytes: the space it takes, without its holes."""
 
+    size_bytes: int
     allocated_bytes: int
 
 
@@ -127,7 +128,7 @@ def look(
             return waits
         same = known.digest if known and _is_only_edited(mark, known, found) else b""
         if found.st_size >= patience.large_file_bytes and not (in_lane or same):
-            return Large(found.st_blocks * 512)
+            return Large(found.st_size, found.st_blocks * 512)
         held_open = bool(written)
         restless = held_open and open_for_s >= patience.open_max_s
         return copy.take_copy(

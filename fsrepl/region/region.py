@@ -601,11 +601,12 @@ class Region:
             place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
 
     def in_lane(
-        self, work: Callable[[], object], finish: Callable[..., None], *, lane: Sequence[str], whose: Hashable
-    ) -> None:
+        self, work: Callable[[], object], finish: Callable[..., None], *, lane: Sequence[str], whose: Hashable,
+        size_bytes: int = 0,
+    ) -> None:  # fmt: skip
         """Do something beside everything else; what came of it, or what it raised, is finished in this thread.
 
-        lane: which workers do it, see Engine.workers. whose: between these they take turns.
+        lane: which workers do it, see Engine.workers. whose: between these they take turns. size_bytes: see Workers.
         """
 
         def run() -> None:
@@ -619,13 +620,13 @@ class Region:
             self.wake()
 
         if self.engine.threaded:
-            self.engine.workers(*lane).submit(whose, run)
+            self.engine.workers(*lane).submit(whose, run, size_bytes)
         else:
             run()
 
-    def look_in_lane(self, place: Place, mark: Mark) -> None:
+    def look_in_lane(self, place: Place, mark: Mark, size_bytes: int) -> None:
         """Capture a large file beside everything else."""
-        ingest.look_in_lane(self, place, mark)
+        ingest.look_in_lane(self, place, mark, size_bytes)
 
     def send_in_lane(self, place: Place, item: transfer.Item) -> None:
         """Deliver a large object beside everything else."""

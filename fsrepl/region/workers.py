@@ -3,6 +3,12 @@
 Captures in a region, deliveries from one region to another, and repairs in a region each have workers of their
 own, so that copies which hang or are slow, as on a frozen disk, hold up nothing that does not touch that disk. Work
 of several buckets is begun in turns. The threads are daemons: one that hangs does not keep the process from ending.
+
+A sparse file of 2 TB takes little space and is hashed for ten minutes, so a few of them would take all workers for
+long. Therefore what is far smaller than everything under way gets a worker more: a file waits for none that is
+eight times its size or more. That is one worker more for each power of eight, twelve from 8 MiB to the largest file
+there can be. Holes cannot be hashed any faster: each KiB of BLAKE3's input counts its own place in the file, so that
+no two stretches of zeros have a common result.
 """
 
 from __future__ import annotations
@@ -11,54 +17,104 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 _IDLE_S = 10.0
 
 Work = Callable[[], None]
 
 
+def magnitude(size_bytes: int) -> int:
+    """The power of eight that a size has reached. Those of sizes that differ eightfold differ."""
+    return max(0, size_bytes.bit_length() - 1) // 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    ticket: int
+    """Which of all that were submitted it is."""
+    magnitude: int
+    work: Work
+
+
 class Workers:
-    """At most so many threads, which begin what is submitted in turns between those whose work it is."""
+    """At most so many threads, and one more for what is far smaller than all they are at. They begin what is submitted
+    in turns between those whose work it is.
+    """
 
     def __init__(self, name: str, number: int) -> None:
         self._name, self.number = name, number
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[Hashable, deque[Work]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, dict[int, deque[_Task]]] = OrderedDict()
+        """By whose they are, and by magnitude."""
+        self._tickets = 0
         self._threads: set[threading.Thread] = set()
+        self._under_way: list[int] = []
+        """The magnitude of each."""
         self._idle = 0
         self._closed = False
 
-    def submit(self, whose: Hashable, work: Work) -> None:
-        """Have something done. whose: between these the workers take turns. work sees to its own exceptions."""
+    def submit(self, whose: Hashable, work: Work, size_bytes: int = 0) -> None:
+        """Have something done. whose: between these the workers take turns. work sees to its own exceptions.
+
+        size_bytes: of the content that is read for it, holes included.
+        """
         with self._changed:
-            self._waiting.setdefault(whose, deque()).append(work)
-            if self._idle:
-                self._changed.notify()
-            elif len(self._threads) < self.number and not self._closed:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._threads.add(thread)
-                thread.start()
+            self._tickets += 1
+            task = _Task(self._tickets, magnitude(size_bytes), work)
+            self._waiting.setdefault(whose, {}).setdefault(task.magnitude, deque()).append(task)
+            self._have_begun()
+
+    def _have_begun(self) -> None:
+        """Wake a thread, or start one, where there is something that may be begun."""
+        if self._closed or self._choose() is None:
+            return
+        if self._idle:
+            self._changed.notify()
+        else:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._threads.add(thread)
+            thread.start()
 
     def _run(self) -> None:
-        while (work := self._next()) is not None:
-            work()
+        while (task := self._next()) is not None:
+            task.work()
+            with self._changed:
+                self._under_way.remove(task.magnitude)
 
-    def _next(self) -> Work | None:
+    def _next(self) -> _Task | None:
         """What to do next; None where this thread is to end."""
         until_s = time.monotonic() + _IDLE_S
         with self._changed:
-            while not self._waiting and not self._closed and time.monotonic() < until_s:
+            while (chosen := self._choose()) is None and not self._closed and time.monotonic() < until_s:
                 self._idle += 1
                 self._changed.wait(max(0.0, until_s - time.monotonic()))
                 self._idle -= 1
-            if self._closed or not self._waiting:
+            if self._closed or chosen is None:
                 self._threads.discard(threading.current_thread())
                 return None
-            whose, works = self._waiting.popitem(last=False)
-            work = works.popleft()
-            if works:
-                self._waiting[whose] = works  # at the end: the others come first
-            return work
+            task = self._take(*chosen)
+            self._under_way.append(task.magnitude)
+            self._have_begun()  # whoever was woken for two of them begins one
+            return task
+
+    def _choose(self) -> tuple[Hashable, int] | None:
+        """Whose work, and of which magnitude, may be begun now: that of whoever waited longest, the oldest first."""
+        below = min(self._under_way) if len(self._under_way) >= self.number else None
+        for whose, tasks in self._waiting.items():
+            may = [waiting[0] for size, waiting in tasks.items() if below is None or size < below]
+            if may:
+                return whose, min(may, key=lambda task: task.ticket).magnitude
+        return None
+
+    def _take(self, whose: Hashable, size: int) -> _Task:
+        tasks = self._waiting.pop(whose)
+        task = tasks[size].popleft()
+        if not tasks[size]:
+            del tasks[size]
+        if tasks:
+            self._waiting[whose] = tasks  # at the end: the others come first
+        return task
 
     def close(self, within_s: float) -> bool:
         """Begin nothing more, and wait for what is under way; whether all of it ended in time."""

@@ -56,7 +56,8 @@ def send_in_lane(region: Region, place: Place, item: transfer.Item) -> None:
             region.try_later([owed], UNFORESEEN)
 
     way = owed.source.partition("/")[0], region.name
-    region.in_lane(copy, finish, lane=("deliver", *way), whose=(owed.source, owed.destination))
+    whose = owed.source, owed.destination
+    region.in_lane(copy, finish, lane=("deliver", *way), whose=whose, size_bytes=version.size)
 
 
 def _lane_failed(region: Region, owed: Owed, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -16,7 +17,7 @@ from fsrepl.errors import Unavailable
 from fsrepl.model.version import Versioning
 from fsrepl.region import runtime
 from fsrepl.region.pulse import STUCK_S, Pulse
-from fsrepl.region.workers import Workers
+from fsrepl.region.workers import Workers, magnitude
 from tests.doubles import UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World
 
@@ -70,6 +71,50 @@ def test_one_that_hangs_does_not_hold_up_the_end() -> None:
     assert begun == []
 
 
+def test_what_is_far_smaller_waits_for_none_of_the_largest() -> None:
+    """A file waits for none that is eight times its size or more, however many of these take all workers."""
+    huge, large, order = [Gate() for _ in range(3)], Gate(), list[str]()
+    workers = Workers("lane", 2)
+    for gate in huge:
+        workers.submit("sparse", gate.hang, 2 << 40)
+    assert huge[0].begun.wait(PATIENCE_S)
+    assert huge[1].begun.wait(PATIENCE_S)
+    workers.submit("sparse", large.hang, 1 << 30)
+    assert large.begun.wait(PATIENCE_S)
+    done = threading.Event()
+    workers.submit("sparse", lambda: order.append("as large"), 1 << 30)
+    workers.submit("other", lambda: order.append("smaller"), 1 << 27)
+    workers.submit("sparse", done.set, 1 << 27)
+    assert done.wait(PATIENCE_S)
+    assert order == ["smaller"]
+    assert not huge[2].begun.is_set()
+    large.release.set()
+    until(lambda: order == ["smaller", "as large"])
+    for gate in huge:
+        gate.release.set()
+    assert huge[2].begun.wait(PATIENCE_S)
+    assert workers.close(PATIENCE_S)
+
+
+@pytest.mark.parametrize("size_bytes", [1, 7, 1 << 20, (1 << 30) - 1, 1 << 41, 1 << 60])
+def test_sizes_that_differ_eightfold_are_told_apart(size_bytes: int) -> None:
+    """The largest file there can be is of the 21st magnitude, so workers are never many."""
+    assert magnitude(size_bytes) < magnitude(8 * size_bytes) <= 21
+
+
+def test_two_that_come_at_once_wake_two() -> None:
+    """Work never waits for other work while there may be one thread more."""
+    workers, first, gates = Workers("lane", 2), threading.Event(), (Gate(), Gate())
+    workers.submit("", first.set)
+    assert first.wait(PATIENCE_S)
+    for gate in gates:
+        workers.submit("", gate.hang)
+    for gate in gates:
+        assert gate.begun.wait(PATIENCE_S)
+        gate.release.set()
+    assert workers.close(PATIENCE_S)
+
+
 class HangingFs(UnsyncedFs):
     """What is copied into one region hangs, as on a frozen disk, until it is released."""
 
@@ -83,26 +128,44 @@ class HangingFs(UnsyncedFs):
         return super().copy(from_fd, to_fd, at, count)
 
 
+@contextlib.contextmanager
+def at_work(world: World) -> Iterator[None]:
+    """With its threads."""
+    world.settle()
+    engine = world.engine
+    engine.threaded = True
+    for region in engine.regions.values():
+        region.start()
+    try:
+        yield
+    finally:
+        for region in engine.regions.values():
+            region.stopping = True
+            region.wake()
+            assert region.thread is not None
+            region.thread.join(PATIENCE_S)
+
+
+def drop(world: World, name: str, size_bytes: int) -> None:
+    """A file that is almost all holes, as if it had been there for long."""
+    with world.path(name).open("wb") as file:
+        file.truncate(size_bytes)
+        file.write(name.encode())
+    os.utime(world.path(name), (1, 1))
+    world.region().post(lambda: schedule.begin(world.region(), world.place()))
+
+
 @pytest.fixture
 def hanging(tmp_path: Path) -> Iterator[tuple[World, HangingFs]]:
     """Replicated to two regions, into one of which every copy hangs; at work with its threads."""
     fs = HangingFs("west")
     with World(tmp_path, fs=fs, buckets=(SOURCE, DESTINATION, WELL)) as world:
         world.run("replication.enable", source=SOURCE, destination=WELL, add=True)
-        world.settle()
-        engine = world.engine
-        engine.threaded = True
-        for region in engine.regions.values():
-            region.start()
-        try:
-            yield world, fs
-        finally:
-            fs.release.set()
-            for region in engine.regions.values():
-                region.stopping = True
-                region.wake()
-                assert region.thread is not None
-                region.thread.join(PATIENCE_S)
+        with at_work(world):
+            try:
+                yield world, fs
+            finally:
+                fs.release.set()
 
 
 def test_a_region_that_hangs_holds_up_no_other(hanging: tuple[World, HangingFs]) -> None:
@@ -110,23 +173,50 @@ def test_a_region_that_hangs_holds_up_no_other(hanging: tuple[World, HangingFs])
     world, fs = hanging
     size = world.settings.replication.large_file_bytes
     names = {f"big{number}" for number in range(world.settings.replication.workers + 2)}
-
-    def drop(name: str) -> None:
-        with world.path(name).open("wb") as file:
-            file.truncate(size)
-            file.write(name.encode())
-        os.utime(world.path(name), (1, 1))
-        world.region().post(lambda: schedule.begin(world.region(), world.place()))
-
     for name in names:
-        drop(name)
+        drop(world, name, size)
     until(lambda: len(world.engine.transfers) >= world.settings.replication.workers)
     until(lambda: {path.name for path in world.path(bucket=WELL).glob("big*")} == names)
-    drop("late")
+    drop(world, "late", size)
     until(lambda: world.path("late", WELL).exists())
     assert not list(world.path(bucket=DESTINATION).glob("[a-z]*"))
     fs.release.set()
     until(lambda: len(list(world.path(bucket=DESTINATION).glob("[a-z]*"))) == len(names) + 1)
+
+
+class SlowZeros(UnsyncedFs):
+    """Reading a file of that size, or a larger one, in one bucket takes for ever, until it is released."""
+
+    def __init__(self, size_bytes: int, at: str) -> None:
+        super().__init__()
+        self._size_bytes, self._at, self.release = size_bytes, f"/{at}/", threading.Event()
+        self.reading = 0
+
+    def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
+        if os.fstat(fd).st_size >= self._size_bytes and self._at in os.readlink(f"/proc/self/fd/{fd}"):
+            self.reading += 1
+            assert self.release.wait(PATIENCE_S)
+        yield from super().chunks(fd, at)
+
+
+@pytest.mark.parametrize("at", [SOURCE, DESTINATION])
+def test_sparse_files_hold_up_no_other_large_file(tmp_path: Path, at: str) -> None:
+    """Section 7: their holes are hashed, which takes minutes where they are of 2 TB; another large file of the same
+    region and direction is captured and delivered meanwhile, whether they are being captured or verified.
+    """
+    fs = SlowZeros(size := 64 << 20, at)
+    with World(tmp_path, fs=fs) as world, at_work(world):
+        sparse = {f"sparse{number}" for number in range(world.settings.replication.workers + 1)}
+        try:
+            for name in sparse:
+                drop(world, name, size)
+            until(lambda: fs.reading == world.settings.replication.workers)
+            drop(world, "large", size // 8)
+            until(lambda: world.path("large", DESTINATION).exists())
+            assert fs.reading == world.settings.replication.workers
+        finally:
+            fs.release.set()
+        until(lambda: all(world.path(name, DESTINATION).exists() for name in sparse))
 
 
 def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
