@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,8 +16,10 @@ from typing import Any
 from fsrepl import settings
 from fsrepl.capture import schedule
 from fsrepl.commands import operations, sites
+from fsrepl.daemon import requests
 from fsrepl.errors import Refused
 from fsrepl.model import attributes
+from fsrepl.model.address import Address
 from fsrepl.model.version import Posix, Status, Version
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.region import Region
@@ -65,6 +70,24 @@ def worlds(home: Path, **more: Any) -> Iterator[tuple[int, World]]:
         shutil.rmtree(world.home)
 
 
+def at(bucket: str, key: bytes = b"") -> Address:
+    return replace(Address.parse_bucket(bucket), key=key)
+
+
+def request(name: str, /, **params: object) -> requests.Request:
+    """A request as it comes through the socket: buckets are text, and an object may be given by bucket and key."""
+    if "key" in params:
+        bucket, key = params.pop("bucket"), params.pop("key")
+        assert isinstance(bucket, str)
+        assert isinstance(key, bytes)
+        params["address"] = f"{bucket}/{os.fsdecode(key)}"
+    return requests.decode(json.dumps({"op": name, "params": params}, default=_as_json).encode())
+
+
+def _as_json(value: object) -> object:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else list(value)  # type: ignore[call-overload]
+
+
 class World:
     """Two regions, a versioned bucket in each, the first replicated to the second; other buckets where told so.
 
@@ -93,7 +116,7 @@ class World:
             self.run("replication.enable", source=SOURCE, destination=DESTINATION)
 
     def run(self, name: str, /, **params: object) -> dict[str, object]:
-        return operations.run(self.engine, name, params)
+        return operations.run(self.engine, request(name, **params))
 
     def refused(self, name: str, /, **params: object) -> str:
         """An operation that must be refused: S3's code for it."""

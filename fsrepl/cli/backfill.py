@@ -30,7 +30,9 @@ from fsrepl.cli.common import (
     umask,
     warn,
 )
+from fsrepl.daemon import requests
 from fsrepl.errors import NotRunning, Usage
+from fsrepl.model.address import Address
 
 _LOOK_S, _LOOK_MAX_S = 0.02, 0.5
 _FORMATS = ("csv", "json")
@@ -76,11 +78,11 @@ def backfill(
     form = _form(format_, report)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_replaced(report)) if report is not None else None
-        job = await_daemon("replication.backfill", source=source, statuses=status or [], rules=rule or [])
+        job = await_daemon(requests.Backfill(source, tuple(status or ()), tuple(rule or ())))
         if not (wait or report is not None):
             print_json(job) if json else say(f"job {job['JobId']} is accepted; `fsrepl replication jobs` shows it")
             return
-        job = _wait(job)
+        job = _wait(source, job)
         if file is not None:
             _write_report(job["JobId"], form, file)
     _tell(job, json=json)
@@ -94,7 +96,7 @@ def _form(given: str | None, file: Path | None) -> str:
     return given
 
 
-def _wait(job: dict[str, Any]) -> dict[str, Any]:
+def _wait(source: Address, job: dict[str, Any]) -> dict[str, Any]:
     """Until a job has ended; on a terminal with a bar. Ended or not, it goes on without us."""
     pause_s = _LOOK_S
     try:
@@ -103,7 +105,7 @@ def _wait(job: dict[str, Any]) -> dict[str, Any]:
                 show(job)
                 time.sleep(pause_s)
                 pause_s = min(_LOOK_MAX_S, 2 * pause_s)
-                (job,) = ask_daemon("replication.jobs", source=job["Bucket"], job=job["JobId"])["Jobs"]
+                (job,) = ask_daemon(requests.ListBackfills(source, job["JobId"]))["Jobs"]
     except NotRunning as error:
         raise NotRunning(f"the daemon stopped; job {job['JobId']} goes on when it is started again") from error
     except KeyboardInterrupt:
@@ -165,8 +167,13 @@ def _tell(job: dict[str, Any], *, json: bool) -> None:
 
 def jobs(
     source: Annotated[
-        str | None,
-        typer.Argument(metavar="REGION/BUCKET", help="Those of this source only.", autocompletion=completion.buckets),
+        Address | None,
+        typer.Argument(
+            metavar="REGION/BUCKET",
+            help="Those of this source only.",
+            parser=Address.parse_bucket,
+            autocompletion=completion.buckets,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -175,10 +182,10 @@ def jobs(
     from fsrepl.storage import backfill_jobs
 
     try:
-        found = ask_daemon("replication.jobs", source=source or "")
+        found = ask_daemon(requests.ListBackfills(source))
     except NotRunning:
         site = open_site()
-        addresses = [site.bucket(source).address] if source else sorted(site.buckets)
+        addresses = [site.bucket(str(source)).address] if source else sorted(site.buckets)
         with reader.reader(site) as journal:
             found = {"Jobs": backfill_jobs.read_all(site, journal, addresses)}
     if json:
@@ -207,7 +214,7 @@ def report(job: JobId, format_: Format = None) -> None:
 
 def cancel(job: JobId, json: Json = False) -> None:
     """Stop a job. What it has sent stays; the rest is again what it was before."""
-    answer = ask_daemon("replication.cancel", job=job)
+    answer = ask_daemon(requests.CancelBackfill(job))
     print_json(answer) if json else say(f"job {job} is being cancelled")
 
 

@@ -25,7 +25,9 @@ from fsrepl.cli.common import (
     umask,
     warn,
 )
+from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.model.address import Address
 
 bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
 versioning = typer.Typer(help="Versioning of a bucket: replication needs it on both sides.", no_args_is_help=True)
@@ -43,7 +45,7 @@ def bucket_create(
     json: Json = False,
 ) -> None:
     """Make an empty bucket."""
-    answer = perform("bucket.create", bucket=bucket, versioning=versioning, umask=umask())
+    answer = perform(requests.CreateBucket(bucket, versioning, umask()))
     print_json(answer) if json else say(f"bucket {bucket}" + (", versioning Enabled" if versioning else ""))
 
 
@@ -55,7 +57,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     has lost its .fsrepl, or its folder, becomes that bucket again, with its settings and the versions that its
     replicas have; it says first what becomes of files that are missing.
     """
-    room = perform("bucket.adopt", bucket=bucket, dry_run=True)
+    room = perform(requests.AdoptBucket(bucket, dry_run=True))
     what = _is_lost(bucket, room) if "Healed" in room else _takes(bucket, room)
     if dry_run:
         print_json(room) if json else tell(what)
@@ -63,7 +65,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     if yes and not json:
         say(what)
     confirm(f"{what}. " + ("Bring it back?" if "Healed" in room else "Adopt it?"), yes)
-    answer = perform("bucket.adopt", bucket=bucket, umask=umask())
+    answer = perform(requests.AdoptBucket(bucket, umask=umask()))
     if "Healed" in answer:
         print_json(answer) if json else _tell_healed(bucket, answer)
         return
@@ -73,7 +75,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     tell_left(answer)
 
 
-def _is_lost(bucket: str, room: dict[str, Any]) -> str:
+def _is_lost(bucket: Address, room: dict[str, Any]) -> str:
     return (
         f"{bucket} is a bucket of this site, and has lost its .fsrepl or its folder; it is made again with its "
         f"settings, and with the versions that other buckets and its files still have. "
@@ -97,7 +99,7 @@ def _becomes(room: dict[str, Any]) -> str:
     return ""
 
 
-def _tell_healed(bucket: str, answer: dict[str, Any]) -> None:
+def _tell_healed(bucket: Address, answer: dict[str, Any]) -> None:
     fetched, kept = counted(answer["Fetched"], "version"), counted(answer["Kept"], "version")
     say(f"bucket {bucket} is back: {fetched} from other buckets, {kept} from its files and the journal")
     if answer["PutBack"]:
@@ -120,7 +122,7 @@ def tell_left(answer: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _takes(bucket: str, room: dict[str, Any]) -> str:
+def _takes(bucket: Address, room: dict[str, Any]) -> str:
     """What a folder holds, and what space its versions take."""
     return (
         f"{bucket} holds {counted(room['Objects'], 'file')}, {size_text(room['Bytes'])}; their versions take about "
@@ -183,7 +185,7 @@ def bucket_ls(
 def bucket_rm(bucket: Bucket, yes: Yes = False, json: Json = False) -> None:
     """Remove a bucket. One that holds anything goes with all of it, after asking."""
     try:
-        answer = perform("bucket.rm", bucket=bucket)
+        answer = perform(requests.RemoveBucket(bucket))
     except Refused as error:
         if error.code != "BucketNotEmpty":
             raise
@@ -192,12 +194,12 @@ def bucket_rm(bucket: Bucket, yes: Yes = False, json: Json = False) -> None:
                 confirm(f"{bucket} holds objects or versions. Remove it with everything in it?", yes=False)
             except Usage:
                 raise error from None
-        answer = perform("bucket.rm", bucket=bucket, purge=True)
+        answer = perform(requests.RemoveBucket(bucket, purge=True))
     print_json(answer) if json else say(f"bucket {bucket} is removed")
 
 
-def _set(bucket: str, status: str, json: bool) -> None:
-    answer = perform("versioning.set", bucket=bucket, status=status)
+def _set(bucket: Address, status: str, json: bool) -> None:
+    answer = perform(requests.SetVersioning(bucket, status))
     if json:
         print_json(answer)
     else:
@@ -227,7 +229,7 @@ def versioning_suspend(bucket: Bucket, json: Json = False) -> None:
 def versioning_show(bucket: Bucket, json: Json = False) -> None:
     """Print the state: Enabled, Suspended, or never versioned."""
     site = open_site()
-    found = site.bucket(bucket)
+    found = site.bucket(str(bucket))
     with found.open():
         status = str(found.versioning)
     if json:

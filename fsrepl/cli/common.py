@@ -18,7 +18,9 @@ import typer
 from fsrepl import settings
 from fsrepl.cli import completion, utf8
 from fsrepl.daemon import control
+from fsrepl.daemon.requests import Request
 from fsrepl.errors import NotRunning, Refused, Usage
+from fsrepl.model.address import Address
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -28,14 +30,33 @@ if TYPE_CHECKING:
     from fsrepl.storage.site import Site
 
 
+def _parse_object(text: str) -> Address:
+    """REGION/BUCKET/KEY. Raises Usage where one of them is missing."""
+    address = Address.parse(text)
+    if not address.key:
+        raise Usage(f"{shown(text)} names no object; write REGION/BUCKET/KEY")
+    return address
+
+
 Json = Annotated[bool, typer.Option("--json", show_default=False, help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Source = Annotated[
-    str, typer.Argument(metavar="REGION/BUCKET", help="The source bucket.", autocompletion=completion.buckets)
+    Address,
+    typer.Argument(
+        metavar="REGION/BUCKET",
+        help="The source bucket.",
+        parser=Address.parse_bucket,
+        autocompletion=completion.buckets,
+    ),
 ]
-Bucket = Annotated[str, typer.Argument(metavar="REGION/BUCKET", autocompletion=completion.buckets)]
-Address = Annotated[str, typer.Argument(metavar="REGION/BUCKET/KEY", autocompletion=completion.objects)]
+Bucket = Annotated[
+    Address,
+    typer.Argument(metavar="REGION/BUCKET", parser=Address.parse_bucket, autocompletion=completion.buckets),
+]
+Object = Annotated[
+    Address, typer.Argument(metavar="REGION/BUCKET/KEY", parser=_parse_object, autocompletion=completion.objects)
+]
 VersionId = Annotated[str | None, typer.Option("--version-id", metavar="ID", help="Not the current version: this one.")]
 
 STARTING_S = 3.0
@@ -111,21 +132,21 @@ def owner(found: Settings) -> int | None:
 # -- doing things
 
 
-def perform(op: str, /, **params: object) -> dict[str, Any]:
-    """Have the daemon do an operation; where there is none, take the site's lock and do it here."""
+def perform(request: Request) -> dict[str, Any]:
+    """Have the daemon do what is asked; where there is none, take the site's lock and do it here."""
     with Performer() as performer:
-        return performer.perform(op, **params)
+        return performer.perform(request)
 
 
 class Performer:
-    """Does operations one after another: by the daemon; or here, where there was none, keeping the site's lock until
-    it is closed."""
+    """Does what is asked, one request after another: by the daemon; or here, where there was none, keeping the site's
+    lock until it is closed."""
 
     def __init__(self) -> None:
         self._kept = contextlib.ExitStack()
         self._engine: Engine | None = None
 
-    def perform(self, op: str, /, **params: object) -> dict[str, Any]:
+    def perform(self, request: Request) -> dict[str, Any]:
         from fsrepl.commands import operations
 
         if self._engine is None:
@@ -134,7 +155,7 @@ class Performer:
             lock = control.Lock(found.state)
             while True:
                 try:
-                    return control.ask(found.state, op, params)
+                    return control.ask(found.state, request)
                 except NotRunning:
                     if uid := owner(found):  # what root makes there would shut that user out
                         raise Refused(
@@ -146,7 +167,7 @@ class Performer:
                 lock.wait(until_s)  # for a daemon that is starting or stopping, or another command at work
             self._kept.enter_context(lock)
             self._engine = self._kept.enter_context(operations.local_engine(found))
-        return operations.run(self._engine, op, params)
+        return operations.run(self._engine, request)
 
     def __enter__(self) -> Performer:
         return self
@@ -155,19 +176,19 @@ class Performer:
         self._kept.__exit__(kind, error, tb)
 
 
-def ask_daemon(op: str, /, *, answer_within_s: float | None = None, **params: object) -> dict[str, Any]:
+def ask_daemon(request: Request, *, answer_within_s: float | None = None) -> dict[str, Any]:
     """Have the daemon do what only it can. Raises NotRunning, and TimedOut where no answer comes in time."""
-    return control.ask(state().settings.state, op, params, answer_within_s)
+    return control.ask(state().settings.state, request, answer_within_s)
 
 
 def await_daemon(
-    op: str, /, *, answer_within_s: float | None = None, patience_s: float = STARTING_S, **params: object
+    request: Request, *, answer_within_s: float | None = None, patience_s: float = STARTING_S
 ) -> dict[str, Any]:
     """The same, with patience for a daemon that is just being started: a script's line before may have done that."""
     until_s = time.monotonic() + patience_s
     while True:
         try:
-            return ask_daemon(op, answer_within_s=answer_within_s, **params)
+            return ask_daemon(request, answer_within_s=answer_within_s)
         except NotRunning:
             if time.monotonic() >= until_s:
                 raise
@@ -179,23 +200,6 @@ def umask() -> int:
     found = os.umask(0o077)
     os.umask(found)
     return found
-
-
-def encoded(key: bytes) -> str:
-    """A key as a parameter of an operation."""
-    import base64
-
-    return base64.b64encode(key).decode()
-
-
-def address_and_key(text: str) -> tuple[str, bytes]:
-    """REGION/BUCKET/KEY. Raises Usage where one of them is missing."""
-    from fsrepl.s3 import arn
-
-    address, key = arn.split(text)
-    if not key:
-        raise Usage(f"{shown(text)} names no object; write REGION/BUCKET/KEY")
-    return address, key
 
 
 def read_document(path: str) -> tuple[object, int]:

@@ -10,12 +10,10 @@ import typer
 
 from fsrepl.cli import completion
 from fsrepl.cli.common import (
-    Address,
     Json,
+    Object,
     VersionId,
-    address_and_key,
     counted,
-    encoded,
     open_site,
     perform,
     print_json,
@@ -25,7 +23,9 @@ from fsrepl.cli.common import (
     tell,
 )
 from fsrepl.cli.unrecorded import hand_to_capture
+from fsrepl.daemon import requests
 from fsrepl.errors import Usage
+from fsrepl.model.address import Address
 
 tag = typer.Typer(help="Tags of an object, changed in place: no new version.", no_args_is_help=True)
 
@@ -37,7 +37,10 @@ def register(app: typer.Typer) -> None:
 
 
 def ls(
-    address: Annotated[str, typer.Argument(metavar="REGION/BUCKET[/PREFIX]", autocompletion=completion.objects)],
+    address: Annotated[
+        Address,
+        typer.Argument(metavar="REGION/BUCKET[/PREFIX]", parser=Address.parse, autocompletion=completion.objects),
+    ],
     versions: Annotated[bool, typer.Option("--versions", help="Every version and marker, newest first.")] = False,
     max_keys: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many entries; 0: all.")] = 0,
     start_after: Annotated[
@@ -50,15 +53,13 @@ def ls(
     """List objects, in the order of their keys."""
     from fsrepl.commands import documents
     from fsrepl.model import clock, keys
-    from fsrepl.s3 import arn
     from fsrepl.storage import listing
 
     if version_id_marker and start_after is None:
         raise Usage("--version-id-marker needs --key-marker: a version of which key?")
-    bucket_name, prefix = arn.split(address)
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
-    with listing.open_bucket(open_site(), bucket_name) as bucket:
-        found, truncated = listing.entries(bucket, prefix, versions=versions, page=page)
+    with listing.open_bucket(open_site(), address.bucket) as bucket:
+        found, truncated = listing.entries(bucket, address.key, versions=versions, page=page)
     if json:
         print_json(documents.list_document(found, truncated, versions=versions))
         return
@@ -77,16 +78,15 @@ def ls(
         tell(f"more: --start-after {keys.shown(last.key)}{more}")
 
 
-def head(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+def head(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """Show all that the record says of an object."""
     from fsrepl.commands import documents
     from fsrepl.storage import listing
 
-    bucket_name, key = address_and_key(address)
     site = open_site()
-    with listing.open_bucket(site, bucket_name) as bucket:
-        hand_to_capture(site, bucket, key)
-        document = documents.head_document(bucket, listing.find(bucket, key, version_id))
+    with listing.open_bucket(site, address.bucket) as bucket:
+        hand_to_capture(site, bucket, address.key)
+        document = documents.head_document(bucket, listing.find(bucket, address.key, version_id))
     if json:
         print_json(document)
         return
@@ -104,67 +104,66 @@ def _plain(value: object) -> str:
     return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
-def cat(address: Address, version_id: VersionId = None) -> None:
+def cat(address: Object, version_id: VersionId = None) -> None:
     """Write an object's content to standard output.
 
     It is compared with its hash before, so that what comes out is what went in.
     """
     from fsrepl.storage import listing
 
-    bucket_name, key = address_and_key(address)
     site = open_site()
-    with listing.open_bucket(site, bucket_name) as bucket:
-        hand_to_capture(site, bucket, key)
-        entry = listing.find(bucket, key, version_id)
+    with listing.open_bucket(site, address.bucket) as bucket:
+        hand_to_capture(site, bucket, address.key)
+        entry = listing.find(bucket, address.key, version_id)
         for chunk in listing.content(bucket, entry.version):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
 
 
-def restore(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+def restore(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """Make an old version current again, as a new version.
 
     Without --version-id it is the newest that is not a delete marker.
     """
-    bucket_name, key = address_and_key(address)
-    answer = perform("object.restore", bucket=bucket_name, key=encoded(key), version_id=version_id)
+    answer = perform(requests.RestoreObject(address, version_id))
     if json:
         print_json(answer)
     elif answer["Changed"]:
-        say(f"{shown(address)}: version {answer['RestoredFrom']} is current again, as {answer['VersionId']}")
+        say(f"{shown(str(address))}: version {answer['RestoredFrom']} is current again, as {answer['VersionId']}")
     elif answer["Captured"]:
-        say(f"{shown(address)}: what the file held was captured as version {answer['VersionId']}, which is current now")
+        what = f"what the file held was captured as version {answer['VersionId']}"
+        say(f"{shown(str(address))}: {what}, which is current now")
     else:
-        say(f"{shown(address)}: version {answer['VersionId']} is the current one already; nothing changed")
+        say(f"{shown(str(address))}: version {answer['VersionId']} is the current one already; nothing changed")
 
 
-def rm(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+def rm(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """Delete an object, by a marker that hides it.
 
     With --version-id, remove that version or marker for good.
     """
-    bucket_name, key = address_and_key(address)
-    answer = perform("object.rm", bucket=bucket_name, key=encoded(key), version_id=version_id)
+    answer = perform(requests.RemoveObject(address, version_id))
     if json:
         print_json(answer)
     elif version_id is not None:
         what = "delete marker" if answer["DeleteMarker"] else "version"
-        say(f"{shown(address)}: {what} {version_id} is removed for good")
+        say(f"{shown(str(address))}: {what} {version_id} is removed for good")
     elif answer.get("DeleteMarker"):
-        say(f"{shown(address)}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings back what was there")
+        say(
+            f"{shown(str(address))}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings back what was there"
+        )
     else:
-        say(f"{shown(address)}: deleted")
+        say(f"{shown(str(address))}: deleted")
 
 
 @tag.command("ls")
-def tag_ls(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+def tag_ls(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """List the tags of an object."""
     from fsrepl.commands import documents
     from fsrepl.storage import listing
 
-    bucket_name, key = address_and_key(address)
-    with listing.open_versioned(open_site(), bucket_name) as bucket:
-        tags = listing.find(bucket, key, version_id).version.tags
+    with listing.open_versioned(open_site(), address.bucket) as bucket:
+        tags = listing.find(bucket, address.key, version_id).version.tags
     if json:
         print_json({"TagSet": documents.tags_document(tags)})
         return
@@ -174,31 +173,29 @@ def tag_ls(address: Address, version_id: VersionId = None, json: Json = False) -
 
 @tag.command("set")
 def tag_set(
-    address: Address,
+    address: Object,
     tags: Annotated[list[str], typer.Argument(metavar="NAME=VALUE")],
     version_id: VersionId = None,
     json: Json = False,
 ) -> None:
     """Set tags; the others stay."""
-    bucket_name, key = address_and_key(address)
     wanted = {}
     for text in tags:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise Usage(f"{shown(text)} is not NAME=VALUE")
         wanted[name] = value
-    answer = perform("tag.set", bucket=bucket_name, key=encoded(key), version_id=version_id, tags=wanted)
-    print_json(answer) if json else say(f"{shown(address)}: {counted(len(answer['TagSet']), 'tag')}")
+    answer = perform(requests.SetTags(address, version_id, wanted))
+    print_json(answer) if json else say(f"{shown(str(address))}: {counted(len(answer['TagSet']), 'tag')}")
 
 
 @tag.command("rm")
 def tag_rm(
-    address: Address,
+    address: Object,
     names: Annotated[list[str], typer.Argument(metavar="NAME")],
     version_id: VersionId = None,
     json: Json = False,
 ) -> None:
     """Remove tags; the others stay."""
-    bucket_name, key = address_and_key(address)
-    answer = perform("tag.rm", bucket=bucket_name, key=encoded(key), version_id=version_id, names=names)
-    print_json(answer) if json else say(f"{shown(address)}: {counted(len(answer['TagSet']), 'tag')}")
+    answer = perform(requests.RemoveTags(address, version_id, tuple(names)))
+    print_json(answer) if json else say(f"{shown(str(address))}: {counted(len(answer['TagSet']), 'tag')}")

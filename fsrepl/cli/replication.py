@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Annotated, Any
 
@@ -22,7 +23,9 @@ from fsrepl.cli.common import (
     tell,
     warn,
 )
+from fsrepl.daemon import requests
 from fsrepl.errors import Usage
+from fsrepl.model.address import Address
 
 replication = typer.Typer(help="Replication rules of a source bucket.", no_args_is_help=True)
 
@@ -35,14 +38,20 @@ def register(app: typer.Typer) -> None:
 @replication.command()
 def enable(
     source: Annotated[
-        str | None,
-        typer.Argument(metavar="SRC", help="The source, REGION/BUCKET.", autocompletion=completion.buckets),
+        Address | None,
+        typer.Argument(
+            metavar="SRC",
+            help="The source, REGION/BUCKET.",
+            parser=Address.parse_bucket,
+            autocompletion=completion.buckets,
+        ),
     ] = None,
     destination: Annotated[
-        str | None,
+        Address | None,
         typer.Argument(
             metavar="DST",
             help="The destination. Without it, rules that are there run again.",
+            parser=Address.parse_bucket,
             autocompletion=completion.buckets,
         ),
     ] = None,
@@ -76,18 +85,6 @@ def enable(
         raise Usage("--role names an existing role and --create-role makes one; give one of the two")
     if add and replace:
         raise Usage("--add and --replace exclude each other")
-    wanted: dict[str, Any] = {
-        "source": source,
-        "destination": destination,
-        "prefixes": prefix or [],
-        "storage_class": storage_class or "",
-        "role": role or "",
-        "id": id_ or "",
-        "delete_markers": not no_delete_markers,
-        "add": add,
-        "replace": replace,
-        "dry_run": dry_run,
-    }
     if source is None:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise Usage("which buckets? `fsrepl replication enable SRC DST`; without a terminal nothing is asked")
@@ -95,16 +92,30 @@ def enable(
             raise Usage("prefixes, storage class and role are asked for; or name SRC and DST beside the options")
         from fsrepl.cli import wizard
 
-        wanted |= wizard.ask(open_site())
+        asked = wizard.ask(open_site())
+        wanted = dataclasses.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
     elif destination is None and (prefix or storage_class or role or create_role or id_ or no_delete_markers or add):
         raise Usage("DST is missing: with SRC alone, `enable` only runs the rules again that are there")
-    answer = perform("replication.enable", **wanted)
+    else:
+        wanted = requests.EnableReplication(
+            source,
+            destination,
+            prefixes=tuple(prefix or ()),
+            storage_class=storage_class or "",
+            role=role or "",
+            id=id_ or "",
+            delete_markers=not no_delete_markers,
+            add=add,
+            replace=replace,
+            dry_run=dry_run,
+        )
+    answer = perform(wanted)
     if json:
         print_json(answer)
         return
     word = "would replicate" if dry_run else "replicates"
     for rule in answer["ReplicationConfiguration"]["Rules"]:
-        (tell if dry_run else say)(f"{wanted['source']} {word} {_describe(rule)}")
+        (tell if dry_run else say)(f"{wanted.source} {word} {_describe(rule)}")
     if answer.get("Role"):
         what = (
             ""
@@ -142,7 +153,7 @@ def put(
 ) -> None:
     """Save a configuration in S3's JSON, in place of the old one."""
     document, size_bytes = read_document(file)
-    answer = perform("replication.put", source=source, document=document, size_bytes=size_bytes, dry_run=dry_run)
+    answer = perform(requests.PutReplication(source, document, size_bytes, dry_run))
     if json:
         print_json(answer)
         return
@@ -163,7 +174,7 @@ def get(
     from fsrepl.commands.replication import configuration
     from fsrepl.s3.replication import render_aws
 
-    document = configuration(open_site(), source).document
+    document = configuration(open_site(), str(source)).document
     print_json({"ReplicationConfiguration": render_aws(document) if aws else document})
 
 
@@ -174,9 +185,9 @@ def show(source: Source, json: Json = False) -> None:
     from fsrepl.commands.replication import configuration
 
     site = open_site()
-    document = configuration(site, source).document
+    document = configuration(site, str(source)).document
     said = reader.daemon_status(site.settings)
-    found = next(b for b in status.status(site, said)["buckets"] if b["bucket"] == source)
+    found = next(b for b in status.status(site, said)["buckets"] if b["bucket"] == str(source))
     if json:
         print_json({"ReplicationConfiguration": document, "rules": found["rules"]})
         return
@@ -194,12 +205,12 @@ def show(source: Source, json: Json = False) -> None:
 @replication.command("disable")
 def disable(source: Source, json: Json = False) -> None:
     """Stop all rules, and keep them. What is written meanwhile is not caught up on; backfill does that."""
-    answer = perform("replication.disable", source=source)
+    answer = perform(requests.DisableReplication(source))
     print_json(answer) if json else say(f"the rules of {source} are disabled; `fsrepl replication enable {source}`")
 
 
 @replication.command("rm")
 def rm(source: Source, json: Json = False) -> None:
     """Remove the configuration. What is in the destinations stays there."""
-    answer = perform("replication.rm", source=source)
+    answer = perform(requests.RemoveReplication(source))
     print_json(answer) if json else say(f"{source} is not replicated any more")

@@ -8,7 +8,9 @@ import typer
 
 from fsrepl.cli import completion
 from fsrepl.cli.common import Json, open_site, perform, print_json, print_table, say, state, warn
+from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, Refused
+from fsrepl.model.address import Address
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
@@ -23,12 +25,23 @@ def register(app: typer.Typer) -> None:
 def create(
     name: Name,
     source: Annotated[
-        str, typer.Option("--from", metavar="SRC", help="The bucket it may read.", autocompletion=completion.buckets)
+        Address,
+        typer.Option(
+            "--from",
+            metavar="SRC",
+            help="The bucket it may read.",
+            parser=Address.parse_bucket,
+            autocompletion=completion.buckets,
+        ),
     ],
     destination: Annotated[
-        list[str],
+        list[Address],
         typer.Option(
-            "--to", metavar="DST", help="A bucket it may write. Repeatable.", autocompletion=completion.buckets
+            "--to",
+            metavar="DST",
+            help="A bucket it may write. Repeatable.",
+            parser=Address.parse_bucket,
+            autocompletion=completion.buckets,
         ),
     ],
     json: Json = False,
@@ -37,7 +50,7 @@ def create(
 
     Its policy is the one that the console generates.
     """
-    answer = perform("role.create", name=name, source=source, destinations=destination)
+    answer = perform(requests.CreateRole(name, source, tuple(destination)))
     print_json(answer) if json else say(f"role {answer['Arn']}")
 
 
@@ -67,7 +80,7 @@ def show(name: Name, json: Json = True) -> None:
 @role.command("rm")
 def rm(name: Name, json: Json = False) -> None:
     """Remove a role. Deliveries that need it then end FAILED, AssumeRoleNotPermitted."""
-    answer = perform("role.rm", name=name)
+    answer = perform(requests.RemoveRole(name))
     print_json(answer) if json else say(f"role {name} is removed")
     if users := _users().get(name):
         warn(f"{', '.join(users)} still uses it: what it should replicate will be FAILED")

@@ -19,6 +19,7 @@ from fsrepl.cli.common import (
     umask,
     warn,
 )
+from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, Usage
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def region_add(
     name, equals, path = region.partition("=")
     if not (name and equals and path):
         raise Usage(f"{region!r} is not NAME=PATH, such as eu-west-1=/mnt/eu/fsrepl")
-    answer = perform("region.add", name=name, path=str(Path(path).absolute()), replace=replace, umask=umask())
+    answer = perform(requests.AddRegion(name, str(Path(path).absolute()), replace, umask()))
     if json:
         print_json(answer)
         return
@@ -211,5 +212,5 @@ def region_add(
 @region.command("forget")
 def region_forget(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = False) -> None:
     """Take a region out of the site. Its directory stays as it is, and can be attached again."""
-    answer = perform("region.forget", name=name)
+    answer = perform(requests.ForgetRegion(name))
     print_json(answer) if json else say(f"region {name} is no longer part of this site; its files stay where they are")

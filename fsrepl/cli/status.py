@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fsrepl.cli.common import (
-    Address,
     Json,
+    Object,
     VersionId,
-    address_and_key,
     open_answering_site,
     print_json,
     shown,
@@ -70,21 +69,20 @@ def _show(document: dict[str, Any], *, json: bool, every_name: bool) -> None:
         status_screen.show(document, every_name=every_name)
 
 
-def why(address: Address, version_id: VersionId = None, json: Json = False) -> None:
+def why(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """Tell which rule chose a key, what happened, what is next."""
     from fsrepl.commands import reader
     from fsrepl.commands import why as explanation
     from fsrepl.storage import listing
 
-    bucket_name, key = address_and_key(address)
     site = open_answering_site()
-    with listing.open_versioned(site, bucket_name) as bucket:
-        hand_to_capture(site, bucket, key)
-    answer = explanation.why(site, bucket_name, key, version_id, reader.daemon_of_key(site.settings, bucket_name, key))
+    with listing.open_versioned(site, address.bucket) as bucket:
+        hand_to_capture(site, bucket, address.key)
+    answer = explanation.why(site, address, version_id, reader.daemon_of_key(site.settings, address))
     if json:
         print_json(answer.document)
         return
-    tell(shown(address))
+    tell(shown(str(address)))
     for sentence in answer.sentences:
         tell(f"  {shown(sentence)}")
 

@@ -11,9 +11,11 @@ import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fsrepl.cli.common import ask_daemon, encoded, warn
+from fsrepl.cli.common import ask_daemon, warn
+from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, NotRunning
 from fsrepl.model import keys
+from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
 from fsrepl.views import unrecorded
 
@@ -54,7 +56,7 @@ def hand_to_capture(site: Site, bucket: OpenBucket, key: bytes) -> None:
             return
         what_next = "it is being captured"
         try:
-            ask_daemon("look", answer_within_s=_ANSWER_S, bucket=bucket.address, keys=[encoded(key)])
+            ask_daemon(requests.Look(Address.parse_bucket(bucket.address), (key,)), answer_within_s=_ANSWER_S)
         except NotRunning:
             what_next = "it is captured once the daemon runs"
         except FsreplError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import sys
@@ -19,7 +18,6 @@ from fsrepl.cli.common import (
     Performer,
     ask_daemon,
     counted,
-    encoded,
     is_terminal,
     json_text,
     open_answering_site,
@@ -32,7 +30,9 @@ from fsrepl.cli.common import (
     warn,
 )
 from fsrepl.cli.unrecorded import open_journal
+from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError
+from fsrepl.model.address import Address
 from fsrepl.storage.fs import reason
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def doctor(json: Json = False) -> None:
     there: dict[str, object] | None = None  # where there is no daemon, or trouble with it, this process looks instead
     if said["running"] and "trouble" not in said:
         with contextlib.suppress(FsreplError):
-            there = ask_daemon("doctor", answer_within_s=_DOCTOR_S)
+            there = ask_daemon(requests.Diagnose(), answer_within_s=_DOCTOR_S)
     found = findings(doctor_facts.facts(site, said, there))
     if json:
         print_json({"Findings": [finding.document() for finding in found]})
@@ -137,19 +137,19 @@ def _diagnose(finding: Finding) -> None:
 def _settled() -> None:
     """Wait until the regions of a running daemon have finished what they were at."""
     with contextlib.suppress(FsreplError):
-        ask_daemon("pass", answer_within_s=_PASS_S)
+        ask_daemon(requests.FinishTurn(), answer_within_s=_PASS_S)
 
 
 def _capture_by_daemon(address: str, found: Sequence[bytes]) -> None:
     """Where none runs, they are captured once one does: a verification by itself writes nothing."""
     with contextlib.suppress(FsreplError):
-        ask_daemon("capture", answer_within_s=_PASS_S, bucket=address, keys=[encoded(key) for key in found])
+        ask_daemon(requests.Capture(Address.parse_bucket(address), tuple(found)), answer_within_s=_PASS_S)
 
 
 def _capturer(performer: Performer) -> Callable[[str, Sequence[bytes]], None]:
     def capture(address: str, found: Sequence[bytes]) -> None:
         try:
-            performer.perform("capture", bucket=address, keys=[encoded(key) for key in found])
+            performer.perform(requests.Capture(Address.parse_bucket(address), tuple(found)))
         except FsreplError as error:
             warn(str(error))
 
@@ -159,13 +159,8 @@ def _capturer(performer: Performer) -> Callable[[str, Sequence[bytes]], None]:
 def _mender(performer: Performer) -> Callable[[Difference], None]:
     def mend(difference: Difference) -> None:
         try:
-            performer.perform(
-                "verify.repair",
-                bucket=difference.bucket,
-                path=base64.b64encode(difference.place).decode(),
-                version=difference.version,
-                marker=difference.marker,
-            )
+            bucket = Address.parse_bucket(difference.bucket)
+            performer.perform(requests.Repair(bucket, difference.place, difference.version, difference.marker))
         except FsreplError as error:
             warn(str(error))
         except OSError as error:

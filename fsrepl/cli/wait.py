@@ -21,7 +21,9 @@ from fsrepl.cli.common import (
     state,
     warn,
 )
+from fsrepl.daemon import requests
 from fsrepl.errors import Usage
+from fsrepl.model.address import Address
 
 _PROGRESS_S = 0.5
 _GRACE_S = 15.0
@@ -33,15 +35,20 @@ def register(app: typer.Typer) -> None:
     app.command()(retry)
 
 
+def _parse_scope(text: str) -> Address | None:
+    return Address.parse(text) if text else None
+
+
 def wait(
     scope: Annotated[
-        str,
+        Address | None,
         typer.Argument(
             metavar="REGION/BUCKET[/KEY]",
             help="Only for a source bucket, or an object; else for the whole site.",
+            parser=_parse_scope,
             autocompletion=completion.objects,
         ),
-    ] = "",
+    ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Seconds; without it, for ever.")] = None,
     json: Json = False,
 ) -> None:
@@ -57,7 +64,7 @@ def wait(
     try:
         within_s = None if timeout is None else timeout + _GRACE_S
         patience_s = STARTING_S if timeout is None else min(STARTING_S, timeout)
-        answer = await_daemon("wait", scope=scope, timeout_s=timeout, answer_within_s=within_s, patience_s=patience_s)
+        answer = await_daemon(requests.Wait(scope, timeout), answer_within_s=within_s, patience_s=patience_s)
     finally:
         stop.set()
     for name in answer["open"]:
@@ -109,18 +116,21 @@ def _progress(stop: threading.Event) -> None:
 
 def retry(
     scope: Annotated[
-        str,
+        Address | None,
         typer.Argument(
-            metavar="REGION/BUCKET[/KEY]", help="A source bucket, or an object.", autocompletion=completion.objects
+            metavar="REGION/BUCKET[/KEY]",
+            help="A source bucket, or an object.",
+            parser=_parse_scope,
+            autocompletion=completion.objects,
         ),
-    ] = "",
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Everything that failed in this site.")] = False,
     json: Json = False,
 ) -> None:
     """Try again what FAILED or waits for its next try, at once."""
-    if bool(scope) == all_:
+    if (scope is not None) == all_:
         raise Usage("what? name REGION/BUCKET, REGION/BUCKET/KEY, or --all")
-    answer = await_daemon("retry", scope=scope)
+    answer = await_daemon(requests.Retry(scope))
     print_json(answer) if json else say(f"tried again: {counted(answer['Retried'], 'delivery', 'deliveries')}")
     for why in answer.get("LeftOut", []):
         warn(f"left out: {why}")

@@ -7,13 +7,14 @@ it says what is missing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import typer
 
 from fsrepl.cli.common import shown
 from fsrepl.commands import replication
+from fsrepl.daemon.requests import EnableReplication
 from fsrepl.errors import FsreplError, Refused
+from fsrepl.model.address import Address, region_of
 from fsrepl.model.version import STORAGE_CLASSES, Versioning
 from fsrepl.s3 import arn
 from fsrepl.storage.site import Site
@@ -21,31 +22,31 @@ from fsrepl.storage.site import Site
 _WHOLE, _SAME_CLASS = "the whole bucket", "as in the source"
 
 
-def ask(site: Site) -> dict[str, Any]:
+def ask(site: Site) -> EnableReplication:
     """What `replication enable` needs, from its user."""
     source = _choose("Source bucket", _sources(site), "no bucket has versioning enabled; `fsrepl versioning enable`")
     existing = replication.has_configuration(site, source)
     if existing and not typer.confirm(f"{source} has a configuration. Replace it?", default=False):
         raise typer.Abort
-    offered = replication.candidates(site, source)
+    offered = replication.candidates(site, Address.parse_bucket(source))
     region = _choose(
         "Destination region",
-        sorted({address.partition("/")[0] for address in offered}),
+        sorted(set(map(region_of, offered))),
         "no bucket in another region has versioning enabled; `fsrepl bucket create REGION/BUCKET --versioning`",
     )
     destination = _choose("Destination bucket", [a for a in offered if a.startswith(region + "/")], "")
     selected = _prefixes() if _choose("Replicate", [_WHOLE, "keys with certain prefixes"], "") != _WHOLE else {}
     storage_class = "" if selected else _storage_class("the replicas")
     role = _choose("Role", ["create a new role", *_roles(site)], "")
-    return {
-        "source": source,
-        "destination": destination,
-        "prefixes": list(selected),
-        "storage_class": storage_class,
-        "storage_classes": selected,
-        "role": "" if role == "create a new role" else role,
-        "replace": existing,
-    }
+    return EnableReplication(
+        Address.parse_bucket(source),
+        Address.parse_bucket(destination),
+        prefixes=tuple(selected),
+        storage_class=storage_class,
+        storage_classes=selected,
+        role="" if role == "create a new role" else role,
+        replace=existing,
+    )
 
 
 def _prefixes() -> dict[str, str]:

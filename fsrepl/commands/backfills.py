@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fsrepl.daemon.requests import Backfill
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import Run
@@ -31,19 +32,19 @@ log = logging.getLogger("fsrepl")
 # -- commands
 
 
-def accept(region: Region, address: str, statuses: Sequence[str], rule_ids: Sequence[str]) -> dict[str, object]:
+def accept(engine: Engine, request: Backfill) -> dict[str, object]:
     """Write down a new job for the versions that are there now. What it is to send is found after this returns."""
-    for status in statuses:
+    address, region = str(request.source), engine.region_of(str(request.source))
+    for status in request.statuses:
         if status not in rules.STATUSES:
             raise Usage(f"{status} is not a status to choose versions by; there are {', '.join(rules.STATUSES)}")
     place = region.flush(address)
-    engine = region.engine
     with place.bucket.open() as bucket:
-        _check_rules(bucket, rule_ids)
+        _check_rules(bucket, request.rules)
         job_id, created_ns = place.bucket.ids.next(engine.site.now())
         versions = engine.journal.versions.count_versions(address)
         job = Job(
-            job_id, address, created_ns, tuple(dict.fromkeys(statuses)), tuple(dict.fromkeys(rule_ids)),
+            job_id, address, created_ns, tuple(dict.fromkeys(request.statuses)), tuple(dict.fromkeys(request.rules)),
             versions=versions,
         )  # fmt: skip
         backfill_jobs.sweep(bucket, engine.site.now())

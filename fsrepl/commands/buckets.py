@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from fsrepl.commands import requirements
 from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
 from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of, walk
+from fsrepl.daemon.requests import CreateBucket
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
+from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
 from fsrepl.s3 import arn, replication
 from fsrepl.storage import remembered, versions
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
     from fsrepl.region.runtime import Engine
 
 
-def create_bucket(engine: Engine, address: str, *, versioning: bool, umask: int | None = None) -> dict[str, object]:
-    site = engine.site
-    region, name = arn.split_address(address)
+def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
+    site, address = engine.site, str(request.bucket)
+    region, name = request.bucket.region, request.bucket.name
     arn.check_bucket_name(name)
     if region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
@@ -49,21 +51,23 @@ def create_bucket(engine: Engine, address: str, *, versioning: bool, umask: int 
             finally:
                 site.fs.close(fd)
     with contextlib.ExitStack() as undo:
-        make_bucket(site, address, Versioning.ENABLED if versioning else Versioning.OFF, undo, umask)
+        make_bucket(
+            site, request.bucket, Versioning.ENABLED if request.versioning else Versioning.OFF, undo, request.umask
+        )
         site.save_identities()
         undo.pop_all()
-    return {"Bucket": address, "Versioning": "Enabled" if versioning else ""}
+    return {"Bucket": address, "Versioning": "Enabled" if request.versioning else ""}
 
 
 def make_bucket(
-    site: Site, address: str, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None
+    site: Site, address: Address, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None
 ) -> None:
     """The folder and what makes it a bucket, its identity last. What is there stays; undo removes what was made.
 
     umask: that of whoever asks for it, where that is not our own: a daemon's would shut its users out of the folder.
     The caller saves the site's identities.
     """
-    region, _, name = address.partition("/")
+    region, name = address.region, address.name
     fs = site.fs
     made = False
     with contextlib.ExitStack() as closing:
@@ -95,14 +99,14 @@ def make_bucket(
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)
         fs.sync_file(at)
-    undo.callback(site.identities["buckets"].pop, address, None)
-    site.identities["buckets"][address] = str(identity["uuid"])
+    undo.callback(site.identities["buckets"].pop, str(address), None)
+    site.identities["buckets"][str(address)] = str(identity["uuid"])
 
 
-def _unmake(site: Site, address: str, folder: bytes = b"") -> None:
+def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
     """Remove a bucket's folder that was just made, or all of one in it. What a user has put there by now stays."""
-    region, _, name = address.partition("/")
-    with contextlib.suppress(OSError, FsreplError), site.open_region(region) as at:
+    name = address.name
+    with contextlib.suppress(OSError, FsreplError), site.open_region(address.region) as at:
         if not folder:
             site.fs.remove_dir(at, name.encode())
             return
@@ -118,10 +122,10 @@ def _unmake(site: Site, address: str, folder: bytes = b"") -> None:
             site.fs.close(fd)
 
 
-def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, object]:
+def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str, object]:
     """Make a folder full of files a versioned bucket: each file becomes its key's null version."""
-    site = engine.site
-    region, name = arn.split_address(address)
+    site, address = engine.site, str(bucket)
+    region, name = bucket.region, bucket.name
     arn.check_bucket_name(name)
     if region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
@@ -144,7 +148,7 @@ def adopt_bucket(engine: Engine, address: str, *, dry_run: bool) -> dict[str, ob
         finally:
             site.fs.close(fd)
     with contextlib.ExitStack() as undo:
-        make_bucket(site, address, Versioning.OFF, undo)
+        make_bucket(site, bucket, Versioning.OFF, undo)
         site.save_identities()
         undo.pop_all()
     return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}

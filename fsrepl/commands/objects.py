@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, judge
 from fsrepl.commands import documents
+from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
 from fsrepl.errors import ContentDamaged, Refused, Unavailable
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
@@ -32,24 +33,27 @@ from fsrepl.views import edits, show, stale
 if TYPE_CHECKING:
     from fsrepl.region.bucket_state import Place
     from fsrepl.region.region import Region
+    from fsrepl.region.runtime import Engine
 
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
 
 
-def restore(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
+def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
     """Make an old version current again, as a new version with its content and metadata.
 
     What its file holds that no event told of becomes a version first. Raises ContentDamaged, Unavailable where the
     version is current already and the file does not show it yet.
     """
-    before = region.engine.journal.versions.object(address, key)
+    address, key, version_id = request.address.bucket, request.address.key, request.version_id
+    region = engine.region_of(address)
+    before = engine.journal.versions.object(address, key)
     place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if place.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to restore from")
         version = find(region, bucket, key, version_id, content=True)
-        known = region.engine.journal.versions.object(address, key)
+        known = engine.journal.versions.object(address, key)
         if known and known.id == version.id:
             if why := _unshown(place, key, known):
                 raise Unavailable(
@@ -70,7 +74,7 @@ def restore(region: Region, address: str, key: bytes, version_id: str | None) ->
                 )
         finally:
             bucket.fs.close(fd)
-        new_id, created_ns = place.bucket.ids.next(region.engine.site.now())
+        new_id, created_ns = place.bucket.ids.next(engine.site.now())
         new = replace(
             version,
             id=NULL if place.bucket.versioning is Versioning.SUSPENDED else new_id,
@@ -103,8 +107,10 @@ def _unshown(place: Place, key: bytes, known: Object) -> str:
     return ""
 
 
-def remove(region: Region, address: str, key: bytes, version_id: str | None) -> dict[str, object]:
+def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
     """Add a delete marker; or, with a version id, remove that version or marker for good."""
+    address, key, version_id = request.address.bucket, request.address.key, request.version_id
+    region = engine.region_of(address)
     place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if version_id is None and not keys.is_key(key):
@@ -217,10 +223,20 @@ def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None
 # -- tags
 
 
-def tag(
-    region: Region, address: str, key: bytes, version_id: str | None, *, put: Mapping[str, str], drop: Collection[str]
-) -> dict[str, object]:
+def set_tags(engine: Engine, request: SetTags) -> dict[str, object]:
+    """Set some tags of a version; the others stay."""
+    return _tag(engine, request, lambda tags: {**tags, **request.tags})
+
+
+def remove_tags(engine: Engine, request: RemoveTags) -> dict[str, object]:
+    """Remove some tags of a version; the others stay."""
+    return _tag(engine, request, lambda tags: {name: tags[name] for name in tags if name not in request.names})
+
+
+def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]], dict[str, str]]) -> dict[str, object]:
     """Change the tags of a version in place: no new version (s3-semantics, 4)."""
+    address, key, version_id = request.address.bucket, request.address.key, request.version_id
+    region = engine.region_of(address)
     place = region.flush(address, [key])
     with place.bucket.open() as bucket:
         if place.bucket.versioning is Versioning.OFF:
@@ -228,7 +244,7 @@ def tag(
         version = versions.ensure_whole(find(region, bucket, key, version_id))
         if version.marker:
             raise Refused("MethodNotAllowed", f"{keys.shown(key)} is deleted: a delete marker has no tags")
-        tags = {name: value for name, value in {**version.tags, **put}.items() if name not in drop}
+        tags = change(version.tags)
         _check_tags(tags)
         if tags != version.tags:
             try:

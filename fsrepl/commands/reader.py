@@ -9,8 +9,10 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from fsrepl.daemon import control
+from fsrepl.daemon import control, requests
+from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, NotRunning
+from fsrepl.model.address import Address
 from fsrepl.repair import reconcile
 from fsrepl.settings import Settings
 from fsrepl.storage.journal import database
@@ -23,17 +25,17 @@ _ANSWER_S = 10.0
 
 def daemon_status(settings: Settings) -> Document:
     """What the daemon says of itself; {"running": False} where there is none."""
-    return _said(settings, "status", {})
+    return _said(settings, requests.GetStatus())
 
 
-def daemon_of_key(settings: Settings, address: str, key: bytes) -> Document:
+def daemon_of_key(settings: Settings, address: Address) -> Document:
     """What the daemon says that concerns one key, in the same shape."""
-    return _said(settings, "why", {"bucket": address, "key": base64.b64encode(key).decode()})
+    return _said(settings, requests.ExplainObject(address))
 
 
-def _said(settings: Settings, op: str, params: Document) -> Document:
+def _said(settings: Settings, request: Request) -> Document:
     try:
-        return control.ask(settings.state, op, params, _ANSWER_S)
+        return control.ask(settings.state, request, _ANSWER_S)
     except NotRunning:
         return {"running": False}
     except FsreplError as error:
@@ -45,7 +47,7 @@ def with_all_names(settings: Settings, said: Document) -> Document:
     buckets = {
         address: alive
         | {
-            name: _whole(settings, address, name)
+            name: _whole(settings, Address.parse_bucket(address), name)
             for name, number in alive.get("counts", {}).items()
             if number > len(alive[name])
         }
@@ -54,11 +56,12 @@ def with_all_names(settings: Settings, said: Document) -> Document:
     return said | {"buckets": buckets}
 
 
-def _whole(settings: Settings, address: str, name: str) -> Document:
+def _whole(settings: Settings, bucket: Address, name: str) -> Document:
     found: Document = {}
     after: str | None = ""
     while after is not None:
-        page = control.ask(settings.state, "status.page", {"bucket": address, "list": name, "after": after}, _ANSWER_S)
+        request = requests.GetStatusPage(bucket, name, base64.b64decode(after))
+        page = control.ask(settings.state, request, _ANSWER_S)
         found |= page["items"]
         after = page["after"]
     return found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from fsrepl.commands.roles import generated_role, role_with, write_role
 from fsrepl.commands.versioning import versioning_of
+from fsrepl.daemon.requests import EnableReplication, PutReplication
 from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
+from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Replication
-from fsrepl.model.version import EMPTY, Versioning
+from fsrepl.model.version import Versioning
 from fsrepl.s3 import arn, replication, roles
 from fsrepl.storage.documents import remove_document, write_document
 from fsrepl.storage.site import Site
@@ -52,13 +54,13 @@ class _Buckets:
         return "000000000000"
 
 
-def candidates(site: Site, source: str) -> list[str]:
+def candidates(site: Site, source: Address) -> list[str]:
     """Buckets that a source can be replicated to: versioned, there, in another region."""
     buckets = _Buckets(site)
     return [
         address
         for address in sorted(site.buckets)
-        if address.partition("/")[0] != source.partition("/")[0] and _is_enabled(buckets, address)
+        if region_of(address) != source.region and _is_enabled(buckets, address)
     ]
 
 
@@ -69,33 +71,30 @@ def _is_enabled(buckets: _Buckets, address: str) -> bool:
         return False
 
 
-def enable_replication(
-    engine: Engine, source: str, destination: str | None, *, prefixes: Sequence[str] = (), storage_class: str = "",
-    storage_classes: Mapping[str, str] = EMPTY, role: str = "", rule_id: str = "", delete_markers: bool = True,
-    add: bool = False, replace_all: bool = False, dry_run: bool = False,
-) -> dict[str, object]:  # fmt: skip
+def enable_replication(engine: Engine, request: EnableReplication) -> dict[str, object]:
     """What the console's five steps write. All of it or nothing: a role that was made goes again if the rest fails."""
-    site = engine.site
+    site, source, dry_run = engine.site, engine.site.bucket(str(request.source)).address, request.dry_run
     existing = _configuration(site, source)
-    if destination is None:
+    if request.destination is None:
         if existing is None:
             raise Refused("ReplicationConfigurationNotFoundError", f"{source} has no replication configuration yet")
         document = replication.set_status(existing.document, "Enabled")
         return {**_finish(engine, source, document, dry_run=dry_run), "Created": False, "Extended": False}
-    if existing is not None and not (add or replace_all):
+    if existing is not None and not (request.add or request.replace):
         raise Refused(
             "InvalidRequest", f"{source} has a replication configuration; --add adds to it, --replace replaces it"
         )
-    _check_pair(site, source, destination)
+    destination, role = str(request.destination), request.role
+    _check_pair(site, request.source, request.destination)
     if role:
         role = arn.parse_role_arn(role if role.startswith("arn:") else arn.role_arn(role))
     rules = replication.enable_document(
-        destination, role=role or "any", prefixes=list(prefixes), storage_class=storage_class,
-        storage_classes=storage_classes, rule_id=rule_id, delete_markers=delete_markers,
+        destination, role=role or "any", prefixes=list(request.prefixes), storage_class=request.storage_class,
+        storage_classes=request.storage_classes, rule_id=request.id, delete_markers=request.delete_markers,
     )  # fmt: skip
     made: roles.RoleDocument | None = None
     extended = False
-    if add and existing is not None:
+    if request.add and existing is not None:
         role = role or existing.role
         if role == existing.role:
             made = role_with(engine, role, source, destination)
@@ -117,25 +116,24 @@ def enable_replication(
     return {**answer, "Role": role, "Created": made is not None and not extended, "Extended": extended}
 
 
-def _check_pair(site: Site, source: str, destination: str) -> None:
+def _check_pair(site: Site, source: Address, destination: Address) -> None:
     """S6, S11: both sides, each named, with what could be chosen instead."""
     buckets = _Buckets(site)
-    site.bucket(source)
     offered = ", ".join(candidates(site, source)) or "none yet"
-    region, _name = arn.split_address(destination)
+    region = destination.region
     if region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
-    if buckets.versioning(source) is not Versioning.ENABLED:
+    if buckets.versioning(str(source)) is not Versioning.ENABLED:
         raise Refused(
             "InvalidRequest",
             f"versioning must be Enabled on the source {source} first: `fsrepl versioning enable {source}`",
         )
     if source == destination:
         raise Refused("InvalidRequest", f"destination {destination} is the source; choose one of: {offered}")
-    there = buckets.versioning(destination)
+    there = buckets.versioning(str(destination))
     if there is None:
         raise Refused("InvalidRequest", f"destination {destination} must exist, and does not; choose one of: {offered}")
-    if region == source.partition("/")[0]:
+    if region == source.region:
         raise Refused(
             "InvalidRequest",
             f"destination {destination} must be in another region than {source}; choose one of: {offered}",
@@ -166,11 +164,11 @@ def has_configuration(site: Site, source: str) -> bool:
     return _configuration(site, source) is not None
 
 
-def put_replication(
-    engine: Engine, source: str, document: object, *, size_bytes: int = 0, dry_run: bool = False
-) -> dict[str, object]:
+def put_replication(engine: Engine, request: PutReplication) -> dict[str, object]:
     """Save a configuration as S3 takes it. Raises Refused with S3's codes."""
-    return _finish(engine, source, document, dry_run=dry_run, size_bytes=size_bytes)
+    return _finish(
+        engine, str(request.source), request.document, dry_run=request.dry_run, size_bytes=request.size_bytes
+    )
 
 
 def _finish(engine: Engine, source: str, document: object, *, dry_run: bool, size_bytes: int = 0) -> dict[str, object]:

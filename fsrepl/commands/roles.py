@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fsrepl.daemon.requests import CreateRole
 from fsrepl.errors import Refused
+from fsrepl.model.address import Address
 from fsrepl.s3 import arn, roles
 from fsrepl.storage.documents import open_directory, remove_document, write_bytes, write_document
 
@@ -41,7 +43,7 @@ def generated_role(engine: Engine, source: str, destination: str) -> tuple[str, 
     The name is cut at 64 characters as the console cuts it; a role of that name for another pair, or one that may
     write elsewhere by now, is never shared: then the name ends in a digest. Source: s3-semantics, 6.2.
     """
-    name = candidate = roles.generated_name(source.partition("/")[2], destination.partition("/")[2])
+    name = candidate = roles.generated_name(Address.parse_bucket(source).name, Address.parse_bucket(destination).name)
     for number in itertools.count():
         document = roles.generate(candidate, source, [destination])
         found = read_role(engine, candidate)
@@ -82,12 +84,13 @@ def write_role(engine: Engine, name: str, document: roles.RoleDocument | None) -
     return undo
 
 
-def create_role(engine: Engine, name: str, source: str, destinations: Iterable[str]) -> dict[str, object]:
+def create_role(engine: Engine, request: CreateRole) -> dict[str, object]:
     """A role with the generated policy, under a name of the user's choice."""
-    wanted = list(destinations)
-    for address in (source, *wanted):
+    name, source = request.name, str(request.source)
+    destinations = [str(destination) for destination in request.destinations]
+    for address in (source, *destinations):
         engine.site.bucket(address)
-    document = roles.generate(name, source, wanted)
+    document = roles.generate(name, source, destinations)
     roles.parse_role(document, name)
     found = read_role(engine, name)
     if found is not None and found != document:

@@ -15,8 +15,10 @@ from fsrepl import settings
 from fsrepl.commands import requirements, settings_text
 from fsrepl.commands.buckets import make_bucket
 from fsrepl.daemon import control
+from fsrepl.daemon.requests import AddRegion
 from fsrepl.errors import FsreplError, StoreDamaged, Usage
 from fsrepl.model import keys
+from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Rule
 from fsrepl.model.version import Delivery, Origin, Version, Versioning
 from fsrepl.region import deliveries
@@ -92,11 +94,11 @@ def _write_settings(fs: Fs, path: Path, text: str) -> None:
 
 
 def attach_region(
-    site: Site, name: str, undo: contextlib.ExitStack, *, replaced: bool = False, umask: int | None = None
+    site: Site, name: str, undo: contextlib.ExitStack, *, replace: bool = False, umask: int | None = None
 ) -> list[str]:
     """Make a directory the region of this name, or take it as the region that it is; the buckets found in it.
 
-    Raises Usage where it is another region, not the one that is known, or at work for another site. replaced:
+    Raises Usage where it is another region, not the one that is known, or at work for another site. replace:
     it is a new disk for a region that is lost. undo takes back what was made.
     """
     path = site.settings.regions[name].path
@@ -108,7 +110,7 @@ def attach_region(
             raise Usage(f"the identity of region {name} at {path} cannot be read: {error}") from error
         known = site.identities["regions"].get(name)
         if identity is None:
-            if known is not None and not replaced:
+            if known is not None and not replace:
                 raise Usage(
                     f"{path} is not the region {name} that this site knows (no {REGION_IDENTITY.decode()}); mount it, "
                     "or if its disk is lost, give the new one with --replace"
@@ -118,7 +120,7 @@ def attach_region(
             identity = dict(new_identity(name, site.now()))
         elif identity.get("name") != name:
             raise Usage(f"{path} is the region {identity.get('name')!r}; give it that name")
-        elif known is not None and identity.get("uuid") != known and not replaced:
+        elif known is not None and identity.get("uuid") != known and not replace:
             raise Usage(f"{path} is another region named {name} than this site knows; --replace takes it in its stead")
         _claim(site, name, at, identity)
         site.identities["regions"][name] = str(identity["uuid"])
@@ -163,47 +165,48 @@ def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
     write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
 
 
-def add_region(engine: Engine, name: str, path: str, *, replaced: bool, umask: int | None = None) -> dict[str, object]:
-    """Attach a region, or make a new one; with replaced, a new disk whose buckets are to be filled again."""
+def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
+    """Attach a region, or make a new one; with replace, a new disk whose buckets are to be filled again."""
+    name, replace, umask = request.name, request.replace, request.umask
     file = engine.settings.path
     old = engine.settings.regions.get(name)
     text = file.read_text()
-    absolute = os.path.abspath(os.path.join(file.parent, path))
+    absolute = os.path.abspath(os.path.join(file.parent, request.path))
     if old is None:
         text = settings_text.add_region(text, name, absolute)
     elif os.path.realpath(old.path) != os.path.realpath(absolute):
-        if not replaced and name in engine.site.identities["regions"] and not _is_region(absolute, name, engine.site):
+        if not replace and name in engine.site.identities["regions"] and not _is_region(absolute, name, engine.site):
             raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
         text = settings_text.move_region(text, name, absolute)
     parsed = settings.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
-    lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replaced else []
+    lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replace else []
     with contextlib.ExitStack() as undo:
-        found = attach_region(site, name, undo, replaced=replaced, umask=umask)
+        found = attach_region(site, name, undo, replace=replace, umask=umask)
         for address in lost:
             if address not in found:
-                make_bucket(site, address, Versioning.ENABLED, undo, umask)
-                _put_back_settings(site, address)
+                bucket = Address.parse_bucket(address)
+                make_bucket(site, bucket, Versioning.ENABLED, undo, umask)
+                _put_back_settings(site, bucket)
         site.save_identities()
         _write_settings(engine.fs, file, text)
         undo.pop_all()
     engine.reload(parsed)
     answer: dict[str, object] = {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost})}
-    if not replaced:
+    if not replace:
         return answer
     filled = [_fill_again(engine, address) for address in lost]
     away = sorted({why for _, whys in filled for why in whys})
     return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
 
 
-def _put_back_settings(site: Site, address: str) -> None:
+def _put_back_settings(site: Site, address: Address) -> None:
     """A bucket on a new disk follows the rules that the lost one had."""
-    region, _, name = address.partition("/")
-    with site.open_region(region) as at:
-        meta = site.fs.open_dir(at, os.fsencode(name) + b"/" + META, cross=True)
+    with site.open_region(address.region) as at:
+        meta = site.fs.open_dir(at, os.fsencode(address.name) + b"/" + META, cross=True)
         try:
             remove_document(site.fs, meta, remembered.VERSIONING)
-            put = remembered.put_back(site, address, meta, remembered.SETTINGS)
+            put = remembered.put_back(site, str(address), meta, remembered.SETTINGS)
             if remembered.VERSIONING not in put:
                 write_document(
                     site.fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED)
@@ -224,7 +227,7 @@ def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
     number, away = 0, []
     for address in sorted(engine.site.buckets.keys() - {lost}):
         try:
-            number += engine.ask(address.partition("/")[0], functools.partial(_owe_what_it_had, engine, address, lost))
+            number += engine.ask(region_of(address), functools.partial(_owe_what_it_had, engine, address, lost))
         except (FsreplError, OSError) as error:
             away.append(f"{address}: {reason(error) if isinstance(error, OSError) else error}")
     return number, away

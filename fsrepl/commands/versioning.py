@@ -35,7 +35,11 @@ _RECORD_BYTES = 8192
 """What a stored version takes beside its content: its inode, and a block for its attributes."""
 
 
-def set_versioning(engine: Engine, address: str, wanted: Versioning) -> dict[str, object]:
+def set_versioning(engine: Engine, address: str, status: str) -> dict[str, object]:
+    """Enabled or Suspended. Raises Refused(MalformedXML) for another state."""
+    if status not in (Versioning.ENABLED, Versioning.SUSPENDED):
+        raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {status!r}")
+    wanted = Versioning(status)
     bucket = engine.site.bucket(address)
     with bucket.open():
         if wanted is Versioning.SUSPENDED and bucket.replication is not None:

@@ -11,7 +11,6 @@ into, and views that cannot show their version. Source: design.md, section 5.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection
@@ -19,8 +18,10 @@ from dataclasses import dataclass, field
 
 from fsrepl.capture import barrier
 from fsrepl.commands.backfills import unfinished
-from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.daemon import requests
+from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
+from fsrepl.model.address import Address
 from fsrepl.model.version import Status, Versioning
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.region import Region
@@ -96,21 +97,16 @@ class Waited:
         }
 
 
-def scope_of(engine: Engine, text: str) -> Scope:
-    """Read REGION/BUCKET[/KEY], or nothing for the whole site. Raises Usage, or Refused for an unknown bucket."""
-    if not text:
+def answer(engine: Engine, request: requests.Wait, given_up: Callable[[], bool]) -> dict[str, object]:
+    """The answer to a request to wait. Raises Usage for an unknown region, Refused for an unknown bucket."""
+    return wait(engine, scope_of(engine, request.scope), request.timeout_s, given_up).document()
+
+
+def scope_of(engine: Engine, address: Address | None) -> Scope:
+    """What is named, or the whole site. Raises Usage for an unknown region, Refused for an unknown bucket."""
+    if address is None:
         return Scope(tuple(sorted(engine.site.buckets)))
-    region, _, rest = text.partition("/")
-    bucket, _, key = rest.partition("/")
-    if not bucket:
-        raise Usage(f"{keys.shown(os.fsencode(text))} names no bucket; write REGION/BUCKET or REGION/BUCKET/KEY")
-    engine.site.bucket(f"{region}/{bucket}")
-    return Scope((f"{region}/{bucket}",), os.fsencode(key))
-
-
-def answer(engine: Engine, scope: str, timeout_s: float | None, given_up: Callable[[], bool]) -> dict[str, object]:
-    """The answer to a request to wait. Raises Usage, Refused."""
-    return wait(engine, scope_of(engine, scope), timeout_s, given_up).document()
+    return Scope((engine.site.bucket(address.bucket).address,), address.key)
 
 
 def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callable[[], bool]) -> Waited:

@@ -12,6 +12,7 @@ from fsrepl.commands import reader
 from fsrepl.commands.reader import Document
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock, keys
+from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
 from fsrepl.model.version import Origin, Status, Version
 from fsrepl.s3 import rules
@@ -31,8 +32,9 @@ class Answer:
     sentences: list[str]
 
 
-def why(site: Site, address: str, key: bytes, version_id: str | None, said: Document) -> Answer:
+def why(site: Site, object_: Address, version_id: str | None, said: Document) -> Answer:
     """Which rules chose a key's version, what became of each delivery, and what is next. Raises Refused(NoSuchKey)."""
+    address, key = object_.bucket, object_.key
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     name = keys.shown(key)
     notes = _notes(alive, name)

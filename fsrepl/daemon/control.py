@@ -1,6 +1,6 @@
 """Talking to the daemon: one lock and one socket in the site's state folder, both sides of it.
 
-A request is a line of JSON, {"op", "params"}; the answer is another, {"ok"} or {"error"}. The socket is
+A request is a line of JSON (requests.py); the answer is another, {"ok"} or {"error"}. The socket is
 0600, and its peer must be the daemon's user or root. A Unix socket's path may have 107 bytes, so both
 sides reach it through a descriptor of the folder. Source: design.md, sections 5 and 8; unix(7).
 """
@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any
 
 from fsrepl import errors
+from fsrepl.daemon import requests
+from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
 from fsrepl.storage.fs import reason
 
@@ -45,7 +47,7 @@ _HANDSHAKE_S = 10.0
 
 Alive = Callable[[], bool]
 """Whether whoever asked is still there to hear the answer."""
-Handler = Callable[[str, dict[str, Any], Alive], dict[str, object]]
+Handler = Callable[[Request, Alive], dict[str, object]]
 
 
 class Lock:
@@ -265,12 +267,14 @@ class Server:
 
     def _answer(self, connection: socket.socket) -> dict[str, object]:
         try:
-            request = json.loads(_read_line(connection, _REQUEST_MAX_BYTES))
-            op, params = str(request["op"]), dict(request["params"])
-        except (ValueError, KeyError, TypeError) as error:
+            request = requests.decode(_read_line(connection, _REQUEST_MAX_BYTES))
+        except Usage as error:
+            return _error(error)
+        except ValueError as error:
             return _error(Usage(f"the daemon was asked something it does not understand: {error}"))
+        op = request.op
         try:
-            return {"ok": self._handle(op, params, lambda: _is_open(connection))}
+            return {"ok": self._handle(request, lambda: _is_open(connection))}
         except FsreplError as error:
             return _error(error)
         except OSError as error:
@@ -319,20 +323,18 @@ def _error(error: FsreplError) -> dict[str, object]:
 # -- the caller's side
 
 
-def ask(
-    state: str | os.PathLike[str], op: str, params: dict[str, Any], timeout_s: float | None = None
-) -> dict[str, Any]:
+def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None = None) -> dict[str, Any]:
     """What the daemon answers, however long that is, or raises what the operation raised there.
 
     Raises NotRunning where nothing listens, and only there: an answer that cannot be read comes from a daemon.
     """
-    request = json.dumps({"op": op, "params": params}).encode() + b"\n"
-    if len(request) > _REQUEST_MAX_BYTES:
-        raise Usage(f"{op}: a request of {len(request):,} bytes is too long; it may have {_REQUEST_MAX_BYTES:,}")
+    op, line = request.op, requests.encode(request)
+    if len(line) > _REQUEST_MAX_BYTES:
+        raise Usage(f"{op}: a request of {len(line):,} bytes is too long; it may have {_REQUEST_MAX_BYTES:,}")
     with _connected(state, op, timeout_s) as connection:
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(request)  # a daemon that reads no further has answered why
+                connection.sendall(line)  # a daemon that reads no further has answered why
             answer = json.loads(_read_line(connection, None))
             if "error" not in answer:
                 found: dict[str, Any] = answer["ok"]
@@ -388,7 +390,7 @@ def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> Fsr
 def _answers(state: str) -> bool:
     """Whether a daemon is at work, or hangs."""
     try:
-        ask(state, "site", {}, _HANDSHAKE_S)
+        ask(state, requests.GetSite(), _HANDSHAKE_S)
     except NotRunning:
         return False
     except FsreplError:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fsrepl.errors import Usage
 from fsrepl.model import keys
+from fsrepl.model.address import Address
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.runtime import Engine
@@ -74,9 +75,9 @@ def page(engine: Engine, address: str, name: str, after: bytes) -> Document:
     return {"items": _shown(found), "after": last}
 
 
-def of_key(engine: Engine, address: str, key: bytes) -> Document:
+def of_key(engine: Engine, address: Address) -> Document:
     """What concerns one key of a bucket, in the shape of `status`, and why its deliveries wait, as "retries"."""
-    engine.site.bucket(address)
+    source, key = engine.site.bucket(address.bucket).address, address.key
     buckets = {
         other: _bucket(place)
         | {name: _shown([n for n in names(place) if n[0] == key]) for name, names in LISTS.items()}
@@ -89,7 +90,7 @@ def of_key(engine: Engine, address: str, key: bytes) -> Document:
             "why": why, "seconds": max(0.0, due_s - time.monotonic()), "attempts": attempts,
         }
         for queue in _queues(engine)
-        if queue.source == address
+        if queue.source == source
         for (noted, version), (due_s, why, attempts) in list(queue.notes.items())
         if noted == key
     ]  # fmt: skip

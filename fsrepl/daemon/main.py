@@ -6,7 +6,6 @@ readiness, signals, the control socket, the barrier of `fsrepl wait`, and the wa
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import os
@@ -17,13 +16,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from fsrepl import settings
 from fsrepl.capture.watch import open_watcher
-from fsrepl.daemon import control, exporter, live, metrics, systemd
+from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
+from fsrepl.daemon.requests import Request, Wait
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock
 from fsrepl.region.region import Region
@@ -48,10 +47,10 @@ class Commands:
     the daemon.
     """
 
-    run: Callable[[Engine, str, dict[str, Any]], dict[str, object]]
-    """Do one operation, by name, with its parameters."""
-    wait: Callable[[Engine, str, float | None, Callable[[], bool]], dict[str, object]]
-    """Wait for a scope, so many seconds at most, or until it is given up."""
+    run: Callable[[Engine, Request], dict[str, object]]
+    """Do what a request asks for."""
+    wait: Callable[[Engine, Wait, Callable[[], bool]], dict[str, object]]
+    """Wait as a request says, or until it is given up."""
 
 
 def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = False) -> int:
@@ -214,23 +213,21 @@ class Daemon:
 
     # -- commands
 
-    def handle(self, op: str, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
+    def handle(self, request: Request, alive: control.Alive) -> dict[str, object]:
         """Answer one request of the control socket, in its own thread."""
-        if op == "status":
-            return self.status()
-        if op == "status.page":
-            after = base64.b64decode(params.get("after") or "")
-            return live.page(self.engine, params["bucket"], params["list"], after)
-        if op == "why":
-            return live.of_key(self.engine, params["bucket"], base64.b64decode(params["key"]))
-        if op == "wait":
-            return self._wait(params, alive)
-        if op == "reload":
-            self._reload.set()
-            return {}
-        return self.commands.run(self.engine, op, params)
+        match request:
+            case requests.GetStatus():
+                return self.status()
+            case requests.GetStatusPage():
+                return live.page(self.engine, str(request.bucket), request.list, request.after)
+            case requests.ExplainObject():
+                return live.of_key(self.engine, request.address)
+            case Wait():
+                return self._wait(request, alive)
+            case _:
+                return self.commands.run(self.engine, request)
 
-    def _wait(self, params: dict[str, Any], alive: control.Alive) -> dict[str, object]:
+    def _wait(self, request: Wait, alive: control.Alive) -> dict[str, object]:
         """Wait for what is in scope; not for so many at once that nothing else would be heard any more."""
         if not self._waits.acquire(blocking=False):
             most = self._waits_max
@@ -238,7 +235,7 @@ class Daemon:
         try:
             given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
             with self.engine.journal_told():
-                return self.commands.wait(self.engine, params.get("scope") or "", params.get("timeout_s"), given_up)
+                return self.commands.wait(self.engine, request, given_up)
         finally:
             self._waits.release()
 

@@ -1,4 +1,4 @@
-"""Names, and how they are written: the addresses of commands, the ARNs of S3's documents.
+"""Names, and how S3's documents write them: ARNs.
 
 A bucket's address is REGION/BUCKET. Its ARN here names the region, arn:aws:s3:REGION::BUCKET, which
 S3's own, arn:aws:s3:::BUCKET, does not need to: there a bucket's name is unique. Pure.
@@ -7,11 +7,11 @@ Source: design.md, sections 4 and 5.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 
 from fsrepl.errors import Refused, Usage
+from fsrepl.model.address import Address
 from fsrepl.s3.conform import quoted
 
 ACCOUNT = "000000000000"
@@ -54,18 +54,10 @@ def check_role_name(name: str) -> None:
         raise Refused("ValidationError", f"{quoted(name)} cannot name a role: 1 to 64 of A-Z a-z 0-9 _ + = , . @ -")
 
 
-def split_address(address: str) -> tuple[str, str]:
-    """Region and bucket of "REGION/BUCKET"; whether they exist is another question. Raises Usage."""
-    region, _, bucket = address.partition("/")
-    if not region or not bucket or "/" in bucket:
-        raise Usage(f"{quoted(address)} does not name a bucket; write REGION/BUCKET, such as eu-west-1/photos")
-    return region, bucket
-
-
 def bucket_arn(address: str, *, aws: bool = False) -> str:
     """The ARN of a bucket; for aws the one that S3 would accept, without the region. Raises Usage."""
-    region, bucket = split_address(address)
-    return f"arn:aws:s3:{'' if aws else region}::{bucket}"
+    named = Address.parse_bucket(address)
+    return f"arn:aws:s3:{'' if aws else named.region}::{named.name}"
 
 
 def parse_bucket_arn(text: str, resolve: Callable[[str], list[str]], of: str = "") -> str:
@@ -107,11 +99,3 @@ def parse_role_arn(text: str) -> str:
             f"Invalid Role specified in replication configuration: {quoted(text)}; write {role_arn('NAME')}",
         )
     return match[1]
-
-
-def split(text: str) -> tuple[str, bytes]:
-    """The bucket's address and the key, or prefix, in REGION/BUCKET[/KEY]. Raises Usage."""
-    region, _, rest = text.partition("/")
-    bucket, _, key = rest.partition("/")
-    split_address(f"{region}/{bucket}")
-    return f"{region}/{bucket}", os.fsencode(key)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from urllib.parse import quote_plus
 
+from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
 from fsrepl.model.version import THRESHOLD_NS, Result, Status, Tracking
 from fsrepl.s3 import arn
@@ -63,7 +64,7 @@ def records(results: Iterable[Result], now_ns: int) -> Iterator[Record]:
 
 def record(name: Name, result: Result, now_ns: int) -> Record:
     """One event as S3 writes it, but for its ETag, which is the BLAKE3, and ARNs, which name the region."""
-    region, bucket = arn.split_address(result.source)
+    source = Address.parse_bucket(result.source)
     identity = identify(name, result)
     stored: Record = {"key": quote_plus(result.key, safe="/"), "size": result.size_bytes}
     if result.digest:
@@ -84,7 +85,7 @@ def record(name: Name, result: Result, now_ns: int) -> Record:
     return {
         "eventVersion": "2.2",
         "eventSource": "aws:s3",
-        "awsRegion": region,
+        "awsRegion": source.region,
         "eventTime": time(now_ns),
         "eventName": str(name),
         "userIdentity": {"principalId": "s3.amazonaws.com"},
@@ -95,7 +96,7 @@ def record(name: Name, result: Result, now_ns: int) -> Record:
             # S3 has here the name of a subscription; ours is to every event of a type.
             "configurationId": f"s3:{name}",
             "bucket": {
-                "name": bucket,
+                "name": source.name,
                 "ownerIdentity": {"principalId": arn.ACCOUNT},
                 "arn": arn.bucket_arn(result.source),
             },

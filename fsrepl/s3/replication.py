@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar, cast
 
 from fsrepl.errors import Refused
+from fsrepl.model.address import Address
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import EMPTY, STORAGE_CLASSES, Versioning
-from fsrepl.s3.arn import bucket_arn, parse_bucket_arn, parse_role_arn, role_arn, split_address
+from fsrepl.s3.arn import bucket_arn, parse_bucket_arn, parse_role_arn, role_arn
 from fsrepl.s3.conform import conform, quoted
 from fsrepl.s3.schema import (
     Destination,
@@ -195,7 +196,7 @@ def _ids(rules: list[ReplicationRule], source: str, destinations: Iterable[str])
     fresh: dict[str, Iterator[str]] = {}
     ids = []
     for rule, destination in zip(rules, destinations, strict=True):
-        pair = f"{split_address(source)[1]}-to-{split_address(destination)[1]}"
+        pair = f"{Address.parse_bucket(source).name}-to-{Address.parse_bucket(destination).name}"
         names = fresh.setdefault(pair, _numbered(pair))
         ids.append(rule.get("ID") or next(name for name in names if name not in taken))
     return ids

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable
 from fsrepl.model import clock, digests, keys
+from fsrepl.model.address import Address
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
 from fsrepl.model.view import View, view_of
@@ -221,7 +222,8 @@ class Bucket:
 
     def __init__(self, site: Site, address: str, expected: str) -> None:
         self.site, self.fs, self.address, self.uuid = site, site.fs, address, expected
-        self.region, _, self.name = address.partition("/")
+        named = Address.parse_bucket(address)
+        self.region, self.name = named.region, named.name
         self.documents = Documents()
         self.seen: dict[bytes, tuple[int, ...]] = {}
         self.trouble = ""

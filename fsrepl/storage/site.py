@@ -15,9 +15,10 @@ from collections.abc import Iterator
 
 from fsrepl.errors import Away, FsreplError, Refused, Unavailable, Usage
 from fsrepl.model import clock
+from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Role
-from fsrepl.s3 import arn, roles
+from fsrepl.s3 import roles
 from fsrepl.settings import Settings
 from fsrepl.storage import documents, probe
 from fsrepl.storage.bucket import Bucket
@@ -68,7 +69,7 @@ class Site:
                 "`fsrepl region add NAME=PATH`"
             ) from error
         regions = self.settings.regions
-        known = {a: u for a, u in self.identities["buckets"].items() if a.partition("/")[0] in regions}
+        known = {a: u for a, u in self.identities["buckets"].items() if region_of(a) in regions}
         for address in [a for a in self.buckets if self.buckets[a].uuid != known.get(a)]:
             del self.buckets[address]
         for address, expected in known.items():
@@ -185,7 +186,7 @@ class Site:
 
     def bucket(self, address: str) -> Bucket:
         """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
-        region, _name = arn.split_address(address)
+        region = Address.parse_bucket(address).region
         if region not in self.settings.regions:
             raise Usage(f"there is no region {region!r} in {self.settings.path}; it names {self.region_names()}")
         if address not in self.buckets:
@@ -197,7 +198,7 @@ class Site:
 
     def named(self, name: str) -> list[str]:
         """The addresses of all buckets of a name."""
-        return sorted(address for address in self.buckets if address.partition("/")[2] == name)
+        return sorted(address for address, bucket in self.buckets.items() if bucket.name == name)
 
     def look(self) -> None:
         """Read the documents of every bucket that can be read; the others keep their trouble."""

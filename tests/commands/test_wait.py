@@ -14,6 +14,7 @@ from fsrepl.capture.watch import NoWatches
 from fsrepl.cli import app
 from fsrepl.cli import wait as cli_wait
 from fsrepl.commands import wait as barrier
+from fsrepl.model.address import Address
 from fsrepl.model.version import Posix
 from tests.journeys.test_unprivileged import as_root
 from tests.mounts import clear, cover, only_root, unmount
@@ -42,7 +43,8 @@ def wait(world: World, scope: str = "") -> barrier.Waited:
         return False
 
     world.engine.watcher = world.engine.watcher or NoWatches()
-    return barrier.wait(world.engine, barrier.scope_of(world.engine, scope), 10.0, turn)
+    named = Address.parse(scope) if scope else None
+    return barrier.wait(world.engine, barrier.scope_of(world.engine, named), 10.0, turn)
 
 
 def left_out(waited: barrier.Waited) -> tuple[list[str], ...]:
@@ -97,7 +99,7 @@ def test_what_could_not_be_read_when_its_region_went_is_not_safe_meanwhile(users
         world.settle()
         world.away("east")
         world.region().look_around()
-        waited = barrier.wait(world.engine, barrier.scope_of(world.engine, SOURCE), 0.0, lambda: False)
+        waited = barrier.wait(world.engine, barrier.scope_of(world.engine, Address.parse(SOURCE)), 0.0, lambda: False)
         assert waited.pending == 1
         world.back("east")
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands import wait as barrier
+from fsrepl.model.address import Address
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED
 from tests.world import DESTINATION, SOURCE, World
 
 
 def wait(world: World, scope: str) -> barrier.Waited:
     """What `wait --timeout 0` finds."""
-    return barrier.wait(world.engine, barrier.scope_of(world.engine, scope), 0.0, lambda: False)
+    named = Address.parse(scope) if scope else None
+    return barrier.wait(world.engine, barrier.scope_of(world.engine, named), 0.0, lambda: False)
 
 
 @pytest.mark.parametrize("flags", [CLOSED, MOVED])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fsrepl.daemon import control, main
+from fsrepl.daemon.requests import GetStatus, PutReplication, Request, Wait
 from fsrepl.errors import FsreplError, NotRunning, Refused, TimedOut, Usage
+from fsrepl.model.address import Address
 
 DEADLINE_S = 30.0
 
@@ -54,8 +58,8 @@ def listening(state: Path, answer: Callable[[socket.socket], object]) -> Iterato
 
 def test_an_answer_of_any_length_is_read(tmp_path: Path) -> None:
     """Section 5: what is asked is bounded, what is answered is not."""
-    with serving(tmp_path, lambda op, params, alive: {"names": "x" * (9 << 20)}):
-        assert len(control.ask(tmp_path, "status", {})["names"]) == 9 << 20
+    with serving(tmp_path, lambda request, alive: {"names": "x" * (9 << 20)}):
+        assert len(control.ask(tmp_path, GetStatus())["names"]) == 9 << 20
 
 
 @pytest.mark.parametrize("answer", [b"", b'{"ok": {', b"no JSON\n", b"[]\n", b"{}\n"])
@@ -63,7 +67,7 @@ def test_an_answer_that_cannot_be_read_comes_from_a_daemon_that_runs(tmp_path: P
     """Section 5: whatever is wrong with an answer, exit status 5 is for a daemon that is not there."""
     with listening(tmp_path, lambda connection: connection.sendall(answer)):
         with pytest.raises(FsreplError, match="the daemon runs, and its answer to status cannot be read") as raised:
-            control.ask(tmp_path, "status", {})
+            control.ask(tmp_path, GetStatus())
         assert not isinstance(raised.value, NotRunning)
 
 
@@ -73,20 +77,20 @@ def test_a_daemon_that_ends_before_it_answers_is_not_running(tmp_path: Path) -> 
         listening(tmp_path, lambda connection: (tmp_path / control.SOCKET).rename(tmp_path / "gone")),
         pytest.raises(NotRunning, match="ended before it answered"),
     ):
-        control.ask(tmp_path, "status", {})
+        control.ask(tmp_path, GetStatus())
     (tmp_path / "gone").unlink()
 
 
 def test_a_caller_without_descriptors_does_not_say_that_the_daemon_is_absent(tmp_path: Path) -> None:
     """Section 5: a fault of the caller's own is said as what it is."""
-    with serving(tmp_path, lambda op, params, alive: {}):
+    with serving(tmp_path, lambda request, alive: {}):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = max(map(int, os.listdir("/proc/self/fd")))
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(used)]  # whatever was free below
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 2, hard))
         try:
             with pytest.raises(FsreplError, match="could not be asked: too many open files"):
-                control.ask(tmp_path, "status", {})
+                control.ask(tmp_path, GetStatus())
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for fd in taken:
@@ -96,7 +100,7 @@ def test_a_caller_without_descriptors_does_not_say_that_the_daemon_is_absent(tmp
 def test_a_request_that_is_too_long_is_the_callers_fault(tmp_path: Path) -> None:
     """Section 5: exit status 2, and nobody looks for a daemon."""
     with pytest.raises(Usage, match="too long"):
-        control.ask(tmp_path, "replication.put", {"document": "x" * (9 << 20)})
+        control.ask(tmp_path, PutReplication(Address("east", "src"), "x" * (9 << 20)))
 
 
 def test_a_queue_of_callers_that_is_full_is_waited_for(tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ def test_a_queue_of_callers_that_is_full_is_waited_for(tmp_path: Path) -> None:
     waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     waiting.connect(path)
     with pytest.raises(TimedOut, match=r"did not answer status within 0\.05 s"):
-        control.ask(tmp_path, "status", {}, 0.05)
+        control.ask(tmp_path, GetStatus(), 0.05)
     for each in (waiting, listener):
         each.close()
     os.close(here)
@@ -119,7 +123,7 @@ def test_a_caller_is_seen_through_a_descriptor_of_any_number(tmp_path: Path) -> 
     """Section 5: select(2) takes none from 1,024 on, and a daemon with many files open has such."""
     seen: list[bool] = []
 
-    def handle(op: str, params: object, alive: control.Alive) -> dict[str, object]:
+    def handle(request: Request, alive: control.Alive) -> dict[str, object]:
         seen.append(alive())
         return {}
 
@@ -128,7 +132,7 @@ def test_a_caller_is_seen_through_a_descriptor_of_any_number(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
         try:
-            control.ask(tmp_path, "wait", {})
+            control.ask(tmp_path, Wait())
         finally:
             for fd in taken:
                 os.close(fd)
@@ -140,19 +144,19 @@ def test_more_callers_than_are_heard_at_once_are_told_so(tmp_path: Path) -> None
     """Section 5: refused, with S3's code for it, whatever they ask; and heard again once others have ended."""
     entered, leave = threading.Semaphore(0), threading.Event()
 
-    def handle(op: str, params: object, alive: control.Alive) -> dict[str, object]:
+    def handle(request: Request, alive: control.Alive) -> dict[str, object]:
         entered.release()
         leave.wait(DEADLINE_S)
         return {}
 
     with serving(tmp_path, handle, commands_max=2):
-        callers = [threading.Thread(target=control.ask, args=(tmp_path, "wait", {})) for _ in range(2)]
+        callers = [threading.Thread(target=control.ask, args=(tmp_path, Wait())) for _ in range(2)]
         for caller in callers:
             caller.start()
         assert all(entered.acquire(timeout=DEADLINE_S) for _ in callers)
-        for params in ({}, {"document": "x" * (1 << 20)}):
+        for request in (GetStatus(), PutReplication(Address("east", "src"), "x" * (1 << 20))):
             with pytest.raises(Refused, match="SlowDown: the daemon is busy with 2 commands") as raised:
-                control.ask(tmp_path, "status", params)
+                control.ask(tmp_path, request)
             assert raised.value.exit_code == 3
         leave.set()
         for caller in callers:
@@ -164,7 +168,7 @@ def until_heard(state: Path) -> None:
     """A thread gives back its place after its caller has the answer."""
     for _ in range(1000):
         with contextlib.suppress(Refused):
-            control.ask(state, "status", {})
+            control.ask(state, GetStatus())
             return
     raise AssertionError("nobody is heard any more")
 
@@ -173,3 +177,42 @@ def until_heard(state: Path) -> None:
 def test_those_that_wait_leave_room_for_those_that_look(descriptors: int, heard: int, waiting: int) -> None:
     """Section 5: `status` and `doctor` answer however many wait, and regions have descriptors left."""
     assert main.commands_max(descriptors) == (heard, waiting)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"op": "object.freeze", "params": {}}', "knows no operation 'object.freeze'"),
+        (b'{"op": "object.rm", "params": {"address": "east/src/k", "bypass": true}}', "knows no 'bypass' of object.rm"),
+        (b'{"op": "object.rm", "params": {}}', "needs 'address' for object.rm"),
+        (b'{"op": "object.rm", "params": {"address": 7}}', "cannot read 'address' of object.rm: it is 7"),
+    ],
+)
+def test_a_command_of_another_version_is_told_so_in_one_sentence(tmp_path: Path, line: bytes, said: str) -> None:
+    """Section 5: exit status 2, what to do, and nothing in the daemon's log; the daemon does nothing of it."""
+    with serving(tmp_path, lambda request, alive: pytest.fail("it was done")):
+        answer = exchange(tmp_path, line + b"\n")
+    assert answer["error"]["kind"] == "Usage"
+    assert f"the daemon {said}" in answer["error"]["message"]
+    assert "restart it if it is of another version of fsrepl" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"no JSON", b"[]", b"{}", b'{"op": "status"}', b'{"op": "status", "params": 3}', b"\xff"]
+)
+def test_what_is_no_request_is_answered(tmp_path: Path, line: bytes) -> None:
+    """Section 5: whoever asks."""
+    with serving(tmp_path, lambda request, alive: {}):
+        answer = exchange(tmp_path, line + b"\n")
+    assert answer["error"]["message"].startswith("the daemon was asked something it does not understand")
+
+
+def exchange(state: Path, line: bytes) -> dict[str, Any]:
+    """What the daemon answers to a line."""
+    here = os.open(state, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, connection.makefile("rb") as answer:
+        connection.connect(f"/proc/self/fd/{here}/{control.SOCKET}")
+        os.close(here)
+        connection.sendall(line)
+        found: dict[str, Any] = json.loads(answer.readline())
+        return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 
 from fsrepl.cli import status_screen
 from fsrepl.commands import reader, status, why
-from fsrepl.daemon import control, live
+from fsrepl.daemon import control, live, requests
 from fsrepl.errors import Refused, Usage
 from fsrepl.region.bucket_state import HeldView, LookLater
 from fsrepl.region.change_queue import Mark
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, at
 
 NUMBER = 2500
 NAMES = [f"{'n' * 200}/{number:08}" for number in range(NUMBER)]
@@ -58,9 +57,9 @@ def test_the_rest_is_had_page_by_page(world: World, monkeypatch: pytest.MonkeyPa
     burden(world)
     asked: list[str] = []
 
-    def ask(state: object, op: str, params: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        asked.append(params["list"])
-        found = live.page(world.engine, params["bucket"], params["list"], base64.b64decode(params["after"]))
+    def ask(state: object, request: requests.GetStatusPage, timeout_s: float) -> dict[str, Any]:
+        asked.append(request.list)
+        found = live.page(world.engine, str(request.bucket), request.list, request.after)
         assert len(found["items"]) <= live.PAGE
         return found
 
@@ -92,9 +91,9 @@ def test_why_knows_a_key_however_many_wait(world: World) -> None:
     """Section 5: what happened to a key and what is next, also of one that `status` does not name."""
     burden(world)
     name = NAMES[-1]
-    said = live.of_key(world.engine, SOURCE, name.encode())
+    said = live.of_key(world.engine, at(SOURCE, name.encode()))
     assert len(json.dumps(said)) < 10_000
-    notes = why.why(world.engine.site, SOURCE, name.encode(), None, said).sentences
+    notes = why.why(world.engine.site, at(SOURCE, name.encode()), None, said).sentences
     assert "a change waits to be captured: it is open for writing" in notes
     assert "a change cannot be captured: permission denied" in notes
 
@@ -104,5 +103,5 @@ def test_why_tells_of_a_delivery_that_is_tried_again(world: World) -> None:
     queue = world.region(DESTINATION).queue(SOURCE, DESTINATION)
     for key in (b"k", b"other"):
         queue.notes[key, "01K"] = (0.0, "no space left", 3)
-    told = live.of_key(world.engine, SOURCE, b"k")["retries"]
+    told = live.of_key(world.engine, at(SOURCE, b"k"))["retries"]
     assert [(r["key"], r["version"], r["why"], r["attempts"]) for r in told] == [("k", "01K", "no space left", 3)]

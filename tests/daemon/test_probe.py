@@ -19,7 +19,7 @@ from fsrepl.errors import Unavailable
 from fsrepl.storage import listing, probe
 from fsrepl.storage.site import Site
 from tests.doubles import UnsyncedFs
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, at
 
 WITHIN_S = 0.3
 DEADLINE_S = 30.0
@@ -90,7 +90,7 @@ def test_commands_that_read_pass_over_a_region_that_hangs(world: World) -> None:
     assert (source["bucket"], source["online"], source["objects"]) == (SOURCE, True, 1)
     assert (destination["bucket"], destination["online"]) == (DESTINATION, False)
     assert "no answer in 5 s" in destination["trouble"]
-    assert "COMPLETED to west/dst" in " ".join(why.why(site, SOURCE, b"k", None, said).sentences)
+    assert "COMPLETED to west/dst" in " ".join(why.why(site, at(SOURCE, b"k"), None, said).sentences)
     with pytest.raises(Unavailable, match=r"region west: .* no answer"):
         listing.open_versioned(site, DESTINATION).__enter__()
     there = doctor_facts.where_it_works(site, lambda questions: probe.by_process(questions, WITHIN_S))

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands import operations, status
-from fsrepl.daemon import control
+from fsrepl.daemon import control, requests
 from fsrepl.errors import Refused, Unavailable, Usage
+from fsrepl.model.address import Address
 from fsrepl.storage.journal import connection, database
 from fsrepl.storage.site import Site
 from tests.world import SOURCE, World
@@ -100,7 +101,7 @@ def test_a_journal_that_a_command_has_begun_anew_hides_no_bucket(world: World) -
     for file in world.settings.state.glob("journal.db*"):
         file.unlink()
     with operations.local_engine(world.settings) as engine:
-        operations.run(engine, "object.rm", {"bucket": "west/dst", "key": b"k", "version_id": None})
+        operations.run(engine, requests.RemoveObject(Address("west", "dst", b"k")))
     assert before == {SOURCE: (1, 1), "west/dst": (1, 1)}
     assert counts(world) == {SOURCE: (1, 1), "west/dst": (0, 1)}
 
@@ -124,7 +125,7 @@ def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
     assert not starting.is_alive()
     with pytest.raises(Usage, match=r"another process .* holds this site's lock"):
         command.acquire(0.0)
-    server = control.Server(tmp_path, lambda op, params, alive: {})
+    server = control.Server(tmp_path, lambda request, alive: {})
     with pytest.raises(Usage, match="this site has a running daemon already"):
         command.acquire()
     server.close()
@@ -135,7 +136,7 @@ def test_a_deleted_lock_lets_no_second_daemon_in(tmp_path: Path) -> None:
     """Section 2: a site has one daemon, whatever a cleaner of old files takes away."""
     daemon, other = control.Lock(tmp_path), control.Lock(tmp_path)
     daemon.acquire()
-    server = control.Server(tmp_path, lambda op, params, alive: {})
+    server = control.Server(tmp_path, lambda request, alive: {})
     (tmp_path / control.LOCK).unlink()
     with pytest.raises(Usage, match="this site has a running daemon already"):
         other.acquire()
@@ -160,7 +161,7 @@ def test_a_lock_is_not_kept_in_a_folder_that_is_gone(tmp_path: Path) -> None:
 
 def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
     """Section 5: commands reach a daemon that runs, and do not take it for dead, even where its socket was deleted."""
-    server = control.Server(tmp_path, lambda op, params, alive: {"heard": op})
+    server = control.Server(tmp_path, lambda request, alive: {"heard": request.op})
     for stranger in (None, b"a file"):
         (tmp_path / control.SOCKET).unlink()
         if stranger is not None:
@@ -168,7 +169,7 @@ def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
         until_s = time.monotonic() + 10
         while not (tmp_path / control.SOCKET).is_socket() and time.monotonic() < until_s:
             time.sleep(0.02)
-        assert control.ask(tmp_path, "status", {}) == {"heard": "status"}
+        assert control.ask(tmp_path, requests.GetStatus()) == {"heard": "status"}
         assert (tmp_path / control.SOCKET).stat().st_mode & 0o777 == 0o600
     server.close()
     assert not (tmp_path / control.SOCKET).exists()

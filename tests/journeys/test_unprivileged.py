@@ -12,11 +12,12 @@ import pytest
 from fsrepl.capture import schedule
 from fsrepl.cli import common
 from fsrepl.commands import status
+from fsrepl.daemon import requests
 from fsrepl.errors import Refused
 from fsrepl.model.version import Posix, Status
 from fsrepl.region.change_queue import ARRIVED, CHANGED, GONE, MOVED, WRITING, DirectoryEvent
 from fsrepl.storage import listing
-from tests.world import DESTINATION, SOURCE, USER, Json, World, v2
+from tests.world import DESTINATION, SOURCE, USER, Json, World, at, v2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, and makes files of others")
 
@@ -229,7 +230,7 @@ def test_root_sees_what_a_users_daemon_sees_and_leaves_nothing_of_its_own(world:
             (DESTINATION, True, 1),
         ]
         with pytest.raises(Refused, match=f"^AccessDenied: this site belongs to uid {USER}"):
-            common.perform("bucket.create", bucket="east/new")
+            common.perform(requests.CreateBucket(at("east/new")))
     finally:
         os.seteuid(USER)
         common.set_state(common.State())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import os
@@ -38,7 +37,7 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
     journal = Journal(os.path.join(site.state, "journal.db"), read_only=True)
 
     def capture(bucket: str, found: Sequence[bytes]) -> None:
-        world.run("capture", bucket=bucket, keys=[base64.b64encode(key) for key in found])
+        world.run("capture", bucket=bucket, keys=list(found))
 
     def mend(found: Difference) -> None:
         repair_version(world, found.bucket, found.place, found.version, marker=found.marker)
@@ -53,7 +52,7 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
 
 def repair_version(world: World, bucket: str, path: bytes, version: str, *, marker: bool = False) -> None:
     """path: the key as the store spells it."""
-    world.run("verify.repair", bucket=bucket, path=base64.b64encode(path).decode(), version=version, marker=marker)
+    world.run("verify.repair", bucket=bucket, path=path, version_id=version, marker=marker)
 
 
 def verify(world: World, *, repair: bool = False) -> Found:

@@ -16,7 +16,7 @@ from fsrepl.errors import FsreplError, Refused
 from fsrepl.model.version import Delivery, Origin, Status, shown_status
 from fsrepl.region import limits
 from tests.doubles import FailingFs
-from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
+from tests.world import DESTINATION, SOURCE, Json, World, at, v1, v2
 
 FAR = "north/far"
 PENDING, COMPLETED, FAILED, REPLICA = Status.PENDING, Status.COMPLETED, Status.FAILED, Status.REPLICA
@@ -31,7 +31,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def outcome(world: World, key: str = "k", bucket: str = SOURCE) -> dict[str, tuple[Status, str]]:
     """Destination to status and reason, of a key's current version; the same in the record and in `why`."""
     version = world.current(key, bucket)
-    said = why.why(world.engine.site, bucket, key.encode(), None, {"running": False})
+    said = why.why(world.engine.site, at(bucket, key.encode()), None, {"running": False})
     told = {d["Destination"]: (d["Status"], d["Reason"]) for d in said.document["Deliveries"]}
     found = {name: (d.status, d.reason) for name, d in version.deliveries.items()}
     assert {n: s for n, (s, _) in told.items()} == {n: str(s) for n, (s, _) in found.items()}
@@ -474,7 +474,7 @@ def test_why_tells_what_there_is_where_there_is_no_version(world: World) -> None
 
     def said(key: str) -> str:
         with pytest.raises(Refused) as refused:
-            why.why(world.engine.site, SOURCE, key.encode(), None, {"running": False})
+            why.why(world.engine.site, at(SOURCE, key.encode()), None, {"running": False})
         return str(refused.value)
 
     world.path("link").symlink_to("file")
@@ -492,7 +492,7 @@ def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
     """3.2: to try again is for what can be mended; a rule that is gone, or a version removed for good, cannot."""
 
     def next_() -> str:
-        (told,) = why.why(world.engine.site, SOURCE, b"k", None, {"running": False}).document["Deliveries"]
+        (told,) = why.why(world.engine.site, at(SOURCE, b"k"), None, {"running": False}).document["Deliveries"]
         return str(told["Next"])
 
     world.configure(v1() | {"ID": "one"})
@@ -502,7 +502,7 @@ def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
     assert next_() == f"`fsrepl retry {SOURCE}/k` once it is mended"
     world.run("versioning.set", bucket=DESTINATION, status="Enabled")
     world.configure(v1() | {"ID": "two"})
-    world.run("retry", bucket=SOURCE)
+    world.run("retry", scope=SOURCE)
     world.settle()
     assert outcome(world)[DESTINATION] == (FAILED, "SrcObjectNotEligible")
     assert next_().startswith(f"`fsrepl replication backfill {SOURCE} --status FAILED`")
@@ -564,7 +564,7 @@ def test_retry_tries_what_it_is_told_alone(world: World) -> None:
     world.settle()
     assert world.statuses() == {FAILED}
     mend()
-    for scope, number in ((f"{SOURCE}/d/a", 1), (f"{SOURCE}/d/", 1), (SOURCE, 2), ("", 0)):
+    for scope, number in ((f"{SOURCE}/d/a", 1), (f"{SOURCE}/d/", 1), (SOURCE, 2), (None, 0)):
         assert world.run("retry", scope=scope) == {"Retried": number}
         world.settle()
     assert world.statuses() == {COMPLETED}

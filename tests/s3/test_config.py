@@ -123,13 +123,6 @@ def test_names_that_regions_cannot_have(name: str) -> None:
         arn.check_region_name(name)
 
 
-def test_addresses_are_region_and_bucket() -> None:
-    assert arn.split_address("east/src") == ("east", "src")
-    for address in ("", "east", "east/", "/src", "east/src/key"):
-        with pytest.raises(Usage, match="REGION/BUCKET"):
-            arn.split_address(address)
-
-
 def test_bucket_arns_name_the_region_or_a_bucket_that_one_region_has() -> None:
     """design.md, section 4."""
     named = World("north/dst").named

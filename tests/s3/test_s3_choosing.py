@@ -10,7 +10,7 @@ import pytest
 
 from fsrepl.commands import why
 from fsrepl.model.version import Status
-from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
+from tests.world import DESTINATION, SOURCE, Json, World, at, v1, v2
 
 FAR = "north/far"
 
@@ -491,7 +491,7 @@ def test_symbolic_links_and_directories_are_no_objects(world: World) -> None:
 
 def told(world: World, key: str) -> str:
     """What `why` says of those destinations that a key's current version does not go to; empty where there are none."""
-    said = why.why(world.engine.site, SOURCE, key.encode(), None, {"running": False})
+    said = why.why(world.engine.site, at(SOURCE, key.encode()), None, {"running": False})
     assert said.document.get("Explanation", "") in ("", said.sentences[-1])
     return str(said.document.get("Explanation", ""))
 

@@ -15,7 +15,7 @@ from fsrepl.cli import buckets
 from fsrepl.commands import why
 from tests.mounts import btrfs, clear, cover, mount, only_root, subvolume, tmpfs, unmount
 from tests.repair.test_verify import verify
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, at
 
 pytestmark = only_root
 
@@ -110,7 +110,7 @@ def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: 
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"one", "device": b"two"}
         assert len(world.of("k")) == len(world.of("device")) == 1
-        notes = why.why(world.engine.site, SOURCE, b"k", None, {}).document["Notes"]
+        notes = why.why(world.engine.site, at(SOURCE, b"k"), None, {}).document["Notes"]
         assert notes == [f"ViewConflict in {SOURCE}: k, another mount, is in the way"]
     finally:
         for name in ("k", "device"):

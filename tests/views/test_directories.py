@@ -303,7 +303,7 @@ def test_what_is_changed_on_the_replica_takes_away_and_never_adds(world: World) 
     world.settle()
     assert look_of(world, "d").mode == 0o700
     assert differences(world) == [(b"d/", Problem.METADATA)]
-    world.run("verify.repair", bucket=DESTINATION, path="ZC8=", version="", marker=False)
+    world.run("verify.repair", bucket=DESTINATION, path=b"d/", version_id="", marker=False)
     assert look_of(world, "d").mode == 0o755
     assert not differences(world)
 

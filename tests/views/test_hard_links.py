@@ -11,7 +11,7 @@ import pytest
 from fsrepl.cli import status_screen
 from fsrepl.commands import status, why
 from fsrepl.region.change_queue import CHANGED, CLOSED, Mark
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, at
 
 SHARINGS = {"auto": {}, "link": {"east": "link"}}
 NAMES = ("a", "b", "d/c")
@@ -88,16 +88,16 @@ def test_the_other_names_are_told(world: World) -> None:
     """Section 5, why and status: a person who wonders why three objects changed at once finds it there."""
     linked(world)
     os.link(world.path("a"), world.home / "outside")
-    note = why.why(world.engine.site, SOURCE, b"a", None, {}).document["Notes"][-1]
+    note = why.why(world.engine.site, at(SOURCE, b"a"), None, {}).document["Notes"][-1]
     assert "its file has other names (hard links): b, d/c, 1 more;" in note
-    assert "Notes" not in why.why(world.engine.site, SOURCE, b"other", None, {}).document
+    assert "Notes" not in why.why(world.engine.site, at(SOURCE, b"other"), None, {}).document
     (source, replica) = status.status(world.engine.site, {})["buckets"]
     assert (source["linked"], "linked" in replica) == (3, False)
     assert any("3 files are another's hard link" in line for line in status_screen._notes(source, None))
     for name in NAMES[1:]:
         world.unlink(name)
     world.settle()
-    note = why.why(world.engine.site, SOURCE, b"a", None, {}).document["Notes"][-1]
+    note = why.why(world.engine.site, at(SOURCE, b"a"), None, {}).document["Notes"][-1]
     assert "(hard links): 1 that are no objects of this bucket;" in note
     assert "linked" not in status.status(world.engine.site, {})["buckets"][0]
 

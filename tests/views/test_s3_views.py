@@ -13,7 +13,7 @@ import pytest
 from fsrepl.commands import status, why
 from fsrepl.model.version import Origin, Status
 from tests.doubles import UnsyncedFs
-from tests.world import DESTINATION, SOURCE, Json, World, v1, v2
+from tests.world import DESTINATION, SOURCE, Json, World, at, v1, v2
 
 FAR = "north/far"
 
@@ -32,7 +32,7 @@ def conflicts(world: World, bucket: str = DESTINATION) -> list[str]:
     for key in listed:
         for address in (SOURCE, DESTINATION):
             if world.of(key, address):
-                said = why.why(world.engine.site, address, key.encode(), None, {"running": False})
+                said = why.why(world.engine.site, at(address, key.encode()), None, {"running": False})
                 assert any("ViewConflict" in sentence for sentence in said.sentences), (address, key)
     return listed
 

@@ -11,6 +11,8 @@ import pytest
 
 from fsrepl.cli import objects as cli_objects
 from fsrepl.cli import unrecorded as cli_unrecorded
+from fsrepl.commands import operations
+from fsrepl.daemon import requests
 from fsrepl.errors import NotRunning, Unavailable
 from fsrepl.model.view import View
 from fsrepl.views import unrecorded
@@ -18,7 +20,7 @@ from fsrepl.views.unrecorded import Look
 from tests.doubles import DeafWatcher
 from tests.repair.test_verify import repair_version, verify
 from tests.site import Site
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, at
 
 WAS, IS = b"as it was captured", b"WRITTEN THROUGH ANOTHER NAME"
 
@@ -71,14 +73,11 @@ def test_restore_says_that_it_captured_what_is_current(
 ) -> None:
     """Section 5: without a version id that is the newest there is; it came just now, or nothing changed."""
 
-    def perform(op: str, /, **params: object) -> dict[str, object]:
-        return world.run(op, **{**params, "key": b"k"})
-
-    monkeypatch.setattr(cli_objects, "perform", perform)
+    monkeypatch.setattr(cli_objects, "perform", lambda request: operations.run(world.engine, request))
     if edited:
         edit_elsewhere(world.path("k", DESTINATION), world.home / "outside")
     with unheard(world):
-        cli_objects.restore(f"{DESTINATION}/k")
+        cli_objects.restore(at(DESTINATION, b"k"))
     current = world.current("k", DESTINATION)
     assert (len(world.of("k", DESTINATION)), current.size) == ((2, len(IS)) if edited else (1, len(WAS)))
     told = f"what the file held was captured as version {current.id}, which is current now"
@@ -178,11 +177,11 @@ def test_a_reader_hands_it_over_and_says_so(
     """Section 5: what is printed is from before the change, and stderr says what becomes of that."""
     asked: list[object] = []
 
-    def ask(op: str, /, **params: object) -> dict[str, object]:
-        asked.append((op, params["bucket"], params["keys"]))
+    def ask(request: requests.Look, answer_within_s: float) -> dict[str, object]:
+        asked.append(request)
         if not running:
             raise NotRunning("there is none")
-        return world.run(op, **params)
+        return operations.run(world.engine, request)
 
     monkeypatch.setattr(cli_unrecorded, "ask_daemon", ask)
     site = world.engine.site

@@ -1,0 +1,399 @@
+"""What the daemon can be asked, each request a frozen value; and its line of JSON on the control socket.
+
+A parameter has one name from the command line to the step that uses it. Most requests are done without a daemon
+too, by the command itself. One that leaves a parameter at its default does not send it, so that a command and a
+daemon of different versions understand each other in all that both know; in the rest they say so.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+from fsrepl.errors import Usage
+from fsrepl.model.address import Address
+
+_VERSIONS = "restart it if it is of another version of fsrepl than this command"
+
+
+@dataclass(frozen=True)
+class Request:
+    """op: how the socket, the log and messages call it."""
+
+    op: ClassVar[str]
+
+    def __str__(self) -> str:
+        """The request and what it is about: `bucket create east/photos`."""
+        value = next((getattr(self, each.name) for each in fields(self)), None)
+        words = self.op.replace(".", " ")
+        return f"{words} {value}" if isinstance(value, str | Address) else words
+
+
+@dataclass(frozen=True)
+class OnBucket(Request):
+    """A request about one bucket."""
+
+    bucket: Address
+
+    @property
+    def region(self) -> str:
+        """The region whose thread does it."""
+        return self.bucket.region
+
+
+@dataclass(frozen=True)
+class OnSource(Request):
+    """A request about the replication of one bucket."""
+
+    source: Address
+
+    @property
+    def region(self) -> str:
+        """The region whose thread does it."""
+        return self.source.region
+
+
+@dataclass(frozen=True)
+class OnObject(Request):
+    """A request about one object: its current version, or another of its versions."""
+
+    address: Address
+    version_id: str | None = None
+
+    @property
+    def region(self) -> str:
+        """The region whose thread does it."""
+        return self.address.region
+
+
+# -- what a daemon knows, and does only while it runs
+
+
+@dataclass(frozen=True)
+class GetStatus(Request):
+    """What runs, what waits and why."""
+
+    op = "status"
+
+
+@dataclass(frozen=True)
+class GetStatusPage(OnBucket):
+    """More names of one of the lists that `status` tells the first names of."""
+
+    op = "status.page"
+    list: str
+    after: bytes = b""
+
+
+@dataclass(frozen=True)
+class ExplainObject(Request):
+    """What concerns one key."""
+
+    op = "why"
+    address: Address
+
+
+@dataclass(frozen=True)
+class Wait(Request):
+    """Until what is in scope is captured and delivered; so many seconds at most. Without a scope: the whole site."""
+
+    op = "wait"
+    scope: Address | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class FinishTurn(Request):
+    """Until every region has finished what it was at when this was asked."""
+
+    op = "pass"
+
+
+@dataclass(frozen=True)
+class GetSite(Request):
+    op = "site"
+
+
+@dataclass(frozen=True)
+class Diagnose(Request):
+    """What works where the daemon runs, which `doctor` cannot find out from where it runs itself."""
+
+    op = "doctor"
+
+
+@dataclass(frozen=True)
+class Look(OnBucket):
+    """Have capture look at keys whose files may differ from their record without an event. Waits for nothing."""
+
+    op = "look"
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Capture(OnBucket):
+    """The same, and wait until they are captured, as far as that can be done now."""
+
+    op = "capture"
+    keys: tuple[bytes, ...]
+
+
+# -- regions and buckets
+
+
+@dataclass(frozen=True)
+class AddRegion(Request):
+    """replace: it is a new disk for a region that is lost. umask: that of whoever asks."""
+
+    op = "region.add"
+    name: str
+    path: str
+    replace: bool = False
+    umask: int | None = None
+
+
+@dataclass(frozen=True)
+class ForgetRegion(Request):
+    op = "region.forget"
+    name: str
+
+
+@dataclass(frozen=True)
+class CreateBucket(OnBucket):
+    op = "bucket.create"
+    versioning: bool = False
+    umask: int | None = None
+
+
+@dataclass(frozen=True)
+class AdoptBucket(OnBucket):
+    op = "bucket.adopt"
+    dry_run: bool = False
+    umask: int | None = None
+
+
+@dataclass(frozen=True)
+class RemoveBucket(OnBucket):
+    """purge: with all that it holds."""
+
+    op = "bucket.rm"
+    purge: bool = False
+
+
+@dataclass(frozen=True)
+class SetVersioning(OnBucket):
+    op = "versioning.set"
+    status: str
+
+
+# -- replication
+
+
+@dataclass(frozen=True)
+class EnableReplication(OnSource):
+    """The console's five steps. Without a destination: the rules that are there run again.
+
+    storage_classes: of what some of the prefixes select. role: the name or ARN of one that exists. id: the rule's.
+    """
+
+    op = "replication.enable"
+    destination: Address | None = None
+    prefixes: tuple[str, ...] = ()
+    storage_class: str = ""
+    storage_classes: Mapping[str, str] = field(default_factory=dict)
+    role: str = ""
+    id: str = ""
+    delete_markers: bool = True
+    add: bool = False
+    replace: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class PutReplication(OnSource):
+    """document: S3's ReplicationConfiguration; size_bytes: of its text."""
+
+    op = "replication.put"
+    document: object
+    size_bytes: int = 0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class DisableReplication(OnSource):
+    op = "replication.disable"
+
+
+@dataclass(frozen=True)
+class RemoveReplication(OnSource):
+    op = "replication.rm"
+
+
+@dataclass(frozen=True)
+class Backfill(OnSource):
+    """statuses and rules: only versions of these, only by these."""
+
+    op = "replication.backfill"
+    statuses: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ListBackfills(Request):
+    """Those of a source or of all; one job where it is named."""
+
+    op = "replication.jobs"
+    source: Address | None = None
+    job: str | None = None
+
+
+@dataclass(frozen=True)
+class CancelBackfill(Request):
+    op = "replication.cancel"
+    job: str
+
+
+@dataclass(frozen=True)
+class CreateRole(Request):
+    op = "role.create"
+    name: str
+    source: Address
+    destinations: tuple[Address, ...]
+
+
+@dataclass(frozen=True)
+class RemoveRole(Request):
+    op = "role.rm"
+    name: str
+
+
+# -- objects
+
+
+@dataclass(frozen=True)
+class RestoreObject(OnObject):
+    op = "object.restore"
+
+
+@dataclass(frozen=True)
+class RemoveObject(OnObject):
+    op = "object.rm"
+
+
+@dataclass(frozen=True)
+class SetTags(OnObject):
+    op = "tag.set"
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RemoveTags(OnObject):
+    op = "tag.rm"
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repair(OnBucket):
+    """Mend one version, or a directory: its path ends in a slash."""
+
+    op = "verify.repair"
+    path: bytes
+    version_id: str
+    marker: bool
+
+
+@dataclass(frozen=True)
+class Retry(Request):
+    """Without a scope: all that failed in the site."""
+
+    op = "retry"
+    scope: Address | None = None
+
+
+# -- as JSON
+
+
+def _kinds(base: type[Request]) -> dict[str, type[Request]]:
+    found: dict[str, type[Request]] = {}
+    for kind in base.__subclasses__():
+        found |= _kinds(kind) or {kind.op: kind}
+    return found
+
+
+KINDS: Mapping[str, type[Request]] = _kinds(Request)
+
+
+def encode(request: Request) -> bytes:
+    """The line that decode reads."""
+    given = {each.name: getattr(request, each.name) for each in fields(request)}
+    told = {each.name: _plain(given[each.name]) for each in fields(request) if given[each.name] != _default(each)}
+    return json.dumps({"op": request.op, "params": told}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Request:
+    """Raises Usage, in one sentence, for what is no request of this version of fsrepl."""
+    try:
+        document = json.loads(line)
+        op, given = str(document["op"]), dict(document["params"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Usage(f"the daemon was asked something it does not understand: {error}") from error
+    kind = KINDS.get(op)
+    if kind is None:
+        raise Usage(f"the daemon knows no operation {op!r}, which the command asks for; {_VERSIONS}")
+    known = {each.name: _default(each) for each in fields(kind)}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise Usage(f"the daemon knows no {unknown[0]!r} of {op}, which the command gives; {_VERSIONS}")
+    if missing := [name for name, default in known.items() if default is MISSING and name not in given]:
+        raise Usage(f"the daemon needs {missing[0]!r} for {op}, which the command does not give; {_VERSIONS}")
+    return kind(**{name: _read(kind, name, value) for name, value in given.items()})
+
+
+def _default(each: Field[Any]) -> object:
+    """What a parameter is where it is not given; MISSING where it must be."""
+    return each.default_factory() if each.default_factory is not MISSING else each.default
+
+
+def _plain(value: object) -> object:
+    match value:
+        case bytes():
+            return base64.b64encode(value).decode()
+        case Address():
+            return str(value)
+        case tuple():
+            return [_plain(each) for each in value]
+        case Mapping():
+            return dict(value)
+        case _:
+            return value
+
+
+def _read(kind: type[Request], name: str, value: object) -> object:
+    try:
+        return _typed(get_type_hints(kind)[name], value)
+    except (ValueError, Usage) as error:
+        raise Usage(f"the daemon cannot read {name!r} of {kind.op}: {error}; {_VERSIONS}") from error
+
+
+def _typed(wanted: Any, value: object) -> object:
+    """A value of JSON as what a field holds. Raises ValueError, Usage."""
+    if wanted is object:
+        return value
+    if isinstance(wanted, types.UnionType):  # with None, all of them
+        first, _ = get_args(wanted)
+        return None if value is None else _typed(first, value)
+    if wanted is bytes and isinstance(value, str):
+        return base64.b64decode(value, validate=True)
+    if wanted is Address and isinstance(value, str):
+        return Address.parse(value)
+    if get_origin(wanted) is tuple and isinstance(value, list):
+        return tuple(_typed(get_args(wanted)[0], each) for each in value)
+    if get_origin(wanted) is Mapping and isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
+        return value
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is wanted:
+        return value
+    raise ValueError(f"it is {json.dumps(value)[:80]}")

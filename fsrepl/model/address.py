@@ -1,0 +1,59 @@
+"""How people and commands name a bucket, or an object in one: REGION/BUCKET, REGION/BUCKET/KEY. Pure.
+
+Documents, the journal and all that is kept by bucket have the text REGION/BUCKET itself. Source: design.md, section 5.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fsrepl.errors import Usage
+from fsrepl.model import keys
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A bucket; with a key, an object in it, or where a prefix may be given all that begin with it.
+
+    region and name are not empty. Whether they exist is another question.
+    """
+
+    region: str
+    name: str
+    key: bytes = b""
+
+    @staticmethod
+    def parse(text: str) -> Address:
+        """Read REGION/BUCKET[/KEY]. Raises Usage."""
+        region, _, rest = text.partition("/")
+        name, _, key = rest.partition("/")
+        if not (region and name):
+            raise _unreadable(text)
+        return Address(region, name, os.fsencode(key))
+
+    @staticmethod
+    def parse_bucket(text: str) -> Address:
+        """Read REGION/BUCKET. Raises Usage, also where there is more."""
+        if text.count("/") != 1:
+            raise _unreadable(text)
+        return Address.parse(text)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's own address, as text."""
+        return f"{self.region}/{self.name}"
+
+    def __str__(self) -> str:
+        """What parse reads."""
+        return f"{self.bucket}/{os.fsdecode(self.key)}" if self.key else self.bucket
+
+
+def region_of(bucket: str) -> str:
+    """The region in a bucket's address: for who has the text, and asks very often."""
+    return bucket.partition("/")[0]
+
+
+def _unreadable(text: str) -> Usage:
+    named = keys.shown(os.fsencode(text))
+    return Usage(f'"{named}" does not name a bucket; write REGION/BUCKET, such as eu-west-1/photos')
