@@ -28,7 +28,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.sharing import can_reflink
-from fsrepl.views import edits, hardlinks, stale
+from fsrepl.views import edits, hardlinks, shared_record, stale
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
@@ -265,6 +265,8 @@ def _edit(
     if versions.is_stripped(version):  # a record that is lost says nothing of edits
         place.damaged.append(Damaged(bucket.address, key, shown))
     else:
+        if found.st_nlink > 1:  # a user of its view can write its record
+            version = shared_record.mended(region.engine.journal, region.engine.recent, bucket, version)
         after = edited(version)
         if metadata.changed(version, after):
             after = edits.record_edit(region, place, bucket, version, after)

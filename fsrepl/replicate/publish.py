@@ -15,7 +15,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Word
-from fsrepl.views import directories, show, stale
+from fsrepl.views import directories, shared_record, show, stale
 
 if TYPE_CHECKING:
     from fsrepl.region.bucket_state import Place
@@ -41,7 +41,8 @@ def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket
         current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
         follower = directories.Follower(bucket, {source.address: source})
         seen = _shown(region, place, bucket, list(current.values()), views, follower)
-        _unstage_views(bucket, [item for item in done if current.get(item.owed.key) is not item])
+        shown = {(version.key, version.id) for version, _ in seen}
+        _without_views(bucket, [item for item in done if (item.owed.key, item.owed.id) not in shown])
         fault = _synced(bucket)
         # Also where the sync failed: these views are shown, and are not their users' writes.
         _recorded(region, place, bucket, done, seen)
@@ -117,7 +118,9 @@ def _shown(
         except OSError as error:
             outcome = show.Held(reason(error))
         match outcome:
-            case show.Shown(view):
+            case show.Shown(view, left):
+                if left:
+                    shared_record.mend_left(region.engine.journal, region.engine.recent, bucket, key, left)
                 seen.append((item.replica, view))
                 if item.replica.marker:
                     stale.way_is_free(region, place)
@@ -131,12 +134,14 @@ def _shown(
     return seen
 
 
-def _unstage_views(bucket: OpenBucket, items: Sequence[Item]) -> None:
-    """Remove files that were staged for views that show another version."""
+def _without_views(bucket: OpenBucket, items: Sequence[Item]) -> None:
+    """Of versions that no view shows: what was staged for one goes, and a stored file that was to be one is private."""
     for item in items:
         if item.staged and item.staged.view:
             with contextlib.suppress(OSError):  # what stays is swept at the next start
                 staging.unstage(bucket, item.staged.view)
+        elif item.replica and not item.replica.marker:
+            versions.make_private(bucket, item.replica.key, item.replica.id)
 
 
 def _synced(bucket: OpenBucket) -> OSError | None:

@@ -319,6 +319,24 @@ def share(bucket: OpenBucket, version: Version) -> None:
             _hold(bucket, version, fd, at, name, _Held({}, shared=True), attributes.encode(version))
 
 
+def make_private(bucket: OpenBucket, version: Version) -> None:
+    """A stored version that was a view too, and is nothing else any more, is the daemon's own, and 0600.
+
+    What its inode said of the object is in its record first. One that still has another name stays as it is.
+    """
+    with _opened(bucket, version) as (fd, at, name, found):
+        if found.st_nlink > 1 or _is_private(bucket, found):
+            return
+        held = _held(bucket, fd, at, name, found)
+        before, after = held.raw or _believed(bucket, fd, found), attributes.encode(version)
+        changed = {n: v for n, v in after.items() if before.get(n) != v}
+        _change(bucket, version, fd, at, name, held, changed, frozenset(before.keys() - after.keys()))
+        if found.st_uid != bucket.fs.uid:
+            bucket.fs.give(fd, bucket.fs.uid, found.st_gid)
+        bucket.fs.chmod(fd, 0o600)
+        bucket.fs.remove_acl(fd)
+
+
 def make_room(bucket: OpenBucket, version: Version) -> None:
     """A view that is the stored file has no room for what is the object's: move the record beside it, if it can be."""
     with _opened(bucket, version) as (fd, at, name, found):

@@ -95,6 +95,17 @@ def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False)
     records.amend(bucket, version, applied=applied)
 
 
+def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> None:
+    """A view that was a version's own file is gone: see records.make_private.
+
+    It is done where it can be. Nobody else gets to the file in any case, since .fsrepl is the daemon's alone.
+    """
+    with contextlib.suppress(OSError, StoreDamaged):
+        version = read(bucket, key, version_id, marker=False)
+        if version is not None and not is_stripped(version):
+            records.make_private(bucket, version)
+
+
 def remove(bucket: OpenBucket, version: Version) -> None:
     """Remove a version's file, its sidecar after it, and the directories of the store that this empties."""
     directory, last = keys.split(version.key)

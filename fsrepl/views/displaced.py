@@ -61,6 +61,7 @@ def _clear(
         if written is None and time.time_ns() - looks.st_ctime_ns < _quiet_s(bucket) * 1e9:
             return "somebody may still write into it"
         digest = content_digest(bucket, fd)
+        owner = records.owner(bucket, fd) if looks.st_nlink > 1 else None
     finally:
         bucket.fs.close(fd)
     expected = any(
@@ -68,6 +69,8 @@ def _clear(
     )
     if expected or _is_recorded(bucket, journal, key, digest):
         bucket.fs.unlink(bucket.displaced, aside)
+        if owner is not None:
+            versions.make_private(bucket, *owner)
         return ""
     return _put_back(bucket, journal, aside, key)
 

@@ -25,7 +25,7 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import show, stage, stale
+from fsrepl.views import shared_record, show, stage, stale
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
@@ -120,6 +120,8 @@ def lent(
 ) -> Version | None:
     """The stored version whose file people can change, or may have changed, with nothing to tell; None where none is.
 
+    One that the view has left, with nothing else to reach it by, is the daemon's own from then on.
+
     Its own view tells: that is looked at once it was written into; a wrong name it is only where the two are to have
     files of their own, and a program joined what had equal content. Another name, as a rename or a hard link makes
     one, may be written into and gone again before anybody looks. taken: what the view holds now; without it the
@@ -141,8 +143,12 @@ def lent(
             return _changed(region, bucket, key, shown)
         if own.st_ino == view.ino:
             lost = _without_record(region, bucket, key, shown)
-            touched = own.st_nlink > 1 or not view.has_content_of(own)
-            return _read(region, bucket, (key, shown)) if touched else lost
+            if own.st_nlink > 1 or not view.has_content_of(own):
+                return _read(region, bucket, (key, shown))
+            if lost is None:
+                shared_record.mend_left(region.engine.journal, region.engine.recent, bucket, key, shown)
+                versions.make_private(bucket, key, shown)
+            return lost
     version = _same_file(region, bucket, key, taken) if named and taken is not None else None
     return version if version is not None and taken is not None and version.digest == taken.digest else None
 
@@ -165,9 +171,12 @@ def _changed(region: Region, bucket: OpenBucket, key: bytes, version_id: str) ->
             return None  # only we could reach it
         version = _read(region, bucket, (key, version_id))
         others = bucket.fs.stat_fd(fd).st_nlink > 1
-        return version if others or content_digest(bucket, fd) != version.digest else None
+        if others or content_digest(bucket, fd) != version.digest:
+            return version
     finally:
         bucket.fs.close(fd)
+    versions.make_private(bucket, key, version_id)
+    return None
 
 
 # -- after it happened
@@ -179,6 +188,8 @@ def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version)
     Where it was overwritten it is fetched again. What is written on the new file is believed from then on; a version
     of which not enough is known gets none of it, and that is found out later.
     """
+    if not versions.is_stripped(version):
+        version = shared_record.recorded(region.engine.journal, region.engine.recent, bucket.address, version)
     fd = versions.open_version(bucket, version.key, version.id)
     try:
         digest = copying.copy_aside(bucket, fd, name := staging.token())

@@ -32,9 +32,13 @@ from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The view shows the version now; view is None where nothing is to be seen (a marker)."""
+    """The view shows the version now; view is None where nothing is to be seen (a marker).
+
+    left: the version that it showed before, where it was that one's own file, and its user could write its record.
+    """
 
     view: View | None
+    left: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +210,12 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
         where, aside = at, crossing.beside(key)
         bucket.fs.rename_new(at, name, where, aside)
     bucket.views.changed.add(directory)
-    if not _let_go(bucket, key, where, aside, expected):
+    if (left := _let_go(bucket, key, where, aside, expected)) is None:
         with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
             bucket.fs.rename_new(where, aside, at, name)
         return Theirs()
     obstacles.remove_made_directories(bucket, directory)
-    return Shown(None)
+    return Shown(None, left)
 
 
 def _exchange(
@@ -234,12 +238,12 @@ def _exchange(
         where, aside = at, crossing.bring(bucket, at, version)
         ours = _swap(bucket, where, aside, at, name)
     bucket.views.changed.add(directory)
-    if not _let_go(bucket, version.key, where, aside, expected):
+    if (left := _let_go(bucket, version.key, where, aside, expected)) is None:
         bucket.fs.exchange(where, aside, at, name)
         if bucket.fs.stat(where, aside).st_ino == ours:  # else somebody put a file there in between
             bucket.fs.unlink(where, aside)
         return Theirs()
-    return Shown(bucket.view(bucket.fs.stat(at, name), version.id))
+    return Shown(bucket.view(bucket.fs.stat(at, name), version.id), left)
 
 
 def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
@@ -253,20 +257,24 @@ def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) ->
     return ours
 
 
-def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> bool:
-    """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else False.
+def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> str | None:
+    """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else None.
+
+    The version that it may have been the stored file of too; empty where it was none.
 
     Where that cannot be known it stays in .fsrepl/displaced for a while: displaced.py looks whether anything came of
     it. In a directory of the user's it goes: there it was known a moment before.
     """
-    written = _is_written(bucket, where, aside)
-    if written or not expected.has_content_of(bucket.fs.stat(where, aside)):
-        return False
+    written, found = _is_written(bucket, where, aside), bucket.fs.stat(where, aside)
+    if written or not expected.has_content_of(found):
+        return None
     if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):
-        return False
+        return None
     if written is False or where != bucket.displaced:
         bucket.fs.unlink(where, aside)
-    return True
+        if found.st_nlink > 1 and expected.shown:
+            versions.make_private(bucket, key, expected.shown)
+    return expected.shown if found.st_nlink > 1 else ""
 
 
 def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, version_id: str) -> bool:

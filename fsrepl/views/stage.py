@@ -23,9 +23,7 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     try:
         if content_digest(bucket, fd) != version.digest:
             raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
-        found = bucket.fs.stat_fd(fd)
-        if sharing.is_linked(bucket, version.posix) and posix.inode_posix(bucket, fd, found) == version.posix:
-            records.share(bucket, version)
+        if sharing.is_linked(bucket, version.posix) and _becomes_view(bucket, version, fd):
             return b""
         staged, shortfall = stage_view(bucket, version, fd)
     finally:
@@ -33,6 +31,20 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     if shortfall != version.shortfall:
         records.amend(bucket, replace(version, shortfall=shortfall))
     return staged
+
+
+def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
+    """Make a stored version ready to be a view too; False where it cannot have what is the object's."""
+    found = bucket.fs.stat_fd(fd)
+    if posix.inode_posix(bucket, fd, found) == version.posix:
+        records.share(bucket, version)
+        return True
+    if found.st_nlink > 1 or not records.is_shared(bucket, fd):
+        return False
+    if apply_posix(bucket, fd, version.posix) == version.posix:  # it was a view before: see records.make_private
+        return True
+    records.make_private(bucket, version)
+    return False
 
 
 SMALL_BYTES = 1 << 20

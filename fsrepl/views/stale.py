@@ -21,7 +21,7 @@ from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
-from fsrepl.views import following, show, stage
+from fsrepl.views import following, shared_record, show, stage
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
@@ -111,7 +111,9 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
         hold_view(region, place, key, reason(error) if isinstance(error, OSError) else str(error))
         return
     match outcome:
-        case show.Shown(view):
+        case show.Shown(view, left):
+            if left:
+                shared_record.mend_left(journal, region.engine.recent, bucket, key, left)
             with journal.transaction():
                 journal.versions.see(address, key, view)
             release(region, place, bucket, key)

@@ -323,3 +323,155 @@ def test_power_cut_at_every_change(memory: Path, sharing: str) -> None:
         assert world.leftovers(bucket) == [], calls
         if not fs.died:
             return
+
+
+def _attributes(path: Path) -> dict[str, bytes]:
+    """As `rsync -X` and `cp -a` read them, to write them back later."""
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def _put_back(path: Path, older: dict[str, bytes]) -> None:
+    for name in os.listxattr(path):
+        if name not in older:
+            os.removexattr(path, name)
+    for name, value in older.items():
+        os.setxattr(path, name, value)
+
+
+def _leave(world: World, act: str) -> None:
+    if act == "replaced":
+        world.drop("k", IS)
+    elif act == "removed":
+        world.unlink("k")
+    elif act == "superseded":
+        world.drop("k", IS, DESTINATION)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("act", ["stays", "replaced", "removed", "superseded"])
+def test_an_older_record_that_its_user_puts_back_is_mended(tmp_path: Path, act: str, restarted: bool) -> None:
+    """G11, section 2: a record on a file that people write to is not believed where the index knows better."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
+        world.write("k", WAS)
+        world.capture(SOURCE)
+        older = _attributes(world.path("k"))
+        old = world.current("k")
+        assert old.status == "PENDING"
+        world.settle()
+        _put_back(world.path("k"), older)
+        if act == "superseded":
+            _leave(world, act)
+            world.capture(DESTINATION)
+        else:
+            _leave(world, act)
+        if restarted:
+            world.restart()
+        world.settle()
+        world.settle()
+        for _ in range(2):
+            [after] = [v for v in world.of("k") if v.id == old.id]
+            assert after.status == "COMPLETED"
+            assert world.engine.journal.deliveries.count_pending(SOURCE, 1 << 62) == 0
+            assert len(world.of("k")) == (1 if act == "stays" else 2)
+            world.stays_quiet()
+            world.restart(without_journal=True)
+            world.settle()
+
+
+@pytest.mark.parametrize("act", ["stays", "replaced"])
+def test_an_older_record_with_the_tags_of_its_time_is_an_edit_of_tags(tmp_path: Path, act: str) -> None:
+    """G5: whoever puts older attributes back wants those, here and there, also where the record among them has them."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link")
+        world.drop("k", WAS, tags={"colour": "red"})
+        world.settle()
+        older = _attributes(world.path("k"))
+        os.setxattr(world.path("k"), "user.fsrepl.tag.colour", b"blue")
+        world.settle()
+        assert world.current("k", DESTINATION).tags == {"colour": "blue"}
+        _put_back(world.path("k"), older)
+        world.settle()
+        assert world.current("k").tags == {"colour": "red"}
+        assert world.current("k", DESTINATION).tags == {"colour": "red"}
+        assert world.current("k").status == "COMPLETED"
+        if act == "replaced":
+            world.drop("k", IS)
+            world.settle()
+            assert [v.status for v in world.of("k")] == ["COMPLETED", "COMPLETED"]
+        world.stays_quiet()
+
+
+def _stored(world: World, key: str, version_id: str, bucket: str) -> os.stat_result:
+    return world.path(f".fsrepl/versions/{key};{version_id}", bucket).stat()
+
+
+@pytest.mark.parametrize("act", ["replaced", "removed", "superseded", "by-command"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_version_that_its_view_has_left_is_private(tmp_path: Path, sharing: str, act: str) -> None:
+    """Section 2: a stored version that is no view is 0600 and the daemon's; what the object's mode is, is on record."""
+    with World(tmp_path) as world:
+        if sharing == "link":
+            world.set_sharing(east="link", west="link")
+        bucket = DESTINATION if sharing == "auto" else SOURCE
+        world.write("k", WAS)
+        os.chmod(world.path("k"), 0o644)
+        os.chown(world.path("k"), 77, 88)
+        world.settle()
+        before = world.current("k", bucket)
+        assert _is_linked(world, bucket)
+        if act == "by-command":
+            world.remove("k", bucket)
+        elif act == "superseded":
+            world.drop("k", IS)
+        else:
+            world.drop("k", IS, bucket) if act == "replaced" else world.unlink("k", bucket)
+        world.settle()
+        found = _stored(world, "k", before.id, bucket)
+        assert (found.st_mode & 0o7777, found.st_uid, found.st_nlink) == (0o600, os.geteuid(), 1)
+        for without_journal in (False, True):
+            [after] = [v for v in world.of("k", bucket) if v.id == before.id]
+            assert (after.posix, after.status) == (before.posix, before.status)
+            world.stays_quiet()
+            world.restart(without_journal=without_journal)
+            world.settle()
+        world.run("object.restore", bucket=bucket, key=b"k", version_id=before.id)
+        world.settle()
+        assert world.path("k", bucket).read_bytes() == WAS
+        assert world.look_of("k", bucket)[0] == before.posix
+
+
+def test_a_replica_that_never_was_current_is_private(tmp_path: Path) -> None:
+    """Section 2: it came together with a newer one, and so no view shows it."""
+    with World(tmp_path) as world:
+        for data in (WAS, IS):
+            world.drop("k", data)
+            os.chmod(world.path("k"), 0o644)
+            world.capture(SOURCE)
+        world.settle()
+        newer, older = world.of("k", DESTINATION)
+        assert _is_linked(world, DESTINATION)
+        assert _stored(world, "k", newer.id, DESTINATION).st_nlink == 2
+        assert _stored(world, "k", older.id, DESTINATION).st_mode & 0o7777 == 0o600
+        assert older.posix is not None
+        assert older.posix.mode == 0o644
+        world.stays_quiet()
+
+
+def test_a_replica_that_something_stands_in_the_way_of_is_private_until_it_is_shown(tmp_path: Path) -> None:
+    """Section 2: then it is the view too, as it would have been at once."""
+    with World(tmp_path) as world:
+        world.path("k", DESTINATION).mkdir()
+        (world.path("k", DESTINATION) / "theirs").write_bytes(b"")
+        world.drop("k", WAS)
+        os.chmod(world.path("k"), 0o644)
+        world.settle()
+        replica = world.current("k", DESTINATION)
+        assert _stored(world, "k", replica.id, DESTINATION).st_mode & 0o7777 == 0o600
+        (world.path("k", DESTINATION) / "theirs").unlink()
+        world.path("k", DESTINATION).rmdir()
+        world.settle()
+        assert _is_linked(world, DESTINATION)
+        assert world.look_of("k", DESTINATION)[0] == replica.posix == world.current("k").posix
+        world.stays_quiet()
