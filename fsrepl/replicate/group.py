@@ -260,15 +260,20 @@ class Batch:
 def whole_replica(place: Place, bucket: OpenBucket, item: Item, *, unread: bool = False) -> Version | None:
     """The version as the destination has it, its content read back unless that need not be.
 
-    None where it lacks it, or has it damaged or in doubt and is sent it again.
+    None where it lacks it, or has it damaged or in doubt and is sent it again. Raises Unavailable where its record
+    there is lost, which is rebuilt first: what would be written on it would count as all that there is.
     """
     replica = item.replica
     assert replica is not None
     if item.known is None or (replica.key, replica.id) in place.in_doubt:
         return None
-    there = versions.read(bucket, replica.key, replica.id, marker=replica.marker)
-    if there is None or replica.marker or unread:
-        return there
+    try:
+        there = versions.read(bucket, replica.key, replica.id, marker=replica.marker)
+        if there is None or replica.marker or (versions.ensure_whole(there) and unread):
+            return there
+    except StoreDamaged as error:
+        place.damaged.append(Damaged(bucket.address, replica.key, replica.id))
+        raise Unavailable(f"its record in {bucket.address} is rebuilt first: {error}") from error
     fd = versions.open_version(bucket, replica.key, replica.id)
     try:
         whole = bucket.fs.stat_fd(fd).st_size == replica.size and content_digest(bucket, fd) == replica.digest

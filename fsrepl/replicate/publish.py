@@ -120,7 +120,8 @@ def _shown(
         match outcome:
             case show.Shown(view, left):
                 if left:
-                    shared_record.mend_left(region.engine.journal, region.engine.recent, bucket, key, left)
+                    engine = region.engine
+                    shared_record.mend_left(engine.journal, engine.recent, place, bucket, key, left)
                 seen.append((item.replica, view))
                 if item.replica.marker:
                     stale.way_is_free(region, place)

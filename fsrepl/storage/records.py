@@ -401,12 +401,15 @@ def _opened(bucket: OpenBucket, version: Version) -> Iterator[tuple[int, int, by
 def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
     """Put a private copy with this record in the place of a stored file that is open, durably.
 
-    Its content is copied as it is: whether it is what the record says is for others to find out.
+    Raises StoreDamaged where its content is not the version's: whoever wrote that did it through a view, and the two
+    being one file is what tells so.
     """
     at, name = bucket.stored_file(version.key, version.id, marker=version.marker)
     staged = b"own.%d.%d" % (os.getpid(), next(_numbers))
-    copying.copy_aside(bucket, fd, staged)
+    digest = copying.copy_aside(bucket, fd, staged)
     try:
+        if digest != version.digest and not version.marker:
+            raise StoreDamaged(f"version {version.id} of {keys.shown(version.key)} no longer matches its BLAKE3")
         own = bucket.fs.open_read(bucket.tmp, staged)
         try:
             sidecar = put(bucket, own, staged, attributes.encode(version))
@@ -416,7 +419,7 @@ def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
         if sidecar:
             bucket.fs.rename(bucket.tmp, staged + keys.SIDECAR, at, name + keys.SIDECAR)
         bucket.fs.rename(bucket.tmp, staged, at, name)
-    except OSError:
+    except (OSError, StoreDamaged):
         for each in (staged, staged + keys.SIDECAR):
             with contextlib.suppress(OSError):
                 bucket.fs.unlink(bucket.tmp, each)
@@ -437,6 +440,8 @@ def _change(
     """Change a record, wherever it stands; whether that is in the file's attributes alone."""
     if held.raw or held.shared or _put(bucket, fd, changed):
         before = held.raw or bucket.fs.attributes(fd)
+        if not attributes.is_whole(before, keys.stored_path(version.key), marker=version.marker):
+            before = attributes.encode(version)  # its user took it off
         record = {n: v for n, v in {**before, **changed}.items() if n not in gone}
         _hold(bucket, version, fd, at, name, held, record)
         if held.shared:  # what is not ours there is the view's, and may have been edited since

@@ -146,7 +146,10 @@ def lent(
             if own.st_nlink > 1 or not view.has_content_of(own):
                 return _read(region, bucket, (key, shown))
             if lost is None:
-                shared_record.mend_left(region.engine.journal, region.engine.recent, bucket, key, shown)
+                engine = region.engine
+                shared_record.mend_left(
+                    engine.journal, engine.recent, region.places[bucket.address], bucket, key, shown
+                )
                 versions.make_private(bucket, key, shown)
             return lost
     version = _same_file(region, bucket, key, taken) if named and taken is not None else None

@@ -7,17 +7,22 @@ wrote last, and against the index, whenever somebody has changed the file, and o
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 from fsrepl.errors import StoreDamaged
+from fsrepl.model import keys
 from fsrepl.model.version import Delivery, Status, Version
+from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.recent import Recent
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Owed
+
+log = logging.getLogger("fsrepl")
 
 
 def recorded(journal: Journal, recent: Recent, address: str, version: Version) -> Version:
@@ -69,9 +74,13 @@ def _indexed(said: Delivery | None, owed: Owed, version: Version) -> Delivery:
     )  # fmt: skip
 
 
-def mend_left(journal: Journal, recent: Recent, bucket: OpenBucket, key: bytes, version_id: str) -> None:
-    """The same for a version whose view is gone. A record that cannot be read is left to `verify`."""
-    with contextlib.suppress(OSError, StoreDamaged):
+def mend_left(journal: Journal, recent: Recent, place: Place, bucket: OpenBucket, key: bytes, version_id: str) -> None:
+    """The same for a version whose view is gone. One that lost its record is repaired: nothing else leads to it now."""
+    try:
         version = versions.read(bucket, key, version_id, marker=False)
-        if version is not None and not versions.is_stripped(version):
-            mended(journal, recent, bucket, version)
+        if version is not None:
+            mended(journal, recent, bucket, versions.ensure_whole(version))
+    except StoreDamaged:
+        place.damaged.append(Damaged(bucket.address, key, version_id))
+    except OSError as error:
+        log.warning('not mended bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))

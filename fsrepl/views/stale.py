@@ -113,7 +113,7 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
     match outcome:
         case show.Shown(view, left):
             if left:
-                shared_record.mend_left(journal, region.engine.recent, bucket, key, left)
+                shared_record.mend_left(journal, region.engine.recent, place, bucket, key, left)
             with journal.transaction():
                 journal.versions.see(address, key, view)
             release(region, place, bucket, key)

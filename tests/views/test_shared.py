@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model.version import Version
+from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.change_queue import CLOSED
 from fsrepl.storage import listing
 from tests.doubles import DyingFs, PowerCut
@@ -195,6 +196,29 @@ def test_a_record_that_is_lost_on_a_view_is_found_out_while_the_view_tells(
         world.settle()
         assert _is_as_before(world, bucket, before)
         assert len(world.of("k", bucket)) == (1 if act == "stays" else 2)
+        assert world.leftovers(bucket) == []
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("spoil", [_strip, _forge], ids=["stripped", "forged"])
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_record_that_is_lost_on_a_view_is_found_out_when_a_newer_version_comes(
+    tmp_path: Path, sharing: str, spoil: Callable[[Path], object]
+) -> None:
+    """G5, section 5: the version is not current any more, and is left by its view in this moment."""
+    with World(tmp_path) as world:
+        if sharing == "link":
+            world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
+        bucket = _link(world, sharing)
+        before = world.current("k", bucket)
+        spoil(world.path("k", bucket))
+        world.drop("k", IS, DESTINATION if sharing == "link" else SOURCE)
+        world.capture(DESTINATION if sharing == "link" else SOURCE)
+        world.engine.settle_down()
+        world.settle()
+        world.settle()
+        assert world.path("k", bucket).read_bytes() == IS
+        assert _is_as_before(world, bucket, before)
         assert world.leftovers(bucket) == []
         world.stays_quiet()
 
@@ -400,6 +424,72 @@ def test_an_older_record_with_the_tags_of_its_time_is_an_edit_of_tags(tmp_path: 
             world.drop("k", IS)
             world.settle()
             assert [v.status for v in world.of("k")] == ["COMPLETED", "COMPLETED"]
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("act", ["stays", "replaced"])
+def test_a_record_that_is_taken_off_while_something_is_owed_is_whole_afterwards(tmp_path: Path, act: str) -> None:
+    """G5, G11: what came of a delivery is not written down in the place of all the rest."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link")
+        world.write("k", WAS)
+        world.capture(SOURCE)
+        before = world.current("k")
+        _strip(world.path("k"))
+        world.engine.settle_down()
+        _leave(world, act)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, SOURCE, replace(before, deliveries=_completed(before)))
+        world.stays_quiet()
+
+
+def _completed(version: Version) -> dict[str, Delivery]:
+    return {name: replace(d, status=Status.COMPLETED) for name, d in version.deliveries.items()}
+
+
+def _become(path: Path, other: Path) -> None:
+    """As `cp -a OTHER PATH`: its content and its attributes, ours included, in the file that is there."""
+    path.write_bytes(other.read_bytes())
+    _put_back(path, _attributes(other))
+
+
+def test_a_file_that_becomes_a_copy_of_another_while_it_is_owed_is_destroyed_and_comes_back(tmp_path: Path) -> None:
+    """G2, G11: its version does not get a file of its own that holds what was copied into it."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        world.write("other", IS)
+        world.write("k", WAS)
+        world.capture(SOURCE)
+        old = world.current("k")
+        world.region(DESTINATION).turn()  # it is there, and the word of that is on its way
+        assert world.current("k", DESTINATION).id == old.id
+        _become(world.path("k"), world.path("other"))
+        world.engine.settle_down()
+        world.settle()
+        world.settle()
+        assert _served(world, SOURCE) == {old.id: WAS, world.current("k").id: IS}
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert world.statuses() == {"COMPLETED"}
+        assert world.leftovers(SOURCE) == []
+
+
+def test_an_edit_that_comes_to_a_replica_whose_record_is_lost_waits_for_it(tmp_path: Path) -> None:
+    """G5: what is left of a record is not written down as all of it."""
+    with World(tmp_path) as world:
+        _link(world, "auto")
+        before = world.current("k", DESTINATION)
+        _strip(world.path("k", DESTINATION))
+        os.setxattr(world.path("k"), "user.fsrepl.tag.colour", b"blue")
+        world.capture(SOURCE)
+        world.hurry()
+        world.engine.settle_down()
+        world.settle()
+        world.settle()
+        after = world.current("k", DESTINATION)
+        assert _is_as_before(world, DESTINATION, before)
+        assert after.tags == {"colour": "blue"}
+        assert world.statuses() == {"COMPLETED"}
         world.stays_quiet()
 
 
