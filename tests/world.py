@@ -17,13 +17,13 @@ from fsrepl import settings
 from fsrepl.capture import schedule
 from fsrepl.commands import operations, sites
 from fsrepl.daemon import requests
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.worker import Worker
 from fsrepl.errors import Refused
 from fsrepl.model import attributes
 from fsrepl.model.address import Address
 from fsrepl.model.version import Posix, Status, Version
 from fsrepl.region.bucket_state import Place
-from fsrepl.region.region import Region
-from fsrepl.region.runtime import Engine
 from fsrepl.s3 import arn
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
@@ -210,7 +210,7 @@ class World:
     def place(self, bucket: str = SOURCE) -> Place:
         return self.region(bucket).places[bucket]
 
-    def region(self, bucket: str = SOURCE) -> Region:
+    def region(self, bucket: str = SOURCE) -> Worker:
         return self.engine.region_of(bucket)
 
     # -- what people do

@@ -35,48 +35,45 @@ _BATCH_BYTES = 16 << 20
 """So much content is held in memory, to be sent without another read."""
 
 
-def take(region: Region, place: Place, marks: Sequence[Mark]) -> Sequence[Mark]:
+def take(region: Region, place: Place, bucket: OpenBucket, marks: Sequence[Mark]) -> Sequence[Mark]:
     """Look at marked keys of one bucket, and record what became of them, for a moment; those that are left then.
 
     What is taken is bounded in time as well as in number: the region's other buckets wait meanwhile.
-    Raises FsreplError where the bucket is away.
     """
     until_s = time.monotonic() + STEP_S
-    with place.bucket.open() as bucket:
-        region.follow_documents(place, bucket)
-        if place.bucket.versioning is Versioning.OFF:
-            return []
-        if paused := judge.no_room(region, bucket):
-            if not place.paused:
-                log.warning("paused bucket=%s: %s", bucket.address, paused)
-            place.paused = paused
-            for mark in marks:
-                region.look_later(place, mark, AGAIN_S, paused)
-            return []
-        place.paused = ""
-        batch: list[NewVersion] = []
-        held_bytes = 0
-        objects = region.engine.journal.versions.look_up(bucket.address, [mark.key for mark in marks])
-        left: Sequence[Mark] = []
-        for number, mark in enumerate(marks):
-            if number and time.monotonic() > until_s:
-                left = marks[number:]
-                break
-            if place.takes_singly or mark.key in place.set_aside:
-                _take_singly(region, place, bucket, mark, objects.get(mark.key))
-                continue
-            new = look_at_key(region, place, bucket, mark, objects.get(mark.key))
-            if new is None:
-                continue
-            batch.append(new)
-            held_bytes += len(new.taken.data) if new.taken and new.taken.data else 0
-            if held_bytes >= _BATCH_BYTES:
-                _publish(region, place, bucket, batch)
-                batch, held_bytes = [], 0
-        if batch:
+    if place.bucket.versioning is Versioning.OFF:
+        return []
+    if paused := judge.no_room(region, bucket):
+        if not place.paused:
+            log.warning("paused bucket=%s: %s", bucket.address, paused)
+        place.paused = paused
+        for mark in marks:
+            region.look_later(place, mark, AGAIN_S, paused)
+        return []
+    place.paused = ""
+    batch: list[NewVersion] = []
+    held_bytes = 0
+    objects = region.engine.journal.versions.look_up(bucket.address, [mark.key for mark in marks])
+    left: Sequence[Mark] = []
+    for number, mark in enumerate(marks):
+        if number and time.monotonic() > until_s:
+            left = marks[number:]
+            break
+        if place.takes_singly or mark.key in place.set_aside:
+            _take_singly(region, place, bucket, mark, objects.get(mark.key))
+            continue
+        new = look_at_key(region, place, bucket, mark, objects.get(mark.key))
+        if new is None:
+            continue
+        batch.append(new)
+        held_bytes += len(new.taken.data) if new.taken and new.taken.data else 0
+        if held_bytes >= _BATCH_BYTES:
             _publish(region, place, bucket, batch)
-        place.takes_singly &= bool(left)
-        return left
+            batch, held_bytes = [], 0
+    if batch:
+        _publish(region, place, bucket, batch)
+    place.takes_singly &= bool(left)
+    return left
 
 
 def _take_singly(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None) -> None:
@@ -101,7 +98,7 @@ def finish_large(region: Region, place: Place, mark: Mark, seen: look.Seen) -> N
                 region.look_later(place, mark, AGAIN_AT_LEAST_S, "it changed while it was copied")
                 return
             known = region.engine.journal.versions.object(mark.address, mark.key)
-            if (new := judge.judge(region, place, bucket, mark, known, seen)) is None:
+            if (new := _judge(region, place, bucket, mark, known, seen)) is None:
                 return
         _publish(region, place, bucket, [new])
 
@@ -128,8 +125,19 @@ def look_at_key(
             again_s = max(seen.after_s, AGAIN_AT_LEAST_S, 5 * (time.monotonic() - began_s))
             region.look_later(place, mark, again_s, seen.why, opened=seen.opened)
             return None
-        return judge.judge(region, place, bucket, mark, known, seen)
+        return _judge(region, place, bucket, mark, known, seen)
     return None
+
+
+def _judge(
+    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, seen: look.Seen
+) -> NewVersion | None:
+    """The version that a look makes, if it makes one now; a large file is copied beside everything else first."""
+    judged = judge.judge(region, place, bucket, mark, known, seen)
+    if isinstance(judged, look.Large):
+        look_in_lane(region, place, mark, judged.size_bytes)
+        return None
+    return judged
 
 
 @contextlib.contextmanager
@@ -139,7 +147,7 @@ def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
         yield
     except (OSError, FsreplError) as error:
         put_off(region, place, mark, error)
-    except sqlite3.Error:  # it is the journal's, not this key's: see Region.turn
+    except sqlite3.Error:  # it is the journal's, not this key's: see Worker.turn
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": what nobody foresaw', mark.address, keys.shown(mark.key))

@@ -69,8 +69,8 @@ def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
 
 def judge(
     region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, seen: look.Seen
-) -> NewVersion | None:
-    """What one look means; the version it makes, staged, if it makes one."""
+) -> NewVersion | look.Large | None:
+    """What one look means; the version it makes, staged, if it makes one. Large: it is to be copied now, in a lane."""
     place.note_skipped(mark.key, there=isinstance(seen, look.Missing) and bool(seen.why))
     if not isinstance(seen, look.Skipped):
         place.unreadable.pop(mark.key, None)
@@ -94,14 +94,14 @@ def judge(
             if place.unreadable.get(mark.key) != why:  # once, and not at every look
                 log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
             place.unreadable[mark.key] = why
-        case look.Large(size_bytes, allocated_bytes):
+        case look.Large(allocated_bytes=allocated_bytes):
             if (rests_s := place.rests_until_s.get(mark.key, 0.0) - time.monotonic()) > 0:
                 region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")
             elif why := no_room(region, bucket, 0 if _is_shared(bucket) else allocated_bytes):
                 log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
                 region.look_later(place, mark, AGAIN_S, why)
             else:
-                region.look_in_lane(place, mark, size_bytes)
+                return seen
         case look.Later(after_s, why, opened):
             region.look_later(place, mark, max(after_s, AGAIN_AT_LEAST_S), why, opened=opened)
         case look.Closed(found, posix, why):

@@ -25,7 +25,7 @@ from fsrepl.model.address import Address
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
     from fsrepl.settings import Settings
     from fsrepl.storage.site import Site
 

@@ -22,8 +22,8 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Stored
 
 if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
+    from fsrepl.daemon.worker import Worker
 
 
 log = logging.getLogger("fsrepl")
@@ -75,9 +75,9 @@ def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
         )
 
 
-def cancel(region: Region, address: str, job_id: str) -> dict[str, object]:
+def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
     """Stop a job: what it has not sent yet is again what it was before. What is done stays done."""
-    place = region.place_of(address)
+    place = region.ready(address)
     run = place.jobs.get(job_id)
     if run is None:
         raise Refused("InvalidRequest", f"job {job_id} of {address} has ended")

@@ -22,7 +22,7 @@ from fsrepl.storage.fs import Fs, reason
 from fsrepl.storage.site import Site, ignore_in_git, new_identity
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
 
 
 def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:

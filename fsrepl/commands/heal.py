@@ -39,7 +39,7 @@ from fsrepl.storage.site import ignore_in_git
 from fsrepl.storage.view_file import open_view
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
 
 
 log = logging.getLogger("fsrepl")
@@ -158,7 +158,7 @@ def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
 def heal(engine: Engine, address: str) -> Healed:
     """Make a bucket again. Copies in the caller's thread, since nothing else is at work in a bucket that is offline."""
     bucket, region = engine.site.bucket(address), engine.region_of(address)
-    engine.ask(region.name, lambda: region.put_down(address))
+    region.ask(lambda: region.put_down(address))
     with open_folder(bucket) as (_, fd):
         identity = _make_folders(engine, bucket, fd)
         again = engine.fs.open_dir(fd, b"")
@@ -179,7 +179,7 @@ def heal(engine: Engine, address: str) -> Healed:
         "healed bucket=%s fetched=%d kept=%d lost=%d put_back=%d",
         address, healed.fetched, healed.kept, healed.lost, healed.put_back,
     )  # fmt: skip
-    engine.ask(region.name, lambda: region.follow(address))
+    region.ask(lambda: region.follow(address))
     return healed
 
 

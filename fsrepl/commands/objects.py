@@ -20,6 +20,7 @@ from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import deliveries
+from fsrepl.region.mailbox import Kick
 from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
@@ -31,9 +32,9 @@ from fsrepl.storage.journal.rows import Object, Owed
 from fsrepl.views import edits, show, stale
 
 if TYPE_CHECKING:
+    from fsrepl.daemon.engine import Engine
+    from fsrepl.daemon.worker import Worker
     from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Engine
 
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
@@ -138,7 +139,7 @@ def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict
     return keys.key_document(key) | {"DeleteMarker": False}
 
 
-def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
+def find(region: Worker, bucket: OpenBucket, key: bytes, version_id: str | None, *, content: bool = False) -> Version:
     """A version by id, or the newest (with content: the newest that is not a marker). Raises Refused."""
     rows = region.engine.journal.versions.versions_of(bucket.address, key) if keys.is_key(key) else []
     if not rows:
@@ -157,7 +158,7 @@ def find(region: Region, bucket: OpenBucket, key: bytes, version_id: str | None,
     raise Refused("NoSuchVersion", f"{bucket.address}/{keys.shown(key)} has no version {version_id}")
 
 
-def commit_version(region: Region, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
+def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
     """A version made by command: durable, in the store, recorded, owed, and shown."""
     engine, place = region.engine, region.places[bucket.address]
     known = engine.journal.versions.object(bucket.address, version.key)
@@ -191,7 +192,7 @@ def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
     return found.st_ino == view.ino and versions.is_file_of(bucket, version, found)
 
 
-def remove_version(region: Region, bucket: OpenBucket, version: Version) -> None:
+def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None:
     """Remove a version for good, and show what is current then. Never replicated (s3-semantics, 2)."""
     engine, address, key = region.engine, bucket.address, version.key
     known = engine.journal.versions.object(address, key)
@@ -269,7 +270,7 @@ def _check_tags(tags: Mapping[str, str]) -> None:
 # -- trying again
 
 
-def failed(region: Region, address: str, prefix: bytes) -> list[Owed]:
+def failed(region: Worker, address: str, prefix: bytes) -> list[Owed]:
     """What FAILED of a bucket and can be retried. prefix: a key, or one that ends in /.
 
     Raises Refused(NoSuchKey) for a key that is not there: what a misspelt name asks for must not look done.
@@ -283,18 +284,18 @@ def failed(region: Region, address: str, prefix: bytes) -> list[Owed]:
     ]
 
 
-def retry_waiting(region: Region, address: str, prefix: bytes) -> int:
+def retry_waiting(region: Worker, address: str, prefix: bytes) -> int:
     """Try what waits of a bucket at once; how many."""
     pending = region.engine.journal.deliveries.select(address, status=Status.PENDING, prefix=prefix)
     waiting = sum(_in_scope(delivery.key, prefix) for delivery in pending)
-    for other in region.engine.regions.values():
-        other.post(lambda other=other: other.kick(address))  # type: ignore[misc]
+    for other in region.regions.values():
+        other.post(Kick(address))
     return waiting
 
 
-def retry(region: Region, address: str, failed: Sequence[Owed]) -> int:
+def retry(region: Worker, address: str, failed: Sequence[Owed]) -> int:
     """Make deliveries that FAILED pending again; how many there are still."""
-    with region.place_of(address).bucket.open() as bucket:
+    with region.ready(address).bucket.open() as bucket:
         return sum(owe_delivery(region, bucket, owed) for owed in failed)
 
 
@@ -302,7 +303,7 @@ def _in_scope(key: bytes, prefix: bytes) -> bool:
     return not prefix or key == prefix or (prefix.endswith(b"/") and key.startswith(prefix))
 
 
-def owe_delivery(region: Region, bucket: OpenBucket, owed: Owed) -> bool:
+def owe_delivery(region: Worker, bucket: OpenBucket, owed: Owed) -> bool:
     version = versions.read(bucket, owed.key, owed.id, marker=owed.marker)
     delivery = version.deliveries.get(owed.destination) if version else None
     if version is None or delivery is None:

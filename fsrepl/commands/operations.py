@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from fsrepl.commands import backfills, buckets, doctor_facts, heal, objects, replication, roles, sites, versioning
 from fsrepl.daemon import requests
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnBucket, OnObject, OnSource, Request
+from fsrepl.daemon.worker import Worker
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, Usage
 from fsrepl.model import keys
-from fsrepl.region.region import Region
-from fsrepl.region.runtime import Engine
 from fsrepl.repair import repair
 from fsrepl.settings import Settings
 from fsrepl.storage import backfill_jobs
@@ -60,7 +60,7 @@ def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer])
         raise Usage(
             f"there is no region {request.region!r} in {engine.settings.path}; it names {engine.site.region_names()}"
         )
-    return engine.ask(request.region, lambda: step(engine, request))
+    return engine.regions[request.region].ask(lambda: step(engine, request))
 
 
 def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
@@ -89,15 +89,15 @@ def _retry(engine: Engine, request: requests.Retry) -> Answer:
     return {"Retried": number, **({"LeftOut": [*left_out.values()]} if left_out else {})}
 
 
-def _retry_in(engine: Engine, home: Region, address: str, prefix: bytes) -> int:
+def _retry_in(engine: Engine, home: Worker, address: str, prefix: bytes) -> int:
     """Retry what failed of one bucket, some at a time: in between its region goes on with what is new."""
-    if not engine.ask(home.name, lambda: engine.site.online(home.name)):
+    if not home.ask(lambda: engine.site.online(home.name)):
         return 0
-    failed = engine.ask(home.name, lambda: objects.failed(home, address, prefix))
-    number = engine.ask(home.name, lambda: objects.retry_waiting(home, address, prefix))
+    failed = home.ask(lambda: objects.failed(home, address, prefix))
+    number = home.ask(lambda: objects.retry_waiting(home, address, prefix))
     for start in range(0, len(failed), _RETRIED_AT_ONCE):
         some = failed[start : start + _RETRIED_AT_ONCE]
-        number += engine.ask(home.name, lambda some=some: objects.retry(home, address, some))  # type: ignore[misc]
+        number += home.ask(lambda some=some: objects.retry(home, address, some))  # type: ignore[misc]
     return number
 
 
@@ -107,7 +107,8 @@ def _restore(engine: Engine, request: requests.RestoreObject) -> Answer:
         return _ask_region(engine, request, objects.restore)
     except ContentDamaged as error:
         address, path = request.address, keys.stored_path(request.address.key)
-        if not repair.repair(engine, repair.Target(address.bucket, path, error.version_id, marker=False)):
+        target = repair.Target(address.bucket, path, error.version_id, marker=False)
+        if not repair.repair(engine.region_of(address.bucket), target):
             raise
         return _ask_region(engine, request, objects.restore)
 
@@ -124,7 +125,7 @@ def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
     for region in engine.regions.values():
         for address, place in list(region.places.items()):
             if request.job in place.jobs:
-                return engine.ask(region.name, functools.partial(backfills.cancel, region, address, request.job))
+                return region.ask(functools.partial(backfills.cancel, region, address, request.job))
     ended = backfill_jobs.find(engine.site, request.job)
     raise Refused("InvalidRequest", f"job {request.job} of {ended.bucket} has ended: it is {ended.state}")
 
@@ -134,9 +135,9 @@ def _repair(engine: Engine, request: requests.Repair) -> Answer:
     address, path = engine.site.bucket(str(request.bucket)).address, request.path
     if path.endswith(b"/"):
         region = engine.region_of(address)
-        engine.ask(region.name, functools.partial(following.restore, region, address, path[:-1]))
+        region.ask(functools.partial(following.restore, region, address, path[:-1]))
         return {}
-    repair.repair(engine, repair.Target(address, path, request.version_id, request.marker))
+    repair.repair(engine.region_of(address), repair.Target(address, path, request.version_id, request.marker))
     return {}
 
 
@@ -155,7 +156,7 @@ def _capture(engine: Engine, request: requests.Capture) -> Answer:
 def _finish_turn(engine: Engine, request: requests.FinishTurn) -> Answer:
     for name in list(engine.regions):
         with contextlib.suppress(TimeoutError):
-            engine.ask(name, lambda: None, _PASS_S)
+            engine.regions[name].ask(lambda: None, _PASS_S)
     return {}
 
 

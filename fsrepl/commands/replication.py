@@ -18,7 +18,7 @@ from fsrepl.storage.site import Site
 from fsrepl.views import hardlinks
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
 
 
 class _Buckets:

@@ -16,7 +16,7 @@ from fsrepl.s3 import arn, roles
 from fsrepl.storage.documents import open_directory, remove_document, write_bytes, write_document
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
 
 
 def _role_path(engine: Engine, name: str) -> Path:

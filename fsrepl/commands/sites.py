@@ -18,7 +18,7 @@ from fsrepl.daemon import control
 from fsrepl.daemon.requests import AddRegion
 from fsrepl.errors import FsreplError, StoreDamaged, Usage
 from fsrepl.model import keys
-from fsrepl.model.address import Address, region_of
+from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
 from fsrepl.model.version import Delivery, Origin, Version, Versioning
 from fsrepl.region import deliveries
@@ -32,7 +32,7 @@ from fsrepl.storage.root import REGION_IDENTITY
 from fsrepl.storage.site import Site, new_identity
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
 
 
 DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
@@ -227,7 +227,7 @@ def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
     number, away = 0, []
     for address in sorted(engine.site.buckets.keys() - {lost}):
         try:
-            number += engine.ask(region_of(address), functools.partial(_owe_what_it_had, engine, address, lost))
+            number += engine.region_of(address).ask(functools.partial(_owe_what_it_had, engine, address, lost))
         except (FsreplError, OSError) as error:
             away.append(f"{address}: {reason(error) if isinstance(error, OSError) else error}")
     return number, away

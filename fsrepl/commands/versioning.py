@@ -25,7 +25,7 @@ from fsrepl.storage.fs import GONE, NO_SPACE, Fs, reason
 from fsrepl.storage.site import Site
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.daemon.engine import Engine
     from fsrepl.settings import Settings
 
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from fsrepl.capture import barrier
 from fsrepl.commands.backfills import unfinished
 from fsrepl.daemon import requests
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status, Versioning
 from fsrepl.region.bucket_state import Place
-from fsrepl.region.region import Region
-from fsrepl.region.runtime import Engine
 from fsrepl.region.scan_queue import is_below
 from fsrepl.storage import unversioned
 
@@ -241,12 +241,12 @@ def _is_captured(
     return not busy
 
 
-def _look_around(engine: Engine, region: Region, address: str, until_s: float | None) -> None:
+def _look_around(engine: Engine, region: Worker, address: str, until_s: float | None) -> None:
     """A bucket that was away at the last look may have come back just now, with new files in it."""
     place = region.places.get(address)
     if place is None or not place.up:
         with contextlib.suppress(TimeoutError, sqlite3.Error):
-            engine.ask(region.name, region.look_again, _left(until_s, _PROBE_MAX_S))
+            region.ask(region.look_again, _left(until_s, _PROBE_MAX_S))
 
 
 def _is_followed(place: Place) -> bool:
@@ -259,19 +259,19 @@ def _is_followed(place: Place) -> bool:
     )
 
 
-def _begin(engine: Engine, region: Region, place: Place, until_s: float | None) -> int | None:
+def _begin(engine: Engine, region: Worker, place: Place, until_s: float | None) -> int | None:
     """Make the sentinel; the epoch that began with it, None where it was not read."""
 
     def begin() -> int:
         return barrier.pass_barrier(region, place, _left(until_s, _SENTINEL_S))
 
     try:
-        return engine.ask(region.name, begin, _left(until_s, _PROBE_MAX_S)) or None
+        return region.ask(begin, _left(until_s, _PROBE_MAX_S)) or None
     except (FsreplError, TimeoutError, OSError, sqlite3.Error):
         return None
 
 
-def _in_hand(region: Region, place: Place, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
+def _in_hand(region: Worker, place: Place, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
     """Whether something from before the epoch is still to be captured; and which files are open for writing."""
     address, marks = place.bucket.address, region.marks
     opened: set[str] = set()

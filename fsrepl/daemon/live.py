@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
+from fsrepl.daemon.engine import Engine
 from fsrepl.errors import Usage
 from fsrepl.model import keys
 from fsrepl.model.address import Address
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.delivery_queue import Queue
-from fsrepl.region.runtime import Engine
 
 FIRST = 100
 """How many names of a list are told without being asked for."""

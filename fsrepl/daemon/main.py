@@ -1,6 +1,6 @@
 """The daemon: starts the regions' threads, answers commands, tells systemd, stops cleanly. Read this first.
 
-An object's journey is in the regions' threads (region/region.py: turn). This file has what is around it:
+An object's journey is in the regions' threads (daemon/worker.py: turn). This file has what is around it:
 readiness, signals, the control socket, the barrier of `fsrepl wait`, and the watchdog.
 """
 
@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from fsrepl import settings
 from fsrepl.capture.watch import open_watcher
 from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
 from fsrepl.daemon.requests import Request, Wait
+from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock
-from fsrepl.region.region import Region
 from fsrepl.region.reporter import Formatter
-from fsrepl.region.runtime import Engine
 from fsrepl.replicate import thresholds
 from fsrepl.settings import Settings
 from fsrepl.storage.journal.database import Journal
@@ -158,7 +158,7 @@ class Daemon:
         return 0
 
     @staticmethod
-    def _has_looked(region: Region) -> bool:
+    def _has_looked(region: Worker) -> bool:
         """Whether every bucket of a region is scanned, or away."""
         return region.probed and all(place.scanned or not place.up for place in list(region.places.values()))
 

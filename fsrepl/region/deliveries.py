@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from fsrepl.model import attributes
 from fsrepl.model.version import Delivery, Status, Version
+from fsrepl.region.bucket_state import Place
+from fsrepl.region.mailbox import TakeOver, WakeBacklog
 from fsrepl.s3 import rules
 from fsrepl.storage import records
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Owed, Word, owed_of
 
 if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
     from fsrepl.region.region import Region
 
 
@@ -28,7 +28,7 @@ def owe(region: Region, address: str, versions: Iterable[Version], only: str = "
             if delivery.status is not Status.PENDING or only not in ("", destination):
                 continue
             if delivery.batch:
-                region.wake_backlog(address, destination)
+                wake_backlog(region, address, destination)
             else:
                 owed.append(owed_of(address, version, destination, delivery))
     hand_over(region, owed)
@@ -40,14 +40,14 @@ def hand_over(region: Region, owed: Iterable[Owed]) -> None:
     """
     by_region: dict[Region, list[Owed]] = {}
     for each in owed:
-        other = region.engine.regions.get(each.destination.partition("/")[0])
+        other = region.regions.get(each.destination.partition("/")[0])
         refusal = rules.lapsed(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
         if refusal or other is None:
             region.hear([Word(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
         else:
             by_region.setdefault(other, []).append(each)
     for other, group in by_region.items():
-        other.post(functools.partial(other.take_over, group))
+        other.post(TakeOver(group))
 
 
 def owe_again(region: Region, bucket: OpenBucket, version: Version, deliveries: Mapping[str, Delivery]) -> None:
@@ -71,14 +71,29 @@ def owe_again(region: Region, bucket: OpenBucket, version: Version, deliveries: 
 
 
 def owe_all(region: Region, place: Place) -> None:
+    """Queue everything a source owes, as the journal has it."""
+    hand_over(region, region.engine.journal.deliveries.select(place.bucket.address, status=Status.PENDING, live=True))
+    _owe_backlog(region, place)
+
+
+def _owe_backlog(region: Region, place: Place) -> None:
     """After a look at a source's rules, or when a region left the site: have its backlog sent, as far as a rule stands
     for it. The rest fails, a slice at a time; with what live replication owes, that is done at once."""
     place.lapsed.clear()
     for destination, rule_id in region.engine.journal.backlog.ways(place.bucket.address):
         why = rules.lapsed(place.bucket.replication, rule_id, destination)
-        if destination.partition("/")[0] not in region.engine.regions:
+        if destination.partition("/")[0] not in region.regions:
             why = "DstBucketInvalidRegion"
         if why:
             place.lapsed[destination, rule_id] = why
         else:
-            region.wake_backlog(place.bucket.address, destination)
+            wake_backlog(region, place.bucket.address, destination)
+
+
+def wake_backlog(region: Region, source: str, destination: str, *, start_over: bool = False) -> None:
+    """Backfills of a source here owe something to a destination."""
+    other = region.regions.get(destination.partition("/")[0])
+    if other is None:
+        _owe_backlog(region, region.places[source])
+    else:
+        other.post(WakeBacklog(source, destination, start_over))

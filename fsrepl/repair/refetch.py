@@ -49,8 +49,10 @@ def _repair(region: Region, damaged: Damaged) -> None:
             why = reason(found) if isinstance(found, OSError) else str(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
 
-    lane = ("repair", address.partition("/")[0])
-    region.in_lane(lambda: repair.repair(region.engine, target), finish, lane=lane, whose=address)
+    its_region = address.partition("/")[0]
+    region.in_lane(
+        lambda: repair.repair(region.regions[its_region], target), finish, lane=("repair", its_region), whose=address
+    )
 
 
 # -- fetching again what was destroyed
@@ -105,9 +107,7 @@ def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
         elif found:
             _forget(place, at)
 
-    region.in_lane(
-        lambda: repair.repair(region.engine, target), finish, lane=("repair", region.name), whose=target.address
-    )
+    region.in_lane(lambda: repair.repair(region, target), finish, lane=("repair", region.name), whose=target.address)
 
 
 def _forget(place: Place, at: At) -> None:

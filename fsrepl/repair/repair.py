@@ -38,7 +38,7 @@ from fsrepl.views import edits, show, stage, stale, unrecorded
 if TYPE_CHECKING:
     from fsrepl.region.bucket_state import Place
     from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Engine
+    from fsrepl.region.runtime import Runtime
 
 
 log = logging.getLogger("fsrepl")
@@ -69,17 +69,17 @@ class Target:
         return self.stored.name + b";" + self.id.encode() + (keys.MARKER if self.marker else b"")
 
 
-def repair(engine: Engine, target: Target) -> bool:
+def repair(region: Region, target: Target) -> bool:
     """Make a version whole as far as that is possible now; whether its content is.
 
-    Copies in the caller's thread; what it changes is changed by the region's own. Raises FsreplError where
-    the bucket is away, OSError.
+    region: the bucket's. Copies in the caller's thread; what it changes is changed by the region's own. Raises
+    FsreplError where the bucket is away, OSError.
     """
-    region = engine.region_of(target.address)
-    engine.ask(region.name, lambda: region.place_of(target.address))
+    engine = region.engine
+    region.ask(lambda: region.ready(target.address))
     bucket = engine.site.bucket(target.address)
     with rebuild.Elsewhere(bucket) as elsewhere:
-        version, rebuilt = engine.ask(region.name, lambda: _record(region, target))
+        version, rebuilt = region.ask(lambda: _record(region, target))
         records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
         if version is None:
             version = _from_elsewhere(engine, target, records)
@@ -95,7 +95,7 @@ def repair(engine: Engine, target: Target) -> bool:
                 version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
             whole = version
-            engine.ask(region.name, lambda: _put_in_place(region, target, whole, staged, records, rebuilt=rebuilt))
+            region.ask(lambda: _put_in_place(region, target, whole, staged, records, rebuilt=rebuilt))
         else:
             log.error('not repaired bucket=%s key="%s" version=%s: there is no good copy', *_named(target, version))
         return bool(good or staged)
@@ -114,7 +114,7 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
     In the region's thread.
     """
     journal = region.engine.journal
-    with region.place_of(target.address).bucket.open() as bucket:
+    with region.ready(target.address).bucket.open() as bucket:
         try:
             at = bucket.store.get(target.directory)
             record = read_record(bucket, at, target.name, target.path)
@@ -146,7 +146,7 @@ def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
     engine.recent.forget(bucket.address, version.key, version.id)
 
 
-def _from_elsewhere(engine: Engine, target: Target, records: dict[str, Version]) -> Version | None:
+def _from_elsewhere(engine: Runtime, target: Target, records: dict[str, Version]) -> Version | None:
     """The record of a version that is not here any more, though it should be."""
     if not records:
         return None
@@ -272,7 +272,7 @@ def _put_in_place(
     region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version], *, rebuilt: bool
 ) -> None:
     """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
-    engine, place = region.engine, region.place_of(target.address)
+    engine, place = region.engine, region.ready(target.address)
     mended = bool(staged) or rebuilt
     with place.bucket.open() as bucket:
         if (version.key, version.id) in place.bucket.documents.removed:

@@ -24,6 +24,7 @@ from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.bucket_state import Run
+from fsrepl.region.deliveries import wake_backlog
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
 from fsrepl.storage import backfill_jobs, records, versions
@@ -78,7 +79,7 @@ def resume(region: Region, place: Place, bucket: OpenBucket) -> None:
             begin(region, place, replace(job, bucket=bucket.address))
     _remember(region, place)
     for destination, _ in region.engine.journal.backlog.ways(bucket.address):
-        region.wake_backlog(bucket.address, destination, start_over=True)
+        wake_backlog(region, bucket.address, destination, start_over=True)
 
 
 def _remember(region: Region, place: Place) -> None:
@@ -257,7 +258,7 @@ class _Slice:
             if not version.marker:
                 place.unmarked.add(version, now_s)
         for destination in {n for v in self._changed for n, d in v.deliveries.items() if d.batch == self.job.id}:
-            self.region.wake_backlog(address, destination)
+            wake_backlog(self.region, address, destination)
         engine.notify()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, BucketMissing, Unavailable
 from fsrepl.model import keys
-from fsrepl.replicate import decide
+from fsrepl.replicate import decide, large
 from fsrepl.replicate.group import Batch
 from fsrepl.storage.journal.rows import Owed, Word
 
@@ -63,7 +63,7 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
     source = engine.site.buckets.get(source_name)
     if source is None:
         return  # the source left the site; its deliveries left the journal with it
-    if engine.is_stuck(source_name) and source.region != region.name:
+    if region.is_stuck(source_name) and source.region != region.name:
         region.try_later(owed, f"region {source.region} hangs; it is not touched from here until it moves", whole=True)
         return
     try:
@@ -90,6 +90,8 @@ def _carry(region: Region, place: Place, owed: Sequence[Owed]) -> None:
             done = 0
             while done < len(owed) and not (done and time.monotonic() > until_s):
                 batch.prepare(owed[done])
+                while batch.large:
+                    large.send_in_lane(region, place, batch.large.pop())
                 done += 1
             batch.publish()
             region.queue(source_name, place.bucket.address).give_back(owed[done:])

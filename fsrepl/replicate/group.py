@@ -44,6 +44,8 @@ class Batch:
         self.known: Mapping[bytes, Object] = {}
         self.gate: run_as.Gate | None = None
         self.ready: list[Item] = []
+        self.large: list[Item] = []
+        """What is to be copied in a lane."""
         self.changes: list[metadata_updates.Change] = []
         self.words: list[Word] = []
 
@@ -181,7 +183,7 @@ class Batch:
             stale.mark_theirs(self.region, self.place, version.key)
             raise Unavailable("its view there is looked at first")
         if version.size >= self.engine.lane_bytes and not delivery.edit:
-            self.region.send_in_lane(self.place, item)
+            self.large.append(item)
             return
         there = whole_replica(self.place, self.destination, item, unread=delivery.edit)
         if there is not None:

@@ -7,7 +7,6 @@ cannot be written down now is tried again, and one record that cannot take it ho
 from __future__ import annotations
 
 import enum
-import functools
 import logging
 import sqlite3
 import time
@@ -20,6 +19,7 @@ from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Delivery, Result, Status, Version
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Damaged, Place
+from fsrepl.region.mailbox import Acknowledged
 from fsrepl.region.reporter import result_of
 from fsrepl.replicate import decide, thresholds
 from fsrepl.storage import records, versions
@@ -29,7 +29,7 @@ from fsrepl.storage.journal.rows import Owed, Word, owed_of
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Engine
+    from fsrepl.region.runtime import Runtime
 
 
 log = logging.getLogger("fsrepl")
@@ -87,8 +87,8 @@ def _acknowledge(region: Region, words: Sequence[Word]) -> None:
         if word.owed.batch:
             by_way.setdefault((word.owed.source, word.owed.destination), []).append(word.owed)
     for (source, destination), owed in by_way.items():
-        if (other := region.engine.regions.get(destination.partition("/")[0])) is not None:
-            other.post(functools.partial(other.settled, source, destination, owed))
+        if (other := region.regions.get(destination.partition("/")[0])) is not None:
+            other.post(Acknowledged(source, destination, owed))
 
 
 # -- one batch of them
@@ -211,12 +211,12 @@ def settle(region: Region, place: Place, words: Sequence[Word]) -> None:
     engine.notify()
 
 
-def _record(engine: Engine, bucket: OpenBucket, owed: Owed) -> Version | None:
+def _record(engine: Runtime, bucket: OpenBucket, owed: Owed) -> Version | None:
     recent = engine.recent.version(bucket.address, owed.key, owed.id)
     return recent or versions.read_whole(bucket, owed.key, owed.id, marker=owed.marker)
 
 
-def write(engine: Engine, place: Place, bucket: OpenBucket, settlement: Settlement) -> None:
+def write(engine: Runtime, place: Place, bucket: OpenBucket, settlement: Settlement) -> None:
     """Write a settlement down: the records first, then the index of them."""
     address, now_s = bucket.address, time.monotonic()
     for version in settlement.changed.values():
@@ -234,7 +234,7 @@ def write(engine: Engine, place: Place, bucket: OpenBucket, settlement: Settleme
             engine.journal.deliveries.drop(owed)
 
 
-def _stop_copying(engine: Engine, results: Sequence[Result]) -> None:
+def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
     """What has failed meanwhile, for want of its rule or its version, is not copied to the end: that may take hours."""
     failed = {(r.source, r.key, r.version, r.destination) for r in results if r.status is Status.FAILED}
     for each in list(engine.transfers) if failed else ():

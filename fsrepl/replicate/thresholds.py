@@ -17,13 +17,13 @@ from fsrepl.s3 import events
 from fsrepl.storage.journal.rows import Owed
 
 if TYPE_CHECKING:
-    from fsrepl.region.runtime import Engine
+    from fsrepl.region.runtime import Runtime
 
 
 BATCH = 512
 
 
-def check(engine: Engine) -> bool:
+def check(engine: Runtime) -> bool:
     """Tell of what has become late since the last look; whether there is more of it."""
     late = engine.journal.deliveries.late(engine.site.now(), BATCH)
     if not late:
@@ -38,14 +38,14 @@ def check(engine: Engine) -> bool:
     return len(late) == BATCH
 
 
-def news(engine: Engine, owed: Owed, result: Result) -> Iterator[Result]:
+def news(engine: Runtime, owed: Owed, result: Result) -> Iterator[Result]:
     """What there is to tell of a delivery that ended: before a late end, that it was late, if nobody was told yet."""
     if result.status is Status.COMPLETED and events.is_timed(result) and engine.journal.deliveries.is_untold(owed):
         yield replace(result, status=Status.PENDING)
     yield result
 
 
-def untrack(engine: Engine, source: str) -> None:
+def untrack(engine: Runtime, source: str) -> None:
     """After a look at a bucket's rules: tell which pending deliveries their metrics no longer follow."""
     bucket = engine.site.buckets.get(source)
     for rule in bucket.replication.rules if bucket and bucket.replication else ():
@@ -59,6 +59,6 @@ def untrack(engine: Engine, source: str) -> None:
                 engine.journal.deliveries.untrack(left)
 
 
-def _pending(engine: Engine, owed: Owed) -> Result:
+def _pending(engine: Runtime, owed: Owed) -> Result:
     bucket = engine.site.buckets.get(owed.source)
     return result_of(owed, Status.PENDING, "", bucket.replication if bucket else None)

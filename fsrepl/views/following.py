@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
+from fsrepl.region.mailbox import LookAtDirectories
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import directories
 
@@ -73,12 +74,13 @@ def _tell(region: Region, place: Place, paths: Iterable[bytes]) -> None:
     """Have the destinations look at theirs."""
     replication = place.bucket.replication
     for destination in {rule.destination for rule in replication.rules} if replication else ():
-        other = region.engine.regions.get(destination.partition("/")[0])
+        other = region.regions.get(destination.partition("/")[0])
         if other is not None:
-            other.post(lambda other=other, destination=destination: _note_all(other, destination, paths))  # type: ignore[misc]
+            other.post(LookAtDirectories(destination, frozenset(paths)))
 
 
-def _note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
+def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
+    """Directories that some of a bucket follow have changed."""
     place = region.places.get(address)
     if place is not None and place.up:
         for path in paths:
@@ -87,7 +89,7 @@ def _note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
 
 def restore(region: Region, address: str, path: bytes) -> None:
     """Give a directory that replication made what its sources have, whatever was changed here. Raises OSError."""
-    place = region.place_of(address)
+    place = region.ready(address)
     with contextlib.ExitStack() as closing:
         bucket = closing.enter_context(place.bucket.open())
         sources = {

@@ -29,7 +29,7 @@ from fsrepl.views import shared_record, show, stage, stale
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Engine
+    from fsrepl.region.runtime import Runtime
 
 
 log = logging.getLogger("fsrepl")
@@ -241,7 +241,7 @@ def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, na
     )  # fmt: skip
 
 
-def break_links(engine: Engine, bucket: OpenBucket) -> None:
+def break_links(engine: Runtime, bucket: OpenBucket) -> None:
     """A bucket becomes a source, so users write into it: its views get content of their own first."""
     if bucket.bucket.sharing == "link" or bucket.versions < 0:
         return

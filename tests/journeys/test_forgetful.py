@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fsrepl.daemon import engine
 from fsrepl.model.version import Status
-from fsrepl.region import runtime
 from fsrepl.storage.bucket import content_digest
 from fsrepl.storage.versions import open_version
 from tests.doubles import DyingFs, PowerCut
@@ -54,7 +54,7 @@ def test_what_was_never_synced_is_forgotten(
 ) -> None:
     """G2, G3, G7: contents, names or both are lost, of one disk or both, at any change; in the end it is as without."""
     boots = map(str, itertools.count())
-    monkeypatch.setattr(runtime, "_boot_id", lambda: next(boots))
+    monkeypatch.setattr(engine, "_boot_id", lambda: next(boots))
     for calls, world in worlds(memory):
         lost = LOST[calls % len(LOST)]
         if sharing != "auto":

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fsrepl.capture import judge
-from fsrepl.region import outcome_queue, region, rotation
+from fsrepl.daemon import worker
+from fsrepl.region import outcome_queue, rotation
 from fsrepl.replicate import deliver
 from tests.world import DESTINATION, SOURCE, World
 
@@ -18,7 +19,7 @@ BURST = 200
 @pytest.fixture
 def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A bucket in the midst of a burst, and another one beside it that is replicated too; batches are small."""
-    for module, name, number in ((region, "BATCH", 32), (outcome_queue, "_BATCH", 32), (rotation, "SHARE_MIN", 8)):
+    for module, name, number in ((worker, "BATCH", 32), (outcome_queue, "_BATCH", 32), (rotation, "SHARE_MIN", 8)):
         monkeypatch.setattr(module, name, number)
     world = World(tmp_path, buckets=(SOURCE, DESTINATION, QUIET, QUIET_REPLICA))
     world.run("replication.enable", source=QUIET, destination=QUIET_REPLICA)

@@ -12,9 +12,9 @@ from fsrepl.capture import look
 from fsrepl.cli import status_screen
 from fsrepl.commands import status
 from fsrepl.daemon import live
+from fsrepl.daemon.worker import Worker
 from fsrepl.model.version import Version
 from fsrepl.region.change_queue import Mark
-from fsrepl.region.region import Region
 from fsrepl.replicate import deliver, transfer
 from fsrepl.storage import records, versions
 from fsrepl.storage.journal.rows import Owed
@@ -121,8 +121,8 @@ def test_status_names_the_key_that_was_set_aside(world: World, monkeypatch: pyte
 
 
 BUCKET_STEPS: dict[str, tuple[object, str]] = {
-    "its documents": (Region, "follow_documents"),
-    "coming up": (Region, "_bring_up"),
+    "its documents": (Worker, "follow_documents"),
+    "coming up": (Worker, "_bring_up"),
     "deliveries": (deliver, "_carry"),
 }
 

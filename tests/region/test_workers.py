@@ -15,7 +15,8 @@ from fsrepl.capture import schedule
 from fsrepl.commands import objects
 from fsrepl.errors import Unavailable
 from fsrepl.model.version import Versioning
-from fsrepl.region import runtime
+from fsrepl.region import region as regions
+from fsrepl.region.mailbox import Call
 from fsrepl.region.pulse import STUCK_S, Pulse
 from fsrepl.region.workers import Workers, magnitude
 from tests.doubles import UnsyncedFs
@@ -152,7 +153,7 @@ def drop(world: World, name: str, size_bytes: int) -> None:
         file.truncate(size_bytes)
         file.write(name.encode())
     os.utime(world.path(name), (1, 1))
-    world.region().post(lambda: schedule.begin(world.region(), world.place()))
+    world.region().post(Call(lambda: schedule.begin(world.region(), world.place())))
 
 
 @pytest.fixture
@@ -302,7 +303,7 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Two sources; threads are told of, and what is posted to a region stays where it is until a test takes it."""
-    monkeypatch.setattr(runtime, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(regions, "_ANSWER_S", 0.05)
     with World(tmp_path, buckets=(SOURCE, DESTINATION, "north/src")) as world:
         world.write("k", b"k")
         world.settle()
@@ -329,26 +330,26 @@ def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
     asked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Section 7: what became of it will show."""
-    monkeypatch.setattr(runtime, "_BEGUN_S", 0.1)
+    monkeypatch.setattr(regions, "_BEGUN_S", 0.1)
     gate, region = Gate(), asked.region()
 
     def hang() -> None:
         region.pulse.is_stuck = True
         gate.hang()
 
-    monkeypatch.setattr(region, "post", lambda what: threading.Thread(target=what, daemon=True).start())
+    monkeypatch.setattr(region, "post", lambda call: threading.Thread(target=call.run, daemon=True).start())
     try:
         with pytest.raises(Unavailable, match="it had begun: what became of it will show"):
-            asked.engine.ask("east", hang)
+            asked.region().ask(hang)
     finally:
         gate.release.set()
 
 
 def test_a_region_that_is_busy_is_waited_for(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 7: however long that is."""
-    monkeypatch.setattr(runtime, "_BEGUN_S", 0.05)
-    monkeypatch.setattr(asked.region(), "post", lambda what: threading.Timer(0.3, what).start())
-    assert asked.engine.ask("east", lambda: "done") == "done"
+    monkeypatch.setattr(regions, "_BEGUN_S", 0.05)
+    monkeypatch.setattr(asked.region(), "post", lambda call: threading.Timer(0.3, call.run).start())
+    assert asked.region().ask(lambda: "done") == "done"
 
 
 def test_a_retry_of_everything_leaves_out_a_region_that_hangs(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +359,7 @@ def test_a_retry_of_everything_leaves_out_a_region_that_hangs(asked: World, monk
         if region.name == "east":
             region.pulse.is_stuck = True
         else:
-            monkeypatch.setattr(region, "post", lambda what: what())
+            monkeypatch.setattr(region, "post", lambda call: call.run())
     monkeypatch.setattr(objects, "retry_waiting", lambda _home, address, _prefix: tried.append(address) or 1)
     answer = asked.run("retry")
     assert (answer["Retried"], tried) == (2, ["north/src", DESTINATION])

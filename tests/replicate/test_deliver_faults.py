@@ -83,8 +83,7 @@ def test_what_arrives_before_the_first_look_at_a_tree(tmp_path: Path, act: str, 
         source, destination = world.region(SOURCE), world.region(DESTINATION)
         source.look_around()
         destination.look_around()
-        while destination.inbox:
-            destination.inbox.popleft()()
+        destination.read_inbox()
         assert destination._deliver()
         for _ in range(2):
             world.settle()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fsrepl.commands import objects, wait
+from fsrepl.daemon.worker import Worker
 from fsrepl.model import keys
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.model.view import View
-from fsrepl.region.region import Region
 from fsrepl.region.subtrees import Subtrees
 from fsrepl.storage import staging
 from fsrepl.storage.journal.database import Journal
@@ -152,7 +152,7 @@ def test_a_retry_of_many_lets_others_in(memory: Path, monkeypatch: pytest.Monkey
         at_once: list[int] = []
         whole = objects.retry
 
-        def retry(region: Region, address: str, failed: Sequence[Owed]) -> int:
+        def retry(region: Worker, address: str, failed: Sequence[Owed]) -> int:
             at_once.append(len(failed))
             return whole(region, address, failed)
 

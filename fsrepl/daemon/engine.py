@@ -1,0 +1,128 @@
+"""What the daemon owns: the regions' workers, the journal, and following new settings.
+
+Each region has a thread of its own (daemon/worker.py), which does all that happens in that region: it
+captures, it places replicas, it scans. So a region that hangs holds up nobody else, and within a
+bucket nothing races with itself. What concerns two regions travels as a message (region/mailbox.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from fsrepl.daemon.worker import Worker
+from fsrepl.region.change_queue import Watcher
+from fsrepl.region.mailbox import KickFrom, Probe, Reconfigure, Requeue
+from fsrepl.region.runtime import Runtime
+from fsrepl.settings import Settings
+from fsrepl.storage.fs import Fs
+
+_CLOSE_S = 30.0
+
+
+class Engine(Runtime):
+    """A site at work: in the daemon with threads and a watcher, in a single command without."""
+
+    def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
+        super().__init__(settings, fs=fs, watcher=watcher)
+        with self.site.open_state(), self.journal_told():
+            self._begin()
+        self.site.look()
+        self.regions: dict[str, Worker] = {}
+        for name in settings.regions:
+            self.regions[name] = Worker(self, name, self.regions)
+
+    def _begin(self) -> None:
+        journal = self.journal
+        with journal.transaction():
+            boot = _boot_id()
+            # After a power cut the journal may have outlived attributes that were not synced: read them again.
+            if journal.fact("clean") != "1" and journal.fact("boot") != boot:
+                journal.forget_trees()
+            journal.set_fact("clean", "0")
+            journal.set_fact("boot", boot)
+            for address, bucket in self.site.buckets.items():
+                journal.bucket_id(address, bucket.uuid)
+
+    def region_of(self, address: str) -> Worker:
+        return self.regions[address.partition("/")[0]]
+
+    # -- turns
+
+    def turn(self) -> bool:
+        """One turn of every region, in order, where there are no threads; whether anything was done."""
+        busy = [region.turn() for region in self.regions.values()]  # every one of them, whatever the others say
+        return any(busy)
+
+    def settle_down(self, turns_max: int = 10_000) -> None:
+        """Without threads: turn until nothing is left to do now."""
+        for _ in range(turns_max):
+            if not self.turn():
+                return
+
+    def look_for_stuck(self) -> None:
+        """Note which regions hang; where one moves again, have what is to come from there sent."""
+        now_s = time.monotonic()
+        for region in list(self.regions.values()):
+            if region.pulse.look(region.thread, busy=region.busy_since_s > 0, now_s=now_s):
+                for other in self.regions.values():
+                    other.post(KickFrom(region.name))
+
+    # -- new settings, and the end
+
+    def reload(self, settings: Settings) -> None:
+        """Follow new settings: everything but where the state lies."""
+        self.settings = self.site.settings = settings
+        self.limiter.rate = settings.replication.limit_bytes_s
+        with self._guard:
+            for workers in self._workers.values():
+                workers.number = max(2, settings.replication.workers)
+        self.reporter.eventlog.max_bytes = settings.events.max_bytes
+        self.site.load_identities()
+        with self.journal.transaction():
+            for address, bucket in self.site.buckets.items():
+                self.journal.bucket_id(address, bucket.uuid)
+        for name in [n for n in self.regions if n not in settings.regions]:
+            region = self.regions.pop(name)
+            region.stopping = True
+            region.wake()
+            if self.watcher is not None:
+                for address in list(region.places):
+                    self.watcher.forget(address)
+        for name in settings.regions:
+            if name not in self.regions:
+                self.regions[name] = Worker(self, name, self.regions)
+                if self.threaded:
+                    self.regions[name].start()
+        for region in self.regions.values():
+            region.marks.configure(settings.capture)
+            region.post(Reconfigure())
+            region.post(Probe())
+            region.post(Requeue())
+
+    def stop_lanes(self, within_s: float) -> bool:
+        """Stop what is under way in lanes; whether all of it ended in time."""
+        for progress in list(self.transfers):
+            progress.stop = True
+        until_s = time.monotonic() + within_s
+        with self._guard:
+            workers = list(self._workers.values())
+        ended = [each.close(max(0.0, until_s - time.monotonic())) for each in workers]
+        return all(ended)
+
+    def close(self) -> None:
+        """Stop the lanes and close the journal properly."""
+        self.stop_lanes(_CLOSE_S)
+        self.syncer.close()
+        with contextlib.suppress(Exception):
+            self.journal.set_fact("clean", "1")
+        self.journal.close()
+        self.reporter.close()
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return str(int(time.time() - time.monotonic()))
