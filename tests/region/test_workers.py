@@ -311,10 +311,19 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize("operation", ["object.rm", "object.restore", "versioning.set", "retry"])
-def test_a_region_that_hangs_is_said_to_and_does_nothing_later(asked: World, operation: str) -> None:
+@pytest.mark.parametrize(
+    ("operation", "params"),
+    [
+        ("object.rm", {"bucket": SOURCE, "key": b"k"}),
+        ("object.restore", {"bucket": SOURCE, "key": b"k"}),
+        ("versioning.set", {"bucket": SOURCE, "status": "Suspended"}),
+        ("retry", {"scope": SOURCE}),
+    ],
+)
+def test_a_region_that_hangs_is_said_to_and_does_nothing_later(
+    asked: World, operation: str, params: dict[str, object]
+) -> None:
     """Section 7: whoever asked is told, and what it has given up asking for is not done behind its back."""
-    params = {"bucket": SOURCE, "key": b"k", "status": "Suspended", "scope": SOURCE}
     before = asked.records(SOURCE)
     asked.region().pulse.is_stuck = True
     with pytest.raises(Unavailable, match=r"region east does not answer \(no answer in .* nothing was done; try again"):
