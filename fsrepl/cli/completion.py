@@ -47,8 +47,9 @@ def roles(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _settings(context: typer.Context) -> Settings | None:
+    site = context.find_root().params.get("site")  # while completing, typer before 0.29 leaves it a string
     try:
-        return settings.load(settings.find(context.find_root().params.get("site"), os.environ))
+        return settings.load(settings.find(Path(site) if site else None, os.environ))
     except FsreplError:
         return None
 
