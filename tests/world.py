@@ -158,7 +158,7 @@ class World:
     def settle(self) -> None:
         self.look()
         self.hurry()
-        self.engine.settle_down()
+        assert self.engine.settle_down(), "it turns for ever"
 
     def hurry(self) -> None:
         """Everything that waits for a next try is tried now."""

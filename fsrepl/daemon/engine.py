@@ -54,11 +54,9 @@ class Engine(Runtime):
         busy = [region.turn() for region in self.regions.values()]  # every one of them, whatever the others say
         return any(busy)
 
-    def settle_down(self, turns_max: int = 10_000) -> None:
-        """Without threads: turn until nothing is left to do now."""
-        for _ in range(turns_max):
-            if not self.turn():
-                return
+    def settle_down(self, turns_max: int = 10_000) -> bool:
+        """Without threads: turn until nothing is left to do now; whether that came within so many turns."""
+        return any(not self.turn() for _ in range(turns_max))
 
     def look_for_stuck(self) -> None:
         """Note which regions hang; where one moves again, have what is to come from there sent."""

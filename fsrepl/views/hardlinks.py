@@ -174,6 +174,8 @@ def _changed(region: Region, bucket: OpenBucket, key: bytes, version_id: str) ->
             return None  # only we could reach it
         version = _read(region, bucket, (key, version_id))
         others = bucket.fs.stat_fd(fd).st_nlink > 1
+        if not others and versions.is_stripped(version):
+            return None  # what it held is not known before its record is rebuilt: a region is away that may have it
         if others or content_digest(bucket, fd) != version.digest:
             return version
     finally:
