@@ -178,8 +178,7 @@ def jobs(
     json: Json = False,
 ) -> None:
     """List the backfills of the last 90 days."""
-    from fsrepl.commands import reader
-    from fsrepl.storage import backfill_jobs
+    from fsrepl.commands import backfills, reader
 
     try:
         found = ask_daemon(requests.ListBackfills(source))
@@ -187,7 +186,7 @@ def jobs(
         site = open_site()
         addresses = [site.bucket(str(source)).address] if source else sorted(site.buckets)
         with reader.reader(site) as journal:
-            found = {"Jobs": backfill_jobs.read_all(site, journal, addresses)}
+            found = {"Jobs": backfills.read_all(site, journal, addresses)}
     if json:
         print_json(found)
         return

@@ -26,7 +26,7 @@ from fsrepl.cli.common import (
     warn,
 )
 from fsrepl.daemon import requests
-from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
 
 bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
@@ -139,31 +139,12 @@ def bucket_ls(
     json: Json = False,
 ) -> None:
     """List the buckets, and what each one is set to."""
+    from fsrepl.commands.documents import buckets as documents
+
     site = open_answering_site()
     if region is not None and region not in site.settings.regions:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
-    rows = []
-    for address in sorted(site.buckets):
-        found = site.buckets[address]
-        if region not in (None, found.region):
-            continue
-        trouble = ""
-        try:
-            with found.open():
-                pass
-        except FsreplError as error:
-            trouble = str(error)
-        to = sorted({rule.destination for rule in found.replication.rules}) if found.replication else []
-        rows.append(
-            {
-                "Bucket": address,
-                "Online": not trouble,
-                "Versioning": str(found.versioning),
-                "ReplicatesTo": to,
-                "Path": str(found.path),
-                **({"Trouble": trouble} if trouble else {}),
-            }
-        )
+    rows = documents.buckets(site, region)
     if json:
         print_json({"Buckets": rows})
         return
@@ -228,11 +209,7 @@ def versioning_suspend(bucket: Bucket, json: Json = False) -> None:
 @versioning.command("show")
 def versioning_show(bucket: Bucket, json: Json = False) -> None:
     """Print the state: Enabled, Suspended, or never versioned."""
-    site = open_site()
-    found = site.bucket(str(bucket))
-    with found.open():
-        status = str(found.versioning)
-    if json:
-        print_json({"Status": status} if status else {})
-    else:
-        tell(status or f"{bucket} was never versioned")
+    from fsrepl.commands.documents import buckets as documents
+
+    found = documents.versioning(open_site().bucket(str(bucket)))
+    print_json(found) if json else tell(str(found.get("Status", f"{bucket} was never versioned")))

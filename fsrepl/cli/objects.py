@@ -51,7 +51,7 @@ def ls(
     json: Json = False,
 ) -> None:
     """List objects, in the order of their keys."""
-    from fsrepl.commands import documents
+    from fsrepl.commands.documents import objects as documents
     from fsrepl.model import clock, keys
     from fsrepl.storage import listing
 
@@ -80,7 +80,7 @@ def ls(
 
 def head(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """Show all that the record says of an object."""
-    from fsrepl.commands import documents
+    from fsrepl.commands.documents import objects as documents
     from fsrepl.storage import listing
 
     site = open_site()
@@ -159,7 +159,7 @@ def rm(address: Object, version_id: VersionId = None, json: Json = False) -> Non
 @tag.command("ls")
 def tag_ls(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """List the tags of an object."""
-    from fsrepl.commands import documents
+    from fsrepl.commands.documents import objects as documents
     from fsrepl.storage import listing
 
     with listing.open_versioned(open_site(), address.bucket) as bucket:

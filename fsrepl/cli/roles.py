@@ -57,16 +57,15 @@ def create(
 @role.command("ls")
 def ls(json: Json = False) -> None:
     """List the roles, and who uses each."""
-    from fsrepl.s3 import arn
+    from fsrepl.commands.documents import roles as documents
 
     used = _users()
     folder = state().settings.roles
     names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
-    rows = [{"RoleName": n, "Arn": arn.role_arn(n), "UsedBy": used.get(n, [])} for n in names]
     if json:
-        print_json({"Roles": rows})
+        print_json({"Roles": documents.roles(names, used)})
         return
-    print_table([(r["RoleName"], ", ".join(r["UsedBy"])) for r in rows], ("ROLE", "USED BY"))
+    print_table([(name, ", ".join(used.get(name, ()))) for name in names], ("ROLE", "USED BY"))
     for name in sorted(used.keys() - set(names)):
         warn(f"role {name}, used by {', '.join(used[name])}, is missing; `fsrepl role create` makes it")
 

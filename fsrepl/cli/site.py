@@ -15,15 +15,14 @@ from fsrepl.cli.common import (
     print_json,
     print_table,
     say,
-    state,
     umask,
     warn,
 )
 from fsrepl.daemon import requests
-from fsrepl.errors import FsreplError, Usage
+from fsrepl.errors import Usage
 
 if TYPE_CHECKING:
-    from fsrepl.storage.site import Site
+    pass
 
 
 region = typer.Typer(help="Regions: directories, each with its own identity.", no_args_is_help=True)
@@ -78,95 +77,29 @@ def check(json: Json = False) -> None:
 
     Exit status 1, 2 or 3 where something is wrong.
     """
-    from fsrepl.daemon import exporter, hooks
+    from fsrepl.commands import check as checks
 
     found = open_answering_site()
-    exporter.check(found.settings)
-    wrong: list[FsreplError] = []
-    notes: list[str] = []
-    if trouble := hooks.check(found.settings.events):
-        notes.append(f"{found.settings.path}: {trouble}")
-    notes += found.unattached()
-    _check_documents(found, wrong, notes)
-    _check_roles(wrong)
+    checked = checks.check(found)
     if json:
-        print_json(
-            {
-                "Settings": str(found.settings.path),
-                "Regions": sorted(found.settings.regions),
-                "Buckets": sorted(found.buckets),
-                "Errors": [str(error) for error in wrong],
-                "Notes": notes,
-            }
-        )
+        print_json(checked.document())
     else:
-        for note in notes:
+        for note in checked.notes:
             warn(f"note: {note}")
-        for error in wrong:
+        for error in checked.wrong:
             warn(str(error))
-    if wrong:
-        raise typer.Exit(max(error.exit_code for error in wrong))
+    if checked.wrong:
+        raise typer.Exit(max(error.exit_code for error in checked.wrong))
     if not json:
         say(f"{found.settings.path}: good; {len(found.settings.regions)} regions, {len(found.buckets)} buckets")
-
-
-def _check_documents(found: Site, wrong: list[FsreplError], notes: list[str]) -> None:
-    """A document that cannot be read is wrong. A region that is away, or a role that is missing, is worth a note."""
-    from fsrepl.errors import BucketMissing, DocumentInvalid, Unavailable
-
-    for bucket in found.buckets.values():
-        try:
-            with bucket.open():
-                pass
-        except DocumentInvalid as error:
-            wrong.append(error)
-            continue
-        except (Unavailable, BucketMissing) as error:
-            notes.append(str(error))
-            continue
-        role = bucket.replication.role if bucket.replication else ""
-        if role and not (found.settings.roles / f"{role}.json").exists():
-            notes.append(f"role {role}, used by {bucket.address}, is missing: what it should replicate will be FAILED")
-
-
-def _check_roles(wrong: list[FsreplError]) -> None:
-    import json
-
-    from fsrepl.errors import Refused
-    from fsrepl.s3 import roles
-
-    folder = state().settings.roles
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        try:
-            roles.parse_role(json.loads(path.read_text()), path.stem)
-        except FsreplError as error:
-            wrong.append(error)
-        except (OSError, ValueError) as error:
-            wrong.append(Refused(roles.MALFORMED, f"{path} cannot be read: {error}"))
 
 
 @region.command("ls")
 def region_ls(json: Json = False) -> None:
     """List the regions, and whether each is there."""
-    site = open_answering_site()
-    rows = []
-    for name, found in site.settings.regions.items():
-        trouble = ""
-        try:
-            with site.open_region(name):
-                pass
-        except FsreplError as error:
-            trouble = str(error)
-        rows.append(
-            {
-                "Name": name,
-                "Path": str(found.path),
-                "Online": not trouble,
-                "Buckets": sorted(b.name for b in site.buckets.values() if b.region == name),
-                "UUID": site.identities["regions"].get(name),
-                **({"Trouble": trouble} if trouble else {}),
-            }
-        )
+    from fsrepl.commands.documents.regions import regions
+
+    rows = regions(open_answering_site())
     if json:
         print_json({"Regions": rows})
         return

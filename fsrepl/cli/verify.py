@@ -171,6 +171,8 @@ def _mender(performer: Performer) -> Callable[[Difference], None]:
 
 def _tell(found: Verification, *, repair: bool, json: bool) -> None:
     """Print differences as they are found, however many there are, and what it came to."""
+    from fsrepl.commands.documents import differences as documents
+
     tally = found.tally
     number = 0
     if json:
@@ -178,7 +180,7 @@ def _tell(found: Verification, *, repair: bool, json: bool) -> None:
     try:
         for number, difference in enumerate(found.differences(), start=1):
             if json:
-                text = textwrap.indent(json_text(difference.document()), "    ")
+                text = textwrap.indent(json_text(documents.difference(difference)), "    ")
                 typer.echo((",\n" if number > 1 else "\n") + text, nl=False)
             else:
                 mended = "; repaired" if difference.repaired else ""
@@ -186,17 +188,12 @@ def _tell(found: Verification, *, repair: bool, json: bool) -> None:
                 typer.echo(f"{shown(_name(difference))}  {version}  {difference.problem}: {difference.why}{mended}")
     finally:
         if json:
-            counts = {"Checked": tally.checked, "Bytes": tally.bytes, "Pending": tally.pending, "Failed": tally.failed}
             end = "\n  ]," if number else "],"
-            typer.echo(end + json_text(counts | _away(tally)).removeprefix("{"))
+            typer.echo(end + json_text(documents.totals(tally)).removeprefix("{"))
     for address, why in tally.away.items():
         warn(f"{address} was not compared: {why}")
     if not json:
         _sum_up(tally, repair=repair)
-
-
-def _away(tally: Tally) -> dict[str, object]:
-    return {"Away": [{"Bucket": b, "Why": why} for b, why in tally.away.items()]} if tally.away else {}
 
 
 def _sum_up(tally: Tally, *, repair: bool) -> None:

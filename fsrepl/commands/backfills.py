@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fsrepl.commands.documents import jobs as documents
+from fsrepl.commands.documents.jobs import Pace
 from fsrepl.daemon.requests import Backfill
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import keys
@@ -17,9 +19,11 @@ from fsrepl.replicate import backfill
 from fsrepl.replicate.backfill import AN_OBJECT_BYTES
 from fsrepl.s3 import rules
 from fsrepl.storage import backfill_jobs
-from fsrepl.storage.backfill_jobs import Job, State
+from fsrepl.storage.backfill_jobs import Job, State, Tasks
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Stored
+from fsrepl.storage.site import Site
 
 if TYPE_CHECKING:
     from fsrepl.daemon.engine import Engine
@@ -51,7 +55,7 @@ def accept(engine: Engine, request: Backfill) -> dict[str, object]:
         backfill_jobs.save(bucket, job)
     backfill.begin(region, place, job)
     log.info("backfill accepted bucket=%s job=%s", address, job.id)
-    return backfill_jobs.describe(job, backfill_jobs.Tasks())
+    return documents.job(job, Tasks())
 
 
 def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
@@ -86,7 +90,7 @@ def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
         backfill_jobs.save(bucket, run.job)
     log.info("backfill cancelled bucket=%s job=%s", address, job_id)
     region.wake()
-    return backfill_jobs.describe(run.job, backfill_jobs.tasks_of(region.engine.journal, run.job))
+    return documents.job(run.job, backfill_jobs.tasks_of(region.engine.journal, run.job))
 
 
 def listing(engine: Engine, address: str) -> list[dict[str, object]]:
@@ -102,24 +106,33 @@ def listing(engine: Engine, address: str) -> list[dict[str, object]]:
     for job_id in sorted(known):
         job, run = known[job_id], runs.get(job_id)
         tasks = backfill_jobs.tasks_of(engine.journal, job)
-        out.append(backfill_jobs.describe(job, tasks, pace(run, tasks, time.monotonic()) if run else None))
+        out.append(documents.job(job, tasks, pace(run, tasks, time.monotonic()) if run else None))
     return out
 
 
-def pace(run: Run, tasks: backfill_jobs.Tasks, now_s: float) -> backfill_jobs.Pace:
+def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[dict[str, object]]:
+    """The jobs of buckets as their documents say, where there is no daemon to ask."""
+    found: list[Job] = []
+    for address in addresses:
+        with contextlib.suppress(FsreplError, OSError), site.bucket(address).open() as bucket:
+            found += backfill_jobs.load(bucket)[0]
+    return [documents.job(job, backfill_jobs.tasks_of(journal, job)) for job in found]
+
+
+def pace(run: Run, tasks: Tasks, now_s: float) -> Pace:
     """How fast a job is, and how long it will still take at that pace. While it looks for what to send, what it will
     find is estimated from what it has found."""
-    began, job = run.began_with or backfill_jobs.Tasks(), run.job
+    began, job = run.began_with or Tasks(), run.job
     elapsed_s = now_s - run.began_s
     number, size = tasks.ended - began.ended, tasks.succeeded_bytes - began.succeeded_bytes
     if number <= 0 or elapsed_s <= 0:
-        return backfill_jobs.Pace()
+        return Pace()
     whole = _work(tasks.number, tasks.bytes)
     if job.state is State.PREPARING and job.examined:
         whole *= max(1.0, job.versions / job.examined)
     left = max(0.0, whole - _work(tasks.ended, tasks.succeeded_bytes))
     eta_s = left * elapsed_s / _work(number, size)
-    return backfill_jobs.Pace(round(number / elapsed_s, 1), round(size / elapsed_s, 1), round(eta_s, 1))
+    return Pace(round(number / elapsed_s, 1), round(size / elapsed_s, 1), round(eta_s, 1))
 
 
 def _work(number: int, size: int) -> float:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, judge
-from fsrepl.commands import documents
+from fsrepl.commands.documents.objects import tags_document
 from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
 from fsrepl.errors import ContentDamaged, Refused, Unavailable
 from fsrepl.model import keys
@@ -253,7 +253,7 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
             except OSError as error:
                 why = f"the tags of {address}/{keys.shown(key)} were not written, or not everywhere: {reason(error)}"
                 raise Unavailable(f"{why}; give the command again") from error
-    return keys.key_document(key) | {"VersionId": version.id, "TagSet": documents.tags_document(tags)}
+    return keys.key_document(key) | {"VersionId": version.id, "TagSet": tags_document(tags)}
 
 
 def _check_tags(tags: Mapping[str, str]) -> None:

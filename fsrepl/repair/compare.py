@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from fsrepl.model import clock, keys, metadata
+from fsrepl.model import clock, metadata
 from fsrepl.model.rule import Role
 from fsrepl.model.version import Delivery, Version
 from fsrepl.s3 import permissions, rules
@@ -49,15 +49,6 @@ class Difference:
     repaired: bool = False
     place: bytes = b""
     """The key as the store spells it: all that is known of it where the record is gone."""
-
-    def document(self) -> dict[str, object]:
-        return {
-            **keys.key_document(self.key),
-            "VersionId": self.version,
-            "Bucket": self.bucket,
-            "Problem": str(self.problem),
-            "Repaired": self.repaired,
-        }
 
 
 # -- what a view may look like: pure

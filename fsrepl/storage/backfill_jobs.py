@@ -14,8 +14,8 @@ import contextlib
 import enum
 import json
 import os
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from fsrepl.errors import FsreplError, Refused
@@ -132,11 +132,11 @@ def encode(job: Job) -> dict[str, object]:
     if job.why:
         document["StatusUpdateReason"] = job.why
     if job.tasks is not None:
-        document["ProgressSummary"] = _encode_tasks(job.tasks)
+        document["ProgressSummary"] = encode_tasks(job.tasks)
     return document
 
 
-def _encode_tasks(tasks: Tasks) -> dict[str, int]:
+def encode_tasks(tasks: Tasks) -> dict[str, int]:
     return {
         "TotalNumberOfTasks": tasks.number,
         "NumberOfTasksSucceeded": tasks.succeeded,
@@ -334,35 +334,6 @@ def tasks_of(journal: Journal, job: Job) -> Tasks:
         succeeded.bytes,
         counts.get("FAILED", Counts()).number + len(job.unreadable),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a job at work is, on average since it was begun by this process; None where that cannot be said yet."""
-
-    tasks_per_s: float | None = None
-    bytes_per_s: float | None = None
-    eta_s: float | None = None
-
-
-def describe(job: Job, tasks: Tasks, pace: Pace | None = None) -> dict[str, object]:
-    """A job for `--json`: its document without what is of use to the daemon alone, how far it is, and how fast."""
-    pace = pace or Pace()
-    return encode(replace(job, last=None, unreadable=(), tasks=None)) | {
-        "ProgressSummary": _encode_tasks(tasks),
-        "TasksPerSecond": pace.tasks_per_s,
-        "BytesPerSecond": pace.bytes_per_s,
-        "EtaSeconds": pace.eta_s,
-    }
-
-
-def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[dict[str, object]]:
-    """The jobs of buckets as their documents say, where there is no daemon to ask."""
-    found: list[Job] = []
-    for address in addresses:
-        with contextlib.suppress(FsreplError, OSError), site.bucket(address).open() as bucket:
-            found += load(bucket)[0]
-    return [describe(job, tasks_of(journal, job)) for job in found]
 
 
 def find(site: Site, job_id: str) -> Job:

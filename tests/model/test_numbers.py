@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.commands import documents
+from fsrepl.commands.documents import objects as documents
 from fsrepl.model import clock, keys
 from fsrepl.model.version import Version
 from fsrepl.model.view import View

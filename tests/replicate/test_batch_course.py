@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.commands import backfills
+from fsrepl.commands.documents.jobs import Pace
 from fsrepl.errors import Refused
 from fsrepl.model import clock
 from fsrepl.model.version import NULL, Status
@@ -333,7 +334,7 @@ def test_how_long_it_will_take() -> None:
     job = backfill_jobs.Job("01K0000000000000000000000A", SOURCE, 1, versions=1000, examined=250)
     run = bucket_state.Run(job, began_s=100.0, began_with=backfill_jobs.Tasks(10, 0, 10, 0, 0))
     mib = 1 << 20
-    assert backfills.pace(run, backfill_jobs.Tasks(100, 100 * mib, 10, 0, 0), 110.0) == backfill_jobs.Pace()
+    assert backfills.pace(run, backfill_jobs.Tasks(100, 100 * mib, 10, 0, 0), 110.0) == Pace()
     tasks = backfill_jobs.Tasks(100, 100 * mib, 25, 20 * mib, 5)
     share = backfills._work(20, 20 * mib) / backfills._work(100, 100 * mib)
     preparing = backfills.pace(run, tasks, 110.0)

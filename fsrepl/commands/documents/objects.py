@@ -1,4 +1,4 @@
-"""The JSON documents that commands print, in S3's names."""
+"""Objects and their versions as JSON, in S3's names: `ls`, `head`, `tag`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""What `fsrepl check` looks at: settings, documents and roles, and nothing is changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from fsrepl.daemon import exporter, hooks
+from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable
+from fsrepl.model.keys import Document
+from fsrepl.s3 import roles
+from fsrepl.storage.site import Site
+
+
+@dataclass(slots=True)
+class Checked:
+    """wrong: what does not work. notes: what may be meant to be so."""
+
+    site: Site
+    wrong: list[FsreplError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def document(self) -> Document:
+        return {
+            "Settings": str(self.site.settings.path),
+            "Regions": sorted(self.site.settings.regions),
+            "Buckets": sorted(self.site.buckets),
+            "Errors": [str(error) for error in self.wrong],
+            "Notes": self.notes,
+        }
+
+
+def check(site: Site) -> Checked:
+    """Raises Usage for metrics that cannot be exported as the settings say."""
+    exporter.check(site.settings)
+    checked = Checked(site)
+    if trouble := hooks.check(site.settings.events):
+        checked.notes.append(f"{site.settings.path}: {trouble}")
+    checked.notes += site.unattached()
+    _check_documents(checked)
+    _check_roles(checked)
+    return checked
+
+
+def _check_documents(checked: Checked) -> None:
+    """A document that cannot be read is wrong. A region that is away, or a role that is missing, is worth a note."""
+    for bucket in checked.site.buckets.values():
+        try:
+            with bucket.open():
+                pass
+        except DocumentInvalid as error:
+            checked.wrong.append(error)
+            continue
+        except (Unavailable, BucketMissing) as error:
+            checked.notes.append(str(error))
+            continue
+        role = bucket.replication.role if bucket.replication else ""
+        if role and not (checked.site.settings.roles / f"{role}.json").exists():
+            checked.notes.append(
+                f"role {role}, used by {bucket.address}, is missing: what it should replicate will be FAILED"
+            )
+
+
+def _check_roles(checked: Checked) -> None:
+    folder = checked.site.settings.roles
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            roles.parse_role(json.loads(path.read_text()), path.stem)
+        except FsreplError as error:
+            checked.wrong.append(error)
+        except (OSError, ValueError) as error:
+            checked.wrong.append(Refused(roles.MALFORMED, f"{path} cannot be read: {error}"))

@@ -1,0 +1,36 @@
+"""Buckets as JSON: `bucket ls`, `versioning show`. What waits in them is in commands/status.py."""
+
+from __future__ import annotations
+
+from fsrepl.errors import FsreplError
+from fsrepl.model.keys import Document
+from fsrepl.storage.bucket import Bucket
+from fsrepl.storage.site import Site
+
+
+def buckets(site: Site, region: str | None = None) -> list[Document]:
+    """Each bucket, or those of one region, and what it is set to."""
+    return [_bucket(site.buckets[a]) for a in sorted(site.buckets) if region in (None, site.buckets[a].region)]
+
+
+def _bucket(bucket: Bucket) -> Document:
+    trouble = ""
+    try:
+        with bucket.open():
+            pass
+    except FsreplError as error:
+        trouble = str(error)
+    return {
+        "Bucket": bucket.address,
+        "Online": not trouble,
+        "Versioning": str(bucket.versioning),
+        "ReplicatesTo": sorted({rule.destination for rule in bucket.replication.rules}) if bucket.replication else [],
+        "Path": str(bucket.path),
+        **({"Trouble": trouble} if trouble else {}),
+    }
+
+
+def versioning(bucket: Bucket) -> Document:
+    """S3's VersioningConfiguration, which is empty where a bucket was never versioned. Raises FsreplError."""
+    with bucket.open():
+        return {"Status": str(bucket.versioning)} if bucket.versioning else {}

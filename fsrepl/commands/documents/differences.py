@@ -1,0 +1,28 @@
+"""What `verify` finds, as JSON: {"Differences": [...]} and the totals behind them."""
+
+from __future__ import annotations
+
+from fsrepl.model import keys
+from fsrepl.model.keys import Document
+from fsrepl.repair.compare import Difference
+from fsrepl.repair.verify import Tally
+
+
+def difference(found: Difference) -> Document:
+    return keys.key_document(found.key) | {
+        "VersionId": found.version,
+        "Bucket": found.bucket,
+        "Problem": str(found.problem),
+        "Repaired": found.repaired,
+    }
+
+
+def totals(tally: Tally) -> Document:
+    counts: Document = {
+        "Checked": tally.checked,
+        "Bytes": tally.bytes,
+        "Pending": tally.pending,
+        "Failed": tally.failed,
+    }
+    away = [{"Bucket": bucket, "Why": why} for bucket, why in tally.away.items()]
+    return counts | ({"Away": away} if away else {})

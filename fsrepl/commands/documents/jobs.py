@@ -1,0 +1,29 @@
+"""Backfill jobs as JSON: `replication jobs`, `backfill`, `cancel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fsrepl.model.keys import Document
+from fsrepl.storage import backfill_jobs
+from fsrepl.storage.backfill_jobs import Job, Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a job at work is, on average since it was begun by this process; None where that cannot be said yet."""
+
+    tasks_per_s: float | None = None
+    bytes_per_s: float | None = None
+    eta_s: float | None = None
+
+
+def job(found: Job, tasks: Tasks, pace: Pace | None = None) -> Document:
+    """A job's document without what is of use to the daemon alone, how far it is, and how fast."""
+    pace = pace or Pace()
+    return backfill_jobs.encode(replace(found, last=None, unreadable=(), tasks=None)) | {
+        "ProgressSummary": backfill_jobs.encode_tasks(tasks),
+        "TasksPerSecond": pace.tasks_per_s,
+        "BytesPerSecond": pace.bytes_per_s,
+        "EtaSeconds": pace.eta_s,
+    }
