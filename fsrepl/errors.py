@@ -7,8 +7,20 @@ half empty). Only the daemon's loop and the command line catch them.
 
 from __future__ import annotations
 
+import errno
+import os
+
 UNFORESEEN = "an unforeseen fault; the log has it, and it is tried again"
 """Why something waits that nobody thought of. One key is set aside for it, or one bucket, and all else goes on."""
+
+
+def reason(error: Exception) -> str:
+    """An error in words. Of an OSError without the names in it, which may be anybody's."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.ELOOP:  # what openat2 answers for any link on the way, and open for one at its end
+        return "a symbolic link is in the way"
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 class FsreplError(Exception):

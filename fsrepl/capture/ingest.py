@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, judge, look
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_MAX_S, AGAIN_S, SET_ASIDE_S, STEP_S, TOLD, NewVersion
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import view_of
@@ -20,7 +20,7 @@ from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import Mark
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_SPACE, reason
+from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.views import directories, stale
 
@@ -157,7 +157,7 @@ def _set_aside(region: Region, place: Place, mark: Mark) -> Iterator[None]:
 
 def put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:
     """What cannot be done with a key now is tried again, with a growing delay."""
-    why = reason(error) if isinstance(error, OSError) else str(error)
+    why = reason(error)
     attempts = place.faults[mark.key] = place.faults.get(mark.key, 0) + 1
     level = logging.WARNING if isinstance(error, OSError) and error.errno in NO_SPACE else logging.ERROR
     log.log(

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from fsrepl.capture import copy
 from fsrepl.capture.copy import Taken
-from fsrepl.errors import SourceMoved
+from fsrepl.errors import SourceMoved, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Posix
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Mark, Patience
 from fsrepl.storage import posix
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, reason
+from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.temporary import CONTROL_FILES
 

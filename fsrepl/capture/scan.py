@@ -14,13 +14,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 
-from fsrepl.errors import UNFORESEEN
+from fsrepl.errors import UNFORESEEN, reason
 from fsrepl.model import keys
 from fsrepl.region.change_queue import ARRIVED, FOUND, Marks, Watcher, WatchLimit
 from fsrepl.region.change_queue import GONE as MARK_GONE
 from fsrepl.region.scan_queue import Scan, Trouble, is_below
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, LASTING, reason
+from fsrepl.storage.fs import GONE, LASTING
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 

@@ -18,10 +18,10 @@ import time
 from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inotify_add_watch, inotify_rm_watch
 
+from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.region.change_queue import DirectoryEvent, Marks, WatchLimit, directory_flags
 from fsrepl.region.subtrees import Directory, Subtrees
-from fsrepl.storage.fs import reason
 
 log = logging.getLogger("fsrepl")
 

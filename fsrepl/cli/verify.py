@@ -31,9 +31,8 @@ from fsrepl.cli.common import (
 )
 from fsrepl.cli.unrecorded import open_journal
 from fsrepl.daemon import requests
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, reason
 from fsrepl.model.address import Address
-from fsrepl.storage.fs import reason
 
 if TYPE_CHECKING:
     from fsrepl.commands.doctor import Finding

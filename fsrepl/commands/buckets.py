@@ -11,14 +11,14 @@ from fsrepl.commands import requirements
 from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
 from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of, walk
 from fsrepl.daemon.requests import CreateBucket
-from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
+from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage, reason
 from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
 from fsrepl.s3 import arn, replication
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.fs import Fs
 from fsrepl.storage.site import Site, ignore_in_git, new_identity
 
 if TYPE_CHECKING:

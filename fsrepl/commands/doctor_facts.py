@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from fsrepl.errors import Disowned, FsreplError
+from fsrepl.errors import Disowned, FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.rule import Role, Rule
 from fsrepl.model.version import Versioning
 from fsrepl.s3 import permissions
 from fsrepl.storage import privacy, probe, sharing, staging
 from fsrepl.storage.bucket import META, OpenBucket
-from fsrepl.storage.fs import UNSUPPORTED, reason
+from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy
 from fsrepl.capture.copy import stage_copy
-from fsrepl.errors import BucketMissing, Refused, StoreDamaged
+from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import NULL, Origin, Status, Version, Versioning
@@ -33,7 +33,7 @@ from fsrepl.s3 import replication, rules
 from fsrepl.storage import copying, listing, posix, remembered, staging, versions
 from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
-from fsrepl.storage.fs import NO_FILE, Fs, reason
+from fsrepl.storage.fs import NO_FILE, Fs
 from fsrepl.storage.intents import CURRENT, Intent, intend
 from fsrepl.storage.site import ignore_in_git
 from fsrepl.storage.view_file import open_view

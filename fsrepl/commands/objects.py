@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fsrepl.capture import copy, judge
 from fsrepl.commands.documents.objects import tags_document
 from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
-from fsrepl.errors import ContentDamaged, Refused, Unavailable
+from fsrepl.errors import ContentDamaged, Refused, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.model.view import View
@@ -26,7 +26,6 @@ from fsrepl.replicate import settle
 from fsrepl.s3 import rules
 from fsrepl.storage import copying, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Object, Owed
 from fsrepl.views import edits, show, stale

@@ -13,12 +13,11 @@ from fsrepl.daemon import requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnBucket, OnObject, OnSource, Request
 from fsrepl.daemon.worker import Worker
-from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, Usage
+from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.model import keys
 from fsrepl.repair import repair
 from fsrepl.settings import Settings
 from fsrepl.storage import backfill_jobs
-from fsrepl.storage.fs import reason
 from fsrepl.views import following
 
 __all__ = ["OPERATIONS", "local_engine", "run"]

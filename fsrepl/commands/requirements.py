@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fsrepl.errors import Usage
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.errors import Usage, reason
+from fsrepl.storage.fs import Fs
 
 _NAME_MAX = 255
 _FOLDER = b".fsrepl-probe"

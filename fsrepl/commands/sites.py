@@ -16,7 +16,7 @@ from fsrepl.commands import requirements, settings_text
 from fsrepl.commands.buckets import make_bucket
 from fsrepl.daemon import control
 from fsrepl.daemon.requests import AddRegion
-from fsrepl.errors import FsreplError, StoreDamaged, Usage
+from fsrepl.errors import FsreplError, StoreDamaged, Usage, reason
 from fsrepl.model import keys
 from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
@@ -27,7 +27,7 @@ from fsrepl.s3.rules import delivery_of, owed_again, winners
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import META
 from fsrepl.storage.documents import open_directory, read_document, remove_document, write_bytes, write_document
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.fs import Fs
 from fsrepl.storage.root import REGION_IDENTITY
 from fsrepl.storage.site import Site, new_identity
 
@@ -229,7 +229,7 @@ def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
         try:
             number += engine.region_of(address).ask(functools.partial(_owe_what_it_had, engine, address, lost))
         except (FsreplError, OSError) as error:
-            away.append(f"{address}: {reason(error) if isinstance(error, OSError) else error}")
+            away.append(f"{address}: {reason(error)}")
     return number, away
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, look
 from fsrepl.commands import requirements
-from fsrepl.errors import Refused
+from fsrepl.errors import Refused, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import view_of
@@ -21,7 +21,7 @@ from fsrepl.s3 import replication
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.documents import write_document
-from fsrepl.storage.fs import GONE, NO_SPACE, Fs, reason
+from fsrepl.storage.fs import GONE, NO_SPACE, Fs
 from fsrepl.storage.site import Site
 
 if TYPE_CHECKING:

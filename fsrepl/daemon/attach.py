@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from fsrepl.capture import barrier, schedule
-from fsrepl.errors import FsreplError, Unavailable
+from fsrepl.errors import FsreplError, Unavailable, reason
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Place
@@ -19,7 +19,6 @@ from fsrepl.repair import rebuild, reconcile, recover, refetch
 from fsrepl.replicate import backfill, thresholds
 from fsrepl.storage import privacy
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import Intent, read_intents
 from fsrepl.storage.rule_times import note_rules
 from fsrepl.storage.site import ignore_in_git
@@ -80,7 +79,7 @@ class Attaching(Region):
                     displaced.clear(bucket, self.engine.journal)
                     bucket.sync()
         except (FsreplError, OSError) as error:
-            why = reason(error) if isinstance(error, OSError) else str(error)
+            why = reason(error)
             if place.up or place.offline != why:
                 log.warning("offline bucket=%s: %s", place.bucket.address, why)
                 self.suspend(place)

@@ -25,8 +25,7 @@ from typing import Any
 from fsrepl import errors
 from fsrepl.daemon import requests
 from fsrepl.daemon.requests import Request
-from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
-from fsrepl.storage.fs import reason
+from fsrepl.errors import FsreplError, NotRunning, Refused, Usage, reason
 
 log = logging.getLogger("fsrepl")
 
@@ -383,7 +382,7 @@ def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> Fsr
         return NotRunning(f"the daemon of this site ended before it answered {op}; `fsrepl daemon` starts it")
     except FsreplError:
         pass
-    why = reason(error) if isinstance(error, OSError) else str(error)
+    why = reason(error)
     return FsreplError(f"the daemon runs, and its answer to {op} cannot be read: {why}; what was asked may be done")
 
 

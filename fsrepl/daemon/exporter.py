@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from fsrepl.daemon.metrics import Gauge
-from fsrepl.errors import FsreplError, Usage
+from fsrepl.errors import FsreplError, Usage, reason
 from fsrepl.region.reporter import Complaint
 from fsrepl.settings import Metrics, Settings
 from fsrepl.storage.documents import write_bytes
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.fs import Fs
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer

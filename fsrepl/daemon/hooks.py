@@ -20,12 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import fsrepl
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, reason
 from fsrepl.region.reporter import Complaint
 from fsrepl.settings import Events
 from fsrepl.storage.documents import write_bytes
 from fsrepl.storage.eventlog import EventLog, Reader, id_of
-from fsrepl.storage.fs import reason
 
 log = logging.getLogger("fsrepl")
 
@@ -100,7 +99,7 @@ class Command:
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:
-                raise NotTaken(reason(error) if isinstance(error, OSError) else str(error), lasting=False) from error
+                raise NotTaken(reason(error), lasting=False) from error
             return self._running
 
     def stop(self) -> None:

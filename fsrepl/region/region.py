@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from fsrepl.errors import UNFORESEEN, FsreplError, Unavailable
+from fsrepl.errors import UNFORESEEN, FsreplError, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.region import change_queue, delivery_queue, outcome_queue
 from fsrepl.region.bucket_state import LookLater, Place
@@ -29,7 +29,6 @@ from fsrepl.region.pulse import Pulse
 from fsrepl.region.runtime import Runtime
 from fsrepl.region.scan_queue import Scans, Trouble
 from fsrepl.storage import sharing
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Owed, Word
 
@@ -216,7 +215,7 @@ class Region(abc.ABC):
             raise
         except Exception as error:
             if isinstance(error, (FsreplError, OSError)):
-                why = reason(error) if isinstance(error, OSError) else str(error)
+                why = reason(error)
                 log.warning("put down bucket=%s: %s", place.bucket.address, why)
             else:
                 why = UNFORESEEN

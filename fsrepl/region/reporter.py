@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Result, Status
 from fsrepl.s3 import events
 from fsrepl.storage.eventlog import EventLog
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.rows import Owed
 
 log = logging.getLogger("fsrepl")
@@ -109,7 +108,7 @@ class Reporter:
         try:
             self.eventlog.append(records)
         except (OSError, FsreplError) as error:
-            self._unwritten.say(reason(error) if isinstance(error, OSError) else error)
+            self._unwritten.say(reason(error))
             return False
         return True
 

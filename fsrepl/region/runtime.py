@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from fsrepl.errors import FsreplError, Refused, Unavailable
+from fsrepl.errors import FsreplError, Refused, Unavailable, reason
 from fsrepl.model.rule import Replication, Role
 from fsrepl.region.change_queue import Watcher
 from fsrepl.region.limiter import Limiter
@@ -20,7 +20,7 @@ from fsrepl.region.workers import Workers
 from fsrepl.s3 import replication, roles
 from fsrepl.settings import Settings
 from fsrepl.storage.eventlog import EventLog
-from fsrepl.storage.fs import LASTING, Fs, reason
+from fsrepl.storage.fs import LASTING, Fs
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.probe import Threads

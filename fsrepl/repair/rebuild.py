@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
-from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import attributes, clock, keys, metadata
 from fsrepl.model.version import NULL, Posix, Version
 from fsrepl.repair import evidence
 from fsrepl.repair.evidence import Face, Remains
 from fsrepl.storage import posix, records, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
-from fsrepl.storage.fs import GONE, reason
+from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix

@@ -12,13 +12,12 @@ import contextlib
 import logging
 import time
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Version
 from fsrepl.repair import rebuild
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.database import Journal
 
 log = logging.getLogger("fsrepl")
@@ -176,7 +175,7 @@ def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, st
     except FileNotFoundError:
         return
     except (OSError, StoreDamaged) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
+        why = reason(error)
         log.error('not rebuilt bucket=%s key="%s" version=%s: %s', bucket.address, shown, stored.id, why)
         return
     if version is None:

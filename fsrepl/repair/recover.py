@@ -9,14 +9,14 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Version
 from fsrepl.model.view import View, view_of
 from fsrepl.repair import reconcile
 from fsrepl.storage import intents, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import LASTING, reason
+from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there

@@ -8,12 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import Damaged, Lost, Place
 from fsrepl.repair import repair
 from fsrepl.storage import intents
-from fsrepl.storage.fs import reason
 from fsrepl.views.hardlinks import At
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def _repair(region: Region, damaged: Damaged) -> None:
 
     def finish(found: bool | Exception) -> None:
         if isinstance(found, Exception):
-            why = reason(found) if isinstance(found, OSError) else str(found)
+            why = reason(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
 
     its_region = address.partition("/")[0]
@@ -101,7 +100,7 @@ def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
         lost.in_lane = False
         lost.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (lost.attempts - 1), _AGAIN_MAX_S)
         if isinstance(found, Exception):
-            why = reason(found) if isinstance(found, OSError) else str(found)
+            why = reason(found)
             shown = keys.shown(key)
             log.warning('not fetched bucket=%s key="%s" version=%s: %s', place.bucket.address, shown, version_id, why)
         elif found:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fsrepl.errors import FsreplError, Refused, StoreDamaged
+from fsrepl.errors import FsreplError, Refused, StoreDamaged, reason
 from fsrepl.model import attributes, clock, digests, keys
 from fsrepl.model.rule import Role
 from fsrepl.model.version import NULL, Origin, Status, Version, Versioning
@@ -23,7 +23,7 @@ from fsrepl.repair.compare import Difference, Problem, Seen, Verdict
 from fsrepl.storage import bucket, listing, records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
-from fsrepl.storage.fs import GONE, reason
+from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.site import Site

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Delivery, Status, Version
@@ -30,7 +30,7 @@ from fsrepl.s3 import rules
 from fsrepl.storage import backfill_jobs, records, versions
 from fsrepl.storage.backfill_jobs import Job, State
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_SPACE, reason
+from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal.rows import Owed, Stored, Word
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def step(region: Region, place: Place) -> bool:
             busy |= _go_on(region, place, run, until_s)
             run.due_s = 0.0
         except (FsreplError, OSError) as error:
-            _later(place, run, reason(error) if isinstance(error, OSError) else str(error))
+            _later(place, run, reason(error))
     return busy
 
 

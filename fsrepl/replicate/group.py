@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import UNFORESEEN, Failed, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import UNFORESEEN, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys, metadata
 from fsrepl.model.rule import Replication, Role
 from fsrepl.model.version import ARCHIVED_CLASSES, NULL, Delivery, Status, Version
@@ -19,7 +19,7 @@ from fsrepl.replicate.transfer import Item
 from fsrepl.s3 import permissions, rules
 from fsrepl.storage import sharing, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.fs import NO_FILE, reason
+from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object, Owed, Word
 from fsrepl.views import edits, stale
 
@@ -95,7 +95,7 @@ class Batch:
             log.warning('refused to=%s key="%s": %s', owed.destination, keys.shown(owed.key), reason(error))
             self.words.append(Word(owed, Status.FAILED, refusal, None))
         except (OSError, FsreplError) as error:
-            self.region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+            self.region.try_later([owed], reason(error))
         except sqlite3.Error:
             raise
         except Exception:

@@ -6,14 +6,13 @@ import logging
 import sqlite3
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import UNFORESEEN, Failed, FsreplError
+from fsrepl.errors import UNFORESEEN, Failed, FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import Place
 from fsrepl.replicate import group, transfer
 from fsrepl.replicate.group import Batch
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.rows import Owed, Word
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def send_in_lane(region: Region, place: Place, item: transfer.Item) -> None:
                 group.finish(item, staged)
                 group.publish()
         except (FsreplError, OSError) as error:
-            region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+            region.try_later([owed], reason(error))
         except sqlite3.Error:
             raise
         except Exception:
@@ -66,4 +65,4 @@ def _lane_failed(region: Region, owed: Owed, error: Exception) -> None:
     elif isinstance(error, PermissionError):
         region.send_words([Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
     else:
-        region.try_later([owed], reason(error) if isinstance(error, OSError) else str(error))
+        region.try_later([owed], reason(error))

@@ -6,14 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys, metadata
 from fsrepl.model.version import Origin, Version
 from fsrepl.model.view import View
 from fsrepl.s3 import edit_rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.storage.journal.rows import Owed
 from fsrepl.views import edits, view_metadata
@@ -98,7 +97,7 @@ def _carry_out(
                 seen.append((each.now.key, looks))
             done.append(each)
         except (OSError, FsreplError) as error:
-            region.try_later([each.owed], reason(error) if isinstance(error, OSError) else str(error))
+            region.try_later([each.owed], reason(error))
     try:
         _make_durable(region, bucket, done, {each.now.key for each in done if id(each) in views})
     except OSError as error:

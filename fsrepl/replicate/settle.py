@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable
+from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Delivery, Result, Status, Version
 from fsrepl.region import deliveries
@@ -24,7 +24,6 @@ from fsrepl.region.reporter import result_of
 from fsrepl.replicate import decide, thresholds
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.rows import Owed, Word, owed_of
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _settle_group(region: Region, place: Place, words: Sequence[Word]) -> list[W
         key = keys.shown(words[0].owed.key)
         if not isinstance(error, StoreDamaged):
             foreseen = isinstance(error, (FsreplError, OSError))
-            why = reason(error) if isinstance(error, OSError) else str(error) if foreseen else UNFORESEEN
+            why = reason(error) if foreseen else UNFORESEEN
             level = logging.DEBUG if region.words.is_patient else logging.WARNING
             told = 'not settled bucket=%s key="%s": %s'
             log.log(level, told, place.bucket.address, key, why, exc_info=None if foreseen else error)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable
+from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, digests, keys
 from fsrepl.model.address import Address
 from fsrepl.model.rule import Replication
@@ -22,7 +22,7 @@ from fsrepl.model.version import Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.s3 import replication
 from fsrepl.storage import documents, privacy, times
-from fsrepl.storage.fs import GONE, Fs, reason
+from fsrepl.storage.fs import GONE, Fs
 
 if TYPE_CHECKING:
     from fsrepl.storage.site import Site

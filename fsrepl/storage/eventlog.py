@@ -15,9 +15,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
-from fsrepl.errors import Refused, Usage
+from fsrepl.errors import Refused, Usage, reason
 from fsrepl.s3.events import Record
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.fs import Fs
 
 FILE = b"events.jsonl"
 BEFORE = b"events.jsonl.1"

@@ -574,10 +574,3 @@ class ReadingFs(Fs):
 
 def _refuse(*_args: object, **_more: object) -> NoReturn:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-
-def reason(error: OSError) -> str:
-    """An errno in words, without the names, which may be anybody's."""
-    if error.errno == errno.ELOOP:  # what openat2 answers for any link on the way, and open for one at its end
-        return "a symbolic link is in the way"
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()

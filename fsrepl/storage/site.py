@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Iterator
 
-from fsrepl.errors import Away, FsreplError, Refused, Unavailable, Usage
+from fsrepl.errors import Away, FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.model import clock
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
@@ -22,7 +22,7 @@ from fsrepl.s3 import roles
 from fsrepl.settings import Settings
 from fsrepl.storage import documents, probe
 from fsrepl.storage.bucket import Bucket
-from fsrepl.storage.fs import Fs, reason
+from fsrepl.storage.fs import Fs
 from fsrepl.storage.root import REGION_IDENTITY
 
 

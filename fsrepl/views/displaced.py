@@ -16,11 +16,10 @@ import os
 import time
 from collections.abc import Collection, Sequence
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import digests, keys
 from fsrepl.storage import intents, records, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view
 from fsrepl.views import crossing, directories

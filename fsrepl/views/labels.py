@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Version
 from fsrepl.storage import versions
-from fsrepl.storage.fs import reason
 from fsrepl.views import view_attributes
 
 if TYPE_CHECKING:

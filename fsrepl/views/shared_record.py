@@ -11,14 +11,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.recent import Recent
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Owed
 

@@ -12,14 +12,13 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged
+from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import HeldView, Place
 from fsrepl.region.change_queue import ARRIVED
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import reason
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
 from fsrepl.views import following, shared_record, show, stage
 
@@ -108,7 +107,7 @@ def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -
         staged = stage.stage_current(bucket, current)
         outcome = show.show(bucket, current, known.view, staged)
     except (StoreDamaged, OSError) as error:
-        hold_view(region, place, key, reason(error) if isinstance(error, OSError) else str(error))
+        hold_view(region, place, key, reason(error))
         return
     match outcome:
         case show.Shown(view, left):
