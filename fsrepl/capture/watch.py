@@ -20,6 +20,7 @@ from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inoti
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
+from fsrepl.model.address import region_of
 from fsrepl.region.change_queue import DirectoryEvent, Marks, WatchLimit, directory_flags
 from fsrepl.region.subtrees import Directory, Subtrees
 
@@ -133,7 +134,7 @@ class InotifyWatcher(InotifyFD):
     def watch(self, address: str, path: bytes, fd: int) -> None:
         """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
         place = (address, path + b"/" if path else b"")
-        marks = self._listeners[address.partition("/")[0]]
+        marks = self._listeners[region_of(address)]
         # One step, as is forgetting: a directory that moves to another region has one watch, and two threads after it.
         with self._places_guard:
             wd = self._add(fd, _MASK)
@@ -152,7 +153,7 @@ class InotifyWatcher(InotifyFD):
 
     def watch_barrier(self, address: str, fd: int) -> None:
         """Watch the directory where sentinels for this bucket are made."""
-        self._barriers[self._add(fd, _BARRIER_MASK)] = self._listeners[address.partition("/")[0]]
+        self._barriers[self._add(fd, _BARRIER_MASK)] = self._listeners[region_of(address)]
 
     def _add(self, fd: int, mask: Mask) -> int:
         # by descriptor: a path could lead elsewhere by the time the kernel walks it

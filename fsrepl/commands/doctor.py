@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region
+from fsrepl.model.address import region_of
 from fsrepl.storage import privacy
 
 _QUEUE_MIN = 16384
@@ -313,7 +314,7 @@ def _bucket(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
     said = _buckets_said(facts).get(address, {})
     away = {region["name"] for region in facts["regions"] if region["trouble"]}
     if bucket["trouble"]:
-        if address.partition("/")[0] not in away:  # else that says it all
+        if region_of(address) not in away:  # else that says it all
             trouble, adopt = bucket["trouble"].removeprefix(f"bucket {address}: "), f"`fsrepl bucket adopt {address}`"
             do = "once that is so no longer, the bucket goes on by itself"
             if adopt in trouble:

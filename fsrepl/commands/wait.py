@@ -23,7 +23,7 @@ from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
-from fsrepl.model.address import Address
+from fsrepl.model.address import Address, region_of
 from fsrepl.model.version import Status, Versioning
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.scan_queue import is_below
@@ -331,7 +331,7 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
         replication = engine.site.buckets[address].replication
         destinations = {rule.destination for rule in replication.rules} if replication else set()
         for shows in {address} | destinations:
-            region = engine.regions.get(shows.partition("/")[0])
+            region = engine.regions.get(region_of(shows))
             place = region.places.get(shows) if region else None
             for key, held in list(place.held.items()) if place and place.up else ():
                 if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):

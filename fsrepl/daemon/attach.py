@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from fsrepl.capture import barrier, schedule
 from fsrepl.errors import FsreplError, Unavailable, reason
+from fsrepl.model.address import region_of
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Place
@@ -214,7 +215,7 @@ class Attaching(Region):
     def kick_from(self, region: str) -> None:
         """A region that hung moves again: go on with what is to come from there."""
         for queue in self.queues.values():
-            if queue.source.partition("/")[0] == region:
+            if region_of(queue.source) == region:
                 queue.kick()
 
     def put_down(self, address: str) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import time
 
 from fsrepl.daemon.worker import Worker
+from fsrepl.model.address import region_of
 from fsrepl.region.change_queue import Watcher
 from fsrepl.region.mailbox import KickFrom, Probe, Reconfigure, Requeue
 from fsrepl.region.runtime import Runtime
@@ -45,7 +46,7 @@ class Engine(Runtime):
                 journal.bucket_id(address, bucket.uuid)
 
     def region_of(self, address: str) -> Worker:
-        return self.regions[address.partition("/")[0]]
+        return self.regions[region_of(address)]
 
     # -- turns
 

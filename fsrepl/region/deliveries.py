@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fsrepl.model import attributes
+from fsrepl.model.address import region_of
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.mailbox import TakeOver, WakeBacklog
@@ -40,7 +41,7 @@ def hand_over(region: Region, owed: Iterable[Owed]) -> None:
     """
     by_region: dict[Region, list[Owed]] = {}
     for each in owed:
-        other = region.regions.get(each.destination.partition("/")[0])
+        other = region.regions.get(region_of(each.destination))
         refusal = rules.lapsed(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
         if refusal or other is None:
             region.hear([Word(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
@@ -82,7 +83,7 @@ def _owe_backlog(region: Region, place: Place) -> None:
     place.lapsed.clear()
     for destination, rule_id in region.engine.journal.backlog.ways(place.bucket.address):
         why = rules.lapsed(place.bucket.replication, rule_id, destination)
-        if destination.partition("/")[0] not in region.regions:
+        if region_of(destination) not in region.regions:
             why = "DstBucketInvalidRegion"
         if why:
             place.lapsed[destination, rule_id] = why
@@ -92,7 +93,7 @@ def _owe_backlog(region: Region, place: Place) -> None:
 
 def wake_backlog(region: Region, source: str, destination: str, *, start_over: bool = False) -> None:
     """Backfills of a source here owe something to a destination."""
-    other = region.regions.get(destination.partition("/")[0])
+    other = region.regions.get(region_of(destination))
     if other is None:
         _owe_backlog(region, region.places[source])
     else:

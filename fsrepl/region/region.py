@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from fsrepl.errors import UNFORESEEN, FsreplError, Unavailable, reason
 from fsrepl.model import keys
+from fsrepl.model.address import region_of
 from fsrepl.region import change_queue, delivery_queue, outcome_queue
 from fsrepl.region.bucket_state import LookLater, Place
 from fsrepl.region.change_queue import CHANGED, FOUND, Mark, Marks
@@ -145,7 +146,7 @@ class Region(abc.ABC):
 
     def is_stuck(self, address: str) -> bool:
         """Whether the region of a bucket hangs: who touched it would hang as well."""
-        region = self.regions.get(address.partition("/")[0])
+        region = self.regions.get(region_of(address))
         return region is not None and region.pulse.is_stuck
 
     # -- buckets
@@ -255,7 +256,7 @@ class Region(abc.ABC):
     def queue(self, source: str, destination: str) -> Queue:
         at = (source, destination)
         if at not in self.queues:
-            regions = source.partition("/")[0], self.name
+            regions = region_of(source), self.name
             self.queues[at] = Queue(*at, self.engine.backfill_lanes(*regions))
         return self.queues[at]
 
@@ -284,7 +285,7 @@ class Region(abc.ABC):
             queue = self.queue(word.owed.source, word.owed.destination)
             queue.done(word.owed)
             queue.attempts, queue.blocked_why = 0, ""
-            by_region.setdefault(word.owed.source.partition("/")[0], []).append(word)
+            by_region.setdefault(region_of(word.owed.source), []).append(word)
         for name, group in by_region.items():
             region = self.regions.get(name)
             if region is not None:

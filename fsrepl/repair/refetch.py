@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
+from fsrepl.model.address import region_of
 from fsrepl.region.bucket_state import Damaged, Lost, Place
 from fsrepl.repair import repair
 from fsrepl.storage import intents
@@ -48,7 +49,7 @@ def _repair(region: Region, damaged: Damaged) -> None:
             why = reason(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
 
-    its_region = address.partition("/")[0]
+    its_region = region_of(address)
     region.in_lane(
         lambda: repair.repair(region.regions[its_region], target), finish, lane=("repair", its_region), whose=address
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, Failed, FsreplError, reason
 from fsrepl.model import keys
+from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import Place
@@ -54,7 +55,7 @@ def send_in_lane(region: Region, place: Place, item: transfer.Item) -> None:
             log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
             region.try_later([owed], UNFORESEEN)
 
-    way = owed.source.partition("/")[0], region.name
+    way = region_of(owed.source), region.name
     whose = owed.source, owed.destination
     region.in_lane(copy, finish, lane=("deliver", *way), whose=whose, size_bytes=version.size)
 

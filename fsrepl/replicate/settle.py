@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, keys, metadata
+from fsrepl.model.address import region_of
 from fsrepl.model.version import Delivery, Result, Status, Version
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Damaged, Place
@@ -86,7 +87,7 @@ def _acknowledge(region: Region, words: Sequence[Word]) -> None:
         if word.owed.batch:
             by_way.setdefault((word.owed.source, word.owed.destination), []).append(word.owed)
     for (source, destination), owed in by_way.items():
-        if (other := region.regions.get(destination.partition("/")[0])) is not None:
+        if (other := region.regions.get(region_of(destination))) is not None:
             other.post(Acknowledged(source, destination, owed))
 
 

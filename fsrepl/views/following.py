@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
+from fsrepl.model.address import region_of
 from fsrepl.region.mailbox import LookAtDirectories
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import directories
@@ -74,7 +75,7 @@ def _tell(region: Region, place: Place, paths: Iterable[bytes]) -> None:
     """Have the destinations look at theirs."""
     replication = place.bucket.replication
     for destination in {rule.destination for rule in replication.rules} if replication else ():
-        other = region.regions.get(destination.partition("/")[0])
+        other = region.regions.get(region_of(destination))
         if other is not None:
             other.post(LookAtDirectories(destination, frozenset(paths)))
 
