@@ -19,7 +19,7 @@ from fsrepl.capture import copy, look, names
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, Origin, Version, Versioning
-from fsrepl.model.view import view_of
+from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, Mark
 from fsrepl.s3 import rules
@@ -130,7 +130,7 @@ def _taken(
         own = None if _is_stripped(place, key, known, taken) else taken.attrs
         return metadata.seen(version, taken.posix, own, taken.tags, marked=attributes.VERSION_ID in taken.marks)
 
-    if known and known.view and not known.view.shown and known.view.is_like(taken.found):
+    if known and known.view and known.view.is_like(taken.found) and _shows_nothing(place, key, known.view):
         _unstage(bucket, taken)
         if key not in place.held:
             stale.hold_view(region, place, key, "the view is behind its version", durable=False)
@@ -168,6 +168,11 @@ def _taken(
     if chosen:
         version = replace(version, deliveries=chosen)
     return NewVersion(mark, known, version, taken, copy.stage(bucket, taken, version))
+
+
+def _shows_nothing(place: Place, key: bytes, view: View) -> bool:
+    """Whether a view, as it was recorded, holds no version that there is: it was removed for good, say."""
+    return not view.shown or (key, view.shown) in place.bucket.documents.removed
 
 
 def _let_be(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> copy.Taken:

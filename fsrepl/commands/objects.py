@@ -203,17 +203,25 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
             engine.journal.versions.see(address, key, was)
     place = region.places[address]
     with intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)]) as intended:
-        versions.remember_removed(bucket, version)
-        versions.remove(bucket, version)
-        bucket.sync()
-        if left:
-            reconcile.forget_version(bucket, engine.journal, key, version.id)
-            stale.show_changed(region, place, bucket, key, intended)
-        else:
-            outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
-            reconcile.forget_version(bucket, engine.journal, key, version.id)
-            if not isinstance(outcome, show.Shown):
-                stale.mark_theirs(region, place, key)
+        try:
+            versions.remember_removed(bucket, version)
+            versions.remove(bucket, version)
+            bucket.sync()
+            if left:
+                reconcile.forget_version(bucket, engine.journal, key, version.id)
+                stale.show_changed(region, place, bucket, key, intended)
+            else:
+                outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
+                reconcile.forget_version(bucket, engine.journal, key, version.id)
+                if not isinstance(outcome, show.Shown):
+                    stale.mark_theirs(region, place, key)
+        except OSError as error:
+            with region.at_work(place):  # it comes up again with what store and intent say: that is the rest of it
+                if versions.read(bucket, key, version.id, marker=version.marker) is None:
+                    reconcile.forget_version(bucket, engine.journal, key, version.id)
+                raise
+            why = f"version {version.id} of {address}/{keys.shown(key)} is not gone altogether: {reason(error)}"
+            raise Unavailable(f"{why}; what is left to do is done as soon as it can be") from error
     engine.recent.forget(address, key, version.id)
     pending = engine.journal.deliveries.select(address, status=Status.PENDING, key=key)
     settle.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 from pathlib import Path
 
 import pytest
 
-from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, worlds
+from fsrepl.commands import status
+from fsrepl.errors import FsreplError
+from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.world import DESTINATION, SOURCE, World, worlds
 
 
 @pytest.mark.slow
@@ -39,3 +43,38 @@ def test_removing_what_a_view_shows(memory: Path, sharing: str, versions: int) -
         assert world.leftovers(DESTINATION) == [], where
         if not fs.died:
             return
+
+
+def _objects(world: World) -> int:
+    """How many objects the source has, as status tells it."""
+    (found,) = (b for b in status.status(world.engine.site, {})["buckets"] if b["bucket"] == SOURCE)
+    number: int = found["objects"]
+    return number
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_removing_from_a_full_disk_leaves_the_counts_true(tmp_path: Path, versions: int) -> None:
+    """G1, G11: at whichever change the disk is full, status counts what the store has, then and later; once there is
+    room the rest is done.
+    """
+    for calls in itertools.count():
+        fs = FailingFs(1 << 60, errno.ENOSPC, for_ever=True)
+        with World(tmp_path / str(calls), fs=fs, replicate=False, buckets=(SOURCE,)) as world:
+            for number in range(versions):
+                world.write("k", b"%d" % number)
+                world.settle()
+            before = [version.id for version in reversed(world.of("k"))]
+            fs.calls_left = calls
+            with contextlib.suppress(FsreplError, OSError):
+                world.remove("k", version=before[-1])
+            where = f"full at change {calls}, in {fs.failed_in}"
+            assert _objects(world) == len(world.history(SOURCE)), where
+            fs.mend()
+            world.region().look_again()
+            world.settle()
+            left = [version.id for version in reversed(world.of("k"))]
+            assert left in (before, before[:-1]), where
+            assert _objects(world) == len(world.history(SOURCE)) == min(1, len(left)), where
+            assert world.tree(SOURCE) == ({"k": b"%d" % (len(left) - 1)} if left else {}), where
+            if not fs.failed:
+                return
