@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fsrepl.errors import SourceMoved
@@ -50,29 +50,29 @@ class Taken:
 
 def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
-    *, same: bytes, held_open: bool, restless: bool,
+    *, same: bytes, held_open: bool, restless: bool, told: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
     """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came.
 
-    same: the digest of its content, where that is known and need not be read.
+    same: the digest of its content, where that is known and need not be read. told: how many bytes have been read.
     """
     data, staged, size = None, b"", found.st_size
     linked = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
     if digest := same:
         pass
-    elif (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known)):
+    elif (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known, told)):
         pass  # only its metadata was edited: nothing is copied for that
     elif linked and (linked := _link_aside(bucket, at, name, aside := staging.token())):
         staged = aside
         found = bucket.fs.stat_fd(fd)  # a link more changes ctime
-        digest = content_digest(bucket, fd)
+        digest = content_digest(bucket, fd, told)
     elif found.st_size < SMALL_BYTES:
         data = bucket.fs.read_all(fd, found.st_size)
         digest, size = digests.of(data), len(data)
     else:
         staged = staging.token()
         with bucket.fs.aside():
-            digest = copying.copy_aside(bucket, fd, staged)
+            digest = copying.copy_aside(bucket, fd, staged, told)
         size = bucket.fs.stat(bucket.tmp, staged).st_size
     try:
         raw, acl = view_metadata(bucket, fd)
@@ -118,11 +118,13 @@ def _may_share(found: os.stat_result) -> bool:
     return found.st_nlink == 1 and (uid == 0 or (found.st_uid == uid and found.st_mode & 0o600 == 0o600))
 
 
-def _same_digest(bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None) -> bytes:
+def _same_digest(
+    bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None, told: Callable[[int], None] | None
+) -> bytes:
     """The digest of a file that looks as if its content were the recorded one still, and is; else nothing."""
     if known is None or known.marker or not known.view or not known.view.has_content_of(found):
         return b""
-    digest = content_digest(bucket, fd)
+    digest = content_digest(bucket, fd, told)
     return digest if digest == known.digest else b""
 
 

@@ -15,7 +15,7 @@ from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import view_of
-from fsrepl.region import deliveries, delivery_queue
+from fsrepl.region import deliveries, delivery_queue, limits
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import Mark
 from fsrepl.storage import staging, versions
@@ -238,14 +238,18 @@ def look_in_lane(region: Region, place: Place, mark: Mark, size_bytes: int) -> N
     """A large file: copy and hash it beside everything else."""
     place.lanes[mark.key] = mark
     began_s = 0.0
+    progress = limits.Progress(mark.key, "", mark.address, mark.address, size_bytes)
 
     def copy() -> look.Seen:
         nonlocal began_s
         began_s = time.monotonic()
-        with place.bucket.open() as bucket:
+        with region.engine.progress(progress), place.bucket.open() as bucket:
             known = region.engine.journal.versions.object(mark.address, mark.key)
             open_for_s = began_s - mark.since_s
-            return look.look(bucket, mark, known, region.patience, time.time_ns(), open_for_s=open_for_s, in_lane=True)
+            return look.look(
+                bucket, mark, known, region.patience, time.time_ns(),
+                open_for_s=open_for_s, in_lane=True, told=progress.came_to,
+            )  # fmt: skip
 
     def finish(seen: look.Seen | Exception) -> None:
         _rest(region, place, mark.key, time.monotonic() - began_s)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fsrepl.capture import copy
@@ -83,12 +84,13 @@ Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
 
 def look(
     bucket: OpenBucket, mark: Mark, known: Object | None, patience: Patience, now_ns: int, *, open_for_s: float = 0.0,
-    in_lane: bool = False,
+    in_lane: bool = False, told: Callable[[int], None] | None = None,
 ) -> Seen:  # fmt: skip
     """What has become of a key. now_ns is the machine's time, which file times are compared with.
 
     Raises OSError for what may pass, as all faults but a refusal do: it is tried again.
     open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
+    told: how many bytes of it have been read.
     """
     directory, name = keys.split(mark.key)
     try:
@@ -132,7 +134,17 @@ def look(
         held_open = bool(written)
         restless = held_open and open_for_s >= patience.open_max_s
         return copy.take_copy(
-            bucket, at, name, fd, found, known, now_ns, same=same, held_open=held_open, restless=restless
+            bucket,
+            at,
+            name,
+            fd,
+            found,
+            known,
+            now_ns,
+            same=same,
+            held_open=held_open,
+            restless=restless,
+            told=told,
         )
     except SourceMoved:
         return Later(0.0, "it changed while it was copied")

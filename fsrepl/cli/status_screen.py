@@ -133,14 +133,19 @@ def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
 def _transfers(transfers: list[dict[str, Any]]) -> Table:
     table = _table("TRANSFER", "TO", "", "DONE", right=(3,))
     for t in transfers:
-        share = 100 * t["bytes_done"] / max(1, t["bytes_total"])
         table.add_row(
             Text(shown(t["key"])),
-            Text(t["destination"]),
+            Text(f"{t['source']}, being captured" if t["source"] == t["destination"] else t["destination"]),
             ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
-            f"{share:.0f} % of {size_text(t['bytes_total'])}" + _stalled(t.get("stalled_seconds")),
+            f"{_share(t, 'bytes_done')} of {size_text(t['bytes_total'])}"
+            + (f", {_share(t, 'bytes_verified')} verified" if "bytes_verified" in t else "")
+            + _stalled(t.get("stalled_seconds")),
         )
     return table
+
+
+def _share(transfer: dict[str, Any], done: str) -> str:
+    return f"{100 * transfer[done] / max(1, transfer['bytes_total']):.0f} %"
 
 
 def _stalled(seconds: float | None) -> str:

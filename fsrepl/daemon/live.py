@@ -148,6 +148,7 @@ def _transfers(engine: Engine) -> list[Document]:
         {
             "key": keys.shown(t.key), "source": t.source, "destination": t.destination,
             "bytes_done": t.bytes_done, "bytes_total": t.bytes_total,
+            **({"bytes_verified": t.bytes_verified} if t.bytes_verified else {}),
             **({"stalled_seconds": now_s - t.moved_at_s} if not t.paced and now_s - t.moved_at_s > _STALLED_S else {}),
         }
         for t in list(engine.transfers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from blake3 import blake3
 
@@ -36,6 +36,15 @@ def of_chunks(chunks: Iterable[bytes]) -> bytes:
     for chunk in chunks:
         hasher.update(chunk)
     return hasher.digest()
+
+
+def counted(chunks: Iterable[bytes], told: Callable[[int], None] | None) -> Iterator[bytes]:
+    """The same chunks. told: how many bytes of them have been worked on, each time that the next one is asked for."""
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        if told is not None:
+            told(done := done + len(chunk))
 
 
 def short(name: bytes) -> str:

@@ -10,7 +10,11 @@ from fsrepl.region.limiter import Limiter
 
 @dataclass(slots=True)
 class Progress:
-    """How far one transfer has come; read by status while it runs. stop: nobody wants it any more."""
+    """How far one transfer has come; read by status while it runs. stop: nobody wants it any more.
+
+    A capture, too, is one: from what people see of a bucket into its store, so that source and destination are the
+    bucket, and there is no version yet.
+    """
 
     key: bytes
     version: str
@@ -18,6 +22,8 @@ class Progress:
     destination: str
     bytes_total: int
     bytes_done: int = 0
+    bytes_verified: int = 0
+    """Of those, how many have been read back and hashed."""
     stop: bool = False
     paced: bool = False
     """It waits for the limit."""
@@ -26,6 +32,9 @@ class Progress:
 
     def came_to(self, bytes_done: int) -> None:
         self.bytes_done, self.moved_at_s = bytes_done, time.monotonic()
+
+    def verified_to(self, bytes_verified: int) -> None:
+        self.bytes_verified, self.moved_at_s = bytes_verified, time.monotonic()
 
     def pause(self, limiter: Limiter) -> None:
         """Wait for the limit, or until nobody wants it any more."""

@@ -8,6 +8,7 @@ wrong, which is made again. No reflinks between regions: a replica shares no sto
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fsrepl.errors import Failed, Unavailable
@@ -65,7 +66,7 @@ def stage(
         else:
             with fs.aside() if version.size >= SMALL_BYTES else contextlib.nullcontext():
                 _copy(source, version, destination, fd, progress, limiter)
-                _verify(source, destination, version, fd)
+                _verify(source, destination, version, fd, progress.verified_to if progress else None)
         if linked:
             posix = apply_posix(destination, fd, replica.posix)
             replica, sidecar = records.put_shared(destination, fd, name, replica, new=posix)
@@ -118,17 +119,19 @@ def _copy(
         source.fs.close(fd)
 
 
-def _verify(source: OpenBucket, destination: OpenBucket, version: Version, fd: int) -> None:
+def _verify(
+    source: OpenBucket, destination: OpenBucket, version: Version, fd: int, told: Callable[[int], None] | None = None
+) -> None:
     if version.size < SMALL_BYTES and digests.of(destination.fs.read_at(fd, version.size + 1, 0)) == version.digest:
         return
-    if bucket.content_digest(destination, fd) == version.digest:
+    if bucket.content_digest(destination, fd, told) == version.digest:
         return
     try:
         original = versions.open_version(source, version.key, version.id)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        digest = bucket.content_digest(source, original)
+        digest = bucket.content_digest(source, original, told)
     finally:
         source.fs.close(original)
     if digest != version.digest:

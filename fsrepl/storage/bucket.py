@@ -403,6 +403,6 @@ def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
     return {rule: RuleSince(d["content"], d["ctime_ns"], d["since"]) for rule, d in document.items()}
 
 
-def content_digest(bucket: OpenBucket, fd: int) -> bytes:
-    """The BLAKE3 of an open file, 32 bytes."""
-    return digests.of_chunks(bucket.fs.chunks(fd))
+def content_digest(bucket: OpenBucket, fd: int, told: Callable[[int], None] | None = None) -> bytes:
+    """The BLAKE3 of an open file, 32 bytes. told: how many bytes have been hashed."""
+    return digests.of_chunks(digests.counted(bucket.fs.chunks(fd), told))

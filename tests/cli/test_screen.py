@@ -41,6 +41,18 @@ def test_names_are_no_markup_and_no_control_characters(capsys: pytest.CaptureFix
     assert "\x1b" not in shown
 
 
+def test_captures_and_verifications_are_told_from_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: what status says of a transfer is what is being done."""
+    capture = {"key": "k", "source": "east/src", "destination": "east/src", "bytes_done": 25, "bytes_total": 100}
+    verified = capture | {"destination": "west/dst", "bytes_done": 100, "bytes_verified": 30}
+    status_screen.show(document(transfers=[capture, verified]))
+    captured, sent = capsys.readouterr().out.splitlines()[-2:]
+    assert "east/src, being captured" in captured
+    assert captured.rstrip().endswith("25 % of 100 B")
+    assert "west/dst" in sent
+    assert sent.rstrip().endswith("100 % of 100 B, 30 % verified")
+
+
 def test_a_region_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Section 5: one screen, however many buckets a region has."""
     why = "region west is offline: /mnt/\x1bwest: no such file or directory"

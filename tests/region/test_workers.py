@@ -13,6 +13,7 @@ import pytest
 
 from fsrepl.capture import schedule
 from fsrepl.commands import objects
+from fsrepl.daemon import live
 from fsrepl.errors import Unavailable
 from fsrepl.model.version import Versioning
 from fsrepl.region import region as regions
@@ -186,7 +187,7 @@ def test_a_region_that_hangs_holds_up_no_other(hanging: tuple[World, HangingFs])
 
 
 class SlowZeros(UnsyncedFs):
-    """Reading a file of that size, or a larger one, in one bucket takes for ever, until it is released."""
+    """Reading a file of that size, or a larger one, in one bucket hangs after the first of it, until it is released."""
 
     def __init__(self, size_bytes: int, at: str) -> None:
         super().__init__()
@@ -194,10 +195,12 @@ class SlowZeros(UnsyncedFs):
         self.reading = 0
 
     def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
+        chunks = super().chunks(fd, at)
         if os.fstat(fd).st_size >= self._size_bytes and self._at in os.readlink(f"/proc/self/fd/{fd}"):
+            yield next(chunks)
             self.reading += 1
             assert self.release.wait(PATIENCE_S)
-        yield from super().chunks(fd, at)
+        yield from chunks
 
 
 @pytest.mark.parametrize("at", [SOURCE, DESTINATION])
@@ -218,6 +221,23 @@ def test_sparse_files_hold_up_no_other_large_file(tmp_path: Path, at: str) -> No
         finally:
             fs.release.set()
         until(lambda: all(world.path(name, DESTINATION).exists() for name in sparse))
+
+
+@pytest.mark.parametrize("at", [SOURCE, DESTINATION])
+def test_status_tells_how_far_a_capture_and_a_verification_are(tmp_path: Path, at: str) -> None:
+    """Section 5: a capture is a transfer within its bucket; what is being verified does not stand still."""
+    fs = SlowZeros(size := 64 << 20, at)
+    with World(tmp_path, fs=fs) as world, at_work(world):
+        try:
+            drop(world, "sparse", size)
+            until(lambda: fs.reading == 1)
+            (told,) = live.status(world.engine)["transfers"]
+            assert 0 < told.pop("bytes_done" if at == SOURCE else "bytes_verified") < size
+            done = {} if at == SOURCE else {"bytes_done": size}
+            assert told == {"key": "sparse", "source": SOURCE, "destination": at, "bytes_total": size, **done}
+        finally:
+            fs.release.set()
+        until(lambda: world.path("sparse", DESTINATION).exists() and not live.status(world.engine)["transfers"])
 
 
 def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
