@@ -9,15 +9,14 @@ from __future__ import annotations
 import base64
 import heapq
 import time
-from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import Usage
 from fsrepl.model import keys
 from fsrepl.model.address import Address
-from fsrepl.region.bucket_state import Place
+from fsrepl.model.keys import Document
+from fsrepl.region.bucket_state import NAMES, Names, Place
 from fsrepl.region.delivery_queue import Queue
 
 FIRST = 100
@@ -25,36 +24,12 @@ FIRST = 100
 PAGE = 1000
 _STALLED_S = 10.0
 
-Names = list[tuple[bytes, Any]]
-Document = dict[str, Any]
-
-
-def _unreadable(place: Place) -> Names:
-    """Files, and directories with a slash behind them."""
-    return [*list(place.unreadable.items()), *((p + b"/", why) for p, why in list(place.trouble.unreadable.items()))]
-
-
-def _held(place: Place, *, conflict: bool) -> Names:
-    return [(key, held.why) for key, held in list(place.held.items()) if held.conflict == conflict]
-
-
-LISTS: Mapping[str, Callable[[Place], Names]] = {
-    "polled": lambda place: [(path, "") for path in list(place.trouble.polled)],
-    "mounts": lambda place: [(path, "") for path in list(place.trouble.mounts)],
-    "unreadable": _unreadable,
-    "behind": lambda place: _held(place, conflict=False),
-    "conflicts": lambda place: _held(place, conflict=True),
-    "set_aside": lambda place: [*list(place.set_aside.items()), *list(place.undelivered.items())],
-    "waiting": lambda place: [(key, later.why) for key, later in list(place.later.items())],
-}
-"""What a bucket has many of: names, each with the reason where there is one."""
-
 
 def status(engine: Engine) -> Document:
     """Of every bucket; and the ways to destinations that are blocked, and the large objects on their way."""
     return {
         "buckets": {
-            address: _bucket(place) | _first(place)
+            address: place.describe() | _first(place)
             for region in list(engine.regions.values())
             for address, place in list(region.places.items())
         },
@@ -66,10 +41,10 @@ def status(engine: Engine) -> Document:
 def page(engine: Engine, address: str, name: str, after: bytes) -> Document:
     """The names of a list that sort behind one of them, as {"items", "after"}; after is null at the end."""
     engine.site.bucket(address)
-    if name not in LISTS:
-        raise Usage(f"there is no list {name!r}; there are {', '.join(LISTS)}")
+    if name not in NAMES:
+        raise Usage(f"there is no list {name!r}; there are {', '.join(NAMES)}")
     place = engine.region_of(address).places.get(address)
-    left = [item for item in LISTS[name](place) if item[0] > after] if place is not None else []
+    left = [item for item in NAMES[name](place) if item[0] > after] if place is not None else []
     found = heapq.nsmallest(PAGE, left, key=itemgetter(0))
     last = base64.b64encode(found[-1][0]).decode() if len(left) > len(found) else None
     return {"items": _shown(found), "after": last}
@@ -79,21 +54,13 @@ def of_key(engine: Engine, address: Address) -> Document:
     """What concerns one key of a bucket, in the shape of `status`, and why its deliveries wait, as "retries"."""
     source, key = engine.site.bucket(address.bucket).address, address.key
     buckets = {
-        other: _bucket(place)
-        | {name: _shown([n for n in names(place) if n[0] == key]) for name, names in LISTS.items()}
+        other: place.describe()
+        | {name: _shown([n for n in names(place) if n[0] == key]) for name, names in NAMES.items()}
         for region in list(engine.regions.values())
         for other, place in list(region.places.items())
     }
-    retries = [
-        {
-            "source": queue.source, "destination": queue.destination, "key": keys.shown(key), "version": version,
-            "why": why, "seconds": max(0.0, due_s - time.monotonic()), "attempts": attempts,
-        }
-        for queue in _queues(engine)
-        if queue.source == source
-        for (noted, version), (due_s, why, attempts) in list(queue.notes.items())
-        if noted == key
-    ]  # fmt: skip
+    now_s = time.monotonic()
+    retries = [each for queue in _queues(engine) if queue.source == source for each in queue.retries(key, now_s)]
     return {
         "running": True,
         "buckets": buckets,
@@ -103,20 +70,8 @@ def of_key(engine: Engine, address: Address) -> Document:
     }
 
 
-def _bucket(place: Place) -> Document:
-    trouble = place.bucket.trouble or (f"{place.bucket.address}: {place.put_down}" if place.put_down else "")
-    return {
-        "online": place.up or not trouble,
-        "trouble": trouble,
-        "scanning": bool(place.scans),
-        "skipped": place.trouble.skipped_number if place.up and place.scanned else None,
-        "paused": place.paused,
-        "exposed": place.bucket.exposed,
-    }
-
-
 def _first(place: Place) -> Document:
-    lists = {name: names(place) for name, names in LISTS.items()}
+    lists = {name: names(place) for name, names in NAMES.items()}
     first = {name: heapq.nsmallest(FIRST, found, key=itemgetter(0)) for name, found in lists.items()}
     return {name: _shown(found) for name, found in first.items()} | {
         "counts": {name: len(found) for name, found in lists.items()}
@@ -132,14 +87,8 @@ def _queues(engine: Engine) -> list[Queue]:
 
 
 def _blocked(engine: Engine) -> list[Document]:
-    return [
-        {
-            "source": queue.source, "destination": queue.destination, "why": queue.blocked_why,
-            "seconds": max(0.0, queue.blocked_until_s - time.monotonic()),
-        }
-        for queue in _queues(engine)
-        if queue.blocked_why
-    ]  # fmt: skip
+    now_s = time.monotonic()
+    return [blocked for queue in _queues(engine) if (blocked := queue.blocked(now_s))]
 
 
 def _transfers(engine: Engine) -> list[Document]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fsrepl.model import keys
+from fsrepl.model.keys import Document
 from fsrepl.region.change_queue import Mark
 from fsrepl.region.label_queue import Unmarked
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
@@ -137,6 +139,18 @@ class Place:
     has_barrier: bool = False
     """Its sentinels are watched."""
 
+    def describe(self) -> Document:
+        """How it is, for `status`. Read by other threads while its own goes on, as all of NAMES."""
+        trouble = self.bucket.trouble or (f"{self.bucket.address}: {self.put_down}" if self.put_down else "")
+        return {
+            "online": self.up or not trouble,
+            "trouble": trouble,
+            "scanning": bool(self.scans),
+            "skipped": self.trouble.skipped_number if self.up and self.scanned else None,
+            "paused": self.paused,
+            "exposed": self.bucket.exposed,
+        }
+
     def note_skipped(self, key: bytes, *, there: bool) -> None:
         directory, name = keys.split(key)
         names = self.trouble.skipped.get(directory)
@@ -158,6 +172,30 @@ class Place:
             gone = is_below(directory, scan.top) and directory not in scan.seen
             if gone and not any(is_below(directory, path) for path in blind):
                 del self.unreadable[key]
+
+
+Names = list[tuple[bytes, str]]
+
+
+def _unreadable(place: Place) -> Names:
+    """Files, and directories with a slash behind them."""
+    return [*list(place.unreadable.items()), *((p + b"/", why) for p, why in list(place.trouble.unreadable.items()))]
+
+
+def _held(place: Place, *, conflict: bool) -> Names:
+    return [(key, held.why) for key, held in list(place.held.items()) if held.conflict == conflict]
+
+
+NAMES: Mapping[str, Callable[[Place], Names]] = {
+    "polled": lambda place: [(path, "") for path in list(place.trouble.polled)],
+    "mounts": lambda place: [(path, "") for path in list(place.trouble.mounts)],
+    "unreadable": _unreadable,
+    "behind": lambda place: _held(place, conflict=False),
+    "conflicts": lambda place: _held(place, conflict=True),
+    "set_aside": lambda place: [*list(place.set_aside.items()), *list(place.undelivered.items())],
+    "waiting": lambda place: [(key, later.why) for key, later in list(place.later.items())],
+}
+"""What a bucket may have very many of, by name: keys or directories, each with the reason where there is one."""
 
 
 @dataclass(slots=True)

@@ -14,8 +14,10 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from fsrepl.model import keys
+from fsrepl.model.keys import Document
 from fsrepl.storage.journal.rows import Owed
 
 PORTION = 64
@@ -48,6 +50,31 @@ class Queue:
         """What had crossed when it sent something last, and when that will be paid for: see region/limiter.py."""
         self.attempts = 0
         self._tickets = itertools.count()
+
+    def blocked(self, now_s: float) -> Document | None:
+        """Why nothing goes this way for now, for `status`; read by other threads."""
+        if not self.blocked_why:
+            return None
+        return {
+            "source": self.source,
+            "destination": self.destination,
+            "why": self.blocked_why,
+            "seconds": max(0.0, self.blocked_until_s - now_s),
+        }
+
+    def retries(self, key: bytes, now_s: float) -> Iterator[Document]:
+        """What of a key failed for now, and when it is tried again, for `why`; read by other threads."""
+        for (noted, version), (due_s, why, attempts) in list(self.notes.items()):
+            if noted == key:
+                yield {
+                    "source": self.source,
+                    "destination": self.destination,
+                    "key": keys.shown(key),
+                    "version": version,
+                    "why": why,
+                    "seconds": max(0.0, due_s - now_s),
+                    "attempts": attempts,
+                }
 
     def add(self, owed: Owed) -> None:
         if (owed.key, owed.id) in self.known:
