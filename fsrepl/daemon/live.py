@@ -22,7 +22,6 @@ from fsrepl.region.delivery_queue import Queue
 FIRST = 100
 """How many names of a list are told without being asked for."""
 PAGE = 1000
-_STALLED_S = 10.0
 
 
 def status(engine: Engine) -> Document:
@@ -93,12 +92,4 @@ def _blocked(engine: Engine) -> list[Document]:
 
 def _transfers(engine: Engine) -> list[Document]:
     now_s = time.monotonic()
-    return [
-        {
-            "key": keys.shown(t.key), "source": t.source, "destination": t.destination,
-            "bytes_done": t.bytes_done, "bytes_total": t.bytes_total,
-            **({"bytes_verified": t.bytes_verified} if t.bytes_verified else {}),
-            **({"stalled_seconds": now_s - t.moved_at_s} if not t.paced and now_s - t.moved_at_s > _STALLED_S else {}),
-        }
-        for t in list(engine.transfers)
-    ]  # fmt: skip
+    return [progress.describe(now_s) for progress in list(engine.transfers)]

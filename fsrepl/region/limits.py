@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from fsrepl.model import keys
+from fsrepl.model.keys import Document
 from fsrepl.region.limiter import Limiter
+
+_STALLED_S = 10.0
+"""What has not come further for so long is said to stand still."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,19 @@ class Progress:
 
     def verified_to(self, bytes_verified: int) -> None:
         self.bytes_verified, self.moved_at_s = bytes_verified, time.monotonic()
+
+    def describe(self, now_s: float) -> Document:
+        """For `status`; read by other threads."""
+        still_s = 0.0 if self.paced else now_s - self.moved_at_s
+        return {
+            "key": keys.shown(self.key),
+            "source": self.source,
+            "destination": self.destination,
+            "bytes_done": self.bytes_done,
+            "bytes_total": self.bytes_total,
+            **({"bytes_verified": self.bytes_verified} if self.bytes_verified else {}),
+            **({"stalled_seconds": still_s} if still_s > _STALLED_S else {}),
+        }
 
     def pause(self, limiter: Limiter) -> None:
         """Wait for the limit, or until nobody wants it any more."""
