@@ -12,14 +12,16 @@ import copy
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 from fsrepl.errors import Refused
 from fsrepl.model.address import Address
 from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import EMPTY, STORAGE_CLASSES, Versioning
+from fsrepl.s3 import faults
 from fsrepl.s3.arn import bucket_arn, parse_bucket_arn, parse_role_arn, role_arn
 from fsrepl.s3.conform import conform, quoted
+from fsrepl.s3.faults import Fault, key_prefix
 from fsrepl.s3.schema import (
     Destination,
     Metrics,
@@ -32,12 +34,8 @@ from fsrepl.s3.schema import (
     Word,
 )
 
-T = TypeVar("T")
-
 RULES_MAX = 1000
 SIZE_MAX_BYTES = 2 << 20
-ID_MAX = 255
-PREFIX_MAX_BYTES = 1024
 PRIORITY_MAX = 2**31 - 1
 THRESHOLD_MINUTES = 15
 
@@ -115,15 +113,15 @@ def read_replication(document: object, *, source: str, named: Callable[[str], li
         raise Refused("MalformedXML", f"a configuration may have {RULES_MAX:,} rules, and this has {len(written):,}")
     destinations = []
     for i, rule in enumerate(written):
-        where = f"rule {quoted(rule['ID'])}" if rule.get("ID") else f"Rules[{i}]"
-        _refuse_first(_faults(rule), f"{where}: ")
+        where = faults.named(rule.get("ID"), i)
+        faults.refuse_first(_faults(rule), f"{where}: ")
         address = parse_bucket_arn(rule["Destination"]["Bucket"], named, of=where)
         if address == source:
             raise Refused(
                 "InvalidRequest", f"{where}: Destination bucket cannot be the same as the source bucket, {source}"
             )
         destinations.append(address)
-    _refuse_first(_faults_together(written, destinations))
+    faults.refuse_first(_faults_together(written, destinations))
     ids = _ids(written, source, destinations)
     configuration["Rules"] = [_normal(*each) for each in zip(written, ids, destinations, strict=True)]
     rules = [_rule(*each) for each in zip(configuration["Rules"], destinations, strict=True)]
@@ -132,12 +130,8 @@ def read_replication(document: object, *, source: str, named: Callable[[str], li
 
 def _configuration(document: object) -> ReplicationConfiguration:
     """A copy of a document, without the wrapper that `aws s3api` prints, once its form is known to be right."""
-    inner = _unwrapped(document, "ReplicationConfiguration")
+    inner = faults.unwrapped(document, "ReplicationConfiguration")
     return copy.deepcopy(conform(inner, ReplicationConfiguration, "MalformedXML"))
-
-
-def _unwrapped(document: object, name: str) -> object:
-    return document[name] if isinstance(document, dict) and document.keys() == {name} else document
 
 
 def _rule(written: ReplicationRule, destination: str) -> Rule:
@@ -147,7 +141,7 @@ def _rule(written: ReplicationRule, destination: str) -> Rule:
     return Rule(
         id=written["ID"],
         enabled=written["Status"] == "Enabled",
-        prefix=_key(prefix),
+        prefix=key_prefix(prefix),
         destination=destination,
         tags={tag["Key"]: tag["Value"] for tag in tags},
         priority=written.get("Priority", 0),
@@ -171,11 +165,6 @@ def selection(rule: ReplicationRule) -> tuple[str, list[Tag]]:
     both = found.get("And", {})
     prefix = rule.get("Prefix") or found.get("Prefix") or both.get("Prefix") or ""
     return prefix, [found["Tag"]] if "Tag" in found else both.get("Tags", [])
-
-
-def _key(prefix: str) -> bytes:
-    """A prefix as keys are. Bytes that are not UTF-8 are \\udcNN in JSON, as in Python. Raises UnicodeEncodeError."""
-    return prefix.encode("utf-8", "surrogateescape")
 
 
 def _normal(rule: ReplicationRule, rule_id: str, destination: str) -> ReplicationRule:
@@ -209,15 +198,7 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name}-{number}"
 
 
-# -- what a configuration of the right form may still get wrong. Only the first fault of each counts.
-
-Fault = tuple[str, str]
-"""S3's code, and a message."""
-
-
-def _refuse_first(faults: Iterator[Fault], where: str = "") -> None:
-    for code, message in faults:
-        raise Refused(code, where + message)
+# -- what a configuration of the right form may still get wrong
 
 
 def _faults(rule: ReplicationRule) -> Iterator[Fault]:
@@ -242,26 +223,9 @@ def _faults_of_selection(rule: ReplicationRule) -> Iterator[Fault]:
     if "And" in found and ("Prefix" in both_of) + len(both_of.get("Tags", [])) < 2:
         yield "MalformedXML", "Filter.And needs two predicates; a single one belongs in Filter itself"
     prefix, tags = selection(rule)
-    keys = [tag["Key"] for tag in tags]
-    if "" in keys:
-        yield "MalformedXML", "the Key of a tag is empty"
-    if key := _repeated(keys):
-        yield "InvalidRequest", f"Duplicate Tag Keys are not allowed: {quoted(key)}"
-    try:
-        size_bytes = len(_key(prefix))
-    except UnicodeEncodeError:
-        yield "MalformedXML", f"Prefix {quoted(prefix)} is no text"
-        return
-    if size_bytes > PREFIX_MAX_BYTES:
-        yield (
-            "InvalidArgument",
-            f"Rule prefix cannot be longer than maximum allowed key length of {PREFIX_MAX_BYTES}; it has {size_bytes}",
-        )
-    rule_id = rule.get("ID", "")
-    if len(rule_id) > ID_MAX:
-        yield "InvalidArgument", f"ID length should not exceed allowed limit of {ID_MAX}"
-    if not (rule_id.isascii() and rule_id.isprintable()):
-        yield "InvalidArgument", "ID must be printable ASCII"
+    yield from faults.of_tags([tag["Key"] for tag in tags])
+    yield from faults.of_prefix(prefix)
+    yield from faults.of_id(rule.get("ID", ""))
 
 
 def _faults_of_version(rule: ReplicationRule) -> Iterator[Fault]:
@@ -330,13 +294,12 @@ def _faults_of_kms(rule: ReplicationRule) -> Iterator[Fault]:
 
 def _faults_together(rules: list[ReplicationRule], destinations: Collection[str]) -> Iterator[Fault]:
     """What is wrong among rules that are right each. Disabled ones count. Source: s3-semantics, 1.2 and 1.4."""
-    if name := _repeated(rule["ID"] for rule in rules if rule.get("ID")):
-        yield "InvalidArgument", f"Rule Id must be unique, and {quoted(name)} is there twice"
+    yield from faults.of_ids(rule.get("ID") for rule in rules)
     filtered = sum("Filter" in rule for rule in rules)
     if 0 < filtered < len(rules):
         yield "InvalidRequest", "some rules have a Prefix of their own and others a Filter; give all of them a Filter"
     if filtered:
-        if (priority := _repeated(rule["Priority"] for rule in rules)) is not None:
+        if (priority := faults.repeated(rule["Priority"] for rule in rules)) is not None:
             yield "InvalidRequest", f"Found duplicate priority {priority}; each rule needs its own"
         return
     if len(set(destinations)) > 1:
@@ -345,23 +308,13 @@ def _faults_together(rules: list[ReplicationRule], destinations: Collection[str]
             "Number of distinct destination bucket ARNs cannot exceed 1 where rules have a Prefix; "
             f"use a Filter to send to {' and '.join(sorted(set(destinations)))}",
         )
-    prefixes = sorted((_key(rule["Prefix"]), rule["Prefix"]) for rule in rules)
+    prefixes = sorted((key_prefix(rule["Prefix"]), rule["Prefix"]) for rule in rules)
     for (shorter, one), (longer, other) in itertools.pairwise(prefixes):
         if longer.startswith(shorter):
             yield (
                 "InvalidRequest",
                 f"Found overlapping prefixes {quoted(one)} and {quoted(other)}; only a Filter may overlap",
             )
-
-
-def _repeated(values: Iterable[T]) -> T | None:
-    """The first value that was there before."""
-    seen = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
 
 
 def effective_content(rule: Rule) -> str:
@@ -450,7 +403,7 @@ def render_aws(document: object) -> ReplicationConfiguration:
 
 def parse_versioning(document: object) -> Versioning:
     """With or without its wrapper; empty means that versioning was never on. Raises Refused(MalformedXML)."""
-    found = conform(_unwrapped(document, "VersioningConfiguration"), VersioningConfiguration, "MalformedXML")
+    found = conform(faults.unwrapped(document, "VersioningConfiguration"), VersioningConfiguration, "MalformedXML")
     return Versioning(found.get("Status", ""))
 
 
