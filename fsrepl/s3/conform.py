@@ -17,14 +17,20 @@ from fsrepl.errors import Refused
 
 T = TypeVar("T")
 
-_NAMES: Mapping[object, str] = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+_NAMES: Mapping[object, str] = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 _SHOWN_MAX = 100
 
 
 def conform(value: object, kind: type[T], code: str, of: str = "") -> T:
     """The value itself, known to have a form. Raises Refused(code): what (`of`), where in it, and what would be right.
 
-    kind is a TypedDict, of str, int, Literal words, list, X | list[X], and TypedDicts again. A field is
+    kind is a TypedDict, of str, int, bool, Literal words, list, X | list[X], and TypedDicts again. A field is
     optional unless Required; one that is Annotated[Never, why] is known and refused, for that reason.
     """
     try:

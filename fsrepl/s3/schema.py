@@ -1,4 +1,5 @@
-"""The form of S3's bucket settings, in the names of S3's own schema. What types cannot say is asked in replication.py.
+"""The form of S3's bucket settings, in the names of S3's own schema. What types cannot say is asked in
+replication.py and lifecycle.py.
 
 A field is optional unless Required; see s3/conform.py, which holds documents against these.
 """
@@ -89,3 +90,65 @@ class ReplicationConfiguration(TypedDict, total=False):
 class VersioningConfiguration(TypedDict, total=False):
     Status: Literal["Enabled", "Suspended"]
     MFADelete: Literal["Disabled"]  # as `aws s3api` prints it; there is no MFA to enable
+
+
+# -- lifecycle
+
+
+class LifecycleAnd(TypedDict, total=False):
+    Prefix: str
+    Tags: list[Tag]
+    ObjectSizeGreaterThan: int
+    ObjectSizeLessThan: int
+
+
+class LifecycleFilter(TypedDict, total=False):
+    Prefix: str
+    Tag: Tag
+    ObjectSizeGreaterThan: int
+    ObjectSizeLessThan: int
+    And: LifecycleAnd
+
+
+class Expiration(TypedDict, total=False):
+    Date: str
+    Days: int
+    ExpiredObjectDeleteMarker: bool
+
+
+class Transition(TypedDict, total=False):
+    Date: str
+    Days: int
+    StorageClass: Required[str]
+
+
+class NoncurrentVersionExpiration(TypedDict, total=False):
+    NoncurrentDays: Required[int]
+    NewerNoncurrentVersions: int
+
+
+class NoncurrentVersionTransition(TypedDict, total=False):
+    NoncurrentDays: Required[int]
+    StorageClass: Required[str]
+    NewerNoncurrentVersions: int
+
+
+class AbortIncompleteMultipartUpload(TypedDict, total=False):
+    DaysAfterInitiation: Required[int]
+
+
+class LifecycleRule(TypedDict, total=False):
+    Expiration: Expiration
+    ID: str
+    Prefix: str
+    Filter: LifecycleFilter
+    Status: Required[Word]
+    Transitions: list[Transition]
+    NoncurrentVersionTransitions: list[NoncurrentVersionTransition]
+    NoncurrentVersionExpiration: NoncurrentVersionExpiration
+    AbortIncompleteMultipartUpload: AbortIncompleteMultipartUpload
+
+
+class LifecycleConfiguration(TypedDict, total=False):
+    Rules: Required[list[LifecycleRule]]
+    TransitionDefaultMinimumObjectSize: Literal["all_storage_classes_128K", "varies_by_storage_class"]

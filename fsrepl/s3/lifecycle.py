@@ -1,0 +1,272 @@
+"""Lifecycle configurations in S3's JSON: read, refused with S3's codes, and given back as they were.
+
+Their form is in s3/schema.py; what types cannot say is asked in `_faults` of one rule and in `_faults_together` of
+all. What the rules ask for is in s3/due.py. Pure. Source: s3-semantics, 5.1 and 5.6.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from fsrepl.errors import Refused
+from fsrepl.model import clock, lifecycle
+from fsrepl.model.lifecycle import Lifecycle, Noncurrent, NoncurrentTransition, Term
+from fsrepl.s3 import faults
+from fsrepl.s3.conform import conform, quoted
+from fsrepl.s3.faults import Fault, key_prefix
+from fsrepl.s3.replication import RULES_MAX
+from fsrepl.s3.schema import (
+    Expiration,
+    LifecycleConfiguration,
+    LifecycleFilter,
+    LifecycleRule,
+    NoncurrentVersionExpiration,
+    NoncurrentVersionTransition,
+    Tag,
+    Transition,
+)
+
+DAY_NS = 86_400 * 1_000_000_000
+CLASSES = ("STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE")
+"""Those that something may move to, each cheaper to keep than the ones before it."""
+_IA_DAYS_MIN = 30
+_IA = ("STANDARD_IA", "ONEZONE_IA")
+_NEWER_MAX = 100
+_ACTIONS = (
+    "Expiration",
+    "Transitions",
+    "NoncurrentVersionExpiration",
+    "NoncurrentVersionTransitions",
+    "AbortIncompleteMultipartUpload",
+)
+_EXPIRATIONS = ("Days", "Date", "ExpiredObjectDeleteMarker")
+_BOUNDS = ("ObjectSizeGreaterThan", "ObjectSizeLessThan")
+
+
+def read_lifecycle(document: object) -> Lifecycle:
+    """A configuration, with or without the wrapper in which `aws s3api` takes it.
+
+    The result's document is what to save and to give back: the same, with ids made up where there are none. Raises
+    Refused with the codes of s3-semantics, 5.6.
+    """
+    inner = faults.unwrapped(document, "LifecycleConfiguration")
+    found = copy.deepcopy(conform(inner, LifecycleConfiguration, "MalformedXML"))
+    rules = found["Rules"]
+    if not rules:
+        raise Refused("MalformedXML", "Rules is empty; a configuration has at least one, and `rm` removes it")
+    if len(rules) > RULES_MAX:
+        raise Refused("MalformedXML", f"a configuration may have {RULES_MAX:,} rules, and this has {len(rules):,}")
+    for number, rule in enumerate(rules):
+        faults.refuse_first(_faults(rule), f"{faults.named(rule.get('ID'), number)}: ")
+    faults.refuse_first(_faults_together(rules))
+    taken = {rule.get("ID", "") for rule in rules}
+    fresh = (name for number in itertools.count(1) if (name := f"rule-{number}") not in taken)
+    for rule in rules:
+        rule["ID"] = rule.get("ID") or next(fresh)
+    varies = found.get("TransitionDefaultMinimumObjectSize") == "varies_by_storage_class"
+    return Lifecycle(tuple(map(_rule, rules)), cast(Mapping[str, object], found), small_to_archive=varies)
+
+
+# -- a rule as a value
+
+
+def _rule(written: LifecycleRule) -> lifecycle.LifecycleRule:
+    prefix, tags, bounds = _selection(written)
+    expiration = written.get("Expiration", {})
+    abort = written.get("AbortIncompleteMultipartUpload")
+    return lifecycle.LifecycleRule(
+        id=written["ID"],
+        enabled=written["Status"] == "Enabled",
+        prefix=key_prefix(prefix),
+        tags={tag["Key"]: tag["Value"] for tag in tags},
+        larger_than=bounds.get("ObjectSizeGreaterThan"),
+        smaller_than=bounds.get("ObjectSizeLessThan"),
+        expiration=_term(expiration) if "Days" in expiration or "Date" in expiration else None,
+        expired_markers=expiration.get("ExpiredObjectDeleteMarker", False),
+        transitions=tuple(
+            lifecycle.Transition(each["StorageClass"], _term(each)) for each in written.get("Transitions", [])
+        ),
+        noncurrent_expiration=_noncurrent(written.get("NoncurrentVersionExpiration")),
+        noncurrent_transitions=tuple(
+            NoncurrentTransition(
+                each["StorageClass"], Noncurrent(each["NoncurrentDays"], each.get("NewerNoncurrentVersions", 0))
+            )
+            for each in written.get("NoncurrentVersionTransitions", [])
+        ),
+        abort_days=abort["DaysAfterInitiation"] if abort else None,
+    )
+
+
+def _selection(rule: LifecycleRule) -> tuple[str, list[Tag], dict[str, int]]:
+    """The prefix, the tags and the bounds of size of a rule, wherever it says them."""
+    found = rule.get("Filter", {})
+    several = found.get("And", {})
+    prefix = rule.get("Prefix") or found.get("Prefix") or several.get("Prefix") or ""
+    both = {**found, **several}
+    bounds = {name: cast(int, both[name]) for name in _BOUNDS if name in both}
+    return prefix, [found["Tag"]] if "Tag" in found else several.get("Tags", []), bounds
+
+
+def _term(written: Expiration | Transition) -> Term:
+    return Term(date_ns=_date(written["Date"])) if "Date" in written else Term(written["Days"])
+
+
+def _noncurrent(written: NoncurrentVersionExpiration | None) -> Noncurrent | None:
+    return Noncurrent(written["NoncurrentDays"], written.get("NewerNoncurrentVersions", 0)) if written else None
+
+
+def _date(text: str) -> int:
+    """A date, or a time as `aws s3api` prints it. Raises ValueError."""
+    with_time = text if len(text) > len("2026-01-01") else f"{text}T00:00:00Z"
+    found = clock.parse(with_time)
+    datetime.date.fromisoformat(text[:10])  # parse rolls 31 February over to March
+    return found
+
+
+# -- what a configuration of the right form may still get wrong. Source: s3-semantics, 5.6
+
+
+def _faults(rule: LifecycleRule) -> Iterator[Fault]:
+    """What is wrong within one rule."""
+    yield from _faults_of_selection(rule)
+    if not any(rule.get(name) for name in _ACTIONS if name != "Expiration") and "Expiration" not in rule:
+        yield "InvalidRequest", f"At least one action needs to be specified in a rule: {', '.join(_ACTIONS)}"
+    yield from _faults_of_expiration(rule)
+    for transition in rule.get("Transitions", []):
+        yield from _faults_of_transition(transition)
+    for noncurrent in rule.get("NoncurrentVersionTransitions", []):
+        yield from _faults_of_class(noncurrent["StorageClass"], noncurrent["NoncurrentDays"], "NoncurrentDays")
+        yield from _faults_of_newer(rule, noncurrent)
+    if "NoncurrentVersionExpiration" in rule:
+        expiration = rule["NoncurrentVersionExpiration"]
+        if expiration["NoncurrentDays"] < 1:
+            yield (
+                "InvalidArgument",
+                "'NoncurrentDays' for NoncurrentVersionExpiration action must be a positive integer",
+            )
+        yield from _faults_of_newer(rule, expiration)
+    abort = rule.get("AbortIncompleteMultipartUpload")
+    if abort and abort["DaysAfterInitiation"] < 1:
+        yield "InvalidArgument", "'DaysAfterInitiation' for AbortIncompleteMultipartUpload must be a positive integer"
+    _, tags, bounds = _selection(rule)
+    if abort and (tags or bounds):
+        yield "InvalidRequest", f"AbortIncompleteMultipartUpload cannot be specified with {_of_what(tags)}"
+
+
+def _of_what(tags: Sequence[Tag]) -> str:
+    return "Tags: an upload has none yet" if tags else "Object Size: an upload has none yet"
+
+
+def _faults_of_selection(rule: LifecycleRule) -> Iterator[Fault]:
+    """What is wrong with what a rule selects, and with its name."""
+    if "Prefix" in rule and "Filter" in rule:
+        yield "InvalidRequest", "it has both Prefix and Filter; Filter alone is the present form"
+    if "Prefix" not in rule and "Filter" not in rule:
+        yield (
+            "MalformedXML",
+            "it has neither Prefix nor Filter; Filter is the present form, an empty one means the whole bucket",
+        )
+    found: LifecycleFilter = rule.get("Filter", {})
+    if len(found) > 1:
+        yield "MalformedXML", f"Filter has {' and '.join(found)}; several predicates belong in Filter.And"
+    several = found.get("And", {})
+    predicates = len(several) - ("Tags" in several) + len(several.get("Tags", []))
+    if "And" in found and predicates < 2:
+        yield "MalformedXML", "Filter.And needs two predicates; a single one belongs in Filter itself"
+    prefix, tags, bounds = _selection(rule)
+    yield from faults.of_tags([tag["Key"] for tag in tags])
+    yield from faults.of_prefix(prefix)
+    yield from faults.of_id(rule.get("ID", ""))
+    for name, size_bytes in bounds.items():
+        if size_bytes < (0 if name == "ObjectSizeGreaterThan" else 1):
+            yield "InvalidRequest", f"{name} must be a positive number of bytes, not {size_bytes}"
+    if len(bounds) == 2 and bounds["ObjectSizeLessThan"] <= bounds["ObjectSizeGreaterThan"]:
+        yield "InvalidRequest", "ObjectSizeLessThan has to be a value greater than ObjectSizeGreaterThan"
+
+
+def _faults_of_expiration(rule: LifecycleRule) -> Iterator[Fault]:
+    if "Expiration" not in rule:
+        return
+    expiration = rule["Expiration"]
+    if len(expiration) != 1:
+        given = " and ".join(expiration) or "nothing"
+        yield "MalformedXML", f"Expiration has {given}; it needs exactly one of {', '.join(_EXPIRATIONS)}"
+    _, tags, bounds = _selection(rule)
+    if "ExpiredObjectDeleteMarker" in expiration and (tags or bounds):
+        what = "tags" if tags else "object sizes"
+        yield "InvalidRequest", f"ExpiredObjectDeleteMarker cannot be specified with {what}: a marker has none"
+    if "Days" in expiration and expiration["Days"] < 1:
+        yield "InvalidArgument", "'Days' for Expiration action must be a positive integer"
+    yield from _faults_of_date(expiration.get("Date"), "Expiration")
+
+
+def _faults_of_transition(written: Transition) -> Iterator[Fault]:
+    if ("Days" in written) == ("Date" in written):
+        both = "both Days and Date" if "Date" in written else "neither Days nor Date"
+        yield "MalformedXML", f"a transition to {written['StorageClass']} has {both}"
+    yield from _faults_of_class(written["StorageClass"], written.get("Days"), "Days")
+    yield from _faults_of_date(written.get("Date"), "Transition")
+
+
+def _faults_of_class(storage_class: str, days: int | None, name: str) -> Iterator[Fault]:
+    if storage_class not in CLASSES:
+        yield "MalformedXML", f"StorageClass {quoted(storage_class)} is none of {', '.join(CLASSES)}"
+    if days is None:
+        return
+    if days < 0:
+        yield "InvalidArgument", f"'{name}' in Transition action must be nonnegative"
+    if storage_class in _IA and days < _IA_DAYS_MIN:
+        yield (
+            "InvalidArgument",
+            f"'{name}' in Transition action must be greater than or equal to {_IA_DAYS_MIN} for storageClass "
+            f"'{storage_class}', and is {days}",
+        )
+
+
+def _faults_of_date(date: str | None, action: str) -> Iterator[Fault]:
+    if date is None:
+        return
+    try:
+        found = _date(date)
+    except ValueError:
+        yield "MalformedXML", f"Date {quoted(date)} is no date such as 2026-01-01T00:00:00Z"
+        return
+    if found % DAY_NS:
+        yield "InvalidArgument", f"'Date' of {action} must be at midnight GMT, and is {quoted(date)}"
+
+
+def _faults_of_newer(
+    rule: LifecycleRule, written: NoncurrentVersionExpiration | NoncurrentVersionTransition
+) -> Iterator[Fault]:
+    if "NewerNoncurrentVersions" not in written:
+        return
+    if "Filter" not in rule:
+        yield "InvalidRequest", "NewerNoncurrentVersions needs a Filter instead of Prefix"
+    if not 1 <= written["NewerNoncurrentVersions"] <= _NEWER_MAX:
+        yield (
+            "InvalidArgument",
+            f"NewerNoncurrentVersions must be between 1 and {_NEWER_MAX}, not {written['NewerNoncurrentVersions']}",
+        )
+
+
+def _faults_together(rules: Sequence[LifecycleRule]) -> Iterator[Fault]:
+    """What is wrong among rules that are right each. Disabled ones count."""
+    yield from faults.of_ids(rule.get("ID") for rule in rules)
+    filtered = sum("Filter" in rule for rule in rules)
+    if 0 < filtered < len(rules):
+        yield "InvalidRequest", "some rules have a Prefix of their own and others a Filter; give all of them a Filter"
+    if filtered:
+        return
+    for action in _ACTIONS:
+        prefixes = sorted((key_prefix(rule["Prefix"]), rule["Prefix"]) for rule in rules if rule.get(action))
+        for (shorter, one), (longer, other) in itertools.pairwise(prefixes):
+            if longer.startswith(shorter):
+                yield (
+                    "InvalidRequest",
+                    f"Found overlapping prefixes {quoted(one)} and {quoted(other)} for same action type "
+                    f"'{action.removesuffix('s')}'; only a Filter may overlap",
+                )
