@@ -21,7 +21,7 @@ from fsrepl.storage import sharing, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object, Owed, Word
-from fsrepl.views import edits, stale
+from fsrepl.views import edits, hardlinks, stale
 
 if TYPE_CHECKING:
     from fsrepl.region.region import Region
@@ -182,6 +182,7 @@ class Batch:
         if self._is_unlooked_at(version.key, item.known):
             stale.mark_theirs(self.region, self.place, version.key)
             raise Unavailable("its view there is looked at first")
+        hardlinks.set_free_unseen(self.region, self.place, self.destination, version.key, item.known)
         if version.size >= self.engine.lane_bytes and not delivery.edit:
             self.large.append(item)
             return

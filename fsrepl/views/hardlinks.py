@@ -211,6 +211,18 @@ def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version)
     stale.mark_theirs(region, place, version.key)  # where its view has that file still, its ctime changed
 
 
+def set_free_unseen(region: Region, place: Place, bucket: OpenBucket, key: bytes, known: Object | None) -> None:
+    """The same for a key's current version before a newer one comes, where nothing tells how it was shown.
+
+    So it is after the loss of the journal, while the file in the place of its view is still being written. Once the
+    newer one is current, nothing leads to it any more.
+    """
+    if known is None or known.marker or known.view is not None or key in place.held:
+        return
+    if (version := lent(region, bucket, key, known)) is not None:
+        set_free(region, place, bucket, version)
+
+
 def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Give a destroyed version a file of its own, durably, and have it fetched again.
 

@@ -243,6 +243,28 @@ def test_a_version_that_was_destroyed_with_nothing_left_to_tell_but_itself(
         assert world.leftovers(bucket) == []
 
 
+def test_a_version_that_was_destroyed_is_found_before_a_newer_one_takes_its_place(tmp_path: Path) -> None:
+    """G7, section 7: the journal is lost, and the file in its place is still being written when the newer one comes."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        bucket = _link(world, "auto")
+        before = world.current("k", bucket)
+        _write_into(world.path("k", bucket))
+        world.unlink("k", bucket)
+        world.drop("k", b"newer")
+        world.capture(SOURCE)
+        with world.path("k", bucket).open("wb") as file:
+            file.write(b"being written")
+            file.flush()
+            world.restart(without_journal=True)
+            world.settle()
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, bucket, before)
+        assert b"being written" in _served(world, bucket).values()
+        assert world.statuses() == {"COMPLETED"}
+
+
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: Path, sharing: str) -> None:
     """G5, section 7: `rsync -X --inplace` writes into a file and takes every attribute from it."""
