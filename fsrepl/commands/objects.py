@@ -291,6 +291,12 @@ def failed(region: Worker, address: str, prefix: bytes) -> list[Owed]:
     ]
 
 
+def owes(region: Worker, address: str, prefix: bytes) -> bool:
+    """Whether there is anything of a bucket that could be retried, as far as the journal knows."""
+    owed = region.engine.journal.deliveries.select(address, prefix=prefix)
+    return any(each.status != Status.COMPLETED and _in_scope(each.key, prefix) for each in owed)
+
+
 def retry_waiting(region: Worker, address: str, prefix: bytes) -> int:
     """Try what waits of a bucket at once; how many."""
     pending = region.engine.journal.deliveries.select(address, status=Status.PENDING, prefix=prefix)

@@ -72,26 +72,41 @@ def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
 
 def _retry(engine: Engine, request: requests.Retry) -> Answer:
     scope = request.scope
+    key = scope.key if scope else b""
     addresses = [scope.bucket] if scope else sorted(engine.site.buckets)
     number, left_out = 0, dict[str, str]()
     for address in addresses:
         engine.site.bucket(address)
         home = engine.region_of(address)
-        if not scope and (address not in home.places or not home.places[address].up or home.name in left_out):
+        if home.name in left_out:
             continue
         try:
-            number += _retry_in(engine, home, address, scope.key if scope else b"")
+            if why := home.ask(functools.partial(_why_away, home, address, asked=scope is not None)):
+                if objects.owes(home, address, key):
+                    left_out[address] = why
+                continue
+            number += _retry_in(home, address, key)
         except Unavailable as error:
             if scope or not home.pulse.is_stuck:
                 raise
             left_out[home.name] = str(error)
-    return {"Retried": number, **({"LeftOut": [*left_out.values()]} if left_out else {})}
+    return {"Retried": number, **({"LeftOut": [*dict.fromkeys(left_out.values())]} if left_out else {})}
 
 
-def _retry_in(engine: Engine, home: Worker, address: str, prefix: bytes) -> int:
+def _why_away(home: Worker, address: str, *, asked: bool) -> str:
+    """Why nothing can be retried in a bucket; of one that was asked for by name only whether its region is away."""
+    try:
+        with home.engine.site.open_region(home.name):
+            place = home.places.get(address)
+            if asked or (place is not None and place.up):
+                return ""
+            return home.engine.site.buckets[address].trouble or f"bucket {address} is not up yet"
+    except FsreplError as error:
+        return str(error)
+
+
+def _retry_in(home: Worker, address: str, prefix: bytes) -> int:
     """Retry what failed of one bucket, some at a time: in between its region goes on with what is new."""
-    if not home.ask(lambda: engine.site.online(home.name)):
-        return 0
     failed = home.ask(lambda: objects.failed(home, address, prefix))
     number = home.ask(lambda: objects.retry_waiting(home, address, prefix))
     for start in range(0, len(failed), _RETRIED_AT_ONCE):

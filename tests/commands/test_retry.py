@@ -1,0 +1,184 @@
+"""`retry` says what it tried again, what it could not, and of what it knows nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fsrepl.cli import app
+from fsrepl.cli import wait as cli_wait
+from fsrepl.errors import Usage
+from fsrepl.model.version import Status
+from tests.world import DESTINATION, SOURCE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def suspend(world: World) -> None:
+    """Versioning is off at the destination: what is sent there fails."""
+    world.run("versioning.set", bucket=DESTINATION, status="Suspended")
+
+
+def mend(world: World) -> None:
+    world.run("versioning.set", bucket=DESTINATION, status="Enabled")
+
+
+def fail(world: World, *keys: str) -> None:
+    suspend(world)
+    for key in keys:
+        world.write(key, b"data")
+    world.settle()
+    assert {world.current(key).status for key in keys} == {Status.FAILED}
+
+
+def retry(world: World, scope: str) -> dict[str, object]:
+    return world.run("retry", **({"scope": scope} if scope else {}))
+
+
+def test_what_failed_is_pending_from_then_on_and_arrives(world: World) -> None:
+    """Section 5, retry; G11: the record, the journal and the count say so before it was sent."""
+    fail(world, "a", "b")
+    mend(world)
+    assert world.run("retry", scope=f"{SOURCE}/a") == {"Retried": 1}
+    assert (world.current("a").status, world.current("b").status) == ("PENDING", "FAILED")
+    assert world.engine.journal.deliveries.count_pending(SOURCE, 1 << 62) == 1
+    world.engine.settle_down()
+    assert world.current("a").status == "COMPLETED"
+    assert set(world.tree(DESTINATION)) == {"a"}
+    assert world.run("retry", scope=f"{SOURCE}/a") == {"Retried": 0}
+    assert world.run("retry") == {"Retried": 1}
+
+
+@pytest.mark.parametrize("scope", ["", SOURCE, f"{SOURCE}/k", f"{SOURCE}/d/", DESTINATION])
+def test_where_nothing_failed_nothing_is_tried(world: World, scope: str) -> None:
+    """Section 5, retry: a replica owes nothing either."""
+    world.write("k", b"data")
+    world.settle()
+    assert retry(world, scope) == {"Retried": 0}
+    world.stays_quiet()
+
+
+@pytest.mark.parametrize(
+    ("scope", "code"),
+    [(f"{SOURCE}/nothing", "NoSuchKey"), (f"{SOURCE}/d", "NoSuchKey"), ("east/nothing", "NoSuchBucket")],
+)
+def test_what_is_not_there_is_refused(world: World, scope: str, code: str) -> None:
+    """Section 5, retry: also a folder that is named like a key."""
+    world.write("d/k", b"data")
+    world.settle()
+    assert world.refused("retry", scope=scope) == code
+
+
+def test_a_key_that_is_deleted_is_retried_by_its_name(world: World) -> None:
+    """Section 5, retry: its versions and its marker are still owed."""
+    fail(world, "k")
+    world.unlink("k")
+    world.settle()
+    mend(world)
+    assert world.run("retry", scope=f"{SOURCE}/k") == {"Retried": 2}
+    world.settle()
+    assert {v.status for v in world.of("k")} == {"COMPLETED"}
+    assert world.ids(SOURCE) == world.ids(DESTINATION)
+
+
+def test_what_is_broken_still_fails_again(world: World) -> None:
+    """G11: with the reason, and no more often than it was asked for."""
+    fail(world, "k")
+    for _ in range(2):
+        assert world.run("retry", scope=SOURCE) == {"Retried": 1}
+        world.settle()
+        (delivery,) = world.current("k").deliveries.values()
+        assert (delivery.status, delivery.reason) == ("FAILED", "DstBucketUnversioned")
+    world.restart()
+    world.settle()
+    assert world.current("k").status == "FAILED"
+
+
+def test_what_waits_for_its_next_try_is_tried_at_once(world: World) -> None:
+    """Section 5, retry: PENDING counts, too."""
+    world.away("west")
+    world.write("k", b"data")
+    world.settle()
+    assert world.run("retry", scope=f"{SOURCE}/k") == {"Retried": 1}
+    world.back("west")
+    assert world.run("retry", scope=SOURCE) == {"Retried": 1}
+    world.settle()
+    assert world.run("retry", scope=SOURCE) == {"Retried": 0}
+
+
+@pytest.mark.parametrize("scope", ["", SOURCE, f"{SOURCE}/k"])
+def test_a_source_that_is_away_is_named_if_it_has_something_to_retry(world: World, scope: str) -> None:
+    """Section 5, retry: `tried again: 0` would look as if nothing had failed."""
+    fail(world, "k")
+    mend(world)
+    world.away("east")
+    world.look()
+    answer = retry(world, scope)
+    (why,) = answer["LeftOut"]  # type: ignore[misc]
+    assert answer["Retried"] == 0
+    assert "east" in why
+    world.back("east")
+    world.look()
+    assert retry(world, scope) == {"Retried": 1}
+    world.settle()
+    assert world.statuses() == {"COMPLETED"}
+    world.away("east")
+    world.look()
+    assert retry(world, scope) == {"Retried": 0}
+    world.back("east")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to somebody else")
+def test_a_bucket_that_is_offline_holds_up_no_other(tmp_path: Path) -> None:
+    """Section 5, retry: with --all it is named, and by its own name it says why."""
+    with World(tmp_path, buckets=(SOURCE, "east/other", DESTINATION)) as world:
+        world.run("replication.enable", source="east/other", destination=DESTINATION)
+        fail(world, "k")
+        world.write("o", b"data", "east/other")
+        world.settle()
+        mend(world)
+        world.path(".fsrepl", "east/other").chmod(0o777)
+        world.look()
+        answer = world.run("retry")
+        (why,) = answer["LeftOut"]  # type: ignore[misc]
+        assert (answer["Retried"], "east/other" in why) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "out", "err"),
+    [
+        ({"Retried": 0}, 0, "tried again: 0 deliveries\n", ""),
+        ({"Retried": 1}, 0, "tried again: 1 delivery\n", ""),
+        (
+            {"Retried": 2, "LeftOut": ["region east is away"]},
+            1,
+            "tried again: 2 deliveries\n",
+            "left out: region east is away\n",
+        ),
+    ],
+)
+def test_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, object], code: int, out: str, err: str
+) -> None:
+    """Section 5: what was left out goes to stderr and makes it 1; the JSON says the same."""
+    monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: answer)
+    said = CliRunner().invoke(app, ["retry", "--all"])
+    assert (said.exit_code, said.stdout, said.stderr) == (code, out, err)
+    said = CliRunner().invoke(app, ["retry", SOURCE, "--json"])
+    assert (said.exit_code, json.loads(said.stdout), said.stderr) == (code, answer, err)
+
+
+@pytest.mark.parametrize("arguments", [[], [SOURCE, "--all"]])
+def test_it_is_told_what_to_retry(arguments: list[str]) -> None:
+    """Section 5: one of the two, or it is a mistake in writing (2)."""
+    said = CliRunner().invoke(app, ["retry", *arguments])
+    assert isinstance(said.exception, Usage)
