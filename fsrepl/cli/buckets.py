@@ -55,7 +55,8 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
 
     Each file becomes the version `null` of its key; it says first what space that takes. A bucket of the site that
     has lost its .fsrepl, or its folder, becomes that bucket again, with its settings and the versions that its
-    replicas have; it says first what becomes of files that are missing.
+    replicas have; it says first what becomes of files that are missing. While a region is away that may have versions
+    of it, that takes --yes.
     """
     room = perform(requests.AdoptBucket(bucket, dry_run=True))
     what = _is_lost(bucket, room) if "Healed" in room else _takes(bucket, room)
@@ -64,8 +65,10 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
         return
     if yes and not json:
         say(what)
+    if room.get("NotAsked") and not yes:  # not by a word on a terminal: what is lost then, nobody can tell
+        raise Refused("InvalidRequest", f"{what}. Attach that first; --yes goes on without it")
     confirm(f"{what}. " + ("Bring it back?" if "Healed" in room else "Adopt it?"), yes)
-    answer = perform(requests.AdoptBucket(bucket, umask=umask()))
+    answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes))
     if "Healed" in answer:
         print_json(answer) if json else _tell_healed(bucket, answer)
         return

@@ -235,6 +235,22 @@ def _is_known_elsewhere(bucket: Bucket) -> bool:
 # -- files that are missing
 
 
+def not_asked(bucket: Bucket) -> tuple[str, ...]:
+    """Why buckets that may have versions of a lost one cannot be asked now."""
+    with rebuild.Elsewhere(bucket) as elsewhere:
+        return tuple(sorted({*elsewhere.away.values()}))
+
+
+def require_all(bucket: Bucket) -> None:
+    """Raises Refused where a bucket that may have versions of a lost one cannot be asked now."""
+    if away := not_asked(bucket):
+        raise Refused(
+            "InvalidRequest",
+            f"{bucket.address} would come back without what cannot be asked for now, and what is nowhere else would be "
+            f"lost: {'; '.join(away)}. Attach that first; --yes goes on without it",
+        )
+
+
 def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
     """What a healing will make of the files that are not in a bucket's folder; fd is None where that is gone."""
     configuration, known, missing = _configuration(engine, bucket), 0, 0
@@ -246,8 +262,7 @@ def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
         if fd is None or not _has_file(bucket.fs, fd, key):
             missing += 1
             crossing.update(rules.choose(configuration, Version(key, "", 0, marker=True, origin=Origin.USER)).keys())
-    with rebuild.Elsewhere(bucket) as elsewhere:
-        away = tuple(sorted(elsewhere.away.values()))
+    away = not_asked(bucket)
     if configuration is None or missing == known:
         return Missing(missing, 0, {}, away)
     return Missing(0, missing, crossing, away)
@@ -304,7 +319,7 @@ def _has_file(fs: Fs, fd: int, key: bytes) -> bool:
 def _bring_back(engine: Engine, bucket: OpenBucket) -> Healed:
     healed = Healed()
     with rebuild.Rebuilder(bucket, engine.journal) as rebuilder:
-        healed.away = tuple(sorted(rebuilder.elsewhere.away.values()))
+        healed.away = tuple(sorted({*rebuilder.elsewhere.away.values()}))
         batch = _Batch(engine, bucket)
         for staged in _from_elsewhere(engine, bucket, rebuilder):
             batch.add(staged)

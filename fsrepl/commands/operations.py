@@ -66,6 +66,8 @@ def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
     """Make a folder a bucket; one that is a bucket of the site, and has lost what made it one, is made that again."""
     known = engine.site.buckets.get(str(request.bucket))
     if known is not None and heal.is_lost(known):
+        if not (request.dry_run or request.although_away):
+            heal.require_all(known)
         return buckets.heal_bucket(engine, known.address, dry_run=request.dry_run, umask=request.umask)
     return _ask_region(engine, request, lambda e, r: buckets.adopt_bucket(e, r.bucket, dry_run=r.dry_run))
 

@@ -170,9 +170,12 @@ class CreateBucket(OnBucket):
 
 @dataclass(frozen=True)
 class AdoptBucket(OnBucket):
+    """although_away: a bucket that is lost comes back without what regions have that are away now."""
+
     op = "bucket.adopt"
     dry_run: bool = False
     umask: int | None = None
+    although_away: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,47 @@ def test_adopting_again_says_first_what_is_deleted(site: Site) -> None:
     assert "2 objects with no file in it will be put back; nothing is deleted\n" in said
     assert said.endswith("2 missing files put back; nothing is deleted\n")
     assert site.path("a").read_bytes() == b"k"
+
+
+def _on_a_terminal(site: Site, *arguments: str) -> tuple[int, str]:
+    """Exit status of a command, and what it says on the terminal that it could ask on."""
+    shown, terminal = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "fsrepl", "--site", str(site.root), *arguments]
+        done = subprocess.run(command, stdin=terminal, stderr=terminal, stdout=subprocess.DEVNULL, timeout=30)
+        return done.returncode, os.read(shown, 65536).decode()
+    finally:
+        os.close(terminal)
+        os.close(shown)
+
+
+@pytest.mark.parametrize("detached", [False, True], ids=["not-mounted", "not-attached"])
+def test_adopting_again_without_a_region_takes_yes(site: Site, detached: bool) -> None:
+    """G8: what only that region has would be lost; it is named, with what attaches it, and a terminal makes no odds."""
+    site.must("replication", "enable", SOURCE, DESTINATION)
+    site.write("k", b"k")
+    with site:
+        site.start()
+        site.must("wait")
+    shutil.rmtree(site.path(".fsrepl"))
+    west = site.regions["west"]
+    if detached:
+        identities = site.root / ".fsrepl-site" / "identities.json"
+        known = json.loads(identities.read_text())
+        del known["regions"]["west"]
+        identities.write_text(json.dumps(known))
+    else:
+        west.rename(west.with_name("elsewhere"))
+    remedy = f"fsrepl region add west={west}" if detached else "not mounted"
+    piped = site.run("bucket", "adopt", SOURCE)
+    for code, said in ((piped.code, piped.err), _on_a_terminal(site, "bucket", "adopt", SOURCE)):
+        assert code == 3
+        assert said.startswith("InvalidRequest: ")
+        assert "What only it has is lost if you go on now: region west is " in said
+        assert remedy in said or str(west) in said
+        assert not site.path(".fsrepl").exists()
+    assert site.run("bucket", "adopt", SOURCE, "--yes").code == 0
+    assert site.path(".fsrepl/bucket.json").exists()
 
 
 def test_odd_names_are_escaped_wherever_they_are_printed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.errors import Unavailable
+from fsrepl.errors import Refused, Unavailable
 from fsrepl.model.version import Status
 from fsrepl.storage import remembered
 from tests.doubles import DyingFs, PowerCut
@@ -177,6 +177,24 @@ def test_a_bucket_that_cannot_be_asked_is_named_first(world: World) -> None:
     world.away("west")
     (away,) = world.run("bucket.adopt", bucket=SOURCE, dry_run=True)["NotAsked"]  # type: ignore[misc]
     assert "west" in away
+    world.back("west")
+
+
+def test_without_a_bucket_that_cannot_be_asked_it_comes_back_only_if_that_is_wanted(world: World) -> None:
+    """G8: nothing is touched before, and with the region back everything comes back."""
+    before = world.ids(SOURCE)
+    lose(world, SOURCE)
+    world.away("west")
+    with pytest.raises(Refused, match=r"^InvalidRequest: .* lost: region west is offline: .* Attach that first; --yes"):
+        adopt(world, SOURCE)
+    assert not world.path(".fsrepl").exists()
+    world.back("west")
+    assert adopt(world, SOURCE)["Lost"] == 0
+    world.settle()
+    assert world.ids(SOURCE) == before
+    lose(world, SOURCE)
+    world.away("west")
+    assert world.run("bucket.adopt", bucket=SOURCE, although_away=True)["Lost"] == 2
     world.back("west")
 
 
