@@ -46,8 +46,8 @@ class Users:
         self._end.set()
         self._thread.join()
         self.look()
-        for link in [path for path in self.top.rglob("*") if path.is_symlink()]:
-            self._unlink_directory(link)
+        while links := [path for path in self.top.rglob("*") if path.is_symlink()]:
+            self._unlink_directory(links[0])  # the others may have other names after that
         self.look()
 
     def look(self) -> dict[Key, File]:
