@@ -99,8 +99,8 @@ def make_bucket(
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)
         fs.sync_file(at)
-    undo.callback(site.identities["buckets"].pop, str(address), None)
-    site.identities["buckets"][str(address)] = str(identity["uuid"])
+    undo.callback(site.identities.buckets.pop, str(address), None)
+    site.identities.buckets[str(address)] = str(identity["uuid"])
 
 
 def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
@@ -195,7 +195,7 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
         _remove_tree(bucket)
     except BucketMissing:
         pass
-    del site.identities["buckets"][address]
+    del site.identities.buckets[address]
     site.save_identities()
     remembered.forget(site, address)
     engine.recent.forget(address)

@@ -35,7 +35,7 @@ from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
 from fsrepl.storage.fs import NO_FILE, Fs
 from fsrepl.storage.intents import CURRENT, Intent, intend
-from fsrepl.storage.site import ignore_in_git
+from fsrepl.storage.site import Site, ignore_in_git
 from fsrepl.storage.view_file import open_view
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Missing:
         }  # fmt: skip
 
 
-def is_lost(bucket: Bucket) -> bool:
+def is_lost(site: Site, bucket: Bucket) -> bool:
     """Whether a bucket's folder is gone from its region, or .fsrepl, or what that cannot do without, from the folder.
 
     Raises FsreplError where the folder cannot be looked into.
@@ -107,7 +107,7 @@ def is_lost(bucket: Bucket) -> bool:
                 return False
             if not _is_there(fs, meta, remembered.IDENTITY):
                 return True
-            was_versioned = remembered.has(bucket.site, bucket.address, remembered.VERSIONING)
+            was_versioned = remembered.has(site, bucket.address, remembered.VERSIONING)
             is_whole = _is_there(fs, meta, b"versions") or not was_versioned
             return not is_whole and (read_document(fs, meta, remembered.IDENTITY) or {}).get("uuid") == bucket.uuid
         except (OSError, ValueError):
@@ -126,14 +126,14 @@ def _is_there(fs: Fs, at: int, name: bytes) -> bool:
 
 def has_folder(bucket: Bucket) -> bool:
     """Whether anything is where a bucket's folder belongs. Raises Unavailable where its region is away."""
-    with bucket.site.open_region(bucket.region) as at:
+    with bucket.root.open() as at:
         return _is_there(bucket.fs, at, bucket.name.encode())
 
 
 def make_folder(bucket: Bucket, umask: int | None) -> None:
     """An empty folder for a bucket that has lost its own. umask: see buckets.make_bucket."""
     fs = bucket.fs
-    with bucket.site.open_region(bucket.region) as at:
+    with bucket.root.open() as at:
         fs.make_dir(at, bucket.name.encode(), 0o755)
         if umask is not None:
             with open_folder(bucket) as (_, fd):
@@ -144,7 +144,7 @@ def make_folder(bucket: Bucket, umask: int | None) -> None:
 @contextlib.contextmanager
 def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
     """The region's folder and the bucket's in it, whatever that holds. Raises BucketMissing, Unavailable."""
-    with bucket.site.open_region(bucket.region) as at:
+    with bucket.root.open() as at:
         try:
             fd = bucket.fs.open_dir(at, bucket.name.encode(), cross=True)
         except OSError as error:
@@ -213,16 +213,16 @@ def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None
     fs, address = engine.fs, bucket.address
     if _is_there(fs, meta, remembered.VERSIONING):
         return
-    if engine.journal.versions.count_versions(address) or _is_known_elsewhere(bucket):
+    if engine.journal.versions.count_versions(address) or _is_known_elsewhere(engine.site, bucket):
         write_document(fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED))
         text = engine.journal.fact(f"replication {address}")
         if text and not _is_there(fs, meta, remembered.REPLICATION):
             write_document(fs, meta, remembered.REPLICATION, json.loads(text))
 
 
-def _is_known_elsewhere(bucket: Bucket) -> bool:
+def _is_known_elsewhere(site: Site, bucket: Bucket) -> bool:
     """Whether another bucket has a version from this one, or had one that it sent here."""
-    with rebuild.Elsewhere(bucket) as elsewhere:
+    with rebuild.Elsewhere(site, bucket) as elsewhere:
         for there in elsewhere.buckets.values():
             for path, at, name, stored in versions.stream(there, lambda *about: None):
                 with contextlib.suppress(OSError, StoreDamaged):
@@ -235,15 +235,15 @@ def _is_known_elsewhere(bucket: Bucket) -> bool:
 # -- files that are missing
 
 
-def not_asked(bucket: Bucket) -> tuple[str, ...]:
+def not_asked(site: Site, bucket: Bucket) -> tuple[str, ...]:
     """Why buckets that may have versions of a lost one cannot be asked now."""
-    with rebuild.Elsewhere(bucket) as elsewhere:
+    with rebuild.Elsewhere(site, bucket) as elsewhere:
         return tuple(sorted({*elsewhere.away.values()}))
 
 
-def require_all(bucket: Bucket) -> None:
+def require_all(site: Site, bucket: Bucket) -> None:
     """Raises Refused where a bucket that may have versions of a lost one cannot be asked now."""
-    if away := not_asked(bucket):
+    if away := not_asked(site, bucket):
         raise Refused(
             "InvalidRequest",
             f"{bucket.address} would come back without what cannot be asked for now, and what is nowhere else would be "
@@ -262,7 +262,7 @@ def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
         if fd is None or not _has_file(bucket.fs, fd, key):
             missing += 1
             crossing.update(rules.choose(configuration, Version(key, "", 0, marker=True, origin=Origin.USER)).keys())
-    away = not_asked(bucket)
+    away = not_asked(engine.site, bucket)
     if configuration is None or missing == known:
         return Missing(missing, 0, {}, away)
     return Missing(0, missing, crossing, away)
@@ -318,7 +318,7 @@ def _has_file(fs: Fs, fd: int, key: bytes) -> bool:
 
 def _bring_back(engine: Engine, bucket: OpenBucket) -> Healed:
     healed = Healed()
-    with rebuild.Rebuilder(bucket, engine.journal) as rebuilder:
+    with rebuild.Rebuilder(engine.site, bucket, engine.journal) as rebuilder:
         healed.away = tuple(sorted({*rebuilder.elsewhere.away.values()}))
         batch = _Batch(engine, bucket)
         for staged in _from_elsewhere(engine, bucket, rebuilder):

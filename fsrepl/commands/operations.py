@@ -65,9 +65,9 @@ def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer])
 def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
     """Make a folder a bucket; one that is a bucket of the site, and has lost what made it one, is made that again."""
     known = engine.site.buckets.get(str(request.bucket))
-    if known is not None and heal.is_lost(known):
+    if known is not None and heal.is_lost(engine.site, known):
         if not (request.dry_run or request.although_away):
-            heal.require_all(known)
+            heal.require_all(engine.site, known)
         return buckets.heal_bucket(engine, known.address, dry_run=request.dry_run, umask=request.umask)
     return _ask_region(engine, request, lambda e, r: buckets.adopt_bucket(e, r.bucket, dry_run=r.dry_run))
 

@@ -108,7 +108,7 @@ def attach_region(
             identity = read_document(site.fs, at, REGION_IDENTITY)
         except (OSError, ValueError) as error:
             raise Usage(f"the identity of region {name} at {path} cannot be read: {error}") from error
-        known = site.identities["regions"].get(name)
+        known = site.identities.regions.get(name)
         if identity is None:
             if known is not None and not replace:
                 raise Usage(
@@ -123,7 +123,7 @@ def attach_region(
         elif known is not None and identity.get("uuid") != known and not replace:
             raise Usage(f"{path} is another region named {name} than this site knows; --replace takes it in its stead")
         _claim(site, name, at, identity)
-        site.identities["regions"][name] = str(identity["uuid"])
+        site.identities.regions[name] = str(identity["uuid"])
         found = []
         for entry in site.fs.entries(at):
             if not entry.is_dir(follow_symlinks=False):
@@ -137,7 +137,7 @@ def attach_region(
                 if bucket is not None:
                     arn.check_bucket_name(entry.name)
                     address = f"{name}/{entry.name}"
-                    site.identities["buckets"][address] = str(bucket["uuid"])
+                    site.identities.buckets[address] = str(bucket["uuid"])
                     found.append(address)
     return sorted(found)
 
@@ -175,12 +175,12 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
     if old is None:
         text = settings_text.add_region(text, name, absolute)
     elif os.path.realpath(old.path) != os.path.realpath(absolute):
-        if not replace and name in engine.site.identities["regions"] and not _is_region(absolute, name, engine.site):
+        if not replace and name in engine.site.identities.regions and not _is_region(absolute, name, engine.site):
             raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
         text = settings_text.move_region(text, name, absolute)
     parsed = settings.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
-    lost = [a for a in site.identities["buckets"] if a.startswith(name + "/")] if replace else []
+    lost = [a for a in site.identities.buckets if a.startswith(name + "/")] if replace else []
     with contextlib.ExitStack() as undo:
         found = attach_region(site, name, undo, replace=replace, umask=umask)
         for address in lost:
@@ -218,7 +218,7 @@ def _put_back_settings(site: Site, address: Address) -> None:
 def _is_region(path: str, name: str, site: Site) -> bool:
     with contextlib.suppress(OSError, ValueError), open_directory(site.fs, Path(path)) as at:
         identity = read_document(site.fs, at, REGION_IDENTITY) or {}
-        return identity.get("uuid") == site.identities["regions"].get(name)
+        return identity.get("uuid") == site.identities.regions.get(name)
     return False
 
 
@@ -279,9 +279,9 @@ def forget_region(engine: Engine, name: str) -> dict[str, object]:
     with contextlib.suppress(FsreplError, OSError), site.open_region(name) as at:
         identity = read_document(engine.fs, at, REGION_IDENTITY) or {}
         write_document(engine.fs, at, REGION_IDENTITY, {n: v for n, v in identity.items() if n != "site"})
-    site.identities["regions"].pop(name, None)
-    for address in [a for a in site.identities["buckets"] if a.startswith(name + "/")]:
-        del site.identities["buckets"][address]
+    site.identities.regions.pop(name, None)
+    for address in [a for a in site.identities.buckets if a.startswith(name + "/")]:
+        del site.identities.buckets[address]
     site.save_identities()
     _write_settings(engine.fs, file, text)
     engine.reload(parsed)

@@ -77,7 +77,7 @@ class Attaching(Region):
                     self._bring_up(place, bucket)
                 elif place.scanned and time.monotonic() >= place.displaced_at_s:
                     place.displaced_at_s = time.monotonic() + _DISPLACED_S
-                    displaced.clear(bucket, self.engine.journal)
+                    displaced.clear(bucket, self.engine.journal, self.engine.settings.capture.open_quiet_s)
                     bucket.sync()
         except (FsreplError, OSError) as error:
             why = reason(error)
@@ -132,7 +132,7 @@ class Attaching(Region):
 
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
         following.look_before_showing(self, place, bucket, intents)
-        lost = recover.finish(bucket, engine.journal, hold)
+        lost = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, hold)
         refetch.resume(place, lost)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)
@@ -152,7 +152,7 @@ class Attaching(Region):
 
     def _index(self, place: Place, bucket: OpenBucket) -> None:
         journal = self.engine.journal
-        with rebuild.Rebuilder(bucket, journal) as rebuilder:
+        with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             reconcile.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
         place.stripped = rebuilder.waiting > 0
         if place.stripped:

@@ -42,8 +42,7 @@ class Elsewhere:
     Those that replicate to or from this bucket come first. away: the ones that cannot be looked into now.
     """
 
-    def __init__(self, bucket: Bucket) -> None:
-        site = bucket.site
+    def __init__(self, site: Site, bucket: Bucket) -> None:
         self.address = bucket.address
         self.away: dict[str, str] = {}
         self.buckets: dict[str, OpenBucket] = {}
@@ -118,8 +117,8 @@ def _related(site: Site, address: str) -> frozenset[str]:
 class Rebuilder:
     """Rebuilds records of one bucket that is open for writing. Other regions are only looked into."""
 
-    def __init__(self, bucket: OpenBucket, journal: Journal) -> None:
-        self.bucket, self.journal = bucket, journal
+    def __init__(self, site: Site, bucket: OpenBucket, journal: Journal) -> None:
+        self.site, self.bucket, self.journal = site, bucket, journal
         self.rebuilt = 0
         self.waiting = 0
         """Records that nothing here tells enough of, while a region is away that may."""
@@ -132,7 +131,7 @@ class Rebuilder:
     @property
     def elsewhere(self) -> Elsewhere:
         if self._elsewhere is None:
-            self._elsewhere = Elsewhere(self.bucket.bucket)
+            self._elsewhere = Elsewhere(self.site, self.bucket.bucket)
         return self._elsewhere
 
     def version(
@@ -212,7 +211,7 @@ class Rebuilder:
             face=None if stored.marker else self._face(key, digest),
             replication=bucket.bucket.replication,
             since=bucket.bucket.documents.since,
-            sources=tuple(bucket.bucket.site.sources_of(bucket.address)),
+            sources=tuple(self.site.sources_of(bucket.address)),
             owner=(folder.st_uid, folder.st_gid),
         )  # fmt: skip
 

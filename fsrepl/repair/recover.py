@@ -27,12 +27,13 @@ log = logging.getLogger("fsrepl")
 
 
 def finish(
-    bucket: OpenBucket, journal: Journal, hold: Callable[[intents.Intent, show.Held], bool]
+    bucket: OpenBucket, journal: Journal, quiet_s: float, hold: Callable[[intents.Intent, show.Held], bool]
 ) -> dict[tuple[bytes, str], bytes]:
     """Carry out the intents that a crash left, look at what was displaced, sweep staging.
 
     After that every view shows its key's current version, or is held. The journal's row of any other view is older
     than the tree, and is forgotten: what is there now is compared with the versions, as without a journal.
+    quiet_s: see displaced.clear.
     hold: takes a view that cannot change yet; whether that is written down durably, so that its old intent may go.
     Returns the versions that are still to be fetched again, and under what name that is written down.
     """
@@ -43,7 +44,7 @@ def finish(
     fetched: dict[tuple[bytes, str], bytes] = {}
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
-    displaced.clear(bucket, journal, intents)
+    displaced.clear(bucket, journal, quiet_s, intents)
     displaced.clear_beside(bucket, journal, intents)
     staging.sweep(bucket)
     for name, group in files:

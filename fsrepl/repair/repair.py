@@ -78,7 +78,7 @@ def repair(region: Region, target: Target) -> bool:
     engine = region.engine
     region.ask(lambda: region.ready(target.address))
     bucket = engine.site.bucket(target.address)
-    with rebuild.Elsewhere(bucket) as elsewhere:
+    with rebuild.Elsewhere(engine.site, bucket) as elsewhere:
         version, rebuilt = region.ask(lambda: _record(region, target))
         records, _ = elsewhere.records(target.directory, target.name, target.stored, version.digest if version else b"")
         if version is None:
@@ -127,7 +127,7 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
             raise
         except StoreDamaged:
             damaged = True
-        with rebuild.Rebuilder(bucket, journal) as rebuilder:
+        with rebuild.Rebuilder(region.engine.site, bucket, journal) as rebuilder:
             version = rebuilder.version(at, target.directory, target.name, target.stored, damaged=damaged)
         if version is not None:
             bucket.sync()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, digests, keys
@@ -23,10 +23,7 @@ from fsrepl.model.view import View, view_of
 from fsrepl.s3 import replication
 from fsrepl.storage import documents, privacy, times
 from fsrepl.storage.fs import GONE, Fs
-
-if TYPE_CHECKING:
-    from fsrepl.storage.site import Site
-
+from fsrepl.storage.root import Root
 
 T = TypeVar("T")
 META = keys.RESERVED
@@ -220,10 +217,11 @@ class OpenBucket:
 class Bucket:
     """One bucket of the site: where it is, what it must say it is, and its documents as last read."""
 
-    def __init__(self, site: Site, address: str, expected: str) -> None:
-        self.site, self.fs, self.address, self.uuid = site, site.fs, address, expected
-        named = Address.parse_bucket(address)
-        self.region, self.name = named.region, named.name
+    def __init__(self, root: Root, address: str, expected: str, named: Callable[[str], list[str]]) -> None:
+        """named: the addresses of all buckets of a name, as a rule may say no more of its destination."""
+        self.root, self.fs, self.address, self.uuid, self._named = root, root.fs, address, expected, named
+        whole = Address.parse_bucket(address)
+        self.region, self.name = whole.region, whole.name
         self.documents = Documents()
         self.seen: dict[bytes, tuple[int, ...]] = {}
         self.trouble = ""
@@ -241,7 +239,7 @@ class Bucket:
     @property
     def path(self) -> Path:
         """Its folder."""
-        return self.site.settings.regions[self.region].path / self.name
+        return self.root.path / self.name
 
     @property
     def _adopt_hint(self) -> str:
@@ -249,7 +247,7 @@ class Bucket:
 
     @property
     def sharing(self) -> str:
-        return self.site.settings.regions[self.region].sharing
+        return self.root.sharing
 
     @property
     def versioning(self) -> Versioning:
@@ -274,7 +272,7 @@ class Bucket:
         return found
 
     def _open(self) -> OpenBucket:
-        with self.site.open_region(self.region) as region_fd:
+        with self.root.open() as region_fd:
             try:
                 fd = self.fs.open_dir(region_fd, self.name.encode(), cross=True)
             except OSError as error:
@@ -291,7 +289,7 @@ class Bucket:
             what = f"its .fsrepl folder is gone; {self._adopt_hint}" if error.errno in GONE else reason(error)
             raise Unavailable(f"bucket {self.address}: {what}") from error
         try:
-            if self.site.keeps_private:
+            if self.root.keeps_private:
                 self._keep_private(opened)
             self._check(opened)
             self.refresh(opened)
@@ -309,7 +307,7 @@ class Bucket:
             if privacy.is_open(self.fs, opened.meta) and self._is_its(opened) and privacy.close(self.fs, opened.meta):
                 self.exposed = (
                     f"others could look into .fsrepl, which holds private and deleted files, until "
-                    f"{clock.stamp(self.site.now())}; it is closed again"
+                    f"{clock.stamp(self.root.now())}; it is closed again"
                 )
 
     def _is_its(self, opened: OpenBucket) -> bool:
@@ -381,7 +379,7 @@ class Bucket:
         )
 
     def _parse_replication(self, document: dict[str, object]) -> Replication | None:
-        return replication.read_replication(document, source=self.address, named=self.site.named)
+        return replication.read_replication(document, source=self.address, named=self._named)
 
     def _document(self, opened: OpenBucket, name: bytes, parse: Callable[[dict[str, object]], T], otherwise: T) -> T:
         """What a document says; otherwise, where there is none. Raises DocumentInvalid, which names it."""

@@ -1,5 +1,107 @@
-"""A region's root directory and its identity."""
+"""A region's root directory, known by the identity file in it.
+
+A region's root without its identity file, or with another's, is offline: nothing is read from it and
+nothing written into it. So a mount that is missing is an outage and never a mass delete. Source: design.md,
+sections 2 and 3 (G8, G9).
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fsrepl.errors import Away, Unavailable, Usage, reason
+from fsrepl.model.clock import Clock
+from fsrepl.settings import RegionSettings
+from fsrepl.storage import documents, probe
+from fsrepl.storage.fs import Fs
+
 REGION_IDENTITY = b".fsrepl-region.json"
+
+
+@dataclass(slots=True)
+class Identities:
+    """Which site this is, and which regions and buckets it has attached: what each must say that it is."""
+
+    site: str = ""
+    regions: dict[str, str] = field(default_factory=dict)
+    buckets: dict[str, str] = field(default_factory=dict)
+
+
+class Root:
+    """The root directory of a region of the site. The site keeps the attributes as its settings say."""
+
+    def __init__(self, fs: Fs, now: Clock, identities: Identities, settings: RegionSettings) -> None:
+        self.fs, self.now, self.settings = fs, now, settings
+        self._identities = identities
+        self.left = ""
+        """That the site no longer names the region, for people; empty while it does."""
+        self.silent = False
+        """It gave no answer when a command asked: nothing of it is touched, or the command would hang as well."""
+        self.keeps_private = False
+        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
+        self._checked: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def path(self) -> Path:
+        return self.settings.path
+
+    @property
+    def sharing(self) -> str:
+        return self.settings.sharing
+
+    @property
+    def not_attached(self) -> str:
+        return f"region {self.name} is not attached; `fsrepl region add {self.name}={self.path}` attaches it"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[int]:
+        """The root, known to be the one we expect. Raises Unavailable where it is away or another's."""
+        if self.left:
+            raise Usage(self.left)
+        if self.silent:
+            raise Unavailable(f"region {self.name}: {self.path}: {probe.no_answer()}")
+        try:
+            fd = self.fs.open_root(self.path)
+        except OSError as error:
+            raise Away(f"region {self.name} is offline: {self.path}: {reason(error)}") from error
+        try:
+            self._check(fd)
+            yield fd
+        finally:
+            self.fs.close(fd)
+
+    def _check(self, fd: int) -> None:
+        name, path = self.name, self.path
+        expected = self._identities.regions.get(name)
+        if expected is None:
+            raise Away(self.not_attached)
+        try:
+            found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
+        except OSError as error:
+            raise Away(f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)") from error
+        mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        if self._checked == mark:
+            return
+        try:
+            identity = documents.read_document(self.fs, fd, REGION_IDENTITY) or {}
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"region {name}: its identity at {path} cannot be read: {error}") from error
+        if identity.get("uuid") != expected:
+            raise Away(
+                f"region {name} is offline: {path} holds another region "
+                f"({identity.get('name', '?')}, {identity.get('uuid', '?')})"
+            )
+        claim = identity.get("site")
+        if isinstance(claim, dict) and claim.get("uuid") != self._identities.site:
+            raise Away(
+                f"region {name} is offline: another site has attached it, with its state in {claim.get('state')}; "
+                f"`fsrepl region add {name}={path}` takes it back"
+            )
+        self._checked = mark

@@ -12,8 +12,9 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 
-from fsrepl.errors import Away, FsreplError, Refused, Unavailable, Usage, reason
+from fsrepl.errors import FsreplError, Refused, Usage, reason
 from fsrepl.model import clock
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
@@ -23,25 +24,58 @@ from fsrepl.settings import Settings
 from fsrepl.storage import documents, probe
 from fsrepl.storage.bucket import Bucket
 from fsrepl.storage.fs import Fs
-from fsrepl.storage.root import REGION_IDENTITY
+from fsrepl.storage.root import Identities, Root
 
 
 class Site:
     """The settings, and the regions and buckets they name."""
 
     def __init__(self, settings: Settings, fs: Fs | None = None, now: Clock | None = None) -> None:
-        self.settings, self.fs = settings, fs or Fs()
-        self.now = now or clock.system_clock()
-        self.uuid = ""
-        """Which site this is: a region says which one it belongs to."""
-        self.keeps_private = False
-        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
-        self.identities: dict[str, dict[str, str]] = {"regions": {}, "buckets": {}}
+        self.fs, self.now = fs or Fs(), now or clock.system_clock()
+        self.identities = Identities()
+        self.roots: dict[str, Root] = {}
         self.buckets: dict[str, Bucket] = {}
-        self.silent: frozenset[str] = frozenset()
-        """Regions that gave no answer when a command asked: nothing of theirs is touched, or it would hang as well."""
-        self._roots: dict[str, tuple[int, ...]] = {}
+        self._keeps_private = False
+        self.settings = settings
         self.load_identities()
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        """Follow other settings: the regions that they name are where they say."""
+        self._settings = settings
+        for name, region in settings.regions.items():
+            if name in self.roots:
+                self.roots[name].settings = region
+            else:
+                root = self.roots[name] = Root(self.fs, self.now, self.identities, region)
+                root.keeps_private = self._keeps_private
+        for name in self.roots.keys() - settings.regions.keys():
+            self.roots.pop(name).left = self._no_region(name)
+
+    @property
+    def uuid(self) -> str:
+        """Which site this is: a region says which one it belongs to."""
+        return self.identities.site
+
+    @property
+    def keeps_private(self) -> bool:
+        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
+        return self._keeps_private
+
+    @keeps_private.setter
+    def keeps_private(self, keeps: bool) -> None:
+        self._keeps_private = keeps
+        for root in self.roots.values():
+            root.keeps_private = keeps
+
+    @property
+    def silent(self) -> frozenset[str]:
+        """Regions that gave no answer when a command asked."""
+        return frozenset(name for name, root in self.roots.items() if root.silent)
 
     # -- the site's own folder
 
@@ -55,10 +89,10 @@ class Site:
         try:
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)
-            self.identities = {"regions": dict(found["regions"]), "buckets": dict(found["buckets"])}
-            self.uuid = str(found.get("site") or self.uuid or uuid.uuid4())
+            self.identities.regions, self.identities.buckets = dict(found["regions"]), dict(found["buckets"])
+            self.identities.site = str(found.get("site") or self.uuid or uuid.uuid4())
         except FileNotFoundError:
-            self.uuid = self.uuid or str(uuid.uuid4())
+            self.identities.site = self.uuid or str(uuid.uuid4())
         except PermissionError as error:
             raise Refused(
                 "AccessDenied", f"the state of this site, {self.state}, is for its own user and root alone"
@@ -69,16 +103,16 @@ class Site:
                 "`fsrepl region add NAME=PATH`"
             ) from error
         regions = self.settings.regions
-        known = {a: u for a, u in self.identities["buckets"].items() if region_of(a) in regions}
+        known = {a: u for a, u in self.identities.buckets.items() if region_of(a) in regions}
         for address in [a for a in self.buckets if self.buckets[a].uuid != known.get(a)]:
             del self.buckets[address]
         for address, expected in known.items():
             if address not in self.buckets:
-                self.buckets[address] = Bucket(self, address, expected)
+                self.buckets[address] = Bucket(self.roots[region_of(address)], address, expected, self.named)
 
     def save_identities(self) -> None:
         with self.open_state() as at:
-            documents.write_document(self.fs, at, b"identities.json", {"site": self.uuid, **self.identities})
+            documents.write_document(self.fs, at, b"identities.json", asdict(self.identities))
         self.load_identities()
 
     @contextlib.contextmanager
@@ -96,61 +130,22 @@ class Site:
 
     # -- regions
 
-    @contextlib.contextmanager
-    def open_region(self, name: str) -> Iterator[int]:
+    def open_region(self, name: str) -> contextlib.AbstractContextManager[int]:
         """A region's root, known to be the one we expect. Raises Unavailable where it is away or another's."""
-        settings = self.settings.regions.get(name)
-        if settings is None:
-            raise Usage(f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}")
-        if name in self.silent:
-            raise Unavailable(f"region {name}: {settings.path}: {probe.no_answer()}")
-        try:
-            fd = self.fs.open_root(settings.path)
-        except OSError as error:
-            raise Away(f"region {name} is offline: {settings.path}: {reason(error)}") from error
-        try:
-            self._check_region(name, fd)
-            yield fd
-        finally:
-            self.fs.close(fd)
+        root = self.roots.get(name)
+        if root is None:
+            raise Usage(self._no_region(name))
+        return root.open()
 
-    def _check_region(self, name: str, fd: int) -> None:
-        path = self.settings.regions[name].path
-        expected = self.identities["regions"].get(name)
-        if expected is None:
-            raise Away(self._not_attached(name))
-        try:
-            found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
-        except OSError as error:
-            raise Away(f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)") from error
-        mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-        if self._roots.get(name) == mark:
-            return
-        try:
-            identity = documents.read_document(self.fs, fd, REGION_IDENTITY) or {}
-        except (OSError, ValueError) as error:
-            raise Unavailable(f"region {name}: its identity at {path} cannot be read: {error}") from error
-        if identity.get("uuid") != expected:
-            raise Away(
-                f"region {name} is offline: {path} holds another region "
-                f"({identity.get('name', '?')}, {identity.get('uuid', '?')})"
-            )
-        claim = identity.get("site")
-        if isinstance(claim, dict) and claim.get("uuid") != self.uuid:
-            raise Away(
-                f"region {name} is offline: another site has attached it, with its state in {claim.get('state')}; "
-                f"`fsrepl region add {name}={path}` takes it back"
-            )
-        self._roots[name] = mark
-
-    def _not_attached(self, name: str) -> str:
-        path = self.settings.regions[name].path
-        return f"region {name} is not attached; `fsrepl region add {name}={path}` attaches it"
+    def _no_region(self, name: str) -> str:
+        return f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}"
 
     def unattached(self) -> list[str]:
         """What to do for each region whose buckets this site does not know, as after its state was lost."""
         return [
-            self._not_attached(name) for name in sorted(self.settings.regions) if name not in self.identities["regions"]
+            self.roots[name].not_attached
+            for name in sorted(self.settings.regions)
+            if name not in self.identities.regions
         ]
 
     def region_names(self) -> str:
@@ -159,7 +154,9 @@ class Site:
     def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
         """Find out which regions give no answer. For commands: in processes of their own."""
         questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
-        self.silent = probe.silent(questions, within_s)
+        silent = probe.silent(questions, within_s)
+        for name, root in self.roots.items():
+            root.silent = name in silent
 
     def _look_into(self, region: str) -> None:
         """Touch what a reading command touches first."""
@@ -188,10 +185,10 @@ class Site:
         """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
         region = Address.parse_bucket(address).region
         if region not in self.settings.regions:
-            raise Usage(f"there is no region {region!r} in {self.settings.path}; it names {self.region_names()}")
+            raise Usage(self._no_region(region))
         if address not in self.buckets:
-            if region not in self.identities["regions"]:
-                raise Refused("NoSuchBucket", f"{address} is not known: {self._not_attached(region)}")
+            if region not in self.identities.regions:
+                raise Refused("NoSuchBucket", f"{address} is not known: {self.roots[region].not_attached}")
             here = ", ".join(sorted(b.name for b in self.buckets.values() if b.region == region)) or "none"
             raise Refused("NoSuchBucket", f"{address} is not a bucket of this site; buckets in {region}: {here}")
         return self.buckets[address]

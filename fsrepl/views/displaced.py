@@ -27,9 +27,12 @@ from fsrepl.views import crossing, directories
 log = logging.getLogger("fsrepl")
 
 
-def clear(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent] | None = None) -> None:
+def clear(
+    bucket: OpenBucket, journal: Journal, quiet_s: float, intents: Collection[intents.Intent] | None = None
+) -> None:
     """Let go of what is recorded, put back what is not; what can be neither now stays for the next look.
 
+    quiet_s: how long nothing must have changed a file that may be open for writing, where nobody can tell.
     intents: at a start, those of the crash that this may come from. What one of them expected to find was
     recorded when it was written, though its version may have been removed for good since.
     """
@@ -38,7 +41,7 @@ def clear(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Inte
     owners = _owners(bucket, journal, names, intents or ())
     for aside in names:
         try:
-            why = _clear(bucket, journal, aside, owners.get(aside), intents or ())
+            why = _clear(bucket, journal, quiet_s, aside, owners.get(aside), intents or ())
         except OSError as error:
             why = reason(error)
         if why:
@@ -47,7 +50,12 @@ def clear(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Inte
 
 
 def _clear(
-    bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes | None, intents: Collection[intents.Intent]
+    bucket: OpenBucket,
+    journal: Journal,
+    quiet_s: float,
+    aside: bytes,
+    key: bytes | None,
+    intents: Collection[intents.Intent],
 ) -> str:
     """Deal with one file; why it must stay, empty where it need not."""
     if key is None:
@@ -57,7 +65,7 @@ def _clear(
         written, looks = bucket.fs.is_written(fd), bucket.fs.stat_fd(fd)
         if written is True:
             return "somebody still writes into it"
-        if written is None and time.time_ns() - looks.st_ctime_ns < _quiet_s(bucket) * 1e9:
+        if written is None and time.time_ns() - looks.st_ctime_ns < (quiet_s + bucket.coarse_ns / 1e9) * 1e9:
             return "somebody may still write into it"
         digest = content_digest(bucket, fd)
         owner = records.owner(bucket, fd) if looks.st_nlink > 1 else None
@@ -112,10 +120,6 @@ def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, ke
     else:
         with contextlib.suppress(FileExistsError):
             bucket.fs.rename_new(at, name, at, own_name)
-
-
-def _quiet_s(bucket: OpenBucket) -> float:
-    return bucket.bucket.site.settings.capture.open_quiet_s + bucket.coarse_ns / 1e9
 
 
 def _owners(

@@ -99,7 +99,7 @@ def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
         version = versions.read(bucket, *at, marker=False)
         if version is not None and not versions.is_stripped(version):
             return version
-    with rebuild.Rebuilder(bucket, region.engine.journal) as rebuilder:
+    with rebuild.Rebuilder(region.engine.site, bucket, region.engine.journal) as rebuilder:
         return rebuilder.recall(*at) or Version(*at, 0, False)
 
 

@@ -62,7 +62,7 @@ def test_a_region_that_is_not_attached_is_told(tmp_path: Path) -> None:
         for region in ("east", "west"):
             world.away(region)
             world.engine.regions[region].look_around()
-        del world.engine.site.identities["regions"]["east"]
+        del world.engine.site.identities.regions["east"]
         assert [why for why in wait(world, "").away if "region add east=" in why]
 
 

@@ -24,6 +24,6 @@ def _region(site: Site, name: str) -> Document:
         "Path": str(site.settings.regions[name].path),
         "Online": not trouble,
         "Buckets": sorted(bucket.name for bucket in site.buckets.values() if bucket.region == name),
-        "UUID": site.identities["regions"].get(name),
+        "UUID": site.identities.regions.get(name),
         **({"Trouble": trouble} if trouble else {}),
     }
