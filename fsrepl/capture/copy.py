@@ -144,12 +144,3 @@ def stage(bucket: OpenBucket, taken: Taken, version: Version) -> versions.Staged
         raise
     finally:
         bucket.fs.close(fd)
-
-
-def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> versions.Staged:
-    """Make a file in .fsrepl/tmp that holds a version's content that version."""
-    fd = bucket.fs.open_read(bucket.tmp, name)
-    try:
-        return versions.Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
-    finally:
-        bucket.fs.close(fd)

@@ -22,8 +22,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fsrepl.capture import copy
-from fsrepl.capture.copy import stage_copy
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.rule import Replication
@@ -409,7 +407,7 @@ def _fetch(
     again = evidence.rebuild(remains)
     target = repair.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
     copy = repair.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
-    return stage_copy(bucket, copy, again) if copy else None
+    return versions.stage_copy(bucket, copy, again) if copy else None
 
 
 def _from_journal(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged | None]:
@@ -447,4 +445,4 @@ def _recall(
         staging.unstage(bucket, name)
         return None
     remains = rebuilder.remains(key, stored, found.st_size, digest, inode, {}, {}, frozenset())
-    return copy.stage_copy(bucket, name, replace(evidence.rebuild(remains), size=found.st_size))
+    return versions.stage_copy(bucket, name, replace(evidence.rebuild(remains), size=found.st_size))

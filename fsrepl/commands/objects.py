@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fsrepl.capture import copy, judge
+from fsrepl.capture import judge
 from fsrepl.commands.documents.objects import tags_document
 from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
 from fsrepl.errors import ContentDamaged, Refused, Unavailable, reason
@@ -87,7 +87,7 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
             shortfall=NO_SHORTFALL,
         )
         new = replace(new, deliveries=rules.choose(place.bucket.replication, new))
-        staged = copy.stage_copy(bucket, name, new)
+        staged = versions.stage_copy(bucket, name, new)
         commit_version(region, bucket, new, staged)
     return keys.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
 

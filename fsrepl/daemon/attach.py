@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fsrepl.capture import barrier, schedule
 from fsrepl.errors import FsreplError, Unavailable, reason
 from fsrepl.model.address import region_of
-from fsrepl.model.version import Versioning
+from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.mailbox import DropQueues, Kick, Probe
@@ -160,6 +160,11 @@ class Attaching(Region):
                 "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
                 bucket.address, rebuilder.waiting,
             )  # fmt: skip
+
+    def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+        """What can be found out of a version here whose record cannot be read; None where it is too little."""
+        with rebuild.Rebuilder(self.engine.site, bucket, self.engine.journal) as rebuilder:
+            return rebuilder.recall(key, version_id)
 
     def ready(self, address: str) -> Place:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""

@@ -21,6 +21,7 @@ from typing import TypeVar
 from fsrepl.errors import UNFORESEEN, FsreplError, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
+from fsrepl.model.version import Version
 from fsrepl.region import change_queue, delivery_queue, outcome_queue
 from fsrepl.region.bucket_state import LookLater, Place
 from fsrepl.region.change_queue import CHANGED, FOUND, Mark, Marks
@@ -30,6 +31,7 @@ from fsrepl.region.pulse import Pulse
 from fsrepl.region.runtime import Runtime
 from fsrepl.region.scan_queue import Scans, Trouble
 from fsrepl.storage import sharing
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Owed, Word
 
@@ -94,6 +96,10 @@ class Region(abc.ABC):
 
         named: keys that are looked at in any case: a write through another name of their files makes no event.
         """
+
+    @abc.abstractmethod
+    def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+        """What can be found out of a version here whose record cannot be read; None where it is too little."""
 
     # -- messages
 

@@ -30,7 +30,6 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.records import amend
-from fsrepl.storage.records import put as put_record
 from fsrepl.storage.records import read as read_record
 from fsrepl.storage.view_file import open_view
 from fsrepl.views import edits, show, stage, stale, unrecorded
@@ -402,11 +401,7 @@ def _by_nobody(region: Region, place: Place, version: Version, found: os.stat_re
 
 def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Make the copy the stored version, in place of what is there, by rename."""
-    fd = bucket.fs.open_read(bucket.tmp, name)
-    try:
-        staged = versions.Staged(version, name, put_record(bucket, fd, name, attributes.encode(version)))
-    finally:
-        bucket.fs.close(fd)
+    staged = versions.stage_copy(bucket, name, version)
     region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
     versions.publish(bucket, staged)
     bucket.sync()

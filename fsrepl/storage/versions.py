@@ -36,6 +36,15 @@ class Staged:
 # -- staging
 
 
+def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> Staged:
+    """Make a file in .fsrepl/tmp that holds a version's content that version."""
+    fd = bucket.fs.open_read(bucket.tmp, name)
+    try:
+        return Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
+    finally:
+        bucket.fs.close(fd)
+
+
 def stage_marker(bucket: OpenBucket, version: Version) -> Staged:
     name = staging.token()
     fd = bucket.fs.create(bucket.tmp, name)

@@ -12,14 +12,12 @@ import contextlib
 import logging
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from fsrepl.capture import copy
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
-from fsrepl.model.version import NO_SHORTFALL, NULL, Version, Versioning
+from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
 from fsrepl.region.bucket_state import Lost, Place
-from fsrepl.repair import rebuild
 from fsrepl.storage import copying, intents, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
@@ -39,11 +37,28 @@ At = tuple[bytes, str]
 """A key and a version id."""
 
 
+class Content(Protocol):
+    """What a view held when capture read it."""
+
+    @property
+    def found(self) -> os.stat_result: ...
+
+    @property
+    def digest(self) -> bytes: ...
+
+    @property
+    def posix(self) -> Posix: ...
+
+    @property
+    def linked(self) -> bool:
+        """Whether the view was given a second name in .fsrepl/tmp for it."""
+
+
 # -- noticing it
 
 
 def destroyed(
-    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: copy.Taken | None = None
+    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: Content | None = None
 ) -> Version | None:
     """The stored version whose file was written into through this key's view; None where there is none.
 
@@ -72,7 +87,7 @@ def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
     return (key, shown) if versions.is_beside(bucket, key) else None
 
 
-def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken) -> Version | None:
+def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: Content) -> Version | None:
     """The version whose stored file the view is a second name of.
 
     It may be that of another key, as after a rename: the file knows. One whose record did not fit on it does not,
@@ -99,8 +114,7 @@ def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
         version = versions.read(bucket, *at, marker=False)
         if version is not None and not versions.is_stripped(version):
             return version
-    with rebuild.Rebuilder(region.engine.site, bucket, region.engine.journal) as rebuilder:
-        return rebuilder.recall(*at) or Version(*at, 0, False)
+    return region.recall(bucket, *at) or Version(*at, 0, False)
 
 
 def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result | None:
@@ -116,7 +130,7 @@ def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result |
 
 
 def lent(
-    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: copy.Taken | None = None
+    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: Content | None = None
 ) -> Version | None:
     """The stored version whose file people can change, or may have changed, with nothing to tell; None where none is.
 
@@ -203,7 +217,7 @@ def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version)
     if digest != version.digest:
         _part(region, place, bucket, version, name)
     else:
-        staged = copy.stage_copy(bucket, name, version)
+        staged = versions.stage_copy(bucket, name, version)
         region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
         versions.publish(bucket, staged)
         bucket.sync()
@@ -243,7 +257,7 @@ def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, na
             bucket.fs.truncate(fd, version.size if size is None else size)
         finally:
             bucket.fs.close(fd)
-        staged = copy.stage_copy(bucket, name, version)
+        staged = versions.stage_copy(bucket, name, version)
     region.engine.syncer.staged(bucket, [(bucket.intents, lost.intent), (bucket.tmp, name)])
     versions.publish(bucket, staged)
     bucket.sync()
