@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import schedule
+from fsrepl.region.bucket_state import Place
 from fsrepl.region.change_queue import WatchLimit
+from fsrepl.region.region import Region
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import BARRIER, OpenBucket
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 # -- the barrier
 

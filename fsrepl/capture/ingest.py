@@ -7,7 +7,6 @@ import logging
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, judge, look
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_MAX_S, AGAIN_S, SET_ASIDE_S, STEP_S, TOLD, NewVersion
@@ -18,15 +17,12 @@ from fsrepl.model.view import view_of
 from fsrepl.region import deliveries, delivery_queue, limits
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import Mark
+from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.views import directories, stale
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, look, names
 from fsrepl.errors import StoreDamaged
@@ -22,6 +21,7 @@ from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, Mark
+from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -29,10 +29,6 @@ from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.sharing import can_reflink
 from fsrepl.views import edits, hardlinks, shared_record, stale
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

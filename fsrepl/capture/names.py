@@ -7,20 +7,16 @@ no event. But the inode of every view is on record, so that they are looked at w
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy
 from fsrepl.model import keys
+from fsrepl.model.version import Version
 from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Mark
+from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.journal.database import Journal
-
-if TYPE_CHECKING:
-    from fsrepl.model.version import Version
-    from fsrepl.region.region import Region
-
 
 _SHOWN_MAX = 3
 

@@ -15,21 +15,17 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import look
 from fsrepl.capture.scan import advance
 from fsrepl.errors import FsreplError
 from fsrepl.region import delivery_queue
+from fsrepl.region.bucket_state import Place
 from fsrepl.region.change_queue import CHANGED, GONE, MOVED
+from fsrepl.region.region import Region
 from fsrepl.region.scan_queue import Scan, is_below
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import following, stale
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

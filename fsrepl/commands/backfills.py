@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fsrepl.commands.documents import jobs as documents
 from fsrepl.commands.documents.jobs import Pace
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import Backfill
+from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused, Usage
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import Run
@@ -24,11 +25,6 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Stored
 from fsrepl.storage.site import Site
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
-    from fsrepl.daemon.worker import Worker
-
 
 log = logging.getLogger("fsrepl")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fsrepl.commands import requirements
 from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
 from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of, walk
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import CreateBucket
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage, reason
 from fsrepl.model.address import Address
@@ -20,9 +20,6 @@ from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.site import Site, ignore_in_git, new_identity
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
 
 
 def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:

@@ -20,8 +20,8 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from fsrepl.daemon.engine import Engine
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.rule import Replication
@@ -35,10 +35,6 @@ from fsrepl.storage.fs import NO_FILE, Fs
 from fsrepl.storage.intents import CURRENT, Intent, intend
 from fsrepl.storage.site import Site, ignore_in_git
 from fsrepl.storage.view_file import open_view
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
-
 
 log = logging.getLogger("fsrepl")
 

@@ -10,16 +10,18 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import judge
 from fsrepl.commands.documents.objects import tags_document
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
+from fsrepl.daemon.worker import Worker
 from fsrepl.errors import ContentDamaged, Refused, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import deliveries
+from fsrepl.region.bucket_state import Place
 from fsrepl.region.mailbox import Kick
 from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
@@ -29,12 +31,6 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Object, Owed
 from fsrepl.views import edits, show, stale
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
-    from fsrepl.daemon.worker import Worker
-    from fsrepl.region.bucket_state import Place
-
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
 

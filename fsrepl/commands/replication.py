@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from fsrepl.commands.roles import generated_role, role_with, write_role
 from fsrepl.commands.versioning import versioning_of
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import EnableReplication, PutReplication
 from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
 from fsrepl.model.address import Address, region_of
@@ -16,9 +16,6 @@ from fsrepl.s3 import arn, replication, roles
 from fsrepl.storage.documents import remove_document, write_document
 from fsrepl.storage.site import Site
 from fsrepl.views import hardlinks
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
 
 
 class _Buckets:

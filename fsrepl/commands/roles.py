@@ -7,16 +7,13 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import CreateRole
 from fsrepl.errors import Refused
 from fsrepl.model.address import Address
 from fsrepl.s3 import arn, roles
 from fsrepl.storage.documents import open_directory, remove_document, write_bytes, write_document
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
 
 
 def _role_path(engine: Engine, name: str) -> Path:

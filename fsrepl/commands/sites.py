@@ -9,12 +9,12 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fsrepl import settings
 from fsrepl.commands import requirements, settings_text
 from fsrepl.commands.buckets import make_bucket
 from fsrepl.daemon import control
+from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import AddRegion
 from fsrepl.errors import FsreplError, StoreDamaged, Usage, reason
 from fsrepl.model import keys
@@ -30,10 +30,6 @@ from fsrepl.storage.documents import open_directory, read_document, remove_docum
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.root import REGION_IDENTITY
 from fsrepl.storage.site import Site, new_identity
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
-
 
 DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
 

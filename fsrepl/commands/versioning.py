@@ -8,26 +8,22 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fsrepl.capture import copy, look
 from fsrepl.commands import requirements
+from fsrepl.daemon.engine import Engine
 from fsrepl.errors import Refused, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED, Mark
 from fsrepl.s3 import replication
+from fsrepl.settings import Settings
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.documents import write_document
 from fsrepl.storage.fs import GONE, NO_SPACE, Fs
 from fsrepl.storage.site import Site
-
-if TYPE_CHECKING:
-    from fsrepl.daemon.engine import Engine
-    from fsrepl.settings import Settings
-
 
 _BATCH = 512
 _NAMED_MAX = 100

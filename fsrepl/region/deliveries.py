@@ -5,20 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fsrepl.model import attributes
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.mailbox import TakeOver, WakeBacklog
+from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import records
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Owed, Word, owed_of
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
 
 
 def owe(region: Region, address: str, versions: Iterable[Version], only: str = "") -> None:

@@ -6,19 +6,15 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.region.bucket_state import Damaged, Lost, Place
+from fsrepl.region.region import Region
 from fsrepl.repair import repair
 from fsrepl.storage import intents
 from fsrepl.views.hardlinks import At
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

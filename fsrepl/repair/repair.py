@@ -15,14 +15,16 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import attributes, digests, keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
+from fsrepl.region.bucket_state import Place
 from fsrepl.region.deliveries import owe_again
 from fsrepl.region.limiter import Limiter
+from fsrepl.region.region import Region
+from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, rebuild
 from fsrepl.s3 import rules
 from fsrepl.storage import sharing, staging, versions
@@ -33,12 +35,6 @@ from fsrepl.storage.records import amend
 from fsrepl.storage.records import read as read_record
 from fsrepl.storage.view_file import open_view
 from fsrepl.views import edits, show, stage, stale, unrecorded
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Runtime
-
 
 log = logging.getLogger("fsrepl")
 

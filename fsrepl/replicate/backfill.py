@@ -17,14 +17,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Delivery, Status, Version
-from fsrepl.region.bucket_state import Run
+from fsrepl.region.bucket_state import Place, Run
 from fsrepl.region.deliveries import wake_backlog
+from fsrepl.region.region import Region
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
 from fsrepl.storage import backfill_jobs, records, versions
@@ -32,11 +32,6 @@ from fsrepl.storage.backfill_jobs import Job, State
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal.rows import Owed, Stored, Word
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

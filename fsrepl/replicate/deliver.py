@@ -10,18 +10,14 @@ import logging
 import sqlite3
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, BucketMissing, Unavailable
 from fsrepl.model import keys
+from fsrepl.region.bucket_state import Place
+from fsrepl.region.region import Region
 from fsrepl.replicate import decide, large
 from fsrepl.replicate.group import Batch
 from fsrepl.storage.journal.rows import Owed, Word
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

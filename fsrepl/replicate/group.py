@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys, metadata
@@ -13,6 +12,7 @@ from fsrepl.model.rule import Replication, Role
 from fsrepl.model.version import ARCHIVED_CLASSES, NULL, Delivery, Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import Damaged, Place
+from fsrepl.region.region import Region
 from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
 from fsrepl.replicate.settle import is_owed
 from fsrepl.replicate.transfer import Item
@@ -22,10 +22,6 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object, Owed, Word
 from fsrepl.views import edits, hardlinks, stale
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

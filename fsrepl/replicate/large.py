@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, Failed, FsreplError, reason
 from fsrepl.model import keys
@@ -12,13 +11,10 @@ from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import Place
+from fsrepl.region.region import Region
 from fsrepl.replicate import group, transfer
 from fsrepl.replicate.group import Batch
 from fsrepl.storage.journal.rows import Owed, Word
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

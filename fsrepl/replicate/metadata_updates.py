@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys, metadata
 from fsrepl.model.version import Origin, Version
 from fsrepl.model.view import View
+from fsrepl.region.region import Region
 from fsrepl.s3 import edit_rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.storage.journal.rows import Owed
 from fsrepl.views import edits, view_metadata
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 _FEW = 4
 """Edits that are made durable one by one, where the disk is busy with other things."""

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View
+from fsrepl.region.bucket_state import Place
+from fsrepl.region.region import Region
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Word
 from fsrepl.views import directories, shared_record, show, stale
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 Seen = list[tuple[Version, View | None]]
 """Versions whose views show them now, and how those look."""

@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, keys, metadata
@@ -21,16 +20,13 @@ from fsrepl.model.version import Delivery, Result, Status, Version
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.mailbox import Acknowledged
+from fsrepl.region.region import Region
 from fsrepl.region.reporter import result_of
+from fsrepl.region.runtime import Runtime
 from fsrepl.replicate import decide, thresholds
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Owed, Word, owed_of
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Runtime
-
 
 log = logging.getLogger("fsrepl")
 

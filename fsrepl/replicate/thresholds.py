@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fsrepl.model.version import Result, Status, Tracking
 from fsrepl.region.reporter import result_of
+from fsrepl.region.runtime import Runtime
 from fsrepl.s3 import events
 from fsrepl.storage.journal.rows import Owed
-
-if TYPE_CHECKING:
-    from fsrepl.region.runtime import Runtime
-
 
 BATCH = 512
 

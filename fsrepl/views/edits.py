@@ -10,24 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys, metadata
 from fsrepl.model.version import Origin, Version
 from fsrepl.region import deliveries
+from fsrepl.region.bucket_state import Place
 from fsrepl.region.deliveries import owe
+from fsrepl.region.region import Region
 from fsrepl.s3 import edit_rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.views import view_metadata
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 # -- where an edit is made
 

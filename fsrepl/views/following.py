@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
+from fsrepl.region.bucket_state import Place
 from fsrepl.region.mailbox import LookAtDirectories
+from fsrepl.region.region import Region
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import directories
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 _BATCH = 256
 

@@ -12,23 +12,20 @@ import contextlib
 import logging
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
 from fsrepl.region.bucket_state import Lost, Place
+from fsrepl.region.region import Region
+from fsrepl.region.runtime import Runtime
 from fsrepl.storage import copying, intents, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import shared_record, show, stage, stale
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-    from fsrepl.region.runtime import Runtime
-
 
 log = logging.getLogger("fsrepl")
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Version
+from fsrepl.region.bucket_state import Place
+from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.views import view_attributes
-
-if TYPE_CHECKING:
-    from fsrepl.region.bucket_state import Place
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

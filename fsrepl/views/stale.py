@@ -10,21 +10,17 @@ import contextlib
 import logging
 import sqlite3
 import time
-from typing import TYPE_CHECKING
 
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import HeldView, Place
 from fsrepl.region.change_queue import ARRIVED
+from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
 from fsrepl.views import following, shared_record, show, stage
-
-if TYPE_CHECKING:
-    from fsrepl.region.region import Region
-
 
 log = logging.getLogger("fsrepl")
 

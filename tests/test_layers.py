@@ -1,0 +1,69 @@
+"""The order of the package: a folder imports only what stands above it in ORDER, and no file stands in a circle."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import fsrepl
+
+ORDER = ("errors", "temporary", "settings", "model", "s3", "storage", "region", "views", "capture", "replicate",
+         "repair", "daemon", "commands", "cli")  # fmt: skip
+STEPS = {"capture", "replicate", "repair"}
+"""They do not know one another."""
+
+PACKAGE = Path(fsrepl.__file__).parent
+TREES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+        path.read_bytes()
+    )
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or path.stem in ORDER
+}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The files of the package that are imported anywhere in a tree."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            found |= {name if name in TREES else str(node.module) for name in names}
+    return found & TREES.keys()
+
+
+GRAPH = {name: imports(tree) for name, tree in TREES.items()}
+
+
+def test_a_folder_imports_what_stands_above_it() -> None:
+    """Architecture: no import goes down the order, nor from one step to another."""
+    arrows = [(name, other) for name, others in GRAPH.items() for other in others]
+    folders = {arrow: (arrow[0].split(".")[1], arrow[1].split(".")[1]) for arrow in arrows}
+    wrong = [
+        f"{arrow[0]} -> {arrow[1]}"
+        for arrow, (here, there) in folders.items()
+        if ORDER.index(there) > ORDER.index(here) or (here != there and {here, there} <= STEPS)
+    ]
+    assert wrong == []
+
+
+def test_no_circle_of_files() -> None:
+    """Architecture: the files can be read one after the other, each after all that it imports."""
+    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
+
+
+def test_imports_stand_at_the_top() -> None:
+    """Architecture: none is hidden from a circle in a function or for types only. What `fsrepl` imports when a command
+    is called is for a fast start.
+    """
+    hidden = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        if not name.startswith("fsrepl.cli")
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If)) and imports(node)
+    ]
+    assert hidden == []
