@@ -158,11 +158,15 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
         yield bucket["trouble"]
     if bucket.get("exposed"):
         yield f"{name}: {bucket['exposed']}"
+    counts: dict[str, int] = bucket.get("counts", {})
     if bucket.get("paused"):
-        yield f"{name}: {bucket['paused']}"
+        waiting = f"; {counted(bucket['waiting'], 'file')} to look at" if bucket.get("waiting") else ""
+        yield f"{name}: {bucket['paused']}{waiting}; make room there, or set keep_free in [capture] lower"
     for each in bucket.get("blocked", ()):
         yield f"{name} to {each['destination']}: {each['why']}"
-    counts: dict[str, int] = bucket.get("counts", {})
+    for each in bucket.get("retrying", ()):
+        deliveries = counted(each["deliveries"], "delivery waits", "deliveries wait")
+        yield f"{name} to {each['destination']}: {deliveries}: {each['why']}"
 
     def some(kind: str, what: str, names: list[str]) -> Iterator[str]:
         told = names[:names_max]

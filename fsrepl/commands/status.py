@@ -77,6 +77,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     for name in ("scanning", "paused", "exposed", "unreadable"):
         if alive.get(name):
             document[name] = alive[name]
+    if alive.get("paused"):
+        document["waiting"] = alive.get("counts", {}).get("waiting", 0)
     for name in ("polled", "mounts"):
         if alive.get(name):
             document[name] = list(alive[name])
@@ -91,6 +93,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     blocked = [b for b in said.get("blocked", []) if b["source"] == address]
     if blocked:
         document["blocked"] = [{"destination": b["destination"], "why": b["why"]} for b in blocked]
+    if retrying := [r for r in said.get("retrying", []) if r["source"] == address]:
+        document["retrying"] = [{name: r[name] for name in ("destination", "why", "deliveries")} for r in retrying]
     return document
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from fsrepl.capture import barrier, schedule
-from fsrepl.errors import FsreplError, Unavailable, reason
+from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
@@ -80,7 +80,7 @@ class Attaching(Region):
                     displaced.clear(bucket, self.engine.journal, self.engine.settings.capture.open_quiet_s)
                     bucket.sync()
         except (FsreplError, OSError) as error:
-            why = reason(error)
+            why = self.why_not(error)
             if place.up or place.offline != why:
                 log.warning("offline bucket=%s: %s", place.bucket.address, why)
                 self.suspend(place)

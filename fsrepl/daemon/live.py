@@ -33,6 +33,7 @@ def status(engine: Engine) -> Document:
             for address, place in list(region.places.items())
         },
         "blocked": _blocked(engine),
+        "retrying": [each for queue in _queues(engine) for each in queue.reasons()],
         "transfers": _transfers(engine),
     }
 

@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fsrepl.model import keys
@@ -25,6 +25,7 @@ PORTION_BYTES = 16 << 20
 _LOOKS_MAX = 16
 _NOTES_MAX = 10_000
 _LANE_LOOK_S = 0.5
+_REASONS_MAX = 3
 
 At = tuple[bytes, str]
 """A key and a version id."""
@@ -75,6 +76,12 @@ class Queue:
                     "seconds": max(0.0, due_s - now_s),
                     "attempts": attempts,
                 }
+
+    def reasons(self) -> Iterator[Document]:
+        """How many failed for now, by the most frequent reasons, for `status`; read by other threads."""
+        whys = Counter(why for _, why, _ in list(self.notes.values()))
+        for why, number in whys.most_common(_REASONS_MAX):
+            yield {"source": self.source, "destination": self.destination, "why": why, "deliveries": number}
 
     def add(self, owed: Owed) -> None:
         if (owed.key, owed.id) in self.known:

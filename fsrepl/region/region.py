@@ -32,6 +32,7 @@ from fsrepl.region.runtime import Runtime
 from fsrepl.region.scan_queue import Scans, Trouble
 from fsrepl.storage import sharing
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Owed, Word
 
@@ -266,8 +267,9 @@ class Region(abc.ABC):
             self.queues[at] = Queue(*at, self.engine.backfill_lanes(*regions))
         return self.queues[at]
 
-    def try_later(self, owed: Sequence[Owed], why: str, *, whole: bool = False) -> None:
+    def try_later(self, owed: Sequence[Owed], why: str | Exception, *, whole: bool = False) -> None:
         """Not now: back into the queue, with a growing, capped delay. whole: there is no getting at the destination."""
+        why = why if isinstance(why, str) else self.why_not(why)
         queue = self.queue(owed[0].source, owed[0].destination)
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
         if whole:
@@ -283,6 +285,12 @@ class Region(abc.ABC):
                 level, 'not yet bucket=%s key="%s" to=%s attempts=%d: %s',
                 each.source, keys.shown(each.key), each.destination, attempts + 1, why,
             )  # fmt: skip
+
+    def why_not(self, error: Exception) -> str:
+        """Why something could not be written into this region, and what to do about it where that is known."""
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            return f"region {self.name} has no room left ({reason(error)}): make room there; it goes on by itself"
+        return reason(error)
 
     def send_words(self, words: Sequence[Word]) -> None:
         """Tell the sources what became of their deliveries."""

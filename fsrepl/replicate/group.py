@@ -91,7 +91,7 @@ class Batch:
             log.warning('refused to=%s key="%s": %s', owed.destination, keys.shown(owed.key), reason(error))
             self.words.append(Word(owed, Status.FAILED, refusal, None))
         except (OSError, FsreplError) as error:
-            self.region.try_later([owed], reason(error))
+            self.region.try_later([owed], error)
         except sqlite3.Error:
             raise
         except Exception:
@@ -249,7 +249,7 @@ class Batch:
             if self.ready:
                 self.words += publish.publish(self.region, self.place, self.source, self.destination, self.ready)
         except OSError as error:
-            self.region.try_later([item.owed for item in self.ready], reason(error))
+            self.region.try_later([item.owed for item in self.ready], error)
         if self.changes:
             done = metadata_updates.carry_out(self.region, self.destination, self.changes)
             self.words += [Word(each.owed, Status.COMPLETED, "", each.sent) for each in done]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from fsrepl.errors import UNFORESEEN, Failed, FsreplError, reason
+from fsrepl.errors import UNFORESEEN, Failed, FsreplError
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version
@@ -44,7 +44,7 @@ def send_in_lane(region: Region, place: Place, item: transfer.Item) -> None:
                 group.finish(item, staged)
                 group.publish()
         except (FsreplError, OSError) as error:
-            region.try_later([owed], reason(error))
+            region.try_later([owed], error)
         except sqlite3.Error:
             raise
         except Exception:
@@ -62,4 +62,4 @@ def _lane_failed(region: Region, owed: Owed, error: Exception) -> None:
     elif isinstance(error, PermissionError):
         region.send_words([Word(owed, Status.FAILED, "DstPutObjectNotPermitted", None)])
     else:
-        region.try_later([owed], reason(error))
+        region.try_later([owed], error)

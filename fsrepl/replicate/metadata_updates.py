@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fsrepl.errors import FsreplError, reason
+from fsrepl.errors import FsreplError
 from fsrepl.model import keys, metadata
 from fsrepl.model.version import Origin, Version
 from fsrepl.model.view import View
@@ -65,7 +65,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
         ]
         intended = intend(region.engine.syncer, bucket, intents)
     except OSError as error:
-        region.try_later([each.owed for each in changes], reason(error))
+        region.try_later([each.owed for each in changes], error)
         return []
     with intended:
         done = _carry_out(region, bucket, changes, views)
@@ -93,11 +93,11 @@ def _carry_out(
                 seen.append((each.now.key, looks))
             done.append(each)
         except (OSError, FsreplError) as error:
-            region.try_later([each.owed], reason(error))
+            region.try_later([each.owed], error)
     try:
         _make_durable(region, bucket, done, {each.now.key for each in done if id(each) in views})
     except OSError as error:
-        region.try_later([each.owed for each in done], reason(error))
+        region.try_later([each.owed for each in done], error)
         return []
     with journal.transaction():
         journal.versions.see_all(bucket.address, seen)

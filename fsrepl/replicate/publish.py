@@ -45,7 +45,7 @@ def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket
         ids = [(item.owed.key, item.owed.id) for item in done]
         if fault is not None:
             place.in_doubt.update(ids)
-            region.try_later([item.owed for item in done], reason(fault))
+            region.try_later([item.owed for item in done], fault)
             intended.keep()
             return []
         place.in_doubt.difference_update(ids)
@@ -65,7 +65,7 @@ def _staged(region: Region, bucket: OpenBucket, items: Sequence[Item], intents: 
     except OSError as error:
         for item in items:
             discard(bucket, item)
-        region.try_later([i.owed for i in items], reason(error))
+        region.try_later([i.owed for i in items], error)
         return None
 
 
@@ -79,7 +79,7 @@ def _published(region: Region, bucket: OpenBucket, items: Sequence[Item]) -> lis
             done.append(item)
         except OSError as error:
             discard(bucket, item)
-            region.try_later([item.owed], reason(error))
+            region.try_later([item.owed], error)
     return done
 
 
