@@ -32,6 +32,7 @@ from fsrepl.cli.common import (
 from fsrepl.cli.unrecorded import open_journal
 from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, reason
+from fsrepl.model import clock, keys
 from fsrepl.model.address import Address
 
 if TYPE_CHECKING:
@@ -206,6 +207,12 @@ def _sum_up(tally: Tally, *, repair: bool) -> None:
     if tally.failed:
         failed = counted(tally.failed, "delivery", "deliveries")
         say(f"{failed} failed, and not compared; `fsrepl status` and `fsrepl why` tell more")
+    for bucket, found in tally.dates.items():
+        number, such = counted(found.number, "version"), f"{keys.shown(found.key)}, {clock.stamp(found.mtime_ns)}"
+        say(
+            f"{bucket}: this filesystem cannot hold the modification time of {number}, such as that of {such}; "
+            "the file shows the nearest that it can, `fsrepl head` the version's own"
+        )
     if tally.left and not repair:
         say("--repair mends what another copy is good for")
 

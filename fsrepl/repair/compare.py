@@ -87,6 +87,15 @@ def judge_view(current: Object, known: Object | None, seen: Seen, *, same: bool,
     return Verdict.PENDING
 
 
+def lacks_date(version: Version) -> bool:
+    """Whether the filesystem of a version's view cannot hold its modification time, and shows the nearest that it can.
+
+    Inodes of 128 bytes end in 2038. That they have whole seconds only is not counted.
+    """
+    shown = version.shortfall.posix
+    return bool(shown and version.posix and abs(shown.mtime_ns - version.posix.mtime_ns) >= 1_000_000_000)
+
+
 def is_alike(sent: Version, there: Version) -> bool:
     """Whether two records are simply equal in what travels. Where not, that may still be right: see as_sent."""
     return (

@@ -33,12 +33,22 @@ _AT_ONCE = 256
 """So many suspects are looked at again together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dates:
+    """Versions of a bucket with a modification time that its filesystem cannot hold: how many, and one of them."""
+
+    number: int
+    key: bytes
+    mtime_ns: int
+
+
 @dataclass(slots=True)
 class Tally:
     """What a verification has come to so far.
 
     checked: versions and markers looked at, on either side, and size their bytes. pending: deliveries that are
     not done, and files people changed that are not captured. away: buckets that could not be compared, and why.
+    dates: by bucket, what its filesystem cannot hold of them, which is no difference: the records have them.
     """
 
     checked: int = 0
@@ -49,6 +59,7 @@ class Tally:
     left: int = 0
     """Differences that are still there."""
     away: dict[str, str] = field(default_factory=dict)
+    dates: dict[str, Dates] = field(default_factory=dict)
 
 
 # -- looking
@@ -236,6 +247,10 @@ class Verification:
             if version is None:
                 continue
             self.tally.checked += 1
+            if compare.lacks_date(version) and version.posix is not None:
+                before = self.tally.dates.get(side.address)
+                number = before.number + 1 if before else 1
+                self.tally.dates[side.address] = Dates(number, version.key, version.posix.mtime_ns)
             self._index.versions.add(side.address, replace(version, deliveries={}))
             if difference is None:
                 yield from compared(side, version)

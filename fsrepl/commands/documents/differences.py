@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsrepl.model import keys
+from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
 from fsrepl.repair.compare import Difference
 from fsrepl.repair.verify import Tally
@@ -25,4 +25,9 @@ def totals(tally: Tally) -> Document:
         "Failed": tally.failed,
     }
     away = [{"Bucket": bucket, "Why": why} for bucket, why in tally.away.items()]
-    return counts | ({"Away": away} if away else {})
+    dates = [
+        keys.key_document(found.key)
+        | {"Bucket": bucket, "Versions": found.number, "ModificationTime": clock.stamp(found.mtime_ns)}
+        for bucket, found in tally.dates.items()
+    ]
+    return counts | ({"Away": away} if away else {}) | ({"DatesNotHeld": dates} if dates else {})
