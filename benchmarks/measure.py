@@ -192,13 +192,10 @@ def _call_each(home: Path, files: Sequence[Path], batch: int = 512) -> None:
     tmp, store, hidden, shown = (home / name for name in ("tmp", "store", "hidden", "shown"))
     for folder in (tmp, store, hidden, shown):
         folder.mkdir()
-    said = {
-        "blake3": b"0" * 64, "last-modified": b"2026-01-01T00:00:00.000000000Z", "origin": b"user",
-        "replication-status": b"PENDING", "deliveries": b"0" * 70, "version-id": b"0" * 26,
-    }  # fmt: skip
-    stored = said | {"posix": b"0" * 60}
-    replica = {name: value for name, value in said.items() if name != "deliveries"} | {"record": b"0" * 400}
-    settled = {name: said[name] for name in ("replication-status", "deliveries")}
+    said = {"version-id": b"0" * 26, "replication-status": b"COMPLETED"}
+    stored = {"record": b"0" * 290, "deliveries": b"0" * 48}
+    replica = said | {"record": b"0" * 310}
+    settled = {"deliveries": b"0" * 50}
     for start in range(0, len(files), batch):
         some = files[start : start + batch]
         for file in some:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsrepl.model import attributes
 from fsrepl.model.version import Version
 from fsrepl.storage import records
 from tests.world import DESTINATION, SOURCE, Json, World, v2
@@ -59,8 +58,7 @@ def change(world: World, key: str, make: Callable[[Version], Version], bucket: s
     with world.engine.site.bucket(bucket).open() as opened:
         version = world.history(bucket)[key.encode()][-1]
         now = make(version)
-        before, after = attributes.encode(version), attributes.encode(now)
-        records.update(opened, now, after, frozenset(before.keys() - after.keys()))
+        records.amend(opened, now)
         world.engine.recent.forget(bucket, version.key, version.id)
 
 

@@ -136,9 +136,10 @@ def stage(bucket: OpenBucket, taken: Taken, version: Version) -> versions.Staged
         if taken.linked:
             version, sidecar = records.put_shared(bucket, fd, name, version)
             return versions.Staged(version, name, sidecar)
+        sidecar = records.put(bucket, fd, name, attributes.encode(version))  # before the content: it costs less there
         if taken.data:
             bucket.fs.write(fd, taken.data)
-        return versions.Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
+        return versions.Staged(version, name, sidecar)
     except BaseException:
         staging.unstage(bucket, name)
         raise

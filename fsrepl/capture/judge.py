@@ -273,7 +273,7 @@ def _edit(
             after = edits.record_edit(region, place, bucket, version, after)
         elif after != version:  # the view is short of less than it was
             records.amend(bucket, after)
-        if marks is not None and marks != attributes.marks(after):
+        if marks is not None and marks != attributes.label(after):
             place.unmarked.add(after, time.monotonic())
     with region.engine.journal.transaction():
         region.engine.journal.versions.see(bucket.address, key, looks)

@@ -1,7 +1,8 @@
-"""What a version carries, as the extended attributes of its file, both ways.
+"""What a version carries, by names of extended attributes, both ways.
 
-Ours are user.fsrepl.*; every other user.* attribute is the object's own. What does not fit on a
-file goes to the sidecar: a JSON object of attribute name to value. Source: design.md, section 2.
+Ours are user.fsrepl.*; every other user.* attribute is the object's own. These names are the fields of a version's
+record: how it stands on a file is model/record_form.py's; what does not fit there goes to the sidecar, a JSON object of
+attribute name to value. Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -35,27 +36,30 @@ MADE = OURS + "made"
 DIRECTORY, REPLICATED = OURS + "directory", OURS + "replicated"
 """On directories of the version store: see views/directories.py."""
 
-SEAL = frozenset({LAST_MODIFIED, BLAKE3, KEY})
-"""What makes a record whole. Where a record is written anew, these come last."""
 RECORD = OURS + "record"
-"""All that a version's record says but what changes while it travels: see model/record_form.py."""
+"""All that a version's record says but what changes while it travels."""
 TRUSTED_RECORD, OWN_RECORD = "trusted.fsrepl.record", RECORD
-"""The whole record of a stored file that others may write to, since it is a view too: all of its attributes, as in a
-sidecar. A daemon that is root keeps it where only root can write; another one has no user above it to fear."""
-DELIVERY_NAMES = frozenset({STATUS, DELIVERIES})
-RECORDS = frozenset({POSIX, KEY, EDITED, SHORTFALL, OWN_RECORD})
+"""The whole record of a stored file that others may write to, since it is a view too. A daemon that is root keeps it
+where only root can write; another one has no user above it to fear."""
+FORMER = frozenset({BLAKE3, LAST_MODIFIED, STORAGE_CLASS, ORIGIN, POSIX, KEY, EDITED, SHORTFALL})
+"""Fields of a record, which earlier builds wrote as attributes of their own."""
+RECORDS = FORMER | {RECORD, DELIVERIES}
 """What stands on a view only where the view is the stored file as well."""
+LABEL = frozenset({VERSION_ID, STATUS})
+"""What a view tells of its version, beside the tags."""
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode(version: Version) -> dict[str, bytes]:
-    """All attributes of a version's stored file.
-
-    Their order is that in which an edit is written: what is owed and the stamps before the values. A crash
-    in between leaves a view that differs from the record, and so the edit is found, and owed, again.
-    """
-    out = marks(version)
+    """All fields of a version's record, the object's own attributes and its tags included."""
+    out = {VERSION_ID: version.id.encode()}
+    if version.digest:
+        out[BLAKE3] = version.digest.hex().encode()
+    out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
+    out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
+    if version.storage_class and version.storage_class != "STANDARD":
+        out[STORAGE_CLASS] = version.storage_class.encode()
     if keys.is_hidden(version.key) or version.id == NULL:  # an id that every key may have tells nothing
         out[KEY] = version.key
     if version.edited:
@@ -64,17 +68,10 @@ def encode(version: Version) -> dict[str, bytes]:
         out[SHORTFALL] = _encode_shortfall(version.shortfall)
     if version.posix is not None:
         out[POSIX] = _encode_posix(version.posix)
+    if version.deliveries:
+        out[DELIVERIES] = encode_deliveries(version)
     out.update(of_object(version))
     return out
-
-
-def of_view(version: Version) -> dict[str, bytes]:
-    """What a view shows of its version, in the order in which it is put on: room may end early.
-
-    The object's own attributes and tags come first; then, as a courtesy, what its version is, the id last: it
-    says that the others are there.
-    """
-    return of_object(version) | marks(version)
 
 
 def of_object(version: Version) -> dict[str, bytes]:
@@ -85,29 +82,21 @@ def of_object(version: Version) -> dict[str, bytes]:
     return out
 
 
-def marks(version: Version) -> dict[str, bytes]:
-    """What a version says of itself, on its view too; its id last."""
-    out = {}
-    if version.digest:
-        out[BLAKE3] = version.digest.hex().encode()
-    out[LAST_MODIFIED] = clock.stamp(version.created_ns).encode()
-    out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
-    if version.storage_class and version.storage_class != "STANDARD":
-        out[STORAGE_CLASS] = version.storage_class.encode()
-    out.update(encode_deliveries(version))
-    out[VERSION_ID] = version.id.encode()
-    return out
+def label(version: Version) -> dict[str, bytes]:
+    """What a view tells of its version, as a courtesy.
 
-
-def encode_deliveries(version: Version) -> dict[str, bytes]:
-    """The two attributes that change while a version travels; empty where no rule chose it."""
-    out = {}
-    status = version.status
-    if status is not None:
+    The id is first: it fits the inode of an ext4 filesystem, and what does not fit there any more, the status, is in
+    a block that all views with this status have in common. Source: ext4, fs/ext4/xattr.c, ext4_xattr_block_set.
+    """
+    out = {VERSION_ID: version.id.encode()}
+    if (status := version.status) is not None:
         out[STATUS] = status.encode()
-    if version.deliveries:
-        out[DELIVERIES] = _encode_deliveries(tuple(version.deliveries.items()))
     return out
+
+
+def encode_deliveries(version: Version) -> bytes:
+    """What changes while a version travels; a JSON object of destination to what is owed it."""
+    return _encode_deliveries(tuple(version.deliveries.items()))
 
 
 @lru_cache(maxsize=256)
@@ -229,7 +218,13 @@ def without_delivery(version: Version, destination: str) -> Version:
     return replace(version, deliveries={n: d for n, d in version.deliveries.items() if n != destination})
 
 
-def _encode_delivery(delivery: Delivery) -> dict[str, object]:
+_NOTHING_MORE = Delivery("", Status.PENDING)
+
+
+def _encode_delivery(delivery: Delivery) -> dict[str, object] | str:
+    """A rule and a status are one text, so that the usual case fits the inode of an ext4 filesystem: 52 bytes."""
+    if replace(delivery, rule="", status=Status.PENDING) == _NOTHING_MORE:
+        return f"{delivery.status} {delivery.rule}"
     out: dict[str, object] = {"rule": delivery.rule, "status": str(delivery.status)}
     for name in ("reason", "storage_class", "owner", "batch", "tracking", "since_ns"):
         if value := getattr(delivery, name):

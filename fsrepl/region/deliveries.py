@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from fsrepl.model import attributes
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.bucket_state import Place
@@ -59,7 +58,7 @@ def owe_again(region: Region, bucket: OpenBucket, version: Version, deliveries: 
     # The journal first: what is pending on the record alone would be sent by nobody.
     with region.engine.journal.transaction():
         region.engine.journal.deliveries.put(bucket.address, version)
-    records.update(bucket, version, attributes.encode_deliveries(version))
+    records.write_deliveries(bucket, version)
     region.engine.recent.put(bucket.address, version)
     place = region.places.get(bucket.address)
     if place is not None and not version.marker:

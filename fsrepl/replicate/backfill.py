@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
-from fsrepl.model import attributes, keys
+from fsrepl.model import keys
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Delivery, Status, Version
 from fsrepl.region.bucket_state import Place, Run
@@ -221,7 +221,7 @@ class _Slice:
                 now_ns = engine.site.now()
                 since = {name: replace(delivery, since_ns=now_ns) for name, delivery in asked.items()}
                 version = replace(version, deliveries={**version.deliveries, **since})
-                records.update(bucket, version, attributes.encode_deliveries(version))
+                records.write_deliveries(bucket, version)
                 engine.recent.put(bucket.address, version)
             if any(delivery.batch == self.job.id for delivery in version.deliveries.values()):
                 self._changed.append(version)  # also what a crash let us write down and not record

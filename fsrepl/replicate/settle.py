@@ -217,8 +217,7 @@ def write(engine: Runtime, place: Place, bucket: OpenBucket, settlement: Settlem
     address, now_s = bucket.address, time.monotonic()
     for version in settlement.changed.values():
         try:
-            raw, plain = attributes.encode_deliveries(version), engine.recent.is_plain(address, version)
-            plain = records.update(bucket, version, raw, attributes.DELIVERY_NAMES - raw.keys(), plain=plain)
+            plain = records.write_deliveries(bucket, version, plain=engine.recent.is_plain(address, version))
         except FileNotFoundError:
             continue
         engine.recent.put(address, version, plain=plain)

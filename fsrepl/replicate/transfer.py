@@ -58,6 +58,7 @@ def stage(
     fs = destination.fs
     fd = fs.create(destination.tmp, name)
     try:
+        sidecar = not linked and records.put(destination, fd, name, attributes.encode(replica))
         if data is not None:
             fs.write(fd, data)
             if limiter:
@@ -72,8 +73,9 @@ def stage(
             replica, sidecar = records.put_shared(destination, fd, name, replica, new=posix)
             return StagedReplica(versions.Staged(replica, name, sidecar))
         view, shortfall = stage_view(destination, replica, fd)
-        replica = replace(replica, shortfall=shortfall)
-        sidecar = records.put(destination, fd, name, attributes.encode(replica))
+        if shortfall != replica.shortfall:
+            replica = replace(replica, shortfall=shortfall)
+            sidecar = records.put_again(destination, fd, name, attributes.encode(replica))
         return StagedReplica(versions.Staged(replica, name, sidecar), view)
     except BaseException:
         staging.unstage(destination, name)

@@ -42,6 +42,7 @@ def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
     if found.st_nlink > 1 or not records.is_shared(bucket, fd):
         return False
     if apply_posix(bucket, fd, version.posix) == version.posix:  # it was a view before: see records.make_private
+        records.share(bucket, version)
         return True
     records.make_private(bucket, version)
     return False
@@ -75,7 +76,7 @@ def stage_view(
             if content_digest(bucket, fd) != version.digest:
                 raise Unavailable("the copy for the view does not match its version")
         posix = apply_posix(bucket, fd, version.posix)
-        return name, metadata.shortfall(version, posix, view_attributes.mark(bucket, fd, version))
+        return name, metadata.shortfall(version, posix, view_attributes.mark(bucket, fd, version, new=True))
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             fs.unlink(at, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from fsrepl.model import attributes, metadata
 from fsrepl.model.version import Posix, Version
@@ -32,30 +32,30 @@ def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: 
         if before.st_nlink > 1 + versions.is_file_of(bucket, version, before):
             return None  # it is another view's file as well, and cannot say two things
         if status_only:
-            for attribute, value in attributes.encode_deliveries(version).items():
-                with contextlib.suppress(OSError):  # a courtesy
-                    bucket.fs.set_attribute(fd, attribute, value)
+            label = attributes.label(version)
+            _put(bucket, fd, {name: value for name, value in label.items() if name == attributes.STATUS}, courtesy=True)
+            true: Collection[str] = label
         else:
-            mark(bucket, fd, version, own=False)
-        for attribute in attributes.DELIVERY_NAMES - attributes.encode_deliveries(version).keys():
-            with contextlib.suppress(OSError):  # it was pending, and is owed no more
-                bucket.fs.remove_attribute(fd, attribute)
-        found = bucket.fs.stat_fd(fd)
+            _, true = _put_all(bucket, fd, version, own=False)
+        found, names = bucket.fs.stat_fd(fd), bucket.fs.attribute_names(fd)
+        if _remove_untrue(bucket, fd, true, found, names):  # it was pending, and is owed no more
+            found, names = bucket.fs.stat_fd(fd), bucket.fs.attribute_names(fd)
         # What was edited in between must not be taken for ours: it is left to be looked at.
-        if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found):
+        if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found, names):
             return None
         return bucket.view(found, view.shown, racy=view.racy)
 
 
-def _is_unedited(bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result) -> bool:
-    """Whether nobody has edited a view's metadata while we marked it."""
+def _is_unedited(
+    bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result, names: Sequence[str]
+) -> bool:
+    """Whether nobody has edited a view's metadata while we marked it. names: of its attributes, looked at since."""
     if (before.st_mode, before.st_uid, before.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
         return False
     shown = version.shortfall.posix or version.posix
-    if not version.attrs and not version.tags and not (shown and shown.acl):
-        names = bucket.fs.attribute_names(fd)
-        if not any(name == ACL or (name.startswith("user.") and not attributes.is_ours(name)) for name in names):
-            return True
+    objects = (name for name in names if name == ACL or (name.startswith("user.") and not attributes.is_ours(name)))
+    if not version.attrs and not version.tags and not (shown and shown.acl) and next(objects, None) is None:
+        return True
     raw, acl = view_metadata(bucket, fd)
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     return not metadata.changed(version, metadata.seen(version, posix, attributes.own(raw), attributes.tags(raw)))
@@ -65,27 +65,44 @@ _NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM, errno.EBAD
 """What a view answers that has no room for an attribute, or whose mode shuts its owner out."""
 
 
-def mark(bucket: OpenBucket, fd: int, version: Version, *, own: bool = True) -> set[str]:
+def mark(bucket: OpenBucket, fd: int, version: Version, *, new: bool = False) -> set[str]:
     """Put a version's attributes on its view, as far as that takes them; the names of those that it does not.
 
-    Without own, the object's own are there already. Ours are a courtesy: they make room where the object's
-    need it; one that is not true of this version goes, as a copy of another file has it; and the id, which is
-    the last, is there only where all that is the object's is.
+    Ours are a courtesy: they make room where the object's need it; and one that is not true of this version goes, as
+    a copy of another file has it. new: a file that was made just now has none of those.
     """
-    objects, ours = attributes.of_object(version), attributes.marks(version)
-    wanted = objects if own else {name: value for name, value in objects.items() if name not in version.attrs}
+    refused, true = _put_all(bucket, fd, version, own=True)
+    if not new:
+        _keep(bucket, fd, true)
+    return refused
+
+
+def _put_all(bucket: OpenBucket, fd: int, version: Version, *, own: bool) -> tuple[set[str], Collection[str]]:
+    """The attributes that a view does not take, and those of its label that it did.
+
+    Without own, the object's own are there already. The id is there only where all that is the object's is.
+    """
+    objects, label = attributes.of_object(version), attributes.label(version)
+    wanted = objects if own else _missing(bucket, fd, {n: v for n, v in objects.items() if n not in version.attrs})
     refused = _put(bucket, fd, wanted, courtesy=not own)
     if refused and _keep(bucket, fd, frozenset()):
         refused = _put(bucket, fd, {name: objects[name] for name in refused}, courtesy=not own)
     if not own:
         refused |= version.shortfall.lacks & version.attrs.keys()
     if refused:
-        ours.pop(attributes.VERSION_ID)
-        refused |= {attributes.VERSION_ID, *_put(bucket, fd, ours, courtesy=True)}
+        del label[attributes.VERSION_ID]
+        refused |= {attributes.VERSION_ID, *_put(bucket, fd, label, courtesy=True)}
     else:
-        refused = _put(bucket, fd, ours, courtesy=True)
-    _keep(bucket, fd, ours.keys() - refused)
-    return refused
+        refused = _put(bucket, fd, label, courtesy=True)
+    return refused, label.keys() - refused
+
+
+def _missing(bucket: OpenBucket, fd: int, wanted: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Those of some attributes that a file does not have so."""
+    try:
+        return {name: value for name, value in wanted.items() if bucket.fs.attribute(fd, name) != value}
+    except OSError:
+        return dict(wanted)
 
 
 def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, courtesy: bool) -> set[str]:
@@ -103,12 +120,18 @@ def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, courtesy: boo
 
 def _keep(bucket: OpenBucket, fd: int, true: Collection[str]) -> bool:
     """Take what is ours off a view but for these names; whether there was anything of that kind."""
-    changed = False
     with contextlib.suppress(OSError):
-        if bucket.fs.stat_fd(fd).st_nlink > 1:
-            true = {*true, *attributes.RECORDS}  # it may be the stored file as well
-        for attribute in bucket.fs.attribute_names(fd):
-            if attributes.is_ours(attribute) and attribute not in true:
-                bucket.fs.remove_attribute(fd, attribute)
-                changed = True
-    return changed
+        return _remove_untrue(bucket, fd, true, bucket.fs.stat_fd(fd), bucket.fs.attribute_names(fd))
+    return False
+
+
+def _remove_untrue(
+    bucket: OpenBucket, fd: int, true: Collection[str], found: os.stat_result, names: Sequence[str]
+) -> bool:
+    if found.st_nlink > 1:
+        true = {*true, *attributes.RECORDS}  # it may be the stored file as well
+    untrue = [name for name in names if attributes.is_ours(name) and name not in true]
+    with contextlib.suppress(OSError):
+        for attribute in untrue:
+            bucket.fs.remove_attribute(fd, attribute)
+    return bool(untrue)

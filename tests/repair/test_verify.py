@@ -25,6 +25,7 @@ from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.site import Site
 from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_rebuild import strip
+from tests.stored import set_field
 from tests.world import DESTINATION, SOURCE, World
 
 Found = list[tuple[str, str, str, bool]]
@@ -311,13 +312,13 @@ def _stripped_marker(world: World, bucket: str) -> None:
 def _contradicting(world: World, bucket: str) -> None:
     file = alone(stored(world, "d/k", bucket, 0))
     record_in_the_open(file)
-    os.setxattr(file, "user.fsrepl.version-id", b"null")
+    set_field(file, "version-id", "null")
 
 
 def _unreadable_record(world: World, bucket: str) -> None:
     file = alone(stored(world, "d/k", bucket, 0))
     record_in_the_open(file)
-    os.setxattr(file, "user.fsrepl.last-modified", b"yesterday")
+    set_field(file, "last-modified", "yesterday")
 
 
 def record_in_the_open(file: Path) -> None:
@@ -450,7 +451,7 @@ def test_metadata_is_brought_into_line(tmp_path: Path) -> None:
         world.settle()
         before = world.history(DESTINATION)
         os.setxattr(stored(world, "k", DESTINATION), "user.colour", b"red")
-        os.setxattr(stored(world, "k", DESTINATION), "user.fsrepl.last-modified", b"2020-01-01T00:00:00.000000000Z")
+        set_field(stored(world, "k", DESTINATION), "last-modified", "2020-01-01T00:00:00.000000000Z")
         assert verify(world) == [(DESTINATION, "k", "MetadataDiffers", False)]
         assert verify(world, repair=True) == [(DESTINATION, "k", "MetadataDiffers", True)]
         assert world.history(DESTINATION) == before
@@ -470,7 +471,7 @@ def test_a_replica_of_other_content(tmp_path: Path) -> None:
 
         other.write_bytes(b"two")
         file.write_bytes(b"two")
-        os.setxattr(file, "user.fsrepl.blake3", blake3(b"two").hexdigest().encode())
+        set_field(file, "blake3", blake3(b"two").hexdigest())
         assert verify(world) == [(DESTINATION, "k", p, False) for p in ("DigestMismatch", "ViewDiffers")]
         assert verify(world, repair=True) == [(DESTINATION, "k", "DigestMismatch", True)]
         assert world.ids(SOURCE) == world.ids(DESTINATION)
@@ -481,8 +482,7 @@ def test_a_delivery_that_was_forgotten(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()
-        for name in ("deliveries", "replication-status"):
-            os.removexattr(stored(world, "k"), f"user.fsrepl.{name}")
+        os.removexattr(stored(world, "k"), "user.fsrepl.deliveries")
         assert verify(world) == [(SOURCE, "k", "AttributesLost", False)]
         assert verify(world, repair=True) == [(SOURCE, "k", "AttributesLost", True)]
         assert world.statuses() == {Status.COMPLETED}

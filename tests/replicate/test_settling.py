@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.model import attributes
 from fsrepl.model.version import Status, Version
 from fsrepl.region.label_queue import Unmarked
 from tests.doubles import UnsyncedFs
+from tests.stored import set_field
 from tests.world import DESTINATION, SOURCE, World
 
 KEYS = ("a", "b", "c")
@@ -60,7 +60,7 @@ def test_a_record_that_cannot_be_read_holds_up_no_other(tmp_path: Path, caplog: 
     with World(tmp_path) as world:
         _captured(world)
         damaged = next(world.path(".fsrepl/versions").glob("b;*"))
-        os.setxattr(damaged, attributes.VERSION_ID, b"01K00000000000000000000000")
+        set_field(damaged, "version-id", "01K00000000000000000000000")
         world.restart()
         world.back("west")
         world.settle()

@@ -1,0 +1,77 @@
+"""Records of stored files, changed by hand: damaged, or written as earlier builds did."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from fsrepl.model import attributes, keys
+from fsrepl.model.version import Version
+from tests.world import World
+
+INLINE = attributes.TRUSTED_RECORD if os.geteuid() == 0 else attributes.OWN_RECORD
+
+
+def set_field(path: Path, name: str, value: object) -> None:
+    """Change one field of the record in a stored file's attributes."""
+    document = json.loads(os.getxattr(path, attributes.RECORD))
+    os.setxattr(path, attributes.RECORD, json.dumps({**document, name: value}).encode())
+
+
+def former(version: Version) -> dict[str, bytes]:
+    """The attributes of a version as earlier builds wrote them: each field one of its own."""
+    out = attributes.encode(version)
+    if version.status:
+        out[attributes.STATUS] = version.status.encode()
+    if version.deliveries:
+        said = {d: {"rule": x.rule, "status": str(x.status)} for d, x in version.deliveries.items()}
+        out[attributes.DELIVERIES] = json.dumps(said).encode()
+    return out
+
+
+def as_earlier_builds(world: World, bucket: str) -> int:
+    """Write every record of a bucket, and the labels of its views, as earlier builds did; how many there were."""
+    found = [v for versions in world.history(bucket).values() for v in versions]
+    with world.engine.site.bucket(bucket).open() as opened:
+        for version in found:
+            at, name = opened.stored_file(version.key, version.id, marker=version.marker)
+            path = Path(os.fsdecode(os.readlink(f"/proc/self/fd/{at}"))) / os.fsdecode(name)
+            raw = former(version)
+            side = path.with_name(path.name + os.fsdecode(keys.SIDECAR))
+            shared = INLINE in os.listxattr(path) and path.stat().st_nlink > 1
+            _put(path, raw, shared=shared)
+            if side.exists():
+                side.write_bytes(attributes.encode_sidecar(raw))
+            elif shared:
+                whole = {**raw, attributes.KEY: version.key}
+                os.setxattr(path, INLINE, attributes.encode_sidecar(whole, compact=True))
+            view = world.path(os.fsdecode(version.key), bucket)
+            if view.is_file() and world.current(os.fsdecode(version.key), bucket).id == version.id:
+                label = {n: v for n, v in raw.items() if attributes.is_ours(n) and n not in (attributes.POSIX,)}
+                _put(view, label, shared=True)
+    world.engine.recent.forget(bucket)
+    return len(found)
+
+
+def _put(path: Path, raw: dict[str, bytes], *, shared: bool) -> None:
+    for name in os.listxattr(path):
+        if name == attributes.RECORD or (attributes.is_ours(name) and name not in raw and not shared):
+            os.removexattr(path, name)
+    for name, value in raw.items():
+        if name in (attributes.POSIX, attributes.KEY) and shared:
+            continue
+        with contextlib.suppress(OSError):  # there is no room
+            os.setxattr(path, name, value)
+
+
+def is_of_today(world: World, bucket: str) -> set[bool]:
+    """Of the stored files of a bucket, whether their records are in today's form; sidecars aside."""
+    out = set()
+    for path in world.path(".fsrepl/versions", bucket).rglob("*;*"):
+        if path.name.endswith(os.fsdecode(keys.SIDECAR)):
+            continue
+        names = set(os.listxattr(path))
+        out.add(attributes.RECORD in names and not names & attributes.FORMER)
+    return out
