@@ -73,8 +73,8 @@ def verify(
 ) -> None:
     """Compare, by hash, what is with what should be.
 
-    Exit status 0: it is the same, or all was mended; 1: it is not. Deliveries that are pending, and files that are
-    just being changed, are counted apart.
+    Exit status 0: it is the same, or all was mended; 1: it is not. Deliveries that are pending, files that are
+    just being changed, and those over which another filesystem is mounted, are counted apart.
     """
     from fsrepl.repair.verify import Hooks, Verification
     from fsrepl.storage.fs import ReadingFs
@@ -190,10 +190,18 @@ def _tell(found: Verification, *, repair: bool, json: bool) -> None:
         if json:
             end = "\n  ]," if number else "],"
             typer.echo(end + json_text(documents.totals(tally)).removeprefix("{"))
-    for address, why in tally.away.items():
-        warn(f"{address} was not compared: {why}")
+    tell_uncompared(tally)
     if not json:
         _sum_up(tally, repair=repair)
+
+
+def tell_uncompared(tally: Tally) -> None:
+    """What could not be looked at, and why."""
+    for (address, path), number in tally.mounted.items():
+        what = f"{counted(number, 'file')} of {address} not compared"
+        warn(f"{what}: another filesystem is mounted at {shown(os.fsdecode(path))}")
+    for address, why in tally.away.items():
+        warn(f"{address} was not compared: {why}")
 
 
 def _sum_up(tally: Tally, *, repair: bool) -> None:

@@ -9,6 +9,7 @@ shall be, by repair/repair.py, and looked at once more. Source: design.md, secti
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ from fsrepl.views import directories
 _AT_ONCE = 256
 """So many suspects are looked at again together."""
 
+Place = tuple[str, bytes]
+"""A bucket, and a path in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dates:
@@ -47,7 +51,8 @@ class Tally:
     """What a verification has come to so far.
 
     checked: versions and markers looked at, on either side, and size their bytes. pending: deliveries that are
-    not done, and files people changed that are not captured. away: buckets that could not be compared, and why.
+    not done, and files people changed that are not captured. mounted: of each bucket, the directories and files over
+    which something else is mounted, and how many keys that hides. away: buckets that could not be compared, and why.
     dates: by bucket, what its filesystem cannot hold of them, which is no difference: the records have them.
     """
 
@@ -58,6 +63,7 @@ class Tally:
     differences: int = 0
     left: int = 0
     """Differences that are still there."""
+    mounted: dict[Place, int] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
     dates: dict[str, Dates] = field(default_factory=dict)
 
@@ -452,6 +458,9 @@ class Verification:
                 yield difference, partial(self._view_again, side, key)
             elif verdict is Verdict.PENDING and self._is_damage(side, key, current):
                 self.tally.pending += 1
+            elif verdict is Verdict.PENDING and (mount := _mount_over(side.bucket, key)):
+                at = side.address, mount
+                self.tally.mounted[at] = self.tally.mounted.get(at, 0) + 1
             elif verdict is Verdict.PENDING:
                 unlike.append(key)
                 if len(unlike) >= _AT_ONCE:
@@ -527,6 +536,8 @@ class Verification:
         except BlockingIOError:
             return Verdict.PENDING, None  # open for writing
         except OSError as error:
+            if error.errno == errno.EXDEV:
+                return Verdict.PENDING, None  # another filesystem is mounted over it
             if found is not None:
                 return Verdict.DIFFERS, self._wrong_view(side, key, current, Problem.UNREADABLE, reason(error))
             seen = Seen.OTHER
@@ -586,3 +597,17 @@ class Verification:
 def _difference(side: Side, version: Version, problem: Problem, why: str) -> Difference:
     place = keys.stored_path(version.key)
     return Difference(side.address, version.key, version.id, problem, why, version.marker, place=place)
+
+
+def _mount_over(bucket: OpenBucket, key: bytes) -> bytes:
+    """What of a key's path another filesystem is mounted over: a directory, with a slash, or the file; else nothing."""
+    path, name = keys.split(key)
+    for end in [at for at, byte in enumerate(path + b"/") if byte == ord("/")] if path else []:
+        try:
+            bucket.views.get(path[:end])
+        except OSError as error:
+            return path[:end] + b"/" if error.errno == errno.EXDEV else b""
+    try:
+        return key if bucket.fs.is_mount(bucket.views.get(path), name) else b""
+    except OSError:
+        return b""

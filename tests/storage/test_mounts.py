@@ -12,7 +12,10 @@ import typer
 
 from fsrepl.capture import schedule
 from fsrepl.cli import buckets
+from fsrepl.cli import verify as verify_command
 from fsrepl.commands import why
+from fsrepl.commands.documents import differences
+from fsrepl.repair.verify import Verification
 from tests.mounts import btrfs, clear, cover, mount, only_root, subvolume, tmpfs, unmount
 from tests.repair.test_verify import verify
 from tests.world import DESTINATION, SOURCE, World, at
@@ -189,6 +192,29 @@ def test_an_overlay_over_different_filesystems(tmp_path: Path, overlay: Path, sh
         assert world.look_of("d/b", DESTINATION)[0].mode == 0o600
         assert verify(world) == []
         world.stays_quiet()
+
+
+def test_verify_names_what_another_mount_covers(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 2, 5: it is neither a difference nor pending, and no wait waits for it."""
+    for key in ("m/n/a", "m/n/b", "file", "free"):
+        world.write(key, b"data")
+    world.settle()
+    (world.home / "other").mkdir()
+    (world.home / "another").write_bytes(b"other")
+    cover(world.home / "other", world.path("m/n"))
+    cover(world.home / "another", world.path("file"))
+    try:
+        with Verification(world.engine.site, SOURCE, None, world.engine.journal) as found:
+            assert list(found.differences()) == []
+        assert (found.tally.mounted, found.tally.pending) == ({(SOURCE, b"file"): 1, (SOURCE, b"m/n/"): 2}, 0)
+        mounted = [{"Bucket": SOURCE, "Path": "file", "Keys": 1}, {"Bucket": SOURCE, "Path": "m/n/", "Keys": 2}]
+        assert differences.totals(found.tally)["Mounted"] == mounted
+        verify_command.tell_uncompared(found.tally)
+        said = capsys.readouterr().err
+        assert f"2 files of {SOURCE} not compared: another filesystem is mounted at m/n/" in said
+    finally:
+        clear(world.path("m/n"))
+        clear(world.path("file"))
 
 
 def test_what_cannot_be_adopted_is_named_and_no_success(world: World, capsys: pytest.CaptureFixture[str]) -> None:

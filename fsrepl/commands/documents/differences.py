@@ -30,4 +30,12 @@ def totals(tally: Tally) -> Document:
         | {"Bucket": bucket, "Versions": found.number, "ModificationTime": clock.stamp(found.mtime_ns)}
         for bucket, found in tally.dates.items()
     ]
-    return counts | ({"Away": away} if away else {}) | ({"DatesNotHeld": dates} if dates else {})
+    mounted = [
+        {"Bucket": bucket, "Path": keys.shown(path), "Keys": number} for (bucket, path), number in tally.mounted.items()
+    ]
+    return (
+        counts
+        | ({"Mounted": mounted} if mounted else {})
+        | ({"Away": away} if away else {})
+        | ({"DatesNotHeld": dates} if dates else {})
+    )
