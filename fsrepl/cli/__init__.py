@@ -1,20 +1,23 @@
 """The command line: parse, call, print. Each group of commands has a file; what all share is in common.py.
 
-Imports of what a command needs are made by the command, so that `fsrepl wait` in a script starts fast.
+Only the file of the command that is asked for is imported, and what a command needs is imported by the command,
+so that `fsrepl wait` in a script starts fast.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import fsrepl
-from fsrepl.cli import buckets, daemon, objects, replication, roles, site, status, utf8, verify, wait
+from fsrepl.cli import utf8
 from fsrepl.cli.common import State, printable, set_state, state
 from fsrepl.errors import FsreplError
 
@@ -63,8 +66,35 @@ def _keep_log(verbose: int) -> None:
         logging.getLogger("fsrepl").addHandler(logging.NullHandler())
 
 
-for group in (site, daemon, buckets, replication, roles, objects, status, wait, verify):
-    group.register(app)
+FILES: Mapping[str, Sequence[str]] = {
+    "site": ("init", "check", "region"),
+    "daemon": ("daemon",),
+    "buckets": ("bucket", "versioning"),
+    "replication": ("replication",),
+    "roles": ("role",),
+    "objects": ("ls", "head", "cat", "restore", "rm", "tag"),
+    "status": ("status", "why", "events"),
+    "wait": ("wait", "retry"),
+    "verify": ("verify", "doctor"),
+}
+"""The commands of each file of this folder, in the order of the help text."""
+
+
+def files_of(arguments: Iterable[str]) -> list[str]:
+    """The file that has the command of these arguments; all of them where it is none: for help, completion, a typo."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--site":
+            next(rest, None)
+        elif not argument.startswith("-"):
+            return [file for file, commands in FILES.items() if argument in commands] or [*FILES]
+    return [*FILES]
+
+
+def register(files: Iterable[str]) -> None:
+    """Make the commands of some files known to the parser."""
+    for file in files:
+        importlib.import_module(f"fsrepl.cli.{file}").register(app)
 
 
 def main() -> None:
@@ -75,6 +105,7 @@ def main() -> None:
 def _run() -> int:
     utf8.use()
     try:
+        register(files_of(sys.argv[1:]))
         status = app(standalone_mode=False)  # what a command's typer.Exit says comes back as the value
         return status if isinstance(status, int) else 0
     except typer.Abort:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fsrepl.capture.watch import NoWatches
-from fsrepl.cli import app
+from fsrepl.cli import app, register
 from fsrepl.cli import wait as cli_wait
 from fsrepl.commands import wait as barrier
 from fsrepl.model.address import Address
@@ -149,6 +149,7 @@ def test_files_that_are_open_for_writing_are_named_and_nothing_is_wrong(world: W
     assert (waited.opened, left_out(waited)) == ({f"{SOURCE}/log"}, NOTHING)
 
 
+register(["wait"])
 ANSWER = barrier.Waited().document()
 
 
