@@ -114,10 +114,11 @@ def _without_times(ids: dict[bytes, list[tuple[str, int, bool, bytes]]]) -> dict
 @pytest.mark.parametrize(
     ("without_journal", "size"), [(False, 3000), (True, 100)], ids=["with-sidecar", "without-journal"]
 )
-def test_power_cut_while_rebuilding(tmp_path: Path, without_journal: bool, size: int) -> None:
+def test_power_cut_while_rebuilding(tmp_path: Path, memory: Path, without_journal: bool, size: int) -> None:
     """G7: a record that is half rebuilt counts as lost, and is rebuilt again."""
+    home = tmp_path if size > 1000 else memory  # a sidecar is made where the filesystem takes no more attributes
     for calls in itertools.count():
-        with World(tmp_path / str(calls)) as world:
+        with World(home / str(calls)) as world:
             world.write("d/k", b"one")
             world.settle()
             os.setxattr(world.path("d/k"), "user.large", b"z" * size)

@@ -105,10 +105,10 @@ def test_what_its_user_wrote_meanwhile_is_newer(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_power_cut_while_it_is_put_back(tmp_path: Path) -> None:
+def test_power_cut_while_it_is_put_back(memory: Path) -> None:
     """G1, G7: cut at any change, each view is the old one or the new, and no version is made of it."""
     for calls in itertools.count():
-        with World(tmp_path / str(calls)) as world:
+        with World(memory / str(calls)) as world:
             live_on(world, DESTINATION)
             fs = DyingFs(1 << 60)
             world.restart(fs=fs)

@@ -561,16 +561,16 @@ def test_a_view_conflict_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 @pytest.mark.parametrize("damage", [_content, _content_of_the_current, _missing, _stripped, _stripped_marker])
-def test_power_cut_during_repair(tmp_path: Path, damage: Damage, bucket: str) -> None:
+def test_power_cut_during_repair(memory: Path, damage: Damage, bucket: str) -> None:
     """G2, G7: cut at any change, a repair is done or not, and can be done again; nothing is lost or doubled."""
-    _cut_everywhere(tmp_path, lambda world: damage(world, bucket))
+    _cut_everywhere(memory, lambda world: damage(world, bucket))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "private"])
-def test_power_cut_while_a_view_is_restored(tmp_path: Path, sharing: str) -> None:
+def test_power_cut_while_a_view_is_restored(memory: Path, sharing: str) -> None:
     """G1, G4, G7: what had rotten in a replica's view never becomes a version, and the view is never gone."""
-    _cut_everywhere(tmp_path, lambda world: rot_view(world, "d/k", DESTINATION), sharing)
+    _cut_everywhere(memory, lambda world: rot_view(world, "d/k", DESTINATION), sharing)
 
 
 def _cut_everywhere(home: Path, damage: Callable[[World], None], sharing: str = "auto") -> None:

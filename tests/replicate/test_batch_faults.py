@@ -42,12 +42,12 @@ def _prepared(home: Path) -> World:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
-def test_power_cut_at_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_journal: bool) -> None:
+def test_power_cut_at_every_change(memory: Path, monkeypatch: pytest.MonkeyPatch, without_journal: bool) -> None:
     """G7: a backfill that was accepted is carried to its end, once, whichever change the power goes at."""
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 2)
     monkeypatch.setattr("fsrepl.replicate.backfill._SAVE_S", 0.0)
     for calls in itertools.count(step=3 if without_journal else 1):
-        with _prepared(tmp_path / str(calls)) as world:
+        with _prepared(memory / str(calls)) as world:
             fs = DyingFs(calls)
             world.restart(fs=fs)
             accepted = False
@@ -78,11 +78,11 @@ def test_power_cut_at_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_power_cut_at_every_change_of_a_cancelled_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_cut_at_every_change_of_a_cancelled_job(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G7: a cancelled job ends, and every version is either there and COMPLETED, or what it was."""
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 2)
     for calls in itertools.count():
-        with _prepared(tmp_path / str(calls)) as world:
+        with _prepared(memory / str(calls)) as world:
             world.away("west")
             job_id = str(world.run("replication.backfill", source=SOURCE)["JobId"])
             world.settle()
@@ -108,10 +108,10 @@ def test_power_cut_at_every_change_of_a_cancelled_job(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("for_ever", [False, True])
-def test_a_disk_that_takes_nothing_only_delays_it(tmp_path: Path, for_ever: bool) -> None:
+def test_a_disk_that_takes_nothing_only_delays_it(memory: Path, for_ever: bool) -> None:
     """G7: full at any one change, or read-only from any on until it is mended: the backfill is complete after that."""
     for calls in itertools.count(step=3):
-        with _prepared(tmp_path / str(calls)) as world:
+        with _prepared(memory / str(calls)) as world:
             fs = FailingFs(1 << 60, errno.EROFS if for_ever else errno.ENOSPC)
             world.restart(fs=fs)
             world.settle()

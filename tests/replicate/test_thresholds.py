@@ -317,11 +317,11 @@ def _come_late(timed: Timed) -> None:
     ("act", "expected"), [(_fail, {FAILED}), (_come_late, {MISSED, LATE})], ids=["failure", "lateness"]
 )
 def test_a_power_cut_loses_no_event_and_doubles_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Act, expected: set[str], without_journal: bool
+    memory: Path, monkeypatch: pytest.MonkeyPatch, act: Act, expected: set[str], without_journal: bool
 ) -> None:
     """G7, 3.4: cut at any change, what the record says in the end was told, and each of it once."""
     for calls in itertools.count():
-        with timed_world(tmp_path / str(calls), monkeypatch) as timed:
+        with timed_world(memory / str(calls), monkeypatch) as timed:
             timed.configure(TIMED)
             act(timed)
             fs = DyingFs(calls)
@@ -336,10 +336,10 @@ def test_a_power_cut_loses_no_event_and_doubles_none(
                 return
 
 
-def test_a_power_cut_while_a_version_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_power_cut_while_a_version_is_removed(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G7, 3.2: once the version is gone it was told, at the latest when its destination is back; and told once."""
     for calls in itertools.count():
-        with timed_world(tmp_path / str(calls), monkeypatch) as timed:
+        with timed_world(memory / str(calls), monkeypatch) as timed:
             timed.configure(METRICS)
             timed.world.away("west")
             timed.world.write("a", b"data")
