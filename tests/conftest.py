@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,27 @@ sys.dont_write_bytecode = False
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The fast ones first: what is wrong shows early, and the slow ones run in the same session."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+class FastFirst:
+    """Ends the session at the first slow test where a fast one has failed: nobody waits for minutes to read of it."""
+
+    failed = False
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        # With several processes the session is xdist's, and this one only hears what became of each test.
+        self.runner: Any = session.config.pluginmanager.getplugin("dsession") or session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "slow" not in report.keywords:
+            self.failed |= report.failed
+        elif self.failed:
+            self.runner.shouldstop = "a fast test failed: the slow ones are not waited for"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FastFirst())
 
 
 @pytest.fixture
