@@ -20,7 +20,7 @@ from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import Damaged, Place
-from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, Mark
+from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Mark
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import records, staging, versions
@@ -101,9 +101,10 @@ def judge(
         case look.Later(after_s, why, opened):
             region.look_later(place, mark, max(after_s, AGAIN_AT_LEAST_S), why, opened=opened)
         case look.Closed(found, posix, why):
-            place.unreadable[mark.key] = why
             if known and known.view:
-                shown, racy = known.view.shown, known.view.racy
+                shown, racy = known.view.shown, known.view.racy or bool(mark.flags & (CLOSED | WRITING))
+                if racy:  # it may hold something else by now; a look that knows less must not say that it is captured
+                    place.unreadable[mark.key] = why
                 _edit(region, place, bucket, mark.key, shown, found, lambda v: metadata.seen(v, posix), racy=racy)
         case copy.Taken():
             names.look_at_others(region, mark, seen)

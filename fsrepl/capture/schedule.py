@@ -21,7 +21,7 @@ from fsrepl.capture.scan import advance
 from fsrepl.errors import FsreplError
 from fsrepl.region import delivery_queue
 from fsrepl.region.bucket_state import Place
-from fsrepl.region.change_queue import CHANGED, GONE, MOVED
+from fsrepl.region.change_queue import CHANGED, FOUND, GONE, MOVED
 from fsrepl.region.region import Region
 from fsrepl.region.scan_queue import Scan, is_below
 from fsrepl.storage.bucket import OpenBucket
@@ -185,6 +185,9 @@ def _step(region: Region, place: Place) -> None:
             )  # fmt: skip
             if not done:
                 return
+            # a file that could not be read is in no list of what was here: nothing else tells that it is gone
+            closed = [key for key in place.unreadable if is_below(key, scan.top)]
+            region.marks.mark(scan.address, closed, scan.epoch, FOUND)
             place.scans.done(scan)
             place.looked_through(scan)
             if not scan.top:

@@ -16,10 +16,11 @@ from fsrepl.cli import wait as cli_wait
 from fsrepl.commands import wait as barrier
 from fsrepl.model.address import Address
 from fsrepl.model.version import Posix
+from fsrepl.region.change_queue import CLOSED
 from tests.journeys.test_unprivileged import as_root
 from tests.mounts import clear, cover, only_root, unmount
 from tests.site import Site
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, USER, World
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,103 @@ def test_a_file_that_cannot_be_read_is_not_safe(users_home: Path) -> None:
             world.unlink(key)
             world.write(key, b"new")
         assert left_out(wait(world)) == NOTHING
+
+
+def _new_unreadable(world: World, key: str) -> None:
+    as_root(world.home / "theirs", b"new", Posix(0o600, 77, 88, 0), world.path(key))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
+@pytest.mark.parametrize("act", ["renamed", "with its directory", "removed", "moved away", "replaced", "behind a link"])
+def test_a_file_that_could_not_be_read_and_is_gone_is_not_named_any_more(users_home: Path, act: str) -> None:
+    """Section 5, wait: nor where it never was an object, and only a scan finds that it is gone."""
+    with World(users_home) as world:
+        for directory in ("d", "e"):
+            world.path(directory).mkdir()
+        _new_unreadable(world, "d/k")
+        why = "permission denied"
+        assert left_out(wait(world)) == ([f"{SOURCE}/d/k: {why}"], [], [])
+        if act == "renamed":
+            world.path("d/k").rename(world.path("e/k2"))
+        elif act == "with its directory":
+            world.path("d").rename(world.path("e/d"))
+        elif act == "moved away":
+            world.path("d").rename(world.home / "away")
+        elif act == "replaced":
+            world.drop("d/k", b"readable")
+        elif act == "behind a link":
+            world.path("d").rename(world.path("real"))
+            world.path("d").symlink_to("real")
+        else:
+            world.path("d/k").unlink()
+        left = {"renamed": ["e/k2"], "with its directory": ["e/d/k"], "behind a link": ["real/k"]}.get(act, [])
+        expected = ([f"{SOURCE}/{key}: {why}" for key in left], [], [])
+        assert left_out(wait(world)) == expected
+        assert [left_out(wait(world, f"{SOURCE}/{key}")) for key in left] == [expected] * len(left)
+        world.restart()
+        assert left_out(wait(world)) == expected
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of files")
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_a_file_that_can_be_read_again_is_captured_and_safe(users_home: Path, known: bool) -> None:
+    """Section 5, wait: for its own key as well; what it holds by then is what counts."""
+    with World(users_home) as world:
+        if known:
+            world.write("k", b"old")
+            assert left_out(wait(world)) == NOTHING
+        _new_unreadable(world, "k")
+        expected = ([f"{SOURCE}/k: permission denied"], [], [])
+        assert [left_out(wait(world, scope)) for scope in ("", f"{SOURCE}/k")] == [expected] * 2
+        os.seteuid(0)
+        os.chown(world.path("k"), USER, USER)
+        os.seteuid(USER)
+        assert left_out(wait(world, f"{SOURCE}/k")) == NOTHING
+        assert world.tree(DESTINATION) == {"k": b"new"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root reads every file")
+@pytest.mark.parametrize("written", [False, True], ids=["captured", "written since"])
+def test_a_file_that_was_shut_is_safe_if_it_is_what_was_captured(users_home: Path, written: bool) -> None:
+    """Section 5, wait; G11: however often it is asked, and after a restart; what may have been written is not."""
+    with World(users_home) as world:
+        world.write("k", b"data")
+        os.utime(world.path("k"), (1, 1))
+        assert left_out(wait(world)) == NOTHING
+        world.settle()
+        if written:
+            world.path("k").write_bytes(b"tada")
+            os.utime(world.path("k"), (1, 1))
+            world.region().marks.mark(SOURCE, [b"k"], world.engine.epoch, CLOSED)
+        world.path("k").chmod(0)
+        expected = ([f"{SOURCE}/k: permission denied"], [], []) if written else NOTHING
+        assert [left_out(wait(world, scope)) for scope in ("", "", f"{SOURCE}/k")] == [expected] * 3
+        assert world.path("k", DESTINATION).stat().st_mode & 0o7777 == 0
+        world.restart()
+        assert left_out(wait(world)) == expected
+        world.path("k").chmod(0o600)
+        assert left_out(wait(world)) == NOTHING
+        assert len(world.of("k")) == 1 + written
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root reads every directory")
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111], ids=["shut", "no-search", "no-list"])
+def test_what_a_directory_that_is_half_shut_holds_is_not_safe(users_home: Path, mode: int) -> None:
+    """Section 5, wait: it can be listed and not entered, or the other way round; nothing of it counts as deleted."""
+    with World(users_home) as world:
+        world.write("d/k", b"data")
+        world.write("d/sub/k", b"data")
+        assert left_out(wait(world)) == NOTHING
+        world.path("d").chmod(mode)
+        try:
+            for scope in ("", SOURCE, f"{SOURCE}/d/k", f"{SOURCE}/d/sub/k"):
+                assert sum(map(len, left_out(wait(world, scope)))) > 0, scope
+        finally:
+            world.path("d").chmod(0o755)
+        world.settle()  # the replica's directory follows
+        assert left_out(wait(world)) == NOTHING
+        assert set(world.tree(DESTINATION)) == {"d/k", "d/sub/k"}
+        assert [len(world.of(key)) for key in ("d/k", "d/sub/k")] == [1, 1]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root reads every directory")
