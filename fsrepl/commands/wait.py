@@ -14,7 +14,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fsrepl.capture import barrier
 from fsrepl.commands.backfills import unfinished
@@ -24,10 +24,10 @@ from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
-from fsrepl.model.version import Status, Versioning
+from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.scan_queue import is_below
-from fsrepl.storage import unversioned
+from fsrepl.storage import unversioned, versions
 
 _SENTINEL_S = 5.0
 _CAPTURE_LOOK_S = 0.02
@@ -41,13 +41,22 @@ _NAMED_MAX = 1000
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Everything, one bucket, or one key of a bucket."""
+    """Everything, one bucket, or one key of a bucket.
+
+    linked: the key's file has other names, of which an event may have told instead: names, as far as they are known.
+    """
 
     addresses: tuple[str, ...]
     key: bytes = b""
+    linked: bool = False
+    names: frozenset[bytes] = frozenset()
 
     def takes(self, key: bytes) -> bool:
         return not self.key or key == self.key
+
+    def is_written_through(self, key: bytes) -> bool:
+        """Whether what was done to a key may have changed something in scope."""
+        return self.takes(key) or key in self.names
 
     def reaches(self, directory: bytes) -> bool:
         """Whether something in scope may lie below a directory."""
@@ -116,6 +125,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     """
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
     waited = Waited()
+    scope = _with_names(engine, scope, until_s)
     late = _capture(engine, scope, until_s, waited.opened, given_up)
     newest = {address: _newest_ns(engine, address) for address in scope.addresses}
     backfills = {address: unfinished(engine, address, scope.key) for address in scope.addresses}
@@ -189,6 +199,29 @@ def _is_replica_only(engine: Engine, address: str) -> bool:
         return False
     configured = filter(None, map(engine.replication_of, engine.site.buckets))
     return any(rule.destination == address for replication in configured for rule in replication.rules)
+
+
+def _with_names(engine: Engine, scope: Scope, until_s: float | None) -> Scope:
+    """A scope with what else its key's file is called: what is written through one name is in all."""
+    if not scope.key:
+        return scope
+    (address,) = scope.addresses
+
+    def look() -> Scope:
+        known = engine.journal.versions.object(address, scope.key)
+        if known is None or known.view is None:
+            return scope
+        with engine.site.bucket(address).open() as bucket:
+            directory, name = keys.split(scope.key)
+            found = bucket.fs.stat(bucket.views.get(directory), name)
+            version = Version(scope.key, known.view.shown or known.id, known.created_ns)
+            if found.st_nlink == 1 + versions.is_file_of(bucket, version, found):
+                return scope
+        return replace(scope, linked=True, names=frozenset(engine.journal.versions.names_of(address, found.st_ino)))
+
+    with contextlib.suppress(FsreplError, TimeoutError, OSError, sqlite3.Error):
+        return engine.region_of(address).ask(look, _left(until_s, _PROBE_MAX_S))
+    return scope
 
 
 def _is_over(until_s: float | None) -> bool:
@@ -279,16 +312,16 @@ def _in_hand(region: Worker, place: Place, scope: Scope, epoch: int) -> tuple[bo
     if marks.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(marks.directories)):
         return True, opened
     moves = region.moves
-    if place.scans.is_pending(epoch) or marks.is_waiting(address, epoch, scope.key):
+    if place.scans.is_pending(epoch) or marks.is_waiting(address, epoch, b"" if scope.linked else scope.key):
         return True, opened
     for key, later in list(place.later.items()):
-        if not scope.takes(key) or key in place.set_aside:
+        if not scope.is_written_through(key) or key in place.set_aside:
             continue
         if later.opened and later.looked >= epoch:
             opened.add(f"{address}/{keys.shown(key)}")
         elif later.mark.epoch < epoch:
             return True, opened
-    if any(mark.epoch < epoch and scope.takes(mark.key) for mark in list(place.lanes.values())):
+    if any(mark.epoch < epoch and scope.is_written_through(mark.key) for mark in list(place.lanes.values())):
         return True, opened
     return region.moves != moves, opened  # a key may have gone from where we looked next to where we had looked
 

@@ -10,6 +10,7 @@ import pytest
 
 from fsrepl.cli import status_screen
 from fsrepl.commands import status, why
+from fsrepl.commands import wait as barrier
 from fsrepl.region.change_queue import CHANGED, CLOSED, Mark
 from tests.world import DESTINATION, SOURCE, World, at
 
@@ -82,6 +83,32 @@ def test_who_waits_for_one_name_may_count_on_the_others(tmp_path: Path) -> None:
         world.engine.settle_down()
         assert {(mark.key, mark.epoch) for mark in marked} == {(name.encode(), 3) for name in NAMES}
         assert len(marked) == 3, "none marks the others once more"
+
+
+@pytest.mark.parametrize("scope", ["b", "d/c"])
+def test_who_waits_for_a_name_waits_for_what_was_written_through_another(world: World, scope: str) -> None:
+    """Section 5, wait: the kernel told of the other one only, also where that is no object yet."""
+    linked(world)
+    os.link(world.path("a"), world.path("new"))
+    region, place = world.region(), world.place()
+
+    def is_waited_for(key: str) -> bool:
+        asked = barrier._with_names(world.engine, barrier.Scope((SOURCE,), key.encode()), None)
+        return barrier._in_hand(region, place, asked, 4)[0]
+
+    for written in ("a", "new"):
+        region.marks.mark(SOURCE, [written.encode()], 3, CLOSED)
+        assert is_waited_for(scope)
+        assert not is_waited_for("other")
+        world.engine.settle_down()
+        assert not is_waited_for(scope)
+    with world.path("a").open("wb") as file:  # then it is put off, and not marked any more
+        file.write(b"two")
+        file.flush()
+        region.marks.mark(SOURCE, [b"a"], 3, CLOSED)
+        region.turn()
+        assert b"a" in place.later
+        assert is_waited_for(scope)
 
 
 def test_the_other_names_are_told(world: World) -> None:
