@@ -1,4 +1,4 @@
-"""What many tests stand on."""
+"""The order in which tests run, and the fixtures that many of them stand on."""
 
 from __future__ import annotations
 
