@@ -35,6 +35,7 @@ from fsrepl.errors import NotRunning, Usage
 from fsrepl.model.address import Address
 
 _LOOK_S, _LOOK_MAX_S = 0.02, 0.5
+_PREPARED_S = 0.5
 _FORMATS = ("csv", "json")
 _COLUMNS = ("Bucket", "Key", "VersionId", "Destination", "Status", "ErrorCode", "KeyBase64")
 
@@ -81,6 +82,7 @@ def backfill(
         job = await_daemon(requests.Backfill(source, tuple(status or ()), tuple(rule or ())))
         if not (wait or report is not None):
             print_json(job) if json else say(f"job {job['JobId']} is accepted; `fsrepl replication jobs` shows it")
+            _warn_of_nothing(_prepared(source, job))
             return
         job = _wait(source, job)
         if file is not None:
@@ -148,8 +150,27 @@ def _ended(counts: Mapping[str, int]) -> int:
     return counts["NumberOfTasksSucceeded"] + counts["NumberOfTasksFailed"]
 
 
+def _prepared(source: Address, job: dict[str, Any]) -> dict[str, Any]:
+    """A job once it knows what is to be sent, if that is in a moment: it is accepted, and nobody waits for it."""
+    until_s = time.monotonic() + _PREPARED_S
+    with contextlib.suppress(NotRunning):
+        while job["Status"] == "Preparing" and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+            (job,) = ask_daemon(requests.ListBackfills(source, job["JobId"]))["Jobs"]
+    return job
+
+
+def _warn_of_nothing(job: dict[str, Any]) -> None:
+    """Say that a job has nothing to do, where that is known."""
+    if job["Status"] in ("Active", "Complete") and not (
+        job["ProgressSummary"]["TotalNumberOfTasks"] or job["AlreadyThere"]
+    ):
+        warn(f"nothing is to be sent: no version in {job['Bucket']} has a rule, and a status, that was asked for")
+
+
 def _tell(job: dict[str, Any], *, json: bool) -> None:
     counts = job["ProgressSummary"]
+    _warn_of_nothing(job)
     if json:
         print_json(job)
     else:

@@ -110,6 +110,7 @@ def enable(
             dry_run=dry_run,
         )
     answer = perform(wanted)
+    warn_of_unmatched(wanted.source, answer)
     if json:
         print_json(answer)
         return
@@ -129,6 +130,11 @@ def enable(
         say(f"role {answer['Role']}{what}")
     if not dry_run:
         say("objects that were there before stay where they are; `fsrepl replication backfill` sends them")
+
+
+def warn_of_unmatched(source: Address, answer: dict[str, Any]) -> None:
+    if prefixes := answer.get("Unmatched"):
+        warn(f"no object in {source} begins with {' or '.join(map(repr, prefixes))}; a rule waits for such objects")
 
 
 def _describe(rule: dict[str, Any]) -> str:
@@ -154,6 +160,7 @@ def put(
     """Save a configuration in S3's JSON, in place of the old one."""
     document, size_bytes = read_document(file)
     answer = perform(requests.PutReplication(source, document, size_bytes, dry_run))
+    warn_of_unmatched(source, answer)
     if json:
         print_json(answer)
         return

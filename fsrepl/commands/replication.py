@@ -9,6 +9,7 @@ from fsrepl.commands.versioning import versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import EnableReplication, PutReplication
 from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
+from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
@@ -188,7 +189,15 @@ def _finish(engine: Engine, source: str, document: object, *, dry_run: bool, siz
         write_document(engine.fs, opened.meta, b"replication.json", answer)
         bucket.refresh(opened)
     region.follow(source)
-    return answer
+    return answer | _unmatched(engine, source, parsed)
+
+
+def _unmatched(engine: Engine, source: str, configuration: Replication) -> dict[str, object]:
+    """The prefixes of rules that no object begins with, where there are objects: one may be a slip of the pen."""
+    versions = engine.journal.versions
+    prefixes = dict.fromkeys(rule.prefix for rule in configuration.rules if rule.enabled and rule.prefix)
+    missed = [keys.shown(prefix) for prefix in prefixes if not versions.has_object(source, prefix)]
+    return {"Unmatched": missed} if missed and versions.has_object(source, b"") else {}
 
 
 def disable_replication(engine: Engine, source: str) -> dict[str, object]:

@@ -130,3 +130,11 @@ def test_cancelled_while_the_destination_is_away(site: Site) -> None:
     west.with_name("away").rename(west)
     site.must("replication", "backfill", SOURCE, "--wait")
     site.in_step()
+
+
+@pytest.mark.parametrize("more", [(), ("--wait",)], ids=["accepted", "waited-for"])
+def test_nothing_to_send_is_said(site: Site, more: tuple[str, ...]) -> None:
+    """Section 5: one that matches nothing is done, which is 0, and that is said."""
+    done = site.must("replication", "backfill", SOURCE, "--status", "FAILED", *more)
+    assert f"nothing is to be sent: no version in {SOURCE} has a rule, and a status, that was asked for" in done.err
+    assert "nothing is to be sent" not in site.must("replication", "backfill", SOURCE, *more).err

@@ -32,6 +32,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name
     mode = excluded.mode, racy = excluded.racy, shown = excluded.shown
 """
 
+_LAST = b"\xff" * 5000
+"""Behind a prefix it sorts behind all that begins with that: no path is so long."""
+
 
 def seen_columns(view: View | None) -> tuple[object, ...]:
     if view is None:
@@ -113,6 +116,19 @@ class Versions:
             for row in rows:
                 yield keys.join(row[11], row[12]), object_of(row)
             after = rows[-1][11], rows[-1][12]
+
+    def has_object(self, address: str, prefix: bytes) -> bool:
+        """Whether there is an object whose key begins with that."""
+        if prefix.startswith(b"/"):
+            return False  # no key does
+        directory, name = keys.split(prefix)
+        number, where = self._connection.ids.get(address), "bucket = ? AND NOT marker AND"
+        (found,) = self._connection.execute(
+            f"SELECT EXISTS (SELECT 1 FROM object WHERE {where} dir = ? AND name >= ? AND name < ?) "
+            f"OR EXISTS (SELECT 1 FROM object WHERE {where} dir >= ? AND dir < ?)",
+            (number, directory, name, name + _LAST, number, prefix, prefix + _LAST),
+        ).fetchone()
+        return bool(found)
 
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         """The directories of all keys, or those of a directory and all below it."""
