@@ -238,6 +238,70 @@ def test_a_replica_that_is_not_shown_is_named(world: World) -> None:
     assert left_out(wait(world)) == NOTHING
 
 
+@pytest.mark.parametrize("act", ["a link", "another key's file", "a pipe"])
+def test_whatever_stands_in_the_way_of_a_replica_is_named_until_it_is_gone(world: World, act: str) -> None:
+    """Section 5, wait: by the name of the key, for its own scope as for all; a restart forgets none of it."""
+    way = world.path("d", DESTINATION)
+    if act == "a link":
+        way.symlink_to(world.home)
+    elif act == "a pipe":
+        os.mkfifo(way)
+    else:
+        way.write_bytes(b"theirs")
+    world.write("d/k", b"data")
+    world.write("other", b"data")
+    scopes = ("", SOURCE, f"{SOURCE}/d/k", DESTINATION, f"{DESTINATION}/d/k")
+    for restarted in (False, True):
+        if restarted:
+            world.restart()
+        for scope in scopes:
+            ((), (), (named,)) = map(tuple, left_out(wait(world, scope)))
+            assert named.startswith(f"{DESTINATION}/d/k: "), (scope, restarted)
+        assert left_out(wait(world, f"{SOURCE}/other")) == NOTHING
+    way.unlink()
+    assert left_out(wait(world)) == NOTHING
+    assert world.path("d/k", DESTINATION).read_bytes() == b"data"
+
+
+@only_root
+@pytest.mark.parametrize("removed", ["at the source", "in the way"])
+def test_a_replica_below_a_mount_is_named_until_one_of_the_two_is_gone(world: World, removed: str) -> None:
+    """Section 5, wait: nothing is written onto what is mounted there."""
+    other = world.home / "other"
+    other.mkdir()
+    world.path("m", DESTINATION).mkdir()
+    cover(other, world.path("m", DESTINATION))
+    try:
+        world.write("m/k", b"data")
+        unreadable, _, unshown = left_out(wait(world, SOURCE))
+        assert (unreadable, [name.startswith(f"{DESTINATION}/m/k: ") for name in unshown]) == ([], [True])
+        assert list(other.iterdir()) == []
+        if removed == "at the source":
+            world.unlink("m/k")
+            assert left_out(wait(world, SOURCE)) == NOTHING
+        else:
+            unmount(world.path("m", DESTINATION))
+            assert left_out(wait(world)) == NOTHING
+            assert world.path("m/k", DESTINATION).read_bytes() == b"data"
+    finally:
+        clear(world.path("m", DESTINATION))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root writes into every directory")
+def test_a_replica_whose_directory_lets_nobody_write_is_named(users_home: Path) -> None:
+    """Section 5, wait: the version is stored; the file people see is the one before until they let it change."""
+    with World(users_home) as world:
+        world.write("d/k", b"old")
+        assert left_out(wait(world)) == NOTHING
+        world.path("d", DESTINATION).chmod(0o555)
+        world.drop("d/k", b"new")
+        for scope in ("", f"{SOURCE}/d/k"):
+            assert left_out(wait(world, scope)) == ([], [], [f"{DESTINATION}/d/k: permission denied"])
+        world.path("d", DESTINATION).chmod(0o755)
+        assert left_out(wait(world)) == NOTHING
+        assert world.tree(DESTINATION) == {"d/k": b"new"}
+
+
 def test_files_that_are_open_for_writing_are_named_and_nothing_is_wrong(world: World) -> None:
     """Section 5, wait: a log that is always open does not make every backup script fail."""
     with world.path("log").open("wb") as log:

@@ -11,7 +11,8 @@ import pytest
 from fsrepl.cli import status_screen
 from fsrepl.commands import status, why
 from fsrepl.commands import wait as barrier
-from fsrepl.region.change_queue import CHANGED, CLOSED, Mark
+from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, Mark
+from fsrepl.storage import listing
 from tests.world import DESTINATION, SOURCE, World, at
 
 SHARINGS = {"auto": {}, "link": {"east": "link"}}
@@ -145,3 +146,104 @@ def test_a_journal_of_an_earlier_build_finds_them_too(tmp_path: Path) -> None:
             b"b",
             b"d/c",
         }
+
+
+def _same_everywhere(world: World, expected: dict[str, bytes]) -> None:
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == {"other": b"other"} | expected
+    assert world.ids(SOURCE) == world.ids(DESTINATION)
+    assert world.statuses() == {"COMPLETED"}
+    assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
+    world.stays_quiet()
+
+
+def test_a_name_whose_directory_has_another_name_now(world: World) -> None:
+    """G6: the old key is deleted, the new one an object, and the others follow; the event names the new one."""
+    linked(world)
+    world.path("d").rename(world.path("e"))
+    world.path("e/c").write_bytes(b"two")
+    event(world, "e/c", CLOSED)
+    assert [world.tree(DESTINATION)[name] for name in ("a", "b", "e/c")] == [b"two"] * 3
+    world.settle()
+    _same_everywhere(world, {"a": b"two", "b": b"two", "e/c": b"two"})
+
+
+@pytest.mark.parametrize("left", ["a", "d/c"])
+def test_a_name_that_is_left_alone(world: World, left: str) -> None:
+    """G1, G6: what is written once the others are removed changes none of their versions."""
+    linked(world)
+    for name in NAMES:
+        if name != left:
+            world.unlink(name)
+    world.path(left).write_bytes(b"two")
+    event(world, left, CLOSED)
+    world.settle()
+    _same_everywhere(world, {left: b"two"})
+    for name in NAMES:
+        assert world.of(name)[-1].digest == world.of(left)[-1].digest
+    with world.engine.site.bucket(SOURCE).open() as bucket:
+        for name in NAMES:
+            assert b"".join(listing.content(bucket, world.of(name)[-1])) == b"one"
+
+
+def test_a_name_that_another_file_took(world: World) -> None:
+    """G1: as an editor saves: it is no name of that file any more, and what is written into it changes no other."""
+    linked(world)
+    world.drop("b", b"own")
+    event(world, "b", MOVED)
+    world.path("a").write_bytes(b"two")
+    event(world, "a", CLOSED)
+    world.settle()
+    _same_everywhere(world, {"a": b"two", "b": b"own", "d/c": b"two"})
+
+
+def test_a_name_that_is_linked_over_another_object(world: World) -> None:
+    """G6: as `ln -f`: the object in its place was a version, and gets that file's content as the next one."""
+    linked(world)
+    os.link(world.path("a"), world.home / "aside")
+    (world.home / "aside").rename(world.path("other"))
+    event(world, "other", MOVED)
+    world.path("other").write_bytes(b"two")
+    event(world, "other", CLOSED)
+    world.settle()
+    assert len(world.of("other")) == 3
+    _same_everywhere(world, dict.fromkeys((*NAMES, "other"), b"two"))
+
+
+@pytest.mark.parametrize("sharing", ["auto", "private", "link"])
+def test_replicas_that_a_person_links_and_writes_into(tmp_path: Path, sharing: str) -> None:
+    """G1, G2: each becomes a version there, the replicas of before stay, and later ones are shown again."""
+    with World(tmp_path) as world:
+        world.set_sharing(west=sharing)
+        for name in NAMES[:2]:
+            world.write(name, name.encode())
+        world.settle()
+        old = {name: world.current(name, DESTINATION) for name in NAMES[:2]}
+        world.unlink("b", DESTINATION)
+        os.link(world.path("a", DESTINATION), world.path("b", DESTINATION))
+        world.path("b", DESTINATION).write_bytes(b"theirs")
+        for _ in range(3):
+            world.settle()
+        assert world.tree(DESTINATION) == {"a": b"theirs", "b": b"theirs"}
+        with world.engine.site.bucket(DESTINATION).open() as bucket:
+            for name, version in old.items():
+                assert b"".join(listing.content(bucket, version)) == name.encode()
+        for name in NAMES[:2]:
+            world.drop(name, b"newer " + name.encode())
+        for _ in range(3):
+            world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE) == {"a": b"newer a", "b": b"newer b"}
+        assert world.statuses() == {"COMPLETED"}
+        assert world.leftovers(DESTINATION) == []
+
+
+def test_an_attribute_that_is_set_through_one_name_is_at_all(world: World) -> None:
+    """G5: tags and attributes are the file's; each object has its own edit."""
+    linked(world)
+    os.setxattr(world.path("b"), "user.colour", b"blue")
+    os.setxattr(world.path("b"), "user.fsrepl.tag.class", b"blue")
+    event(world, "b", CHANGED)
+    for name in NAMES:
+        replica = world.current(name, DESTINATION)
+        assert (replica.attrs, replica.tags) == ({"user.colour": b"blue"}, {"class": "blue"})
+    world.settle()
+    _same_everywhere(world, dict.fromkeys(NAMES, b"one"))
