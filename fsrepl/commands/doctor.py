@@ -29,13 +29,12 @@ _AHEAD_S = 2.0
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "fuse"})
 """Filesystems that other hosts, or a server, may change without a word to this kernel."""
 ROOM = {
-    "ext2": "about 4 KB for all of a file's attributes",
-    "ext3": "about 4 KB for all of a file's attributes",
-    "ext4": "about 4 KB for all of a file's attributes",
     "xfs": "64 KB for each attribute",
     "btrfs": "about 16 KB for each attribute",
     "tmpfs": "room in memory, counted as inodes",
 }
+EXT = frozenset({"ext2", "ext3", "ext4"})
+"""What does not fit into the inode of a file has one block for all of its attributes: 1 KiB on a small filesystem."""
 WITHOUT = {
     "CAP_CHOWN": "replicas belong to the daemon's user, not to their source's owner",
     "CAP_FOWNER": "mode, times and ACLs of other users' files cannot be kept up to date",
@@ -256,6 +255,8 @@ def _attributes(facts: Facts, region: Region) -> Iterator[Finding]:
         return
     sidecars = sum(b["sidecars"] for b in facts["buckets"] if b["address"].startswith(name + "/"))
     room = ROOM.get(region["fstype"], "user attributes")
+    if region["fstype"] in EXT and (block_bytes := region.get("block_bytes", 0)):  # a daemon of before says nothing
+        room = f"about {block_bytes >> 10} KiB for all of a file's attributes"
     more = f"; {sidecars} versions need a sidecar for theirs" if sidecars else "; nothing needed a sidecar"
     yield Finding(Level.OK, "attributes", name, f"{room}{more}")
 

@@ -66,6 +66,7 @@ class Region(TypedDict):
     needed: int
     inodes_free: int
     inodes: int
+    block_bytes: int
 
 
 class Bucket(TypedDict):
@@ -175,7 +176,7 @@ def _unknown(site: Site, name: str) -> Region:
     return {
         "name": name, "path": str(settings.path), "sharing": settings.sharing, "trouble": "", "silent": False,
         "errno": 0, "mount": "", "fstype": "", "read_only": False, "attributes": True, "reflinks": None,
-        "free": 0, "total": 0, "needed": 0, "inodes_free": 0, "inodes": 0,
+        "free": 0, "total": 0, "needed": 0, "inodes_free": 0, "inodes": 0, "block_bytes": 0,
     }  # fmt: skip
 
 
@@ -191,6 +192,7 @@ def region(site: Site, name: str) -> Region:
             found["free"], found["total"] = site.fs.space(at)
             found["needed"] = site.settings.capture.keep_free.needed(found["total"])
             found["inodes_free"], found["inodes"] = space.f_favail, space.f_files
+            found["block_bytes"] = space.f_bsize
             found["attributes"] = _takes_attributes(path)
             _try(site, name, found)
     except FsreplError as error:

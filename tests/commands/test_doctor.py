@@ -21,7 +21,7 @@ def region(**more: Any) -> Region:
     good: Any = {
         "name": "east", "path": "/srv/east", "sharing": "auto", "trouble": "", "silent": False, "errno": 0,
         "mount": "/srv", "fstype": "ext4", "read_only": False, "attributes": True, "reflinks": False, "free": 50 << 30,
-        "total": 100 << 30, "needed": 5 << 30, "inodes_free": 900, "inodes": 1000,
+        "total": 100 << 30, "needed": 5 << 30, "inodes_free": 900, "inodes": 1000, "block_bytes": 4096,
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
 
@@ -67,6 +67,21 @@ def told(**more: Any) -> dict[str, Any]:
 
 def wrong(found: list[Finding]) -> list[Finding]:
     return [finding for finding in found if finding.level is not Level.OK]
+
+
+@pytest.mark.parametrize(
+    ("more", "room"),
+    [
+        ({"block_bytes": 1024}, "about 1 KiB for all of a file's attributes"),
+        ({"block_bytes": 4096}, "about 4 KiB for all of a file's attributes"),
+        ({"block_bytes": 0}, "user attributes"),
+        ({"fstype": "xfs"}, "64 KB for each attribute"),
+    ],
+)
+def test_the_room_for_attributes_is_that_of_this_filesystem(more: dict[str, Any], room: str) -> None:
+    """Section 2: ext4 has a block for them, and its blocks have 1 KiB where it was made on a small device."""
+    (found,) = (each for each in findings(facts(regions=[region(**more)])) if each.area == "attributes")
+    assert found.what == f"{room}; nothing needed a sidecar"
 
 
 def test_all_is_well() -> None:
