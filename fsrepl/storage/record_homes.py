@@ -1,0 +1,318 @@
+"""Where the record of a stored version stands, and how it is moved from one home to another.
+
+    ATTRIBUTES  the attributes of its file: user.fsrepl.record, user.fsrepl.deliveries, tags, the object's own
+    INLINE      one attribute, whole, which only we may write: the file is a view too, and its user may write the others
+    SIDECAR     a file beside it, whole, where there is no room for it on the file
+
+Where there is a sidecar it holds, and else what is inline, whatever the attributes say; they stay as far as they fit,
+for people who look, and for what a copy of the tree leaves out. What held before holds until the new one is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, keys, record_form
+from fsrepl.model.version import NULL, Version
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import ACL, DOES_NOT_FIT, UNSUPPORTED
+
+_numbers = itertools.count()
+
+
+class Home(enum.Enum):
+    """Where the record of a stored version stands; of two, the later one here holds."""
+
+    ATTRIBUTES = enum.auto()
+    INLINE = enum.auto()
+    SIDECAR = enum.auto()
+
+
+# -- looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The record of a stored file, and where it stands.
+
+    on_file: the attributes of the file, whatever home the record has. shared: others may write those: they can reach
+    the file as a view.
+    """
+
+    fields: Mapping[str, bytes]
+    home: Home
+    shared: bool
+    on_file: Mapping[str, bytes]
+    has_acl: bool = False
+
+
+def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> Seen:
+    """What is recorded on an open stored file, and beside it. Raises OSError, StoreDamaged."""
+    side = read_sidecar(bucket, at, name)
+    names = bucket.fs.attribute_names(fd)
+    inline_name = inline_attribute(bucket)
+    values = {n: bucket.fs.attribute(fd, n) for n in names if n.startswith("user.") or n == inline_name}
+    on_file = {n: value for n, value in values.items() if value is not None}
+    # asked of every file: a view may have been made private before its stored version lost that other name
+    try:
+        inline = read_inline(on_file.get(inline_name))
+    except StoreDamaged:
+        if not side:
+            raise
+        inline = side
+    shared = inline is not None or found.st_nlink > 1
+    if side:
+        fields, home = side, Home.SIDECAR
+    elif inline is not None:
+        fields, home = inline, Home.INLINE
+    else:
+        fields, home = _believed(bucket, on_file, found), Home.ATTRIBUTES
+    return Seen(fields, home, shared, on_file, ACL in names)
+
+
+def is_anothers(seen: Seen, name: bytes, place: bytes) -> bool:
+    """Whether the record of a stored file that has other names is that of another version, which is one of those."""
+    stored = keys.parse(name)
+    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, place, stored.id)
+
+
+def is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
+    """Whether nobody but us can write to a stored file, whatever other names it has, as in a backup of hard links."""
+    return found.st_uid == bucket.fs.uid and not found.st_mode & 0o077
+
+
+def _believed(bucket: OpenBucket, on_file: Mapping[str, bytes], found: os.stat_result) -> dict[str, bytes]:
+    """The attributes of a stored file as its record. What an inode is, nobody may say who could write that himself."""
+    fields = record_form.read({name: value for name, value in on_file.items() if name.startswith("user.")})
+    if not is_private(bucket, found) and bucket.fs.uid == 0:
+        fields.pop(attributes.POSIX, None)
+    return fields
+
+
+def read_sidecar(bucket: OpenBucket, at: int, name: bytes) -> dict[str, bytes]:
+    try:
+        fd = bucket.fs.open_read(at, name + keys.SIDECAR)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        if error.errno in DOES_NOT_FIT:
+            return {}
+        raise
+    try:
+        fields = attributes.decode_sidecar(bucket.fs.read_all(fd))
+    finally:
+        bucket.fs.close(fd)
+    fields.pop(attributes.STATUS, None)  # earlier builds wrote it: it is derived
+    return fields
+
+
+def inline_attribute(bucket: OpenBucket) -> str:
+    """The attribute that holds a whole record, and that nobody but us can write."""
+    return attributes.TRUSTED_RECORD if bucket.fs.uid == 0 else attributes.OWN_RECORD
+
+
+def read_inline(value: bytes | None) -> dict[str, bytes] | None:
+    """The record that a file has whole in one attribute, if that is what it has. Raises StoreDamaged."""
+    return None if value is None else record_form.read_whole(value)
+
+
+# -- put on a file
+
+
+_SHUT = frozenset({errno.EACCES, errno.EPERM})
+"""What a file answers that its mode keeps even its owner from writing to. Then it is a view too: only there its mode
+is the object's."""
+
+
+def put_values(bucket: OpenBucket, fd: int, values: Mapping[str, bytes], *, shared: bool = False) -> set[str]:
+    """Set attributes of a file in place; the names of those that it does not take."""
+    refused = set()
+    for attribute, value in values.items():
+        try:
+            bucket.fs.set_attribute(fd, attribute, value)
+        except OSError as error:
+            if error.errno not in DOES_NOT_FIT | UNSUPPORTED | (_SHUT if shared else frozenset()):
+                raise
+            refused.add(attribute)
+    return refused
+
+
+def put_inline(bucket: OpenBucket, fd: int, key: bytes, fields: Mapping[str, bytes]) -> bool:
+    """Write the whole record of a file that others may write to into one attribute; False where that cannot be.
+
+    The key is always in it: the file may be found under other names than its own.
+    """
+    value = record_form.whole({**fields, attributes.KEY: key})
+    return not put_values(bucket, fd, {inline_attribute(bucket): value}, shared=True)  # EPERM: root of a container only
+
+
+def shown_of(bucket: OpenBucket, fields: Mapping[str, bytes], home: Home) -> dict[str, bytes]:
+    """What a file that others may write to says of its record, which holds elsewhere.
+
+    Not what its inode is: the inode says it, and nobody else is believed.
+    """
+    if home is Home.INLINE and inline_attribute(bucket) == attributes.RECORD:
+        return {}
+    needless = {attributes.POSIX}
+    if not keys.is_hidden(fields.get(attributes.KEY, b"")) and fields.get(attributes.VERSION_ID) != NULL.encode():
+        needless.add(attributes.KEY)  # the name of the file tells it
+    said = record_form.on_file({name: value for name, value in fields.items() if name not in needless})
+    return {name: value for name, value in said.items() if name in attributes.RECORDS}
+
+
+def write_sidecar(bucket: OpenBucket, name: bytes, fields: Mapping[str, bytes]) -> None:
+    """Stage a sidecar beside a staged file. A full disk shows here as what it is."""
+    fd = bucket.fs.create(bucket.tmp, name + keys.SIDECAR)
+    try:
+        bucket.fs.write(fd, attributes.encode_sidecar(fields))
+        bucket.fs.sync_file(fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- written, and moved
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """The open file of a stored version: the directory it is in, its name there, and how it is."""
+
+    bucket: OpenBucket
+    key: bytes
+    fd: int
+    at: int
+    name: bytes
+    found: os.stat_result
+
+    def look(self) -> Seen:
+        return look(self.bucket, self.fd, self.at, self.name, self.found)
+
+
+def write(file: File, seen: Seen, fields: Mapping[str, bytes], *, stamps_last: bool = False) -> Home:
+    """Make this the record of a stored file; where it stands then."""
+    if seen.shared:
+        return move(file, seen, fields, Home.INLINE)
+    if seen.home is Home.SIDECAR:
+        return move(file, seen, fields, Home.ATTRIBUTES)
+    if _edit(file, seen.on_file, fields, stamps_last=stamps_last):
+        return Home.ATTRIBUTES
+    return move(file, seen, fields, Home.SIDECAR)
+
+
+def _edit(file: File, before: Mapping[str, bytes], fields: Mapping[str, bytes], *, stamps_last: bool = False) -> bool:
+    """Make the attributes of a file this record; False where they do not take all of it.
+
+    What is owed and the stamps, which are in the record, come before the values: a crash in between leaves a view that
+    differs from them, and so the edit is found, and owed, again. stamps_last: the other way round.
+    """
+    after = record_form.on_file(fields)
+    changed = {name: value for name, value in after.items() if before.get(name) != value}
+    gone = {name for name in before if name.startswith("user.") and name not in after}
+    said = {name: changed.pop(name) for name in (attributes.DELIVERIES, attributes.RECORD) if name in changed}
+    if stamps_last:
+        if put_values(file.bucket, file.fd, changed):
+            return False
+        remove(file.bucket, file.fd, {name for name in gone if not attributes.is_ours(name)})
+        gone = {name for name in gone if attributes.is_ours(name)}
+        changed = {}
+    if put_values(file.bucket, file.fd, said) or put_values(file.bucket, file.fd, changed):
+        return False
+    remove(file.bucket, file.fd, gone)
+    return True
+
+
+def move(file: File, seen: Seen, fields: Mapping[str, bytes], to: Home) -> Home:
+    """Write a whole record down in a home, the one it has or another; where it is then: beside, if there is no room.
+
+    What held before holds until the new one is there.
+    """
+    shared = seen.shared or to is Home.INLINE
+    if to is Home.INLINE:
+        fits = _fill_inline(file, seen, fields)
+    else:
+        fits = to is Home.ATTRIBUTES and _fill(file, fields)
+    if fits and seen.home is Home.SIDECAR:
+        file.bucket.fs.sync_file(file.fd)
+        remove_sidecar(file.bucket, file.at, file.name)
+        file.bucket.store_changed(file.key)
+    if not fits:
+        to = Home.SIDECAR
+        if seen.home is not Home.SIDECAR or seen.fields != fields:
+            put_beside(file, fields)
+    if shared:
+        _show(file, fields, to)
+    elif not fits:
+        _fill(file, fields)
+    return to
+
+
+def _fill_inline(file: File, seen: Seen, fields: Mapping[str, bytes]) -> bool:
+    """Write a record into one attribute; what is there for people who look makes room for it."""
+    if put_inline(file.bucket, file.fd, file.key, fields):
+        return True
+    shown = (attributes.RECORDS - {inline_attribute(file.bucket)}) & seen.on_file.keys()
+    if not shown or seen.home is Home.ATTRIBUTES:  # there they are the record
+        return False
+    remove(file.bucket, file.fd, shown, shared=True)
+    return put_inline(file.bucket, file.fd, file.key, fields)
+
+
+def _fill(file: File, fields: Mapping[str, bytes]) -> bool:
+    """Make a file's attributes this record, as far as they fit; whether all do."""
+    before, after = file.bucket.fs.attributes(file.fd), record_form.on_file(fields)
+    remove(file.bucket, file.fd, before.keys() - after.keys())
+    refused = put_values(file.bucket, file.fd, {n: v for n, v in after.items() if before.get(n) != v})
+    remove(file.bucket, file.fd, refused & before.keys())  # rather none than one that is no longer true
+    return not refused
+
+
+def _show(file: File, fields: Mapping[str, bytes], home: Home) -> None:
+    """Let a file that others may write to say what its record says, which holds elsewhere, as far as that fits.
+
+    What is not ours there is the view's, and may have been edited since.
+    """
+    bucket, inline_name = file.bucket, inline_attribute(file.bucket)
+    shown = shown_of(bucket, fields, home)
+    holds = {inline_name} if home is Home.INLINE else set()
+    stale = [
+        name
+        for name in bucket.fs.attribute_names(file.fd)
+        if name in {inline_name, *attributes.RECORDS} and name not in holds and name not in shown
+    ]
+    remove(bucket, file.fd, stale, shared=True)
+    changed = {name: value for name, value in shown.items() if bucket.fs.attribute(file.fd, name) != value}
+    remove(bucket, file.fd, put_values(bucket, file.fd, changed, shared=True), shared=True)
+
+
+def put_label(file: File, seen: Seen, version: Version) -> None:
+    """Let a stored file that is to be a view tell its version, as views do."""
+    label = attributes.label(version)
+    put_values(file.bucket, file.fd, {n: v for n, v in label.items() if seen.on_file.get(n) != v}, shared=True)
+
+
+def put_beside(file: File, fields: Mapping[str, bytes]) -> None:
+    bucket, staged = file.bucket, b"record.%d.%d" % (os.getpid(), next(_numbers))
+    write_sidecar(bucket, staged, fields)
+    bucket.fs.rename(bucket.tmp, staged + keys.SIDECAR, file.at, file.name + keys.SIDECAR)
+    bucket.store_changed(file.key)
+
+
+def remove_sidecar(bucket: OpenBucket, at: int, name: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        bucket.fs.unlink(at, name + keys.SIDECAR)
+
+
+def remove(bucket: OpenBucket, fd: int, names: Iterable[str], *, shared: bool = False) -> None:
+    for attribute in names:
+        try:
+            bucket.fs.remove_attribute(fd, attribute)
+        except OSError as error:
+            if error.errno != errno.ENODATA and error.errno not in UNSUPPORTED | (_SHUT if shared else frozenset()):
+                raise
