@@ -14,11 +14,12 @@ from fsrepl.region import limits
 from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.region import Region
 from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
+from fsrepl.replicate.destination import Destination, LocalTree, StagedReplica
 from fsrepl.replicate.settle import is_owed
 from fsrepl.replicate.transfer import Item
 from fsrepl.s3 import permissions, rules
-from fsrepl.storage import sharing, versions
-from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object, Owed, Word
 from fsrepl.views import edits, hardlinks, stale
@@ -33,6 +34,7 @@ class Batch:
 
     def __init__(self, region: Region, place: Place, source: OpenBucket, destination: OpenBucket) -> None:
         self.region, self.place, self.source, self.destination = region, place, source, destination
+        self.tree: Destination = LocalTree(destination)
         self.engine = region.engine
         self.replication: Replication | None = source.bucket.replication
         self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
@@ -51,17 +53,17 @@ class Batch:
         """Decide about one delivery, and stage it if it is to be sent."""
         self._decide(owed, self._send)
 
-    def finish(self, item: Item, found: transfer.StagedReplica | Version) -> None:
+    def finish(self, item: Item, found: StagedReplica | Version) -> None:
         """Decide once more about a delivery that took its time, now that it is staged, or was found to be there.
 
         Its rule may be gone by then, its version removed, or the destination suspended: then nothing is published.
         """
-        if isinstance(found, transfer.StagedReplica):
+        if isinstance(found, StagedReplica):
             item.staged = found
             item.known = self.engine.journal.versions.object(item.owed.destination, item.owed.key)
             self._decide(item.owed, lambda _: self.ready.append(item))
             if not self.ready:
-                publish.discard(self.destination, item)
+                self.tree.discard(found)
         else:
             self._decide(item.owed, lambda _: self.bring_into_line(item, found))
 
@@ -144,13 +146,13 @@ class Batch:
             archived=version.storage_class in ARCHIVED_CLASSES,
             hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
             edit=delivery.edit,
-            replica_there=not delivery.edit or versions.has(self.destination, owed.key, owed.id),
+            replica_there=not delivery.edit or self.tree.has(owed.key, owed.id),
             null_taken=version.id == NULL and self._has_other_null(version),
         )
 
     def _has_other_null(self, version: Version) -> bool:
         """Whether the destination has a null version or null marker of this key that is not a replica of this one."""
-        there = versions.read(self.destination, version.key, NULL)
+        there = self.tree.read(version.key, NULL)
         if there is None:
             return False
         return (there.created_ns, there.marker, there.digest) != (version.created_ns, version.marker, version.digest)
@@ -182,11 +184,11 @@ class Batch:
         if version.size >= self.engine.lane_bytes and not delivery.edit:
             self.large.append(item)
             return
-        there = whole_replica(self.place, self.destination, item, unread=delivery.edit)
+        there = whole_replica(self.place, self.tree, item, unread=delivery.edit)
         if there is not None:
             self.bring_into_line(item, there)
             return
-        item.staged = stage(self.region, self.source, self.destination, item)
+        item.staged = stage(self.region, self.source, self.tree, item)
         self.ready.append(item)
 
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
@@ -247,7 +249,9 @@ class Batch:
         """Durable, then in the store, then shown; then the words go back."""
         try:
             if self.ready:
-                self.words += publish.publish(self.region, self.place, self.source, self.destination, self.ready)
+                self.words += publish.publish(
+                    self.region, self.place, self.source, self.destination, self.tree, self.ready
+                )
         except OSError as error:
             self.region.try_later([item.owed for item in self.ready], error)
         if self.changes:
@@ -256,7 +260,7 @@ class Batch:
         self.region.send_words(self.words)
 
 
-def whole_replica(place: Place, bucket: OpenBucket, item: Item, *, unread: bool = False) -> Version | None:
+def whole_replica(place: Place, destination: Destination, item: Item, *, unread: bool = False) -> Version | None:
     """The version as the destination has it, its content read back unless that need not be.
 
     None where it lacks it, or has it damaged or in doubt and is sent it again. Raises Unavailable where its record
@@ -267,22 +271,17 @@ def whole_replica(place: Place, bucket: OpenBucket, item: Item, *, unread: bool 
     if item.known is None or (replica.key, replica.id) in place.in_doubt:
         return None
     try:
-        there = versions.read(bucket, replica.key, replica.id, marker=replica.marker)
+        there = destination.read(replica.key, replica.id, marker=replica.marker)
         if there is None or replica.marker or (versions.ensure_whole(there) and unread):
             return there
     except StoreDamaged as error:
-        place.damaged.append(Damaged(bucket.address, replica.key, replica.id))
-        raise Unavailable(f"its record in {bucket.address} is rebuilt first: {error}") from error
-    fd = versions.open_version(bucket, replica.key, replica.id)
-    try:
-        whole = bucket.fs.stat_fd(fd).st_size == replica.size and content_digest(bucket, fd) == replica.digest
-    finally:
-        bucket.fs.close(fd)
-    return there if whole else None
+        place.damaged.append(Damaged(destination.address, replica.key, replica.id))
+        raise Unavailable(f"its record in {destination.address} is rebuilt first: {error}") from error
+    return there if destination.is_whole(replica) else None
 
 
-def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Item,
-          progress: limits.Progress | None = None) -> transfer.StagedReplica:  # fmt: skip
+def stage(region: Region, source: OpenBucket, destination: Destination, item: Item,
+          progress: limits.Progress | None = None) -> StagedReplica:  # fmt: skip
     assert item.version is not None
     assert item.replica is not None
     return transfer.stage(
@@ -290,7 +289,6 @@ def stage(region: Region, source: OpenBucket, destination: OpenBucket, item: Ite
         destination,
         item.version,
         item.replica,
-        linked=sharing.is_linked(destination, item.replica.posix),
         data=region.engine.recent.data(item.version.digest) if item.version.digest and progress is None else None,
         progress=progress,
         limiter=region.engine.limiter,

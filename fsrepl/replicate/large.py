@@ -13,6 +13,7 @@ from fsrepl.region import limits
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.region import Region
 from fsrepl.replicate import group, transfer
+from fsrepl.replicate.destination import LocalTree, StagedReplica
 from fsrepl.replicate.group import Batch
 from fsrepl.storage.journal.rows import Owed, Word
 
@@ -25,16 +26,16 @@ def send_in_lane(region: Region, place: Place, item: transfer.Item) -> None:
     assert version is not None
     progress = limits.Progress(owed.key, owed.id, owed.source, owed.destination, version.size)
 
-    def copy() -> transfer.StagedReplica | Version:
+    def copy() -> StagedReplica | Version:
         with (
             region.engine.progress(progress),
             region.engine.site.bucket(owed.source).open() as source,
             place.bucket.open() as destination,
         ):
-            there = group.whole_replica(place, destination, item)
-            return there or group.stage(region, source, destination, item, progress)
+            tree = LocalTree(destination)
+            return group.whole_replica(place, tree, item) or group.stage(region, source, tree, item, progress)
 
-    def finish(staged: transfer.StagedReplica | Version | Exception) -> None:
+    def finish(staged: StagedReplica | Version | Exception) -> None:
         if isinstance(staged, Exception):
             _lane_failed(region, owed, staged)
             return

@@ -11,6 +11,7 @@ from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import Place
 from fsrepl.region.region import Region
+from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -22,18 +23,22 @@ Seen = list[tuple[Version, View | None]]
 """Versions whose views show them now, and how those look."""
 
 
-def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, items: Sequence[Item]) -> list[Word]:
+def publish(
+    region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, tree: Destination, items: Sequence[Item]
+) -> list[Word]:
     """Make staged replicas visible. A version that is older than the key's newest goes to the store alone.
 
     Staged, published, shown, synced, recorded: each holds for all of the batch before the next begins.
     """
     newest = _newest(place, items)
     views = {key: item.known.view if item.known else None for key, item in newest.items()}
-    intended = _staged(region, bucket, items, [Intent(key, newest[key].owed.id, view) for key, view in views.items()])
+    intended = _staged(
+        region, bucket, tree, items, [Intent(key, newest[key].owed.id, view) for key, view in views.items()]
+    )
     if intended is None:
         return []
     with intended:
-        done = _published(region, bucket, items)
+        done = _published(region, tree, items)
         current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
         follower = directories.Follower(bucket, {source.address: source})
         seen = _shown(region, place, bucket, list(current.values()), views, follower)
@@ -56,7 +61,9 @@ def publish(region: Region, place: Place, source: OpenBucket, bucket: OpenBucket
         return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
 
 
-def _staged(region: Region, bucket: OpenBucket, items: Sequence[Item], intents: Sequence[Intent]) -> Intended | None:
+def _staged(
+    region: Region, bucket: OpenBucket, tree: Destination, items: Sequence[Item], intents: Sequence[Intent]
+) -> Intended | None:
     """Make staged files durable, and which views are about to change; None where that failed and is tried later."""
     files = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
     files += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
@@ -64,21 +71,22 @@ def _staged(region: Region, bucket: OpenBucket, items: Sequence[Item], intents: 
         return intend(region.engine.syncer, bucket, intents, files)
     except OSError as error:
         for item in items:
-            discard(bucket, item)
+            if item.staged:
+                tree.discard(item.staged)
         region.try_later([i.owed for i in items], error)
         return None
 
 
-def _published(region: Region, bucket: OpenBucket, items: Sequence[Item]) -> list[Item]:
+def _published(region: Region, tree: Destination, items: Sequence[Item]) -> list[Item]:
     """Rename staged versions into the store; those that are there now. The others are tried later."""
     done: list[Item] = []
     for item in items:
         assert item.staged is not None
         try:
-            versions.publish(bucket, item.staged.stored)
+            tree.publish(item.staged)
             done.append(item)
         except OSError as error:
-            discard(bucket, item)
+            tree.discard(item.staged)
             region.try_later([item.owed], error)
     return done
 
@@ -160,11 +168,3 @@ def _recorded(region: Region, place: Place, bucket: OpenBucket, done: Sequence[I
             place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
             if (item.replica.key, item.replica.id) not in now_shown:
                 journal.versions.add(bucket.address, item.replica)
-
-
-def discard(bucket: OpenBucket, item: Item) -> None:
-    with contextlib.suppress(OSError):  # what stays is swept at the next start
-        if item.staged:
-            versions.discard(bucket, item.staged.stored)
-            if item.staged.view:
-                staging.unstage(bucket, item.staged.view)

@@ -9,41 +9,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fsrepl.errors import Failed, Unavailable
-from fsrepl.model import attributes, digests, metadata
+from fsrepl.model import metadata
 from fsrepl.model.version import Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
-from fsrepl.storage import bucket, records, staging, versions
-from fsrepl.storage.bucket import OpenBucket
+from fsrepl.replicate.destination import Destination, Draft, StagedReplica
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.journal.rows import Object, Owed
-from fsrepl.storage.posix import apply_posix
-from fsrepl.views.stage import SMALL_BYTES, stage_view
+from fsrepl.views.stage import SMALL_BYTES
 
 _CHUNK = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StagedReplica:
-    """A replica lying hidden in the destination's .fsrepl/tmp.
-
-    view names a second file, for the view, where view and store are to be independent; empty where
-    the view will be a hard link to the stored version.
-    """
-
-    stored: versions.Staged
-    view: bytes = b""
-
-
 def stage(
     source: OpenBucket,
-    destination: OpenBucket,
+    destination: Destination,
     version: Version,
     replica: Version,
     *,
-    linked: bool,
     data: bytes | None = None,
     progress: Progress | None = None,
     limiter: Limiter | None = None,
@@ -53,44 +40,22 @@ def stage(
     Raises Failed (the stored version is damaged or gone), Unavailable (the copy does not match), OSError.
     """
     if replica.marker:
-        return StagedReplica(versions.stage_marker(destination, replica))
-    name = staging.token()
-    fs = destination.fs
-    fd = fs.create(destination.tmp, name)
-    try:
-        sidecar = not linked and records.put(destination, fd, name, attributes.encode(replica))
+        return destination.stage_marker(replica)
+    with destination.draft(replica) as draft:
         if data is not None:
-            fs.write(fd, data)
+            draft.write(data)
             if limiter:
                 limiter.sent(len(data))
-            _verify(source, destination, version, fd)
+            _verify(source, version, draft)
         else:
-            with fs.aside() if version.size >= SMALL_BYTES else contextlib.nullcontext():
-                _copy(source, version, destination, fd, progress, limiter)
-                _verify(source, destination, version, fd, progress.verified_to if progress else None)
-        if linked:
-            posix = apply_posix(destination, fd, replica.posix)
-            replica, sidecar = records.put_shared(destination, fd, name, replica, new=posix)
-            return StagedReplica(versions.Staged(replica, name, sidecar))
-        view, shortfall = stage_view(destination, replica, fd)
-        if shortfall != replica.shortfall:
-            replica = replace(replica, shortfall=shortfall)
-            sidecar = records.put_again(destination, fd, name, attributes.encode(replica))
-        return StagedReplica(versions.Staged(replica, name, sidecar), view)
-    except BaseException:
-        staging.unstage(destination, name)
-        raise
-    finally:
-        fs.close(fd)
+            with source.fs.aside() if version.size >= SMALL_BYTES else contextlib.nullcontext():
+                _copy(source, version, draft, progress, limiter)
+                _verify(source, version, draft, progress.verified_to if progress else None)
+        return draft.stage()
 
 
 def _copy(
-    source: OpenBucket,
-    version: Version,
-    destination: OpenBucket,
-    to: int,
-    progress: Progress | None,
-    limiter: Limiter | None,
+    source: OpenBucket, version: Version, draft: Draft, progress: Progress | None, limiter: Limiter | None
 ) -> None:
     try:
         fd = versions.open_version(source, version.key, version.id)
@@ -101,7 +66,7 @@ def _copy(
         while True:
             at, until = source.fs.next_data(fd, at, version.size)
             most = limiter.chunk_bytes(_CHUNK) if limiter and progress else _CHUNK
-            count = destination.fs.copy(fd, to, at, min(most, until - at)) if at < until else 0
+            count = draft.copy(fd, at, min(most, until - at)) if at < until else 0
             if not count:
                 break
             at = written = at + count
@@ -116,24 +81,20 @@ def _copy(
         if progress:
             progress.came_to(at)
         if written < at:  # it ends in a hole
-            destination.fs.truncate(to, at)
+            draft.end_at(at)
     finally:
         source.fs.close(fd)
 
 
-def _verify(
-    source: OpenBucket, destination: OpenBucket, version: Version, fd: int, told: Callable[[int], None] | None = None
-) -> None:
-    if version.size < SMALL_BYTES and digests.of(destination.fs.read_at(fd, version.size + 1, 0)) == version.digest:
-        return
-    if bucket.content_digest(destination, fd, told) == version.digest:
+def _verify(source: OpenBucket, version: Version, draft: Draft, told: Callable[[int], None] | None = None) -> None:
+    if draft.is_whole(told):
         return
     try:
         original = versions.open_version(source, version.key, version.id)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        digest = bucket.content_digest(source, original, told)
+        digest = content_digest(source, original, told)
     finally:
         source.fs.close(original)
     if digest != version.digest:
