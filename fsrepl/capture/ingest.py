@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sqlite3
 import time
@@ -155,9 +156,10 @@ def put_off(region: Region, place: Place, mark: Mark, error: Exception) -> None:
     """What cannot be done with a key now is tried again, with a growing delay."""
     why = reason(error)
     attempts = place.faults[mark.key] = place.faults.get(mark.key, 0) + 1
-    level = logging.WARNING if isinstance(error, OSError) and error.errno in NO_SPACE else logging.ERROR
+    number = error.errno if isinstance(error, OSError) else None
+    level = logging.WARNING if number in NO_SPACE else logging.ERROR
     log.log(
-        level if attempts in TOLD else logging.DEBUG,
+        level if attempts in TOLD and number != errno.ECANCELED else logging.DEBUG,  # that is the end of the daemon
         'not captured bucket=%s key="%s" attempts=%d: %s', mark.address, keys.shown(mark.key), attempts, why,
     )  # fmt: skip
     region.look_later(place, mark, delivery_queue.retry_delay_s(attempts, AGAIN_MAX_S), why)
