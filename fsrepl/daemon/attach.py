@@ -12,7 +12,7 @@ from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import Damaged, Place
 from fsrepl.region.mailbox import DropQueues, Kick, Probe
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
@@ -154,6 +154,7 @@ class Attaching(Region):
         journal = self.engine.journal
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             reconcile.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
+        place.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged]
         place.stripped = rebuilder.waiting > 0
         if place.stripped:
             log.warning(

@@ -120,6 +120,8 @@ class Rebuilder:
     def __init__(self, site: Site, bucket: OpenBucket, journal: Journal) -> None:
         self.site, self.bucket, self.journal = site, bucket, journal
         self.rebuilt = 0
+        self.damaged: list[tuple[bytes, str, bool]] = []
+        """By key, id and kind, versions whose records contradict themselves: they are to be repaired."""
         self.waiting = 0
         """Records that nothing here tells enough of, while a region is away that may."""
         self._elsewhere: Elsewhere | None = None

@@ -48,7 +48,11 @@ def reconcile(
         spelled = not any(map(keys.is_digest, path.split(b"/")))
         if spelled:
             seen_directories.add(path)
-        stripped = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        stripped, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        if rebuilder is not None and spelled:
+            rebuilder.damaged += [
+                (keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)
+            ]
         for name, stored in stripped:
             if rebuilder is not None:
                 _rebuild(rebuilder, fd, path, name, stored)
@@ -105,13 +109,15 @@ def _tree(bucket: OpenBucket) -> str:
 def _directory(
     bucket: OpenBucket, journal: Journal, path: bytes, fd: int, found: list[tuple[bytes, keys.StoredName]],
     *, afresh: bool, spelled: bool,
-) -> list[tuple[bytes, keys.StoredName]]:  # fmt: skip
-    """Bring one directory of the store into the journal; the versions in it that have lost their records."""
+) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
+    """Bring one directory of the store into the journal; the versions in it that have lost their records, and those
+    whose records contradict themselves."""
     address = bucket.address
     known = journal.versions.versions_in(address, path) if spelled else set()
     # one of the records is looked at in any case: attributes are lost by whole trees, not one by one
     afresh = afresh or any(_is_stripped(bucket, fd, path, *each) for each in found[:1])
     stripped: list[tuple[bytes, keys.StoredName]] = []
+    damaged: list[keys.StoredName] = []
     unread = []
     for name, stored in found:
         entry = (stored.name, stored.id, stored.marker)
@@ -119,11 +125,11 @@ def _directory(
             unread.append((name, stored))
         known.discard(entry)
     for start in range(0, len(unread), _ROWS):
-        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], stripped)
+        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], stripped, damaged)
     for last, version_id, _marker in known:
         if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
             _drop(bucket, journal, keys.join(path, last), version_id)
-    return stripped
+    return stripped, damaged
 
 
 def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
@@ -136,9 +142,9 @@ def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: 
 
 def _read_in(
     bucket: OpenBucket, journal: Journal, fd: int, path: bytes, unread: list[tuple[bytes, keys.StoredName]],
-    stripped: list[tuple[bytes, keys.StoredName]],
+    stripped: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName],
 ) -> None:  # fmt: skip
-    """Put records into the journal. Those that are not whole are added to stripped."""
+    """Put records into the journal. Those that are not whole are added to stripped, and wrong ones to damaged."""
     read: list[Version] = []
     for name, stored in unread:
         key = keys.join(path, stored.name)
@@ -152,6 +158,7 @@ def _read_in(
             continue
         except StoreDamaged as error:
             log.error('damaged bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
+            damaged.append(stored)
     with journal.transaction():
         for version in read:
             journal.versions.add(bucket.address, version)

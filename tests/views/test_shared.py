@@ -496,6 +496,29 @@ def test_a_file_that_becomes_a_copy_of_another_while_it_is_owed_is_destroyed_and
         assert world.leftovers(SOURCE) == []
 
 
+@pytest.mark.parametrize("act", ["replaced", "removed"])
+def test_a_version_that_became_a_copy_of_an_older_one_is_repaired_at_the_start(tmp_path: Path, act: str) -> None:
+    """G2, G7: the journal is lost, and the record contradicts its name; nothing else leads to that version any more."""
+    with World(tmp_path) as world:
+        world.set_sharing(east="link", west="link")
+        world.write("k", IS)
+        world.settle()
+        oldest = world.home / "oldest"
+        shutil.copy2(world.path("k"), oldest)
+        world.drop("k", WAS)
+        world.settle()
+        before = world.current("k")
+        _become(world.path("k"), oldest)
+        _leave(world, act) if act == "removed" else world.drop("k", b"the next")
+        world.restart(without_journal=True)
+        world.settle()
+        world.settle()
+        assert _is_as_before(world, SOURCE, before)
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert world.statuses() == {"COMPLETED"}
+        world.stays_quiet()
+
+
 def test_an_edit_that_comes_to_a_replica_whose_record_is_lost_waits_for_it(tmp_path: Path) -> None:
     """G5: what is left of a record is not written down as all of it."""
     with World(tmp_path) as world:
