@@ -1,0 +1,64 @@
+"""What counts where a record on a file that people can write to says something else than what was recorded: pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fsrepl.model.version import Delivery, Shortfall, Status, Version
+from fsrepl.storage.journal.rows import Owed, owed_of
+from fsrepl.views.shared_record import latest, with_indexed
+
+SOURCE, DESTINATION = "east/src", "west/dst"
+VERSION = Version(b"k", "01K", 100, tags={"colour": "red"})
+
+
+def owing(delivery: Delivery) -> Version:
+    return replace(VERSION, deliveries={DESTINATION: delivery})
+
+
+def indexed(delivery: Delivery) -> dict[str, Owed]:
+    return {DESTINATION: owed_of(SOURCE, VERSION, DESTINATION, delivery)}
+
+
+PENDING = Delivery("rule", Status.PENDING, storage_class="STANDARD_IA", owner="Destination", edit=True)
+
+
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        PENDING,
+        Delivery("rule", Status.COMPLETED),
+        Delivery("rule", Status.FAILED, "DstBucketNotFound", since_ns=150),
+        Delivery("rule", Status.PENDING, batch="job", since_ns=150, before=Delivery("rule", Status.COMPLETED)),
+    ],
+)
+def test_what_the_index_has_too_stays_as_it_is(delivery: Delivery) -> None:
+    """G11: the very same version, so that nothing is written."""
+    version = owing(delivery)
+    assert with_indexed(version, indexed(delivery)) is version
+
+
+def test_an_older_status_gives_way_to_that_of_the_index() -> None:
+    """G11: with what the index knows nothing of as the record says."""
+    ended = Delivery("rule", Status.FAILED, "DstBucketNotFound", since_ns=150)
+    (found,) = with_indexed(owing(PENDING), indexed(ended)).deliveries.values()
+    assert found == replace(ended, storage_class="STANDARD_IA", owner="Destination")
+
+
+def test_what_only_one_of_the_two_has() -> None:
+    """G11: the index has what was asked for since, and lacks what was cancelled."""
+    asked = Delivery("rule", Status.PENDING, batch="job", since_ns=150)
+    assert with_indexed(VERSION, indexed(asked)).deliveries == {DESTINATION: asked}
+    assert with_indexed(owing(PENDING), {}).deliveries == {}
+
+
+def test_edits_that_a_record_knows_nothing_of_count() -> None:
+    """G5: but not what its view falls short of, which is its own."""
+    short = Shortfall(lacks=frozenset({"user.colour"}))
+    said = replace(VERSION, shortfall=short)
+    written = replace(VERSION, tags={"colour": "blue"}, edited={"tags": f"200 {SOURCE}"})
+    assert latest(said, written) == replace(written, shortfall=short)
+    assert latest(written, said) is written
+    assert latest(said, VERSION) is said
