@@ -59,7 +59,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "look": (look, "look"),
     "publish": (versions, "publish"),
     "record": (Versions, "add_shown"),
-    "read the record": (records, "update"),
+    "write the deliveries": (records, "write_deliveries"),
     "stage": (transfer, "stage"),
     "show": (show, "show"),
     "mark": (view_attributes, "mark_view"),

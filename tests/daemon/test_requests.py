@@ -1,0 +1,67 @@
+"""Requests: each is what it was when it comes out of the socket, and each is answered by somebody."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import get_type_hints
+
+import pytest
+
+from fsrepl.commands import operations
+from fsrepl.daemon import requests
+from fsrepl.daemon.requests import Request
+from fsrepl.model.address import Address
+
+AT = Address("east", "src", b"2026/caf\xe9")
+EXAMPLES: dict[object, object] = {
+    str: "ä b\n",
+    bytes: bytes(range(256)),
+    bool: True,
+    float | None: 2.5,
+    int: 7,
+    int | None: 0o22,
+    str | None: "01K",
+    object: {"Rules": [{"ID": "1"}]},
+    Address: AT,
+    Address | None: AT,
+}
+
+
+def example(wanted: object) -> object:
+    if wanted in EXAMPLES:
+        return EXAMPLES[wanted]
+    if str(wanted).startswith("collections.abc.Mapping"):
+        return {"a": "ä"}
+    return (EXAMPLES[wanted.__args__[0]],) * 2  # type: ignore[attr-defined]
+
+
+def filled(kind: type[Request], *, whole: bool) -> Request:
+    hints = get_type_hints(kind)
+    needed = [each for each in dataclasses.fields(kind) if whole or requests._default(each) is dataclasses.MISSING]
+    return kind(**{each.name: example(hints[each.name]) for each in needed})
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "bare"])
+@pytest.mark.parametrize("kind", requests.KINDS.values(), ids=requests.KINDS.keys())
+def test_a_request_comes_out_as_it_went_in(kind: type[Request], whole: bool) -> None:
+    """Section 5: whatever bytes a key has, whatever a document holds."""
+    request = filled(kind, whole=whole)
+    line = requests.encode(request)
+    assert line.count(b"\n") == 1
+    assert requests.decode(line) == request
+    assert str(request).startswith(request.op.replace(".", " "))
+
+
+@pytest.mark.parametrize("kind", requests.KINDS.values(), ids=requests.KINDS.keys())
+def test_what_is_at_its_default_is_not_sent(kind: type[Request]) -> None:
+    """Section 5: a daemon that does not know a parameter yet does all that does not need it."""
+    sent = json.loads(requests.encode(filled(kind, whole=False)))["params"].keys()
+    assert all(requests._default(each) is dataclasses.MISSING for each in dataclasses.fields(kind) if each.name in sent)
+
+
+def test_every_request_is_answered() -> None:
+    """Section 5: by a step, or by the daemon itself, which alone knows what is asked."""
+    own = {requests.GetStatus, requests.GetStatusPage, requests.ExplainObject, requests.Wait}
+    assert own | operations.OPERATIONS.keys() == set(requests.KINDS.values())
+    assert not own & operations.OPERATIONS.keys()
