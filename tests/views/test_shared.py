@@ -395,9 +395,12 @@ def _leave(world: World, act: str) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 @pytest.mark.parametrize("act", ["stays", "replaced", "removed", "superseded"])
-def test_an_older_record_that_its_user_puts_back_is_mended(tmp_path: Path, act: str, restarted: bool) -> None:
+@pytest.mark.parametrize("home", ["tmp_path", "users_home"])
+def test_an_older_record_that_its_user_puts_back_is_mended(
+    request: pytest.FixtureRequest, home: str, act: str, restarted: bool
+) -> None:
     """G11, section 2: a record on a file that people write to is not believed where the index knows better."""
-    with World(tmp_path) as world:
+    with World(request.getfixturevalue(home)) as world:
         world.set_sharing(east="link", west="link")
         world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
         world.write("k", WAS)
