@@ -25,6 +25,7 @@ from fsrepl.model.address import Address
 from fsrepl.model.version import Posix, Status, Version
 from fsrepl.region.bucket_state import Place
 from fsrepl.s3 import arn
+from fsrepl.settings import reading
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
 from tests.doubles import UnsyncedFs
@@ -108,7 +109,7 @@ class World:
         places = {name: str(path) for name, path in (regions or {}).items()}
         names = sorted({bucket.partition("/")[0] for bucket in buckets})
         sites.init(home, {name: places.get(name) for name in names}, fs=UnsyncedFs())
-        self.settings = settings.load(home / settings.FILE)
+        self.settings = reading.load(home / settings.FILE)
         self._start(fs)
         for bucket in buckets:
             self.run("bucket.create", bucket=bucket, versioning=True)
@@ -190,7 +191,7 @@ class World:
         for region, sharing in regions.items():
             text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{sharing}"\n')
         self.settings.path.write_text(text)
-        self.settings = settings.load(self.settings.path)
+        self.settings = reading.load(self.settings.path)
         self.restart()
 
     def stays_quiet(self) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsrepl import settings
 from fsrepl.cli import completion, utf8
 from fsrepl.daemon import control
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import NotRunning, Refused, Usage
 from fsrepl.model.address import Address
+from fsrepl.settings import reading
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -80,7 +80,7 @@ class State:
 
     def read_settings(self, real: Callable[[str], str]) -> Settings:
         """Read them. real: resolves the symlinks of a region's path."""
-        self._settings = settings.load(settings.find(self.site, os.environ), real)
+        self._settings = reading.load(reading.find(self.site, os.environ), real)
         return self._settings
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import typer
 
-from fsrepl import settings
 from fsrepl.errors import FsreplError
-from fsrepl.settings import Settings
+from fsrepl.settings import Settings, reading
 
 
 def regions(context: typer.Context, incomplete: str) -> list[str]:
@@ -49,7 +48,7 @@ def roles(context: typer.Context, incomplete: str) -> list[str]:
 def _settings(context: typer.Context) -> Settings | None:
     site = context.find_root().params.get("site")  # while completing, typer before 0.29 leaves it a string
     try:
-        return settings.load(settings.find(Path(site) if site else None, os.environ))
+        return reading.load(reading.find(Path(site) if site else None, os.environ))
     except FsreplError:
         return None
 

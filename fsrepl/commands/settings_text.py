@@ -8,47 +8,52 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from fsrepl import settings
 from fsrepl.errors import Usage
-from fsrepl.settings import FILE, HEAD, LINE_MAX, REGION_NAME, STATE, TABLES, RegionSettings
+from fsrepl.settings import FILE, REGION_NAME, STATE, TABLES, RegionSettings, kinds, settings_of
+from fsrepl.settings.reading import bad_name
+from fsrepl.settings.toml import quoted, statements, title_of
+
+_HEAD = """\
+# fsrepl.toml: the settings of this site. `fsrepl check` tells what is wrong with it.
+# What is commented out is the default; a setting counts only below the [table] it belongs to.
+"""
+_LINE_MAX = 120
 
 
 def render(regions: Mapping[str, str]) -> str:
     """The text of a new file: the regions with their paths, everything else commented out. Raises Usage."""
     state = "journal, control socket, identities; for /etc/fsrepl it is /var/lib/fsrepl"
-    parts = [HEAD + _comment("state", STATE, state), *(_region(name, path) for name, path in regions.items())]
+    parts = [_HEAD + _comment("state", STATE, state), *(_region(name, path) for name, path in regions.items())]
     for table, cls in TABLES.items():
-        lines = [
-            _comment(name, f.metadata["toml"], f.metadata["about"]) for name, f in settings.settings_of(cls).items()
-        ]
+        lines = [_comment(name, f.metadata["toml"], f.metadata["about"]) for name, f in settings_of(cls).items()]
         parts.append(f"# [{table}]\n" + "".join(lines))
     return "\n".join(parts)
 
 
 def _comment(name: str, default: object, about: str) -> str:
-    line = f"# {name} = {settings.quoted(default)}"
+    line = f"# {name} = {quoted(default)}"
     if len(line) < 60:
         return f"{line:<31} # {about}\n"
-    if isinstance(default, list) and len(line) > LINE_MAX:
-        values = textwrap.wrap(", ".join(map(settings.quoted, default)), LINE_MAX - 6, break_on_hyphens=False)
+    if isinstance(default, list) and len(line) > _LINE_MAX:
+        values = textwrap.wrap(", ".join(map(quoted, default)), _LINE_MAX - 6, break_on_hyphens=False)
         line = "\n".join([f"# {name} = [", *(f"#     {some}" for some in values), "# ]"])
     return f"# ({about})\n{line}\n"
 
 
 def _region(name: str, path: str) -> str:
     if not REGION_NAME.fullmatch(name):
-        raise Usage(settings.bad_name(name))
+        raise Usage(bad_name(name))
     try:
-        settings.path_kind(path)
+        kinds.path(path)
         path.encode()
     except UnicodeEncodeError as error:
         raise Usage(
             f"the path of region {name} is not UTF-8, and {FILE} cannot hold it; use a symlink to it"
         ) from error
     except ValueError as error:
-        raise Usage(f"region {name}: {settings.quoted(path)} must be {error}") from None
-    sharing = settings.settings_of(RegionSettings)["sharing"].metadata
-    return f"[{settings.title_of(('regions', name))}]\npath = {settings.quoted(path)}\n" + _comment(
+        raise Usage(f"region {name}: {quoted(path)} must be {error}") from None
+    sharing = settings_of(RegionSettings)["sharing"].metadata
+    return f"[{title_of(('regions', name))}]\npath = {quoted(path)}\n" + _comment(
         "sharing", sharing["toml"], sharing["about"]
     )
 
@@ -65,17 +70,17 @@ def add_region(text: str, name: str, path: str) -> str:
         raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` takes it out of the settings")
     new = _region(name, path).rstrip("\n").split("\n")
     regions[name] = {"path": path}
-    lines, statements = text.split("\n"), [s for s in settings.statements(text) if s.keys]
+    lines, found = text.split("\n"), [s for s in statements(text) if s.keys]
     at = len(text.rstrip().split("\n"))
-    last = max((i for i, s in enumerate(statements) if s.keys[0][0] == "regions"), default=None)
+    last = max((i for i, s in enumerate(found) if s.keys[0][0] == "regions"), default=None)
     if last is not None:
-        while last + 1 < len(statements) and not statements[last + 1].header:
+        while last + 1 < len(found) and not found[last + 1].header:
             last += 1
-        at = _with_comments(lines, statements[last].end)
+        at = _with_comments(lines, found[last].end)
     block = [*([""] if "".join(lines[:at]) else []), *new, *([""] if at < len(lines) and lines[at].strip() else [])]
     block = [line + "\r" for line in block] if "\r\n" in text else block
     result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
-    return _checked(result, expected, f"add [{settings.title_of(('regions', name))}] with its path to {FILE} by hand")
+    return _checked(result, expected, f"add [{title_of(('regions', name))}] with its path to {FILE} by hand")
 
 
 def move_region(text: str, name: str, path: str) -> str:
@@ -84,7 +89,7 @@ def move_region(text: str, name: str, path: str) -> str:
     expected["regions"][name]["path"] = path
     new = _region(name, path).split("\n")[1]
     lines = text.split("\n")
-    for statement in settings.statements(text):
+    for statement in statements(text):
         if ("regions", name, "path") in statement.keys and not statement.header:
             before, _, after = lines[statement.first].partition("=")
             value = new.partition("=")[2] + ("\r" if after.endswith("\r") else "")
@@ -102,13 +107,13 @@ def remove_region(text: str, name: str) -> str:
     """The text of a file without a region's table and the comments in it, and nothing else changed. Raises Usage."""
     expected = tomllib.loads(text)
     if name not in expected.get("regions", {}):
-        raise Usage(f"there is no region {settings.quoted(name)} in the settings")
+        raise Usage(f"there is no region {quoted(name)} in the settings")
     del expected["regions"][name]
     keys = ("regions", name)
-    lines, statements = text.split("\n"), [s for s in settings.statements(text) if s.keys]
-    for i, statement in reversed(list(enumerate(statements))):
+    lines, found = text.split("\n"), [s for s in statements(text) if s.keys]
+    for i, statement in reversed(list(enumerate(found))):
         if statement.header and statement.table[:2] == keys:
-            own = list(itertools.takewhile(lambda s: not s.header, statements[i + 1 :]))
+            own = list(itertools.takewhile(lambda s: not s.header, found[i + 1 :]))
             first, end = statement.first, _with_comments(lines, (own or [statement])[-1].end)
         elif not statement.header and statement.table[:2] != keys and keys in statement.keys:
             first, end = statement.first, statement.end

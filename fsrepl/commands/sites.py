@@ -24,6 +24,7 @@ from fsrepl.model.version import Delivery, Origin, Version, Versioning
 from fsrepl.region import deliveries
 from fsrepl.s3 import arn, replication
 from fsrepl.s3.rules import delivery_of, owed_again, winners
+from fsrepl.settings import reading
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import META
 from fsrepl.storage.documents import open_directory, read_document, remove_document, write_bytes, write_document
@@ -43,7 +44,7 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
     wanted = {name: given or name for name, given in (regions or dict.fromkeys(DEFAULT_REGIONS)).items()}
     wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
     text = settings_text.render(wanted)
-    parsed = settings.parse(text, path, os.path.realpath)
+    parsed = reading.parse(text, path, os.path.realpath)
     with contextlib.ExitStack() as undo:
         _make_directory(directory, "the site", undo)
         site = Site(parsed, fs)
@@ -174,7 +175,7 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
         if not replace and name in engine.site.identities.regions and not _is_region(absolute, name, engine.site):
             raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
         text = settings_text.move_region(text, name, absolute)
-    parsed = settings.parse(text, file, os.path.realpath)
+    parsed = reading.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
     lost = [a for a in site.identities.buckets if a.startswith(name + "/")] if replace else []
     with contextlib.ExitStack() as undo:
@@ -270,7 +271,7 @@ def forget_region(engine: Engine, name: str) -> dict[str, object]:
         raise Usage(f"{name} is the only region of this site")
     file = engine.settings.path
     text = settings_text.remove_region(file.read_text(), name)
-    parsed = settings.parse(text, file, os.path.realpath)
+    parsed = reading.parse(text, file, os.path.realpath)
     site = engine.site
     with contextlib.suppress(FsreplError, OSError), site.open_region(name) as at:
         identity = read_document(engine.fs, at, REGION_IDENTITY) or {}

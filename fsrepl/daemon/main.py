@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fsrepl import settings
 from fsrepl.capture.watch import open_watcher
 from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
 from fsrepl.daemon.engine import Engine
@@ -29,7 +28,7 @@ from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock
 from fsrepl.region.reporter import Formatter
 from fsrepl.replicate import thresholds
-from fsrepl.settings import Settings
+from fsrepl.settings import Settings, reading
 from fsrepl.storage.journal.database import Journal
 
 log = logging.getLogger("fsrepl")
@@ -166,7 +165,7 @@ class Daemon:
         """Read the settings again; what cannot be read leaves the old ones in force."""
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            found = settings.load(self.engine.settings.path)
+            found = reading.load(self.engine.settings.path)
             exporter.check(found)
             with self.engine.journal_told():
                 self.engine.reload(found)

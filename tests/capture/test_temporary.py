@@ -9,6 +9,7 @@ import pytest
 
 from fsrepl import settings, temporary
 from fsrepl.region import change_queue
+from fsrepl.settings import reading
 from fsrepl.temporary import TABLE, Temporary
 from tests.world import SOURCE, World
 
@@ -44,7 +45,7 @@ def test_a_file_with_a_control_file_is_not_taken_while_it_is_open(world: World) 
     world.settings.path.write_text(
         world.settings.path.read_text() + "\n[capture]\nopen_quiet_s = 0\nopen_max_s = 0\ntemporary_settle_s = 0\n"
     )
-    world.settings = settings.load(world.settings.path)
+    world.settings = reading.load(world.settings.path)
     world.restart()
     control = world.path("film.mkv" + temporary.CONTROL_FILES[0].decode())
     control.write_bytes(b"which pieces are there")

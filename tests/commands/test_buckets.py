@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import settings
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model.version import Origin
+from fsrepl.settings import reading
 from tests.doubles import DyingFs, FailingFs, PowerCut
 from tests.world import World
 
@@ -84,7 +84,7 @@ def test_where_there_is_no_room_nothing_is_adopted(world: World) -> None:
 def leave_free(world: World, amount: str) -> None:
     text = world.settings.path.read_text().partition("[capture]\nkeep_free")[0]
     world.settings.path.write_text(f"{text}[capture]\nkeep_free = {amount}\n")
-    world.settings = settings.load(world.settings.path)
+    world.settings = reading.load(world.settings.path)
     world.restart()
 
 

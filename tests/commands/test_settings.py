@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from fsrepl import settings, temporary
 from fsrepl.commands.settings_text import add_region, move_region, remove_region, render
 from fsrepl.errors import Usage
-from fsrepl.settings import KeepFree, find, load, parse
+from fsrepl.settings import reading
+from fsrepl.settings.kinds import KeepFree
+from fsrepl.settings.reading import find, load, parse
 
 SITE = Path("/site/fsrepl.toml")
 REGIONS = '[regions.us]\npath = "us"\n\n[regions.eu]\npath = "/mnt/eu"\nsharing = "link"\n'
@@ -259,7 +261,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A site with a folder in it, where we stand, and no site for the system."""
     (tmp_path / "site" / "us" / "deep").mkdir(parents=True)
     (tmp_path / "site" / "fsrepl.toml").write_text(render({"us": "us"}))
-    monkeypatch.setattr(settings, "SYSTEM", tmp_path / "etc" / "fsrepl.toml")
+    monkeypatch.setattr(reading, "SYSTEM", tmp_path / "etc" / "fsrepl.toml")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "site"
 
@@ -275,9 +277,9 @@ def test_the_site_is_the_one_named_else_the_nearest_upwards(site: Path, monkeypa
 
 
 def test_without_a_site_near_it_is_the_systems(site: Path) -> None:
-    settings.SYSTEM.parent.mkdir()
-    settings.SYSTEM.touch()
-    assert find(None, {}) == settings.SYSTEM
+    reading.SYSTEM.parent.mkdir()
+    reading.SYSTEM.touch()
+    assert find(None, {}) == reading.SYSTEM
 
 
 def test_no_site_says_what_to_do(site: Path, tmp_path: Path) -> None:

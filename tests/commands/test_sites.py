@@ -15,6 +15,7 @@ from fsrepl.commands import sites
 from fsrepl.daemon import control
 from fsrepl.errors import Usage
 from fsrepl.model.version import Status
+from fsrepl.settings import reading
 from tests.world import SOURCE, World
 
 
@@ -116,7 +117,7 @@ def test_a_new_disk_keeps_the_settings_of_its_region(world: World, tmp_path: Pat
     """Section 4: --replace changes where a region is, and not how its files are shared."""
     world.set_sharing(west="private")
     world.run("region.add", name="west", path=str(tmp_path / "new"), replace=True)
-    west = settings.load(world.settings.path).regions["west"]
+    west = reading.load(world.settings.path).regions["west"]
     assert (west.path, west.sharing) == (tmp_path / "new", "private")
 
 

@@ -17,6 +17,7 @@ from fsrepl.daemon import exporter, metrics
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.metrics import Daemon, Gauge
 from fsrepl.errors import Usage
+from fsrepl.settings import reading
 from fsrepl.storage.fs import Fs
 from tests.timed import METRICS, Timed, timed_world
 from tests.world import SOURCE, v2
@@ -244,8 +245,8 @@ def test_numbers_that_cannot_be_counted(caplog: pytest.LogCaptureFixture, monkey
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     """Section 5: `fsrepl check` and the daemon say what to install, where the settings ask for metrics."""
     text = '[regions.east]\npath = "/somewhere"\n'
-    bare = settings.parse(text, Path("/x/fsrepl.toml"))
-    asking = settings.parse(f"{text}[metrics]\n{line}\n", Path("/x/fsrepl.toml"))
+    bare = reading.parse(text, Path("/x/fsrepl.toml"))
+    asking = reading.parse(f"{text}[metrics]\n{line}\n", Path("/x/fsrepl.toml"))
     exporter.check(asking)
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     exporter.check(bare)

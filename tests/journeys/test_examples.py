@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import settings
 from fsrepl.s3 import replication, roles
+from fsrepl.settings import reading
 from tests.site import Site
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -34,7 +34,7 @@ def test_a_role_is_accepted(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.stem)
 def test_settings_are_accepted(path: Path) -> None:
     """design, 4."""
-    assert settings.load(path).regions
+    assert reading.load(path).regions
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import settings
+from fsrepl.settings import reading
 
 README = Path(__file__).parent.parent.parent / "README.md"
 _TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?)```", re.DOTALL)
@@ -49,7 +49,7 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
 def test_the_settings_of_the_readme_are_settings(tmp_path: Path) -> None:
     """Section 4: what it says about telling others is understood as it stands."""
     (text,) = _SETTINGS.findall(README.read_text())
-    found = settings.parse(f'[regions.east]\npath = "east"\n{text}', tmp_path / "fsrepl.toml", os.path.realpath)
+    found = reading.parse(f'[regions.east]\npath = "east"\n{text}', tmp_path / "fsrepl.toml", os.path.realpath)
     assert found.events.command == ("/usr/local/bin/page-me",)
     assert found.events.webhook.startswith("https://")
     assert found.metrics.listen == ("127.0.0.1", 9750)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import settings
 from fsrepl.errors import Refused
 from fsrepl.model import keys
 from fsrepl.model.version import Status
 from fsrepl.model.view import View
 from fsrepl.repair.compare import Problem, Seen, Verdict, judge_view
 from fsrepl.repair.verify import Difference, Hooks, Tally, Verification
+from fsrepl.settings import reading
 from fsrepl.storage.fs import ReadingFs
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
@@ -113,7 +113,7 @@ def share(world: World, sharing: str) -> None:
     for region in ("east", "west"):
         text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{sharing}"\n')
     world.settings.path.write_text(text)
-    world.settings = settings.load(world.settings.path)
+    world.settings = reading.load(world.settings.path)
     world.restart()
 
 

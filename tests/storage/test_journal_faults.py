@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl import settings
+from fsrepl.settings import reading
 from tests import deeds
 from tests.doubles import FailingDisk
 from tests.site import Site
@@ -33,7 +33,7 @@ def test_a_fault_at_every_write(
     monkeypatch.setattr(sqlite3, "connect", disk.connect)
     for number, world in worlds(memory):
         world.settings.path.write_text(world.settings.path.read_text() + '[replication]\nlarge_file = "64KiB"\n')
-        world.settings = settings.load(world.settings.path)
+        world.settings = reading.load(world.settings.path)
         deeds.begin(world)
         deeds.act(world)
         there = world.tree(SOURCE)

@@ -1,0 +1,161 @@
+"""The settings of a site, as fsrepl.toml names them.
+
+A setting is one line of a dataclass below: the kind of its value, its default as the file has it,
+and the remark that `fsrepl init` writes beside it. Reading and checking (settings/reading.py), the text of a new
+file (commands/settings_text.py) and the errors all follow from these lines. Source: design.md, section 4.
+"""
+# ruff: noqa: RUF009 (_setting makes a field, as dataclasses.field does)
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fsrepl.settings import kinds
+from fsrepl.temporary import PATTERNS
+
+FILE = "fsrepl.toml"
+STATE = ".fsrepl-site"
+
+
+def _setting(kind: kinds.Kind, toml: object, about: str, name: str = "") -> Any:
+    """A field that comes from the file. toml is its default as written there, None where it must be given;
+    name is its name there, where that is not the field's."""
+    metadata = {"kind": kind, "toml": toml, "about": about, "name": name}
+    return field(metadata=metadata) if toml is None else field(default=kind(toml), metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSettings:
+    """A region: its path is absolute, with symlinks and `..` as the file has them."""
+
+    name: str
+    path: Path = _setting(kinds.path, None, "")
+    sharing: str = _setting(
+        kinds.one_of("auto", "private", "link"),
+        "auto",
+        "auto | private | link: may stored versions share blocks with the files people see",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """When a change becomes a version."""
+
+    settle_ms: int = _setting(
+        kinds.whole(0, 3_600_000), 50, "wait after a file is closed; a rename into place is taken at once"
+    )
+    temporary: tuple[str, ...] = _setting(
+        kinds.patterns,
+        list(PATTERNS),
+        "names that are mostly renamed or removed soon; a list here replaces this one, which knows many programs",
+    )
+    temporary_settle_s: float = _setting(
+        kinds.number(0, kinds.YEAR_S), 2, "how long such a name waits; it is never taken while open"
+    )
+    keep_free: kinds.KeepFree = _setting(
+        kinds.keep_free, "5%", "or a size: with less space free, capture pauses and says so"
+    )
+    open_quiet_s: float = _setting(
+        kinds.number(0, kinds.YEAR_S), 30, "a file kept open for writing is taken after this long without a change"
+    )
+    open_max_s: float = _setting(
+        kinds.number(0, kinds.YEAR_S), 600, "at the latest after this long, even while it keeps changing"
+    )
+    rescan_s: float = _setting(kinds.number(0.1, kinds.YEAR_S), 3600, "look at every file again after this long")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationSettings:
+    """How versions travel. A limit of 0 is none."""
+
+    limit_bytes_s: int = _setting(kinds.rate, "0", 'all transfers together, such as "50MiB/s"; "0": no limit', "limit")
+    large_file_bytes: int = _setting(
+        kinds.size, "8MiB", "from here on: a lane of its own, so that small files need not wait", "large_file"
+    )
+    workers: int = _setting(kinds.whole(1, 1024), 4, "large copies side by side, of each pair of regions")
+    retry_max_s: float = _setting(kinds.number(0.1, kinds.YEAR_S), 300, "the longest wait between two tries")
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """How often stored versions shall be read again and compared with their hashes. An every_s of 0 is never.
+
+    It is understood, and nothing acts on it yet: until then `fsrepl verify` reads them when it is told to.
+    """
+
+    every_s: int = _setting(
+        kinds.duration, "30d", "without effect yet: read stored versions again in this time", "every"
+    )
+    limit_bytes_s: int = _setting(kinds.rate, "20MiB/s", 'without effect yet: reading for that; "0": no limit', "limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """What looks like a mistake rather than a wish. It is understood, and nothing acts on it yet."""
+
+    delete_share: float = _setting(
+        kinds.number(0, 1), 0.5, "without effect yet: hold deletions of more of a bucket than this at once"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Who is told of S3's replication events, beside events.jsonl. Empty: nobody."""
+
+    command: tuple[str, ...] = _setting(
+        kinds.texts("the program and its arguments"),
+        [],
+        "run for each event, which it gets as JSON on its standard input",
+    )
+    webhook: str = _setting(kinds.url, "", "each event is posted there as JSON")
+    max_bytes: int = _setting(kinds.size, "16MiB", "events.jsonl starts anew at this size")
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where Prometheus finds the metrics. None: not offered."""
+
+    listen: tuple[str, int] | None = _setting(kinds.listen, "", 'an endpoint, such as "127.0.0.1:9750"')
+    textfile: Path | None = _setting(kinds.optional_path, "", "a file for node_exporter, such as /path/fsrepl.prom")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of fsrepl.toml. Sizes are bytes, rates bytes per second, durations seconds; paths are absolute."""
+
+    path: Path
+    """The file itself."""
+    state: Path
+    regions: Mapping[str, RegionSettings]
+    capture: Capture = Capture()
+    replication: ReplicationSettings = ReplicationSettings()
+    scrub: Scrub = Scrub()
+    safety: Safety = Safety()
+    events: Events = Events()
+    metrics: Metrics = Metrics()
+
+    @property
+    def roles(self) -> Path:
+        """The folder of the site's replication roles."""
+        return self.path.parent / "roles"
+
+
+TABLES: Mapping[str, type[Any]] = {
+    "capture": Capture,
+    "replication": ReplicationSettings,
+    "scrub": Scrub,
+    "safety": Safety,
+    "events": Events,
+    "metrics": Metrics,
+}
+REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def settings_of(table: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a table, by their names in the file."""
+    return {f.metadata["name"] or f.name: f for f in dataclasses.fields(table) if f.metadata}

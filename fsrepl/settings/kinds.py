@@ -1,0 +1,164 @@
+"""What the value of a setting must be, and what it becomes.
+
+Each kind raises ValueError, which says what would be right. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fsrepl.settings.toml import quoted
+
+Kind = Callable[[object], object]
+
+_SIZES = {"": 1, "B": 1, "kB": 1000} | {
+    prefix + unit: factor**power
+    for unit, factor in (("iB", 1024), ("B", 1000))
+    for power, prefix in enumerate("KMGTP", start=1)
+}
+_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+YEAR_S = 366 * 86400
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFree:
+    """Space of a filesystem that is left to its user: a fraction of it, or a number of bytes."""
+
+    fraction: float = 0.0
+    size_bytes: int = 0
+
+    def needed(self, total_bytes: int) -> int:
+        """How many bytes must be free on a filesystem of this size."""
+        return max(self.size_bytes, math.ceil(total_bytes * self.fraction))
+
+
+def _amount(value: object, units: Mapping[str, int]) -> int | None:
+    """A whole number, or text such as "8MiB", in the smallest of these units; None for anything else."""
+    if type(value) is int:
+        found = value
+    elif isinstance(value, str) and (match := _AMOUNT.fullmatch(value)) and match[2] in units:
+        found = int(Decimal(match[1]) * units[match[2]])
+    else:
+        return None
+    return found if 0 <= found < 1 << 63 else None
+
+
+def number(low: float, high: float) -> Kind:
+    def kind(value: object) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
+            raise ValueError(f"a number from {low:,} to {high:,}")
+        return value  # type: ignore[return-value]
+
+    return kind
+
+
+def whole(low: int, high: int) -> Kind:
+    def kind(value: object) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"a whole number from {low:,} to {high:,}")
+        return value
+
+    return kind
+
+
+def size(value: object) -> int:
+    if not (found := _amount(value, _SIZES)):
+        raise ValueError('a size such as "8MiB" or "10GB", and more than nothing')
+    return found
+
+
+def rate(value: object) -> int:
+    found = _amount(value.removesuffix("/s") if isinstance(value, str) else value, _SIZES)
+    if found is None:
+        raise ValueError('a rate such as "50MiB/s", or "0" for no limit')
+    return found
+
+
+def duration(value: object) -> int:
+    found = _amount(value, _TIMES)
+    if found is None or found > 10 * YEAR_S:
+        raise ValueError('a time such as "90s", "15m", "12h", "30d" or "4w", at most ten years, or "0" for never')
+    return found
+
+
+def keep_free(value: object) -> KeepFree:
+    if isinstance(value, str) and value.endswith("%") and (match := _AMOUNT.fullmatch(value[:-1])) and not match[2]:
+        fraction = float(Decimal(match[1]) / 100)
+        if fraction < 1:
+            return KeepFree(fraction=fraction)
+    elif (isinstance(value, str) or value == 0) and (found := _amount(value, _SIZES)) is not None:
+        return KeepFree(size_bytes=found)  # not a bare 5: who writes that means "5%", and not 5 bytes
+    raise ValueError('a share below "100%", such as "5%", or a size such as "10GiB"')
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("a string")
+    return value
+
+
+def texts(what: str) -> Kind:
+    def kind(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(x, str) and x and "\0" not in x for x in value):
+            raise ValueError(f"an array of strings, {what}")
+        return tuple(value)
+
+    return kind
+
+
+def patterns(value: object) -> tuple[str, ...]:
+    what = 'patterns for the last component of a key, such as "*.tmp"'
+    found = texts(what)(value)
+    assert isinstance(found, tuple)
+    if any("/" in x for x in found):
+        raise ValueError(f'{what}: one with a "/" matches nothing')
+    return found
+
+
+def one_of(*choices: str) -> Kind:
+    def kind(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError("one of " + ", ".join(map(quoted, choices)))
+        return value
+
+    return kind
+
+
+def path(value: object) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value or value.startswith("~"):
+        raise ValueError("a path, absolute or relative to this file (a ~ is not replaced by anybody's home)")
+    return Path(value)
+
+
+def optional_path(value: object) -> Path | None:
+    return path(value) if value != "" else None
+
+
+def url(value: object) -> str:
+    found = text(value)
+    try:
+        parts = urlsplit(found)
+        good = not found or (parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0)
+    except ValueError:
+        good = False
+    if not good or any(c <= " " for c in found):
+        raise ValueError('an address such as "https://host/path", or ""')
+    return found
+
+
+def listen(value: object) -> tuple[str, int] | None:
+    found = text(value)
+    if not found:
+        return None
+    host, _, port = found.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else "" if ":" in host else host
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError('a host and a port, such as "127.0.0.1:9750" or "[::1]:9750", or ""')
+    return host, int(port)

@@ -1,0 +1,227 @@
+"""fsrepl.toml, read once and checked whole, so that nothing starts on a setting half understood.
+
+Every error is a Usage that names the file, the line and what would be right. Pure but for `load` and `find`.
+Source: design.md, section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from fsrepl.errors import Usage
+from fsrepl.settings import (
+    FILE,
+    REGION_NAME,
+    STATE,
+    TABLES,
+    RegionSettings,
+    Settings,
+    kinds,
+    settings_of,
+)
+from fsrepl.settings.kinds import Kind
+from fsrepl.settings.toml import Keys, quoted, statements, title_of
+
+Table = TypeVar("Table")
+
+SYSTEM = Path("/etc/fsrepl") / FILE
+SYSTEM_STATE = Path("/var/lib/fsrepl")
+_TOP = ("state", "regions", *TABLES)
+
+
+class _Text:
+    """A file while it is read: its values, and the line of each."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        self.path, self.lines = path, dict[Keys, int]()
+        try:
+            self.values = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number of 5,000 digits
+            what, _, at = str(error).rpartition(" (at ")
+            line = re.match(r"line (\d+)", at)
+            number = line[1] if line else text.rstrip("\n").count("\n") + 1
+            raise Usage(f"{path}, line {number}: this is not TOML: {what or at}") from error
+        for statement in statements(text):
+            for keys in statement.keys:
+                self.lines.setdefault(keys, statement.first + 1)
+
+    def wrong(self, keys: Keys, what: str) -> Usage:
+        return Usage(f"{self.path}, line {self.lines[keys]}: {what}")
+
+    def table(self, keys: Keys, value: object) -> dict[str, object]:
+        if not isinstance(value, dict):
+            raise self.wrong(keys, f"{title_of(keys)} must be a table, [{title_of(keys)}]; it is {_short(value)}")
+        return value
+
+    def value(self, keys: Keys, kind: Kind, value: object) -> object:
+        try:
+            found = kind(value)
+        except ValueError as error:
+            where = f"[{title_of(keys[:-1])}] " if keys[1:] else ""
+            raise self.wrong(keys, f"{where}{title_of(keys[-1:])} must be {error}; it is {_short(value)}") from None
+        return Path(os.path.join(self.path.parent, found)) if isinstance(found, Path) else found
+
+    def read(self, keys: Keys, value: object, into: type[Table], **more: object) -> Table:
+        """One table as its dataclass; more are fields that do not come from it."""
+        known, given = settings_of(into), dict(more)
+        for name, setting in self.table(keys, value).items():
+            if name not in known:
+                raise self.unknown((*keys, name), known, setting)
+            given[known[name].name] = self.value((*keys, name), known[name].metadata["kind"], setting)
+        for name, setting_field in known.items():
+            if setting_field.default is dataclasses.MISSING and setting_field.name not in given:
+                raise self.wrong(keys, f'[{title_of(keys)}] needs a {name}: {name} = "..."')
+        return into(**given)
+
+    def unknown(self, keys: Keys, known: Mapping[str, object], value: object) -> Usage:
+        *above, name = keys
+        homes = [f"[{table}]" for table, cls in TABLES.items() if name in settings_of(cls)]
+        near = difflib.get_close_matches(name.lower(), list(known), 1, 0.5)
+        if above and name in _TOP:
+            advice = "it belongs above the first table" if name == "state" else f"write it as [{name}]"
+        elif homes:
+            advice = "it belongs in " + " or ".join(homes)
+        elif near:
+            advice = f"did you mean {quoted(near[0])}?"
+        elif above[:1] == ["regions"] and isinstance(value, dict):
+            advice = f"a name with a dot is quoted: [regions.{quoted('.'.join(keys[1:]))}]"
+        else:
+            advice = "there are " + ", ".join(known)
+        where = f"[{title_of(tuple(above))}]" if above else "the file"
+        what = "table" if isinstance(value, dict) else "setting"
+        return self.wrong(keys, f"{where} has no {what} {quoted(name)}; {advice}")
+
+
+def _short(value: object) -> str:
+    text = quoted(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) -> Settings:
+    """The settings in the text of a file. path is absolute; real resolves the symlinks of a path. Raises Usage."""
+    file = _Text(text, path)
+    state = SYSTEM_STATE if path == SYSTEM else path.parent / STATE
+    regions: dict[str, RegionSettings] = {}
+    tables: dict[str, Any] = {}
+    for name, value in file.values.items():
+        if name == "state":
+            found = file.value(("state",), kinds.path, value)
+            assert isinstance(found, Path)
+            state = found
+        elif name == "regions":
+            for region, below in file.table(("regions",), value).items():
+                keys = ("regions", region)
+                if not REGION_NAME.fullmatch(region):
+                    raise file.wrong(keys, bad_name(region))
+                regions[region] = file.read(keys, below, RegionSettings, name=region)
+        elif name in TABLES:
+            tables[name] = file.read((name,), value, TABLES[name])
+        else:
+            raise file.unknown((name,), dict.fromkeys(_TOP), value)
+    _check_apart(file, regions, state, real)
+    return Settings(path, state, MappingProxyType(regions), **tables)
+
+
+def bad_name(region: str) -> str:
+    return f"{quoted(region)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'"
+
+
+def _check_apart(file: _Text, regions: Mapping[str, RegionSettings], state: Path, real: Callable[[str], str]) -> None:
+    """Regions must not overlap, or one's replicas would be another's new files; nor may the journal be an object."""
+    places = {name: os.path.join(real(str(region.path)), "") for name, region in regions.items()}
+    for (one, here), (other, there) in itertools.combinations(places.items(), 2):
+        keys = ("regions", other, "path")
+        if here == there:
+            raise file.wrong(
+                keys, f"regions {one} and {other} are the same directory, {_plain(here)}; give each its own"
+            )
+        for inner, outer in itertools.permutations((one, other)):
+            if places[inner].startswith(places[outer]):
+                raise file.wrong(
+                    keys,
+                    f"region {inner} ({_plain(places[inner])}) lies within region {outer} ({_plain(places[outer])}); "
+                    "choose directories beside each other",
+                )
+    place = os.path.join(real(str(state)), "")
+    for name, here in places.items():
+        if place.startswith(here) and not place.removeprefix(here).startswith("."):
+            named = ("state",) in file.lines
+            raise file.wrong(
+                ("state",) if named else ("regions", name, "path"),
+                f"the state folder ({_plain(place)}) lies within region {name}; keep it outside",
+            )
+        if here.startswith(place):
+            raise file.wrong(
+                ("regions", name, "path"),
+                f"region {name} lies within the state folder ({_plain(place)}); keep it outside",
+            )
+
+
+def _plain(place: str) -> str:
+    return place.rstrip("/") or "/"
+
+
+def load(path: Path, real: Callable[[str], str] = os.path.realpath) -> Settings:
+    """The settings in a file, with regions compared by real path, which asks their filesystems. Raises Usage."""
+    path = Path(os.path.abspath(path))
+    try:
+        data = path.read_bytes()
+        return parse(data.decode(), path, real)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Usage(f"{path}, line {line}: this is not UTF-8, as TOML must be") from error
+    except OSError as error:
+        raise Usage(f"cannot read {path}: {error.strerror}; `fsrepl init DIR` makes a new site") from error
+
+
+def find(start: Path | None, env: Mapping[str, str]) -> Path:
+    """The fsrepl.toml meant: that of --site or FSREPL_SITE, else the nearest upwards, else the system's.
+
+    One that is met on the way up must be our own or root's: it names commands to run, and anybody may
+    leave a file in /tmp. Raises Usage saying what to do where there is none.
+    """
+    named = start or (Path(env["FSREPL_SITE"]) if env.get("FSREPL_SITE") else None)
+    if named is not None:
+        path = Path(os.path.abspath(named if named.name == FILE and not os.path.isdir(named) else named / FILE))
+        if not _exists(path):
+            raise Usage(f"there is no site at {path.parent}: it has no {FILE}; `fsrepl init {path.parent}` makes one")
+        return path
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # removed under our feet
+        here = Path("/")
+    for folder in (here, *here.parents):
+        path = folder / FILE
+        try:
+            owner = path.stat().st_uid if path.is_file() else None
+        except OSError:
+            continue
+        if owner is None:
+            continue
+        if owner not in (0, os.geteuid()):
+            raise Usage(
+                f"{path} belongs to another user (uid {owner}); say `--site {folder}` if that is the one you mean"
+            )
+        return path
+    if _exists(SYSTEM):
+        return SYSTEM
+    raise Usage(
+        f"there is no {FILE} in {here}, nor above it, nor {SYSTEM}; "
+        "`fsrepl init DIR` makes a site, `--site DIR` or FSREPL_SITE names one"
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise Usage(f"cannot read {path}: {error.strerror}") from error
