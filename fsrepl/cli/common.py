@@ -17,6 +17,7 @@ import typer
 
 from fsrepl.cli import completion, utf8
 from fsrepl.daemon import control
+from fsrepl.daemon.lock import WAIT_S, Lock
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import NotRunning, Refused, Usage
 from fsrepl.model.address import Address
@@ -151,8 +152,8 @@ class Performer:
 
         if self._engine is None:
             found = state().settings
-            until_s = time.monotonic() + control.LOCK_WAIT_S
-            lock = control.Lock(found.state)
+            until_s = time.monotonic() + WAIT_S
+            lock = Lock(found.state)
             while True:
                 try:
                     return control.ask(found.state, request)

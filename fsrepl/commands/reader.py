@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fsrepl.daemon import control, requests
+from fsrepl.daemon.lock import is_locked
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, NotRunning
 from fsrepl.model.address import Address
@@ -76,7 +77,7 @@ def reader(site: Site) -> Iterator[Journal]:
     """
     found = _on_disk(site)
     unread = [b for b in site.buckets.values() if found is None or not found.tree(b.address)]
-    if found is None or (unread and not control.is_locked(site.state)):
+    if found is None or (unread and not is_locked(site.state)):
         known, found = found, database.in_memory(((b.address, b.uuid) for b in site.buckets.values()), found)
         if known is not None:
             known.close()

@@ -13,8 +13,8 @@ from pathlib import Path
 from fsrepl import settings
 from fsrepl.commands import requirements, settings_text
 from fsrepl.commands.buckets import make_bucket
-from fsrepl.daemon import control
 from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.lock import is_locked
 from fsrepl.daemon.requests import AddRegion
 from fsrepl.errors import FsreplError, StoreDamaged, Usage, reason
 from fsrepl.model import keys
@@ -154,7 +154,7 @@ def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
     if claim == mine:
         return
     of_another = isinstance(claim, dict) and claim.get("uuid") != site.uuid and claim.get("state") != site.state
-    if isinstance(claim, dict) and of_another and control.is_locked(str(claim.get("state"))):
+    if isinstance(claim, dict) and of_another and is_locked(str(claim.get("state"))):
         raise Usage(
             f"region {name} at {site.settings.regions[name].path} belongs to a site that is at work, with its state in "
             f"{claim.get('state')}; take it out of that one with `fsrepl region forget {identity.get('name')}`"

@@ -1,4 +1,4 @@
-"""Talking to the daemon: one lock and one socket in the site's state folder, both sides of it.
+"""Talking to the daemon: one socket in the site's state folder, both sides of it.
 
 A request is a line of JSON (requests.py); the answer is another, {"ok"} or {"error"}. The socket is
 0600, and its peer must be the daemon's user or root. A Unix socket's path may have 107 bytes, so both
@@ -8,8 +8,6 @@ sides reach it through a descriptor of the folder. Source: design.md, sections 5
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -17,9 +15,7 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 from fsrepl import errors
@@ -31,9 +27,6 @@ log = logging.getLogger("fsrepl")
 
 
 SOCKET = "control"
-LOCK = "lock"
-LOCK_WAIT_S = 30.0
-_LOCK_LOOK_S = 0.05
 TOO_MANY = "SlowDown"
 """S3's code for more requests at once than are taken."""
 COMMANDS_MAX = 1024
@@ -47,113 +40,6 @@ _HANDSHAKE_S = 10.0
 Alive = Callable[[], bool]
 """Whether whoever asked is still there to hear the answer."""
 Handler = Callable[[Request, Alive], dict[str, object]]
-
-
-class Lock:
-    """The one writer of a site: its daemon, or a command while there is none. Released when the process ends."""
-
-    def __init__(self, state: str | os.PathLike[str]) -> None:
-        self._path = os.path.join(state, LOCK)
-        self._fd = -1
-
-    def try_acquire(self) -> bool:
-        """Whether it is ours now. Raises Usage where the state folder cannot be used."""
-        try:
-            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except PermissionError as error:
-            raise Refused(
-                "AccessDenied",
-                f"the state of this site, {os.path.dirname(self._path)}, is for its own user and root alone",
-            ) from error
-        except OSError as error:
-            raise Usage(f"cannot use the site's lock {self._path}: {reason(error)}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return False
-            raise Usage(f"cannot lock {self._path}: {reason(error)}") from error
-        os.ftruncate(fd, 0)
-        os.write(fd, b"%d\n" % os.getpid())
-        self._fd = fd
-        return True
-
-    def holder(self) -> str:
-        """The process that has it, for a message."""
-        try:
-            with open(self._path, encoding="ascii") as file:
-                return file.read().strip() or "another process"
-        except (OSError, ValueError):
-            return "another process"
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def acquire(self, within_s: float = LOCK_WAIT_S) -> None:
-        """Wait for a command at work, or a daemon that ends. Raises Usage where there is a daemon: a site has one.
-
-        A daemon whose lock file somebody has just deleted still answers, so it is asked even where the lock is free.
-        """
-        until_s = time.monotonic() + within_s
-        while True:
-            holder = self.holder()
-            acquired = self.try_acquire()
-            if _answers(os.path.dirname(self._path)):
-                self.release()
-                raise Usage(f"this site has a running daemon already (pid {holder}); a site has one")
-            if acquired:
-                return
-            self.wait(until_s)
-
-    def keep(self) -> None:
-        """Take it again where somebody deleted or replaced its file, which would let a second daemon in.
-
-        Another process that has the new file finds the daemon answering and gives it back: the next call takes it.
-        A state folder that is gone is not made anew: it may be on its way back.
-        """
-        held = os.fstat(self._fd)
-        try:
-            if os.path.samestat(os.lstat(self._path), held):
-                return
-        except OSError:
-            if not os.path.isdir(os.path.dirname(self._path)):
-                return
-        lost = self._fd
-        with contextlib.suppress(FsreplError):
-            if self.try_acquire():
-                os.close(lost)
-                log.warning("the lock of this site, %s, was deleted: taken again", self._path)
-
-    def wait(self, until_s: float) -> None:
-        """Wait a moment for whoever has it. Raises Usage where that took too long."""
-        if time.monotonic() > until_s:
-            raise Usage(f"another process (pid {self.holder()}) holds this site's lock; try again when it is done")
-        time.sleep(_LOCK_LOOK_S)
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.release()
-
-
-def is_locked(state: str | os.PathLike[str]) -> bool:
-    """Whether a site's daemon, or a command of it, is at work. Makes nothing."""
-    try:
-        fd = os.open(os.path.join(state, LOCK), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 @contextlib.contextmanager
@@ -386,7 +272,7 @@ def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> Fsr
     return FsreplError(f"the daemon runs, and its answer to {op} cannot be read: {why}; what was asked may be done")
 
 
-def _answers(state: str) -> bool:
+def answers(state: str) -> bool:
     """Whether a daemon is at work, or hangs."""
     try:
         ask(state, requests.GetSite(), _HANDSHAKE_S)

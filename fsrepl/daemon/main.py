@@ -22,6 +22,7 @@ from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
+from fsrepl.daemon.lock import Lock
 from fsrepl.daemon.requests import Request, Wait
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused
@@ -67,7 +68,7 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease would send
     sys.setswitchinterval(_SWITCH_S)
     os.makedirs(found.state, mode=0o700, exist_ok=True)
-    with control.Lock(found.state) as lock:
+    with Lock(found.state) as lock:
         lock.acquire()
         daemon = Daemon(found, commands, lock, reload)
         status = daemon.run()
@@ -93,7 +94,7 @@ def commands_max(descriptors: int) -> tuple[int, int]:
 
 
 class Daemon:
-    def __init__(self, found: Settings, commands: Commands, lock: control.Lock, reload: threading.Event) -> None:
+    def __init__(self, found: Settings, commands: Commands, lock: Lock, reload: threading.Event) -> None:
         self.commands, self.lock = commands, lock
         self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)

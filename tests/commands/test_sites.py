@@ -12,7 +12,7 @@ import pytest
 
 from fsrepl import settings
 from fsrepl.commands import sites
-from fsrepl.daemon import control
+from fsrepl.daemon.lock import Lock
 from fsrepl.errors import Usage
 from fsrepl.model.version import Status
 from fsrepl.settings import reading
@@ -73,7 +73,7 @@ def test_a_region_belongs_to_one_site_at_a_time(world: World, tmp_path: Path) ->
     """Two daemons in one region would make two versions of each file: the second is refused while the first runs."""
     east = world.settings.regions["east"].path
     before = everything(east)
-    with control.Lock(world.settings.state) as lock:
+    with Lock(world.settings.state) as lock:
         lock.acquire()
         with pytest.raises(Usage, match="belongs to a site that is at work"):
             sites.init(tmp_path / "other", {"north": None, "east": str(east)})

@@ -13,6 +13,7 @@ import pytest
 
 from fsrepl.commands import operations, status
 from fsrepl.daemon import control, requests
+from fsrepl.daemon.lock import FILE, Lock
 from fsrepl.errors import Refused, Unavailable, Usage
 from fsrepl.model.address import Address
 from fsrepl.storage.journal import connection, database
@@ -86,7 +87,7 @@ def test_who_may_not_use_the_state_is_told_so(world: World) -> None:
     try:
         with pytest.raises(Refused, match="AccessDenied"):
             Site(world.settings)
-        with pytest.raises(Refused, match="AccessDenied"), control.Lock(world.settings.state) as lock:
+        with pytest.raises(Refused, match="AccessDenied"), Lock(world.settings.state) as lock:
             lock.acquire()
     finally:
         os.seteuid(0)
@@ -114,7 +115,7 @@ def counts(world: World) -> dict[str, tuple[int, int]]:
 def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
     """Section 5: a command beside no daemon takes the site's lock for a moment; a service that starts just then must
     not fail for that. Another daemon is what ends it."""
-    command, daemon = control.Lock(tmp_path), control.Lock(tmp_path)
+    command, daemon = Lock(tmp_path), Lock(tmp_path)
     command.acquire()
     starting = threading.Thread(target=daemon.acquire)
     starting.start()
@@ -134,10 +135,10 @@ def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
 
 def test_a_deleted_lock_lets_no_second_daemon_in(tmp_path: Path) -> None:
     """Section 2: a site has one daemon, whatever a cleaner of old files takes away."""
-    daemon, other = control.Lock(tmp_path), control.Lock(tmp_path)
+    daemon, other = Lock(tmp_path), Lock(tmp_path)
     daemon.acquire()
     server = control.Server(tmp_path, lambda request, alive: {})
-    (tmp_path / control.LOCK).unlink()
+    (tmp_path / FILE).unlink()
     with pytest.raises(Usage, match="this site has a running daemon already"):
         other.acquire()
     daemon.keep()
@@ -149,14 +150,14 @@ def test_a_deleted_lock_lets_no_second_daemon_in(tmp_path: Path) -> None:
 def test_a_lock_is_not_kept_in_a_folder_that_is_gone(tmp_path: Path) -> None:
     """Section 2: a state folder that comes back finds its name free."""
     state = tmp_path / "state"
-    with control.Lock(state) as lock:
+    with Lock(state) as lock:
         lock.acquire()
         state.rename(tmp_path / "away")
         lock.keep()
         assert not state.exists()
         (tmp_path / "away").rename(state)
         lock.keep()
-        assert not control.Lock(state).try_acquire()
+        assert not Lock(state).try_acquire()
 
 
 def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
