@@ -19,22 +19,22 @@ import logging
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.rule import Replication
-from fsrepl.model.version import NULL, Origin, Status, Version, Versioning
-from fsrepl.repair import evidence, rebuild, repair
+from fsrepl.model.version import Origin, Version, Versioning
+from fsrepl.repair import rebuild
+from fsrepl.repair.bring_back import BroughtBack, bring_back
 from fsrepl.s3 import replication, rules
-from fsrepl.storage import copying, listing, posix, remembered, staging, versions
+from fsrepl.storage import listing, remembered, versions
 from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
 from fsrepl.storage.fs import NO_FILE, Fs
 from fsrepl.storage.intents import CURRENT, Intent, intend
 from fsrepl.storage.site import Site, ignore_in_git
-from fsrepl.storage.view_file import open_view
 
 log = logging.getLogger("fsrepl")
 
@@ -44,21 +44,17 @@ REMOVED_IDENTITY = b"removed-bucket.json"
 _BATCH = 256
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Healed:
-    """What came back: versions and markers from other buckets, from the files and the journal; and what did not."""
+    """What a healing came to. put_back: how many missing files are to be shown again."""
 
-    fetched: int = 0
-    kept: int = 0
-    lost: int = 0
-    put_back: int = 0
-    away: tuple[str, ...] = ()
-    """Why other buckets could not be asked."""
+    brought: BroughtBack
+    put_back: int
 
     def document(self) -> dict[str, object]:
         return {
-            "Healed": True, "Fetched": self.fetched, "Kept": self.kept, "Lost": self.lost, "PutBack": self.put_back,
-            "NotAsked": [*self.away],
+            "Healed": True, "Fetched": self.brought.fetched, "Kept": self.brought.kept, "Lost": self.brought.lost,
+            "PutBack": self.put_back, "NotAsked": [*self.brought.away],
         }  # fmt: skip
 
 
@@ -158,10 +154,9 @@ def heal(engine: Engine, address: str) -> Healed:
         again = engine.fs.open_dir(fd, b"")
         with OpenBucket(bucket, again) as opened:
             bucket.documents = bucket.read_documents(opened)
-            healed = Healed()
+            healed = Healed(BroughtBack(), 0)
             if bucket.versioning is not Versioning.OFF:
-                healed = _bring_back(engine, opened)
-                healed.put_back = _put_back(engine, opened)
+                healed = Healed(bring_back(engine, opened), _put_back(engine, opened))
             opened.sync()
             engine.fs.sync_all(opened.fd)
             if not _is_there(engine.fs, opened.meta, remembered.IDENTITY):
@@ -171,7 +166,7 @@ def heal(engine: Engine, address: str) -> Healed:
     engine.recent.forget(address)
     log.warning(
         "healed bucket=%s fetched=%d kept=%d lost=%d put_back=%d",
-        address, healed.fetched, healed.kept, healed.lost, healed.put_back,
+        address, healed.brought.fetched, healed.brought.kept, healed.brought.lost, healed.put_back,
     )  # fmt: skip
     region.ask(lambda: region.follow(address))
     return healed
@@ -305,140 +300,3 @@ def _has_file(fs: Fs, fd: int, key: bytes) -> bool:
             fs.close(at)
     except OSError as error:
         return error.errno not in NO_FILE
-
-
-# -- versions
-
-
-def _bring_back(engine: Engine, bucket: OpenBucket) -> Healed:
-    healed = Healed()
-    with rebuild.Rebuilder(engine.site, bucket, engine.journal) as rebuilder:
-        healed.away = tuple(sorted({*rebuilder.elsewhere.away.values()}))
-        batch = _Batch(engine, bucket)
-        for staged in _from_elsewhere(engine, bucket, rebuilder):
-            batch.add(staged)
-            healed.fetched += 1
-        batch.publish()
-        for found in _from_journal(engine, bucket, rebuilder):
-            if found is None:
-                healed.lost += 1
-            else:
-                batch.add(found)
-                healed.kept += 1
-        batch.publish()
-    return healed
-
-
-class _Batch:
-    """Staged versions, published together: durable first, then in the store."""
-
-    def __init__(self, engine: Engine, bucket: OpenBucket) -> None:
-        self._engine, self._bucket = engine, bucket
-        self._staged: list[versions.Staged] = []
-
-    def add(self, staged: versions.Staged) -> None:
-        self._staged.append(staged)
-        if len(self._staged) >= _BATCH:
-            self.publish()
-
-    def publish(self) -> None:
-        bucket = self._bucket
-        if self._staged:
-            self._engine.syncer.staged(bucket, [(bucket.tmp, each.name) for each in self._staged])
-        for each in self._staged:
-            versions.publish(bucket, each)
-        bucket.sync()
-        self._staged.clear()
-
-
-def _from_elsewhere(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged]:
-    """The versions that other buckets had from this one, or this one from them."""
-    seen: set[tuple[bytes, str]] = set()
-    elsewhere, identity = rebuilder.elsewhere, remembered.identity(engine.site, bucket.bucket) or {}
-    since_ns = 0
-    with contextlib.suppress(KeyError, ValueError):
-        since_ns = clock.parse(str(identity["created"]))
-    for there in elsewhere.buckets.values():
-        for path, at, name, stored in versions.stream(there, lambda *about: None):
-            guess = keys.join(path, stored.name)
-            try:
-                version = versions.read_stored(there, at, guess, stored, name)
-            except (OSError, StoreDamaged):
-                continue
-            if not _was_here(version, bucket, since_ns) or (version.key, version.id) in seen:
-                continue
-            seen.add((version.key, version.id))
-            if versions.has(bucket, version.key, version.id, marker=version.marker):
-                continue
-            with contextlib.suppress(OSError, StoreDamaged):
-                if (staged := _fetch(engine, bucket, rebuilder, path, name, stored, version)) is not None:
-                    yield staged
-
-
-def _was_here(version: Version, bucket: OpenBucket, since_ns: int) -> bool:
-    """Whether a version of another bucket was in this one, and was not removed from it for good.
-
-    One from before this bucket was made is of another that had its name; a null version may be as old as its file.
-    """
-    if (version.key, version.id) in bucket.bucket.documents.removed:
-        return False
-    if version.source == bucket.address:
-        return version.id == NULL or version.created_ns >= since_ns
-    delivery = version.deliveries.get(bucket.address)
-    return delivery is not None and delivery.status is Status.COMPLETED
-
-
-def _fetch(
-    engine: Engine,
-    bucket: OpenBucket,
-    rebuilder: rebuild.Rebuilder,
-    path: bytes,
-    name: bytes,
-    stored: keys.StoredName,
-    version: Version,
-) -> versions.Staged | None:
-    """Stage a version as it was here, with its content from where that is good; None where it is nowhere."""
-    elsewhere, found = rebuilder.elsewhere.records(path, name, stored, version.digest)
-    remains = rebuilder.remains(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
-    again = evidence.rebuild(remains)
-    target = repair.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
-    copy = repair.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
-    return versions.stage_copy(bucket, copy, again) if copy else None
-
-
-def _from_journal(engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged | None]:
-    """What only the journal knows of: markers, and versions that the files still show; None for one that is lost."""
-    after = None
-    while rows := engine.journal.versions.versions_after(bucket.address, after, _BATCH):
-        for row in rows:
-            if versions.has(bucket, row.key, row.id, marker=row.marker):
-                continue
-            if (row.key, row.id) not in bucket.bucket.documents.removed:
-                try:
-                    yield _recall(engine, bucket, rebuilder, row.key, row.id, marker=row.marker)
-                except (OSError, StoreDamaged):
-                    yield None
-        after = rows[-1]
-
-
-def _recall(
-    engine: Engine, bucket: OpenBucket, rebuilder: rebuild.Rebuilder, key: bytes, version_id: str, *, marker: bool
-) -> versions.Staged | None:
-    stored = keys.StoredName(keys.stored_component(keys.split(key)[1]), version_id, marker, False)
-    if marker:
-        version = evidence.rebuild(rebuilder.remains(key, stored, 0, b"", None, {}, {}, frozenset()))
-        return versions.stage_marker(bucket, version)
-    known = engine.journal.versions.object(bucket.address, key)
-    if known is None or known.id != version_id:
-        return None
-    with open_view(bucket, key) as view:
-        if not view.is_regular:
-            return None
-        found, name = view.found, staging.token()
-        digest = copying.copy_aside(bucket, view.fd, name)
-        inode = posix.inode_posix(bucket, view.fd, found)
-    if digest != known.digest:
-        staging.unstage(bucket, name)
-        return None
-    remains = rebuilder.remains(key, stored, found.st_size, digest, inode, {}, {}, frozenset())
-    return versions.stage_copy(bucket, name, replace(evidence.rebuild(remains), size=found.st_size))

@@ -1,0 +1,166 @@
+"""The versions that a bucket has lost with its store, brought back: from other buckets, its journal and its files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import clock, keys
+from fsrepl.model.version import NULL, Status, Version
+from fsrepl.region.runtime import Runtime
+from fsrepl.repair import evidence, rebuild, repair
+from fsrepl.storage import copying, posix, remembered, staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.view_file import open_view
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtBack:
+    """How many versions and markers came from other buckets, and from the files and the journal; how many did not."""
+
+    fetched: int = 0
+    kept: int = 0
+    lost: int = 0
+    away: tuple[str, ...] = ()
+    """Why other buckets could not be asked."""
+
+
+def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
+    """Put into the store what was in it, as far as it is found. Other regions are only looked into."""
+    fetched = kept = lost = 0
+    with rebuild.Rebuilder(engine.site, bucket, engine.journal) as rebuilder:
+        away = tuple(sorted({*rebuilder.elsewhere.away.values()}))
+        batch = _Batch(engine, bucket)
+        for staged in _from_elsewhere(engine, bucket, rebuilder):
+            batch.add(staged)
+            fetched += 1
+        batch.publish()
+        for found in _from_journal(engine, bucket, rebuilder):
+            if found is None:
+                lost += 1
+            else:
+                batch.add(found)
+                kept += 1
+        batch.publish()
+    return BroughtBack(fetched, kept, lost, away)
+
+
+class _Batch:
+    """Staged versions, published together: durable first, then in the store."""
+
+    def __init__(self, engine: Runtime, bucket: OpenBucket) -> None:
+        self._engine, self._bucket = engine, bucket
+        self._staged: list[versions.Staged] = []
+
+    def add(self, staged: versions.Staged) -> None:
+        self._staged.append(staged)
+        if len(self._staged) >= _BATCH:
+            self.publish()
+
+    def publish(self) -> None:
+        bucket = self._bucket
+        if self._staged:
+            self._engine.syncer.staged(bucket, [(bucket.tmp, each.name) for each in self._staged])
+        for each in self._staged:
+            versions.publish(bucket, each)
+        bucket.sync()
+        self._staged.clear()
+
+
+def _from_elsewhere(engine: Runtime, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged]:
+    """The versions that other buckets had from this one, or this one from them."""
+    seen: set[tuple[bytes, str]] = set()
+    elsewhere, identity = rebuilder.elsewhere, remembered.identity(engine.site, bucket.bucket) or {}
+    since_ns = 0
+    with contextlib.suppress(KeyError, ValueError):
+        since_ns = clock.parse(str(identity["created"]))
+    for there in elsewhere.buckets.values():
+        for path, at, name, stored in versions.stream(there, lambda *about: None):
+            guess = keys.join(path, stored.name)
+            try:
+                version = versions.read_stored(there, at, guess, stored, name)
+            except (OSError, StoreDamaged):
+                continue
+            if not _was_here(version, bucket, since_ns) or (version.key, version.id) in seen:
+                continue
+            seen.add((version.key, version.id))
+            if versions.has(bucket, version.key, version.id, marker=version.marker):
+                continue
+            with contextlib.suppress(OSError, StoreDamaged):
+                if (staged := _fetch(engine, bucket, rebuilder, path, name, stored, version)) is not None:
+                    yield staged
+
+
+def _was_here(version: Version, bucket: OpenBucket, since_ns: int) -> bool:
+    """Whether a version of another bucket was in this one, and was not removed from it for good.
+
+    One from before this bucket was made is of another that had its name; a null version may be as old as its file.
+    """
+    if (version.key, version.id) in bucket.bucket.documents.removed:
+        return False
+    if version.source == bucket.address:
+        return version.id == NULL or version.created_ns >= since_ns
+    delivery = version.deliveries.get(bucket.address)
+    return delivery is not None and delivery.status is Status.COMPLETED
+
+
+def _fetch(
+    engine: Runtime,
+    bucket: OpenBucket,
+    rebuilder: rebuild.Rebuilder,
+    path: bytes,
+    name: bytes,
+    stored: keys.StoredName,
+    version: Version,
+) -> versions.Staged | None:
+    """Stage a version as it was here, with its content from where that is good; None where it is nowhere."""
+    elsewhere, found = rebuilder.elsewhere.records(path, name, stored, version.digest)
+    remains = rebuilder.remains(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
+    again = evidence.rebuild(remains)
+    target = repair.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
+    copy = repair.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
+    return versions.stage_copy(bucket, copy, again) if copy else None
+
+
+def _from_journal(
+    engine: Runtime, bucket: OpenBucket, rebuilder: rebuild.Rebuilder
+) -> Iterator[versions.Staged | None]:
+    """What only the journal knows of: markers, and versions that the files still show; None for one that is lost."""
+    after = None
+    while rows := engine.journal.versions.versions_after(bucket.address, after, _BATCH):
+        for row in rows:
+            if versions.has(bucket, row.key, row.id, marker=row.marker):
+                continue
+            if (row.key, row.id) not in bucket.bucket.documents.removed:
+                try:
+                    yield _recall(engine, bucket, rebuilder, row.key, row.id, marker=row.marker)
+                except (OSError, StoreDamaged):
+                    yield None
+        after = rows[-1]
+
+
+def _recall(
+    engine: Runtime, bucket: OpenBucket, rebuilder: rebuild.Rebuilder, key: bytes, version_id: str, *, marker: bool
+) -> versions.Staged | None:
+    stored = keys.StoredName(keys.stored_component(keys.split(key)[1]), version_id, marker, False)
+    if marker:
+        version = evidence.rebuild(rebuilder.remains(key, stored, 0, b"", None, {}, {}, frozenset()))
+        return versions.stage_marker(bucket, version)
+    known = engine.journal.versions.object(bucket.address, key)
+    if known is None or known.id != version_id:
+        return None
+    with open_view(bucket, key) as view:
+        if not view.is_regular:
+            return None
+        found, name = view.found, staging.token()
+        digest = copying.copy_aside(bucket, view.fd, name)
+        inode = posix.inode_posix(bucket, view.fd, found)
+    if digest != known.digest:
+        staging.unstage(bucket, name)
+        return None
+    remains = rebuilder.remains(key, stored, found.st_size, digest, inode, {}, {}, frozenset())
+    return versions.stage_copy(bucket, name, replace(evidence.rebuild(remains), size=found.st_size))
