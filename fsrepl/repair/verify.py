@@ -9,24 +9,23 @@ shall be, by repair/repair.py, and looked at once more. Source: design.md, secti
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, reason
 from fsrepl.model import attributes, clock, digests, keys
-from fsrepl.model.rule import Role
-from fsrepl.model.version import NULL, Origin, Status, Version, Versioning
+from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare
-from fsrepl.repair.compare import Difference, Problem, Seen, Verdict
-from fsrepl.storage import bucket, listing, records, versions
+from fsrepl.repair.compare import Difference, Problem, Verdict
+from fsrepl.repair.sides import Side
+from fsrepl.repair.verify_records import Records, deleted_there_alone
+from fsrepl.repair.verify_views import Views, mount_over
+from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.site import Site
 from fsrepl.views import directories
 
@@ -71,18 +70,6 @@ class Tally:
 # -- looking
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One bucket of the comparison, open for reading. since_ns: when the bucket was made."""
-
-    address: str
-    bucket: OpenBucket
-    since_ns: int = 0
-
-    def is_removed(self, key: bytes, version_id: str) -> bool:
-        return (key, version_id) in self.bucket.bucket.documents.removed
-
-
 Look = Callable[[], Difference | None]
 
 
@@ -119,8 +106,7 @@ class Verification:
         """In a temporary file of SQLite's own: which version of each key is current."""
         self._sides: dict[str, Side | None] = {}
         self._found: list[tuple[Difference, Look]] = []
-        self._bad: set[tuple[str, bytes, str]] = set()
-        """Stored versions that are not what they should be."""
+        self.records, self.views = Records(site), Views(journal)
         bucket = site.bucket(source)
         opened = bucket.open()
         self._sides[source] = self._prepare(source, opened)
@@ -129,7 +115,6 @@ class Verification:
             raise Refused("InvalidRequest", f"{source} was never versioned: it has no versions to verify")
         rules = bucket.replication.rules if bucket.replication else ()
         self.destinations = sorted({rule.destination for rule in rules})
-        self._roles: dict[str, Role | None] = {}
         if destination is not None:
             self._check_destination(destination)
             self.destinations = [destination]
@@ -248,7 +233,7 @@ class Verification:
             version, difference = self._examine(side, fd, path, name, stored)
             self.hooks.progress(self.tally)
             if difference is not None:
-                self._bad.add((side.address, difference.key, stored.id))
+                self.views.bad.add((side.address, difference.key, stored.id))
                 yield difference, partial(self._examine_again, side, path, name, stored)
             if version is None:
                 continue
@@ -343,7 +328,7 @@ class Verification:
         for address in {a for a, d in version.deliveries.items() if d.status is Status.COMPLETED} | {version.source}:
             there = self._side(address) if address in version.deliveries or address in self._wanted() else None
             if there is not None and not self._has(there, version):
-                look = partial(self._again, source, there, version)
+                look = partial(self.records.compare_afresh, source, there, version)
                 if (difference := look()) is not None:
                     yield difference, look
 
@@ -360,90 +345,18 @@ class Verification:
         """Whether a version at a destination is the same as at the source."""
         with contextlib.suppress(OSError, StoreDamaged):  # named where that side is looked through
             original = versions.read_whole(source.bucket, version.key, version.id, marker=version.marker)
-            difference = self._compare(source, there, original, version)
+            difference = self.records.compare(source, there, original, version)
             if difference is not None:
-                yield difference, partial(self._again, source, there, version)
-
-    def _again(self, source: Side, there: Side, version: Version) -> Difference | None:
-        """The same for one version, with both records read afresh."""
-        found = []
-        for side in (source, there):
-            # the directory that is open may have been removed meanwhile, and made again
-            side.bucket.store.forget(keys.stored_directory(keys.split(version.key)[0]))
-            try:
-                found.append(versions.read_whole(side.bucket, version.key, version.id, marker=version.marker))
-            except (OSError, StoreDamaged):
-                return None
-        return self._compare(source, there, *found)
-
-    def _compare(self, source: Side, there: Side, original: Version | None, other: Version | None) -> Difference | None:
-        """Two records of one version, of which one was made from the other."""
-        if (original and there.address in original.deliveries) or (other and other.source == source.address):
-            return self._judge(source, there, original, other)
-        if (original and original.source == there.address) or (other and source.address in other.deliveries):
-            return self._judge(there, source, other, original)
-        return None
-
-    def _judge(self, sender: Side, receiver: Side, sent: Version | None, got: Version | None) -> Difference | None:
-        """What of a version is not as it was sent."""
-        delivery = sent.deliveries.get(receiver.address) if sent else None
-        completed = delivery is not None and delivery.status is Status.COMPLETED
-        if got is None:
-            if sent is None or not completed or receiver.is_removed(sent.key, sent.id):
-                return None
-            return _difference(receiver, sent, Problem.MISSING, f"{sender.address} delivered it, and it is not there")
-        if sent is None:
-            # a null version may have been replaced; an older one is of another bucket that had this name
-            if got.id == NULL or got.created_ns < sender.since_ns or sender.is_removed(got.key, got.id):
-                return None
-            return _difference(sender, got, Problem.MISSING, f"{receiver.address} has it from here, and it is gone")
-        if got.id == NULL and (got.source != sender.address or got.created_ns != sent.created_ns):
-            return None  # two null versions of one key
-        if delivery is None:
-            why = f"its record does not say that it was delivered to {receiver.address}"
-            return _difference(sender, sent, Problem.LOST, why)
-        if not completed:
-            return None
-        if got.digest != sent.digest:
-            return _difference(receiver, got, Problem.DIGEST, f"its recorded BLAKE3 is not that of {sender.address}")
-        if compare.is_alike(sent, got):
-            return None
-        role = self._role_of(sender)
-        expected = compare.as_sent(sent, got, delivery, role, sender.address, receiver.address)
-        why = compare.metadata_difference(got, expected)
-        return _difference(receiver, got, Problem.METADATA, why) if why else None
+                yield difference, partial(self.records.compare_afresh, source, there, version)
 
     def _deletions(self, source: Side, there: Side) -> Iterator[tuple[Difference, Look]]:
         """Objects of a source that are deleted at a destination alone."""
         for key, current in self._index.versions.objects(there.address):
             mine = self._index.versions.object(source.address, key) if current.marker else None
             if mine is not None and not mine.marker:
-                look = partial(self._deletion, source, there, key)
+                look = partial(deleted_there_alone, source, there, key)
                 if (difference := look()) is not None:
                     yield difference, look
-
-    def _deletion(self, source: Side, there: Side, key: bytes) -> Difference | None:
-        """A marker that was made at a destination, on top of the version that the source delivered or received."""
-        sent, got = self._newest(source, key), self._newest(there, key)
-        if sent is None or sent.marker or got is None or not got.marker or got.origin is not Origin.USER:
-            return None
-        delivery, back = sent.deliveries.get(there.address), got.deliveries.get(source.address)
-        delivered = sent.source == there.address or (delivery is not None and delivery.status is Status.COMPLETED)
-        if not delivered or (back is not None and back.status is not Status.FAILED):
-            return None
-        what = f"{there.address}/{keys.shown(key)} --version-id {got.id}"
-        why = f"only the replica has this delete marker; `fsrepl rm {what}` removes it"
-        return _difference(there, got, Problem.DELETED, why)
-
-    def _role_of(self, side: Side) -> Role | None:
-        replication = side.bucket.bucket.replication
-        if replication is None:
-            return None
-        if replication.role not in self._roles:
-            self._roles[replication.role] = None
-            with contextlib.suppress(OSError, ValueError, FsreplError):
-                self._roles[replication.role] = self.site.role(replication.role)
-        return self._roles[replication.role]
 
     # -- views
 
@@ -453,12 +366,12 @@ class Verification:
             if not current.marker and not current.digest:
                 continue
             self.hooks.progress(self.tally)
-            verdict, difference = self._view(side, key, current)
+            verdict, difference = self.views.compare(side, key, current)
             if difference is not None:
-                yield difference, partial(self._view_again, side, key)
-            elif verdict is Verdict.PENDING and self._is_damage(side, key, current):
+                yield difference, partial(self.views.compare_afresh, side, key)
+            elif verdict is Verdict.PENDING and self.views.is_damage(side, key, current):
                 self.tally.pending += 1
-            elif verdict is Verdict.PENDING and (mount := _mount_over(side.bucket, key)):
+            elif verdict is Verdict.PENDING and (mount := mount_over(side.bucket, key)):
                 at = side.address, mount
                 self.tally.mounted[at] = self.tally.mounted.get(at, 0) + 1
             elif verdict is Verdict.PENDING:
@@ -467,18 +380,6 @@ class Verification:
                     yield from self._captured(side, unlike)
                     unlike = []
         yield from self._captured(side, unlike)
-
-    def _is_damage(self, side: Side, key: bytes, current: Object) -> bool:
-        """Whether a file that differs is the stored version's own, and has no further name.
-
-        A write through the view makes an event, so this one went past it: the store is damaged, and `_store` tells.
-        """
-        directory, name = keys.split(key)
-        try:
-            found = side.bucket.fs.stat(side.bucket.views.get(directory), name)
-        except OSError:
-            return False
-        return found.st_nlink == 2 and self._is_one_file(side, key, current, found)
 
     def _captured(self, side: Side, unlike: Sequence[bytes]) -> Iterator[tuple[Difference, Look]]:
         """Files that are not as recorded, perhaps without an event: capture looks at them, then we do once more."""
@@ -489,92 +390,13 @@ class Verification:
         for key in unlike:
             # the directory that is open may have been removed meanwhile, and made again
             side.bucket.views.forget(keys.split(key)[0])
-            current = self._current(side, key)
+            current = side.current(key)
             if current is None:
                 continue
-            verdict, difference = self._view(side, key, current)
+            verdict, difference = self.views.compare(side, key, current)
             if difference is not None:
-                yield difference, partial(self._view_again, side, key)
+                yield difference, partial(self.views.compare_afresh, side, key)
             self.tally.pending += verdict is Verdict.PENDING
-
-    def _view_again(self, side: Side, key: bytes) -> Difference | None:
-        current = self._current(side, key)
-        return self._view(side, key, current)[1] if current is not None else None
-
-    def _current(self, side: Side, key: bytes) -> Object | None:
-        """The current version of a key, from the store as it is now."""
-        newest = self._newest(side, key)
-        if newest is None or versions.is_stripped(newest):
-            return None
-        return Object(newest.id, newest.created_ns, newest.marker, newest.digest, None)
-
-    def _newest(self, side: Side, key: bytes) -> Version | None:
-        """The record of a key's newest version or marker; None where there is none, or none that can be read."""
-        try:
-            return next(iter(listing.versions_of(side.bucket, key)), None)
-        except (OSError, StoreDamaged):
-            return None
-
-    def _view(self, side: Side, key: bytes, current: Object) -> tuple[Verdict, Difference | None]:
-        known = self.journal.versions.object(side.address, key) if self.journal is not None else None
-        if known is not None and known.id != current.id and (fresh := self._current(side, key)) is not None:
-            current = fresh  # newer than our index
-        directory, name = keys.split(key)
-        fs = side.bucket.fs
-        found: os.stat_result | None = None
-        seen, same = Seen.NOTHING, False
-        try:
-            at = side.bucket.views.get(directory)
-            found = fs.stat(at, name)
-            seen = Seen.FILE if fs.is_regular(found) else Seen.OTHER
-            if seen is Seen.FILE and not current.marker:
-                same = self._is_stored(side, key, current, found) or self._shown(side, at, name) == current.digest
-        except FileNotFoundError:
-            pass
-        except NotADirectoryError:
-            seen = Seen.OTHER
-        except BlockingIOError:
-            return Verdict.PENDING, None  # open for writing
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                return Verdict.PENDING, None  # another filesystem is mounted over it
-            if found is not None:
-                return Verdict.DIFFERS, self._wrong_view(side, key, current, Problem.UNREADABLE, reason(error))
-            seen = Seen.OTHER
-        as_recorded = bool(found and known and known.view and known.view.is_like(found) and not known.view.racy)
-        verdict = compare.judge_view(current, known, seen, same=same, as_recorded=as_recorded)
-        if verdict is Verdict.DIFFERS:
-            why = "the file shows other content than its version, and nobody wrote into it"
-            return verdict, self._wrong_view(side, key, current, Problem.VIEW, why)
-        if verdict is Verdict.CONFLICT:
-            why = "something else is where its file must be shown"
-            return verdict, self._wrong_view(side, key, current, Problem.CONFLICT, why)
-        return verdict, None
-
-    def _wrong_view(self, side: Side, key: bytes, current: Object, problem: Problem, why: str) -> Difference:
-        place = keys.stored_path(key)
-        return Difference(side.address, key, current.id, problem, why, current.marker, place=place)
-
-    def _is_stored(self, side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
-        """Whether the view is another name of the stored version: then that was looked at already."""
-        if (side.address, key, current.id) in self._bad:
-            return False
-        return self._is_one_file(side, key, current, found)
-
-    @staticmethod
-    def _is_one_file(side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
-        """Whether the view and the stored version are hard links to one file."""
-        try:
-            return os.path.samestat(side.bucket.fs.stat(*side.bucket.stored_file(key, current.id)), found)
-        except OSError:
-            return False
-
-    def _shown(self, side: Side, at: int, name: bytes) -> bytes:
-        fd = side.bucket.fs.open_read(at, name)
-        try:
-            return bucket.content_digest(side.bucket, fd)
-        finally:
-            side.bucket.fs.close(fd)
 
     # -- directories
 
@@ -592,22 +414,3 @@ class Verification:
         others = {address: each.bucket for address, each in self._sides.items() if each is not None}
         why = directories.difference(side.bucket, others, path)
         return Difference(side.address, path + b"/", "", Problem.METADATA, why, place=path + b"/") if why else None
-
-
-def _difference(side: Side, version: Version, problem: Problem, why: str) -> Difference:
-    place = keys.stored_path(version.key)
-    return Difference(side.address, version.key, version.id, problem, why, version.marker, place=place)
-
-
-def _mount_over(bucket: OpenBucket, key: bytes) -> bytes:
-    """What of a key's path another filesystem is mounted over: a directory, with a slash, or the file; else nothing."""
-    path, name = keys.split(key)
-    for end in [at for at, byte in enumerate(path + b"/") if byte == ord("/")] if path else []:
-        try:
-            bucket.views.get(path[:end])
-        except OSError as error:
-            return path[:end] + b"/" if error.errno == errno.EXDEV else b""
-    try:
-        return key if bucket.fs.is_mount(bucket.views.get(path), name) else b""
-    except OSError:
-        return b""

@@ -1,0 +1,117 @@
+"""The file that people see, compared with the version it is to show."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fsrepl.errors import reason
+from fsrepl.model import keys
+from fsrepl.repair import compare
+from fsrepl.repair.compare import Difference, Problem, Seen, Verdict
+from fsrepl.repair.sides import Side
+from fsrepl.storage import bucket
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Object
+
+
+class Views:
+    """Compares views. What the journal recorded of them tells a change that is not captured yet from damage."""
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self.bad: set[tuple[str, bytes, str]] = set()
+        """Stored versions that are not what they should be: address, key and version id."""
+
+    def compare(self, side: Side, key: bytes, current: Object) -> tuple[Verdict, Difference | None]:
+        known = self._journal.versions.object(side.address, key) if self._journal is not None else None
+        if known is not None and known.id != current.id and (fresh := side.current(key)) is not None:
+            current = fresh  # newer than our index
+        directory, name = keys.split(key)
+        fs = side.bucket.fs
+        found: os.stat_result | None = None
+        seen, same = Seen.NOTHING, False
+        try:
+            at = side.bucket.views.get(directory)
+            found = fs.stat(at, name)
+            seen = Seen.FILE if fs.is_regular(found) else Seen.OTHER
+            if seen is Seen.FILE and not current.marker:
+                same = self._is_stored(side, key, current, found) or self._shown(side, at, name) == current.digest
+        except FileNotFoundError:
+            pass
+        except NotADirectoryError:
+            seen = Seen.OTHER
+        except BlockingIOError:
+            return Verdict.PENDING, None  # open for writing
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return Verdict.PENDING, None  # another filesystem is mounted over it
+            if found is not None:
+                return Verdict.DIFFERS, self._wrong_view(side, key, current, Problem.UNREADABLE, reason(error))
+            seen = Seen.OTHER
+        as_recorded = bool(found and known and known.view and known.view.is_like(found) and not known.view.racy)
+        verdict = compare.judge_view(current, known, seen, same=same, as_recorded=as_recorded)
+        if verdict is Verdict.DIFFERS:
+            why = "the file shows other content than its version, and nobody wrote into it"
+            return verdict, self._wrong_view(side, key, current, Problem.VIEW, why)
+        if verdict is Verdict.CONFLICT:
+            why = "something else is where its file must be shown"
+            return verdict, self._wrong_view(side, key, current, Problem.CONFLICT, why)
+        return verdict, None
+
+    def _wrong_view(self, side: Side, key: bytes, current: Object, problem: Problem, why: str) -> Difference:
+        place = keys.stored_path(key)
+        return Difference(side.address, key, current.id, problem, why, current.marker, place=place)
+
+    def _is_stored(self, side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
+        """Whether the view is another name of the stored version: then that was looked at already."""
+        if (side.address, key, current.id) in self.bad:
+            return False
+        return self._is_one_file(side, key, current, found)
+
+    @staticmethod
+    def _is_one_file(side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
+        """Whether the view and the stored version are hard links to one file."""
+        try:
+            return os.path.samestat(side.bucket.fs.stat(*side.bucket.stored_file(key, current.id)), found)
+        except OSError:
+            return False
+
+    def _shown(self, side: Side, at: int, name: bytes) -> bytes:
+        fd = side.bucket.fs.open_read(at, name)
+        try:
+            return bucket.content_digest(side.bucket, fd)
+        finally:
+            side.bucket.fs.close(fd)
+
+    def compare_afresh(self, side: Side, key: bytes) -> Difference | None:
+        current = side.current(key)
+        return self.compare(side, key, current)[1] if current is not None else None
+
+    def is_damage(self, side: Side, key: bytes, current: Object) -> bool:
+        """Whether a file that differs is the stored version's own, and has no further name.
+
+        A write through the view makes an event, so this one went past it: the store is damaged, which a look at the
+        stored version tells.
+        """
+        directory, name = keys.split(key)
+        try:
+            found = side.bucket.fs.stat(side.bucket.views.get(directory), name)
+        except OSError:
+            return False
+        return found.st_nlink == 2 and self._is_one_file(side, key, current, found)
+
+
+def mount_over(bucket: OpenBucket, key: bytes) -> bytes:
+    """What of a key's path another filesystem is mounted over: a directory, with a slash, or the file; else nothing."""
+    path, name = keys.split(key)
+    for end in [at for at, byte in enumerate(path + b"/") if byte == ord("/")] if path else []:
+        try:
+            bucket.views.get(path[:end])
+        except OSError as error:
+            return path[:end] + b"/" if error.errno == errno.EXDEV else b""
+    try:
+        return key if bucket.fs.is_mount(bucket.views.get(path), name) else b""
+    except OSError:
+        return b""
