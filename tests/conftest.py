@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.world import USER
@@ -18,6 +19,10 @@ from tests.world import USER
 # The tests start the program a thousand times: each start compiles 150 files where none may be kept compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# An example that takes longer than others says something of the machine alone.
+hypothesis.settings.register_profile("fsrepl", deadline=None)
+hypothesis.settings.load_profile("fsrepl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
