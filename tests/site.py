@@ -1,7 +1,7 @@
 """A site with real daemon processes: what a journey stands on.
 
-Everything goes through the command line and the directories, as a user's does. Waiting is for conditions, with
-a deadline that only a broken daemon reaches.
+Everything goes through the command line and the directories, as a user's does; only making the site, and asking whether
+the daemon is ready, start no process. Waiting is for conditions, with a deadline that only a broken daemon reaches.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+
+from fsrepl.commands import operations, sites
+from fsrepl.daemon import control, requests
+from fsrepl.errors import NotRunning
+from fsrepl.model.address import Address
+from fsrepl.settings import FILE, load
 
 T = TypeVar("T")
 
@@ -63,14 +69,34 @@ class Site:
         self.environ: dict[str, str] = {}
         self.daemon: subprocess.Popen[bytes] | None = None
         self.log = home / "daemon.log"
+        if user is None:
+            self._make(buckets, replicate, settings)
+        else:
+            self._make_by_commands(buckets, replicate, settings)
+
+    def _make(self, buckets: tuple[str, ...], replicate: bool, lines: str) -> None:
+        sites.init(self.root, {name: str(path) for name, path in self.regions.items()})
+        self._set(lines)
+        with operations.local_engine(load(self.root / FILE)) as engine:
+            for bucket in buckets:
+                operations.run(engine, requests.CreateBucket(Address.parse_bucket(bucket), versioning=True))
+            if replicate:
+                source, destination = Address.parse_bucket(SOURCE), Address.parse_bucket(DESTINATION)
+                operations.run(engine, requests.EnableReplication(source, destination))
+
+    def _make_by_commands(self, buckets: tuple[str, ...], replicate: bool, lines: str) -> None:
+        """The same, as another user."""
         self.must("init", self.root, *(f"--region={n}={p}" for n, p in self.regions.items()))
-        if settings:
-            with (self.root / "fsrepl.toml").open("a") as file:
-                file.write(f"\n{settings}\n")
+        self._set(lines)
         for bucket in buckets:
             self.must("bucket", "create", bucket, "--versioning")
         if replicate:
             self.must("replication", "enable", SOURCE, DESTINATION)
+
+    def _set(self, lines: str) -> None:
+        if lines:
+            with (self.root / FILE).open("a") as file:
+                file.write(f"\n{lines}\n")
 
     # -- commands
 
@@ -130,7 +156,10 @@ class Site:
     def _is_ready(self) -> bool:
         assert self.daemon is not None
         assert self.daemon.poll() is None, f"the daemon ended at start: {self.tail()}"
-        return bool(self.json("status")["daemon"]["ready"])
+        try:
+            return bool(control.ask(load(self.root / FILE).state, requests.GetStatus())["ready"])
+        except NotRunning:
+            return False
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and wait for the end; the exit status."""
