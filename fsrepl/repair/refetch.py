@@ -45,10 +45,11 @@ def _repair(region: Region, damaged: Damaged) -> None:
             why = reason(found)
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
 
-    its_region = region_of(address)
+    its_region, size = region_of(address), _size(region, address, (key, damaged.id))
     region.in_lane(
-        lambda: repair.repair(region.regions[its_region], target), finish, lane=("repair", its_region), whose=address
-    )
+        lambda: repair.repair(region.regions[its_region], target), finish,
+        lane=("repair", its_region), whose=address, size_bytes=size,
+    )  # fmt: skip
 
 
 # -- fetching again what was destroyed
@@ -103,7 +104,15 @@ def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
         elif found:
             _forget(place, at)
 
-    region.in_lane(lambda: repair.repair(region, target), finish, lane=("repair", region.name), whose=target.address)
+    region.in_lane(
+        lambda: repair.repair(region, target), finish,
+        lane=("repair", region.name), whose=target.address, size_bytes=_size(region, target.address, at),
+    )  # fmt: skip
+
+
+def _size(region: Region, address: str, at: At) -> int:
+    """How much a repair reads, as far as the journal tells."""
+    return region.engine.journal.versions.size_of(address, *at) or 0
 
 
 def _forget(place: Place, at: At) -> None:

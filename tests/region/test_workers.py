@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,11 @@ from fsrepl.daemon import live
 from fsrepl.errors import Unavailable
 from fsrepl.model.version import Versioning
 from fsrepl.region import region as regions
+from fsrepl.region.bucket_state import Damaged
 from fsrepl.region.mailbox import Call
 from fsrepl.region.pulse import STUCK_S, Pulse
 from fsrepl.region.workers import Workers, magnitude
+from fsrepl.repair import refetch
 from tests.doubles import UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World
 
@@ -238,6 +241,18 @@ def test_status_tells_how_far_a_capture_and_a_verification_are(tmp_path: Path, a
         finally:
             fs.release.set()
         until(lambda: world.path("sparse", DESTINATION).exists() and not live.status(world.engine)["transfers"])
+
+
+def test_a_repair_says_how_large_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: so that repairs of the largest hold up no others of their region either."""
+    with World(tmp_path) as world:
+        world.write("k", b"12345")
+        world.settle()
+        begun: list[dict[str, Any]] = []
+        monkeypatch.setattr(world.region(), "in_lane", lambda _work, _finish, **how: begun.append(how))
+        world.place().damaged.append(Damaged(SOURCE, b"k", world.of("k")[0].id))
+        refetch.repair_damaged(world.region())
+        assert begun == [{"lane": ("repair", "east"), "whose": SOURCE, "size_bytes": 5}]
 
 
 def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
