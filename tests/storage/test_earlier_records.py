@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 from fsrepl.model import attributes
 from fsrepl.model.version import Status
+from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_rebuild import restore_by_cp, strip_all
 from tests.repair.test_verify import share, stored, verify
 from tests.stored import as_earlier_builds, former, is_of_today, set_field
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, worlds
 
 BOTH = (SOURCE, DESTINATION)
 LONG = "d/" + "x" * 240
@@ -176,3 +178,34 @@ def test_a_record_that_cannot_be_parsed_is_damage(tmp_path: Path) -> None:
         verify(world, repair=True)
         assert verify(world) == []
         assert world.history(SOURCE) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["auto", "private", "link"])
+def test_power_cut_while_they_are_rewritten(memory: Path, sharing: str) -> None:
+    """G5, G7: wherever it is cut short, also without the journal, each version has its whole record in the end."""
+    for calls, world in worlds(memory):
+        if sharing != "auto":
+            share(world, sharing)
+        world.away("west")
+        world.drop("d/k", b"data", tags={"class": "blue"})
+        world.settle()
+        before = world.ids(SOURCE)
+        as_earlier_builds(world, SOURCE)
+        world.restart(fs=(fs := DyingFs(calls)))
+        world.back("west")
+        with contextlib.suppress(PowerCut):
+            world.settle()
+            as_earlier_builds(world, DESTINATION)
+            world.path("d/k").chmod(0o600)
+            world.settle()
+        world.restart(without_journal=calls % 2 == 0)
+        world.path("d/k").chmod(0o600)
+        world.settle()
+        assert world.ids(SOURCE) == world.ids(DESTINATION) == before, (calls, fs.died_in)
+        assert world.statuses() == {Status.COMPLETED}, (calls, fs.died_in)
+        assert world.current("d/k", DESTINATION).tags == {"class": "blue"}, (calls, fs.died_in)
+        assert world.look_of("d/k") == world.look_of("d/k", DESTINATION), (calls, fs.died_in)
+        assert verify(world) == [], (calls, fs.died_in)
+        if not fs.died:
+            return
