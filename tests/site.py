@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from fsrepl.commands import operations, sites
 from fsrepl.daemon import control, requests
 from fsrepl.errors import NotRunning
 from fsrepl.model.address import Address
-from fsrepl.settings import FILE, load
+from fsrepl.settings import FILE, reading
+from tests.waiting import DEADLINE_S, until
 
 T = TypeVar("T")
 
 SOURCE, DESTINATION = "east/src", "west/dst"
-DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Site:
     def _make(self, buckets: tuple[str, ...], replicate: bool, lines: str) -> None:
         sites.init(self.root, {name: str(path) for name, path in self.regions.items()})
         self._set(lines)
-        with operations.local_engine(load(self.root / FILE)) as engine:
+        with operations.local_engine(reading.load(self.root / FILE)) as engine:
             for bucket in buckets:
                 operations.run(engine, requests.CreateBucket(Address.parse_bucket(bucket), versioning=True))
             if replicate:
@@ -157,7 +156,7 @@ class Site:
         assert self.daemon is not None
         assert self.daemon.poll() is None, f"the daemon ended at start: {self.tail()}"
         try:
-            return bool(control.ask(load(self.root / FILE).state, requests.GetStatus())["ready"])
+            return bool(control.ask(reading.load(self.root / FILE).state, requests.GetStatus())["ready"])
         except NotRunning:
             return False
 
@@ -176,13 +175,7 @@ class Site:
 
     def until(self, condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_S) -> T:
         """Look until a condition holds; what it is then."""
-        until_s = time.monotonic() + timeout_s
-        while True:
-            found = condition()
-            if found:
-                return found
-            assert time.monotonic() < until_s, f"not within {timeout_s} s: {what}\n{self.tail()}"
-            time.sleep(0.02)
+        return until(condition, lambda: f"{what}\n{self.tail()}", timeout_s=timeout_s, pause_s=0.02)
 
     def __enter__(self) -> Site:
         return self

@@ -14,6 +14,7 @@ from fsrepl.capture.watch import InotifyWatcher
 from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, DirectoryEvent, Mark, Marks
 from fsrepl.settings import Capture
 from fsrepl.storage.fs import Fs
+from tests.waiting import until
 
 ADDRESS = "east/src"
 
@@ -45,10 +46,7 @@ class Watched:
         self._number += 1
         name = b"%d" % self._number
         (self._barrier / name.decode()).touch()
-        until_s = time.monotonic() + 30
-        while name not in self.watcher.sentinels:
-            assert time.monotonic() < until_s, "the sentinel was not read"
-            time.sleep(0.001)
+        until(lambda: name in self.watcher.sentinels, "the sentinel is read", pause_s=0.001)
         directories = list(self.marks.directories)
         self.marks.directories.clear()
         return {mark.key: mark.flags for mark in self.take()}, directories

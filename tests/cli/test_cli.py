@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.site import DESTINATION, SOURCE, Site
+from tests.waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def _on_a_terminal(site: Site, *arguments: str) -> tuple[int, str]:
     shown, terminal = pty.openpty()
     try:
         command = [sys.executable, "-m", "fsrepl", "--site", str(site.root), *arguments]
-        done = subprocess.run(command, stdin=terminal, stderr=terminal, stdout=subprocess.DEVNULL, timeout=30)
+        done = subprocess.run(command, stdin=terminal, stderr=terminal, stdout=subprocess.DEVNULL, timeout=DEADLINE_S)
         return done.returncode, os.read(shown, 65536).decode()
     finally:
         os.close(terminal)

@@ -11,8 +11,7 @@ import time
 import pytest
 
 from tests.site import SOURCE, Site
-
-TIMEOUT_S = 30.0
+from tests.waiting import DEADLINE_S
 
 
 def talk(site: Site, *steps: tuple[str, str], options: tuple[str, ...] = ()) -> tuple[int, str]:
@@ -22,7 +21,7 @@ def talk(site: Site, *steps: tuple[str, str], options: tuple[str, ...] = ()) -> 
     if pid == 0:
         os.execvpe(program[0], program, {**os.environ, "TERM": "dumb", "NO_COLOR": "1"})
     shown, asked = "", 0
-    until_s = time.monotonic() + TIMEOUT_S
+    until_s = time.monotonic() + DEADLINE_S
     left = list(steps)
     try:
         while time.monotonic() < until_s:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
-from tests.site import DEADLINE_S, DESTINATION, SOURCE, Site
+from tests.site import DESTINATION, SOURCE, Site
+from tests.waiting import until
 
 
 def reload(site: Site) -> None:
@@ -72,11 +72,8 @@ def test_a_reload_at_the_very_start_is_done_once_it_is_up(tmp_path: Path) -> Non
         site.start(ready=False)
         assert site.daemon is not None
         lock = site.root / ".fsrepl-site" / "lock"
-        until_s = time.monotonic() + DEADLINE_S
-        while not lock.exists() or lock.read_text() != f"{site.daemon.pid}\n":
-            assert time.monotonic() < until_s, (
-                "it does not take the site's lock"
-            )  # no sleep: what counts is that moment
+        mine = f"{site.daemon.pid}\n"  # no pause: what counts is that moment
+        until(lambda: lock.exists() and lock.read_text() == mine, "it takes the site's lock", pause_s=0.0)
         site.daemon.send_signal(signal.SIGHUP)
         site.until(site._is_ready, "the daemon is ready")
         site.until(lambda: "reloaded" in site.log.read_text(), "it has read its settings again")

@@ -18,8 +18,7 @@ from fsrepl.daemon import control, main
 from fsrepl.daemon.requests import GetStatus, PutReplication, Request, Wait
 from fsrepl.errors import FsreplError, NotRunning, Refused, TimedOut, Usage
 from fsrepl.model.address import Address
-
-DEADLINE_S = 30.0
+from tests.waiting import DEADLINE_S
 
 
 @contextlib.contextmanager

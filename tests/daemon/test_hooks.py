@@ -7,8 +7,7 @@ import logging
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,19 +19,11 @@ from fsrepl.s3.events import Record
 from fsrepl.settings import Events
 from fsrepl.storage.eventlog import EventLog
 from fsrepl.storage.fs import Fs
-
-DEADLINE_S = 30.0
+from tests.waiting import DEADLINE_S, until
 
 
 def record(number: int) -> Record:
     return {"n": number, "responseElements": {"x-amz-request-id": f"{number:016X}"}}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end_s, "it never came to be"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from fsrepl.errors import Usage
 from fsrepl.settings import reading
 from fsrepl.storage.fs import Fs
 from tests.timed import METRICS, Timed, timed_world
+from tests.waiting import DEADLINE_S
 from tests.world import SOURCE, v2
 
 
@@ -147,7 +148,7 @@ def free_port() -> int:
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
         return str(answer.read().decode())
 
 

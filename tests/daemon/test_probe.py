@@ -19,6 +19,7 @@ from fsrepl.errors import Unavailable
 from fsrepl.storage import listing, probe
 from fsrepl.storage.site import Site
 from tests.doubles import UnsyncedFs
+from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World, at
 
 WITHIN_S = 0.3
@@ -66,9 +67,7 @@ def test_a_region_that_hangs_is_told_by_the_daemons_doctor(world: World) -> None
         assert "no answer" in west["trouble"]
     assert [t.name for t in threading.enumerate() if t.name.startswith("probe")] == ["probe west"]
     fs.go.set()
-    until_s = time.monotonic() + DEADLINE_S
-    while doctor_facts.regions(site, threads.ask)[1]["silent"]:
-        assert time.monotonic() < until_s
+    until(lambda: not doctor_facts.regions(site, threads.ask)[1]["silent"], "the region that hung answers")
 
 
 def test_without_a_daemon_the_doctor_leaves_behind_what_hangs(world: World) -> None:

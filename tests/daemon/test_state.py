@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from fsrepl.errors import Refused, Unavailable, Usage
 from fsrepl.model.address import Address
 from fsrepl.storage.journal import connection, database
 from fsrepl.storage.site import Site
+from tests.waiting import DEADLINE_S, until
 from tests.world import SOURCE, World
 
 
@@ -122,7 +122,7 @@ def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
     starting.join(0.2)
     assert starting.is_alive()
     command.release()
-    starting.join(10)
+    starting.join(DEADLINE_S)
     assert not starting.is_alive()
     with pytest.raises(Usage, match=r"another process .* holds this site's lock"):
         command.acquire(0.0)
@@ -167,9 +167,7 @@ def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
         (tmp_path / control.SOCKET).unlink()
         if stranger is not None:
             (tmp_path / control.SOCKET).write_bytes(stranger)
-        until_s = time.monotonic() + 10
-        while not (tmp_path / control.SOCKET).is_socket() and time.monotonic() < until_s:
-            time.sleep(0.02)
+        until((tmp_path / control.SOCKET).is_socket, "the socket is there again")
         assert control.ask(tmp_path, requests.GetStatus()) == {"heard": "status"}
         assert (tmp_path / control.SOCKET).stat().st_mode & 0o777 == 0o600
     server.close()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import DEADLINE_S
+
 UNIT = Path(__file__).parent.parent.parent / "systemd" / "fsrepl.service"
 PROGRAM = "/opt/fsrepl/bin/fsrepl"
 
@@ -90,7 +92,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace(PROGRAM, "/bin/true"))
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     said = done.stdout + done.stderr
     if "unrecognized option" in said:
         pytest.skip("systemd-analyze is older than 250")
@@ -113,6 +115,6 @@ def test_the_filter_lets_our_calls_through_and_others_not() -> None:
 def calls(group: str) -> frozenset[str]:
     """The system calls of one of systemd's groups, groups within it included."""
     command = ["systemd-analyze", "syscall-filter", group]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     names = [line.strip() for line in done.stdout.splitlines()[1:] if line.strip() and "#" not in line]
     return frozenset().union(*(calls(name) if name.startswith("@") else {name} for name in names))

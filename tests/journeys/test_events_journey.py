@@ -17,6 +17,7 @@ from fsrepl.model import clock
 from tests.daemon.test_hooks import Receiver
 from tests.site import DESTINATION, SOURCE, Site
 from tests.timed import METRICS, TIMED
+from tests.waiting import DEADLINE_S
 from tests.world import v2
 
 NOW_NS = 1_800_000_000_000_000_000
@@ -131,7 +132,7 @@ def test_following_events(told: Told) -> None:
         site.write("b", b"x")
         assert names(following.stdout.readline()) == "OperationFailedReplication b"
         following.send_signal(signal.SIGINT)
-        assert following.wait(30) == 130
+        assert following.wait(DEADLINE_S) == 130
     finally:
         following.kill()
         following.stdout.close()

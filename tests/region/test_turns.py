@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fsrepl.region import run_lock
 from fsrepl.region.run_lock import Turns
-
-PATIENCE_S = 30.0
+from tests.waiting import DEADLINE_S
 
 
 def test_one_at_a_time() -> None:
@@ -44,8 +43,8 @@ def test_others_go_on_while_one_waits_for_a_disk() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         with mine.aside():
-            assert came.wait(PATIENCE_S)
-        thread.join(PATIENCE_S)
+            assert came.wait(DEADLINE_S)
+        thread.join(DEADLINE_S)
     with mine.take():
         pass
 
@@ -57,11 +56,11 @@ def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
     def hang() -> None:
         with mine.take():
             hangs.set()
-            assert may_end.wait(PATIENCE_S)
+            assert may_end.wait(DEADLINE_S)
 
     thread = threading.Thread(target=hang)
     thread.start()
-    assert hangs.wait(PATIENCE_S)
+    assert hangs.wait(DEADLINE_S)
     waited = 0
     for _ in range(20):
         before = mine._turn
@@ -69,7 +68,7 @@ def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
             waited += mine._turn is not before
     assert waited == 1
     may_end.set()
-    thread.join(PATIENCE_S)
+    thread.join(DEADLINE_S)
     with mine.take(), mine.aside():
         pass
     assert run_lock._PATIENCE_S < 1

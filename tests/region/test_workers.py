@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,10 @@ from fsrepl.region.pulse import STUCK_S, Pulse
 from fsrepl.region.workers import Workers, magnitude
 from fsrepl.repair import refetch
 from tests.doubles import UnsyncedFs
+from tests.waiting import DEADLINE_S, until
 from tests.world import DESTINATION, SOURCE, World
 
-PATIENCE_S = 30.0
 WELL = "other/dst"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
 
 
 class Gate:
@@ -45,7 +38,7 @@ class Gate:
 
     def hang(self) -> None:
         self.begun.set()
-        assert self.release.wait(PATIENCE_S)
+        assert self.release.wait(DEADLINE_S)
 
 
 def test_buckets_take_turns() -> None:
@@ -53,14 +46,14 @@ def test_buckets_take_turns() -> None:
     gate, done, order = Gate(), threading.Event(), list[str]()
     workers = Workers("lane", 1)
     workers.submit("burst", gate.hang)
-    assert gate.begun.wait(PATIENCE_S)
+    assert gate.begun.wait(DEADLINE_S)
     for whose in ("burst", "burst", "burst", "quiet"):
         workers.submit(whose, lambda whose=whose: order.append(whose))  # type: ignore[misc]
     workers.submit("quiet", done.set)
     gate.release.set()
-    assert done.wait(PATIENCE_S)
+    assert done.wait(DEADLINE_S)
     assert order[:3] == ["burst", "quiet", "burst"]
-    assert workers.close(PATIENCE_S)
+    assert workers.close(DEADLINE_S)
 
 
 def test_one_that_hangs_does_not_hold_up_the_end() -> None:
@@ -69,10 +62,10 @@ def test_one_that_hangs_does_not_hold_up_the_end() -> None:
     workers = Workers("lane", 1)
     workers.submit("", gate.hang)
     workers.submit("", lambda: begun.append(1))
-    assert gate.begun.wait(PATIENCE_S)
+    assert gate.begun.wait(DEADLINE_S)
     assert not workers.close(0.01)
     gate.release.set()
-    assert workers.close(PATIENCE_S)
+    assert workers.close(DEADLINE_S)
     assert begun == []
 
 
@@ -82,23 +75,23 @@ def test_what_is_far_smaller_waits_for_none_of_the_largest() -> None:
     workers = Workers("lane", 2)
     for gate in huge:
         workers.submit("sparse", gate.hang, 2 << 40)
-    assert huge[0].begun.wait(PATIENCE_S)
-    assert huge[1].begun.wait(PATIENCE_S)
+    assert huge[0].begun.wait(DEADLINE_S)
+    assert huge[1].begun.wait(DEADLINE_S)
     workers.submit("sparse", large.hang, 1 << 30)
-    assert large.begun.wait(PATIENCE_S)
+    assert large.begun.wait(DEADLINE_S)
     done = threading.Event()
     workers.submit("sparse", lambda: order.append("as large"), 1 << 30)
     workers.submit("other", lambda: order.append("smaller"), 1 << 27)
     workers.submit("sparse", done.set, 1 << 27)
-    assert done.wait(PATIENCE_S)
+    assert done.wait(DEADLINE_S)
     assert order == ["smaller"]
     assert not huge[2].begun.is_set()
     large.release.set()
     until(lambda: order == ["smaller", "as large"])
     for gate in huge:
         gate.release.set()
-    assert huge[2].begun.wait(PATIENCE_S)
-    assert workers.close(PATIENCE_S)
+    assert huge[2].begun.wait(DEADLINE_S)
+    assert workers.close(DEADLINE_S)
 
 
 @pytest.mark.parametrize("size_bytes", [1, 7, 1 << 20, (1 << 30) - 1, 1 << 41, 1 << 60])
@@ -111,13 +104,13 @@ def test_two_that_come_at_once_wake_two() -> None:
     """Work never waits for other work while there may be one thread more."""
     workers, first, gates = Workers("lane", 2), threading.Event(), (Gate(), Gate())
     workers.submit("", first.set)
-    assert first.wait(PATIENCE_S)
+    assert first.wait(DEADLINE_S)
     for gate in gates:
         workers.submit("", gate.hang)
     for gate in gates:
-        assert gate.begun.wait(PATIENCE_S)
+        assert gate.begun.wait(DEADLINE_S)
         gate.release.set()
-    assert workers.close(PATIENCE_S)
+    assert workers.close(DEADLINE_S)
 
 
 class HangingFs(UnsyncedFs):
@@ -129,7 +122,7 @@ class HangingFs(UnsyncedFs):
 
     def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
         if self._region in os.readlink(f"/proc/self/fd/{to_fd}"):
-            assert self.release.wait(PATIENCE_S)
+            assert self.release.wait(DEADLINE_S)
         return super().copy(from_fd, to_fd, at, count)
 
 
@@ -148,7 +141,7 @@ def at_work(world: World) -> Iterator[None]:
             region.stopping = True
             region.wake()
             assert region.thread is not None
-            region.thread.join(PATIENCE_S)
+            region.thread.join(DEADLINE_S)
 
 
 def drop(world: World, name: str, size_bytes: int) -> None:
@@ -202,7 +195,7 @@ class SlowZeros(UnsyncedFs):
         if os.fstat(fd).st_size >= self._size_bytes and self._at in os.readlink(f"/proc/self/fd/{fd}"):
             yield next(chunks)
             self.reading += 1
-            assert self.release.wait(PATIENCE_S)
+            assert self.release.wait(DEADLINE_S)
         yield from chunks
 
 
@@ -276,7 +269,7 @@ def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
     pulse.look(thread, busy=True, now_s=2 * STUCK_S + 4)
     assert not pulse.is_stuck
     spin.set()
-    thread.join(PATIENCE_S)
+    thread.join(DEADLINE_S)
     assert not pulse.look(thread, busy=False, now_s=9 * STUCK_S)
 
 
@@ -305,7 +298,7 @@ class StuckReads(UnsyncedFs):
     def attribute(self, fd: int, name: str) -> bytes | None:
         if f"{self._region}dst/.fsrepl/versions/" in os.readlink(f"/proc/self/fd/{fd}"):
             self.begun.set()
-            assert self.release.wait(PATIENCE_S)
+            assert self.release.wait(DEADLINE_S)
         return super().attribute(fd, name)
 
 
@@ -319,7 +312,7 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
         hanging = threading.Thread(target=world.region(DESTINATION).look_around)
         hanging.start()
         try:
-            assert fs.begun.wait(PATIENCE_S)
+            assert fs.begun.wait(DEADLINE_S)
             world.region().look_around()
             world.write("new", b"2")
             world.capture(SOURCE)
@@ -327,7 +320,7 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
             assert hanging.is_alive()
         finally:
             fs.release.set()
-            hanging.join(PATIENCE_S)
+            hanging.join(DEADLINE_S)
         world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
 

@@ -14,6 +14,7 @@ import pytest
 
 from fsrepl.model.version import Status
 from fsrepl.storage.fs import Fs
+from tests.waiting import DEADLINE_S
 from tests.world import DESTINATION, World
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes others")
@@ -227,12 +228,12 @@ def test_only_this_thread_acts_as_somebody_else(tmp_path: Path) -> None:
         with fs.acting_as(USER, GROUP):
             found["acting"] = fs.may(fd, os.W_OK)
             inside.set()
-            done.wait(10)
+            done.wait(DEADLINE_S)
         found["afterwards"] = fs.may(fd, os.W_OK)
 
     thread = threading.Thread(target=act)
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(DEADLINE_S)
     found["beside"] = fs.may(fd, os.W_OK)
     done.set()
     thread.join()

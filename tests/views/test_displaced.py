@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from blake3 import blake3
 
 from tests.doubles import UnsyncedFs
+from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World
 
 REPLICA, WRITTEN = b"replica", b"written in the last moment"
@@ -154,7 +154,8 @@ def test_a_writer_that_nobody_can_know_of(tmp_path: Path, sharing: str, writes: 
 
 def _until(world: World, condition: Callable[[], bool]) -> None:
     """Settle until it is so: some things wait until a file was left alone for a while."""
-    until_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until_s, (world.tree(DESTINATION), world.leftovers(DESTINATION))
-        world.settle()
+
+    def settled() -> bool:
+        return condition() or (world.settle(), condition())[1]
+
+    until(settled, lambda: f"{world.tree(DESTINATION)} {world.leftovers(DESTINATION)}", pause_s=0.0)
