@@ -142,7 +142,7 @@ def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
     """
     place = engine.region_of(address).places.get(address)
     if place is None or not (place.up or place.jobs):
-        return set(engine.journal.fact(backfill.job_fact(address)).split())
+        return set(engine.journal.fact(backfill_jobs.job_fact(address)).split())
     going_on = [run.job for run in list(place.jobs.values())]
     if key:
         stored = [
@@ -150,13 +150,3 @@ def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
         ]
         going_on = [job for job in going_on if any(job.has_yet_to_look_at(each) for each in stored)]
     return {job.id for job in going_on}
-
-
-def is_filling(engine: Engine, destination: str) -> bool:
-    """Whether a backfill into a bucket is under way. Lifecycle leaves replicated markers alone meanwhile (5.5, 6)."""
-    for region in engine.regions.values():
-        for place in list(region.places.values()):
-            replication = place.bucket.replication
-            if place.jobs and replication and any(r.destination == destination for r in replication.rules):
-                return True
-    return engine.journal.backlog.is_backlogged(destination)

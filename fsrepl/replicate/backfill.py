@@ -46,10 +46,6 @@ AN_OBJECT_BYTES = 64 << 10
 """What an object costs besides its bytes, in bytes: what is left of a job is estimated from both."""
 
 
-def job_fact(address: str) -> str:
-    return f"jobs {address}"
-
-
 # -- a job's way, a step at a time
 
 
@@ -80,7 +76,7 @@ def resume(region: Region, place: Place, bucket: OpenBucket) -> None:
 def _remember(region: Region, place: Place) -> None:
     """Tell the index, which can be asked while the bucket is away."""
     with region.engine.journal.transaction():
-        region.engine.journal.set_fact(job_fact(place.bucket.address), " ".join(place.jobs))
+        region.engine.journal.set_fact(backfill_jobs.job_fact(place.bucket.address), " ".join(place.jobs))
 
 
 def next_s(place: Place) -> float | None:

@@ -78,9 +78,11 @@ def _carry_out(
     region: Region, bucket: OpenBucket, changes: Sequence[Change], views: Mapping[int, View]
 ) -> list[Change]:
     engine, journal = region.engine, region.engine.journal
-    forwarded = [each.now for each in changes if each.now.deliveries != each.there.deliveries]
-    if forwarded:
-        edits.note_deliveries(region, bucket, forwarded)
+    noted = [
+        each.now for each in changes if each.now.deliveries != each.there.deliveries or each.now.tags != each.there.tags
+    ]
+    if noted:
+        edits.note_deliveries(region, bucket, noted)
     done: list[Change] = []
     seen: list[tuple[bytes, View | None]] = []
     for each in changes:

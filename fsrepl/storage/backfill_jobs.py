@@ -344,3 +344,15 @@ def find(site: Site, job_id: str) -> Job:
                 if job.id == job_id:
                     return job
     raise Refused("NoSuchJob", f"there is no job {job_id!r}; `fsrepl replication jobs` lists them")
+
+
+def job_fact(address: str) -> str:
+    """Under what name the index remembers the jobs of a bucket that have not ended."""
+    return f"jobs {address}"
+
+
+def is_filling(site: Site, journal: Journal, destination: str) -> bool:
+    """Whether a backfill into a bucket is under way. Lifecycle leaves replicated markers alone meanwhile (5.5, 6)."""
+    if any(journal.fact(job_fact(source)) for source in site.sources_of(destination)):
+        return True
+    return journal.backlog.is_backlogged(destination)

@@ -49,9 +49,14 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
 
 
 def note_deliveries(region: Region, bucket: OpenBucket, versions: Sequence[Version]) -> None:
-    """The journal first: killed before the record is whole, this process's successor sends it again all the same."""
-    with region.engine.journal.transaction():
-        region.engine.journal.deliveries.put_all(bucket.address, versions)
+    """The journal first: killed before the record is whole, this process's successor sends it again all the same.
+
+    Nor does it believe what the journal has of its tags: see rows.traits_of.
+    """
+    journal = region.engine.journal
+    with journal.transaction():
+        journal.deliveries.put_all(bucket.address, versions)
+        journal.versions.set_traits(bucket.address, [(version.key, version.id, None) for version in versions])
 
 
 def enqueue_edit(region: Region, bucket: OpenBucket, edited: Version) -> None:

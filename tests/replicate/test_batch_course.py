@@ -290,12 +290,12 @@ def test_lifecycle_can_ask_whether_a_bucket_is_being_filled(world: World) -> Non
     world.write("a", b"1")
     world.settle()
     enable(world)
-    assert not backfills.is_filling(world.engine, DESTINATION)
+    assert not backfill_jobs.is_filling(world.engine.site, world.engine.journal, DESTINATION)
     world.run("replication.backfill", source=SOURCE)
-    assert backfills.is_filling(world.engine, DESTINATION)
-    assert not backfills.is_filling(world.engine, SOURCE)
+    assert backfill_jobs.is_filling(world.engine.site, world.engine.journal, DESTINATION)
+    assert not backfill_jobs.is_filling(world.engine.site, world.engine.journal, SOURCE)
     world.engine.settle_down()
-    assert not backfills.is_filling(world.engine, DESTINATION)
+    assert not backfill_jobs.is_filling(world.engine.site, world.engine.journal, DESTINATION)
 
 
 def test_jobs_are_written_and_read_back() -> None:

@@ -10,17 +10,17 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 
-_SCHEMA_VERSION = 5
+_SCHEMA_VERSION = 6
 _LOCKED_MAX_S = 60.0
 """How long another program may keep the journal locked, as one that copies it does, before that is a fault."""
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
     skipped INTEGER DEFAULT 0);
--- one row a version or marker
+-- one row a version or marker. traits: its tags and storage class (see rows.traits_of), NULL where they are not known
 CREATE TABLE version (
     bucket INTEGER, dir BLOB, name BLOB, created INTEGER, id TEXT, marker INTEGER, size INTEGER,
-    PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
+    traits TEXT, PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
 -- one row a key: its current version, and the view as last seen (ino NULL: nothing of it is shown)
 CREATE TABLE object (
     bucket INTEGER, dir BLOB, name BLOB, id TEXT, created INTEGER, marker INTEGER, digest BLOB,

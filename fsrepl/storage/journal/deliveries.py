@@ -91,6 +91,18 @@ class Deliveries:
             self._connection.execute(f"SELECT 1 FROM delivery {AT}", _at(self._connection, owed)).fetchone() is not None
         )
 
+    def unfinished(self, source: str, key: bytes) -> dict[str, Status]:
+        """By version id, what is PENDING or FAILED of a key; FAILED where it is both."""
+        rows = self._connection.execute(
+            "SELECT id, status FROM delivery WHERE bucket = ? AND key = ? AND status != 'COMPLETED'",
+            (self._connection.ids.get(source), key),
+        )
+        found: dict[str, Status] = {}
+        for version_id, status in rows:
+            if found.get(version_id) is not Status.FAILED:
+                found[version_id] = Status(status)
+        return found
+
     def late(self, now_ns: int, limit: int) -> list[Owed]:
         """Pending deliveries that have missed their threshold, and of which that was not told yet."""
         with self._connection.guard:  # asked by a thread that must not hold up the others while one of them commits

@@ -5,10 +5,12 @@ Frozen, like the nouns of model/version.py that they are made from.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fsrepl.model import keys
-from fsrepl.model.version import Delivery, Status, Tracking, Version, operation
+from fsrepl.model.version import EMPTY, Delivery, Status, Tracking, Version, operation
 from fsrepl.model.view import View
 
 
@@ -44,6 +46,23 @@ class Stored:
     @property
     def order(self) -> tuple[bytes, bytes, int, str]:
         return self.directory, self.name, self.created_ns, self.id
+
+
+def traits_of(version: Version) -> str:
+    """What rules ask of a version beside its key, age and size; empty where it has no tags and no class of its own."""
+    if not version.tags and not version.storage_class:
+        return ""
+    return json.dumps([version.storage_class, dict(version.tags)])
+
+
+def read_traits(text: str | None) -> tuple[str | None, Mapping[str, str] | None]:
+    """A version's storage class and tags; None where they are not known."""
+    if text is None:
+        return None, None
+    if not text:
+        return "", EMPTY
+    storage_class, tags = json.loads(text)
+    return storage_class, tags
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from fsrepl.model.view import View
 from fsrepl.storage.journal import deliveries
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import PUT_DELIVERY, delivery_rows
-from fsrepl.storage.journal.rows import Object, Stored
+from fsrepl.storage.journal.rows import Object, Stored, traits_of
 
 PAGE = 1000
 _INTEGER_END = 1 << 63
@@ -34,6 +35,16 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name
 
 _LAST = b"\xff" * 5000
 """Behind a prefix it sorts behind all that begins with that: no path is so long."""
+
+
+_PUT_VERSION = "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _version_columns(number: int, version: Version) -> tuple[object, ...]:
+    directory, name = keys.split(version.key)
+    return (
+        number, directory, name, version.created_ns, version.id, version.marker, version.size, traits_of(version),
+    )  # fmt: skip
 
 
 def seen_columns(view: View | None) -> tuple[object, ...]:
@@ -150,8 +161,8 @@ class Versions:
         directory, name = keys.split(version.key)
         self._displace(number, version)
         self._connection.execute(
-            "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (number, directory, name, version.created_ns, version.id, version.marker, version.size),
+            _PUT_VERSION,
+            _version_columns(number, version),
         )
         if version.deliveries:
             deliveries.put_all(self._connection, address, [version])
@@ -177,7 +188,7 @@ class Versions:
             directory, name = keys.split(version.key)
             if version.id == NULL:
                 self._displace(number, version)
-            versions.append((number, directory, name, version.created_ns, version.id, version.marker, version.size))
+            versions.append(_version_columns(number, version))
             objects.append(
                 (
                     number,
@@ -191,7 +202,7 @@ class Versions:
                 )
             )
             deliveries += delivery_rows(number, version)
-        self._connection.executemany("INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)", versions)
+        self._connection.executemany(_PUT_VERSION, versions)
         self._connection.executemany(PUT_OBJECT, objects)
         self._connection.executemany(PUT_DELIVERY, deliveries)
 
@@ -259,6 +270,14 @@ class Versions:
         )
         return [(i, c, bool(m)) for i, c, m in rows]
 
+    def stack_of(self, address: str, key: bytes) -> list[tuple[str, int, int, int, str | None]]:
+        """The versions of one key as in stacks."""
+        return self._connection.execute(
+            "SELECT id, created, marker, size, traits FROM version WHERE bucket = ? AND dir = ? AND name = ? "
+            "ORDER BY created DESC, id DESC",
+            (self._connection.ids.get(address), *keys.split(key)),
+        ).fetchall()
+
     def size_of(self, address: str, key: bytes, version_id: str) -> int | None:
         """How large a version was when it was made; None where it is not known."""
         directory, name = keys.split(key)
@@ -287,18 +306,51 @@ class Versions:
         directory, name = keys.split(key)
         at = (number, directory, name)
         with self._connection.transaction():
-            self._connection.execute(
-                "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?", (*at, version_id)
-            )
-            # What is still owed of it stays, until it was said that it failed: settling.settle drops it then.
-            self._connection.execute(
-                "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
-                (number, key, version_id),
-            )
+            self.remove_noncurrent(address, key, version_id)
             if current is None:
                 self._connection.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
             else:
                 self._set_current(number, directory, name, current)
+
+    def remove_noncurrent(self, address: str, key: bytes, version_id: str) -> None:
+        """A version that was not the current one is gone from the store."""
+        number = self._connection.ids[address]
+        self._connection.execute(
+            "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
+            (number, *keys.split(key), version_id),
+        )
+        # What is still owed of it stays, until it was said that it failed: settling.settle drops it then.
+        self._connection.execute(
+            "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
+            (number, key, version_id),
+        )
+
+    def set_traits(self, address: str, rows: Iterable[tuple[bytes, str, str | None]]) -> None:
+        """Key, version id and traits (see rows.traits_of) of versions; None: what is known of them will not be so."""
+        number = self._connection.ids[address]
+        with self._connection.transaction():
+            self._connection.executemany(
+                "UPDATE version SET traits = ? WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
+                [(traits, number, *keys.split(key), version_id) for key, version_id, traits in rows],
+            )
+
+    def stacks(
+        self, address: str, after: tuple[bytes, bytes] | None, limit: int
+    ) -> list[tuple[tuple[bytes, bytes], list[tuple[str, int, int, int, str | None]]]]:
+        """The next keys of a bucket, by directory and name; of each all versions, the newest first: (id, created_ns,
+        marker, size, traits). Of about as many rows as the limit says; none where there are no more.
+        """
+        where = "AND (dir, name) > (?, ?)" if after else ""
+        rows = self._connection.execute(
+            "SELECT dir, name, id, created, marker, size, traits FROM version "
+            f"WHERE bucket = ? {where} ORDER BY dir, name, created, id LIMIT ?",
+            (self._connection.ids.get(address), *(after or ()), limit),
+        ).fetchall()
+        found = [(at, [row[2:] for row in group][::-1]) for at, group in itertools.groupby(rows, lambda row: row[:2])]
+        if len(rows) < limit:
+            return found
+        # the last key may have more
+        return found[:-1] or self.stacks(address, after, 4 * limit)
 
     def versions_after(self, address: str, after: Stored | None, limit: int) -> list[Stored]:
         """The next versions and markers of a bucket, by directory and name, each key's from the oldest on."""
