@@ -9,8 +9,8 @@ from pathlib import Path
 import fsrepl
 
 ORDER = ("errors", "temporary", "settings", "model", "s3", "storage", "region", "views", "capture", "replicate",
-         "repair", "daemon", "commands", "cli")  # fmt: skip
-STEPS = {"capture", "replicate", "repair"}
+         "repair", "lifecycle", "daemon", "commands", "cli")  # fmt: skip
+STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""
 
 PACKAGE = Path(fsrepl.__file__).parent

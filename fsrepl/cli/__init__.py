@@ -71,6 +71,7 @@ FILES: Mapping[str, Sequence[str]] = {
     "daemon": ("daemon",),
     "buckets": ("bucket", "versioning"),
     "replication": ("replication",),
+    "lifecycle": ("lifecycle",),
     "roles": ("role",),
     "objects": ("ls", "head", "cat", "restore", "rm", "tag"),
     "status": ("status", "why", "events"),

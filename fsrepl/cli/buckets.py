@@ -157,11 +157,12 @@ def bucket_ls(
                 r["Bucket"],
                 (r["Versioning"] or "never versioned") if r["Online"] else "OFFLINE",
                 ", ".join(r["ReplicatesTo"]),  # type: ignore[arg-type]
+                counted(r["LifecycleRules"], "rule") if r["LifecycleRules"] else "",  # type: ignore[arg-type]
                 r.get("Trouble", ""),
             )
             for r in rows
         ],
-        ("BUCKET", "VERSIONING", "REPLICATES TO", ""),
+        ("BUCKET", "VERSIONING", "REPLICATES TO", "LIFECYCLE", ""),
     )
 
 

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsrepl.commands import backfills, buckets, doctor_facts, heal, objects, replication, roles, sites, versioning
+from fsrepl.commands import (
+    backfills,
+    buckets,
+    doctor_facts,
+    heal,
+    lifecycle,
+    objects,
+    replication,
+    roles,
+    sites,
+    versioning,
+)
 from fsrepl.daemon import requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnBucket, OnObject, OnSource, Request
@@ -201,6 +212,8 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _in_region(requests.Backfill, backfills.accept),
         _does(requests.CancelBackfill, _cancel),
         _does(requests.ListBackfills, _backfills),
+        _in_region(requests.PutLifecycle, lifecycle.put_lifecycle),
+        _in_region(requests.RemoveLifecycle, lifecycle.remove_lifecycle),
         _does(requests.CreateRole, roles.create_role),
         _does(requests.RemoveRole, lambda e, r: roles.remove_role(e, r.name)),
         _does(requests.RestoreObject, _restore),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsrepl.capture import names
-from fsrepl.commands import reader
+from fsrepl.commands import lifecycle, reader
 from fsrepl.commands.reader import Document
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock, keys
@@ -53,6 +53,7 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     with reader.reader(site) as journal_, listing.open_versioned(site, address) as bucket:
         if other_names := names.describe(bucket, journal_, version):
             notes.append(other_names)
+        upcoming = lifecycle.upcoming(site, journal_, bucket, key, version.id)
     for destination in version.deliveries:
         if behind := said.get("buckets", {}).get(destination, {}).get("behind", {}).get(name):
             notes.append(f"the file in {destination} does not show this version yet: {behind}")
@@ -69,9 +70,19 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     if explanation := unchosen(site, address, version):
         document["Explanation"] = explanation
         sentences.append(explanation)
+    if upcoming:
+        of_lifecycle = ("Action", "StorageClass", "Due", "Rule", "BlockedBy")
+        document["Lifecycle"] = [{name: each[name] for name in of_lifecycle} for each in upcoming]
+        sentences += [_by_lifecycle(each) for each in upcoming]
     if notes:
         document["Notes"] = notes
     return Answer(document, sentences + notes)
+
+
+def _by_lifecycle(action: Document) -> str:
+    to = f" to {action['StorageClass']}" if action["StorageClass"] else ""
+    waits = f", and waits while it is {action['BlockedBy']}" if action["BlockedBy"] else ""
+    return f"lifecycle: {action['Action']}{to} by rule {action['Rule']} is due {action['Due']}{waits}"
 
 
 def _notes(alive: Mapping[str, Any], name: str) -> list[str]:

@@ -260,6 +260,19 @@ class CancelBackfill(Request):
 
 
 @dataclass(frozen=True)
+class PutLifecycle(OnBucket):
+    """document: S3's LifecycleConfiguration."""
+
+    op = "lifecycle.put"
+    document: object
+
+
+@dataclass(frozen=True)
+class RemoveLifecycle(OnBucket):
+    op = "lifecycle.rm"
+
+
+@dataclass(frozen=True)
 class CreateRole(Request):
     op = "role.create"
     name: str

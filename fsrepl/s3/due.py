@@ -94,6 +94,14 @@ def actions(
     return [replace(each, blocked_by=_blocked(each, versions, versioning, batch=batch)) for each in chosen]
 
 
+def upcoming(
+    lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning, *, batch: bool = False
+) -> list[Action]:
+    """All that rules ask for a key as it is now, the earliest first, and what would keep each."""
+    found = sorted(asked(lifecycle, key, versions, versioning), key=lambda each: each.due_ns)
+    return [replace(each, blocked_by=_blocked(each, versions, versioning, batch=batch)) for each in found]
+
+
 def asked(
     lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning
 ) -> Iterator[Action]:  # fmt: skip

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, digests, keys
 from fsrepl.model.address import Address
+from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
 from fsrepl.model.view import View, view_of
-from fsrepl.s3 import replication
+from fsrepl.s3 import lifecycle, replication
 from fsrepl.storage import documents, privacy, times
 from fsrepl.storage.fs import GONE, Fs
 from fsrepl.storage.root import Root
@@ -51,6 +52,7 @@ class Documents:
     replication: Replication | None = None
     since: Mapping[str, RuleSince] = field(default_factory=dict)
     removed: frozenset[tuple[bytes, str]] = frozenset()
+    lifecycle: Lifecycle | None = None
 
 
 class Directories:
@@ -257,6 +259,10 @@ class Bucket:
     def replication(self) -> Replication | None:
         return self.documents.replication
 
+    @property
+    def lifecycle(self) -> Lifecycle | None:
+        return self.documents.lifecycle
+
     def open(self) -> OpenBucket:
         """Look again whether this is the bucket we know, read what changed of its documents, and open it.
 
@@ -334,7 +340,14 @@ class Bucket:
 
     def refresh(self, opened: OpenBucket) -> None:
         """Read the documents that changed since the last look."""
-        names = (b"bucket.json", b"versioning.json", b"replication.json", b"rules.json", b"removed.jsonl")
+        names = (
+            b"bucket.json",
+            b"versioning.json",
+            b"replication.json",
+            b"lifecycle.json",
+            b"rules.json",
+            b"removed.jsonl",
+        )
         seen: dict[bytes, tuple[int, ...]] = {}
         for name in names:
             try:
@@ -376,6 +389,7 @@ class Bucket:
             self._document(opened, b"replication.json", self._parse_replication, None),
             self._document(opened, b"rules.json", _parse_since, {}),
             frozenset(documents.read_removed(self.fs, opened.meta)),
+            self._document(opened, b"lifecycle.json", lifecycle.read_lifecycle, None),
         )
 
     def _parse_replication(self, document: dict[str, object]) -> Replication | None:

@@ -24,6 +24,11 @@ def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
     yield from versions.in_depth(top, lambda path: _readable(bucket, path, prefix))
 
 
+def in_directory(bucket: OpenBucket, path: bytes) -> Iterator[Version | bytes]:
+    """The same of one directory, with the directories in it, by their paths."""
+    return _readable(bucket, path, b"")
+
+
 def _readable(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
     """The same as _steps; a directory that cannot be read, or not any more, shows nothing."""
     with contextlib.suppress(OSError):
@@ -80,6 +85,12 @@ def read(bucket: OpenBucket, key: bytes) -> Version | None:
             key, NULL, clock.within(found.st_mtime_ns), False, found.st_size, view.digest(), Origin.USER,
             posix=posix.inode_posix(bucket, view.fd, found), attrs=attributes.own(raw), tags=attributes.tags(raw),
         )  # fmt: skip
+
+
+def tags(bucket: OpenBucket, key: bytes) -> dict[str, str]:
+    """The tags of one object; none where no file has this key."""
+    with open_view_if_there(bucket, key, NO_FILE) as view:
+        return attributes.tags(bucket.fs.attributes(view.fd)) if view is not None else {}
 
 
 def content(bucket: OpenBucket, key: bytes) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.s3 import replication, roles
+from fsrepl.s3 import lifecycle, replication, roles
 from fsrepl.settings import reading
 from tests.site import Site
 
@@ -23,6 +23,13 @@ def test_a_configuration_is_accepted(path: Path) -> None:
     document = json.loads(path.read_text())
     found = replication.read_replication(document, source="us-east-1/photos", named=lambda _: [])
     assert {"ReplicationConfiguration": found.document} == document
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("lifecycle/*.json")), ids=lambda p: p.stem)
+def test_a_lifecycle_is_accepted(path: Path) -> None:
+    """s3-semantics, 5.1: each is valid as it stands, and comes out as it went in."""
+    document = json.loads(path.read_text())
+    assert lifecycle.read_lifecycle(document).document == document
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("roles/*.json")), ids=lambda p: p.stem)

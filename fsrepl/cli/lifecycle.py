@@ -1,0 +1,114 @@
+"""fsrepl lifecycle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from fsrepl.cli.common import (
+    Bucket,
+    Json,
+    counted,
+    open_site,
+    perform,
+    print_json,
+    print_table,
+    read_document,
+    say,
+    shown,
+    tell,
+)
+from fsrepl.daemon import requests
+from fsrepl.errors import Usage
+
+lifecycle = typer.Typer(
+    help="Lifecycle of a bucket: what expires, moves to another storage class, and goes for good, and when.",
+    no_args_is_help=True,
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(lifecycle, name="lifecycle")
+
+
+@lifecycle.command("put")
+def put(
+    bucket: Bucket,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="S3's JSON, as `aws s3api` takes it; - is stdin.")],
+    json: Json = False,
+) -> None:
+    """Save a configuration in S3's JSON, in place of the old one.
+
+    It holds for what is there as well as for what comes; `fsrepl lifecycle preview` says what that means.
+    """
+    document, _ = read_document(file)
+    answer = perform(requests.PutLifecycle(bucket, document))
+    print_json(answer) if json else say(f"{bucket} has {_counted(answer)}; `fsrepl lifecycle preview {bucket}`")
+
+
+def _counted(document: dict[str, Any]) -> str:
+    off = sum(rule["Status"] == "Disabled" for rule in document["Rules"])
+    return counted(len(document["Rules"]), "lifecycle rule") + (f", {off:,} of them disabled" if off else "")
+
+
+@lifecycle.command("get")
+def get(bucket: Bucket, json: Json = True) -> None:
+    """Print the configuration in S3's JSON."""
+    from fsrepl.commands.lifecycle import configuration
+
+    print_json(configuration(open_site(), str(bucket)).document)
+
+
+@lifecycle.command("rm")
+def rm(bucket: Bucket, json: Json = False) -> None:
+    """Remove the configuration. Nothing expires, moves or goes any more."""
+    answer = perform(requests.RemoveLifecycle(bucket))
+    print_json(answer) if json else say(f"{bucket} has no lifecycle any more")
+
+
+@lifecycle.command("preview")
+def preview(
+    bucket: Bucket,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="As of then: 2027-01-31, or 2027-01-31T10:00:00Z. Else now.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what is due, since when, by which rule, and what keeps it. Nothing is done."""
+    from fsrepl.commands import lifecycle as commands
+    from fsrepl.commands import reader
+
+    site = open_site()
+    site.look()
+    at_ns = site.now() if at is None else _moment(at)
+    with reader.reader(site) as journal:
+        items = list(commands.preview(site, journal, str(bucket), at_ns))
+    if json:
+        print_json({"Items": items})
+        return
+    print_table(
+        [
+            (
+                shown(str(item["Key"])),
+                item["VersionId"],
+                f"{item['Action']} {item['StorageClass'] or ''}".rstrip(),
+                item["Due"],
+                item["Rule"],
+                item["BlockedBy"] or "",
+            )
+            for item in items
+        ],
+        ("KEY", "VERSION", "ACTION", "DUE SINCE", "RULE", "WAITS FOR"),
+    )
+    if not items:
+        tell("nothing is due")
+
+
+def _moment(text: str) -> int:
+    from fsrepl.model import clock
+
+    try:
+        return clock.within(clock.parse(text if "T" in text or " " in text else f"{text}T00:00:00Z"))
+    except ValueError as error:
+        raise Usage(f"--at: {error}") from error

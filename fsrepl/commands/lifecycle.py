@@ -1,0 +1,103 @@
+"""Lifecycle configurations by command, and what they would do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.requests import PutLifecycle, RemoveLifecycle
+from fsrepl.errors import Refused
+from fsrepl.lifecycle.judge import Due, Judge
+from fsrepl.model import clock, keys
+from fsrepl.model.keys import Document
+from fsrepl.model.lifecycle import Lifecycle
+from fsrepl.model.version import Versioning
+from fsrepl.s3 import lifecycle
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.documents import remove_document, write_document
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.site import Site
+
+_ALL = 1 << 60
+
+
+def configuration(site: Site, address: str) -> Lifecycle:
+    """Raises Refused(NoSuchLifecycleConfiguration)."""
+    bucket = site.bucket(address)
+    with bucket.open():
+        return _required(bucket.lifecycle, address)
+
+
+def _required(found: Lifecycle | None, address: str) -> Lifecycle:
+    if found is None:
+        raise Refused(
+            "NoSuchLifecycleConfiguration",
+            f"{address} has no lifecycle configuration; `fsrepl lifecycle put {address} FILE` gives it one",
+        )
+    return found
+
+
+def put_lifecycle(engine: Engine, request: PutLifecycle) -> Document:
+    """Save a configuration as S3 takes it, and go by it from now on. Raises Refused with S3's codes."""
+    bucket = engine.site.bucket(str(request.bucket))
+    document = dict(lifecycle.read_lifecycle(request.document).document)
+    with bucket.open() as opened:
+        write_document(engine.fs, opened.meta, b"lifecycle.json", document)
+        bucket.refresh(opened)
+    engine.region_of(bucket.address).follow(bucket.address)
+    return document
+
+
+def remove_lifecycle(engine: Engine, request: RemoveLifecycle) -> Document:
+    """Raises Refused(NoSuchLifecycleConfiguration)."""
+    bucket = engine.site.bucket(str(request.bucket))
+    with bucket.open() as opened:
+        _required(bucket.lifecycle, bucket.address)
+        remove_document(engine.fs, opened.meta, b"lifecycle.json")
+        bucket.refresh(opened)
+    engine.region_of(bucket.address).follow(bucket.address)
+    return {"Bucket": bucket.address}
+
+
+def preview(site: Site, journal: Journal, address: str, at_ns: int) -> Iterator[Document]:
+    """What a run at a moment would do, and what keeps it from more. Raises Refused(NoSuchLifecycleConfiguration)."""
+    bucket = site.bucket(address)
+    with bucket.open() as opened:
+        judge = Judge(site, journal, opened, _required(bucket.lifecycle, address), at_ns)
+        for each in _all_due(opened, judge):
+            yield describe(each)
+
+
+def _all_due(bucket: OpenBucket, judge: Judge) -> Iterator[Due]:
+    todo, last = [b""], None
+    while True:
+        if bucket.bucket.versioning is Versioning.OFF:
+            found = judge.look_below(todo, time.monotonic(), _ALL)
+        else:
+            found = judge.look(last, float("inf"), _ALL)
+        yield from found.due
+        if found.is_over:
+            return
+        last = found.last
+
+
+def upcoming(site: Site, journal: Journal, bucket: OpenBucket, key: bytes, version_id: str) -> list[Document]:
+    """What a bucket's lifecycle will do to one version, the earliest first; nothing where it has none."""
+    if bucket.bucket.lifecycle is None:
+        return []
+    asked = Judge(site, journal, bucket, bucket.bucket.lifecycle, 0).upcoming(key)
+    return [describe(each) for each in asked if each.action.version_id == version_id]
+
+
+def describe(each: Due) -> Document:
+    """An action as `lifecycle preview` prints it."""
+    action = each.action
+    return keys.key_document(each.key) | {
+        "VersionId": action.version_id,
+        "Action": str(action.kind),
+        "StorageClass": action.storage_class or None,
+        "Due": clock.stamp(action.due_ns),
+        "Rule": action.rule,
+        "BlockedBy": action.blocked_by or None,
+    }

@@ -1,0 +1,1 @@
+"""Versions expire, move and go as the rules of their bucket say."""

@@ -1,0 +1,162 @@
+"""What is due in a bucket, found in the journal: a file is touched only where something is due for its key.
+
+The journal knows of each version what rules ask, but for tags and class that were changed since it was written, which
+are read then. Nothing here changes anything; act.py does, and believes only the record of each version it acts on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import keys
+from fsrepl.model.lifecycle import Lifecycle
+from fsrepl.model.version import NULL, Version, Versioning
+from fsrepl.s3 import due
+from fsrepl.s3.due import Action, Facts
+from fsrepl.storage import backfill_jobs, unversioned, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import read_traits, traits_of
+from fsrepl.storage.site import Site
+
+_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An action that is due for a version of a key."""
+
+    key: bytes
+    action: Action
+
+
+@dataclass(slots=True)
+class Slice:
+    """What came of a part of a bucket. last: the directory and name of the last key in it; is_over: the bucket ends
+    there. read: key, version id and traits that the journal did not know."""
+
+    due: list[Due] = field(default_factory=list)
+    last: tuple[bytes, bytes] | None = None
+    is_over: bool = False
+    judged: int = 0
+    read: list[tuple[bytes, str, str]] = field(default_factory=list)
+
+
+class Judge:
+    """Judges the keys of a bucket at a moment, by its lifecycle as it was last read."""
+
+    def __init__(
+        self, site: Site, journal: Journal, bucket: OpenBucket, lifecycle: Lifecycle, now_ns: int
+    ) -> None:  # fmt: skip
+        self.bucket, self.journal, self.lifecycle, self.now_ns = bucket, journal, lifecycle, now_ns
+        self._site = site
+        self._versioning = bucket.bucket.versioning
+        self._is_filled: bool | None = None
+
+    # -- a bucket with versions
+
+    def look(self, after: tuple[bytes, bytes] | None, until_s: float, most: int) -> Slice:
+        """Judge the keys that come next in the journal, until a moment or until so many actions are due."""
+        found = Slice(last=after)
+        stacks = self.journal.versions.stacks(self.bucket.address, after, _ROWS)
+        for at, rows in stacks:
+            self._judge(keys.join(*at), [_facts(*row) for row in rows], found)
+            found.last, found.judged = at, found.judged + 1
+            if len(found.due) >= most or time.monotonic() > until_s:
+                return found
+        found.is_over = not stacks
+        return found
+
+    def look_at(self, key: bytes) -> Slice:
+        """Judge one key."""
+        found = Slice()
+        self._judge(key, self.facts(key), found)
+        return found
+
+    def upcoming(self, key: bytes) -> list[Due]:
+        """What rules ask for one key, the earliest first, also what is not due yet."""
+        facts = self.facts(key)
+        facts, unknown = self.whole(key, facts, {each.id for each in facts}, [])
+        asked = due.upcoming(self.lifecycle, key, facts, self._versioning, batch=self.is_filled)
+        return [Due(key, each) for each in asked if each.version_id not in unknown]
+
+    def facts(self, key: bytes) -> list[Facts]:
+        """What the journal knows of the versions of a key, the newest first."""
+        return [_facts(*row) for row in self.journal.versions.stack_of(self.bucket.address, key)]
+
+    def _judge(self, key: bytes, facts: list[Facts], found: Slice) -> None:
+        maybe = due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns)
+        if not maybe:
+            return
+        facts, unknown = self.whole(key, facts, {each.version_id for each in maybe}, found.read)
+        actions = due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns, batch=self.is_filled)
+        found.due += [Due(key, each) for each in actions if each.version_id not in unknown]
+
+    def whole(
+        self, key: bytes, facts: list[Facts], ids: set[str], read: list[tuple[bytes, str, str]]
+    ) -> tuple[list[Facts], set[str]]:
+        """The same with what the journal cannot tell by itself of those that something may be due for; and which of
+        them nobody knows, so that nothing is done to them."""
+        statuses = self.journal.deliveries.unfinished(self.bucket.address, key)
+        whole, unknown = [], set()
+        for each in facts:
+            status = statuses.get(each.id)
+            is_unread = each.tags is None or (each.marker and len(facts) == 1 and self.is_filled and status is None)
+            if each.id in ids and is_unread:
+                version = self._read(key, each)
+                if version is None:
+                    unknown.add(each.id)
+                else:
+                    read.append((key, each.id, traits_of(version)))
+                    each = each._replace(tags=version.tags, storage_class=version.storage_class)
+                    status = status or version.status
+            whole.append(each._replace(status=status))
+        return whole, unknown
+
+    def _read(self, key: bytes, facts: Facts) -> Version | None:
+        try:
+            version = versions.read(self.bucket, key, facts.id, marker=facts.marker)
+            return versions.ensure_whole(version) if version else None
+        except StoreDamaged:
+            return None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether a backfill into the bucket is under way."""
+        if self._is_filled is None:
+            self._is_filled = backfill_jobs.is_filling(self._site, self.journal, self.bucket.address)
+        return self._is_filled
+
+    # -- a bucket that never had any
+
+    def look_below(self, todo: list[bytes], until_s: float, most: int) -> Slice:
+        """The same for files of a bucket that was never versioned: those of some of its directories, which are taken
+        from todo, where those below them are added."""
+        found = Slice()
+        while todo:
+            for each in unversioned.in_directory(self.bucket, todo.pop()):
+                if isinstance(each, bytes):
+                    todo.append(each)
+                else:
+                    found.due += self.of_file(each)
+                    found.judged += 1
+            if len(found.due) >= most or time.monotonic() > until_s:
+                break
+        found.is_over = not todo
+        return found
+
+    def of_file(self, version: Version) -> list[Due]:
+        """What is due for one file."""
+        facts = Facts(NULL, version.created_ns, size=version.size, tags=None)
+        if not due.actions(self.lifecycle, version.key, [facts], Versioning.OFF, self.now_ns):
+            return []
+        facts = facts._replace(tags=unversioned.tags(self.bucket, version.key))
+        actions = due.actions(self.lifecycle, version.key, [facts], Versioning.OFF, self.now_ns)
+        return [Due(version.key, each) for each in actions]
+
+
+def _facts(version_id: str, created_ns: int, marker: int, size: int, traits: str | None) -> Facts:
+    storage_class, tags = read_traits(traits)
+    return Facts(version_id, created_ns, bool(marker), size, tags, storage_class)
