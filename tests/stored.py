@@ -1,4 +1,4 @@
-"""Records of stored files, changed by hand: damaged, or written as earlier builds did."""
+"""Files of the store: where they are; and their records changed by hand, damaged or as earlier builds wrote them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Version
-from tests.world import World
+from tests.world import SOURCE, World
 
 INLINE = attributes.TRUSTED_RECORD if os.geteuid() == 0 else attributes.OWN_RECORD
 
@@ -75,3 +75,10 @@ def is_of_today(world: World, bucket: str) -> set[bool]:
         names = set(os.listxattr(path))
         out.add(attributes.RECORD in names and not names & attributes.FORMER)
     return out
+
+
+def stored(world: World, key: str, bucket: str = SOURCE, number: int = -1) -> Path:
+    """The file of a version of a key, the newest unless told otherwise."""
+    directory, _, name = key.rpartition("/")
+    files = sorted(world.path(f".fsrepl/versions/{directory}", bucket).glob(f"{name};*"))
+    return [f for f in files if not f.name.endswith(".json")][number]

@@ -14,7 +14,7 @@ from fsrepl.errors import Refused, Unavailable
 from fsrepl.model.version import Status
 from fsrepl.storage import remembered
 from tests.doubles import DyingFs, PowerCut
-from tests.repair.test_verify import verify
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
 

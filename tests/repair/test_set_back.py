@@ -12,7 +12,7 @@ import pytest
 
 from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_old_state import end
-from tests.repair.test_verify import verify
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World
 
 

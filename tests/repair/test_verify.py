@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,61 +17,15 @@ from fsrepl.model import keys
 from fsrepl.model.version import Status
 from fsrepl.model.view import View
 from fsrepl.repair.compare import Problem, Seen, Verdict, judge_view
-from fsrepl.repair.verify import Difference, Hooks, Tally, Verification
-from fsrepl.settings import reading
+from fsrepl.repair.verify import Verification
 from fsrepl.storage.fs import ReadingFs
-from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.site import Site
 from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_rebuild import strip
-from tests.stored import set_field
+from tests.stored import set_field, stored
+from tests.verifying import tally, verification, verify
 from tests.world import DESTINATION, SOURCE, World
-
-Found = list[tuple[str, str, str, bool]]
-"""(bucket, key, problem, repaired)"""
-
-
-@contextlib.contextmanager
-def verification(world: World, destination: str | None = None, *, repair: bool = False) -> Iterator[Verification]:
-    site = Site(world.settings, ReadingFs(), world.engine.site.now)
-    journal = Journal(os.path.join(site.state, "journal.db"), read_only=True)
-
-    def capture(bucket: str, found: Sequence[bytes]) -> None:
-        world.run("capture", bucket=bucket, keys=list(found))
-
-    def mend(found: Difference) -> None:
-        repair_version(world, found.bucket, found.place, found.version, marker=found.marker)
-
-    hooks = Hooks(capture=capture, mend=mend) if repair else Hooks()
-    try:
-        with Verification(site, SOURCE, destination, journal, hooks) as found:
-            yield found
-    finally:
-        journal.close()
-
-
-def repair_version(world: World, bucket: str, path: bytes, version: str, *, marker: bool = False) -> None:
-    """path: the key as the store spells it."""
-    world.run("verify.repair", bucket=bucket, path=path, version_id=version, marker=marker)
-
-
-def verify(world: World, *, repair: bool = False) -> Found:
-    with verification(world, repair=repair) as found:
-        return [(d.bucket, keys.shown(d.key), str(d.problem), d.repaired) for d in found.differences()]
-
-
-def tally(world: World) -> Tally:
-    with verification(world) as found:
-        assert list(found.differences()) == []
-        return found.tally
-
-
-def stored(world: World, key: str, bucket: str = SOURCE, number: int = -1) -> Path:
-    """The file of a version of a key, the newest unless told otherwise."""
-    directory, _, name = key.rpartition("/")
-    files = sorted(world.path(f".fsrepl/versions/{directory}", bucket).glob(f"{name};*"))
-    return [f for f in files if not f.name.endswith(".json")][number]
 
 
 def rot(path: Path) -> None:
@@ -108,15 +62,6 @@ def fill(world: World) -> None:
     world.settle()  # a view whose times are too fresh to be believed is looked at once more
 
 
-def share(world: World, sharing: str) -> None:
-    text = world.settings.path.read_text()
-    for region in ("east", "west"):
-        text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{sharing}"\n')
-    world.settings.path.write_text(text)
-    world.settings = reading.load(world.settings.path)
-    world.restart()
-
-
 def everything(world: World) -> dict[str, tuple[object, ...]]:
     """All that a write or an attribute would change in the regions."""
     out: dict[str, tuple[object, ...]] = {}
@@ -145,7 +90,7 @@ def test_the_same(tmp_path: Path) -> None:
 def test_what_is_pending_is_no_difference(tmp_path: Path) -> None:
     """Section 5: deliveries that are not done, and files that are just being changed, are counted apart."""
     with World(tmp_path) as world:
-        share(world, "private")
+        world.set_sharing(east="private", west="private")
         fill(world)
         (world.home / "west").rename(tmp_path / "away")
         world.write("new", b"not there yet")
@@ -350,7 +295,7 @@ over_all_damages = pytest.mark.parametrize(("damage", "problem"), DAMAGES, ids=l
 def test_either_side_is_mended(tmp_path: Path, damage: Damage, problem: str, bucket: str, sharing: str) -> None:
     """Section 5: verify names it and writes nothing, repair mends it from the other side, and views stay."""
     with World(tmp_path) as world:
-        share(world, sharing)
+        world.set_sharing(east=sharing, west=sharing)
         fill(world)
         before = world.history(SOURCE), world.history(DESTINATION), world.tree(SOURCE), world.tree(DESTINATION)
         views = [world.path("d/k").stat(), world.path("d/k", DESTINATION).stat()]
@@ -445,7 +390,7 @@ def test_what_became_of_the_store_counts_and_not_what_is_remembered(tmp_path: Pa
 def test_metadata_is_brought_into_line(tmp_path: Path) -> None:
     """G5: a replica whose record says something else than what was sent."""
     with World(tmp_path) as world:
-        share(world, "private")
+        world.set_sharing(east="private", west="private")
         world.write("k", b"one")
         os.setxattr(world.path("k"), "user.colour", b"blue")
         world.settle()
@@ -463,7 +408,7 @@ def test_metadata_is_brought_into_line(tmp_path: Path) -> None:
 def test_a_replica_of_other_content(tmp_path: Path) -> None:
     """G5: it matches its own record, and that is not its source's."""
     with World(tmp_path) as world:
-        share(world, "private")
+        world.set_sharing(east="private", west="private")
         world.write("k", b"one")
         world.settle()
         file, other = stored(world, "k", DESTINATION), tmp_path / "other"
@@ -495,7 +440,7 @@ def test_a_delivery_that_was_forgotten(tmp_path: Path) -> None:
 def test_a_replica_that_rots_is_restored(tmp_path: Path, sharing: str) -> None:
     """Section 5, G1: nobody wrote into it, as its inode and times say; so it is restored and no version is made."""
     with World(tmp_path) as world:
-        share(world, sharing)
+        world.set_sharing(east=sharing, west=sharing)
         fill(world)
         before = world.history(DESTINATION)
         rot_view(world, "d/k", DESTINATION)
@@ -513,7 +458,7 @@ def test_a_replica_that_rots_is_restored(tmp_path: Path, sharing: str) -> None:
 def test_the_view_of_a_source_is_never_touched(tmp_path: Path, sharing: str) -> None:
     """Section 5: it is named, each time; its stored version is mended where it is the same file."""
     with World(tmp_path) as world:
-        share(world, sharing)
+        world.set_sharing(east=sharing, west=sharing)
         fill(world)
         before = world.history(SOURCE)
         rot_view(world, "d/k", SOURCE)
@@ -577,7 +522,7 @@ def _cut_everywhere(home: Path, damage: Callable[[World], None], sharing: str = 
     """Repair with the power going at each change in turn, and once more."""
     for calls in itertools.count():
         with World(home / str(calls)) as world:
-            share(world, sharing)
+            world.set_sharing(east=sharing, west=sharing)
             fill(world)
             before = world.history(SOURCE), world.history(DESTINATION), world.tree(SOURCE), world.tree(DESTINATION)
             fs = DyingFs(1 << 60)

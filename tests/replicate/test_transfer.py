@@ -17,7 +17,7 @@ from fsrepl.region.limits import Progress
 from fsrepl.replicate import transfer
 from fsrepl.replicate.destination import Destination, Draft, LocalTree, StagedReplica
 from fsrepl.storage import versions
-from tests.repair.test_verify import stored
+from tests.stored import stored
 from tests.world import SOURCE, World
 
 

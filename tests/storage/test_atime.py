@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.storage.fs import Fs
-from tests.repair.test_verify import verify
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, USER, World
 
 LONG_AGO_NS = 1_000_000_000 * 10**9

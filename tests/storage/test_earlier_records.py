@@ -13,8 +13,8 @@ from fsrepl.model import attributes
 from fsrepl.model.version import Status
 from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_rebuild import restore_by_cp, strip_all
-from tests.repair.test_verify import share, stored, verify
-from tests.stored import as_earlier_builds, former, is_of_today, set_field
+from tests.stored import as_earlier_builds, former, is_of_today, set_field, stored
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
 
 BOTH = (SOURCE, DESTINATION)
@@ -41,7 +41,7 @@ def fill(world: World, *, large: bool = False) -> None:
 def world(request: pytest.FixtureRequest, memory: Path) -> Iterator[World]:
     with World(memory) as found:
         if request.param != "auto":
-            share(found, request.param)
+            found.set_sharing(east=request.param, west=request.param)
         yield found
 
 
@@ -186,7 +186,7 @@ def test_power_cut_while_they_are_rewritten(memory: Path, sharing: str) -> None:
     """G5, G7: wherever it is cut short, also without the journal, each version has its whole record in the end."""
     for calls, world in worlds(memory):
         if sharing != "auto":
-            share(world, sharing)
+            world.set_sharing(east=sharing, west=sharing)
         world.away("west")
         world.drop("d/k", b"data", tags={"class": "blue"})
         world.settle()

@@ -12,7 +12,7 @@ import pytest
 from fsrepl.model.version import Status
 from fsrepl.storage import listing
 from tests.doubles import DyingFs, PowerCut
-from tests.repair.test_verify import verify
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
 
 KEYS = ("a/1", "a/2", "b/3")

@@ -17,7 +17,7 @@ from fsrepl.commands import why
 from fsrepl.commands.documents import differences
 from fsrepl.repair.verify import Verification
 from tests.mounts import btrfs, clear, cover, mount, only_root, subvolume, tmpfs, unmount
-from tests.repair.test_verify import verify
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, at
 
 pytestmark = only_root

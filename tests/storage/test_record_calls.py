@@ -12,7 +12,7 @@ import pytest
 from fsrepl.model.attributes import DELIVERIES, RECORD, STATUS, TRUSTED_RECORD, VERSION_ID
 from tests import mounts
 from tests.doubles import UnsyncedFs
-from tests.repair.test_verify import share, stored
+from tests.stored import stored
 from tests.world import SOURCE, World
 
 FILES = 20
@@ -53,7 +53,7 @@ def test_attributes_are_set_once_a_file(memory: Path, sharing: str) -> None:
     fs = Counting()
     with World(memory, fs=fs) as world:
         if sharing == "private":
-            share(world, sharing)
+            world.set_sharing(east=sharing, west=sharing)
             world.restart(fs=fs)
         world.settle()
         fs.taken()
@@ -90,7 +90,7 @@ def test_views_take_no_block_each_for_their_labels(tmp_path: Path) -> None:
         mounts.ext4(tmp_path, "-b", 4096, "-I", 256) as at,
         World(tmp_path / "w", regions={"east": at / "east", "west": at / "west"}) as world,
     ):
-        share(world, "private")
+        world.set_sharing(east="private", west="private")
         world.write("first", b"")
         world.settle()
         os.sync()

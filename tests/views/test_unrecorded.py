@@ -18,8 +18,8 @@ from fsrepl.model.view import View
 from fsrepl.views import unrecorded
 from fsrepl.views.unrecorded import Look
 from tests.doubles import DeafWatcher
-from tests.repair.test_verify import repair_version, verify
 from tests.site import Site
+from tests.verifying import repair_version, verify
 from tests.world import DESTINATION, SOURCE, World, at
 
 WAS, IS = b"as it was captured", b"WRITTEN THROUGH ANOTHER NAME"

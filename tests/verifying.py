@@ -1,0 +1,52 @@
+"""Verify and repair in a world, as `fsrepl verify` does it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+from fsrepl.model import keys
+from fsrepl.repair.verify import Difference, Hooks, Tally, Verification
+from fsrepl.storage.fs import ReadingFs
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.site import Site
+from tests.world import SOURCE, World
+
+Found = list[tuple[str, str, str, bool]]
+"""(bucket, key, problem, repaired)"""
+
+
+@contextlib.contextmanager
+def verification(world: World, destination: str | None = None, *, repair: bool = False) -> Iterator[Verification]:
+    site = Site(world.settings, ReadingFs(), world.engine.site.now)
+    journal = Journal(os.path.join(site.state, "journal.db"), read_only=True)
+
+    def capture(bucket: str, found: Sequence[bytes]) -> None:
+        world.run("capture", bucket=bucket, keys=list(found))
+
+    def mend(found: Difference) -> None:
+        repair_version(world, found.bucket, found.place, found.version, marker=found.marker)
+
+    hooks = Hooks(capture=capture, mend=mend) if repair else Hooks()
+    try:
+        with Verification(site, SOURCE, destination, journal, hooks) as found:
+            yield found
+    finally:
+        journal.close()
+
+
+def repair_version(world: World, bucket: str, path: bytes, version: str, *, marker: bool = False) -> None:
+    """path: the key as the store spells it."""
+    world.run("verify.repair", bucket=bucket, path=path, version_id=version, marker=marker)
+
+
+def verify(world: World, *, repair: bool = False) -> Found:
+    with verification(world, repair=repair) as found:
+        return [(d.bucket, keys.shown(d.key), str(d.problem), d.repaired) for d in found.differences()]
+
+
+def tally(world: World) -> Tally:
+    with verification(world) as found:
+        assert list(found.differences()) == []
+        return found.tally
