@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fsrepl.cli import completion
 from fsrepl.cli.common import Json, open_site, perform, print_json, print_table, say, state, warn
 from fsrepl.daemon import requests
-from fsrepl.errors import FsreplError, Refused
 from fsrepl.model.address import Address
+
+if TYPE_CHECKING:
+    from fsrepl.storage.site import Site
+
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
@@ -59,9 +62,7 @@ def ls(json: Json = False) -> None:
     """List the roles, and who uses each."""
     from fsrepl.commands.documents import roles as documents
 
-    used = _users()
-    folder = state().settings.roles
-    names = sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
+    used, names = _users(open_site()), documents.names(state().settings)
     if json:
         print_json({"Roles": documents.roles(names, used)})
         return
@@ -73,7 +74,9 @@ def ls(json: Json = False) -> None:
 @role.command("show")
 def show(name: Name, json: Json = True) -> None:
     """Print a role's file."""
-    print_json(_read(name))
+    from fsrepl.commands.documents import roles
+
+    print_json(roles.role(state().settings, name))
 
 
 @role.command("rm")
@@ -81,34 +84,15 @@ def rm(name: Name, json: Json = False) -> None:
     """Remove a role. Deliveries that need it then end FAILED, AssumeRoleNotPermitted."""
     answer = perform(requests.RemoveRole(name))
     print_json(answer) if json else say(f"role {name} is removed")
-    if users := _users().get(name):
+    if users := _users(open_site()).get(name):
         warn(f"{', '.join(users)} still uses it: what it should replicate will be FAILED")
 
 
-def _users() -> dict[str, list[str]]:
+def _users(site: Site) -> dict[str, list[str]]:
     """The buckets that each role is named in. One that cannot be read is told of."""
-    used: dict[str, list[str]] = {}
-    for address, bucket in sorted(open_site().buckets.items()):
-        try:
-            with bucket.open():
-                if bucket.replication:
-                    used.setdefault(bucket.replication.role, []).append(address)
-        except FsreplError as error:
-            warn(str(error))
+    from fsrepl.commands.documents import roles
+
+    used, unread = roles.users(site)
+    for why in unread:
+        warn(why)
     return used
-
-
-def _read(name: str) -> dict[str, Any]:
-    import json
-
-    from fsrepl.s3 import arn
-
-    arn.check_role_name(name)
-    path = state().settings.roles / f"{name}.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise Refused("NoSuchEntity", f"there is no role {name!r} in {path.parent}") from error
-    except (OSError, ValueError) as error:
-        raise Refused("MalformedPolicyDocument", f"{path} cannot be read: {error}") from error
-    return found

@@ -1,12 +1,48 @@
-"""Roles as JSON: `role ls`."""
+"""Roles as JSON: `role ls`, `role show`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
+from fsrepl.errors import FsreplError, Refused
 from fsrepl.model.keys import Document
 from fsrepl.s3 import arn
+from fsrepl.settings import Settings
+from fsrepl.storage.site import Site
 
 
-def roles(names: Sequence[str], used_by: Mapping[str, Sequence[str]]) -> list[Document]:
-    return [{"RoleName": n, "Arn": arn.role_arn(n), "UsedBy": list(used_by.get(n, ()))} for n in names]
+def names(settings: Settings) -> list[str]:
+    """The roles that there are."""
+    return sorted(path.stem for path in settings.roles.glob("*.json")) if settings.roles.is_dir() else []
+
+
+def roles(found: Sequence[str], used_by: Mapping[str, Sequence[str]]) -> list[Document]:
+    return [{"RoleName": n, "Arn": arn.role_arn(n), "UsedBy": list(used_by.get(n, ()))} for n in found]
+
+
+def role(settings: Settings, name: str) -> Document:
+    """What a role's file says. Raises Refused(NoSuchEntity) where there is none."""
+    arn.check_role_name(name)
+    path = settings.roles / f"{name}.json"
+    try:
+        found: Document = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise Refused("NoSuchEntity", f"there is no role {name!r} in {path.parent}") from error
+    except (OSError, ValueError) as error:
+        raise Refused("MalformedPolicyDocument", f"{path} cannot be read: {error}") from error
+    return found
+
+
+def users(site: Site) -> tuple[dict[str, list[str]], list[str]]:
+    """The buckets that each role is named in; and why some cannot be asked."""
+    used: dict[str, list[str]] = {}
+    unread: list[str] = []
+    for address, bucket in sorted(site.buckets.items()):
+        try:
+            with bucket.open():
+                if bucket.replication:
+                    used.setdefault(bucket.replication.role, []).append(address)
+        except FsreplError as error:
+            unread.append(str(error))
+    return used, unread
