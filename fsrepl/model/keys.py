@@ -3,7 +3,7 @@
 A version of `2026/cat.jpg` is the file `2026/cat.jpg;VERSION-ID` below the version store, a
 marker has `;deleted` after that, a sidecar `;meta.json`. A component that would not fit, or
 that could be read as one of these names, is stored under a digest; the key itself then stands
-in the attribute user.fsrepl.key. Source: design.md, section 2.
+in its record, user.fsrepl.record. Source: design.md, section 2.
 """
 
 from __future__ import annotations
