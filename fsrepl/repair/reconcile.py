@@ -14,7 +14,7 @@ import time
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import NULL, Version
 from fsrepl.repair import rebuild
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -48,6 +48,7 @@ def reconcile(
         spelled = not any(map(keys.is_digest, path.split(b"/")))
         if spelled:
             seen_directories.add(path)
+        found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
         stripped, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
         if rebuilder is not None and spelled:
             rebuilder.damaged += [
@@ -126,10 +127,37 @@ def _directory(
         known.discard(entry)
     for start in range(0, len(unread), _ROWS):
         _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], stripped, damaged)
+    ids = {(stored.name, stored.id) for _, stored in found}
     for last, version_id, _marker in known:
+        if (last, version_id) in ids:
+            continue  # a null version, and a null marker is in its place, or the other way round
         if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
             _drop(bucket, journal, keys.join(path, last), version_id)
     return stripped, damaged
+
+
+def _without_replaced(
+    bucket: OpenBucket, fd: int, path: bytes, found: list[tuple[bytes, keys.StoredName]], *, remove: bool
+) -> list[tuple[bytes, keys.StoredName]]:
+    """A directory without the null versions, or markers, whose place was taken by the other when that was cut short.
+
+    remove: these go, which was about to be.
+    """
+    names = [each for each in found if each[1].id == NULL]
+    if len(names) == len({stored.name for _, stored in names}):
+        return found
+    nulls: dict[bytes, list[tuple[int, bytes]]] = {}
+    for name, stored in names:
+        with contextlib.suppress(FileNotFoundError, StoreDamaged):
+            key = keys.join(path, stored.name)
+            version = records.read(bucket, fd, name, key).version(key, stored)
+            nulls.setdefault(stored.name, []).append((version.created_ns, name))
+    replaced = {min(each)[1] for each in nulls.values() if len(each) > 1}
+    for name in replaced if remove else ():
+        for gone in (name, name + keys.SIDECAR):
+            with contextlib.suppress(FileNotFoundError):
+                bucket.fs.unlink(fd, gone)
+    return [each for each in found if each[0] not in replaced]
 
 
 def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
@@ -196,9 +224,11 @@ def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, st
 
 
 def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> None:
-    log.error(
-        'lost bucket=%s key="%s" version=%s: it is no longer in the store', bucket.address, keys.shown(key), version_id
-    )
+    if (key, version_id) not in bucket.bucket.documents.removed:
+        log.error(
+            'lost bucket=%s key="%s" version=%s: it is no longer in the store',
+            bucket.address, keys.shown(key), version_id,
+        )  # fmt: skip
     forget_version(bucket, journal, key, version_id)
 
 
