@@ -168,7 +168,9 @@ class World:
             for queue in region.queues.values():
                 queue.kick()
             for place in region.places.values():
-                place.up_again_at_s = place.displaced_at_s = 0.0
+                place.up_again_at_s = place.displaced_at_s = place.lifecycle_look_s = 0.0
+                if place.lifecycle is not None:
+                    place.lifecycle.due_s = 0.0
                 place.rests_until_s.clear()
                 for each in (*place.later.values(), *place.held.values()):
                     each.due_s = 0.0

@@ -18,6 +18,7 @@ from fsrepl.cli.common import (
     say,
     shown,
     tell,
+    warn,
 )
 from fsrepl.daemon import requests
 from fsrepl.errors import Usage
@@ -65,6 +66,24 @@ def rm(bucket: Bucket, json: Json = False) -> None:
     """Remove the configuration. Nothing expires, moves or goes any more."""
     answer = perform(requests.RemoveLifecycle(bucket))
     print_json(answer) if json else say(f"{bucket} has no lifecycle any more")
+
+
+@lifecycle.command("run")
+def run(bucket: Bucket, json: Json = False) -> None:
+    """Do at once what is due, and not only after midnight UTC.
+
+    What is not replicated yet stays, and so does what somebody is changing just now.
+    """
+    answer = perform(requests.RunLifecycle(bucket))
+    if json:
+        print_json(answer)
+        return
+    done = [f"{name} {number:,}" for name, number in answer["Done"].items() if number]
+    say(f"{bucket}: {counted(answer['Judged'], 'key')} judged; {', '.join(done) or 'nothing was due'}")
+    if answer["Blocked"]:
+        say(f"{counted(answer['Blocked'], 'version')} not replicated yet: that comes first")
+    for key in answer["Busy"]:
+        warn(f"{key} is being changed, or was: it waits for the next run")
 
 
 @lifecycle.command("preview")

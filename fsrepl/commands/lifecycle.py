@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 
 from fsrepl.daemon.engine import Engine
-from fsrepl.daemon.requests import PutLifecycle, RemoveLifecycle
-from fsrepl.errors import Refused
+from fsrepl.daemon.requests import PutLifecycle, RemoveLifecycle, RunLifecycle
+from fsrepl.daemon.worker import Worker
+from fsrepl.errors import Refused, Unavailable
+from fsrepl.lifecycle import run
 from fsrepl.lifecycle.judge import Due, Judge
 from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.version import Versioning
+from fsrepl.region.bucket_state import LifecycleRun
 from fsrepl.s3 import lifecycle
+from fsrepl.s3.due import Kind
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import remove_document, write_document
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 
 _ALL = 1 << 60
+_PATIENCE_S = 1.0
 
 
 def configuration(site: Site, address: str) -> Lifecycle:
@@ -58,6 +64,34 @@ def remove_lifecycle(engine: Engine, request: RemoveLifecycle) -> Document:
         bucket.refresh(opened)
     engine.region_of(bucket.address).follow(bucket.address)
     return {"Bucket": bucket.address}
+
+
+def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
+    """Do at once what is due, a slice at a time: in between the region goes on with everything else.
+
+    What waits to be captured is captured first. Raises Refused(NoSuchLifecycleConfiguration), Unavailable.
+    """
+    address = engine.site.bucket(str(request.bucket)).address
+    region, going = engine.region_of(address), LifecycleRun(engine.site.now())
+    _required(region.ask(lambda: region.flush(address).bucket.lifecycle), address)
+    while region.ask(functools.partial(_go_on, region, address, going)):
+        time.sleep(min(_PATIENCE_S, max(0.0, going.due_s - time.monotonic())))
+        going.due_s = 0.0
+    return {
+        "Bucket": address,
+        "Judged": going.judged,
+        "Done": {kind.value: going.done.get(kind.value, 0) for kind in Kind},
+        "Blocked": going.blocked,
+        "Busy": [keys.text(key) for key in going.again],
+    }
+
+
+def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:
+    """One slice; whether there are more."""
+    place = region.flush(address, list(going.again)) if going.again else region.ready(address)
+    with region.at_work(place):
+        return run.go_on(region, place, going)
+    raise Unavailable(f"lifecycle of {address} has stopped: {place.put_down}; give the command again")
 
 
 def preview(site: Site, journal: Journal, address: str, at_ns: int) -> Iterator[Document]:

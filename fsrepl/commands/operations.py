@@ -214,6 +214,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.ListBackfills, _backfills),
         _in_region(requests.PutLifecycle, lifecycle.put_lifecycle),
         _in_region(requests.RemoveLifecycle, lifecycle.remove_lifecycle),
+        _does(requests.RunLifecycle, lifecycle.run_lifecycle),
         _does(requests.CreateRole, roles.create_role),
         _does(requests.RemoveRole, lambda e, r: roles.remove_role(e, r.name)),
         _does(requests.RestoreObject, _restore),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from fsrepl.capture import barrier, schedule
 from fsrepl.errors import FsreplError, Unavailable
+from fsrepl.lifecycle import act
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
@@ -132,6 +133,7 @@ class Attaching(Region):
 
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
         following.look_before_showing(self, place, bucket, intents)
+        act.tell_again(self, bucket)
         lost = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, hold)
         refetch.resume(place, lost)
         thresholds.untrack(engine, address)

@@ -273,6 +273,13 @@ class RemoveLifecycle(OnBucket):
 
 
 @dataclass(frozen=True)
+class RunLifecycle(OnBucket):
+    """Do at once what is due."""
+
+    op = "lifecycle.run"
+
+
+@dataclass(frozen=True)
 class CreateRole(Request):
     op = "role.create"
     name: str

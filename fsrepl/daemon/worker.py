@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fsrepl.capture import barrier, ingest, schedule
 from fsrepl.daemon.attach import PROBE_S, Attaching
 from fsrepl.errors import BucketMissing, FsreplError
+from fsrepl.lifecycle import run
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import Place
@@ -157,6 +158,7 @@ class Worker(Attaching):
             functools.partial(following.look_due, self),
             functools.partial(refetch.fetch_due, self),
             self._backfill,
+            functools.partial(run.step, self),
         ):
             busy |= step()
         self._mark_views(busy=busy)

@@ -7,6 +7,7 @@ are read then. Nothing here changes anything; act.py does, and believes only the
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fsrepl.errors import StoreDamaged
@@ -69,11 +70,26 @@ class Judge:
         found.is_over = not stacks
         return found
 
-    def look_at(self, key: bytes) -> Slice:
-        """Judge one key."""
-        found = Slice()
-        self._judge(key, self.facts(key), found)
+    def look_at(self, keys_: Sequence[bytes]) -> Slice:
+        """Judge some keys."""
+        found = Slice(is_over=True)
+        for key in keys_:
+            self._judge(key, self.facts(key), found)
         return found
+
+    def confirmed(self, wanted: Due, version: Version) -> Action | None:
+        """An action as the record of its version has it; None where that says that it is not due."""
+        facts = [
+            each._replace(tags=version.tags, storage_class=version.storage_class, status=version.status)
+            if each.id == version.id
+            else each
+            for each in self.whole(wanted.key, self.facts(wanted.key), set(), [])[0]
+        ]
+        actions = due.actions(
+            self.lifecycle, wanted.key, facts, self._versioning, self.now_ns, batch=self.is_filled
+        )  # fmt: skip
+        same = (each for each in actions if each.version_id == version.id and each.kind is wanted.action.kind)
+        return next(same, None)
 
     def upcoming(self, key: bytes) -> list[Due]:
         """What rules ask for one key, the earliest first, also what is not due yet."""

@@ -61,6 +61,27 @@ class Damaged:
     marker: bool = False
 
 
+@dataclass(slots=True)
+class LifecycleRun:
+    """One run of a bucket's lifecycle through all its keys, as of one moment.
+
+    last: how far it is, by directory and name; todo: the directories that are left of a bucket that was never
+    versioned. again: keys that were not ready, and are judged once more, up to some tries. done: by the word for it,
+    how many versions something was done to.
+    """
+
+    now_ns: int
+    last: tuple[bytes, bytes] | None = None
+    todo: list[bytes] = field(default_factory=lambda: [b""])
+    is_over: bool = False
+    again: dict[bytes, None] = field(default_factory=dict)
+    tries: int = 0
+    due_s: float = 0.0
+    judged: int = 0
+    done: dict[str, int] = field(default_factory=dict)
+    blocked: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Place:
     """One bucket at work."""
@@ -136,6 +157,10 @@ class Place:
     said_exposed: str = ""
     mounts_seen: bytes = b""
     """The machine's table of mounts at the last look: where it is the same, no new one covers anything here."""
+    lifecycle: LifecycleRun | None = None
+    """The run through it that is under way."""
+    lifecycle_look_s: float = 0.0
+    """When to look next whether one is due."""
     has_barrier: bool = False
     """Its sentinels are watched."""
 

@@ -104,6 +104,10 @@ class Reporter:
         now_ns = self._now()
         return self._write(events.record(events.Name.UNTRACKED, result, now_ns) for result in results)
 
+    def announce_lifecycle(self, records: Iterable[events.Record]) -> bool:
+        """Write what lifecycle does, durably; whether that could be done."""
+        return self._write(records)
+
     def _write(self, records: Iterable[events.Record]) -> bool:
         try:
             self.eventlog.append(records)

@@ -1,4 +1,4 @@
-"""S3's replication events: which of them a result is, and the record that tells of one.
+"""S3's events of replication and lifecycle: which of them a result is, and the record that tells of one.
 
 Pure: no I/O, no clock. A record is what S3 puts into the Records of a notification, version 2.2; its
 x-amz-request-id is made from what it tells, so that the same news has the same id however often it
@@ -15,7 +15,7 @@ from urllib.parse import quote_plus
 
 from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
-from fsrepl.model.version import THRESHOLD_NS, Result, Status, Tracking
+from fsrepl.model.version import THRESHOLD_NS, Result, Status, Tracking, Version
 from fsrepl.s3 import arn
 
 Record = dict[str, object]
@@ -28,6 +28,9 @@ class Name(enum.StrEnum):
     MISSED = "Replication:OperationMissedThreshold"
     LATE = "Replication:OperationReplicatedAfterThreshold"
     UNTRACKED = "Replication:OperationNotTracked"
+    EXPIRED = "LifecycleExpiration:Delete"
+    MARKED = "LifecycleExpiration:DeleteMarkerCreated"
+    MOVED = "LifecycleTransition"
 
 
 def tracking(frozen: Tracking, rule: Rule | None) -> Tracking:
@@ -64,12 +67,7 @@ def records(results: Iterable[Result], now_ns: int) -> Iterator[Record]:
 
 def record(name: Name, result: Result, now_ns: int) -> Record:
     """One event as S3 writes it, but for its ETag, which is the BLAKE3, and ARNs, which name the region."""
-    source = Address.parse_bucket(result.source)
-    identity = identify(name, result)
-    stored: Record = {"key": quote_plus(result.key, safe="/"), "size": result.size_bytes}
-    if result.digest:
-        stored["eTag"] = result.digest.hex()
-    stored |= {"versionId": result.version, "sequencer": sequencer(result.asked_ns)}
+    stored = _object(result.key, result.version, result.size_bytes, result.digest, result.asked_ns)
     told: Record = {
         "replicationRuleId": result.rule,
         "destinationBucket": arn.bucket_arn(result.destination),
@@ -82,6 +80,28 @@ def record(name: Name, result: Result, now_ns: int) -> Record:
         told["threshold"] = f"PT{THRESHOLD_NS // 60_000_000_000}M"
     if name is Name.LATE:
         told["replicationTime"] = time(now_ns)
+    return _record(name, identify(name, result), result.source, stored, now_ns) | {"replicationEventData": told}
+
+
+def of_lifecycle(name: Name, bucket: str, version: Version, now_ns: int) -> Record:
+    """What lifecycle did to a version: to a marker that it made, one that it removed, one that has a new class."""
+    identity = _digest(version.key, str(name), bucket, version.id, str(version.created_ns), version.storage_class)
+    stored = _object(version.key, version.id, version.size, version.digest, now_ns)
+    found = _record(name, identity, bucket, stored, now_ns)
+    if name is Name.MOVED:
+        found["lifecycleEventData"] = {"transitionEventData": {"destinationStorageClass": version.storage_class}}
+    return found
+
+
+def _object(key: bytes, version_id: str, size_bytes: int, digest: bytes, at_ns: int) -> Record:
+    stored: Record = {"key": quote_plus(key, safe="/"), "size": size_bytes}
+    if digest:
+        stored["eTag"] = digest.hex()
+    return stored | {"versionId": version_id, "sequencer": sequencer(at_ns)}
+
+
+def _record(name: Name, identity: str, bucket: str, stored: Record, now_ns: int) -> Record:
+    source = Address.parse_bucket(bucket)
     return {
         "eventVersion": "2.2",
         "eventSource": "aws:s3",
@@ -98,18 +118,20 @@ def record(name: Name, result: Result, now_ns: int) -> Record:
             "bucket": {
                 "name": source.name,
                 "ownerIdentity": {"principalId": arn.ACCOUNT},
-                "arn": arn.bucket_arn(result.source),
+                "arn": arn.bucket_arn(bucket),
             },
             "object": stored,
         },
-        "replicationEventData": told,
     }
 
 
 def identify(name: Name, result: Result) -> str:
     """64 hex digits that are the same whenever the same is told of the same operation."""
-    of = (str(name), result.source, result.destination, result.version, str(result.asked_ns))
-    return hashlib.sha256("\0".join(of).encode() + b"\0" + result.key).hexdigest().upper()
+    return _digest(result.key, str(name), result.source, result.destination, result.version, str(result.asked_ns))
+
+
+def _digest(key: bytes, *of: str) -> str:
+    return hashlib.sha256("\0".join(of).encode() + b"\0" + key).hexdigest().upper()
 
 
 def sequencer(asked_ns: int) -> str:

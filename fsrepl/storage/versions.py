@@ -138,12 +138,12 @@ def _unlink_if_there(bucket: OpenBucket, at: int, name: bytes) -> None:
         bucket.fs.unlink(at, name)
 
 
-def remember_removed(bucket: OpenBucket, version: Version) -> None:
-    """Write down, durably and before it happens, that a version is removed for good. Source: s3-semantics, 9.8."""
-    line = json.dumps({"key": os.fsdecode(version.key), "version": version.id}).encode() + b"\n"
+def remember_removed(bucket: OpenBucket, *gone: Version) -> None:
+    """Write down, durably and before it happens, that versions are removed for good. Source: s3-semantics, 9.8."""
+    lines = [json.dumps({"key": os.fsdecode(version.key), "version": version.id}).encode() + b"\n" for version in gone]
     fd = bucket.fs.append(bucket.meta, b"removed.jsonl")
     try:
-        bucket.fs.write(fd, line)
+        bucket.fs.write(fd, b"".join(lines))
         bucket.fs.sync_file(fd)
     finally:
         bucket.fs.close(fd)

@@ -131,7 +131,7 @@ def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes
     """Take out a view that is as it was recorded, and put the version's file there; nothing where it is a marker."""
     directory, name = keys.split(version.key)
     at = bucket.views.get(directory)
-    if _is_written(bucket, at, name):
+    if is_written(bucket, at, name):
         return Held("somebody has the file open for writing")
     if version.marker:
         return _hide(bucket, at, directory, name, expected)
@@ -142,7 +142,7 @@ def _conflict(bucket: OpenBucket, key: bytes) -> Held:
     return Held(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
 
 
-def _is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
+def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
     """Whether somebody has a file open for writing; None where that cannot be known."""
     try:
         fd = bucket.fs.open_read(at, name)
@@ -205,7 +205,7 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        if _is_written(bucket, at, name) is not False:
+        if is_written(bucket, at, name) is not False:
             return _UNREACHED
         where, aside = at, crossing.beside(key)
         bucket.fs.rename_new(at, name, where, aside)
@@ -233,7 +233,7 @@ def _exchange(
             return Theirs()
         if error.errno != errno.EXDEV:
             raise
-        if _is_written(bucket, at, name) is not False:
+        if is_written(bucket, at, name) is not False:
             return _UNREACHED
         where, aside = at, crossing.bring(bucket, at, version)
         ours = _swap(bucket, where, aside, at, name)
@@ -265,7 +265,7 @@ def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: 
     Where that cannot be known it stays in .fsrepl/displaced for a while: displaced.py looks whether anything came of
     it. In a directory of the user's it goes: there it was known a moment before.
     """
-    written, found = _is_written(bucket, where, aside), bucket.fs.stat(where, aside)
+    written, found = is_written(bucket, where, aside), bucket.fs.stat(where, aside)
     if written or not expected.has_content_of(found):
         return None
     if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):

@@ -24,7 +24,15 @@ _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
     """First steps, undoing, a lost site (G6), a bucket's store, a disk that died (G7), and plain files at last."""
     blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
-    assert list(blocks) == ["first steps", "undoing", "site lost", "store removed", "dead disk", "uninstall"]
+    assert list(blocks) == [
+        "first steps",
+        "undoing",
+        "lifecycle",
+        "site lost",
+        "store removed",
+        "dead disk",
+        "uninstall",
+    ]
     script = "set -eux -o pipefail\n" + "\n".join(f"echo '== {name}'\n{text}" for name, text in blocks.items())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     home = tmp_path / "home"
@@ -40,6 +48,7 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
     assert "safe" in parts["first steps"]
     assert 'user.fsrepl.replication-status="REPLICA"' in parts["first steps"]
     assert "purr" in parts["undoing"]
+    assert "nothing was due" in parts["lifecycle"]
     assert "us-east-1/photos" in parts["site lost"]
     assert "no differences" in parts["store removed"]
     assert "purr" in parts["dead disk"]

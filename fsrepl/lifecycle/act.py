@@ -1,0 +1,297 @@
+"""What is due is done: markers made, versions removed for good, storage classes written. A batch at a time.
+
+In an order that a crash leaves complete after any call. A view is removed on the path that a replica's marker goes: an
+intent first, then the marker in the store, then the view is taken out, compared, and put back where it is not what was
+recorded. Nothing expires of a key whose file is not as it was recorded: that becomes a version first. A removal for
+good is told, then written down in removed.jsonl, then done; a marker is in the store before it is told.
+
+Only the record of a version says that something may be done to it. Source: s3-semantics, 5.2, 5.4 and 5.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fsrepl.errors import StoreDamaged, Unavailable, reason
+from fsrepl.lifecycle.judge import Due, Judge
+from fsrepl.model import keys
+from fsrepl.model.version import NULL, Origin, Version, Versioning
+from fsrepl.model.view import View
+from fsrepl.region.bucket_state import Damaged, LifecycleRun, Place
+from fsrepl.region.region import Region
+from fsrepl.s3 import events
+from fsrepl.s3.due import Action, Kind
+from fsrepl.storage import staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import NO_FILE
+from fsrepl.storage.intents import Intent, intend, read_intents
+from fsrepl.storage.journal.rows import traits_of
+from fsrepl.storage.view_file import open_view_if_there
+from fsrepl.views import show, stale, unrecorded
+
+log = logging.getLogger("fsrepl")
+
+
+class NotBegun(Unavailable):
+    """It cannot be done now, and nothing was: it is tried later."""
+
+
+class Batch:
+    """Actions in one bucket that share their syncs. Runs in the region's thread.
+
+    Raises NotBegun where it can be tried later. Any other error leaves things half done, and
+    the bucket must come up again, which finishes them.
+    """
+
+    def __init__(self, region: Region, place: Place, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -> None:
+        self.region, self.place, self.bucket, self.judge, self.run = region, place, bucket, judge, run
+        self.engine, self.journal = region.engine, region.engine.journal
+
+    def carry_out(self, found: Sequence[Due]) -> None:
+        """Do what is due, as far as nothing keeps it."""
+        ready = [(each, version) for each in found if (version := self._ready(each)) is not None]
+        self._expire([version for each, version in ready if each.action.kind is Kind.EXPIRE])
+        removals = (Kind.REMOVE_VERSION, Kind.REMOVE_MARKER)
+        self._remove([(each.action.kind, version) for each, version in ready if each.action.kind in removals])
+        self._move([(each.action, version) for each, version in ready if each.action.storage_class])
+
+    # -- may it be done
+
+    def _ready(self, wanted: Due) -> Version | None:
+        """The record of the version, where it may be acted on now."""
+        key, kind = wanted.key, wanted.action.kind
+        if wanted.action.blocked_by:
+            self.run.blocked += 1
+            return None
+        try:
+            version = versions.read(self.bucket, key, wanted.action.version_id)
+            version = versions.ensure_whole(version) if version else None
+        except StoreDamaged:
+            self.place.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
+            return None
+        confirmed = self.judge.confirmed(wanted, version) if version else None
+        if version is None or confirmed is None:
+            return None
+        if confirmed.blocked_by:
+            self.run.blocked += 1
+            return None
+        if self._is_in_hand(key) or (kind is Kind.EXPIRE and not self._is_as_recorded(key)):
+            self.run.again[key] = None
+            return None
+        return version
+
+    def _is_in_hand(self, key: bytes) -> bool:
+        """Whether something of a key waits to be captured or shown: then what is current may change just now."""
+        held = self.place.held.get(key)
+        if held is not None and not held.conflict:
+            return True
+        if key in self.place.later or key in self.place.lanes:
+            return True
+        return self.region.marks.is_marked(self.bucket.address, key)
+
+    def _is_as_recorded(self, key: bytes) -> bool:
+        """Whether the file that people see is the one on record, and nobody writes into it. Else it is captured."""
+        known = self.journal.versions.object(self.bucket.address, key)
+        view = known.view if known else None
+        if unrecorded.look(self.bucket, key, view) is not unrecorded.Look.RECORDED or self._hides_a_write(key, view):
+            self.region.look_at(self.bucket.address, [key])
+            return False
+        directory, name = keys.split(key)
+        return view is None or not show.is_written(self.bucket, self.bucket.views.get(directory), name)
+
+    def _hides_a_write(self, key: bytes, view: View | None) -> bool:
+        """Whether a file was changed without a trace in its times, which were too fresh when it was recorded."""
+        if view is None or not view.racy:
+            return False
+        version = versions.read(self.bucket, key, view.shown, marker=False)
+        with open_view_if_there(self.bucket, key, NO_FILE) as found:
+            return version is None or found is None or found.digest() != version.digest
+
+    # -- markers
+
+    def _expire(self, expired: Sequence[Version]) -> None:
+        """Put a marker on each, and show that. Markers that lifecycle made owe nothing to anybody."""
+        if not expired:
+            return
+        address, now_ns = self.bucket.address, self.engine.site.now()
+        markers, was = [], {}
+        for version in expired:
+            version_id, created_ns = self.place.bucket.ids.next(now_ns)
+            if self.place.bucket.versioning is Versioning.SUSPENDED:
+                version_id = NULL
+            markers.append(Version(version.key, version_id, created_ns, marker=True, origin=Origin.LIFECYCLE))
+            was[version.key] = self._view(version)
+        staged: list[versions.Staged] = []
+        try:
+            for marker in markers:
+                staged.append(versions.stage_marker(self.bucket, marker))
+            intents = [Intent(marker.key, marker.id, was[marker.key]) for marker in markers]
+            intended = intend(
+                self.engine.syncer, self.bucket, intents, [(self.bucket.tmp, each.name) for each in staged]
+            )
+        except OSError as error:
+            for each in staged:
+                with contextlib.suppress(OSError):  # what stays is swept at the next start
+                    versions.discard(self.bucket, each)
+            raise NotBegun(reason(error)) from error
+        with intended:
+            for each in staged:
+                versions.publish(self.bucket, each)
+            self.bucket.sync()
+            self._tell(events.Name.MARKED, markers)
+            with self.journal.transaction():
+                for marker in markers:
+                    self.journal.versions.add(address, marker)
+            for marker in markers:
+                self.engine.recent.put(address, marker)
+                self.place.unmarked.drop(marker.key)
+                stale.show_current(self.region, self.place, self.bucket, marker.key)
+            if not all(self.place.held[m.key].intent for m in markers if m.key in self.place.held):
+                intended.keep()
+        for version, marker in zip(expired, markers, strict=True):
+            self._note(Kind.EXPIRE, version, f"marker={marker.id}")
+        stale.way_is_free(self.region, self.place)
+
+    def _view(self, version: Version) -> View | None:
+        """How the view of an expiring version is known. Where it is the file of a null version, whose other name goes,
+        that changes its ctime."""
+        known = self.journal.versions.object(self.bucket.address, version.key)
+        was = known.view if known else None
+        if was is None or self.place.bucket.versioning is not Versioning.SUSPENDED or version.id != NULL:
+            return was
+        directory, name = keys.split(version.key)
+        if not versions.is_file_of(self.bucket, version, self.bucket.fs.stat(self.bucket.views.get(directory), name)):
+            return was
+        was = replace(was, ctime_ns=0)
+        with self.journal.transaction():
+            self.journal.versions.see(self.bucket.address, version.key, was)
+        return was
+
+    # -- removal for good
+
+    def _remove(self, gone: Sequence[tuple[Kind, Version]]) -> None:
+        """Remove noncurrent versions, and markers of which no version is left. No view changes by that."""
+        if not gone:
+            return
+        address = self.bucket.address
+        by_key: dict[bytes, set[str]] = {}
+        for _, version in gone:
+            by_key.setdefault(version.key, set()).add(version.id)
+        intents = []
+        for key, ids in by_key.items():
+            known = self.journal.versions.object(address, key)
+            left = [i for i, _, _ in self.journal.versions.versions_of(address, key) if i not in ids]
+            intents.append(Intent(key, left[0] if left else "", known.view if known else None))
+        try:
+            intended = intend(self.engine.syncer, self.bucket, intents)
+        except OSError as error:
+            raise NotBegun(reason(error)) from error
+        with intended:
+            self._tell(events.Name.EXPIRED, [version for _, version in gone])
+            versions.remember_removed(self.bucket, *(version for _, version in gone))
+            for _, version in gone:
+                versions.remove(self.bucket, version)
+            self.bucket.sync()
+            with self.journal.transaction():
+                for kind, version in gone:
+                    if kind is Kind.REMOVE_MARKER:
+                        self.journal.versions.remove(address, version.key, version.id, None)
+                    else:
+                        self.journal.versions.remove_noncurrent(address, version.key, version.id)
+        for kind, version in gone:
+            self.engine.recent.forget(address, version.key, version.id)
+            self._note(kind, version)
+
+    # -- classes
+
+    def _move(self, moved: Sequence[tuple[Action, Version]]) -> None:
+        """Write the new storage class on the record of each. A class is a label: nothing moves yet."""
+        if not moved:
+            return
+        address, now_s = self.bucket.address, time.monotonic()
+        self._tell(events.Name.MOVED, [_in_class(version, action) for action, version in moved])
+        after: list[Version] = []
+        for action, before in moved:
+            version = _in_class(before, action)
+            self.engine.recent.forget(address, version.key, version.id)
+            try:
+                versions.write_record(self.bucket, version)
+            except (OSError, StoreDamaged) as error:
+                log.warning('not moved bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
+                continue
+            after.append(version)
+            if action.kind is Kind.TRANSITION:  # where it is the view too, that looks different now
+                self.place.unmarked.add(version, now_s)
+            self._note(action.kind, version, f"class={version.storage_class}")
+        with self.journal.transaction():
+            self.journal.versions.set_traits(address, [(v.key, v.id, traits_of(v)) for v in after])
+
+    # -- telling
+
+    def _tell(self, name: events.Name, of: Sequence[Version]) -> None:
+        now_ns = self.engine.site.now()
+        records = [events.of_lifecycle(name, self.bucket.address, version, now_ns) for version in of]
+        self.engine.reporter.announce_lifecycle(records)
+
+    def _note(self, kind: Kind, version: Version, more: str = "") -> None:
+        self.run.done[str(kind)] = self.run.done.get(str(kind), 0) + 1
+        word = {Kind.EXPIRE: "expired", Kind.TRANSITION: "moved", Kind.TRANSITION_NONCURRENT: "moved"}.get(
+            kind, "removed"
+        )
+        log.info(
+            '%s bucket=%s key="%s" version=%s size_bytes=%d by=%s%s',
+            word, self.bucket.address, keys.shown(version.key), version.id, version.size, kind,
+            f" {more}" if more else "",
+        )  # fmt: skip
+
+
+def _in_class(version: Version, action: Action) -> Version:
+    return replace(version, storage_class=action.storage_class)
+
+
+def tell_again(region: Region, bucket: OpenBucket) -> None:
+    """A bucket comes up: what a crash kept from being told of markers that are in the store. Before intents are
+    carried out, since these say which markers were being made. Twice it is no second event.
+    """
+    records = []
+    for _, group in read_intents(bucket):
+        for intent in group:
+            with contextlib.suppress(StoreDamaged):
+                version = versions.read(bucket, intent.key, intent.version, marker=True) if intent.version else None
+                if version is not None and version.origin is Origin.LIFECYCLE:
+                    now_ns = region.engine.site.now()
+                    records.append(events.of_lifecycle(events.Name.MARKED, bucket.address, version, now_ns))
+    if records:
+        region.engine.reporter.announce_lifecycle(records)
+
+
+# -- a bucket that was never versioned
+
+
+def remove_file(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun, found: Due) -> None:
+    """Remove a file for good, as S3 does where there are no versions; not one that changed since it was judged."""
+    directory, name = keys.split(found.key)
+    try:
+        at = bucket.views.get(directory)
+        status = bucket.fs.stat(at, name)
+        if not bucket.fs.is_regular(status) or show.is_written(bucket, at, name):
+            return
+        aside = keys.displaced_name(staging.token(), found.key)
+        bucket.fs.rename_new(at, name, bucket.displaced, aside)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return
+        raise NotBegun(reason(error)) from error
+    out = bucket.fs.stat(bucket.displaced, aside)
+    same = (out.st_ino, out.st_size, out.st_mtime_ns) == (status.st_ino, status.st_size, status.st_mtime_ns)
+    if not same or show.is_written(bucket, bucket.displaced, aside):
+        with contextlib.suppress(FileExistsError):
+            bucket.fs.rename_new(bucket.displaced, aside, at, name)
+        return
+    bucket.fs.unlink(bucket.displaced, aside)
+    run.done[str(Kind.EXPIRE)] = run.done.get(str(Kind.EXPIRE), 0) + 1
+    log.info('removed bucket=%s key="%s" by=%s', bucket.address, keys.shown(found.key), found.action.kind)

@@ -1,0 +1,157 @@
+"""Lifecycle runs: once a day after midnight UTC through each bucket that has rules, a slice a turn.
+
+The journal remembers for which midnight a bucket was gone through last, so that a run which was missed is made up
+for, once. One that is cut short begins again at the next start: what is done is not due any more. Rules that are new
+wait for the next midnight, unless somebody says `fsrepl lifecycle run`. Source: s3-semantics, 5.3.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from fsrepl.lifecycle import act
+from fsrepl.lifecycle.judge import Judge, Slice
+from fsrepl.model.version import Versioning
+from fsrepl.region.bucket_state import LifecycleRun, Place
+from fsrepl.region.region import Region
+from fsrepl.s3.lifecycle import DAY_NS
+from fsrepl.storage.bucket import OpenBucket
+
+log = logging.getLogger("fsrepl")
+
+_LOOK_S = 1.0
+_STEP_S = 0.02
+_BATCH = 256
+_TRIES = 5
+_AGAIN_S, _AGAIN_MAX_S = 1.0, 60.0
+
+
+def step(region: Region) -> bool:
+    """Go on with the runs of a region for a moment; whether there was anything to do."""
+    busy = False
+    for place in list(region.places.values()):
+        if place.lifecycle is None and time.monotonic() < place.lifecycle_look_s:
+            continue
+        with region.at_work(place):
+            busy |= _step(region, place)
+    return busy
+
+
+def _step(region: Region, place: Place) -> bool:
+    if place.lifecycle is None:
+        place.lifecycle_look_s = time.monotonic() + _LOOK_S
+        place.lifecycle = _due(region, place)
+    run = place.lifecycle
+    if run is None or run.due_s > time.monotonic() or not _is_ready(place):
+        return False
+    if not go_on(region, place, run):
+        _remember(region, place, run.now_ns)
+        place.lifecycle = None
+    return True
+
+
+def _is_ready(place: Place) -> bool:
+    """Whether all that was done in a bucket while nobody looked is on record, as far as it is recorded at all."""
+    return place.scanned if place.bucket.versioning is not Versioning.OFF else not place.offline
+
+
+def _due(region: Region, place: Place) -> LifecycleRun | None:
+    """A new run, where the last one was before the last midnight."""
+    if not _is_ready(place):
+        return None
+    now_ns, said = region.engine.site.now(), region.engine.journal.fact(_fact(place))
+    if place.bucket.lifecycle is None:
+        if said:
+            _forget(region, place)
+        return None
+    midnight_ns = now_ns // DAY_NS * DAY_NS
+    if not said or int(said) > midnight_ns:  # its rules are new, or the clock was set back
+        _remember(region, place, now_ns)
+        return None
+    return LifecycleRun(now_ns) if int(said) < midnight_ns else None
+
+
+def _fact(place: Place) -> str:
+    return f"lifecycle {place.bucket.address}"
+
+
+def _remember(region: Region, place: Place, now_ns: int) -> None:
+    with region.engine.journal.transaction():
+        region.engine.journal.set_fact(_fact(place), str(now_ns // DAY_NS * DAY_NS))
+
+
+def _forget(region: Region, place: Place) -> None:
+    with region.engine.journal.transaction():
+        region.engine.journal.set_fact(_fact(place), "")
+
+
+def go_on(region: Region, place: Place, run: LifecycleRun) -> bool:
+    """Judge the next keys of a bucket, and do what is due; whether the run goes on.
+
+    Raises FsreplError or OSError: where something is half done, the bucket has to come up again.
+    """
+    with place.bucket.open() as bucket:
+        lifecycle = bucket.bucket.lifecycle
+        if lifecycle is None:
+            return False
+        judge = Judge(region.engine.site, region.engine.journal, bucket, lifecycle, run.now_ns)
+        was = run.last, list(run.todo), run.is_over, dict(run.again)
+        found = _look(region, bucket, judge, run)
+        try:
+            if bucket.bucket.versioning is Versioning.OFF:
+                for each in found.due:
+                    act.remove_file(region, bucket, judge, run, each)
+                bucket.sync()
+            else:
+                act.Batch(region, place, bucket, judge, run).carry_out(found.due)
+        except act.NotBegun as error:
+            run.last, run.todo, run.is_over, run.again = was
+            _later(place, run, str(error))
+            return True
+    if found.due:
+        region.engine.notify()
+    run.judged += found.judged
+    if not run.is_over:
+        return True
+    return _goes_on(place, run)
+
+
+def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -> Slice:
+    """The next slice; once all are through, the keys that were not ready then."""
+    until_s = time.monotonic() + _STEP_S
+    if bucket.bucket.versioning is Versioning.OFF:
+        found = judge.look_below(run.todo, until_s, _BATCH)
+        run.is_over = found.is_over
+        return found
+    if run.is_over:
+        again, run.again = list(run.again), {}
+        found = judge.look_at(again)
+    else:
+        found = judge.look(run.last, until_s, _BATCH)
+        run.last, run.is_over = found.last, found.is_over
+    if found.read:
+        region.engine.journal.versions.set_traits(bucket.address, found.read)
+    return found
+
+
+def _later(place: Place, run: LifecycleRun, why: str) -> None:
+    run.tries += 1
+    run.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(run.tries - 1, 10))
+    level = logging.WARNING if run.tries == 1 else logging.DEBUG
+    log.log(level, "lifecycle waits bucket=%s: %s", place.bucket.address, why)
+
+
+def _goes_on(place: Place, run: LifecycleRun) -> bool:
+    """All keys are through: whether some are tried once more. Those that are never ready wait for the next run."""
+    if run.again and run.tries < _TRIES:
+        run.tries += 1
+        run.due_s = time.monotonic() + _AGAIN_S * 2.0 ** (run.tries - 1)
+        return True
+    if run.done or run.blocked or run.again:
+        done = "".join(f" {name}={number}" for name, number in sorted(run.done.items()))
+        log.info(
+            "lifecycle ended bucket=%s keys=%d%s blocked=%d busy=%d",
+            place.bucket.address, run.judged, done, run.blocked, len(run.again),
+        )  # fmt: skip
+    return False

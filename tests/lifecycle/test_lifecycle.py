@@ -1,0 +1,372 @@
+"""Rules are carried out: s3-semantics, 5.2, 5.3 and 5.5, through a whole site with a clock that a test sets."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.model.version import Origin, Status
+from tests.world import DESTINATION, SOURCE, World, v2
+
+Json = dict[str, Any]
+Clock = Callable[[str], object]
+PLAIN = "east/plain"
+LATER = "2026-06-01T00:00:01Z"
+
+
+def rule(**actions: object) -> Json:
+    return {"ID": "r", "Filter": {}, "Status": "Enabled", **actions}
+
+
+def days(number: int) -> Json:
+    return rule(Expiration={"Days": number})
+
+
+def old_versions(number: int = 1, **more: object) -> Json:
+    return rule(NoncurrentVersionExpiration={"NoncurrentDays": number, **more})
+
+
+TIDY = rule(Expiration={"ExpiredObjectDeleteMarker": True})
+GLACIER = rule(
+    Filter={"ObjectSizeGreaterThan": 0}, Transitions=[{"Days": 1, "StorageClass": "GLACIER"}]
+)  # fmt: skip
+
+
+def put(world: World, *rules: Json, bucket: str = SOURCE) -> None:
+    named = [{**each, "ID": str(number)} for number, each in enumerate(rules)]
+    world.run("lifecycle.put", bucket=bucket, document={"Rules": named})
+
+
+def run(world: World, bucket: str = SOURCE) -> Json:
+    """What `fsrepl lifecycle run` says it did."""
+    return {name: number for name, number in world.run("lifecycle.run", bucket=bucket)["Done"].items() if number}  # type: ignore[attr-defined]
+
+
+def events(world: World) -> list[tuple[str, str, str]]:
+    """(name, key, version id) of what lifecycle told, the oldest first."""
+    path = Path(world.engine.site.state) / "events.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [
+        (each["eventName"], each["s3"]["object"]["key"], each["s3"]["object"]["versionId"])
+        for each in found
+        if each["eventName"].startswith("Lifecycle")
+    ]
+
+
+# -- 5.2: what each does
+
+
+def test_a_current_version_expires_under_a_marker(world: World, clock: Clock) -> None:
+    """5.2: nothing is removed but from view; restore brings it back; the marker is lifecycle's and owes nothing."""
+    world.write("d/k", b"data")
+    world.settle()
+    before = world.current("d/k")
+    put(world, days(2))
+    assert run(world) == {}
+    clock("2026-05-04T00:00:00Z")
+    assert run(world) == {"Expiration": 1}
+    marker, version = world.of("d/k")
+    assert (marker.marker, marker.origin, dict(marker.deliveries)) == (True, Origin.LIFECYCLE, {})
+    assert version == before
+    assert world.tree(SOURCE) == {}
+    assert world.leftovers(SOURCE) == []
+    assert events(world) == [("LifecycleExpiration:DeleteMarkerCreated", "d/k", marker.id)]
+    world.settle()
+    assert world.tree(DESTINATION) == {"d/k": b"data"}  # lifecycle's markers never cross
+    assert run(world) == {}
+    world.run("object.restore", bucket=SOURCE, key=b"d/k")
+    assert world.tree(SOURCE) == {"d/k": b"data"}
+    world.settle()
+    world.stays_quiet()
+
+
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_in_a_suspended_bucket(world: World, clock: Clock, sharing: str) -> None:
+    """5.2, the last column: a null marker, in the place of a null version, and on top of any other."""
+    world.set_sharing(east=sharing)
+    world.run("replication.rm", source=SOURCE)
+    world.write("named", b"named")
+    world.settle()
+    world.run("versioning.set", bucket=SOURCE, status="Suspended")
+    world.write("null", b"null")
+    world.settle()
+    put(world, days(1))
+    clock(LATER)
+    assert run(world) == {"Expiration": 2}
+    assert [(v.id, v.marker) for v in world.of("null")] == [("null", True)]
+    assert [(v.id == "null", v.marker) for v in world.of("named")] == [(True, True), (False, False)]
+    world.settle()
+    assert world.tree(SOURCE) == {}
+    assert [(v.id, v.marker) for v in world.of("null")] == [("null", True)]
+
+
+def test_in_a_bucket_that_was_never_versioned(world: World, clock: Clock) -> None:
+    """5.2, the first column: removed for good, by the age of the file; noncurrent rules have no effect."""
+    world.run("bucket.create", bucket=PLAIN)
+    for key, age in (("d/old", 0), ("new", 1_790_000_000)):
+        world.write(key, b"data", PLAIN)
+        os.utime(world.path(key, PLAIN), (age, age))
+    put(world, days(1), old_versions(), bucket=PLAIN)
+    clock(LATER)
+    assert run(world, PLAIN) == {"Expiration": 1}
+    assert world.tree(PLAIN) == {"new": b"data"}
+    assert world.leftovers(PLAIN) == []
+
+
+def test_noncurrent_versions_go_for_good(world: World, clock: Clock) -> None:
+    """5.2, 5.3: a day after their successor was made; they are remembered as removed, and the file stays."""
+    for number in range(4):
+        clock(f"2026-05-0{number + 1}T10:00:00Z")
+        world.write("k", b"%d" % number)
+        world.settle()
+    put(world, old_versions(NewerNoncurrentVersions=1))
+    ids = [version.id for version in world.of("k")]
+    clock("2026-05-05T00:00:00Z")
+    seen = world.path("k").stat()
+    assert run(world) == {"NoncurrentVersionExpiration": 2}
+    assert [version.id for version in world.of("k")] == ids[:2]
+    assert world.path("k").stat() == seen
+    assert [each[0] for each in events(world)] == ["LifecycleExpiration:Delete"] * 2
+    removed = world.path(".fsrepl/removed.jsonl").read_text()
+    assert all(version_id in removed for version_id in ids[2:])
+    world.settle()
+    assert len(world.of("k", DESTINATION)) == 4  # removals never cross
+    world.stays_quiet()
+
+
+def test_markers_of_which_no_version_is_left(world: World, clock: Clock) -> None:
+    """5.2, the third row: first the versions below go, and at the next run the marker itself."""
+    world.write("k", b"data")
+    world.settle()
+    world.unlink("k")
+    world.settle()
+    put(world, TIDY, old_versions())
+    clock(LATER)
+    assert run(world) == {"NoncurrentVersionExpiration": 1}
+    assert run(world) == {"ExpiredObjectDeleteMarker": 1}
+    assert world.history(SOURCE) == {}
+    assert world.engine.journal.versions.object(SOURCE, b"k") is None
+    assert [each[0] for each in events(world)] == ["LifecycleExpiration:Delete"] * 2
+    world.restart(without_journal=True)
+    world.settle()
+    assert world.history(SOURCE) == {}
+
+
+def test_a_transition_writes_the_storage_class(world: World, clock: Clock) -> None:
+    """5.4: on the record, of current and noncurrent versions; content, file and replica stay as they are."""
+    world.write("k", b"one")
+    world.settle()
+    world.write("k", b"two")
+    world.settle()
+    below = {"NoncurrentDays": 1, "StorageClass": "DEEP_ARCHIVE"}
+    put(world, GLACIER, rule(Filter={"ObjectSizeGreaterThan": 0}, NoncurrentVersionTransitions=[below]))
+    clock(LATER)
+    assert run(world) == {"Transition": 1, "NoncurrentVersionTransition": 1}
+    assert [version.storage_class for version in world.of("k")] == ["GLACIER", "DEEP_ARCHIVE"]
+    assert run(world) == {}
+    assert [version.storage_class for version in world.of("k", DESTINATION)] == ["", ""]
+    assert world.tree(SOURCE) == {"k": b"two"}
+    assert [each[0] for each in events(world)] == ["LifecycleTransition"] * 2
+    world.restart(without_journal=True)
+    world.settle()
+    assert [version.storage_class for version in world.of("k")] == ["GLACIER", "DEEP_ARCHIVE"]
+    assert run(world) == {}
+    assert len(world.of("k")) == 2
+
+
+@pytest.mark.parametrize("sharing", ["private", "link"])
+def test_a_transition_is_no_edit_and_no_version(world: World, clock: Clock, sharing: str) -> None:
+    """5.4: also where the stored version and the file are one."""
+    world.set_sharing(east=sharing)
+    world.write("k", b"one")
+    world.settle()
+    put(world, GLACIER)
+    clock(LATER)
+    assert run(world) == {"Transition": 1}
+    world.settle()
+    (version,) = world.of("k")
+    assert (version.storage_class, dict(version.edited), version.status) == ("GLACIER", {}, Status.COMPLETED)
+    world.stays_quiet()
+
+
+# -- G1
+
+
+def test_what_is_not_recorded_becomes_a_version_and_nothing_expires(world: World, clock: Clock) -> None:
+    """G1: an edit that no event told of is captured first, and is newer than any rule asks for."""
+    world.write("k", b"one")
+    world.settle()
+    put(world, days(2))
+    clock(LATER)
+    world.write("k", b"an edit")
+    assert run(world) == {}
+    assert [version.marker for version in world.of("k")] == [False, False]
+    assert world.tree(SOURCE) == {"k": b"an edit"}
+
+
+def test_what_somebody_writes_is_left_alone(world: World, clock: Clock) -> None:
+    """G1, G4: a file that is open for writing waits for the next run, and the command says so."""
+    world.write("k", b"one")
+    world.settle()
+    put(world, days(2))
+    clock(LATER)
+    with world.path("k").open("ab"):
+        assert world.run("lifecycle.run", bucket=SOURCE)["Busy"] == ["k"]
+        assert world.tree(SOURCE) == {"k": b"one"}
+    assert run(world) == {"Expiration": 1}
+
+
+def test_a_rule_that_is_gone_holds_no_more(world: World, clock: Clock) -> None:
+    """G1: nothing goes that is not named by a rule, at that very moment."""
+    world.write("k", b"one")
+    world.settle()
+    put(world, days(2))
+    clock(LATER)
+    world.path(".fsrepl/lifecycle.json").unlink()
+    assert world.refused("lifecycle.run", bucket=SOURCE) == "NoSuchLifecycleConfiguration"
+    assert world.tree(SOURCE) == {"k": b"one"}
+
+
+# -- 5.3: once a day, after midnight UTC
+
+
+def test_a_run_a_day_after_midnight(world: World, clock: Clock) -> None:
+    """5.3: new rules wait for the next midnight; then once a day, whatever is due."""
+    world.write("k", b"one")
+    world.settle()
+    clock("2026-05-10T10:00:00Z")
+    put(world, days(2))
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"one"}
+    clock("2026-05-10T23:59:59Z")
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"one"}
+    clock("2026-05-11T00:00:01Z")
+    world.settle()
+    assert world.tree(SOURCE) == {}
+    world.write("again", b"two")
+    world.settle()
+    clock("2026-05-13T10:00:00Z")
+    world.settle()
+    assert world.tree(SOURCE) == {"again": b"two"}
+    clock("2026-05-14T10:00:00Z")
+    world.settle()
+    assert world.tree(SOURCE) == {}
+
+
+def test_a_run_that_was_missed_is_made_up_for(world: World, clock: Clock) -> None:
+    """5.3: after downtime; what was done in a tree meanwhile is captured first."""
+    world.write("k", b"one")
+    world.write("edited", b"one")
+    put(world, days(2))
+    world.settle()
+    clock("2026-05-20T15:00:00Z")
+    world.write("edited", b"two")
+    world.restart()
+    world.settle()
+    assert world.tree(SOURCE) == {"edited": b"two"}
+    assert [version.marker for version in world.of("edited")] == [False, False]
+
+
+def test_a_clock_that_was_wrong(world: World, clock: Clock) -> None:
+    """5.3: early action never; set ahead and back again, days go on as they should."""
+    world.write("k", b"one")
+    put(world, days(200))
+    world.settle()
+    clock("2026-09-01T00:00:00Z")
+    world.settle()
+    clock("2026-05-02T00:00:00Z")
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"one"}
+    clock("2026-11-25T00:00:00Z")
+    world.settle()
+    assert world.tree(SOURCE) == {}
+
+
+# -- 5.5: meeting replication
+
+
+def test_a_replica_that_arrived_late_goes_by_its_source_s_creation_time(world: World, clock: Clock) -> None:
+    """GUIDE, S25; 5.3: it may be due the moment it lands, and a REPLICA is not kept back."""
+    world.away("west")
+    world.write("k", b"data")
+    world.settle()
+    clock("2026-05-20T10:00:00Z")
+    world.back("west")
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": b"data"}
+    put(world, days(2), bucket=DESTINATION)
+    assert run(world, DESTINATION) == {"Expiration": 1}
+    assert world.tree(DESTINATION) == {}
+    assert world.tree(SOURCE) == {"k": b"data"}
+
+
+def test_what_is_pending_waits_and_fires_once_it_is_completed(world: World, clock: Clock) -> None:
+    """GUIDE, S26; 5.5, 1 and 2."""
+    put(world, days(2), old_versions())
+    world.away("west")
+    for data in (b"one", b"two"):
+        world.write("k", data)
+        world.settle()
+    clock("2026-05-20T10:00:00Z")
+    answer = world.run("lifecycle.run", bucket=SOURCE)
+    assert (set(answer["Done"].values()), answer["Blocked"]) == ({0}, 2)  # type: ignore[attr-defined]
+    assert world.tree(SOURCE) == {"k": b"two"}
+    world.back("west")
+    world.settle()
+    clock("2026-05-21T00:00:01Z")
+    world.settle()
+    assert world.tree(SOURCE) == {}
+    assert [version.marker for version in world.of("k")] == [True, False]
+
+
+def test_what_failed_waits_until_it_is_sent(world: World, clock: Clock) -> None:
+    """5.5, 1: FAILED blocks as well; a retry that succeeds ends that."""
+    put(world, days(2))
+    world.run("replication.rm", source=SOURCE)
+    world.configure(v2(), role="courier")
+    world.write("k", b"one")
+    world.settle()
+    assert world.current("k").status is Status.FAILED
+    clock("2026-05-20T10:00:00Z")
+    assert world.run("lifecycle.run", bucket=SOURCE)["Blocked"] == 1
+    world.run("role.create", name="courier", source=SOURCE, destinations=[DESTINATION])
+    world.run("retry", scope=SOURCE)
+    world.settle()
+    assert world.current("k").status is Status.COMPLETED
+    assert run(world) == {"Expiration": 1}
+
+
+def test_both_sides_configured(world: World, clock: Clock) -> None:
+    """5.5, 4: each bucket runs its own, and both come to the same."""
+    for bucket in (SOURCE, DESTINATION):
+        put(world, days(2), old_versions(), TIDY, bucket=bucket)
+    world.write("k", b"data")
+    world.settle()
+    for day in range(3, 9):
+        clock(f"2026-05-0{day}T00:00:01Z")
+        world.settle()
+    assert world.history(SOURCE) == world.history(DESTINATION) == {}
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == {}
+
+
+def test_a_replicated_marker_stays_while_a_backfill_fills_the_bucket(world: World, clock: Clock) -> None:
+    """5.5, 6: the versions below it may still come."""
+    world.write("k", b"data")
+    world.settle()
+    world.unlink("k")
+    world.settle()
+    for version in world.of("k", DESTINATION)[1:]:
+        world.remove("k", DESTINATION, version.id)
+    put(world, TIDY, bucket=DESTINATION)
+    world.run("replication.backfill", source=SOURCE)
+    clock(LATER)
+    answer = world.run("lifecycle.run", bucket=DESTINATION)
+    assert (answer["Blocked"], len(world.of("k", DESTINATION))) == (1, 1)
+    world.settle()
+    assert run(world, DESTINATION) == {"ExpiredObjectDeleteMarker": 1}

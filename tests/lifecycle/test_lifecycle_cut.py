@@ -1,0 +1,148 @@
+"""The power goes at every change that a lifecycle run makes: nothing is half done that the next run does not finish."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.lifecycle.test_lifecycle import GLACIER, TIDY, days, events, old_versions, put, rule
+from tests.world import SOURCE, World, worlds
+
+Json = dict[str, Any]
+
+
+def _two_versions(world: World) -> None:
+    for data in (b"one", b"two, longer"):
+        world.write("d/k", data)
+        world.write("d/other", data)
+        world.settle()
+
+
+def _deleted(world: World) -> None:
+    _two_versions(world)
+    world.unlink("d/k")
+    world.settle()
+    for version in world.of("d/k")[1:]:
+        world.remove("d/k", version=version.id)
+
+
+def _suspended(world: World) -> None:
+    world.run("replication.rm", source=SOURCE)
+    world.run("versioning.set", bucket=SOURCE, status="Suspended")
+    for data in (b"one", b"two, longer"):
+        world.drop("d/k", data)
+        world.drop("d/other", data)
+        world.settle()
+
+
+MOVED = {"NoncurrentDays": 1, "StorageClass": "GLACIER"}
+CASES: dict[str, tuple[Callable[[World], None], list[Json]]] = {
+    "expiration": (_two_versions, [days(2)]),
+    "suspended": (_suspended, [days(2)]),
+    "noncurrent": (_two_versions, [old_versions()]),
+    "markers": (_deleted, [TIDY]),
+    "transition": (
+        _two_versions,
+        [GLACIER, rule(Filter={"ObjectSizeGreaterThan": 0}, NoncurrentVersionTransitions=[MOVED])],
+    ),
+}
+
+
+def _state(world: World) -> dict[str, Any]:
+    """All that a person would notice, without what is different each time."""
+    stacks = {
+        key: [(v.marker, v.digest, v.origin, v.storage_class, v.status) for v in versions]
+        for key, versions in world.history(SOURCE).items()
+    }
+    return {"tree": world.tree(SOURCE), "versions": stacks, "leftovers": world.leftovers(SOURCE)}
+
+
+def _ended(world: World) -> dict[str, Any]:
+    """The state once a run was through, on top of whatever was done before it."""
+    world.settle()
+    world.run("lifecycle.run", bucket=SOURCE)
+    world.settle()
+    return _state(world)
+
+
+def _told(world: World) -> list[tuple[str, str]]:
+    """What was told, by name and key: each once."""
+    found = events(world)
+    assert len(found) == len(set(found)), found
+    return sorted((name, key) for name, key, _ in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str, sharing: str) -> None:
+    """G1, G2, G7: done or not done, for each version; the next run does the rest, and events tell each of it."""
+    prepare, rules = CASES[case]
+    after: dict[str, Any] = {}
+    told: list[tuple[str, str]] = []
+    for calls, world in worlds(memory):
+        clock("2026-05-01T10:00:00Z")
+        world.set_sharing(east=sharing)
+        prepare(world)
+        put(world, *rules)
+        world.settle()
+        clock("2026-06-01T00:00:01Z")
+        fs = DyingFs(1 << 60)
+        world.restart(fs=fs)
+        world.capture(SOURCE)
+        before = _state(world)
+        fs.calls_left = calls - 1 if calls else 1 << 60  # the first tells what it does
+        with contextlib.suppress(PowerCut):
+            world.run("lifecycle.run", bucket=SOURCE)
+        world.restart(without_journal=calls % 2 == 0)
+        where = f"cut at change {calls - 1}, in {fs.died_in}"
+        found = _ended(world)
+        if not calls:
+            after, told = found, _told(world)
+            assert after != before
+            continue
+        assert found == after, where
+        assert _told(world) == told, where
+        if not fs.died:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case != "suspended"])
+def test_a_disk_that_fails(memory: Path, clock: Callable[[str], object], case: str) -> None:
+    """G7: any one change is refused: what is left is done by the next run, and nothing else is.
+
+    In a suspended bucket the null version is gone before its file is: where that cannot be removed, it comes back as a
+    version, which is not lost.
+    """
+    prepare, rules = CASES[case]
+    after: dict[str, Any] = {}
+    for calls, world in worlds(memory):
+        clock("2026-05-01T10:00:00Z")
+        prepare(world)
+        put(world, *rules)
+        world.settle()
+        clock("2026-06-01T00:00:01Z")
+        fs = FailingFs(1 << 60)
+        world.restart(fs=fs)
+        world.capture(SOURCE)
+        fs.calls_left = calls - 1 if calls else 1 << 60
+        with contextlib.suppress(Exception):
+            world.run("lifecycle.run", bucket=SOURCE)
+        failed = fs.failed
+        fs.mend()
+        for _ in range(3):
+            world.settle()
+        world.restart()  # an intent that could not be removed says nothing any more, and goes then
+        found = _ended(world)
+        if not calls:
+            after = found
+            continue
+        assert found == after, f"failed at change {calls - 1}, in {fs.failed_in}"
+        if not failed:
+            return
