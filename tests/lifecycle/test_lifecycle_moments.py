@@ -1,0 +1,91 @@
+"""What happens in the last moment before a file expires, and what is not touched at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.doubles import UnsyncedFs
+from tests.lifecycle.test_lifecycle import GLACIER, days, old_versions, put, rule, run
+from tests.world import SOURCE, World
+
+LATER = "2026-06-01T00:00:01Z"
+
+
+class MeddlingFs(UnsyncedFs):
+    """Something is done to a file in the very moment in which its view is taken out."""
+
+    def __init__(self) -> None:
+        self.meddle: Callable[[], object] | None = None
+
+    def rename_new(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
+        if name == b"k" and self.meddle is not None:
+            meddle, self.meddle = self.meddle, None
+            meddle()
+        super().rename_new(from_at, name, to_at, new_name)
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b", and more")
+
+
+def _replace(path: Path) -> None:
+    aside = path.parent.parent / "aside"
+    aside.write_bytes(b"another file")
+    aside.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("meddle", "there"), [(_append, b"data, and more"), (_replace, b"another file")], ids=["written", "replaced"]
+)
+def test_what_comes_in_the_last_moment_is_kept(
+    world: World, clock: Callable[[str], object], meddle: Callable[[Path], None], there: bytes
+) -> None:
+    """G1, G4: it stays where it is, and becomes a version that is newer than the marker."""
+    world.write("k", b"data")
+    world.settle()
+    put(world, days(2))
+    clock(LATER)
+    fs = MeddlingFs()
+    world.restart(fs=fs)
+    world.settle()
+    fs.meddle = lambda: meddle(world.path("k"))
+    run(world)
+    assert fs.meddle is None
+    for _ in range(2):
+        world.settle()
+    assert world.tree(SOURCE) == {"k": there}
+    assert [version.marker for version in world.of("k")] == [False, True, False]
+    assert world.leftovers(SOURCE) == []
+
+
+class CountingFs(UnsyncedFs):
+    """Names the files of the store that are opened."""
+
+    def __init__(self) -> None:
+        self.opened: list[bytes] = []
+
+    def open_read(self, at: int, name: bytes) -> int:
+        if b";" in name:
+            self.opened.append(name)
+        return super().open_read(at, name)
+
+
+def test_files_that_stay_are_not_touched(world: World, clock: Callable[[str], object]) -> None:
+    """The journal alone says that nothing is due, whatever the rules ask for, also once a class is written."""
+    for number in range(20):
+        world.drop(f"k{number}", b"data", tags={"keep": "yes"} if number % 2 else {})
+    world.settle()
+    tagged = rule(Filter={"And": {"Prefix": "k", "Tags": [{"Key": "keep", "Value": "no"}]}}, Expiration={"Days": 1})
+    put(world, tagged, GLACIER, old_versions(), rule(Filter={"Prefix": "none"}, Expiration={"Days": 1}))
+    clock(LATER)
+    assert run(world) == {"Transition": 20}
+    fs = CountingFs()
+    world.restart(fs=fs)
+    world.capture(SOURCE)
+    fs.opened.clear()
+    assert run(world) == {}
+    assert fs.opened == []
