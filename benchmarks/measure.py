@@ -203,7 +203,7 @@ def _call_each(home: Path, files: Sequence[Path], batch: int = 512) -> None:
             for name, attributes in ((file.name, stored), (file.name + ";", replica)):
                 with (tmp / name).open("xb", buffering=0) as out:
                     out.write(data)
-                    _mark(out.fileno(), attributes)
+                    _queue_changed(out.fileno(), attributes)
         _sync(tmp)
         for file in some:
             (tmp / file.name).rename(store / file.name)
@@ -213,10 +213,10 @@ def _call_each(home: Path, files: Sequence[Path], batch: int = 512) -> None:
         for file in some:
             for path, attributes in ((store / file.name, settled), (file, said)):
                 with path.open("rb", buffering=0) as out:
-                    _mark(out.fileno(), attributes)
+                    _queue_changed(out.fileno(), attributes)
 
 
-def _mark(fd: int, attributes: Mapping[str, bytes]) -> None:
+def _queue_changed(fd: int, attributes: Mapping[str, bytes]) -> None:
     for name, value in attributes.items():
         os.setxattr(fd, f"user.fsrepl.{name}", value)
 

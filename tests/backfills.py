@@ -26,7 +26,7 @@ def rule(rule_id: str, to: str = DESTINATION, priority: int = 1, **more: Any) ->
 def backfill(world: World, *statuses: str, source: str = SOURCE, rules: tuple[str, ...] = ()) -> Json:
     """Ask for a backfill and let it end; the job."""
     accepted = world.run("replication.backfill", source=source, statuses=statuses, rules=rules)
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     return job(world, str(accepted["JobId"]))
 
 
@@ -71,5 +71,5 @@ def adopted(tmp_path: Path, *buckets: str, **keys: bytes) -> World:
             world.write(key, data + region.encode(), bucket)
             os.utime(world.path(key, bucket), ns=(10**18, 10**18))
         world.run("bucket.adopt", bucket=f"{region}/{name}")
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     return world

@@ -41,7 +41,7 @@ class Made:
 
 
 @dataclass
-class Owed:
+class Delivery:
     rule: str
     storage_class: str
     status: Status = PENDING
@@ -58,7 +58,7 @@ class Held:
     storage_class: str = ""
     replica: bool = False
     null: bool = False
-    owes: dict[str, Owed] = field(default_factory=dict)
+    owes: dict[str, Delivery] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Model:
         if not bucket.enabled:
             bucket.versions[key] = [held for held in bucket.versions.get(key, []) if not held.null]
         chosen = bucket.winners(key, tags, content is None) if bucket.enabled else {}
-        owes = {to: Owed(rule.id, rule.storage_class) for to, rule in chosen.items()}
+        owes = {to: Delivery(rule.id, rule.storage_class) for to, rule in chosen.items()}
         bucket.put(Held(Made(next(self.clock), key, content), dict(tags), null=not bucket.enabled, owes=owes))
 
     def remove(self, name: str, held: Held) -> None:
@@ -120,17 +120,17 @@ class Model:
     def configure(self, name: str, rules: tuple[ModelRule, ...] | None) -> None:
         bucket = self.buckets[name]
         bucket.rules = rules
-        for owed, to in self._owed(bucket, PENDING):
+        for owed, to in self._delivery(bucket, PENDING):
             if not bucket.stands(owed.rule, to):
                 owed.status = FAILED
 
     def retry(self, name: str) -> None:
         bucket = self.buckets[name]
-        for owed, to in self._owed(bucket, FAILED):
+        for owed, to in self._delivery(bucket, FAILED):
             owed.status = PENDING if bucket.stands(owed.rule, to) else FAILED
 
     @staticmethod
-    def _owed(bucket: ModelBucket, status: Status) -> list[tuple[Owed, str]]:
+    def _delivery(bucket: ModelBucket, status: Status) -> list[tuple[Delivery, str]]:
         every = (held for stack in bucket.versions.values() for held in stack)
         return [(owed, to) for held in every for to, owed in held.owes.items() if owed.status is status]
 
@@ -143,7 +143,7 @@ class Model:
                         owed.status = COMPLETED if self._arrives(held, owed, self.buckets[to]) else FAILED
 
     @staticmethod
-    def _arrives(held: Held, owed: Owed, there: ModelBucket) -> bool:
+    def _arrives(held: Held, owed: Delivery, there: ModelBucket) -> bool:
         replica = next((each for each in there.versions.get(held.made.key, []) if each.made is held.made), None)
         if not there.enabled or (replica is None and (owed.edit or held.made in there.removed)):
             return False

@@ -26,7 +26,7 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
         world.run("capture", bucket=bucket, keys=list(found))
 
     def mend(found: Difference) -> None:
-        repair_version(world, found.bucket, found.place, found.version, marker=found.marker)
+        repair_version(world, found.bucket, found.path, found.version, marker=found.marker)
 
     hooks = Hooks(capture=capture, mend=mend) if repair else Hooks()
     try:

@@ -23,7 +23,7 @@ from fsrepl.errors import Refused
 from fsrepl.model import attributes
 from fsrepl.model.address import Address
 from fsrepl.model.version import Posix, Status, Version
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.s3 import arn
 from fsrepl.settings import reading
 from fsrepl.storage import versions
@@ -106,9 +106,9 @@ class World:
         regions: Mapping[str, Path] | None = None,
     ) -> None:
         self.home = home
-        places = {name: str(path) for name, path in (regions or {}).items()}
+        states = {name: str(path) for name, path in (regions or {}).items()}
         names = sorted({bucket.partition("/")[0] for bucket in buckets})
-        sites.init(home, {name: places.get(name) for name in names}, fs=UnsyncedFs())
+        sites.init(home, {name: states.get(name) for name in names}, fs=UnsyncedFs())
         self.settings = reading.load(home / settings.FILE)
         self._start(fs)
         for bucket in buckets:
@@ -147,10 +147,10 @@ class World:
     def look(self) -> None:
         """Begin a scan of every bucket, as after lost events."""
         for region in self.engine.regions.values():
-            region.look_around()
-            for place in region.places.values():
-                if place.up:
-                    schedule.begin(region, place)
+            region.probe_buckets()
+            for state in region.states.values():
+                if state.up:
+                    schedule.begin(region, state)
 
     def capture(self, bucket: str) -> None:
         """Take in what was done in one bucket, and deliver nothing of it yet."""
@@ -158,21 +158,21 @@ class World:
 
     def settle(self) -> None:
         self.look()
-        self.hurry()
-        assert self.engine.settle_down(), "it turns for ever"
+        self.flush_settling()
+        assert self.engine.run_until_idle(), "it turns for ever"
 
-    def hurry(self) -> None:
+    def flush_settling(self) -> None:
         """Everything that waits for a next try is tried now."""
         for region in self.engine.regions.values():
-            region.words.hurry()
+            region.outcomes.retry_late()
             for queue in region.queues.values():
-                queue.kick()
-            for place in region.places.values():
-                place.up_again_at_s = place.displaced_at_s = place.lifecycle_look_s = 0.0
-                if place.lifecycle is not None:
-                    place.lifecycle.due_s = 0.0
-                place.rests_until_s.clear()
-                for each in (*place.later.values(), *place.held.values()):
+                queue.retry_now()
+            for state in region.states.values():
+                state.up_again_at_s = state.displaced_at_s = state.lifecycle_look_s = 0.0
+                if state.lifecycle is not None:
+                    state.lifecycle.due_s = 0.0
+                state.copy_again_at_s.clear()
+                for each in (*state.deferred.values(), *state.stale.values()):
                     each.due_s = 0.0
 
     def restart(self, *, fs: Fs | None = None, without_journal: bool = False) -> None:
@@ -210,8 +210,8 @@ class World:
         region, name = bucket.split("/")
         return self.settings.regions[region].path / name / key
 
-    def place(self, bucket: str = SOURCE) -> Place:
-        return self.region(bucket).places[bucket]
+    def state(self, bucket: str = SOURCE) -> BucketState:
+        return self.region(bucket).states[bucket]
 
     def region(self, bucket: str = SOURCE) -> Worker:
         return self.engine.region_of(bucket)

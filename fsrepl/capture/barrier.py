@@ -6,7 +6,7 @@ import contextlib
 import time
 
 from fsrepl.capture import schedule
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.change_queue import WatchLimit
 from fsrepl.region.region import Region
 from fsrepl.storage import staging
@@ -15,7 +15,7 @@ from fsrepl.storage.bucket import BARRIER, OpenBucket
 # -- the barrier
 
 
-def watch_barrier(region: Region, place: Place, bucket: OpenBucket) -> None:
+def watch_barrier(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     """Be told of the sentinels that are made in a bucket, as far as there is a watch for that."""
     watcher = region.engine.watcher
     if watcher is None:
@@ -25,53 +25,53 @@ def watch_barrier(region: Region, place: Place, bucket: OpenBucket) -> None:
     fd = bucket.fs.open_dir(bucket.tmp, BARRIER)
     try:
         watcher.watch_barrier(bucket.address, fd)
-        place.has_barrier = True
+        state.has_barrier = True
     except WatchLimit:
-        place.has_barrier = False
+        state.has_barrier = False
     finally:
         bucket.fs.close(fd)
 
 
-def pass_barrier(region: Region, place: Place, timeout_s: float) -> int:
+def pass_barrier(region: Region, state: BucketState, timeout_s: float) -> int:
     """The epoch that begins after everything done in a bucket before now: all of an earlier one is marked, or
     will be by a scan that is under way. 0 where time ran out. Raises FsreplError where the bucket is away.
 
     Somebody waits, so that what only settles is looked at now, and files that were open are looked at again:
     a close through another name of theirs makes no event here.
     """
-    schedule.poll(region, place)
-    schedule.look_at_mounts(region, place)
-    epoch = _next_epoch(region, place, timeout_s)
-    region.marks.hurry(place.bucket.address)
-    for later in place.later.values():
+    schedule.poll(region, state)
+    schedule.look_at_mounts(region, state)
+    epoch = _next_epoch(region, state, timeout_s)
+    region.changes.flush_settling(state.bucket.address)
+    for later in state.deferred.values():
         if later.opened:
             later.due_s = 0.0
     return epoch
 
 
-def _next_epoch(region: Region, place: Place, timeout_s: float) -> int:
+def _next_epoch(region: Region, state: BucketState, timeout_s: float) -> int:
     watcher = region.engine.watcher
     assert watcher is not None
-    if not place.has_barrier:
-        with place.bucket.open() as bucket:
-            watch_barrier(region, place, bucket)
-    if place.has_barrier:
-        return _read_sentinel(region, place, timeout_s)
+    if not state.has_barrier:
+        with state.bucket.open() as bucket:
+            watch_barrier(region, state, bucket)
+    if state.has_barrier:
+        return _read_sentinel(region, state, timeout_s)
     # No watch is to be had even for the sentinel: what was done before now is what a scan finds from now on.
-    schedule.begin(region, place, arrived=True)
+    schedule.begin(region, state, arrived=True)
     return watcher.begin_epoch()
 
 
-def _read_sentinel(region: Region, place: Place, timeout_s: float) -> int:
+def _read_sentinel(region: Region, state: BucketState, timeout_s: float) -> int:
     """Make a sentinel, and wait until the watcher has read it."""
     watcher = region.engine.watcher
     assert watcher is not None
     name = staging.token()
-    with place.bucket.open() as bucket:
+    with state.bucket.open() as bucket:
         try:
             at = bucket.fs.open_dir(bucket.tmp, BARRIER)
         except FileNotFoundError:
-            place.has_barrier = False  # somebody removed it: it is made again
+            state.has_barrier = False  # somebody removed it: it is made again
             return 0
         try:
             bucket.fs.close(bucket.fs.create(at, name))

@@ -33,7 +33,7 @@ class Taken:
     posix: Posix
     attrs: Mapping[str, bytes]
     tags: Mapping[str, str]
-    marks: Mapping[str, bytes]
+    labels: Mapping[str, bytes]
     """Attributes of ours on the file, wherever it has those from."""
     racy: bool
     data: bytes | None = None
@@ -50,7 +50,7 @@ class Taken:
 
 def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
-    *, same: bytes, held_open: bool, restless: bool, told: Callable[[int], None] | None = None,
+    *, same: bytes, held_open: bool, wait_exceeded: bool, told: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
     """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came.
 
@@ -71,7 +71,7 @@ def take_copy(
         digest, size = digests.of(data), len(data)
     else:
         staged = staging.token()
-        with bucket.fs.aside():
+        with bucket.fs.released():
             digest = copying.copy_aside(bucket, fd, staged, told)
         size = bucket.fs.stat(bucket.tmp, staged).st_size
     try:
@@ -83,7 +83,7 @@ def take_copy(
         )
         replaced = bool(staged) and linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino
         came = not held_open and bucket.fs.is_written(fd) is True
-        if replaced or came or (moving and not restless):
+        if replaced or came or (moving and not wait_exceeded):
             raise SourceMoved("it changed while it was copied")
     except BaseException:
         if staged:
@@ -92,9 +92,10 @@ def take_copy(
     posix = Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
     racy = moving or times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
     others = attributes.RECORDS if after.st_nlink > 1 else frozenset()
-    marks = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
+    labels = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
     return Taken(
-        found, size, digest, posix, attributes.own(raw), attributes.tags(raw), marks, racy, data, staged, linked, moving
+        found, size, digest, posix, attributes.own(raw), attributes.tags(raw), labels, racy, data, staged, linked,
+        moving,
     )  # fmt: skip
 
 

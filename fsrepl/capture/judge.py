@@ -19,8 +19,8 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
-from fsrepl.region.bucket_state import Damaged, Place
-from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Mark
+from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Change
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import records, staging, versions
@@ -46,7 +46,7 @@ AGAIN_AT_LEAST_S = 0.2
 class NewVersion:
     """A version of this batch. taken is None for a marker."""
 
-    mark: Mark
+    change: Change
     known: Object | None
     version: Version
     taken: copy.Taken | None
@@ -64,51 +64,51 @@ def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
 
 
 def judge(
-    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, seen: look.Seen
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, seen: look.Seen
 ) -> NewVersion | look.Large | None:
     """What one look means; the version it makes, staged, if it makes one. Large: it is to be copied now, in a lane."""
-    place.note_skipped(mark.key, there=isinstance(seen, look.Missing) and bool(seen.why))
+    state.note_skipped(change.key, there=isinstance(seen, look.Missing) and bool(seen.why))
     if not isinstance(seen, look.Skipped):
-        place.unreadable.pop(mark.key, None)
+        state.unreadable.pop(change.key, None)
     if not isinstance(seen, (look.Large, copy.Taken)):
-        place.faults.pop(mark.key, None)
+        state.faults.pop(change.key, None)
     match seen:
         case look.Same():
-            if known and known.view and known.view.shown != known.id and mark.key not in place.held:
-                stale.hold_view(region, place, mark.key, "the view is behind its version", durable=False)
+            if known and known.view and known.view.shown != known.id and change.key not in state.stale:
+                stale.mark_stale(region, state, change.key, "the view is behind its version", durable=False)
         case look.Missing(why):
             if not why:
-                stale.way_is_free(region, place)
-            if known is None or known.marker or (mark.key in place.held and known.view is None):
+                stale.retry_blocked(region, state)
+            if known is None or known.marker or (change.key in state.stale and known.view is None):
                 return None
-            if (lost := hardlinks.destroyed(region, bucket, mark.key, known)) is not None:
-                hardlinks.set_free(region, place, bucket, lost)
-            elif (lent := hardlinks.lent(region, bucket, mark.key, known)) is not None:
-                hardlinks.set_free(region, place, bucket, lent)
-            return _marker(region, place, bucket, mark, known)
+            if (lost := hardlinks.overwritten_version(region, bucket, change.key, known)) is not None:
+                hardlinks.set_free(region, state, bucket, lost)
+            elif (lent := hardlinks.lent(region, bucket, change.key, known)) is not None:
+                hardlinks.set_free(region, state, bucket, lent)
+            return _marker(region, state, bucket, change, known)
         case look.Skipped(why):
-            if place.unreadable.get(mark.key) != why:  # once, and not at every look
-                log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
-            place.unreadable[mark.key] = why
+            if state.unreadable.get(change.key) != why:  # once, and not at every look
+                log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(change.key), why)
+            state.unreadable[change.key] = why
         case look.Large(allocated_bytes=allocated_bytes):
-            if (rests_s := place.rests_until_s.get(mark.key, 0.0) - time.monotonic()) > 0:
-                region.look_later(place, mark, rests_s, "it keeps changing, and copying it takes a while")
+            if (rests_s := state.copy_again_at_s.get(change.key, 0.0) - time.monotonic()) > 0:
+                region.defer(state, change, rests_s, "it keeps changing, and copying it takes a while")
             elif why := no_room(region, bucket, 0 if _is_shared(bucket) else allocated_bytes):
-                log.warning('not captured bucket=%s key="%s": %s', mark.address, keys.shown(mark.key), why)
-                region.look_later(place, mark, AGAIN_S, why)
+                log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(change.key), why)
+                region.defer(state, change, AGAIN_S, why)
             else:
                 return seen
         case look.Later(after_s, why, opened):
-            region.look_later(place, mark, max(after_s, AGAIN_AT_LEAST_S), why, opened=opened)
+            region.defer(state, change, max(after_s, AGAIN_AT_LEAST_S), why, opened=opened)
         case look.Closed(found, posix, why):
             if known and known.view:
-                shown, racy = known.view.shown, known.view.racy or bool(mark.flags & (CLOSED | WRITING))
+                shown, racy = known.view.shown, known.view.racy or bool(change.flags & (CLOSED | WRITING))
                 if racy:  # it may hold something else by now; a look that knows less must not say that it is captured
-                    place.unreadable[mark.key] = why
-                _edit(region, place, bucket, mark.key, shown, found, lambda v: metadata.seen(v, posix), racy=racy)
+                    state.unreadable[change.key] = why
+                _edit(region, state, bucket, change.key, shown, found, lambda v: metadata.seen(v, posix), racy=racy)
         case copy.Taken():
-            names.look_at_others(region, mark, seen)
-            return _taken(region, place, bucket, mark, known, seen)
+            names.look_at_others(region, change, seen)
+            return _taken(region, state, bucket, change, known, seen)
     return None
 
 
@@ -119,57 +119,57 @@ def _is_shared(bucket: OpenBucket) -> bool:
 
 
 def _taken(
-    region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object | None, taken: copy.Taken
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
 ) -> NewVersion | None:
-    engine, key = region.engine, mark.key
+    engine, key = region.engine, change.key
 
     def edited(version: Version) -> Version:
-        own = None if _is_stripped(place, key, known, taken) else taken.attrs
-        return metadata.seen(version, taken.posix, own, taken.tags, marked=attributes.VERSION_ID in taken.marks)
+        own = None if _is_stripped(state, key, known, taken) else taken.attrs
+        return metadata.seen(version, taken.posix, own, taken.tags, labelled=attributes.VERSION_ID in taken.labels)
 
-    if known and known.view and known.view.is_like(taken.found) and _shows_nothing(place, key, known.view):
+    if known and known.view and known.view.is_like(taken.found) and _shows_nothing(state, key, known.view):
         _unstage(bucket, taken)
-        if key not in place.held:
-            stale.hold_view(region, place, key, "the view is behind its version", durable=False)
+        if key not in state.stale:
+            stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
         return None
     if (lent := hardlinks.lent(region, bucket, key, known, taken)) is not None:
         _unstage(bucket, taken)
-        hardlinks.set_free(region, place, bucket, lent)
-        region.look_later(place, mark, 0.0, "it was the file of another version, and is its own now")
+        hardlinks.set_free(region, state, bucket, lent)
+        region.defer(state, change, 0.0, "it was the file of another version, and is its own now")
         return None
     if known and (shown := _shown(bucket, key, known, taken)):
         taken = _let_be(bucket, key, taken)
-        _edit(region, place, bucket, key, shown, taken.found, edited, marks=taken.marks, racy=taken.racy)
+        _edit(region, state, bucket, key, shown, taken.found, edited, labels=taken.labels, racy=taken.racy)
         if shown == known.id:
-            stale.release(region, place, bucket, key)
-        elif key not in place.held:
-            stale.hold_view(region, place, key, "the view is behind its version", durable=False)
+            stale.mark_fresh(region, state, bucket, key)
+        elif key not in state.stale:
+            stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
         return None
     if not taken.has_content:  # what it was compared with is no longer current
-        region.look_later(place, mark, AGAIN_AT_LEAST_S, "another version came while it was looked at")
+        region.defer(state, change, AGAIN_AT_LEAST_S, "another version came while it was looked at")
         return None
-    if (lost := hardlinks.destroyed(region, bucket, key, known, taken)) is not None:
+    if (lost := hardlinks.overwritten_version(region, bucket, key, known, taken)) is not None:
         _unstage(bucket, taken)
-        hardlinks.set_free(region, place, bucket, lost)
-        region.look_later(place, mark, 0.0, "it was the file of a stored version, and is its own now")
+        hardlinks.set_free(region, state, bucket, lost)
+        region.defer(state, change, 0.0, "it was the file of a stored version, and is its own now")
         return None
-    version_id, created_ns = place.bucket.ids.next(engine.site.now())
-    if place.bucket.versioning is Versioning.SUSPENDED:
+    version_id, created_ns = state.bucket.ids.next(engine.site.now())
+    if state.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
     version = Version(
         key, version_id, created_ns, False, taken.size, taken.digest, Origin.USER,
         posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
     )  # fmt: skip
-    in_effect = _in_effect(region, place, mark, taken.found.st_ctime_ns)
-    chosen = rules.choose(place.bucket.replication, version, in_effect=in_effect)
+    in_effect = _in_effect(region, state, change, taken.found.st_ctime_ns)
+    chosen = rules.choose(state.bucket.replication, version, in_effect=in_effect)
     if chosen:
         version = replace(version, deliveries=chosen)
-    return NewVersion(mark, known, version, taken, copy.stage(bucket, taken, version))
+    return NewVersion(change, known, version, taken, copy.stage(bucket, taken, version))
 
 
-def _shows_nothing(place: Place, key: bytes, view: View) -> bool:
+def _shows_nothing(state: BucketState, key: bytes, view: View) -> bool:
     """Whether a view, as it was recorded, holds no version that there is: it was removed for good, say."""
-    return not view.shown or (key, view.shown) in place.bucket.documents.removed
+    return not view.shown or (key, view.shown) in state.bucket.documents.removed
 
 
 def _let_be(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> copy.Taken:
@@ -194,22 +194,22 @@ def _unstage(bucket: OpenBucket, taken: copy.Taken) -> None:
         staging.unstage(bucket, taken.staged)
 
 
-def _in_effect(region: Region, place: Place, mark: Mark, ctime_ns: int) -> Collection[str] | None:
+def _in_effect(region: Region, state: BucketState, change: Change, ctime_ns: int) -> Collection[str] | None:
     """The rules that were in effect when a scan's find was written; None where that was just now.
 
     What appeared since the last complete scan appeared after every rule that was in effect then,
     whatever its own times say: a directory that is moved in keeps those of its files.
     """
-    if not mark.flags & FOUND or mark.flags & (CLOSED | MOVED | ARRIVED):
+    if not change.flags & FOUND or change.flags & (CLOSED | MOVED | ARRIVED):
         return None
-    written_ns = max(ctime_ns, region.engine.journal.scanned_ns(mark.address))
-    return {name for name, since in place.bucket.documents.since.items() if since.ctime_ns <= written_ns}
+    written_ns = max(ctime_ns, region.engine.journal.scanned_ns(change.address))
+    return {name for name, since in state.bucket.documents.since.items() if since.ctime_ns <= written_ns}
 
 
-def _marker(region: Region, place: Place, bucket: OpenBucket, mark: Mark, known: Object) -> NewVersion:
-    in_effect = _in_effect(region, place, mark, _changed_ns(bucket, keys.split(mark.key)[0]))
-    version = new_marker(region, bucket, mark.key, Origin.USER, in_effect=in_effect)
-    return NewVersion(mark, known, version, None, versions.stage_marker(bucket, version))
+def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object) -> NewVersion:
+    in_effect = _in_effect(region, state, change, _changed_ns(bucket, keys.split(change.key)[0]))
+    version = new_marker(region, bucket, change.key, Origin.USER, in_effect=in_effect)
+    return NewVersion(change, known, version, None, versions.stage_marker(bucket, version))
 
 
 def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
@@ -244,17 +244,17 @@ def _shown(bucket: OpenBucket, key: bytes, known: Object, taken: copy.Taken) -> 
     return known.id if not known.marker and taken.digest == known.digest else ""
 
 
-def _is_stripped(place: Place, key: bytes, known: Object | None, taken: copy.Taken) -> bool:
+def _is_stripped(state: BucketState, key: bytes, known: Object | None, taken: copy.Taken) -> bool:
     """Whether a view that carried our marks has lost every attribute. No user does that, but a copy of a tree does."""
-    if taken.attrs or taken.tags or taken.marks or key in place.unmarked:
+    if taken.attrs or taken.tags or taken.labels or key in state.labels:
         return False
     view = known.view if known else None
     return view is None or view.ino == taken.found.st_ino
 
 
 def _edit(
-    region: Region, place: Place, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
-    edited: Callable[[Version], Version], *, marks: Mapping[str, bytes] | None = None, racy: bool = False,
+    region: Region, state: BucketState, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
+    edited: Callable[[Version], Version], *, labels: Mapping[str, bytes] | None = None, racy: bool = False,
 ) -> None:  # fmt: skip
     """The content is that of the version which the view shows: at most its metadata was edited.
 
@@ -265,16 +265,16 @@ def _edit(
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)
     if versions.is_stripped(version):  # a record that is lost says nothing of edits
-        place.damaged.append(Damaged(bucket.address, key, shown))
+        state.damaged.append(Damaged(bucket.address, key, shown))
     else:
         if found.st_nlink > 1:  # a user of its view can write its record
             version = shared_record.mended(region.engine.journal, region.engine.recent, bucket, version)
         after = edited(version)
         if metadata.changed(version, after):
-            after = edits.record_edit(region, place, bucket, version, after)
+            after = edits.record_edit(region, state, bucket, version, after)
         elif after != version:  # the view is short of less than it was
             records.amend(bucket, after)
-        if marks is not None and marks != attributes.label(after):
-            place.unmarked.add(after, time.monotonic())
+        if labels is not None and labels != attributes.label(after):
+            state.labels.add(after, time.monotonic())
     with region.engine.journal.transaction():
         region.engine.journal.versions.see(bucket.address, key, looks)

@@ -19,7 +19,7 @@ from fsrepl.capture.copy import Taken
 from fsrepl.errors import SourceMoved, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Posix
-from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Mark, Patience
+from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Change, WriterWait
 from fsrepl.storage import posix
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
@@ -83,8 +83,8 @@ Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
 
 
 def look(
-    bucket: OpenBucket, mark: Mark, known: Object | None, patience: Patience, now_ns: int, *, open_for_s: float = 0.0,
-    in_lane: bool = False, told: Callable[[int], None] | None = None,
+    bucket: OpenBucket, change: Change, known: Object | None, writer_wait: WriterWait, now_ns: int, *,
+    open_for_s: float = 0.0, in_background: bool = False, told: Callable[[int], None] | None = None,
 ) -> Seen:  # fmt: skip
     """What has become of a key. now_ns is the machine's time, which file times are compared with.
 
@@ -92,7 +92,7 @@ def look(
     open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
     told: how many bytes of it have been read.
     """
-    directory, name = keys.split(mark.key)
+    directory, name = keys.split(change.key)
     try:
         at = bucket.views.get(directory)
     except OSError as error:
@@ -105,14 +105,16 @@ def look(
                 return Missing()
             # a device, say, that is mounted over the file
             return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
-        if _is_unchanged(known, found) and not mark.flags & CLOSED:
+        if _is_unchanged(known, found) and not change.flags & CLOSED:
             return Same(found)
         fd = bucket.fs.open_read(at, name)
     except PermissionError as error:
         return _closed(bucket, at, name, known, reason(error))
     except BlockingIOError:
-        temporary = _is_temporary(bucket, at, name, patience)
-        waits = _wait_for_writer(True, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary)
+        temporary = _is_temporary(bucket, at, name, writer_wait)
+        waits = _wait_for_writer(
+            True, found, change, writer_wait, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
+        )
         again_s = max(_LEASED_S, open_for_s / 4)
         return Later(min(again_s, waits.after_s) if waits else again_s, "it is open for writing", opened=True)
     except OSError as error:
@@ -122,17 +124,17 @@ def look(
         if not bucket.fs.is_regular(found):
             return Missing("not a regular file")
         written = bucket.fs.is_written(fd)
-        temporary = written is True and _is_temporary(bucket, at, name, patience)
+        temporary = written is True and _is_temporary(bucket, at, name, writer_wait)
         waits = _wait_for_writer(
-            written, found, mark, patience, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
+            written, found, change, writer_wait, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
         )
         if waits is not None:
             return waits
-        same = known.digest if known and _is_only_edited(mark, known, found) else b""
-        if found.st_size >= patience.large_file_bytes and not (in_lane or same):
+        same = known.digest if known and _is_only_edited(change, known, found) else b""
+        if found.st_size >= writer_wait.large_file_bytes and not (in_background or same):
             return Large(found.st_size, found.st_blocks * 512)
         held_open = bool(written)
-        restless = held_open and open_for_s >= patience.open_max_s
+        wait_exceeded = held_open and open_for_s >= writer_wait.open_max_s
         return copy.take_copy(
             bucket,
             at,
@@ -143,7 +145,7 @@ def look(
             now_ns,
             same=same,
             held_open=held_open,
-            restless=restless,
+            wait_exceeded=wait_exceeded,
             told=told,
         )
     except SourceMoved:
@@ -162,14 +164,14 @@ def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
     return view.shown == known.id and view.is_like(found) and view.mode == found.st_mode & 0o7777
 
 
-def _is_only_edited(mark: Mark, known: Object, found: os.stat_result) -> bool:
+def _is_only_edited(change: Change, known: Object, found: os.stat_result) -> bool:
     """Whether attributes are all that can have changed: nothing but an event of that kind led here,
     at this name or at another one of its file.
 
     A write makes another event, or through a mapping another mtime; where one was lost, a scan led here.
     """
     view = known.view
-    if mark.flags & ~NAMED != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
+    if change.flags & ~NAMED != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
         return False
     return view.has_content_of(found)
 
@@ -201,9 +203,9 @@ def _not_there(error: OSError) -> Seen:
     raise error
 
 
-def _is_temporary(bucket: OpenBucket, at: int, name: bytes, patience: Patience) -> bool:
+def _is_temporary(bucket: OpenBucket, at: int, name: bytes, writer_wait: WriterWait) -> bool:
     """Whether a file that is open is never taken while it is: by its name, or by another one beside it."""
-    return patience.is_temporary(name) is not None or any(
+    return writer_wait.is_temporary(name) is not None or any(
         _is_there(bucket, at, name + suffix) for suffix in CONTROL_FILES
     )
 
@@ -219,8 +221,8 @@ def _is_there(bucket: OpenBucket, at: int, name: bytes) -> bool:
 def _wait_for_writer(
     written: bool | None,
     found: os.stat_result,
-    mark: Mark,
-    patience: Patience,
+    change: Change,
+    writer_wait: WriterWait,
     now_ns: int,
     open_for_s: float,
     coarse_ns: int,
@@ -228,16 +230,16 @@ def _wait_for_writer(
     temporary: bool,
 ) -> Later | None:
     """How long to leave a file alone that somebody may still be writing into; None where it can be taken now."""
-    if written is False or (written is None and mark.flags & (CLOSED | MOVED)):
+    if written is False or (written is None and change.flags & (CLOSED | MOVED)):
         return None
     if written and temporary:
-        return Later(patience.open_quiet_s, "it is open for writing, and temporary by its name", opened=True)
+        return Later(writer_wait.open_quiet_s, "it is open for writing, and temporary by its name", opened=True)
     # By ctime, which every change sets to the machine's time: writers give mtime whatever value they like.
     # One that lies ahead is from before the clock was set back, and tells nothing.
     quiet_s = (now_ns - found.st_ctime_ns) / 1e9
-    left_s = min(patience.open_quiet_s + coarse_ns / 1e9 - quiet_s, patience.open_max_s - open_for_s)
+    left_s = min(writer_wait.open_quiet_s + coarse_ns / 1e9 - quiet_s, writer_wait.open_max_s - open_for_s)
     if left_s <= 0 or quiet_s < -1:
         return None
-    if written or mark.flags & WRITING:
+    if written or change.flags & WRITING:
         return Later(left_s, "it is open for writing", opened=True)
     return Later(left_s, "it changed lately, and nobody can tell whether it is open for writing")

@@ -11,7 +11,7 @@ import os
 from fsrepl.capture import copy
 from fsrepl.model import keys
 from fsrepl.model.version import Version
-from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Mark
+from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
@@ -21,21 +21,21 @@ from fsrepl.storage.journal.database import Journal
 _SHOWN_MAX = 3
 
 
-def look_at_others(region: Region, mark: Mark, taken: copy.Taken) -> None:
+def look_at_others(region: Region, change: Change, taken: copy.Taken) -> None:
     """A view has changed: mark the other names of its file, for whoever waits for this one as well.
 
     A scan finds them all by itself, and one that was marked here does not mark the others once more.
     """
-    if taken.found.st_nlink == 1 or mark.flags == FOUND:
+    if taken.found.st_nlink == 1 or change.flags == FOUND:
         return
-    if mark.flags & NAMED and not mark.flags & (CLOSED | MOVED | WRITING):
+    if change.flags & NAMED and not change.flags & (CLOSED | MOVED | WRITING):
         return
-    for key, known in region.engine.journal.versions.names_of(mark.address, taken.found.st_ino).items():
+    for key, known in region.engine.journal.versions.names_of(change.address, taken.found.st_ino).items():
         view = known.view
-        if key == mark.key or view is None or view.is_like(taken.found):
+        if key == change.key or view is None or view.is_like(taken.found):
             continue
         only_edited = known.digest == taken.digest and view.shown == known.id
-        region.marks.mark(mark.address, [key], mark.epoch, NAMED | (CHANGED if only_edited else ARRIVED))
+        region.changes.add(change.address, [key], change.epoch, NAMED | (CHANGED if only_edited else ARRIVED))
 
 
 def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:

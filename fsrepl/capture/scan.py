@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 
 from fsrepl.errors import UNFORESEEN, reason
 from fsrepl.model import keys
-from fsrepl.region.change_queue import ARRIVED, FOUND, Marks, Watcher, WatchLimit
-from fsrepl.region.change_queue import GONE as MARK_GONE
+from fsrepl.region.change_queue import ARRIVED, FOUND, ChangeQueue, Watcher, WatchLimit
+from fsrepl.region.change_queue import GONE as QUEUE_GONE
 from fsrepl.region.scan_queue import Scan, Trouble, is_below
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE, LASTING
@@ -31,7 +31,7 @@ def advance(
     scan: Scan,
     bucket: OpenBucket,
     journal: Journal,
-    marks: Marks,
+    changes: ChangeQueue,
     watcher: Watcher | None,
     trouble: Trouble,
     held: Callable[[bytes], bool],
@@ -47,7 +47,7 @@ def advance(
         before = trouble.of(path)
         trouble.forget(path)
         try:
-            _look_into(scan, bucket, journal, marks, watcher, trouble, held, path)
+            _look_into(scan, bucket, journal, changes, watcher, trouble, held, path)
             listed(path)
         except OSError as error:
             _unlisted(scan, trouble, path, error)
@@ -59,8 +59,8 @@ def advance(
         if (now := trouble.of(path)) and now != before:  # once, and not at every look
             log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
         if time.monotonic() > until:
-            return not scan.todo and _finish(scan, bucket, journal, marks, trouble, held)
-    return _finish(scan, bucket, journal, marks, trouble, held)
+            return not scan.todo and _finish(scan, bucket, journal, changes, trouble, held)
+    return _finish(scan, bucket, journal, changes, trouble, held)
 
 
 def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None:
@@ -75,7 +75,7 @@ def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None
 
 
 def _look_into(
-    scan: Scan, bucket: OpenBucket, journal: Journal, marks: Marks, watcher: Watcher | None, trouble: Trouble,
+    scan: Scan, bucket: OpenBucket, journal: Journal, changes: ChangeQueue, watcher: Watcher | None, trouble: Trouble,
     held: Callable[[bytes], bool], path: bytes,
 ) -> None:  # fmt: skip
     fd = bucket.fs.open_dir(bucket.fd, path)
@@ -104,24 +104,34 @@ def _look_into(
                 changed.append(keys.join(path, name))
         if skipped:
             trouble.skipped[path] = skipped
-        _mark(scan, marks, changed)
-        _mark(scan, marks, (keys.join(path, n) for n, o in known.items() if not o.marker), held, gone=True)
+        _queue_changed(scan, changes, changed)
+        _queue_changed(scan, changes, (keys.join(path, n) for n, o in known.items() if not o.marker), held, gone=True)
     finally:
         bucket.fs.close(fd)
 
 
-def _mark(
-    scan: Scan, marks: Marks, found: Iterable[bytes], held: Callable[[bytes], bool] | None = None, *, gone: bool = False
+def _queue_changed(
+    scan: Scan,
+    changes: ChangeQueue,
+    found: Iterable[bytes],
+    held: Callable[[bytes], bool] | None = None,
+    *,
+    gone: bool = False,
 ) -> None:
     listed = [key for key in found if held is None or not held(key)]
     if listed:
         scan.marked += len(listed)
-        flags = (ARRIVED if scan.arrived else FOUND) | (MARK_GONE if gone else 0)
-        marks.mark(scan.address, listed, scan.epoch, flags)
+        flags = (ARRIVED if scan.arrived else FOUND) | (QUEUE_GONE if gone else 0)
+        changes.add(scan.address, listed, scan.epoch, flags)
 
 
 def _finish(
-    scan: Scan, bucket: OpenBucket, journal: Journal, marks: Marks, trouble: Trouble, held: Callable[[bytes], bool]
+    scan: Scan,
+    bucket: OpenBucket,
+    journal: Journal,
+    changes: ChangeQueue,
+    trouble: Trouble,
+    held: Callable[[bytes], bool],
 ) -> bool:
     """Keys in directories that are not there any more are gone; but never those that could not be looked into."""
     trouble.forget_others(scan.top, scan.seen)
@@ -130,7 +140,9 @@ def _finish(
         if directory in scan.seen or any(is_below(directory, b) for b in blind):
             continue
         known = journal.versions.objects_in(scan.address, directory)
-        _mark(scan, marks, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True)
+        _queue_changed(
+            scan, changes, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True
+        )
     return True
 
 

@@ -21,7 +21,7 @@ from watchdog.observers.inotify_c import InotifyFD, Mask, WatchDescriptor, inoti
 from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
-from fsrepl.region.change_queue import DirectoryEvent, Marks, WatchLimit, directory_flags
+from fsrepl.region.change_queue import ChangeQueue, DirectoryEvent, WatchLimit, directory_flags
 from fsrepl.region.subtrees import Directory, Subtrees
 
 log = logging.getLogger("fsrepl")
@@ -50,19 +50,19 @@ class InotifyWatcher(InotifyFD):
         super().__init__()
         self.daemon = True
         self.name = "watch"
-        self._listeners: dict[str, Marks] = {}
-        self._places: dict[int, tuple[str, bytes, Marks]] = {}
+        self._listeners: dict[str, ChangeQueue] = {}
+        self._places: dict[int, tuple[str, bytes, ChangeQueue]] = {}
         self._descriptors: dict[tuple[str, bytes], int] = {}
         self._below = Subtrees()
-        self._barriers: dict[int, Marks] = {}
+        self._barriers: dict[int, ChangeQueue] = {}
         self._places_guard = threading.Lock()
         self.sentinels: dict[bytes, int] = {}
         """Sentinels read, and the epoch that began with each."""
         self.epoch = 0
         self.overflows = 0
 
-    def listen(self, region: str, marks: Marks) -> None:
-        self._listeners[region] = marks
+    def listen(self, region: str, changes: ChangeQueue) -> None:
+        self._listeners[region] = changes
 
     # -- the reading thread
 
@@ -71,8 +71,8 @@ class InotifyWatcher(InotifyFD):
         while self.should_keep_running():
             buffer = self._read_event_buffer(_BUFFER_BYTES)
             if buffer:
-                for marks in self._take_in(buffer):
-                    marks.wake()
+                for changes in self._take_in(buffer):
+                    changes.wake()
                 before_s, last_s = last_s, time.monotonic()
                 if last_s - before_s < _BREATH_S:
                     # While much happens a breath between two reads: the kernel merges what repeats, and whoever works
@@ -80,50 +80,50 @@ class InotifyWatcher(InotifyFD):
                     time.sleep(_BREATH_S)
                     last_s += _BREATH_S
 
-    def _take_in(self, buffer: bytes) -> set[Marks]:
+    def _take_in(self, buffer: bytes) -> set[ChangeQueue]:
         now_s = time.monotonic()
-        touched: set[Marks] = set()
-        held: Marks | None = None
+        touched: set[ChangeQueue] = set()
+        held: ChangeQueue | None = None
         try:
             for wd, mask, _cookie, name in self._parse_event_buffer(buffer):
-                place = self._places.get(wd)
-                if place is None or mask & (In.IN_Q_OVERFLOW | In.IN_IGNORED | In.IN_UNMOUNT):
+                state = self._places.get(wd)
+                if state is None or mask & (In.IN_Q_OVERFLOW | In.IN_IGNORED | In.IN_UNMOUNT):
                     self._take_in_other(wd, mask, name, touched)
                     continue
-                address, prefix, marks = place
-                if marks is not held:
+                address, prefix, changes = state
+                if changes is not held:
                     if held is not None:
                         held.guard.release()
-                    marks.guard.acquire()
-                    held = marks
-                    touched.add(marks)
+                    changes.guard.acquire()
+                    held = changes
+                    touched.add(changes)
                 if not name:
                     continue  # of the watched directory itself: the watch above it tells that by its name
                 if not mask & In.IN_ISDIR:
-                    marks.event(address, prefix + name, name, mask, now_s, self.epoch)
+                    changes.event(address, prefix + name, name, mask, now_s, self.epoch)
                 elif prefix or name != keys.RESERVED:
                     flags = directory_flags(mask)
-                    marks.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
+                    changes.directories.append(DirectoryEvent(address, prefix + name, flags, self.epoch))
         finally:
             if held is not None:
                 held.guard.release()
         return touched
 
-    def _take_in_other(self, wd: int, mask: int, name: bytes, touched: set[Marks]) -> None:
+    def _take_in_other(self, wd: int, mask: int, name: bytes, touched: set[ChangeQueue]) -> None:
         if mask & In.IN_Q_OVERFLOW:
             self.overflows += 1
-            for marks in self._listeners.values():
-                marks.lose(self.epoch)
-                touched.add(marks)
+            for changes in self._listeners.values():
+                changes.lose(self.epoch)
+                touched.add(changes)
         elif mask & In.IN_UNMOUNT:
-            if place := self._places.get(wd):
-                place[2].lose(self.epoch)
-                touched.add(place[2])
+            if state := self._places.get(wd):
+                state[2].lose(self.epoch)
+                touched.add(state[2])
         elif mask & In.IN_IGNORED:
             with self._places_guard:
-                place = self._places.pop(wd, None)
-                if place is not None and self._descriptors.get(place[:2]) == wd:
-                    self._drop(place[:2])
+                state = self._places.pop(wd, None)
+                if state is not None and self._descriptors.get(state[:2]) == wd:
+                    self._drop(state[:2])
                 self._barriers.pop(wd, None)
         elif wd in self._barriers:
             self.sentinels[name] = self.begin_epoch()
@@ -133,17 +133,17 @@ class InotifyWatcher(InotifyFD):
 
     def watch(self, address: str, path: bytes, fd: int) -> None:
         """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
-        place = (address, path + b"/" if path else b"")
-        marks = self._listeners[region_of(address)]
+        state = (address, path + b"/" if path else b"")
+        changes = self._listeners[region_of(address)]
         # One step, as is forgetting: a directory that moves to another region has one watch, and two threads after it.
         with self._places_guard:
             wd = self._add(fd, _MASK)
             old = self._places.get(wd)
-            if old is not None and old[:2] != place and self._descriptors.get(old[:2]) == wd:
+            if old is not None and old[:2] != state and self._descriptors.get(old[:2]) == wd:
                 self._drop(old[:2])
-            self._places[wd] = (*place, marks)
-            self._descriptors[place] = wd
-            self._below.add(place)
+            self._places[wd] = (*state, changes)
+            self._descriptors[state] = wd
+            self._below.add(state)
 
     def begin_epoch(self) -> int:
         """What is marked from now on is of this epoch."""
@@ -168,14 +168,14 @@ class InotifyWatcher(InotifyFD):
     def forget(self, address: str, path: bytes = b"") -> None:
         """No longer watch a directory and all below it, or a whole bucket."""
         with self._places_guard:
-            for place in self._below.of((address, path + b"/" if path else b"")):
-                wd = self._drop(place)
+            for state in self._below.of((address, path + b"/" if path else b"")):
+                wd = self._drop(state)
                 self._places.pop(wd, None)
                 inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
 
-    def _drop(self, place: Directory) -> int:
-        self._below.remove(place)
-        return self._descriptors.pop(place)
+    def _drop(self, state: Directory) -> int:
+        self._below.remove(state)
+        return self._descriptors.pop(state)
 
     def is_watching(self, address: str, path: bytes) -> bool:
         """Whether what is written in a directory of a bucket makes events."""
@@ -195,7 +195,7 @@ class NoWatches:
     def __init__(self) -> None:
         self.sentinels: dict[bytes, int] = {}
 
-    def listen(self, region: str, marks: Marks) -> None: ...
+    def listen(self, region: str, changes: ChangeQueue) -> None: ...
 
     def start(self) -> None: ...
 

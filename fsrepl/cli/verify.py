@@ -160,7 +160,7 @@ def _mender(performer: Performer) -> Callable[[Difference], None]:
     def mend(difference: Difference) -> None:
         try:
             bucket = Address.parse_bucket(difference.bucket)
-            performer.perform(requests.Repair(bucket, difference.place, difference.version, difference.marker))
+            performer.perform(requests.Repair(bucket, difference.path, difference.version, difference.marker))
         except FsreplError as error:
             warn(str(error))
         except OSError as error:

@@ -38,10 +38,10 @@ def accept(engine: Engine, request: Backfill) -> dict[str, object]:
     for status in request.statuses:
         if status not in rules.STATUSES:
             raise Usage(f"{status} is not a status to choose versions by; there are {', '.join(rules.STATUSES)}")
-    place = region.flush(address)
-    with place.bucket.open() as bucket:
+    state = region.flush(address)
+    with state.bucket.open() as bucket:
         _check_rules(bucket, request.rules)
-        job_id, created_ns = place.bucket.ids.next(engine.site.now())
+        job_id, created_ns = state.bucket.ids.next(engine.site.now())
         versions = engine.journal.versions.count_versions(address)
         job = Job(
             job_id, address, created_ns, tuple(dict.fromkeys(request.statuses)), tuple(dict.fromkeys(request.rules)),
@@ -49,7 +49,7 @@ def accept(engine: Engine, request: Backfill) -> dict[str, object]:
         )  # fmt: skip
         backfill_jobs.sweep(bucket, engine.site.now())
         backfill_jobs.save(bucket, job)
-    backfill.begin(region, place, job)
+    backfill.begin(region, state, job)
     log.info("backfill accepted bucket=%s job=%s", address, job.id)
     return documents.job(job, Tasks())
 
@@ -77,11 +77,11 @@ def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
 
 def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
     """Stop a job: what it has not sent yet is again what it was before. What is done stays done."""
-    place = region.ready(address)
-    run = place.jobs.get(job_id)
+    state = region.ready(address)
+    run = state.jobs.get(job_id)
     if run is None:
         raise Refused("InvalidRequest", f"job {job_id} of {address} has ended")
-    with place.bucket.open() as bucket:
+    with state.bucket.open() as bucket:
         run.job = replace(run.job, state=State.CANCELLING)
         backfill_jobs.save(bucket, run.job)
     log.info("backfill cancelled bucket=%s job=%s", address, job_id)
@@ -92,8 +92,8 @@ def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
 def listing(engine: Engine, address: str) -> list[dict[str, object]]:
     """The jobs of a bucket, the oldest first, and how far they are; where it is away, those at work."""
     region = engine.region_of(address)
-    place = region.places.get(address)
-    runs = dict(place.jobs) if place else {}
+    state = region.states.get(address)
+    runs = dict(state.jobs) if state else {}
     found: list[Job] = []
     with contextlib.suppress(FsreplError), engine.site.bucket(address).open() as bucket:
         found = backfill_jobs.load(bucket)[0]
@@ -140,10 +140,10 @@ def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
 
     Where the bucket was away ever since we began, those that the index remembers.
     """
-    place = engine.region_of(address).places.get(address)
-    if place is None or not (place.up or place.jobs):
+    state = engine.region_of(address).states.get(address)
+    if state is None or not (state.up or state.jobs):
         return set(engine.journal.fact(backfill_jobs.job_fact(address)).split())
-    going_on = [run.job for run in list(place.jobs.values())]
+    going_on = [run.job for run in list(state.jobs.values())]
     if key:
         stored = [
             Stored(*keys.split(key), created, i) for i, created, _ in engine.journal.versions.versions_of(address, key)

@@ -88,10 +88,10 @@ def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
 
 def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:
     """One slice; whether there are more."""
-    place = region.flush(address, list(going.again)) if going.again else region.ready(address)
-    with region.at_work(place):
-        return run.go_on(region, place, going)
-    raise Unavailable(f"lifecycle of {address} has stopped: {place.put_down}; give the command again")
+    state = region.flush(address, list(going.again)) if going.again else region.ready(address)
+    with region.at_work(state):
+        return run.go_on(region, state, going)
+    raise Unavailable(f"lifecycle of {address} has stopped: {state.put_down}; give the command again")
 
 
 def preview(site: Site, journal: Journal, address: str, at_ns: int) -> Iterator[Document]:

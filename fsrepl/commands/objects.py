@@ -21,15 +21,15 @@ from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import Place
-from fsrepl.region.mailbox import Kick
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.mailbox import RetryNow
 from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
 from fsrepl.storage import copying, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
-from fsrepl.storage.journal.rows import Object, Owed
+from fsrepl.storage.journal.rows import Delivery, Object
 from fsrepl.views import edits, show, stale
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
@@ -44,14 +44,14 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
     address, key, version_id = request.address.bucket, request.address.key, request.version_id
     region = engine.region_of(address)
     before = engine.journal.versions.object(address, key)
-    place = region.flush(address, [key])
-    with place.bucket.open() as bucket:
-        if place.bucket.versioning is Versioning.OFF:
+    state = region.flush(address, [key])
+    with state.bucket.open() as bucket:
+        if state.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to restore from")
         version = find(region, bucket, key, version_id, content=True)
         known = engine.journal.versions.object(address, key)
         if known and known.id == version.id:
-            if why := _unshown(place, key, known):
+            if why := _unshown(state, key, known):
                 raise Unavailable(
                     f"version {version.id} of {address}/{keys.shown(key)} is the current one already, but its file "
                     f"does not show it: {why}"
@@ -70,10 +70,10 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
                 )
         finally:
             bucket.fs.close(fd)
-        new_id, created_ns = place.bucket.ids.next(engine.site.now())
+        new_id, created_ns = state.bucket.ids.next(engine.site.now())
         new = replace(
             version,
-            id=NULL if place.bucket.versioning is Versioning.SUSPENDED else new_id,
+            id=NULL if state.bucket.versioning is Versioning.SUSPENDED else new_id,
             created_ns=created_ns,
             origin=Origin.USER,
             source="",
@@ -82,24 +82,24 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
             edited={},
             shortfall=NO_SHORTFALL,
         )
-        new = replace(new, deliveries=rules.choose(place.bucket.replication, new))
+        new = replace(new, deliveries=rules.choose(state.bucket.replication, new))
         staged = versions.stage_copy(bucket, name, new)
         commit_version(region, bucket, new, staged)
     return keys.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
 
 
-def _unshown(place: Place, key: bytes, known: Object) -> str:
+def _unshown(state: BucketState, key: bytes, known: Object) -> str:
     """Why a key's file does not show its current version, empty where it does."""
-    if key in place.lanes:
+    if key in state.copying:
         return "it was changed since, and is being captured"
-    if (waits := place.later.get(key)) is not None:
+    if (waits := state.deferred.get(key)) is not None:
         return f"it was changed since, and is not captured yet: {waits.why}"
-    if (held := place.held.get(key)) is not None:
+    if (held := state.stale.get(key)) is not None:
         return (
             "" if held.conflict else held.why
         )  # where its file cannot be, status tells that, and no command changes it
     if known.view is None or known.view.shown != known.id:
-        return place.unreadable.get(key, "it was removed or replaced just now")
+        return state.unreadable.get(key, "it was removed or replaced just now")
     return ""
 
 
@@ -107,11 +107,11 @@ def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
     """Add a delete marker; or, with a version id, remove that version or marker for good."""
     address, key, version_id = request.address.bucket, request.address.key, request.version_id
     region = engine.region_of(address)
-    place = region.flush(address, [key])
-    with place.bucket.open() as bucket:
+    state = region.flush(address, [key])
+    with state.bucket.open() as bucket:
         if version_id is None and not keys.is_key(key):
             raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
-        if place.bucket.versioning is Versioning.OFF:
+        if state.bucket.versioning is Versioning.OFF:
             return _remove_file(bucket, key, version_id)
         if version_id is None:
             marker = judge.new_marker(region, bucket, key, Origin.USER)
@@ -155,7 +155,7 @@ def find(region: Worker, bucket: OpenBucket, key: bytes, version_id: str | None,
 
 def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
     """A version made by command: durable, in the store, recorded, owed, and shown."""
-    engine, place = region.engine, region.places[bucket.address]
+    engine, state = region.engine, region.states[bucket.address]
     known = engine.journal.versions.object(bucket.address, version.key)
     was = known.view if known else None
     intent = Intent(version.key, version.id, was)
@@ -170,10 +170,10 @@ def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged:
             engine.journal.versions.add(bucket.address, version)
         bucket.sync()
         engine.recent.put(bucket.address, version)
-        deliveries.owe(region, bucket.address, [version])
-        stale.show_changed(region, place, bucket, version.key, intended)
+        deliveries.enqueue(region, bucket.address, [version])
+        stale.show_changed(region, state, bucket, version.key, intended)
     if not version.marker:
-        place.unmarked.add(version, time.monotonic())
+        state.labels.add(version, time.monotonic())
     engine.notify()
 
 
@@ -197,7 +197,7 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
         was = replace(was, ctime_ns=0)
         with engine.journal.transaction():
             engine.journal.versions.see(address, key, was)
-    place = region.places[address]
+    state = region.states[address]
     with intend(engine.syncer, bucket, [Intent(key, left[0][0] if left else "", was)]) as intended:
         try:
             versions.remember_removed(bucket, version)
@@ -205,14 +205,14 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
             bucket.sync()
             if left:
                 reconcile.forget_version(bucket, engine.journal, key, version.id)
-                stale.show_changed(region, place, bucket, key, intended)
+                stale.show_changed(region, state, bucket, key, intended)
             else:
                 outcome = show.show(bucket, show.nothing(key), was) if was else show.Shown(None)
                 reconcile.forget_version(bucket, engine.journal, key, version.id)
                 if not isinstance(outcome, show.Shown):
-                    stale.mark_theirs(region, place, key)
+                    stale.recapture(region, state, key)
         except OSError as error:
-            with region.at_work(place):  # it comes up again with what store and intent say: that is the rest of it
+            with region.at_work(state):  # it comes up again with what store and intent say: that is the rest of it
                 if versions.read(bucket, key, version.id, marker=version.marker) is None:
                     reconcile.forget_version(bucket, engine.journal, key, version.id)
                 raise
@@ -220,7 +220,9 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
             raise Unavailable(f"{why}; what is left to do is done as soon as it can be") from error
     engine.recent.forget(address, key, version.id)
     pending = engine.journal.deliveries.select(address, status=Status.PENDING, key=key)
-    settle.settle_gone(region, place, [owed for owed in pending if owed.id == version.id], key_there=bool(left))
+    settle.settle_gone(
+        region, state, [delivery for delivery in pending if delivery.id == version.id], key_there=bool(left)
+    )
     engine.notify()
 
 
@@ -241,9 +243,9 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
     """Change the tags of a version in place: no new version (s3-semantics, 4)."""
     address, key, version_id = request.address.bucket, request.address.key, request.version_id
     region = engine.region_of(address)
-    place = region.flush(address, [key])
-    with place.bucket.open() as bucket:
-        if place.bucket.versioning is Versioning.OFF:
+    state = region.flush(address, [key])
+    with state.bucket.open() as bucket:
+        if state.bucket.versioning is Versioning.OFF:
             raise Refused("InvalidRequest", f"{address} is not versioned; `fsrepl versioning enable {address}` first")
         version = versions.ensure_whole(find(region, bucket, key, version_id))
         if version.marker:
@@ -252,7 +254,7 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
         _check_tags(tags)
         if tags != version.tags:
             try:
-                edits.edit(region, place, bucket, version, replace(version, tags=tags))
+                edits.edit(region, state, bucket, version, replace(version, tags=tags))
             except OSError as error:
                 why = f"the tags of {address}/{keys.shown(key)} were not written, or not everywhere: {reason(error)}"
                 raise Unavailable(f"{why}; give the command again") from error
@@ -273,7 +275,7 @@ def _check_tags(tags: Mapping[str, str]) -> None:
 # -- trying again
 
 
-def failed(region: Worker, address: str, prefix: bytes) -> list[Owed]:
+def failed(region: Worker, address: str, prefix: bytes) -> list[Delivery]:
     """What FAILED of a bucket and can be retried. prefix: a key, or one that ends in /.
 
     Raises Refused(NoSuchKey) for a key that is not there: what a misspelt name asks for must not look done.
@@ -287,35 +289,35 @@ def failed(region: Worker, address: str, prefix: bytes) -> list[Owed]:
     ]
 
 
-def owes(region: Worker, address: str, prefix: bytes) -> bool:
+def pending(region: Worker, address: str, prefix: bytes) -> bool:
     """Whether there is anything of a bucket that could be retried, as far as the journal knows."""
-    owed = region.engine.journal.deliveries.select(address, prefix=prefix)
-    return any(each.status != Status.COMPLETED and _in_scope(each.key, prefix) for each in owed)
+    delivery = region.engine.journal.deliveries.select(address, prefix=prefix)
+    return any(each.status != Status.COMPLETED and _in_scope(each.key, prefix) for each in delivery)
 
 
 def retry_waiting(region: Worker, address: str, prefix: bytes) -> int:
     """Try what waits of a bucket at once; how many."""
     pending = region.engine.journal.deliveries.select(address, status=Status.PENDING, prefix=prefix)
-    waiting = sum(_in_scope(delivery.key, prefix) for delivery in pending)
+    waiting = sum(_in_scope(recorded.key, prefix) for recorded in pending)
     for other in region.regions.values():
-        other.post(Kick(address))
+        other.post(RetryNow(address))
     return waiting
 
 
-def retry(region: Worker, address: str, failed: Sequence[Owed]) -> int:
+def retry(region: Worker, address: str, failed: Sequence[Delivery]) -> int:
     """Make deliveries that FAILED pending again; how many there are still."""
     with region.ready(address).bucket.open() as bucket:
-        return sum(owe_delivery(region, bucket, owed) for owed in failed)
+        return sum(redeliver_one(region, bucket, delivery) for delivery in failed)
 
 
 def _in_scope(key: bytes, prefix: bytes) -> bool:
     return not prefix or key == prefix or (prefix.endswith(b"/") and key.startswith(prefix))
 
 
-def owe_delivery(region: Worker, bucket: OpenBucket, owed: Owed) -> bool:
-    version = versions.read(bucket, owed.key, owed.id, marker=owed.marker)
-    delivery = version.deliveries.get(owed.destination) if version else None
-    if version is None or delivery is None:
+def redeliver_one(region: Worker, bucket: OpenBucket, delivery: Delivery) -> bool:
+    version = versions.read(bucket, delivery.key, delivery.id, marker=delivery.marker)
+    recorded = version.deliveries.get(delivery.destination) if version else None
+    if version is None or recorded is None:
         return False
-    deliveries.owe_again(region, bucket, version, {**version.deliveries, owed.destination: rules.owed_again(delivery)})
+    deliveries.redeliver(region, bucket, version, {**version.deliveries, delivery.destination: rules.renewed(recorded)})
     return True

@@ -95,7 +95,7 @@ def _retry(engine: Engine, request: requests.Retry) -> Answer:
             continue
         try:
             if why := home.ask(functools.partial(_why_away, home, address, asked=scope is not None)):
-                if objects.owes(home, address, key):
+                if objects.pending(home, address, key):
                     left_out[address] = why
                 continue
             number += _retry_in(home, address, key)
@@ -110,8 +110,8 @@ def _why_away(home: Worker, address: str, *, asked: bool) -> str:
     """Why nothing can be retried in a bucket; of one that was asked for by name only whether its region is away."""
     try:
         with home.engine.site.open_region(home.name):
-            place = home.places.get(address)
-            if asked or (place is not None and place.up):
+            state = home.states.get(address)
+            if asked or (state is not None and state.up):
                 return ""
             return home.engine.site.buckets[address].trouble or f"bucket {address} is not up yet"
     except FsreplError as error:
@@ -150,8 +150,8 @@ def _backfills(engine: Engine, request: requests.ListBackfills) -> Answer:
 
 def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
     for region in engine.regions.values():
-        for address, place in list(region.places.items()):
-            if request.job in place.jobs:
+        for address, state in list(region.states.items()):
+            if request.job in state.jobs:
                 return region.ask(functools.partial(backfills.cancel, region, address, request.job))
     ended = backfill_jobs.find(engine.site, request.job)
     raise Refused("InvalidRequest", f"job {request.job} of {ended.bucket} has ended: it is {ended.state}")

@@ -20,10 +20,10 @@ from fsrepl.errors import FsreplError, StoreDamaged, Usage, reason
 from fsrepl.model import keys
 from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
-from fsrepl.model.version import Delivery, Origin, Version, Versioning
+from fsrepl.model.version import DeliveryRecord, Origin, Version, Versioning
 from fsrepl.region import deliveries
 from fsrepl.s3 import arn, replication
-from fsrepl.s3.rules import delivery_of, owed_again, winners
+from fsrepl.s3.rules import new_record, renewed, winners
 from fsrepl.settings import reading
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import META
@@ -224,13 +224,13 @@ def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
     number, away = 0, []
     for address in sorted(engine.site.buckets.keys() - {lost}):
         try:
-            number += engine.region_of(address).ask(functools.partial(_owe_what_it_had, engine, address, lost))
+            number += engine.region_of(address).ask(functools.partial(_redeliver_what_it_had, engine, address, lost))
         except (FsreplError, OSError) as error:
             away.append(f"{address}: {reason(error)}")
     return number, away
 
 
-def _owe_what_it_had(engine: Engine, address: str, lost: str) -> int:
+def _redeliver_what_it_had(engine: Engine, address: str, lost: str) -> int:
     """What this bucket had delivered there; and what came from there, where a rule of this bucket leads back.
 
     Runs in the thread of this bucket's region.
@@ -239,27 +239,27 @@ def _owe_what_it_had(engine: Engine, address: str, lost: str) -> int:
     with engine.site.bucket(address).open() as bucket:
         replication = bucket.bucket.replication
         rules = [rule for rule in replication.rules if rule.destination == lost] if replication else []
-        had_some = rules or any(owed.destination == lost for owed in engine.journal.deliveries.select(address))
+        had_some = rules or any(delivery.destination == lost for delivery in engine.journal.deliveries.select(address))
         if bucket.versions < 0 or not had_some:
             return 0
         for path, fd, found in versions.walk(bucket):
             for name, stored in found:
                 with contextlib.suppress(FileNotFoundError, StoreDamaged):
                     version = versions.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
-                    delivery = _owed_again(version, lost, rules)
-                    if delivery is not None:
-                        deliveries.owe_again(region, bucket, version, {**version.deliveries, lost: delivery})
+                    recorded = _renewed(version, lost, rules)
+                    if recorded is not None:
+                        deliveries.redeliver(region, bucket, version, {**version.deliveries, lost: recorded})
                         number += 1
     return number
 
 
-def _owed_again(version: Version, lost: str, rules: Collection[Rule]) -> Delivery | None:
+def _renewed(version: Version, lost: str, rules: Collection[Rule]) -> DeliveryRecord | None:
     known = version.deliveries.get(lost)
     if known is not None:
-        return replace(owed_again(known), edit=False) if known.settled else None
+        return replace(renewed(known), edit=False) if known.settled else None
     if version.origin is Origin.REPLICA and version.source == lost:
         rule = winners(rules, version.key, version.tags, marker=version.marker).get(lost)
-        return delivery_of(rule) if rule is not None else None
+        return new_record(rule) if rule is not None else None
     return None
 
 

@@ -16,7 +16,7 @@ from fsrepl.errors import Refused, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import view_of
-from fsrepl.region.change_queue import ARRIVED, Mark
+from fsrepl.region.change_queue import ARRIVED, Change
 from fsrepl.s3 import replication
 from fsrepl.settings import Settings
 from fsrepl.storage import versions
@@ -205,12 +205,12 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
 
     Those that are left are noted in adopted.
     """
-    patience = engine.region_of(bucket.address).patience
+    writer_wait = engine.region_of(bucket.address).writer_wait
     batch = []
     for key in found:
-        mark = Mark(bucket.address, key, ARRIVED, 0, time.monotonic())
+        change = Change(bucket.address, key, ARRIVED, 0, time.monotonic())
         try:
-            seen: look.Seen = look.look(bucket, mark, None, patience, time.time_ns(), in_lane=True)
+            seen: look.Seen = look.look(bucket, change, None, writer_wait, time.time_ns(), in_background=True)
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise

@@ -25,7 +25,7 @@ from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.version import Status, Version, Versioning
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.scan_queue import is_below
 from fsrepl.storage import unversioned, versions
 
@@ -157,8 +157,8 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
 
 def _newest_ns(engine: Engine, address: str) -> int:
     """When the newest version of a bucket was made. The journal would go through all of them to tell."""
-    place = engine.region_of(address).places.get(address)
-    return place.bucket.ids.newest_ns if place is not None and place.up else engine.journal.versions.newest(address)[1]
+    state = engine.region_of(address).states.get(address)
+    return state.bucket.ids.newest_ns if state is not None and state.up else engine.journal.versions.newest(address)[1]
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
@@ -173,24 +173,24 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
     """Who waited may look at a view next, which is to say that it is replicated. Of very many some say so later."""
     told_s = time.monotonic() + _left(until_s, _TOLD_MAX_S)
     for address in scope.addresses:
-        place = engine.region_of(address).places.get(address)
-        while place is not None and place.up and place.unmarked.is_behind(scope.key) and not _is_over(told_s):
+        state = engine.region_of(address).states.get(address)
+        while state is not None and state.up and state.labels.is_behind(scope.key) and not _is_over(told_s):
             with engine.changed:
                 engine.changed.wait(_left(told_s, _CAPTURE_LOOK_S))
 
 
 def _trouble(engine: Engine, address: str) -> str:
     """Why nothing can be captured in a bucket now; empty where that can be."""
-    place = engine.region_of(address).places.get(address)
-    why = (place.put_down or place.paused) if place else ""
+    state = engine.region_of(address).states.get(address)
+    why = (state.put_down or state.paused) if state else ""
     return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 
 
 def _away(engine: Engine, address: str) -> str:
     """Why a bucket was passed over: it is not there, and nothing was under way in it when it went."""
-    place = engine.region_of(address).places.get(address)
+    state = engine.region_of(address).states.get(address)
     bucket = engine.site.buckets[address]
-    return bucket.trouble if place is not None and not place.up and bucket.away else ""
+    return bucket.trouble if state is not None and not state.up and bucket.away else ""
 
 
 def _is_replica_only(engine: Engine, address: str) -> bool:
@@ -241,7 +241,7 @@ def _capture(
     """
     epochs: dict[str, int | None] = dict.fromkeys(scope.addresses)
     for address in epochs:
-        _look_around(engine, engine.region_of(address), address, until_s)
+        _probe_buckets(engine, engine.region_of(address), address, until_s)
     while epochs and not given_up():
         for address in list(epochs):
             if _is_captured(engine, address, scope, epochs, until_s, opened):
@@ -258,45 +258,45 @@ def _is_captured(
 ) -> bool:
     """Whether everything a bucket was given before the wait is captured. epochs: each bucket's barrier, once read."""
     region = engine.region_of(address)
-    place = region.places.get(address)
-    if place is not None and not _is_followed(place):
+    state = region.states.get(address)
+    if state is not None and not _is_followed(state):
         return True
-    if place is None or not place.up:
+    if state is None or not state.up:
         epochs[address] = None  # when it is back, a scan finds what is there
         return False
     if (epoch := epochs[address]) is None:
-        epoch = epochs[address] = _begin(engine, region, place, until_s)
-    if epoch is None or not place.scanned:
+        epoch = epochs[address] = _begin(engine, region, state, until_s)
+    if epoch is None or not state.scanned:
         return False
-    busy, still_open = _in_hand(region, place, scope, epoch)
+    busy, still_open = _in_hand(region, state, scope, epoch)
     if not busy:
         opened |= still_open
     return not busy
 
 
-def _look_around(engine: Engine, region: Worker, address: str, until_s: float | None) -> None:
+def _probe_buckets(engine: Engine, region: Worker, address: str, until_s: float | None) -> None:
     """A bucket that was away at the last look may have come back just now, with new files in it."""
-    place = region.places.get(address)
-    if place is None or not place.up:
+    state = region.states.get(address)
+    if state is None or not state.up:
         with contextlib.suppress(TimeoutError, sqlite3.Error):
-            region.ask(region.look_again, _left(until_s, _PROBE_MAX_S))
+            region.ask(region.probe_now, _left(until_s, _PROBE_MAX_S))
 
 
-def _is_followed(place: Place) -> bool:
+def _is_followed(state: BucketState) -> bool:
     """Whether captures are waited for: not without versioning, nor in an outage, unless something was left to capture
     when that began. What may have been dropped since, or before a start, nobody knows: see `away`.
     """
-    bucket = place.bucket
+    bucket = state.bucket
     return (
-        place.up or place.unsettled or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
+        state.up or state.unsettled or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
     )
 
 
-def _begin(engine: Engine, region: Worker, place: Place, until_s: float | None) -> int | None:
+def _begin(engine: Engine, region: Worker, state: BucketState, until_s: float | None) -> int | None:
     """Make the sentinel; the epoch that began with it, None where it was not read."""
 
     def begin() -> int:
-        return barrier.pass_barrier(region, place, _left(until_s, _SENTINEL_S))
+        return barrier.pass_barrier(region, state, _left(until_s, _SENTINEL_S))
 
     try:
         return region.ask(begin, _left(until_s, _PROBE_MAX_S)) or None
@@ -304,24 +304,24 @@ def _begin(engine: Engine, region: Worker, place: Place, until_s: float | None) 
         return None
 
 
-def _in_hand(region: Worker, place: Place, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
+def _in_hand(region: Worker, state: BucketState, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
     """Whether something from before the epoch is still to be captured; and which files are open for writing."""
-    address, marks = place.bucket.address, region.marks
+    address, changes = state.bucket.address, region.changes
     opened: set[str] = set()
     # In the order in which one leads to the next, so that nothing is missed that moves on meanwhile.
-    if marks.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(marks.directories)):
+    if changes.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(changes.directories)):
         return True, opened
     moves = region.moves
-    if place.scans.is_pending(epoch) or marks.is_waiting(address, epoch, b"" if scope.linked else scope.key):
+    if state.scans.is_pending(epoch) or changes.is_waiting(address, epoch, b"" if scope.linked else scope.key):
         return True, opened
-    for key, later in list(place.later.items()):
-        if not scope.is_written_through(key) or key in place.set_aside:
+    for key, later in list(state.deferred.items()):
+        if not scope.is_written_through(key) or key in state.set_aside:
             continue
         if later.opened and later.looked >= epoch:
             opened.add(f"{address}/{keys.shown(key)}")
-        elif later.mark.epoch < epoch:
+        elif later.change.epoch < epoch:
             return True, opened
-    if any(mark.epoch < epoch and scope.is_written_through(mark.key) for mark in list(place.lanes.values())):
+    if any(change.epoch < epoch and scope.is_written_through(change.key) for change in list(state.copying.values())):
         return True, opened
     return region.moves != moves, opened  # a key may have gone from where we looked next to where we had looked
 
@@ -330,31 +330,31 @@ def _failed(engine: Engine, address: str, scope: Scope) -> int:
     """How many deliveries failed whose version is the newest of its key."""
     journal = engine.journal
     failed: Collection[bool] = [
-        known is not None and known.id == owed.id
-        for owed in journal.deliveries.select(address, status=Status.FAILED, key=scope.key or None)
-        for known in (journal.versions.object(address, owed.key),)
+        known is not None and known.id == delivery.id
+        for delivery in journal.deliveries.select(address, status=Status.FAILED, key=scope.key or None)
+        for known in (journal.versions.object(address, delivery.key),)
     ]
     return sum(failed)
 
 
 def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
     """What nobody can wait for: it cannot be read."""
-    place = engine.region_of(address).places.get(address)
-    if place is None or not place.up:
+    state = engine.region_of(address).states.get(address)
+    if state is None or not state.up:
         return []
-    closed = [*list(place.unreadable.items()), *list(place.set_aside.items())]
+    closed = [*list(state.unreadable.items()), *list(state.set_aside.items())]
     found = [(keys.shown(key), why) for key, why in closed if scope.takes(key)]
-    blind = list(place.trouble.unreadable.items())
+    blind = list(state.trouble.unreadable.items())
     found += [(keys.shown(path) + "/", why) for path, why in blind if scope.reaches(path)]
     return [f"{address}/{name}: {why}" for name, why in sorted(found)]
 
 
 def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
     """Where files may be that nobody looks at."""
-    place = engine.region_of(address).places.get(address)
-    if place is None or not place.up:
+    state = engine.region_of(address).states.get(address)
+    if state is None or not state.up:
         return []
-    return [f"{address}/{keys.shown(path)}/" for path in sorted(place.trouble.mounts.copy()) if scope.reaches(path)]
+    return [f"{address}/{keys.shown(path)}/" for path in sorted(state.trouble.mounts.copy()) if scope.reaches(path)]
 
 
 def _unshown(engine: Engine, scope: Scope) -> list[str]:
@@ -365,8 +365,8 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
         destinations = {rule.destination for rule in replication.rules} if replication else set()
         for shows in {address} | destinations:
             region = engine.regions.get(region_of(shows))
-            place = region.places.get(shows) if region else None
-            for key, held in list(place.held.items()) if place and place.up else ():
+            state = region.states.get(shows) if region else None
+            for key, held in list(state.stale.items()) if state and state.up else ():
                 if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
                     found.add(f"{shows}/{keys.shown(key)}: {held.why}")
     return sorted(found)
@@ -388,5 +388,5 @@ def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
     known = engine.journal.versions.object(address, key)
     if known is None:
         raise Refused("NoSuchKey", f"{address} has no {keys.shown(key)}")
-    chosen = any(owed.id == known.id for owed in engine.journal.deliveries.select(address, key=key))
+    chosen = any(delivery.id == known.id for delivery in engine.journal.deliveries.select(address, key=key))
     return [] if chosen else [f"{address}/{keys.shown(key)}"]

@@ -114,28 +114,28 @@ def _describe(version: Version) -> str:
 
 
 def _delivery(site: Site, address: str, version: Version, destination: str, said: Document) -> Document:
-    delivery = version.deliveries[destination]
+    recorded = version.deliveries[destination]
     document: Document = {
-        "Rule": delivery.rule,
+        "Rule": recorded.rule,
         "Destination": destination,
-        "Status": str(delivery.status),
-        "Reason": delivery.reason,
+        "Status": str(recorded.status),
+        "Reason": recorded.reason,
         "Next": "",
     }
-    if delivery.status is Status.FAILED:
+    if recorded.status is Status.FAILED:
         document["Next"] = _after_failure(site, address, version, destination)
-    elif delivery.status is Status.PENDING:
+    elif recorded.status is Status.PENDING:
         document["Reason"], document["Next"] = _waits_for(address, version, destination, said)
     return document
 
 
 def _after_failure(site: Site, address: str, version: Version, destination: str) -> str:
     """What sends a version that has failed. To retry is of no use where nothing can be mended."""
-    delivery, replication = version.deliveries[destination], site.buckets[address].replication
-    if delivery.reason == "DstObjectHardDeleted":
+    recorded, replication = version.deliveries[destination], site.buckets[address].replication
+    if recorded.reason == "DstObjectHardDeleted":
         return "this version is not sent there again"
     rules = replication.rules if replication else ()
-    if rules and not any((rule.id, rule.destination) == (delivery.rule, destination) for rule in rules):
+    if rules and not any((rule.id, rule.destination) == (recorded.rule, destination) for rule in rules):
         return f"`fsrepl replication backfill {address} --status FAILED` sends it by the rules that are there now"
     return f"`fsrepl retry {address}/{keys.shown(version.key)}` once it is mended"
 
@@ -157,18 +157,18 @@ def _waits_for(address: str, version: Version, destination: str, said: Document)
     for each in said.get("transfers", []):
         if (each["source"], each["destination"], each["key"]) == (address, destination, keys.shown(version.key)):
             return "it is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are there"
-    if job := version.deliveries[destination].batch:
+    if job := version.deliveries[destination].job:
         return f"backfill {job}", "it goes when nothing live is to be sent there"
     return "", "it is queued"
 
 
-def _sentence(delivery: Document) -> str:
-    text = f"{delivery['Status']} to {delivery['Destination']} by rule {delivery['Rule']}"
-    if delivery["Reason"]:
-        text += f": {delivery['Reason']}"
-        if help_ := REMEDIES.get(delivery["Reason"]):
+def _sentence(recorded: Document) -> str:
+    text = f"{recorded['Status']} to {recorded['Destination']} by rule {recorded['Rule']}"
+    if recorded["Reason"]:
+        text += f": {recorded['Reason']}"
+        if help_ := REMEDIES.get(recorded["Reason"]):
             text += f" ({help_})"
-    return f"{text}; {delivery['Next']}" if delivery["Next"] else text
+    return f"{text}; {recorded['Next']}" if recorded["Next"] else text
 
 
 REMEDIES: Mapping[str, str] = {

@@ -13,8 +13,8 @@ from fsrepl.lifecycle import act
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import Damaged, Place
-from fsrepl.region.mailbox import DropQueues, Kick, Probe
+from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.mailbox import DropQueues, Probe, RetryNow
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import rebuild, reconcile, recover, refetch
@@ -41,18 +41,18 @@ class Attaching(Region):
         self.probed = False
         """Its buckets have been looked at once."""
 
-    def look_around(self) -> None:
+    def probe_buckets(self) -> None:
         """Take up the buckets that are there, put down those that are not."""
         self._probe_at_s = time.monotonic() + PROBE_S
         self._keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
-        for address in [a for a in self.places if mine.get(a) is not self.places[a].bucket]:
-            self.suspend(self.places.pop(address))
+        for address in [a for a in self.states if mine.get(a) is not self.states[a].bucket]:
+            self.suspend(self.states.pop(address))
         for address, bucket in mine.items():
-            place = self.places.setdefault(address, Place(bucket))
-            if place.up or not place.stumbles or time.monotonic() >= place.up_again_at_s:
-                with self.at_work(place):
-                    self._look_after(place)
+            state = self.states.setdefault(address, BucketState(bucket))
+            if state.up or not state.failures or time.monotonic() >= state.up_again_at_s:
+                with self.at_work(state):
+                    self._look_after(state)
         self.probed = True
 
     def _keep_state_private(self) -> None:
@@ -61,104 +61,104 @@ class Attaching(Region):
             if privacy.close(self.engine.fs, at):
                 log.warning("opened state: others could look into %s; it is closed again", self.engine.site.state)
 
-    def look_again(self) -> None:
+    def probe_now(self) -> None:
         """Somebody waits: what was put down is tried now."""
-        for place in self.places.values():
-            place.up_again_at_s = 0.0
-        self.look_around()
+        for state in self.states.values():
+            state.up_again_at_s = 0.0
+        self.probe_buckets()
 
-    def _look_after(self, place: Place) -> None:
+    def _look_after(self, state: BucketState) -> None:
         try:
-            with place.bucket.open() as bucket:
-                self.follow_documents(place, bucket)
+            with state.bucket.open() as bucket:
+                self.follow_documents(state, bucket)
                 with contextlib.suppress(FsreplError, OSError):  # they are copies; the next look tries again
-                    place.keeper.keep(self.engine.site, bucket)
-                is_due = not place.up and time.monotonic() >= place.up_again_at_s
-                if is_due and place.bucket.versioning is not Versioning.OFF:
-                    self._bring_up(place, bucket)
-                elif place.scanned and time.monotonic() >= place.displaced_at_s:
-                    place.displaced_at_s = time.monotonic() + _DISPLACED_S
+                    state.keeper.keep(self.engine.site, bucket)
+                is_due = not state.up and time.monotonic() >= state.up_again_at_s
+                if is_due and state.bucket.versioning is not Versioning.OFF:
+                    self._bring_up(state, bucket)
+                elif state.scanned and time.monotonic() >= state.displaced_at_s:
+                    state.displaced_at_s = time.monotonic() + _DISPLACED_S
                     displaced.clear(bucket, self.engine.journal, self.engine.settings.capture.open_quiet_s)
                     bucket.sync()
         except (FsreplError, OSError) as error:
             why = self.why_not(error)
-            if place.up or place.offline != why:
-                log.warning("offline bucket=%s: %s", place.bucket.address, why)
-                self.suspend(place)
-            place.offline = place.bucket.trouble = why
-            self._tell_exposed(place)
+            if state.up or state.offline != why:
+                log.warning("offline bucket=%s: %s", state.bucket.address, why)
+                self.suspend(state)
+            state.offline = state.bucket.trouble = why
+            self._tell_exposed(state)
             return
-        place.offline = ""
-        self._tell_exposed(place)
-        if place.up:
-            self._record_skipped(place)
-            schedule.go_round(self, place)
+        state.offline = ""
+        self._tell_exposed(state)
+        if state.up:
+            self._record_skipped(state)
+            schedule.start_due(self, state)
 
-    def _tell_exposed(self, place: Place) -> None:
+    def _tell_exposed(self, state: BucketState) -> None:
         """Others could look into what is ours: that is said, and what is below closed as well."""
-        if place.bucket.exposed == place.said_exposed:
+        if state.bucket.exposed == state.said_exposed:
             return
-        place.said_exposed = place.bucket.exposed
-        log.warning("opened bucket=%s: %s", place.bucket.address, place.bucket.exposed)
+        state.said_exposed = state.bucket.exposed
+        log.warning("opened bucket=%s: %s", state.bucket.address, state.bucket.exposed)
 
         def close() -> int:
-            with place.bucket.open() as bucket:
+            with state.bucket.open() as bucket:
                 return privacy.close_below(bucket.fs, bucket.meta)
 
         def finish(closed: object) -> None:
-            log.info("closed bucket=%s files=%s", place.bucket.address, closed)
+            log.info("closed bucket=%s files=%s", state.bucket.address, closed)
 
-        self.in_lane(close, finish, lane=("repair", self.name), whose=place.bucket.address)
+        self.in_background(close, finish, pool=("repair", self.name), whose=state.bucket.address)
 
-    def _record_skipped(self, place: Place) -> None:
+    def _record_skipped(self, state: BucketState) -> None:
         """How many entries are no objects is shown without the daemon, too."""
-        number = place.trouble.skipped_number
-        if place.scanned and number != place.skipped_recorded:
+        number = state.trouble.skipped_number
+        if state.scanned and number != state.skipped_recorded:
             with self.engine.journal.transaction():
-                self.engine.journal.set_skipped(place.bucket.address, number)
-            place.skipped_recorded = number
+                self.engine.journal.set_skipped(state.bucket.address, number)
+            state.skipped_recorded = number
 
-    def _bring_up(self, place: Place, bucket: OpenBucket) -> None:
+    def _bring_up(self, state: BucketState, bucket: OpenBucket) -> None:
         """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""
         engine, address = self.engine, bucket.address
-        self._index(place, bucket)
-        place.bucket.ids = type(place.bucket.ids)(*engine.journal.versions.newest(address))
-        place.held.clear()
+        self._index(state, bucket)
+        state.bucket.ids = type(state.bucket.ids)(*engine.journal.versions.newest(address))
+        state.stale.clear()
 
-        def hold(intent: Intent, outcome: show.Held) -> bool:
-            stale.hold_view(
-                self, place, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was
+        def hold(intent: Intent, outcome: show.NotShown) -> bool:
+            stale.mark_stale(
+                self, state, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was
             )
-            return bool(place.held[intent.key].intent)
+            return bool(state.stale[intent.key].intent)
 
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
-        following.look_before_showing(self, place, bucket, intents)
+        following.look_before_showing(self, state, bucket, intents)
         act.tell_again(self, bucket)
         lost = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, hold)
-        refetch.resume(place, lost)
+        refetch.resume(state, lost)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)
-        barrier.watch_barrier(self, place, bucket)
-        backfill.resume(self, place, bucket)
-        place.up, place.scanned, place.unsettled, place.put_down = True, False, False, ""
+        barrier.watch_barrier(self, state, bucket)
+        backfill.resume(self, state, bucket)
+        state.up, state.scanned, state.unsettled, state.put_down = True, False, False, ""
         engine.recent.forget_data()
-        deliveries.owe_all(self, place)
+        deliveries.enqueue_all(self, state)
         for queue in self.queues.values():
             if queue.destination == address:
-                queue.kick()
+                queue.retry_now()
         for region in self.regions.values():
             if region is not self:
-                region.post(Kick(address))
-        schedule.begin(self, place)
+                region.post(RetryNow(address))
+        schedule.begin(self, state)
         log.info("online bucket=%s", address)
 
-    def _index(self, place: Place, bucket: OpenBucket) -> None:
+    def _index(self, state: BucketState, bucket: OpenBucket) -> None:
         journal = self.engine.journal
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             reconcile.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
-        place.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged]
-        place.stripped = rebuilder.waiting > 0
-        if place.stripped:
+        state.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged]
+        state.stripped = rebuilder.waiting > 0
+        if state.stripped:
             log.warning(
                 "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
                 bucket.address, rebuilder.waiting,
@@ -169,66 +169,66 @@ class Attaching(Region):
         with rebuild.Rebuilder(self.engine.site, bucket, self.engine.journal) as rebuilder:
             return rebuilder.recall(key, version_id)
 
-    def ready(self, address: str) -> Place:
+    def ready(self, address: str) -> BucketState:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
-        place = self.places.get(address)
-        if place is None or not place.up or place.bucket is not self.engine.site.buckets.get(address):
-            self.look_again()
-            place = self.places.get(address)
+        state = self.states.get(address)
+        if state is None or not state.up or state.bucket is not self.engine.site.buckets.get(address):
+            self.probe_now()
+            state = self.states.get(address)
         bucket = self.engine.site.bucket(address)
-        if place is None or not place.up:
+        if state is None or not state.up:
             with bucket.open():
                 pass  # raises with the reason
-            if place is None or bucket.versioning is not Versioning.OFF:
-                why = (place.put_down or place.offline) if place else ""
+            if state is None or bucket.versioning is not Versioning.OFF:
+                why = (state.put_down or state.offline) if state else ""
                 raise Unavailable(f"bucket {address} is not up yet: {why or 'it is being taken up; try again'}")
-        return place
+        return state
 
     def follow(self, address: str) -> None:
         """The settings of a bucket were changed by command: take them over before the command returns."""
-        self.look_around()
+        self.probe_buckets()
         for region in self.regions.values():
             if region is not self:
                 region.post(Probe())
 
-    def follow_documents(self, place: Place, bucket: OpenBucket) -> None:
+    def follow_documents(self, state: BucketState, bucket: OpenBucket) -> None:
         """After each look at a bucket's documents: write down since when its rules are in effect; wake what waits."""
-        documents = place.bucket.documents
-        if documents is place.documents:
+        documents = state.bucket.documents
+        if documents is state.documents:
             return
         if note_rules(bucket, self.engine.site.now()):
-            place.bucket.refresh(bucket)
-            documents = place.bucket.documents
-        first, place.documents = place.documents is None, documents
+            state.bucket.refresh(bucket)
+            documents = state.bucket.documents
+        first, state.documents = state.documents is None, documents
         self.engine.remember_replication(bucket.address, documents.replication)
         if not first:
             for region in self.regions.values():
-                region.post(Kick(bucket.address))
-            if place.up:
-                deliveries.owe_all(self, place)
+                region.post(RetryNow(bucket.address))
+            if state.up:
+                deliveries.enqueue_all(self, state)
             thresholds.untrack(self.engine, bucket.address)
 
-    def kick(self, address: str) -> None:
+    def retry_now(self, address: str) -> None:
         """A bucket came back, or its settings changed: try again what waits for it."""
         for queue in self.queues.values():
             if address in (queue.source, queue.destination):
-                queue.kick()
-        refetch.kick(self)
-        for place in self.places.values():
-            if place.up and place.stripped:
-                with self.at_work(place), contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:
-                    self._index(place, bucket)
-                    deliveries.owe_all(self, place)
+                queue.retry_now()
+        refetch.retry_now(self)
+        for state in self.states.values():
+            if state.up and state.stripped:
+                with self.at_work(state), contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
+                    self._index(state, bucket)
+                    deliveries.enqueue_all(self, state)
 
-    def kick_from(self, region: str) -> None:
+    def retry_now_from(self, region: str) -> None:
         """A region that hung moves again: go on with what is to come from there."""
         for queue in self.queues.values():
             if region_of(queue.source) == region:
-                queue.kick()
+                queue.retry_now()
 
     def put_down(self, address: str) -> None:
         """A bucket is about to be removed."""
-        if (place := self.places.pop(address, None)) is not None:
-            self.suspend(place)
+        if (state := self.states.pop(address, None)) is not None:
+            self.suspend(state)
         for region in self.regions.values():
             region.post(DropQueues(address))

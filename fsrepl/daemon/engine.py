@@ -13,7 +13,7 @@ import time
 from fsrepl.daemon.worker import Worker
 from fsrepl.model.address import region_of
 from fsrepl.region.change_queue import Watcher
-from fsrepl.region.mailbox import KickFrom, Probe, Reconfigure, Requeue
+from fsrepl.region.mailbox import Probe, Reconfigure, Requeue, RetryNowFrom
 from fsrepl.region.runtime import Runtime
 from fsrepl.settings import Settings
 from fsrepl.storage.fs import Fs
@@ -55,7 +55,7 @@ class Engine(Runtime):
         busy = [region.turn() for region in self.regions.values()]  # every one of them, whatever the others say
         return any(busy)
 
-    def settle_down(self, turns_max: int = 10_000) -> bool:
+    def run_until_idle(self, turns_max: int = 10_000) -> bool:
         """Without threads: turn until nothing is left to do now; whether that came within so many turns."""
         return any(not self.turn() for _ in range(turns_max))
 
@@ -65,7 +65,7 @@ class Engine(Runtime):
         for region in list(self.regions.values()):
             if region.pulse.look(region.thread, busy=region.busy_since_s > 0, now_s=now_s):
                 for other in self.regions.values():
-                    other.post(KickFrom(region.name))
+                    other.post(RetryNowFrom(region.name))
 
     # -- new settings, and the end
 
@@ -86,7 +86,7 @@ class Engine(Runtime):
             region.stopping = True
             region.wake()
             if self.watcher is not None:
-                for address in list(region.places):
+                for address in list(region.states):
                     self.watcher.forget(address)
         for name in settings.regions:
             if name not in self.regions:
@@ -94,12 +94,12 @@ class Engine(Runtime):
                 if self.threaded:
                     self.regions[name].start()
         for region in self.regions.values():
-            region.marks.configure(settings.capture)
+            region.changes.configure(settings.capture)
             region.post(Reconfigure())
             region.post(Probe())
             region.post(Requeue())
 
-    def stop_lanes(self, within_s: float) -> bool:
+    def stop_workers(self, within_s: float) -> bool:
         """Stop what is under way in lanes; whether all of it ended in time."""
         for progress in list(self.transfers):
             progress.stop = True
@@ -111,7 +111,7 @@ class Engine(Runtime):
 
     def close(self) -> None:
         """Stop the lanes and close the journal properly."""
-        self.stop_lanes(_CLOSE_S)
+        self.stop_workers(_CLOSE_S)
         self.syncer.close()
         with contextlib.suppress(Exception):
             self.journal.set_fact("clean", "1")

@@ -16,7 +16,7 @@ from fsrepl.errors import Usage
 from fsrepl.model import keys
 from fsrepl.model.address import Address
 from fsrepl.model.keys import Document
-from fsrepl.region.bucket_state import NAMES, Names, Place
+from fsrepl.region.bucket_state import NAMES, BucketState, Names
 from fsrepl.region.delivery_queue import Queue
 
 FIRST = 100
@@ -28,9 +28,9 @@ def status(engine: Engine) -> Document:
     """Of every bucket; and the ways to destinations that are blocked, and the large objects on their way."""
     return {
         "buckets": {
-            address: place.describe() | _first(place)
+            address: state.describe() | _first(state)
             for region in list(engine.regions.values())
-            for address, place in list(region.places.items())
+            for address, state in list(region.states.items())
         },
         "blocked": _blocked(engine),
         "retrying": [each for queue in _queues(engine) for each in queue.reasons()],
@@ -43,8 +43,8 @@ def page(engine: Engine, address: str, name: str, after: bytes) -> Document:
     engine.site.bucket(address)
     if name not in NAMES:
         raise Usage(f"there is no list {name!r}; there are {', '.join(NAMES)}")
-    place = engine.region_of(address).places.get(address)
-    left = [item for item in NAMES[name](place) if item[0] > after] if place is not None else []
+    state = engine.region_of(address).states.get(address)
+    left = [item for item in NAMES[name](state) if item[0] > after] if state is not None else []
     found = heapq.nsmallest(PAGE, left, key=itemgetter(0))
     last = base64.b64encode(found[-1][0]).decode() if len(left) > len(found) else None
     return {"items": _shown(found), "after": last}
@@ -54,10 +54,10 @@ def of_key(engine: Engine, address: Address) -> Document:
     """What concerns one key of a bucket, in the shape of `status`, and why its deliveries wait, as "retries"."""
     source, key = engine.site.bucket(address.bucket).address, address.key
     buckets = {
-        other: place.describe()
-        | {name: _shown([n for n in names(place) if n[0] == key]) for name, names in NAMES.items()}
+        other: state.describe()
+        | {name: _shown([n for n in names(state) if n[0] == key]) for name, names in NAMES.items()}
         for region in list(engine.regions.values())
-        for other, place in list(region.places.items())
+        for other, state in list(region.states.items())
     }
     now_s = time.monotonic()
     retries = [each for queue in _queues(engine) if queue.source == source for each in queue.retries(key, now_s)]
@@ -70,8 +70,8 @@ def of_key(engine: Engine, address: Address) -> Document:
     }
 
 
-def _first(place: Place) -> Document:
-    lists = {name: names(place) for name, names in NAMES.items()}
+def _first(state: BucketState) -> Document:
+    lists = {name: names(state) for name, names in NAMES.items()}
     first = {name: heapq.nsmallest(FIRST, found, key=itemgetter(0)) for name, found in lists.items()}
     return {name: _shown(found) for name, found in first.items()} | {
         "counts": {name: len(found) for name, found in lists.items()}

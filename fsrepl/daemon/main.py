@@ -36,7 +36,7 @@ log = logging.getLogger("fsrepl")
 
 
 _TURN_S = 0.2
-_LANES_S = 2.0
+_WORKERS_S = 2.0
 _SWITCH_S = 0.001
 """How long a busy thread keeps the others waiting: the thread that reads events must never wait long."""
 
@@ -160,7 +160,7 @@ class Daemon:
     @staticmethod
     def _has_looked(region: Worker) -> bool:
         """Whether every bucket of a region is scanned, or away."""
-        return region.probed and all(place.scanned or not place.up for place in list(region.places.values()))
+        return region.probed and all(state.scanned or not state.up for state in list(region.states.values()))
 
     def reload(self) -> None:
         """Read the settings again; what cannot be read leaves the old ones in force."""
@@ -182,7 +182,7 @@ class Daemon:
         systemd.notify("STOPPING=1")
         server.close()
         self.engine.fs.interrupted = True
-        self.engine.stop_lanes(_LANES_S)  # before the regions, which finish what lanes have done
+        self.engine.stop_workers(_WORKERS_S)  # before the regions, which finish what lanes have done
         for region in self.engine.regions.values():
             region.stopping = True
             region.wake()
@@ -195,7 +195,7 @@ class Daemon:
         self.exporter.close()
         self.hooks.close()
         regions = [r.name for r in self.engine.regions.values() if r.thread and r.thread.is_alive()]
-        self.hangs = bool(regions) or not self.engine.stop_lanes(_LANES_S)
+        self.hangs = bool(regions) or not self.engine.stop_workers(_WORKERS_S)
         if self.hangs:
             log.warning("left behind regions=%s: a filesystem hangs", ",".join(regions) or "-")
         else:

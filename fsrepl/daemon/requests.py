@@ -29,8 +29,8 @@ class Request:
     def __str__(self) -> str:
         """The request and what it is about: `bucket create east/photos`."""
         value = next((getattr(self, each.name) for each in fields(self)), None)
-        words = self.op.replace(".", " ")
-        return f"{words} {value}" if isinstance(value, str | Address) else words
+        outcomes = self.op.replace(".", " ")
+        return f"{outcomes} {value}" if isinstance(value, str | Address) else outcomes
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,20 @@ from fsrepl.errors import BucketMissing, FsreplError
 from fsrepl.lifecycle import run
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import Place
-from fsrepl.region.change_queue import FOUND, Mark
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
     Acknowledged,
     Call,
     DropQueues,
-    Kick,
-    KickFrom,
     LookAtDirectories,
     Message,
     Probe,
     Reconfigure,
     Requeue,
+    RetryNow,
+    RetryNowFrom,
     TakeOver,
     WakeBacklog,
 )
@@ -44,11 +44,11 @@ from fsrepl.region.runtime import Runtime
 from fsrepl.repair import reconcile, refetch
 from fsrepl.replicate import backfill, decide, deliver, settle
 from fsrepl.storage.journal import database
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following, labels, stale
 
 BATCH = 512
-_MARKED_S = 1.0
+_LABELLED_S = 1.0
 _JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
 """The longest wait for a journal that cannot be used; after how long without a fault waits are short again."""
 _FLUSH_S = 2.0
@@ -80,7 +80,7 @@ class Worker(Attaching):
             self._wake.clear()
             self.busy_since_s = time.monotonic()
             try:
-                with self.engine.turns.take():
+                with self.engine.run_lock.held():
                     busy = self.turn()
             except sqlite3.Error:
                 raise
@@ -109,14 +109,14 @@ class Worker(Attaching):
         why = f"the journal {self.engine.journal.path} cannot be used: {error}"
         level = logging.WARNING if self._journal_faults == 1 else logging.DEBUG
         log.log(level, "waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
-        for place in self.places.values():
-            self.suspend(place)
-            place.put_down = why
-            place.up_again_at_s = now_s + delay_s
+        for state in self.states.values():
+            self.suspend(state)
+            state.put_down = why
+            state.up_again_at_s = now_s + delay_s
         for queue in self.queues.values():
             queue.backlog.close()
         self.queues.clear()
-        self.words.clear()
+        self.outcomes.clear()
         for region in self.regions.values():
             region.post(Requeue())
 
@@ -124,13 +124,13 @@ class Worker(Attaching):
         """Before stopping: write down what is already true."""
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
             refetch.repair_damaged(self)
-            self._finish_lanes()
+            self._finish_background()
             settle.settle_due(self)
-            for place in self.places.values():
-                if place.up:
-                    labels.mark_views(self, place, time.monotonic(), everything=True)
-                    self._record_skipped(place)
-                    with place.bucket.open() as bucket:
+            for state in self.states.values():
+                if state.up:
+                    labels.label_views(self, state, time.monotonic(), everything=True)
+                    self._record_skipped(state)
+                    with state.bucket.open() as bucket:
                         reconcile.sign(bucket, self.engine.journal)
 
     def turn(self) -> bool:
@@ -145,10 +145,10 @@ class Worker(Attaching):
 
     def _turn(self) -> bool:
         self.worked_for.clear()
-        busy = self.read_inbox() | self._finish_lanes()
+        busy = self.read_inbox() | self._finish_background()
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
-            self.look_around()
+            self.probe_buckets()
         busy |= schedule.follow_events(self) | schedule.step(self)
         for step in (
             self._take,
@@ -161,7 +161,7 @@ class Worker(Attaching):
             functools.partial(run.step, self),
         ):
             busy |= step()
-        self._mark_views(busy=busy)
+        self._label_views(busy=busy)
         return busy
 
     def read_inbox(self) -> bool:
@@ -174,27 +174,27 @@ class Worker(Attaching):
 
     def _carry_out(self, message: Message) -> None:
         match message:
-            case TakeOver(owed):
-                for each in owed:
+            case TakeOver(delivery):
+                for each in delivery:
                     self.queue(each.source, each.destination).add(each)
-            case Acknowledged(source, destination, owed):
-                self.queue(source, destination).backlog.settled(owed)
+            case Acknowledged(source, destination, delivery):
+                self.queue(source, destination).backlog.settled(delivery)
             case WakeBacklog(source, destination, start_over):
                 backlog = self.queue(source, destination).backlog
                 backlog.start_over() if start_over else backlog.wake()
             case LookAtDirectories(address, paths):
                 following.note_all(self, address, paths)
-            case Kick(address):
-                self.kick(address)
-            case KickFrom(region):
-                self.kick_from(region)
+            case RetryNow(address):
+                self.retry_now(address)
+            case RetryNowFrom(region):
+                self.retry_now_from(region)
             case DropQueues(source):
                 for at in [at for at in self.queues if at[0] == source]:
                     self.queues.pop(at).backlog.close()
             case Requeue():
-                for place in self.places.values():
-                    if place.up:
-                        deliveries.owe_all(self, place)
+                for state in self.states.values():
+                    if state.up:
+                        deliveries.enqueue_all(self, state)
             case Reconfigure():
                 self.configure()
             case Probe():
@@ -202,52 +202,52 @@ class Worker(Attaching):
             case Call(run):
                 run()
 
-    def _finish_lanes(self) -> bool:
+    def _finish_background(self) -> bool:
         """Go on with what lanes have done; whether there was anything."""
         busy = False
-        while self.done_in_lanes:
-            self.done_in_lanes.popleft()()
+        while self.background_done:
+            self.background_done.popleft()()
             busy = True
         return busy
 
     def next_s(self) -> float | None:
         """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
-        scans = any(place.scans or place.directories for place in self.places.values() if place.up)
-        if self.inbox or self.done_in_lanes or scans:
+        scans = any(state.scans or state.directories for state in self.states.values() if state.up)
+        if self.inbox or self.background_done or scans:
             return 0.0
-        if any(place.up for place in self.places.values()):
-            marked = self.marks.next_s()
+        if any(state.up for state in self.states.values()):
+            marked = self.changes.next_s()
             due += [] if marked is None else [marked]
-        for place in self.places.values():
-            if place.up and place.way_is_free:
+        for state in self.states.values():
+            if state.up and state.retries_blocked:
                 return 0.0
-            due += [each.due_s for each in place.later.values()] + [each.due_s for each in place.held.values()]
-            if (unmarked := place.unmarked.next_s()) is not None:
-                due.append(unmarked)
-            if place.scanned and (fetch_s := refetch.next_s(place)) is not None:
+            due += [each.due_s for each in state.deferred.values()] + [each.due_s for each in state.stale.values()]
+            if (labels := state.labels.next_s()) is not None:
+                due.append(labels)
+            if state.scanned and (fetch_s := refetch.next_s(state)) is not None:
                 due.append(fetch_s)
-            if place.up and (step_s := backfill.next_s(place)) is not None:
+            if state.up and (step_s := backfill.next_s(state)) is not None:
                 due.append(step_s)
-        due += [at] if (at := self.words.next_s()) is not None else []
+        due += [at] if (at := self.outcomes.next_s()) is not None else []
         due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
         return min(due)
 
-    def flush(self, address: str, named: Collection[bytes] = ()) -> Place:
-        place = self.ready(address)
-        if self.engine.watcher is None or not place.up:
-            if place.up:
-                schedule.begin(self, place)
-                while place.scans:
+    def flush(self, address: str, named: Collection[bytes] = ()) -> BucketState:
+        state = self.ready(address)
+        if self.engine.watcher is None or not state.up:
+            if state.up:
+                schedule.begin(self, state)
+                while state.scans:
                     schedule.step(self)
-                self._take_all(place)
-            return place
-        barrier.pass_barrier(self, place, _FLUSH_S)
+                self._take_all(state)
+            return state
+        barrier.pass_barrier(self, state, _FLUSH_S)
         self.look_at(address, named)
-        self._take_all(place)
-        return place
+        self._take_all(state)
+        return state
 
-    def _take_all(self, place: Place) -> None:
+    def _take_all(self, state: BucketState) -> None:
         """Directories, scans and marks, until none of what is ready is left."""
         for _ in range(_FLUSH_TURNS_MAX):
             if not (schedule.follow_events(self) or schedule.step(self) or self._take()):
@@ -256,70 +256,72 @@ class Worker(Attaching):
     # -- captures
 
     def _take(self) -> bool:
-        if not any(place.up for place in self.places.values()):
+        if not any(state.up for state in self.states.values()):
             return False
         with self.moving():
             busy = self._take_now(time.monotonic())
-            self.marks.taken = []
+            self.changes.taken = []
         if busy:
             self.engine.notify()
         return busy
 
     def _take_now(self, now_s: float) -> bool:
-        marks = self.marks.take(BATCH)
-        in_hand = {(mark.address, mark.key) for mark in marks}  # a key is in a batch once
-        for address, place in self.places.items():
-            for each in place.later.values() if place.up else ():
-                if each.due_s > now_s or (address, each.mark.key) in in_hand:
+        changes = self.changes.take(BATCH)
+        in_hand = {(change.address, change.key) for change in changes}  # a key is in a batch once
+        for address, state in self.states.items():
+            for each in state.deferred.values() if state.up else ():
+                if each.due_s > now_s or (address, each.change.key) in in_hand:
                     continue
-                if self.marks.is_marked(address, each.mark.key):
-                    each.due_s = now_s + _MARKED_S  # it changed again: its mark will say when it is ready
-                elif len(marks) < 2 * BATCH:
-                    marks.append(each.mark)
-        by_bucket: dict[str, list[Mark]] = {}
-        for mark in marks:
-            by_bucket.setdefault(mark.address, []).append(mark)
+                if self.changes.is_queued(address, each.change.key):
+                    each.due_s = now_s + _LABELLED_S  # it changed again: its mark will say when it is ready
+                elif len(changes) < 2 * BATCH:
+                    changes.append(each.change)
+        by_bucket: dict[str, list[Change]] = {}
+        for change in changes:
+            by_bucket.setdefault(change.address, []).append(change)
         for address, group in by_bucket.items():
-            place_ = self.places.get(address)
-            if place_ is None or not place_.up:
+            state_ = self.states.get(address)
+            if state_ is None or not state_.up:
                 continue
             self.worked_for.add(address)
-            with self.at_work(place_):
-                with place_.bucket.open() as bucket:
-                    self.follow_documents(place_, bucket)
-                    left = ingest.take(self, place_, bucket, group)
-                self.marks.put_back(mark for mark in left if (address, mark.key) in in_hand)  # the others wait still
-                place_.stumbles = 0
-        for place in self.places.values():
-            if place.looked_ns:
-                self._note_scanned(place)
-        return bool(marks)
+            with self.at_work(state_):
+                with state_.bucket.open() as bucket:
+                    self.follow_documents(state_, bucket)
+                    left = ingest.take(self, state_, bucket, group)
+                self.changes.put_back(
+                    change for change in left if (address, change.key) in in_hand
+                )  # the others wait still
+                state_.failures = 0
+        for state in self.states.values():
+            if state.scan_began_ns:
+                self._note_scanned(state)
+        return bool(changes)
 
-    def _note_scanned(self, place: Place) -> None:
+    def _note_scanned(self, state: BucketState) -> None:
         """Once all that a scan found is recorded: what is found from now on appeared after that scan began."""
-        address = place.bucket.address
-        in_hand = place.lanes or any(each.mark.flags & FOUND for each in place.later.values())
-        if not in_hand and not self.marks.has_found(address):
+        address = state.bucket.address
+        in_hand = state.copying or any(each.change.flags & FOUND for each in state.deferred.values())
+        if not in_hand and not self.changes.has_found(address):
             with self.engine.journal.transaction():
-                self.engine.journal.set_scanned(address, place.looked_ns)
-            place.looked_ns = 0
+                self.engine.journal.set_scanned(address, state.scan_began_ns)
+            state.scan_began_ns = 0
             for queue in self.queues.values():
                 if queue.destination == address:
-                    queue.kick()  # what waited for a look at its view
+                    queue.retry_now()  # what waited for a look at its view
 
-    def _mark_views(self, *, busy: bool) -> None:
+    def _label_views(self, *, busy: bool) -> None:
         """Views are told last: while there is other work they wait, but not for long. The few of a bucket in which
         nothing else was done do not wait for the work of others.
         """
         now_s = time.monotonic()
-        for address, place in self.places.items():
-            due_s = place.unmarked.next_s()
-            if not place.up or due_s is None or now_s < due_s:
+        for address, state in self.states.items():
+            due_s = state.labels.next_s()
+            if not state.up or due_s is None or now_s < due_s:
                 continue
-            is_quiet = address not in self.worked_for and len(place.unmarked) <= _FEW
-            if not busy or is_quiet or place.unmarked.is_overdue(now_s):
-                with self.at_work(place), contextlib.suppress(FsreplError):
-                    labels.mark_views(self, place, now_s)
+            is_quiet = address not in self.worked_for and len(state.labels) <= _FEW
+            if not busy or is_quiet or state.labels.is_overdue(now_s):
+                with self.at_work(state), contextlib.suppress(FsreplError):
+                    labels.label_views(self, state, now_s)
 
     # -- deliveries
 
@@ -333,49 +335,49 @@ class Worker(Attaching):
             queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
         ready = {at: queue.count_ready(now_s) for at, queue in self.queues.items()}
         for at, share in self._ways.shares(ready, BATCH, now_s).items():
-            if (queue_ := self.queues.get(at)) and (owed := queue_.take(share, now_s, limiter.batch_bytes)):
-                self._carry(queue_, owed)
+            if (queue_ := self.queues.get(at)) and (deliveries := queue_.take(share, now_s, limiter.batch_bytes)):
+                self._carry(queue_, deliveries)
         served = {destination for (_, destination), number in ready.items() if number}
         busy = bool(served)
         for queue in list(self.queues.values()):
-            if queue.destination not in served and (owed := self._backlog(queue, now_s)):
-                self._carry(queue, owed)
+            if queue.destination not in served and (deliveries := self._backlog(queue, now_s)):
+                self._carry(queue, deliveries)
                 busy = True
         return busy
 
     def _backfill(self) -> bool:
         busy = False
-        for place in self.places.values():
-            if place.up and (place.jobs or place.lapsed):
-                with self.at_work(place):
-                    busy |= backfill.step(self, place)
+        for state in self.states.values():
+            if state.up and (state.jobs or state.orphaned):
+                with self.at_work(state):
+                    busy |= backfill.step(self, state)
         return busy
 
-    def _backlog(self, queue: Queue, now_s: float) -> list[Owed]:
+    def _backlog(self, queue: Queue, now_s: float) -> list[Delivery]:
         read = functools.partial(self.engine.journal.backlog.read, queue.source, queue.destination)
-        return queue.take_backlog(read, self.engine.lane_bytes, now_s, self.engine.limiter.batch_bytes)
+        return queue.take_backlog(read, self.engine.background_bytes, now_s, self.engine.limiter.batch_bytes)
 
-    def _carry(self, queue: Queue, owed: Sequence[Owed]) -> None:
-        place = self.places.get(queue.destination)
-        if place is None and queue.destination in self.engine.site.buckets:
-            self.try_later(owed, "the destination is not up yet", whole=True)
-        elif place is None:
-            deliver.settle_all(self, owed, decide.decide(decide.Facts(destination_known=False)))
-        elif not place.up and place.bucket.versioning is not Versioning.OFF:
-            self._bucket_trouble(place, owed)
+    def _carry(self, queue: Queue, deliveries: Sequence[Delivery]) -> None:
+        state = self.states.get(queue.destination)
+        if state is None and queue.destination in self.engine.site.buckets:
+            self.try_later(deliveries, "the destination is not up yet", whole=True)
+        elif state is None:
+            deliver.settle_all(self, deliveries, decide.decide(decide.Facts(destination_known=False)))
+        elif not state.up and state.bucket.versioning is not Versioning.OFF:
+            self._bucket_trouble(state, deliveries)
         else:
-            with self.at_work(place):
-                deliver.carry(self, place, owed)
-                queue.paid_at = self.engine.limiter.mark
+            with self.at_work(state):
+                deliver.carry(self, state, deliveries)
+                queue.paid_at = self.engine.limiter.position
                 return
-            self.try_later(owed, place.put_down, whole=True)
+            self.try_later(deliveries, state.put_down, whole=True)
 
-    def _bucket_trouble(self, place: Place, owed: Sequence[Owed]) -> None:
+    def _bucket_trouble(self, state: BucketState, deliveries: Sequence[Delivery]) -> None:
         try:
-            with place.bucket.open():
+            with state.bucket.open():
                 self._probe_at_s = 0.0
-            self.try_later(owed, "the destination is coming up", whole=True)
+            self.try_later(deliveries, "the destination is coming up", whole=True)
         except BucketMissing:
-            deliver.settle_all(self, owed, decide.decide(decide.Facts(destination_missing=True)))
+            deliver.settle_all(self, deliveries, decide.decide(decide.Facts(destination_missing=True)))
         except FsreplError as error:
-            self.try_later(owed, str(error), whole=True)
+            self.try_later(deliveries, str(error), whole=True)

@@ -21,7 +21,7 @@ from fsrepl.lifecycle.judge import Due, Judge
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import Damaged, LifecycleRun, Place
+from fsrepl.region.bucket_state import BucketState, Damaged, LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3 import events
 from fsrepl.s3.due import Action, Kind
@@ -40,15 +40,15 @@ class NotBegun(Unavailable):
     """It cannot be done now, and nothing was: it is tried later."""
 
 
-class Batch:
+class DeliveryGroup:
     """Actions in one bucket that share their syncs. Runs in the region's thread.
 
     Raises NotBegun where it can be tried later. Any other error leaves things half done, and
     the bucket must come up again, which finishes them.
     """
 
-    def __init__(self, region: Region, place: Place, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -> None:
-        self.region, self.place, self.bucket, self.judge, self.run = region, place, bucket, judge, run
+    def __init__(self, region: Region, state: BucketState, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -> None:
+        self.region, self.state, self.bucket, self.judge, self.run = region, state, bucket, judge, run
         self.engine, self.journal = region.engine, region.engine.journal
 
     def carry_out(self, found: Sequence[Due]) -> None:
@@ -71,7 +71,7 @@ class Batch:
             version = versions.read(self.bucket, key, wanted.action.version_id)
             version = versions.ensure_whole(version) if version else None
         except StoreDamaged:
-            self.place.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
+            self.state.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
             return None
         confirmed = self.judge.confirmed(wanted, version) if version else None
         if version is None or confirmed is None:
@@ -86,12 +86,12 @@ class Batch:
 
     def _is_in_hand(self, key: bytes) -> bool:
         """Whether something of a key waits to be captured or shown: then what is current may change just now."""
-        held = self.place.held.get(key)
+        held = self.state.stale.get(key)
         if held is not None and not held.conflict:
             return True
-        if key in self.place.later or key in self.place.lanes:
+        if key in self.state.deferred or key in self.state.copying:
             return True
-        return self.region.marks.is_marked(self.bucket.address, key)
+        return self.region.changes.is_queued(self.bucket.address, key)
 
     def _is_as_recorded(self, key: bytes) -> bool:
         """Whether the file that people see is the one on record, and nobody writes into it. Else it is captured."""
@@ -120,8 +120,8 @@ class Batch:
         address, now_ns = self.bucket.address, self.engine.site.now()
         markers, was = [], {}
         for version in expired:
-            version_id, created_ns = self.place.bucket.ids.next(now_ns)
-            if self.place.bucket.versioning is Versioning.SUSPENDED:
+            version_id, created_ns = self.state.bucket.ids.next(now_ns)
+            if self.state.bucket.versioning is Versioning.SUSPENDED:
                 version_id = NULL
             markers.append(Version(version.key, version_id, created_ns, marker=True, origin=Origin.LIFECYCLE))
             was[version.key] = self._view(version)
@@ -148,20 +148,20 @@ class Batch:
                     self.journal.versions.add(address, marker)
             for marker in markers:
                 self.engine.recent.put(address, marker)
-                self.place.unmarked.drop(marker.key)
-                stale.show_current(self.region, self.place, self.bucket, marker.key)
-            if not all(self.place.held[m.key].intent for m in markers if m.key in self.place.held):
+                self.state.labels.drop(marker.key)
+                stale.show_current(self.region, self.state, self.bucket, marker.key)
+            if not all(self.state.stale[m.key].intent for m in markers if m.key in self.state.stale):
                 intended.keep()
         for version, marker in zip(expired, markers, strict=True):
             self._note(Kind.EXPIRE, version, f"marker={marker.id}")
-        stale.way_is_free(self.region, self.place)
+        stale.retry_blocked(self.region, self.state)
 
     def _view(self, version: Version) -> View | None:
         """How the view of an expiring version is known. Where it is the file of a null version, whose other name goes,
         that changes its ctime."""
         known = self.journal.versions.object(self.bucket.address, version.key)
         was = known.view if known else None
-        if was is None or self.place.bucket.versioning is not Versioning.SUSPENDED or version.id != NULL:
+        if was is None or self.state.bucket.versioning is not Versioning.SUSPENDED or version.id != NULL:
             return was
         directory, name = keys.split(version.key)
         if not versions.is_file_of(self.bucket, version, self.bucket.fs.stat(self.bucket.views.get(directory), name)):
@@ -225,7 +225,7 @@ class Batch:
                 continue
             after.append(version)
             if action.kind is Kind.TRANSITION:  # where it is the view too, that looks different now
-                self.place.unmarked.add(version, now_s)
+                self.state.labels.add(version, now_s)
             self._note(action.kind, version, f"class={version.storage_class}")
         with self.journal.transaction():
             self.journal.versions.set_traits(address, [(v.key, v.id, traits_of(v)) for v in after])
@@ -239,12 +239,12 @@ class Batch:
 
     def _note(self, kind: Kind, version: Version, more: str = "") -> None:
         self.run.done[str(kind)] = self.run.done.get(str(kind), 0) + 1
-        word = {Kind.EXPIRE: "expired", Kind.TRANSITION: "moved", Kind.TRANSITION_NONCURRENT: "moved"}.get(
+        outcome = {Kind.EXPIRE: "expired", Kind.TRANSITION: "moved", Kind.TRANSITION_NONCURRENT: "moved"}.get(
             kind, "removed"
         )
         log.info(
             '%s bucket=%s key="%s" version=%s size_bytes=%d by=%s%s',
-            word, self.bucket.address, keys.shown(version.key), version.id, version.size, kind,
+            outcome, self.bucket.address, keys.shown(version.key), version.id, version.size, kind,
             f" {more}" if more else "",
         )  # fmt: skip
 

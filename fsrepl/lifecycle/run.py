@@ -13,7 +13,7 @@ import time
 from fsrepl.lifecycle import act
 from fsrepl.lifecycle.judge import Judge, Slice
 from fsrepl.model.version import Versioning
-from fsrepl.region.bucket_state import LifecycleRun, Place
+from fsrepl.region.bucket_state import BucketState, LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
 from fsrepl.storage.bucket import OpenBucket
@@ -30,68 +30,68 @@ _AGAIN_S, _AGAIN_MAX_S = 1.0, 60.0
 def step(region: Region) -> bool:
     """Go on with the runs of a region for a moment; whether there was anything to do."""
     busy = False
-    for place in list(region.places.values()):
-        if place.lifecycle is None and time.monotonic() < place.lifecycle_look_s:
+    for state in list(region.states.values()):
+        if state.lifecycle is None and time.monotonic() < state.lifecycle_look_s:
             continue
-        with region.at_work(place):
-            busy |= _step(region, place)
+        with region.at_work(state):
+            busy |= _step(region, state)
     return busy
 
 
-def _step(region: Region, place: Place) -> bool:
-    if place.lifecycle is None:
-        place.lifecycle_look_s = time.monotonic() + _LOOK_S
-        place.lifecycle = _due(region, place)
-    run = place.lifecycle
-    if run is None or run.due_s > time.monotonic() or not _is_ready(place):
+def _step(region: Region, state: BucketState) -> bool:
+    if state.lifecycle is None:
+        state.lifecycle_look_s = time.monotonic() + _LOOK_S
+        state.lifecycle = _due(region, state)
+    run = state.lifecycle
+    if run is None or run.due_s > time.monotonic() or not _is_ready(state):
         return False
-    if not go_on(region, place, run):
-        _remember(region, place, run.now_ns)
-        place.lifecycle = None
+    if not go_on(region, state, run):
+        _remember(region, state, run.now_ns)
+        state.lifecycle = None
     return True
 
 
-def _is_ready(place: Place) -> bool:
+def _is_ready(state: BucketState) -> bool:
     """Whether all that was done in a bucket while nobody looked is on record, as far as it is recorded at all."""
-    return place.scanned if place.bucket.versioning is not Versioning.OFF else not place.offline
+    return state.scanned if state.bucket.versioning is not Versioning.OFF else not state.offline
 
 
-def _due(region: Region, place: Place) -> LifecycleRun | None:
+def _due(region: Region, state: BucketState) -> LifecycleRun | None:
     """A new run, where the last one was before the last midnight."""
-    if not _is_ready(place):
+    if not _is_ready(state):
         return None
-    now_ns, said = region.engine.site.now(), region.engine.journal.fact(_fact(place))
-    if place.bucket.lifecycle is None:
+    now_ns, said = region.engine.site.now(), region.engine.journal.fact(_fact(state))
+    if state.bucket.lifecycle is None:
         if said:
-            _forget(region, place)
+            _forget(region, state)
         return None
     midnight_ns = now_ns // DAY_NS * DAY_NS
     if not said or int(said) > midnight_ns:  # its rules are new, or the clock was set back
-        _remember(region, place, now_ns)
+        _remember(region, state, now_ns)
         return None
     return LifecycleRun(now_ns) if int(said) < midnight_ns else None
 
 
-def _fact(place: Place) -> str:
-    return f"lifecycle {place.bucket.address}"
+def _fact(state: BucketState) -> str:
+    return f"lifecycle {state.bucket.address}"
 
 
-def _remember(region: Region, place: Place, now_ns: int) -> None:
+def _remember(region: Region, state: BucketState, now_ns: int) -> None:
     with region.engine.journal.transaction():
-        region.engine.journal.set_fact(_fact(place), str(now_ns // DAY_NS * DAY_NS))
+        region.engine.journal.set_fact(_fact(state), str(now_ns // DAY_NS * DAY_NS))
 
 
-def _forget(region: Region, place: Place) -> None:
+def _forget(region: Region, state: BucketState) -> None:
     with region.engine.journal.transaction():
-        region.engine.journal.set_fact(_fact(place), "")
+        region.engine.journal.set_fact(_fact(state), "")
 
 
-def go_on(region: Region, place: Place, run: LifecycleRun) -> bool:
+def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
     """Judge the next keys of a bucket, and do what is due; whether the run goes on.
 
     Raises FsreplError or OSError: where something is half done, the bucket has to come up again.
     """
-    with place.bucket.open() as bucket:
+    with state.bucket.open() as bucket:
         lifecycle = bucket.bucket.lifecycle
         if lifecycle is None:
             return False
@@ -104,17 +104,17 @@ def go_on(region: Region, place: Place, run: LifecycleRun) -> bool:
                     act.remove_file(region, bucket, judge, run, each)
                 bucket.sync()
             else:
-                act.Batch(region, place, bucket, judge, run).carry_out(found.due)
+                act.DeliveryGroup(region, state, bucket, judge, run).carry_out(found.due)
         except act.NotBegun as error:
             run.last, run.todo, run.is_over, run.again = was
-            _later(place, run, str(error))
+            _later(state, run, str(error))
             return True
     if found.due:
         region.engine.notify()
     run.judged += found.judged
     if not run.is_over:
         return True
-    return _goes_on(place, run)
+    return _goes_on(state, run)
 
 
 def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -> Slice:
@@ -135,14 +135,14 @@ def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -
     return found
 
 
-def _later(place: Place, run: LifecycleRun, why: str) -> None:
+def _later(state: BucketState, run: LifecycleRun, why: str) -> None:
     run.tries += 1
     run.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(run.tries - 1, 10))
     level = logging.WARNING if run.tries == 1 else logging.DEBUG
-    log.log(level, "lifecycle waits bucket=%s: %s", place.bucket.address, why)
+    log.log(level, "lifecycle waits bucket=%s: %s", state.bucket.address, why)
 
 
-def _goes_on(place: Place, run: LifecycleRun) -> bool:
+def _goes_on(state: BucketState, run: LifecycleRun) -> bool:
     """All keys are through: whether some are tried once more. Those that are never ready wait for the next run."""
     if run.again and run.tries < _TRIES:
         run.tries += 1
@@ -152,6 +152,6 @@ def _goes_on(place: Place, run: LifecycleRun) -> bool:
         done = "".join(f" {name}={number}" for name, number in sorted(run.done.items()))
         log.info(
             "lifecycle ended bucket=%s keys=%d%s blocked=%d busy=%d",
-            place.bucket.address, run.judged, done, run.blocked, len(run.again),
+            state.bucket.address, run.judged, done, run.blocked, len(run.again),
         )  # fmt: skip
     return False

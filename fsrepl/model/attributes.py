@@ -16,7 +16,7 @@ from typing import Any
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import clock, keys
-from fsrepl.model.version import NO_SHORTFALL, NULL, Delivery, Origin, Posix, Shortfall, Status, Tracking, Version
+from fsrepl.model.version import NO_SHORTFALL, NULL, DeliveryRecord, Origin, Posix, Shortfall, Status, Tracking, Version
 
 OURS = "user.fsrepl."
 VERSION_ID = OURS + "version-id"
@@ -100,7 +100,7 @@ def encode_deliveries(version: Version) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _encode_deliveries(deliveries: tuple[tuple[str, Delivery], ...]) -> bytes:
+def _encode_deliveries(deliveries: tuple[tuple[str, DeliveryRecord], ...]) -> bytes:
     """The versions of a burst mostly owe the same."""
     return _compact({name: _encode_delivery(d) for name, d in deliveries}).encode()
 
@@ -210,41 +210,41 @@ def decode_sidecar(data: bytes) -> dict[str, bytes]:
         raise StoreDamaged(f"a sidecar cannot be read: {error}") from error
 
 
-def with_delivery(version: Version, destination: str, delivery: Delivery) -> Version:
-    return replace(version, deliveries={**version.deliveries, destination: delivery})
+def with_delivery(version: Version, destination: str, recorded: DeliveryRecord) -> Version:
+    return replace(version, deliveries={**version.deliveries, destination: recorded})
 
 
 def without_delivery(version: Version, destination: str) -> Version:
     return replace(version, deliveries={n: d for n, d in version.deliveries.items() if n != destination})
 
 
-_NOTHING_MORE = Delivery("", Status.PENDING)
+_NOTHING_MORE = DeliveryRecord("", Status.PENDING)
 
 
-def _encode_delivery(delivery: Delivery) -> dict[str, object] | str:
+def _encode_delivery(recorded: DeliveryRecord) -> dict[str, object] | str:
     """A rule and a status are one text, so that the usual case fits the inode of an ext4 filesystem: 52 bytes."""
-    if replace(delivery, rule="", status=Status.PENDING) == _NOTHING_MORE:
-        return f"{delivery.status} {delivery.rule}"
-    out: dict[str, object] = {"rule": delivery.rule, "status": str(delivery.status)}
+    if replace(recorded, rule="", status=Status.PENDING) == _NOTHING_MORE:
+        return f"{recorded.status} {recorded.rule}"
+    out: dict[str, object] = {"rule": recorded.rule, "status": str(recorded.status)}
     for name in ("reason", "storage_class", "owner", "batch", "tracking", "since_ns"):
-        if value := getattr(delivery, name):
+        if value := getattr(recorded, "job" if name == "batch" else name):
             out[name] = value
-    if delivery.edit:
+    if recorded.edit:
         out["edit"] = "metadata"
-    if delivery.before is not None:
-        out["before"] = _encode_delivery(delivery.before)
+    if recorded.before is not None:
+        out["before"] = _encode_delivery(recorded.before)
     return out
 
 
-def _decode_deliveries(data: bytes) -> dict[str, Delivery]:
+def _decode_deliveries(data: bytes) -> dict[str, DeliveryRecord]:
     return {name: _decode_delivery(d) for name, d in json.loads(data).items()}
 
 
-def _decode_delivery(d: dict[str, Any] | str) -> Delivery:
+def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
     if isinstance(d, str):  # "STATUS rule", where there is nothing more to say
         status, _, rule = d.partition(" ")
-        return Delivery(rule, Status(status))
-    return Delivery(
+        return DeliveryRecord(rule, Status(status))
+    return DeliveryRecord(
         d["rule"],
         Status(d["status"]),
         d.get("reason", ""),

@@ -44,7 +44,7 @@ def same(a: Version, b: Version) -> bool:
 
 def seen(
     version: Version, posix: Posix, own: Mapping[str, bytes] | None = None, tags: Mapping[str, str] = EMPTY, *,
-    marked: bool = True,
+    labelled: bool = True,
 ) -> Version:  # fmt: skip
     """A version with the metadata that its view has.
 
@@ -58,7 +58,7 @@ def seen(
         shown = {*own, *(attributes.TAG + name for name in tags)}
         lacks = short.lacks - shown
         own = {**{n: v for n, v in version.attrs.items() if n in lacks}, **own}
-        if marked or attributes.VERSION_ID in lacks:
+        if labelled or attributes.VERSION_ID in lacks:
             tags = {**{n: v for n, v in version.tags.items() if attributes.TAG + n in lacks}, **tags}
         elif not tags:
             tags = version.tags

@@ -116,7 +116,7 @@ NO_SHORTFALL = Shortfall()
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class DeliveryRecord:
     """One version owed to one destination, with what the winning rule said when the version was made."""
 
     rule: str
@@ -125,14 +125,14 @@ class Delivery:
     storage_class: str = ""
     owner: str = ""
     """`Destination`: the replica belongs to the owner of the destination bucket."""
-    batch: str = ""
+    job: str = ""
     """The backfill job that asked for it; empty for live replication."""
     tracking: Tracking = Tracking.NONE
     since_ns: int = 0
     """When it was asked for (again), or FAILED; 0: when the version was made."""
     edit: bool = False
     """The destination has had the version: what is owed is metadata that was edited since."""
-    before: Delivery | None = None
+    before: DeliveryRecord | None = None
     """What it was when a backfill asked for it again, until that is settled: a job that is cancelled undoes itself."""
 
     @property
@@ -161,7 +161,7 @@ class Version:
     posix: Posix | None = None
     attrs: Mapping[str, bytes] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    deliveries: Mapping[str, DeliveryRecord] = field(default_factory=dict)
     edited: Mapping[str, str] = field(default_factory=dict)
     shortfall: Shortfall = NO_SHORTFALL
     """Of the view in this bucket; it does not travel."""
@@ -177,22 +177,22 @@ class Version:
         return shown_status(self.origin, self.deliveries)
 
 
-def operation(version: Version, delivery: Delivery) -> str:
+def operation(version: Version, recorded: DeliveryRecord) -> str:
     """What a delivery brings, in a word as S3's events have it: the version, or what was edited of it since.
 
     S3's texts show OBJECT_PUT alone; the other words are made after it.
     """
     if version.marker:
         return "OBJECT_DELETE"
-    if not delivery.since_ns:
+    if not recorded.since_ns:
         return "OBJECT_PUT"
-    edited = {group for group, stamp in version.edited.items() if int(stamp.partition(" ")[0]) >= delivery.since_ns}
+    edited = {group for group, stamp in version.edited.items() if int(stamp.partition(" ")[0]) >= recorded.since_ns}
     return {frozenset({"tags"}): "OBJECT_PUT_TAGGING", frozenset({"acl"}): "OBJECT_PUT_ACL"}.get(
         frozenset(edited), "OBJECT_PUT"
     )
 
 
-def shown_status(origin: Origin, deliveries: Mapping[str, Delivery]) -> Status | None:
+def shown_status(origin: Origin, deliveries: Mapping[str, DeliveryRecord]) -> Status | None:
     """Source: s3-semantics, 3.1. A replica that owes something itself shows that until it is done."""
     statuses = [d.status for d in deliveries.values()]
     for status in (Status.FAILED, Status.PENDING):
@@ -225,4 +225,4 @@ class Result:
     digest: bytes = b""
     operation: str = ""
     tracking: Tracking = Tracking.NONE
-    batch: bool = False
+    job: bool = False

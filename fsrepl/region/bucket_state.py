@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
-from fsrepl.region.change_queue import Mark
-from fsrepl.region.label_queue import Unmarked
+from fsrepl.region.change_queue import Change
+from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.backfill_jobs import Job
 from fsrepl.storage.bucket import Bucket, Documents
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.storage.remembered import Keeper
 
 
 @dataclass(slots=True)
-class LookLater:
+class Deferred:
     """A key that could not be taken yet."""
 
     due_s: float
-    mark: Mark
+    change: Change
     why: str
     opened: bool
     looked: int
@@ -31,7 +31,7 @@ class LookLater:
 
 
 @dataclass(slots=True)
-class HeldView:
+class StaleView:
     """A view that does not show its key's current version yet."""
 
     due_s: float
@@ -42,13 +42,13 @@ class HeldView:
 
 
 @dataclass(slots=True)
-class Lost:
+class Overwritten:
     """A destroyed version whose content is to be fetched again. intent: where that is written down."""
 
     intent: bytes
     due_s: float = 0.0
     attempts: int = 0
-    in_lane: bool = False
+    in_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class LifecycleRun:
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class BucketState:
     """One bucket at work."""
 
     bucket: Bucket
@@ -97,19 +97,19 @@ class Place:
     """Why it was put down though it is there, until it is up again."""
     scans: Scans = field(default_factory=Scans)
     trouble: Trouble = field(default_factory=Trouble)
-    later: dict[bytes, LookLater] = field(default_factory=dict)
-    held: dict[bytes, HeldView] = field(default_factory=dict)
-    way_is_free: bool = False
+    deferred: dict[bytes, Deferred] = field(default_factory=dict)
+    stale: dict[bytes, StaleView] = field(default_factory=dict)
+    retries_blocked: bool = False
     """Something is gone since the last look at those that stood in the way of held views."""
-    lost: dict[tuple[bytes, str], Lost] = field(default_factory=dict)
+    overwritten: dict[tuple[bytes, str], Overwritten] = field(default_factory=dict)
     """Stored versions that were destroyed, and are fetched again: key and version id."""
     damaged: list[Damaged] = field(default_factory=list)
     """What capture and delivery came upon here during this turn; the loop has each repaired once."""
-    lanes: dict[bytes, Mark] = field(default_factory=dict)
+    copying: dict[bytes, Change] = field(default_factory=dict)
     """Keys that a lane is copying."""
-    rests_until_s: dict[bytes, float] = field(default_factory=dict)
+    copy_again_at_s: dict[bytes, float] = field(default_factory=dict)
     """Keys whose copying took a while, and until when the next change of theirs waits."""
-    unmarked: Unmarked = field(default_factory=Unmarked)
+    labels: LabelQueue = field(default_factory=LabelQueue)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     """Files that we may not read, and why: nothing but a change of theirs makes another try worth while."""
     faults: dict[bytes, int] = field(default_factory=dict)
@@ -118,12 +118,12 @@ class Place:
     """Directories to look at again for what they let people do, and whether those that follow them are told already."""
     jobs: dict[str, Run] = field(default_factory=dict)
     """Backfills from here that have not ended, by id."""
-    lapsed: dict[tuple[str, str], str] = field(default_factory=dict)
+    orphaned: dict[tuple[str, str], str] = field(default_factory=dict)
     """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
     documents: Documents | None = None
     keeper: Keeper = field(default_factory=Keeper)
     """Copies its documents into the site's state."""
-    in_doubt: set[tuple[bytes, str]] = field(default_factory=set)
+    unsynced: set[tuple[bytes, str]] = field(default_factory=set)
     """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
     stripped: bool = False
     """Versions here have lost their attributes, which another region may know when it is back."""
@@ -132,17 +132,17 @@ class Place:
     """The number of entries that are no objects, as the journal has it."""
     scanned: bool = False
     """The first scan since it came up is complete."""
-    looked_ns: int = 0
+    scan_began_ns: int = 0
     """When the last complete scan began, as long as not all that it found is recorded; else 0."""
     set_aside: dict[bytes, str] = field(default_factory=dict)
     """Keys that cannot be captured for a reason that nobody foresaw. Each is tried alone."""
     undelivered: dict[bytes, str] = field(default_factory=dict)
     """Keys whose replicas cannot be made here for such a reason."""
-    takes_singly: bool = False
-    carries_singly: bool = False
+    captures_singly: bool = False
+    delivers_singly: bool = False
     """After an unforeseen fault in the midst of a batch: what is captured here, and what is delivered here, is taken
     one by one once, which tells whose fault it was."""
-    stumbles: int = 0
+    failures: int = 0
     up_again_at_s: float = 0.0
     """After that many batches in a row that went wrong, it is not brought up before then."""
     rescan_at_s: float = 0.0
@@ -202,23 +202,23 @@ class Place:
 Names = list[tuple[bytes, str]]
 
 
-def _unreadable(place: Place) -> Names:
+def _unreadable(state: BucketState) -> Names:
     """Files, and directories with a slash behind them."""
-    return [*list(place.unreadable.items()), *((p + b"/", why) for p, why in list(place.trouble.unreadable.items()))]
+    return [*list(state.unreadable.items()), *((p + b"/", why) for p, why in list(state.trouble.unreadable.items()))]
 
 
-def _held(place: Place, *, conflict: bool) -> Names:
-    return [(key, held.why) for key, held in list(place.held.items()) if held.conflict == conflict]
+def _held(state: BucketState, *, conflict: bool) -> Names:
+    return [(key, stale.why) for key, stale in list(state.stale.items()) if stale.conflict == conflict]
 
 
-NAMES: Mapping[str, Callable[[Place], Names]] = {
-    "polled": lambda place: [(path, "") for path in list(place.trouble.polled)],
-    "mounts": lambda place: [(path, "") for path in list(place.trouble.mounts)],
+NAMES: Mapping[str, Callable[[BucketState], Names]] = {
+    "polled": lambda state: [(path, "") for path in list(state.trouble.polled)],
+    "mounts": lambda state: [(path, "") for path in list(state.trouble.mounts)],
     "unreadable": _unreadable,
-    "behind": lambda place: _held(place, conflict=False),
-    "conflicts": lambda place: _held(place, conflict=True),
-    "set_aside": lambda place: [*list(place.set_aside.items()), *list(place.undelivered.items())],
-    "waiting": lambda place: [(key, later.why) for key, later in list(place.later.items())],
+    "behind": lambda state: _held(state, conflict=False),
+    "conflicts": lambda state: _held(state, conflict=True),
+    "set_aside": lambda state: [*list(state.set_aside.items()), *list(state.undelivered.items())],
+    "waiting": lambda state: [(key, deferred.why) for key, deferred in list(state.deferred.items())],
 }
 """What a bucket may have very many of, by name: keys or directories, each with the reason where there is one."""
 
@@ -231,7 +231,7 @@ class Run:
     saved_s: float = field(default_factory=time.monotonic)
     due_s: float = 0.0
     faults: int = 0
-    reported: Owed | None = None
+    reported: Delivery | None = None
     reporting: bool = False
     began_s: float = field(default_factory=time.monotonic)
     began_with: backfill_jobs.Tasks | None = None

@@ -34,7 +34,7 @@ _WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
 _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
 
 
-class Mark(NamedTuple):
+class Change(NamedTuple):
     """A key that may have changed. epoch: how many barriers had been passed when it was first marked, at since_s."""
 
     address: str
@@ -71,7 +71,7 @@ class Watcher(Protocol):
     sentinels: dict[bytes, int]
     """Sentinels read, and the epoch that began with each."""
 
-    def listen(self, region: str, marks: Marks) -> None: ...
+    def listen(self, region: str, changes: ChangeQueue) -> None: ...
 
     def watch(self, address: str, path: bytes, fd: int) -> None:
         """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
@@ -108,7 +108,7 @@ class _Waiting:
 class _Bucket:
     """The marked keys of one bucket. Each is in marks, and in one of the three queues, in the order of its events."""
 
-    marks: dict[bytes, _Waiting] = field(default_factory=dict)
+    changes: dict[bytes, _Waiting] = field(default_factory=dict)
     ready: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     settling: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     temporary: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
@@ -122,10 +122,10 @@ class _Bucket:
 
     def ready_s(self, queue: OrderedDict[bytes, None], wait_s: float) -> float:
         """The monotonic time when the first key of a queue is ready."""
-        return self.marks[next(iter(queue))].last_s + wait_s
+        return self.changes[next(iter(queue))].last_s + wait_s
 
 
-class Marks:
+class ChangeQueue:
     """The keys of one region that may have changed. The watcher's thread puts in, the region's takes out."""
 
     def __init__(self, wake: Callable[[], None], settings: Capture) -> None:
@@ -134,7 +134,7 @@ class Marks:
         """Held by the watcher around the events of one read."""
         self._buckets: dict[str, _Bucket] = {}
         self._rotation: Rotation[str] = Rotation()
-        self.taken: list[Mark] = []
+        self.taken: list[Change] = []
         """The batch in hand: each of it stays here until it is published, or waits elsewhere."""
         self.directories: deque[DirectoryEvent] = deque()
         self.lost_since: int | None = None
@@ -154,28 +154,28 @@ class Marks:
         bucket = self._buckets.get(address)
         if bucket is None:
             bucket = self._buckets[address] = _Bucket()
-        mark = bucket.marks.get(key)
-        if mark is None:
-            mark = bucket.marks[key] = _Waiting(0, epoch, now_s, now_s, self.is_temporary(name) is not None)
+        change = bucket.changes.get(key)
+        if change is None:
+            change = bucket.changes[key] = _Waiting(0, epoch, now_s, now_s, self.is_temporary(name) is not None)
         else:
-            mark.last_s = now_s
+            change.last_s = now_s
             bucket.settling.pop(key, None)
             bucket.temporary.pop(key, None)
-        queue = bucket.temporary if mark.temporary else bucket.settling
+        queue = bucket.temporary if change.temporary else bucket.settling
         if mask & In.IN_CLOSE_WRITE:
-            mark.flags = (mark.flags | CLOSED) & ~WRITING
+            change.flags = (change.flags | CLOSED) & ~WRITING
         elif mask & In.IN_MOVED_TO:
-            mark.flags = (mark.flags | MOVED) & ~(WRITING | CLOSED)
-            if not mark.temporary:
+            change.flags = (change.flags | MOVED) & ~(WRITING | CLOSED)
+            if not change.temporary:
                 queue = bucket.ready
         elif mask & _LEFT:
-            mark.flags = (mark.flags | GONE) & ~(WRITING | CLOSED | MOVED)
+            change.flags = (change.flags | GONE) & ~(WRITING | CLOSED | MOVED)
             queue = bucket.settling  # whatever its name, there is nothing left to wait for
         elif mask & In.IN_ATTRIB:
-            mark.flags |= CHANGED
+            change.flags |= CHANGED
         else:
-            mark.flags |= WRITING
-        if now_s - mark.first_s >= self._changing_max_s:
+            change.flags |= WRITING
+        if now_s - change.first_s >= self._changing_max_s:
             queue = bucket.ready  # it does not come to rest
         if key not in bucket.ready:
             queue[key] = None
@@ -185,27 +185,27 @@ class Marks:
         if self.lost_since is None:
             self.lost_since = epoch
 
-    def mark(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
+    def add(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
         """A scan found these keys to differ from the record. They are ready now, but for temporary names."""
         now_s = time.monotonic()
         with self.guard:
             bucket = self._buckets.setdefault(address, _Bucket())
             for key in found:
-                mark = bucket.marks.get(key)
-                if flags & FOUND and not (mark and mark.flags & FOUND):
+                change = bucket.changes.get(key)
+                if flags & FOUND and not (change and change.flags & FOUND):
                     bucket.found += 1
-                if mark is not None:
-                    mark.flags |= flags
-                    mark.epoch = min(mark.epoch, epoch)
+                if change is not None:
+                    change.flags |= flags
+                    change.epoch = min(change.epoch, epoch)
                     continue
                 temporary = self.is_temporary(keys.split(key)[1]) is not None
-                bucket.marks[key] = _Waiting(flags, epoch, now_s, now_s, temporary)
+                bucket.changes[key] = _Waiting(flags, epoch, now_s, now_s, temporary)
                 queue = bucket.temporary if temporary and not flags & GONE else bucket.ready
                 queue[key] = None
 
     # -- what is taken out
 
-    def take(self, limit: int) -> list[Mark]:
+    def take(self, limit: int) -> list[Change]:
         """Keys that are ready, at most limit of them, in turns between buckets: no longer marked, but taken until
         the next call.
         """
@@ -231,32 +231,32 @@ class Marks:
             for address, bucket in self._buckets.items()
         }
 
-    def _pop(self, address: str, bucket: _Bucket, key: bytes, queue: OrderedDict[bytes, None]) -> Mark:
+    def _pop(self, address: str, bucket: _Bucket, key: bytes, queue: OrderedDict[bytes, None]) -> Change:
         del queue[key]
-        mark = bucket.marks.pop(key)
-        if mark.flags & FOUND:
+        change = bucket.changes.pop(key)
+        if change.flags & FOUND:
             bucket.found -= 1
-        return Mark(address, key, mark.flags, mark.epoch, mark.first_s)
+        return Change(address, key, change.flags, change.epoch, change.first_s)
 
-    def put_back(self, marks: Iterable[Mark]) -> None:
+    def put_back(self, changes: Iterable[Change]) -> None:
         """Keys that were taken and not looked at, for want of time: they are the first that are ready next."""
         now_s = time.monotonic()
         with self.guard:
-            for each in reversed(list(marks)):
+            for each in reversed(list(changes)):
                 bucket = self._buckets.setdefault(each.address, _Bucket())
-                mark = bucket.marks.get(each.key)
-                if each.flags & FOUND and not (mark and mark.flags & FOUND):
+                change = bucket.changes.get(each.key)
+                if each.flags & FOUND and not (change and change.flags & FOUND):
                     bucket.found += 1
-                if mark is not None:  # it changed again meanwhile, and is ready when it is
-                    mark.flags |= each.flags
-                    mark.epoch, mark.first_s = min(mark.epoch, each.epoch), each.since_s
+                if change is not None:  # it changed again meanwhile, and is ready when it is
+                    change.flags |= each.flags
+                    change.epoch, change.first_s = min(change.epoch, each.epoch), each.since_s
                     continue
                 temporary = self.is_temporary(keys.split(each.key)[1]) is not None
-                bucket.marks[each.key] = _Waiting(each.flags, each.epoch, each.since_s, now_s, temporary)
+                bucket.changes[each.key] = _Waiting(each.flags, each.epoch, each.since_s, now_s, temporary)
                 bucket.ready[each.key] = None
                 bucket.ready.move_to_end(each.key, last=False)
 
-    def hurry(self, address: str) -> None:
+    def flush_settling(self, address: str) -> None:
         """Make everything of a bucket that only settles ready now: somebody waits for it. It may be written into
         for ever.
 
@@ -268,7 +268,7 @@ class Marks:
                 return
             bucket.ready.update(bucket.settling)
             bucket.settling.clear()
-            for key in [k for k in bucket.temporary if bucket.marks[k].first_s < before_s]:
+            for key in [k for k in bucket.temporary if bucket.changes[k].first_s < before_s]:
                 del bucket.temporary[key]
                 bucket.ready[key] = None
 
@@ -284,10 +284,10 @@ class Marks:
         bucket = self._buckets.get(address)
         return bucket is not None and bucket.found > 0
 
-    def is_marked(self, address: str, key: bytes) -> bool:
+    def is_queued(self, address: str, key: bytes) -> bool:
         """Whether an event for this key is waiting."""
         bucket = self._buckets.get(address)
-        return bucket is not None and key in bucket.marks
+        return bucket is not None and key in bucket.changes
 
     def is_lost(self, before_epoch: int) -> bool:
         """Whether events from before a barrier were lost, and no scan for them has been queued yet."""
@@ -313,25 +313,25 @@ class Marks:
                 return True
             bucket = self._buckets.get(address, _Bucket())
             if key:
-                mark = bucket.marks.get(key)
-                return mark is not None and mark.epoch < before_epoch
+                change = bucket.changes.get(key)
+                return change is not None and change.epoch < before_epoch
             # while there is one, it is mostly the first: a dict keeps the order in which they were marked
-            return any(mark.epoch < before_epoch for mark in bucket.marks.values())
+            return any(change.epoch < before_epoch for change in bucket.changes.values())
 
     def has_news(self, address: str) -> bool:
         """Whether keys of a bucket wait, or are in hand, that something may have been written to."""
         with self.guard:
-            waiting = self._buckets.get(address, _Bucket()).marks.values()
+            waiting = self._buckets.get(address, _Bucket()).changes.values()
             return any(m.flags & _WRITTEN for m in waiting) or any(
                 m.address == address and m.flags & _WRITTEN for m in self.taken
             )
 
     def __len__(self) -> int:
-        return sum(len(bucket.marks) for bucket in self._buckets.values())
+        return sum(len(bucket.changes) for bucket in self._buckets.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WriterWait:
     """How long to wait for writers, from settings; is_temporary tells names that are never taken while open."""
 
     open_quiet_s: float

@@ -7,47 +7,47 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from fsrepl.model.address import region_of
-from fsrepl.model.version import Delivery, Status, Version
-from fsrepl.region.bucket_state import Place
+from fsrepl.model.version import DeliveryRecord, Status, Version
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import TakeOver, WakeBacklog
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import records
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.journal.rows import Owed, Word, owed_of
+from fsrepl.storage.journal.rows import Delivery, Outcome, delivery_of
 
 
-def owe(region: Region, address: str, versions: Iterable[Version], only: str = "") -> None:
+def enqueue(region: Region, address: str, versions: Iterable[Version], only: str = "") -> None:
     """Hand over what versions of one bucket owe: all that is pending, or that to one destination."""
-    owed: list[Owed] = []
+    deliveries: list[Delivery] = []
     for version in versions:
-        for destination, delivery in version.deliveries.items():
-            if delivery.status is not Status.PENDING or only not in ("", destination):
+        for destination, recorded in version.deliveries.items():
+            if recorded.status is not Status.PENDING or only not in ("", destination):
                 continue
-            if delivery.batch:
+            if recorded.job:
                 wake_backlog(region, address, destination)
             else:
-                owed.append(owed_of(address, version, destination, delivery))
-    hand_over(region, owed)
+                deliveries.append(delivery_of(address, version, destination, recorded))
+    hand_over(region, deliveries)
 
 
-def hand_over(region: Region, owed: Iterable[Owed]) -> None:
+def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
     """Give deliveries of buckets here to their destinations. What no rule stands for any more, and no region, has
     failed.
     """
-    by_region: dict[Region, list[Owed]] = {}
-    for each in owed:
+    by_region: dict[Region, list[Delivery]] = {}
+    for each in deliveries:
         other = region.regions.get(region_of(each.destination))
-        refusal = rules.lapsed(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
+        refusal = rules.orphaned(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
         if refusal or other is None:
-            region.hear([Word(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
+            region.receive([Outcome(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
         else:
             by_region.setdefault(other, []).append(each)
     for other, group in by_region.items():
         other.post(TakeOver(group))
 
 
-def owe_again(region: Region, bucket: OpenBucket, version: Version, deliveries: Mapping[str, Delivery]) -> None:
+def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: Mapping[str, DeliveryRecord]) -> None:
     """Make deliveries of a stored version pending (again), from now on."""
     now_ns = region.engine.site.now()
     asked = {
@@ -60,37 +60,37 @@ def owe_again(region: Region, bucket: OpenBucket, version: Version, deliveries: 
         region.engine.journal.deliveries.put(bucket.address, version)
     records.write_deliveries(bucket, version)
     region.engine.recent.put(bucket.address, version)
-    place = region.places.get(bucket.address)
-    if place is not None and not version.marker:
-        place.unmarked.add(version, time.monotonic())
-    owe(region, bucket.address, [version])
+    state = region.states.get(bucket.address)
+    if state is not None and not version.marker:
+        state.labels.add(version, time.monotonic())
+    enqueue(region, bucket.address, [version])
     region.engine.notify()
 
 
-def owe_all(region: Region, place: Place) -> None:
+def enqueue_all(region: Region, state: BucketState) -> None:
     """Queue everything a source owes, as the journal has it."""
-    hand_over(region, region.engine.journal.deliveries.select(place.bucket.address, status=Status.PENDING, live=True))
-    _owe_backlog(region, place)
+    hand_over(region, region.engine.journal.deliveries.select(state.bucket.address, status=Status.PENDING, live=True))
+    _owe_backlog(region, state)
 
 
-def _owe_backlog(region: Region, place: Place) -> None:
+def _owe_backlog(region: Region, state: BucketState) -> None:
     """After a look at a source's rules, or when a region left the site: have its backlog sent, as far as a rule stands
     for it. The rest fails, a slice at a time; with what live replication owes, that is done at once."""
-    place.lapsed.clear()
-    for destination, rule_id in region.engine.journal.backlog.ways(place.bucket.address):
-        why = rules.lapsed(place.bucket.replication, rule_id, destination)
+    state.orphaned.clear()
+    for destination, rule_id in region.engine.journal.backlog.ways(state.bucket.address):
+        why = rules.orphaned(state.bucket.replication, rule_id, destination)
         if region_of(destination) not in region.regions:
             why = "DstBucketInvalidRegion"
         if why:
-            place.lapsed[destination, rule_id] = why
+            state.orphaned[destination, rule_id] = why
         else:
-            wake_backlog(region, place.bucket.address, destination)
+            wake_backlog(region, state.bucket.address, destination)
 
 
 def wake_backlog(region: Region, source: str, destination: str, *, start_over: bool = False) -> None:
     """Backfills of a source here owe something to a destination."""
     other = region.regions.get(region_of(destination))
     if other is None:
-        _owe_backlog(region, region.places[source])
+        _owe_backlog(region, region.states[source])
     else:
         other.post(WakeBacklog(source, destination, start_over))

@@ -18,33 +18,33 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 PORTION = 64
 PORTION_BYTES = 16 << 20
 _LOOKS_MAX = 16
 _NOTES_MAX = 10_000
-_LANE_LOOK_S = 0.5
+_SLOT_LOOK_S = 0.5
 _REASONS_MAX = 3
 
 At = tuple[bytes, str]
 """A key and a version id."""
-Reader = Callable[[Owed | None, int], list[Owed]]
+Reader = Callable[[Delivery | None, int], list[Delivery]]
 """What backfills owe after a delivery (None: from the beginning), so many at most."""
 
 
 class Queue:
     """One way, from a source to a destination. Used by the destination's region alone."""
 
-    def __init__(self, source: str, destination: str, lanes: threading.Semaphore) -> None:
+    def __init__(self, source: str, destination: str, copying: threading.Semaphore) -> None:
         self.source, self.destination = source, destination
-        self.ready: deque[Owed] = deque()
-        self.again: deque[Owed] = deque()
-        self.later: list[tuple[float, int, Owed]] = []
+        self.ready: deque[Delivery] = deque()
+        self.again: deque[Delivery] = deque()
+        self.later: list[tuple[float, int, Delivery]] = []
         self.notes: dict[At, tuple[float, str, int]] = {}
         """What failed for now: when it is tried again, why, how often it was tried."""
         self.known: set[At] = set()
-        self.backlog = Backlog(self.notes, lanes)
+        self.backlog = Backlog(self.notes, copying)
         self.blocked_until_s = 0.0
         self.blocked_why = ""
         self.paid_at = self.paced_until_s = 0.0
@@ -83,15 +83,15 @@ class Queue:
         for why, number in whys.most_common(_REASONS_MAX):
             yield {"source": self.source, "destination": self.destination, "why": why, "deliveries": number}
 
-    def add(self, owed: Owed) -> None:
-        if (owed.key, owed.id) in self.known:
+    def add(self, delivery: Delivery) -> None:
+        if (delivery.key, delivery.id) in self.known:
             return
-        self.known.add((owed.key, owed.id))
-        self._line(owed).append(owed)
+        self.known.add((delivery.key, delivery.id))
+        self._line(delivery).append(delivery)
 
-    def _line(self, owed: Owed) -> deque[Owed]:
+    def _line(self, delivery: Delivery) -> deque[Delivery]:
         """Where one waits: that of the new ones, or of those that are tried again, of which there may be many."""
-        is_again = owed.since_ns > owed.created_ns or (owed.key, owed.id) in self.notes
+        is_again = delivery.since_ns > delivery.created_ns or (delivery.key, delivery.id) in self.notes
         return self.again if is_again else self.ready
 
     def count_ready(self, now_s: float) -> int:
@@ -102,12 +102,12 @@ class Queue:
             self.again.append(heapq.heappop(self.later)[2])
         return len(self.ready) + len(self.again)
 
-    def take(self, limit: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+    def take(self, limit: int, now_s: float, bytes_max: float = math.inf) -> list[Delivery]:
         """The live deliveries whose turn it is: at most so many, and so many bytes or a single one.
 
         Of those that are tried again each fourth, so that neither kind waits for all of the other.
         """
-        taken: list[Owed] = []
+        taken: list[Delivery] = []
         size = 0
         for _ in range(min(limit, self.count_ready(now_s))):
             line = self.again if self.again and (not self.ready or len(taken) % 4 == 3) else self.ready
@@ -117,54 +117,54 @@ class Queue:
             taken.append(line.popleft())
         return taken
 
-    def give_back(self, owed: Sequence[Owed]) -> None:
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """They were taken and not tried, for want of time: they are the first that are taken next."""
-        for each in reversed(owed):
-            if each.batch:
+        for each in reversed(deliveries):
+            if each.job:
                 self.backlog.put_back(each)
             else:
                 self._line(each).appendleft(each)
 
-    def take_backlog(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+    def take_backlog(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Delivery]:
         """A portion of what backfills owe. The caller has seen that nothing live is ready."""
         if now_s < max(self.blocked_until_s, self.paced_until_s):
             return []
         return self.backlog.take(read, large_bytes, now_s, bytes_max)
 
-    def done(self, owed: Owed) -> None:
+    def done(self, delivery: Delivery) -> None:
         """The destination has its word on it."""
-        self.notes.pop((owed.key, owed.id), None)
-        if owed.batch:
-            self.backlog.done(owed)
+        self.notes.pop((delivery.key, delivery.id), None)
+        if delivery.job:
+            self.backlog.done(delivery)
         else:
-            self.known.discard((owed.key, owed.id))
+            self.known.discard((delivery.key, delivery.id))
 
-    def put_off(self, owed: Owed, due_s: float, why: str) -> None:
+    def put_off(self, delivery: Delivery, due_s: float, why: str) -> None:
         """It failed for now, and is tried again at that time."""
-        at = owed.key, owed.id
-        if owed.batch:
-            self.backlog.put_off(owed, due_s)
+        at = delivery.key, delivery.id
+        if delivery.job:
+            self.backlog.put_off(delivery, due_s)
             if at not in self.notes and len(self.notes) >= _NOTES_MAX:
                 return  # it is tried again with the next of them
         else:
-            heapq.heappush(self.later, (due_s, next(self._tickets), owed))
-        self.notes[at] = (due_s, why, self.attempts_of(owed) + 1)
+            heapq.heappush(self.later, (due_s, next(self._tickets), delivery))
+        self.notes[at] = (due_s, why, self.attempts_of(delivery) + 1)
 
-    def attempts_of(self, owed: Owed) -> int:
+    def attempts_of(self, delivery: Delivery) -> int:
         """How often one was tried in vain."""
-        return self.notes.get((owed.key, owed.id), (0.0, "", 0))[2]
+        return self.notes.get((delivery.key, delivery.id), (0.0, "", 0))[2]
 
-    def put_back(self, owed: Sequence[Owed], until_s: float, why: str) -> None:
+    def put_back(self, deliveries: Sequence[Delivery], until_s: float, why: str) -> None:
         """The destination as such is not to be had: nothing is tried before that time."""
         self.blocked_until_s, self.blocked_why = until_s, why
-        self.give_back(owed)
+        self.give_back(deliveries)
 
-    def kick(self) -> None:
+    def retry_now(self) -> None:
         """Try everything now: something changed that may let it through."""
         self.blocked_until_s, self.attempts = 0.0, 0
-        self.again.extend(owed for _, _, owed in sorted(self.later))
+        self.again.extend(delivery for _, _, delivery in sorted(self.later))
         self.later.clear()
-        self.backlog.kick()
+        self.backlog.retry_now()
 
     def next_s(self) -> float | None:
         """The monotonic time of the next try; None where nothing waits."""
@@ -181,17 +181,17 @@ class Backlog:
     something was passed over, or was added behind the reader.
     """
 
-    def __init__(self, notes: dict[At, tuple[float, str, int]], lanes: threading.Semaphore) -> None:
-        self._notes, self._lanes = notes, lanes
+    def __init__(self, notes: dict[At, tuple[float, str, int]], copying: threading.Semaphore) -> None:
+        self._notes, self._slots = notes, copying
         self._open = False
-        self._last: Owed | None = None
+        self._last: Delivery | None = None
         self._again = False
         self._due_s = 0.0
         self._passed_over_s = math.inf
         self._under_way: set[At] = set()
         self._met_under_way = False
-        self._in_lanes: set[At] = set()
-        self._lacks_lane = False
+        self._in_background: set[At] = set()
+        self._lacks_slot = False
 
     def wake(self) -> None:
         """Something was added, or may be: the list is read, or read once more."""
@@ -200,33 +200,33 @@ class Backlog:
         else:
             self._open, self._due_s = True, 0.0
 
-    def take(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Owed]:
+    def take(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Delivery]:
         """A portion to try now. A large object ends it where no lane is free that backfills may use."""
-        portion: list[Owed] = []
+        portion: list[Delivery] = []
         size = 0
         if not self._open or now_s < self._due_s:
             return portion
         for _ in range(_LOOKS_MAX):
             rows = read(self._last, PORTION)
-            for owed in rows:
-                if portion and size + owed.size > min(PORTION_BYTES, bytes_max):
+            for delivery in rows:
+                if portion and size + delivery.size > min(PORTION_BYTES, bytes_max):
                     return portion
-                if self._is_next(owed, now_s):
-                    if owed.size >= large_bytes and not self._takes_lane(owed):
-                        self._lacks_lane, self._due_s = True, now_s + _LANE_LOOK_S
+                if self._is_next(delivery, now_s):
+                    if delivery.size >= large_bytes and not self._takes_slot(delivery):
+                        self._lacks_slot, self._due_s = True, now_s + _SLOT_LOOK_S
                         return portion
-                    self._under_way.add((owed.key, owed.id))
-                    portion.append(owed)
-                    size += owed.size
-                self._last = owed
+                    self._under_way.add((delivery.key, delivery.id))
+                    portion.append(delivery)
+                    size += delivery.size
+                self._last = delivery
             if len(rows) < PORTION:
                 self._end_round()
             if portion or not self._open or self._due_s > now_s:
                 break
         return portion
 
-    def _is_next(self, owed: Owed, now_s: float) -> bool:
-        at = owed.key, owed.id
+    def _is_next(self, delivery: Delivery, now_s: float) -> bool:
+        at = delivery.key, delivery.id
         if at in self._under_way:
             self._met_under_way = True
             return False
@@ -236,10 +236,10 @@ class Backlog:
             return False
         return True
 
-    def _takes_lane(self, owed: Owed) -> bool:
-        if not self._lanes.acquire(blocking=False):
+    def _takes_slot(self, delivery: Delivery) -> bool:
+        if not self._slots.acquire(blocking=False):
             return False
-        self._in_lanes.add((owed.key, owed.id))
+        self._in_background.add((delivery.key, delivery.id))
         return True
 
     def _end_round(self) -> None:
@@ -248,33 +248,33 @@ class Backlog:
         self._open = self._due_s < math.inf
         self._again, self._passed_over_s = False, math.inf
 
-    def done(self, owed: Owed) -> None:
+    def done(self, delivery: Delivery) -> None:
         """It needs no lane any more; until its source has settled it, the journal still says that it is pending."""
-        at = owed.key, owed.id
-        if at in self._in_lanes:
-            self._in_lanes.discard(at)
-            self._lanes.release()
-            if self._lacks_lane:
-                self._lacks_lane, self._due_s = False, 0.0
+        at = delivery.key, delivery.id
+        if at in self._in_background:
+            self._in_background.discard(at)
+            self._slots.release()
+            if self._lacks_slot:
+                self._lacks_slot, self._due_s = False, 0.0
 
-    def settled(self, owed: Iterable[Owed]) -> None:
+    def settled(self, deliveries: Iterable[Delivery]) -> None:
         """Their source has written down what became of them; one that is owed again has been passed over till now."""
-        self._under_way.difference_update((each.key, each.id) for each in owed)
+        self._under_way.difference_update((each.key, each.id) for each in deliveries)
         if self._met_under_way:
             self._met_under_way = False
             self.wake()
 
-    def put_off(self, owed: Owed, due_s: float) -> None:
-        self.done(owed)
-        self._under_way.discard((owed.key, owed.id))
+    def put_off(self, delivery: Delivery, due_s: float) -> None:
+        self.done(delivery)
+        self._under_way.discard((delivery.key, delivery.id))
         if self._open:
             self._passed_over_s = min(self._passed_over_s, due_s)
         else:
             self._open, self._due_s = True, due_s
 
-    def put_back(self, owed: Owed) -> None:
-        self.done(owed)
-        self._under_way.discard((owed.key, owed.id))
+    def put_back(self, delivery: Delivery) -> None:
+        self.done(delivery)
+        self._under_way.discard((delivery.key, delivery.id))
         self.wake()
 
     def start_over(self) -> None:
@@ -282,7 +282,7 @@ class Backlog:
         self._under_way.clear()
         self.wake()
 
-    def kick(self) -> None:
+    def retry_now(self) -> None:
         if self._open:
             for at, (_, why, attempts) in list(self._notes.items()):
                 self._notes[at] = (0.0, why, attempts)
@@ -293,9 +293,9 @@ class Backlog:
 
     def close(self) -> None:
         """There is no such way any more: give back the lanes."""
-        while self._in_lanes:
-            self._in_lanes.pop()
-            self._lanes.release()
+        while self._in_background:
+            self._in_background.pop()
+            self._slots.release()
 
 
 def retry_delay_s(attempts: int, retry_max_s: float, chance: float | None = None) -> float:

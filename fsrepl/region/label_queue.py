@@ -11,7 +11,7 @@ _BUSY_S, _BUSY_MAX = 15.0, 16_384
 _BATCH = 256
 
 
-class Unmarked:
+class LabelQueue:
     """The views of one bucket that do not tell yet what their versions are."""
 
     def __init__(self) -> None:

@@ -52,20 +52,20 @@ class Limiter:
             self._sent += count
 
     @property
-    def mark(self) -> float:
+    def position(self) -> float:
         """All that has crossed by now: see wait_s."""
         return self._sent
 
-    def wait_s(self, mark: float) -> float:
+    def wait_s(self, position: float) -> float:
         """How long it is until all that had crossed at a mark is paid for. Others who send meanwhile delay nobody."""
         with self._guard:
             self._pay()
-            return max(0.0, (mark - self._paid) / self._rate) if self._rate else 0.0
+            return max(0.0, (position - self._paid) / self._rate) if self._rate else 0.0
 
     def pause(self, stopped: Callable[[], bool]) -> None:
         """Wait until all that has crossed is paid for, or the wait is stopped. Not in a region's thread."""
-        mark = self.mark
-        while (left_s := self.wait_s(mark)) > 0 and not stopped():
+        position = self.position
+        while (left_s := self.wait_s(position)) > 0 and not stopped():
             time.sleep(min(left_s, _SLICE_S))
 
     def paced(self, chunks: Iterable[bytes], stopped: Callable[[], bool]) -> Iterator[bytes]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
     """These are to be delivered to buckets of the region."""
 
-    owed: Sequence[Owed]
+    deliveries: Sequence[Delivery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Acknowledged:
 
     source: str
     destination: str
-    owed: Sequence[Owed]
+    deliveries: Sequence[Delivery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class LookAtDirectories:
 
 
 @dataclass(frozen=True, slots=True)
-class Kick:
+class RetryNow:
     """A bucket came back, or its settings changed: what waits for it is tried again."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
-class KickFrom:
+class RetryNowFrom:
     """A region that hung moves again: what is to come from there goes on."""
 
     region: str
@@ -92,8 +92,8 @@ Message = (
     | Acknowledged
     | WakeBacklog
     | LookAtDirectories
-    | Kick
-    | KickFrom
+    | RetryNow
+    | RetryNowFrom
     | DropQueues
     | Requeue
     | Reconfigure

@@ -6,49 +6,49 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from fsrepl.region.rotation import Rotation
-from fsrepl.storage.journal.rows import Word
+from fsrepl.storage.journal.rows import Outcome
 
 _BATCH = 512
 _LATE_S, _LATE_MAX_S = 0.2, 15.0
 
 
-class Words:
+class OutcomeQueue:
     """What was said of one region's deliveries and is not written down yet. Other threads may add to it."""
 
     def __init__(self) -> None:
-        self._new: deque[Word] = deque()
-        self._waiting: dict[str, deque[Word]] = {}
+        self._new: deque[Outcome] = deque()
+        self._waiting: dict[str, deque[Outcome]] = {}
         """By source: in the order in which they came."""
         self._rotation: Rotation[str] = Rotation()
-        self._late: list[Word] = []
+        self._late: list[Outcome] = []
         """Those that could not be written down, all tried again at _late_at_s."""
         self._late_at_s, self._wait_s = 0.0, _LATE_S
 
-    def add(self, words: Iterable[Word]) -> None:
-        self._new.extend(words)
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        self._new.extend(outcomes)
 
-    def take(self, now_s: float, limit: int = _BATCH) -> list[Word]:
+    def take(self, now_s: float, limit: int = _BATCH) -> list[Outcome]:
         """Those to be written down now: in turns between sources, and all that are late if it is time for them."""
         while self._new:
-            word = self._new.popleft()
-            self._waiting.setdefault(word.owed.source, deque()).append(word)
-        waiting = {source: len(words) for source, words in self._waiting.items()}
+            outcome = self._new.popleft()
+            self._waiting.setdefault(outcome.delivery.source, deque()).append(outcome)
+        waiting = {source: len(outcomes) for source, outcomes in self._waiting.items()}
         shares = self._rotation.shares(waiting, limit, now_s)
-        words = [self._waiting[source].popleft() for source, share in shares.items() for _ in range(share)]
+        outcomes = [self._waiting[source].popleft() for source, share in shares.items() for _ in range(share)]
         self._waiting = {source: left for source, left in self._waiting.items() if left}
         if self._late and now_s >= self._late_at_s:
-            words += self._late
+            outcomes += self._late
             self._late, self._late_at_s = [], now_s + self._wait_s
             self._wait_s = min(2 * self._wait_s, _LATE_MAX_S)
-        return words
+        return outcomes
 
-    def put_off(self, words: Sequence[Word]) -> None:
+    def put_off(self, outcomes: Sequence[Outcome]) -> None:
         """After take: what could not be written down of it."""
-        self._late += words
+        self._late += outcomes
         if not self._late:
             self._wait_s = _LATE_S
 
-    def hurry(self) -> None:
+    def retry_late(self) -> None:
         self._late_at_s = 0.0
 
     @property

@@ -23,8 +23,8 @@ from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version
 from fsrepl.region import change_queue, delivery_queue, outcome_queue
-from fsrepl.region.bucket_state import LookLater, Place
-from fsrepl.region.change_queue import CHANGED, FOUND, Mark, Marks
+from fsrepl.region.bucket_state import BucketState, Deferred
+from fsrepl.region.change_queue import CHANGED, FOUND, Change, ChangeQueue
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import Call, Message
 from fsrepl.region.pulse import Pulse
@@ -34,7 +34,7 @@ from fsrepl.storage import sharing
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal import database
-from fsrepl.storage.journal.rows import Owed, Word
+from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
@@ -43,7 +43,7 @@ _ANSWER_S = 5.0
 """How long a region that hangs is waited for by who asks something of it that it has not begun with."""
 _BEGUN_S = 30.0
 """And once it has: that may be one slow disk, and there is no taking back."""
-_STUMBLED_MAX_S = 60.0
+_FAILED_MAX_S = 60.0
 
 T = TypeVar("T")
 
@@ -56,10 +56,10 @@ class Region(abc.ABC):
         self.regions = regions
         """All regions of the site, by name: where messages go."""
         self.inbox: deque[Message] = deque()
-        self.done_in_lanes: deque[Callable[[], None]] = deque()
+        self.background_done: deque[Callable[[], None]] = deque()
         """What is to be finished here of what lanes have done."""
-        self.words = outcome_queue.Words()
-        self.places: dict[str, Place] = {}
+        self.outcomes = outcome_queue.OutcomeQueue()
+        self.states: dict[str, BucketState] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
         self._wake = threading.Event()
         self._probe_at_s = 0.0
@@ -70,29 +70,29 @@ class Region(abc.ABC):
         self.pulse = Pulse()
         """Whether its thread hangs, as the daemon sees it."""
         self.thread: threading.Thread | None = None
-        self.marks = Marks(self.wake, engine.settings.capture)
+        self.changes = ChangeQueue(self.wake, engine.settings.capture)
         if engine.watcher is not None:
-            engine.watcher.listen(name, self.marks)
+            engine.watcher.listen(name, self.changes)
         self.configure()
 
     def configure(self) -> None:
         """Take over what the settings say now."""
         capture_settings = self.engine.settings.capture
-        self.patience = change_queue.Patience(
+        self.writer_wait = change_queue.WriterWait(
             capture_settings.open_quiet_s,
             capture_settings.open_max_s,
             self.engine.settings.replication.large_file_bytes,
-            self.marks.is_temporary,
+            self.changes.is_temporary,
         )
 
     # -- what the loop does for a step in the midst of it (daemon/worker.py)
 
     @abc.abstractmethod
-    def ready(self, address: str) -> Place:
+    def ready(self, address: str) -> BucketState:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
 
     @abc.abstractmethod
-    def flush(self, address: str, named: Collection[bytes] = ()) -> Place:
+    def flush(self, address: str, named: Collection[bytes] = ()) -> BucketState:
         """Capture everything that was finished in a bucket before now. Runs in this region's thread.
 
         named: keys that are looked at in any case: a write through another name of their files makes no event.
@@ -109,7 +109,7 @@ class Region(abc.ABC):
 
     def pause(self, seconds: float) -> None:
         """Let others work for a moment; woken when there is something to do."""
-        with self.engine.turns.aside():
+        with self.engine.run_lock.released():
             self._wake.wait(seconds)
         self._wake.clear()
 
@@ -158,41 +158,41 @@ class Region(abc.ABC):
 
     # -- buckets
 
-    def suspend(self, place: Place) -> None:
+    def suspend(self, state: BucketState) -> None:
         """A bucket is away: forget what was in hand. Nothing is lost; a scan follows when it is back."""
-        place.unsettled |= self._is_unsettled(place)
-        place.up = place.scanned = False
-        place.looked_ns = 0
-        place.scans = Scans()
-        place.later.clear()
-        place.unmarked.clear()
-        place.unreadable.clear()
-        place.set_aside.clear()
-        place.undelivered.clear()
-        place.directories.clear()
-        place.faults.clear()
-        place.trouble = Trouble()
-        self.marks.forget(place.bucket.address)
+        state.unsettled |= self._is_unsettled(state)
+        state.up = state.scanned = False
+        state.scan_began_ns = 0
+        state.scans = Scans()
+        state.deferred.clear()
+        state.labels.clear()
+        state.unreadable.clear()
+        state.set_aside.clear()
+        state.undelivered.clear()
+        state.directories.clear()
+        state.faults.clear()
+        state.trouble = Trouble()
+        self.changes.forget(state.bucket.address)
         if self.engine.watcher is not None:
-            self.engine.watcher.forget(place.bucket.address)
+            self.engine.watcher.forget(state.bucket.address)
         self.engine.notify()
 
-    def _is_unsettled(self, place: Place) -> bool:
+    def _is_unsettled(self, state: BucketState) -> bool:
         """Whether something that its user wrote in a bucket is not captured yet. Into others only we write."""
-        address = place.bucket.address
-        if not sharing.receives_writes(place.bucket):
+        address = state.bucket.address
+        if not sharing.receives_writes(state.bucket):
             return False
-        waits = place.scans or place.lanes or any(not later.opened for later in place.later.values())
-        unread = place.unreadable or place.trouble.unreadable
-        arrived = any(event.address == address for event in list(self.marks.directories))
-        return bool(waits or unread) or arrived or self.marks.has_news(address)
+        waits = state.scans or state.copying or any(not later.opened for later in state.deferred.values())
+        unread = state.unreadable or state.trouble.unreadable
+        arrived = any(event.address == address for event in list(self.changes.directories))
+        return bool(waits or unread) or arrived or self.changes.has_news(address)
 
     def probe_now(self) -> None:
         self._probe_at_s = 0.0
 
     def look_at(self, address: str, found: Collection[bytes]) -> None:
         """Have capture look at keys whose files may differ from their record without an event. Any thread may ask."""
-        self.marks.mark(address, found, self.engine.epoch, FOUND | CHANGED)  # no scan finds other names of their files
+        self.changes.add(address, found, self.engine.epoch, FOUND | CHANGED)  # no scan finds other names of their files
         self.wake()
 
     # -- captures
@@ -206,13 +206,13 @@ class Region(abc.ABC):
         finally:
             self.moves += 1
 
-    def look_later(self, place: Place, mark: Mark, after_s: float, why: str, *, opened: bool = False) -> None:
-        if (known := place.later.get(mark.key)) is not None:
-            mark = mark._replace(epoch=min(mark.epoch, known.mark.epoch))
-        place.later[mark.key] = LookLater(time.monotonic() + after_s, mark, why, opened, self.engine.epoch)
+    def defer(self, state: BucketState, change: Change, after_s: float, why: str, *, opened: bool = False) -> None:
+        if (known := state.deferred.get(change.key)) is not None:
+            change = change._replace(epoch=min(change.epoch, known.change.epoch))
+        state.deferred[change.key] = Deferred(time.monotonic() + after_s, change, why, opened, self.engine.epoch)
 
     @contextlib.contextmanager
-    def at_work(self, place: Place) -> Iterator[None]:
+    def at_work(self, state: BucketState) -> Iterator[None]:
         """What goes wrong with a bucket as a whole, and in the midst of a batch, puts it down, and no other.
 
         It comes up again, after a growing delay, with a look at store and tree, which tells what of the batch is done.
@@ -224,18 +224,18 @@ class Region(abc.ABC):
         except Exception as error:
             if isinstance(error, (FsreplError, OSError)):
                 why = reason(error)
-                log.warning("put down bucket=%s: %s", place.bucket.address, why)
+                log.warning("put down bucket=%s: %s", state.bucket.address, why)
             else:
                 why = UNFORESEEN
-                log.exception("put down bucket=%s: what nobody foresaw", place.bucket.address)
-                place.takes_singly = place.carries_singly = True
-            self.suspend(place)
-            place.put_down = why
-            place.stumbles = min(place.stumbles + 1, 10)
-            place.up_again_at_s = time.monotonic() + min(_STUMBLED_MAX_S, 2.0**place.stumbles / 4)
+                log.exception("put down bucket=%s: what nobody foresaw", state.bucket.address)
+                state.captures_singly = state.delivers_singly = True
+            self.suspend(state)
+            state.put_down = why
+            state.failures = min(state.failures + 1, 10)
+            state.up_again_at_s = time.monotonic() + min(_FAILED_MAX_S, 2.0**state.failures / 4)
 
-    def in_lane(
-        self, work: Callable[[], object], finish: Callable[..., None], *, lane: Sequence[str], whose: Hashable,
+    def in_background(
+        self, work: Callable[[], object], finish: Callable[..., None], *, pool: Sequence[str], whose: Hashable,
         size_bytes: int = 0,
     ) -> None:  # fmt: skip
         """Do something beside everything else; what came of it, or what it raised, is finished in this thread.
@@ -250,11 +250,11 @@ class Region(abc.ABC):
                 if not isinstance(error, (FsreplError, OSError, sqlite3.Error)):
                     log.exception("set aside: a lane met what nobody foresaw")
                 result = error
-            self.done_in_lanes.append(lambda: finish(result))
+            self.background_done.append(lambda: finish(result))
             self.wake()
 
         if self.engine.threaded:
-            self.engine.workers(*lane).submit(whose, run, size_bytes)
+            self.engine.workers(*pool).submit(whose, run, size_bytes)
         else:
             run()
 
@@ -264,20 +264,20 @@ class Region(abc.ABC):
         at = (source, destination)
         if at not in self.queues:
             regions = region_of(source), self.name
-            self.queues[at] = Queue(*at, self.engine.backfill_lanes(*regions))
+            self.queues[at] = Queue(*at, self.engine.backfill_slots(*regions))
         return self.queues[at]
 
-    def try_later(self, owed: Sequence[Owed], why: str | Exception, *, whole: bool = False) -> None:
+    def try_later(self, deliveries: Sequence[Delivery], why: str | Exception, *, whole: bool = False) -> None:
         """Not now: back into the queue, with a growing, capped delay. whole: there is no getting at the destination."""
         why = why if isinstance(why, str) else self.why_not(why)
-        queue = self.queue(owed[0].source, owed[0].destination)
+        queue = self.queue(deliveries[0].source, deliveries[0].destination)
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
         if whole:
             self.engine.recent.forget_data()
             queue.attempts += 1
-            queue.put_back(owed, now_s + delivery_queue.retry_delay_s(queue.attempts, cap_s), why)
+            queue.put_back(deliveries, now_s + delivery_queue.retry_delay_s(queue.attempts, cap_s), why)
             return
-        for each in owed:
+        for each in deliveries:
             attempts = queue.attempts_of(each)
             queue.put_off(each, now_s + delivery_queue.retry_delay_s(attempts + 1, cap_s), why)
             level = logging.WARNING if attempts == 4 else logging.DEBUG
@@ -292,22 +292,22 @@ class Region(abc.ABC):
             return f"region {self.name} has no room left ({reason(error)}): make room there; it goes on by itself"
         return reason(error)
 
-    def send_words(self, words: Sequence[Word]) -> None:
+    def report_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Tell the sources what became of their deliveries."""
-        by_region: dict[str, list[Word]] = {}
-        for word in words:
-            queue = self.queue(word.owed.source, word.owed.destination)
-            queue.done(word.owed)
+        by_region: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            queue = self.queue(outcome.delivery.source, outcome.delivery.destination)
+            queue.done(outcome.delivery)
             queue.attempts, queue.blocked_why = 0, ""
-            by_region.setdefault(region_of(word.owed.source), []).append(word)
+            by_region.setdefault(region_of(outcome.delivery.source), []).append(outcome)
         for name, group in by_region.items():
             region = self.regions.get(name)
             if region is not None:
-                region.hear(group)
+                region.receive(group)
 
-    def hear(self, words: Iterable[Word]) -> None:
+    def receive(self, outcomes: Iterable[Outcome]) -> None:
         """What became of deliveries of buckets here. Other threads say it."""
-        self.words.add(words)
+        self.outcomes.add(outcomes)
         self.wake()
 
 

@@ -19,7 +19,7 @@ from fsrepl.model.rule import Replication
 from fsrepl.model.version import Result, Status
 from fsrepl.s3 import events
 from fsrepl.storage.eventlog import EventLog
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 log = logging.getLogger("fsrepl")
 
@@ -63,14 +63,14 @@ class Complaint:
             self._number, self._again_s = 0, 0.0
 
 
-def result_of(owed: Owed, status: Status, reason: str, replication: Replication | None) -> Result:
+def result_of(delivery: Delivery, status: Status, reason: str, replication: Replication | None) -> Result:
     """What became of a delivery. replication: what its source's configuration says now."""
     rules = replication.rules if replication else ()
-    rule = next((r for r in rules if r.id == owed.rule and r.destination == owed.destination), None)
+    rule = next((r for r in rules if r.id == delivery.rule and r.destination == delivery.destination), None)
     return Result(
-        owed.source, owed.key, owed.id, owed.destination, owed.rule, status, reason, owed.marker, owed.size,
-        owed.created_ns, owed.since_ns, owed.digest, owed.operation, events.tracking(owed.tracking, rule),
-        bool(owed.batch),
+        delivery.source, delivery.key, delivery.id, delivery.destination, delivery.rule, status, reason,
+        delivery.marker, delivery.size, delivery.created_ns, delivery.since_ns, delivery.digest, delivery.operation,
+        events.tracking(delivery.tracking, rule), bool(delivery.job),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 _PATIENCE_S = 0.25
 
 
-class Turns:
+class RunLock:
     """The turns of some threads."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Turns:
         self._mine = threading.local()
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Around what one thread does at a stretch."""
         self._begin()
         try:
@@ -32,7 +32,7 @@ class Turns:
             self._end()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def released(self) -> Iterator[None]:
         """Around what takes a while and needs no interpreter: others may go on. Does nothing out of turn."""
         if getattr(self._mine, "turn", None) is None:
             yield

@@ -15,7 +15,7 @@ from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
 from fsrepl.region.recent import Recent
 from fsrepl.region.reporter import Reporter
-from fsrepl.region.run_lock import Turns
+from fsrepl.region.run_lock import RunLock
 from fsrepl.region.workers import Workers
 from fsrepl.s3 import replication, roles
 from fsrepl.settings import Settings
@@ -38,10 +38,10 @@ class Runtime:
         self.fs = self.site.fs
         self.watcher = watcher
         self.threaded = False
-        self.turns = Turns()
-        self.fs.aside = self.turns.aside
+        self.run_lock = RunLock()
+        self.fs.released = self.run_lock.released
         self._workers: dict[tuple[str, ...], Workers] = {}
-        self._backfill_lanes: dict[tuple[str, str], threading.BoundedSemaphore] = {}
+        self._backfill_slots: dict[tuple[str, str], threading.BoundedSemaphore] = {}
         self._guard = threading.Lock()
         self.syncer = Syncer()
         self.limiter = Limiter(settings.replication.limit_bytes_s)
@@ -69,22 +69,22 @@ class Runtime:
 
     # -- lanes
 
-    def workers(self, *lane: str) -> Workers:
+    def workers(self, *pool: str) -> Workers:
         """The threads of one kind of work: captures or repairs in a region, deliveries from one to another."""
         with self._guard:
-            if lane not in self._workers:
-                name = f"lane {' '.join(lane)}"
-                self._workers[lane] = Workers(name, max(2, self.settings.replication.workers))
-            return self._workers[lane]
+            if pool not in self._workers:
+                name = f"lane {' '.join(pool)}"
+                self._workers[pool] = Workers(name, max(2, self.settings.replication.workers))
+            return self._workers[pool]
 
-    def backfill_lanes(self, source: str, destination: str) -> threading.BoundedSemaphore:
+    def backfill_slots(self, source: str, destination: str) -> threading.BoundedSemaphore:
         """The lanes from one region to another that backfills may use: a live object always finds one more."""
         with self._guard:
             number = max(1, self.settings.replication.workers // 2)
-            return self._backfill_lanes.setdefault((source, destination), threading.BoundedSemaphore(number))
+            return self._backfill_slots.setdefault((source, destination), threading.BoundedSemaphore(number))
 
     @property
-    def lane_bytes(self) -> int:
+    def background_bytes(self) -> int:
         """From which size on an object goes in a lane: it is large, or larger than the limit lets through at once."""
         return int(min(self.settings.replication.large_file_bytes, self.limiter.batch_bytes))
 
@@ -109,11 +109,11 @@ class Runtime:
             found = os.stat(path)
             if found.st_uid not in (0, os.geteuid()):  # whoever wrote it would be root through it
                 return None
-            mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            change = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             known = self._roles.get(name)
-            if known is None or known[0] != mark:
+            if known is None or known[0] != change:
                 with open(path, encoding="utf-8") as file:
-                    known = self._roles[name] = (mark, roles.parse_role(json.load(file), name))
+                    known = self._roles[name] = (change, roles.parse_role(json.load(file), name))
             return known[1]
         except (ValueError, FsreplError):
             pass

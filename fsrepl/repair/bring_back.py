@@ -104,8 +104,8 @@ def _was_here(version: Version, bucket: OpenBucket, since_ns: int) -> bool:
         return False
     if version.source == bucket.address:
         return version.id == NULL or version.created_ns >= since_ns
-    delivery = version.deliveries.get(bucket.address)
-    return delivery is not None and delivery.status is Status.COMPLETED
+    recorded = version.deliveries.get(bucket.address)
+    return recorded is not None and recorded.status is Status.COMPLETED
 
 
 def _fetch(
@@ -119,8 +119,8 @@ def _fetch(
 ) -> versions.Staged | None:
     """Stage a version as it was here, with its content from where that is good; None where it is nowhere."""
     elsewhere, found = rebuilder.elsewhere.records(path, name, stored, version.digest)
-    remains = rebuilder.remains(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
-    again = evidence.rebuild(remains)
+    gathered = rebuilder.evidence(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
+    again = evidence.rebuild(gathered)
     target = repair.Target(bucket.address, keys.join(path, stored.name), version.id, version.marker)
     copy = repair.stage_good_copy(engine.limiter, bucket, rebuilder.elsewhere, target, again, elsewhere)
     return versions.stage_copy(bucket, copy, again) if copy else None
@@ -148,7 +148,7 @@ def _recall(
 ) -> versions.Staged | None:
     stored = keys.StoredName(keys.stored_component(keys.split(key)[1]), version_id, marker, False)
     if marker:
-        version = evidence.rebuild(rebuilder.remains(key, stored, 0, b"", None, {}, {}, frozenset()))
+        version = evidence.rebuild(rebuilder.evidence(key, stored, 0, b"", None, {}, {}, frozenset()))
         return versions.stage_marker(bucket, version)
     known = engine.journal.versions.object(bucket.address, key)
     if known is None or known.id != version_id:
@@ -162,5 +162,5 @@ def _recall(
     if digest != known.digest:
         staging.unstage(bucket, name)
         return None
-    remains = rebuilder.remains(key, stored, found.st_size, digest, inode, {}, {}, frozenset())
-    return versions.stage_copy(bucket, name, replace(evidence.rebuild(remains), size=found.st_size))
+    gathered = rebuilder.evidence(key, stored, found.st_size, digest, inode, {}, {}, frozenset())
+    return versions.stage_copy(bucket, name, replace(evidence.rebuild(gathered), size=found.st_size))

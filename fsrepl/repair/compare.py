@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fsrepl.model import clock, metadata
 from fsrepl.model.rule import Role
-from fsrepl.model.version import Delivery, Version
+from fsrepl.model.version import DeliveryRecord, Version
 from fsrepl.s3 import permissions, rules
 from fsrepl.storage.journal.rows import Object
 
@@ -47,7 +47,7 @@ class Difference:
     why: str
     marker: bool = False
     repaired: bool = False
-    place: bytes = b""
+    path: bytes = b""
     """The key as the store spells it: all that is known of it where the record is gone."""
 
 
@@ -107,15 +107,17 @@ def is_alike(sent: Version, there: Version) -> bool:
     )
 
 
-def as_sent(sent: Version, there: Version, delivery: Delivery, role: Role | None, source: str, at: str) -> Version:
+def as_sent(
+    sent: Version, there: Version, recorded: DeliveryRecord, role: Role | None, source: str, at: str
+) -> Version:
     """A replica as it should be: what its source has of it, but for what was edited later there.
 
     role: the one that sends it, which may let a version pass and not its tags. Owner and ACL are the
     replica's own affair where the rule says so. source, at: where the two are.
     """
-    replica = replace(rules.replica_of(sent, delivery, source), shortfall=there.shortfall)
+    replica = replace(rules.replica_of(sent, recorded, source), shortfall=there.shortfall)
     groups = metadata.GROUPS
-    if delivery.owner:
+    if recorded.owner:
         groups -= {metadata.ACL}
         if replica.posix and there.posix:
             posix = replace(replica.posix, uid=there.posix.uid, gid=there.posix.gid, mode=there.posix.mode)

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, clock, keys
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import Delivery, Origin, Posix, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Posix, Status, Version
 from fsrepl.s3 import rules
-from fsrepl.s3.rules import delivery_of, winners
+from fsrepl.s3.rules import new_record, winners
 from fsrepl.storage.bucket import RuleSince
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 # -- what is left, and what it makes: pure
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class ViewEvidence:
     """What the view says that shows a version's content. Its user may have set all of it."""
 
     posix: Posix
@@ -28,7 +28,7 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class Evidence:
     """All that is known of a version whose record is gone.
 
     left: the attributes that its file still has. digest: of its content as it is now. elsewhere: its
@@ -47,17 +47,17 @@ class Remains:
     seen_in: frozenset[str] = frozenset()
     known_ns: int = 0
     known_digest: bytes = b""
-    owed: Mapping[str, Owed] = field(default_factory=dict)
-    face: Face | None = None
+    deliveries: Mapping[str, Delivery] = field(default_factory=dict)
+    view_evidence: ViewEvidence | None = None
     replication: Replication | None = None
     since: Mapping[str, RuleSince] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     owner: tuple[int, int] = (0, 0)
 
 
-def rebuild(remains: Remains) -> Version:
+def rebuild(evidence: Evidence) -> Version:
     """The version that these are the remains of. Attributes that are left count before everything else."""
-    r = remains
+    r = evidence
     inode = r.inode or Posix(0o600, *r.owner, 0)
     origin, source = _origin(r)
     model = source if source in r.elsewhere else next(iter(r.elsewhere), "")
@@ -75,8 +75,8 @@ def rebuild(remains: Remains) -> Version:
     if other is not None:
         version = _like(version, other, model, r)
     elif not version.marker:
-        face = r.face or Face(inode, attributes.own(r.left), attributes.tags(r.left))
-        version = replace(version, posix=face.posix, attrs=face.attrs, tags=face.tags)
+        view_evidence = r.view_evidence or ViewEvidence(inode, attributes.own(r.left), attributes.tags(r.left))
+        version = replace(version, posix=view_evidence.posix, attrs=view_evidence.attrs, tags=view_evidence.tags)
     version = replace(version, deliveries=_deliveries(r, version))
     left = {name: value for name, value in r.left.items() if name != attributes.VERSION_ID}
     try:
@@ -85,7 +85,7 @@ def rebuild(remains: Remains) -> Version:
         return version
 
 
-def _origin(r: Remains) -> tuple[Origin, str]:
+def _origin(r: Evidence) -> tuple[Origin, str]:
     sender = next((a for a, other in r.elsewhere.items() if r.address in other.deliveries), "")
     if sender:
         return Origin.REPLICA, sender
@@ -93,36 +93,36 @@ def _origin(r: Remains) -> tuple[Origin, str]:
         return Origin.USER, ""
     for address, other in r.elsewhere.items():
         return Origin.REPLICA, other.source or address
-    if not r.owed:
+    if not r.deliveries:
         for source in r.sources:
             if source in r.seen_in:  # it has lost its record as well; this is where it comes from all the same
                 return Origin.REPLICA, source
     return Origin.USER, ""
 
 
-def _created_ns(r: Remains, other: Version | None, inode: Posix) -> int:
+def _created_ns(r: Evidence, other: Version | None, inode: Posix) -> int:
     by_id_ns = attributes.id_time(r.stored.id, inode)
     if other is not None:
         return other.created_ns
     if r.known_ns:
         return r.known_ns
-    if r.face is not None and r.face.created_ns // 1_000_000 == by_id_ns // 1_000_000:
-        return r.face.created_ns  # nothing more than the digits that an id has no room for
+    if r.view_evidence is not None and r.view_evidence.created_ns // 1_000_000 == by_id_ns // 1_000_000:
+        return r.view_evidence.created_ns  # nothing more than the digits that an id has no room for
     return by_id_ns
 
 
-def _like(version: Version, other: Version, address: str, r: Remains) -> Version:
+def _like(version: Version, other: Version, address: str, r: Evidence) -> Version:
     """The metadata of another bucket's record, as far as the two have it in common."""
     if version.source == address:
-        delivery = other.deliveries.get(r.address) or Delivery("", Status.COMPLETED)
-        version = replace(rules.replica_of(other, delivery, version.source), created_ns=other.created_ns)
-        if delivery.owner and version.posix is not None:
+        recorded = other.deliveries.get(r.address) or DeliveryRecord("", Status.COMPLETED)
+        version = replace(rules.replica_of(other, recorded, version.source), created_ns=other.created_ns)
+        if recorded.owner and version.posix is not None:
             version = rules.given_to(version, *r.owner)
         return version
     rule = _rule(r, version, address) if other.source == r.address else None
     posix = other.posix
     if rule and rule.owner and posix is not None:
-        mine = r.face.posix if r.face else r.inode
+        mine = r.view_evidence.posix if r.view_evidence else r.inode
         posix = replace(posix, uid=mine.uid, gid=mine.gid, acl=mine.acl) if mine else posix
     return replace(
         version,
@@ -134,7 +134,7 @@ def _like(version: Version, other: Version, address: str, r: Remains) -> Version
     )
 
 
-def _rule(r: Remains, version: Version, destination: str) -> Rule | None:
+def _rule(r: Evidence, version: Version, destination: str) -> Rule | None:
     """The rule that may have sent a version to a destination: the one that would now, else any that could have."""
     rules = r.replication.rules if r.replication else ()
     chosen = winners(rules, version.key, version.tags, marker=version.marker).get(destination)
@@ -142,34 +142,34 @@ def _rule(r: Remains, version: Version, destination: str) -> Rule | None:
     return chosen or next(iter(named), None)
 
 
-def _deliveries(r: Remains, version: Version) -> dict[str, Delivery]:
+def _deliveries(r: Evidence, version: Version) -> dict[str, DeliveryRecord]:
     """Whoever has the version was sent it. Others are owed it, if the journal says so or a rule of its time did."""
     rules = r.replication.rules if r.replication and version.origin is not Origin.REPLICA else ()
     chosen = winners(rules, version.key, version.tags, marker=version.marker)
     there = {a for a, v in r.elsewhere.items() if v.source == r.address} | (r.seen_in & {x.destination for x in rules})
     out = {}
-    for destination in sorted({*there, *r.owed, *chosen}):
-        owed, rule = r.owed.get(destination), _rule(r, version, destination)
+    for destination in sorted({*there, *r.deliveries, *chosen}):
+        delivery, rule = r.deliveries.get(destination), _rule(r, version, destination)
         if destination in there:
             status, reason = Status.COMPLETED, ""
-        elif owed is not None:
-            status, reason = Status(owed.status), owed.reason
+        elif delivery is not None:
+            status, reason = Status(delivery.status), delivery.reason
         elif _was_in_effect(r, chosen[destination], version.created_ns):
             status, reason = Status.PENDING, ""
         else:
             continue
-        batch = owed.batch if owed else ""
-        delivery = delivery_of(rule, batch) if rule else Delivery("", Status.PENDING, batch=batch)
+        job = delivery.job if delivery else ""
+        recorded = new_record(rule, job) if rule else DeliveryRecord("", Status.PENDING, job=job)
         out[destination] = replace(
-            delivery,
-            rule=owed.rule if owed else delivery.rule,
+            recorded,
+            rule=delivery.rule if delivery else recorded.rule,
             status=status,
             reason=reason,
-            since_ns=owed.since_ns if owed and status is not Status.COMPLETED else 0,
+            since_ns=delivery.since_ns if delivery and status is not Status.COMPLETED else 0,
         )
     return out
 
 
-def _was_in_effect(r: Remains, rule: Rule, created_ns: int) -> bool:
+def _was_in_effect(r: Evidence, rule: Rule, created_ns: int) -> bool:
     since = r.since.get(rule.id)
     return since is not None and clock.parse(since.since) <= created_ns

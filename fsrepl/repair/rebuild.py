@@ -19,7 +19,7 @@ from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import attributes, clock, keys, metadata
 from fsrepl.model.version import NULL, Posix, Version
 from fsrepl.repair import evidence
-from fsrepl.repair.evidence import Face, Remains
+from fsrepl.repair.evidence import Evidence, ViewEvidence
 from fsrepl.storage import posix, records, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
 from fsrepl.storage.fs import GONE
@@ -194,23 +194,25 @@ class Rebuilder:
         key = self._key(path, stored, left, elsewhere)
         if key is None:
             return None
-        version = evidence.rebuild(self.remains(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
+        version = evidence.rebuild(self.evidence(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
         is_whole = attributes.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
         return version, next(iter(elsewhere), ""), is_whole
 
-    def remains(
+    def evidence(
         self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix | None,
         left: Mapping[str, bytes], elsewhere: dict[str, Version], seen: frozenset[str],
-    ) -> Remains:  # fmt: skip
+    ) -> Evidence:  # fmt: skip
         bucket = self.bucket
         current = self.journal.versions.object(bucket.address, key)
         known_digest = current.digest if current and current.id == stored.id else b""
         known_ns = next((c for i, c, _ in self.journal.versions.versions_of(bucket.address, key) if i == stored.id), 0)
-        owed = {o.destination: o for o in self.journal.deliveries.select(bucket.address, key=key) if o.id == stored.id}
+        delivery = {
+            o.destination: o for o in self.journal.deliveries.select(bucket.address, key=key) if o.id == stored.id
+        }
         folder = bucket.fs.stat_fd(bucket.fd)
-        return Remains(
-            bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, owed,
-            face=None if stored.marker else self._face(key, digest),
+        return Evidence(
+            bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, delivery,
+            view_evidence=None if stored.marker else self._view_evidence(key, digest),
             replication=bucket.bucket.replication,
             since=bucket.bucket.documents.since,
             sources=tuple(self.site.sources_of(bucket.address)),
@@ -262,7 +264,7 @@ class Rebuilder:
             key = keys.join(key, name)
         yield key
 
-    def _face(self, key: bytes, digest: bytes) -> Face | None:
+    def _view_evidence(self, key: bytes, digest: bytes) -> ViewEvidence | None:
         """The view, if it shows this content."""
         with open_view_if_there(self.bucket, key, errno.errorcode) as view:
             if view is None or not view.is_regular or view.digest() != digest:
@@ -272,7 +274,7 @@ class Rebuilder:
         created_ns = 0
         with contextlib.suppress(ValueError, KeyError, UnicodeDecodeError):
             created_ns = clock.parse(raw[attributes.LAST_MODIFIED].decode())
-        return Face(posix, attributes.own(raw), attributes.tags(raw), created_ns)
+        return ViewEvidence(posix, attributes.own(raw), attributes.tags(raw), created_ns)
 
     def show(self) -> None:
         """Give views that lost their attributes with the store theirs again, and know them as they look now.
@@ -297,7 +299,7 @@ class Rebuilder:
         version = versions.read(bucket, key, known.id, marker=False)
         if version is None or versions.is_stripped(version):
             return
-        lacks = metadata.shortfall(version, version.posix, view_attributes.mark(bucket, fd, version)).lacks
+        lacks = metadata.shortfall(version, version.posix, view_attributes.write(bucket, fd, version)).lacks
         if lacks != version.shortfall.lacks:
             records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
         # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again

@@ -27,7 +27,7 @@ log = logging.getLogger("fsrepl")
 
 
 def finish(
-    bucket: OpenBucket, journal: Journal, quiet_s: float, hold: Callable[[intents.Intent, show.Held], bool]
+    bucket: OpenBucket, journal: Journal, quiet_s: float, hold: Callable[[intents.Intent, show.NotShown], bool]
 ) -> dict[tuple[bytes, str], bytes]:
     """Carry out the intents that a crash left, look at what was displaced, sweep staging.
 
@@ -53,7 +53,7 @@ def finish(
         if intent.act is Act.FETCH:
             continue
         outcome = _finish_one(bucket, journal, intent)
-        if isinstance(outcome, show.Held):
+        if isinstance(outcome, show.NotShown):
             held.add(intent.key)
             if not hold(intent, outcome):
                 kept.add(intent.key)
@@ -76,7 +76,7 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
             reconcile.forget_version(bucket, journal, key, version_id)
 
 
-def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
+def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.ShowResult:
     """Carry out one intent. A view that cannot be looked at now waits, and holds up no other."""
     try:
         return _finish_view(bucket, journal, intent)
@@ -84,15 +84,15 @@ def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) ->
         if intent.act is intents.Act.EDIT:
             raise
         journal.versions.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
-        return show.Held(reason(error))
+        return show.NotShown(reason(error))
     except (FsreplError, sqlite3.Error):
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(intent.key))
-        return show.Held(UNFORESEEN)
+        return show.NotShown(UNFORESEEN)
 
 
-def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.Outcome:
+def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.ShowResult:
     """Make one view show its key's current version, if what it shows is merely behind."""
     known = journal.versions.object(bucket.address, intent.key)
     if known is None:
@@ -108,7 +108,7 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
     expected, is_shown = _expected(bucket, intent, current, found)
     answer = decide_view(found, expected, current, is_shown=is_shown)
     if answer is Answer.USER_CHANGED:
-        return show.Theirs()
+        return show.UserChanged()
     if is_shown and found.status is not None:
         view = view_of(found.status, current.id, racy=True)  # an edit since then is still to be noticed
         journal.versions.see(bucket.address, intent.key, view)
@@ -116,11 +116,11 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
     try:
         staged = stage.stage_current(bucket, current)
     except (StoreDamaged, FileNotFoundError) as error:
-        return show.Held(str(error))
+        return show.NotShown(str(error))
     outcome = _show(bucket, current, expected, staged)
     if isinstance(outcome, show.Shown):
         journal.versions.see(bucket.address, intent.key, outcome.view)
-    elif isinstance(outcome, show.Held) and expected is not None:
+    elif isinstance(outcome, show.NotShown) and expected is not None:
         journal.versions.see(
             bucket.address, intent.key, expected
         )  # a new journal does not know that it is merely behind
@@ -156,17 +156,17 @@ def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, foun
     return (bucket.view(found.status, was.shown) if is_behind else None), False
 
 
-def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> show.Outcome:
+def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> show.ShowResult:
     """As show.show. A view that may not be changed, being immutable perhaps, waits and holds up no other."""
     try:
         return show.show(bucket, version, expected, staged)
     except PermissionError as error:
-        return show.Held(reason(error))
+        return show.NotShown(reason(error))
 
 
 def _finish_edit(
     bucket: OpenBucket, journal: Journal, intent: intents.Intent, current: Version, found: os.stat_result | None
-) -> show.Outcome:
+) -> show.ShowResult:
     """Give a view the metadata that its version has on the record, if it is that view still."""
     was = intent.was
     if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
-from fsrepl.region.bucket_state import Damaged, Lost, Place
+from fsrepl.region.bucket_state import BucketState, Damaged, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.repair import repair
 from fsrepl.storage import intents
@@ -28,8 +28,8 @@ _AGAIN_S, _AGAIN_MAX_S = 5.0, 600.0
 def repair_damaged(region: Region) -> bool:
     """Have repaired what steps have come upon, each in a lane; whether there was anything."""
     busy = False
-    for place in region.places.values():
-        found, place.damaged = place.damaged, []
+    for state in region.states.values():
+        found, state.damaged = state.damaged, []
         for damaged in found:
             busy = True
             _repair(region, damaged)
@@ -46,67 +46,69 @@ def _repair(region: Region, damaged: Damaged) -> None:
             log.warning('not repaired bucket=%s key="%s" version=%s: %s', address, keys.shown(key), damaged.id, why)
 
     its_region, size = region_of(address), _size(region, address, (key, damaged.id))
-    region.in_lane(
+    region.in_background(
         lambda: repair.repair(region.regions[its_region], target), finish,
-        lane=("repair", its_region), whose=address, size_bytes=size,
+        pool=("repair", its_region), whose=address, size_bytes=size,
     )  # fmt: skip
 
 
 # -- fetching again what was destroyed
 
 
-def resume(place: Place, lost: Mapping[At, bytes]) -> None:
+def resume(state: BucketState, overwritten: Mapping[At, bytes]) -> None:
     """After a start: go on with what was to be fetched. lost: by key and version, where that is written down."""
-    for at, intent in lost.items():
-        place.lost.setdefault(at, Lost(intent))
+    for at, intent in overwritten.items():
+        state.overwritten.setdefault(at, Overwritten(intent))
 
 
-def kick(region: Region) -> None:
+def retry_now(region: Region) -> None:
     """A bucket came back that may have what is missing here."""
-    for place in region.places.values():
-        for lost in place.lost.values():
-            lost.due_s = 0.0
+    for state in region.states.values():
+        for overwritten in state.overwritten.values():
+            overwritten.due_s = 0.0
 
 
-def next_s(place: Place) -> float | None:
+def next_s(state: BucketState) -> float | None:
     """The monotonic time when something is to be fetched; None where nothing is."""
-    return min((lost.due_s for lost in place.lost.values() if not lost.in_lane), default=None)
+    return min(
+        (overwritten.due_s for overwritten in state.overwritten.values() if not overwritten.in_background), default=None
+    )
 
 
 def fetch_due(region: Region) -> bool:
     """Repair what was come upon, and fetch what is due, each in a lane; whether there was anything."""
     now_s = time.monotonic()
     busy = repair_damaged(region)
-    for place in region.places.values():
-        for at, lost in list(place.lost.items()) if place.scanned else ():
-            if lost.due_s <= now_s and not lost.in_lane:
+    for state in region.states.values():
+        for at, overwritten in list(state.overwritten.items()) if state.scanned else ():
+            if overwritten.due_s <= now_s and not overwritten.in_background:
                 busy = True
-                with region.at_work(place):
-                    _fetch(region, place, at, lost)
+                with region.at_work(state):
+                    _fetch(region, state, at, overwritten)
     return busy
 
 
-def _fetch(region: Region, place: Place, at: At, lost: Lost) -> None:
+def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten) -> None:
     key, version_id = at
-    if at in place.bucket.documents.removed:
-        _forget(place, at)
+    if at in state.bucket.documents.removed:
+        _forget(state, at)
         return
-    lost.in_lane, lost.attempts = True, lost.attempts + 1
-    target = repair.Target(place.bucket.address, keys.stored_path(key), version_id, marker=False)
+    overwritten.in_background, overwritten.attempts = True, overwritten.attempts + 1
+    target = repair.Target(state.bucket.address, keys.stored_path(key), version_id, marker=False)
 
     def finish(found: bool | Exception) -> None:
-        lost.in_lane = False
-        lost.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (lost.attempts - 1), _AGAIN_MAX_S)
+        overwritten.in_background = False
+        overwritten.due_s = time.monotonic() + min(_AGAIN_S * 2.0 ** (overwritten.attempts - 1), _AGAIN_MAX_S)
         if isinstance(found, Exception):
             why = reason(found)
             shown = keys.shown(key)
-            log.warning('not fetched bucket=%s key="%s" version=%s: %s', place.bucket.address, shown, version_id, why)
+            log.warning('not fetched bucket=%s key="%s" version=%s: %s', state.bucket.address, shown, version_id, why)
         elif found:
-            _forget(place, at)
+            _forget(state, at)
 
-    region.in_lane(
+    region.in_background(
         lambda: repair.repair(region, target), finish,
-        lane=("repair", region.name), whose=target.address, size_bytes=_size(region, target.address, at),
+        pool=("repair", region.name), whose=target.address, size_bytes=_size(region, target.address, at),
     )  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def _size(region: Region, address: str, at: At) -> int:
     return region.engine.journal.versions.size_of(address, *at) or 0
 
 
-def _forget(place: Place, at: At) -> None:
-    lost = place.lost.pop(at)
-    with contextlib.suppress(FsreplError, OSError), place.bucket.open() as bucket:  # else the next start drops it
-        intents.drop_intents(bucket, lost.intent)
+def _forget(state: BucketState, at: At) -> None:
+    overwritten = state.overwritten.pop(at)
+    with contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:  # else the next start drops it
+        intents.drop_intents(bucket, overwritten.intent)

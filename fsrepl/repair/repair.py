@@ -20,8 +20,8 @@ from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import attributes, digests, keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
-from fsrepl.region.bucket_state import Place
-from fsrepl.region.deliveries import owe_again
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.deliveries import redeliver
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
@@ -152,7 +152,7 @@ def _from_elsewhere(engine: Runtime, target: Target, records: dict[str, Version]
     with bucket.open() as opened:
         folder = opened.fs.stat_fd(opened.fd)
     return evidence.rebuild(
-        evidence.Remains(
+        evidence.Evidence(
             target.address,
             key,
             target.stored,
@@ -253,7 +253,7 @@ def _copy(limiter: Limiter, bucket: OpenBucket, other: OpenBucket, from_fd: int,
 
 
 @dataclass(frozen=True, slots=True)
-class _Face:
+class _ViewContent:
     """A version's view, where it looks as it was recorded when it showed the version; else None.
 
     rotten: it was not written into, and has other content.
@@ -267,38 +267,38 @@ def _put_in_place(
     region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version], *, rebuilt: bool
 ) -> None:
     """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
-    engine, place = region.engine, region.ready(target.address)
+    engine, state = region.engine, region.ready(target.address)
     mended = bool(staged) or rebuilt
-    with place.bucket.open() as bucket:
-        if (version.key, version.id) in place.bucket.documents.removed:
+    with state.bucket.open() as bucket:
+        if (version.key, version.id) in state.bucket.documents.removed:
             staging.unstage(bucket, staged) if staged else None
             return
         now = _edited_meanwhile(bucket, version)
         if staged and _comes_back_newest(region, bucket, now, staged):
-            _publish_newest(region, place, bucket, now, staged)
+            _publish_newest(region, state, bucket, now, staged)
             now, staged = _edited_meanwhile(bucket, now), b""
-        face = _face(region, place, bucket, now)
-        restores_view = face.rotten and not sharing.receives_writes(place.bucket)
-        intents = [Intent(now.key, now.id, face.view)] if restores_view else []
+        content = _view_content(region, state, bucket, now)
+        restores_view = content.rotten and not sharing.receives_writes(state.bucket)
+        intents = [Intent(now.key, now.id, content.view)] if restores_view else []
         with intend(engine.syncer, bucket, intents) as intended:
             if staged:
                 try:
-                    _publish(region, place, bucket, now, staged)
+                    _publish(region, state, bucket, now, staged)
                 except OSError:
                     staging.unstage(bucket, staged)
                     intended.abandon()
-                    if face.view is not None:
-                        _show_again(region, bucket, now, face.view, restore=False)
+                    if content.view is not None:
+                        _show_again(region, bucket, now, content.view, restore=False)
                     raise
-            if face.view is not None:
-                _show_again(region, bucket, now, face.view, restore=restores_view)
-        now = _as_sent(region, place, bucket, now, records)
+            if content.view is not None:
+                _show_again(region, bucket, now, content.view, restore=restores_view)
+        now = _as_sent(region, state, bucket, now, records)
         _settle(region, bucket, target, now, records, mended=mended)
         known = engine.journal.versions.object(target.address, now.key)
         if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
             region.look_at(target.address, [now.key])  # what it holds may be its user's, written without an event
-        if not sharing.receives_writes(place.bucket):
-            _show_if_late(region, place, bucket, now)
+        if not sharing.receives_writes(state.bucket):
+            _show_if_late(region, state, bucket, now)
         bucket.sync()
     engine.notify()
 
@@ -323,17 +323,17 @@ def _comes_back_newest(region: Region, bucket: OpenBucket, version: Version, nam
     return is_newest()
 
 
-def _publish_newest(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
+def _publish_newest(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Put back a version that its view is merely behind, and show it: under an intent, as a delivery is."""
     known = region.engine.journal.versions.object(bucket.address, version.key)
     intent = Intent(version.key, version.id, known.view if known else None)
     try:
         intents = intend(region.engine.syncer, bucket, [intent])
-        _publish(region, place, bucket, version, name)
+        _publish(region, state, bucket, version, name)
     except OSError:
         staging.unstage(bucket, name)  # the intent stays: it may be in the store; the next start finds out
         raise
-    stale.show_changed(region, place, bucket, version.key, intents)
+    stale.show_changed(region, state, bucket, version.key, intents)
 
 
 def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
@@ -345,7 +345,7 @@ def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
     return version
 
 
-def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) -> _Face:
+def _view_content(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> _ViewContent:
     journal = region.engine.journal
     known = journal.versions.object(bucket.address, version.key)
     if (
@@ -355,53 +355,58 @@ def _face(region: Region, place: Place, bucket: OpenBucket, version: Version) ->
         or known.view is None
         or known.view.shown != version.id
     ):
-        return _Face()
+        return _ViewContent()
     view = known.view
     try:
         with open_view(bucket, version.key) as opened:
             found = opened.found
             linked = versions.is_file_of(bucket, version, found)
             recorded = view.is_like(found) and not view.racy
-            if not opened.is_regular or not (recorded or (linked and _by_nobody(region, place, version, found))):
-                return _Face()
+            if not opened.is_regular or not (recorded or (linked and _by_nobody(region, state, version, found))):
+                return _ViewContent()
             rotten = opened.digest() != version.digest
             written = bucket.fs.is_written(opened.fd)
     except OSError:
-        return _Face()
+        return _ViewContent()
     if written and not recorded:
-        return _Face()
+        return _ViewContent()
     if linked:
         # the file that it shares with the store is about to lose that name: its ctime will change, and that is no edit
         view = replace(view_of(found, version.id), ctime_ns=0)
         with journal.transaction():
             journal.versions.see(bucket.address, version.key, view)
-    return _Face(view, rotten)
+    return _ViewContent(view, rotten)
 
 
-def _by_nobody(region: Region, place: Place, version: Version, found: os.stat_result) -> bool:
+def _by_nobody(region: Region, state: BucketState, version: Version, found: os.stat_result) -> bool:
     """Whether a view that is also the stored version changed, and not through any name that people have of it.
 
     A write through the view makes an event; where all events up to now have been taken in, and the file has
     no third name, what changed it went past the view. Without a watcher that cannot be known.
     """
-    watcher, address, key = region.engine.watcher, place.bucket.address, version.key
+    watcher, address, key = region.engine.watcher, state.bucket.address, version.key
     if watcher is None or found.st_nlink > 2 or not watcher.is_watching(address, keys.split(key)[0]):
         return False
     region.flush(address)
-    marks = region.marks
-    if key in place.later or key in place.lanes or marks.is_marked(address, key) or marks.lost_since is not None:
+    changes = region.changes
+    if (
+        key in state.deferred
+        or key in state.copying
+        or changes.is_queued(address, key)
+        or changes.lost_since is not None
+    ):
         return False
     known = region.engine.journal.versions.object(address, key)
     return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino
 
 
-def _publish(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
+def _publish(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Make the copy the stored version, in place of what is there, by rename."""
     staged = versions.stage_copy(bucket, name, version)
     region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
     versions.publish(bucket, staged)
     bucket.sync()
-    place.bucket.ids.saw(version.id, version.created_ns)
+    state.bucket.ids.saw(version.id, version.created_ns)
     _index(region, bucket, version)
     log.info(
         'repaired bucket=%s key="%s" version=%s size_bytes=%d',
@@ -428,16 +433,16 @@ def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View
 
 
 def _as_sent(
-    region: Region, place: Place, bucket: OpenBucket, version: Version, records: Mapping[str, Version]
+    region: Region, state: BucketState, bucket: OpenBucket, version: Version, records: Mapping[str, Version]
 ) -> Version:
     """A replica's record, made what its source sent, and its view with it, unless that was edited."""
     sender = records.get(version.source)
-    delivery = sender.deliveries.get(bucket.address) if sender is not None else None
-    if sender is None or delivery is None or delivery.status is not Status.COMPLETED:
+    recorded = sender.deliveries.get(bucket.address) if sender is not None else None
+    if sender is None or recorded is None or recorded.status is not Status.COMPLETED:
         return version
     source = region.engine.site.buckets[version.source]
     role = region.engine.role(source.replication.role) if source.replication else None
-    right = compare.as_sent(sender, version, delivery, role, version.source, bucket.address)
+    right = compare.as_sent(sender, version, recorded, role, version.source, bucket.address)
     if right == version:
         return version
 
@@ -446,7 +451,7 @@ def _as_sent(
         _index(region, bucket, right)
         return right
 
-    if edits.is_unseen(region, place, bucket, version):
+    if edits.is_unseen(region, state, bucket, version):
         record()
     else:
         edits.put(region, bucket, version, record)
@@ -466,25 +471,25 @@ def _settle(
     deliveries = dict(version.deliveries)
     sent = [address for address, other in records.items() if other.source == bucket.address]
     if any(address not in deliveries for address in sent):
-        remains = evidence.Remains(
+        gathered = evidence.Evidence(
             bucket.address, version.key, target.stored, elsewhere=records, seen_in=frozenset(records),
             replication=bucket.bucket.replication,
         )  # fmt: skip
-        rebuilt = evidence.rebuild(remains).deliveries
+        rebuilt = evidence.rebuild(gathered).deliveries
         deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
-    for destination, delivery in version.deliveries.items():
-        if mended and delivery.status is Status.FAILED and delivery.reason in _FAILED_BY_DAMAGE:
-            deliveries[destination] = replace(rules.owed_again(delivery), since_ns=0, edit=False)
+    for destination, recorded in version.deliveries.items():
+        if mended and recorded.status is Status.FAILED and recorded.reason in _FAILED_BY_DAMAGE:
+            deliveries[destination] = replace(rules.renewed(recorded), since_ns=0, edit=False)
     if deliveries != version.deliveries:
-        owe_again(region, bucket, version, deliveries)
+        redeliver(region, bucket, version, deliveries)
 
 
-def _show_if_late(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+def _show_if_late(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
     """A replica tree shows the current version of the key, if it does not yet and the way is free."""
     known = region.engine.journal.versions.object(bucket.address, version.key)
     if known is None or known.id != version.id:
         return
     shown = known.view.shown if known.view is not None else known.id if known.marker else ""
     if shown != known.id:
-        stale.hold_view(region, place, version.key, "it was repaired", durable=False)
-        stale.show_current(region, place, bucket, version.key)
+        stale.mark_stale(region, state, version.key, "it was repaired", durable=False)
+        stale.show_current(region, state, bucket, version.key)

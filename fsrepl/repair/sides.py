@@ -25,8 +25,8 @@ class Side:
         return (key, version_id) in self.bucket.bucket.documents.removed
 
     def wrong(self, version: Version, problem: Problem, why: str) -> Difference:
-        place = keys.stored_path(version.key)
-        return Difference(self.address, version.key, version.id, problem, why, version.marker, place=place)
+        path = keys.stored_path(version.key)
+        return Difference(self.address, version.key, version.id, problem, why, version.marker, path=path)
 
     def newest(self, key: bytes) -> Version | None:
         """The record of a key's newest version or marker; None where there is none, or none that can be read."""

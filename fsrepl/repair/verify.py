@@ -32,7 +32,7 @@ from fsrepl.views import directories
 _AT_ONCE = 256
 """So many suspects are looked at again together."""
 
-Place = tuple[str, bytes]
+BucketState = tuple[str, bytes]
 """A bucket, and a path in it."""
 
 
@@ -62,7 +62,7 @@ class Tally:
     differences: int = 0
     left: int = 0
     """Differences that are still there."""
-    mounted: dict[Place, int] = field(default_factory=dict)
+    mounted: dict[BucketState, int] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
     dates: dict[str, Dates] = field(default_factory=dict)
 
@@ -268,7 +268,7 @@ class Verification:
         guess = keys.join(path, stored.name)
 
         def wrong(problem: Problem, why: str, key: bytes = guess) -> Difference:
-            return Difference(side.address, key, stored.id, problem, why, stored.marker, place=guess)
+            return Difference(side.address, key, stored.id, problem, why, stored.marker, path=guess)
 
         try:
             record = records.read(side.bucket, at, name, guess)
@@ -321,10 +321,10 @@ class Verification:
 
     def _sent(self, source: Side, version: Version) -> Iterator[tuple[Difference, Look]]:
         """Whether a source's version is wherever it was delivered, or came from."""
-        for address, delivery in version.deliveries.items():
+        for address, recorded in version.deliveries.items():
             if self.only in (None, address):
-                self.tally.pending += delivery.status is Status.PENDING
-                self.tally.failed += delivery.status is Status.FAILED
+                self.tally.pending += recorded.status is Status.PENDING
+                self.tally.failed += recorded.status is Status.FAILED
         for address in {a for a, d in version.deliveries.items() if d.status is Status.COMPLETED} | {version.source}:
             there = self._side(address) if address in version.deliveries or address in self._wanted() else None
             if there is not None and not self._has(there, version):
@@ -413,4 +413,4 @@ class Verification:
                 each.bucket.views.forget(path)  # it may have been removed meanwhile, and made again
         others = {address: each.bucket for address, each in self._sides.items() if each is not None}
         why = directories.difference(side.bucket, others, path)
-        return Difference(side.address, path + b"/", "", Problem.METADATA, why, place=path + b"/") if why else None
+        return Difference(side.address, path + b"/", "", Problem.METADATA, why, path=path + b"/") if why else None

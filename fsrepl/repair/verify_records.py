@@ -44,8 +44,8 @@ class Records:
 
     def _judge(self, sender: Side, receiver: Side, sent: Version | None, got: Version | None) -> Difference | None:
         """What of a version is not as it was sent."""
-        delivery = sent.deliveries.get(receiver.address) if sent else None
-        completed = delivery is not None and delivery.status is Status.COMPLETED
+        recorded = sent.deliveries.get(receiver.address) if sent else None
+        completed = recorded is not None and recorded.status is Status.COMPLETED
         if got is None:
             if sent is None or not completed or receiver.is_removed(sent.key, sent.id):
                 return None
@@ -57,7 +57,7 @@ class Records:
             return sender.wrong(got, Problem.MISSING, f"{receiver.address} has it from here, and it is gone")
         if got.id == NULL and (got.source != sender.address or got.created_ns != sent.created_ns):
             return None  # two null versions of one key
-        if delivery is None:
+        if recorded is None:
             why = f"its record does not say that it was delivered to {receiver.address}"
             return sender.wrong(sent, Problem.LOST, why)
         if not completed:
@@ -67,7 +67,7 @@ class Records:
         if compare.is_alike(sent, got):
             return None
         role = self._role_of(sender)
-        expected = compare.as_sent(sent, got, delivery, role, sender.address, receiver.address)
+        expected = compare.as_sent(sent, got, recorded, role, sender.address, receiver.address)
         why = compare.metadata_difference(got, expected)
         return receiver.wrong(got, Problem.METADATA, why) if why else None
 
@@ -87,8 +87,8 @@ def deleted_there_alone(source: Side, there: Side, key: bytes) -> Difference | N
     sent, got = source.newest(key), there.newest(key)
     if sent is None or sent.marker or got is None or not got.marker or got.origin is not Origin.USER:
         return None
-    delivery, back = sent.deliveries.get(there.address), got.deliveries.get(source.address)
-    delivered = sent.source == there.address or (delivery is not None and delivery.status is Status.COMPLETED)
+    recorded, back = sent.deliveries.get(there.address), got.deliveries.get(source.address)
+    delivered = sent.source == there.address or (recorded is not None and recorded.status is Status.COMPLETED)
     if not delivered or (back is not None and back.status is not Status.FAILED):
         return None
     what = f"{there.address}/{keys.shown(key)} --version-id {got.id}"

@@ -61,8 +61,8 @@ class Views:
         return verdict, None
 
     def _wrong_view(self, side: Side, key: bytes, current: Object, problem: Problem, why: str) -> Difference:
-        place = keys.stored_path(key)
-        return Difference(side.address, key, current.id, problem, why, current.marker, place=place)
+        path = keys.stored_path(key)
+        return Difference(side.address, key, current.id, problem, why, current.marker, path=path)
 
     def _is_stored(self, side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
         """Whether the view is another name of the stored version: then that was looked at already."""

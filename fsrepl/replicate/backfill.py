@@ -21,8 +21,8 @@ from dataclasses import replace
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.rule import Replication
-from fsrepl.model.version import Delivery, Status, Version
-from fsrepl.region.bucket_state import Place, Run
+from fsrepl.model.version import DeliveryRecord, Status, Version
+from fsrepl.region.bucket_state import BucketState, Run
 from fsrepl.region.deliveries import wake_backlog
 from fsrepl.region.region import Region
 from fsrepl.replicate import settle
@@ -31,7 +31,7 @@ from fsrepl.storage import backfill_jobs, records, versions
 from fsrepl.storage.backfill_jobs import Job, State
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE
-from fsrepl.storage.journal.rows import Owed, Stored, Word
+from fsrepl.storage.journal.rows import Delivery, Outcome, Stored
 
 log = logging.getLogger("fsrepl")
 
@@ -49,108 +49,108 @@ AN_OBJECT_BYTES = 64 << 10
 # -- a job's way, a step at a time
 
 
-def begin(region: Region, place: Place, job: Job) -> None:
+def begin(region: Region, state: BucketState, job: Job) -> None:
     """Take a job up, new or again."""
-    run = place.jobs[job.id] = Run(job)
+    run = state.jobs[job.id] = Run(job)
     run.began_with = backfill_jobs.tasks_of(region.engine.journal, job)
-    _remember(region, place)
+    _remember(region, state)
     region.wake()
 
 
-def resume(region: Region, place: Place, bucket: OpenBucket) -> None:
+def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     """A bucket has come up: take up the jobs that had not ended."""
     found, damaged = backfill_jobs.load(bucket)
     for name in damaged:
         log.error("damaged bucket=%s: .fsrepl/jobs/%s cannot be read; its job does not go on", bucket.address, name)
-    place.jobs.clear()
+    state.jobs.clear()
     for job in found:
         if not job.state.has_ended:
             if job.bucket != bucket.address and job.state is State.PREPARING:
                 job = replace(job, state=State.ACTIVE, why="SrcBucketInvalidRegion")
-            begin(region, place, replace(job, bucket=bucket.address))
-    _remember(region, place)
+            begin(region, state, replace(job, bucket=bucket.address))
+    _remember(region, state)
     for destination, _ in region.engine.journal.backlog.ways(bucket.address):
         wake_backlog(region, bucket.address, destination, start_over=True)
 
 
-def _remember(region: Region, place: Place) -> None:
+def _remember(region: Region, state: BucketState) -> None:
     """Tell the index, which can be asked while the bucket is away."""
     with region.engine.journal.transaction():
-        region.engine.journal.set_fact(backfill_jobs.job_fact(place.bucket.address), " ".join(place.jobs))
+        region.engine.journal.set_fact(backfill_jobs.job_fact(state.bucket.address), " ".join(state.jobs))
 
 
-def next_s(place: Place) -> float | None:
+def next_s(state: BucketState) -> float | None:
     """The monotonic time of a bucket's next step; None where its jobs wait for deliveries, which wake the region."""
-    if place.lapsed:
+    if state.orphaned:
         return 0.0
-    due = [run.due_s for run in place.jobs.values() if run.job.state is not State.ACTIVE or run.reporting or run.due_s]
+    due = [run.due_s for run in state.jobs.values() if run.job.state is not State.ACTIVE or run.reporting or run.due_s]
     return min(due, default=None)
 
 
-def step(region: Region, place: Place) -> bool:
+def step(region: Region, state: BucketState) -> bool:
     """Go on with a bucket's jobs for a moment; whether there was anything to do."""
     until_s = time.monotonic() + _STEP_S
-    busy = _fail_lapsed(region, place, until_s)
-    for run in list(place.jobs.values()):
+    busy = _fail_orphaned(region, state, until_s)
+    for run in list(state.jobs.values()):
         if run.due_s > time.monotonic():
             continue
         try:
-            busy |= _go_on(region, place, run, until_s)
+            busy |= _go_on(region, state, run, until_s)
             run.due_s = 0.0
         except (FsreplError, OSError) as error:
-            _later(place, run, reason(error))
+            _later(state, run, reason(error))
     return busy
 
 
-def _fail_lapsed(region: Region, place: Place, until_s: float) -> bool:
+def _fail_orphaned(region: Region, state: BucketState, until_s: float) -> bool:
     """Settle a slice of what no rule stands for any more."""
-    address, busy = place.bucket.address, False
-    while place.lapsed and time.monotonic() < until_s:
-        (destination, rule_id), why = next(iter(place.lapsed.items()))
+    address, busy = state.bucket.address, False
+    while state.orphaned and time.monotonic() < until_s:
+        (destination, rule_id), why = next(iter(state.orphaned.items()))
         rows = region.engine.journal.backlog.of_rule(address, destination, rule_id, SLICE)
         busy = True
         if not rows:
-            del place.lapsed[destination, rule_id]
+            del state.orphaned[destination, rule_id]
             continue
         try:
-            settle.settle(region, place, [Word(owed, Status.FAILED, why, None) for owed in rows])
+            settle.settle(region, state, [Outcome(delivery, Status.FAILED, why, None) for delivery in rows])
         except (FsreplError, OSError) as error:
             log.warning("not settled bucket=%s deliveries=%d: %s", address, len(rows), error)
             return False
     return busy
 
 
-def _later(place: Place, run: Run, why: str) -> None:
+def _later(state: BucketState, run: Run, why: str) -> None:
     run.faults += 1
     run.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(run.faults - 1, 10))
     level = logging.WARNING if run.faults == 1 else logging.DEBUG
-    log.log(level, "backfill waits bucket=%s job=%s: %s", place.bucket.address, run.job.id, why)
+    log.log(level, "backfill waits bucket=%s job=%s: %s", state.bucket.address, run.job.id, why)
 
 
-def _go_on(region: Region, place: Place, run: Run, until_s: float) -> bool:
+def _go_on(region: Region, state: BucketState, run: Run, until_s: float) -> bool:
     journal, job = region.engine.journal, run.job
     if job.state is State.PREPARING:
-        _prepare(region, place, run, until_s)
+        _prepare(region, state, run, until_s)
         return True
     pending = journal.backlog.job_pending(job.bucket, job.id, SLICE if job.state is State.CANCELLING else 1)
     if pending and job.state is State.CANCELLING:
-        with place.bucket.open() as bucket:
-            _undo(region, place, bucket, pending)
+        with state.bucket.open() as bucket:
+            _undo(region, state, bucket, pending)
         return True
     if pending:
         return False
-    _report(region, place, run, until_s)
+    _report(region, state, run, until_s)
     return True
 
 
 # -- looking for what to send
 
 
-def _prepare(region: Region, place: Place, run: Run, until_s: float) -> None:
+def _prepare(region: Region, state: BucketState, run: Run, until_s: float) -> None:
     """Look at the next versions, until the time is up."""
-    engine, address = region.engine, place.bucket.address
+    engine, address = region.engine, state.bucket.address
     rows = engine.journal.versions.versions_after(address, run.job.last, SLICE)
-    with place.bucket.open() as bucket:
+    with state.bucket.open() as bucket:
         replication = bucket.bucket.replication
         looked_at = 0
         if replication is not None:
@@ -215,11 +215,11 @@ class _Slice:
             asked, there = rules.ask_for(self.replication, version, self._wanted, self._is_there(version))
             if asked:
                 now_ns = engine.site.now()
-                since = {name: replace(delivery, since_ns=now_ns) for name, delivery in asked.items()}
+                since = {name: replace(recorded, since_ns=now_ns) for name, recorded in asked.items()}
                 version = replace(version, deliveries={**version.deliveries, **since})
                 records.write_deliveries(bucket, version)
                 engine.recent.put(bucket.address, version)
-            if any(delivery.batch == self.job.id for delivery in version.deliveries.values()):
+            if any(recorded.job == self.job.id for recorded in version.deliveries.values()):
                 self._changed.append(version)  # also what a crash let us write down and not record
         self._pass(row, there)
 
@@ -243,12 +243,12 @@ class _Slice:
             return
         with engine.journal.transaction():
             engine.journal.deliveries.put_all(address, self._changed)
-        place = self.region.places[address]
+        state = self.region.states[address]
         now_s = time.monotonic()
         for version in self._changed:
             if not version.marker:
-                place.unmarked.add(version, now_s)
-        for destination in {n for v in self._changed for n, d in v.deliveries.items() if d.batch == self.job.id}:
+                state.labels.add(version, now_s)
+        for destination in {n for v in self._changed for n, d in v.deliveries.items() if d.job == self.job.id}:
             wake_backlog(self.region, address, destination)
         engine.notify()
 
@@ -256,42 +256,42 @@ class _Slice:
 # -- undoing what was not sent
 
 
-def _undo(region: Region, place: Place, bucket: OpenBucket, pending: Sequence[Owed]) -> None:
+def _undo(region: Region, state: BucketState, bucket: OpenBucket, pending: Sequence[Delivery]) -> None:
     """Make what a job still owes again what it was before it asked; or COMPLETED, where only the word of it is late."""
     engine = region.engine
     changed: dict[tuple[bytes, str], Version] = {}
     confirmed: list[Version] = []
-    gone: list[Owed] = []
-    for owed in pending:
-        at = (owed.key, owed.id)
-        was = changed.get(at) or versions.read(bucket, owed.key, owed.id, marker=owed.marker)
-        delivery = was.deliveries.get(owed.destination) if was else None
-        if was is None or delivery is None:
-            gone.append(owed)
-        elif not settle.is_owed(was, owed):  # settled before a crash, and not recorded
+    gone: list[Delivery] = []
+    for delivery in pending:
+        at = (delivery.key, delivery.id)
+        was = changed.get(at) or versions.read(bucket, delivery.key, delivery.id, marker=delivery.marker)
+        recorded = was.deliveries.get(delivery.destination) if was else None
+        if was is None or recorded is None:
+            gone.append(delivery)
+        elif not settle.is_pending(was, delivery):  # settled before a crash, and not recorded
             confirmed.append(was)
         else:
-            is_there = engine.journal.versions.has_version(owed.destination, was)
-            after = replace(delivery, status=Status.COMPLETED, before=None) if is_there else delivery.before
-            changed[at] = replace(was, deliveries=_with(was, owed.destination, after))
+            is_there = engine.journal.versions.has_version(delivery.destination, was)
+            after = replace(recorded, status=Status.COMPLETED, before=None) if is_there else recorded.before
+            changed[at] = replace(was, deliveries=_with(was, delivery.destination, after))
             if after is None:
-                gone.append(owed)
-    settle.write(engine, place, bucket, settle.Settlement(changed, confirmed, gone))
+                gone.append(delivery)
+    settle.write(engine, state, bucket, settle.Settlement(changed, confirmed, gone))
     engine.notify()
 
 
-def _with(version: Version, destination: str, delivery: Delivery | None) -> dict[str, Delivery]:
+def _with(version: Version, destination: str, recorded: DeliveryRecord | None) -> dict[str, DeliveryRecord]:
     others = {name: each for name, each in version.deliveries.items() if name != destination}
-    return others | ({destination: delivery} if delivery else {})
+    return others | ({destination: recorded} if recorded else {})
 
 
 # -- the end
 
 
-def _report(region: Region, place: Place, run: Run, until_s: float) -> None:
+def _report(region: Region, state: BucketState, run: Run, until_s: float) -> None:
     """Write the report of a job of which nothing is pending, and then that it has ended."""
     engine, job = region.engine, run.job
-    with place.bucket.open() as bucket:
+    with state.bucket.open() as bucket:
         if not run.reporting:
             backfill_jobs.begin_report(bucket, job)
             run.reporting, run.reported = True, None
@@ -305,8 +305,8 @@ def _report(region: Region, place: Place, run: Run, until_s: float) -> None:
         tasks = backfill_jobs.tasks_of(engine.journal, job)
         job = replace(job, state=end, tasks=tasks, ended_ns=engine.site.now())
         backfill_jobs.save(bucket, job)
-    del place.jobs[job.id]
-    _remember(region, place)
+    del state.jobs[job.id]
+    _remember(region, state)
     engine.notify()
     level = logging.WARNING if tasks.failed or job.why else logging.INFO
     log.log(

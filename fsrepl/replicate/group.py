@@ -9,19 +9,19 @@ from collections.abc import Callable, Mapping
 from fsrepl.errors import UNFORESEEN, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys, metadata
 from fsrepl.model.rule import Replication, Role
-from fsrepl.model.version import ARCHIVED_CLASSES, NULL, Delivery, Status, Version
+from fsrepl.model.version import ARCHIVED_CLASSES, NULL, DeliveryRecord, Status, Version
 from fsrepl.region import limits
-from fsrepl.region.bucket_state import Damaged, Place
+from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
 from fsrepl.replicate.destination import Destination, LocalTree, StagedReplica
-from fsrepl.replicate.settle import is_owed
+from fsrepl.replicate.settle import is_pending
 from fsrepl.replicate.transfer import Item
 from fsrepl.s3 import permissions, rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
-from fsrepl.storage.journal.rows import Object, Owed, Word
+from fsrepl.storage.journal.rows import Delivery, Object, Outcome
 from fsrepl.views import edits, hardlinks, stale
 
 log = logging.getLogger("fsrepl")
@@ -29,29 +29,29 @@ log = logging.getLogger("fsrepl")
 _REBUILDS_MAX = 3
 
 
-class Batch:
+class DeliveryGroup:
     """Deliveries from one source to one destination that share their syncs."""
 
-    def __init__(self, region: Region, place: Place, source: OpenBucket, destination: OpenBucket) -> None:
-        self.region, self.place, self.source, self.destination = region, place, source, destination
+    def __init__(self, region: Region, state: BucketState, source: OpenBucket, destination: OpenBucket) -> None:
+        self.region, self.state, self.source, self.destination = region, state, source, destination
         self.tree: Destination = LocalTree(destination)
         self.engine = region.engine
         self.replication: Replication | None = source.bucket.replication
         self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
         self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
         self.known: Mapping[bytes, Object] = {}
-        self.gate: run_as.Gate | None = None
+        self.run_as_check: run_as.RunAsCheck | None = None
         self.ready: list[Item] = []
         self.large: list[Item] = []
         """What is to be copied in a lane."""
-        self.changes: list[metadata_updates.Change] = []
-        self.words: list[Word] = []
+        self.changes: list[metadata_updates.MetadataUpdate] = []
+        self.outcomes: list[Outcome] = []
 
     # -- one delivery, as far as hidden
 
-    def prepare(self, owed: Owed) -> None:
+    def prepare(self, delivery: Delivery) -> None:
         """Decide about one delivery, and stage it if it is to be sent."""
-        self._decide(owed, self._send)
+        self._decide(delivery, self._send)
 
     def finish(self, item: Item, found: StagedReplica | Version) -> None:
         """Decide once more about a delivery that took its time, now that it is staged, or was found to be there.
@@ -60,93 +60,97 @@ class Batch:
         """
         if isinstance(found, StagedReplica):
             item.staged = found
-            item.known = self.engine.journal.versions.object(item.owed.destination, item.owed.key)
-            self._decide(item.owed, lambda _: self.ready.append(item))
+            item.known = self.engine.journal.versions.object(item.delivery.destination, item.delivery.key)
+            self._decide(item.delivery, lambda _: self.ready.append(item))
             if not self.ready:
                 self.tree.discard(found)
         else:
-            self._decide(item.owed, lambda _: self.bring_into_line(item, found))
+            self._decide(item.delivery, lambda _: self.bring_into_line(item, found))
 
-    def _decide(self, owed: Owed, send: Callable[[Item], None]) -> None:
+    def _decide(self, delivery: Delivery, send: Callable[[Item], None]) -> None:
         """Settle a delivery, put it off, or send it. What goes wrong with one is its own affair."""
         try:
-            item = Item(owed)
-            item.version = self._version(owed)
-            if item.version is not None and not is_owed(item.version, owed):
-                self.words.append(Word(owed, Status.PENDING, "", None))
+            item = Item(delivery)
+            item.version = self._version(delivery)
+            if item.version is not None and not is_pending(item.version, delivery):
+                self.outcomes.append(Outcome(delivery, Status.PENDING, "", None))
                 return
             match decide.decide(self._facts(item)):
                 case decide.Wait(why):
-                    self.region.try_later([owed], why)
+                    self.region.try_later([delivery], why)
                 case decide.Settle(status, why):
-                    self.words.append(Word(owed, status, why if status is Status.FAILED else "", item.version))
+                    self.outcomes.append(
+                        Outcome(delivery, status, why if status is Status.FAILED else "", item.version)
+                    )
                 case decide.Send(_, with_tags):
                     item.groups -= set() if with_tags else {metadata.TAGS}
                     send(item)
         except Failed as error:
-            log.warning('cannot send bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
-            self.words.append(Word(owed, Status.FAILED, error.reason, None))
+            log.warning('cannot send bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
+            self.outcomes.append(Outcome(delivery, Status.FAILED, error.reason, None))
         except StoreDamaged as error:
-            self._await_record(owed, error)
+            self._await_record(delivery, error)
         except PermissionError as error:
-            refusal = "DstDelObjNotPermitted" if owed.marker else "DstPutObjectNotPermitted"
-            log.warning('refused to=%s key="%s": %s', owed.destination, keys.shown(owed.key), reason(error))
-            self.words.append(Word(owed, Status.FAILED, refusal, None))
+            refusal = "DstDelObjNotPermitted" if delivery.marker else "DstPutObjectNotPermitted"
+            log.warning('refused to=%s key="%s": %s', delivery.destination, keys.shown(delivery.key), reason(error))
+            self.outcomes.append(Outcome(delivery, Status.FAILED, refusal, None))
         except (OSError, FsreplError) as error:
-            self.region.try_later([owed], error)
+            self.region.try_later([delivery], error)
         except sqlite3.Error:
             raise
         except Exception:
-            log.exception('set aside bucket=%s key="%s": what nobody foresaw', owed.source, keys.shown(owed.key))
-            self.place.undelivered[owed.key] = f"from {owed.source}: {UNFORESEEN}"
-            self.region.try_later([owed], UNFORESEEN)
+            log.exception(
+                'set aside bucket=%s key="%s": what nobody foresaw', delivery.source, keys.shown(delivery.key)
+            )
+            self.state.undelivered[delivery.key] = f"from {delivery.source}: {UNFORESEEN}"
+            self.region.try_later([delivery], UNFORESEEN)
 
-    def _await_record(self, owed: Owed, error: StoreDamaged) -> None:
+    def _await_record(self, delivery: Delivery, error: StoreDamaged) -> None:
         """A version whose record is lost or wrong is sent once that is rebuilt; FAILED where it cannot be."""
-        log.error('damaged bucket=%s key="%s": %s', owed.source, keys.shown(owed.key), error)
-        if self.region.queue(owed.source, owed.destination).attempts_of(owed) >= _REBUILDS_MAX:
-            self.words.append(Word(owed, Status.FAILED, "SrcObjectNotEligible", None))
+        log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
+        if self.region.queue(delivery.source, delivery.destination).attempts_of(delivery) >= _REBUILDS_MAX:
+            self.outcomes.append(Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None))
             return
-        self.place.damaged.append(Damaged(owed.source, owed.key, owed.id, owed.marker))
-        self.region.try_later([owed], str(error))
+        self.state.damaged.append(Damaged(delivery.source, delivery.key, delivery.id, delivery.marker))
+        self.region.try_later([delivery], str(error))
 
-    def _version(self, owed: Owed) -> Version | None:
-        version = self.engine.recent.version(owed.source, owed.key, owed.id)
+    def _version(self, delivery: Delivery) -> Version | None:
+        version = self.engine.recent.version(delivery.source, delivery.key, delivery.id)
         if version is None:
-            version = versions.read(self.source, owed.key, owed.id, marker=owed.marker)
+            version = versions.read(self.source, delivery.key, delivery.id, marker=delivery.marker)
         return versions.ensure_whole(version) if version else None
 
     def _facts(self, item: Item) -> decide.Facts:
-        owed, version = item.owed, item.version
-        rule = self.rules.get(owed.rule)
-        delivery = version.deliveries.get(owed.destination) if version else None
-        if version is None or delivery is None:
-            there = self.engine.journal.versions.object(owed.source, owed.key) is not None
+        delivery, version = item.delivery, item.version
+        rule = self.rules.get(delivery.rule)
+        recorded = version.deliveries.get(delivery.destination) if version else None
+        if version is None or recorded is None:
+            there = self.engine.journal.versions.object(delivery.source, delivery.key) is not None
             return decide.Facts(source_configured=self.replication is not None, source_there=False, key_there=there,
                               rule_enabled=rule is not None and rule.enabled)  # fmt: skip
         permission = permissions.permission_to_send(
             self.role,
-            source=owed.source,
-            destination=owed.destination,
-            key=owed.key.decode("utf-8", "surrogateescape"),
+            source=delivery.source,
+            destination=delivery.destination,
+            key=delivery.key.decode("utf-8", "surrogateescape"),
             marker=version.marker,
-            tags=bool(version.tags) or (delivery.edit and metadata.TAGS in version.edited),
-            acl=bool(version.posix and version.posix.acl) or (delivery.edit and metadata.ACL in version.edited),
-            owner_override=bool(delivery.owner),
-            batch=bool(delivery.batch),
-            large=not delivery.edit and version.size >= self.engine.settings.replication.large_file_bytes,
+            tags=bool(version.tags) or (recorded.edit and metadata.TAGS in version.edited),
+            acl=bool(version.posix and version.posix.acl) or (recorded.edit and metadata.ACL in version.edited),
+            owner_override=bool(recorded.owner),
+            batch=bool(recorded.job),
+            large=not recorded.edit and version.size >= self.engine.settings.replication.large_file_bytes,
         )
-        refusal = permission.reason or self._second_gate(version)
+        refusal = permission.reason or self._run_as_refusal(version)
         return decide.Facts(
             source_configured=self.replication is not None,
-            rule_enabled=rule is not None and rule.enabled and rule.destination == owed.destination,
+            rule_enabled=rule is not None and rule.enabled and rule.destination == delivery.destination,
             destination_versioning=self.destination.bucket.versioning,
             permission=refusal,
             with_tags=permission.with_tags,
             archived=version.storage_class in ARCHIVED_CLASSES,
-            hard_deleted=(owed.key, owed.id) in self.destination.bucket.documents.removed,
-            edit=delivery.edit,
-            replica_there=not delivery.edit or self.tree.has(owed.key, owed.id),
+            hard_deleted=(delivery.key, delivery.id) in self.destination.bucket.documents.removed,
+            edit=recorded.edit,
+            replica_there=not recorded.edit or self.tree.has(delivery.key, delivery.id),
             null_taken=version.id == NULL and self._has_other_null(version),
         )
 
@@ -157,14 +161,14 @@ class Batch:
             return False
         return (there.created_ns, there.marker, there.digest) != (version.created_ns, version.marker, version.digest)
 
-    def _second_gate(self, version: Version) -> str:
+    def _run_as_refusal(self, version: Version) -> str:
         """S3's reason, where the filesystem refuses it to the user that the role works as."""
         try:
             if self.role is None or (user := run_as.run_as(self.role)) is None:
                 return ""
-            if self.gate is None:
-                self.gate = run_as.Gate(user, self.source, self.destination)
-            return self.gate.refusal(version)
+            if self.run_as_check is None:
+                self.run_as_check = run_as.RunAsCheck(user, self.source, self.destination)
+            return self.run_as_check.refusal(version)
         except Failed as error:
             log.warning("role refused bucket=%s: %s", self.source.address, error)
             return error.reason
@@ -172,19 +176,19 @@ class Batch:
     def _send(self, item: Item) -> None:
         version = item.version
         assert version is not None
-        delivery = version.deliveries[item.owed.destination]
-        if delivery.owner:
+        recorded = version.deliveries[item.delivery.destination]
+        if recorded.owner:
             item.groups -= {metadata.ACL}
-        item.replica = self._replica(item, version, delivery)
+        item.replica = self._replica(item, version, recorded)
         item.known = self.known.get(version.key)
         if self._is_unlooked_at(version.key, item.known):
-            stale.mark_theirs(self.region, self.place, version.key)
+            stale.recapture(self.region, self.state, version.key)
             raise Unavailable("its view there is looked at first")
-        hardlinks.set_free_unseen(self.region, self.place, self.destination, version.key, item.known)
-        if version.size >= self.engine.lane_bytes and not delivery.edit:
+        hardlinks.set_free_unseen(self.region, self.state, self.destination, version.key, item.known)
+        if version.size >= self.engine.background_bytes and not recorded.edit:
             self.large.append(item)
             return
-        there = whole_replica(self.place, self.tree, item, unread=delivery.edit)
+        there = whole_replica(self.state, self.tree, item, unread=recorded.edit)
         if there is not None:
             self.bring_into_line(item, there)
             return
@@ -198,23 +202,23 @@ class Batch:
         as an old journal has it, it would be taken for what a user made of that version. One that is gone was
         removed by a user: that was the current version, and the removal is recorded first.
         """
-        if known is None or known.marker or key in self.place.held:
+        if known is None or known.marker or key in self.state.stale:
             return False
         if known.view is None:
-            return not self.place.scanned or self.region.marks.is_marked(self.destination.address, key)
+            return not self.state.scanned or self.region.changes.is_queued(self.destination.address, key)
         directory, name = keys.split(key)
         try:
             found = self.destination.fs.stat(self.destination.views.get(directory), name)
         except OSError as error:
             return error.errno in NO_FILE
-        return not self.destination.fs.is_regular(found) or not (self.place.scanned or known.view.is_like(found))
+        return not self.destination.fs.is_regular(found) or not (self.state.scanned or known.view.is_like(found))
 
-    def _replica(self, item: Item, version: Version, delivery: Delivery) -> Version:
+    def _replica(self, item: Item, version: Version, recorded: DeliveryRecord) -> Version:
         """What is sent of a version: what may travel of it, and with another owner where the rule says so."""
-        replica = rules.replica_of(version, delivery, item.owed.source)
+        replica = rules.replica_of(version, recorded, item.delivery.source)
         for group in metadata.GROUPS - item.groups:
             replica = metadata.without(replica, group)
-        if delivery.owner and replica.posix:
+        if recorded.owner and replica.posix:
             owner = self.destination.fs.stat_fd(self.destination.fd)
             replica = rules.given_to(replica, owner.st_uid, owner.st_gid)
         return replica
@@ -227,19 +231,19 @@ class Batch:
         """
         assert item.version is not None
         assert item.replica is not None
-        if item.owed.marker or (item.owed.batch and there.source != item.owed.source):
-            self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
-        elif edits.is_unseen(self.region, self.place, self.destination, there):
-            stale.mark_theirs(self.region, self.place, there.key)
-            self.region.try_later([item.owed], "its view there was edited, which is recorded first")
+        if item.delivery.marker or (item.delivery.job and there.source != item.delivery.source):
+            self.outcomes.append(Outcome(item.delivery, Status.COMPLETED, "", item.version))
+        elif edits.is_unseen(self.region, self.state, self.destination, there):
+            stale.recapture(self.region, self.state, there.key)
+            self.region.try_later([item.delivery], "its view there was edited, which is recorded first")
         else:
             change = metadata_updates.change(
-                self.region, self.destination, item.owed, item.version, item.replica, there, item.groups
+                self.region, self.destination, item.delivery, item.version, item.replica, there, item.groups
             )
-            before = item.version.deliveries[item.owed.destination].before
+            before = item.version.deliveries[item.delivery.destination].before
             if change.now == there and before is not None and before.status is Status.COMPLETED:
                 # A backfill looked at it once more, and it is as it was when it was made durable.
-                self.words.append(Word(item.owed, Status.COMPLETED, "", item.version))
+                self.outcomes.append(Outcome(item.delivery, Status.COMPLETED, "", item.version))
             else:
                 self.changes.append(change)
 
@@ -249,18 +253,18 @@ class Batch:
         """Durable, then in the store, then shown; then the words go back."""
         try:
             if self.ready:
-                self.words += publish.publish(
-                    self.region, self.place, self.source, self.destination, self.tree, self.ready
+                self.outcomes += publish.publish(
+                    self.region, self.state, self.source, self.destination, self.tree, self.ready
                 )
         except OSError as error:
-            self.region.try_later([item.owed for item in self.ready], error)
+            self.region.try_later([item.delivery for item in self.ready], error)
         if self.changes:
             done = metadata_updates.carry_out(self.region, self.destination, self.changes)
-            self.words += [Word(each.owed, Status.COMPLETED, "", each.sent) for each in done]
-        self.region.send_words(self.words)
+            self.outcomes += [Outcome(each.delivery, Status.COMPLETED, "", each.sent) for each in done]
+        self.region.report_outcomes(self.outcomes)
 
 
-def whole_replica(place: Place, destination: Destination, item: Item, *, unread: bool = False) -> Version | None:
+def whole_replica(state: BucketState, destination: Destination, item: Item, *, unread: bool = False) -> Version | None:
     """The version as the destination has it, its content read back unless that need not be.
 
     None where it lacks it, or has it damaged or in doubt and is sent it again. Raises Unavailable where its record
@@ -268,14 +272,14 @@ def whole_replica(place: Place, destination: Destination, item: Item, *, unread:
     """
     replica = item.replica
     assert replica is not None
-    if item.known is None or (replica.key, replica.id) in place.in_doubt:
+    if item.known is None or (replica.key, replica.id) in state.unsynced:
         return None
     try:
         there = destination.read(replica.key, replica.id, marker=replica.marker)
         if there is None or replica.marker or (versions.ensure_whole(there) and unread):
             return there
     except StoreDamaged as error:
-        place.damaged.append(Damaged(destination.address, replica.key, replica.id))
+        state.damaged.append(Damaged(destination.address, replica.key, replica.id))
         raise Unavailable(f"its record in {destination.address} is rebuilt first: {error}") from error
     return there if destination.is_whole(replica) else None
 

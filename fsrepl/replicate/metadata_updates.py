@@ -14,7 +14,7 @@ from fsrepl.s3 import edit_rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Act, Intent, intend
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import edits, view_metadata
 
 _FEW = 4
@@ -25,34 +25,36 @@ _FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MetadataUpdate:
     """A version that a destination has, as it is and as it will be. sent: what its source has of it."""
 
-    owed: Owed
+    delivery: Delivery
     sent: Version
     there: Version
     now: Version
 
 
-def change(region: Region, bucket: OpenBucket, owed: Owed, sent: Version, replica: Version, there: Version,
-           groups: frozenset[str]) -> Change:  # fmt: skip
+def change(region: Region, bucket: OpenBucket, delivery: Delivery, sent: Version, replica: Version, there: Version,
+           groups: frozenset[str]) -> MetadataUpdate:  # fmt: skip
     """What becomes of a version here by metadata that was sent: the later edit holds.
 
     An original whose replica was edited owes that to its other replicas; nothing else is handed on.
     """
-    delivered = there.deliveries.get(owed.source)
+    delivered = there.deliveries.get(delivery.source)
     if delivered is not None and delivered.owner and replica.posix and there.posix:
         # its replica has another owner and no ACL, by owner override: neither comes back
         groups -= {metadata.ACL}
         replica = replace(replica, posix=replace(replica.posix, uid=there.posix.uid, gid=there.posix.gid))
     now = metadata.merged(there, replica, groups)
     if there.origin is not Origin.REPLICA:
-        deliveries = edit_rules.owed(there, now, bucket.bucket.replication, home=bucket.address, but=owed.source)
+        deliveries = edit_rules.edit_deliveries(
+            there, now, bucket.bucket.replication, home=bucket.address, but=delivery.source
+        )
         now = replace(now, deliveries=deliveries)
-    return Change(owed, sent, there, now)
+    return MetadataUpdate(delivery, sent, there, now)
 
 
-def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> list[Change]:
+def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[MetadataUpdate]) -> list[MetadataUpdate]:
     """Make changes of metadata, in the store and on the views, durably; those that could be made.
 
     The others are tried again later; their intent stays, so that a crash before that changes nothing.
@@ -65,7 +67,7 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
         ]
         intended = intend(region.engine.syncer, bucket, intents)
     except OSError as error:
-        region.try_later([each.owed for each in changes], error)
+        region.try_later([each.delivery for each in changes], error)
         return []
     with intended:
         done = _carry_out(region, bucket, changes, views)
@@ -75,15 +77,15 @@ def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[Change]) -> 
 
 
 def _carry_out(
-    region: Region, bucket: OpenBucket, changes: Sequence[Change], views: Mapping[int, View]
-) -> list[Change]:
+    region: Region, bucket: OpenBucket, changes: Sequence[MetadataUpdate], views: Mapping[int, View]
+) -> list[MetadataUpdate]:
     engine, journal = region.engine, region.engine.journal
     noted = [
         each.now for each in changes if each.now.deliveries != each.there.deliveries or each.now.tags != each.there.tags
     ]
     if noted:
         edits.note_deliveries(region, bucket, noted)
-    done: list[Change] = []
+    done: list[MetadataUpdate] = []
     seen: list[tuple[bytes, View | None]] = []
     for each in changes:
         try:
@@ -95,11 +97,11 @@ def _carry_out(
                 seen.append((each.now.key, looks))
             done.append(each)
         except (OSError, FsreplError) as error:
-            region.try_later([each.owed], error)
+            region.try_later([each.delivery], error)
     try:
         _make_durable(region, bucket, done, {each.now.key for each in done if id(each) in views})
     except OSError as error:
-        region.try_later([each.owed for each in done], error)
+        region.try_later([each.delivery for each in done], error)
         return []
     with journal.transaction():
         journal.versions.see_all(bucket.address, seen)
@@ -109,7 +111,7 @@ def _carry_out(
     return done
 
 
-def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[Change], shown: Collection[bytes]) -> None:
+def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[MetadataUpdate], shown: Collection[bytes]) -> None:
     """Make records and views that were changed survive a power cut."""
     if len(done) > _FEW:
         bucket.fs.sync_all(bucket.fd)

@@ -9,14 +9,14 @@ from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
-from fsrepl.storage.journal.rows import Word
+from fsrepl.storage.journal.rows import Outcome
 from fsrepl.views import directories, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
@@ -24,41 +24,41 @@ Seen = list[tuple[Version, View | None]]
 
 
 def publish(
-    region: Region, place: Place, source: OpenBucket, bucket: OpenBucket, tree: Destination, items: Sequence[Item]
-) -> list[Word]:
+    region: Region, state: BucketState, source: OpenBucket, bucket: OpenBucket, tree: Destination, items: Sequence[Item]
+) -> list[Outcome]:
     """Make staged replicas visible. A version that is older than the key's newest goes to the store alone.
 
     Staged, published, shown, synced, recorded: each holds for all of the batch before the next begins.
     """
-    newest = _newest(place, items)
+    newest = _newest(state, items)
     views = {key: item.known.view if item.known else None for key, item in newest.items()}
     intended = _staged(
-        region, bucket, tree, items, [Intent(key, newest[key].owed.id, view) for key, view in views.items()]
+        region, bucket, tree, items, [Intent(key, newest[key].delivery.id, view) for key, view in views.items()]
     )
     if intended is None:
         return []
     with intended:
         done = _published(region, tree, items)
-        current = _newest(place, done)  # where the newest of a key failed, the one before it is shown
+        current = _newest(state, done)  # where the newest of a key failed, the one before it is shown
         follower = directories.Follower(bucket, {source.address: source})
-        seen = _shown(region, place, bucket, list(current.values()), views, follower)
+        seen = _shown(region, state, bucket, list(current.values()), views, follower)
         shown = {(version.key, version.id) for version, _ in seen}
-        _without_views(bucket, [item for item in done if (item.owed.key, item.owed.id) not in shown])
+        _without_views(bucket, [item for item in done if (item.delivery.key, item.delivery.id) not in shown])
         fault = _synced(bucket)
         # Also where the sync failed: these views are shown, and are not their users' writes.
-        _recorded(region, place, bucket, done, seen)
-        ids = [(item.owed.key, item.owed.id) for item in done]
+        _recorded(region, state, bucket, done, seen)
+        ids = [(item.delivery.key, item.delivery.id) for item in done]
         if fault is not None:
-            place.in_doubt.update(ids)
-            region.try_later([item.owed for item in done], fault)
+            state.unsynced.update(ids)
+            region.try_later([item.delivery for item in done], fault)
             intended.keep()
             return []
-        place.in_doubt.difference_update(ids)
+        state.unsynced.difference_update(ids)
         for version, _ in seen:
-            stale.release(region, place, bucket, version.key)
-        if not all(place.held[key].intent for key in current if key in place.held):
+            stale.mark_fresh(region, state, bucket, version.key)
+        if not all(state.stale[key].intent for key in current if key in state.stale):
             intended.keep()
-        return [Word(item.owed, Status.COMPLETED, "", item.version) for item in done]
+        return [Outcome(item.delivery, Status.COMPLETED, "", item.version) for item in done]
 
 
 def _staged(
@@ -73,7 +73,7 @@ def _staged(
         for item in items:
             if item.staged:
                 tree.discard(item.staged)
-        region.try_later([i.owed for i in items], error)
+        region.try_later([i.delivery for i in items], error)
         return None
 
 
@@ -87,18 +87,18 @@ def _published(region: Region, tree: Destination, items: Sequence[Item]) -> list
             done.append(item)
         except OSError as error:
             tree.discard(item.staged)
-            region.try_later([item.owed], error)
+            region.try_later([item.delivery], error)
     return done
 
 
-def _newest(place: Place, items: Sequence[Item]) -> dict[bytes, Item]:
+def _newest(state: BucketState, items: Sequence[Item]) -> dict[bytes, Item]:
     """By key, the replica that its view is to show: newer than what is there, or made again since that is in doubt."""
     newest: dict[bytes, Item] = {}
     for item in items:
         assert item.replica is not None
         key, order = item.replica.key, item.replica.order
         known, rival = item.known, newest.get(key)
-        if known and (order < known.order or (order == known.order and (key, item.owed.id) not in place.in_doubt)):
+        if known and (order < known.order or (order == known.order and (key, item.delivery.id) not in state.unsynced)):
             continue
         if rival is None or rival.replica is None or order > rival.replica.order:
             newest[key] = item
@@ -106,36 +106,36 @@ def _newest(place: Place, items: Sequence[Item]) -> dict[bytes, Item]:
 
 
 def _shown(
-    region: Region, place: Place, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
+    region: Region, state: BucketState, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
     follower: directories.Follower,
 ) -> Seen:  # fmt: skip
     """Bring views up to their new versions. What cannot be shown yet is held, durably, and COMPLETED all the same."""
     seen: Seen = []
-    for item in sorted(items, key=lambda i: i.owed.marker):
+    for item in sorted(items, key=lambda i: i.delivery.marker):
         assert item.replica is not None
         assert item.staged is not None
         key = item.replica.key
         try:
-            if not item.owed.marker:
+            if not item.delivery.marker:
                 follower.before_showing(keys.split(key)[0])
             outcome = show.show(bucket, item.replica, views[key], item.staged.view)
         except OSError as error:
-            outcome = show.Held(reason(error))
+            outcome = show.NotShown(reason(error))
         match outcome:
             case show.Shown(view, left):
                 if left:
                     engine = region.engine
-                    shared_record.mend_left(engine.journal, engine.recent, place, bucket, key, left)
+                    shared_record.mend_left(engine.journal, engine.recent, state, bucket, key, left)
                 seen.append((item.replica, view))
                 if item.replica.marker:
-                    stale.way_is_free(region, place)
-            case show.Held(why, conflict):
-                stale.hold_view(region, place, key, why, conflict=conflict, bucket=bucket, was=views[key])
-            case show.Theirs():
-                stale.hold_view(
-                    region, place, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key]
+                    stale.retry_blocked(region, state)
+            case show.NotShown(why, conflict):
+                stale.mark_stale(region, state, key, why, conflict=conflict, bucket=bucket, was=views[key])
+            case show.UserChanged():
+                stale.mark_stale(
+                    region, state, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key]
                 )
-                stale.mark_theirs(region, place, key)
+                stale.recapture(region, state, key)
     return seen
 
 
@@ -158,13 +158,13 @@ def _synced(bucket: OpenBucket) -> OSError | None:
     return None
 
 
-def _recorded(region: Region, place: Place, bucket: OpenBucket, done: Sequence[Item], seen: Seen) -> None:
+def _recorded(region: Region, state: BucketState, bucket: OpenBucket, done: Sequence[Item], seen: Seen) -> None:
     journal = region.engine.journal
     with journal.transaction():
         journal.versions.add_shown(bucket.address, seen)
         now_shown = {(version.key, version.id) for version, _ in seen}
         for item in done:
             assert item.replica is not None
-            place.bucket.ids.saw(item.replica.id, item.replica.created_ns)
+            state.bucket.ids.saw(item.replica.id, item.replica.created_ns)
             if (item.replica.key, item.replica.id) not in now_shown:
                 journal.versions.add(bucket.address, item.replica)

@@ -54,7 +54,7 @@ def run_as(role: Role) -> RunAs | None:
     return None  # its file work is the daemon's own, which permissions bind as it is
 
 
-class Gate:
+class RunAsCheck:
     """What one user may do between two buckets, for as long as a batch works there."""
 
     def __init__(self, user: RunAs, source: OpenBucket, destination: OpenBucket) -> None:

@@ -14,7 +14,7 @@ from fsrepl.model.version import Result, Status, Tracking
 from fsrepl.region.reporter import result_of
 from fsrepl.region.runtime import Runtime
 from fsrepl.s3 import events
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 BATCH = 512
 
@@ -24,19 +24,23 @@ def check(engine: Runtime) -> bool:
     late = engine.journal.deliveries.late(engine.site.now(), BATCH)
     if not late:
         return False
-    results = [_pending(engine, owed) for owed in late]
+    results = [_pending(engine, delivery) for delivery in late]
     results = [result for result in results if events.is_timed(result)]  # the rule may no longer ask for it
     if not engine.reporter.announce(results):
         return False
     with engine.journal.transaction():
-        engine.journal.deliveries.told(late)
+        engine.journal.deliveries.announced(late)
     engine.reporter.settled(results)
     return len(late) == BATCH
 
 
-def news(engine: Runtime, owed: Owed, result: Result) -> Iterator[Result]:
+def news(engine: Runtime, delivery: Delivery, result: Result) -> Iterator[Result]:
     """What there is to tell of a delivery that ended: before a late end, that it was late, if nobody was told yet."""
-    if result.status is Status.COMPLETED and events.is_timed(result) and engine.journal.deliveries.is_untold(owed):
+    if (
+        result.status is Status.COMPLETED
+        and events.is_timed(result)
+        and engine.journal.deliveries.is_unannounced(delivery)
+    ):
         yield replace(result, status=Status.PENDING)
     yield result
 
@@ -48,13 +52,15 @@ def untrack(engine: Runtime, source: str) -> None:
         if rule.tracking is not Tracking.NONE:
             continue
         left = [
-            owed for owed in engine.journal.deliveries.tracked(source, rule.id) if owed.destination == rule.destination
+            delivery
+            for delivery in engine.journal.deliveries.tracked(source, rule.id)
+            if delivery.destination == rule.destination
         ]
-        if left and engine.reporter.announce_untracked([_pending(engine, owed) for owed in left]):
+        if left and engine.reporter.announce_untracked([_pending(engine, delivery) for delivery in left]):
             with engine.journal.transaction():
                 engine.journal.deliveries.untrack(left)
 
 
-def _pending(engine: Runtime, owed: Owed) -> Result:
-    bucket = engine.site.buckets.get(owed.source)
-    return result_of(owed, Status.PENDING, "", bucket.replication if bucket else None)
+def _pending(engine: Runtime, delivery: Delivery) -> Result:
+    bucket = engine.site.buckets.get(delivery.source)
+    return result_of(delivery, Status.PENDING, "", bucket.replication if bucket else None)

@@ -19,7 +19,7 @@ from fsrepl.region.limits import Progress
 from fsrepl.replicate.destination import Destination, Draft, StagedReplica
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.journal.rows import Object, Owed
+from fsrepl.storage.journal.rows import Delivery, Object
 from fsrepl.views.stage import SMALL_BYTES
 
 _CHUNK = 8 << 20
@@ -48,7 +48,7 @@ def stage(
                 limiter.sent(len(data))
             _verify(source, version, draft)
         else:
-            with source.fs.aside() if version.size >= SMALL_BYTES else contextlib.nullcontext():
+            with source.fs.released() if version.size >= SMALL_BYTES else contextlib.nullcontext():
                 _copy(source, version, draft, progress, limiter)
                 _verify(source, version, draft, progress.verified_to if progress else None)
         return draft.stage()
@@ -109,7 +109,7 @@ def _verify(source: OpenBucket, version: Version, draft: Draft, told: Callable[[
 class Item:
     """One delivery under way."""
 
-    owed: Owed
+    delivery: Delivery
     version: Version | None = None
     replica: Version | None = None
     staged: StagedReplica | None = None

@@ -110,12 +110,12 @@ def asked(
     if not rules:
         return
     is_alone = len(versions) == 1
-    for place, facts in enumerate(versions):
+    for state, facts in enumerate(versions):
         for rule in rules:
             if not _selects(rule, facts):
                 continue
-            if place:
-                yield from _of_noncurrent(lifecycle, rule, facts, versions[place - 1].created_ns, place - 1)
+            if state:
+                yield from _of_noncurrent(lifecycle, rule, facts, versions[state - 1].created_ns, state - 1)
             elif facts.marker:
                 if is_alone and (action := _of_lone_marker(rule, facts)) is not None:
                     yield action

@@ -7,14 +7,14 @@ from dataclasses import replace
 from fsrepl.model import metadata
 from fsrepl.model.metadata import ACL
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import Delivery, Origin, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Status, Version
 from fsrepl.s3 import rules
 
 
-def owed(
+def edit_deliveries(
     was: Version, now: Version, replication: Replication | None, *, home: str = "",
     original: Replication | None = None, but: str = "",
-) -> dict[str, Delivery]:  # fmt: skip
+) -> dict[str, DeliveryRecord]:  # fmt: skip
     """The deliveries of a version that was edited: the edit is owed to whoever has the version.
 
     replication: the configuration of its bucket, home; original: that of the bucket where a replica was
@@ -28,32 +28,34 @@ def owed(
         return out
     since_ns = max(metadata.stamp_of(now, group)[0] for group in groups)
     for name, asked in was.deliveries.items():
-        delivery = asked.before if asked.before and not asked.settled else asked
-        if name in (but, was.source) or not (delivery.edit or delivery.status is Status.COMPLETED):
+        recorded = asked.before if asked.before and not asked.settled else asked
+        if name in (but, was.source) or not (recorded.edit or recorded.status is Status.COMPLETED):
             continue
-        rule = _rule_now(replication, was, now, name, delivery)
+        rule = _rule_now(replication, was, now, name, recorded)
         if rule is None or (was.origin is Origin.REPLICA and not rule.replica_modifications):
             continue
-        if delivery.owner and not groups - {ACL}:
+        if recorded.owner and not groups - {ACL}:
             continue  # owner override: the replica's ACL is its owner's affair
-        asked_ns = since_ns if delivery.settled else delivery.since_ns
+        asked_ns = since_ns if recorded.settled else recorded.since_ns
         out[name] = replace(
-            delivery, rule=rule.id, status=Status.PENDING, reason="", batch="", since_ns=asked_ns, edit=True
+            recorded, rule=rule.id, status=Status.PENDING, reason="", job="", since_ns=asked_ns, edit=True
         )
     known = was.deliveries.get(was.source)
     if was.source != but and (known is None or known.settled):
         back = _rule_back(was, now, replication, original, home)
         if back is not None:
-            out[was.source] = Delivery(back.id, Status.PENDING, tracking=back.tracking, since_ns=since_ns, edit=True)
+            out[was.source] = DeliveryRecord(
+                back.id, Status.PENDING, tracking=back.tracking, since_ns=since_ns, edit=True
+            )
     return out
 
 
 def _rule_now(
-    replication: Replication, was: Version, now: Version, destination: str, delivery: Delivery
+    replication: Replication, was: Version, now: Version, destination: str, recorded: DeliveryRecord
 ) -> Rule | None:
     """The rule that brings an edit where a version was delivered: the one that chose it, or that took its place."""
     for rule in replication.rules:
-        if rule.id == delivery.rule and rule.destination == destination and rule.enabled:
+        if rule.id == recorded.rule and rule.destination == destination and rule.enabled:
             return rule
     return _winner(replication, was, now, destination)
 

@@ -45,7 +45,7 @@ def tracking(frozen: Tracking, rule: Rule | None) -> Tracking:
 
 def is_timed(result: Result) -> bool:
     """Whether there is a threshold: Replication Time Control leaves out markers and backfills (s3-semantics, 3.6)."""
-    return result.tracking is Tracking.TIME and not result.marker and not result.batch
+    return result.tracking is Tracking.TIME and not result.marker and not result.job
 
 
 def of_result(result: Result, now_ns: int) -> Name | None:

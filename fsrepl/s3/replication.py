@@ -25,13 +25,13 @@ from fsrepl.s3.faults import Fault, key_prefix
 from fsrepl.s3.schema import (
     Destination,
     Metrics,
+    Outcome,
     ReplicationConfiguration,
     ReplicationRule,
     ReplicationTime,
     Switch,
     Tag,
     VersioningConfiguration,
-    Word,
 )
 
 RULES_MAX = 1000
@@ -370,7 +370,7 @@ def add_rules(document: object, rules: Iterable[ReplicationRule]) -> Replication
     return {"Role": configuration["Role"], "Rules": [*old, *new]}
 
 
-def _as_v2(rule: ReplicationRule, priority: int, markers: Word = "Enabled") -> ReplicationRule:
+def _as_v2(rule: ReplicationRule, priority: int, markers: Outcome = "Enabled") -> ReplicationRule:
     """A rule in the words of V2, of which a V2 rule keeps its own. V1's unsaid word on markers is Enabled."""
     v2 = rule.copy()
     prefix = v2.pop("Prefix", "")
@@ -380,7 +380,7 @@ def _as_v2(rule: ReplicationRule, priority: int, markers: Word = "Enabled") -> R
     return _in_order(v2)
 
 
-def set_status(document: object, status: Word) -> ReplicationConfiguration:
+def set_status(document: object, status: Outcome) -> ReplicationConfiguration:
     """The configuration with all rules enabled, or all disabled. Source: s3-semantics, 1.5."""
     configuration = _configuration(document)
     for rule in configuration["Rules"]:

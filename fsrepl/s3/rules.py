@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fsrepl.model import metadata
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import ARCHIVED_CLASSES, NO_SHORTFALL, Delivery, Origin, Status, Version
+from fsrepl.model.version import ARCHIVED_CLASSES, NO_SHORTFALL, DeliveryRecord, Origin, Status, Version
 
 
 def matches(rule: Rule, key: bytes, tags: Mapping[str, str]) -> bool:
@@ -40,7 +40,7 @@ def winners(rules: Collection[Rule], key: bytes, tags: Mapping[str, str], *, mar
 
 def choose(
     replication: Replication | None, version: Version, *, in_effect: Collection[str] | None = None
-) -> dict[str, Delivery]:
+) -> dict[str, DeliveryRecord]:
     """What a new version owes, frozen from now on.
 
     in_effect: the ids of the rules that were in effect when the file was written, where that is not
@@ -52,14 +52,14 @@ def choose(
         return {}
     rules = replication.rules if in_effect is None else [r for r in replication.rules if r.id in in_effect]
     chosen = winners(rules, version.key, version.tags, marker=version.marker)
-    return {name: delivery_of(rule) for name, rule in chosen.items()}
+    return {name: new_record(rule) for name, rule in chosen.items()}
 
 
-def delivery_of(rule: Rule, batch: str = "") -> Delivery:
-    return Delivery(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, batch, rule.tracking)
+def new_record(rule: Rule, job: str = "") -> DeliveryRecord:
+    return DeliveryRecord(rule.id, Status.PENDING, "", rule.storage_class, rule.owner, job, rule.tracking)
 
 
-def lapsed(replication: Replication | None, rule_id: str, destination: str) -> str:
+def orphaned(replication: Replication | None, rule_id: str, destination: str) -> str:
     """Why nothing stands for a pending delivery any more: S3's reason, empty where its rule still runs.
 
     Nothing stays PENDING for ever: a rule that is gone fails what it owes at once. Source: s3-semantics, 1.5.
@@ -72,9 +72,9 @@ def lapsed(replication: Replication | None, rule_id: str, destination: str) -> s
     return "SrcObjectNotEligible"
 
 
-def owed_again(delivery: Delivery) -> Delivery:
+def renewed(recorded: DeliveryRecord) -> DeliveryRecord:
     """A delivery that is to be made once more, as a live one: an edit, a person, or a lost replica asks for it."""
-    return replace(delivery, status=Status.PENDING, reason="", batch="", before=None)
+    return replace(recorded, status=Status.PENDING, reason="", job="", before=None)
 
 
 # -- what a backfill asks for
@@ -100,17 +100,17 @@ def statuses_for(version: Version, destination: str) -> set[str]:
     By its delivery there. S3 knows a version's status only as a whole, so where there is no delivery yet, the status
     that S3 would show counts as well: COMPLETED elsewhere, for a destination that was added. A replica is one always.
     """
-    delivery = version.deliveries.get(destination)
+    recorded = version.deliveries.get(destination)
     if version.origin is Origin.REPLICA:
-        return {str(Status.REPLICA)} | ({str(delivery.status)} if delivery else set())
-    if delivery is not None:
-        return {str(delivery.status)}
+        return {str(Status.REPLICA)} | ({str(recorded.status)} if recorded else set())
+    if recorded is not None:
+        return {str(recorded.status)}
     return {NONE} | ({str(version.status)} if version.status else set())
 
 
 def ask_for(
     replication: Replication, version: Version, wanted: Wanted, is_there: Callable[[str], bool]
-) -> tuple[dict[str, Delivery], int]:
+) -> tuple[dict[str, DeliveryRecord], int]:
     """What a backfill owes of one version, by destination; and how many destinations are known to have it.
 
     is_there: whether a destination has it, as far as the index knows: asked where it is COMPLETED and the job is not
@@ -119,31 +119,31 @@ def ask_for(
     """
     if version.origin is Origin.LIFECYCLE or version.storage_class in ARCHIVED_CLASSES:
         return {}, 0
-    asked: dict[str, Delivery] = {}
+    asked: dict[str, DeliveryRecord] = {}
     there = 0
     for destination, rule in winners(replication.rules, version.key, version.tags, marker=version.marker).items():
         before = version.deliveries.get(destination)
         if wanted.rules and rule.id not in wanted.rules:
             continue
-        if before is not None and (before.status is Status.PENDING or before.batch == wanted.job):
+        if before is not None and (before.status is Status.PENDING or before.job == wanted.job):
             continue  # it is on its way, or this job was here before it was interrupted
         if wanted.statuses and wanted.statuses.isdisjoint(statuses_for(version, destination)):
             continue
         if not wanted.statuses and before and before.status is Status.COMPLETED and is_there(destination):
             there += 1
             continue
-        asked[destination] = replace(delivery_of(rule, wanted.job), before=before and replace(before, before=None))
+        asked[destination] = replace(new_record(rule, wanted.job), before=before and replace(before, before=None))
     return asked, there
 
 
-def replica_of(version: Version, delivery: Delivery, source: str) -> Version:
+def replica_of(version: Version, recorded: DeliveryRecord, source: str) -> Version:
     """What a version is at its destination: the same, but for class and owner where the rule says so."""
     return replace(
         version,
         origin=Origin.REPLICA,
         source=source,
         deliveries={},
-        storage_class=delivery.storage_class or version.storage_class,
+        storage_class=recorded.storage_class or version.storage_class,
         shortfall=NO_SHORTFALL,
     )
 

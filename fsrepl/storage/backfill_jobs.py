@@ -26,7 +26,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document, write_document
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.rows import Counts, Owed, Stored
+from fsrepl.storage.journal.rows import Counts, Delivery, Stored
 from fsrepl.storage.site import Site
 
 FOLDER = b"jobs"
@@ -261,8 +261,8 @@ def begin_report(bucket: OpenBucket, job: Job) -> None:
     _append(bucket, job, rows)
 
 
-def add_to_report(bucket: OpenBucket, job: Job, rows: list[Owed]) -> None:
-    _append(bucket, job, [_row_of(owed) for owed in rows])
+def add_to_report(bucket: OpenBucket, job: Job, rows: list[Delivery]) -> None:
+    _append(bucket, job, [_row_of(delivery) for delivery in rows])
 
 
 def _append(bucket: OpenBucket, job: Job, rows: list[dict[str, str]]) -> None:
@@ -290,8 +290,10 @@ def end_report(bucket: OpenBucket, job: Job) -> None:
 _WORDS = {str(Status.COMPLETED): "succeeded", str(Status.FAILED): "failed", str(Status.PENDING): "pending"}
 
 
-def _row_of(owed: Owed) -> dict[str, str]:
-    return _row(owed.source, owed.key, owed.id, owed.destination, _WORDS[owed.status], owed.reason)
+def _row_of(delivery: Delivery) -> dict[str, str]:
+    return _row(
+        delivery.source, delivery.key, delivery.id, delivery.destination, _WORDS[delivery.status], delivery.reason
+    )
 
 
 def _row(bucket: str, key: bytes, version: str, destination: str, word: str, reason: str) -> dict[str, str]:

@@ -164,7 +164,7 @@ class Reader:
     def __init__(self, state: str, fs: Fs | None = None) -> None:
         self.state, self.fs = state, fs or Fs()
         self._fd: int | None = None
-        self._rest = b""
+        self._delay_next_copy = b""
 
     def __enter__(self) -> Reader:
         return self
@@ -190,9 +190,9 @@ class Reader:
     def _read(self, fd: int) -> Iterator[bytes]:
         if self.fs.stat_fd(fd).st_size < os.lseek(fd, 0, os.SEEK_CUR):  # somebody emptied it
             os.lseek(fd, 0, os.SEEK_SET)
-            self._rest = b""
+            self._delay_next_copy = b""
         while data := self.fs.read(fd, 1 << 20):
-            *whole, self._rest = (self._rest + data).split(b"\n")
+            *whole, self._delay_next_copy = (self._delay_next_copy + data).split(b"\n")
             yield from filter(is_whole, whole)
 
     def _is_past(self) -> bool:
@@ -214,7 +214,7 @@ class Reader:
         for fd in {present, before, self._fd} - {wanted, None}:
             assert fd is not None
             self.fs.close(fd)
-        self._fd, self._rest = wanted, b""
+        self._fd, self._delay_next_copy = wanted, b""
         return wanted is not None
 
     def _is_read(self, before: int, last: os.stat_result) -> bool:

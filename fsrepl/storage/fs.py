@@ -192,7 +192,7 @@ class Fs:
     read_only = False
     interrupted = False
     """The process is about to end: who is in the midst of reading a long file gives up."""
-    aside: Callable[[], contextlib.AbstractContextManager[None]] = staticmethod(contextlib.nullcontext)
+    released: Callable[[], contextlib.AbstractContextManager[None]] = staticmethod(contextlib.nullcontext)
     """Around what waits for a disk: other threads may have the interpreter meanwhile. See region/run_lock.py."""
     owner: int | None = None
     """Whose site this is, where root looks at that of another user: it believes what that user's daemon believes."""
@@ -552,12 +552,12 @@ class Fs:
 
     def sync_file(self, fd: int) -> None:
         """Make a file, or the names in a directory, survive a power cut. Source: fsync(2)."""
-        with self.aside():
+        with self.released():
             os.fsync(fd)
 
     def sync_all(self, fd: int) -> None:
         """Make everything written so far on a filesystem survive a power cut. Source: syncfs(2)."""
-        with self.aside():
+        with self.released():
             if _libc.syncfs(fd):
                 raise _fail()
 

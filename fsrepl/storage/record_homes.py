@@ -77,10 +77,10 @@ def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_resul
     return Seen(fields, home, shared, on_file, ACL in names)
 
 
-def is_anothers(seen: Seen, name: bytes, place: bytes) -> bool:
+def is_anothers(seen: Seen, name: bytes, state: bytes) -> bool:
     """Whether the record of a stored file that has other names is that of another version, which is one of those."""
     stored = keys.parse(name)
-    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, place, stored.id)
+    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, state, stored.id)
 
 
 def is_private(bucket: OpenBucket, found: os.stat_result) -> bool:

@@ -86,8 +86,8 @@ class Root:
             found, root = self.fs.stat(fd, REGION_IDENTITY), self.fs.stat_fd(fd)
         except OSError as error:
             raise Away(f"region {name} is offline: {path} has no {REGION_IDENTITY.decode()} (not mounted?)") from error
-        mark = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-        if self._checked == mark:
+        change = (root.st_dev, root.st_ino, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        if self._checked == change:
             return
         try:
             identity = documents.read_document(self.fs, fd, REGION_IDENTITY) or {}
@@ -104,4 +104,4 @@ class Root:
                 f"region {name} is offline: another site has attached it, with its state in {claim.get('state')}; "
                 f"`fsrepl region add {name}={path}` takes it back"
             )
-        self._checked = mark
+        self._checked = change

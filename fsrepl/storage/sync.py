@@ -42,7 +42,7 @@ class Syncer:
     def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
         """Make staged files survive a power cut: (directory, name) each. Raises OSError: write them again then."""
         if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
-            with bucket.fs.aside():
+            with bucket.fs.released():
                 list(self._threads_of(bucket.device).map(lambda at: _sync_name(bucket, *at), names))
             for fd in {at for at, _ in names}:
                 bucket.fs.sync_file(fd)

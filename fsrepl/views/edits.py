@@ -15,8 +15,8 @@ from fsrepl.errors import FsreplError
 from fsrepl.model import keys, metadata
 from fsrepl.model.version import Origin, Version
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import Place
-from fsrepl.region.deliveries import owe
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.deliveries import enqueue
 from fsrepl.region.region import Region
 from fsrepl.s3 import edit_rules
 from fsrepl.storage import versions
@@ -28,13 +28,13 @@ from fsrepl.views import view_metadata
 # -- where an edit is made
 
 
-def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, edited: Version) -> Version:
+def record_edit(region: Region, state: BucketState, bucket: OpenBucket, was: Version, edited: Version) -> Version:
     """Write new metadata of a version into the store, stamped, and owe it to whoever has the version."""
     engine = region.engine
-    _, now_ns = place.bucket.ids.next(engine.site.now())
+    _, now_ns = state.bucket.ids.next(engine.site.now())
     edited = metadata.stamped(edited, metadata.changed(was, edited), now_ns, bucket.address)
     there = engine.replication_of(was.source) if was.origin is Origin.REPLICA else None
-    deliveries = edit_rules.owed(was, edited, place.bucket.replication, home=bucket.address, original=there)
+    deliveries = edit_rules.edit_deliveries(was, edited, state.bucket.replication, home=bucket.address, original=there)
     edited = replace(edited, deliveries=deliveries)
     note_deliveries(region, bucket, [edited])
     try:
@@ -42,7 +42,7 @@ def record_edit(region: Region, place: Place, bucket: OpenBucket, was: Version, 
     except (OSError, FsreplError):
         # How far that came, the record says; what is owed by it goes out. The rest is found again by the next look.
         engine.recent.forget(bucket.address, edited.key, edited.id)
-        owe(region, bucket.address, [edited])
+        enqueue(region, bucket.address, [edited])
         raise
     enqueue_edit(region, bucket, edited)
     return edited
@@ -61,13 +61,13 @@ def note_deliveries(region: Region, bucket: OpenBucket, versions: Sequence[Versi
 
 def enqueue_edit(region: Region, bucket: OpenBucket, edited: Version) -> None:
     region.engine.recent.put(bucket.address, edited)
-    deliveries.owe(region, bucket.address, [edited])
+    deliveries.enqueue(region, bucket.address, [edited])
     region.engine.notify()
 
 
-def edit(region: Region, place: Place, bucket: OpenBucket, was: Version, edited: Version) -> None:
+def edit(region: Region, state: BucketState, bucket: OpenBucket, was: Version, edited: Version) -> None:
     """An edit that was made by command: on the record, and on the view."""
-    put(region, bucket, was, lambda: record_edit(region, place, bucket, was, edited))
+    put(region, bucket, was, lambda: record_edit(region, state, bucket, was, edited))
 
 
 def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], Version]) -> None:
@@ -85,15 +85,15 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
                 engine.journal.versions.see(bucket.address, was.key, looks)
 
 
-def is_unseen(region: Region, place: Place, bucket: OpenBucket, version: Version) -> bool:
+def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> bool:
     """Whether the view of a version has been edited or replaced, and that is not recorded yet.
 
     It must be first: of two edits the later holds, and one that is not recorded would be lost. A file that
     somebody writes into is none of this version's any more, and one that cannot be read is not waited for.
     """
     view = view_metadata.shown_view(region.engine.journal, bucket, version)
-    waits = place.later.get(version.key)
-    if view is None or (waits is not None and waits.opened) or version.key in place.unreadable:
+    waits = state.deferred.get(version.key)
+    if view is None or (waits is not None and waits.opened) or version.key in state.unreadable:
         return False
     directory, name = keys.split(version.key)
     try:

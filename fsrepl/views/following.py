@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import LookAtDirectories
 from fsrepl.region.region import Region
 from fsrepl.storage.bucket import OpenBucket
@@ -22,34 +22,34 @@ from fsrepl.views import directories
 _BATCH = 256
 
 
-def note(place: Place, path: bytes, *, told: bool = False) -> None:
+def note(state: BucketState, path: bytes, *, told: bool = False) -> None:
     """A directory, or one that it follows, may let people do something else now. told: those that follow it are."""
     if path:
-        place.directories[path] = place.directories.get(path, told) and told
+        state.directories[path] = state.directories.get(path, told) and told
 
 
 def look_due(region: Region) -> bool:
     """Look at directories that were noted; whether there were any."""
     busy = False
-    for place in region.places.values():
-        if not place.up or not place.directories:
+    for state in region.states.values():
+        if not state.up or not state.directories:
             continue
         busy = True
-        paths = [*place.directories][:_BATCH]
-        tell = {path for path in paths if not place.directories.pop(path)}
-        with contextlib.suppress(FsreplError), place.bucket.open() as bucket:
-            look(region, place, bucket, paths, tell)
+        paths = [*state.directories][:_BATCH]
+        tell = {path for path in paths if not state.directories.pop(path)}
+        with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
+            look(region, state, bucket, paths, tell)
     return busy
 
 
-def look_before_showing(region: Region, place: Place, bucket: OpenBucket, found: Iterable[bytes]) -> None:
+def look_before_showing(region: Region, state: BucketState, bucket: OpenBucket, found: Iterable[bytes]) -> None:
     """Views are about to show what they did not, without a delivery: no directory lets in more than its sources do."""
     paths = directories.with_parents(keys.split(key)[0] for key in found)
     if paths:
-        look(region, place, bucket, paths, set())
+        look(region, state, bucket, paths, set())
 
 
-def look(region: Region, place: Place, bucket: OpenBucket, paths: Iterable[bytes], tell: set[bytes]) -> None:
+def look(region: Region, state: BucketState, bucket: OpenBucket, paths: Iterable[bytes], tell: set[bytes]) -> None:
     """Bring directories into line with those of their sources, and tell those that follow them what changed."""
     changed: set[bytes] = set()
     with contextlib.ExitStack() as closing:
@@ -61,15 +61,15 @@ def look(region: Region, place: Place, bucket: OpenBucket, paths: Iterable[bytes
         for path in paths:
             with contextlib.suppress(OSError):  # gone, or without a version in it: nothing is to be done
                 follower.follow(path)
-                if place.bucket.replication is not None and (directories.remember(bucket, path) or path in tell):
+                if state.bucket.replication is not None and (directories.remember(bucket, path) or path in tell):
                     changed.add(path)
     if changed:
-        _tell(region, place, changed)
+        _tell(region, state, changed)
 
 
-def _tell(region: Region, place: Place, paths: Iterable[bytes]) -> None:
+def _tell(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
     """Have the destinations look at theirs."""
-    replication = place.bucket.replication
+    replication = state.bucket.replication
     for destination in {rule.destination for rule in replication.rules} if replication else ():
         other = region.regions.get(region_of(destination))
         if other is not None:
@@ -78,17 +78,17 @@ def _tell(region: Region, place: Place, paths: Iterable[bytes]) -> None:
 
 def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
     """Directories that some of a bucket follow have changed."""
-    place = region.places.get(address)
-    if place is not None and place.up:
+    state = region.states.get(address)
+    if state is not None and state.up:
         for path in paths:
-            note(place, path, told=True)
+            note(state, path, told=True)
 
 
 def restore(region: Region, address: str, path: bytes) -> None:
     """Give a directory that replication made what its sources have, whatever was changed here. Raises OSError."""
-    place = region.ready(address)
+    state = region.ready(address)
     with contextlib.ExitStack() as closing:
-        bucket = closing.enter_context(place.bucket.open())
+        bucket = closing.enter_context(state.bucket.open())
         sources = {
             source: closing.enter_context(region.engine.site.bucket(source).open())
             for source in directories.replicated(bucket, path).sources

@@ -17,7 +17,7 @@ from typing import Protocol
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
-from fsrepl.region.bucket_state import Lost, Place
+from fsrepl.region.bucket_state import BucketState, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.storage import copying, intents, records, sharing, staging, versions
@@ -54,7 +54,7 @@ class Content(Protocol):
 # -- noticing it
 
 
-def destroyed(
+def overwritten_version(
     region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: Content | None = None
 ) -> Version | None:
     """The stored version whose file was written into through this key's view; None where there is none.
@@ -147,22 +147,22 @@ def lent(
     own = _stored(bucket, key, shown) if shown else None
     if own is not None and taken is not None and os.path.samestat(own, taken.found):
         unasked = known is not None and known.digest == taken.digest and not sharing.is_linked(bucket, taken.posix)
-        lost = _without_record(region, bucket, key, shown)
-        return _read(region, bucket, (key, shown)) if unasked else lost
+        overwritten = _without_record(region, bucket, key, shown)
+        return _read(region, bucket, (key, shown)) if unasked else overwritten
     if own is not None and left:
         if view is None:  # how it was shown is not known, as after the loss of the journal
             return _changed(region, bucket, key, shown)
         if own.st_ino == view.ino:
-            lost = _without_record(region, bucket, key, shown)
+            overwritten = _without_record(region, bucket, key, shown)
             if own.st_nlink > 1 or not view.has_content_of(own):
                 return _read(region, bucket, (key, shown))
-            if lost is None:
+            if overwritten is None:
                 engine = region.engine
                 shared_record.mend_left(
-                    engine.journal, engine.recent, region.places[bucket.address], bucket, key, shown
+                    engine.journal, engine.recent, region.states[bucket.address], bucket, key, shown
                 )
                 versions.make_private(bucket, key, shown)
-            return lost
+            return overwritten
     version = _same_file(region, bucket, key, taken) if named and taken is not None else None
     return version if version is not None and taken is not None and version.digest == taken.digest else None
 
@@ -198,7 +198,7 @@ def _changed(region: Region, bucket: OpenBucket, key: bytes, version_id: str) ->
 # -- after it happened
 
 
-def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version) -> None:
+def set_free(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
     """Give a stored version a file of its own, which no view is: with its content, where that is there still.
 
     Where it was overwritten it is fetched again. What is written on the new file is believed from then on; a version
@@ -212,38 +212,38 @@ def set_free(region: Region, place: Place, bucket: OpenBucket, version: Version)
     finally:
         bucket.fs.close(fd)
     if digest != version.digest:
-        _part(region, place, bucket, version, name)
+        _detach(region, state, bucket, version, name)
     else:
         staged = versions.stage_copy(bucket, name, version)
         region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
         versions.publish(bucket, staged)
         bucket.sync()
     region.engine.recent.forget(bucket.address, version.key, version.id)
-    stale.mark_theirs(region, place, version.key)  # where its view has that file still, its ctime changed
+    stale.recapture(region, state, version.key)  # where its view has that file still, its ctime changed
 
 
-def set_free_unseen(region: Region, place: Place, bucket: OpenBucket, key: bytes, known: Object | None) -> None:
+def set_free_unseen(region: Region, state: BucketState, bucket: OpenBucket, key: bytes, known: Object | None) -> None:
     """The same for a key's current version before a newer one comes, where nothing tells how it was shown.
 
     So it is after the loss of the journal, while the file in the place of its view is still being written. Once the
     newer one is current, nothing leads to it any more.
     """
-    if known is None or known.marker or known.view is not None or key in place.held:
+    if known is None or known.marker or known.view is not None or key in state.stale:
         return
     if (version := lent(region, bucket, key, known)) is not None:
-        set_free(region, place, bucket, version)
+        set_free(region, state, bucket, version)
 
 
-def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, name: bytes) -> None:
+def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Give a destroyed version a file of its own, durably, and have it fetched again.
 
     Before that it is written down that it shall be: from then on nothing else tells that it is not what it was.
     name: a copy of its file, in tmp.
     """
     at = version.key, version.id
-    if (lost := place.lost.get(at)) is None:
+    if (overwritten := state.overwritten.get(at)) is None:
         intent = intents.write_intents(bucket, [intents.Intent(version.key, version.id, None, intents.Act.FETCH)])
-        lost = Lost(intent)
+        overwritten = Overwritten(intent)
     if versions.is_stripped(version):
         staged = versions.Staged(version, name, sidecar=False)
     else:
@@ -255,10 +255,10 @@ def _part(region: Region, place: Place, bucket: OpenBucket, version: Version, na
         finally:
             bucket.fs.close(fd)
         staged = versions.stage_copy(bucket, name, version)
-    region.engine.syncer.staged(bucket, [(bucket.intents, lost.intent), (bucket.tmp, name)])
+    region.engine.syncer.staged(bucket, [(bucket.intents, overwritten.intent), (bucket.tmp, name)])
     versions.publish(bucket, staged)
     bucket.sync()
-    place.lost[at] = lost
+    state.overwritten[at] = overwritten
     log.error(
         'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '
         "it is fetched again from a bucket that has it",

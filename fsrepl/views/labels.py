@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fsrepl.errors import reason
 from fsrepl.model import keys
 from fsrepl.model.version import Version
-from fsrepl.region.bucket_state import Place
+from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.views import view_attributes
@@ -21,24 +21,24 @@ from fsrepl.views import view_attributes
 log = logging.getLogger("fsrepl")
 
 
-def mark_views(region: Region, place: Place, now_s: float, *, everything: bool = False) -> None:
+def label_views(region: Region, state: BucketState, now_s: float, *, everything: bool = False) -> None:
     """Mark the views that are due, and record how they look afterwards. Raises FsreplError where the bucket is away."""
-    due = place.unmarked.take(now_s, everything=everything)
+    due = state.labels.take(now_s, everything=everything)
     if not due:
         return
     try:
-        _mark_views(region, place, due)
+        _label_views(region, state, due)
     finally:
-        place.unmarked.done()
-    if not place.unmarked:
+        state.labels.done()
+    if not state.labels:
         region.engine.notify()
 
 
-def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]]) -> None:
-    engine, address = region.engine, place.bucket.address
+def _label_views(region: Region, state: BucketState, due: Sequence[tuple[Version, bool]]) -> None:
+    engine, address = region.engine, state.bucket.address
     objects = engine.journal.versions.look_up(address, [version.key for version, _ in due])
     seen = []
-    with place.bucket.open() as bucket:
+    with state.bucket.open() as bucket:
         for version, status_only in due:
             known = objects.get(version.key)
             shown = known.view.shown if known and known.view else ""
@@ -52,12 +52,12 @@ def _mark_views(region: Region, place: Place, due: Sequence[tuple[Version, bool]
                 continue
             # An edit of tags may have come with the status: then all of it is put there again.
             try:
-                view = view_attributes.mark_view(
+                view = view_attributes.label_view(
                     bucket, current, known.view, status_only=status_only and not current.edited
                 )
             except OSError as error:
                 log.debug('not marked bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
-                place.unmarked.again(version, time.monotonic())
+                state.labels.again(version, time.monotonic())
                 continue
             if view is not None:
                 seen.append((version.key, view))

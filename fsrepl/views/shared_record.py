@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import keys
-from fsrepl.model.version import Delivery, Status, Version
-from fsrepl.region.bucket_state import Damaged, Place
+from fsrepl.model.version import DeliveryRecord, Status, Version
+from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.recent import Recent
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 log = logging.getLogger("fsrepl")
 
@@ -31,7 +31,7 @@ def recorded(journal: Journal, recent: Recent, address: str, version: Version) -
         known = latest(version, written)
     if journal.versions.has_version(address, version):
         rows = journal.deliveries.select(address, key=version.key)
-        known = with_indexed(known, {owed.destination: owed for owed in rows if owed.id == version.id})
+        known = with_indexed(known, {delivery.destination: delivery for delivery in rows if delivery.id == version.id})
     return known
 
 
@@ -52,34 +52,36 @@ def latest(said: Version, written: Version) -> Version:
     return replace(written, shortfall=said.shortfall)
 
 
-def with_indexed(version: Version, owed: Mapping[str, Owed]) -> Version:
+def with_indexed(version: Version, delivery: Mapping[str, Delivery]) -> Version:
     """A version with the deliveries that the index has of it, by destination."""
-    deliveries = {name: _indexed(version.deliveries.get(name), each, version) for name, each in owed.items()}
+    deliveries = {name: _indexed(version.deliveries.get(name), each, version) for name, each in delivery.items()}
     return version if deliveries == dict(version.deliveries) else replace(version, deliveries=deliveries)
 
 
-def _indexed(said: Delivery | None, owed: Owed, version: Version) -> Delivery:
+def _indexed(said: DeliveryRecord | None, delivery: Delivery, version: Version) -> DeliveryRecord:
     """A delivery as the index has it; with what the index does not know as the record says, if that is of the same."""
-    status = Status(owed.status)
-    since_ns = owed.since_ns if owed.since_ns != version.created_ns else 0  # see delivery_rows
-    if said is None or (said.rule, said.batch) != (owed.rule, owed.batch):
-        said = Delivery(owed.rule, status, batch=owed.batch, tracking=owed.tracking)
-    if (said.status, said.reason, said.since_ns) == (status, owed.reason, since_ns):
+    status = Status(delivery.status)
+    since_ns = delivery.since_ns if delivery.since_ns != version.created_ns else 0  # see delivery_rows
+    if said is None or (said.rule, said.job) != (delivery.rule, delivery.job):
+        said = DeliveryRecord(delivery.rule, status, job=delivery.job, tracking=delivery.tracking)
+    if (said.status, said.reason, said.since_ns) == (status, delivery.reason, since_ns):
         return said
     pending = status is Status.PENDING
     return replace(
-        said, status=status, reason=owed.reason, since_ns=since_ns, edit=said.edit and pending,
+        said, status=status, reason=delivery.reason, since_ns=since_ns, edit=said.edit and pending,
         before=said.before if pending else None,
     )  # fmt: skip
 
 
-def mend_left(journal: Journal, recent: Recent, place: Place, bucket: OpenBucket, key: bytes, version_id: str) -> None:
+def mend_left(
+    journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str
+) -> None:
     """The same for a version whose view is gone. One that lost its record is repaired: nothing else leads to it now."""
     try:
         version = versions.read(bucket, key, version_id, marker=False)
         if version is not None:
             mended(journal, recent, bucket, versions.ensure_whole(version))
     except StoreDamaged:
-        place.damaged.append(Damaged(bucket.address, key, version_id))
+        state.damaged.append(Damaged(bucket.address, key, version_id))
     except OSError as error:
         log.warning('not mended bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))

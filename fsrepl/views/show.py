@@ -42,7 +42,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class NotShown:
     """The view cannot change now. conflict: something stands in the way that is not this key's file."""
 
     why: str
@@ -50,12 +50,14 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Theirs:
+class UserChanged:
     """The view holds something that is not recorded: it becomes a version first."""
 
 
-Outcome = Shown | Held | Theirs
-_UNREACHED = Held("rename does not reach it, as in another subvolume, and nobody can tell whether it is being written")
+ShowResult = Shown | NotShown | UserChanged
+_UNREACHED = NotShown(
+    "rename does not reach it, as in another subvolume, and nobody can tell whether it is being written"
+)
 
 
 def nothing(key: bytes) -> Version:
@@ -63,7 +65,7 @@ def nothing(key: bytes) -> Version:
     return Version(key, "", 0, marker=True)
 
 
-def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> Outcome:
+def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> ShowResult:
     """Make a key's view show a version of the store, or nothing where that is a marker.
 
     expected: how the view looked when it was recorded. staged: a file in .fsrepl/tmp that becomes the
@@ -92,7 +94,7 @@ def look(bucket: OpenBucket, key: bytes) -> Found:
     return Found(Occupant.FILE if bucket.fs.is_regular(status) else Occupant.OTHER, status)
 
 
-def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> Outcome:
+def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> ShowResult:
     if expected is None and not version.marker:
         made = _make(bucket, version, staged)  # at once: mostly there is nothing, and it fails where there is
         if made is not None:
@@ -103,19 +105,19 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         case Answer.BLOCKED:
             return _conflict(bucket, version.key)
         case Answer.USER_CHANGED:
-            return Theirs()
+            return UserChanged()
         case Answer.MAKE:  # what was there is gone in this moment
-            return _make(bucket, version, staged) or Theirs()
+            return _make(bucket, version, staged) or UserChanged()
         case Answer.CLEAR:
             if not obstacles.clear(bucket, version.key):
                 return _conflict(bucket, version.key)
-            return _make(bucket, version, staged) or Theirs()
+            return _make(bucket, version, staged) or UserChanged()
         case Answer.REPLACE:
             assert expected is not None
             return _replace(bucket, version, expected, staged)
 
 
-def _make(bucket: OpenBucket, version: Version, staged: bytes) -> Outcome | None:
+def _make(bucket: OpenBucket, version: Version, staged: bytes) -> ShowResult | None:
     """Make a view where there is none, with the directories above it; None where there is something."""
     directory, name = keys.split(version.key)
     try:
@@ -127,19 +129,19 @@ def _make(bucket: OpenBucket, version: Version, staged: bytes) -> Outcome | None
         return _conflict(bucket, version.key)
 
 
-def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes) -> Outcome:
+def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes) -> ShowResult:
     """Take out a view that is as it was recorded, and put the version's file there; nothing where it is a marker."""
     directory, name = keys.split(version.key)
     at = bucket.views.get(directory)
     if is_written(bucket, at, name):
-        return Held("somebody has the file open for writing")
+        return NotShown("somebody has the file open for writing")
     if version.marker:
         return _hide(bucket, at, directory, name, expected)
     return _exchange(bucket, at, directory, name, version, expected, staged)
 
 
-def _conflict(bucket: OpenBucket, key: bytes) -> Held:
-    return Held(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
+def _conflict(bucket: OpenBucket, key: bytes) -> NotShown:
+    return NotShown(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
 
 
 def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
@@ -197,7 +199,7 @@ def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
             staging.unstage(bucket, staged)
 
 
-def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> Outcome:
+def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> ShowResult:
     key = keys.join(directory, name)
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), key)
     try:
@@ -213,14 +215,14 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
     if (left := _let_go(bucket, key, where, aside, expected)) is None:
         with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
             bucket.fs.rename_new(where, aside, at, name)
-        return Theirs()
+        return UserChanged()
     obstacles.remove_made_directories(bucket, directory)
     return Shown(None, left)
 
 
 def _exchange(
     bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes
-) -> Outcome:
+) -> ShowResult:
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), version.key)
     if staged:
         bucket.fs.rename_new(bucket.tmp, staged, where, aside)
@@ -230,7 +232,7 @@ def _exchange(
         ours = _swap(bucket, where, aside, at, name)
     except OSError as error:
         if error.errno == errno.ENOENT:  # removed by its user in this moment
-            return Theirs()
+            return UserChanged()
         if error.errno != errno.EXDEV:
             raise
         if is_written(bucket, at, name) is not False:
@@ -242,7 +244,7 @@ def _exchange(
         bucket.fs.exchange(where, aside, at, name)
         if bucket.fs.stat(where, aside).st_ino == ours:  # else somebody put a file there in between
             bucket.fs.unlink(where, aside)
-        return Theirs()
+        return UserChanged()
     return Shown(bucket.view(bucket.fs.stat(at, name), version.id), left)
 
 

@@ -76,7 +76,7 @@ def stage_view(
             if content_digest(bucket, fd) != version.digest:
                 raise Unavailable("the copy for the view does not match its version")
         posix = apply_posix(bucket, fd, version.posix)
-        return name, metadata.shortfall(version, posix, view_attributes.mark(bucket, fd, version, new=True))
+        return name, metadata.shortfall(version, posix, view_attributes.write(bucket, fd, version, new=True))
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             fs.unlink(at, name)

@@ -14,7 +14,7 @@ import time
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
-from fsrepl.region.bucket_state import HeldView, Place
+from fsrepl.region.bucket_state import BucketState, StaleView
 from fsrepl.region.change_queue import ARRIVED
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
@@ -26,22 +26,22 @@ log = logging.getLogger("fsrepl")
 
 
 _BATCH = 512
-_HELD_MAX_S = 30.0
+_STALE_MAX_S = 30.0
 
 
-def hold_view(
-    region: Region, place: Place, key: bytes, why: str, *, conflict: bool = False, bucket: OpenBucket | None = None,
-    was: View | None = None, durable: bool = True,
+def mark_stale(
+    region: Region, state: BucketState, key: bytes, why: str, *, conflict: bool = False,
+    bucket: OpenBucket | None = None, was: View | None = None, durable: bool = True,
 ) -> None:  # fmt: skip
     """A view cannot show its version yet. With the bucket at hand that is written down, durably."""
-    known = place.held.get(key)
+    known = state.stale.get(key)
     if known is None:
-        known = place.held[key] = HeldView(time.monotonic() + 0.2, why, conflict)
+        known = state.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict)
     known.why, known.conflict = why, conflict
     known.attempts += 1
     if conflict and known.attempts == 2:  # not what the same batch took out of the way
-        log.warning('view conflict bucket=%s key="%s": %s', place.bucket.address, keys.shown(key), why)
-    known.due_s = time.monotonic() + min(_HELD_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
+        log.warning('view conflict bucket=%s key="%s": %s', state.bucket.address, keys.shown(key), why)
+    known.due_s = time.monotonic() + min(_STALE_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
     if bucket is not None and durable and not known.intent:
         try:
             known.intent = intend(region.engine.syncer, bucket, [Intent(key, CURRENT, was)]).keep()
@@ -49,92 +49,92 @@ def hold_view(
             log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
 
-def way_is_free(region: Region, place: Place) -> None:
+def retry_blocked(region: Region, state: BucketState) -> None:
     """Something is gone: what it was in the way of may be shown now. Looked at once a turn, however much went."""
-    place.way_is_free = bool(place.held)
+    state.retries_blocked = bool(state.stale)
 
 
-def mark_theirs(region: Region, place: Place, key: bytes) -> None:
+def recapture(region: Region, state: BucketState, key: bytes) -> None:
     """A view holds what is not recorded: its key is looked at, and that becomes a version first."""
-    region.marks.mark(place.bucket.address, [key], region.engine.epoch, ARRIVED)
+    region.changes.add(state.bucket.address, [key], region.engine.epoch, ARRIVED)
 
 
 def show_due(region: Region) -> bool:
     """Try those whose time has come; whether there were any."""
     now_s = time.monotonic()
     busy = False
-    for place in region.places.values():
-        if not place.up:
+    for state in region.states.values():
+        if not state.up:
             continue
-        free, place.way_is_free = place.way_is_free, False
-        due = [key for key, held in place.held.items() if held.due_s <= now_s or (free and held.conflict)]
+        free, state.retries_blocked = state.retries_blocked, False
+        due = [key for key, waiting in state.stale.items() if waiting.due_s <= now_s or (free and waiting.conflict)]
         if due:
             busy = True
-            with region.at_work(place), contextlib.suppress(FsreplError), place.bucket.open() as bucket:
+            with region.at_work(state), contextlib.suppress(FsreplError), state.bucket.open() as bucket:
                 for key in due[:_BATCH]:
-                    _show_one(region, place, bucket, key)
+                    _show_one(region, state, bucket, key)
                 bucket.sync()
     return busy
 
 
-def _show_one(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
+def _show_one(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
     try:
-        show_current(region, place, bucket, key)
+        show_current(region, state, bucket, key)
     except (FsreplError, OSError, sqlite3.Error):
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(key))
-        hold_view(region, place, key, UNFORESEEN)
+        mark_stale(region, state, key, UNFORESEEN)
 
 
-def show_current(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
+def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
     """Make a view show its key's current version, if it does not and nothing is in the way."""
     journal, address = region.engine.journal, bucket.address
-    held = place.held.get(key)
+    waiting = state.stale.get(key)
     known = journal.versions.object(address, key)
     current = None
     if known is not None and not (known.view and known.view.shown == known.id):
         current = versions.read(bucket, key, known.id, marker=known.marker)
-    if known is None or current is None or (current.marker and known.view is None and held is None):
-        release(region, place, bucket, key)
+    if known is None or current is None or (current.marker and known.view is None and waiting is None):
+        mark_fresh(region, state, bucket, key)
         return
     try:
-        following.look_before_showing(region, place, bucket, [key])
+        following.look_before_showing(region, state, bucket, [key])
         staged = stage.stage_current(bucket, current)
         outcome = show.show(bucket, current, known.view, staged)
     except (StoreDamaged, OSError) as error:
-        hold_view(region, place, key, reason(error))
+        mark_stale(region, state, key, reason(error))
         return
     match outcome:
         case show.Shown(view, left):
             if left:
-                shared_record.mend_left(journal, region.engine.recent, place, bucket, key, left)
+                shared_record.mend_left(journal, region.engine.recent, state, bucket, key, left)
             with journal.transaction():
                 journal.versions.see(address, key, view)
-            release(region, place, bucket, key)
+            mark_fresh(region, state, bucket, key)
             if current.marker:
-                way_is_free(region, place)
-        case show.Held(why, conflict):
-            hold_view(region, place, key, why, conflict=conflict, bucket=bucket, was=known.view)
-        case show.Theirs():
-            hold_view(region, place, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
-            mark_theirs(region, place, key)
+                retry_blocked(region, state)
+        case show.NotShown(why, conflict):
+            mark_stale(region, state, key, why, conflict=conflict, bucket=bucket, was=known.view)
+        case show.UserChanged():
+            mark_stale(region, state, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
+            recapture(region, state, key)
 
 
-def show_changed(region: Region, place: Place, bucket: OpenBucket, key: bytes, intended: Intended) -> None:
+def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: bytes, intended: Intended) -> None:
     """A command changed what is current: show that, or hold the view, with the intent that was written for it."""
-    hold_view(region, place, key, "it was changed by command", durable=False)
-    held = place.held[key]
-    if not held.intent:  # else it was held before, and that intent says enough
-        held.intent = intended.keep()
-    show_current(region, place, bucket, key)
+    mark_stale(region, state, key, "it was changed by command", durable=False)
+    waiting = state.stale[key]
+    if not waiting.intent:  # else it was held before, and that intent says enough
+        waiting.intent = intended.keep()
+    show_current(region, state, bucket, key)
     bucket.sync()
 
 
-def release(region: Region, place: Place, bucket: OpenBucket, key: bytes) -> None:
+def mark_fresh(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
     """A view shows what it shall: it waits no longer, and its intent goes, once that is durable."""
-    held = place.held.pop(key, None)
-    if held is not None and held.intent:
+    waiting = state.stale.pop(key, None)
+    if waiting is not None and waiting.intent:
         with contextlib.suppress(OSError):  # one that stays says nothing that is not so
             bucket.sync()
-            drop_intents(bucket, held.intent)
+            drop_intents(bucket, waiting.intent)

@@ -17,7 +17,7 @@ from fsrepl.storage.posix import view_metadata
 from fsrepl.storage.view_file import open_view_if_there
 
 
-def mark_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
+def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
     """Show on a view what its version is; how it looks afterwards, or None where it is no longer as it was.
 
     Raises OSError where that cannot be done now.
@@ -65,7 +65,7 @@ _NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM, errno.EBAD
 """What a view answers that has no room for an attribute, or whose mode shuts its owner out."""
 
 
-def mark(bucket: OpenBucket, fd: int, version: Version, *, new: bool = False) -> set[str]:
+def write(bucket: OpenBucket, fd: int, version: Version, *, new: bool = False) -> set[str]:
     """Put a version's attributes on its view, as far as that takes them; the names of those that it does not.
 
     Ours are a courtesy: they make room where the object's need it; and one that is not true of this version goes, as

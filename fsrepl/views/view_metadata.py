@@ -47,11 +47,11 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         if found.st_nlink > 1 and _is_others_too(bucket, version, found):
             return _show_anew(bucket, view, version)
         _remove_others(bucket, fd, attributes.of_object(version))
-        refused = view_attributes.mark(bucket, fd, version)
+        refused = view_attributes.write(bucket, fd, version)
         posix = apply_posix(bucket, fd, version.posix)
         if refused:  # by the mode that it had, or for want of room
             records.make_room(bucket, version)
-            refused = view_attributes.mark(bucket, fd, version)
+            refused = view_attributes.write(bucket, fd, version)
         shortfall = metadata.shortfall(version, posix, refused)
         if shortfall != version.shortfall:
             records.amend(bucket, replace(version, shortfall=shortfall))

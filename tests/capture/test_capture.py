@@ -27,10 +27,10 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield found
 
 
-def patience(world: World, **seconds: float) -> None:
+def writer_wait(world: World, **seconds: float) -> None:
     """Other open_quiet_s and open_max_s than the settings have."""
     region = world.region()
-    region.patience = replace(region.patience, **seconds)  # type: ignore[arg-type]
+    region.writer_wait = replace(region.writer_wait, **seconds)  # type: ignore[arg-type]
 
 
 def contents(world: World, key: str) -> list[bytes]:
@@ -48,8 +48,8 @@ def test_a_file_kept_open_is_taken_when_it_is_quiet(world: World, size: int) -> 
         file.flush()
         world.settle()
         assert world.tree(DESTINATION) == {}
-        assert world.place().later[b"log"].opened
-        patience(world, open_quiet_s=0.0)
+        assert world.state().deferred[b"log"].opened
+        writer_wait(world, open_quiet_s=0.0)
         world.settle()
         assert contents(world, "log") == [b"a" * size]
         file.write(b"b")
@@ -92,10 +92,10 @@ def test_a_file_that_never_rests_is_taken_at_last(tmp_path: Path, size: int) -> 
         with fs.path.open("wb") as file:
             file.write(b"a" * size)
             file.flush()
-            patience(world, open_quiet_s=-1.0)
+            writer_wait(world, open_quiet_s=-1.0)
             world.settle()
             assert contents(world, "log") == []
-            patience(world, open_max_s=0.0)
+            writer_wait(world, open_max_s=0.0)
             world.settle()
             assert contents(world, "log")[0].startswith(b"a" * size)
         fs.path = None
@@ -118,14 +118,14 @@ def test_a_file_whose_copying_took_a_while_rests(world: World) -> None:
     """Section 7: a key that keeps changing waits five times as long as its last capture took; states are kept."""
     world.write("k", b"a" * LARGE_BYTES)
     world.settle()
-    assert world.place().rests_until_s[b"k"] > time.monotonic() - 60
-    until_s = world.place().rests_until_s[b"k"] = time.monotonic() + 60
+    assert world.state().copy_again_at_s[b"k"] > time.monotonic() - 60
+    until_s = world.state().copy_again_at_s[b"k"] = time.monotonic() + 60
     world.write("k", b"b" * LARGE_BYTES)
     world.look()
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     assert len(contents(world, "k")) == 1
-    assert world.place().later[b"k"].due_s == pytest.approx(until_s, abs=0.01)
-    world.place().rests_until_s.clear()
+    assert world.state().deferred[b"k"].due_s == pytest.approx(until_s, abs=0.01)
+    world.state().copy_again_at_s.clear()
     world.settle()
     assert len(contents(world, "k")) == 2
 
@@ -138,7 +138,7 @@ def test_what_is_no_object_is_counted_while_it_is_there(world: World) -> None:
     world.write("file", b"f")
     world.write("d/k", b"k")
     world.settle()
-    assert world.place().trouble.skipped_number == 2
+    assert world.state().trouble.skipped_number == 2
     world.path("fifo").unlink()
     world.write("fifo", b"a file now")
     world.path("file").unlink()
@@ -146,7 +146,7 @@ def test_what_is_no_object_is_counted_while_it_is_there(world: World) -> None:
     world.path("d").rename(world.home / "elsewhere")
     world.path("d").symlink_to(world.home / "elsewhere")
     world.settle()
-    assert world.place().trouble.skipped_number == 2
+    assert world.state().trouble.skipped_number == 2
     assert world.tree(DESTINATION) == {"fifo": b"a file now"}
     assert [[v.marker for v in world.history(SOURCE)[key]] for key in (b"file", b"d/k")] == [[False, True]] * 2
 
@@ -226,7 +226,7 @@ def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
         world.write("small", b"s")
         world.settle()
         assert set(world.tree(DESTINATION)) == {"small"}
-        assert "its copy takes 20 MiB" in world.place().later[b"large"].why
+        assert "its copy takes 20 MiB" in world.state().deferred[b"large"].why
         fs.free = 200 << 20
         world.settle()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
@@ -271,21 +271,21 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
     with World(tmp_path, fs=fs, replicate=False) as world:
         world.write("k", b"a" * size)
         world.settle()
-        marks, place, now_s = world.region().marks, world.place(), time.monotonic()
+        changes, state, now_s = world.region().changes, world.state(), time.monotonic()
         world.path("k").chmod(0o640)
-        marks.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        changes.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
         fs.read_bytes = 0
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         (version,) = world.history(SOURCE)[b"k"]
         assert version.posix is not None
         assert version.posix.mode == 0o640
         assert fs.read_bytes < min(size, 5_000)
-        assert place.later == {}
+        assert state.deferred == {}
         with world.path("k").open("r+b") as file:
             file.write(b"b")
-            marks.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
-        place.rests_until_s.clear()  # a large file rests after it was copied
-        world.engine.settle_down()
+            changes.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
+        state.copy_again_at_s.clear()  # a large file rests after it was copied
+        world.engine.run_until_idle()
         assert len(contents(world, "k")) == 2
 
 

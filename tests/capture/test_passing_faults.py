@@ -23,8 +23,8 @@ PASSING = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, er
 
 def go_on(world: World) -> None:
     """What waits for a next try is tried, and nothing is scanned."""
-    world.hurry()
-    world.engine.settle_down()
+    world.flush_settling()
+    world.engine.run_until_idle()
 
 
 @pytest.mark.parametrize(("number", "call"), [*((number, "open_read") for number in PASSING), (errno.EIO, "stat")])
@@ -35,12 +35,12 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
         world.write("k", b"dropped in a bad moment")
         world.settle()
         assert world.ids(SOURCE) == {}
-        assert world.place().unreadable == {}
-        assert world.place().later[b"k"].why == os.strerror(number).lower()
+        assert world.state().unreadable == {}
+        assert world.state().deferred[b"k"].why == os.strerror(number).lower()
         fs.mend()
         go_on(world)
         assert world.tree(DESTINATION) == world.tree(SOURCE)
-        assert world.place().faults == {}
+        assert world.state().faults == {}
 
 
 def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
         world.settle()
         delays_s = []
         for _ in range(8):
-            delays_s.append(world.place().later[b"k"].due_s - time.monotonic())
+            delays_s.append(world.state().deferred[b"k"].due_s - time.monotonic())
             go_on(world)
         assert delays_s[0] < 2 < delays_s[3] < delays_s[7] <= 30
 
@@ -61,16 +61,16 @@ def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_into_again(tmp_p
     with World(tmp_path, fs=fs) as world:
         world.write("d/k", b"k")
         world.settle()
-        place = world.place()
-        assert place.trouble.unreadable == {b"d": "too many open files"}
+        state = world.state()
+        assert state.trouble.unreadable == {b"d": "too many open files"}
         fs.mend()
-        world.region().look_around()
-        assert 0 < place.look_again_at_s < time.monotonic() + 2
-        place.look_again_at_s = 0.1
-        world.region().look_around()
-        world.engine.settle_down()
+        world.region().probe_buckets()
+        assert 0 < state.look_again_at_s < time.monotonic() + 2
+        state.look_again_at_s = 0.1
+        world.region().probe_buckets()
+        world.engine.run_until_idle()
         assert world.tree(DESTINATION) == {"d/k": b"k"}
-        assert place.trouble.unreadable == place.trouble.passing == {}
+        assert state.trouble.unreadable == state.trouble.passing == {}
 
 
 def test_a_role_that_cannot_be_read_for_a_moment_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +133,9 @@ def test_a_file_under_a_write_lease_is_open_for_writing(tmp_path: Path) -> None:
         with leased(world.path("k")):
             world.settle()
             assert world.ids(SOURCE) == {}
-            later = world.place().later[b"k"]
+            later = world.state().deferred[b"k"]
             assert (later.opened, later.why) == (True, "it is open for writing")
-            assert world.place().unreadable == {}
+            assert world.state().unreadable == {}
         go_on(world)
         assert world.tree(DESTINATION) == {"k": b"one"}
 
@@ -149,6 +149,6 @@ def test_a_replica_under_a_write_lease_is_not_exchanged(tmp_path: Path) -> None:
             world.write("k", b"two")
             world.settle()
 
-            assert world.place(DESTINATION).held[b"k"].why == "somebody has the file open for writing"
+            assert world.state(DESTINATION).stale[b"k"].why == "somebody has the file open for writing"
         go_on(world)
         assert world.tree(DESTINATION) == {"k": b"two"}

@@ -82,7 +82,7 @@ def blind(tmp_path: Path) -> Iterator[World]:
 
 
 def barrier(world: World) -> int:
-    epoch = pass_barrier(world.region(), world.place(), 1.0)
+    epoch = pass_barrier(world.region(), world.state(), 1.0)
     assert epoch > 0
     return epoch
 
@@ -96,57 +96,57 @@ def test_without_watches_every_directory_is_polled(blind: World) -> None:
     """P3, section 2: it says which, and a round of looking finds what became of files, directories included."""
     blind.write("d/e/k", b"one")
     blind.settle()
-    assert blind.place().trouble.polled == {b"", b"d", b"d/e"}
+    assert blind.state().trouble.polled == {b"", b"d", b"d/e"}
     blind.write("d/e/k", b"two")
     blind.write("n/m", b"m")
-    schedule.poll(blind.region(), blind.place())
-    blind.engine.settle_down()
-    blind.hurry()
-    blind.engine.settle_down()
+    schedule.poll(blind.region(), blind.state())
+    blind.engine.run_until_idle()
+    blind.flush_settling()
+    blind.engine.run_until_idle()
     assert blind.tree(DESTINATION) == {"d/e/k": b"two", "n/m": b"m"}
     shutil.rmtree(blind.path("d"))
-    schedule.poll(blind.region(), blind.place())
-    blind.engine.settle_down()
+    schedule.poll(blind.region(), blind.state())
+    blind.engine.run_until_idle()
     assert blind.tree(DESTINATION) == {"n/m": b"m"}
-    assert blind.place().trouble.polled == {b"", b"n"}
+    assert blind.state().trouble.polled == {b"", b"n"}
 
 
 def test_without_a_watch_for_the_sentinel_a_barrier_looks_instead(blind: World) -> None:
     """Section 5, wait: a barrier all the same; what was there before it is found by the scan it waits for."""
     blind.write("k", b"k")
     epoch = barrier(blind)
-    place, marks = blind.place(), blind.region().marks
-    assert place.scans.is_pending(epoch)
+    state, changes = blind.state(), blind.region().changes
+    assert state.scans.is_pending(epoch)
     blind.write("later", b"after the barrier")
     settle_scans(blind)
-    assert not place.scans.is_pending(epoch)
-    assert marks.is_waiting(SOURCE, epoch, b"k")
+    assert not state.scans.is_pending(epoch)
+    assert changes.is_waiting(SOURCE, epoch, b"k")
 
 
 def test_what_was_lost_before_a_barrier_is_waited_for(blind: World) -> None:
     """Section 5, wait: events lost before the sentinel was read belong to its epoch, however late the scan begins."""
-    region, place = blind.region(), blind.place()
+    region, state = blind.region(), blind.state()
     assert blind.engine.watcher is not None
-    region.marks.lose(blind.engine.epoch)
+    region.changes.lose(blind.engine.epoch)
     epoch = blind.engine.watcher.begin_epoch()
-    assert region.marks.is_lost(epoch)
+    assert region.changes.is_lost(epoch)
     schedule.follow_events(region)
-    assert not region.marks.is_lost(epoch)
-    assert place.scans.is_pending(epoch)
+    assert not region.changes.is_lost(epoch)
+    assert state.scans.is_pending(epoch)
 
 
 def test_a_directory_that_came_before_a_barrier_is_waited_for(blind: World) -> None:
     """Section 5, wait: also where its scan is left to one of everything that was queued after the barrier."""
-    region, place = blind.region(), blind.place()
+    region, state = blind.region(), blind.state()
     assert blind.engine.watcher is not None
-    region.marks.directories.append(DirectoryEvent(SOURCE, b"d", ARRIVED, blind.engine.epoch))
-    region.marks.directories.append(DirectoryEvent(SOURCE, b"e", GONE, blind.engine.epoch))
+    region.changes.directories.append(DirectoryEvent(SOURCE, b"d", ARRIVED, blind.engine.epoch))
+    region.changes.directories.append(DirectoryEvent(SOURCE, b"e", GONE, blind.engine.epoch))
     epoch = blind.engine.watcher.begin_epoch()
-    schedule.begin(region, place)
-    assert not place.scans.is_pending(epoch)
+    schedule.begin(region, state)
+    assert not state.scans.is_pending(epoch)
     schedule.follow_events(region)
-    assert not region.marks.directories
-    assert place.scans.is_pending(epoch)
+    assert not region.changes.directories
+    assert state.scans.is_pending(epoch)
 
 
 # -- directories that cannot be looked into
@@ -158,10 +158,10 @@ def test_trouble_is_known_until_a_scan_knows_better(blind: World) -> None:
         blind.path(directory).mkdir()
         blind.path(f"{directory}/link").symlink_to("x")
     blind.settle()
-    trouble = blind.place().trouble
+    trouble = blind.state().trouble
     assert trouble.skipped_number == 3
     shutil.rmtree(blind.path("b"))
-    schedule.begin(blind.region(), blind.place())
+    schedule.begin(blind.region(), blind.state())
     assert trouble.skipped_number == 3
     blind.settle()
     assert trouble.skipped_number == 1
@@ -177,9 +177,9 @@ def test_a_barrier_looks_again_at_what_was_open(blind: World) -> None:
         file.write(b"k")
         file.flush()
         blind.settle()
-        later = blind.place().later[b"k"]
+        later = blind.state().deferred[b"k"]
         assert later.opened
         epoch = barrier(blind)
         assert (later.looked, later.due_s) == (epoch - 1, 0.0)
-    blind.engine.settle_down()
+    blind.engine.run_until_idle()
     assert blind.tree(DESTINATION) == {"k": b"k"}

@@ -11,7 +11,7 @@ import pytest
 from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.capture.watch import InotifyWatcher
-from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, DirectoryEvent, Mark, Marks
+from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, GONE, MOVED, Change, ChangeQueue, DirectoryEvent
 from fsrepl.settings import Capture
 from fsrepl.storage.fs import Fs
 from tests.waiting import until
@@ -24,9 +24,9 @@ class Watched:
 
     def __init__(self, top: Path) -> None:
         self.top = top
-        self.marks = Marks(lambda: None, Capture(settle_ms=0, temporary_settle_s=3600))
+        self.changes = ChangeQueue(lambda: None, Capture(settle_ms=0, temporary_settle_s=3600))
         self.watcher = InotifyWatcher()
-        self.watcher.listen("east", self.marks)
+        self.watcher.listen("east", self.changes)
         self._barrier = top / ".fsrepl"
         self._barrier.mkdir()
         self._number = 0
@@ -47,13 +47,13 @@ class Watched:
         name = b"%d" % self._number
         (self._barrier / name.decode()).touch()
         until(lambda: name in self.watcher.sentinels, "the sentinel is read", pause_s=0.001)
-        directories = list(self.marks.directories)
-        self.marks.directories.clear()
-        return {mark.key: mark.flags for mark in self.take()}, directories
+        directories = list(self.changes.directories)
+        self.changes.directories.clear()
+        return {change.key: change.flags for change in self.take()}, directories
 
-    def take(self) -> list[Mark]:
+    def take(self) -> list[Change]:
         time.sleep(0.002)
-        return self.marks.take(1000)
+        return self.changes.take(1000)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_temporary_name_waits_unless_nothing_is_left_of_it(watched: Watched) -
     (watched.top / "a.tmp").write_bytes(b"")
     keys, _ = watched.seen()
     assert keys == {}
-    assert watched.marks.is_marked(ADDRESS, b"a.tmp")
+    assert watched.changes.is_queued(ADDRESS, b"a.tmp")
     (watched.top / "a.tmp").rename(watched.top / "a")
     keys, _ = watched.seen()
     assert set(keys) == {b"a", b"a.tmp"}
@@ -120,57 +120,57 @@ def test_a_temporary_name_waits_unless_nothing_is_left_of_it(watched: Watched) -
 
 def test_a_key_that_does_not_come_to_rest_is_ready_at_last() -> None:
     """Settings, open_max_s: events that keep coming put a key off no longer than that, open or not."""
-    marks = Marks(lambda: None, Capture(settle_ms=1000, open_max_s=10))
+    changes = ChangeQueue(lambda: None, Capture(settle_ms=1000, open_max_s=10))
     start_s = time.monotonic()
     for tenths in range(0, 100, 5):
-        marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + tenths / 10, 0)
-        assert marks.take(1) == []
-    marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + 10, 0)
-    (mark,) = marks.take(1)
-    assert mark.since_s == start_s
+        changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + tenths / 10, 0)
+        assert changes.take(1) == []
+    changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, start_s + 10, 0)
+    (change,) = changes.take(1)
+    assert change.since_s == start_s
 
 
 def test_a_scan_does_not_hide_that_a_key_was_marked_before(watched: Watched) -> None:
     """Section 5, wait: a key counts from the earliest barrier before which anything told of it."""
-    marks = watched.marks
-    marks.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
-    marks.mark(ADDRESS, [b"k"], 3)
-    assert marks.is_waiting(ADDRESS, 4)
+    changes = watched.changes
+    changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
+    changes.add(ADDRESS, [b"k"], 3)
+    assert changes.is_waiting(ADDRESS, 4)
 
 
 def test_what_never_settles_is_ready_when_somebody_waits() -> None:
     """Section 5, wait: a file that is written into without end is looked at, and named, not waited for."""
-    marks = Marks(lambda: None, Capture(settle_ms=50, temporary_settle_s=2))
+    changes = ChangeQueue(lambda: None, Capture(settle_ms=50, temporary_settle_s=2))
     now_s = time.monotonic()
     for key, since_s in ((b"log", now_s - 1), (b"log.tmp", now_s - 3), (b"new.tmp", now_s - 1)):
-        marks.event(ADDRESS, key, key, In.IN_MODIFY, since_s, 0)
-        marks.event(ADDRESS, key, key, In.IN_MODIFY, now_s, 0)
-    assert marks.take(10) == []
-    marks.hurry(ADDRESS)
-    marks.event(ADDRESS, b"log", b"log", In.IN_MODIFY, now_s, 0)
-    assert {mark.key for mark in marks.take(10)} == {b"log", b"log.tmp"}
+        changes.event(ADDRESS, key, key, In.IN_MODIFY, since_s, 0)
+        changes.event(ADDRESS, key, key, In.IN_MODIFY, now_s, 0)
+    assert changes.take(10) == []
+    changes.flush_settling(ADDRESS)
+    changes.event(ADDRESS, b"log", b"log", In.IN_MODIFY, now_s, 0)
+    assert {change.key for change in changes.take(10)} == {b"log", b"log.tmp"}
 
 
 def test_waiting_for_one_bucket_hurries_no_other() -> None:
     """Section 5, wait: what settles in other buckets of the region is left alone for as long as it would be."""
-    marks = Marks(lambda: None, Capture(settle_ms=50_000))
+    changes = ChangeQueue(lambda: None, Capture(settle_ms=50_000))
     for address in (ADDRESS, "east/other"):
-        marks.event(address, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 0)
-    marks.hurry(ADDRESS)
-    assert [mark.address for mark in marks.take(10)] == [ADDRESS]
-    assert marks.is_marked("east/other", b"k")
+        changes.event(address, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 0)
+    changes.flush_settling(ADDRESS)
+    assert [change.address for change in changes.take(10)] == [ADDRESS]
+    assert changes.is_queued("east/other", b"k")
 
 
 def test_what_was_taken_and_not_looked_at_is_first_again() -> None:
     """G6, section 5: a key that is put back keeps what is known of it, and since when; and may change meanwhile."""
-    marks = Marks(lambda: None, Capture(settle_ms=50_000))
-    marks.mark(ADDRESS, [b"a", b"b", b"c"], 3)
-    taken = marks.take(2)
-    marks.event(ADDRESS, b"b", b"b", In.IN_CLOSE_WRITE, time.monotonic(), 5)
-    marks.put_back(taken)
-    assert marks.has_found(ADDRESS)
-    assert marks.is_waiting(ADDRESS, 4, b"b")
-    assert marks.take(10) == [taken[0], Mark(ADDRESS, b"c", FOUND, 3, taken[0].since_s)]
-    marks.hurry(ADDRESS)
-    assert marks.take(10) == [taken[1]._replace(flags=FOUND | CLOSED)]
-    assert not marks.has_found(ADDRESS)
+    changes = ChangeQueue(lambda: None, Capture(settle_ms=50_000))
+    changes.add(ADDRESS, [b"a", b"b", b"c"], 3)
+    taken = changes.take(2)
+    changes.event(ADDRESS, b"b", b"b", In.IN_CLOSE_WRITE, time.monotonic(), 5)
+    changes.put_back(taken)
+    assert changes.has_found(ADDRESS)
+    assert changes.is_waiting(ADDRESS, 4, b"b")
+    assert changes.take(10) == [taken[0], Change(ADDRESS, b"c", FOUND, 3, taken[0].since_s)]
+    changes.flush_settling(ADDRESS)
+    assert changes.take(10) == [taken[1]._replace(flags=FOUND | CLOSED)]
+    assert not changes.has_found(ADDRESS)

@@ -252,7 +252,7 @@ def test_a_rule_that_was_removed_stays_removed(world: World) -> None:
     """Section 4: what is remembered is what the bucket said last."""
     world.run("replication.rm", source=SOURCE)
     world.settle()
-    world.engine.region_of(SOURCE).look_around()
+    world.engine.region_of(SOURCE).probe_buckets()
     lose(world, SOURCE)
     adopt(world, SOURCE)
     assert world.engine.site.buckets[SOURCE].replication is None
@@ -279,7 +279,7 @@ def test_a_region_on_a_new_disk_follows_its_rules(memory: Path) -> None:
         world.run("bucket.create", bucket="east/plain", versioning=True)
         world.run("versioning.set", bucket="east/plain", status="Suspended")
         rules = world.engine.site.buckets[SOURCE].replication
-        world.engine.region_of(SOURCE).look_around()
+        world.engine.region_of(SOURCE).probe_buckets()
         world.away("east")
         world.run("region.add", name="east", path=str(memory / "new"), replace=True)
         assert world.engine.site.buckets[SOURCE].replication == rules

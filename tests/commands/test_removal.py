@@ -70,7 +70,7 @@ def test_removing_from_a_full_disk_leaves_the_counts_true(tmp_path: Path, versio
             where = f"full at change {calls}, in {fs.failed_in}"
             assert _objects(world) == len(world.history(SOURCE)), where
             fs.mend()
-            world.region().look_again()
+            world.region().probe_now()
             world.settle()
             left = [version.id for version in reversed(world.of("k"))]
             assert left in (before, before[:-1]), where

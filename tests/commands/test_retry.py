@@ -51,7 +51,7 @@ def test_what_failed_is_pending_from_then_on_and_arrives(world: World) -> None:
     assert world.run("retry", scope=f"{SOURCE}/a") == {"Retried": 1}
     assert (world.current("a").status, world.current("b").status) == ("PENDING", "FAILED")
     assert world.engine.journal.deliveries.count_pending(SOURCE, 1 << 62) == 1
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     assert world.current("a").status == "COMPLETED"
     assert set(world.tree(DESTINATION)) == {"a"}
     assert world.run("retry", scope=f"{SOURCE}/a") == {"Retried": 0}
@@ -96,8 +96,8 @@ def test_what_is_broken_still_fails_again(world: World) -> None:
     for _ in range(2):
         assert world.run("retry", scope=SOURCE) == {"Retried": 1}
         world.settle()
-        (delivery,) = world.current("k").deliveries.values()
-        assert (delivery.status, delivery.reason) == ("FAILED", "DstBucketUnversioned")
+        (recorded,) = world.current("k").deliveries.values()
+        assert (recorded.status, recorded.reason) == ("FAILED", "DstBucketUnversioned")
     world.restart()
     world.settle()
     assert world.current("k").status == "FAILED"

@@ -509,9 +509,9 @@ def test_what_a_policy_permits(world: World, statements: list[tuple[str, str, st
     policy(world, *statements)
     world.drop("key", b"data", tags={"class": "blue"})
     world.settle()
-    delivery = world.current("key").deliveries[DESTINATION]
-    assert delivery.reason == reason
-    assert (delivery.status is Status.COMPLETED) is (reason == "")
+    recorded = world.current("key").deliveries[DESTINATION]
+    assert recorded.reason == reason
+    assert (recorded.status is Status.COMPLETED) is (reason == "")
     if not reason:
         assert world.current("key", DESTINATION).tags == ({"class": "blue"} if tagged else {})
     assert world.current("key").tags == {"class": "blue"}

@@ -91,8 +91,8 @@ def test_a_region_that_is_full_as_it_comes_up_is_named(tmp_path: Path) -> None:
         fs.has_room = False
         world.restart(fs=fs)
         world.settle()
-        trouble = world.place(DESTINATION).bucket.trouble
+        trouble = world.state(DESTINATION).bucket.trouble
         assert trouble.startswith("region west has no room left (no space left on device): make room there")
         fs.has_room = True
         world.settle()
-        assert not world.place(DESTINATION).bucket.trouble
+        assert not world.state(DESTINATION).bucket.trouble

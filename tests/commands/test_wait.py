@@ -39,8 +39,8 @@ def wait(world: World, scope: str = "") -> barrier.Waited:
     """`wait` in a daemon whose threads take their turns while it looks; every barrier is a scan."""
 
     def turn() -> bool:
-        world.hurry()
-        world.engine.settle_down()
+        world.flush_settling()
+        world.engine.run_until_idle()
         return False
 
     world.engine.watcher = world.engine.watcher or NoWatches()
@@ -141,7 +141,7 @@ def test_a_file_that_was_shut_is_safe_if_it_is_what_was_captured(users_home: Pat
         if written:
             world.path("k").write_bytes(b"tada")
             os.utime(world.path("k"), (1, 1))
-            world.region().marks.mark(SOURCE, [b"k"], world.engine.epoch, CLOSED)
+            world.region().changes.add(SOURCE, [b"k"], world.engine.epoch, CLOSED)
         world.path("k").chmod(0)
         expected = ([f"{SOURCE}/k: permission denied"], [], []) if written else NOTHING
         assert [left_out(wait(world, scope)) for scope in ("", "", f"{SOURCE}/k")] == [expected] * 3
@@ -196,7 +196,7 @@ def test_what_could_not_be_read_when_its_region_went_is_not_safe_meanwhile(users
         as_root(world.home / "theirs", b"new", Posix(0o600, 77, 88, 0), world.path("k"))
         world.settle()
         world.away("east")
-        world.region().look_around()
+        world.region().probe_buckets()
         waited = barrier.wait(world.engine, barrier.scope_of(world.engine, Address.parse(SOURCE)), 0.0, lambda: False)
         assert waited.pending == 1
         world.back("east")

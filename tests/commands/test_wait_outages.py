@@ -25,9 +25,9 @@ def test_what_was_not_captured_when_its_region_went_is_waited_for(tmp_path: Path
         world.write("k", b"one")
         world.settle()
         world.write("k", b"two")
-        world.region().marks.mark(SOURCE, [b"k"], 0, flags)
+        world.region().changes.add(SOURCE, [b"k"], 0, flags)
         world.away("east")
-        world.region().look_around()
+        world.region().probe_buckets()
         for scope in (SOURCE, f"{SOURCE}/k"):
             waited = wait(world, scope)
             assert waited.pending == 1
@@ -35,7 +35,7 @@ def test_what_was_not_captured_when_its_region_went_is_waited_for(tmp_path: Path
         world.back("east")
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"two"}
-        assert not world.place().unsettled
+        assert not world.state().unsettled
 
 
 def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_pat
         world.write("k", b"one")
         world.settle()
         for region, bucket, flags in (("east", SOURCE, CHANGED), ("west", DESTINATION, MOVED)):
-            world.region(bucket).marks.mark(bucket, [b"k"], 0, flags)
+            world.region(bucket).changes.add(bucket, [b"k"], 0, flags)
             world.away(region)
-            world.region(bucket).look_around()
+            world.region(bucket).probe_buckets()
             waited = wait(world, bucket)
             assert (waited.pending, waited.trouble) == (0, [])
             (why,) = waited.away if bucket == SOURCE else waited.replicas_away
@@ -61,7 +61,7 @@ def test_a_region_that_is_not_attached_is_told(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         for region in ("east", "west"):
             world.away(region)
-            world.engine.regions[region].look_around()
+            world.engine.regions[region].probe_buckets()
         del world.engine.site.identities.regions["east"]
         assert [why for why in wait(world, "").away if "region add east=" in why]
 
@@ -71,5 +71,5 @@ def test_a_key_in_a_region_that_is_away_is_not_taken_for_one_that_does_not_exist
     with World(tmp_path) as world:
         world.settle()
         world.away("east")
-        world.region().look_around()
+        world.region().probe_buckets()
         assert wait(world, f"{SOURCE}/new").away

@@ -13,8 +13,8 @@ from fsrepl.cli import status_screen
 from fsrepl.commands import reader, status, why
 from fsrepl.daemon import control, live, requests
 from fsrepl.errors import Refused, Usage
-from fsrepl.region.bucket_state import HeldView, LookLater
-from fsrepl.region.change_queue import Mark
+from fsrepl.region.bucket_state import Deferred, StaleView
+from fsrepl.region.change_queue import Change
 from tests.world import DESTINATION, SOURCE, World, at
 
 NUMBER = 2500
@@ -30,12 +30,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def burden(world: World) -> None:
     """Very much of everything that a bucket may have much of."""
-    place = world.place()
+    state = world.state()
     for name in map(str.encode, NAMES):
-        place.unreadable[name] = "permission denied"
-        place.later[name] = LookLater(0.0, Mark(SOURCE, name, 0, 0, 0.0), "it is open for writing", True, 0)
-        place.held[name] = HeldView(0.0, "it is being written", conflict=name.endswith(b"0"))
-        place.trouble.polled.add(name)
+        state.unreadable[name] = "permission denied"
+        state.deferred[name] = Deferred(0.0, Change(SOURCE, name, 0, 0, 0.0), "it is open for writing", True, 0)
+        state.stale[name] = StaleView(0.0, "it is being written", conflict=name.endswith(b"0"))
+        state.trouble.polled.add(name)
 
 
 def test_the_answer_does_not_grow_with_the_backlog(world: World) -> None:

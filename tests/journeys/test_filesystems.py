@@ -22,17 +22,17 @@ def mounted(home: Path, kind: str) -> Path:
     """A new filesystem in a file, mounted. Skips the test where this machine has no such filesystem."""
     if not shutil.which(MAKE[kind][0]):
         pytest.skip(f"{MAKE[kind][0]} is not installed here")
-    image, place = home / f"{kind}.img", home / kind
+    image, state = home / f"{kind}.img", home / kind
     with image.open("wb") as file:
         file.truncate(512 << 20)
     subprocess.run([*MAKE[kind], image], check=True, capture_output=True)
-    place.mkdir()
-    mount(image, place)
-    return place
+    state.mkdir()
+    mount(image, state)
+    return state
 
 
-def mount(image: Path, place: Path) -> None:
-    done = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True)
+def mount(image: Path, state: Path) -> None:
+    done = subprocess.run(["mount", "-o", "loop", image, state], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"this machine mounts no such filesystem: {done.stderr.strip()}")
 
@@ -40,8 +40,8 @@ def mount(image: Path, place: Path) -> None:
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for place in MAKE:
-        subprocess.run(["umount", "--lazy", tmp_path / place], capture_output=True)
+    for state in MAKE:
+        subprocess.run(["umount", "--lazy", tmp_path / state], capture_output=True)
 
 
 def extents(path: Path) -> set[int]:

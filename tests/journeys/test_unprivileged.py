@@ -109,7 +109,7 @@ def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -
     world.settle()
     as_root(world.home / "theirs", b"secret", Posix(0o600, 77, 88, 0), world.path("k"))
     world.settle()
-    assert b"k" in world.place().unreadable
+    assert b"k" in world.state().unreadable
     assert len(world.of("k")) == 1
     assert world.tree(DESTINATION) == {"k": b"data"}
     world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "1"})  # which that file does not hold up
@@ -125,12 +125,12 @@ def test_a_file_that_nobody_can_ask_about_is_waited_for(users_home: Path) -> Non
     with World(users_home) as world:
         as_root(world.home / "theirs", b"data", Posix(0o644, 77, 88, 0), world.path("k"))
         world.settle()
-        assert not world.place().later[b"k"].opened
-        assert "nobody can tell" in world.place().later[b"k"].why
-        world.region().marks.mark(SOURCE, [b"k"], 0, WRITING)
-        world.engine.settle_down()
-        assert world.place().later[b"k"].opened
-        world.region().patience = replace(world.region().patience, open_quiet_s=0.0)
+        assert not world.state().deferred[b"k"].opened
+        assert "nobody can tell" in world.state().deferred[b"k"].why
+        world.region().changes.add(SOURCE, [b"k"], 0, WRITING)
+        world.engine.run_until_idle()
+        assert world.state().deferred[b"k"].opened
+        world.region().writer_wait = replace(world.region().writer_wait, open_quiet_s=0.0)
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"data"}
 
@@ -138,10 +138,10 @@ def test_a_file_that_nobody_can_ask_about_is_waited_for(users_home: Path) -> Non
 def events(world: World, *found: tuple[bytes, int]) -> None:
     """What the watcher would tell of directories."""
     region = world.region()
-    region.marks.directories.extend(DirectoryEvent(SOURCE, path, flags, 0) for path, flags in found)
+    region.changes.directories.extend(DirectoryEvent(SOURCE, path, flags, 0) for path, flags in found)
     schedule.follow_events(region)
-    world.hurry()
-    world.engine.settle_down()
+    world.flush_settling()
+    world.engine.run_until_idle()
 
 
 def test_a_directory_that_may_be_read_again_is_looked_into(world: World) -> None:
@@ -153,16 +153,16 @@ def test_a_directory_that_may_be_read_again_is_looked_into(world: World) -> None
     world.write("d/sub/k", b"k")
     top.chmod(0)
     try:
-        world.region().marks.mark(SOURCE, [b"d/new"], 0, ARRIVED)
+        world.region().changes.add(SOURCE, [b"d/new"], 0, ARRIVED)
         events(world, (b"d/sub", ARRIVED))
-        assert set(world.place().unreadable) == {b"d/new"}
-        assert set(world.place().trouble.unreadable) == {b"d/sub"}
+        assert set(world.state().unreadable) == {b"d/new"}
+        assert set(world.state().trouble.unreadable) == {b"d/sub"}
     finally:
         top.chmod(0o755)
     events(world, (b"d", CHANGED))
     assert world.tree(DESTINATION) == world.tree(SOURCE)
-    assert not world.place().unreadable
-    assert not world.place().trouble.unreadable
+    assert not world.state().unreadable
+    assert not world.state().trouble.unreadable
 
 
 def test_what_may_not_be_read_and_is_moved_out_is_no_trouble_any_more(world: World) -> None:
@@ -171,10 +171,10 @@ def test_what_may_not_be_read_and_is_moved_out_is_no_trouble_any_more(world: Wor
     world.path("d").mkdir()
     world.path("k").rename(world.path("d/k"))
     world.settle()
-    assert set(world.place().unreadable) == {b"d/k"}
+    assert set(world.state().unreadable) == {b"d/k"}
     world.path("d").rename(world.home / "out")
     events(world, (b"d", GONE | MOVED))
-    assert not world.place().unreadable
+    assert not world.state().unreadable
 
 
 def test_edits_on_both_sides_of_what_may_not_be_read(users_home: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fsrepl.model import attributes, metadata
 from fsrepl.model.metadata import ACL, ATTRS, GROUPS, POSIX, TAGS
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import Delivery, Origin, Posix, Shortfall, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Posix, Shortfall, Status, Version
 from fsrepl.s3 import edit_rules
 
 HERE, THERE, ELSEWHERE = "west/dst", "east/src", "north/far"
@@ -54,7 +54,7 @@ def test_a_view_as_it_was_shown_is_no_edit() -> None:
     short = Shortfall(Posix(0o600, 0, 0, 5, None), frozenset({"user.a", "user.fsrepl.tag.t", attributes.VERSION_ID}))
     was = version(shortfall=short)
     assert short.posix is not None
-    assert metadata.seen(was, short.posix, {}, {}, marked=False) == was
+    assert metadata.seen(was, short.posix, {}, {}, labelled=False) == was
 
 
 def test_an_edit_of_a_view_that_falls_short_changes_that_alone() -> None:
@@ -76,7 +76,7 @@ def test_what_a_view_has_again_it_is_no_longer_short_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tags", "marked", "expected"),
+    ("tags", "labelled", "expected"),
     [
         ({}, True, {}),
         ({}, False, {"t": "1"}),  # another file took the place of the view
@@ -84,9 +84,9 @@ def test_what_a_view_has_again_it_is_no_longer_short_of() -> None:
         ({"t": "1", "u": "2"}, True, {"t": "1", "u": "2"}),
     ],
 )
-def test_tags_on_a_view(tags: Mapping[str, str], marked: bool, expected: Mapping[str, str]) -> None:
+def test_tags_on_a_view(tags: Mapping[str, str], labelled: bool, expected: Mapping[str, str]) -> None:
     """Section 2: a tag attribute is a tag; a file that replaces the view without any keeps the version's."""
-    assert metadata.seen(version(), OBJECT, {"user.a": b"1"}, tags, marked=marked).tags == expected
+    assert metadata.seen(version(), OBJECT, {"user.a": b"1"}, tags, labelled=labelled).tags == expected
 
 
 def test_a_view_that_cannot_be_read_tells_its_mode() -> None:
@@ -143,12 +143,12 @@ def test_a_group_that_must_not_travel_leaves_the_other_side_as_it_is() -> None:
 # -- what travels
 
 
-DONE, WAITS = Delivery("r", Status.COMPLETED), Delivery("r", Status.PENDING)
-REFUSED, EDIT_REFUSED = Delivery("r", Status.FAILED, "x"), Delivery("r", Status.FAILED, "x", edit=True)
+DONE, WAITS = DeliveryRecord("r", Status.COMPLETED), DeliveryRecord("r", Status.PENDING)
+REFUSED, EDIT_REFUSED = DeliveryRecord("r", Status.FAILED, "x"), DeliveryRecord("r", Status.FAILED, "x", edit=True)
 
 
 @pytest.mark.parametrize(
-    ("delivery", "expected"),
+    ("recorded", "expected"),
     [
         (DONE, (Status.PENDING, True)),
         (EDIT_REFUSED, (Status.PENDING, True)),  # another edit is another operation
@@ -156,13 +156,13 @@ REFUSED, EDIT_REFUSED = Delivery("r", Status.FAILED, "x"), Delivery("r", Status.
         (REFUSED, (Status.FAILED, False)),  # s3-semantics 0.8: it never arrived, and FAILED is for good
     ],
 )
-def test_whoever_has_the_version_is_owed_the_edit(delivery: Delivery, expected: tuple[Status, bool]) -> None:
+def test_whoever_has_the_version_is_owed_the_edit(recorded: DeliveryRecord, expected: tuple[Status, bool]) -> None:
     """s3-semantics 2: tags and ACLs that change later reach replicated versions, under the same id."""
-    was = version(deliveries={HERE: delivery})
+    was = version(deliveries={HERE: recorded})
     now = metadata.stamped(replace(was, tags={}), {TAGS}, 5, THERE)
-    owed = edit_rules.owed(was, now, Replication("role", (rule(HERE),)), home=THERE)[HERE]
-    assert (owed.status, owed.edit) == expected
-    assert owed.since_ns == (5 if delivery.settled and expected[1] else 0)
+    delivery = edit_rules.edit_deliveries(was, now, Replication("role", (rule(HERE),)), home=THERE)[HERE]
+    assert (delivery.status, delivery.edit) == expected
+    assert delivery.since_ns == (5 if recorded.settled and expected[1] else 0)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_an_edit_needs_a_rule_of_now(rules: tuple[Rule, ...], travels: bool) -> 
     """s3-semantics 1.5: a rule that is off, or leads elsewhere, brings nothing."""
     was = version(deliveries={HERE: DONE})
     now = metadata.stamped(replace(was, tags={"t": "2"}), {TAGS}, 5, THERE)
-    owed = edit_rules.owed(was, now, Replication("role", rules), home=THERE)
-    assert (owed[HERE].status is Status.PENDING) is travels
+    delivery = edit_rules.edit_deliveries(was, now, Replication("role", rules), home=THERE)
+    assert (delivery[HERE].status is Status.PENDING) is travels
 
 
 def test_owner_override_stops_edits_of_the_acl_alone() -> None:
@@ -192,8 +192,8 @@ def test_owner_override_stops_edits_of_the_acl_alone() -> None:
     was = version(deliveries={HERE: replace(DONE, owner="Destination")})
     for change, travels in ((EDITS[ACL], False), (EDITS[POSIX], True), ({**EDITS[ACL], **EDITS[TAGS]}, True)):
         now = metadata.stamped(replace(was, **change), metadata.changed(was, replace(was, **change)), 5, THERE)  # type: ignore[arg-type]
-        owed = edit_rules.owed(was, now, Replication("role", (rule(HERE),)), home=THERE)
-        assert (owed[HERE].status is Status.PENDING) is travels, change
+        delivery = edit_rules.edit_deliveries(was, now, Replication("role", (rule(HERE),)), home=THERE)
+        assert (delivery[HERE].status is Status.PENDING) is travels, change
 
 
 @pytest.mark.parametrize(("back", "forth"), [*itertools.product([False, True], repeat=2)])
@@ -202,20 +202,22 @@ def test_a_replicas_edit_goes_back_where_both_sides_say_so(back: bool, forth: bo
     was = version(origin=Origin.REPLICA, source=THERE)
     now = metadata.stamped(replace(was, tags={}), {TAGS}, 5, HERE)
     here, there = Replication("role", (rule(THERE, sync=back),)), Replication("role", (rule(HERE, sync=forth),))
-    owed = edit_rules.owed(was, now, here, home=HERE, original=there)
-    expected = {THERE: Delivery("r", Status.PENDING, since_ns=5, edit=True)} if back and forth else {}
-    assert owed == expected
-    assert edit_rules.owed(was, now, here, home=HERE) == {}
-    assert edit_rules.owed(was, now, None, home=HERE, original=there) == {}
-    assert edit_rules.owed(was, now, here, home=HERE, original=there, but=THERE) == {}
-    assert edit_rules.owed(was, was, here, home=HERE, original=there) == {}
+    delivery = edit_rules.edit_deliveries(was, now, here, home=HERE, original=there)
+    expected = {THERE: DeliveryRecord("r", Status.PENDING, since_ns=5, edit=True)} if back and forth else {}
+    assert delivery == expected
+    assert edit_rules.edit_deliveries(was, now, here, home=HERE) == {}
+    assert edit_rules.edit_deliveries(was, now, None, home=HERE, original=there) == {}
+    assert edit_rules.edit_deliveries(was, now, here, home=HERE, original=there, but=THERE) == {}
+    assert edit_rules.edit_deliveries(was, was, here, home=HERE, original=there) == {}
 
 
 def test_a_replica_is_not_handed_on() -> None:
     """s3-semantics 0.4: what a backfill sent on from a replica gets its edits only where the rule says so."""
-    was = version(origin=Origin.REPLICA, source=THERE, deliveries={ELSEWHERE: replace(DONE, batch="job")})
+    was = version(origin=Origin.REPLICA, source=THERE, deliveries={ELSEWHERE: replace(DONE, job="job")})
     now = metadata.stamped(replace(was, tags={}), {TAGS}, 5, HERE)
     for sync in (False, True):
-        owed = edit_rules.owed(was, now, Replication("role", (rule(ELSEWHERE, sync=sync),)), home=HERE)[ELSEWHERE]
-        assert (owed.status is Status.PENDING) is sync
-        assert owed.batch == ("" if sync else "job")
+        delivery = edit_rules.edit_deliveries(was, now, Replication("role", (rule(ELSEWHERE, sync=sync),)), home=HERE)[
+            ELSEWHERE
+        ]
+        assert (delivery.status is Status.PENDING) is sync
+        assert delivery.job == ("" if sync else "job")

@@ -8,7 +8,7 @@ import pytest
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, record_form
-from fsrepl.model.version import Delivery, Origin, Posix, Shortfall, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Posix, Shortfall, Status, Version
 
 ID = "01KB7Z00000000000000000000"
 POSIX = Posix(0o640, 1, 2, 1_700_000_000_123_456_789, b"\1\2\xff")
@@ -16,7 +16,10 @@ PLAIN = Version(b"d/k", ID, 1_700_000_000_000_000_001, size=3, digest=bytes(rang
 FULL = Version(
     b"\xffd/k", "null", 1_700_000_000_000_000_001, False, 3, bytes(32), Origin.REPLICA, "eu/photos", "GLACIER", POSIX,
     {"user.binary": b"\xff\0", "user.colour": b"blue", "user.record": b"mine"}, {"class": "x"},
-    {"us/a": Delivery("a rule", Status.FAILED, "DstBucketNotFound", since_ns=5), "us/b": Delivery("r", Status.PENDING)},
+    {
+        "us/a": DeliveryRecord("a rule", Status.FAILED, "DstBucketNotFound", since_ns=5),
+        "us/b": DeliveryRecord("r", Status.PENDING),
+    },
     {"tags": "17 us/a"}, Shortfall(Posix(0o600, 0, 0, 5), frozenset({"user.colour"})),
 )  # fmt: skip
 MARKER = Version(b"d/k", ID, 1_700_000_000_000_000_001, True)
@@ -68,7 +71,8 @@ def test_deliveries_are_read_in_both_forms() -> None:
     short = b'{"eu/a":"COMPLETED a rule","eu/b":{"rule":"r","status":"FAILED","reason":"DstBucketNotFound"}}'
     raw = {**attributes.encode(PLAIN), attributes.DELIVERIES: short}
     assert version_of(raw, PLAIN).deliveries == {
-        "eu/a": Delivery("a rule", Status.COMPLETED), "eu/b": Delivery("r", Status.FAILED, "DstBucketNotFound"),
+        "eu/a": DeliveryRecord("a rule", Status.COMPLETED),
+        "eu/b": DeliveryRecord("r", Status.FAILED, "DstBucketNotFound"),
     }  # fmt: skip
 
 

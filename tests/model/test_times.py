@@ -49,7 +49,7 @@ def test_an_edit_of_a_replica_is_kept_where_the_next_version_comes_in_the_same_s
     world.write("k", b"mine", DESTINATION)
     world.write("k", b"next, longer")
     world.capture(SOURCE)
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     world.settle()
     contents = {v.size for v in world.of("k", DESTINATION)}
     assert contents == {4, 12}

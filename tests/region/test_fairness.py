@@ -36,13 +36,13 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 def test_a_new_file_in_a_quiet_bucket_goes_before_the_rest_of_a_burst(busy: World) -> None:
     """A burst holds up no other bucket: what is dropped beside it is captured and delivered in the next batches."""
     busy.write("note", b"1", QUIET)
-    busy.region(QUIET).marks.mark(QUIET, [b"note"], 0)
+    busy.region(QUIET).changes.add(QUIET, [b"note"], 0)
     for _ in range(2):
         busy.engine.turn()
     assert busy.tree(QUIET_REPLICA) == {"note": b"1"}
     assert len(busy.tree(DESTINATION)) < BURST
     busy.engine.turn()
-    assert not busy.place(QUIET).unmarked.is_behind(b"note"), "its view tells that, beside the burst"
+    assert not busy.state(QUIET).labels.is_behind(b"note"), "its view tells that, beside the burst"
     busy.settle()
     assert busy.tree(DESTINATION) == busy.tree(SOURCE)
 
@@ -55,6 +55,6 @@ def test_what_is_put_aside_for_want_of_time_is_done_next(busy: World, monkeypatc
     busy.settle()
     assert busy.tree(DESTINATION) == busy.tree(SOURCE)
     assert busy.ids(DESTINATION) == busy.ids(SOURCE)
-    assert not busy.region().marks
-    assert not busy.place().later
+    assert not busy.region().changes
+    assert not busy.state().deferred
     busy.stays_quiet()

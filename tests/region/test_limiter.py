@@ -32,14 +32,14 @@ def test_what_was_sent_is_paid_for_at_the_rate() -> None:
     found = Limiter(100, time)
     time.now_s += 3600
     found.sent(500)
-    mark = found.mark
+    position = found.position
     found.sent(200)  # by somebody else
-    assert found.wait_s(mark) == pytest.approx(5)
+    assert found.wait_s(position) == pytest.approx(5)
     time.now_s += 4
-    assert found.wait_s(mark) == pytest.approx(1)
-    assert found.wait_s(found.mark) == pytest.approx(3)
+    assert found.wait_s(position) == pytest.approx(1)
+    assert found.wait_s(found.position) == pytest.approx(3)
     time.now_s += 1
-    assert found.wait_s(mark) == 0
+    assert found.wait_s(position) == 0
 
 
 def test_a_new_rate_holds_for_what_waits_already() -> None:
@@ -47,13 +47,13 @@ def test_a_new_rate_holds_for_what_waits_already() -> None:
     time = Time()
     found = Limiter(1, time)
     found.sent(3600)
-    mark = found.mark
+    position = found.position
     found.rate = 360
-    assert found.wait_s(mark) == pytest.approx(10)
+    assert found.wait_s(position) == pytest.approx(10)
     found.rate = 0
-    assert (found.wait_s(mark), found.batch_bytes, found.chunk_bytes(8 << 20)) == (0, math.inf, 8 << 20)
+    assert (found.wait_s(position), found.batch_bytes, found.chunk_bytes(8 << 20)) == (0, math.inf, 8 << 20)
     found.rate = 100
-    assert found.wait_s(mark) == 0
+    assert found.wait_s(position) == 0
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_small_files_count_and_are_shown_as_they_come(paced: tuple[World, Time],
         world.engine.recent.forget_data()
     began_s, seen = time.now_s, []
     while len(world.tree(DESTINATION)) < files:
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         seen.append(len(world.tree(DESTINATION)))
-        assert world.engine.limiter.mark == size * seen[-1]
+        assert world.engine.limiter.position == size * seen[-1]
         time.now_s += 0.25
     assert time.now_s - began_s == pytest.approx(files * size / RATE, abs=0.5)
     assert all(later - earlier <= 1 + RATE / 4 / size for earlier, later in itertools.pairwise(seen))
@@ -114,7 +114,7 @@ def test_what_is_too_large_for_a_batch_goes_in_a_lane(
 
     monkeypatch.setattr(limiter.time, "sleep", sleep)
     data = os.urandom(RATE * 2)
-    assert world.engine.lane_bytes <= len(data) < world.engine.settings.replication.large_file_bytes
+    assert world.engine.background_bytes <= len(data) < world.engine.settings.replication.large_file_bytes
     world.write("k", data)
     world.settle()
     assert world.tree(DESTINATION) == {"k": data}

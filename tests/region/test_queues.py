@@ -10,44 +10,46 @@ import pytest
 
 from fsrepl.region import delivery_queue
 from fsrepl.region.delivery_queue import Queue
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 
 LARGE = 1 << 30
 
 
-def owed(number: int, *, job: str = "J", size: int = 1) -> Owed:
-    return Owed("east/src", b"%d" % number, f"V{number}", "west/dst", "r", "PENDING", "", number, size, False, job, 0)
+def delivery(number: int, *, job: str = "J", size: int = 1) -> Delivery:
+    return Delivery(
+        "east/src", b"%d" % number, f"V{number}", "west/dst", "r", "PENDING", "", number, size, False, job, 0
+    )
 
 
 class Table:
     """What the journal has of a backlog: rows that are pending, in order."""
 
-    def __init__(self, *rows: Owed) -> None:
+    def __init__(self, *rows: Delivery) -> None:
         self.rows = list(rows)
         self.read_from: list[int] = []
 
-    def read(self, after: Owed | None, limit: int) -> list[Owed]:
+    def read(self, after: Delivery | None, limit: int) -> list[Delivery]:
         self.read_from.append(after.created_ns if after else 0)
         return [row for row in self.rows if after is None or row.created_ns > after.created_ns][:limit]
 
 
 @pytest.fixture
-def lanes() -> threading.BoundedSemaphore:
+def copying() -> threading.BoundedSemaphore:
     return threading.BoundedSemaphore(2)
 
 
 @pytest.fixture
-def queue(lanes: threading.BoundedSemaphore) -> Queue:
-    found = Queue("east/src", "west/dst", lanes)
+def queue(copying: threading.BoundedSemaphore) -> Queue:
+    found = Queue("east/src", "west/dst", copying)
     found.backlog.wake()
     return found
 
 
-def numbers(rows: Sequence[Owed]) -> list[int]:
+def numbers(rows: Sequence[Delivery]) -> list[int]:
     return [row.created_ns for row in rows]
 
 
-def settle(queue: Queue, table: Table, rows: Sequence[Owed]) -> None:
+def settle(queue: Queue, table: Table, rows: Sequence[Delivery]) -> None:
     """The destination has its word on these, and their source writes it down."""
     for row in rows:
         queue.done(row)
@@ -59,7 +61,7 @@ def test_a_portion_at_a_time_in_order(queue: Queue, monkeypatch: pytest.MonkeyPa
     """No more than a portion is in hand, by number and by bytes, and one that is larger goes alone."""
     monkeypatch.setattr(delivery_queue, "PORTION", 3)
     monkeypatch.setattr(delivery_queue, "PORTION_BYTES", 10)
-    table = Table(*(owed(n, size={5: 9, 6: 2, 7: 50}.get(n, 1)) for n in range(1, 9)))
+    table = Table(*(delivery(n, size={5: 9, 6: 2, 7: 50}.get(n, 1)) for n in range(1, 9)))
     taken = []
     while rows := queue.take_backlog(table.read, LARGE, 0.0):
         taken.append(numbers(rows))
@@ -70,11 +72,11 @@ def test_a_portion_at_a_time_in_order(queue: Queue, monkeypatch: pytest.MonkeyPa
 
 def test_what_is_under_way_is_not_taken_twice(queue: Queue) -> None:
     """A round begins anew while words are on their way back: the journal still says that those are pending."""
-    table = Table(owed(1), owed(2))
+    table = Table(delivery(1), delivery(2))
     first = queue.take_backlog(table.read, LARGE, 0.0)
     for row in first:
         queue.done(row)
-    table.rows.append(owed(3))
+    table.rows.append(delivery(3))
     queue.backlog.wake()
     assert numbers(queue.take_backlog(table.read, LARGE, 0.0)) == [3]
     queue.backlog.settled(first)
@@ -84,10 +86,10 @@ def test_what_is_under_way_is_not_taken_twice(queue: Queue) -> None:
 def test_what_was_added_behind_the_reader_is_read_too(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """In another round, after what was before it."""
     monkeypatch.setattr(delivery_queue, "PORTION", 2)
-    table = Table(*map(owed, (10, 20, 30, 40)))
+    table = Table(*map(delivery, (10, 20, 30, 40)))
     rows = queue.take_backlog(table.read, LARGE, 0.0)
     settle(queue, table, rows)
-    table.rows.insert(0, owed(5))
+    table.rows.insert(0, delivery(5))
     queue.backlog.wake()
     taken = []
     while rows := queue.take_backlog(table.read, LARGE, 0.0):
@@ -98,7 +100,7 @@ def test_what_was_added_behind_the_reader_is_read_too(queue: Queue, monkeypatch:
 
 def test_what_failed_for_now_is_passed_over_until_it_is_due(queue: Queue) -> None:
     """One that cannot be sent holds up nobody, and comes back by itself; a kick brings it back at once."""
-    table = Table(*map(owed, (1, 2, 3)))
+    table = Table(*map(delivery, (1, 2, 3)))
     rows = queue.take_backlog(table.read, LARGE, 0.0)
     queue.put_off(rows[0], 60.0, "no space")
     settle(queue, table, rows[1:])
@@ -108,25 +110,25 @@ def test_what_failed_for_now_is_passed_over_until_it_is_due(queue: Queue) -> Non
     (again,) = queue.take_backlog(table.read, LARGE, 60.0)
     queue.put_off(again, 120.0, "no space")
     assert queue.attempts_of(again) == 2
-    queue.kick()
+    queue.retry_now()
     assert numbers(queue.take_backlog(table.read, LARGE, 61.0)) == [1]
 
 
 def test_what_is_new_does_not_wait_for_all_that_is_tried_again(queue: Queue) -> None:
     """Ten thousand that are retried, or are due again, go on all the while, and so does what was just written."""
     for n in range(10_000):
-        queue.add(replace(owed(n, job=""), since_ns=10**18))
+        queue.add(replace(delivery(n, job=""), since_ns=10**18))
     taken = queue.take(64, 0.0)
-    new = owed(10_001, job="")
+    new = delivery(10_001, job="")
     queue.add(new)
     while new not in taken:
         assert len(taken) < 100
         taken += queue.take(64, 0.0)
     for each in taken:
         queue.put_off(each, 5.0, "no space")
-    queue.kick()
+    queue.retry_now()
     queue.give_back(queue.take(512, 0.0))
-    newer = owed(10_002, job="")
+    newer = delivery(10_002, job="")
     queue.add(newer)
     assert newer in queue.take(8, 0.0)
     assert len(queue.take(20_000, 0.0)) == 9_994
@@ -134,8 +136,8 @@ def test_what_is_new_does_not_wait_for_all_that_is_tried_again(queue: Queue) -> 
 
 def test_a_destination_that_is_away_holds_back_all_of_it(queue: Queue) -> None:
     """Live deliveries in memory, in their order; the backlog where it was, in the journal."""
-    table = Table(*map(owed, (1, 2)))
-    live = [owed(n, job="") for n in (7, 8)]
+    table = Table(*map(delivery, (1, 2)))
+    live = [delivery(n, job="") for n in (7, 8)]
     for each in live:
         queue.add(each)
     assert queue.take(10, 0.0) == live
@@ -148,9 +150,9 @@ def test_a_destination_that_is_away_holds_back_all_of_it(queue: Queue) -> None:
     assert queue.take_backlog(table.read, LARGE, 30.0) == rows
 
 
-def test_large_ones_leave_lanes_to_live_traffic(queue: Queue, lanes: threading.BoundedSemaphore) -> None:
+def test_large_ones_leave_lanes_to_live_traffic(queue: Queue, copying: threading.BoundedSemaphore) -> None:
     """Only so many at a time; the next as soon as one is done, and none is lost when the way ends."""
-    table = Table(*(owed(n, size=100) for n in (1, 2, 3, 4)))
+    table = Table(*(delivery(n, size=100) for n in (1, 2, 3, 4)))
     rows = queue.take_backlog(table.read, 100, 0.0)
     assert numbers(rows) == [1, 2]
     assert queue.take_backlog(table.read, 100, 0.0) == []
@@ -158,12 +160,12 @@ def test_large_ones_leave_lanes_to_live_traffic(queue: Queue, lanes: threading.B
     settle(queue, table, rows[:1])
     assert numbers(queue.take_backlog(table.read, 100, 0.0)) == [3]
     queue.backlog.close()
-    assert all(lanes.acquire(blocking=False) for _ in range(2))
+    assert all(copying.acquire(blocking=False) for _ in range(2))
 
 
 def test_after_an_outage_of_the_source_it_starts_over(queue: Queue) -> None:
     """What became of these was not written down: the words were lost with the outage."""
-    table = Table(owed(1))
+    table = Table(delivery(1))
     (row,) = queue.take_backlog(table.read, LARGE, 0.0)
     queue.done(row)
     queue.backlog.wake()
@@ -175,7 +177,7 @@ def test_after_an_outage_of_the_source_it_starts_over(queue: Queue) -> None:
 def test_no_memory_for_a_million_faults(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Notes are kept of the first ones; the others are tried again with the next of those."""
     monkeypatch.setattr(delivery_queue, "_NOTES_MAX", 2)
-    table = Table(*map(owed, range(1, 6)))
+    table = Table(*map(delivery, range(1, 6)))
     for row in queue.take_backlog(table.read, LARGE, 0.0):
         queue.put_off(row, 10.0, "no")
     assert len(queue.notes) == 2

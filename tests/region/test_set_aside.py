@@ -14,10 +14,10 @@ from fsrepl.commands import status
 from fsrepl.daemon import live
 from fsrepl.daemon.worker import Worker
 from fsrepl.model.version import Version
-from fsrepl.region.change_queue import Mark
+from fsrepl.region.change_queue import Change
 from fsrepl.replicate import deliver, transfer
 from fsrepl.storage import records, versions
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.storage.journal.versions import Versions
 from fsrepl.views import show, view_attributes
 from tests.world import DESTINATION, SOURCE, World
@@ -29,7 +29,7 @@ BAD = b"bad"
 def concerns(value: object) -> bool:
     """Whether an argument of some function is about the key that nobody is prepared for."""
     match value:
-        case Mark() | Version() | Owed():
+        case Change() | Version() | Delivery():
             return value.key == BAD
         case versions.Staged():
             return value.version.key == BAD
@@ -41,8 +41,8 @@ def concerns(value: object) -> bool:
 class Broken:
     """One function that raises what nobody foresaw, whenever it is to do with that key."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, place: object, name: str) -> None:
-        self.whole = getattr(place, name)
+    def __init__(self, patch: pytest.MonkeyPatch, state: object, name: str) -> None:
+        self.whole = getattr(state, name)
         self.met = 0
         self.mended = False
 
@@ -52,7 +52,7 @@ class Broken:
                 raise ZeroDivisionError("nobody thought of this")
             return self.whole(*args, **more)
 
-        patch.setattr(place, name, call)
+        patch.setattr(state, name, call)
 
 
 STEPS: dict[str, tuple[object, str]] = {
@@ -62,7 +62,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "write the deliveries": (records, "write_deliveries"),
     "stage": (transfer, "stage"),
     "show": (show, "show"),
-    "mark": (view_attributes, "mark_view"),
+    "label": (view_attributes, "label_view"),
 }
 
 
@@ -99,7 +99,7 @@ def test_an_unforeseen_fault_sets_aside_one_key(world: World, monkeypatch: pytes
     world.write("d", b"later")
     settle(world)
     assert world.tree(DESTINATION)["d"] == b"later"
-    assert all(world.place(bucket).up for bucket in world.engine.site.buckets)
+    assert all(world.state(bucket).up for bucket in world.engine.site.buckets)
     broken.mended = True
     settle(world)
     assert world.tree(SOURCE) == world.tree(DESTINATION) == {"a": b"a", "bad": b"bad", "c": b"c", "d": b"later"}
@@ -130,8 +130,8 @@ BUCKET_STEPS: dict[str, tuple[object, str]] = {
 @pytest.mark.parametrize("step", BUCKET_STEPS)
 def test_an_unforeseen_fault_puts_down_one_bucket(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """G6, G7: the region's other buckets go on, status says which one does not, and mended it is up again."""
-    place, name = BUCKET_STEPS[step]
-    whole: Callable[..., Any] = getattr(place, name)
+    state, name = BUCKET_STEPS[step]
+    whole: Callable[..., Any] = getattr(state, name)
     broken = True
 
     def call(*args: Any, **more: Any) -> Any:
@@ -140,7 +140,7 @@ def test_an_unforeseen_fault_puts_down_one_bucket(world: World, monkeypatch: pyt
             raise ZeroDivisionError("nobody thought of this")
         return whole(*args, **more)
 
-    monkeypatch.setattr(place, name, call)
+    monkeypatch.setattr(state, name, call)
     world.restart()
     world.write("a", b"a")
     world.write("a", b"a", OTHERS[0])
@@ -167,7 +167,7 @@ def test_a_bucket_whose_record_nobody_foresaw_stays_down(world: World, monkeypat
     world.write("a", b"a", OTHERS[0])
     settle(world)
     assert world.tree(OTHERS[1]) == {"a": b"a"}
-    down = {bucket for bucket in world.engine.site.buckets if world.place(bucket).put_down}
+    down = {bucket for bucket in world.engine.site.buckets if world.state(bucket).put_down}
     assert down == {SOURCE, DESTINATION}
     broken.mended = True
     settle(world)

@@ -6,18 +6,18 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from fsrepl.region import run_lock
-from fsrepl.region.run_lock import Turns
+from fsrepl.region.run_lock import RunLock
 from tests.waiting import DEADLINE_S
 
 
 def test_one_at_a_time() -> None:
     """Section 7: two regions with work in hand do not take the interpreter from each other."""
-    mine, inside, most = Turns(), 0, 0
+    mine, inside, most = RunLock(), 0, 0
 
     def work() -> None:
         nonlocal inside, most
         for _ in range(2000):
-            with mine.take():
+            with mine.held():
                 inside += 1
                 most = max(most, inside)
                 inside -= 1
@@ -30,31 +30,31 @@ def test_one_at_a_time() -> None:
 
 def test_others_go_on_while_one_waits_for_a_disk() -> None:
     """Section 7: a sync holds up nobody; without a turn, aside does nothing."""
-    mine = Turns()
-    with mine.aside():
+    mine = RunLock()
+    with mine.released():
         pass
     came = threading.Event()
 
     def other() -> None:
-        with mine.take():
+        with mine.held():
             came.set()
 
-    with mine.take():
+    with mine.held():
         thread = threading.Thread(target=other)
         thread.start()
-        with mine.aside():
+        with mine.released():
             assert came.wait(DEADLINE_S)
         thread.join(DEADLINE_S)
-    with mine.take():
+    with mine.held():
         pass
 
 
 def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
     """Section 7: a region that hangs holds up the others once, for a moment, and not at each of their turns."""
-    mine, may_end, hangs = Turns(), threading.Event(), threading.Event()
+    mine, may_end, hangs = RunLock(), threading.Event(), threading.Event()
 
     def hang() -> None:
-        with mine.take():
+        with mine.held():
             hangs.set()
             assert may_end.wait(DEADLINE_S)
 
@@ -64,11 +64,11 @@ def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
     waited = 0
     for _ in range(20):
         before = mine._turn
-        with mine.take():
+        with mine.held():
             waited += mine._turn is not before
     assert waited == 1
     may_end.set()
     thread.join(DEADLINE_S)
-    with mine.take(), mine.aside():
+    with mine.held(), mine.released():
         pass
     assert run_lock._PATIENCE_S < 1

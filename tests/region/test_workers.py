@@ -30,7 +30,7 @@ from tests.world import DESTINATION, SOURCE, World
 WELL = "other/dst"
 
 
-class Gate:
+class RunAsCheck:
     """Work that hangs until it is released."""
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Gate:
 
 def test_buckets_take_turns() -> None:
     """One bucket's large files hold up no other bucket: a worker that is free goes on with whoever waited longest."""
-    gate, done, order = Gate(), threading.Event(), list[str]()
+    run_as_check, done, order = RunAsCheck(), threading.Event(), list[str]()
     workers = Workers("lane", 1)
-    workers.submit("burst", gate.hang)
-    assert gate.begun.wait(DEADLINE_S)
+    workers.submit("burst", run_as_check.hang)
+    assert run_as_check.begun.wait(DEADLINE_S)
     for whose in ("burst", "burst", "burst", "quiet"):
         workers.submit(whose, lambda whose=whose: order.append(whose))  # type: ignore[misc]
     workers.submit("quiet", done.set)
-    gate.release.set()
+    run_as_check.release.set()
     assert done.wait(DEADLINE_S)
     assert order[:3] == ["burst", "quiet", "burst"]
     assert workers.close(DEADLINE_S)
@@ -58,23 +58,23 @@ def test_buckets_take_turns() -> None:
 
 def test_one_that_hangs_does_not_hold_up_the_end() -> None:
     """The daemon ends within seconds: what hangs is left behind, and what was not begun is not begun."""
-    gate, begun = Gate(), list[int]()
+    run_as_check, begun = RunAsCheck(), list[int]()
     workers = Workers("lane", 1)
-    workers.submit("", gate.hang)
+    workers.submit("", run_as_check.hang)
     workers.submit("", lambda: begun.append(1))
-    assert gate.begun.wait(DEADLINE_S)
+    assert run_as_check.begun.wait(DEADLINE_S)
     assert not workers.close(0.01)
-    gate.release.set()
+    run_as_check.release.set()
     assert workers.close(DEADLINE_S)
     assert begun == []
 
 
 def test_what_is_far_smaller_waits_for_none_of_the_largest() -> None:
     """A file waits for none that is eight times its size or more, however many of these take all workers."""
-    huge, large, order = [Gate() for _ in range(3)], Gate(), list[str]()
+    huge, large, order = [RunAsCheck() for _ in range(3)], RunAsCheck(), list[str]()
     workers = Workers("lane", 2)
-    for gate in huge:
-        workers.submit("sparse", gate.hang, 2 << 40)
+    for run_as_check in huge:
+        workers.submit("sparse", run_as_check.hang, 2 << 40)
     assert huge[0].begun.wait(DEADLINE_S)
     assert huge[1].begun.wait(DEADLINE_S)
     workers.submit("sparse", large.hang, 1 << 30)
@@ -88,8 +88,8 @@ def test_what_is_far_smaller_waits_for_none_of_the_largest() -> None:
     assert not huge[2].begun.is_set()
     large.release.set()
     until(lambda: order == ["smaller", "as large"])
-    for gate in huge:
-        gate.release.set()
+    for run_as_check in huge:
+        run_as_check.release.set()
     assert huge[2].begun.wait(DEADLINE_S)
     assert workers.close(DEADLINE_S)
 
@@ -102,14 +102,14 @@ def test_sizes_that_differ_eightfold_are_told_apart(size_bytes: int) -> None:
 
 def test_two_that_come_at_once_wake_two() -> None:
     """Work never waits for other work while there may be one thread more."""
-    workers, first, gates = Workers("lane", 2), threading.Event(), (Gate(), Gate())
+    workers, first, gates = Workers("lane", 2), threading.Event(), (RunAsCheck(), RunAsCheck())
     workers.submit("", first.set)
     assert first.wait(DEADLINE_S)
-    for gate in gates:
-        workers.submit("", gate.hang)
-    for gate in gates:
-        assert gate.begun.wait(DEADLINE_S)
-        gate.release.set()
+    for run_as_check in gates:
+        workers.submit("", run_as_check.hang)
+    for run_as_check in gates:
+        assert run_as_check.begun.wait(DEADLINE_S)
+        run_as_check.release.set()
     assert workers.close(DEADLINE_S)
 
 
@@ -150,7 +150,7 @@ def drop(world: World, name: str, size_bytes: int) -> None:
         file.truncate(size_bytes)
         file.write(name.encode())
     os.utime(world.path(name), (1, 1))
-    world.region().post(Call(lambda: schedule.begin(world.region(), world.place())))
+    world.region().post(Call(lambda: schedule.begin(world.region(), world.state())))
 
 
 @pytest.fixture
@@ -242,18 +242,18 @@ def test_a_repair_says_how_large_it_is(tmp_path: Path, monkeypatch: pytest.Monke
         world.write("k", b"12345")
         world.settle()
         begun: list[dict[str, Any]] = []
-        monkeypatch.setattr(world.region(), "in_lane", lambda _work, _finish, **how: begun.append(how))
-        world.place().damaged.append(Damaged(SOURCE, b"k", world.of("k")[0].id))
+        monkeypatch.setattr(world.region(), "in_background", lambda _work, _finish, **how: begun.append(how))
+        world.state().damaged.append(Damaged(SOURCE, b"k", world.of("k")[0].id))
         refetch.repair_damaged(world.region())
-        assert begun == [{"lane": ("repair", "east"), "whose": SOURCE, "size_bytes": 5}]
+        assert begun == [{"pool": ("repair", "east"), "whose": SOURCE, "size_bytes": 5}]
 
 
 def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
     """Status: a region that works for long is not said to hang, and one that hangs is, until it moves again."""
-    gate, spin = Gate(), threading.Event()
+    run_as_check, spin = RunAsCheck(), threading.Event()
 
     def work() -> None:
-        gate.hang()
+        run_as_check.hang()
         while not spin.is_set():
             pass
 
@@ -262,7 +262,7 @@ def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
     assert not pulse.look(thread, busy=True, now_s=0.0)
     pulse.look(thread, busy=True, now_s=STUCK_S + 1)
     assert pulse.is_stuck
-    gate.release.set()
+    run_as_check.release.set()
     until(lambda: pulse.look(thread, busy=True, now_s=STUCK_S + 2))
     before = time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
     until(lambda: time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)) > before + 0.01)
@@ -279,12 +279,12 @@ def test_nothing_touches_a_region_that_hangs(tmp_path: Path) -> None:
         world.write("k", b"1")
         world.capture(SOURCE)
         world.region().pulse.is_stuck = True
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         (queue,) = world.region(DESTINATION).queues.values()
         assert "hangs" in queue.blocked_why
         assert world.tree(DESTINATION) == {}
         world.engine.look_for_stuck()
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         assert world.tree(DESTINATION) == {"k": b"1"}
 
 
@@ -309,11 +309,11 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
         world.settle()
         fs = StuckReads("west")
         world.restart(fs=fs, without_journal=True)
-        hanging = threading.Thread(target=world.region(DESTINATION).look_around)
+        hanging = threading.Thread(target=world.region(DESTINATION).probe_buckets)
         hanging.start()
         try:
             assert fs.begun.wait(DEADLINE_S)
-            world.region().look_around()
+            world.region().probe_buckets()
             world.write("new", b"2")
             world.capture(SOURCE)
             assert len(world.of("new")) == 1
@@ -360,7 +360,7 @@ def test_a_region_that_hangs_is_said_to_and_does_nothing_later(
     asked.engine.threaded = False
     asked.settle()
     assert asked.records(SOURCE) == before
-    assert asked.place().bucket.versioning is Versioning.ENABLED
+    assert asked.state().bucket.versioning is Versioning.ENABLED
 
 
 def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
@@ -368,18 +368,18 @@ def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
 ) -> None:
     """Section 7: what became of it will show."""
     monkeypatch.setattr(regions, "_BEGUN_S", 0.1)
-    gate, region = Gate(), asked.region()
+    run_as_check, region = RunAsCheck(), asked.region()
 
     def hang() -> None:
         region.pulse.is_stuck = True
-        gate.hang()
+        run_as_check.hang()
 
     monkeypatch.setattr(region, "post", lambda call: threading.Thread(target=call.run, daemon=True).start())
     try:
         with pytest.raises(Unavailable, match="it had begun: what became of it will show"):
             asked.region().ask(hang)
     finally:
-        gate.release.set()
+        run_as_check.release.set()
 
 
 def test_a_region_that_is_busy_is_waited_for(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:

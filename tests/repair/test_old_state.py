@@ -122,9 +122,9 @@ def test_an_old_row_of_a_view_makes_no_version_beside_a_delivery(world: World, c
     world.capture(SOURCE)
     backup.restore()
     for region in world.engine.regions.values():
-        region.look_around()
-    world.place(DESTINATION).scans = Scans()  # as if its scan had not come that far
-    world.engine.settle_down()
+        region.probe_buckets()
+    world.state(DESTINATION).scans = Scans()  # as if its scan had not come that far
+    world.engine.run_until_idle()
     world.settle()
     assert world.tree(DESTINATION) == {"k": b"three"}
     assert world.ids(DESTINATION) == world.ids(SOURCE)

@@ -13,10 +13,10 @@ import pytest
 
 from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import NO_SHORTFALL, Delivery, Origin, Posix, Status, Version
-from fsrepl.repair.evidence import Face, Remains, rebuild
+from fsrepl.model.version import NO_SHORTFALL, DeliveryRecord, Origin, Posix, Status, Version
+from fsrepl.repair.evidence import Evidence, ViewEvidence, rebuild
 from fsrepl.storage.bucket import RuleSince
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 from tests.doubles import DyingFs, PowerCut
 from tests.world import DESTINATION, SOURCE, World
 
@@ -200,13 +200,13 @@ RULE = Rule("r", True, b"", "west/dst")
 HERE = Version(
     b"k", NAME.id, BORN_NS + 5, size=3, digest=bytes(32), posix=POSIX, attrs={"user.a": b"1"}, tags={"t": "v"}
 )
-SENT = replace(HERE, deliveries={"west/dst": Delivery("r", Status.COMPLETED)})
+SENT = replace(HERE, deliveries={"west/dst": DeliveryRecord("r", Status.COMPLETED)})
 REPLICA = replace(HERE, origin=Origin.REPLICA, source="east/src")
 
 
-def remains(**more: object) -> Remains:
+def evidence(**more: object) -> Evidence:
     values: dict[str, object] = {"size": 3, "digest": bytes(32), "inode": Posix(0o600, 0, 0, 9)}
-    return Remains("east/src", b"k", NAME, **{**values, **more})  # type: ignore[arg-type]
+    return Evidence("east/src", b"k", NAME, **{**values, **more})  # type: ignore[arg-type]
 
 
 def rules(since_ns: int) -> dict[str, object]:
@@ -220,14 +220,14 @@ def rules(since_ns: int) -> dict[str, object]:
 
 def test_a_source_learns_from_its_replica() -> None:
     """Section 5: it has the version, so the delivery is COMPLETED; metadata and time are those of the replica."""
-    found = rebuild(remains(elsewhere={"west/dst": REPLICA}, seen_in=frozenset({"west/dst"}), **rules(0)))
+    found = rebuild(evidence(elsewhere={"west/dst": REPLICA}, seen_in=frozenset({"west/dst"}), **rules(0)))
     assert found == SENT
 
 
 def test_a_replica_learns_from_its_source() -> None:
     """Section 5: storage class and owner as its delivery says."""
-    sent = Delivery("r", Status.COMPLETED, storage_class="GLACIER_IR", owner="Destination")
-    found = rebuild(remains(elsewhere={"up/src": replace(HERE, deliveries={"east/src": sent})}, owner=(7, 8)))
+    sent = DeliveryRecord("r", Status.COMPLETED, storage_class="GLACIER_IR", owner="Destination")
+    found = rebuild(evidence(elsewhere={"up/src": replace(HERE, deliveries={"east/src": sent})}, owner=(7, 8)))
     posix = replace(POSIX, uid=7, gid=8)
     assert found == replace(HERE, origin=Origin.REPLICA, source="up/src", storage_class="GLACIER_IR", posix=posix)
 
@@ -235,7 +235,7 @@ def test_a_replica_learns_from_its_source() -> None:
 def test_replicas_learn_from_each_other() -> None:
     """Section 5: the source is away for good, another replica knows it."""
     other = replace(HERE, origin=Origin.REPLICA, source="lost/src")
-    assert rebuild(remains(elsewhere={"west/dst": other})) == other
+    assert rebuild(evidence(elsewhere={"west/dst": other})) == other
 
 
 @pytest.mark.parametrize(
@@ -243,43 +243,43 @@ def test_replicas_learn_from_each_other() -> None:
 )
 def test_what_nobody_has_is_owed_by_rules_of_its_time(since_ns: int, status: Status | None) -> None:
     """G7: rather sent once more than lost; but no rule reaches back."""
-    found = rebuild(remains(**rules(since_ns)))
+    found = rebuild(evidence(**rules(since_ns)))
     assert found.status is status
     assert (found.created_ns, found.origin, found.digest) == (BORN_NS, Origin.USER, bytes(32))
 
 
 def test_the_journal_remembers_what_was_owed() -> None:
     """Section 5: status, reason and rule of a delivery, and the exact time."""
-    owed = Owed("east/src", b"k", NAME.id, "west/dst", "old", "FAILED", "DstBucketNotFound", 0, 3, False, "", 4)
-    found = rebuild(remains(owed={"west/dst": owed}, known_ns=BORN_NS + 77, known_digest=b"\1" * 32))
-    assert found.deliveries == {"west/dst": Delivery("old", Status.FAILED, "DstBucketNotFound", since_ns=4)}
+    delivery = Delivery("east/src", b"k", NAME.id, "west/dst", "old", "FAILED", "DstBucketNotFound", 0, 3, False, "", 4)
+    found = rebuild(evidence(deliveries={"west/dst": delivery}, known_ns=BORN_NS + 77, known_digest=b"\1" * 32))
+    assert found.deliveries == {"west/dst": DeliveryRecord("old", Status.FAILED, "DstBucketNotFound", since_ns=4)}
     assert (found.created_ns, found.digest) == (BORN_NS + 77, b"\1" * 32)
 
 
 @pytest.mark.parametrize(("face_ns", "created_ns"), [(BORN_NS + 123, BORN_NS + 123), (BORN_NS + 10**9, BORN_NS)])
 def test_a_view_tells_metadata_and_not_much_of_the_time(face_ns: int, created_ns: int) -> None:
     """Section 2: attributes on a view are believed for nothing that matters; the id says when, to the millisecond."""
-    found = rebuild(remains(face=Face(POSIX, {"user.a": b"1"}, {"t": "v"}, face_ns)))
+    found = rebuild(evidence(view_evidence=ViewEvidence(POSIX, {"user.a": b"1"}, {"t": "v"}, face_ns)))
     assert found == replace(HERE, created_ns=created_ns)
 
 
 def test_what_is_left_counts_first() -> None:
     """Section 5: only what is gone is asked for elsewhere."""
     left = {"user.fsrepl.tag.t": b"mine", "user.fsrepl.blake3": (b"\2" * 32).hex().encode()}
-    found = rebuild(remains(left=left, elsewhere={"west/dst": REPLICA}))
+    found = rebuild(evidence(left=left, elsewhere={"west/dst": REPLICA}))
     assert found.tags == {"t": "mine"}
     assert found.digest == b"\2" * 32
 
 
 def test_a_source_that_lost_its_record_too_is_still_the_source() -> None:
     """Section 5: two stripped trees do not both claim to have made a version."""
-    found = rebuild(remains(sources=("up/src",), seen_in=frozenset({"up/src"})))
+    found = rebuild(evidence(sources=("up/src",), seen_in=frozenset({"up/src"})))
     assert (found.origin, found.source) == (Origin.REPLICA, "up/src")
 
 
 def test_markers() -> None:
     """Section 2: a marker has no content to learn from."""
     name = replace(NAME, marker=True)
-    found = rebuild(Remains("west/dst", b"k", name, elsewhere={"east/src": Version(b"k", name.id, 5, True, deliveries={
-        "west/dst": Delivery("r", Status.COMPLETED)})}))  # fmt: skip
+    found = rebuild(Evidence("west/dst", b"k", name, elsewhere={"east/src": Version(b"k", name.id, 5, True, deliveries={
+        "west/dst": DeliveryRecord("r", Status.COMPLETED)})}))  # fmt: skip
     assert found == Version(b"k", name.id, 5, True, origin=Origin.REPLICA, source="east/src")

@@ -12,7 +12,7 @@ import pytest
 
 from fsrepl.errors import Refused, Usage
 from fsrepl.model.rule import Replication, Rule
-from fsrepl.model.version import NULL, Delivery, Origin, Status, Version
+from fsrepl.model.version import NULL, DeliveryRecord, Origin, Status, Version
 from fsrepl.s3 import rules
 from fsrepl.s3.rules import Wanted, ask_for
 from tests.backfills import OTHER, THIRD, adopted, backfill, change, deliveries, enable, rule, tasks
@@ -259,7 +259,7 @@ def test_null_markers_are_null_versions(world: World) -> None:
 
 
 def version_with(origin: Origin = Origin.USER, **statuses: str) -> Version:
-    made = {f"west/{name}": Delivery("r", Status(status)) for name, status in statuses.items()}
+    made = {f"west/{name}": DeliveryRecord("r", Status(status)) for name, status in statuses.items()}
     return Version(b"k", "01K0000000000000000000000A", 1, origin=origin, deliveries=made, digest=bytes(32))
 
 
@@ -290,8 +290,8 @@ def test_every_status_against_every_filter() -> None:
     for status, wanted, there in itertools.product(
         ("", "PENDING", "FAILED", "COMPLETED", "mine"), ("", *rules.STATUSES), (True, False)
     ):
-        mine = Delivery("r", Status.COMPLETED, batch="J")
-        before = mine if status == "mine" else Delivery("r", Status(status), "why") if status else None
+        mine = DeliveryRecord("r", Status.COMPLETED, job="J")
+        before = mine if status == "mine" else DeliveryRecord("r", Status(status), "why") if status else None
         version = replace(version_with(), deliveries={"west/dst": before} if before else {})
         asked, known = rules.ask_for(
             one, version, rules.Wanted("J", frozenset([wanted] if wanted else [])), lambda _, there=there: there
@@ -300,7 +300,9 @@ def test_every_status_against_every_filter() -> None:
         is_known = is_wanted and status == "COMPLETED" and not wanted and there
         assert known == is_known
         assert asked == (
-            {"west/dst": Delivery("r", Status.PENDING, batch="J", before=before)} if is_wanted and not is_known else {}
+            {"west/dst": DeliveryRecord("r", Status.PENDING, job="J", before=before)}
+            if is_wanted and not is_known
+            else {}
         )
 
 
@@ -315,7 +317,7 @@ def test_the_rule_that_decides_must_be_among_the_wanted_ones() -> None:
     def asked(key: bytes, *wanted: str, marker: bool = False) -> list[str]:
         version = replace(version_with(), key=key, marker=marker)
         found, _ = ask_for(Replication("role", rules), version, Wanted("J", rules=frozenset(wanted)), lambda _: False)
-        return [f"{destination} {delivery.rule}" for destination, delivery in found.items()]
+        return [f"{destination} {recorded.rule}" for destination, recorded in found.items()]
 
     assert asked(b"x") == asked(b"x", "all") == ["west/dst all"]
     assert asked(b"logs/x") == asked(b"logs/x", "logs") == ["west/dst logs"]
@@ -389,5 +391,5 @@ def test_the_role_must_be_batch_s_too(world: World) -> None:
     assert deliveries(world, "old") == [("FAILED", "InitiateReplicationNotPermitted")]
     assert deliveries(world, "new") == [("COMPLETED", "")]
     world.run("retry", scope=SOURCE)
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     assert deliveries(world, "old") == [("COMPLETED", "")], "asked for by a person, it is a live delivery"

@@ -18,7 +18,7 @@ from fsrepl.model.version import NULL, Status
 from fsrepl.region import bucket_state
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.storage import backfill_jobs
-from fsrepl.storage.journal.rows import Owed, Stored
+from fsrepl.storage.journal.rows import Delivery, Stored
 from tests.backfills import OTHER, backfill, deliveries, enable, job, listed, rule, tasks
 from tests.world import DESTINATION, SOURCE, World, v2
 
@@ -58,9 +58,9 @@ def test_live_deliveries_go_first(world: World, monkeypatch: pytest.MonkeyPatch)
     region = world.region(DESTINATION)
     carry = region._carry
 
-    def watched(queue: Queue, owed: list[Owed]) -> None:
-        sent.append(["batch" if each.batch else "" for each in owed])
-        carry(queue, owed)
+    def watched(queue: Queue, deliveries: list[Delivery]) -> None:
+        sent.append(["batch" if each.job else "" for each in deliveries])
+        carry(queue, deliveries)
 
     monkeypatch.setattr(region, "_carry", watched)
     world.run("replication.backfill", source=SOURCE)
@@ -86,7 +86,7 @@ def test_a_backlog_is_not_held_in_memory(world: World, monkeypatch: pytest.Monke
     world.run("replication.backfill", source=SOURCE)
     for _ in range(2):
         world.settle()
-        assert [str(owed.status) for owed in world.engine.journal.deliveries.select(SOURCE)] == ["PENDING"] * 40
+        assert [str(delivery.status) for delivery in world.engine.journal.deliveries.select(SOURCE)] == ["PENDING"] * 40
         queues = [q for region in world.engine.regions.values() for q in region.queues.values()]
         assert all(not q.ready and not q.again and not q.later and not q.known and len(q.notes) <= 4 for q in queues)
         world.restart()
@@ -120,7 +120,7 @@ def test_progress_is_counted_from_the_record(world: World, monkeypatch: pytest.M
     assert min(found["TasksPerSecond"], found["BytesPerSecond"]) > 0
     assert found["EtaSeconds"] is not None
     world.restart()
-    world.region().look_around()
+    world.region().probe_buckets()
     found = job(world, job_id)
     assert tasks(found) >= seen[-1]
     assert found["Status"] in ("Preparing", "Active")
@@ -147,7 +147,7 @@ def test_the_report_has_a_row_for_each_version_and_destination(world: World) -> 
     ended = backfill_jobs.find(world.engine.site, str(found["JobId"]))
     world.run("versioning.set", bucket=OTHER, status="Enabled")
     world.run("retry", scope=SOURCE)
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     with world.engine.site.bucket(SOURCE).open() as bucket:
         rows = list(backfill_jobs.report(bucket, world.engine.journal, ended))
     ids = {key: versions[0].id for key, versions in world.history(SOURCE).items()}
@@ -200,7 +200,7 @@ def test_a_cancelled_job_undoes_what_it_has_not_done(
     if restart:
         world.restart()
         world.settle()
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     assert job(world, job_id)["Status"] == "Cancelled"
     there = {f"{key.decode()}" for key in world.ids(DESTINATION)}
     for key in sorted(world.tree(SOURCE)):
@@ -209,7 +209,7 @@ def test_a_cancelled_job_undoes_what_it_has_not_done(
         if not restart or expected[0] != "COMPLETED":  # what a kill leaves unmarked is a courtesy left out
             assert ("user.fsrepl.replication-status" in os.listxattr(world.path(key))) == (expected[0] != "")
     assert tasks(job(world, job_id))[1] == len(there)
-    assert {owed.status for owed in world.engine.journal.deliveries.select(SOURCE)} <= {"COMPLETED", "FAILED"}
+    assert {delivery.status for delivery in world.engine.journal.deliveries.select(SOURCE)} <= {"COMPLETED", "FAILED"}
     with pytest.raises(Refused, match="InvalidRequest"):
         world.run("replication.cancel", job=job_id)
     backfill(world)
@@ -263,9 +263,9 @@ def test_an_edit_of_what_was_backfilled_is_live(world: World) -> None:
     enable(world)
     found = backfill(world)
     world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "b"})
-    (owed,) = world.engine.journal.deliveries.select(SOURCE)
-    assert (owed.status, owed.batch) == ("PENDING", "")
-    world.engine.settle_down()
+    (delivery,) = world.engine.journal.deliveries.select(SOURCE)
+    assert (delivery.status, delivery.job) == ("PENDING", "")
+    world.engine.run_until_idle()
     assert world.history(DESTINATION)[b"k"][0].tags == {"a": "b"}
     assert tasks(job(world, str(found["JobId"]))) == (1, 1, 0)
 
@@ -294,7 +294,7 @@ def test_lifecycle_can_ask_whether_a_bucket_is_being_filled(world: World) -> Non
     world.run("replication.backfill", source=SOURCE)
     assert backfill_jobs.is_filling(world.engine.site, world.engine.journal, DESTINATION)
     assert not backfill_jobs.is_filling(world.engine.site, world.engine.journal, SOURCE)
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     assert not backfill_jobs.is_filling(world.engine.site, world.engine.journal, DESTINATION)
 
 

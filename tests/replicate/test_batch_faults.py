@@ -55,7 +55,7 @@ def test_power_cut_at_every_change(memory: Path, monkeypatch: pytest.MonkeyPatch
                 world.settle()
                 world.run("replication.backfill", source=SOURCE)
                 accepted = True
-                world.engine.settle_down()
+                world.engine.run_until_idle()
             where = f"cut at change {calls}, in {fs.died_in}"
             world.restart(without_journal=without_journal)
             world.settle()
@@ -93,7 +93,7 @@ def test_power_cut_at_every_change_of_a_cancelled_job(memory: Path, monkeypatch:
                 world.settle()
                 world.run("replication.cancel", job=job_id)
                 cancelled = True
-                world.engine.settle_down()
+                world.engine.run_until_idle()
             world.restart()
             world.settle()
             where = f"cut at change {calls}, in {fs.died_in}"
@@ -117,12 +117,12 @@ def test_a_disk_that_takes_nothing_only_delays_it(memory: Path, for_ever: bool) 
             world.settle()
             world.run("replication.backfill", source=SOURCE)
             fs.calls_left, fs.for_ever = calls, for_ever
-            world.engine.settle_down()
+            world.engine.run_until_idle()
             failed = fs.failed
             fs.mend()
             for _ in range(3):
-                for place in (world.place(SOURCE), world.place(DESTINATION)):
-                    for run in place.jobs.values():
+                for state in (world.state(SOURCE), world.state(DESTINATION)):
+                    for run in state.jobs.values():
                         run.due_s = 0.0
                 world.settle()
             assert world.ids(DESTINATION) == world.ids(SOURCE), calls

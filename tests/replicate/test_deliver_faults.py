@@ -31,13 +31,13 @@ def test_a_disk_that_fails_at_any_change(memory: Path, number: int, for_ever: bo
         world.restart(fs=fs)
         world.look()
         fs.calls_left, fs.for_ever = calls, for_ever
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         failed = fs.failed
         fs.mend()
         for _ in range(3):
             world.settle()
-            world.hurry()
-            world.engine.settle_down()
+            world.flush_settling()
+            world.engine.run_until_idle()
         assert world.ids(DESTINATION) == world.ids(SOURCE), calls
         assert world.tree(DESTINATION) == world.tree(SOURCE) == {"k": b"3", "new": b"1"}, calls
         assert world.statuses() == {"COMPLETED"}, calls
@@ -56,8 +56,8 @@ def test_what_a_kill_left_pending_in_the_index_alone(tmp_path: Path, batch: str)
             world.engine.journal.execute("UPDATE delivery SET status = 'PENDING', batch = ?", (batch,))
         world.restart()
         world.settle()
-        (owed,) = world.engine.journal.deliveries.select(SOURCE)
-        assert (owed.status, owed.batch) == ("COMPLETED", "")
+        (delivery,) = world.engine.journal.deliveries.select(SOURCE)
+        assert (delivery.status, delivery.job) == ("COMPLETED", "")
         assert world.statuses() == {"COMPLETED"}
 
 
@@ -81,8 +81,8 @@ def test_what_arrives_before_the_first_look_at_a_tree(tmp_path: Path, act: str, 
         world.back("west")
         world.restart(without_journal=True)
         source, destination = world.region(SOURCE), world.region(DESTINATION)
-        source.look_around()
-        destination.look_around()
+        source.probe_buckets()
+        destination.probe_buckets()
         destination.read_inbox()
         assert destination._deliver()
         for _ in range(2):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from fsrepl.model.version import Delivery, Origin, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Status, Version
 from fsrepl.replicate.settle import Settlement, interpret
-from fsrepl.storage.journal.rows import Owed, Word, owed_of
+from fsrepl.storage.journal.rows import Delivery, Outcome, delivery_of
 
 HERE, THERE, OTHER, JOB = "east/photos", "west/copies", "north/copies", "job"
 NOW_NS = 7
@@ -18,17 +18,17 @@ EDITED = replace(VERSION, tags={"class": "red"})
 AT = (VERSION.key, VERSION.id)
 
 
-def delivery(status: Status, job: str = "") -> Delivery:
-    return Delivery("rule", status, batch=job)
+def recorded(status: Status, job: str = "") -> DeliveryRecord:
+    return DeliveryRecord("rule", status, job=job)
 
 
 RECORDS: dict[str, Version | None] = {
     "removed": None,
     "owes nothing": VERSION,
-    "pending": replace(VERSION, deliveries={THERE: delivery(Status.PENDING)}),
-    "pending for the job": replace(VERSION, deliveries={THERE: delivery(Status.PENDING, JOB)}),
-    "failed": replace(VERSION, deliveries={THERE: delivery(Status.FAILED)}),
-    "completed": replace(VERSION, deliveries={THERE: delivery(Status.COMPLETED)}),
+    "pending": replace(VERSION, deliveries={THERE: recorded(Status.PENDING)}),
+    "pending for the job": replace(VERSION, deliveries={THERE: recorded(Status.PENDING, JOB)}),
+    "failed": replace(VERSION, deliveries={THERE: recorded(Status.FAILED)}),
+    "completed": replace(VERSION, deliveries={THERE: recorded(Status.COMPLETED)}),
 }
 WORDS = [
     (Status.COMPLETED, VERSION),
@@ -52,11 +52,11 @@ EXPECTED = {  # by record and the job that asked, what becomes of each of the wo
 }
 
 
-def owed(version: Version = VERSION, destination: str = THERE, job: str = "") -> Owed:
-    return owed_of(HERE, version, destination, delivery(Status.PENDING, job))
+def delivery(version: Version = VERSION, destination: str = THERE, job: str = "") -> Delivery:
+    return delivery_of(HERE, version, destination, recorded(Status.PENDING, job))
 
 
-def summary(settlement: Settlement, about: Owed) -> str:
+def summary(settlement: Settlement, about: Delivery) -> str:
     """The one thing that became of a word, having checked that nothing else did."""
     found = {
         "written": bool(settlement.changed),
@@ -79,8 +79,10 @@ def test_the_table_is_whole() -> None:
 def test_every_word_on_every_record(record: str, job: str, *, is_indexed: bool) -> None:
     """G7: a delivery ends once, with what is so; what was said already is not said again."""
     for (status, sent), expected in zip(WORDS, EXPECTED[record, job].split(), strict=True):
-        about = owed(job=job)
-        settlement = interpret([Word(about, status, "why", sent)], {AT: RECORDS[record]}, NOW_NS, lambda _: is_indexed)
+        about = delivery(job=job)
+        settlement = interpret(
+            [Outcome(about, status, "why", sent)], {AT: RECORDS[record]}, NOW_NS, lambda _: is_indexed
+        )
         if expected == "gone" and not is_indexed:
             expected = "nothing"
         assert summary(settlement, about) == expected
@@ -91,13 +93,13 @@ def test_every_word_on_every_record(record: str, job: str, *, is_indexed: bool) 
 
 
 def test_a_word_sees_what_those_before_it_changed() -> None:
-    version = replace(VERSION, deliveries={THERE: delivery(Status.PENDING), OTHER: delivery(Status.PENDING)})
-    words = [
-        Word(owed(destination=THERE), Status.COMPLETED, "", version),
-        Word(owed(destination=OTHER), Status.FAILED, "AccessDenied", None),
-        Word(owed(destination=THERE), Status.FAILED, "late", None),
+    version = replace(VERSION, deliveries={THERE: recorded(Status.PENDING), OTHER: recorded(Status.PENDING)})
+    outcomes = [
+        Outcome(delivery(destination=THERE), Status.COMPLETED, "", version),
+        Outcome(delivery(destination=OTHER), Status.FAILED, "AccessDenied", None),
+        Outcome(delivery(destination=THERE), Status.FAILED, "late", None),
     ]
-    settlement = interpret(words, {AT: version}, NOW_NS, lambda _: True)
+    settlement = interpret(outcomes, {AT: version}, NOW_NS, lambda _: True)
     assert {name: str(d.status) for name, d in settlement.changed[AT].deliveries.items()} == {
         THERE: "COMPLETED",
         OTHER: "FAILED",
@@ -108,9 +110,9 @@ def test_a_word_sees_what_those_before_it_changed() -> None:
 
 def test_a_replica_owes_its_original_no_more_than_an_edit() -> None:
     """Once its original has the edit, the delivery is gone from the record and from the index: it shows REPLICA."""
-    edit = replace(delivery(Status.PENDING), edit=True)
+    edit = replace(recorded(Status.PENDING), edit=True)
     version = replace(VERSION, origin=Origin.REPLICA, source=THERE, deliveries={THERE: edit})
-    settlement = interpret([Word(owed(), Status.COMPLETED, "", version)], {AT: version}, NOW_NS, lambda _: True)
+    settlement = interpret([Outcome(delivery(), Status.COMPLETED, "", version)], {AT: version}, NOW_NS, lambda _: True)
     assert settlement.changed[AT].deliveries == {}
     assert [each.destination for each in settlement.gone] == [THERE]
     assert settlement.changed[AT].status is Status.REPLICA

@@ -118,8 +118,8 @@ def test_a_replica_says_pending_while_its_edit_is_in_flight(world: World) -> Non
     world.path("k", DESTINATION).chmod(0o600)
     world.settle()
     assert world.statuses(DESTINATION) == {PENDING}
-    owed = list(world.engine.journal.deliveries.select(DESTINATION, status=PENDING))
-    assert [(o.destination, o.id) for o in owed] == [(SOURCE, world.current("k", DESTINATION).id)]
+    delivery = list(world.engine.journal.deliveries.select(DESTINATION, status=PENDING))
+    assert [(o.destination, o.id) for o in delivery] == [(SOURCE, world.current("k", DESTINATION).id)]
     world.restart()  # nor does a restart forget it
     world.settle()
     world.back("east")

@@ -13,7 +13,7 @@ import pytest
 
 from fsrepl.commands import status, why
 from fsrepl.errors import FsreplError, Refused
-from fsrepl.model.version import Delivery, Origin, Status, shown_status
+from fsrepl.model.version import DeliveryRecord, Origin, Status, shown_status
 from fsrepl.region import limits
 from tests.doubles import FailingFs
 from tests.world import DESTINATION, SOURCE, Json, World, at, v1, v2
@@ -64,7 +64,7 @@ def test_the_shown_status_is_computed_from_those_per_destination(
     origin: Origin, deliveries: list[Status], shown: Status | None
 ) -> None:
     """3.1: FAILED before PENDING before COMPLETED; a replica that owes nothing any more is a REPLICA."""
-    assert shown_status(origin, {str(i): Delivery("r", status) for i, status in enumerate(deliveries)}) == shown
+    assert shown_status(origin, {str(i): DeliveryRecord("r", status) for i, status in enumerate(deliveries)}) == shown
 
 
 def test_complete_is_read_as_completed() -> None:
@@ -292,7 +292,7 @@ FAULTS = {
 }
 
 
-def _owing(world: World, key: str = "k") -> None:
+def _pending_at(world: World, key: str = "k") -> None:
     """A version whose rule chose it, and which is not there yet."""
     world.configure({**v1(), "ID": "one"})
     world.away("west")
@@ -307,7 +307,7 @@ def test_a_fault_that_a_person_must_mend_fails_it_until_it_is_retried(
     world: World, fault: Callable[[World], Callable[[], None]], reason: str
 ) -> None:
     """Section 0, 8; 1.5; 3.2; G11: mended, restarted, the journal lost: FAILED until `retry`."""
-    _owing(world)
+    _pending_at(world)
     mend = fault(world)
     world.settle()
     assert outcome(world)[DESTINATION] == (FAILED, reason)
@@ -330,7 +330,7 @@ def test_a_new_version_goes_its_own_way(
     world: World, fault: Callable[[World], Callable[[], None]], reason: str
 ) -> None:
     """3.2: upload again; the one that failed stays so."""
-    _owing(world)
+    _pending_at(world)
     mend = fault(world)
     world.settle()
     mend()
@@ -351,7 +351,7 @@ def test_nothing_stays_pending_for_a_rule_that_is_gone(
     world: World, fault: Callable[[World], Callable[[], None]], restarted: bool
 ) -> None:
     """1.5: nothing gets stuck, not even while its destination is away."""
-    _owing(world)
+    _pending_at(world)
     world.away("west")
     world.settle()
     if restarted:
@@ -363,7 +363,7 @@ def test_nothing_stays_pending_for_a_rule_that_is_gone(
 
 def test_a_retry_without_a_rule_fails_at_once(world: World) -> None:
     """1.5: not even a person's asking makes it wait for a destination that is away."""
-    _owing(world)
+    _pending_at(world)
     _suspended(world)
     world.settle()
     assert outcome(world)[DESTINATION] == (FAILED, "DstBucketUnversioned")
@@ -376,7 +376,7 @@ def test_a_retry_without_a_rule_fails_at_once(world: World) -> None:
 
 def test_a_destination_that_left_the_site_is_not_found(world: World) -> None:
     """3.2: its bucket was removed, or its region forgotten."""
-    _owing(world)
+    _pending_at(world)
     world.run("bucket.rm", bucket=DESTINATION, purge=True)
     world.settle()
     assert outcome(world)[DESTINATION] == (FAILED, "DstBucketNotFound")
@@ -455,7 +455,7 @@ def test_what_is_no_longer_to_be_sent_is_not_published(
         file.truncate(world.engine.settings.replication.large_file_bytes)
     world.capture(SOURCE)
     with monkeypatch.context() as patch:
-        patch.setattr(world.region(DESTINATION), "in_lane", lambda work, finish, **_: lane.append((work, finish)))
+        patch.setattr(world.region(DESTINATION), "in_background", lambda work, finish, **_: lane.append((work, finish)))
         world.settle()
         ((work, finish),) = lane
         staged = work()
@@ -551,7 +551,7 @@ def test_one_failure_holds_up_nobody(world: World) -> None:
 
 def test_retry_tries_what_it_is_told_alone(world: World) -> None:
     """design.md, 5: a key, a folder, a bucket, everything; what is still broken fails again."""
-    _owing(world, "d/a")
+    _pending_at(world, "d/a")
     world.away("west")
     for key in ("d/b", "c", "da"):
         world.write(key, b"data")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.model.version import Status, Version
-from fsrepl.region.label_queue import Unmarked
+from fsrepl.region.label_queue import LabelQueue
 from tests.doubles import UnsyncedFs
 from tests.stored import set_field
 from tests.world import DESTINATION, SOURCE, World
@@ -64,8 +64,8 @@ def test_a_record_that_cannot_be_read_holds_up_no_other(tmp_path: Path, caplog: 
         world.restart()
         world.back("west")
         world.settle()
-        owed = {o.key.decode(): (o.status, o.reason) for o in world.engine.journal.deliveries.select(SOURCE)}
-        assert owed["a"][0] == owed["c"][0] == "COMPLETED"
+        delivery = {o.key.decode(): (o.status, o.reason) for o in world.engine.journal.deliveries.select(SOURCE)}
+        assert delivery["a"][0] == delivery["c"][0] == "COMPLETED"
         world.settle()
         assert _statuses(world) == {"a": "COMPLETED", "b": "COMPLETED", "c": "COMPLETED"}
         assert world.tree(DESTINATION) == world.tree(SOURCE)
@@ -95,13 +95,13 @@ def test_a_view_that_may_be_shown_at_last_leaves_no_intent(tmp_path: Path, kind:
 
 def test_a_view_is_behind_until_it_is_marked() -> None:
     """Section 6: what is being marked counts as not told yet, for who waits for it from another thread."""
-    unmarked = Unmarked()
+    labels = LabelQueue()
     version = Version(b"k", "01K0000000000000000000000A", 1)
     names = (b"", b"k", b"other")
-    assert [unmarked.is_behind(name) for name in names] == [False, False, False]
-    unmarked.add(version, 0.0)
-    assert [unmarked.is_behind(name) for name in names] == [True, True, False]
-    assert unmarked.take(0.0) == [(version, False)]
-    assert [unmarked.is_behind(name) for name in names] == [True, True, False]
-    unmarked.done()
-    assert [unmarked.is_behind(name) for name in names] == [False, False, False]
+    assert [labels.is_behind(name) for name in names] == [False, False, False]
+    labels.add(version, 0.0)
+    assert [labels.is_behind(name) for name in names] == [True, True, False]
+    assert labels.take(0.0) == [(version, False)]
+    assert [labels.is_behind(name) for name in names] == [True, True, False]
+    labels.done()
+    assert [labels.is_behind(name) for name in names] == [False, False, False]

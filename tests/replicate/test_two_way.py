@@ -166,7 +166,7 @@ def test_a_mesh_converges_whatever_happens(tmp_path: Path, seed: int) -> None:
                 away ^= {region}
             elif act == "turn":
                 world.look()
-                world.hurry()
+                world.flush_settling()
                 for _ in range(chance.randrange(4)):
                     world.engine.regions[region].turn()
             elif act == "restart" and chance.random() < 0.5:

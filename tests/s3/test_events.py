@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from fsrepl.model.rule import Rule
-from fsrepl.model.version import THRESHOLD_NS, Delivery, Result, Status, Tracking, Version, operation
+from fsrepl.model.version import THRESHOLD_NS, DeliveryRecord, Result, Status, Tracking, Version, operation
 from fsrepl.s3 import events
 from fsrepl.s3.events import Name
 
@@ -120,12 +120,12 @@ LATE_NS = ASKED_NS + THRESHOLD_NS
         ({}, ASKED_NS, Name.FAILED),
         ({"tracking": Tracking.METRICS}, ASKED_NS, Name.FAILED),
         ({"tracking": Tracking.NONE}, LATE_NS, None),
-        ({"batch": True, "marker": True}, ASKED_NS, Name.FAILED),
+        ({"job": True, "marker": True}, ASKED_NS, Name.FAILED),
         ({"status": Status.COMPLETED}, LATE_NS - 1, None),
         ({"status": Status.COMPLETED}, LATE_NS, Name.LATE),
         ({"status": Status.COMPLETED, "tracking": Tracking.METRICS}, LATE_NS, None),
         ({"status": Status.COMPLETED, "marker": True}, LATE_NS, None),
-        ({"status": Status.COMPLETED, "batch": True}, LATE_NS, None),
+        ({"status": Status.COMPLETED, "job": True}, LATE_NS, None),
         ({"status": Status.PENDING}, LATE_NS - 1, None),
         ({"status": Status.PENDING}, LATE_NS, Name.MISSED),
         ({"status": Status.PENDING, "tracking": Tracking.METRICS}, LATE_NS, None),
@@ -167,4 +167,4 @@ def test_what_a_delivery_is_followed_by(frozen: Tracking, rule: Tracking | None)
 )
 def test_what_a_delivery_brings(version: Version, since_ns: int, expected: str) -> None:
     """3.5: versions, markers, tags and ACLs are the operations that are counted and told of."""
-    assert operation(version, Delivery("r", Status.PENDING, since_ns=since_ns)) == expected
+    assert operation(version, DeliveryRecord("r", Status.PENDING, since_ns=since_ns)) == expected

@@ -39,9 +39,9 @@ def test_a_fault_at_every_write(
         there = world.tree(SOURCE)
         world.restart()
         disk.writes_left, disk.for_ever = number, for_ever
-        world.engine.settle_down()
-        world.hurry()
-        world.engine.settle_down()
+        world.engine.run_until_idle()
+        world.flush_settling()
+        world.engine.run_until_idle()
         failed, where = disk.failed, f"fault at write {number}: {disk.failed_in}"
         disk.mend()
         for _ in range(3):
@@ -52,7 +52,7 @@ def test_a_fault_at_every_write(
         assert world.statuses() == {"COMPLETED"}, where
         assert world.records(SOURCE) == world.records(DESTINATION), where
         index = world.engine.journal
-        assert {owed.status for owed in index.deliveries.select(SOURCE)} == {"COMPLETED"}, where
+        assert {delivery.status for delivery in index.deliveries.select(SOURCE)} == {"COMPLETED"}, where
         assert index.versions.object_counts(SOURCE) == index.versions.object_counts(DESTINATION), where
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
         if not failed:

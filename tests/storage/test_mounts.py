@@ -64,8 +64,8 @@ def test_a_subvolume_is_looked_into(on_btrfs: World, caplog: pytest.LogCaptureFi
     in_step(world)
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        schedule.go_round(world.region(), world.place())
-        assert not world.place().scans
+        schedule.start_due(world.region(), world.state())
+        assert not world.state().scans
         world.stays_quiet()
     assert not caplog.records
     subvolume("delete", world.path("before"))
@@ -91,7 +91,7 @@ def test_the_same_inode_number_in_a_subvolume_is_no_other_name(on_btrfs: World, 
         path.write_bytes(b"two, longer")  # also where files are not written into: here no view is the stored file
     world.settle()
     world.settle()
-    assert not world.place().lost
+    assert not world.state().overwritten
     assert all(len(versions) == 2 for versions in world.history(SOURCE).values())
     in_step(world)
 
@@ -103,12 +103,12 @@ def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: 
     world.settle()
     other = world.home / "other"
     other.write_bytes(b"somebody else's")
-    place = world.place()
+    place = world.state()
     try:
         cover(other, world.path("k"))
         cover(Path("/dev/null"), world.path("device"))
-        schedule.go_round(world.region(), place)
-        world.engine.settle_down()
+        schedule.start_due(world.region(), place)
+        world.engine.run_until_idle()
         assert set(place.unreadable) == {b"k", b"device"}
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"one", "device": b"two"}
@@ -118,8 +118,8 @@ def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: 
     finally:
         for name in ("k", "device"):
             clear(world.path(name))
-    schedule.go_round(world.region(), place)
-    world.engine.settle_down()
+    schedule.start_due(world.region(), place)
+    world.engine.run_until_idle()
     assert not place.unreadable
     in_step(world)
 
@@ -187,7 +187,7 @@ def test_an_overlay_over_different_filesystems(tmp_path: Path, overlay: Path, sh
         world.path("d/b").chmod(0o600)
         world.unlink("a")
         world.settle()
-        assert not world.place().unreadable
+        assert not world.state().unreadable
         assert set(world.tree(DESTINATION)) == {"new", "d/new", "d/b"}
         assert world.look_of("d/b", DESTINATION)[0].mode == 0o600
         assert verify(world) == []

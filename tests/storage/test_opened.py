@@ -40,7 +40,7 @@ def sh(command: str) -> None:
 def probe(world: World) -> None:
     """What each region does every second."""
     for region in world.engine.regions.values():
-        region.look_around()
+        region.probe_buckets()
 
 
 def is_closed(world: World, bucket: str) -> bool:
@@ -110,13 +110,13 @@ def test_doctor_prints_the_command_that_mends_it(world: World, bucket: str, comm
     """Section 2: what others could have written is not believed, until a person types what doctor says."""
     sh(command.format(user=USER, top=world.path(bucket=bucket)))
     probe(world)
-    assert world.place(bucket).bucket.trouble
+    assert world.state(bucket).bucket.trouble
     assert not world.path(".fsrepl", bucket).stat().st_mode & 0o055
     finding = next(f for f in found(world) if (f.area, f.where) == ("bucket", bucket))
     assert finding.level is Level.ERROR
     sh(typed(finding))
     world.settle()
-    assert not world.place(bucket).bucket.trouble
+    assert not world.state(bucket).bucket.trouble
     assert is_closed(world, bucket)
     world.write("new", b"n")
     world.settle()
@@ -135,12 +135,12 @@ def test_what_took_its_name_is_left_as_it_is(world: World, owner: int, document:
     os.setxattr(meta, ACL_NAME, LETS_1001_IN)
     if document is not None:
         whose = SOURCE if document == USER else DESTINATION
-        (meta / "bucket.json").write_text(json.dumps({"uuid": world.place(whose).bucket.uuid}))
+        (meta / "bucket.json").write_text(json.dumps({"uuid": world.state(whose).bucket.uuid}))
         os.chown(meta / "bucket.json", document, document)
     os.chown(meta, owner, owner)
     before = meta.stat()
     probe(world)
-    assert world.place(SOURCE).bucket.trouble
+    assert world.state(SOURCE).bucket.trouble
     assert (meta.stat().st_mode, meta.stat().st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
     assert ACL_NAME in os.listxattr(meta)
 

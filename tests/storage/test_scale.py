@@ -12,12 +12,12 @@ import pytest
 from fsrepl.commands import objects, wait
 from fsrepl.daemon.worker import Worker
 from fsrepl.model import keys
-from fsrepl.model.version import Delivery, Status, Version
+from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.model.view import View
 from fsrepl.region.subtrees import Subtrees
 from fsrepl.storage import staging
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.journal.rows import Owed
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.storage.journal.versions import Versions
 from fsrepl.views import stale
 from tests.world import DESTINATION, SOURCE, World
@@ -60,7 +60,7 @@ def test_the_journal_answers_without_going_through_a_bucket(question: str) -> No
     for directories in (20, 200):
         journal = Journal(":memory:")
         journal.bucket_id(SOURCE, "uuid")
-        done = {DESTINATION: Delivery("rule", Status.COMPLETED)}
+        done = {DESTINATION: DeliveryRecord("rule", Status.COMPLETED)}
         with journal.transaction():
             journal.versions.add_shown(
                 SOURCE,
@@ -119,7 +119,7 @@ def test_long_keys_of_displaced_files_are_looked_for_together(memory: Path, monk
         for name in names[:5]:
             (aside / keys.displaced_name(staging.token(), name.encode()).decode()).write_bytes(b"nobody has this")
         walks = Walks(monkeypatch)
-        world.hurry()
+        world.flush_settling()
         world.look()
         assert walks.number <= len(names)
         world.settle()
@@ -152,7 +152,7 @@ def test_a_retry_of_many_lets_others_in(memory: Path, monkeypatch: pytest.Monkey
         at_once: list[int] = []
         whole = objects.retry
 
-        def retry(region: Worker, address: str, failed: Sequence[Owed]) -> int:
+        def retry(region: Worker, address: str, failed: Sequence[Delivery]) -> int:
             at_once.append(len(failed))
             return whole(region, address, failed)
 
@@ -184,9 +184,9 @@ def test_views_that_were_in_the_way_are_looked_at_once_a_turn(memory: Path) -> N
         world.settle()
         world.write("x/y", b"replica")
         world.settle()
-        assert world.place(DESTINATION).held
+        assert world.state(DESTINATION).stale
         world.unlink("x", DESTINATION)
-        stale.way_is_free(world.region(DESTINATION), world.place(DESTINATION))
+        stale.retry_blocked(world.region(DESTINATION), world.state(DESTINATION))
         assert world.region(DESTINATION).next_s() == 0.0
         world.settle()
         assert world.tree(DESTINATION)["x/y"] == b"replica"

@@ -50,10 +50,10 @@ def test_a_view_that_is_held_outlives_the_journal(world: World, gone: bool, held
 @pytest.fixture
 def mount(world: World) -> Iterator[Path]:
     """A directory of the destination, empty by now, over which another mount of the same filesystem can come."""
-    place, other = world.path("m", DESTINATION), world.home / "other"
+    state, other = world.path("m", DESTINATION), world.home / "other"
     other.mkdir()
     yield other
-    clear(place)
+    clear(state)
 
 
 @only_root
@@ -68,8 +68,8 @@ def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: 
     world.unlink("m/gone")
     world.write("m/new", b"two!")
     world.settle()
-    assert all(held.conflict and "another mount" in held.why for held in world.place(DESTINATION).held.values())
-    assert set(world.place(DESTINATION).held) == {b"m/gone", b"m/new"}
+    assert all(held.conflict and "another mount" in held.why for held in world.state(DESTINATION).stale.values())
+    assert set(world.state(DESTINATION).stale) == {b"m/gone", b"m/new"}
     if without_journal:
         world.restart(without_journal=True)
         world.settle()
@@ -84,15 +84,15 @@ def test_mounts_that_come_and_go_are_seen(world: World, mount: Path) -> None:
     """G6, section 2: neither makes an event. One is named, and what is changed once it is gone is found."""
     world.write("m/k", b"one", DESTINATION)
     world.settle()
-    region, place = world.region(DESTINATION), world.place(DESTINATION)
+    region, state = world.region(DESTINATION), world.state(DESTINATION)
     cover(mount, world.path("m", DESTINATION))
-    schedule.go_round(region, place)
-    world.engine.settle_down()
-    schedule.go_round(region, place)
-    assert (place.trouble.mounts, bool(place.scans)) == ({b"m"}, False)
+    schedule.start_due(region, state)
+    world.engine.run_until_idle()
+    schedule.start_due(region, state)
+    assert (state.trouble.mounts, bool(state.scans)) == ({b"m"}, False)
     unmount(world.path("m", DESTINATION))
     world.write("m/k", b"two!", DESTINATION)
-    schedule.go_round(region, place)
-    world.engine.settle_down()
-    assert not place.trouble.mounts
+    schedule.start_due(region, state)
+    world.engine.run_until_idle()
+    assert not state.trouble.mounts
     assert len(world.of("m/k", DESTINATION)) == 2

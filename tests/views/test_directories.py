@@ -83,8 +83,8 @@ def test_an_event_leads_to_it_without_a_scan(world: World) -> None:
     world.settle()
     for bucket, mode in ((SOURCE, 0o700), (DESTINATION, 0o777)):
         world.path("d", bucket).chmod(mode)
-        world.region(bucket).marks.directories.append(DirectoryEvent(bucket, b"d", CHANGED, 0))
-        world.engine.settle_down()
+        world.region(bucket).changes.directories.append(DirectoryEvent(bucket, b"d", CHANGED, 0))
+        world.engine.run_until_idle()
         assert look_of(world, "d").mode == 0o700
 
 
@@ -123,12 +123,12 @@ def test_no_new_content_is_shown_in_a_directory_that_is_wider_than_its_source(wo
                 modes.append(os.fstat(to_at).st_mode & 0o7777)
 
     world.restart(fs=Watching())
-    world.engine.settle_down()
+    world.engine.run_until_idle()
     world.path("d").chmod(0o700)
     world.write("d/new", b"private")
     world.capture(SOURCE)
-    world.place().directories.clear()  # the message of the change is lost
-    world.engine.settle_down()
+    world.state().directories.clear()  # the message of the change is lost
+    world.engine.run_until_idle()
     assert modes == [0o700]
 
 
@@ -148,8 +148,8 @@ def test_a_directory_that_is_gone_at_the_source_is_as_it_was(world: World, known
     for region in world.engine.regions.values():
         region.probe_now()
     world.engine.turn()
-    world.hurry()
-    world.engine.settle_down()  # without a scan, so that nobody knows yet that the file is gone as well
+    world.flush_settling()
+    world.engine.run_until_idle()  # without a scan, so that nobody knows yet that the file is gone as well
     assert world.path("secret/deep/note", DESTINATION).exists()
     assert look_of(world, "secret") == (Rights(0o700, 33, 33) if known else Rights(0o700, 0, 0))
     assert look_of(world, "secret/deep").mode == (0o755 if known else 0o700)
@@ -192,8 +192,8 @@ def test_what_is_shown_late_is_shown_in_a_directory_as_at_its_source(world: Worl
 
     bucket = world.engine.site.bucket(DESTINATION)
     bucket.fs = world.engine.site.fs = Watching()
-    world.region(DESTINATION).look_around()
-    world.hurry()
+    world.region(DESTINATION).probe_buckets()
+    world.flush_settling()
     world.region(DESTINATION).turn()
     assert world.tree(DESTINATION)["d/k"] == b"k"
     assert seen == [0o700]

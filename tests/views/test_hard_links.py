@@ -11,7 +11,7 @@ import pytest
 from fsrepl.cli import status_screen
 from fsrepl.commands import status, why
 from fsrepl.commands import wait as barrier
-from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, Mark
+from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, Change
 from fsrepl.storage import listing
 from tests.world import DESTINATION, SOURCE, World, at
 
@@ -38,9 +38,9 @@ def linked(world: World, data: bytes = b"one") -> None:
 
 def event(world: World, key: str, flags: int) -> None:
     """What the watcher tells: of one name only. No scan helps."""
-    world.region().marks.mark(SOURCE, [key.encode()], 0, flags)
-    world.hurry()
-    world.engine.settle_down()
+    world.region().changes.add(SOURCE, [key.encode()], 0, flags)
+    world.flush_settling()
+    world.engine.run_until_idle()
 
 
 @pytest.mark.parametrize("size", [3, 5 << 20])
@@ -72,17 +72,17 @@ def test_who_waits_for_one_name_may_count_on_the_others(tmp_path: Path) -> None:
         linked(world)
         world.path("a").write_bytes(b"two")
         region = world.region()
-        region.marks.mark(SOURCE, [b"a"], 3, CLOSED)
-        marked: list[Mark] = []
-        take = region.marks.take
+        region.changes.add(SOURCE, [b"a"], 3, CLOSED)
+        marked: list[Change] = []
+        take = region.changes.take
 
-        def taking(limit: int) -> list[Mark]:
+        def taking(limit: int) -> list[Change]:
             marked.extend(found := take(limit))
             return found
 
-        region.marks.take = taking  # type: ignore[method-assign]
-        world.engine.settle_down()
-        assert {(mark.key, mark.epoch) for mark in marked} == {(name.encode(), 3) for name in NAMES}
+        region.changes.take = taking  # type: ignore[method-assign]
+        world.engine.run_until_idle()
+        assert {(change.key, change.epoch) for change in marked} == {(name.encode(), 3) for name in NAMES}
         assert len(marked) == 3, "none marks the others once more"
 
 
@@ -91,24 +91,24 @@ def test_who_waits_for_a_name_waits_for_what_was_written_through_another(world: 
     """Section 5, wait: the kernel told of the other one only, also where that is no object yet."""
     linked(world)
     os.link(world.path("a"), world.path("new"))
-    region, place = world.region(), world.place()
+    region, state = world.region(), world.state()
 
     def is_waited_for(key: str) -> bool:
         asked = barrier._with_names(world.engine, barrier.Scope((SOURCE,), key.encode()), None)
-        return barrier._in_hand(region, place, asked, 4)[0]
+        return barrier._in_hand(region, state, asked, 4)[0]
 
     for written in ("a", "new"):
-        region.marks.mark(SOURCE, [written.encode()], 3, CLOSED)
+        region.changes.add(SOURCE, [written.encode()], 3, CLOSED)
         assert is_waited_for(scope)
         assert not is_waited_for("other")
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         assert not is_waited_for(scope)
     with world.path("a").open("wb") as file:  # then it is put off, and not marked any more
         file.write(b"two")
         file.flush()
-        region.marks.mark(SOURCE, [b"a"], 3, CLOSED)
+        region.changes.add(SOURCE, [b"a"], 3, CLOSED)
         region.turn()
-        assert b"a" in place.later
+        assert b"a" in state.deferred
         assert is_waited_for(scope)
 
 

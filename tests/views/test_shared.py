@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model.version import Delivery, Status, Version
+from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.change_queue import CLOSED
 from fsrepl.storage import listing
 from tests.doubles import DyingFs, PowerCut
@@ -150,7 +150,7 @@ def test_a_view_that_is_left_by_another_name_takes_no_version_along(tmp_path: Pa
         bucket = _link(world, "link")
         old = world.current("k", bucket).id
         world.path("k", bucket).rename(world.path("other", bucket))
-        world.region(bucket).marks.mark(bucket, [b"k"], world.engine.epoch, CLOSED)
+        world.region(bucket).changes.add(bucket, [b"k"], world.engine.epoch, CLOSED)
         world.capture(bucket)
         _write_into(world.path("other", bucket))
         world.unlink("other", bucket)
@@ -214,7 +214,7 @@ def test_a_record_that_is_lost_on_a_view_is_found_out_when_a_newer_version_comes
         spoil(world.path("k", bucket))
         world.drop("k", IS, DESTINATION if sharing == "link" else SOURCE)
         world.capture(DESTINATION if sharing == "link" else SOURCE)
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         world.settle()
         world.settle()
         assert world.path("k", bucket).read_bytes() == IS
@@ -347,7 +347,7 @@ def test_a_version_whose_file_only_looks_written_into_is_kept(tmp_path: Path, ac
         world.drop("k", IS) if act == "replaced" else world.unlink("k")
         world.settle()
         assert _served(world, SOURCE)[old] == WAS
-        assert world.place().lost == {}
+        assert world.state().overwritten == {}
 
 
 @pytest.mark.slow
@@ -461,7 +461,7 @@ def test_a_record_that_is_taken_off_while_something_is_owed_is_whole_afterwards(
         world.capture(SOURCE)
         before = world.current("k")
         _strip(world.path("k"))
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         _leave(world, act)
         world.settle()
         world.settle()
@@ -469,7 +469,7 @@ def test_a_record_that_is_taken_off_while_something_is_owed_is_whole_afterwards(
         world.stays_quiet()
 
 
-def _completed(version: Version) -> dict[str, Delivery]:
+def _completed(version: Version) -> dict[str, DeliveryRecord]:
     return {name: replace(d, status=Status.COMPLETED) for name, d in version.deliveries.items()}
 
 
@@ -490,7 +490,7 @@ def test_a_file_that_becomes_a_copy_of_another_while_it_is_owed_is_destroyed_and
         world.region(DESTINATION).turn()  # it is there, and the word of that is on its way
         assert world.current("k", DESTINATION).id == old.id
         _become(world.path("k"), world.path("other"))
-        world.engine.settle_down()
+        world.engine.run_until_idle()
         world.settle()
         world.settle()
         assert _served(world, SOURCE) == {old.id: WAS, world.current("k").id: IS}
@@ -530,8 +530,8 @@ def test_an_edit_that_comes_to_a_replica_whose_record_is_lost_waits_for_it(tmp_p
         _strip(world.path("k", DESTINATION))
         os.setxattr(world.path("k"), "user.fsrepl.tag.colour", b"blue")
         world.capture(SOURCE)
-        world.hurry()
-        world.engine.settle_down()
+        world.flush_settling()
+        world.engine.run_until_idle()
         world.settle()
         world.settle()
         after = world.current("k", DESTINATION)

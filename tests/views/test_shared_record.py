@@ -6,50 +6,52 @@ from dataclasses import replace
 
 import pytest
 
-from fsrepl.model.version import Delivery, Shortfall, Status, Version
-from fsrepl.storage.journal.rows import Owed, owed_of
+from fsrepl.model.version import DeliveryRecord, Shortfall, Status, Version
+from fsrepl.storage.journal.rows import Delivery, delivery_of
 from fsrepl.views.shared_record import latest, with_indexed
 
 SOURCE, DESTINATION = "east/src", "west/dst"
 VERSION = Version(b"k", "01K", 100, tags={"colour": "red"})
 
 
-def owing(delivery: Delivery) -> Version:
-    return replace(VERSION, deliveries={DESTINATION: delivery})
+def owing(recorded: DeliveryRecord) -> Version:
+    return replace(VERSION, deliveries={DESTINATION: recorded})
 
 
-def indexed(delivery: Delivery) -> dict[str, Owed]:
-    return {DESTINATION: owed_of(SOURCE, VERSION, DESTINATION, delivery)}
+def indexed(recorded: DeliveryRecord) -> dict[str, Delivery]:
+    return {DESTINATION: delivery_of(SOURCE, VERSION, DESTINATION, recorded)}
 
 
-PENDING = Delivery("rule", Status.PENDING, storage_class="STANDARD_IA", owner="Destination", edit=True)
+PENDING = DeliveryRecord("rule", Status.PENDING, storage_class="STANDARD_IA", owner="Destination", edit=True)
 
 
 @pytest.mark.parametrize(
-    "delivery",
+    "recorded",
     [
         PENDING,
-        Delivery("rule", Status.COMPLETED),
-        Delivery("rule", Status.FAILED, "DstBucketNotFound", since_ns=150),
-        Delivery("rule", Status.PENDING, batch="job", since_ns=150, before=Delivery("rule", Status.COMPLETED)),
+        DeliveryRecord("rule", Status.COMPLETED),
+        DeliveryRecord("rule", Status.FAILED, "DstBucketNotFound", since_ns=150),
+        DeliveryRecord(
+            "rule", Status.PENDING, job="job", since_ns=150, before=DeliveryRecord("rule", Status.COMPLETED)
+        ),
     ],
 )
-def test_what_the_index_has_too_stays_as_it_is(delivery: Delivery) -> None:
+def test_what_the_index_has_too_stays_as_it_is(recorded: DeliveryRecord) -> None:
     """G11: the very same version, so that nothing is written."""
-    version = owing(delivery)
-    assert with_indexed(version, indexed(delivery)) is version
+    version = owing(recorded)
+    assert with_indexed(version, indexed(recorded)) is version
 
 
 def test_an_older_status_gives_way_to_that_of_the_index() -> None:
     """G11: with what the index knows nothing of as the record says."""
-    ended = Delivery("rule", Status.FAILED, "DstBucketNotFound", since_ns=150)
+    ended = DeliveryRecord("rule", Status.FAILED, "DstBucketNotFound", since_ns=150)
     (found,) = with_indexed(owing(PENDING), indexed(ended)).deliveries.values()
     assert found == replace(ended, storage_class="STANDARD_IA", owner="Destination")
 
 
 def test_what_only_one_of_the_two_has() -> None:
     """G11: the index has what was asked for since, and lacks what was cancelled."""
-    asked = Delivery("rule", Status.PENDING, batch="job", since_ns=150)
+    asked = DeliveryRecord("rule", Status.PENDING, job="job", since_ns=150)
     assert with_indexed(VERSION, indexed(asked)).deliveries == {DESTINATION: asked}
     assert with_indexed(owing(PENDING), {}).deliveries == {}
 

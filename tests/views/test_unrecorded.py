@@ -132,7 +132,7 @@ def test_all_names_of_a_file_are_captured_where_a_command_meets_one(world: World
     edit_elsewhere(world.path("k"), world.home / "outside")
     with unheard(world):
         world.region(SOURCE).look_at(SOURCE, [b"k"])
-        world.engine.settle_down()
+        world.engine.run_until_idle()
     assert world.tree(DESTINATION) == {"k": IS, "other": IS}
 
 
@@ -141,7 +141,7 @@ def test_repair_alone_has_it_captured_too(world: World) -> None:
     edit_elsewhere(world.path("k", DESTINATION), world.home / "outside")
     with unheard(world):
         repair_version(world, DESTINATION, b"k", world.current("k", DESTINATION).id)
-        world.engine.settle_down()
+        world.engine.run_until_idle()
     assert [v.size for v in world.of("k", DESTINATION)] == [len(IS), len(WAS)]
 
 
@@ -193,7 +193,7 @@ def test_a_reader_hands_it_over_and_says_so(
     assert len(asked) == 1
     ends = "it is being captured" if running else "it is captured once the daemon runs"
     assert capsys.readouterr().err.endswith(f"/k: the file has changed since it was last captured, and {ends}\n")
-    world.engine.settle_down()  # without a scan
+    world.engine.run_until_idle()  # without a scan
     assert len(world.of("k")) == 1 + running
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fsrepl.storage.journal import deliveries
 from fsrepl.storage.journal.connection import Connection
-from fsrepl.storage.journal.deliveries import OWED
-from fsrepl.storage.journal.rows import Counts, Owed
+from fsrepl.storage.journal.deliveries import DELIVERY
+from fsrepl.storage.journal.rows import Counts, Delivery
 
 
 class Backlog:
@@ -23,14 +23,14 @@ class Backlog:
         )
         return rows.fetchall()
 
-    def of_rule(self, source: str, destination: str, rule: str, limit: int) -> list[Owed]:
+    def of_rule(self, source: str, destination: str, rule: str, limit: int) -> list[Delivery]:
         """Some of what backfills owe one destination by one rule."""
         rows = self._connection.execute(
-            f"{OWED} INDEXED BY pending "
+            f"{DELIVERY} INDEXED BY pending "
             "WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' AND rule = ? LIMIT ?",
             (self._connection.ids.get(source), destination, rule, limit),
         )
-        return [deliveries.owed_in(self._connection, row) for row in rows]
+        return [deliveries.delivery_in(self._connection, row) for row in rows]
 
     def is_backlogged(self, destination: str) -> bool:
         """Whether any backfill owes a destination anything."""
@@ -41,15 +41,15 @@ class Backlog:
             self._connection.execute(query, (number, destination)).fetchone() for number in list(self._connection.names)
         )
 
-    def read(self, source: str, destination: str, after: Owed | None, limit: int) -> list[Owed]:
+    def read(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
         """What backfills owe along one way: job by job, each from its oldest version on."""
-        last = (after.batch, after.created_ns, after.id, after.key) if after else ("", 0, "", b"")
+        last = (after.job, after.created_ns, after.id, after.key) if after else ("", 0, "", b"")
         rows = self._connection.execute(
-            f"{OWED} INDEXED BY pending WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
+            f"{DELIVERY} INDEXED BY pending WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
             "AND (batch, created, id, key) > (?, ?, ?, ?) AND batch > '' ORDER BY batch, created, id, key LIMIT ?",
             (self._connection.ids.get(source), destination, *last, limit),
         )
-        return [deliveries.owed_in(self._connection, row) for row in rows]
+        return [deliveries.delivery_in(self._connection, row) for row in rows]
 
     def job_counts(self, source: str, job: str) -> dict[str, Counts]:
         """Status to what there is of it, of the deliveries that a backfill asked for."""
@@ -60,21 +60,21 @@ class Backlog:
         )
         return {status: Counts(number, size) for status, number, size in rows}
 
-    def job_pending(self, source: str, job: str, limit: int) -> list[Owed]:
+    def job_pending(self, source: str, job: str, limit: int) -> list[Delivery]:
         rows = self._connection.execute(
-            f"{OWED} INDEXED BY backfilled "
+            f"{DELIVERY} INDEXED BY backfilled "
             "WHERE bucket = ? AND batch = ? AND batch != '' AND status = 'PENDING' LIMIT ?",
             (self._connection.ids.get(source), job, limit),
         )
-        return [deliveries.owed_in(self._connection, row) for row in rows]
+        return [deliveries.delivery_in(self._connection, row) for row in rows]
 
-    def job_deliveries(self, source: str, job: str, after: Owed | None, limit: int) -> list[Owed]:
+    def job_deliveries(self, source: str, job: str, after: Delivery | None, limit: int) -> list[Delivery]:
         """The deliveries that a backfill asked for, by key and version."""
         last = (after.key, after.id, after.destination) if after else (b"", "", "")
         # the plus sign keeps SQLite from finding them all first, by their job, and sorting them
         rows = self._connection.execute(
-            f"{OWED} WHERE bucket = ? AND (key, id, destination) > (?, ?, ?) AND +batch = ? "
+            f"{DELIVERY} WHERE bucket = ? AND (key, id, destination) > (?, ?, ?) AND +batch = ? "
             "ORDER BY key, id, destination LIMIT ?",
             (self._connection.ids.get(source), *last, job, limit),
         )
-        return [deliveries.owed_in(self._connection, row) for row in rows]
+        return [deliveries.delivery_in(self._connection, row) for row in rows]

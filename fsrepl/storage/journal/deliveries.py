@@ -7,7 +7,7 @@ from typing import Any
 
 from fsrepl.model.version import THRESHOLD_NS, Status, Tracking, Version, operation
 from fsrepl.storage.journal.connection import Connection
-from fsrepl.storage.journal.rows import Counts, Owed
+from fsrepl.storage.journal.rows import Counts, Delivery
 
 AT = "WHERE bucket = ? AND key = ? AND id = ? AND destination = ?"
 # That a delivery is late is said once, however often its row is written meanwhile.
@@ -26,10 +26,10 @@ def delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
     for destination, d in version.deliveries.items():
         since_ns = d.since_ns or version.created_ns
         told = d.tracking and not d.settled
-        timed = told and d.tracking is Tracking.TIME and not (d.batch or version.marker)
+        timed = told and d.tracking is Tracking.TIME and not (d.job or version.marker)
         rows.append((
             number, version.key, version.id, destination, d.rule, str(d.status), d.reason,
-            version.created_ns, version.size, version.marker, d.batch,
+            version.created_ns, version.size, version.marker, d.job,
             since_ns, str(d.tracking), since_ns + THRESHOLD_NS if timed else None,
             version.digest if told else None, operation(version, d) if told else None,
         ))  # fmt: skip
@@ -38,7 +38,7 @@ def delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
 
 OF_BUCKET = {"PENDING": "INDEXED BY pending", "FAILED": "INDEXED BY failed"}
 """By status, how those of one bucket are found: SQLite would rather go through all that it ever delivered."""
-OWED = (
+DELIVERY = (
     "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
     "operation FROM delivery"
 )
@@ -50,17 +50,17 @@ def put_all(connection: Connection, address: str, versions: Iterable[Version]) -
     connection.executemany(PUT_DELIVERY, [row for version in versions for row in delivery_rows(number, version)])
 
 
-def owed_in(connection: Connection, row: Sequence[Any]) -> Owed:
+def delivery_in(connection: Connection, row: Sequence[Any]) -> Delivery:
     number, key, version_id, destination, rule, status, reason, created, size, marker, batch, *more = row
     since, tracking, digest, brings = more
-    return Owed(
+    return Delivery(
         connection.names[number], key, version_id, destination, rule, status, reason, created, size, bool(marker),
         batch, since, Tracking(tracking), digest or b"", brings or "",
     )  # fmt: skip
 
 
-def _at(connection: Connection, owed: Owed) -> tuple[Any, ...]:
-    return connection.ids.get(owed.source), owed.key, owed.id, owed.destination
+def _at(connection: Connection, delivery: Delivery) -> tuple[Any, ...]:
+    return connection.ids.get(delivery.source), delivery.key, delivery.id, delivery.destination
 
 
 class Deliveries:
@@ -75,20 +75,21 @@ class Deliveries:
     def put_all(self, address: str, versions: Iterable[Version]) -> None:
         put_all(self._connection, address, versions)
 
-    def drop(self, owed: Owed) -> None:
+    def drop(self, delivery: Delivery) -> None:
         """The version that was owed is gone: nothing is left to show a status on."""
-        self._connection.execute(f"DELETE FROM delivery {AT}", _at(self._connection, owed))
+        self._connection.execute(f"DELETE FROM delivery {AT}", _at(self._connection, delivery))
 
-    def note(self, owed: Owed, status: Status, reason: str, now_ns: int) -> None:
+    def note(self, delivery: Delivery, status: Status, reason: str, now_ns: int) -> None:
         """What became of a delivery, where its own version cannot say so."""
         self._connection.execute(
             f"UPDATE delivery SET status = ?, reason = ?, since = ?, due = NULL {AT}",
-            (str(status), reason, now_ns, *_at(self._connection, owed)),
+            (str(status), reason, now_ns, *_at(self._connection, delivery)),
         )
 
-    def has(self, owed: Owed) -> bool:
+    def has(self, delivery: Delivery) -> bool:
         return (
-            self._connection.execute(f"SELECT 1 FROM delivery {AT}", _at(self._connection, owed)).fetchone() is not None
+            self._connection.execute(f"SELECT 1 FROM delivery {AT}", _at(self._connection, delivery)).fetchone()
+            is not None
         )
 
     def unfinished(self, source: str, key: bytes) -> dict[str, Status]:
@@ -103,42 +104,42 @@ class Deliveries:
                 found[version_id] = Status(status)
         return found
 
-    def late(self, now_ns: int, limit: int) -> list[Owed]:
+    def late(self, now_ns: int, limit: int) -> list[Delivery]:
         """Pending deliveries that have missed their threshold, and of which that was not told yet."""
         with self._connection.guard:  # asked by a thread that must not hold up the others while one of them commits
             rows = self._connection.execute(
-                f"{OWED} WHERE due IS NOT NULL AND due <= ? AND status = 'PENDING' ORDER BY due LIMIT ?",
+                f"{DELIVERY} WHERE due IS NOT NULL AND due <= ? AND status = 'PENDING' ORDER BY due LIMIT ?",
                 (now_ns, limit),
             ).fetchall()
-        return [owed_in(self._connection, row) for row in rows]
+        return [delivery_in(self._connection, row) for row in rows]
 
-    def is_untold(self, owed: Owed) -> bool:
+    def is_unannounced(self, delivery: Delivery) -> bool:
         """Whether a delivery has a threshold, and it was not told yet that this was missed."""
         return (
             self._connection.execute(
-                f"SELECT 1 FROM delivery {AT} AND due IS NOT NULL", _at(self._connection, owed)
+                f"SELECT 1 FROM delivery {AT} AND due IS NOT NULL", _at(self._connection, delivery)
             ).fetchone()
             is not None
         )
 
-    def told(self, late: Iterable[Owed]) -> None:
+    def announced(self, late: Iterable[Delivery]) -> None:
         """It was told that these are late."""
         self._connection.executemany(
-            f"UPDATE delivery SET due = NULL {AT}", [_at(self._connection, owed) for owed in late]
+            f"UPDATE delivery SET due = NULL {AT}", [_at(self._connection, delivery) for delivery in late]
         )
 
-    def tracked(self, source: str, rule: str) -> list[Owed]:
+    def tracked(self, source: str, rule: str) -> list[Delivery]:
         """The pending live deliveries of a rule that are followed by its metrics."""
         rows = self._connection.execute(
-            f"{OWED} INDEXED BY tracked "  # SQLite would rather look through all that the bucket ever delivered
+            f"{DELIVERY} INDEXED BY tracked "  # SQLite would rather look through all that the bucket ever delivered
             "WHERE bucket = ? AND rule = ? AND status = 'PENDING' AND tracking != '' AND batch = ''",
             (self._connection.ids.get(source), rule),
         )
-        return [owed_in(self._connection, row) for row in rows]
+        return [delivery_in(self._connection, row) for row in rows]
 
-    def untrack(self, owed: Iterable[Owed]) -> None:
+    def untrack(self, deliveries: Iterable[Delivery]) -> None:
         self._connection.executemany(
-            f"UPDATE delivery SET tracking = '', due = NULL {AT}", [_at(self._connection, each) for each in owed]
+            f"UPDATE delivery SET tracking = '', due = NULL {AT}", [_at(self._connection, each) for each in deliveries]
         )
 
     def count_pending(self, source: str, newest_ns: int, key: bytes | None = None) -> int:
@@ -153,7 +154,7 @@ class Deliveries:
     def select(
         self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b"",
         live: bool = False,
-    ) -> Iterator[Owed]:  # fmt: skip
+    ) -> Iterator[Delivery]:  # fmt: skip
         """Deliveries by key and version; with live those that no backfill asked for."""
         where, values = ["batch = ''" if live else "1"], list[Any]()
         for column, value in (
@@ -170,8 +171,8 @@ class Deliveries:
                 values.append(value)
         by = OF_BUCKET.get(status or "", "") if source and key is None else ""
         order = "ORDER BY bucket, key, created, id"
-        rows = self._connection.execute(f"{OWED} {by} WHERE {' AND '.join(where)} {order}", values).fetchall()
-        return (owed_in(self._connection, row) for row in rows if row[1].startswith(prefix))
+        rows = self._connection.execute(f"{DELIVERY} {by} WHERE {' AND '.join(where)} {order}", values).fetchall()
+        return (delivery_in(self._connection, row) for row in rows if row[1].startswith(prefix))
 
     def counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
         """(destination, rule, status) to what there is of it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fsrepl.model import keys
-from fsrepl.model.version import EMPTY, Delivery, Status, Tracking, Version, operation
+from fsrepl.model.version import EMPTY, DeliveryRecord, Status, Tracking, Version, operation
 from fsrepl.model.view import View
 
 
@@ -66,7 +66,7 @@ def read_traits(text: str | None) -> tuple[str | None, Mapping[str, str] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class Delivery:
     """A delivery as the index knows it."""
 
     source: str
@@ -79,7 +79,7 @@ class Owed:
     created_ns: int
     size: int
     marker: bool
-    batch: str
+    job: str
     since_ns: int
     tracking: Tracking = Tracking.NONE
     digest: bytes = b""
@@ -87,24 +87,24 @@ class Owed:
     """S3's word for what it brings. This and the digest are known of what is tracked."""
 
 
-def owed_of(source: str, version: Version, destination: str, delivery: Delivery) -> Owed:
+def delivery_of(source: str, version: Version, destination: str, recorded: DeliveryRecord) -> Delivery:
     """A delivery of a version, as the journal would answer it while it is pending."""
-    told = (version.digest, operation(version, delivery)) if delivery.tracking else (b"", "")
-    return Owed(
-        source, version.key, version.id, destination, delivery.rule, str(delivery.status), delivery.reason,
-        version.created_ns, version.size, version.marker, delivery.batch,
-        delivery.since_ns or version.created_ns, delivery.tracking, *told,
+    told = (version.digest, operation(version, recorded)) if recorded.tracking else (b"", "")
+    return Delivery(
+        source, version.key, version.id, destination, recorded.rule, str(recorded.status), recorded.reason,
+        version.created_ns, version.size, version.marker, recorded.job,
+        recorded.since_ns or version.created_ns, recorded.tracking, *told,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Outcome:
     """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent.
 
     PENDING: nothing was done, since the source's own record says something else than the index does.
     """
 
-    owed: Owed
+    delivery: Delivery
     status: Status
     reason: str
     sent: Version | None
