@@ -48,40 +48,38 @@ class Taken:
         return self.data is not None or bool(self.staged)
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a file holds, and where its copy is: in data, in .fsrepl/tmp under the name staged, or nowhere.
+
+    found: the file's status just before its content was read.
+    """
+
+    found: os.stat_result
+    size: int
+    digest: bytes
+    data: bytes | None = None
+    staged: bytes = b""
+    linked: bool = False
+
+
 def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
-    *, same: bytes, held_open: bool, wait_exceeded: bool, told: Callable[[int], None] | None = None,
+    *, same: bytes, held_open: bool, wait_exceeded: bool, progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
-    """Copy a file. Raises SourceMoved where it changed meanwhile, unless it is restless, or where a writer came.
+    """Copy a file that is open. Raises SourceMoved where it changed meanwhile, or where a writer came.
 
-    same: the digest of its content, where that is known and need not be read. told: how many bytes have been read.
+    same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
+    writing. wait_exceeded: that has gone on for so long that a file that changes meanwhile is copied all the same.
+    progress: called with how many bytes have been read.
     """
-    data, staged, size = None, b"", found.st_size
-    linked = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
-    if digest := same:
-        pass
-    elif (linked or found.st_size >= SMALL_BYTES) and (digest := _same_digest(bucket, fd, found, known, told)):
-        pass  # only its metadata was edited: nothing is copied for that
-    elif linked and (linked := _link_aside(bucket, at, name, aside := staging.token())):
-        staged = aside
-        found = bucket.fs.stat_fd(fd)  # a link more changes ctime
-        digest = content_digest(bucket, fd, told)
-    elif found.st_size < SMALL_BYTES:
-        data = bucket.fs.read_all(fd, found.st_size)
-        digest, size = digests.of(data), len(data)
-    else:
-        staged = staging.token()
-        with bucket.fs.released():
-            digest = copying.copy_aside(bucket, fd, staged, told)
-        size = bucket.fs.stat(bucket.tmp, staged).st_size
+    content = _content(bucket, at, name, fd, found, known, same=same, held_open=held_open, progress=progress)
+    found, staged = content.found, content.staged
     try:
         raw, acl = view_metadata(bucket, fd)
         after = bucket.fs.stat_fd(fd)
-        moving = size != found.st_size or (
-            (after.st_ino, after.st_size, after.st_mtime_ns, after.st_ctime_ns)
-            != (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        )
-        replaced = bool(staged) and linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino
+        moving = content.size != found.st_size or _times(after) != _times(found)
+        replaced = content.linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino
         came = not held_open and bucket.fs.is_written(fd) is True
         if replaced or came or (moving and not wait_exceeded):
             raise SourceMoved("it changed while it was copied")
@@ -94,9 +92,36 @@ def take_copy(
     others = attributes.RECORDS if after.st_nlink > 1 else frozenset()
     labels = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
     return Taken(
-        found, size, digest, posix, attributes.own(raw), attributes.tags(raw), labels, racy, data, staged, linked,
-        moving,
+        found, content.size, content.digest, posix, attributes.own(raw), attributes.tags(raw), labels, racy,
+        content.data, staged, content.linked, moving,
     )  # fmt: skip
+
+
+def _times(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _content(
+    bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None,
+    *, same: bytes, held_open: bool, progress: Callable[[int], None] | None,
+) -> _Content:  # fmt: skip
+    """The content of a file, in the cheapest way: known, compared, linked, read into memory, or copied."""
+    if same:
+        return _Content(found, found.st_size, same)
+    may_link = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
+    is_small = found.st_size < SMALL_BYTES
+    if (may_link or not is_small) and (digest := _same_digest(bucket, fd, found, known, progress)):
+        return _Content(found, found.st_size, digest)  # only its metadata was edited: nothing is copied for that
+    if may_link and _link_aside(bucket, at, name, staged := staging.token()):
+        found = bucket.fs.stat_fd(fd)  # a link more changes ctime
+        return _Content(found, found.st_size, content_digest(bucket, fd, progress), staged=staged, linked=True)
+    if is_small:
+        data = bucket.fs.read_all(fd, found.st_size)
+        return _Content(found, len(data), digests.of(data), data)
+    staged = staging.token()
+    with bucket.fs.released():
+        digest = copying.copy_aside(bucket, fd, staged, progress)
+    return _Content(found, bucket.fs.stat(bucket.tmp, staged).st_size, digest, staged=staged)
 
 
 def _link_aside(bucket: OpenBucket, at: int, name: bytes, aside: bytes) -> bool:
@@ -120,12 +145,12 @@ def _may_share(found: os.stat_result) -> bool:
 
 
 def _same_digest(
-    bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None, told: Callable[[int], None] | None
+    bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None, progress: Callable[[int], None] | None
 ) -> bytes:
     """The digest of a file that looks as if its content were the recorded one still, and is; else nothing."""
     if known is None or known.marker or not known.view or not known.view.has_content_of(found):
         return b""
-    digest = content_digest(bucket, fd, told)
+    digest = content_digest(bucket, fd, progress)
     return digest if digest == known.digest else b""
 
 

@@ -9,8 +9,9 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from fsrepl.capture import copy, judge, look
-from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_MAX_S, AGAIN_S, SET_ASIDE_S, STEP_S, TOLD, NewVersion
+from fsrepl.capture import apply, copy, look
+from fsrepl.capture.apply import NewVersion
+from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
@@ -28,6 +29,12 @@ from fsrepl.views import directories, stale
 log = logging.getLogger("fsrepl")
 
 
+STEP_S = 0.1
+"""How long keys of one bucket are looked at before their versions are published, and other buckets have their turn."""
+SET_ASIDE_S = 60.0
+AGAIN_MAX_S = 30.0
+TOLD = (1, 10)
+"""Attempts that failed in a row which the log tells of: the first, and the one after some minutes."""
 _BATCH_BYTES = 16 << 20
 """So much content is held in memory, to be sent without another read."""
 
@@ -40,7 +47,7 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
     until_s = time.monotonic() + STEP_S
     if state.bucket.versioning is Versioning.OFF:
         return []
-    if paused := judge.no_room(region, bucket):
+    if paused := apply.no_room(region, bucket):
         if not state.paused:
             log.warning("paused bucket=%s: %s", bucket.address, paused)
         state.paused = paused
@@ -99,7 +106,7 @@ def finish_large(region: Region, state: BucketState, change: Change, seen: look.
                 region.defer(state, change, AGAIN_AT_LEAST_S, "it changed while it was copied")
                 return
             known = region.engine.journal.versions.object(change.address, change.key)
-            if (new := _judge(region, state, bucket, change, known, seen)) is None:
+            if (new := _apply(region, state, bucket, change, known, seen)) is None:
                 return
         _publish(region, state, bucket, [new])
 
@@ -126,19 +133,19 @@ def look_at_key(
             again_s = max(seen.after_s, AGAIN_AT_LEAST_S, 5 * (time.monotonic() - began_s))
             region.defer(state, change, again_s, seen.why, opened=seen.opened)
             return None
-        return _judge(region, state, bucket, change, known, seen)
+        return _apply(region, state, bucket, change, known, seen)
     return None
 
 
-def _judge(
+def _apply(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, seen: look.Seen
 ) -> NewVersion | None:
     """The version that a look makes, if it makes one now; a large file is copied beside everything else first."""
-    judged = judge.judge(region, state, bucket, change, known, seen)
-    if isinstance(judged, look.Large):
-        copy_in_background(region, state, change, judged.size_bytes)
+    applied = apply.apply(region, state, bucket, change, known, seen)
+    if isinstance(applied, CopyInBackground):
+        copy_in_background(region, state, change, applied.size_bytes)
         return None
-    return judged
+    return applied
 
 
 @contextlib.contextmanager
@@ -250,7 +257,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
             open_for_s = began_s - change.since_s
             return look.look(
                 bucket, change, known, region.writer_wait, time.time_ns(),
-                open_for_s=open_for_s, in_background=True, told=progress.came_to,
+                open_for_s=open_for_s, in_background=True, progress=progress.came_to,
             )  # fmt: skip
 
     def finish(seen: look.Seen | Exception) -> None:

@@ -84,13 +84,13 @@ Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
 
 def look(
     bucket: OpenBucket, change: Change, known: Object | None, writer_wait: WriterWait, now_ns: int, *,
-    open_for_s: float = 0.0, in_background: bool = False, told: Callable[[int], None] | None = None,
+    open_for_s: float = 0.0, in_background: bool = False, progress: Callable[[int], None] | None = None,
 ) -> Seen:  # fmt: skip
     """What has become of a key. now_ns is the machine's time, which file times are compared with.
 
     Raises OSError for what may pass, as all faults but a refusal do: it is tried again.
     open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
-    told: how many bytes of it have been read.
+    progress: how many bytes of it have been read.
     """
     directory, name = keys.split(change.key)
     try:
@@ -146,7 +146,7 @@ def look(
             same=same,
             held_open=held_open,
             wait_exceeded=wait_exceeded,
-            told=told,
+            progress=progress,
         )
     except SourceMoved:
         return Later(0.0, "it changed while it was copied")

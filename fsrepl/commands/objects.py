@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fsrepl.capture import judge
+from fsrepl.capture import apply
 from fsrepl.commands.documents.objects import tags_document
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
@@ -114,7 +114,7 @@ def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
         if state.bucket.versioning is Versioning.OFF:
             return _remove_file(bucket, key, version_id)
         if version_id is None:
-            marker = judge.new_marker(region, bucket, key, Origin.USER)
+            marker = apply.new_marker(region, bucket, key, Origin.USER)
             commit_version(region, bucket, marker, versions.stage_marker(bucket, marker))
             return keys.key_document(key) | {"DeleteMarker": True, "VersionId": marker.id}
         version = find(region, bucket, key, version_id)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.capture import judge
+from fsrepl.capture import ingest
 from fsrepl.daemon import worker
 from fsrepl.region import outcome_queue, rotation
 from fsrepl.replicate import deliver
@@ -49,7 +49,7 @@ def test_a_new_file_in_a_quiet_bucket_goes_before_the_rest_of_a_burst(busy: Worl
 
 def test_what_is_put_aside_for_want_of_time_is_done_next(busy: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """G6: a batch that is cut short, as large files make it, loses no key and no delivery, and keeps their order."""
-    monkeypatch.setattr(judge, "STEP_S", -1.0)
+    monkeypatch.setattr(ingest, "STEP_S", -1.0)
     monkeypatch.setattr(deliver, "STEP_S", -1.0)
     busy.write("f7", b"newer")
     busy.settle()

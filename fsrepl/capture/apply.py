@@ -1,0 +1,294 @@
+"""Carries out what a look at a key means: a version or marker is staged, an edit recorded, a view marked as stale.
+
+What becomes of the key is decided in capture/judge.py. Publishing staged versions, a batch at a time, is
+capture/ingest.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+from fsrepl.capture import copy, judge, look, names
+from fsrepl.capture.judge import AddMarker, AddVersion, CopyInBackground, Defer, Detach, Edit, Nothing, ShowCurrent
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, keys, metadata
+from fsrepl.model.version import NULL, Origin, Version, Versioning
+from fsrepl.model.view import View, view_of
+from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Change
+from fsrepl.region.region import Region
+from fsrepl.s3 import rules
+from fsrepl.storage import records, staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import NO_FILE
+from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.sharing import can_reflink
+from fsrepl.views import edits, hardlinks, shared_record, stale
+
+log = logging.getLogger("fsrepl")
+
+
+@dataclass(slots=True)
+class NewVersion:
+    """A version of this batch. taken is None for a marker."""
+
+    change: Change
+    known: Object | None
+    version: Version
+    taken: copy.Taken | None
+    staged: versions.Staged
+
+
+def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
+    """Why there is no space for a copy of so many bytes; empty where there is."""
+    free, total = bucket.fs.space(bucket.fd)
+    needed = region.engine.settings.capture.keep_free.needed(total)
+    if free - size_bytes >= needed:
+        return ""
+    copy = f", its copy takes {size_bytes >> 20} MiB" if size_bytes else ""
+    return f"capture waits: {free >> 20} MiB are free{copy}, and keep_free leaves {needed >> 20} MiB to the user"
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """The questions of judge.Evidence, answered from the disk for one look at a key."""
+
+    region: Region
+    bucket: OpenBucket
+    key: bytes
+    known: Object | None
+    taken: copy.Taken | None
+
+    def shown(self) -> str:
+        """One that the view is late to leave, or the current one."""
+        known, taken = self.known, self.taken
+        assert known is not None
+        assert taken is not None
+        view = known.view
+        if view and view.shown not in ("", known.id) and view.ino == taken.found.st_ino:
+            behind = versions.read(self.bucket, self.key, view.shown, marker=False)
+            if behind is not None and behind.digest == taken.digest:
+                return view.shown
+        return known.id if not known.marker and taken.digest == known.digest else ""
+
+    def lent(self) -> Version | None:
+        return hardlinks.lent(self.region, self.bucket, self.key, self.known, self.taken)
+
+    def overwritten(self) -> Version | None:
+        return hardlinks.overwritten_version(self.region, self.bucket, self.key, self.known, self.taken)
+
+    def no_room(self, size_bytes: int) -> str:
+        return no_room(self.region, self.bucket, 0 if _is_shared(self.bucket) else size_bytes)
+
+
+def apply(
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, seen: look.Seen
+) -> NewVersion | CopyInBackground | None:
+    """Carry out what one look means; the version that it makes, staged, if it makes one."""
+    key, taken = change.key, seen if isinstance(seen, copy.Taken) else None
+    _note(region, state, change, known, seen)
+    if taken is not None:
+        names.look_at_others(region, change, taken)
+    decision = judge.judge(
+        seen, known, _Evidence(region, bucket, key, known, taken), is_stale=key in state.stale,
+        is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
+        copy_again_in_s=state.copy_again_at_s.get(key, 0.0) - time.monotonic(),
+    )  # fmt: skip
+    if isinstance(decision, AddVersion):
+        assert taken is not None
+        return _new_version(region, state, bucket, change, known, taken)
+    if taken is not None and taken.staged:
+        staging.unstage(bucket, taken.staged)
+    match decision:
+        case ShowCurrent():
+            if key not in state.stale:
+                stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
+        case Defer(after_s, why, opened, is_warned):
+            if is_warned:
+                log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(key), why)
+            region.defer(state, change, after_s, why, opened=opened)
+        case CopyInBackground():
+            return decision
+        case Edit(shown):
+            assert known is not None
+            _record_edit(region, state, bucket, change, known, shown, seen)
+        case Detach(version, why):
+            hardlinks.set_free(region, state, bucket, version)
+            region.defer(state, change, 0.0, why)
+        case AddMarker(detach):
+            if detach is not None:
+                hardlinks.set_free(region, state, bucket, detach)
+            assert known is not None
+            return _marker(region, state, bucket, change, known)
+        case Nothing():
+            pass
+    return None
+
+
+def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:
+    """Keep the bucket's lists of what is no object, cannot be read, or went wrong, true after a look at a key."""
+    key = change.key
+    state.note_skipped(key, there=isinstance(seen, look.Missing) and bool(seen.why))
+    if not isinstance(seen, (look.Large, copy.Taken)):
+        state.faults.pop(key, None)
+    match seen:
+        case look.Missing(why) if not why:
+            stale.retry_blocked(region, state)
+        case look.Skipped(why) if state.unreadable.get(key) != why:  # once, and not at every look
+            log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(key), why)
+    match seen:
+        case look.Skipped(why):
+            state.unreadable[key] = why
+        # It may hold something else by now; a look that knows less must not say that it is captured.
+        case look.Closed(why=why) if known and known.view and _may_be_written(change, known.view):
+            state.unreadable[key] = why
+        case _:
+            state.unreadable.pop(key, None)
+
+
+def _may_be_written(change: Change, view: View) -> bool:
+    """Whether a file that cannot be read may hold something else than was recorded."""
+    return view.racy or bool(change.flags & (CLOSED | WRITING))
+
+
+def _is_shared(bucket: OpenBucket) -> bool:
+    """Whether a stored version takes no space beside its view."""
+    sharing = bucket.bucket.sharing
+    return sharing == "link" or (sharing == "auto" and can_reflink(bucket))
+
+
+def _new_version(
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
+) -> NewVersion:
+    version_id, created_ns = state.bucket.ids.next(region.engine.site.now())
+    if state.bucket.versioning is Versioning.SUSPENDED:
+        version_id = NULL
+    version = Version(
+        change.key, version_id, created_ns, False, taken.size, taken.digest, Origin.USER,
+        posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
+    )  # fmt: skip
+    in_effect = _in_effect(region, state, change, taken.found.st_ctime_ns)
+    if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
+        version = replace(version, deliveries=chosen)
+    return NewVersion(change, known, version, taken, copy.stage(bucket, taken, version))
+
+
+def _record_edit(
+    region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object, shown: str, seen: look.Seen
+) -> None:
+    """The content is that of the version shown: at most its metadata was edited."""
+    key = change.key
+    if isinstance(seen, look.Closed):
+        posix, racy = seen.posix, known.view is not None and _may_be_written(change, known.view)
+        _edit(region, state, bucket, key, shown, seen.found, lambda v: metadata.seen(v, posix), racy=racy)
+        return
+    assert isinstance(seen, copy.Taken)
+    taken = seen
+    own = None if _is_stripped(state, key, known, taken) else taken.attrs
+    labelled = attributes.VERSION_ID in taken.labels
+    found, racy = _found_after(bucket, key, taken)
+    _edit(
+        region, state, bucket, key, shown, found,
+        lambda v: metadata.seen(v, taken.posix, own, taken.tags, labelled=labelled), labels=taken.labels,
+        racy=racy,
+    )  # fmt: skip
+    if shown == known.id:
+        stale.mark_fresh(region, state, bucket, key)
+    elif key not in state.stale:
+        stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
+
+
+def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.stat_result, bool]:
+    """How the view looks once the copy is gone, and whether its times are not to be trusted yet.
+
+    A link that was made and is removed has changed its ctime twice. Recorded as it looked in between, it would
+    never be shown a newer version: it would seem to have been changed, and be looked at, and so on.
+    """
+    if taken.linked:
+        directory, name = keys.split(key)
+        with contextlib.suppress(OSError):  # gone by now, and its event tells
+            found = bucket.fs.stat(bucket.views.get(directory), name)
+            if view_of(taken.found, "").has_content_of(found):
+                return found, True
+    return taken.found, taken.racy
+
+
+def _in_effect(region: Region, state: BucketState, change: Change, ctime_ns: int) -> Collection[str] | None:
+    """The rules that were in effect when a scan's find was written; None where that was just now.
+
+    What appeared since the last complete scan appeared after every rule that was in effect then,
+    whatever its own times say: a directory that is moved in keeps those of its files.
+    """
+    if not change.flags & FOUND or change.flags & (CLOSED | MOVED | ARRIVED):
+        return None
+    written_ns = max(ctime_ns, region.engine.journal.scanned_ns(change.address))
+    return {name for name, since in state.bucket.documents.since.items() if since.ctime_ns <= written_ns}
+
+
+def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object) -> NewVersion:
+    in_effect = _in_effect(region, state, change, _changed_ns(bucket, keys.split(change.key)[0]))
+    version = new_marker(region, bucket, change.key, Origin.USER, in_effect=in_effect)
+    return NewVersion(change, known, version, None, versions.stage_marker(bucket, version))
+
+
+def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
+    """The ctime of a directory, or of the nearest above it that is left: nothing went from it later than that."""
+    while True:
+        try:
+            return bucket.fs.stat_fd(bucket.views.get(directory)).st_ctime_ns
+        except OSError as error:
+            if not directory or error.errno not in NO_FILE:
+                raise
+            directory = keys.split(directory)[0]
+
+
+def new_marker(
+    region: Region, bucket: OpenBucket, key: bytes, origin: Origin, *, in_effect: Collection[str] | None = None
+) -> Version:
+    """A delete marker for a key, with what it owes; not staged yet. in_effect: see plan.choose."""
+    version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now())
+    if bucket.bucket.versioning is Versioning.SUSPENDED:
+        version_id = NULL
+    version = Version(key, version_id, created_ns, True, origin=origin)
+    return replace(version, deliveries=rules.choose(bucket.bucket.replication, version, in_effect=in_effect))
+
+
+def _is_stripped(state: BucketState, key: bytes, known: Object | None, taken: copy.Taken) -> bool:
+    """Whether a view that carried our marks has lost every attribute. No user does that, but a copy of a tree does."""
+    if taken.attrs or taken.tags or taken.labels or key in state.labels:
+        return False
+    view = known.view if known else None
+    return view is None or view.ino == taken.found.st_ino
+
+
+def _edit(
+    region: Region, state: BucketState, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
+    edited: Callable[[Version], Version], *, labels: Mapping[str, bytes] | None = None, racy: bool = False,
+) -> None:  # fmt: skip
+    """The content is that of the version which the view shows: at most its metadata was edited.
+
+    marks: what the view says of its version, which it shall not say wrongly for long.
+    """
+    version = versions.read(bucket, key, shown, marker=False)
+    if version is None:
+        raise StoreDamaged(f"version {shown} is in the journal and not in the store")
+    after, looks = version, view_of(found, shown, racy=racy)
+    if versions.is_stripped(version):  # a record that is lost says nothing of edits
+        state.damaged.append(Damaged(bucket.address, key, shown))
+    else:
+        if found.st_nlink > 1:  # a user of its view can write its record
+            version = shared_record.mended(region.engine.journal, region.engine.recent, bucket, version)
+        after = edited(version)
+        if metadata.changed(version, after):
+            after = edits.record_edit(region, state, bucket, version, after)
+        elif after != version:  # the view is short of less than it was
+            records.amend(bucket, after)
+        if labels is not None and labels != attributes.label(after):
+            state.labels.add(after, time.monotonic())
+    with region.engine.journal.transaction():
+        region.engine.journal.versions.see(bucket.address, key, looks)

@@ -1,0 +1,194 @@
+"""What a look at a key means: every kind of look, held against every state of the key that it can meet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from fsrepl.capture import look
+from fsrepl.capture.copy import Taken
+from fsrepl.capture.judge import (
+    AGAIN_AT_LEAST_S,
+    AGAIN_S,
+    AddMarker,
+    AddVersion,
+    CopyInBackground,
+    Decision,
+    Defer,
+    Detach,
+    Edit,
+    Nothing,
+    ShowCurrent,
+    judge,
+)
+from fsrepl.model.version import Posix, Version
+from fsrepl.model.view import View, view_of
+from fsrepl.storage.journal.rows import Object
+
+OTHER = Version(b"k", "0", 1)
+POSIX = Posix(0o644, 0, 0, 0)
+CURRENT = Object("2", 2, False, b"digest", None)
+MARKER = Object("2", 2, True, b"", None)
+
+
+@dataclass
+class Answers:
+    """Evidence that is settled beforehand, and what of it was asked for."""
+
+    is_shown: str = ""
+    is_lent: Version | None = None
+    is_overwritten: Version | None = None
+    is_full: str = ""
+    asked: list[str] = field(default_factory=list)
+
+    def shown(self) -> str:
+        self.asked.append("shown")
+        return self.is_shown
+
+    def lent(self) -> Version | None:
+        self.asked.append("lent")
+        return self.is_lent
+
+    def overwritten(self) -> Version | None:
+        self.asked.append("overwritten")
+        return self.is_overwritten
+
+    def no_room(self, size_bytes: int) -> str:
+        self.asked.append("no_room")
+        return self.is_full
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> os.stat_result:
+    (tmp_path / "k").write_bytes(b"content")
+    return os.stat(tmp_path / "k")
+
+
+def taken(found: os.stat_result, data: bytes | None = b"content") -> Taken:
+    return Taken(found, 7, b"digest", POSIX, {}, {}, {}, False, data)
+
+
+def view(found: os.stat_result, shown: str) -> View:
+    return view_of(found, shown)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"), [("2", Nothing()), ("1", ShowCurrent()), ("", ShowCurrent()), (None, Nothing())]
+)
+def test_a_view_as_it_was_recorded(found: os.stat_result, shown: str | None, expected: Decision) -> None:
+    """G6: nothing is doubled; a view that shows an older version is brought up to the current one."""
+    known = None if shown is None else replace(CURRENT, view=view(found, shown))
+    assert judge(look.Same(found), known, Answers(), is_stale=False) == expected
+
+
+@pytest.mark.parametrize("why", ["", "not a regular file"])
+@pytest.mark.parametrize("is_stale", [False, True])
+@pytest.mark.parametrize(
+    ("known", "has_view", "gone"),
+    [(None, False, False), (MARKER, False, False), (CURRENT, True, True), (CURRENT, False, True)],
+)
+def test_a_view_that_is_gone(
+    found: os.stat_result, why: str, is_stale: bool, known: Object | None, has_view: bool, gone: bool
+) -> None:
+    """A crash between store and view never looks like a user's act: a replica not yet placed is not deleted."""
+    if known and has_view:
+        known = replace(known, view=view(found, "2"))
+    answers = Answers()
+    decision = judge(look.Missing(why), known, answers, is_stale=is_stale)
+    assert decision == (AddMarker() if gone and not (is_stale and not has_view) else Nothing())
+    assert bool(answers.asked) is isinstance(decision, AddMarker)
+
+
+@pytest.mark.parametrize(
+    ("answers", "detach"),
+    [
+        (Answers(), None),
+        (Answers(is_lent=OTHER), OTHER),
+        (Answers(is_overwritten=OTHER), OTHER),
+        (Answers(is_overwritten=OTHER, is_lent=replace(OTHER, id="x")), OTHER),
+    ],
+)
+def test_a_view_that_is_gone_leaves_its_version_private(answers: Answers, detach: Version | None) -> None:
+    """G2: a stored version that people could reach through its view gets a file of its own."""
+    assert judge(look.Missing(), CURRENT, answers, is_stale=False) == AddMarker(detach)
+
+
+def test_what_cannot_be_read_is_not_deleted() -> None:
+    for known in (None, CURRENT, MARKER):
+        assert judge(look.Skipped("permission denied"), known, Answers(), is_stale=False) == Nothing()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 30.0])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_file_that_is_being_written_waits(after_s: float, opened: bool) -> None:
+    expected = Defer(max(after_s, AGAIN_AT_LEAST_S), "why", opened)
+    assert judge(look.Later(after_s, "why", opened), None, Answers(), is_stale=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("again_in_s", "full", "expected"),
+    [
+        (-1.0, "", CopyInBackground(10)),
+        (0.0, "full", Defer(AGAIN_S, "full", is_warned=True)),
+        (7.0, "", Defer(7.0, "it keeps changing, and copying it takes a while")),
+        (7.0, "full", Defer(7.0, "it keeps changing, and copying it takes a while")),
+    ],
+)
+def test_a_large_file(again_in_s: float, full: str, expected: Decision) -> None:
+    answers = Answers(is_full=full)
+    assert judge(look.Large(10, 4), None, answers, is_stale=False, copy_again_in_s=again_in_s) == expected
+
+
+def test_a_file_that_may_not_be_read_any_more_shows_its_mode_at_least(found: os.stat_result) -> None:
+    closed = look.Closed(found, POSIX, "permission denied")
+    assert judge(closed, replace(CURRENT, view=view(found, "1")), Answers(), is_stale=False) == Edit("1")
+    assert judge(closed, CURRENT, Answers(), is_stale=False) == Nothing()
+
+
+@pytest.mark.parametrize(
+    ("answers", "has_content", "expected", "asked"),
+    [
+        (Answers(), True, AddVersion(), ["lent", "shown", "overwritten"]),
+        (Answers(is_shown="2"), True, Edit("2"), ["lent", "shown"]),
+        (Answers(is_shown="1"), False, Edit("1"), ["lent", "shown"]),
+        (Answers(), False, "another version came while it was looked at", ["lent", "shown"]),
+        (
+            Answers(is_lent=OTHER, is_shown="2"), True, "it was the file of another version, and is its own now",
+            ["lent"],
+        ),
+        (
+            Answers(is_overwritten=OTHER), True, "it was the file of a stored version, and is its own now",
+            ["lent", "shown", "overwritten"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_copy_of_a_file(
+    found: os.stat_result, answers: Answers, has_content: bool, expected: Decision | str, asked: list[str]
+) -> None:
+    """G2: a version is published of a file only once no stored version can be reached, or was written into, by it."""
+    decision = judge(taken(found, b"content" if has_content else None), CURRENT, answers, is_stale=False)
+    match decision:
+        case Detach(version, why):
+            assert (version, why) == (OTHER, expected)
+        case Defer(after_s, why):
+            assert (after_s, why) == (AGAIN_AT_LEAST_S, expected)
+        case _:
+            assert decision == expected
+    assert answers.asked == asked
+
+
+def test_the_file_of_an_older_version_is_no_new_one(found: os.stat_result) -> None:
+    """A view that replication has yet to bring up to its version, unchanged, is nobody's write."""
+    answers = Answers()
+    late = replace(CURRENT, view=view(found, ""))
+    assert judge(taken(found), late, answers, is_stale=True) == ShowCurrent()
+    assert answers.asked == []
+
+
+def test_a_key_without_a_record_is_new(found: os.stat_result) -> None:
+    answers = Answers()
+    assert judge(taken(found), None, answers, is_stale=False) == AddVersion()
+    assert answers.asked == ["lent", "overwritten"]
