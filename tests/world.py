@@ -149,7 +149,7 @@ class World:
         for region in self.engine.regions.values():
             region.probe_buckets()
             for state in region.states.values():
-                if state.up:
+                if state.is_up:
                     schedule.begin(region, state)
 
     def capture(self, bucket: str) -> None:

@@ -264,7 +264,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
         _delay_next_copy(region, state, change.key, time.monotonic() - began_s)
         with region.moving():
             try:
-                if not state.up:
+                if not state.is_up:
                     pass  # a scan follows when it is back
                 elif isinstance(seen, Exception):
                     put_off(region, state, change, seen)

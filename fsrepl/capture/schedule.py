@@ -20,7 +20,7 @@ from fsrepl.capture import look
 from fsrepl.capture.scan import advance
 from fsrepl.errors import FsreplError
 from fsrepl.region import delivery_queue
-from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.bucket_state import BucketState, Phase
 from fsrepl.region.change_queue import CHANGED, FOUND, GONE, MOVED
 from fsrepl.region.region import Region
 from fsrepl.region.scan_queue import Scan, is_below
@@ -137,7 +137,7 @@ def follow_events(region: Region) -> bool:
     if changes.lost_since is not None:
         log.warning("rescan region=%s: events were lost", region.name)
         for state in region.states.values():
-            if state.up:
+            if state.is_up:
                 begin(region, state, epoch=changes.lost_since)
         changes.lost_since = None  # what is lost from now on was done before the scans, which have not begun
         region.probe_now()
@@ -145,11 +145,11 @@ def follow_events(region: Region) -> bool:
     while changes.directories:
         event = changes.directories[0]
         state_ = region.states.get(event.address)
-        if state_ and state_.up and not event.flags & GONE:
+        if state_ and state_.is_up and not event.flags & GONE:
             following.note(state_, event.path)
             busy = True
         # Directories are not objects; what else counts of their attributes is that more may be read now.
-        if state_ and state_.up and not (event.flags & CHANGED and not state_.is_blind(event.path)):
+        if state_ and state_.is_up and not (event.flags & CHANGED and not state_.is_blind(event.path)):
             busy = True
             if event.flags & MOVED and region.engine.watcher is not None:
                 region.engine.watcher.forget(event.address, event.path)  # one that was removed takes its watches along
@@ -164,7 +164,7 @@ def step(region: Region) -> bool:
     """Go on with the scans of each bucket, for a moment; whether there was one."""
     busy = False
     for state in region.states.values():
-        if not state.up or not state.scans:
+        if not state.is_up or not state.scans:
             continue
         busy = True
         with region.at_work(state):
@@ -172,7 +172,7 @@ def step(region: Region) -> bool:
                 _step(region, state)
             except FsreplError as error:
                 log.warning("scan stopped bucket=%s: %s", state.bucket.address, error)
-                region.suspend(state)
+                region.suspend(state, Phase.AWAY, str(error))
     return busy
 
 
@@ -183,7 +183,7 @@ def _step(region: Region, state: BucketState) -> None:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:
             done = advance(
                 scan, bucket, engine.journal, region.changes, engine.watcher, state.trouble, state.stale.__contains__,
-                _STEP_S, lambda path: following.note(state, path, told=state.scanned),
+                _STEP_S, lambda path: following.note(state, path, told=state.is_scanned),
             )  # fmt: skip
             if not done:
                 return
@@ -201,7 +201,7 @@ def _finished(state: BucketState, scan: Scan) -> None:
     """A whole bucket has been looked through."""
     state.scan_began_ns = scan.began_ns
     address, polled = state.bucket.address, len(state.trouble.polled)
-    if not state.scanned:
+    if not state.is_scanned:
         log.info(
             "scanned bucket=%s directories=%d files=%d changed=%d",
             address, scan.directories, scan.files, scan.marked,
@@ -214,4 +214,4 @@ def _finished(state: BucketState, scan: Scan) -> None:
             "seconds instead; `fsrepl doctor` tells how many are needed",
             address, polled,
         )  # fmt: skip
-    state.scanned, state.said_polled = True, bool(polled)
+    state.phase, state.said_polled = Phase.ONLINE, bool(polled)

@@ -141,7 +141,7 @@ def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
     Where the bucket was away ever since we began, those that the index remembers.
     """
     state = engine.region_of(address).states.get(address)
-    if state is None or not (state.up or state.jobs):
+    if state is None or not (state.is_up or state.jobs):
         return set(engine.journal.fact(backfill_jobs.job_fact(address)).split())
     going_on = [run.job for run in list(state.jobs.values())]
     if key:

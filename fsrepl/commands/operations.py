@@ -111,7 +111,7 @@ def _why_away(home: Worker, address: str, *, asked: bool) -> str:
     try:
         with home.engine.site.open_region(home.name):
             state = home.states.get(address)
-            if asked or (state is not None and state.up):
+            if asked or (state is not None and state.is_up):
                 return ""
             return home.engine.site.buckets[address].trouble or f"bucket {address} is not up yet"
     except FsreplError as error:

@@ -25,7 +25,7 @@ from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.version import Status, Version, Versioning
-from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.bucket_state import BucketState, Phase
 from fsrepl.region.scan_queue import is_below
 from fsrepl.storage import unversioned, versions
 
@@ -158,7 +158,9 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
 def _newest_ns(engine: Engine, address: str) -> int:
     """When the newest version of a bucket was made. The journal would go through all of them to tell."""
     state = engine.region_of(address).states.get(address)
-    return state.bucket.ids.newest_ns if state is not None and state.up else engine.journal.versions.newest(address)[1]
+    return (
+        state.bucket.ids.newest_ns if state is not None and state.is_up else engine.journal.versions.newest(address)[1]
+    )
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
@@ -174,7 +176,7 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
     told_s = time.monotonic() + _left(until_s, _TOLD_MAX_S)
     for address in scope.addresses:
         state = engine.region_of(address).states.get(address)
-        while state is not None and state.up and state.labels.is_behind(scope.key) and not _is_over(told_s):
+        while state is not None and state.is_up and state.labels.is_behind(scope.key) and not _is_over(told_s):
             with engine.changed:
                 engine.changed.wait(_left(told_s, _CAPTURE_LOOK_S))
 
@@ -182,7 +184,7 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
 def _trouble(engine: Engine, address: str) -> str:
     """Why nothing can be captured in a bucket now; empty where that can be."""
     state = engine.region_of(address).states.get(address)
-    why = (state.put_down or state.paused) if state else ""
+    why = (state.why if state.phase is Phase.SUSPENDED else state.paused) if state else ""
     return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 
 
@@ -190,7 +192,7 @@ def _away(engine: Engine, address: str) -> str:
     """Why a bucket was passed over: it is not there, and nothing was under way in it when it went."""
     state = engine.region_of(address).states.get(address)
     bucket = engine.site.buckets[address]
-    return bucket.trouble if state is not None and not state.up and bucket.away else ""
+    return bucket.trouble if state is not None and not state.is_up and bucket.away else ""
 
 
 def _is_replica_only(engine: Engine, address: str) -> bool:
@@ -261,12 +263,12 @@ def _is_captured(
     state = region.states.get(address)
     if state is not None and not _is_followed(state):
         return True
-    if state is None or not state.up:
+    if state is None or not state.is_up:
         epochs[address] = None  # when it is back, a scan finds what is there
         return False
     if (epoch := epochs[address]) is None:
         epoch = epochs[address] = _begin(engine, region, state, until_s)
-    if epoch is None or not state.scanned:
+    if epoch is None or not state.is_scanned:
         return False
     busy, still_open = _in_hand(region, state, scope, epoch)
     if not busy:
@@ -277,7 +279,7 @@ def _is_captured(
 def _probe_buckets(engine: Engine, region: Worker, address: str, until_s: float | None) -> None:
     """A bucket that was away at the last look may have come back just now, with new files in it."""
     state = region.states.get(address)
-    if state is None or not state.up:
+    if state is None or not state.is_up:
         with contextlib.suppress(TimeoutError, sqlite3.Error):
             region.ask(region.probe_now, _left(until_s, _PROBE_MAX_S))
 
@@ -288,7 +290,9 @@ def _is_followed(state: BucketState) -> bool:
     """
     bucket = state.bucket
     return (
-        state.up or state.unsettled or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
+        state.is_up
+        or state.unsettled
+        or not (bucket.away or (bucket.versioning is Versioning.OFF and not bucket.trouble))
     )
 
 
@@ -340,7 +344,7 @@ def _failed(engine: Engine, address: str, scope: Scope) -> int:
 def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
     """What nobody can wait for: it cannot be read."""
     state = engine.region_of(address).states.get(address)
-    if state is None or not state.up:
+    if state is None or not state.is_up:
         return []
     closed = [*list(state.unreadable.items()), *list(state.set_aside.items())]
     found = [(keys.shown(key), why) for key, why in closed if scope.takes(key)]
@@ -352,7 +356,7 @@ def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
 def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
     """Where files may be that nobody looks at."""
     state = engine.region_of(address).states.get(address)
-    if state is None or not state.up:
+    if state is None or not state.is_up:
         return []
     return [f"{address}/{keys.shown(path)}/" for path in sorted(state.trouble.mounts.copy()) if scope.reaches(path)]
 
@@ -366,7 +370,7 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
         for shows in {address} | destinations:
             region = engine.regions.get(region_of(shows))
             state = region.states.get(shows) if region else None
-            for key, held in list(state.stale.items()) if state and state.up else ():
+            for key, held in list(state.stale.items()) if state and state.is_up else ():
                 if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
                     found.add(f"{shows}/{keys.shown(key)}: {held.why}")
     return sorted(found)

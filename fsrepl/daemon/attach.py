@@ -13,7 +13,7 @@ from fsrepl.lifecycle import act
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.mailbox import DropQueues, Probe, RetryNow
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
@@ -47,10 +47,10 @@ class Attaching(Region):
         self._keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
         for address in [a for a in self.states if mine.get(a) is not self.states[a].bucket]:
-            self.suspend(self.states.pop(address))
+            self.suspend(self.states.pop(address), Phase.AWAY, "it left the site")
         for address, bucket in mine.items():
             state = self.states.setdefault(address, BucketState(bucket))
-            if state.up or not state.failures or time.monotonic() >= state.up_again_at_s:
+            if state.is_up or not state.failures or time.monotonic() >= state.up_again_at_s:
                 with self.at_work(state):
                     self._look_after(state)
         self.probed = True
@@ -73,24 +73,25 @@ class Attaching(Region):
                 self.follow_documents(state, bucket)
                 with contextlib.suppress(FsreplError, OSError):  # they are copies; the next look tries again
                     state.keeper.keep(self.engine.site, bucket)
-                is_due = not state.up and time.monotonic() >= state.up_again_at_s
+                is_due = not state.is_up and time.monotonic() >= state.up_again_at_s
                 if is_due and state.bucket.versioning is not Versioning.OFF:
                     self._bring_up(state, bucket)
-                elif state.scanned and time.monotonic() >= state.displaced_at_s:
+                elif state.is_scanned and time.monotonic() >= state.displaced_at_s:
                     state.displaced_at_s = time.monotonic() + _DISPLACED_S
                     displaced.clear(bucket, self.engine.journal, self.engine.settings.capture.open_quiet_s)
                     bucket.sync()
         except (FsreplError, OSError) as error:
             why = self.why_not(error)
-            if state.up or state.offline != why:
+            if (state.phase, state.why) != (Phase.AWAY, why):
                 log.warning("offline bucket=%s: %s", state.bucket.address, why)
-                self.suspend(state)
-            state.offline = state.bucket.trouble = why
+                self.suspend(state, Phase.AWAY, why)
+            state.bucket.trouble = why
             self._tell_exposed(state)
             return
-        state.offline = ""
+        if state.phase is Phase.AWAY:
+            state.why = ""
         self._tell_exposed(state)
-        if state.up:
+        if state.is_up:
             self._record_skipped(state)
             schedule.start_due(self, state)
 
@@ -113,7 +114,7 @@ class Attaching(Region):
     def _record_skipped(self, state: BucketState) -> None:
         """How many entries are no objects is shown without the daemon, too."""
         number = state.trouble.skipped_number
-        if state.scanned and number != state.skipped_recorded:
+        if state.is_scanned and number != state.skipped_recorded:
             with self.engine.journal.transaction():
                 self.engine.journal.set_skipped(state.bucket.address, number)
             state.skipped_recorded = number
@@ -140,7 +141,7 @@ class Attaching(Region):
         ignore_in_git(bucket.fs, bucket.meta)
         barrier.watch_barrier(self, state, bucket)
         backfill.resume(self, state, bucket)
-        state.up, state.scanned, state.unsettled, state.put_down = True, False, False, ""
+        state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
         engine.recent.forget_data()
         deliveries.enqueue_all(self, state)
         for queue in self.queues.values():
@@ -172,15 +173,15 @@ class Attaching(Region):
     def ready(self, address: str) -> BucketState:
         """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
         state = self.states.get(address)
-        if state is None or not state.up or state.bucket is not self.engine.site.buckets.get(address):
+        if state is None or not state.is_up or state.bucket is not self.engine.site.buckets.get(address):
             self.probe_now()
             state = self.states.get(address)
         bucket = self.engine.site.bucket(address)
-        if state is None or not state.up:
+        if state is None or not state.is_up:
             with bucket.open():
                 pass  # raises with the reason
             if state is None or bucket.versioning is not Versioning.OFF:
-                why = (state.put_down or state.offline) if state else ""
+                why = state.why if state else ""
                 raise Unavailable(f"bucket {address} is not up yet: {why or 'it is being taken up; try again'}")
         return state
 
@@ -204,7 +205,7 @@ class Attaching(Region):
         if not first:
             for region in self.regions.values():
                 region.post(RetryNow(bucket.address))
-            if state.up:
+            if state.is_up:
                 deliveries.enqueue_all(self, state)
             thresholds.untrack(self.engine, bucket.address)
 
@@ -215,7 +216,7 @@ class Attaching(Region):
                 queue.retry_now()
         refetch.retry_now(self)
         for state in self.states.values():
-            if state.up and state.stripped:
+            if state.is_up and state.stripped:
                 with self.at_work(state), contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
                     self._index(state, bucket)
                     deliveries.enqueue_all(self, state)
@@ -229,6 +230,6 @@ class Attaching(Region):
     def put_down(self, address: str) -> None:
         """A bucket is about to be removed."""
         if (state := self.states.pop(address, None)) is not None:
-            self.suspend(state)
+            self.suspend(state, Phase.AWAY, "it is removed")
         for region in self.regions.values():
             region.post(DropQueues(address))

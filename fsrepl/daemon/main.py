@@ -160,7 +160,7 @@ class Daemon:
     @staticmethod
     def _has_looked(region: Worker) -> bool:
         """Whether every bucket of a region is scanned, or away."""
-        return region.probed and all(state.scanned or not state.up for state in list(region.states.values()))
+        return region.probed and all(state.is_scanned or not state.is_up for state in list(region.states.values()))
 
     def reload(self) -> None:
         """Read the settings again; what cannot be read leaves the old ones in force."""

@@ -21,7 +21,7 @@ from fsrepl.errors import BucketMissing, FsreplError
 from fsrepl.lifecycle import run
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries
-from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.bucket_state import BucketState, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
@@ -110,8 +110,7 @@ class Worker(Attaching):
         level = logging.WARNING if self._journal_faults == 1 else logging.DEBUG
         log.log(level, "waiting region=%s seconds=%.1f: %s", self.name, delay_s, why)
         for state in self.states.values():
-            self.suspend(state)
-            state.put_down = why
+            self.suspend(state, Phase.SUSPENDED, why)
             state.up_again_at_s = now_s + delay_s
         for queue in self.queues.values():
             queue.backlog.close()
@@ -127,7 +126,7 @@ class Worker(Attaching):
             self._finish_background()
             settle.settle_due(self)
             for state in self.states.values():
-                if state.up:
+                if state.is_up:
                     labels.label_views(self, state, time.monotonic(), everything=True)
                     self._record_skipped(state)
                     with state.bucket.open() as bucket:
@@ -193,7 +192,7 @@ class Worker(Attaching):
                     self.queues.pop(at).backlog.close()
             case Requeue():
                 for state in self.states.values():
-                    if state.up:
+                    if state.is_up:
                         deliveries.enqueue_all(self, state)
             case Reconfigure():
                 self.configure()
@@ -213,21 +212,21 @@ class Worker(Attaching):
     def next_s(self) -> float | None:
         """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
-        scans = any(state.scans or state.directories for state in self.states.values() if state.up)
+        scans = any(state.scans or state.directories for state in self.states.values() if state.is_up)
         if self.inbox or self.background_done or scans:
             return 0.0
-        if any(state.up for state in self.states.values()):
+        if any(state.is_up for state in self.states.values()):
             marked = self.changes.next_s()
             due += [] if marked is None else [marked]
         for state in self.states.values():
-            if state.up and state.retries_blocked:
+            if state.is_up and state.retries_blocked:
                 return 0.0
             due += [each.due_s for each in state.deferred.values()] + [each.due_s for each in state.stale.values()]
             if (labels := state.labels.next_s()) is not None:
                 due.append(labels)
-            if state.scanned and (fetch_s := refetch.next_s(state)) is not None:
+            if state.is_scanned and (fetch_s := refetch.next_s(state)) is not None:
                 due.append(fetch_s)
-            if state.up and (step_s := backfill.next_s(state)) is not None:
+            if state.is_up and (step_s := backfill.next_s(state)) is not None:
                 due.append(step_s)
         due += [at] if (at := self.outcomes.next_s()) is not None else []
         due += [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
@@ -235,8 +234,8 @@ class Worker(Attaching):
 
     def flush(self, address: str, named: Collection[bytes] = ()) -> BucketState:
         state = self.ready(address)
-        if self.engine.watcher is None or not state.up:
-            if state.up:
+        if self.engine.watcher is None or not state.is_up:
+            if state.is_up:
                 schedule.begin(self, state)
                 while state.scans:
                     schedule.step(self)
@@ -256,7 +255,7 @@ class Worker(Attaching):
     # -- captures
 
     def _take(self) -> bool:
-        if not any(state.up for state in self.states.values()):
+        if not any(state.is_up for state in self.states.values()):
             return False
         with self.moving():
             busy = self._take_now(time.monotonic())
@@ -269,7 +268,7 @@ class Worker(Attaching):
         changes = self.changes.take(BATCH)
         in_hand = {(change.address, change.key) for change in changes}  # a key is in a batch once
         for address, state in self.states.items():
-            for each in state.deferred.values() if state.up else ():
+            for each in state.deferred.values() if state.is_up else ():
                 if each.due_s > now_s or (address, each.change.key) in in_hand:
                     continue
                 if self.changes.is_queued(address, each.change.key):
@@ -281,7 +280,7 @@ class Worker(Attaching):
             by_bucket.setdefault(change.address, []).append(change)
         for address, group in by_bucket.items():
             state_ = self.states.get(address)
-            if state_ is None or not state_.up:
+            if state_ is None or not state_.is_up:
                 continue
             self.worked_for.add(address)
             with self.at_work(state_):
@@ -316,7 +315,7 @@ class Worker(Attaching):
         now_s = time.monotonic()
         for address, state in self.states.items():
             due_s = state.labels.next_s()
-            if not state.up or due_s is None or now_s < due_s:
+            if not state.is_up or due_s is None or now_s < due_s:
                 continue
             is_quiet = address not in self.worked_for and len(state.labels) <= _FEW
             if not busy or is_quiet or state.labels.is_overdue(now_s):
@@ -348,7 +347,7 @@ class Worker(Attaching):
     def _backfill(self) -> bool:
         busy = False
         for state in self.states.values():
-            if state.up and (state.jobs or state.orphaned):
+            if state.is_up and (state.jobs or state.orphaned):
                 with self.at_work(state):
                     busy |= backfill.step(self, state)
         return busy
@@ -363,14 +362,14 @@ class Worker(Attaching):
             self.try_later(deliveries, "the destination is not up yet", whole=True)
         elif state is None:
             deliver.settle_all(self, deliveries, decide.decide(decide.Facts(destination_known=False)))
-        elif not state.up and state.bucket.versioning is not Versioning.OFF:
+        elif not state.is_up and state.bucket.versioning is not Versioning.OFF:
             self._bucket_trouble(state, deliveries)
         else:
             with self.at_work(state):
                 deliver.carry(self, state, deliveries)
                 queue.paid_at = self.engine.limiter.position
                 return
-            self.try_later(deliveries, state.put_down, whole=True)
+            self.try_later(deliveries, state.why, whole=True)
 
     def _bucket_trouble(self, state: BucketState, deliveries: Sequence[Delivery]) -> None:
         try:

@@ -53,7 +53,7 @@ def _step(region: Region, state: BucketState) -> bool:
 
 def _is_ready(state: BucketState) -> bool:
     """Whether all that was done in a bucket while nobody looked is on record, as far as it is recorded at all."""
-    return state.scanned if state.bucket.versioning is not Versioning.OFF else not state.offline
+    return state.is_scanned if state.bucket.versioning is not Versioning.OFF else not state.why
 
 
 def _due(region: Region, state: BucketState) -> LifecycleRun | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -82,19 +83,25 @@ class LifecycleRun:
     blocked: int = 0
 
 
+class Phase(enum.Enum):
+    """How far a bucket has come since it was last seen."""
+
+    AWAY = "it was not opened yet, or could not be opened"
+    SUSPENDED = "it is there, and no work is done in it for a while after a fault"
+    SCANNING = "it is indexed and watched, and its first scan is not complete"
+    ONLINE = "its first scan is complete"
+
+
 @dataclass(slots=True, eq=False)
 class BucketState:
     """One bucket at work."""
 
     bucket: Bucket
-    up: bool = False
-    """Indexed and watched; False while it is away."""
+    phase: Phase = Phase.AWAY
+    why: str = ""
+    """Why it is away, or suspended; empty where it was not opened yet, and while it is up."""
     unsettled: bool = False
     """When it went away, something had been written in it that was not captured."""
-    offline: str = ""
-    """Why it could not be brought up at the last look."""
-    put_down: str = ""
-    """Why it was put down though it is there, until it is up again."""
     scans: Scans = field(default_factory=Scans)
     trouble: Trouble = field(default_factory=Trouble)
     deferred: dict[bytes, Deferred] = field(default_factory=dict)
@@ -130,8 +137,6 @@ class BucketState:
     paused: str = ""
     skipped_recorded: int = -1
     """The number of entries that are no objects, as the journal has it."""
-    scanned: bool = False
-    """The first scan since it came up is complete."""
     scan_began_ns: int = 0
     """When the last complete scan began, as long as not all that it found is recorded; else 0."""
     set_aside: dict[bytes, str] = field(default_factory=dict)
@@ -166,15 +171,25 @@ class BucketState:
 
     def describe(self) -> Document:
         """How it is, for `status`. Read by other threads while its own goes on, as all of NAMES."""
-        trouble = self.bucket.trouble or (f"{self.bucket.address}: {self.put_down}" if self.put_down else "")
+        trouble = self.bucket.trouble or (f"{self.bucket.address}: {self.why}" if self.phase is Phase.SUSPENDED else "")
         return {
-            "online": self.up or not trouble,
+            "online": self.is_up or not trouble,
             "trouble": trouble,
             "scanning": bool(self.scans),
-            "skipped": self.trouble.skipped_number if self.up and self.scanned else None,
+            "skipped": self.trouble.skipped_number if self.is_scanned else None,
             "paused": self.paused,
             "exposed": self.bucket.exposed,
         }
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is indexed and watched."""
+        return self.phase in (Phase.SCANNING, Phase.ONLINE)
+
+    @property
+    def is_scanned(self) -> bool:
+        """Whether the first scan since it came up is complete."""
+        return self.phase is Phase.ONLINE
 
     def note_skipped(self, key: bytes, *, there: bool) -> None:
         directory, name = keys.split(key)

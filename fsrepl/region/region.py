@@ -23,7 +23,7 @@ from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version
 from fsrepl.region import change_queue, delivery_queue, outcome_queue
-from fsrepl.region.bucket_state import BucketState, Deferred
+from fsrepl.region.bucket_state import BucketState, Deferred, Phase
 from fsrepl.region.change_queue import CHANGED, FOUND, Change, ChangeQueue
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import Call, Message
@@ -158,10 +158,10 @@ class Region(abc.ABC):
 
     # -- buckets
 
-    def suspend(self, state: BucketState) -> None:
-        """A bucket is away: forget what was in hand. Nothing is lost; a scan follows when it is back."""
+    def suspend(self, state: BucketState, phase: Phase, why: str) -> None:
+        """A bucket is AWAY or SUSPENDED: forget what was in hand. Nothing is lost; a scan follows when it is back."""
         state.unsettled |= self._is_unsettled(state)
-        state.up = state.scanned = False
+        state.phase, state.why = phase, why
         state.scan_began_ns = 0
         state.scans = Scans()
         state.deferred.clear()
@@ -229,8 +229,7 @@ class Region(abc.ABC):
                 why = UNFORESEEN
                 log.exception("put down bucket=%s: what nobody foresaw", state.bucket.address)
                 state.captures_singly = state.delivers_singly = True
-            self.suspend(state)
-            state.put_down = why
+            self.suspend(state, Phase.SUSPENDED, why)
             state.failures = min(state.failures + 1, 10)
             state.up_again_at_s = time.monotonic() + min(_FAILED_MAX_S, 2.0**state.failures / 4)
 

@@ -80,7 +80,7 @@ def fetch_due(region: Region) -> bool:
     now_s = time.monotonic()
     busy = repair_damaged(region)
     for state in region.states.values():
-        for at, overwritten in list(state.overwritten.items()) if state.scanned else ():
+        for at, overwritten in list(state.overwritten.items()) if state.is_scanned else ():
             if overwritten.due_s <= now_s and not overwritten.in_background:
                 busy = True
                 with region.at_work(state):

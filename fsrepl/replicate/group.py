@@ -205,13 +205,13 @@ class DeliveryGroup:
         if known is None or known.marker or key in self.state.stale:
             return False
         if known.view is None:
-            return not self.state.scanned or self.region.changes.is_queued(self.destination.address, key)
+            return not self.state.is_scanned or self.region.changes.is_queued(self.destination.address, key)
         directory, name = keys.split(key)
         try:
             found = self.destination.fs.stat(self.destination.views.get(directory), name)
         except OSError as error:
             return error.errno in NO_FILE
-        return not self.destination.fs.is_regular(found) or not (self.state.scanned or known.view.is_like(found))
+        return not self.destination.fs.is_regular(found) or not (self.state.is_scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, recorded: DeliveryRecord) -> Version:
         """What is sent of a version: what may travel of it, and with another owner where the rule says so."""

@@ -56,8 +56,8 @@ def _settle_group(region: Region, state: BucketState, outcomes: Sequence[Outcome
     except sqlite3.Error:  # it is the journal's, and of no word
         raise
     except Exception as error:
-        if isinstance(error, (Unavailable, BucketMissing)) or not state.up:
-            return list(outcomes) if state.up else []
+        if isinstance(error, (Unavailable, BucketMissing)) or not state.is_up:
+            return list(outcomes) if state.is_up else []
         if len(outcomes) > 1:
             return [late for outcome in outcomes for late in _settle_group(region, state, [outcome])]
         key = keys.shown(outcomes[0].delivery.key)

@@ -32,7 +32,7 @@ def look_due(region: Region) -> bool:
     """Look at directories that were noted; whether there were any."""
     busy = False
     for state in region.states.values():
-        if not state.up or not state.directories:
+        if not state.is_up or not state.directories:
             continue
         busy = True
         paths = [*state.directories][:_BATCH]
@@ -79,7 +79,7 @@ def _tell(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
 def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
     """Directories that some of a bucket follow have changed."""
     state = region.states.get(address)
-    if state is not None and state.up:
+    if state is not None and state.is_up:
         for path in paths:
             note(state, path, told=True)
 

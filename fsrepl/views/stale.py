@@ -64,7 +64,7 @@ def show_due(region: Region) -> bool:
     now_s = time.monotonic()
     busy = False
     for state in region.states.values():
-        if not state.up:
+        if not state.is_up:
             continue
         free, state.retries_blocked = state.retries_blocked, False
         due = [key for key, waiting in state.stale.items() if waiting.due_s <= now_s or (free and waiting.conflict)]

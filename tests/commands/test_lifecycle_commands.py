@@ -67,12 +67,12 @@ def test_an_edit_of_the_document_holds_at_once(world: World) -> None:
     assert bucket.lifecycle is not None
     path.write_text('{"Rules": [{}]}')
     world.settle()
-    assert not world.state().up
+    assert not world.state().is_up
     with pytest.raises(Unavailable, match=r"lifecycle\.json is not valid: MalformedXML"), bucket.open():
         pass
     path.write_text(json.dumps(RULES))
     world.settle()
-    assert world.state().up
+    assert world.state().is_up
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")

@@ -14,6 +14,7 @@ from fsrepl.commands import status
 from fsrepl.daemon import live
 from fsrepl.daemon.worker import Worker
 from fsrepl.model.version import Version
+from fsrepl.region.bucket_state import Phase
 from fsrepl.region.change_queue import Change
 from fsrepl.replicate import deliver, transfer
 from fsrepl.storage import records, versions
@@ -99,7 +100,7 @@ def test_an_unforeseen_fault_sets_aside_one_key(world: World, monkeypatch: pytes
     world.write("d", b"later")
     settle(world)
     assert world.tree(DESTINATION)["d"] == b"later"
-    assert all(world.state(bucket).up for bucket in world.engine.site.buckets)
+    assert all(world.state(bucket).is_up for bucket in world.engine.site.buckets)
     broken.mended = True
     settle(world)
     assert world.tree(SOURCE) == world.tree(DESTINATION) == {"a": b"a", "bad": b"bad", "c": b"c", "d": b"later"}
@@ -167,7 +168,7 @@ def test_a_bucket_whose_record_nobody_foresaw_stays_down(world: World, monkeypat
     world.write("a", b"a", OTHERS[0])
     settle(world)
     assert world.tree(OTHERS[1]) == {"a": b"a"}
-    down = {bucket for bucket in world.engine.site.buckets if world.state(bucket).put_down}
+    down = {bucket for bucket in world.engine.site.buckets if world.state(bucket).phase is Phase.SUSPENDED}
     assert down == {SOURCE, DESTINATION}
     broken.mended = True
     settle(world)
