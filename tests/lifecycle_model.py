@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 @dataclass
-class NotShown:
+class HeldVersion:
     """One version of a key in a bucket."""
 
     id: str
@@ -32,7 +32,7 @@ def midnight(moment: datetime) -> datetime:
     return start if start == moment else start + timedelta(days=1)
 
 
-def matches(rule: Json, key: str, held: NotShown) -> bool:
+def matches(rule: Json, key: str, held: HeldVersion) -> bool:
     filter_ = rule.get("Filter", {})
     flat = {**filter_, **filter_.get("And", {})}
     tags = [*flat.get("Tags", []), *([flat["Tag"]] if "Tag" in flat else [])]
@@ -58,7 +58,7 @@ WAYS_DOWN = {
 
 
 def run(
-    document: Json, key: str, versions: Sequence[NotShown], state: str, now: datetime, *, batch: bool
+    document: Json, key: str, versions: Sequence[HeldVersion], state: str, now: datetime, *, batch: bool
 ) -> list[tuple[str, str, str, str]]:
     """(version id, action, storage class, blocked by) of what a run at a moment does, the newest version first."""
     done = []

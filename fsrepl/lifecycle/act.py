@@ -40,7 +40,7 @@ class NotBegun(Unavailable):
     """It cannot be done now, and nothing was: it is tried later."""
 
 
-class DeliveryGroup:
+class ActionGroup:
     """Actions in one bucket that share their syncs. Runs in the region's thread.
 
     Raises NotBegun where it can be tried later. Any other error leaves things half done, and
@@ -97,19 +97,30 @@ class DeliveryGroup:
         """Whether the file that people see is the one on record, and nobody writes into it. Else it is captured."""
         known = self.journal.versions.object(self.bucket.address, key)
         view = known.view if known else None
-        if unrecorded.look(self.bucket, key, view) is not unrecorded.Look.RECORDED or self._hides_a_write(key, view):
+        if unrecorded.look(self.bucket, key, view) is not unrecorded.Look.RECORDED:
             self.region.look_at(self.bucket.address, [key])
             return False
+        if view is None:
+            return True
         directory, name = keys.split(key)
-        return view is None or not show.is_written(self.bucket, self.bucket.views.get(directory), name)
-
-    def _hides_a_write(self, key: bytes, view: View | None) -> bool:
-        """Whether a file was changed without a trace in its times, which were too fresh when it was recorded."""
-        if view is None or not view.racy:
+        if show.is_written(self.bucket, self.bucket.views.get(directory), name):
             return False
+        return not view.racy or self._has_its_content(key, view)
+
+    def _has_its_content(self, key: bytes, view: View) -> bool:
+        """Whether a file holds what was recorded, where its times were too fresh then to tell; from now on they do.
+
+        Once a marker has taken the place of a null version, there is nothing left to compare it with.
+        """
         version = versions.read(self.bucket, key, view.shown, marker=False)
         with open_view_if_there(self.bucket, key, NO_FILE) as found:
-            return version is None or found is None or found.digest() != version.digest
+            if version is None or found is None or found.digest() != version.digest:
+                self.region.look_at(self.bucket.address, [key])
+                return False
+            view = self.bucket.view(found.found, view.shown)
+        with self.journal.transaction():
+            self.journal.versions.see(self.bucket.address, key, view)
+        return not view.racy
 
     # -- markers
 

@@ -53,7 +53,9 @@ def _step(region: Region, state: BucketState) -> bool:
 
 def _is_ready(state: BucketState) -> bool:
     """Whether all that was done in a bucket while nobody looked is on record, as far as it is recorded at all."""
-    return state.is_scanned if state.bucket.versioning is not Versioning.OFF else not state.why
+    if state.bucket.versioning is Versioning.OFF:
+        return bool(state.bucket.seen) and not state.bucket.trouble
+    return state.is_scanned
 
 
 def _due(region: Region, state: BucketState) -> LifecycleRun | None:
@@ -104,7 +106,7 @@ def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
                     act.remove_file(region, bucket, judge, run, each)
                 bucket.sync()
             else:
-                act.DeliveryGroup(region, state, bucket, judge, run).carry_out(found.due)
+                act.ActionGroup(region, state, bucket, judge, run).carry_out(found.due)
         except act.NotBegun as error:
             run.last, run.todo, run.is_over, run.again = was
             _later(state, run, str(error))

@@ -364,14 +364,14 @@ def _rules(draw: st.DrawFn) -> Json:
 
 
 @st.composite
-def _stacks(draw: st.DrawFn) -> list[lifecycle_model.NotShown]:
+def _stacks(draw: st.DrawFn) -> list[lifecycle_model.HeldVersion]:
     """Versions of one key, the newest first, hours apart; one of them may be `null`."""
     moment = datetime(2026, 5, 1, 22, tzinfo=UTC)
     versions = []
     for number in range(draw(st.integers(1, 4))):
         marker = draw(st.booleans())
         versions.append(
-            lifecycle_model.NotShown(
+            lifecycle_model.HeldVersion(
                 str(number),
                 moment,
                 marker,
@@ -393,7 +393,7 @@ def _stacks(draw: st.DrawFn) -> list[lifecycle_model.NotShown]:
     st.booleans(),
 )  # fmt: skip
 def test_as_a_second_reading_of_the_text(
-    rules: list[Json], held: list[lifecycle_model.NotShown], versioning: Versioning, hours: int, batch: bool
+    rules: list[Json], held: list[lifecycle_model.HeldVersion], versioning: Versioning, hours: int, batch: bool
 ) -> None:
     """5.1 to 5.5: what is due, for which version, as which action, and what keeps it, whatever the rules are."""
     if versioning is OFF:
