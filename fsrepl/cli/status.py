@@ -91,7 +91,7 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and print those that come.")] = False,
     json: Json = False,
 ) -> None:
-    """Print S3's replication events, a JSON object a line.
+    """Print S3's events of replication and lifecycle, a JSON object a line.
 
     The oldest come first; --json changes nothing.
     """

@@ -226,6 +226,7 @@ class Bucket:
         self.region, self.name = whole.region, whole.name
         self.documents = Documents()
         self.seen: dict[bytes, tuple[int, ...]] = {}
+        self._removed = documents.Removed()
         self.trouble = ""
         """Why it was not usable at the last look; empty when it was."""
         self.exposed = ""
@@ -384,11 +385,12 @@ class Bucket:
 
     def read_documents(self, opened: OpenBucket) -> Documents:
         """Its documents as they are now. Raises DocumentInvalid."""
+        self._removed = documents.read_removed(self.fs, opened.meta, self._removed)
         return Documents(
             self._document(opened, b"versioning.json", replication.parse_versioning, Versioning.OFF),
             self._document(opened, b"replication.json", self._parse_replication, None),
             self._document(opened, b"rules.json", _parse_since, {}),
-            frozenset(documents.read_removed(self.fs, opened.meta)),
+            self._removed.ids,
             self._document(opened, b"lifecycle.json", lifecycle.read_lifecycle, None),
         )
 

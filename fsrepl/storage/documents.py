@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fsrepl.storage.fs import Fs
@@ -93,17 +94,35 @@ def remove_document(fs: Fs, at: int, name: bytes) -> None:
     fs.sync_file(at)
 
 
-def read_removed(fs: Fs, meta: int) -> Iterator[tuple[bytes, str]]:
-    """(key, version id) of each version that was removed for good. A line cut short by a crash is passed over."""
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What removed.jsonl names: (key, version id) of each version that was removed for good. Of the file with that
+    inode number so many bytes were read, whole lines."""
+
+    ids: frozenset[tuple[bytes, str]] = frozenset()
+    ino: int = -1
+    size: int = 0
+
+
+def read_removed(fs: Fs, meta: int, known: Removed) -> Removed:
+    """What it names now. known: what it did at the last look; only what was added since is read.
+
+    A line cut short by a crash is passed over.
+    """
     try:
         fd = fs.open_read(meta, b"removed.jsonl")
     except FileNotFoundError:
-        return
+        return Removed()
     try:
-        lines = fs.read_all(fd).splitlines()
+        found = fs.stat_fd(fd)
+        if (found.st_ino, min(found.st_size, known.size)) != (known.ino, known.size):
+            known = Removed(ino=found.st_ino)
+        data = b"".join(fs.chunks(fd, known.size))
     finally:
         fs.close(fd)
-    for line in lines:
+    added = set()
+    for line in data.splitlines():
         with contextlib.suppress(ValueError, KeyError):
             entry = json.loads(line)
-            yield os.fsencode(entry["key"]), entry["version"]
+            added.add((os.fsencode(entry["key"]), entry["version"]))
+    return Removed(known.ids | added, found.st_ino, known.size + data.rfind(b"\n") + 1)

@@ -143,11 +143,24 @@ def remember_removed(bucket: OpenBucket, *gone: Version) -> None:
     lines = [json.dumps({"key": os.fsdecode(version.key), "version": version.id}).encode() + b"\n" for version in gone]
     fd = bucket.fs.append(bucket.meta, b"removed.jsonl")
     try:
+        if not _ends_well(bucket, b"removed.jsonl", bucket.fs.stat_fd(fd).st_size):
+            lines.insert(0, b"\n")  # what a crash left of a line gets an end of its own
         bucket.fs.write(fd, b"".join(lines))
         bucket.fs.sync_file(fd)
     finally:
         bucket.fs.close(fd)
     bucket.fs.sync_file(bucket.meta)
+
+
+def _ends_well(bucket: OpenBucket, name: bytes, size: int) -> bool:
+    """Whether a file of lines ends with the end of one."""
+    if size == 0:
+        return True
+    fd = bucket.fs.open_read(bucket.meta, name)
+    try:
+        return bucket.fs.read_at(fd, 1, size - 1) == b"\n"
+    finally:
+        bucket.fs.close(fd)
 
 
 # -- reading

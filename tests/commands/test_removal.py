@@ -78,3 +78,24 @@ def test_removing_from_a_full_disk_leaves_the_counts_true(tmp_path: Path, versio
             assert world.tree(SOURCE) == ({"k": b"%d" % (len(left) - 1)} if left else {}), where
             if not fs.failed:
                 return
+
+
+def test_a_line_that_a_crash_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+    """G7, s3-semantics 9.8: what is removed after it is remembered, and so is what was removed before."""
+    with World(tmp_path, buckets=(SOURCE,), replicate=False) as world:
+        removed = []
+        for data in (b"one", b"two", b"three"):
+            world.write("k", data)
+            world.settle()
+        for version in world.of("k")[1:]:
+            world.remove("k", version=version.id)
+            removed.append((b"k", version.id))
+            with world.path(".fsrepl/removed.jsonl").open("ab") as file:
+                file.write(b'{"key": "k", "ver')
+        world.settle()
+        assert world.state().bucket.documents.removed == set(removed)
+        world.restart()
+        assert world.engine.site.bucket(SOURCE).documents.removed == set(removed)
+        world.path(".fsrepl/removed.jsonl").unlink()
+        world.settle()
+        assert world.state().bucket.documents.removed == set()
