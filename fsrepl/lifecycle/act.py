@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -283,7 +284,18 @@ def tell_again(region: Region, bucket: OpenBucket) -> None:
 # -- a bucket that was never versioned
 
 
-def remove_file(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun, found: Due) -> None:
+def put_back_files(bucket: OpenBucket) -> None:
+    """What a crash left of files that were being removed goes back where it was, and is judged anew."""
+    for entry in list(bucket.fs.entries(bucket.displaced)):
+        aside = os.fsencode(entry.name)
+        key, _ = keys.displaced_key(aside)
+        if key is not None:
+            directory, name = keys.split(key)
+            with contextlib.suppress(OSError):  # something is in its place, or its directory is gone
+                bucket.fs.rename_new(bucket.displaced, aside, bucket.views.get(directory), name)
+
+
+def remove_file(bucket: OpenBucket, run: LifecycleRun, found: Due) -> None:
     """Remove a file for good, as S3 does where there are no versions; not one that changed since it was judged."""
     directory, name = keys.split(found.key)
     try:

@@ -103,7 +103,7 @@ def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
         try:
             if bucket.bucket.versioning is Versioning.OFF:
                 for each in found.due:
-                    act.remove_file(region, bucket, judge, run, each)
+                    act.remove_file(bucket, run, each)
                 bucket.sync()
             else:
                 act.ActionGroup(region, state, bucket, judge, run).carry_out(found.due)
@@ -123,6 +123,8 @@ def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -
     """The next slice; once all are through, the keys that were not ready then."""
     until_s = time.monotonic() + _STEP_S
     if bucket.bucket.versioning is Versioning.OFF:
+        if not run.judged:
+            act.put_back_files(bucket)
         found = judge.look_below(run.todo, until_s, _BATCH)
         run.is_over = found.is_over
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.doubles import DyingFs, FailingFs, PowerCut
-from tests.lifecycle.test_lifecycle import GLACIER, TIDY, days, events, old_versions, put, rule
+from tests.lifecycle.test_lifecycle import GLACIER, PLAIN, TIDY, days, events, old_versions, put, rule
 from tests.world import SOURCE, World, worlds
 
 Json = dict[str, Any]
@@ -48,6 +49,35 @@ CASES: dict[str, tuple[Callable[[World], None], list[Json]]] = {
         [GLACIER, rule(Filter={"ObjectSizeGreaterThan": 0}, NoncurrentVersionTransitions=[MOVED])],
     ),
 }
+
+
+@pytest.mark.slow
+def test_a_run_cut_short_where_nothing_was_versioned(memory: Path, clock: Callable[[str], object]) -> None:
+    """G7: a file is there or it is gone; the next run does the rest, and nothing stays hidden."""
+    for calls, world in worlds(memory, replicate=False):
+        clock("2026-05-01T10:00:00Z")
+        world.run("bucket.create", bucket=PLAIN)
+        for key in ("d/k", "other"):
+            world.write(key, b"data", PLAIN)
+            os.utime(world.path(key, PLAIN), (0, 0))
+        put(world, days(2), bucket=PLAIN)
+        fs = DyingFs(1 << 60)
+        world.restart(fs=fs)
+        world.settle()
+        fs.calls_left = calls
+        with contextlib.suppress(PowerCut):
+            world.run("lifecycle.run", bucket=PLAIN)
+        world.restart()
+        there = {**world.tree(PLAIN), **dict.fromkeys(world.leftovers(PLAIN))}
+        assert fs.died or not there, where(fs, calls)
+        world.run("lifecycle.run", bucket=PLAIN)
+        assert (world.tree(PLAIN), world.leftovers(PLAIN)) == ({}, []), where(fs, calls)
+        if not fs.died:
+            return
+
+
+def where(fs: DyingFs, calls: int) -> str:
+    return f"cut at change {calls}, in {fs.died_in}"
 
 
 def _state(world: World) -> dict[str, Any]:
