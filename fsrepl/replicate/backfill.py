@@ -1,13 +1,13 @@
-"""S3 Batch Replication: the same journey for versions that live rules passed over.
+"""S3 Batch Replication: deliveries of versions that live rules did not choose.
 
-A job looks through its source bucket, a slice of the journal at a time, and writes on each version it
-chooses that a destination is owed it: PENDING, with the job's id. From there on it is a delivery like
-any other, but for its turn (region/delivery_queue.py). When nothing of a job is pending any more, its report is written
-and it has ended. Runs in the source's region, a step between two turns of everything else.
+A job reads the versions of its source bucket from the journal, a slice at a time. On each version that it
+chooses it records a delivery to a destination: PENDING, with the job's id. Such a delivery is like any other,
+except for its order (region/delivery_queue.py). When no delivery of a job is pending any more, the job writes its
+report and ends. Jobs run in the source's region, one step between two rounds of all other work.
 
-A job may be stopped at any moment. What it has looked at stands in its document, which is written only
-after the versions up to there are durable; what it has looked at since, it looks at again, and finds its own
-id there. Source: s3-semantics, 2 (the batch column), 3.3 and 6.1.
+A job may be interrupted at any moment. Its document says how far it has read, and is written only after the
+versions up to there are durable. After a restart the job reads the versions after that point again, and finds its
+own id on them. Source: s3-semantics, 2 (the batch column), 3.3 and 6.1.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _AGAIN_S = 1.0
 _AGAIN_MAX_S = 60.0
 _TRIES = 5
 AN_OBJECT_BYTES = 64 << 10
-"""What an object costs besides its bytes, in bytes: what is left of a job is estimated from both."""
+"""The cost of an object besides its bytes, in bytes: the rest of a job is estimated from both."""
 
 
-# -- a job's way, a step at a time
+# -- the steps of a job
 
 
 def begin(region: Region, state: BucketState, job: Job) -> None:
-    """Take a job up, new or again."""
+    """Start a job, or continue one after a restart."""
     run = state.jobs[job.id] = Run(job)
     run.began_with = backfill_jobs.tasks_of(region.engine.journal, job)
     _remember(region, state)
@@ -58,7 +58,7 @@ def begin(region: Region, state: BucketState, job: Job) -> None:
 
 
 def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
-    """A bucket has come up: take up the jobs that had not ended."""
+    """Continue the jobs of a bucket that is online again and that had not ended."""
     found, damaged = backfill_jobs.load(bucket)
     for name in damaged:
         log.error("damaged bucket=%s: .fsrepl/jobs/%s cannot be read; its job does not go on", bucket.address, name)
@@ -74,7 +74,7 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
 
 
 def _remember(region: Region, state: BucketState) -> None:
-    """Tell the index, which can be asked while the bucket is away."""
+    """Record the jobs in the journal, which can be read while the bucket is offline."""
     with region.engine.journal.transaction():
         region.engine.journal.set_fact(backfill_jobs.job_fact(state.bucket.address), " ".join(state.jobs))
 
@@ -88,7 +88,7 @@ def next_s(state: BucketState) -> float | None:
 
 
 def step(region: Region, state: BucketState) -> bool:
-    """Go on with a bucket's jobs for a moment; whether there was anything to do."""
+    """Continue a bucket's jobs for a moment; whether there was anything to do."""
     until_s = time.monotonic() + _STEP_S
     busy = _fail_orphaned(region, state, until_s)
     for run in list(state.jobs.values()):
@@ -103,7 +103,7 @@ def step(region: Region, state: BucketState) -> bool:
 
 
 def _fail_orphaned(region: Region, state: BucketState, until_s: float) -> bool:
-    """Settle a slice of what no rule stands for any more."""
+    """Settle a slice of the deliveries whose rule no longer exists."""
     address, busy = state.bucket.address, False
     while state.orphaned and time.monotonic() < until_s:
         (destination, rule_id), why = next(iter(state.orphaned.items()))
@@ -143,11 +143,11 @@ def _go_on(region: Region, state: BucketState, run: Run, until_s: float) -> bool
     return True
 
 
-# -- looking for what to send
+# -- choosing versions
 
 
 def _prepare(region: Region, state: BucketState, run: Run, until_s: float) -> None:
-    """Look at the next versions, until the time is up."""
+    """Read the next versions, until the time is up."""
     engine, address = region.engine, state.bucket.address
     rows = engine.journal.versions.versions_after(address, run.job.last, SLICE)
     with state.bucket.open() as bucket:
@@ -171,7 +171,7 @@ def _prepare(region: Region, state: BucketState, run: Run, until_s: float) -> No
 
 
 def _look_at(slice_: _Slice, run: Run, rows: Sequence[Stored], until_s: float) -> int:
-    """Look at versions until the time is up; at how many. What was seen is recorded, also where one of them fails."""
+    """Read versions until the time is up; how many were read. Those are recorded even where one of them fails."""
     try:
         for number, row in enumerate(rows, 1):
             _look(slice_, run, row)
@@ -184,7 +184,7 @@ def _look_at(slice_: _Slice, run: Run, rows: Sequence[Stored], until_s: float) -
 
 
 def _look(slice_: _Slice, run: Run, row: Stored) -> None:
-    """One version. What cannot be read at the fifth attempt is named in the report, and the others go on."""
+    """Read one version. A version that cannot be read at the fifth attempt is named in the report and skipped."""
     try:
         slice_.look(row)
     except StoreDamaged as error:
@@ -197,7 +197,7 @@ def _look(slice_: _Slice, run: Run, row: Stored) -> None:
 
 
 class _Slice:
-    """Versions that are looked at together: one transaction records what they owe."""
+    """Versions that are read together: one transaction records their deliveries."""
 
     def __init__(self, region: Region, bucket: OpenBucket, replication: Replication, job: Job) -> None:
         self.region, self.bucket, self.replication, self.job = region, bucket, replication, job
@@ -205,7 +205,7 @@ class _Slice:
         self._changed: list[Version] = []
 
     def look(self, row: Stored) -> None:
-        """Write on a version what the job asks for it, if it does. Raises StoreDamaged or OSError."""
+        """Record on a version the deliveries that the job asks for, if any. Raises StoreDamaged or OSError."""
         engine, bucket, there = self.region.engine, self.bucket, 0
         version = engine.recent.version(bucket.address, row.key, row.id) if self.job.is_for(row) else None
         if version is None and self.job.is_for(row):
@@ -220,7 +220,7 @@ class _Slice:
                 records.write_deliveries(bucket, version)
                 engine.recent.put(bucket.address, version)
             if any(recorded.job == self.job.id for recorded in version.deliveries.values()):
-                self._changed.append(version)  # also what a crash let us write down and not record
+                self._changed.append(version)  # also deliveries that a crash kept out of the journal
         self._pass(row, there)
 
     def _is_there(self, version: Version) -> Callable[[str], bool]:
@@ -253,11 +253,11 @@ class _Slice:
         engine.notify()
 
 
-# -- undoing what was not sent
+# -- cancelling deliveries that were not sent
 
 
 def _undo(region: Region, state: BucketState, bucket: OpenBucket, pending: Sequence[Delivery]) -> None:
-    """Make what a job still owes again what it was before it asked; or COMPLETED, where only the word of it is late."""
+    """Restore each pending delivery of a job to its status before the job; COMPLETED if its replica is there."""
     engine = region.engine
     changed: dict[tuple[bytes, str], Version] = {}
     confirmed: list[Version] = []
@@ -268,7 +268,7 @@ def _undo(region: Region, state: BucketState, bucket: OpenBucket, pending: Seque
         recorded = was.deliveries.get(delivery.destination) if was else None
         if was is None or recorded is None:
             gone.append(delivery)
-        elif not settle.is_pending(was, delivery):  # settled before a crash, and not recorded
+        elif not settle.is_pending(was, delivery):  # settled before a crash, but not in the journal
             confirmed.append(was)
         else:
             is_there = engine.journal.versions.has_version(delivery.destination, was)
@@ -289,7 +289,7 @@ def _with(version: Version, destination: str, recorded: DeliveryRecord | None) -
 
 
 def _report(region: Region, state: BucketState, run: Run, until_s: float) -> None:
-    """Write the report of a job of which nothing is pending, and then that it has ended."""
+    """Write the report of a job that has no pending deliveries, and then record that the job has ended."""
     engine, job = region.engine, run.job
     with state.bucket.open() as bucket:
         if not run.reporting:

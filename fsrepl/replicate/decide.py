@@ -11,7 +11,7 @@ from fsrepl.model.version import Status, Versioning
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """The destination lacks this version, or metadata of it."""
+    """A decision to send: the destination lacks this version, or metadata of it."""
 
     why: str
     with_tags: bool = True
@@ -19,7 +19,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Nothing more is to be done: COMPLETED, or FAILED with S3's reason."""
+    """A final status: COMPLETED, or FAILED with S3's reason."""
 
     status: Status
     why: str
@@ -27,7 +27,7 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """It stays PENDING; the loop asks again."""
+    """A decision to try later: the delivery stays PENDING."""
 
     why: str
 
@@ -37,7 +37,7 @@ Action = Send | Settle | Wait
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What one delivery meets. permission is S3's failure reason, empty where the role permits it."""
+    """The facts that decide about one delivery. permission is S3's failure reason, empty where the role permits it."""
 
     source_configured: bool = True
     rule_enabled: bool = True
@@ -52,14 +52,14 @@ class Facts:
     archived: bool = False
     hard_deleted: bool = False
     edit: bool = False
-    """The destination has had the version: only metadata that was edited since is owed."""
+    """The destination has had the version: only its later metadata edits are pending."""
     replica_there: bool = True
     null_taken: bool = False
-    """It is a null version, and the destination has another null version of that key."""
+    """The version is a null version, and the destination has another null version of that key."""
 
 
 def decide(facts: Facts) -> Action:
-    """What to do now for one delivery. The order of the questions is the policy."""
+    """The next action for one delivery. The order of the questions is the policy."""
     if not facts.source_configured:
         return Settle(Status.FAILED, "SrcBucketReplicationConfigMissing")
     if not facts.rule_enabled:
@@ -81,7 +81,7 @@ def decide(facts: Facts) -> Action:
     if facts.edit and not facts.replica_there:
         return Settle(Status.FAILED, "DstVersionNotFound")
     if facts.hard_deleted and not facts.edit:
-        # S3 answers so to batch jobs; a live delivery of a version that somebody removed there is no different
+        # S3 answers batch jobs with this code; here a live delivery of a version removed there gets the same
         return Settle(Status.FAILED, "DstObjectHardDeleted")
     if facts.null_taken:
         return Settle(Status.FAILED, "SrcObjectNotEligible")

@@ -1,7 +1,7 @@
 """Deliveries into one bucket: staged, durable, visible, and only then COMPLETED, a batch at a time.
 
-Runs in the destination's region. What became of each goes back to the source's region, which
-writes the word of it on the version there (settle).
+Deliveries run in the destination's region. Their outcomes go back to the source's region, which records
+them on the versions there (settle).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = logging.getLogger("fsrepl")
 
 
 STEP_S = 0.1
-"""So long deliveries are staged before those that are staged become durable and visible."""
+"""How long deliveries are staged before the staged ones become durable and visible."""
 
 
 def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -> None:
-    """Take deliveries from one source into one bucket as far as they can go now.
+    """Advance deliveries from one source into one bucket as far as possible now.
 
-    One that met an unforeseen fault is carried alone, so that it keeps that to itself.
+    A delivery that met an unexpected error is carried alone, so that the error affects no other delivery.
     """
     single = [each for each in deliveries if state.delivers_singly or each.key in state.undelivered]
     if len(single) < len(deliveries):
@@ -41,17 +41,17 @@ def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) ->
         except sqlite3.Error:
             raise
         except Exception:
-            log.exception('set aside bucket=%s key="%s": what nobody foresaw', each.source, keys.shown(each.key))
+            log.exception('set aside bucket=%s key="%s": an unexpected error', each.source, keys.shown(each.key))
             state.undelivered[each.key] = f"from {each.source}: {UNFORESEEN}"
             region.try_later([each], UNFORESEEN)
     state.delivers_singly = False
 
 
 def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -> None:
-    """The same for a batch. Read this first.
+    """Carry one batch of deliveries. Read this first.
 
-    What is staged before it becomes durable and visible is bounded in time as well as in number; the rest waits for
-    the next turn.
+    Staging before publishing is bounded in time as well as in number; the rest of the batch waits for the
+    next round.
     """
     until_s = time.monotonic() + STEP_S
     source_name = deliveries[0].source

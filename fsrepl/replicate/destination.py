@@ -1,7 +1,7 @@
-"""What a delivery asks of where replicas go, and the tree of a bucket of this site, which is the one kind there is.
+"""The interface of a destination, and its one implementation: the tree of a bucket of this site.
 
-A destination holds versions, each complete or absent. What is staged in one is hidden until it is published, and can be
-read back before that. Making it durable and showing it in views is the region's own affair (publish.py).
+A destination holds versions, each complete or absent. A staged replica is hidden until it is published, and can be
+read back before that. The region makes replicas durable and shows them in views (publish.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fsrepl.views.stage import SMALL_BYTES, stage_view
 
 @dataclass(frozen=True, slots=True)
 class StagedReplica:
-    """A replica lying hidden in the destination's .fsrepl/tmp.
+    """A replica hidden in the destination's .fsrepl/tmp.
 
-    view names a second file, for the view, where view and store are to be independent; empty where
+    view names a second file, for the view, where view and store are to be independent. view is empty where
     the view will be a hard link to the stored version.
     """
 
@@ -33,24 +33,24 @@ class StagedReplica:
 
 
 class Draft(Protocol):
-    """The content of a replica on its way: written from its beginning to its end, and then staged with its record."""
+    """The content of a replica: written from its beginning to its end, and then staged with its record."""
 
     def write(self, data: bytes) -> None: ...
 
     def copy(self, fd: int, at: int, count: int) -> int:
-        """Take so many bytes at most from an open file of this machine, to the same place; how many it took."""
+        """Copy at most count bytes from an open local file, to the same offset; how many bytes were copied."""
 
     def end_at(self, size: int) -> None:
-        """What is not written, up to there, are zeros."""
+        """Extend the content to a size; bytes not written are zeros."""
 
-    def is_whole(self, told: Callable[[int], None] | None = None) -> bool:
-        """Read it back: whether it is what the replica's BLAKE3 says. told: how many bytes have been read."""
+    def is_whole(self, on_read: Callable[[int], None] | None = None) -> bool:
+        """Whether the content, read back, matches the replica's BLAKE3. on_read receives the number of bytes read."""
 
     def stage(self) -> StagedReplica: ...
 
 
 class Destination(Protocol):
-    """A bucket that replicas are made in."""
+    """A bucket that receives replicas."""
 
     @property
     def address(self) -> str: ...
@@ -58,28 +58,28 @@ class Destination(Protocol):
     def has(self, key: bytes, version_id: str) -> bool: ...
 
     def read(self, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
-        """The record of a version, or of a marker of that id. Raises StoreDamaged where it cannot be told."""
+        """The record of a version, or of a marker with that id. Raises StoreDamaged where the record cannot be read."""
 
     def is_whole(self, version: Version) -> bool:
-        """Whether the content of a version that is there is what its BLAKE3 says."""
+        """Whether the stored content of a version matches its BLAKE3."""
 
     def draft(self, replica: Version) -> AbstractContextManager[Draft]:
-        """Begin a replica. What is not staged when the block ends in an error is gone."""
+        """Begin a replica. An error that ends the block before stage() removes the draft."""
 
     def stage_marker(self, replica: Version) -> StagedReplica: ...
 
     def publish(self, staged: StagedReplica) -> None:
-        """Make it a version of this bucket, at once or not at all. Not durable yet."""
+        """Make a staged replica a version of this bucket, whole or not at all. It is not durable yet."""
 
     def discard(self, staged: StagedReplica) -> None:
-        """What is left of it is swept at the next start."""
+        """Remove a staged replica. Files that cannot be removed are swept at the next start."""
 
 
 # -- a bucket of this site
 
 
 class LocalTree:
-    """A bucket's folder, open."""
+    """The open folder of a bucket."""
 
     def __init__(self, bucket: OpenBucket) -> None:
         self._bucket = bucket
@@ -129,7 +129,7 @@ class LocalTree:
 
 
 class _File:
-    """A file in .fsrepl/tmp. Its record is on it already, where no view shares it."""
+    """A file in .fsrepl/tmp. Its record is on it from the start, unless a view shares it."""
 
     def __init__(
         self, bucket: OpenBucket, fd: int, name: bytes, replica: Version, *, linked: bool, sidecar: bool
@@ -146,11 +146,11 @@ class _File:
     def end_at(self, size: int) -> None:
         self._bucket.fs.truncate(self._fd, size)
 
-    def is_whole(self, told: Callable[[int], None] | None = None) -> bool:
+    def is_whole(self, on_read: Callable[[int], None] | None = None) -> bool:
         size, digest = self._replica.size, self._replica.digest
         if size < SMALL_BYTES and digests.of(self._bucket.fs.read_at(self._fd, size + 1, 0)) == digest:
             return True
-        return content_digest(self._bucket, self._fd, told) == digest
+        return content_digest(self._bucket, self._fd, on_read) == digest
 
     def stage(self) -> StagedReplica:
         bucket, fd, name, replica, sidecar = self._bucket, self._fd, self._name, self._replica, self._sidecar

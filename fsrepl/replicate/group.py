@@ -1,4 +1,4 @@
-"""Deliveries from one bucket to another, staged together."""
+"""A group of deliveries from one bucket to another, staged together."""
 
 from __future__ import annotations
 
@@ -43,20 +43,21 @@ class DeliveryGroup:
         self.run_as_check: run_as.RunAsCheck | None = None
         self.ready: list[Item] = []
         self.large: list[Item] = []
-        """What is to be copied in a lane."""
+        """Items that a background worker copies."""
         self.changes: list[metadata_updates.MetadataUpdate] = []
         self.outcomes: list[Outcome] = []
 
-    # -- one delivery, as far as hidden
+    # -- one delivery, up to its hidden copy
 
     def prepare(self, delivery: Delivery) -> None:
         """Decide about one delivery, and stage it if it is to be sent."""
         self._decide(delivery, self._send)
 
     def finish(self, item: Item, found: StagedReplica | Version) -> None:
-        """Decide once more about a delivery that took its time, now that it is staged, or was found to be there.
+        """Decide again about a large delivery, once it is staged or its replica was found.
 
-        Its rule may be gone by then, its version removed, or the destination suspended: then nothing is published.
+        Meanwhile its rule or its version may have been removed, or the destination suspended: then nothing is
+        published.
         """
         if isinstance(found, StagedReplica):
             item.staged = found
@@ -68,7 +69,7 @@ class DeliveryGroup:
             self._decide(item.delivery, lambda _: self.bring_into_line(item, found))
 
     def _decide(self, delivery: Delivery, send: Callable[[Item], None]) -> None:
-        """Settle a delivery, put it off, or send it. What goes wrong with one is its own affair."""
+        """Settle a delivery, postpone it, or send it. An error of one delivery affects no other."""
         try:
             item = Item(delivery)
             item.version = self._version(delivery)
@@ -100,13 +101,13 @@ class DeliveryGroup:
             raise
         except Exception:
             log.exception(
-                'set aside bucket=%s key="%s": what nobody foresaw', delivery.source, keys.shown(delivery.key)
+                'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
             )
             self.state.undelivered[delivery.key] = f"from {delivery.source}: {UNFORESEEN}"
             self.region.try_later([delivery], UNFORESEEN)
 
     def _await_record(self, delivery: Delivery, error: StoreDamaged) -> None:
-        """A version whose record is lost or wrong is sent once that is rebuilt; FAILED where it cannot be."""
+        """Postpone a version whose record is lost or wrong until that is rebuilt; FAILED where it cannot be."""
         log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
         if self.region.queue(delivery.source, delivery.destination).attempts_of(delivery) >= _REBUILDS_MAX:
             self.outcomes.append(Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None))
@@ -162,7 +163,7 @@ class DeliveryGroup:
         return (there.created_ns, there.marker, there.digest) != (version.created_ns, version.marker, version.digest)
 
     def _run_as_refusal(self, version: Version) -> str:
-        """S3's reason, where the filesystem refuses it to the user that the role works as."""
+        """S3's reason where the filesystem refuses the version to the user of the role; empty where it does not."""
         try:
             if self.role is None or (user := run_as.run_as(self.role)) is None:
                 return ""
@@ -183,7 +184,7 @@ class DeliveryGroup:
         item.known = self.known.get(version.key)
         if self._is_unlooked_at(version.key, item.known):
             stale.recapture(self.region, self.state, version.key)
-            raise Unavailable("its view there is looked at first")
+            raise Unavailable("its view there is captured first")
         hardlinks.set_free_unseen(self.region, self.state, self.destination, version.key, item.known)
         if version.size >= self.engine.background_bytes and not recorded.edit:
             self.large.append(item)
@@ -196,11 +197,11 @@ class DeliveryGroup:
         self.ready.append(item)
 
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
-        """Whether the view must be looked at before its key gets a newer version.
+        """Whether the view must be captured before its key gets a newer version.
 
-        Of one of which nothing is known yet, as before the first scan that follows a lost journal, or which is not
-        as an old journal has it, it would be taken for what a user made of that version. One that is gone was
-        removed by a user: that was the current version, and the removal is recorded first.
+        Otherwise a later capture would take the view for a user's change of the newer version. Nothing is
+        known of a view before the first scan after a lost journal, and an old journal may not match it. A missing view
+        was removed by a user: that removal belongs to the current version, and is recorded first.
         """
         if known is None or known.marker or key in self.state.stale:
             return False
@@ -214,7 +215,7 @@ class DeliveryGroup:
         return not self.destination.fs.is_regular(found) or not (self.state.is_scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, recorded: DeliveryRecord) -> Version:
-        """What is sent of a version: what may travel of it, and with another owner where the rule says so."""
+        """The version as it is sent: the metadata that may travel, and another owner where the rule says so."""
         replica = rules.replica_of(version, recorded, item.delivery.source)
         for group in metadata.GROUPS - item.groups:
             replica = metadata.without(replica, group)
@@ -224,10 +225,10 @@ class DeliveryGroup:
         return replica
 
     def bring_into_line(self, item: Item, there: Version) -> None:
-        """The destination has this version: its metadata becomes what was sent.
+        """Update the metadata of a version that the destination has to what was sent.
 
-        Not where a backfill sends a replica on, and the destination has the version from elsewhere, or is where it
-        was made: metadata goes from a source to its own replicas (s3-semantics, 2.2).
+        Metadata travels only from a source to its own replicas (s3-semantics, 2.2). So a backfill changes nothing where
+        it sends a replica on and the destination has the version from elsewhere, or made it.
         """
         assert item.version is not None
         assert item.replica is not None
@@ -242,15 +243,15 @@ class DeliveryGroup:
             )
             before = item.version.deliveries[item.delivery.destination].before
             if change.now == there and before is not None and before.status is Status.COMPLETED:
-                # A backfill looked at it once more, and it is as it was when it was made durable.
+                # A backfill checked the version again, and it is as it was when it was made durable.
                 self.outcomes.append(Outcome(item.delivery, Status.COMPLETED, "", item.version))
             else:
                 self.changes.append(change)
 
-    # -- the batch, as far as completed
+    # -- the batch, up to COMPLETED
 
     def publish(self) -> None:
-        """Durable, then in the store, then shown; then the words go back."""
+        """Make the batch durable, then stored, then shown; then report its outcomes."""
         try:
             if self.ready:
                 self.outcomes += publish.publish(
@@ -265,10 +266,10 @@ class DeliveryGroup:
 
 
 def whole_replica(state: BucketState, destination: Destination, item: Item, *, unread: bool = False) -> Version | None:
-    """The version as the destination has it, its content read back unless that need not be.
+    """The version as the destination has it, its content read back unless unread is set.
 
-    None where it lacks it, or has it damaged or in doubt and is sent it again. Raises Unavailable where its record
-    there is lost, which is rebuilt first: what would be written on it would count as all that there is.
+    None where the destination lacks it, or where its copy is damaged or in doubt and must be sent again. Raises
+    Unavailable where its record there is lost. That record is rebuilt first: a new one would hide what else it held.
     """
     replica = item.replica
     assert replica is not None

@@ -1,4 +1,4 @@
-"""Large objects beside everything else: copied and hashed in a lane of their own, published by the region's thread."""
+"""Large objects: copied and hashed by background workers, published by the region's thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("fsrepl")
 
 
 def send_in_background(region: Region, state: BucketState, item: transfer.Item) -> None:
-    """A large object: stage it beside everything else, with progress; publish it here when it is done."""
+    """Stage a large object in the background, with progress; publish it in the region's thread when it is done."""
     delivery, version = item.delivery, item.version
     assert version is not None
     progress = limits.Progress(delivery.key, delivery.id, delivery.source, delivery.destination, version.size)
@@ -50,7 +50,7 @@ def send_in_background(region: Region, state: BucketState, item: transfer.Item) 
             raise
         except Exception:
             log.exception(
-                'set aside bucket=%s key="%s": what nobody foresaw', delivery.source, keys.shown(delivery.key)
+                'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
             )
             region.try_later([delivery], UNFORESEEN)
 

@@ -1,4 +1,4 @@
-"""Edits of metadata, carried over to replicas."""
+"""Edits of metadata, applied to replicas."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import edits, view_metadata
 
 _FEW = 4
-"""Edits that are made durable one by one, where the disk is busy with other things."""
+"""Up to so many edits are made durable one by one, since the disk may be busy with other writes."""
 
 
-# -- where it is applied
+# -- applying an edit at its destination
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataUpdate:
-    """A version that a destination has, as it is and as it will be. sent: what its source has of it."""
+    """A version at a destination, as it is and as it will be. sent: the version as its source has it."""
 
     delivery: Delivery
     sent: Version
@@ -36,13 +36,14 @@ class MetadataUpdate:
 
 def change(region: Region, bucket: OpenBucket, delivery: Delivery, sent: Version, replica: Version, there: Version,
            groups: frozenset[str]) -> MetadataUpdate:  # fmt: skip
-    """What becomes of a version here by metadata that was sent: the later edit holds.
+    """The effect of received metadata on a version here: the later edit of each group wins.
 
-    An original whose replica was edited owes that to its other replicas; nothing else is handed on.
+    An original whose replica was edited gets deliveries of that edit to its other replicas. Other metadata is not
+    forwarded.
     """
     delivered = there.deliveries.get(delivery.source)
     if delivered is not None and delivered.owner and replica.posix and there.posix:
-        # its replica has another owner and no ACL, by owner override: neither comes back
+        # the replica has another owner and no ACL, by owner override: neither is copied back
         groups -= {metadata.ACL}
         replica = replace(replica, posix=replace(replica.posix, uid=there.posix.uid, gid=there.posix.gid))
     now = metadata.merged(there, replica, groups)
@@ -55,7 +56,7 @@ def change(region: Region, bucket: OpenBucket, delivery: Delivery, sent: Version
 
 
 def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[MetadataUpdate]) -> list[MetadataUpdate]:
-    """Make changes of metadata, in the store and on the views, durably; those that could be made.
+    """Apply changes of metadata to store and views, durably; the changes that were applied.
 
     The others are tried again later; their intent stays, so that a crash before that changes nothing.
     """
@@ -112,7 +113,7 @@ def _carry_out(
 
 
 def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[MetadataUpdate], shown: Collection[bytes]) -> None:
-    """Make records and views that were changed survive a power cut."""
+    """Make changed records and views survive a power cut."""
     if len(done) > _FEW:
         bucket.fs.sync_all(bucket.fd)
     else:
@@ -124,6 +125,6 @@ def _make_durable(region: Region, bucket: OpenBucket, done: Sequence[MetadataUpd
                     directory, name = keys.split(each.now.key)
                     names.append((bucket.views.get(directory), name))
             region.engine.syncer.staged(bucket, names)
-        except (PermissionError, FileNotFoundError):  # one that may not be opened, or was removed by its user
+        except (PermissionError, FileNotFoundError):  # a file may not be opened, or its user removed it
             bucket.fs.sync_all(bucket.fd)
     bucket.sync()

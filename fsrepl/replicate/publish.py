@@ -20,15 +20,15 @@ from fsrepl.storage.journal.rows import Outcome
 from fsrepl.views import directories, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
-"""Versions whose views show them now, and how those look."""
+"""Versions that their views show now, and how those views look."""
 
 
 def publish(
     region: Region, state: BucketState, source: OpenBucket, bucket: OpenBucket, tree: Destination, items: Sequence[Item]
 ) -> list[Outcome]:
-    """Make staged replicas visible. A version that is older than the key's newest goes to the store alone.
+    """Make staged replicas visible. A version that is older than the key's newest is added to the store alone.
 
-    Staged, published, shown, synced, recorded: each holds for all of the batch before the next begins.
+    Each step (staged, published, shown, synced, recorded) is done for the whole batch before the next begins.
     """
     newest = _newest(state, items)
     views = {key: item.known.view if item.known else None for key, item in newest.items()}
@@ -39,13 +39,13 @@ def publish(
         return []
     with intended:
         done = _published(region, tree, items)
-        current = _newest(state, done)  # where the newest of a key failed, the one before it is shown
+        current = _newest(state, done)  # where the newest of a key failed, the version before it is shown
         follower = directories.Follower(bucket, {source.address: source})
         seen = _shown(region, state, bucket, list(current.values()), views, follower)
         shown = {(version.key, version.id) for version, _ in seen}
         _without_views(bucket, [item for item in done if (item.delivery.key, item.delivery.id) not in shown])
         fault = _synced(bucket)
-        # Also where the sync failed: these views are shown, and are not their users' writes.
+        # Recorded even where the sync failed: these views are shown, and are not their users' writes.
         _recorded(region, state, bucket, done, seen)
         ids = [(item.delivery.key, item.delivery.id) for item in done]
         if fault is not None:
@@ -64,7 +64,7 @@ def publish(
 def _staged(
     region: Region, bucket: OpenBucket, tree: Destination, items: Sequence[Item], intents: Sequence[Intent]
 ) -> Intended | None:
-    """Make staged files durable, and which views are about to change; None where that failed and is tried later."""
+    """Make staged files and the intents of the views durable; None where that failed and is tried later."""
     files = [(bucket.tmp, i.staged.stored.name) for i in items if i.staged]
     files += [(bucket.tmp, i.staged.view) for i in items if i.staged and i.staged.view]
     try:
@@ -78,7 +78,7 @@ def _staged(
 
 
 def _published(region: Region, tree: Destination, items: Sequence[Item]) -> list[Item]:
-    """Rename staged versions into the store; those that are there now. The others are tried later."""
+    """Rename staged versions into the store; the items in the store now. The others are tried later."""
     done: list[Item] = []
     for item in items:
         assert item.staged is not None
@@ -92,7 +92,7 @@ def _published(region: Region, tree: Destination, items: Sequence[Item]) -> list
 
 
 def _newest(state: BucketState, items: Sequence[Item]) -> dict[bytes, Item]:
-    """By key, the replica that its view is to show: newer than what is there, or made again since that is in doubt."""
+    """By key, the replica that its view must show: newer than the current one, or made again since it is in doubt."""
     newest: dict[bytes, Item] = {}
     for item in items:
         assert item.replica is not None
@@ -109,7 +109,7 @@ def _shown(
     region: Region, state: BucketState, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
     follower: directories.Follower,
 ) -> Seen:  # fmt: skip
-    """Bring views up to their new versions. What cannot be shown yet is held, durably, and COMPLETED all the same."""
+    """Update views to their new versions. A view that cannot change yet becomes stale; its delivery is COMPLETED."""
     seen: Seen = []
     for item in sorted(items, key=lambda i: i.delivery.marker):
         assert item.replica is not None
@@ -133,24 +133,24 @@ def _shown(
                 stale.mark_stale(region, state, key, why, conflict=conflict, bucket=bucket, was=views[key])
             case show.UserChanged():
                 stale.mark_stale(
-                    region, state, key, "its file holds what is not recorded yet", bucket=bucket, was=views[key]
+                    region, state, key, "its file has content that is not recorded yet", bucket=bucket, was=views[key]
                 )
                 stale.recapture(region, state, key)
     return seen
 
 
 def _without_views(bucket: OpenBucket, items: Sequence[Item]) -> None:
-    """Of versions that no view shows: what was staged for one goes, and a stored file that was to be one is private."""
+    """Clean up for versions that no view shows: remove the staged view, or make the stored file private."""
     for item in items:
         if item.staged and item.staged.view:
-            with contextlib.suppress(OSError):  # what stays is swept at the next start
+            with contextlib.suppress(OSError):  # a file that remains is swept at the next start
                 staging.unstage(bucket, item.staged.view)
         elif item.replica and not item.replica.marker:
             versions.make_private(bucket, item.replica.key, item.replica.id)
 
 
 def _synced(bucket: OpenBucket) -> OSError | None:
-    """Make names in the store and views durable; what went wrong, if anything did."""
+    """Make names in the store and views durable; the error, if there was one."""
     try:
         bucket.sync()
     except OSError as error:

@@ -1,18 +1,18 @@
-"""The second gate: what plain file permissions let the user of a role do, who is not the daemon.
+"""RunAs: what plain file permissions let the user of a role do, who is not the daemon.
 
-A role with RunAs works as that user and that group, and no other group. Its policy has been asked
-before (s3/roles.py); here the filesystem is, as it would be by a program of that user:
+A role with RunAs works as that user and that group, and no other group. Its policy was checked
+before (s3/roles.py). This module checks the filesystem, as for a program of that user:
 
-    reading    the object must be readable for him, by its own mode and ACL, which its version has on
-               record whether or not a view shows it; and so must each directory on the way be searchable
-    writing    the view's directory must be his to write in, or the nearest above it that there is, and
-               what stands there his to replace, where the directory is sticky
+    reading    the object must be readable for the user, by its own mode and ACL, which are in its version's
+               record whether or not a view shows it; and each directory on its path must be searchable
+    writing    the view's directory, or its nearest existing parent, must be writable for the user; in
+               a sticky directory the user must also be allowed to replace the existing file
 
-The stored versions themselves are the daemon's alone (.fsrepl is 0700), so the work as such is done by
-the daemon; what it makes has the owner that the source has, as without RunAs (G5). What a directory
-lets him do, the kernel says: a thread takes on his rights for that one question, which on Linux
-concerns no other thread. So ACLs, read-only mounts and what else a kernel knows count too. A daemon
-that is not root can be nobody else: it may serve roles that run as itself.
+The stored versions themselves are the daemon's alone (.fsrepl is 0700), so the daemon does the work;
+a file it makes has the owner that the source has, as without RunAs (G5). The kernel says what a
+directory permits: a thread takes on the user's rights for that one question, which on Linux
+concerns no other thread. So ACLs, read-only mounts and all other rules of the kernel count too. A daemon
+that is not root cannot work as another user: it serves only roles that run as itself.
 Source: s3-semantics, 6.3.
 """
 
@@ -31,19 +31,19 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
 
 _NO_DIRECTORY = GONE | {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
-"""Nothing, or something else, stands where a view's directory would be: the replica is in the store alone then."""
+"""Nothing, or no directory, is at the path of a view's directory: the replica is in the store alone then."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """The user that a role works as, and that the daemon may be."""
+    """A user that a role works as, and that the daemon may work as."""
 
     uid: int
     gid: int
 
 
 def run_as(role: Role) -> RunAs | None:
-    """Whom a role works as; None where that is the daemon. Raises Failed where the daemon may not be him."""
+    """The user that a role works as; None where that is the daemon. Raises Failed where the daemon cannot."""
     if role.uid is None or role.gid is None:
         return None
     if os.geteuid() == 0:
@@ -51,11 +51,11 @@ def run_as(role: Role) -> RunAs | None:
     if (role.uid, role.gid) != (os.geteuid(), os.getegid()):
         why = f"role {role.name} runs as {role.uid}:{role.gid}, and the daemon is not root"
         raise Failed("AssumeRoleNotPermitted", why)
-    return None  # its file work is the daemon's own, which permissions bind as it is
+    return None  # the daemon's own file work, which permissions restrict already
 
 
 class RunAsCheck:
-    """What one user may do between two buckets, for as long as a batch works there."""
+    """The permissions of one user in two buckets, during one batch."""
 
     def __init__(self, user: RunAs, source: OpenBucket, destination: OpenBucket) -> None:
         self._user = user
@@ -77,7 +77,7 @@ class RunAsCheck:
 
 
 class _Tree:
-    """The directories of a bucket, as a user finds them. Those that are gone count as the nearest above them."""
+    """The directories of a bucket, as a user finds them. A missing directory counts as its nearest existing parent."""
 
     def __init__(self, bucket: OpenBucket, user: RunAs) -> None:
         self._bucket, self._user = bucket, user
@@ -85,7 +85,7 @@ class _Tree:
         self._writable: dict[bytes, bool] = {}
 
     def is_searchable(self, directory: bytes) -> bool:
-        """Whether he gets into a directory: it, and each on the way from the bucket's folder, lets him."""
+        """Whether the user may search a directory and each one on its path from the bucket's folder."""
         if directory not in self._searchable:
             fd = self._open(directory)
             here = fd is None or self._may(fd, os.X_OK)
@@ -93,7 +93,7 @@ class _Tree:
         return self._searchable[directory]
 
     def is_writable(self, key: bytes) -> bool:
-        """Whether he may make, replace and remove a key's file."""
+        """Whether the user may make, replace and remove a key's file."""
         directory, name = keys.split(key)
         if directory not in self._writable:
             there = directory
@@ -105,7 +105,7 @@ class _Tree:
         return self._writable[directory] and self._may_replace(directory, name)
 
     def _may_replace(self, directory: bytes, name: bytes) -> bool:
-        """In a sticky directory a file is for its owner to replace, and for the directory's. Source: inode(7)."""
+        """Whether the user may replace a file: in a sticky directory, as one of the two owners. Source: inode(7)."""
         fs, uid = self._bucket.fs, self._user.uid
         fd = self._open(directory)
         if fd is None or uid == 0 or not fs.stat_fd(fd).st_mode & stat.S_ISVTX:

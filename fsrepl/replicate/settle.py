@@ -1,7 +1,7 @@
-"""At the source: what destinations say of its deliveries becomes the record of its versions.
+"""Outcomes of deliveries, recorded on the versions of their source.
 
-Words come from the threads of other regions, and are written down a batch at a time by the source's own. What
-cannot be written down now is tried again, and one record that cannot take it holds up no other.
+Threads of other regions report outcomes, and the source's own thread records them a batch at a time. An outcome that
+cannot be recorded now is tried again. A record that cannot be written delays no other.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ log = logging.getLogger("fsrepl")
 
 
 def settle_due(region: Region) -> bool:
-    """Write down what was said of this region's deliveries; whether any of it could be."""
+    """Record the reported outcomes of this region's deliveries; whether any could be recorded."""
     outcomes = region.outcomes.take(time.monotonic())
     by_source: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_source.setdefault(outcome.delivery.source, []).append(outcome)
     late: list[Outcome] = []
     for source, group in by_source.items():
-        if (state := region.states.get(source)) is not None:  # else it left the site
+        if (state := region.states.get(source)) is not None:  # else the source left the site
             region.worked_for.add(source)
             late += _settle_group(region, state, group)
     region.outcomes.put_off(late)
@@ -47,13 +47,13 @@ def settle_due(region: Region) -> bool:
 
 
 def _settle_group(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Write down words of one source; those that could not be now. One that fails is set apart from the others.
+    """Record outcomes of one source; those that could not be recorded now. An outcome that fails is tried alone.
 
-    While the source is away they are dropped: without them the deliveries are found done when they are asked again.
+    While the source is away its outcomes are dropped: later tries of these deliveries find them done.
     """
     try:
         settle(region, state, outcomes)
-    except sqlite3.Error:  # it is the journal's, and of no word
+    except sqlite3.Error:  # a fault of the journal, and of no outcome
         raise
     except Exception as error:
         if isinstance(error, (Unavailable, BucketMissing)) or not state.is_up:
@@ -65,8 +65,8 @@ def _settle_group(region: Region, state: BucketState, outcomes: Sequence[Outcome
             foreseen = isinstance(error, (FsreplError, OSError))
             why = reason(error) if foreseen else UNFORESEEN
             level = logging.DEBUG if region.outcomes.is_patient else logging.WARNING
-            told = 'not settled bucket=%s key="%s": %s'
-            log.log(level, told, state.bucket.address, key, why, exc_info=None if foreseen else error)
+            message = 'not settled bucket=%s key="%s": %s'
+            log.log(level, message, state.bucket.address, key, why, exc_info=None if foreseen else error)
             return list(outcomes)
         log.error('damaged bucket=%s key="%s": %s', state.bucket.address, key, error)
         settle_unread(region, outcomes[0])
@@ -77,7 +77,7 @@ def _settle_group(region: Region, state: BucketState, outcomes: Sequence[Outcome
 
 
 def _acknowledge(region: Region, outcomes: Sequence[Outcome]) -> None:
-    """What became of these is written down: the journal no longer says otherwise."""
+    """Report recorded outcomes to the regions of their destinations: the journal agrees with them now."""
     by_way: dict[tuple[str, str], list[Delivery]] = {}
     for outcome in outcomes:
         if outcome.delivery.job:
@@ -87,26 +87,26 @@ def _acknowledge(region: Region, outcomes: Sequence[Outcome]) -> None:
             other.post(Acknowledged(source, destination, done))
 
 
-# -- one batch of them
+# -- one batch of outcomes
 
 
 def is_pending(version: Version, delivery: Delivery) -> bool:
-    """Whether a version's record agrees with the index that a delivery is pending, and for whom."""
+    """Whether a version's record agrees with the journal that a delivery is pending, and for which job."""
     recorded = version.deliveries.get(delivery.destination)
     return recorded is not None and not recorded.settled and recorded.job == delivery.job
 
 
 class Meaning(enum.Enum):
-    """What a word means, held against what the source has recorded by now."""
+    """The meaning of an outcome, compared with the source's present record."""
 
-    SETTLED = "it is written down"
+    SETTLED = "recorded"
     AGAIN = "the version was edited while it travelled, or nothing was done"
-    STALE = "the record says more than the index: it was said already, cancelled, or asked for by somebody else"
-    GONE = "the version is not there any more"
+    STALE = "the record is newer than the journal: reported already, cancelled, or requested again"
+    GONE = "the version no longer exists"
 
 
 def meaning(outcome: Outcome, version: Version | None) -> Meaning:
-    """What to make of a word. That a replica is there is true whatever happened meanwhile, a failure may not be."""
+    """The meaning of an outcome. A replica that is there stays true whatever happened since; a failure may not."""
     delivery, completed = outcome.delivery, outcome.status is Status.COMPLETED
     recorded = version.deliveries.get(delivery.destination) if version else None
     if version is None or (recorded is None and not delivery.job):
@@ -129,13 +129,13 @@ def _settled(recorded: DeliveryRecord, outcome: Outcome, now_ns: int) -> Deliver
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What words come to: what is written down of them, and what is told.
+    """The effect of outcomes: what is recorded, and what is reported.
 
     changed: records, by key and version id, as they will be.
-    confirmed: records that say more than the index, which is brought into line with them.
-    gone: deliveries that the index loses.
-    again: versions, each with a destination that is owed it once more.
-    ended: deliveries that ended, each with the word of that.
+    confirmed: records that are newer than the journal, which is updated from them.
+    gone: deliveries that the journal loses.
+    again: versions, each with a destination that it must be delivered to once more.
+    ended: deliveries that ended, each with its outcome.
     """
 
     changed: Mapping[tuple[bytes, str], Version] = field(default_factory=dict)
@@ -149,9 +149,9 @@ def interpret(
     outcomes: Iterable[Outcome], records: Mapping[tuple[bytes, str], Version | None], now_ns: int,
     is_indexed: Callable[[Delivery], bool],
 ) -> Settlement:  # fmt: skip
-    """What is to be done about words, by the records of their versions; None for a version that is not there.
+    """The settlement of outcomes, by the records of their versions; None for a version that is not there.
 
-    is_indexed: whether the index has a delivery still. One word sees what the words before it change.
+    is_indexed: whether the journal still has a delivery. Each outcome sees the changes of those before it.
     """
     changed: dict[tuple[bytes, str], Version] = {}
     confirmed: list[Version] = []
@@ -163,7 +163,7 @@ def interpret(
         version = changed.get(at) or records[at]
         what = meaning(outcome, version)
         if version is None or what is Meaning.GONE:
-            if is_indexed(delivery):  # else it was said already
+            if is_indexed(delivery):  # else it was reported already
                 gone.append(delivery)
                 ended.append((delivery, outcome))
         elif what is Meaning.AGAIN:
@@ -178,7 +178,7 @@ def interpret(
             )
             changed[at] = attributes.with_delivery(version, delivery.destination, _settled(recorded, outcome, now_ns))
             if recorded.edit and outcome.status is Status.COMPLETED and delivery.destination == version.source:
-                # a replica owes its original nothing but edits, and shows REPLICA again
+                # a replica delivers nothing but edits to its original, and shows REPLICA again
                 changed[at] = attributes.without_delivery(changed[at], delivery.destination)
                 gone.append(delivery)
             if not recorded.settled:
@@ -188,7 +188,7 @@ def interpret(
 
 
 def settle(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> None:
-    """Write down on the source's versions what became of their deliveries. Raises FsreplError where it is away."""
+    """Record the outcomes of deliveries on the source's versions. Raises FsreplError where the source is away."""
     engine, address = region.engine, state.bucket.address
     with state.bucket.open() as bucket:
         found: dict[tuple[bytes, str], Version | None] = {}
@@ -217,7 +217,7 @@ def _record(engine: Runtime, bucket: OpenBucket, delivery: Delivery) -> Version 
 
 
 def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: Settlement) -> None:
-    """Write a settlement down: the records first, then the index of them."""
+    """Write a settlement: first the records, then the journal."""
     address, now_s = bucket.address, time.monotonic()
     for version in settlement.changed.values():
         try:
@@ -234,7 +234,7 @@ def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: S
 
 
 def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
-    """What has failed meanwhile, for want of its rule or its version, is not copied to the end: that may take hours."""
+    """Stop copies whose deliveries have failed since, for want of rule or version: a copy may take hours."""
     failed = {(r.source, r.key, r.version, r.destination) for r in results if r.status is Status.FAILED}
     for each in list(engine.transfers) if failed else ():
         if (each.source, each.key, each.version, each.destination) in failed:
@@ -242,7 +242,7 @@ def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
 
 
 def settle_unread(region: Region, outcome: Outcome) -> None:
-    """The record that the word belongs on cannot be read: the index alone says it, and `verify` names the record."""
+    """Settle a delivery whose record cannot be read: in the journal alone; `verify` names the record."""
     engine, delivery = region.engine, outcome.delivery
     result = result_of(delivery, outcome.status, outcome.reason, engine.site.buckets[delivery.source].replication)
     engine.reporter.announce(list(thresholds.news(engine, delivery, result)))
@@ -253,7 +253,7 @@ def settle_unread(region: Region, outcome: Outcome) -> None:
 
 
 def settle_gone(region: Region, state: BucketState, deliveries: Sequence[Delivery], *, key_there: bool) -> None:
-    """A version was removed before these were done: there is nothing left to show a status on, so it is only told."""
+    """Settle deliveries of a removed version: no status can be shown, so the outcome is only reported."""
     action = decide.decide(decide.Facts(source_there=False, key_there=key_there))
     assert isinstance(action, decide.Settle)
     settle(region, state, [Outcome(each, action.status, action.why, None) for each in deliveries])

@@ -1,8 +1,8 @@
-"""Replication Time Control, which is measurement: who is late is told once, and copied no faster for it.
+"""Replication Time Control: late deliveries are reported once. They are not copied faster for it.
 
-Late is a live delivery of a version, not of a marker, that is not done 15 minutes after it was asked
-for. The journal has the moment of each, as long as nobody was told; so a look costs one question to an
-index, and a restart forgets nothing. Source: s3-semantics, 3.4 and 3.6.
+A live delivery of a version, not of a marker, is late when it is not done 15 minutes after it was
+requested. The journal keeps that moment until lateness has been reported: a check costs one query
+of an index, and a restart loses nothing. Source: s3-semantics, 3.4 and 3.6.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH = 512
 
 
 def check(engine: Runtime) -> bool:
-    """Tell of what has become late since the last look; whether there is more of it."""
+    """Report deliveries that became late since the last check; whether there are more."""
     late = engine.journal.deliveries.late(engine.site.now(), BATCH)
     if not late:
         return False
@@ -35,7 +35,7 @@ def check(engine: Runtime) -> bool:
 
 
 def news(engine: Runtime, delivery: Delivery, result: Result) -> Iterator[Result]:
-    """What there is to tell of a delivery that ended: before a late end, that it was late, if nobody was told yet."""
+    """The results to report of a delivery that ended: before a late end, its lateness, if not reported yet."""
     if (
         result.status is Status.COMPLETED
         and events.is_timed(result)
@@ -46,7 +46,7 @@ def news(engine: Runtime, delivery: Delivery, result: Result) -> Iterator[Result
 
 
 def untrack(engine: Runtime, source: str) -> None:
-    """After a look at a bucket's rules: tell which pending deliveries their metrics no longer follow."""
+    """Report the pending deliveries that the metrics of their rule no longer follow; called after reading the rules."""
     bucket = engine.site.buckets.get(source)
     for rule in bucket.replication.rules if bucket and bucket.replication else ():
         if rule.tracking is not Tracking.NONE:

@@ -1,8 +1,8 @@
 """Content and metadata of one version -> a hidden, verified copy in the destination.
 
-Nothing becomes visible here. What is staged is read back and must match the recorded BLAKE3; a
-mismatch is either damage at the source, which is reported and never delivered, or a copy gone
-wrong, which is made again. No reflinks between regions: a replica shares no storage (G10).
+Nothing becomes visible here. A staged copy is read back and must match the recorded BLAKE3. A
+mismatch is either damage at the source, which is reported and never delivered, or a faulty copy,
+which is made again. No reflinks between regions: a replica shares no storage (G10).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def stage(
     progress: Progress | None = None,
     limiter: Limiter | None = None,
 ) -> StagedReplica:
-    """Write a replica, hidden and verified. data: the content, where it is at hand, hashed already.
+    """Write a replica, hidden and verified. data: the content, already hashed, where it is in memory.
 
     Raises Failed (the stored version is damaged or gone), Unavailable (the copy does not match), OSError.
     """
@@ -72,7 +72,7 @@ def _copy(
             at = written = at + count
             if limiter:
                 limiter.sent(count)
-            if progress:  # in a lane
+            if progress:  # in a background worker
                 progress.came_to(at)
                 if limiter:
                     progress.pause(limiter)
@@ -80,21 +80,21 @@ def _copy(
                     raise Unavailable("its copy was stopped")
         if progress:
             progress.came_to(at)
-        if written < at:  # it ends in a hole
+        if written < at:  # the content ends in a hole
             draft.end_at(at)
     finally:
         source.fs.close(fd)
 
 
-def _verify(source: OpenBucket, version: Version, draft: Draft, told: Callable[[int], None] | None = None) -> None:
-    if draft.is_whole(told):
+def _verify(source: OpenBucket, version: Version, draft: Draft, on_read: Callable[[int], None] | None = None) -> None:
+    if draft.is_whole(on_read):
         return
     try:
         original = versions.open_version(source, version.key, version.id)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
-        digest = content_digest(source, original, told)
+        digest = content_digest(source, original, on_read)
     finally:
         source.fs.close(original)
     if digest != version.digest:
@@ -107,13 +107,13 @@ def _verify(source: OpenBucket, version: Version, draft: Draft, told: Callable[[
 
 @dataclass(slots=True)
 class Item:
-    """One delivery under way."""
+    """One delivery in progress."""
 
     delivery: Delivery
     version: Version | None = None
     replica: Version | None = None
     staged: StagedReplica | None = None
     groups: frozenset[str] = metadata.GROUPS
-    """Of its metadata, what may travel."""
+    """The groups of its metadata that may travel."""
     known: Object | None = None
-    """The key in the destination, as the journal has it."""
+    """The key in the destination, as the journal knows it."""
