@@ -1,1 +1,1 @@
-"""What one region's thread knows, and what waits in it."""
+"""State of one region, used by the region's own thread: buckets, queues, messages."""

@@ -1,4 +1,4 @@
-"""One bucket at work in its region's thread: what is known of it, what waits there, and why."""
+"""State of one bucket in its region's thread: its phase, its queues, and the reasons why keys wait."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fsrepl.storage.remembered import Keeper
 
 @dataclass(slots=True)
 class Deferred:
-    """A key that could not be taken yet."""
+    """A key whose capture is deferred."""
 
     due_s: float
     change: Change
     why: str
     opened: bool
     looked: int
-    """The epoch in which it was looked at last."""
+    """The epoch of the last look at the key."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class StaleView:
 
 @dataclass(slots=True)
 class Overwritten:
-    """A destroyed version whose content is to be fetched again. intent: where that is written down."""
+    """A destroyed version whose content is to be fetched again. intent: the intent that records it."""
 
     intent: bytes
     due_s: float = 0.0
@@ -66,9 +66,9 @@ class Damaged:
 class LifecycleRun:
     """One run of a bucket's lifecycle through all its keys, as of one moment.
 
-    last: how far it is, by directory and name; todo: the directories that are left of a bucket that was never
-    versioned. again: keys that were not ready, and are judged once more, up to some tries. done: by the word for it,
-    how many versions something was done to.
+    last: the position reached, directory and name; todo: the directories left in a bucket that was never
+    versioned. again: keys that were not ready, judged again up to a number of tries. done: by the name of the action,
+    the number of versions it was applied to.
     """
 
     now_ns: int
@@ -84,93 +84,93 @@ class LifecycleRun:
 
 
 class Phase(enum.Enum):
-    """How far a bucket has come since it was last seen."""
+    """Progress of a bucket since it was last away."""
 
-    AWAY = "it was not opened yet, or could not be opened"
-    SUSPENDED = "it is there, and no work is done in it for a while after a fault"
-    SCANNING = "it is indexed and watched, and its first scan is not complete"
+    AWAY = "not opened yet, or could not be opened"
+    SUSPENDED = "present, but no work is done in it for a while after a fault"
+    SCANNING = "indexed and watched; its first scan is not complete"
     ONLINE = "its first scan is complete"
 
 
 @dataclass(slots=True, eq=False)
 class BucketState:
-    """One bucket at work."""
+    """State of one bucket."""
 
     bucket: Bucket
     phase: Phase = Phase.AWAY
     why: str = ""
-    """Why it is away, or suspended; empty where it was not opened yet, and while it is up."""
+    """Reason why the bucket is AWAY or SUSPENDED; empty before it is first opened, and while it is up."""
     unsettled: bool = False
-    """When it went away, something had been written in it that was not captured."""
+    """The bucket went away while something written in it was not captured yet."""
     scans: Scans = field(default_factory=Scans)
     trouble: Trouble = field(default_factory=Trouble)
     deferred: dict[bytes, Deferred] = field(default_factory=dict)
     stale: dict[bytes, StaleView] = field(default_factory=dict)
     retries_blocked: bool = False
-    """Something is gone since the last look at those that stood in the way of held views."""
+    """Something was removed since the last check of the obstacles to stale views."""
     overwritten: dict[tuple[bytes, str], Overwritten] = field(default_factory=dict)
-    """Stored versions that were destroyed, and are fetched again: key and version id."""
+    """Destroyed stored versions that are being fetched again: key and version id."""
     damaged: list[Damaged] = field(default_factory=list)
-    """What capture and delivery came upon here during this turn; the loop has each repaired once."""
+    """Damage that capture and delivery found here in this pass of the loop, which has each repaired once."""
     copying: dict[bytes, Change] = field(default_factory=dict)
-    """Keys that a lane is copying."""
+    """Keys that a background worker is copying."""
     copy_again_at_s: dict[bytes, float] = field(default_factory=dict)
-    """Keys whose copying took a while, and until when the next change of theirs waits."""
+    """Keys whose copying took a while, and the time until which their next change waits."""
     labels: LabelQueue = field(default_factory=LabelQueue)
     unreadable: dict[bytes, str] = field(default_factory=dict)
-    """Files that we may not read, and why: nothing but a change of theirs makes another try worth while."""
+    """Files that the daemon may not read, and why. Only a change of the file makes another try worthwhile."""
     faults: dict[bytes, int] = field(default_factory=dict)
-    """How many tries in a row went wrong, of keys that are tried again."""
+    """Number of failed tries in a row, by key."""
     directories: dict[bytes, bool] = field(default_factory=dict)
-    """Directories to look at again for what they let people do, and whether those that follow them are told already."""
+    """Directories whose permissions are to be compared again, and whether their replicas were notified already."""
     jobs: dict[str, Run] = field(default_factory=dict)
-    """Backfills from here that have not ended, by id."""
+    """Unfinished backfills from here, by id."""
     orphaned: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Destination and rule of what backfills owe and no rule stands for any more, and S3's reason for that."""
+    """Destination and rule of backfill deliveries that no rule covers any more, and S3's reason."""
     documents: Documents | None = None
     keeper: Keeper = field(default_factory=Keeper)
-    """Copies its documents into the site's state."""
+    """Copies the bucket's documents into the site's state."""
     unsynced: set[tuple[bytes, str]] = field(default_factory=set)
-    """Replicas that are there and could not be made durable: the kernel may have dropped them. They are made again."""
+    """Replicas that exist but could not be synced: the kernel may have dropped their data. They are made again."""
     stripped: bool = False
-    """Versions here have lost their attributes, which another region may know when it is back."""
+    """Versions here have lost their attributes. Another region may know them once it is back."""
     paused: str = ""
     skipped_recorded: int = -1
-    """The number of entries that are no objects, as the journal has it."""
+    """Number of entries that are no objects, as recorded in the journal."""
     scan_began_ns: int = 0
-    """When the last complete scan began, as long as not all that it found is recorded; else 0."""
+    """Start of the last complete scan while some of its findings are not recorded yet; else 0."""
     set_aside: dict[bytes, str] = field(default_factory=dict)
-    """Keys that cannot be captured for a reason that nobody foresaw. Each is tried alone."""
+    """Keys whose capture failed with an unexpected error. Each is tried alone."""
     undelivered: dict[bytes, str] = field(default_factory=dict)
-    """Keys whose replicas cannot be made here for such a reason."""
+    """Keys whose replicas cannot be made here because of such an error."""
     captures_singly: bool = False
     delivers_singly: bool = False
-    """After an unforeseen fault in the midst of a batch: what is captured here, and what is delivered here, is taken
-    one by one once, which tells whose fault it was."""
+    """After an unexpected error in a batch, its captures or deliveries are taken one by one once, which finds the one
+    that failed."""
     failures: int = 0
     up_again_at_s: float = 0.0
-    """After that many batches in a row that went wrong, it is not brought up before then."""
+    """Time before which the bucket is not brought up again, after that many failed batches in a row."""
     rescan_at_s: float = 0.0
     look_again_at_s: float = 0.0
     look_agains: int = 0
-    """When to look again into directories that could not be read, and how often in a row that was in vain."""
+    """Time of the next look into directories that could not be read, and the number of failed looks in a row."""
     displaced_at_s: float = 0.0
-    """When to look next at what views have left in .fsrepl/displaced."""
+    """Time of the next look into .fsrepl/displaced."""
     poll_at_s: float = 0.0
     polled_since_s: float = 0.0
     said_polled: bool = False
     said_exposed: str = ""
     mounts_seen: bytes = b""
-    """The machine's table of mounts at the last look: where it is the same, no new one covers anything here."""
+    """The mount table at the last look. While it is unchanged, no new mount covers anything here."""
     lifecycle: LifecycleRun | None = None
-    """The run through it that is under way."""
+    """The lifecycle run under way."""
     lifecycle_look_s: float = 0.0
-    """When to look next whether one is due."""
+    """Time of the next check whether a lifecycle run is due."""
     has_barrier: bool = False
-    """Its sentinels are watched."""
+    """The bucket's sentinel directory is watched."""
 
     def describe(self) -> Document:
-        """How it is, for `status`. Read by other threads while its own goes on, as all of NAMES."""
+        """Document for `status`. Other threads read it, and all of NAMES, while the region's thread works."""
         trouble = self.bucket.trouble or (f"{self.bucket.address}: {self.why}" if self.phase is Phase.SUSPENDED else "")
         return {
             "online": self.is_up or not trouble,
@@ -183,12 +183,12 @@ class BucketState:
 
     @property
     def is_up(self) -> bool:
-        """Whether it is indexed and watched."""
+        """Whether the bucket is indexed and watched."""
         return self.phase in (Phase.SCANNING, Phase.ONLINE)
 
     @property
     def is_scanned(self) -> bool:
-        """Whether the first scan since it came up is complete."""
+        """Whether the first scan since the bucket came up is complete."""
         return self.phase is Phase.ONLINE
 
     def note_skipped(self, key: bytes, *, there: bool) -> None:
@@ -200,12 +200,12 @@ class BucketState:
             names.discard(name)
 
     def is_blind(self, directory: bytes) -> bool:
-        """Whether something in a directory, or below it, could not be read when it was looked at last."""
+        """Whether something in or below a directory could not be read at the last look."""
         paths = [*self.trouble.unreadable, *(keys.split(key)[0] for key in self.unreadable)]
         return any(is_below(path, directory) for path in paths)
 
     def looked_through(self, scan: Scan) -> None:
-        """A directory and all below it have been looked through: what is there no longer need not be read."""
+        """Drop the unreadable files whose directories are gone, after a scan of a directory and all below it."""
         blind = [*self.trouble.mounts, *self.trouble.unreadable]
         for key in list(self.unreadable):
             directory = keys.split(key)[0]
@@ -218,7 +218,7 @@ Names = list[tuple[bytes, str]]
 
 
 def _unreadable(state: BucketState) -> Names:
-    """Files, and directories with a slash behind them."""
+    """Unreadable files, and directories with a trailing slash."""
     return [*list(state.unreadable.items()), *((p + b"/", why) for p, why in list(state.trouble.unreadable.items()))]
 
 
@@ -235,12 +235,12 @@ NAMES: Mapping[str, Callable[[BucketState], Names]] = {
     "set_aside": lambda state: [*list(state.set_aside.items()), *list(state.undelivered.items())],
     "waiting": lambda state: [(key, deferred.why) for key, deferred in list(state.deferred.items())],
 }
-"""What a bucket may have very many of, by name: keys or directories, each with the reason where there is one."""
+"""Lists that may be very long, by name: keys or directories, each with its reason where there is one."""
 
 
 @dataclass(slots=True)
 class Run:
-    """A job at work. faults: how often in a row it could not go on; due_s: when it tries again."""
+    """A job at work. faults: number of failures in a row; due_s: time of the next try."""
 
     job: Job
     saved_s: float = field(default_factory=time.monotonic)

@@ -1,9 +1,8 @@
-"""The keys of one region that may have changed, and which of them are ready to be looked at.
+"""The keys of one region that may have changed, queued until they are ready to be captured.
 
-A key waits here until it is ready: at once after a rename into place, settle_ms after the last event otherwise,
-longer under a name that looks temporary, and no longer than open_max_s while events keep coming. Keys are kept
-by bucket, and taken in turns between buckets (region/rotation.py): a burst in one bucket delays neither a new file in
-another one nor whoever waits for that.
+A key is ready at once after a rename into place, otherwise settle_ms after its last event, later under a
+temporary name, and after open_max_s at the latest while events keep coming. Keys are kept by bucket and taken round
+robin (region/rotation.py), so that a burst in one bucket delays neither a new file in another one nor its `wait`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from fsrepl.model import keys
 from fsrepl.region.rotation import Rotation
 from fsrepl.settings import Capture
 
-# What is known of a marked key.
+# Flags of a queued key.
 CLOSED, MOVED, GONE, CHANGED, WRITING, FOUND, ARRIVED, NAMED = 1, 2, 4, 8, 16, 32, 64, 128
-"""Written and closed; moved into place; removed; attributes; being written; a scan found it; a directory brought it;
+"""Written and closed; moved into place; removed; attributes; being written; found by a scan; came with a directory;
 another name of its file changed."""
 
 _WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
@@ -35,7 +34,7 @@ _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
 
 
 class Change(NamedTuple):
-    """A key that may have changed. epoch: how many barriers had been passed when it was first marked, at since_s."""
+    """A key that may have changed. epoch: number of barriers passed when it was first queued, at since_s."""
 
     address: str
     key: bytes
@@ -45,7 +44,7 @@ class Change(NamedTuple):
 
 
 class DirectoryEvent(NamedTuple):
-    """A directory appeared (ARRIVED), changed its attributes (CHANGED), or is GONE, and then perhaps only MOVED."""
+    """A directory that ARRIVED, CHANGED its attributes, or is GONE, perhaps only MOVED."""
 
     address: str
     path: bytes
@@ -54,7 +53,7 @@ class DirectoryEvent(NamedTuple):
 
 
 def directory_flags(mask: int) -> int:
-    """What an event of inotify for a directory means."""
+    """Flags for an inotify event of a directory."""
     if mask & In.IN_MOVED_FROM:
         return GONE | MOVED
     return GONE if mask & In.IN_DELETE else CHANGED if mask & In.IN_ATTRIB else ARRIVED
@@ -65,32 +64,32 @@ class WatchLimit(Exception):
 
 
 class Watcher(Protocol):
-    """Whoever hears of events and puts them into the queues of the regions that listen (capture/watch.py)."""
+    """Receiver of events, which it puts into the queues of the regions (capture/watch.py)."""
 
     epoch: int
     sentinels: dict[bytes, int]
-    """Sentinels read, and the epoch that began with each."""
+    """Sentinels read, and the epoch that each began."""
 
     def listen(self, region: str, changes: ChangeQueue) -> None: ...
 
     def watch(self, address: str, path: bytes, fd: int) -> None:
-        """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
+        """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: unreadable)."""
 
     def watch_barrier(self, address: str, fd: int) -> None:
-        """Watch the directory where sentinels for this bucket are made. Raises WatchLimit, OSError."""
+        """Watch the directory of this bucket's sentinels. Raises WatchLimit, OSError."""
 
     def begin_epoch(self) -> int:
-        """What is marked from now on is of this epoch."""
+        """Begin an epoch: changes queued from now on belong to it."""
 
     def forget(self, address: str, path: bytes = b"") -> None:
-        """No longer watch a directory and all below it, or a whole bucket."""
+        """Stop watching a directory and all below it, or a whole bucket."""
 
     def is_watching(self, address: str, path: bytes) -> bool:
-        """Whether what is written in a directory of a bucket makes events."""
+        """Whether writes in a directory of a bucket make events."""
 
 
 def temporary_pattern(patterns: Iterable[str]) -> re.Pattern[bytes]:
-    """One expression for all names that look temporary; they are matched against the last component."""
+    """One expression for all temporary names; it is matched against the last component."""
     parts = [fnmatch.translate(p).encode("utf-8", "surrogateescape") for p in patterns]
     return re.compile(b"|".join(parts) or rb"(?!)")
 
@@ -106,17 +105,17 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Bucket:
-    """The marked keys of one bucket. Each is in marks, and in one of the three queues, in the order of its events."""
+    """The changes of one bucket. Each is in `changes` and in one of three queues, in the order of its events."""
 
     changes: dict[bytes, _Waiting] = field(default_factory=dict)
     ready: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     settling: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     temporary: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     found: int = 0
-    """How many of them a scan found."""
+    """Number of changes that a scan found."""
 
     def queues(self, settle_s: float, temporary_s: float) -> list[tuple[OrderedDict[bytes, None], float]]:
-        """The queues that hold something, and how long after its last event a key of each is ready."""
+        """The queues that are not empty, and the delay from a key's last event until it is ready."""
         queues = ((self.ready, -math.inf), (self.settling, settle_s), (self.temporary, temporary_s))
         return [(queue, wait_s) for queue, wait_s in queues if queue]
 
@@ -126,7 +125,7 @@ class _Bucket:
 
 
 class ChangeQueue:
-    """The keys of one region that may have changed. The watcher's thread puts in, the region's takes out."""
+    """The keys of one region that may have changed. The watcher's thread adds, the region's thread takes."""
 
     def __init__(self, wake: Callable[[], None], settings: Capture) -> None:
         self.wake = wake
@@ -135,22 +134,22 @@ class ChangeQueue:
         self._buckets: dict[str, _Bucket] = {}
         self._rotation: Rotation[str] = Rotation()
         self.taken: list[Change] = []
-        """The batch in hand: each of it stays here until it is published, or waits elsewhere."""
+        """The current batch. Each change stays here until it is published or waits elsewhere."""
         self.directories: deque[DirectoryEvent] = deque()
         self.lost_since: int | None = None
-        """Events were lost, or a filesystem was unmounted, in this epoch first: only a scan knows now."""
+        """The first epoch in which events were lost or a filesystem was unmounted: only a scan finds the changes."""
         self.configure(settings)
 
     def configure(self, settings: Capture) -> None:
-        """Take over what the settings say now."""
+        """Apply the current settings."""
         self._settle_s, self._temporary_s = settings.settle_ms / 1000, settings.temporary_settle_s
         self._changing_max_s = settings.open_max_s
         self.is_temporary = temporary_pattern(settings.temporary).match
 
-    # -- what is put in
+    # -- adding
 
     def event(self, address: str, key: bytes, name: bytes, mask: int, now_s: float, epoch: int) -> None:
-        """One event of inotify for a file. The caller holds the guard."""
+        """Add one inotify event of a file. The caller holds the guard."""
         bucket = self._buckets.get(address)
         if bucket is None:
             bucket = self._buckets[address] = _Bucket()
@@ -170,23 +169,23 @@ class ChangeQueue:
                 queue = bucket.ready
         elif mask & _LEFT:
             change.flags = (change.flags | GONE) & ~(WRITING | CLOSED | MOVED)
-            queue = bucket.settling  # whatever its name, there is nothing left to wait for
+            queue = bucket.settling  # whatever its name, nothing more can happen to the file
         elif mask & In.IN_ATTRIB:
             change.flags |= CHANGED
         else:
             change.flags |= WRITING
         if now_s - change.first_s >= self._changing_max_s:
-            queue = bucket.ready  # it does not come to rest
+            queue = bucket.ready  # events keep coming
         if key not in bucket.ready:
             queue[key] = None
 
     def lose(self, epoch: int) -> None:
-        """Something happened that no event tells of."""
+        """Note that events were lost."""
         if self.lost_since is None:
             self.lost_since = epoch
 
     def add(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
-        """A scan found these keys to differ from the record. They are ready now, but for temporary names."""
+        """Add keys that a scan found to differ from the record. They are ready now, except temporary names."""
         now_s = time.monotonic()
         with self.guard:
             bucket = self._buckets.setdefault(address, _Bucket())
@@ -203,12 +202,10 @@ class ChangeQueue:
                 queue = bucket.temporary if temporary and not flags & GONE else bucket.ready
                 queue[key] = None
 
-    # -- what is taken out
+    # -- taking
 
     def take(self, limit: int) -> list[Change]:
-        """Keys that are ready, at most limit of them, in turns between buckets: no longer marked, but taken until
-        the next call.
-        """
+        """Take at most limit ready keys, round robin between buckets. They count as taken until the next call."""
         now_s = time.monotonic()
         with self.guard:
             out = self.taken = []
@@ -221,7 +218,7 @@ class ChangeQueue:
         return out
 
     def _ready(self, now_s: float) -> dict[str, int]:
-        """By bucket, how many keys may be ready: all of each queue whose first one is."""
+        """By bucket, the number of keys that may be ready: all keys of each queue whose first key is."""
         return {
             address: sum(
                 len(queue)
@@ -239,7 +236,7 @@ class ChangeQueue:
         return Change(address, key, change.flags, change.epoch, change.first_s)
 
     def put_back(self, changes: Iterable[Change]) -> None:
-        """Keys that were taken and not looked at, for want of time: they are the first that are ready next."""
+        """Return taken keys that no time was left for: they are ready next, before all others."""
         now_s = time.monotonic()
         with self.guard:
             for each in reversed(list(changes)):
@@ -247,7 +244,7 @@ class ChangeQueue:
                 change = bucket.changes.get(each.key)
                 if each.flags & FOUND and not (change and change.flags & FOUND):
                     bucket.found += 1
-                if change is not None:  # it changed again meanwhile, and is ready when it is
+                if change is not None:  # a newer change is queued: its delay applies
                     change.flags |= each.flags
                     change.epoch, change.first_s = min(change.epoch, each.epoch), each.since_s
                     continue
@@ -257,10 +254,9 @@ class ChangeQueue:
                 bucket.ready.move_to_end(each.key, last=False)
 
     def flush_settling(self, address: str) -> None:
-        """Make everything of a bucket that only settles ready now: somebody waits for it. It may be written into
-        for ever.
+        """Make every settling key of a bucket ready now, for a `wait`: a file may be written to for ever.
 
-        A temporary name waits as long as it would at rest.
+        A temporary name waits as long as it would without further events.
         """
         before_s = time.monotonic() - self._temporary_s
         with self.guard:
@@ -273,14 +269,14 @@ class ChangeQueue:
                 bucket.ready[key] = None
 
     def forget(self, address: str) -> None:
-        """Drop every mark of a bucket: it is away, and a scan follows when it is back."""
+        """Drop every change of a bucket that is away: a scan follows when it is back."""
         with self.guard:
             self._buckets.pop(address, None)
 
-    # -- what is there
+    # -- queries
 
     def has_found(self, address: str) -> bool:
-        """Whether a key that a scan of this bucket found has not been taken yet."""
+        """Whether a key that a scan of this bucket found is still to be taken."""
         bucket = self._buckets.get(address)
         return bucket is not None and bucket.found > 0
 
@@ -290,7 +286,7 @@ class ChangeQueue:
         return bucket is not None and key in bucket.changes
 
     def is_lost(self, before_epoch: int) -> bool:
-        """Whether events from before a barrier were lost, and no scan for them has been queued yet."""
+        """Whether events from before a barrier were lost, and no scan for them is queued yet."""
         since = self.lost_since
         return since is not None and since < before_epoch
 
@@ -307,7 +303,7 @@ class ChangeQueue:
         return max(0.0, min(due)) if due else None
 
     def is_waiting(self, address: str, before_epoch: int, key: bytes = b"") -> bool:
-        """Whether a key of a bucket, or this one, was marked before a barrier and is not captured, nor put off."""
+        """Whether a key of a bucket, or this one, was queued before a barrier and is neither captured nor deferred."""
         with self.guard:
             if any(m.address == address and m.epoch < before_epoch and key in (b"", m.key) for m in self.taken):
                 return True
@@ -315,11 +311,11 @@ class ChangeQueue:
             if key:
                 change = bucket.changes.get(key)
                 return change is not None and change.epoch < before_epoch
-            # while there is one, it is mostly the first: a dict keeps the order in which they were marked
+            # such a change is mostly the first: a dict keeps the order of insertion
             return any(change.epoch < before_epoch for change in bucket.changes.values())
 
     def has_news(self, address: str) -> bool:
-        """Whether keys of a bucket wait, or are in hand, that something may have been written to."""
+        """Whether keys of a bucket are queued, or in the current batch, whose files may have been written to."""
         with self.guard:
             waiting = self._buckets.get(address, _Bucket()).changes.values()
             return any(m.flags & _WRITTEN for m in waiting) or any(
@@ -332,7 +328,7 @@ class ChangeQueue:
 
 @dataclass(frozen=True, slots=True)
 class WriterWait:
-    """How long to wait for writers, from settings; is_temporary tells names that are never taken while open."""
+    """How long to wait for writers, from settings; is_temporary matches names that are never taken while open."""
 
     open_quiet_s: float
     open_max_s: float

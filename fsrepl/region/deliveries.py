@@ -1,4 +1,4 @@
-"""What versions owe is handed over to the regions that it goes to. Runs in the thread of the source's region."""
+"""Pending deliveries are handed to the destinations' regions. Runs in the thread of the source's region."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fsrepl.storage.journal.rows import Delivery, Outcome, delivery_of
 
 
 def enqueue(region: Region, address: str, versions: Iterable[Version], only: str = "") -> None:
-    """Hand over what versions of one bucket owe: all that is pending, or that to one destination."""
+    """Hand over the pending deliveries of versions of one bucket, or only those to one destination."""
     deliveries: list[Delivery] = []
     for version in versions:
         for destination, recorded in version.deliveries.items():
@@ -32,9 +32,7 @@ def enqueue(region: Region, address: str, versions: Iterable[Version], only: str
 
 
 def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
-    """Give deliveries of buckets here to their destinations. What no rule stands for any more, and no region, has
-    failed.
-    """
+    """Pass deliveries of buckets here to their destinations. Without a rule or a region, a delivery fails."""
     by_region: dict[Region, list[Delivery]] = {}
     for each in deliveries:
         other = region.regions.get(region_of(each.destination))
@@ -55,7 +53,7 @@ def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: 
         for name, each in deliveries.items()
     }
     version = replace(version, deliveries=asked)
-    # The journal first: what is pending on the record alone would be sent by nobody.
+    # The journal first: a delivery that is pending on the record alone would be sent by no region.
     with region.engine.journal.transaction():
         region.engine.journal.deliveries.put(bucket.address, version)
     records.write_deliveries(bucket, version)
@@ -68,14 +66,15 @@ def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: 
 
 
 def enqueue_all(region: Region, state: BucketState) -> None:
-    """Queue everything a source owes, as the journal has it."""
+    """Queue every pending delivery of a source, as the journal has it."""
     hand_over(region, region.engine.journal.deliveries.select(state.bucket.address, status=Status.PENDING, live=True))
-    _owe_backlog(region, state)
+    _send_backlog(region, state)
 
 
-def _owe_backlog(region: Region, state: BucketState) -> None:
-    """After a look at a source's rules, or when a region left the site: have its backlog sent, as far as a rule stands
-    for it. The rest fails, a slice at a time; with what live replication owes, that is done at once."""
+def _send_backlog(region: Region, state: BucketState) -> None:
+    """Have a source's backlog sent as far as a rule covers it, after its rules changed or a region left the site.
+
+    The rest fails, a slice at a time; live deliveries fail at once."""
     state.orphaned.clear()
     for destination, rule_id in region.engine.journal.backlog.ways(state.bucket.address):
         why = rules.orphaned(state.bucket.replication, rule_id, destination)
@@ -88,9 +87,9 @@ def _owe_backlog(region: Region, state: BucketState) -> None:
 
 
 def wake_backlog(region: Region, source: str, destination: str, *, start_over: bool = False) -> None:
-    """Backfills of a source here owe something to a destination."""
+    """Announce pending backfill deliveries from a source here to the destination's region."""
     other = region.regions.get(region_of(destination))
     if other is None:
-        _owe_backlog(region, region.states[source])
+        _send_backlog(region, region.states[source])
     else:
         other.post(WakeBacklog(source, destination, start_over))

@@ -1,9 +1,9 @@
-"""What one source owes one destination: what may be tried now, and what waits for its next try.
+"""The pending deliveries from one source to one destination: ready now, or waiting for their next try.
 
-Live deliveries are in memory. What backfills owe stays in the journal and is read a portion at a time,
+Live deliveries are in memory. Backfill deliveries stay in the journal and are read a portion at a time,
 oldest version first, and only while no live delivery to that destination is ready: a backfill of a
-million versions takes no more memory than one of a hundred, and no live write waits behind it for longer
-than one portion takes.
+million versions takes no more memory than one of a hundred, and a live write waits for one portion at
+most.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _REASONS_MAX = 3
 At = tuple[bytes, str]
 """A key and a version id."""
 Reader = Callable[[Delivery | None, int], list[Delivery]]
-"""What backfills owe after a delivery (None: from the beginning), so many at most."""
+"""Reads at most that many backfill deliveries after the given one (None: from the beginning)."""
 
 
 class Queue:
-    """One way, from a source to a destination. Used by the destination's region alone."""
+    """Deliveries from one source to one destination. Used by the destination's region alone."""
 
     def __init__(self, source: str, destination: str, copying: threading.Semaphore) -> None:
         self.source, self.destination = source, destination
@@ -42,18 +42,18 @@ class Queue:
         self.again: deque[Delivery] = deque()
         self.later: list[tuple[float, int, Delivery]] = []
         self.notes: dict[At, tuple[float, str, int]] = {}
-        """What failed for now: when it is tried again, why, how often it was tried."""
+        """Temporary failures: time of the next try, reason, number of tries."""
         self.known: set[At] = set()
         self.backlog = Backlog(self.notes, copying)
         self.blocked_until_s = 0.0
         self.blocked_why = ""
         self.paid_at = self.paced_until_s = 0.0
-        """What had crossed when it sent something last, and when that will be paid for: see region/limiter.py."""
+        """Limiter position after the last send, and the time when that will be paid for: see region/limiter.py."""
         self.attempts = 0
         self._tickets = itertools.count()
 
     def blocked(self, now_s: float) -> Document | None:
-        """Why nothing goes this way for now, for `status`; read by other threads."""
+        """Why nothing is sent to the destination for now, for `status`; read by other threads."""
         if not self.blocked_why:
             return None
         return {
@@ -64,7 +64,7 @@ class Queue:
         }
 
     def retries(self, key: bytes, now_s: float) -> Iterator[Document]:
-        """What of a key failed for now, and when it is tried again, for `why`; read by other threads."""
+        """Temporary failures of a key and the times of their next tries, for `why`; read by other threads."""
         for (noted, version), (due_s, why, attempts) in list(self.notes.items()):
             if noted == key:
                 yield {
@@ -78,7 +78,7 @@ class Queue:
                 }
 
     def reasons(self) -> Iterator[Document]:
-        """How many failed for now, by the most frequent reasons, for `status`; read by other threads."""
+        """Number of temporary failures by the most frequent reasons, for `status`; read by other threads."""
         whys = Counter(why for _, why, _ in list(self.notes.values()))
         for why, number in whys.most_common(_REASONS_MAX):
             yield {"source": self.source, "destination": self.destination, "why": why, "deliveries": number}
@@ -90,12 +90,12 @@ class Queue:
         self._line(delivery).append(delivery)
 
     def _line(self, delivery: Delivery) -> deque[Delivery]:
-        """Where one waits: that of the new ones, or of those that are tried again, of which there may be many."""
+        """The queue for a delivery: of new ones, or of those that are tried again, of which there may be many."""
         is_again = delivery.since_ns > delivery.created_ns or (delivery.key, delivery.id) in self.notes
         return self.again if is_again else self.ready
 
     def count_ready(self, now_s: float) -> int:
-        """How many live deliveries may be tried now."""
+        """Number of live deliveries that may be tried now."""
         if now_s < max(self.blocked_until_s, self.paced_until_s):
             return 0
         while self.later and self.later[0][0] <= now_s:
@@ -103,9 +103,9 @@ class Queue:
         return len(self.ready) + len(self.again)
 
     def take(self, limit: int, now_s: float, bytes_max: float = math.inf) -> list[Delivery]:
-        """The live deliveries whose turn it is: at most so many, and so many bytes or a single one.
+        """Take the live deliveries to try now: at most limit, and at most bytes_max bytes or a single one.
 
-        Of those that are tried again each fourth, so that neither kind waits for all of the other.
+        Every fourth is one that is tried again, so that neither kind waits for all of the other.
         """
         taken: list[Delivery] = []
         size = 0
@@ -118,7 +118,7 @@ class Queue:
         return taken
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """They were taken and not tried, for want of time: they are the first that are taken next."""
+        """Return taken deliveries that no time was left for: they are taken next, before all others."""
         for each in reversed(deliveries):
             if each.job:
                 self.backlog.put_back(each)
@@ -126,13 +126,13 @@ class Queue:
                 self._line(each).appendleft(each)
 
     def take_backlog(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Delivery]:
-        """A portion of what backfills owe. The caller has seen that nothing live is ready."""
+        """Take a portion of backfill deliveries. The caller has seen that no live one is ready."""
         if now_s < max(self.blocked_until_s, self.paced_until_s):
             return []
         return self.backlog.take(read, large_bytes, now_s, bytes_max)
 
     def done(self, delivery: Delivery) -> None:
-        """The destination has its word on it."""
+        """Forget a delivery whose outcome the destination has reported."""
         self.notes.pop((delivery.key, delivery.id), None)
         if delivery.job:
             self.backlog.done(delivery)
@@ -140,27 +140,27 @@ class Queue:
             self.known.discard((delivery.key, delivery.id))
 
     def put_off(self, delivery: Delivery, due_s: float, why: str) -> None:
-        """It failed for now, and is tried again at that time."""
+        """Note a temporary failure, tried again at due_s."""
         at = delivery.key, delivery.id
         if delivery.job:
             self.backlog.put_off(delivery, due_s)
             if at not in self.notes and len(self.notes) >= _NOTES_MAX:
-                return  # it is tried again with the next of them
+                return  # tried again with the next portion
         else:
             heapq.heappush(self.later, (due_s, next(self._tickets), delivery))
         self.notes[at] = (due_s, why, self.attempts_of(delivery) + 1)
 
     def attempts_of(self, delivery: Delivery) -> int:
-        """How often one was tried in vain."""
+        """Number of failed tries of a delivery."""
         return self.notes.get((delivery.key, delivery.id), (0.0, "", 0))[2]
 
     def put_back(self, deliveries: Sequence[Delivery], until_s: float, why: str) -> None:
-        """The destination as such is not to be had: nothing is tried before that time."""
+        """Return deliveries to a destination that is unavailable: nothing is tried before until_s."""
         self.blocked_until_s, self.blocked_why = until_s, why
         self.give_back(deliveries)
 
     def retry_now(self) -> None:
-        """Try everything now: something changed that may let it through."""
+        """Try every delivery now, after a change that may let it through."""
         self.blocked_until_s, self.attempts = 0.0, 0
         self.again.extend(delivery for _, _, delivery in sorted(self.later))
         self.later.clear()
@@ -174,11 +174,11 @@ class Queue:
 
 
 class Backlog:
-    """What backfills owe along one way, read from the journal in rounds.
+    """Pending backfill deliveries from one source to one destination, read from the journal in rounds.
 
-    What failed for now is passed over until its delay is over, and what is under way until its source has
-    written down what became of it. The end of the list ends a round; there is another one as long as
-    something was passed over, or was added behind the reader.
+    A temporary failure is passed over until its delay is over, a delivery under way until its source has
+    recorded its outcome. The end of the list ends a round. Another round follows as long as
+    deliveries were passed over, or added behind the reader.
     """
 
     def __init__(self, notes: dict[At, tuple[float, str, int]], copying: threading.Semaphore) -> None:
@@ -194,14 +194,14 @@ class Backlog:
         self._lacks_slot = False
 
     def wake(self) -> None:
-        """Something was added, or may be: the list is read, or read once more."""
+        """Read the list, or read it once more: deliveries may have been added."""
         if self._open and self._last is not None:
             self._again = True
         else:
             self._open, self._due_s = True, 0.0
 
     def take(self, read: Reader, large_bytes: int, now_s: float, bytes_max: float = math.inf) -> list[Delivery]:
-        """A portion to try now. A large object ends it where no lane is free that backfills may use."""
+        """A portion to try now. A large object ends the portion where no worker is free for backfills."""
         portion: list[Delivery] = []
         size = 0
         if not self._open or now_s < self._due_s:
@@ -249,7 +249,7 @@ class Backlog:
         self._again, self._passed_over_s = False, math.inf
 
     def done(self, delivery: Delivery) -> None:
-        """It needs no lane any more; until its source has settled it, the journal still says that it is pending."""
+        """Free the worker of a delivery. The journal says pending until the source has settled it."""
         at = delivery.key, delivery.id
         if at in self._in_background:
             self._in_background.discard(at)
@@ -258,7 +258,7 @@ class Backlog:
                 self._lacks_slot, self._due_s = False, 0.0
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
-        """Their source has written down what became of them; one that is owed again has been passed over till now."""
+        """Note outcomes recorded at their source. A delivery that is pending again was passed over until now."""
         self._under_way.difference_update((each.key, each.id) for each in deliveries)
         if self._met_under_way:
             self._met_under_way = False
@@ -278,7 +278,7 @@ class Backlog:
         self.wake()
 
     def start_over(self) -> None:
-        """The source came back: what became of deliveries while it was away was not written down."""
+        """Forget deliveries under way after the source came back: outcomes were not recorded while it was away."""
         self._under_way.clear()
         self.wake()
 
@@ -292,13 +292,13 @@ class Backlog:
         return self._due_s if self._open else math.inf
 
     def close(self) -> None:
-        """There is no such way any more: give back the lanes."""
+        """Free the workers, when the replication of this source to this destination is removed."""
         while self._in_background:
             self._in_background.pop()
             self._slots.release()
 
 
 def retry_delay_s(attempts: int, retry_max_s: float, chance: float | None = None) -> float:
-    """How long to wait after so many failed attempts: doubling from a second, capped, up to a quarter of it jitter."""
+    """Delay after so many failed tries: doubling from a second, capped, with up to a quarter of jitter."""
     chance = random.random() if chance is None else chance
     return min(retry_max_s, 2.0 ** min(attempts, 30) / 2) * (1 - chance / 4)

@@ -12,18 +12,18 @@ _BATCH = 256
 
 
 class LabelQueue:
-    """The views of one bucket that do not tell yet what their versions are."""
+    """The views of one bucket whose labels are not up to date."""
 
     def __init__(self) -> None:
         self._settled: dict[bytes, Version] = {}
         self._pending: dict[bytes, Version] = {}
         self._settled_since_s = self._pending_since_s = 0.0
-        self._said_pending: dict[bytes, str] = {}
-        """Key to version id of the views that were marked while their version was pending."""
+        self._labelled_pending: dict[bytes, str] = {}
+        """Key to version id of the views that were labelled while their version was pending."""
         self._in_hand: frozenset[bytes] = frozenset()
 
     def add(self, version: Version, now_s: float) -> None:
-        """A view is to be marked with this version, as it is now."""
+        """Queue a view to be labelled with this version, in its present state."""
         if version.deliveries and version.status is Status.PENDING:
             if not self._pending:
                 self._pending_since_s = now_s
@@ -35,44 +35,44 @@ class LabelQueue:
             self._settled[version.key] = version
 
     def again(self, version: Version, now_s: float) -> None:
-        """A view could not be marked now: after a while."""
+        """Queue a view again, for later, whose label could not be written."""
         if version.key not in self:
             if not self._pending:
                 self._pending_since_s = now_s
             self._pending[version.key] = version
 
     def drop(self, key: bytes) -> None:
-        """There is no view any more."""
-        for known in (self._settled, self._pending, self._said_pending):
+        """Drop a key whose view is gone."""
+        for known in (self._settled, self._pending, self._labelled_pending):
             known.pop(key, None)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._settled or key in self._pending
 
     def is_behind(self, key: bytes) -> bool:
-        """Whether a view, or any where that is empty, does not tell yet what its version is. Other threads may ask."""
+        """Whether a view's label is out of date, or any where key is empty. Other threads may ask."""
         return key in self or key in self._in_hand if key else bool(self) or bool(self._in_hand)
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
 
     def next_s(self) -> float | None:
-        """The monotonic time when there is something to mark; None where there is nothing."""
+        """The monotonic time when the next label is due; None where none is queued."""
         if self._settled:
             return 0.0
         return self._pending_since_s + _PENDING_S if self._pending else None
 
     def is_overdue(self, now_s: float) -> bool:
-        """Whether so many views wait, or for so long, that they are marked in between other work."""
+        """Whether so many views wait, or for so long, that they are labelled in between other work."""
         since_s = min(
             self._settled_since_s if self._settled else now_s, self._pending_since_s if self._pending else now_s
         )
         return now_s - since_s > _BUSY_S or len(self) > _BUSY_MAX
 
     def take(self, now_s: float, *, everything: bool = False) -> list[tuple[Version, bool]]:
-        """Some of what is to be marked now, and whether the view was marked before and only its status is new.
+        """Some versions to label now, and whether the view was labelled before and only its status is new.
 
-        In hand until done() says that they are marked.
+        They count as in hand until done() is called.
         """
         most = len(self) if everything else _BATCH
         settled, pending = list(itertools.islice(self._settled, most)), list[bytes]()
@@ -82,15 +82,15 @@ class LabelQueue:
         out = []
         for key in settled:
             version = self._settled.pop(key)
-            out.append((version, self._said_pending.pop(key, None) == version.id))
+            out.append((version, self._labelled_pending.pop(key, None) == version.id))
         for key in pending:
             version = self._pending.pop(key)
-            out.append((version, self._said_pending.get(key) == version.id))
-            self._said_pending[key] = version.id
+            out.append((version, self._labelled_pending.get(key) == version.id))
+            self._labelled_pending[key] = version.id
         return out
 
     def done(self) -> None:
-        """What was taken is marked, or need not be."""
+        """Note that the taken views are labelled, or need no label."""
         self._in_hand = frozenset()
 
     def __len__(self) -> int:

@@ -1,11 +1,10 @@
-"""`[replication] limit`: how fast bytes may cross from one region to another, all transfers together.
+"""`[replication] limit`: the rate at which bytes may cross between regions, all transfers together.
 
-Whoever has sent something says so (sent), and sends no more before that is paid for at the rate of the limit (wait_s).
-Nobody sleeps in a region's thread: a way whose bytes are not paid for yet is passed over, like one that is
-blocked, and its batches hold a quarter of a second's bytes, so that they become durable and visible that often. What
-is larger goes in a lane, whose thread waits between its chunks. Every byte counts, those of small files that were in
-memory included; what
-is known to be a hole does not cross.
+A sender reports its bytes (sent), and sends no more before they are paid for at the rate of the limit (wait_s).
+A region's thread never sleeps: a delivery queue whose bytes are not paid for yet is passed over, like a
+blocked one, and its batches hold a quarter of a second's bytes, so that they become durable and visible that often.
+A larger object is sent by a background worker, whose thread waits between chunks. Every byte counts, those of small
+files that were in memory included; known holes do not cross.
 """
 
 from __future__ import annotations
@@ -40,36 +39,36 @@ class Limiter:
             self._rate = rate
 
     def _pay(self) -> None:
-        """What was sent is paid for as time goes by; nothing is saved up while nothing is sent."""
+        """Account for the time since the last call. While nothing is sent, nothing is saved up."""
         now_s = self._monotonic()
         self._paid = min(self._sent, self._paid + self._rate * (now_s - self._paid_at_s)) if self._rate else self._sent
         self._paid_at_s = now_s
 
     def sent(self, count: int) -> None:
-        """So many bytes have crossed."""
+        """Count bytes that have crossed."""
         with self._guard:
             self._pay()
             self._sent += count
 
     @property
     def position(self) -> float:
-        """All that has crossed by now: see wait_s."""
+        """Total of the bytes that have crossed: see wait_s."""
         return self._sent
 
     def wait_s(self, position: float) -> float:
-        """How long it is until all that had crossed at a mark is paid for. Others who send meanwhile delay nobody."""
+        """Time until the bytes up to a position are paid for. Bytes that others send meanwhile do not prolong it."""
         with self._guard:
             self._pay()
             return max(0.0, (position - self._paid) / self._rate) if self._rate else 0.0
 
     def pause(self, stopped: Callable[[], bool]) -> None:
-        """Wait until all that has crossed is paid for, or the wait is stopped. Not in a region's thread."""
+        """Wait until all bytes sent so far are paid for, or the wait is stopped. Not in a region's thread."""
         position = self.position
         while (left_s := self.wait_s(position)) > 0 and not stopped():
             time.sleep(min(left_s, _SLICE_S))
 
     def paced(self, chunks: Iterable[bytes], stopped: Callable[[], bool]) -> Iterator[bytes]:
-        """Chunks on their way to another region, no faster than the limit. Not in a region's thread."""
+        """Chunks to another region, no faster than the limit. Not in a region's thread."""
         for chunk in chunks:
             yield chunk
             self.sent(len(chunk))
@@ -77,9 +76,9 @@ class Limiter:
 
     @property
     def batch_bytes(self) -> float:
-        """How much may be sent in one go, by a region's thread. What is larger goes in a lane."""
+        """Number of bytes that a region's thread may send at once. A larger object goes to a background worker."""
         return max(_BATCH_MIN_BYTES, self._rate * _BATCH_S) if self._rate else float("inf")
 
     def chunk_bytes(self, most: int) -> int:
-        """How much a lane sends between two pauses."""
+        """Number of bytes that a background worker sends between two pauses."""
         return max(_BATCH_MIN_BYTES, min(most, int(self._rate * _CHUNK_S))) if self._rate else most

@@ -10,14 +10,14 @@ from fsrepl.model.keys import Document
 from fsrepl.region.limiter import Limiter
 
 _STALLED_S = 10.0
-"""What has not come further for so long is said to stand still."""
+"""A transfer without progress for so long is reported as stalled."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far one transfer has come; read by status while it runs. stop: nobody wants it any more.
+    """Progress of one transfer; read by status while it runs. stop: the transfer is no longer needed.
 
-    A capture, too, is one: from what people see of a bucket into its store, so that source and destination are the
+    A capture has one too: from a bucket's view into its store, so that source and destination are the
     bucket, and there is no version yet.
     """
 
@@ -28,12 +28,12 @@ class Progress:
     bytes_total: int
     bytes_done: int = 0
     bytes_verified: int = 0
-    """Of those, how many have been read back and hashed."""
+    """The part of bytes_done that was read back and hashed."""
     stop: bool = False
     paced: bool = False
-    """It waits for the limit."""
+    """The transfer waits for the limit."""
     moved_at_s: float = field(default_factory=time.monotonic)
-    """When it came further last, or began."""
+    """Time of the last progress, or of the start."""
 
     def came_to(self, bytes_done: int) -> None:
         self.bytes_done, self.moved_at_s = bytes_done, time.monotonic()
@@ -42,7 +42,7 @@ class Progress:
         self.bytes_verified, self.moved_at_s = bytes_verified, time.monotonic()
 
     def describe(self, now_s: float) -> Document:
-        """For `status`; read by other threads."""
+        """Document for `status`; read by other threads."""
         still_s = 0.0 if self.paced else now_s - self.moved_at_s
         return {
             "key": keys.shown(self.key),
@@ -55,7 +55,7 @@ class Progress:
         }
 
     def pause(self, limiter: Limiter) -> None:
-        """Wait for the limit, or until nobody wants it any more."""
+        """Wait for the limit, or until the transfer is no longer needed."""
         self.paced = True
         limiter.pause(lambda: self.stop)
         self.paced, self.moved_at_s = False, time.monotonic()

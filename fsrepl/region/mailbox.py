@@ -1,6 +1,6 @@
-"""Messages to a region: what concerns it and was seen elsewhere. They are values, carried out by its own thread.
+"""Messages to a region about events elsewhere. They are values, carried out by the region's own thread.
 
-Outcomes of deliveries have a queue of their own (outcome_queue.py), which is written down at the end as well.
+Outcomes of deliveries have their own queue (outcome_queue.py), which is also written down at the end.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from fsrepl.storage.journal.rows import Delivery
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """These are to be delivered to buckets of the region."""
+    """Deliveries to buckets of the region."""
 
     deliveries: Sequence[Delivery]
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """What became of a backfill's deliveries to a bucket of the region is written down at their source."""
+    """Outcomes of backfill deliveries to a bucket of the region are recorded at their source."""
 
     source: str
     destination: str
@@ -29,7 +29,7 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class WakeBacklog:
-    """Backfills of a source owe something to a bucket of the region. start_over: it is read from its beginning."""
+    """Backfill deliveries from a source to a bucket of the region are pending. start_over: read from the beginning."""
 
     source: str
     destination: str
@@ -38,7 +38,7 @@ class WakeBacklog:
 
 @dataclass(frozen=True, slots=True)
 class LookAtDirectories:
-    """Directories of a source have changed in what they let people do: those that follow them are looked at."""
+    """Permissions of directories of a source have changed: their replicas are compared with them."""
 
     address: str
     paths: frozenset[bytes]
@@ -46,43 +46,43 @@ class LookAtDirectories:
 
 @dataclass(frozen=True, slots=True)
 class RetryNow:
-    """A bucket came back, or its settings changed: what waits for it is tried again."""
+    """A bucket came back, or its settings changed: deliveries that wait for it are tried again."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class RetryNowFrom:
-    """A region that hung moves again: what is to come from there goes on."""
+    """A region that hung responds again: deliveries from it continue."""
 
     region: str
 
 
 @dataclass(frozen=True, slots=True)
 class DropQueues:
-    """A source is removed: nothing comes from there any more."""
+    """A source was removed, and its delivery queues are dropped."""
 
     source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """A region left the site, or has lost its queues: all that buckets of this one owe is handed over again."""
+    """A region left the site, or lost its queues: all pending deliveries from this one are handed over again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reconfigure:
-    """There are new settings."""
+    """The settings have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Buckets have come or gone, or their documents changed: the region looks at them in its next turn."""
+    """Buckets appeared or disappeared, or their documents changed: the region probes them in its next pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A command, or a repair, is carried out in the region's thread, between its batches."""
+    """A command or a repair, carried out in the region's thread between its batches."""
 
     run: Callable[[], None]
 

@@ -1,4 +1,4 @@
-"""Outcomes of deliveries that are not written on their source's record yet."""
+"""Outcomes of deliveries that are not on their source's record yet."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _LATE_S, _LATE_MAX_S = 0.2, 15.0
 
 
 class OutcomeQueue:
-    """What was said of one region's deliveries and is not written down yet. Other threads may add to it."""
+    """Unrecorded outcomes of one region's deliveries. Other threads may add to it."""
 
     def __init__(self) -> None:
         self._new: deque[Outcome] = deque()
         self._waiting: dict[str, deque[Outcome]] = {}
-        """By source: in the order in which they came."""
+        """By source, in the order of arrival."""
         self._rotation: Rotation[str] = Rotation()
         self._late: list[Outcome] = []
-        """Those that could not be written down, all tried again at _late_at_s."""
+        """Outcomes that could not be recorded, all tried again at _late_at_s."""
         self._late_at_s, self._wait_s = 0.0, _LATE_S
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         self._new.extend(outcomes)
 
     def take(self, now_s: float, limit: int = _BATCH) -> list[Outcome]:
-        """Those to be written down now: in turns between sources, and all that are late if it is time for them."""
+        """Take the outcomes to record now: round robin between sources, and all late ones when these are due."""
         while self._new:
             outcome = self._new.popleft()
             self._waiting.setdefault(outcome.delivery.source, deque()).append(outcome)
@@ -43,7 +43,7 @@ class OutcomeQueue:
         return outcomes
 
     def put_off(self, outcomes: Sequence[Outcome]) -> None:
-        """After take: what could not be written down of it."""
+        """Return the taken outcomes that could not be recorded."""
         self._late += outcomes
         if not self._late:
             self._wait_s = _LATE_S
@@ -53,11 +53,11 @@ class OutcomeQueue:
 
     @property
     def is_patient(self) -> bool:
-        """Whether what is late has been so for a while, which needs no more saying."""
+        """Whether outcomes have been late for a while, so that no more needs to be logged."""
         return self._wait_s > 2 * _LATE_S
 
     def next_s(self) -> float | None:
-        """The monotonic time when there is something to write down; None where nothing waits."""
+        """The monotonic time when the next outcome is due; None where none is queued."""
         return 0.0 if self._new or self._waiting else self._late_at_s if self._late else None
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
-"""Whether a thread at work gets anywhere: one that hangs in a system call, as on a frozen disk, uses no CPU time.
+"""Whether a busy thread makes progress: one that hangs in a system call, as on a frozen disk, uses no CPU time.
 
-A thread that is busy with something long does, and so the two can be told apart without its help.
+A thread in a long computation does, so that another thread can tell the two apart.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MOVED_S = 0.002
 
 
 class Pulse:
-    """Of one thread. Looked at by another one, now and then."""
+    """Progress of one thread, observed by another one from time to time."""
 
     def __init__(self) -> None:
         self._cpu_s = 0.0
@@ -21,7 +21,7 @@ class Pulse:
         self.is_stuck = False
 
     def look(self, thread: threading.Thread | None, *, busy: bool, now_s: float) -> bool:
-        """Whether it moves again after it was stuck. busy: it is at work, and not waiting for some."""
+        """Whether the thread makes progress again after it was stuck. busy: it is at work, not waiting for work."""
         cpu_s = _cpu_s(thread)
         if not busy or self._moved_at_s is None or cpu_s - self._cpu_s > _MOVED_S:
             self._cpu_s, self._moved_at_s = cpu_s, now_s
@@ -30,7 +30,7 @@ class Pulse:
 
 
 def _cpu_s(thread: threading.Thread | None) -> float:
-    """How long a thread has run so far."""
+    """CPU time that a thread has used so far."""
     if thread is None or thread.ident is None or not thread.is_alive():
         return 0.0
     return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

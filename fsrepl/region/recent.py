@@ -1,4 +1,4 @@
-"""Versions and contents of the last moments, kept in memory so that a delivery reads no file twice."""
+"""Recently used versions and contents, kept in memory so that a delivery reads no file twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RECENT_DATA_S = 2.0
 
 
 class Recent:
-    """The records last written, and the content of small ones: what was captured is sent without another read."""
+    """The records written last, and small contents: a captured file is sent without another read."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -24,7 +24,7 @@ class Recent:
         self._bytes = 0
 
     def put(self, address: str, version: Version, data: bytes | None = None, *, plain: bool = False) -> None:
-        """Remember a record that was written. plain: as attributes of a file that nobody else can write to."""
+        """Remember a written record. plain: it is in attributes of a file that only the daemon can write to."""
         with self._guard:
             at = (address, version.key, version.id)
             self._versions[at] = version
@@ -46,18 +46,18 @@ class Recent:
         return (address, version.key, version.id) in self._plain
 
     def data(self, digest: bytes) -> bytes | None:
-        """Content that was stored a moment ago. Later the stored version is read: it may have been damaged since."""
+        """Content stored a moment ago. Later the stored version is read: it may have been damaged since."""
         until_s, data = self._data.get(digest, (0.0, None))
         return data if time.monotonic() < until_s else None
 
     def forget_data(self) -> None:
-        """A way was blocked: what is sent once that has ended was not stored just now, and is read again."""
+        """Drop all content after a destination was blocked: by the time it is sent, it was not stored just now."""
         with self._guard:
             self._data.clear()
             self._bytes = 0
 
     def forget(self, address: str, key: bytes = b"", version_id: str = "") -> None:
-        """One version, or a whole bucket."""
+        """Forget one version, or a whole bucket."""
         with self._guard:
             gone = [(address, key, version_id)] if key else [at for at in self._versions if at[0] == address]
             for at in gone:

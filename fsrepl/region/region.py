@@ -1,8 +1,8 @@
-"""What is known in one region, and what waits in it: queues, the state of its buckets, messages.
+"""One region's state: queues, buckets, messages.
 
-All of it is changed in the region's own thread alone, so that nothing races within a region; what concerns another
-region is posted there. What cannot be done now waits in a queue with the time of its next try. The loop that goes
-on with it is daemon/worker.py.
+Only the region's own thread changes its state, so that nothing races within a region. Work for another region is
+posted to it. Work that cannot be done now waits in a queue with the time of its next try. The loop that runs it is
+daemon/worker.py.
 """
 
 from __future__ import annotations
@@ -40,35 +40,35 @@ log = logging.getLogger("fsrepl")
 
 _ALIVE_S = 0.5
 _ANSWER_S = 5.0
-"""How long a region that hangs is waited for by who asks something of it that it has not begun with."""
+"""How long a caller waits for a region that hangs and has not begun the work."""
 _BEGUN_S = 30.0
-"""And once it has: that may be one slow disk, and there is no taking back."""
+"""And once it has begun: that may be one slow disk, and the work cannot be cancelled."""
 _FAILED_MAX_S = 60.0
 
 T = TypeVar("T")
 
 
 class Region(abc.ABC):
-    """See the module. Other threads call post, ask, hear, look_at and marks only."""
+    """See the module. Other threads call only post, ask, receive, look_at and changes."""
 
     def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
         self.engine, self.name = engine, name
         self.regions = regions
-        """All regions of the site, by name: where messages go."""
+        """All regions of the site, by name, to post messages to."""
         self.inbox: deque[Message] = deque()
         self.background_done: deque[Callable[[], None]] = deque()
-        """What is to be finished here of what lanes have done."""
+        """Last steps of background work, to be run in this thread."""
         self.outcomes = outcome_queue.OutcomeQueue()
         self.states: dict[str, BucketState] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
         self._wake = threading.Event()
         self._probe_at_s = 0.0
         self.worked_for: set[str] = set()
-        """The buckets that something was captured or settled in during this turn."""
+        """Buckets with a capture or a settled delivery in this pass of the loop."""
         self.moves = 0
-        """How often keys have begun, or ended, to move from where they wait to where they wait next."""
+        """Number of times that keys began, or ended, to move from one queue to the next."""
         self.pulse = Pulse()
-        """Whether its thread hangs, as the daemon sees it."""
+        """Whether the region's thread hangs, as observed by the daemon."""
         self.thread: threading.Thread | None = None
         self.changes = ChangeQueue(self.wake, engine.settings.capture)
         if engine.watcher is not None:
@@ -76,7 +76,7 @@ class Region(abc.ABC):
         self.configure()
 
     def configure(self) -> None:
-        """Take over what the settings say now."""
+        """Apply the current settings."""
         capture_settings = self.engine.settings.capture
         self.writer_wait = change_queue.WriterWait(
             capture_settings.open_quiet_s,
@@ -85,22 +85,22 @@ class Region(abc.ABC):
             self.changes.is_temporary,
         )
 
-    # -- what the loop does for a step in the midst of it (daemon/worker.py)
+    # -- the loop's services for a step (daemon/worker.py)
 
     @abc.abstractmethod
     def ready(self, address: str) -> BucketState:
-        """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
+        """A bucket of this region, ready for work. Raises FsreplError where it is away."""
 
     @abc.abstractmethod
     def flush(self, address: str, named: Collection[bytes] = ()) -> BucketState:
-        """Capture everything that was finished in a bucket before now. Runs in this region's thread.
+        """Capture every file that was finished in a bucket before now. Runs in this region's thread.
 
-        named: keys that are looked at in any case: a write through another name of their files makes no event.
+        named: keys that are captured in any case: a write through another name of their files makes no event.
         """
 
     @abc.abstractmethod
     def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
-        """What can be found out of a version here whose record cannot be read; None where it is too little."""
+        """The recoverable part of a version here whose record cannot be read; None where too little is known."""
 
     # -- messages
 
@@ -108,21 +108,21 @@ class Region(abc.ABC):
         self._wake.set()
 
     def pause(self, seconds: float) -> None:
-        """Let others work for a moment; woken when there is something to do."""
+        """Let other regions' threads run for a moment; any new work ends the pause."""
         with self.engine.run_lock.released():
             self._wake.wait(seconds)
         self._wake.clear()
 
     def post(self, message: Message) -> None:
-        """Have something done in this region's thread."""
+        """Queue a message for this region's thread."""
         self.inbox.append(message)
         self.wake()
 
     def ask(self, what: Callable[[], T], timeout_s: float | None = None) -> T:
-        """Have something done by this region's own thread, between its batches; its result, or what it raised.
+        """Run a function in this region's thread, between its batches; its result, or its exception.
 
-        Raises Unavailable where the region stopped before it came to that, or hangs; TimeoutError. One that is busy
-        is waited for, however long that is. What it had not begun with when it hung is not done later either.
+        Raises Unavailable where the region stopped first, or hangs; TimeoutError. A busy region is waited for without a
+        limit. Work that had not begun when the region hung is not done later either.
         """
         if not self.engine.threaded:
             return what()
@@ -130,13 +130,13 @@ class Region(abc.ABC):
 
         def run() -> None:
             if not future.set_running_or_notify_cancel():
-                return  # whoever asked has given up
+                return  # the caller has given up
             try:
                 future.set_result(what())
             except BaseException as error:
                 future.set_exception(error)
                 if isinstance(error, sqlite3.Error) and database.is_passing(error):
-                    raise  # whoever asked is told, and the region begins again
+                    raise  # the caller receives it, and the region starts again
 
         self.post(Call(run))
         since_s = time.monotonic()
@@ -152,14 +152,14 @@ class Region(abc.ABC):
         return future.result()
 
     def is_stuck(self, address: str) -> bool:
-        """Whether the region of a bucket hangs: who touched it would hang as well."""
+        """Whether the region of a bucket hangs: a thread that accessed it would hang as well."""
         region = self.regions.get(region_of(address))
         return region is not None and region.pulse.is_stuck
 
     # -- buckets
 
     def suspend(self, state: BucketState, phase: Phase, why: str) -> None:
-        """A bucket is AWAY or SUSPENDED: forget what was in hand. Nothing is lost; a scan follows when it is back."""
+        """Make a bucket AWAY or SUSPENDED and drop its queues. Nothing is lost: a scan follows when it is back."""
         state.unsettled |= self._is_unsettled(state)
         state.phase, state.why = phase, why
         state.scan_began_ns = 0
@@ -178,7 +178,7 @@ class Region(abc.ABC):
         self.engine.notify()
 
     def _is_unsettled(self, state: BucketState) -> bool:
-        """Whether something that its user wrote in a bucket is not captured yet. Into others only we write."""
+        """Whether a bucket holds a user's write that is not captured yet. Into the others only the daemon writes."""
         address = state.bucket.address
         if not sharing.receives_writes(state.bucket):
             return False
@@ -191,7 +191,7 @@ class Region(abc.ABC):
         self._probe_at_s = 0.0
 
     def look_at(self, address: str, found: Collection[bytes]) -> None:
-        """Have capture look at keys whose files may differ from their record without an event. Any thread may ask."""
+        """Have keys captured whose files may differ from their record without an event. Any thread may call it."""
         self.changes.add(address, found, self.engine.epoch, FOUND | CHANGED)  # no scan finds other names of their files
         self.wake()
 
@@ -199,7 +199,7 @@ class Region(abc.ABC):
 
     @contextlib.contextmanager
     def moving(self) -> Iterator[None]:
-        """Around whatever takes keys from where they wait: so a barrier knows that what it saw was all there was."""
+        """Around every move of keys between queues, so that a barrier knows whether it has seen all of them."""
         self.moves += 1
         try:
             yield
@@ -213,9 +213,9 @@ class Region(abc.ABC):
 
     @contextlib.contextmanager
     def at_work(self, state: BucketState) -> Iterator[None]:
-        """What goes wrong with a bucket as a whole, and in the midst of a batch, puts it down, and no other.
+        """Suspend this bucket, and no other, after an error that concerns all of it, or in the midst of a batch.
 
-        It comes up again, after a growing delay, with a look at store and tree, which tells what of the batch is done.
+        The bucket comes up again after a growing delay, and is scanned, which finds the part of the batch that is done.
         """
         try:
             yield
@@ -224,10 +224,10 @@ class Region(abc.ABC):
         except Exception as error:
             if isinstance(error, (FsreplError, OSError)):
                 why = reason(error)
-                log.warning("put down bucket=%s: %s", state.bucket.address, why)
+                log.warning("suspended bucket=%s: %s", state.bucket.address, why)
             else:
                 why = UNFORESEEN
-                log.exception("put down bucket=%s: what nobody foresaw", state.bucket.address)
+                log.exception("suspended bucket=%s: unexpected error", state.bucket.address)
                 state.captures_singly = state.delivers_singly = True
             self.suspend(state, Phase.SUSPENDED, why)
             state.failures = min(state.failures + 1, 10)
@@ -237,9 +237,9 @@ class Region(abc.ABC):
         self, work: Callable[[], object], finish: Callable[..., None], *, pool: Sequence[str], whose: Hashable,
         size_bytes: int = 0,
     ) -> None:  # fmt: skip
-        """Do something beside everything else; what came of it, or what it raised, is finished in this thread.
+        """Run work in a background worker; its result, or its exception, is passed to finish in this thread.
 
-        lane: which workers do it, see Runtime.workers. whose: between these they take turns. size_bytes: see Workers.
+        pool: the workers, see Runtime.workers. whose: the owners that take turns. size_bytes: see Workers.
         """
 
         def run() -> None:
@@ -247,7 +247,7 @@ class Region(abc.ABC):
                 result = work()
             except Exception as error:
                 if not isinstance(error, (FsreplError, OSError, sqlite3.Error)):
-                    log.exception("set aside: a lane met what nobody foresaw")
+                    log.exception("set aside: unexpected error in a background worker")
                 result = error
             self.background_done.append(lambda: finish(result))
             self.wake()
@@ -267,7 +267,7 @@ class Region(abc.ABC):
         return self.queues[at]
 
     def try_later(self, deliveries: Sequence[Delivery], why: str | Exception, *, whole: bool = False) -> None:
-        """Not now: back into the queue, with a growing, capped delay. whole: there is no getting at the destination."""
+        """Put deliveries back with a growing, capped delay. whole: the destination cannot be reached at all."""
         why = why if isinstance(why, str) else self.why_not(why)
         queue = self.queue(deliveries[0].source, deliveries[0].destination)
         now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
@@ -286,13 +286,13 @@ class Region(abc.ABC):
             )  # fmt: skip
 
     def why_not(self, error: Exception) -> str:
-        """Why something could not be written into this region, and what to do about it where that is known."""
+        """Reason why a write into this region failed, and what to do about it where that is known."""
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             return f"region {self.name} has no room left ({reason(error)}): make room there; it goes on by itself"
         return reason(error)
 
     def report_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell the sources what became of their deliveries."""
+        """Pass outcomes of deliveries to the regions of their sources."""
         by_region: dict[str, list[Outcome]] = {}
         for outcome in outcomes:
             queue = self.queue(outcome.delivery.source, outcome.delivery.destination)
@@ -305,13 +305,13 @@ class Region(abc.ABC):
                 region.receive(group)
 
     def receive(self, outcomes: Iterable[Outcome]) -> None:
-        """What became of deliveries of buckets here. Other threads say it."""
+        """Queue outcomes of deliveries from buckets here. Called by other threads."""
         self.outcomes.add(outcomes)
         self.wake()
 
 
 def _give_up(future: Future[T], region: str, waited_s: float) -> None:
-    """Raises Unavailable where a region that hangs has been waited for long enough. It says whether it had begun."""
+    """Raises Unavailable after the longest wait for a region that hangs; the message says whether work had begun."""
     if waited_s >= _ANSWER_S and future.cancel():
         raise Unavailable(
             f"region {region} does not answer (no answer in {_ANSWER_S:g} s); nothing was done; try again once it does"
@@ -319,5 +319,5 @@ def _give_up(future: Future[T], region: str, waited_s: float) -> None:
     if waited_s >= _BEGUN_S and not future.done():
         raise Unavailable(
             f"region {region} does not answer (no answer in {_BEGUN_S:g} s); "
-            "it had begun: what became of it will show once it does"
+            "the work had begun: its outcome will be known once it does"
         )

@@ -1,6 +1,6 @@
-"""What became of a delivery: the event, the log line and the numbers, made from one value, so that they agree.
+"""The event, the log line and the metrics of a delivery, made from one value, so that they agree.
 
-A line is the word for what happened, then name=value, what a user chose in quotes. Under systemd a
+A line is the name of the outcome, then name=value, with quotes around user input. Under systemd a
 line begins with its level, as sd-daemon(3) says.
 """
 
@@ -45,7 +45,7 @@ def line_prefix(level: int) -> str:
 
 
 class Complaint:
-    """A fault that lasts: said at once, then once in a while, and when it is over. Of one thread at a time."""
+    """A lasting fault: logged at once, then at intervals, and when it is over. Used by one thread at a time."""
 
     def __init__(self, what: str) -> None:
         self._what, self._again_s, self._number = what, 0.0, 0
@@ -64,7 +64,7 @@ class Complaint:
 
 
 def result_of(delivery: Delivery, status: Status, reason: str, replication: Replication | None) -> Result:
-    """What became of a delivery. replication: what its source's configuration says now."""
+    """The result of a delivery. replication: its source's configuration now."""
     rules = replication.rules if replication else ()
     rule = next((r for r in rules if r.id == delivery.rule and r.destination == delivery.destination), None)
     return Result(
@@ -75,14 +75,14 @@ def result_of(delivery: Delivery, status: Status, reason: str, replication: Repl
 
 
 class Reporter:
-    """Writes a batch's lines at once: one write for many is most of what a line costs."""
+    """Writes all lines of a batch at once: the write is most of a line's cost."""
 
     def __init__(self, eventlog: EventLog, now: Clock) -> None:
         self.eventlog, self._now = eventlog, now
         self._unwritten = Complaint("events are lost, events.jsonl cannot be written")
 
     def captured(self, address: str, rows: Iterable[tuple[bytes, str, bool, int, str]]) -> None:
-        """(key, version id, marker, size, origin) of versions made here. DEBUG: the file itself was the news."""
+        """Log (key, version id, marker, size, origin) of versions made here. DEBUG: users know that a file changed."""
         if log.isEnabledFor(logging.DEBUG):
             for key, version, marker, size, origin in rows:
                 word = "marker" if marker else "version"
@@ -92,20 +92,20 @@ class Reporter:
                 )  # fmt: skip
 
     def announce(self, results: Sequence[Result]) -> bool:
-        """Write the events that results are, durably, before the record says the same; whether that could be done.
+        """Write the results' events durably, before the record says the same; whether that succeeded.
 
-        The other way round a power cut between the two would lose them. Twice it is no second event.
+        The other way round, a power cut between the two would lose them. The same event twice counts once.
         """
         now_ns = self._now()
         return self._write(events.records(results, now_ns))
 
     def announce_untracked(self, results: Iterable[Result]) -> bool:
-        """Write that these are no longer followed by their rule's metrics."""
+        """Write that these results are no longer tracked by their rule's metrics."""
         now_ns = self._now()
         return self._write(events.record(events.Name.UNTRACKED, result, now_ns) for result in results)
 
     def announce_lifecycle(self, records: Iterable[events.Record]) -> bool:
-        """Write what lifecycle does, durably; whether that could be done."""
+        """Write lifecycle's events durably; whether that succeeded."""
         return self._write(records)
 
     def _write(self, records: Iterable[events.Record]) -> bool:
@@ -117,7 +117,7 @@ class Reporter:
         return True
 
     def settled(self, results: Iterable[Result]) -> None:
-        """The lines of deliveries that ended, or that are late: PENDING."""
+        """Log the deliveries that ended, and those that are late: PENDING."""
         now_ns = self._now()
         prefixes = {level: line_prefix(level) for level in (logging.INFO, logging.WARNING)}
         lines = []
@@ -141,4 +141,4 @@ class Reporter:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Nothing is kept back."""
+        """Nothing is buffered."""

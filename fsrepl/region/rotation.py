@@ -1,10 +1,10 @@
-"""Turns between buckets: which of those that have something waiting are served next, and how much of each.
+"""Round robin between buckets: the order in which waiting ones are served, and the share of each.
 
-Whoever was served longest ago comes first, so that one file in a quiet bucket goes before the rest of another
-bucket's burst. While several wait none takes more than an equal share of a batch; what some leave of theirs the
-others get. A share is never so small that its sync costs more than its work: who finds no room comes first
-next time. Where several had something lately, batches are small, since whoever is next waits for the one in hand;
-one that is alone gets whole batches.
+The one served longest ago comes first, so that one file in a quiet bucket precedes the rest of another
+bucket's burst. While several wait, none takes more than an equal share of a batch; unused parts of shares
+go to the others. A share is never so small that its sync costs more than its work: a bucket without room comes first
+next time. Where several were served lately, batches are small, since the next one waits for the current batch;
+a single one gets whole batches.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ SHARE_MIN = 64
 LATELY_S = 10.0
 SMALLER = 4
 
-Who = TypeVar("Who", bound=Hashable)
+Member = TypeVar("Member", bound=Hashable)
 
 
-class Rotation(Generic[Who]):
-    """The order of service among some that come and go. Used by one thread, or under one lock."""
+class Rotation(Generic[Member]):
+    """The order of service among members that come and go. Used by one thread, or under one lock."""
 
     def __init__(self) -> None:
-        self._served: dict[Who, int] = {}
-        self._served_at_s: dict[Who, float] = {}
-        self._turns = itertools.count(1)
+        self._served: dict[Member, int] = {}
+        self._served_at_s: dict[Member, float] = {}
+        self._count = itertools.count(1)
 
-    def shares(self, waiting: Mapping[Who, int], limit: int, now_s: float) -> dict[Who, int]:
-        """How many each may do now, of those it has waiting, in the order of service; limit in all at most.
+    def shares(self, waiting: Mapping[Member, int], limit: int, now_s: float) -> dict[Member, int]:
+        """The number of items for each to take now, in the order of service; at most limit in all.
 
-        Whoever is named in the answer counts as served.
+        Every member of the result counts as served.
         """
-        waiting = {who: number for who, number in waiting.items() if number}
+        waiting = {member: number for member, number in waiting.items() if number}
         if not waiting:
             return {}
         if (self._lately(now_s) | waiting.keys()) - {next(iter(waiting))}:
             limit = max(SHARE_MIN, limit // SMALLER)
-        in_order = sorted(waiting, key=lambda who: self._served.get(who, 0))  # sorted() keeps the order of equals
-        claimed = itertools.accumulate((min(waiting[who], SHARE_MIN) for who in in_order), initial=0)
-        in_order = [who for who, before in zip(in_order, claimed, strict=False) if before < limit]
+        in_order = sorted(waiting, key=lambda member: self._served.get(member, 0))  # sorted() keeps the order of equals
+        claimed = itertools.accumulate((min(waiting[member], SHARE_MIN) for member in in_order), initial=0)
+        in_order = [member for member, before in zip(in_order, claimed, strict=False) if before < limit]
         shares = dict.fromkeys(in_order, 0)
         left = limit
-        for number, who in enumerate(sorted(in_order, key=waiting.__getitem__)):
-            shares[who] = min(waiting[who], left // (len(in_order) - number))
-            left -= shares[who]
-        self._served = {who: turn for who, turn in self._served.items() if who in waiting}
-        for who in in_order:
-            self._served[who], self._served_at_s[who] = next(self._turns), now_s
+        for number, member in enumerate(sorted(in_order, key=waiting.__getitem__)):
+            shares[member] = min(waiting[member], left // (len(in_order) - number))
+            left -= shares[member]
+        self._served = {member: count for member, count in self._served.items() if member in waiting}
+        for member in in_order:
+            self._served[member], self._served_at_s[member] = next(self._count), now_s
         return shares
 
-    def _lately(self, now_s: float) -> set[Who]:
-        self._served_at_s = {who: at_s for who, at_s in self._served_at_s.items() if now_s - at_s < LATELY_S}
+    def _lately(self, now_s: float) -> set[Member]:
+        self._served_at_s = {member: at_s for member, at_s in self._served_at_s.items() if now_s - at_s < LATELY_S}
         return set(self._served_at_s)

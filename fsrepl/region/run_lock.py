@@ -1,9 +1,9 @@
-"""Whose turn it is: the threads of the regions run one at a time, for as long as they have something to do at once.
+"""The run lock: the regions' threads run one at a time, each for as long as it has work to do.
 
-The interpreter runs one thread at a time anyway, and is handed over at every system call. Where two threads
-make one every few microseconds, handing it to and fro takes longer than the calls do. So they take turns of
-some milliseconds, and who waits for a disk gives up his turn meanwhile. This is a courtesy and no lock:
-nothing depends on it, and nobody waits long for a thread that hangs.
+The interpreter runs one thread at a time anyway, and may switch at every system call. Where two threads
+make one every few microseconds, switching takes longer than the calls do. With the run lock, a thread runs for
+some milliseconds, and releases the lock while it waits for a disk. The lock is only for speed: correctness
+does not depend on it, and a thread that hangs delays the others only briefly.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _PATIENCE_S = 0.25
 
 
 class RunLock:
-    """The turns of some threads."""
+    """The lock shared by the regions' threads."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
-        self._mine = threading.local()
+        self._lock = threading.Lock()
+        self._own = threading.local()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Around what one thread does at a stretch."""
+        """Around the uninterrupted work of one thread."""
         self._begin()
         try:
             yield
@@ -33,8 +33,8 @@ class RunLock:
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """Around what takes a while and needs no interpreter: others may go on. Does nothing out of turn."""
-        if getattr(self._mine, "turn", None) is None:
+        """Around a long call that needs no interpreter: other threads may run. Does nothing without the lock."""
+        if getattr(self._own, "lock", None) is None:
             yield
             return
         self._end()
@@ -44,11 +44,11 @@ class RunLock:
             self._begin()
 
     def _begin(self) -> None:
-        while not (turn := self._turn).acquire(timeout=_PATIENCE_S):
-            if self._turn is turn:
-                self._turn = threading.Lock()  # whoever has it hangs: the others go on without
-        self._mine.turn = turn
+        while not (lock := self._lock).acquire(timeout=_PATIENCE_S):
+            if self._lock is lock:
+                self._lock = threading.Lock()  # the holder hangs: the others go on with a new lock
+        self._own.lock = lock
 
     def _end(self) -> None:
-        self._mine.turn.release()
-        self._mine.turn = None
+        self._own.lock.release()
+        self._own.lock = None

@@ -1,4 +1,4 @@
-"""What the regions of a running site share: settings, journal, roles, and the workers beside their threads."""
+"""Objects that the regions of a running site share: settings, journal, roles, and background workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fsrepl.storage.sync import Syncer
 
 
 class Runtime:
-    """See the module. In the daemon there are threads and a watcher, in a single command neither."""
+    """See the module. The daemon has threads and a watcher, a single command has neither."""
 
     def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
         self.settings = settings
@@ -49,7 +49,7 @@ class Runtime:
         self.transfers: list[Progress] = []
         self.probes = Threads()
         self.changed = threading.Condition()
-        """Notified whenever something was captured or settled: what `wait` waits on."""
+        """Notified after every capture and every settled delivery: `wait` waits on it."""
         self.reporter = Reporter(EventLog(self.fs, self.site.state, settings.events.max_bytes), self.site.now)
         self.journal = self._open_journal()
         self._roles: dict[str, tuple[tuple[int, ...], Role | None]] = {}
@@ -64,33 +64,33 @@ class Runtime:
         return journal
 
     def journal_told(self) -> contextlib.AbstractContextManager[None]:
-        """Around what uses the journal: a fault of its disk is raised as Unavailable."""
+        """Around uses of the journal: a fault of its disk is raised as Unavailable."""
         return database.faults_told(self.journal.path)
 
-    # -- lanes
+    # -- background workers
 
     def workers(self, *pool: str) -> Workers:
-        """The threads of one kind of work: captures or repairs in a region, deliveries from one to another."""
+        """The threads for one kind of work: captures or repairs in a region, deliveries from one to another."""
         with self._guard:
             if pool not in self._workers:
-                name = f"lane {' '.join(pool)}"
+                name = f"worker {' '.join(pool)}"
                 self._workers[pool] = Workers(name, max(2, self.settings.replication.workers))
             return self._workers[pool]
 
     def backfill_slots(self, source: str, destination: str) -> threading.BoundedSemaphore:
-        """The lanes from one region to another that backfills may use: a live object always finds one more."""
+        """The workers between two regions that backfills may use: a live object always finds one more."""
         with self._guard:
             number = max(1, self.settings.replication.workers // 2)
             return self._backfill_slots.setdefault((source, destination), threading.BoundedSemaphore(number))
 
     @property
     def background_bytes(self) -> int:
-        """From which size on an object goes in a lane: it is large, or larger than the limit lets through at once."""
+        """The size from which a background worker handles an object: large, or above the limit's share of a batch."""
         return int(min(self.settings.replication.large_file_bytes, self.limiter.batch_bytes))
 
     @property
     def epoch(self) -> int:
-        """How many barriers have been passed. See capture/schedule.py."""
+        """Number of barriers passed. See capture/schedule.py."""
         return self.watcher.epoch if self.watcher is not None else 0
 
     def notify(self) -> None:
@@ -100,14 +100,14 @@ class Runtime:
     # -- roles
 
     def role(self, name: str) -> Role | None:
-        """A role by name, as its file says now; None where there is none that can be used.
+        """A role by name, as in its file now; None where there is none that can be used.
 
-        Raises Unavailable where that cannot be told now: nothing shall fail for good by that.
+        Raises Unavailable where the file cannot be read now: no delivery shall fail for good because of that.
         """
         path = self.settings.roles / (name + ".json")
         try:
             found = os.stat(path)
-            if found.st_uid not in (0, os.geteuid()):  # whoever wrote it would be root through it
+            if found.st_uid not in (0, os.geteuid()):  # its author would be root through it
                 return None
             change = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             known = self._roles.get(name)
@@ -124,14 +124,14 @@ class Runtime:
         return None
 
     def remember_replication(self, address: str, replication: Replication | None) -> None:
-        """Keep what a bucket's configuration says, for when it is away at our start."""
+        """Keep a bucket's configuration in the journal, for a start while the bucket is away."""
         text, name = json.dumps(replication.document) if replication else "", f"replication {address}"
         if self.journal.fact(name) != text:
             with self.journal.transaction():
                 self.journal.set_fact(name, text)
 
     def replication_of(self, address: str) -> Replication | None:
-        """The configuration of a bucket that may be away: as last read, if need be before our start."""
+        """The configuration of a bucket that may be away: as last read, possibly before this start."""
         bucket = self.site.buckets.get(address)
         if bucket is None or bucket.seen:
             return bucket.replication if bucket else None

@@ -1,4 +1,4 @@
-"""Scans under way, and what they met that is no object."""
+"""Scans under way, and the entries they found that are no objects."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Trouble:
-    """What a bucket's scans met that a person may want to know. Paths are below the bucket."""
+    """A bucket's findings that a person may want to know. Paths are below the bucket."""
 
     polled: set[bytes] = field(default_factory=set)
     """Directories without a watch: the kernel's limit, or a filesystem without events."""
     unreadable: dict[bytes, str] = field(default_factory=dict)
     passing: dict[bytes, bool] = field(default_factory=dict)
-    """Those of the unreadable directories that are tried again, as nothing refuses them; and Scan.arrived."""
+    """The unreadable directories that are tried again, since the error may pass; and Scan.arrived."""
     mounts: set[bytes] = field(default_factory=set)
     skipped: dict[bytes, set[bytes]] = field(default_factory=dict)
     """Directory to the names in it that are no objects: links, FIFOs, sockets, devices."""
@@ -25,16 +25,16 @@ class Trouble:
         return sum(len(names) for names in self.skipped.values())
 
     def of(self, path: bytes) -> str:
-        """Why a directory could not be looked into at the last look; empty where it could."""
+        """Why a directory could not be read at the last look; empty where it could."""
         return "another mount" if path in self.mounts else self.unreadable.get(path, "")
 
     def forget(self, path: bytes) -> None:
-        """What was known of one directory: it is looked at again."""
+        """Forget one directory, which is about to be read again."""
         for known in (self.polled, self.mounts, self.unreadable, self.passing, self.skipped):
             known.discard(path) if isinstance(known, set) else known.pop(path, None)
 
     def forget_others(self, top: bytes, seen: Container[bytes]) -> None:
-        """After a scan of a directory and all below it: what was not seen is not there any more."""
+        """Forget paths that a scan of a directory and all below it has not seen: they no longer exist."""
         for known in (self.polled, self.mounts, self.unreadable, self.passing, self.skipped):
             for path in [p for p in known if is_below(p, top) and p not in seen]:
                 self.forget(path)
@@ -44,7 +44,7 @@ class Trouble:
 class Scan:
     """One pass over a directory of a bucket and all below it.
 
-    arrived: a live event led here, so that what is found is new now, whatever its times say.
+    arrived: a live event led here, so that files found are new, whatever their times say.
     """
 
     address: str
@@ -64,9 +64,9 @@ class Scan:
 
 
 class Scans:
-    """The scans of one bucket that are still to be done, those of parts of it first: live changes do not wait.
+    """The pending scans of one bucket, those of parts of it first: live changes do not wait.
 
-    Those that have begun are finished, whatever is added meanwhile, so that there is always progress.
+    A scan that has begun is finished, whatever is added meanwhile, so that there is always progress.
     Other threads may ask is_pending.
     """
 
@@ -77,7 +77,7 @@ class Scans:
         self._whole_begun: Scan | None = None
 
     def add(self, scan: Scan) -> None:
-        """Another one to be done; one that has not begun, and sees what this one would, does for it."""
+        """Add a scan; a queued scan that covers the new one replaces it."""
         if not scan.top:
             scan.epoch = min([scan.epoch, *(each.epoch for each in (self._whole, *self._parts.values()) if each)])
             self._whole = scan
@@ -88,7 +88,7 @@ class Scans:
             self._parts[scan.top] = scan
 
     def next(self) -> Scan | None:
-        """The one to go on with; it counts as pending until it is done."""
+        """The scan to continue, which counts as pending until it is done."""
         if self._part_begun is None and self._parts:
             self._part_begun = next(iter(self._parts.values()))
             del self._parts[self._part_begun.top]
@@ -103,8 +103,8 @@ class Scans:
             self._whole_begun = None
 
     def is_pending(self, before_epoch: int) -> bool:
-        """Whether one is to be done that was begun for something from before a barrier."""
-        # RACE: next() moves a scan between these; read in the order of its way, none is missed.
+        """Whether a scan for a change from before a barrier is pending."""
+        # RACE: next() moves a scan between these; read in the order of the moves, none is missed.
         return any(
             each.epoch < before_epoch
             for each in (*self._parts.copy().values(), self._whole, self._part_begun, self._whole_begun)
@@ -116,5 +116,5 @@ class Scans:
 
 
 def is_below(path: bytes, top: bytes) -> bool:
-    """Whether a directory is another, or below it."""
+    """Whether a directory equals another, or is below it."""
     return not top or path == top or path.startswith(top + b"/")

@@ -1,4 +1,4 @@
-"""Directories of buckets, such that those below one are found without going through all the others."""
+"""A set of directories in which those below one are found without reading all the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Subtrees:
     def __init__(self) -> None:
         self._members: set[Directory] = set()
         self._children: dict[Directory, set[Directory]] = {}
-        """By directory, those right below it that are members, or that members are below."""
+        """By directory, its direct children that are members, or have members below them."""
 
     def add(self, directory: Directory) -> None:
         self._members.add(directory)

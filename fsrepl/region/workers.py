@@ -1,14 +1,14 @@
-"""Threads for what takes long, such as the copy of a large object: a few for each pair of regions and direction.
+"""Background workers: threads for long work, such as the copy of a large object, a few for each pair of regions.
 
-Captures in a region, deliveries from one region to another, and repairs in a region each have workers of their
-own, so that copies which hang or are slow, as on a frozen disk, hold up nothing that does not touch that disk. Work
-of several buckets is begun in turns. The threads are daemons: one that hangs does not keep the process from ending.
+Captures in a region, deliveries from one region to another, and repairs in a region have separate
+workers, so that copies that hang or are slow, as on a frozen disk, delay only work on the same disk. Work
+of several buckets starts round robin. The threads are daemons: one that hangs does not keep the process from ending.
 
-A sparse file of 2 TB takes little space and is hashed for ten minutes, so a few of them would take all workers for
-long. Therefore what is far smaller than everything under way gets a worker more: a file waits for none that is
-eight times its size or more. That is one worker more for each power of eight, twelve from 8 MiB to the largest file
-there can be. Holes cannot be hashed any faster: each KiB of BLAKE3's input counts its own place in the file, so that
-no two stretches of zeros have a common result.
+A sparse file of 2 TB takes little space and is hashed for ten minutes, so that a few of them would occupy all
+workers for long. Therefore work far smaller than everything under way gets an extra worker: a file never waits for
+one of eight times its size or more. That is one extra worker for each power of eight, twelve from 8 MiB to the
+largest possible file. Holes cannot be hashed any faster: each KiB of BLAKE3's input counts its own position in the
+file, so that no two stretches of zeros have a common result.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ Work = Callable[[], None]
 
 
 def magnitude(size_bytes: int) -> int:
-    """The power of eight that a size has reached. Those of sizes that differ eightfold differ."""
+    """The power of eight that a size has reached. Sizes that differ eightfold have different ones."""
     return max(0, size_bytes.bit_length() - 1) // 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     ticket: int
-    """Which of all that were submitted it is."""
+    """Position in the order of submission."""
     magnitude: int
     work: Work
 
 
 class Workers:
-    """At most so many threads, and one more for what is far smaller than all they are at. They begin what is submitted
-    in turns between those whose work it is.
+    """At most `number` threads, and an extra one for work far smaller than all under way. Work starts round robin
+    between its owners.
     """
 
     def __init__(self, name: str, number: int) -> None:
         self._name, self.number = name, number
         self._changed = threading.Condition()
         self._waiting: OrderedDict[Hashable, dict[int, deque[_Task]]] = OrderedDict()
-        """By whose they are, and by magnitude."""
+        """By owner and magnitude."""
         self._tickets = 0
         self._threads: set[threading.Thread] = set()
         self._under_way: list[int] = []
-        """The magnitude of each."""
+        """The magnitude of each task under way."""
         self._idle = 0
         self._closed = False
 
     def submit(self, whose: Hashable, work: Work, size_bytes: int = 0) -> None:
-        """Have something done. whose: between these the workers take turns. work sees to its own exceptions.
+        """Queue work. whose: the owners that take turns. work handles its own exceptions.
 
-        size_bytes: of the content that is read for it, holes included.
+        size_bytes: size of the content that is read for it, holes included.
         """
         with self._changed:
             self._tickets += 1
@@ -66,7 +66,7 @@ class Workers:
             self._have_begun()
 
     def _have_begun(self) -> None:
-        """Wake a thread, or start one, where there is something that may be begun."""
+        """Wake or start a thread where a task may begin."""
         if self._closed or self._choose() is None:
             return
         if self._idle:
@@ -83,7 +83,7 @@ class Workers:
                 self._under_way.remove(task.magnitude)
 
     def _next(self) -> _Task | None:
-        """What to do next; None where this thread is to end."""
+        """The next task; None where this thread is to end."""
         until_s = time.monotonic() + _IDLE_S
         with self._changed:
             while (chosen := self._choose()) is None and not self._closed and time.monotonic() < until_s:
@@ -95,11 +95,11 @@ class Workers:
                 return None
             task = self._take(*chosen)
             self._under_way.append(task.magnitude)
-            self._have_begun()  # whoever was woken for two of them begins one
+            self._have_begun()  # one wake-up may have been for two tasks: this thread begins one
             return task
 
     def _choose(self) -> tuple[Hashable, int] | None:
-        """Whose work, and of which magnitude, may be begun now: that of whoever waited longest, the oldest first."""
+        """Owner and magnitude of the task that may begin now: the owner that waited longest, its oldest task first."""
         below = min(self._under_way) if len(self._under_way) >= self.number else None
         for whose, tasks in self._waiting.items():
             may = [waiting[0] for size, waiting in tasks.items() if below is None or size < below]
@@ -117,7 +117,7 @@ class Workers:
         return task
 
     def close(self, within_s: float) -> bool:
-        """Begin nothing more, and wait for what is under way; whether all of it ended in time."""
+        """Begin no more work, and wait for all under way; whether all of it ended in time."""
         until_s = time.monotonic() + within_s
         with self._changed:
             self._closed = True

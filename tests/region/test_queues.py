@@ -156,7 +156,7 @@ def test_large_ones_leave_lanes_to_live_traffic(queue: Queue, copying: threading
     rows = queue.take_backlog(table.read, 100, 0.0)
     assert numbers(rows) == [1, 2]
     assert queue.take_backlog(table.read, 100, 0.0) == []
-    assert (queue.next_s() or 0) > 0, "it waits for a lane, and does not spin"
+    assert (queue.next_s() or 0) > 0, "it waits for a worker, and does not spin"
     settle(queue, table, rows[:1])
     assert numbers(queue.take_backlog(table.read, 100, 0.0)) == [3]
     queue.backlog.close()

@@ -81,7 +81,7 @@ def told(world: World) -> dict[str, Any]:
 
 
 def settle(world: World) -> None:
-    for _ in range(4):  # a bucket that is put down comes up again in the next
+    for _ in range(4):  # a suspended bucket comes up again in the next
         world.settle()
 
 

@@ -63,9 +63,9 @@ def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
     assert hangs.wait(DEADLINE_S)
     waited = 0
     for _ in range(20):
-        before = mine._turn
+        before = mine._lock
         with mine.held():
-            waited += mine._turn is not before
+            waited += mine._lock is not before
     assert waited == 1
     may_end.set()
     thread.join(DEADLINE_S)

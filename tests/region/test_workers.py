@@ -44,7 +44,7 @@ class RunAsCheck:
 def test_buckets_take_turns() -> None:
     """One bucket's large files hold up no other bucket: a worker that is free goes on with whoever waited longest."""
     run_as_check, done, order = RunAsCheck(), threading.Event(), list[str]()
-    workers = Workers("lane", 1)
+    workers = Workers("worker", 1)
     workers.submit("burst", run_as_check.hang)
     assert run_as_check.begun.wait(DEADLINE_S)
     for whose in ("burst", "burst", "burst", "quiet"):
@@ -59,7 +59,7 @@ def test_buckets_take_turns() -> None:
 def test_one_that_hangs_does_not_hold_up_the_end() -> None:
     """The daemon ends within seconds: what hangs is left behind, and what was not begun is not begun."""
     run_as_check, begun = RunAsCheck(), list[int]()
-    workers = Workers("lane", 1)
+    workers = Workers("worker", 1)
     workers.submit("", run_as_check.hang)
     workers.submit("", lambda: begun.append(1))
     assert run_as_check.begun.wait(DEADLINE_S)
@@ -72,7 +72,7 @@ def test_one_that_hangs_does_not_hold_up_the_end() -> None:
 def test_what_is_far_smaller_waits_for_none_of_the_largest() -> None:
     """A file waits for none that is eight times its size or more, however many of these take all workers."""
     huge, large, order = [RunAsCheck() for _ in range(3)], RunAsCheck(), list[str]()
-    workers = Workers("lane", 2)
+    workers = Workers("worker", 2)
     for run_as_check in huge:
         workers.submit("sparse", run_as_check.hang, 2 << 40)
     assert huge[0].begun.wait(DEADLINE_S)
@@ -102,7 +102,7 @@ def test_sizes_that_differ_eightfold_are_told_apart(size_bytes: int) -> None:
 
 def test_two_that_come_at_once_wake_two() -> None:
     """Work never waits for other work while there may be one thread more."""
-    workers, first, gates = Workers("lane", 2), threading.Event(), (RunAsCheck(), RunAsCheck())
+    workers, first, gates = Workers("worker", 2), threading.Event(), (RunAsCheck(), RunAsCheck())
     workers.submit("", first.set)
     assert first.wait(DEADLINE_S)
     for run_as_check in gates:
@@ -366,7 +366,7 @@ def test_a_region_that_hangs_is_said_to_and_does_nothing_later(
 def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
     asked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Section 7: what became of it will show."""
+    """Section 7: the outcome will be known."""
     monkeypatch.setattr(regions, "_BEGUN_S", 0.1)
     run_as_check, region = RunAsCheck(), asked.region()
 
@@ -376,7 +376,7 @@ def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
 
     monkeypatch.setattr(region, "post", lambda call: threading.Thread(target=call.run, daemon=True).start())
     try:
-        with pytest.raises(Unavailable, match="it had begun: what became of it will show"):
+        with pytest.raises(Unavailable, match="the work had begun: its outcome will be known"):
             asked.region().ask(hang)
     finally:
         run_as_check.release.set()
