@@ -1,1 +1,1 @@
-"""What things are: keys, versions, rules, views, metadata. Pure."""
+"""Domain values: keys, versions, rules, views, metadata. Pure."""

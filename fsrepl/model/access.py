@@ -1,7 +1,7 @@
-"""Who may do what to a file, from its mode, owner and POSIX ACL; and modes for where those cannot be kept.
+"""Access rights to a file from its mode, owner and POSIX ACL, and modes for files that cannot keep these. Pure.
 
-Pure. An ACL is the raw value of system.posix_acl_access; one that cannot be read counts as an ACL that
-lets nobody in but the owner. Source: acl(5), ACCESS CHECK ALGORITHM; linux/posix_acl_xattr.h.
+An ACL is the raw value of system.posix_acl_access. An unreadable ACL lets in only the owner. Source: acl(5), ACCESS
+CHECK ALGORITHM; linux/posix_acl_xattr.h.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _USER, _GROUP_OBJ, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 
 @dataclass(frozen=True, slots=True)
 class _Acl:
-    """The entries of an ACL that a mode does not have, as far as its mask lets them through."""
+    """ACL entries that a mode lacks, already limited by the ACL's mask."""
 
     users: tuple[tuple[int, int], ...]
     """(uid, permissions)"""
@@ -32,12 +32,12 @@ _NOBODY = _Acl((), 0, ())
 
 
 def allows(posix: Posix, uid: int, groups: Collection[int], wanted: int) -> bool:
-    """Whether a process with this uid and these groups may open a file so. 0 may do everything, as root does."""
+    """Whether a process with this uid and these groups may open a file with `wanted` access; uid 0 always may."""
     if uid == 0:
         return True
     if uid == posix.uid:
         return _has(posix.mode >> 6, wanted)
-    if posix.acl is None or not posix.mode & 0o070:  # the kernel does not look at an ACL whose mask is empty
+    if posix.acl is None or not posix.mode & 0o070:  # the kernel ignores an ACL whose mask is empty
         return _has(posix.mode >> 3 if posix.gid in groups else posix.mode, wanted)
     acl = _parse(posix.acl)
     for named, permissions in acl.users:
@@ -55,10 +55,10 @@ def _has(permissions: int, wanted: int) -> bool:
 
 
 def without_acl(posix: Posix | Rights) -> int:
-    """The mode for a file that cannot have, or shall not have, the object's ACL: it lets in nobody new.
+    """The mode for a file without the object's ACL; no further user gains access.
 
-    With an ACL the group bits of a mode are the mask, and not what the group may. Whom the ACL names will
-    be in the group or among the others then: neither may do more than he might.
+    The group bits of a mode with an ACL are the mask, not the group's rights. A user named in the ACL then falls under
+    the group or the others, so neither gets more than that user had.
     """
     if posix.acl is None:
         return posix.mode
@@ -75,8 +75,8 @@ def without_acl(posix: Posix | Rights) -> int:
 def without_owner(posix: Posix | Rights) -> int:
     """The mode for a file whose owner cannot be set: no setuid, no setgid, and the group gets the others' bits.
 
-    Whoever was its owner, or in its group, may be among the others then, so that these get nothing that
-    those did not have. Source: design.md, section 2.
+    The former owner and group members may now be among the others, so the others get only rights that all three had.
+    Source: design.md, section 2.
     """
     mode = without_acl(posix)
     others = mode & mode >> 3 & mode >> 6 & 0o7
@@ -84,7 +84,7 @@ def without_owner(posix: Posix | Rights) -> int:
 
 
 def common(a: Rights, b: Rights) -> Rights:
-    """Rights that let nobody do what either of two keeps from him. The owner is that of the first."""
+    """Rights that grant only what both of two grant. The owner is the first one's."""
     default_acl = a.default_acl if a.default_acl == b.default_acl else None
     sticky = (a.mode | b.mode) & 0o1000
     if (a.uid, a.gid, a.acl) == (b.uid, b.gid, b.acl):

@@ -1,6 +1,6 @@
-"""How people and commands name a bucket, or an object in one: REGION/BUCKET, REGION/BUCKET/KEY. Pure.
+"""Addresses of buckets and objects in commands: REGION/BUCKET and REGION/BUCKET/KEY. Pure.
 
-Documents, the journal and all that is kept by bucket have the text REGION/BUCKET itself. Source: design.md, section 5.
+Documents and the journal store the text REGION/BUCKET itself. Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fsrepl.model import keys
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A bucket; with a key, an object in it, or where a prefix may be given all that begin with it.
+    """A bucket; with a key, an object in it, or all objects under a prefix where one is accepted.
 
-    region and name are not empty. Whether they exist is another question.
+    region and name are not empty. They need not exist.
     """
 
     region: str
@@ -34,23 +34,23 @@ class Address:
 
     @staticmethod
     def parse_bucket(text: str) -> Address:
-        """Read REGION/BUCKET. Raises Usage, also where there is more."""
+        """Read REGION/BUCKET. Raises Usage, also where more text follows."""
         if text.count("/") != 1:
             raise _unreadable(text)
         return Address.parse(text)
 
     @property
     def bucket(self) -> str:
-        """The bucket's own address, as text."""
+        """The bucket's address, as text."""
         return f"{self.region}/{self.name}"
 
     def __str__(self) -> str:
-        """What parse reads."""
+        """The text that `parse` reads."""
         return f"{self.bucket}/{os.fsdecode(self.key)}" if self.key else self.bucket
 
 
 def region_of(bucket: str) -> str:
-    """The region in a bucket's address: for who has the text, and asks very often."""
+    """The region in a bucket's address, without parsing an Address; called very often."""
     return bucket.partition("/")[0]
 
 

@@ -1,8 +1,8 @@
-"""What a version carries, by names of extended attributes, both ways.
+"""A version <-> the named fields of its record, which are also names of extended attributes.
 
-Ours are user.fsrepl.*; every other user.* attribute is the object's own. These names are the fields of a version's
-record: how it stands on a file is model/record_form.py's; what does not fit there goes to the sidecar, a JSON object of
-attribute name to value. Source: design.md, section 2.
+user.fsrepl.* attributes belong to fsrepl; every other user.* attribute is the object's. model/record_form.py writes
+these fields to a file. Fields that do not fit there go to the sidecar, a JSON object of attribute name to value.
+Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ EDITED = OURS + "edited"
 SHORTFALL = OURS + "shortfall"
 TAG = OURS + "tag."
 MADE = OURS + "made"
-"""On a directory that replication made in a view: it goes when it is empty."""
+"""On a directory that replication created in a view: the directory is removed when it is empty."""
 DIRECTORY, REPLICATED = OURS + "directory", OURS + "replicated"
-"""On directories of the version store: see views/directories.py."""
+"""On directories of the version store. Source: views/directories.py."""
 
 RECORD = OURS + "record"
-"""All that a version's record says but what changes while it travels."""
+"""All fields of a version's record except its deliveries."""
 TRUSTED_RECORD, OWN_RECORD = "trusted.fsrepl.record", RECORD
-"""The whole record of a stored file that others may write to, since it is a view too. A daemon that is root keeps it
-where only root can write; another one has no user above it to fear."""
+"""The whole record of a stored file that is also a view, so that users may write to it. A daemon running as root keeps
+it where only root can write; any other daemon trusts its own user."""
 FORMER = frozenset({BLAKE3, LAST_MODIFIED, STORAGE_CLASS, ORIGIN, POSIX, KEY, EDITED, SHORTFALL})
-"""Fields of a record, which earlier builds wrote as attributes of their own."""
+"""Fields of a record that earlier builds wrote as separate attributes."""
 RECORDS = FORMER | {RECORD, DELIVERIES}
-"""What stands on a view only where the view is the stored file as well."""
+"""Attributes present on a view only where the view and the stored file are one inode."""
 LABEL = frozenset({VERSION_ID, STATUS})
-"""What a view tells of its version, beside the tags."""
+"""Attributes of a view's label; tags come in addition."""
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode(version: Version) -> dict[str, bytes]:
-    """All fields of a version's record, the object's own attributes and its tags included."""
+    """All fields of a version's record, including the object's attributes and tags."""
     out = {VERSION_ID: version.id.encode()}
     if version.digest:
         out[BLAKE3] = version.digest.hex().encode()
@@ -60,7 +60,7 @@ def encode(version: Version) -> dict[str, bytes]:
     out[ORIGIN] = (f"replica:{version.source}" if version.source else str(version.origin)).encode()
     if version.storage_class and version.storage_class != "STANDARD":
         out[STORAGE_CLASS] = version.storage_class.encode()
-    if keys.is_hidden(version.key) or version.id == NULL:  # an id that every key may have tells nothing
+    if keys.is_hidden(version.key) or version.id == NULL:  # a null id does not identify the key
         out[KEY] = version.key
     if version.edited:
         out[EDITED] = _compact(dict(version.edited)).encode()
@@ -75,7 +75,7 @@ def encode(version: Version) -> dict[str, bytes]:
 
 
 def of_object(version: Version) -> dict[str, bytes]:
-    """The object's own attributes, and its tags."""
+    """The object's user attributes and its tags."""
     out = dict(version.attrs)
     for name, text in version.tags.items():
         out[TAG + name] = text.encode("utf-8", "surrogateescape")
@@ -83,10 +83,10 @@ def of_object(version: Version) -> dict[str, bytes]:
 
 
 def label(version: Version) -> dict[str, bytes]:
-    """What a view tells of its version, as a courtesy.
+    """The label of a view: the version id and the replication status.
 
-    The id is first: it fits the inode of an ext4 filesystem, and what does not fit there any more, the status, is in
-    a block that all views with this status have in common. Source: ext4, fs/ext4/xattr.c, ext4_xattr_block_set.
+    The id is first, so that it fits the inode of an ext4 filesystem. The status that no longer fits goes to a block
+    shared by all views with that status. Source: ext4, fs/ext4/xattr.c, ext4_xattr_block_set.
     """
     out = {VERSION_ID: version.id.encode()}
     if (status := version.status) is not None:
@@ -95,30 +95,30 @@ def label(version: Version) -> dict[str, bytes]:
 
 
 def encode_deliveries(version: Version) -> bytes:
-    """What changes while a version travels; a JSON object of destination to what is owed it."""
+    """The deliveries of a version as JSON, an object of destination to delivery."""
     return _encode_deliveries(tuple(version.deliveries.items()))
 
 
 @lru_cache(maxsize=256)
 def _encode_deliveries(deliveries: tuple[tuple[str, DeliveryRecord], ...]) -> bytes:
-    """The versions of a burst mostly owe the same."""
+    """Cached, because versions written in a burst mostly have equal deliveries."""
     return _compact({name: _encode_delivery(d) for name, d in deliveries}).encode()
 
 
 def is_whole(raw: Mapping[str, bytes], path: bytes, *, marker: bool) -> bool:
-    """Whether a record has what cannot be told from the version's stored path and content. Attributes get lost
-    where a tree is copied without them, all of a file's at once."""
+    """Whether a record has the fields that the stored path and the content cannot supply. Copying a tree without
+    attributes loses all attributes of a file at once."""
     if LAST_MODIFIED not in raw or (not marker and BLAKE3 not in raw):
         return False
     return KEY in raw or not any(map(keys.is_digest, path.split(b"/")))
 
 
 def is_of(raw: Mapping[str, bytes], place: bytes, version_id: str) -> bool:
-    """Whether a record may be that of a version: it names no other id and no other key.
+    """Whether a record may belong to a version: it names no other id and no other key.
 
-    place: its key, or that as the store spells it.
+    place: the version's key, or its spelling in the version store.
 
-    Where two versions have one inode, as programs leave it that join files of equal content, there is one record.
+    Two versions on one inode share one record. Programs that hard-link files of equal content cause this.
     """
     if raw.get(VERSION_ID, said := version_id.encode()) != said:
         return False
@@ -127,10 +127,10 @@ def is_of(raw: Mapping[str, bytes], place: bytes, version_id: str) -> bool:
 
 
 def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode: Posix, size: int) -> Version:
-    """A version from its stored name, its attributes (sidecar's included), and its inode.
+    """A version from its stored name, its attributes (including the sidecar's) and its inode.
 
-    What was stripped is left empty: the digest above all, which repair computes again.
-    Raises StoreDamaged where an attribute contradicts the name or cannot be read.
+    A missing attribute leaves its field empty, above all the digest, which repair computes again. Raises StoreDamaged
+    where an attribute contradicts the name or cannot be read.
     """
     try:
         said = raw.get(VERSION_ID, stored.id.encode()).decode()
@@ -161,22 +161,22 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
 
 
 def _key(said: bytes, key: bytes) -> bytes:
-    """The key of a record that names one. key: what its stored path spells, digests in the place of long names."""
+    """The key of a record that names one. key: the spelling of its stored path, with digests instead of long names."""
     if said == key or keys.stored_path(said) == key:
         return said
     if keys.is_hidden(key) or any(map(keys.is_digest, key.split(b"/"))):
         raise StoreDamaged(f"the version stored under {keys.shown(key)} says that it is of {keys.shown(said)}")
-    return key  # its path spells it, and others may write that attribute
+    return key  # the stored path is the authority, since users may write that attribute
 
 
 def id_time(version_id: str, inode: Posix) -> int:
-    """When a version was made, as far as its id tells: to the millisecond. A null version: its file's time."""
+    """The creation time in a version id, to the millisecond; for a null version, the mtime of its file."""
     null = version_id == "null"
     return clock.within(inode.mtime_ns if null else (clock.decode_id(version_id) >> 80) * 1_000_000)
 
 
 def own(raw: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The object's own attributes: every user.* that is not ours."""
+    """The object's user attributes: every user.* attribute outside user.fsrepl.*."""
     return {name: value for name, value in raw.items() if not name.startswith(OURS)}
 
 
@@ -186,7 +186,7 @@ def tags(raw: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def is_ours(name: str) -> bool:
-    """Whether an attribute tells of the version, and so is ours to write. A tag is the object's own."""
+    """Whether an attribute describes the version, so that fsrepl writes it. A tag belongs to the object."""
     return name.startswith(OURS) and not name.startswith(TAG)
 
 
@@ -202,7 +202,7 @@ def encode_sidecar(raw: Mapping[str, bytes], *, compact: bool = False) -> bytes:
 
 
 def decode_sidecar(data: bytes) -> dict[str, bytes]:
-    """Raises StoreDamaged where it is not a sidecar."""
+    """The attributes in a sidecar. Raises StoreDamaged where the data is not a sidecar."""
     try:
         document = json.loads(data)
         return {n: base64.b64decode(v["base64"]) if isinstance(v, dict) else v.encode() for n, v in document.items()}
@@ -222,7 +222,7 @@ _NOTHING_MORE = DeliveryRecord("", Status.PENDING)
 
 
 def _encode_delivery(recorded: DeliveryRecord) -> dict[str, object] | str:
-    """A rule and a status are one text, so that the usual case fits the inode of an ext4 filesystem: 52 bytes."""
+    """A delivery as JSON. The usual case, only a rule and a status, is one text of 52 bytes to fit an ext4 inode."""
     if replace(recorded, rule="", status=Status.PENDING) == _NOTHING_MORE:
         return f"{recorded.status} {recorded.rule}"
     out: dict[str, object] = {"rule": recorded.rule, "status": str(recorded.status)}
@@ -241,7 +241,7 @@ def _decode_deliveries(data: bytes) -> dict[str, DeliveryRecord]:
 
 
 def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
-    if isinstance(d, str):  # "STATUS rule", where there is nothing more to say
+    if isinstance(d, str):  # "STATUS rule", where the delivery has no other field
         status, _, rule = d.partition(" ")
         return DeliveryRecord(rule, Status(status))
     return DeliveryRecord(
@@ -259,11 +259,11 @@ def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
 
 
 def lacks_marks(raw: Mapping[str, bytes]) -> bool:
-    """Whether a record says that its file had no room for our attributes, so that none of them was lost."""
+    """Whether a record states that its file had no room for fsrepl's attributes, so that none of them was lost."""
     try:
         return SHORTFALL in raw and VERSION_ID in _decode_shortfall(raw[SHORTFALL]).lacks
     except (ValueError, KeyError, TypeError, AttributeError):
-        return False  # whoever decodes the record says so
+        return False  # decoding the record reports the error
 
 
 def _encode_shortfall(shortfall: Shortfall) -> bytes:

@@ -1,4 +1,4 @@
-"""What time it is, and the version ids made from it."""
+"""The current time, and version ids made from it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _VALUES = {c: i for i, c in enumerate(_CROCKFORD)}
 _STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)", re.IGNORECASE)
 
 Clock = Callable[[], int]
-"""Answers "now" in nanoseconds since the epoch."""
+"""A function that returns the current time in nanoseconds since the epoch."""
 
 
 def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clock:
-    """The clock of this process: the machine's, or the file that FSREPL_CLOCK names, read again each time."""
+    """The clock of this process: the system's, or the file named by FSREPL_CLOCK, read again on each call."""
     name = environ.get("FSREPL_CLOCK")
     if not name:
         return time.time_ns
@@ -38,14 +38,14 @@ def system_clock(environ: dict[str, str] | os._Environ[str] = os.environ) -> Clo
 
 
 _EARLIEST_NS, _LATEST_NS = -9_214_560_000_000_000_000, 9_214_646_400_000_000_000
-"""The beginnings of the years 1678 and 2262: between them a count of nanoseconds has 64 bits."""
+"""The beginnings of the years 1678 and 2262: nanoseconds between them fit 64 bits."""
 
 
 def within(ns: int) -> int:
-    """The nearest moment that every part of a site can hold: a record's four-digit year, and the journal's integers.
+    """The nearest time that every part of a site can hold: a record's four-digit year, and the journal's integers.
 
-    Whatever a filesystem, a clock or an old record says becomes a creation time through this. A file's own times
-    are kept as they are.
+    Every creation time from a filesystem, a clock or an old record passes through here. A file's own times are kept as
+    they are.
     """
     return min(max(ns, _EARLIEST_NS), _LATEST_NS)
 
@@ -53,7 +53,7 @@ def within(ns: int) -> int:
 _second: tuple[int, str] = (-1, "")
 
 
-@lru_cache(maxsize=1024)  # a version is written down several times
+@lru_cache(maxsize=1024)  # a version's time is formatted several times
 def stamp(ns: int) -> str:
     """RFC 3339, UTC, with nanoseconds: 2026-11-24T01:53:51.123456789Z."""
     global _second
@@ -87,7 +87,7 @@ def _encode(value: int) -> str:
 
 
 def decode_id(text: str) -> int:
-    """The number behind a ULID: milliseconds above 80 bits of entropy."""
+    """The number in a ULID: milliseconds above 80 bits of entropy."""
     value = 0
     for c in text:
         value = value << 5 | _VALUES[c]
@@ -95,21 +95,21 @@ def decode_id(text: str) -> int:
 
 
 class VersionIds:
-    """Makes the version ids of one bucket: strictly increasing, whatever its clock does."""
+    """Generator of a bucket's version ids, strictly increasing even when the clock steps back."""
 
     def __init__(self, newest_id: str = "", newest_ns: int = 0) -> None:
         self._last = -1
         self._seen = "" if newest_id == "null" else newest_id
-        """The greatest id from elsewhere that is not counted in yet. Ids sort as their numbers do."""
+        """The greatest id from another region that is not yet in `_last`. Ids sort as their numbers do."""
         self._newest_ns = newest_ns
 
     @property
     def newest_ns(self) -> int:
-        """No version of the bucket was made later than this."""
+        """The latest creation time of any version in the bucket."""
         return self._newest_ns
 
     def saw(self, version_id: str, created_ns: int) -> None:
-        """A version came from elsewhere; what is made from now on comes after it."""
+        """Note a version from another region; later ids are greater than its id."""
         if version_id != "null":
             self._seen = max(self._seen, version_id)
         self._newest_ns = max(self._newest_ns, created_ns)

@@ -1,4 +1,4 @@
-"""BLAKE3: of content, where it is a version's ETag, and of names that are to be short and always the same."""
+"""BLAKE3 digests of content, which are ETags of versions, and of names, where a short constant text is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHORT_CHARACTERS = 32
 
 
 class Passing:
-    """Chunks on their way from one place to another, hashed as they pass."""
+    """Chunks hashed while a consumer iterates over them."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks, self._hasher = chunks, blake3()
@@ -21,17 +21,17 @@ class Passing:
             yield chunk
 
     def digest(self) -> bytes:
-        """Of what has passed so far, 32 bytes."""
+        """The digest of the chunks so far, 32 bytes."""
         return self._hasher.digest()
 
 
 def of(data: bytes) -> bytes:
-    """32 bytes."""
+    """The digest of data, 32 bytes."""
     return blake3(data).digest()
 
 
 def of_chunks(chunks: Iterable[bytes]) -> bytes:
-    """Of all of them as one, 32 bytes."""
+    """The digest of all chunks together, 32 bytes."""
     hasher = blake3()
     for chunk in chunks:
         hasher.update(chunk)
@@ -39,7 +39,7 @@ def of_chunks(chunks: Iterable[bytes]) -> bytes:
 
 
 def counted(chunks: Iterable[bytes], told: Callable[[int], None] | None) -> Iterator[bytes]:
-    """The same chunks. told: how many bytes of them have been worked on, each time that the next one is asked for."""
+    """The chunks unchanged. told: called with the number of bytes consumed, each time the next chunk is requested."""
     done = 0
     for chunk in chunks:
         yield chunk
@@ -48,5 +48,5 @@ def counted(chunks: Iterable[bytes], told: Callable[[int], None] | None) -> Iter
 
 
 def short(name: bytes) -> str:
-    """The first hex digits of a name's digest, enough to tell it from any other."""
+    """The first 32 hex digits of a name's digest, enough to distinguish names."""
     return blake3(name).hexdigest()[:SHORT_CHARACTERS]

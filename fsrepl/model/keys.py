@@ -1,9 +1,8 @@
-"""A key and the file name it is stored under, both ways.
+"""A key <-> the file name of its versions in the version store.
 
-A version of `2026/cat.jpg` is the file `2026/cat.jpg;VERSION-ID` below the version store, a
-marker has `;deleted` after that, a sidecar `;meta.json`. A component that would not fit, or
-that could be read as one of these names, is stored under a digest; the key itself then stands
-in its record, user.fsrepl.record. Source: design.md, section 2.
+A version of `2026/cat.jpg` is the file `2026/cat.jpg;VERSION-ID` below the version store, a marker has `;deleted` after
+that, a sidecar `;meta.json`. A component that is too long, or that reads like one of these names, is stored under a
+digest. The record, user.fsrepl.record, then holds the whole key. Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from fsrepl.model import digests
 MARKER = b";deleted"
 SIDECAR = b";meta.json"
 RESERVED = b".fsrepl"
-"""The one name, at the top of a bucket, that is never a key."""
+"""The only name, at the top of a bucket, that is never a key."""
 
 _ID = rb"(?:[0-7][0-9A-HJKMNP-TV-Z]{25}|null)"
 _NAME_MAX = 255
@@ -32,7 +31,7 @@ _STORED = re.compile(rb"(?s)(?P<name>.*);(?P<id>" + _ID + rb")(?P<kind>;deleted|
 
 @dataclass(frozen=True, slots=True)
 class StoredName:
-    """What the name of a file in the version store says. name is the last component as stored."""
+    """The parts of a file name in the version store. name is the last component as stored."""
 
     name: bytes
     id: str
@@ -52,25 +51,25 @@ def join(directory: bytes, name: bytes) -> bytes:
 
 def stored_component(component: bytes) -> bytes:
     if b";" not in component and component[:1] != b"~" and len(component) <= _COMPONENT_MAX:
-        return component  # as nearly all are
+        return component  # the common case
     if len(component) > _COMPONENT_MAX or _AMBIGUOUS.fullmatch(component) or _HASHED.match(component):
         return b"~" + digests.short(component).encode()
     return component
 
 
 def is_digest(stored: bytes) -> bool:
-    """Whether a stored component is a digest, which says nothing of the order of its key."""
+    """Whether a stored component is a digest, whose order is not that of its key."""
     return _HASHED.match(stored) is not None
 
 
 @lru_cache(maxsize=4096)
 def stored_directory(directory: bytes) -> bytes:
-    """Where versions of the keys in a directory lie, relative to the version store."""
+    """The directory for versions of a directory's keys, relative to the version store."""
     return b"/".join(stored_component(part) for part in directory.split(b"/")) if directory else b""
 
 
 def stored_path(key: bytes) -> bytes:
-    """A key, spelled as the version store spells it, without a version."""
+    """A key as spelled in the version store, without a version."""
     directory, name = split(key)
     return join(stored_directory(directory), stored_component(name))
 
@@ -81,7 +80,7 @@ def stored_name(name: bytes, version_id: str, *, marker: bool = False) -> bytes:
 
 
 def parse(stored: bytes) -> StoredName | None:
-    """Read a file name of the version store; None where it is not one of ours."""
+    """The parts of a file name in the version store; None for a foreign file."""
     match = _STORED.fullmatch(stored)
     if match is None:
         return None
@@ -90,16 +89,16 @@ def parse(stored: bytes) -> StoredName | None:
 
 
 def displaced_name(token: bytes, key: bytes) -> bytes:
-    """What a file that was taken out of a key's view is called in .fsrepl/displaced.
+    """The name in .fsrepl/displaced for a file removed from a key's view.
 
-    The name holds the key itself, so that nobody has to look for it; a digest where that is too long for a name.
+    The name contains the key itself, which saves a search; a digest replaces a key that is too long for a name.
     """
     spelled = token + b";=" + base64.urlsafe_b64encode(key)
     return spelled if len(spelled) <= _NAME_MAX else token + b";" + digests.short(key).encode()
 
 
 def displaced_key(name: bytes) -> tuple[bytes | None, str]:
-    """The key that such a name holds, or None and the digest that it has in its place."""
+    """The key in a displaced file's name, or None and the digest that replaces the key."""
     tail = name.rpartition(b";")[2]
     if tail.startswith(b"="):
         with contextlib.suppress(ValueError):
@@ -108,7 +107,7 @@ def displaced_key(name: bytes) -> tuple[bytes | None, str]:
 
 
 def is_hidden(key: bytes) -> bool:
-    """Whether the stored path does not spell the key, so that an attribute must."""
+    """Whether the stored path does not spell the key, so that the record must contain the key."""
     if b";" not in key and b"~" not in key and len(key) <= _COMPONENT_MAX:
         return False
     return any(stored_component(part) != part for part in key.split(b"/"))
@@ -121,7 +120,7 @@ def is_key(key: bytes) -> bool:
 
 
 def shown(key: bytes) -> str:
-    """A key for people: bytes that are not UTF-8, and control characters, as `\\xNN`."""
+    """A key for display: bytes that are not UTF-8, and control characters, as `\\xNN`."""
     text = key.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -131,7 +130,7 @@ def shown(key: bytes) -> str:
 
 
 def text(key: bytes) -> str:
-    """A key as a string, for JSON, which escapes control characters itself: bytes that are not UTF-8 as `\\xNN`."""
+    """A key as a string for JSON, which escapes control characters: bytes that are not UTF-8 as `\\xNN`."""
     return key.decode("utf-8", "backslashreplace")
 
 
@@ -151,7 +150,7 @@ Document = dict[str, object]
 
 
 def key_document(key: bytes) -> Document:
-    """A key as JSON: its text, and where that is not all of it its bytes."""
+    """A key as JSON: its text, and also its bytes where the text is inexact."""
     document: Document = {"Key": text(key)}
     if not is_exact(key):
         document["KeyBase64"] = base64.b64encode(key).decode()

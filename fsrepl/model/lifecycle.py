@@ -10,7 +10,7 @@ from fsrepl.model.version import EMPTY
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """When an action is due: some days after a version was made, or on a date, which is a midnight UTC."""
+    """The due time of an action: days after a version was made, or a date, at midnight UTC."""
 
     days: int = 0
     date_ns: int | None = None
@@ -18,7 +18,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A storage class that current versions move to."""
+    """A transition of current versions to a storage class."""
 
     storage_class: str
     term: Term
@@ -26,8 +26,8 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Noncurrent:
-    """When an action on noncurrent versions is due: days after the successor was made, and never for the `newer`
-    newest of them."""
+    """The due time of an action on noncurrent versions: days after the successor was made. The `newer` newest
+    noncurrent versions are never due."""
 
     days: int
     newer: int = 0
@@ -35,7 +35,7 @@ class Noncurrent:
 
 @dataclass(frozen=True, slots=True)
 class NoncurrentTransition:
-    """A storage class that noncurrent versions move to."""
+    """A transition of noncurrent versions to a storage class."""
 
     storage_class: str
     term: Noncurrent
@@ -53,7 +53,7 @@ class LifecycleRule:
     smaller_than: int | None = None
     expiration: Term | None = None
     expired_markers: bool = False
-    """Markers of which no version is left go as soon as they are seen."""
+    """Markers without versions are removed as soon as they are found."""
     transitions: tuple[Transition, ...] = ()
     noncurrent_expiration: Noncurrent | None = None
     noncurrent_transitions: tuple[NoncurrentTransition, ...] = ()
@@ -61,16 +61,16 @@ class LifecycleRule:
 
     @property
     def has_size(self) -> bool:
-        """Whether it says of which size its objects are."""
+        """Whether the rule filters by object size."""
         return self.larger_than is not None or self.smaller_than is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """A lifecycle configuration, and the document that it was read from.
+    """A lifecycle configuration and its source document.
 
-    small_to_archive: objects under 128 KiB move to GLACIER and DEEP_ARCHIVE without a word on their size, which S3
-    calls varies_by_storage_class.
+    small_to_archive: objects under 128 KiB move to GLACIER and DEEP_ARCHIVE without a size filter, which S3 calls
+    varies_by_storage_class.
     """
 
     rules: tuple[LifecycleRule, ...]

@@ -1,10 +1,9 @@
-"""Edits of metadata, decided: what was edited, whose edit holds, and to whom it is owed.
+"""Edits of metadata: which group was edited, and which edit wins. Pure.
 
-Metadata comes in groups: tags, ACL, other attributes, and the rest of what an inode has (posix). Each
-carries the stamp of its last edit, the time and the place. A later stamp holds, wherever it comes from,
-so that two sides that have heard of each other's edits agree; and an edit that was applied keeps the
-stamp it came with, and is none of this side's own, so that nothing echoes. Taking a value away is an
-edit like any other. Pure. Source: s3-semantics, 2.2.
+Metadata has four groups: tags, ACL, other attributes, and the remaining inode fields (posix). Each group has a stamp of
+its last edit, the time and the bucket. The later stamp wins, wherever the edit was made, so that two regions that
+received each other's edits agree. An applied edit keeps its original stamp and counts as remote, so it is not sent
+back. Removing a value is an edit as well. Source: s3-semantics, 2.2.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def changed(was: Version, now: Version) -> frozenset[str]:
 
 
 def same(a: Version, b: Version) -> bool:
-    """Whether the metadata is equal, and edited equally late."""
+    """Whether two versions have equal metadata and equal edit stamps."""
     return a is b or (not changed(a, b) and a.edited == b.edited)
 
 
@@ -46,11 +45,11 @@ def seen(
     version: Version, posix: Posix, own: Mapping[str, bytes] | None = None, tags: Mapping[str, str] = EMPTY, *,
     labelled: bool = True,
 ) -> Version:  # fmt: skip
-    """A version with the metadata that its view has.
+    """A version with the metadata read from its view.
 
-    own is None where the view cannot be read, only looked at. In what the view could not be made like its
-    version it says nothing of it. marked: it carries a version id; one that should and does not has taken
-    the place of the view without its tags, which are kept.
+    own: None where the view can be inspected but not opened. Metadata in the version's shortfall is not read from the
+    view. labelled: the view has a version id. A view that lost its label was replaced by a file without tags, and the
+    version's tags are kept.
     """
     short = version.shortfall
     edited = replace(version, posix=_seen_posix(version.posix or posix, short.posix or version.posix or posix, posix))
@@ -67,7 +66,8 @@ def seen(
 
 
 def _seen_posix(was: Posix, shown: Posix, found: Posix) -> Posix:
-    """The object's mode, owner, time and ACL, with those that differ on the view from how it was last shown."""
+    """The object's mode, owner, time and ACL; a value that changed on the view since it was last shown replaces its
+    own."""
     return Posix(
         found.mode if found.mode != shown.mode else was.mode,
         found.uid if found.uid != shown.uid else was.uid,
@@ -78,27 +78,29 @@ def _seen_posix(was: Posix, shown: Posix, found: Posix) -> Posix:
 
 
 def shortfall(version: Version, posix: Posix | None, refused: Collection[str]) -> Shortfall:
-    """What a view is short of that was given its version's metadata. refused: the attributes that it did not take."""
+    """The shortfall of a view after its version's metadata was applied. refused: the attributes that the view did not
+    take."""
     if not refused and posix == version.posix:
         return NO_SHORTFALL
     lacks = frozenset(n for n in refused if n == attributes.VERSION_ID or not attributes.is_ours(n))
     return Shortfall(None if posix == version.posix else posix, lacks)
 
 
-# -- whose edit holds
+# -- which edit wins
 
 
 def stamped(edited: Version, groups: Collection[str], now_ns: int, place: str) -> Version:
-    """The same, edited here and now. Later than what it takes the place of, whatever the clock did meanwhile."""
+    """A version with these groups stamped as edited now in `place`. The stamp is later than the one it replaces, even
+    when the clock stepped back."""
     latest_ns = max((stamp_of(edited, group)[0] for group in groups), default=0)
     stamp = f"{max(now_ns, latest_ns + 1)} {place}"
     return replace(edited, edited={**edited.edited, **dict.fromkeys(groups, stamp)})
 
 
 def merged(there: Version, sent: Version, groups: Collection[str] = GROUPS) -> Version:
-    """What a version becomes that is there: of these groups what was sent, unless it was edited later there.
+    """The version `there` with the groups from `sent`, except groups edited later in `there`.
 
-    Of a group that was edited on neither side what was sent counts; an edit that is there already does not come twice.
+    A group edited on neither side is taken from `sent`. An edit that `there` already has is not applied twice.
     """
     taken = {
         group
@@ -121,16 +123,16 @@ def merged(there: Version, sent: Version, groups: Collection[str] = GROUPS) -> V
 
 
 def stamp_of(version: Version, group: str) -> tuple[int, str]:
-    """When and where a group was last edited. As it was made, everything is older than any edit."""
+    """The time and bucket of a group's last edit; unedited metadata is older than any edit."""
     edited_ns, _, place = version.edited.get(group, "0").partition(" ")
     return int(edited_ns), place
 
 
-# -- what travels
+# -- what is sent
 
 
 def without(version: Version, group: str) -> Version:
-    """A version as it is sent where a group of its metadata must stay behind."""
+    """A version as sent without one group of its metadata."""
     if group == TAGS:
         version = replace(version, tags={})
     elif group == ACL and version.posix is not None:

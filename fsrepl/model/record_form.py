@@ -1,14 +1,14 @@
-"""The record of a version as it stands on a file: its fields <-> `user.fsrepl.record` and what is beside that. Pure.
+"""A version's record on a file: its fields <-> `user.fsrepl.record` and the attributes beside it. Pure.
 
-The fields of a record are named as in model/attributes.py, the object's own attributes and its tags among them:
+model/attributes.py names the fields of a record, which include the object's attributes and tags:
 
-    user.fsrepl.record        one JSON object with the names of our fields, less their prefix; written once
-    user.fsrepl.deliveries    what changes while a version travels, small enough for the inode
-    user.fsrepl.tag.NAME      and the object's own attributes, each of them as it is
+    user.fsrepl.record        one JSON object with the names of fsrepl's fields, without their prefix; written once
+    user.fsrepl.deliveries    the deliveries, which change, small enough for the inode
+    user.fsrepl.tag.NAME      and the object's other attributes, each as it is
 
-A whole record is the same JSON object with `deliveries` and `attributes` in it: it stands alone, where the attributes
-beside it are a view's, and so their user's to change. Earlier builds wrote each field as an attribute of its own, and
-a whole record as an object of attribute names: both are read. Source: design.md, section 2.
+A whole record is the same JSON object with `deliveries` and `attributes` in it. It is complete by itself where the
+attributes beside it are a view's, which users may change. Earlier builds wrote each field as a separate attribute, and
+a whole record as an object of attribute names. Both forms are read. Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, POSIX, RECORD, SHORTFALL, STATUS, is_ours
 
 _NESTED = frozenset({DELIVERIES, EDITED, POSIX, SHORTFALL})
-"""Fields whose value is JSON itself."""
+"""Fields whose value is JSON."""
 _ATTRIBUTES = "attributes"
-"""What tells a whole record: the object's own attributes and its tags."""
+"""The field of only a whole record: the object's attributes and tags."""
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -32,7 +32,7 @@ _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The attributes that are a record on a file which nobody else may write to."""
+    """The attributes of a record on a file that users cannot write to."""
     own = {name: value for name, value in fields.items() if is_ours(name) and name != DELIVERIES}
     out = {RECORD: _compact(_document(own)).encode()}
     if DELIVERIES in fields:
@@ -55,7 +55,7 @@ def _document(fields: Mapping[str, bytes]) -> dict[str, object]:
 
 
 def _json(value: bytes) -> object:
-    """A nested value; one that is no JSON object stays the text that it is, for whoever decodes it to say so."""
+    """A nested value as JSON; a value that is no JSON object stays text, and decoding reports it."""
     try:
         nested = json.loads(value)
     except ValueError:
@@ -74,9 +74,9 @@ def _text(value: bytes) -> object:
 
 
 def read(found: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The fields that a file's attributes are. Raises StoreDamaged where its record is no record.
+    """The fields of a record from a file's attributes. Raises StoreDamaged where the record cannot be read.
 
-    Where there is a record it holds: attributes by the names of its fields are left over from an earlier build.
+    An existing record takes precedence: separate attributes named like its fields were left by an earlier build.
     """
     rest = {name: value for name, value in found.items() if name not in (RECORD, STATUS)}
     if RECORD not in found:
@@ -89,9 +89,9 @@ def read(found: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def read_whole(data: bytes) -> dict[str, bytes] | None:
-    """The fields of a whole record; None where it is one that the attributes beside it belong to.
+    """The fields of a whole record; None for a record completed by the attributes beside it.
 
-    Raises StoreDamaged where it is neither.
+    Raises StoreDamaged for anything else.
     """
     document = _parse(data)
     return _fields_of_whole(document) if is_whole(document) else None

@@ -12,8 +12,8 @@ from fsrepl.model.version import Tracking
 class Rule:
     """One rule of a replication configuration, V1 or V2, after validation.
 
-    prefix is compared byte for byte. tags must all be on the object. Priorities decide among
-    rules to the same destination; a V1 rule has priority 0 and copies every user's marker.
+    prefix is compared byte for byte. The object must have all tags. Priorities decide between rules to the same
+    destination. A V1 rule has priority 0 and copies the markers of users.
     """
 
     id: str
@@ -28,7 +28,7 @@ class Rule:
     replica_modifications: bool = False
     storage_class: str = ""
     owner: str = ""
-    """`Destination` where AccessControlTranslation says so, else empty."""
+    """`Destination` where AccessControlTranslation sets it, else empty."""
     metrics: bool = False
     replication_time: bool = False
 
@@ -59,7 +59,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A replication role: who may use it, what it may do, and as whom its file work is done."""
+    """A replication role: the services that may use it, its permissions, and the user its file work runs as."""
 
     name: str
     trusted: frozenset[str]

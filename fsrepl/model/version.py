@@ -1,8 +1,8 @@
-"""The nouns: what a key, a version, a rule and a delivery are.
+"""Values for keys, versions, markers and deliveries.
 
-Everything here is frozen and nothing here does I/O. A bucket is named by its address,
-"REGION/BUCKET"; a key is the path of a file below its bucket, as bytes; times are
-nanoseconds since the epoch, UTC; a digest is the BLAKE3 of the content, 32 bytes.
+All types are frozen, and nothing here does I/O. A bucket is named by its address, "REGION/BUCKET"; a key is the path of
+a file below its bucket, as bytes; times are nanoseconds since the epoch, UTC; a digest is the BLAKE3 of the content, 32
+bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class Status(enum.StrEnum):
-    """What S3 says of a version's replication. Absent where no rule chose it."""
+    """S3's replication status of a version; a version that no rule chose has none."""
 
     PENDING = "PENDING"
     COMPLETED = "COMPLETED"
@@ -40,7 +40,7 @@ class Status(enum.StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> Status | None:
-        """S3's SDKs also know COMPLETE: it is read, and never written."""
+        """S3's SDKs also use COMPLETE: it is accepted but never written."""
         return cls.COMPLETED if value == "COMPLETE" else None
 
 
@@ -53,7 +53,7 @@ class Versioning(enum.StrEnum):
 
 
 class Origin(enum.StrEnum):
-    """Who made a version."""
+    """The creator of a version."""
 
     USER = "user"
     REPLICA = "replica"
@@ -62,22 +62,22 @@ class Origin(enum.StrEnum):
 
 
 THRESHOLD_NS = 15 * 60 * 1_000_000_000
-"""Replication Time Control: an operation that took longer is late. Source: s3-semantics, 3.6."""
+"""Replication Time Control: an operation that takes longer is late. Source: s3-semantics, 3.6."""
 
 
 class Tracking(enum.StrEnum):
-    """How closely a rule has its operations followed. Source: s3-semantics, 3.4."""
+    """How closely a rule's operations are tracked. Source: s3-semantics, 3.4."""
 
     NONE = ""
     METRICS = "metrics"
-    """Failures are events."""
+    """Failures cause events."""
     TIME = "time"
-    """Replication Time Control: being late is one too."""
+    """Replication Time Control: failures and delays cause events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Posix:
-    """The part of an object's metadata that an inode holds itself. acl is the raw system.posix_acl_access."""
+    """Metadata of an object that its inode holds. acl is the raw system.posix_acl_access."""
 
     mode: int
     uid: int
@@ -88,7 +88,7 @@ class Posix:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Who may enter, list and change a directory, and what it gives to what is made in it. Both ACLs are raw."""
+    """Access rights to a directory, and the default ACL for files created in it. Both ACLs are raw."""
 
     mode: int
     uid: int
@@ -99,10 +99,10 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """In what a view differs from its version since it could not be made like it, so that this is no edit of anybody's.
+    """Metadata of a version that its view could not take, so that the difference is no edit.
 
-    posix: what the file has instead, where its owner, ACL or time could not be set; None: the version's own.
-    lacks: names of the attributes that it goes without, for want of room or of the right to set them.
+    posix: the file's values where its owner, ACL or time could not be set; None: the version's own. lacks: names of the
+    attributes that could not be set for lack of space or permission.
     """
 
     posix: Posix | None = None
@@ -117,7 +117,7 @@ NO_SHORTFALL = Shortfall()
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRecord:
-    """One version owed to one destination, with what the winning rule said when the version was made."""
+    """The state of a version's delivery to one destination, with the winning rule's settings at its creation."""
 
     rule: str
     status: Status
@@ -126,14 +126,14 @@ class DeliveryRecord:
     owner: str = ""
     """`Destination`: the replica belongs to the owner of the destination bucket."""
     job: str = ""
-    """The backfill job that asked for it; empty for live replication."""
+    """The backfill job that requested the delivery; empty for live replication."""
     tracking: Tracking = Tracking.NONE
     since_ns: int = 0
-    """When it was asked for (again), or FAILED; 0: when the version was made."""
+    """When the delivery was requested (again), or FAILED; 0: when the version was made."""
     edit: bool = False
-    """The destination has had the version: what is owed is metadata that was edited since."""
+    """The destination already has the version: the delivery brings metadata edited since."""
     before: DeliveryRecord | None = None
-    """What it was when a backfill asked for it again, until that is settled: a job that is cancelled undoes itself."""
+    """The delivery before a backfill requested it again, kept until it is settled: a cancelled job restores it."""
 
     @property
     def settled(self) -> bool:
@@ -144,9 +144,9 @@ class DeliveryRecord:
 class Version:
     """One version of a key, or one marker. Content never changes; metadata and deliveries may.
 
-    A replica has the values of its source, except storage_class and owner where a rule overrides
-    them, and origin, source, deliveries. edited says when each group of metadata ("posix", "acl",
-    "attrs", "tags") was last edited, and where: {group: "created_ns REGION/BUCKET"}.
+    A replica has the values of its source, except origin, source and deliveries, and except storage_class and owner
+    where a rule overrides them. edited maps each edited group of metadata ("posix", "acl", "attrs", "tags") to the time
+    and bucket of its last edit: {group: "created_ns REGION/BUCKET"}.
     """
 
     key: bytes
@@ -164,23 +164,23 @@ class Version:
     deliveries: Mapping[str, DeliveryRecord] = field(default_factory=dict)
     edited: Mapping[str, str] = field(default_factory=dict)
     shortfall: Shortfall = NO_SHORTFALL
-    """Of the view in this bucket; it does not travel."""
+    """The shortfall of this bucket's view; it is not replicated."""
 
     @property
     def order(self) -> tuple[int, str]:
-        """Sorts versions of one key from oldest to newest, the same in every region."""
+        """Sort key of a key's versions from oldest to newest, the same in every region."""
         return self.created_ns, self.id
 
     @property
     def status(self) -> Status | None:
-        """The status S3 would show: FAILED before PENDING before COMPLETED; replicas say REPLICA."""
+        """The status S3 would show: FAILED before PENDING before COMPLETED; a replica shows REPLICA."""
         return shown_status(self.origin, self.deliveries)
 
 
 def operation(version: Version, recorded: DeliveryRecord) -> str:
-    """What a delivery brings, in a word as S3's events have it: the version, or what was edited of it since.
+    """The operation of a delivery, named as in S3's events: the version, or its metadata edited since.
 
-    S3's texts show OBJECT_PUT alone; the other words are made after it.
+    S3's documentation shows only OBJECT_PUT; the other names are modelled on it.
     """
     if version.marker:
         return "OBJECT_DELETE"
@@ -193,7 +193,10 @@ def operation(version: Version, recorded: DeliveryRecord) -> str:
 
 
 def shown_status(origin: Origin, deliveries: Mapping[str, DeliveryRecord]) -> Status | None:
-    """Source: s3-semantics, 3.1. A replica that owes something itself shows that until it is done."""
+    """The status S3 shows for a version. A replica with pending or failed deliveries shows these first.
+
+    Source: s3-semantics, 3.1.
+    """
     statuses = [d.status for d in deliveries.values()]
     for status in (Status.FAILED, Status.PENDING):
         if status in statuses:
@@ -205,10 +208,10 @@ def shown_status(origin: Origin, deliveries: Mapping[str, DeliveryRecord]) -> St
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one delivery, for now: from it come the log line, the events and the numbers.
+    """The outcome of one delivery, from which the log line, the events and the metrics are made.
 
-    asked_ns: when the version was made, or this was asked for again by an edit, a retry or a backfill.
-    operation is S3's word for what was to be replicated.
+    asked_ns: when the version was made, or when an edit, a retry or a backfill requested the delivery again. operation
+    is S3's name for the replicated operation.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""How a file that people see looked when it was recorded."""
+"""The recorded state of a view."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a view looked like when it was last known to show a version: its inode and times.
+    """The inode and times of a view when it was last known to show a version.
 
-    racy: it had changed so shortly before that a later change may have left the same times. ctime_ns is 0 while the
-    stored version that it is a link to is being removed, which changes it.
+    racy: the view had changed so recently that a later change may have left the same times. ctime_ns is 0 while the
+    stored version it is a hard link to is being removed, since the removal changes the ctime.
     """
 
     ino: int
@@ -21,7 +21,7 @@ class View:
     mode: int = 0
     racy: bool = False
     shown: str = ""
-    """The id of the version it shows; empty where that was a null version, and another one took its place."""
+    """The id of the version shown; empty where that was a null version that another one replaced."""
 
     def is_like(self, found: os.stat_result) -> bool:
         return (
@@ -32,7 +32,7 @@ class View:
         )
 
     def has_content_of(self, found: os.stat_result) -> bool:
-        """The same but for ctime, which a rename or an attribute changes."""
+        """Whether the file matches in all but ctime, which a rename or an attribute changes."""
         return self.ino == found.st_ino and self.size == found.st_size and self.mtime_ns == found.st_mtime_ns
 
 

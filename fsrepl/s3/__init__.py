@@ -1,1 +1,1 @@
-"""What S3 says: names, documents, roles and policies, which rule chooses a version. Pure."""
+"""S3's rules: names, documents, roles and policies, and which rule chooses a version. Pure."""

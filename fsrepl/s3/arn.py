@@ -1,8 +1,7 @@
-"""Names, and how S3's documents write them: ARNs.
+"""Names of buckets, regions and roles, and their ARNs in S3's documents. Pure.
 
-A bucket's address is REGION/BUCKET. Its ARN here names the region, arn:aws:s3:REGION::BUCKET, which
-S3's own, arn:aws:s3:::BUCKET, does not need to: there a bucket's name is unique. Pure.
-Source: design.md, sections 4 and 5.
+A bucket's address is REGION/BUCKET. Its ARN here names the region, arn:aws:s3:REGION::BUCKET. S3's own ARN,
+arn:aws:s3:::BUCKET, has no region, because bucket names are unique there. Source: design.md, sections 4 and 5.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from fsrepl.model.address import Address
 from fsrepl.s3.conform import quoted
 
 ACCOUNT = "000000000000"
-"""The account of everybody and everything in a site."""
+"""The account of every user and bucket in a site."""
 
 _BUCKET_NAME_RULES = {
     r".{3,63}": "it must have 3 to 63 characters",
@@ -36,35 +35,40 @@ _ROLE_ARN = re.compile(rf"arn:aws[a-z-]*:iam::[0-9]{{12}}:role/(?:[!-~]*/)?({_RO
 
 
 def check_bucket_name(name: str) -> None:
-    """Raises Refused(InvalidBucketName), with the rule that is broken. Source: S3 User Guide, bucket naming rules."""
+    """Check a bucket's name. Raises Refused(InvalidBucketName), with the broken rule.
+
+    Source: S3 User Guide, bucket naming rules.
+    """
     for pattern, rule in _BUCKET_NAME_RULES.items():
         if not re.fullmatch(pattern, name, re.DOTALL):
             raise Refused("InvalidBucketName", f"{quoted(name)} cannot name a bucket: {rule}")
 
 
 def check_region_name(name: str) -> None:
-    """Raises Usage."""
+    """Check a region's name. Raises Usage."""
     if not _REGION_NAME.fullmatch(name):
         raise Usage(f"{quoted(name)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'")
 
 
 def check_role_name(name: str) -> None:
-    """Raises Refused(ValidationError), which is IAM's code. Source: s3-semantics, 6.2."""
+    """Check a role's name. Raises Refused(ValidationError), which is IAM's code. Source: s3-semantics, 6.2."""
     if not _ROLE_NAME.fullmatch(name):
         raise Refused("ValidationError", f"{quoted(name)} cannot name a role: 1 to 64 of A-Z a-z 0-9 _ + = , . @ -")
 
 
 def bucket_arn(address: str, *, aws: bool = False) -> str:
-    """The ARN of a bucket; for aws the one that S3 would accept, without the region. Raises Usage."""
+    """The ARN of a bucket; with aws, in the form S3 accepts, without the region. Raises Usage."""
     named = Address.parse_bucket(address)
     return f"arn:aws:s3:{'' if aws else named.region}::{named.name}"
 
 
 def parse_bucket_arn(text: str, resolve: Callable[[str], list[str]], of: str = "") -> str:
-    """The address in a bucket's ARN. resolve gives the addresses of all buckets of a name; of says whose ARN it is.
+    """The address in a bucket's ARN.
 
-    Raises Refused: InvalidArgument for what is no such ARN or may mean several buckets, InvalidRequest
-    where only the name is given and no region has it. Source: s3-semantics, 1.4.
+    resolve: returns the addresses of all buckets with a name. of: the owner of the ARN, for messages.
+
+    Raises Refused: InvalidArgument for text that is no bucket ARN or may mean several buckets, InvalidRequest where
+    only the name is given and no region has it. Source: s3-semantics, 1.4.
     """
     where = f"{of}: " if of else ""
     match = _BUCKET_ARN.fullmatch(text)
@@ -91,7 +95,7 @@ def role_arn(name: str) -> str:
 
 
 def parse_role_arn(text: str) -> str:
-    """The name in a role's ARN, which is all of it that counts. Raises Refused(InvalidArgument)."""
+    """The name in a role's ARN; the other parts do not count. Raises Refused(InvalidArgument)."""
     match = _ROLE_ARN.fullmatch(text)
     if not match:
         raise Refused(

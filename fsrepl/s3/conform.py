@@ -1,7 +1,7 @@
-"""JSON documents checked against types: nothing unknown, missing or mistyped is passed over.
+"""JSON documents checked against types: unknown, missing and mistyped fields are errors. Pure.
 
-The form of a document is written once, as a TypedDict: mypy holds our code to it, and `conform`
-what people write. Pure.
+A document's form is written once, as a TypedDict. mypy checks fsrepl's code against it, and `conform` checks users'
+documents.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ _SHOWN_MAX = 100
 
 
 def conform(value: object, kind: type[T], code: str, of: str = "") -> T:
-    """The value itself, known to have a form. Raises Refused(code): what (`of`), where in it, and what would be right.
+    """The value itself, checked against a form.
 
-    kind is a TypedDict, of str, int, bool, Literal words, list, X | list[X], and TypedDicts again. A field is
-    optional unless Required; one that is Annotated[Never, why] is known and refused, for that reason.
+    kind is a TypedDict, of str, int, bool, Literal strings, list, X | list[X], and nested TypedDicts. A field is
+    optional unless Required. A field that is Annotated[Never, why] is known but refused with that reason.
+
+    Raises Refused(code); the message names the document (`of`), the field, and the right form.
     """
     try:
         _check(value, kind, "")
@@ -41,7 +43,7 @@ def conform(value: object, kind: type[T], code: str, of: str = "") -> T:
 
 
 def quoted(value: object) -> str:
-    """A value as JSON, for a message: on one line, not too long, and with nothing in it that a terminal obeys."""
+    """A value as JSON for a message: one line of limited length, without terminal control characters."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     if not text.isprintable():
         text = json.dumps(value, default=repr)
@@ -61,7 +63,7 @@ def _check(value: object, kind: Any, where: str) -> None:
     elif origin is Literal:
         if value not in args:
             raise ValueError(f"{where} must be {' or '.join(map(quoted, args))}, not {quoted(value)}")
-    elif origin is Annotated:  # a Never, and why
+    elif origin is Annotated:  # Annotated[Never, reason]
         raise ValueError(f"{where}: {args[1]}")
     else:
         _typed(value, kind, where)
@@ -80,14 +82,14 @@ def _check_object(value: dict[str, object], kind: Any, where: str) -> None:
 
 
 def _typed(value: object, kind: type[T], where: str) -> T:
-    if type(value) is not kind:  # exactly: True is no number here
+    if type(value) is not kind:  # exact type, since True is also an int
         raise ValueError(f"{where or 'the document'} must be {_NAMES[kind]}, not {quoted(value)}")
     return value
 
 
 @functools.cache
 def _fields(kind: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The fields of a TypedDict, and which of them are required."""
+    """The fields of a TypedDict, and the names of the required ones."""
     hints = get_type_hints(kind, include_extras=True)
     required = tuple(name for name, hint in hints.items() if get_origin(hint) is Required)
     return {name: get_args(hint)[0] if name in required else hint for name, hint in hints.items()}, required

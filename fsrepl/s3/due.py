@@ -1,10 +1,10 @@
-"""What lifecycle rules ask for one key, and what is to be done about it at a moment.
+"""Lifecycle actions: which ones the rules request for a key, and which are due at a given time. Pure: no I/O, no clock.
 
-Pure: no I/O, no clock. `asked` lists all that rules ask for a key as it is; `actions` is what of that is due, one
-action a version, where they conflict the one that holds. Source: s3-semantics, 5.2 to 5.5.
+`asked` lists all actions that rules request for a key in its current state. `actions` lists the due ones, one per
+version, with conflicts resolved. Source: s3-semantics, 5.2 to 5.5.
 
-A rule that names tags or sizes does not act on markers, which have neither; S3 says so of some actions and nothing
-of the others, and what is kept can still be removed.
+A rule with tags or sizes does not act on markers, which have neither. S3 documents this for some actions and is silent
+on the others; a marker that is kept can still be removed later.
 """
 
 from __future__ import annotations
@@ -29,31 +29,30 @@ _BELOW: Mapping[str, frozenset[str]] = {
     "GLACIER": frozenset({"DEEP_ARCHIVE"}),
     "DEEP_ARCHIVE": frozenset(),
 }
-"""Where a version may move to from each class; from any other, which is STANDARD, to all."""
+"""Storage classes that a version may move to, by its class; from any other class, which is STANDARD, to all."""
 _CHEAPNESS = {name: number for number, name in enumerate(CLASSES)}
 _WAITS = frozenset({Status.PENDING, Status.FAILED})
 BATCH_JOB = "BatchJob"
-"""What blocks the removal of a marker that came by replication, while a backfill into its bucket may still bring
-the versions below it."""
+"""Why a replicated marker is not removed: a backfill into its bucket may still bring the versions below it."""
 
 
 class Kind(enum.StrEnum):
-    """What is done to a version, in the words of S3's rules."""
+    """Kinds of action on a version, named as in S3's rules."""
 
     EXPIRE = "Expiration"
-    """A current version gets a marker on top; in a bucket that was never versioned the file is removed for good."""
+    """A current version gets a marker on top; in a never-versioned bucket the file is removed permanently."""
     REMOVE_MARKER = "ExpiredObjectDeleteMarker"
-    """A marker of which no version is left is removed."""
+    """A marker without versions is removed."""
     REMOVE_VERSION = "NoncurrentVersionExpiration"
-    """A noncurrent version, or marker, is removed for good."""
+    """A noncurrent version or marker is removed permanently."""
     TRANSITION = "Transition"
     TRANSITION_NONCURRENT = "NoncurrentVersionTransition"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a rule asks for one version. due_ns: from when on. blocked_by: why it waits nevertheless, empty where
-    nothing keeps it."""
+    """An action that a rule requests for one version. due_ns: the time it becomes due. blocked_by: why it waits all the
+    same, empty where nothing blocks it."""
 
     version_id: str
     kind: Kind
@@ -64,8 +63,8 @@ class Action:
 
 
 class Facts(NamedTuple):
-    """What is known of one version. Tags and class are None where they are not: then the rules that ask for them are
-    taken to select it."""
+    """Known facts about one version. Unknown tags are None, and so is an unknown class; rules that filter by them are
+    then assumed to select the version."""
 
     id: str
     created_ns: int
@@ -80,9 +79,9 @@ def actions(
     lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning, now_ns: int,
     *, batch: bool = False,
 ) -> list[Action]:  # fmt: skip
-    """What is due for a key at a moment, the newest version first. versions: all of them, the newest first.
+    """The actions due for a key at a given time, newest version first. versions: all of the key's, newest first.
 
-    batch: whether a backfill into the bucket is under way.
+    batch: whether a backfill into the bucket is running.
     """
     due: dict[str, list[Action]] = {}
     for action in asked(lifecycle, key, versions, versioning):
@@ -97,7 +96,7 @@ def actions(
 def upcoming(
     lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning, *, batch: bool = False
 ) -> list[Action]:
-    """All that rules ask for a key as it is now, the earliest first, and what would keep each."""
+    """All actions that rules request for a key in its current state, earliest first, with what blocks each."""
     found = sorted(asked(lifecycle, key, versions, versioning), key=lambda each: each.due_ns)
     return [replace(each, blocked_by=_blocked(each, versions, versioning, batch=batch)) for each in found]
 
@@ -105,7 +104,7 @@ def upcoming(
 def asked(
     lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning
 ) -> Iterator[Action]:  # fmt: skip
-    """All that rules ask for a key as it is now, whenever it is due, also where it conflicts."""
+    """All actions that rules request for a key in its current state, at any time and including conflicting ones."""
     rules = [rule for rule in lifecycle.rules if rule.enabled and key.startswith(rule.prefix)]
     if not rules:
         return
@@ -147,7 +146,7 @@ def _of_current(lifecycle: Lifecycle, rule: LifecycleRule, facts: Facts, version
     if rule.expiration is not None:
         yield Action(facts.id, Kind.EXPIRE, _due(rule.expiration, facts.created_ns), rule.id)
     if versioning is Versioning.OFF:
-        return  # there is no record to write a class on
+        return  # a never-versioned bucket has no record for a class
     for transition in rule.transitions:
         if _may_move(lifecycle, rule, facts, transition.storage_class):
             due_ns = _due(transition.term, facts.created_ns)
@@ -157,7 +156,8 @@ def _of_current(lifecycle: Lifecycle, rule: LifecycleRule, facts: Facts, version
 def _of_noncurrent(
     lifecycle: Lifecycle, rule: LifecycleRule, facts: Facts, since_ns: int, newer: int
 ) -> Iterator[Action]:
-    """since_ns: when its successor was made. newer: how many noncurrent versions are newer."""
+    """Actions on a noncurrent version. since_ns: when its successor was made. newer: the number of newer noncurrent
+    versions."""
     term = rule.noncurrent_expiration
     if term is not None and newer >= term.newer:
         yield Action(facts.id, Kind.REMOVE_VERSION, _midnight(since_ns + term.days * DAY_NS), rule.id)
@@ -169,7 +169,8 @@ def _of_noncurrent(
 
 
 def _may_move(lifecycle: Lifecycle, rule: LifecycleRule, facts: Facts, to: str) -> bool:
-    """Only to cheaper classes, and small objects only where the rule says something of their size."""
+    """Whether a transition is allowed: only to cheaper classes, and for small objects only where the rule filters by
+    size."""
     if facts.size < SMALL_BYTES and not rule.has_size and not (lifecycle.small_to_archive and to in _ARCHIVES):
         return False
     present = facts.storage_class or ""
@@ -181,13 +182,13 @@ def _due(term: Term, created_ns: int) -> int:
 
 
 def _midnight(ns: int) -> int:
-    """The next midnight UTC; one that it is already."""
+    """The next midnight UTC, or the given time where it is midnight."""
     return within(-(-ns // DAY_NS) * DAY_NS)
 
 
 def _holds(due: Sequence[Action], versioning: Versioning) -> Action:
-    """Of several actions for one version the one that holds: removal for good before a transition, and that before a
-    marker; the earlier of two removals, the cheaper class of two transitions."""
+    """The action that wins among several for one version: permanent removal before a transition, a transition before a
+    marker, the earlier of two removals, the cheaper class of two transitions."""
     permanent = {Kind.REMOVE_VERSION, Kind.REMOVE_MARKER} | ({Kind.EXPIRE} if versioning is Versioning.OFF else set())
     removals = [each for each in due if each.kind in permanent]
     moves = [each for each in due if each.storage_class]
@@ -197,10 +198,10 @@ def _holds(due: Sequence[Action], versioning: Versioning) -> Action:
 
 
 def _blocked(action: Action, versions: Sequence[Facts], versioning: Versioning, *, batch: bool) -> str:
-    """What keeps an action from being carried out, empty where nothing does."""
+    """The reason that blocks an action, empty where nothing does."""
     gone = [facts for facts in versions if facts.id == action.version_id]
     if action.kind is Kind.EXPIRE and versioning is Versioning.SUSPENDED:
-        gone += [facts for facts in versions if facts.id == NULL]  # the null marker takes its place
+        gone += [facts for facts in versions if facts.id == NULL]  # the null marker replaces it
     for facts in gone:
         if facts.status in _WAITS:
             return str(facts.status)

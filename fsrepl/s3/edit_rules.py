@@ -1,4 +1,4 @@
-"""Pure: which rules hand an edit of metadata on, and to where."""
+"""Rules that replicate an edit of metadata, and its destinations. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def edit_deliveries(
     was: Version, now: Version, replication: Replication | None, *, home: str = "",
     original: Replication | None = None, but: str = "",
 ) -> dict[str, DeliveryRecord]:  # fmt: skip
-    """The deliveries of a version that was edited: the edit is owed to whoever has the version.
+    """The deliveries of a version after an edit: the edit is pending for each destination that has the version.
 
-    replication: the configuration of its bucket, home; original: that of the bucket where a replica was
-    made, to which its edits go back where both sides say so. but: a destination that has it already.
-    A delivery that is under way takes the edit along; one that FAILED before the version arrived stays so.
-    A backfill that only looks again at what has arrived may yet be cancelled: the edit goes before it.
+    replication: the configuration of the version's bucket, home. original: the configuration of the bucket where a
+    replica was made; edits are sent back there where both sides enable it. but: a destination that already has the
+    edit.
+
+    A delivery in progress includes the edit. A delivery that FAILED before the version arrived stays FAILED. A backfill
+    that only checks an arrived version may yet be cancelled, so the edit replaces it.
     """
     out = dict(was.deliveries)
     groups = metadata.changed(was, now)
@@ -35,7 +37,7 @@ def edit_deliveries(
         if rule is None or (was.origin is Origin.REPLICA and not rule.replica_modifications):
             continue
         if recorded.owner and not groups - {ACL}:
-            continue  # owner override: the replica's ACL is its owner's affair
+            continue  # owner override: the destination's owner decides on the replica's ACL
         asked_ns = since_ns if recorded.settled else recorded.since_ns
         out[name] = replace(
             recorded, rule=rule.id, status=Status.PENDING, reason="", job="", since_ns=asked_ns, edit=True
@@ -53,7 +55,7 @@ def edit_deliveries(
 def _rule_now(
     replication: Replication, was: Version, now: Version, destination: str, recorded: DeliveryRecord
 ) -> Rule | None:
-    """The rule that brings an edit where a version was delivered: the one that chose it, or that took its place."""
+    """The rule that delivers an edit to a version's destination: the original rule, or its replacement."""
     for rule in replication.rules:
         if rule.id == recorded.rule and rule.destination == destination and rule.enabled:
             return rule
@@ -63,7 +65,7 @@ def _rule_now(
 def _rule_back(
     was: Version, now: Version, replication: Replication, original: Replication | None, home: str
 ) -> Rule | None:
-    """The rule by which an edit of a replica goes back: ReplicaModifications must be Enabled on both sides."""
+    """The rule that sends an edit of a replica back: ReplicaModifications must be Enabled on both sides."""
     if original is None or was.origin is not Origin.REPLICA:
         return None
     back, forth = _winner(replication, was, now, was.source), _winner(original, was, now, home)
@@ -71,7 +73,7 @@ def _rule_back(
 
 
 def _winner(replication: Replication, was: Version, now: Version, destination: str) -> Rule | None:
-    """The rule to a destination that chooses a version, with the tags from before an edit or from after it."""
+    """The rule to a destination that chooses a version, with the tags from before or after an edit."""
     for version in (was, now):
         chosen = rules.winners(replication.rules, version.key, version.tags, marker=False)
         if destination in chosen:

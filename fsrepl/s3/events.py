@@ -1,8 +1,7 @@
-"""S3's events of replication and lifecycle: which of them a result is, and the record that tells of one.
+"""S3's events of replication and lifecycle: their types and their records. Pure: no I/O, no clock.
 
-Pure: no I/O, no clock. A record is what S3 puts into the Records of a notification, version 2.2; its
-x-amz-request-id is made from what it tells, so that the same news has the same id however often it
-is told. Source: s3-semantics, 3.4; S3 User Guide, "Event message structure".
+A record is an element of Records in an S3 notification, version 2.2. Its x-amz-request-id is derived from its contents,
+so that a repeated event has the same id. Source: s3-semantics, 3.4; S3 User Guide, "Event message structure".
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Record = dict[str, object]
 
 
 class Name(enum.StrEnum):
-    """The types of events, without the `s3:` that they have where one subscribes to them."""
+    """Types of events, without the `s3:` prefix of subscriptions."""
 
     FAILED = "Replication:OperationFailedReplication"
     MISSED = "Replication:OperationMissedThreshold"
@@ -34,9 +33,9 @@ class Name(enum.StrEnum):
 
 
 def tracking(frozen: Tracking, rule: Rule | None) -> Tracking:
-    """How a delivery is followed: as its rule says now, and by time if it was from the beginning.
+    """The tracking of a delivery: as its rule requires now, and by time if the delivery began so.
 
-    A rule that is gone leaves what it said when the version was made.
+    A removed rule leaves the tracking that it required when the version was made.
     """
     if rule is None or rule.tracking is not Tracking.TIME:
         return frozen if rule is None else rule.tracking
@@ -44,12 +43,12 @@ def tracking(frozen: Tracking, rule: Rule | None) -> Tracking:
 
 
 def is_timed(result: Result) -> bool:
-    """Whether there is a threshold: Replication Time Control leaves out markers and backfills (s3-semantics, 3.6)."""
+    """Whether a threshold applies: Replication Time Control excludes markers and backfills (s3-semantics, 3.6)."""
     return result.tracking is Tracking.TIME and not result.marker and not result.job
 
 
 def of_result(result: Result, now_ns: int) -> Name | None:
-    """The event that a result is, if it is one."""
+    """The event of a delivery's outcome, if any."""
     if result.status is Status.FAILED:
         return Name.FAILED if result.tracking else None
     if not is_timed(result) or now_ns - result.asked_ns < THRESHOLD_NS:
@@ -58,7 +57,7 @@ def of_result(result: Result, now_ns: int) -> Name | None:
 
 
 def records(results: Iterable[Result], now_ns: int) -> Iterator[Record]:
-    """The records of those results that are events."""
+    """Records for the outcomes that are events."""
     for result in results:
         name = of_result(result, now_ns)
         if name is not None:
@@ -66,7 +65,7 @@ def records(results: Iterable[Result], now_ns: int) -> Iterator[Record]:
 
 
 def record(name: Name, result: Result, now_ns: int) -> Record:
-    """One event as S3 writes it, but for its ETag, which is the BLAKE3, and ARNs, which name the region."""
+    """One event as S3 writes it, except that its ETag is the BLAKE3 and its ARNs name the region."""
     stored = _object(result.key, result.version, result.size_bytes, result.digest, result.asked_ns)
     told: Record = {
         "replicationRuleId": result.rule,
@@ -84,7 +83,7 @@ def record(name: Name, result: Result, now_ns: int) -> Record:
 
 
 def of_lifecycle(name: Name, bucket: str, version: Version, now_ns: int) -> Record:
-    """What lifecycle did to a version: to a marker that it made, one that it removed, one that has a new class."""
+    """The record of a lifecycle action on a version: a marker made, a version or marker removed, or a class changed."""
     identity = _digest(version.key, str(name), bucket, version.id, str(version.created_ns), version.storage_class)
     stored = _object(version.key, version.id, version.size, version.digest, now_ns)
     found = _record(name, identity, bucket, stored, now_ns)
@@ -113,7 +112,7 @@ def _record(name: Name, identity: str, bucket: str, stored: Record, now_ns: int)
         "responseElements": {"x-amz-request-id": identity[:16], "x-amz-id-2": identity},
         "s3": {
             "s3SchemaVersion": "1.0",
-            # S3 has here the name of a subscription; ours is to every event of a type.
+            # S3 puts the subscription's name here; fsrepl sends every event of a type.
             "configurationId": f"s3:{name}",
             "bucket": {
                 "name": source.name,
@@ -126,7 +125,7 @@ def _record(name: Name, identity: str, bucket: str, stored: Record, now_ns: int)
 
 
 def identify(name: Name, result: Result) -> str:
-    """64 hex digits that are the same whenever the same is told of the same operation."""
+    """An event's id, 64 hex digits, equal for the same event of the same operation."""
     return _digest(result.key, str(name), result.source, result.destination, result.version, str(result.asked_ns))
 
 
@@ -135,12 +134,12 @@ def _digest(key: bytes, *of: str) -> str:
 
 
 def sequencer(asked_ns: int) -> str:
-    """Orders the operations of one key: seconds and nanoseconds in hexadecimal, as long as S3's."""
+    """A text that orders the operations of one key: seconds and nanoseconds in hexadecimal, as long as S3's."""
     seconds, rest = divmod(asked_ns, 1_000_000_000)
     return f"{seconds:010X}{rest:08X}"
 
 
 def time(ns: int) -> str:
-    """A time as S3's events have it: 2024-09-05T21:04:32.527Z."""
+    """A time in the form of S3's events: 2024-09-05T21:04:32.527Z."""
     seconds, rest = divmod(ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z"

@@ -1,4 +1,4 @@
-"""What a bucket's configuration of the right form may still get wrong, whatever it configures. Pure."""
+"""Checks common to replication and lifecycle configurations that have the right form. Pure."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Fault = tuple[str, str]
 
 
 def refuse_first(faults: Iterator[Fault], where: str = "") -> None:
-    """Only the first fault counts. Raises Refused."""
+    """Raises Refused with the first fault, if any."""
     for code, message in faults:
         raise Refused(code, where + message)
 
 
 def unwrapped(document: object, name: str) -> object:
-    """A document without the wrapper in which `aws s3api` takes it, where it has one."""
+    """A document without the wrapper that `aws s3api` accepts."""
     return document[name] if isinstance(document, dict) and document.keys() == {name} else document
 
 
 def named(rule_id: str | None, number: int) -> str:
-    """How messages call a rule."""
+    """The name of a rule in messages."""
     return f"rule {quoted(rule_id)}" if rule_id else f"Rules[{number}]"
 
 
 def of_tags(tag_keys: list[str]) -> Iterator[Fault]:
-    """What is wrong with the tags that a filter names."""
+    """Faults in the tags of a filter."""
     if "" in tag_keys:
         yield "MalformedXML", "the Key of a tag is empty"
     if key := repeated(tag_keys):
@@ -42,7 +42,7 @@ def of_tags(tag_keys: list[str]) -> Iterator[Fault]:
 
 
 def of_prefix(prefix: str) -> Iterator[Fault]:
-    """What is wrong with the prefix of a filter."""
+    """Faults in the prefix of a filter."""
     try:
         size_bytes = len(key_prefix(prefix))
     except UnicodeEncodeError:
@@ -56,7 +56,7 @@ def of_prefix(prefix: str) -> Iterator[Fault]:
 
 
 def of_id(rule_id: str) -> Iterator[Fault]:
-    """What is wrong with the name of a rule."""
+    """Faults in the id of a rule."""
     if len(rule_id) > ID_MAX:
         yield "InvalidArgument", f"ID length should not exceed allowed limit of {ID_MAX}"
     if not (rule_id.isascii() and rule_id.isprintable()):
@@ -64,18 +64,21 @@ def of_id(rule_id: str) -> Iterator[Fault]:
 
 
 def of_ids(rule_ids: Iterable[str | None]) -> Iterator[Fault]:
-    """What is wrong with the names of all rules together."""
+    """Faults in the ids of all rules together."""
     if name := repeated(rule_id for rule_id in rule_ids if rule_id):
         yield "InvalidArgument", f"Rule Id must be unique, and {quoted(name)} is there twice"
 
 
 def key_prefix(prefix: str) -> bytes:
-    """A prefix as keys are. Bytes that are not UTF-8 are \\udcNN in JSON, as in Python. Raises UnicodeEncodeError."""
+    """A prefix as bytes, like a key. Bytes that are not UTF-8 are \\udcNN in JSON, as in Python.
+
+    Raises UnicodeEncodeError.
+    """
     return prefix.encode("utf-8", "surrogateescape")
 
 
 def repeated(values: Iterable[T]) -> T | None:
-    """The first value that was there before."""
+    """The first value that occurred before."""
     seen = set()
     for value in values:
         if value in seen:

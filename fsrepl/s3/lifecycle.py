@@ -1,7 +1,7 @@
-"""Lifecycle configurations in S3's JSON: read, refused with S3's codes, and given back as they were.
+"""Lifecycle configurations in S3's JSON: parsed, refused with S3's codes, and returned unchanged. Pure.
 
-Their form is in s3/schema.py; what types cannot say is asked in `_faults` of one rule and in `_faults_together` of
-all. What the rules ask for is in s3/due.py. Pure. Source: s3-semantics, 5.1 and 5.6.
+s3/schema.py has their form. `_faults` checks what types cannot express in one rule, and `_faults_together` across all
+rules. s3/due.py applies the rules. Source: s3-semantics, 5.1 and 5.6.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fsrepl.s3.schema import (
 
 DAY_NS = 86_400 * 1_000_000_000
 CLASSES = ("STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE")
-"""Those that something may move to, each cheaper to keep than the ones before it."""
+"""Storage classes that a transition may name, in order of falling cost."""
 _IA_DAYS_MIN = 30
 _IA = ("STANDARD_IA", "ONEZONE_IA")
 _NEWER_MAX = 100
@@ -48,10 +48,10 @@ _BOUNDS = ("ObjectSizeGreaterThan", "ObjectSizeLessThan")
 
 
 def read_lifecycle(document: object) -> Lifecycle:
-    """A configuration, with or without the wrapper in which `aws s3api` takes it.
+    """A configuration, with or without the wrapper that `aws s3api` accepts.
 
-    The result's document is what to save and to give back: the same, with ids made up where there are none. Raises
-    Refused with the codes of s3-semantics, 5.6.
+    The result's document is the one to save and to return: unchanged, except that missing ids are added. Raises Refused
+    with the codes of s3-semantics, 5.6.
     """
     inner = faults.unwrapped(document, "LifecycleConfiguration")
     found = copy.deepcopy(conform(inner, LifecycleConfiguration, "MalformedXML"))
@@ -102,7 +102,7 @@ def _rule(written: LifecycleRule) -> lifecycle.LifecycleRule:
 
 
 def _selection(rule: LifecycleRule) -> tuple[str, list[Tag], dict[str, int]]:
-    """The prefix, the tags and the bounds of size of a rule, wherever it says them."""
+    """The prefix, tags and size bounds of a rule, in whichever form the rule has them."""
     found = rule.get("Filter", {})
     several = found.get("And", {})
     prefix = rule.get("Prefix") or found.get("Prefix") or several.get("Prefix") or ""
@@ -123,15 +123,15 @@ def _date(text: str) -> int:
     """A date, or a time as `aws s3api` prints it. Raises ValueError."""
     with_time = text if len(text) > len("2026-01-01") else f"{text}T00:00:00Z"
     found = clock.parse(with_time)
-    datetime.date.fromisoformat(text[:10])  # parse rolls 31 February over to March
+    datetime.date.fromisoformat(text[:10])  # parse turns 31 February into a day of March
     return found
 
 
-# -- what a configuration of the right form may still get wrong. Source: s3-semantics, 5.6
+# -- checks of a configuration in the right form. Source: s3-semantics, 5.6
 
 
 def _faults(rule: LifecycleRule) -> Iterator[Fault]:
-    """What is wrong within one rule."""
+    """Faults within one rule."""
     yield from _faults_of_selection(rule)
     if not any(rule.get(name) for name in _ACTIONS if name != "Expiration") and "Expiration" not in rule:
         yield "InvalidRequest", f"At least one action needs to be specified in a rule: {', '.join(_ACTIONS)}"
@@ -162,7 +162,7 @@ def _of_what(tags: Sequence[Tag]) -> str:
 
 
 def _faults_of_selection(rule: LifecycleRule) -> Iterator[Fault]:
-    """What is wrong with what a rule selects, and with its name."""
+    """Faults in a rule's filter and id."""
     if "Prefix" in rule and "Filter" in rule:
         yield "InvalidRequest", "it has both Prefix and Filter; Filter alone is the present form"
     if "Prefix" not in rule and "Filter" not in rule:
@@ -254,7 +254,7 @@ def _faults_of_newer(
 
 
 def _faults_together(rules: Sequence[LifecycleRule]) -> Iterator[Fault]:
-    """What is wrong among rules that are right each. Disabled ones count."""
+    """Faults across rules that are valid one by one. Disabled rules count."""
     yield from faults.of_ids(rule.get("ID") for rule in rules)
     filtered = sum("Filter" in rule for rule in rules)
     if 0 < filtered < len(rules):

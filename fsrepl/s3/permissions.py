@@ -1,4 +1,4 @@
-"""Pure: which permissions a delivery needs, and which of them a role lacks."""
+"""Permissions that a delivery needs, and those that a role lacks. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fsrepl.s3.roles import BATCH, OWNER_OVERRIDE, REPLICATOR
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What a role says to one delivery: S3's failure reason, empty where it may go; and whether its tags may too."""
+    """A role's answer for one delivery: S3's failure reason, empty where it is permitted, and whether tags are
+    included."""
 
     reason: str = ""
     with_tags: bool = True
@@ -34,23 +35,25 @@ def permission_to_send(
     batch: bool,
     large: bool = False,
 ) -> Permission:
-    """May this role send this version, or marker, from one bucket to another? The first refusal is the reason.
+    """Whether a role may send a version or marker from one bucket to another; the first refusal is the reason.
 
-    role is None where there is none. tags, acl: whether the version has any; large: whether it goes in
-    parts, whose refusals have names of their own. Source: s3-semantics, 6.1, with 3.3 for the reasons. S3
-    does not say what the failure of a configuration that cannot be read is called, nor that of a marker
-    that cannot be listed; here they are SrcBucketReplicationConfigMissing and SrcHeadObjectNotPermitted.
+    role: None where the role does not exist. tags, acl: whether the version has any. large: whether it is sent in
+    parts, whose refusals have separate names.
+
+    S3 does not document the failure reason for an unreadable configuration, nor for a marker that cannot be listed.
+    They are SrcBucketReplicationConfigMissing and SrcHeadObjectNotPermitted here. Source: s3-semantics, 6.1; 3.3 for
+    reasons.
     """
     if role is None or REPLICATOR not in role.trusted:
         return Permission("AssumeRoleNotPermitted")
     if _is_blind_to_keys(role):
-        key = "*"  # whichever: the answer for one is that for all, and is remembered
+        key = "*"  # any key gives the same answer, and one key makes the cache effective
     return _permission(role, source, destination, key, marker, tags, acl, owner_override, batch, large)
 
 
 @functools.lru_cache(maxsize=64)
 def _is_blind_to_keys(role: Role) -> bool:
-    """Whether a role never tells one object of a bucket from another: every resource is *, a bucket, or BUCKET/*."""
+    """Whether a role treats all objects of a bucket alike: every resource is *, a bucket, or BUCKET/*."""
     return all(
         resource == "*" or _WHOLE_BUCKET.fullmatch(resource)
         for statement in role.statements
@@ -83,13 +86,13 @@ def _permission(
         return Permission("SrcBucketReplicationConfigMissing")
     if batch and not (BATCH in role.trusted and allowed("s3:InitiateReplication", original)):
         return Permission("InitiateReplicationNotPermitted")
-    if marker:  # it has no data, tags or ACL
+    if marker:  # a marker has no data, tags or ACL
         if not allowed("s3:ListBucket", bucket):
             return Permission("SrcHeadObjectNotPermitted")
         return Permission("" if allowed("s3:ReplicateDelete", replica) else "DstDelObjNotPermitted")
 
     read = policy.may(role, "s3:GetObjectVersionForReplication", original)
-    if read is Verdict.NOT_ALLOWED:  # what roles of 2017 have in its place
+    if read is Verdict.NOT_ALLOWED:  # roles of 2017 have this permission instead
         read = policy.may(role, "s3:GetObjectVersion", original)
     if read is not Verdict.ALLOWED:
         return Permission("SrcGetObjectNotPermitted")

@@ -1,4 +1,4 @@
-"""Pure: AWS's policy grammar, and what it allows."""
+"""AWS's policy grammar and its evaluation. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 
 from fsrepl.model.rule import Role
 
-# -- what a role permits
+# -- evaluation
 
 
 class Verdict(enum.Enum):
@@ -31,7 +31,7 @@ def may(role: Role, action: str, resource: str) -> Verdict:
 
 @functools.lru_cache(maxsize=1024)
 def is_named(actions: tuple[str, ...], action: str) -> bool:
-    """Whether an action is among those of a statement, which know *, ? and no case."""
+    """Whether an action matches one of a statement's, in which * and ? are wildcards and case is ignored."""
     return any(_glob(pattern.lower()).fullmatch(action.lower()) for pattern in actions)
 
 
@@ -41,9 +41,9 @@ def _patterns(resources: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
 
 
 def _arn_pattern(resource: str) -> re.Pattern[str]:
-    """What a Resource stands for. Wildcards stay within their part of an ARN, and the last part is all the rest.
+    """A pattern for a Resource. Wildcards match within one part of an ARN; the last part is all the rest.
 
-    S3's own ARNs name no region: such a Resource means the bucket of that name in each.
+    S3's own ARNs name no region: such a Resource means the bucket of that name in each region.
     """
     if resource == "*":
         return _glob(resource)
@@ -53,5 +53,5 @@ def _arn_pattern(resource: str) -> re.Pattern[str]:
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
-    """* and ? as IAM has them: fnmatch's, whose stars are not tried in all ways, without its brackets."""
+    """A pattern for IAM's * and ?: fnmatch's, which avoids exponential backtracking, but without brackets."""
     return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))

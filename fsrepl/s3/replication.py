@@ -1,9 +1,9 @@
-"""Bucket settings in S3's JSON: read, refused with S3's codes, and written.
+"""Replication and versioning settings in S3's JSON: parsed, refused with S3's codes, and written. Pure.
 
-A configuration is V1 (rules with a Prefix of their own, one destination, markers always copied) or V2
-(rules with a Filter, priorities, and a word on markers). Its form is in s3/schema.py; what types
-cannot say is asked in `_faults` of one rule, `_faults_together` of all, and `parse_replication` of the
-buckets it names. Pure. Source: s3-semantics, section 1.
+A configuration is V1 (rules with a Prefix field, one destination, markers always copied) or V2 (rules with a Filter,
+priorities, and a setting for markers). s3/schema.py has its form. `_faults` checks what types cannot express in one
+rule, `_faults_together` across all rules, and `parse_replication` for the named buckets. Source: s3-semantics, section
+1.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ THRESHOLD_MINUTES = 15
 
 
 class Buckets(Protocol):
-    """What must be known of a site's buckets to accept a configuration."""
+    """Facts about a site's buckets that are needed to accept a configuration."""
 
     def named(self, name: str) -> list[str]:
-        """The addresses of all buckets of a name."""
+        """The addresses of all buckets with a name."""
 
     def versioning(self, address: str) -> Versioning | None:
-        """None where there is no such bucket."""
+        """The versioning of a bucket; None where the bucket does not exist."""
 
     def account(self, address: str) -> str:
         """The account that owns a bucket: arn.ACCOUNT, unless a site has several."""
@@ -57,10 +57,10 @@ class Buckets(Protocol):
 
 
 def parse_replication(document: object, *, source: str, buckets: Buckets, size_bytes: int = 0) -> Replication:
-    """A configuration somebody wants for a bucket, with all that `put` checks; size_bytes is that of its text.
+    """A new configuration for a bucket, with all checks of `put`. size_bytes: the size of its text.
 
-    The result's document is what to save: ids made up where there are none, destinations with their region.
-    Raises Refused with the codes of s3-semantics, 1.4. Role and KMS keys are not looked at: that is for later.
+    The result's document is the one to save: missing ids are added, and destinations get their region. Raises Refused
+    with the codes of s3-semantics, 1.4. Role and KMS keys are not checked here; a delivery checks them later.
     """
     if size_bytes > SIZE_MAX_BYTES:
         raise Refused(
@@ -100,9 +100,9 @@ def _require_versioning(address: str, buckets: Buckets, message: str) -> None:
 
 
 def read_replication(document: object, *, source: str, named: Callable[[str], list[str]]) -> Replication:
-    """A configuration as saved: consistent in itself. What has become of the buckets it names shows when copying.
+    """A saved configuration, checked for consistency. The state of the named buckets is checked when copying.
 
-    named gives the addresses of all buckets of a name. Raises Refused with the codes of s3-semantics, 1.4.
+    named: returns the addresses of all buckets with a name. Raises Refused with the codes of s3-semantics, 1.4.
     """
     configuration = _configuration(document)
     written = configuration["Rules"]
@@ -129,7 +129,7 @@ def read_replication(document: object, *, source: str, named: Callable[[str], li
 
 
 def _configuration(document: object) -> ReplicationConfiguration:
-    """A copy of a document, without the wrapper that `aws s3api` prints, once its form is known to be right."""
+    """A copy of a document in the right form, without the wrapper that `aws s3api` prints."""
     inner = faults.unwrapped(document, "ReplicationConfiguration")
     return copy.deepcopy(conform(inner, ReplicationConfiguration, "MalformedXML"))
 
@@ -160,7 +160,7 @@ def _on(setting: Switch | Metrics | ReplicationTime | None) -> bool:
 
 
 def selection(rule: ReplicationRule) -> tuple[str, list[Tag]]:
-    """The prefix and the tags of a rule, wherever it says them."""
+    """The prefix and tags of a rule, in whichever form the rule has them."""
     found = rule.get("Filter", {})
     both = found.get("And", {})
     prefix = rule.get("Prefix") or found.get("Prefix") or both.get("Prefix") or ""
@@ -168,7 +168,7 @@ def selection(rule: ReplicationRule) -> tuple[str, list[Tag]]:
 
 
 def _normal(rule: ReplicationRule, rule_id: str, destination: str) -> ReplicationRule:
-    """A rule as it is saved: with its id, the region of its destination, and its fields in S3's order."""
+    """A rule as saved: with its id, the region of its destination, and its fields in S3's order."""
     rule["ID"] = rule_id
     rule["Destination"]["Bucket"] = bucket_arn(destination)
     return _in_order(rule)
@@ -180,7 +180,7 @@ def _in_order(rule: ReplicationRule) -> ReplicationRule:
 
 
 def _ids(rules: list[ReplicationRule], source: str, destinations: Iterable[str]) -> list[str]:
-    """The rules' ids; S3 makes one up where there is none, and ours say what goes where: src-to-dst, src-to-dst-2."""
+    """The rules' ids. S3 generates missing ids; those generated here name both buckets: src-to-dst, src-to-dst-2."""
     taken = {rule.get("ID", "") for rule in rules}
     fresh: dict[str, Iterator[str]] = {}
     ids = []
@@ -198,11 +198,11 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name}-{number}"
 
 
-# -- what a configuration of the right form may still get wrong
+# -- checks of a configuration in the right form
 
 
 def _faults(rule: ReplicationRule) -> Iterator[Fault]:
-    """What is wrong within one rule. Source: s3-semantics, 1.4."""
+    """Faults within one rule. Source: s3-semantics, 1.4."""
     yield from _faults_of_selection(rule)
     yield from _faults_of_version(rule)
     yield from _faults_of_destination(rule["Destination"])
@@ -212,7 +212,7 @@ def _faults(rule: ReplicationRule) -> Iterator[Fault]:
 
 
 def _faults_of_selection(rule: ReplicationRule) -> Iterator[Fault]:
-    """What is wrong with what a rule selects, and with its name."""
+    """Faults in a rule's filter and id."""
     if ("Prefix" in rule) == ("Filter" in rule):
         both = "both Prefix and Filter" if "Filter" in rule else "neither Prefix nor Filter"
         yield "MalformedXML", f"it has {both}; Filter alone is the present form, an empty one means the whole bucket"
@@ -229,7 +229,7 @@ def _faults_of_selection(rule: ReplicationRule) -> Iterator[Fault]:
 
 
 def _faults_of_version(rule: ReplicationRule) -> Iterator[Fault]:
-    """What V1 cannot say and what V2 must. Source: s3-semantics, 1.2."""
+    """Faults against V1's limits and V2's requirements. Source: s3-semantics, 1.2."""
     schema = "for this version of Cross Region Replication configuration schema"
     if "Filter" not in rule:
         present = {*rule, *rule.get("SourceSelectionCriteria", ()), *rule["Destination"]}
@@ -278,7 +278,8 @@ def _faults_of_destination(to: Destination) -> Iterator[Fault]:
 
 
 def _faults_of_kms(rule: ReplicationRule) -> Iterator[Fault]:
-    """Files are not encrypted with keys: a selection by them is checked as S3 would, and then refused."""
+    """Faults of KMS settings. Files are not encrypted with KMS keys: the settings are checked as in S3, then
+    refused."""
     selection = rule.get("SourceSelectionCriteria", {}).get("SseKmsEncryptedObjects")
     key = rule["Destination"].get("EncryptionConfiguration", {}).get("ReplicaKmsKeyID", "")
     if _on(selection) and not key:
@@ -293,7 +294,7 @@ def _faults_of_kms(rule: ReplicationRule) -> Iterator[Fault]:
 
 
 def _faults_together(rules: list[ReplicationRule], destinations: Collection[str]) -> Iterator[Fault]:
-    """What is wrong among rules that are right each. Disabled ones count. Source: s3-semantics, 1.2 and 1.4."""
+    """Faults across rules that are valid one by one. Disabled rules count. Source: s3-semantics, 1.2 and 1.4."""
     yield from faults.of_ids(rule.get("ID") for rule in rules)
     filtered = sum("Filter" in rule for rule in rules)
     if 0 < filtered < len(rules):
@@ -318,12 +319,12 @@ def _faults_together(rules: list[ReplicationRule], destinations: Collection[str]
 
 
 def effective_content(rule: Rule) -> str:
-    """What decides whether a rule chooses a version: while this stays the same, the rule has been in effect."""
+    """The fields that decide whether a rule chooses a version. The rule is in effect since these last changed."""
     prefix = rule.prefix.decode("utf-8", "surrogateescape")
     return json.dumps([rule.enabled, rule.destination, prefix, sorted(rule.tags.items())])
 
 
-# -- writing a configuration; `parse_replication` checks what comes out, and makes up the ids
+# -- writing a configuration; `parse_replication` checks the result and adds the ids
 
 
 def enable_document(
@@ -336,10 +337,11 @@ def enable_document(
     rule_id: str = "",
     delete_markers: bool = True,
 ) -> ReplicationConfiguration:
-    """What `fsrepl replication enable` asks for: the console's V1, a rule a prefix, without one the whole bucket.
+    """The document of `fsrepl replication enable`: the console's V1, one rule per prefix, or one for the whole bucket.
 
-    storage_classes are those of single prefixes. Without delete_markers it is V2, since V1 has no word for that.
-    role is a name; several rules are called rule_id, rule_id-2 and so on. Source: s3-semantics, section 7, S9 to S17.
+    storage_classes: classes for single prefixes. Without delete_markers the document is V2, since V1 has no such
+    setting. role is a name. Several rules are called rule_id, rule_id-2 and so on. Source: s3-semantics, section 7, S9
+    to S17.
     """
     rules: list[ReplicationRule] = []
     for prefix, name in zip(prefixes or ("",), _numbered(rule_id), strict=False):
@@ -356,9 +358,9 @@ def enable_document(
 
 
 def add_rules(document: object, rules: Iterable[ReplicationRule]) -> ReplicationConfiguration:
-    """A saved configuration with more rules. V1 stays V1 while there is one destination; else all rules become V2.
+    """A saved configuration with more rules. V1 stays V1 while there is one destination; otherwise all rules become V2.
 
-    There the new ones have the next free priorities, so they win; what was V2 already keeps its own.
+    New V2 rules get the next free priorities, so they win; existing V2 rules keep their priorities.
     """
     configuration = _configuration(document)
     old, new = configuration["Rules"], copy.deepcopy(list(rules))
@@ -371,7 +373,7 @@ def add_rules(document: object, rules: Iterable[ReplicationRule]) -> Replication
 
 
 def _as_v2(rule: ReplicationRule, priority: int, markers: Outcome = "Enabled") -> ReplicationRule:
-    """A rule in the words of V2, of which a V2 rule keeps its own. V1's unsaid word on markers is Enabled."""
+    """A rule in V2's form; a V2 rule is unchanged. V1 always copies markers, so the converted rule has them Enabled."""
     v2 = rule.copy()
     prefix = v2.pop("Prefix", "")
     v2.setdefault("Filter", {"Prefix": prefix})
@@ -381,7 +383,7 @@ def _as_v2(rule: ReplicationRule, priority: int, markers: Outcome = "Enabled") -
 
 
 def set_status(document: object, status: Outcome) -> ReplicationConfiguration:
-    """The configuration with all rules enabled, or all disabled. Source: s3-semantics, 1.5."""
+    """A configuration with all rules enabled, or all disabled. Source: s3-semantics, 1.5."""
     configuration = _configuration(document)
     for rule in configuration["Rules"]:
         rule["Status"] = status
@@ -389,11 +391,11 @@ def set_status(document: object, status: Outcome) -> ReplicationConfiguration:
 
 
 def render_aws(document: object) -> ReplicationConfiguration:
-    """The configuration as S3 would accept it: its bucket ARNs name no region."""
+    """A configuration as S3 would accept it: its bucket ARNs name no region."""
     configuration = _configuration(document)
     for rule in configuration["Rules"]:
         to = rule["Destination"]
-        address = parse_bucket_arn(to["Bucket"], lambda name: [f"any/{name}"])  # whichever: it is left out again
+        address = parse_bucket_arn(to["Bucket"], lambda name: [f"any/{name}"])  # any region, since the result omits it
         to["Bucket"] = bucket_arn(address, aws=True)
     return configuration
 
@@ -402,7 +404,10 @@ def render_aws(document: object) -> ReplicationConfiguration:
 
 
 def parse_versioning(document: object) -> Versioning:
-    """With or without its wrapper; empty means that versioning was never on. Raises Refused(MalformedXML)."""
+    """The versioning in a document, with or without its wrapper; an empty document means never on.
+
+    Raises Refused(MalformedXML).
+    """
     found = conform(faults.unwrapped(document, "VersioningConfiguration"), VersioningConfiguration, "MalformedXML")
     return Versioning(found.get("Status", ""))
 

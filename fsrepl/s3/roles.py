@@ -1,8 +1,8 @@
-"""Replication roles: may this role do that to this version? And the role we generate.
+"""Replication roles: their documents, parsed, and the role that fsrepl generates. Pure.
 
-A role is a file in AWS's grammar: who may use it, and what it may do to which buckets and keys. An
-explicit Deny wins, then an Allow counts, and what nothing allows is refused; the filesystem's own
-permissions come after that. Pure. Source: s3-semantics, section 6; design.md, section 5.
+A role is a file in AWS's grammar: the services that may use it, and their permissions on buckets and keys. An explicit
+Deny wins, then an Allow counts, and anything else is refused. The filesystem's permissions apply in addition. Source:
+s3-semantics, section 6; design.md, section 5.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ON_SOURCE_OBJECTS = (
 ON_DESTINATION_OBJECTS = ("s3:ReplicateObject", "s3:ReplicateDelete", "s3:ReplicateTags")
 OWNER_OVERRIDE = "s3:ObjectOwnerOverrideToBucketOwner"
 
-# -- the form of a role's file, in the words of IAM's policy grammar
+# -- the form of a role's file, in IAM's policy grammar
 
 VERSION: Literal["2012-10-17"] = "2012-10-17"
 
@@ -96,27 +96,27 @@ class RoleDocument(TypedDict, total=False):
     RunAs: RunAs
 
 
-# -- the role we generate
+# -- the generated role
 
 _GENERATED = "replication_role_for_"
 
 
 def generated_name(source_bucket: str, destination_bucket: str) -> str:
-    """The console's name for the role of a pair, cut where the console cuts it. Source: s3-semantics, 6.2."""
+    """The console's name for the role of two buckets, truncated as in the console. Source: s3-semantics, 6.2."""
     return f"{_GENERATED}{source_bucket}_to_{destination_bucket}"[:NAME_MAX]
 
 
 def distinct_name(name: str, pair: tuple[str, str]) -> str:
-    """The same for a pair of addresses whose name is another pair's already: it ends in a digest of the two."""
+    """A generated role's name for two addresses where another pair has that name: it ends in a digest of the two."""
     digest = hashlib.sha256(" ".join(pair).encode()).hexdigest()[:8]
     return f"{name[: NAME_MAX - 9]}-{digest}"
 
 
 def generate(name: str, source: str, destinations: Collection[str], *, owner_override: bool = False) -> RoleDocument:
-    """The role file of a source and its destinations: what s3-semantics, 6.1 lists, on these buckets and nothing else.
+    """The role file for a source and its destinations: the permissions of s3-semantics, 6.1, on these buckets only.
 
-    With owner_override it may also give replicas to the owner of the destination. Raises Refused for a
-    name that IAM would not have.
+    With owner_override the role may also give replicas to the owner of the destination. Raises Refused for a name that
+    IAM would not accept.
     """
     check_role_name(name)
     to = [*ON_DESTINATION_OBJECTS, *([OWNER_OVERRIDE] if owner_override else [])]
@@ -140,9 +140,10 @@ def generate(name: str, source: str, destinations: Collection[str], *, owner_ove
 
 
 def is_generated(document: object, source: str) -> bool:
-    """Whether we made a role's file: its name tells, or it says what `generate` does and nothing else.
+    """Whether fsrepl generated a role's file: its name shows it, or its content is exactly what `generate` returns.
 
-    One that a person wrote, or changed, under a name of their own is theirs. Raises Refused(MalformedPolicyDocument).
+    A role written or changed by a person under another name belongs to that person. Raises
+    Refused(MalformedPolicyDocument).
     """
     role = conform(document, RoleDocument, MALFORMED)
     if role["RoleName"].startswith(_GENERATED):
@@ -158,9 +159,9 @@ def is_generated(document: object, source: str) -> bool:
 
 
 def add_destination(document: object, source: str, destination: str, *, owner_override: bool = False) -> RoleDocument:
-    """A role's file that permits what `generate` permits between these two; what it names already stays as it is.
+    """A role's file with the permissions of `generate` for two buckets added; existing statements stay as they are.
 
-    Nothing is added for what other words permit, such as s3:*. Raises Refused(MalformedPolicyDocument).
+    Permissions already granted in another form, such as s3:*, are not added. Raises Refused(MalformedPolicyDocument).
     """
     role = copy.deepcopy(conform(document, RoleDocument, MALFORMED))
     before = parse_role(document, role["RoleName"])
@@ -179,12 +180,12 @@ def add_destination(document: object, source: str, destination: str, *, owner_ov
             statements.append(wanted)
         else:
             same["Resource"] = [*_listed(same["Resource"]), *resources]
-    if len(statements) > 1:  # a single one may stand without its list, and then stays so
+    if len(statements) > 1:  # a single statement may lack its list, and then stays so
         role["Policy"]["Statement"] = statements
     return role
 
 
-# -- a role as its file has it
+# -- parsing a role's file
 
 
 _ACTION = re.compile(r"\*|[A-Za-z0-9-]+:[A-Za-z0-9*?]+")
@@ -192,14 +193,14 @@ _RESOURCE = re.compile(r"\*|arn(:[^:]*){4}:.+", re.DOTALL)
 
 
 def parse_role(document: object, name: str) -> Role:
-    """The role in the file NAME.json. Raises Refused(MalformedPolicyDocument) for what is not understood whole."""
+    """The role in the file NAME.json. Raises Refused(MalformedPolicyDocument) where any part is not understood."""
     of = f"role {name}"
     written = conform(document, RoleDocument, MALFORMED, of)
     if written["RoleName"] != name:
         raise Refused(MALFORMED, f"{of}: RoleName is {quoted(written['RoleName'])}; it must be the name of the file")
     run_as = written.get("RunAs")
     for field, number in (run_as or {}).items():
-        if number not in range(2**32 - 1):  # the last one means "leave it" to chown(2)
+        if number not in range(2**32 - 1):  # the greatest number means "unchanged" to chown(2)
             raise Refused(MALFORMED, f"{of}: RunAs.{field} {number} is no id of a user or group")
     return Role(
         name,

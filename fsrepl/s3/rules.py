@@ -1,6 +1,6 @@
-"""Which rules choose a version, once and for all; and what to do next for one delivery.
+"""Rules that choose a version, once when it is made, and the deliveries that follow. Pure: no I/O, no clock.
 
-Pure: no I/O, no clock. Source: s3-semantics, 1.3, 2 and 3.2.
+Source: s3-semantics, 1.3, 2 and 3.2.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from fsrepl.model.version import ARCHIVED_CLASSES, NO_SHORTFALL, DeliveryRecord,
 
 
 def matches(rule: Rule, key: bytes, tags: Mapping[str, str]) -> bool:
-    """Whether a rule's filter takes in an object: a plain string test of the key, and every tag it names."""
+    """Whether a rule's filter matches an object: by a plain string prefix of the key, and by every tag of the
+    filter."""
     if not key.startswith(rule.prefix):
         return False
     return not rule.tags or all(tags.get(name) == value for name, value in rule.tags.items())
 
 
 def winners(rules: Collection[Rule], key: bytes, tags: Mapping[str, str], *, marker: bool) -> dict[str, Rule]:
-    """Per destination the rule that decides everything: among the matching ones that with the highest priority.
+    """The deciding rule for each destination: the matching rule with the highest priority.
 
-    A marker has no tags, so rules with tags take no part; and if the winner does not copy markers,
-    no lower rule does in its stead.
+    A marker has no tags, so rules with tags do not match. If the deciding rule does not copy markers, no lower rule
+    does so instead.
     """
     best: dict[str, Rule] = {}
     for rule in rules:
@@ -41,10 +42,10 @@ def winners(rules: Collection[Rule], key: bytes, tags: Mapping[str, str], *, mar
 def choose(
     replication: Replication | None, version: Version, *, in_effect: Collection[str] | None = None
 ) -> dict[str, DeliveryRecord]:
-    """What a new version owes, frozen from now on.
+    """The deliveries of a new version, fixed when it is made.
 
-    in_effect: the ids of the rules that were in effect when the file was written, where that is not
-    now (found by a scan). Replicas, what lifecycle made, and archived objects owe nothing.
+    in_effect: the ids of the rules in effect when the file was written, where a scan found the file later. Replicas,
+    versions made by lifecycle, and archived objects have no deliveries.
     """
     if replication is None or version.origin not in (Origin.USER, Origin.ADOPTED):
         return {}
@@ -60,9 +61,9 @@ def new_record(rule: Rule, job: str = "") -> DeliveryRecord:
 
 
 def orphaned(replication: Replication | None, rule_id: str, destination: str) -> str:
-    """Why nothing stands for a pending delivery any more: S3's reason, empty where its rule still runs.
+    """The reason why a pending delivery lost its rule, as S3 names it; empty where the rule still runs.
 
-    Nothing stays PENDING for ever: a rule that is gone fails what it owes at once. Source: s3-semantics, 1.5.
+    No delivery stays PENDING for ever: the deliveries of a removed rule fail at once. Source: s3-semantics, 1.5.
     """
     if replication is None:
         return "SrcBucketReplicationConfigMissing"
@@ -73,21 +74,21 @@ def orphaned(replication: Replication | None, rule_id: str, destination: str) ->
 
 
 def renewed(recorded: DeliveryRecord) -> DeliveryRecord:
-    """A delivery that is to be made once more, as a live one: an edit, a person, or a lost replica asks for it."""
+    """A delivery to be made again as a live one, because of an edit, a person's request or a lost replica."""
     return replace(recorded, status=Status.PENDING, reason="", job="", before=None)
 
 
-# -- what a backfill asks for
+# -- backfills
 
 NONE = "NONE"
-"""What S3 Batch Replication calls a version that no rule has chosen yet."""
+"""S3 Batch Replication's name for a version that no rule has chosen yet."""
 STATUSES = (NONE, str(Status.FAILED), str(Status.COMPLETED), str(Status.REPLICA))
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What one backfill is to send: to the destinations of these rules (none: of all), versions of these statuses
-    (none: of any). job is its id."""
+    """The scope of one backfill: destinations of these rules (none: of all), versions of these statuses (none: of any).
+    job is its id."""
 
     job: str
     statuses: frozenset[str] = frozenset()
@@ -95,10 +96,11 @@ class Wanted:
 
 
 def statuses_for(version: Version, destination: str) -> set[str]:
-    """What a version is called when a backfill asks whether to send it to a destination.
+    """The statuses that match a version when a backfill selects by status for a destination.
 
-    By its delivery there. S3 knows a version's status only as a whole, so where there is no delivery yet, the status
-    that S3 would show counts as well: COMPLETED elsewhere, for a destination that was added. A replica is one always.
+    The version's delivery there has the status. S3 knows only a status of the whole version. Where there is no delivery
+    yet, the status that S3 would show also counts: COMPLETED elsewhere, for an added destination. A replica always
+    counts as REPLICA.
     """
     recorded = version.deliveries.get(destination)
     if version.origin is Origin.REPLICA:
@@ -111,11 +113,12 @@ def statuses_for(version: Version, destination: str) -> set[str]:
 def ask_for(
     replication: Replication, version: Version, wanted: Wanted, is_there: Callable[[str], bool]
 ) -> tuple[dict[str, DeliveryRecord], int]:
-    """What a backfill owes of one version, by destination; and how many destinations are known to have it.
+    """The deliveries of one version that a backfill requests, by destination, and how many destinations already have
+    it.
 
-    is_there: whether a destination has it, as far as the index knows: asked where it is COMPLETED and the job is not
-    for COMPLETED ones by name; those are looked at again. The rule that decides is the one that would decide for a new
-    version, and it must be among the wanted ones. Source: s3-semantics, 2, the batch column.
+    is_there: whether a destination has the version, according to the index. The question arises for a COMPLETED
+    delivery, unless the job selects COMPLETED by name; those are checked again. The deciding rule is the same as for a
+    new version, and it must be in the job's scope. Source: s3-semantics, 2, the batch column.
     """
     if version.origin is Origin.LIFECYCLE or version.storage_class in ARCHIVED_CLASSES:
         return {}, 0
@@ -126,7 +129,7 @@ def ask_for(
         if wanted.rules and rule.id not in wanted.rules:
             continue
         if before is not None and (before.status is Status.PENDING or before.job == wanted.job):
-            continue  # it is on its way, or this job was here before it was interrupted
+            continue  # delivery in progress, or already processed by this job before an interruption
         if wanted.statuses and wanted.statuses.isdisjoint(statuses_for(version, destination)):
             continue
         if not wanted.statuses and before and before.status is Status.COMPLETED and is_there(destination):
@@ -137,7 +140,7 @@ def ask_for(
 
 
 def replica_of(version: Version, recorded: DeliveryRecord, source: str) -> Version:
-    """What a version is at its destination: the same, but for class and owner where the rule says so."""
+    """The replica of a version: equal except for its class and owner where the rule sets them."""
     return replace(
         version,
         origin=Origin.REPLICA,
@@ -149,6 +152,6 @@ def replica_of(version: Version, recorded: DeliveryRecord, source: str) -> Versi
 
 
 def given_to(replica: Version, uid: int, gid: int) -> Version:
-    """Owner override: the replica belongs to the owner of the destination bucket, and carries no ACL."""
+    """A replica after owner override: it belongs to the destination bucket's owner, and has no ACL."""
     replica = metadata.without(replica, metadata.ACL)
     return replace(replica, posix=replace(replica.posix, uid=uid, gid=gid)) if replica.posix else replica

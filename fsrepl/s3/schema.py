@@ -1,7 +1,7 @@
-"""The form of S3's bucket settings, in the names of S3's own schema. What types cannot say is asked in
-replication.py and lifecycle.py.
+"""The form of S3's bucket settings, with the names of S3's own schema.
 
-A field is optional unless Required; see s3/conform.py, which holds documents against these.
+replication.py and lifecycle.py check what types cannot express. A field is optional unless Required; s3/conform.py
+checks documents against these types.
 """
 
 from __future__ import annotations
