@@ -25,10 +25,10 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
     def capture(bucket: str, found: Sequence[bytes]) -> None:
         world.run("capture", bucket=bucket, keys=list(found))
 
-    def mend(found: Difference) -> None:
+    def repair_one(found: Difference) -> None:
         repair_version(world, found.bucket, found.path, found.version, marker=found.marker)
 
-    hooks = Hooks(capture=capture, mend=mend) if repair else Hooks()
+    hooks = Hooks(capture=capture, repair=repair_one) if repair else Hooks()
     try:
         with Verification(site, SOURCE, destination, journal, hooks) as found:
             yield found

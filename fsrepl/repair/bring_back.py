@@ -1,4 +1,4 @@
-"""The versions that a bucket has lost with its store, brought back: from other buckets, its journal and its files."""
+"""Versions that a bucket lost with its store, restored from other buckets, its journal and its files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class BroughtBack:
-    """How many versions and markers came from other buckets, and from the files and the journal; how many did not."""
+    """How many versions and markers came from other buckets, how many from files and journal, and how many did not."""
 
     fetched: int = 0
     kept: int = 0
     lost: int = 0
     away: tuple[str, ...] = ()
-    """Why other buckets could not be asked."""
+    """Why other buckets could not be read."""
 
 
 def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
-    """Put into the store what was in it, as far as it is found. Other regions are only looked into."""
+    """Restore the versions of a lost store, as far as they are found. Other regions are only read."""
     fetched = kept = lost = 0
     with rebuild.Rebuilder(engine.site, bucket, engine.journal) as rebuilder:
         away = tuple(sorted({*rebuilder.elsewhere.away.values()}))
@@ -50,7 +50,7 @@ def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
 
 
 class _Batch:
-    """Staged versions, published together: durable first, then in the store."""
+    """Staged versions, published together: first durable, then in the store."""
 
     def __init__(self, engine: Runtime, bucket: OpenBucket) -> None:
         self._engine, self._bucket = engine, bucket
@@ -72,7 +72,7 @@ class _Batch:
 
 
 def _from_elsewhere(engine: Runtime, bucket: OpenBucket, rebuilder: rebuild.Rebuilder) -> Iterator[versions.Staged]:
-    """The versions that other buckets had from this one, or this one from them."""
+    """The versions that other buckets received from this one, or sent to it."""
     seen: set[tuple[bytes, str]] = set()
     elsewhere, identity = rebuilder.elsewhere, remembered.identity(engine.site, bucket.bucket) or {}
     since_ns = 0
@@ -98,7 +98,8 @@ def _from_elsewhere(engine: Runtime, bucket: OpenBucket, rebuilder: rebuild.Rebu
 def _was_here(version: Version, bucket: OpenBucket, since_ns: int) -> bool:
     """Whether a version of another bucket was in this one, and was not removed from it for good.
 
-    One from before this bucket was made is of another that had its name; a null version may be as old as its file.
+    A version from before this bucket was made belongs to an earlier bucket of that name; a null version may be as
+    old as its file.
     """
     if (version.key, version.id) in bucket.bucket.documents.removed:
         return False
@@ -117,7 +118,7 @@ def _fetch(
     stored: keys.StoredName,
     version: Version,
 ) -> versions.Staged | None:
-    """Stage a version as it was here, with its content from where that is good; None where it is nowhere."""
+    """Stage a version as it was here, with content from a good copy; None where there is no good copy."""
     elsewhere, found = rebuilder.elsewhere.records(path, name, stored, version.digest)
     gathered = rebuilder.evidence(version.key, stored, version.size, version.digest, None, {}, elsewhere, found)
     again = evidence.rebuild(gathered)
@@ -129,7 +130,7 @@ def _fetch(
 def _from_journal(
     engine: Runtime, bucket: OpenBucket, rebuilder: rebuild.Rebuilder
 ) -> Iterator[versions.Staged | None]:
-    """What only the journal knows of: markers, and versions that the files still show; None for one that is lost."""
+    """Versions that only the journal knows: markers, and versions that views still show; None for a lost version."""
     after = None
     while rows := engine.journal.versions.versions_after(bucket.address, after, _BATCH):
         for row in rows:

@@ -1,4 +1,4 @@
-"""What can be wrong with a version, and what tells: pure, for verify.py, which looks, and repair.py.
+"""Differences that verification can find, and how each is decided: pure, for verify.py and repair.py.
 
 Source: design.md, section 5.
 """
@@ -16,29 +16,29 @@ from fsrepl.storage.journal.rows import Object
 
 
 class Problem(enum.StrEnum):
-    """What can be wrong. A closed list, for scripts."""
+    """A kind of difference. The list is closed, for scripts."""
 
     DIGEST = "DigestMismatch"
-    """The stored content is not what its BLAKE3 says, or the replica's BLAKE3 is not its source's."""
+    """The stored content does not match its BLAKE3, or the replica's BLAKE3 differs from its source's."""
     MISSING = "Missing"
-    """A version was delivered, and is not in the store."""
+    """A delivered version is not in the store."""
     METADATA = "MetadataDiffers"
     DELETED = "ReplicaDeleted"
     """A replica's newest version is a delete marker that its source does not have."""
     LOST = "AttributesLost"
-    """A stored file has no record, or the record lacks what it must have."""
+    """A stored file has no record, or its record lacks a required field."""
     DAMAGED = "RecordDamaged"
     """A record contradicts itself or cannot be read."""
     UNREADABLE = "Unreadable"
     VIEW = "ViewDiffers"
-    """The file people see changed its content without having been written."""
+    """The content of a view changed without a write."""
     CONFLICT = "ViewConflict"
-    """Something that is not this key's file is where its file must go."""
+    """Something other than the key's file is at the path of its view."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it should be: in which bucket, of which version, and why for people."""
+    """One difference: its bucket, its version, and the reason for people."""
 
     bucket: str
     key: bytes
@@ -48,14 +48,14 @@ class Difference:
     marker: bool = False
     repaired: bool = False
     path: bytes = b""
-    """The key as the store spells it: all that is known of it where the record is gone."""
+    """The key as stored: the only known form of the key where the record is gone."""
 
 
-# -- what a view may look like: pure
+# -- the state of a view: pure
 
 
 class Seen(enum.Enum):
-    """What stands where a key's file is shown."""
+    """The kind of entry at the path of a view."""
 
     NOTHING = "nothing"
     FILE = "a file"
@@ -70,10 +70,10 @@ class Verdict(enum.Enum):
 
 
 def judge_view(current: Object, known: Object | None, seen: Seen, *, same: bool, as_recorded: bool) -> Verdict:
-    """What a view is worth, given the key's current version and what the journal knows of the view.
+    """The verdict on a view, from the key's current version and the journal's knowledge of the view.
 
-    same: it has the version's content. as_recorded: it looks as it did when it was last recorded, inode and times.
-    Whoever writes into a file changes those, so that everything else is a user's act and will be captured.
+    same: the view has the version's content. as_recorded: its inode and times are those last recorded.
+    A write changes the times, so every other difference is a user's act and will be captured.
     """
     if seen is Seen.FILE and same and not current.marker:
         return Verdict.FINE
@@ -88,16 +88,16 @@ def judge_view(current: Object, known: Object | None, seen: Seen, *, same: bool,
 
 
 def lacks_date(version: Version) -> bool:
-    """Whether the filesystem of a version's view cannot hold its modification time, and shows the nearest that it can.
+    """Whether the filesystem of a view cannot hold the version's modification time, and shows the nearest possible one.
 
-    Inodes of 128 bytes end in 2038. That they have whole seconds only is not counted.
+    Inodes of 128 bytes end in 2038. Inodes that hold whole seconds only are not counted.
     """
     shown = version.shortfall.posix
     return bool(shown and version.posix and abs(shown.mtime_ns - version.posix.mtime_ns) >= 1_000_000_000)
 
 
 def is_alike(sent: Version, there: Version) -> bool:
-    """Whether two records are simply equal in what travels. Where not, that may still be right: see as_sent."""
+    """Whether two records are equal in what travels. Records that are not may still be right: see as_sent."""
     return (
         sent.digest == there.digest
         and sent.created_ns == there.created_ns
@@ -110,10 +110,10 @@ def is_alike(sent: Version, there: Version) -> bool:
 def as_sent(
     sent: Version, there: Version, recorded: DeliveryRecord, role: Role | None, source: str, at: str
 ) -> Version:
-    """A replica as it should be: what its source has of it, but for what was edited later there.
+    """A replica as it should be: its source's version, except for later edits at the destination.
 
-    role: the one that sends it, which may let a version pass and not its tags. Owner and ACL are the
-    replica's own affair where the rule says so. source, at: where the two are.
+    role: the sending role, which may permit a version and not its tags. The replica keeps its own owner and ACL
+    where the rule says so. source, at: the addresses of the two buckets.
     """
     replica = replace(rules.replica_of(sent, recorded, source), shortfall=there.shortfall)
     groups = metadata.GROUPS
@@ -137,7 +137,7 @@ def _carries_tags(sent: Version, role: Role | None, source: str, at: str) -> boo
 
 
 def metadata_difference(there: Version, expected: Version) -> str:
-    """What is not as it should be, in words; empty where nothing is."""
+    """The difference between a replica's metadata and the expected, in words; empty where there is none."""
     if there.created_ns != expected.created_ns:
         return f"it was created {clock.stamp(expected.created_ns)}, and its record says {clock.stamp(there.created_ns)}"
     groups = metadata.changed(there, expected)

@@ -1,4 +1,4 @@
-"""Pure: the record of a version, made again from what is left of it."""
+"""Pure: a lost record, rebuilt from the evidence of its version."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fsrepl.s3.rules import new_record, winners
 from fsrepl.storage.bucket import RuleSince
 from fsrepl.storage.journal.rows import Delivery
 
-# -- what is left, and what it makes: pure
+# -- the evidence, and the version it yields: pure
 
 
 @dataclass(frozen=True, slots=True)
 class ViewEvidence:
-    """What the view says that shows a version's content. Its user may have set all of it."""
+    """Metadata of a view that shows a version's content. Its user may have set all of it."""
 
     posix: Posix
     attrs: Mapping[str, bytes]
@@ -31,9 +31,9 @@ class ViewEvidence:
 class Evidence:
     """All that is known of a version whose record is gone.
 
-    left: the attributes that its file still has. digest: of its content as it is now. elsewhere: its
+    left: the attributes that its file still has. digest: of its present content. elsewhere: its
     records in other buckets, the nearest first. seen_in: all buckets that have a file for it. known_ns, known_digest,
-    owed: what the journal remembers. sources: the buckets that replicate into this one. owner: of the bucket's folder.
+    deliveries: from the journal. sources: the buckets that replicate into this one. owner: of the bucket's folder.
     """
 
     address: str
@@ -56,7 +56,7 @@ class Evidence:
 
 
 def rebuild(evidence: Evidence) -> Version:
-    """The version that these are the remains of. Attributes that are left count before everything else."""
+    """The version that the evidence describes. Surviving attributes count before everything else."""
     r = evidence
     inode = r.inode or Posix(0o600, *r.owner, 0)
     origin, source = _origin(r)
@@ -95,7 +95,7 @@ def _origin(r: Evidence) -> tuple[Origin, str]:
         return Origin.REPLICA, other.source or address
     if not r.deliveries:
         for source in r.sources:
-            if source in r.seen_in:  # it has lost its record as well; this is where it comes from all the same
+            if source in r.seen_in:  # its record there is lost as well, but it is the source all the same
                 return Origin.REPLICA, source
     return Origin.USER, ""
 
@@ -107,12 +107,12 @@ def _created_ns(r: Evidence, other: Version | None, inode: Posix) -> int:
     if r.known_ns:
         return r.known_ns
     if r.view_evidence is not None and r.view_evidence.created_ns // 1_000_000 == by_id_ns // 1_000_000:
-        return r.view_evidence.created_ns  # nothing more than the digits that an id has no room for
+        return r.view_evidence.created_ns  # adds only the digits that an id has no room for
     return by_id_ns
 
 
 def _like(version: Version, other: Version, address: str, r: Evidence) -> Version:
-    """The metadata of another bucket's record, as far as the two have it in common."""
+    """The metadata of another bucket's record, as far as the two records share it."""
     if version.source == address:
         recorded = other.deliveries.get(r.address) or DeliveryRecord("", Status.COMPLETED)
         version = replace(rules.replica_of(other, recorded, version.source), created_ns=other.created_ns)
@@ -143,7 +143,7 @@ def _rule(r: Evidence, version: Version, destination: str) -> Rule | None:
 
 
 def _deliveries(r: Evidence, version: Version) -> dict[str, DeliveryRecord]:
-    """Whoever has the version was sent it. Others are owed it, if the journal says so or a rule of its time did."""
+    """By destination: COMPLETED if it has the version; else as in the journal, or PENDING by a rule of the time."""
     rules = r.replication.rules if r.replication and version.origin is not Origin.REPLICA else ()
     chosen = winners(rules, version.key, version.tags, marker=version.marker)
     there = {a for a, v in r.elsewhere.items() if v.source == r.address} | (r.seen_in & {x.destination for x in rules})

@@ -1,8 +1,8 @@
-"""A version's record, made again where its attributes are gone: what a copy of a tree leaves that did not take them.
+"""Lost records, rebuilt: a copy of a tree without its attributes leaves versions without records.
 
-The stored name still tells the id and the kind, the content its BLAKE3; the rest is asked of the other
-regions that have the version, then of the journal, of the file people see, and last of the rules. So ids and
-history stay. Source: design.md, section 5, What happens to what can't be done.
+The stored name still holds the id and the kind, and the content yields its BLAKE3. The rest comes from other
+regions that have the version, then from the journal, from the view, and last from the rules. So ids and
+history are kept. Source: design.md, section 5, What happens to what can't be done.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from fsrepl.views import view_attributes
 log = logging.getLogger("fsrepl")
 
 
-# -- finding it
+# -- records in other buckets
 
 
 class Elsewhere:
-    """The buckets of other regions that may have the same versions, open for reading while this is.
+    """The buckets of other regions that may have the same versions, open for reading as long as this object.
 
-    Those that replicate to or from this bucket come first. away: the ones that cannot be looked into now.
+    Buckets that replicate to or from this bucket come first. away: the buckets that cannot be read now.
     """
 
     def __init__(self, site: Site, bucket: Bucket) -> None:
@@ -64,7 +64,7 @@ class Elsewhere:
     ) -> tuple[dict[str, Version], frozenset[str]]:
         """The records of a version in other buckets, and which of them have a file for it.
 
-        A null version is the same elsewhere only between related buckets, where the content is or one names the other.
+        Null versions are the same only in related buckets, if their contents match or one record names the other.
         """
         found: dict[str, Version] = {}
         seen = set()
@@ -76,7 +76,7 @@ class Elsewhere:
             except OSError as error:
                 if error.errno not in GONE:
                     log.warning("cannot read bucket=%s version=%s: %s", address, stored.id, error.strerror)
-                    self.away[address] = reason(error)  # it may know more when it can be read
+                    self.away[address] = reason(error)  # its record may help once it can be read
                 continue
             except StoreDamaged:
                 seen.add(address)
@@ -104,7 +104,7 @@ class Elsewhere:
 
 
 def _related(site: Site, address: str) -> frozenset[str]:
-    """The buckets that a bucket's versions went to or came from, by the rules there are; over any number of steps."""
+    """The buckets that a bucket's versions went to or came from, by the present rules, over any number of steps."""
     edges = {(b.address, r.destination) for b in site.buckets.values() if b.replication for r in b.replication.rules}
     near = {address}
     while more := {b for a, b in edges if a in near} | {a for a, b in edges if b in near}:
@@ -115,20 +115,20 @@ def _related(site: Site, address: str) -> frozenset[str]:
 
 
 class Rebuilder:
-    """Rebuilds records of one bucket that is open for writing. Other regions are only looked into."""
+    """Rebuilds records of one bucket that is open for writing. Other regions are only read."""
 
     def __init__(self, site: Site, bucket: OpenBucket, journal: Journal) -> None:
         self.site, self.bucket, self.journal = site, bucket, journal
         self.rebuilt = 0
         self.damaged: list[tuple[bytes, str, bool]] = []
-        """By key, id and kind, versions whose records contradict themselves: they are to be repaired."""
+        """By key, id and kind, versions whose records contradict themselves and must be repaired."""
         self.waiting = 0
-        """Records that nothing here tells enough of, while a region is away that may."""
+        """Number of records that cannot be rebuilt yet, while a region that may help is away."""
         self._elsewhere: Elsewhere | None = None
         self._hidden: dict[str, list[bytes]] | None = None
-        """By version id, the keys that no stored path spells. Built once: to look for each goes through all of them."""
+        """By version id, the keys that no stored path spells. Built once, since each search would read all of them."""
         self._spellings: dict[bytes, dict[bytes, bytes]] = {}
-        """By directory of views, the names in it that are stored under a digest, by that."""
+        """By directory of views, then by digest, the names in it that are stored under a digest."""
 
     @property
     def elsewhere(self) -> Elsewhere:
@@ -139,11 +139,11 @@ class Rebuilder:
     def version(
         self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool = False
     ) -> Version | None:
-        """What a stored file without its record is; None where not even its key can be found out.
+        """The version of a stored file without a record; None where its key cannot be found.
 
-        The record is written again, except where a region is away that may know more: then the version
-        is complete enough to compare its view with, and `waiting` counts it. damaged: what is left of the
-        attributes is not to be believed. Raises OSError.
+        The record is rewritten, unless a region that may know more is away. Then the returned version is complete
+        enough to compare its view with, and `waiting` counts it. damaged: the surviving attributes are not
+        trusted. Raises OSError.
         """
         found = self._recall(at, path, name, stored, damaged=damaged)
         if found is None:
@@ -162,16 +162,16 @@ class Rebuilder:
         return version
 
     def recall(self, key: bytes, version_id: str) -> Version | None:
-        """The same for a version whose file is another's as well, and on which nothing is written.
+        """The version of a stored file that is also another's file; nothing is written on it.
 
-        None where what can be found out may not be all. Raises OSError.
+        None where the evidence may be incomplete. Raises OSError.
         """
-        place = keys.stored_path(key)
-        path, last = keys.split(place)
+        stored_path = keys.stored_path(key)
+        path, last = keys.split(stored_path)
         stored, name = keys.StoredName(last, version_id, False, False), keys.stored_name(last, version_id)
         at, damaged = self.bucket.store.get(path), False
         try:
-            records.read(self.bucket, at, name, place).version(key, stored)
+            records.read(self.bucket, at, name, stored_path).version(key, stored)
         except StoreDamaged:
             damaged = True
         found = self._recall(at, path, name, stored, damaged=damaged)
@@ -180,7 +180,7 @@ class Rebuilder:
     def _recall(
         self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool
     ) -> tuple[Version, str, bool] | None:
-        """The version, the bucket whose record it was made after, if any, and whether its own record is whole."""
+        """The version, the bucket whose record was its model, if any, and whether its own record is whole."""
         bucket = self.bucket
         left = {} if damaged else records.read(bucket, at, name, keys.join(path, stored.name)).raw
         fd = records.open_file(bucket, at, name)
@@ -206,12 +206,12 @@ class Rebuilder:
         current = self.journal.versions.object(bucket.address, key)
         known_digest = current.digest if current and current.id == stored.id else b""
         known_ns = next((c for i, c, _ in self.journal.versions.versions_of(bucket.address, key) if i == stored.id), 0)
-        delivery = {
+        deliveries = {
             o.destination: o for o in self.journal.deliveries.select(bucket.address, key=key) if o.id == stored.id
         }
         folder = bucket.fs.stat_fd(bucket.fd)
         return Evidence(
-            bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, delivery,
+            bucket.address, key, stored, size, digest, inode, left, elsewhere, seen, known_ns, known_digest, deliveries,
             view_evidence=None if stored.marker else self._view_evidence(key, digest),
             replication=bucket.bucket.replication,
             since=bucket.bucket.documents.since,
@@ -222,7 +222,7 @@ class Rebuilder:
     def _key(
         self, path: bytes, stored: keys.StoredName, left: Mapping[str, bytes], elsewhere: Mapping[str, Version]
     ) -> bytes | None:
-        """The key of a stored file: what its path spells, unless a digest stands in for a part of it."""
+        """The key of a stored file: the spelling of its path, unless a part of that is a digest."""
         guess = keys.join(path, stored.name)
         if not any(map(keys.is_digest, guess.split(b"/"))):
             return guess
@@ -242,7 +242,7 @@ class Rebuilder:
         return self._hidden.get(version_id, ())
 
     def _names_in(self, directory: bytes) -> dict[bytes, bytes]:
-        """The names of a directory of views that are stored under a digest, by that."""
+        """The names in a directory of views that are stored under a digest, by digest."""
         if directory not in self._spellings:
             names = (os.fsencode(e.name) for e in self.bucket.fs.entries(self.bucket.views.get(directory)))
             spelled = ((keys.stored_component(name), name) for name in names)
@@ -265,7 +265,7 @@ class Rebuilder:
         yield key
 
     def _view_evidence(self, key: bytes, digest: bytes) -> ViewEvidence | None:
-        """The view, if it shows this content."""
+        """The evidence of a view, if the view shows this content."""
         with open_view_if_there(self.bucket, key, errno.errorcode) as view:
             if view is None or not view.is_regular or view.digest() != digest:
                 return None
@@ -277,9 +277,9 @@ class Rebuilder:
         return ViewEvidence(posix, attributes.own(raw), attributes.tags(raw), created_ns)
 
     def show(self) -> None:
-        """Give views that lost their attributes with the store theirs again, and know them as they look now.
+        """Restore the labels of views that lost them with the store, and record how these views look now.
 
-        Without this a scan would take what they lack for something that their user took away.
+        Without this a scan would take the missing attributes for a user's edit.
         """
         bucket = self.bucket
         for key, known in self.journal.versions.objects(bucket.address):
@@ -290,7 +290,7 @@ class Rebuilder:
                     if view is not None and view.is_regular:
                         self._show(key, known, view)
             except (OSError, StoreDamaged) as error:
-                log.warning('cannot mark bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
+                log.warning('cannot label bucket=%s key="%s": %s', bucket.address, keys.shown(key), error)
 
     def _show(self, key: bytes, known: Object, shown: ViewFile) -> None:
         bucket, fd = self.bucket, shown.fd
@@ -302,7 +302,7 @@ class Rebuilder:
         lacks = metadata.shortfall(version, version.posix, view_attributes.write(bucket, fd, version)).lacks
         if lacks != version.shortfall.lacks:
             records.amend(bucket, replace(version, shortfall=replace(version.shortfall, lacks=lacks)))
-        # where nothing was lost a view may merely not be marked yet, and edited: it is looked at again
+        # where nothing was lost a view may be unlabelled and edited: the next scan reads it again
         racy = not self.rebuilt or bucket.coarse_ns > 0
         view = bucket.view(bucket.fs.stat_fd(fd), known.id, racy=racy)
         if view.has_content_of(shown.found):

@@ -1,8 +1,8 @@
-"""Bring the journal into line with the trees, and finish what a crash left under way.
+"""Update the journal from the trees.
 
-Run for each bucket before anything else is done in it: the store is read (names only, where the
-journal was closed properly), then intents are carried out, then what was displaced is looked at,
-then staging is swept. Only after that does a difference between store and view mean a user's act.
+Reconciliation runs for each bucket before any other step: the store is read (names only, where the
+journal was closed properly). Then intents are carried out, displaced files are examined, and staging is
+swept (recover.py). Only after that does a difference between store and view mean a user's act.
 The journal is never locked while a tree is read: a region that hangs would keep it from all others.
 """
 
@@ -25,17 +25,17 @@ log = logging.getLogger("fsrepl")
 
 _ROWS = 1000
 _INDEXED = b"indexed"
-"""An empty file in .fsrepl. Its ctime tells the journal that has the tree on record from any older one."""
+"""An empty file in .fsrepl. Its ctime distinguishes the journal that has indexed the tree from any older one."""
 
 
 def reconcile(
     bucket: OpenBucket, journal: Journal, *, afresh: bool, rebuilder: rebuild.Rebuilder | None = None
 ) -> None:
-    """Make the journal's versions and deliveries of a bucket those of its store.
+    """Update the journal's versions and deliveries of a bucket from its store.
 
-    afresh: every record is read; else only those whose names the journal does not know, where it is the same
-    tree that was last read whole. What the journal knows of views is kept: a scan compares it with what is
-    there. rebuilder: writes records again that have lost their attributes; without one nothing is written.
+    afresh: every record is read; else only those whose names the journal does not know, where the tree is the
+    one that was last read whole. The journal's knowledge of views is kept: a scan compares it with the
+    views. rebuilder: rewrites lost records; without one nothing is written.
     """
     address = bucket.address
     journal.bucket_id(address, bucket.bucket.uuid)
@@ -49,16 +49,16 @@ def reconcile(
         if spelled:
             seen_directories.add(path)
         found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
-        stripped, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        bare, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
         if rebuilder is not None and spelled:
             rebuilder.damaged += [
                 (keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)
             ]
-        for name, stored in stripped:
+        for name, stored in bare:
             if rebuilder is not None:
                 _rebuild(rebuilder, fd, path, name, stored)
             else:
-                _read_stripped(bucket, journal, fd, path, name, stored)
+                _index_bare(bucket, journal, fd, path, name, stored)
     for directory in journal.versions.version_directories(address) - seen_directories:
         for last, version_id, marker in journal.versions.versions_in(address, directory):
             key = keys.join(directory, last)
@@ -76,26 +76,26 @@ def reconcile(
 
 
 def sign(bucket: OpenBucket, journal: Journal) -> None:
-    """Mark a tree as the one that this journal has on record, when work in it begins and when it ends.
+    """Sign a tree as indexed by this journal, when work in it begins and when it ends.
 
-    A copy of the journal from before then, as a restored backup or a snapshot is, does not match the tree any
-    more, and neither does that of another site which had the tree meanwhile. Its rows are read again.
+    An older copy of the journal, such as a restored backup or a snapshot, no longer matches the tree. Neither does
+    a journal of another site that had the tree meanwhile. Such rows are read again.
     """
     fs = bucket.fs
-    with contextlib.suppress(OSError):  # where nothing can be changed, nothing will differ
+    with contextlib.suppress(OSError):  # where nothing can be changed, nothing can differ
         try:
             fd = fs.open_read(bucket.meta, _INDEXED)
         except FileNotFoundError:
             fd = fs.create(bucket.meta, _INDEXED)
         try:
-            fs.set_mtime(fd, time.time_ns())  # ctime follows, and nobody can set that
+            fs.set_mtime(fd, time.time_ns())  # ctime follows, and no program can set it
         finally:
             fs.close(fd)
     journal.set_tree(bucket.address, _tree(bucket))
 
 
 def _tree(bucket: OpenBucket) -> str:
-    """What tells a tree from a copy of it, and from its own past. See sign.
+    """The identity of a tree, which differs from that of a copy and of its own past. See sign.
 
     A copy has other inodes, and its attributes may be gone.
     """
@@ -111,13 +111,13 @@ def _directory(
     bucket: OpenBucket, journal: Journal, path: bytes, fd: int, found: list[tuple[bytes, keys.StoredName]],
     *, afresh: bool, spelled: bool,
 ) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
-    """Bring one directory of the store into the journal; the versions in it that have lost their records, and those
-    whose records contradict themselves."""
+    """Index one directory of the store; the versions in it whose records are missing, and those whose records
+    contradict themselves."""
     address = bucket.address
     known = journal.versions.versions_in(address, path) if spelled else set()
-    # one of the records is looked at in any case: attributes are lost by whole trees, not one by one
-    afresh = afresh or any(_is_stripped(bucket, fd, path, *each) for each in found[:1])
-    stripped: list[tuple[bytes, keys.StoredName]] = []
+    # one record is read in any case: attributes are lost by whole trees, not one by one
+    afresh = afresh or any(_is_bare(bucket, fd, path, *each) for each in found[:1])
+    bare: list[tuple[bytes, keys.StoredName]] = []
     damaged: list[keys.StoredName] = []
     unread = []
     for name, stored in found:
@@ -126,22 +126,22 @@ def _directory(
             unread.append((name, stored))
         known.discard(entry)
     for start in range(0, len(unread), _ROWS):
-        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], stripped, damaged)
+        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], bare, damaged)
     ids = {(stored.name, stored.id) for _, stored in found}
     for last, version_id, _marker in known:
         if (last, version_id) in ids:
-            continue  # a null version, and a null marker is in its place, or the other way round
+            continue  # a null version that a null marker replaced, or the other way round
         if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
             _drop(bucket, journal, keys.join(path, last), version_id)
-    return stripped, damaged
+    return bare, damaged
 
 
 def _without_replaced(
     bucket: OpenBucket, fd: int, path: bytes, found: list[tuple[bytes, keys.StoredName]], *, remove: bool
 ) -> list[tuple[bytes, keys.StoredName]]:
-    """A directory without the null versions, or markers, whose place was taken by the other when that was cut short.
+    """A directory without null versions, or null markers, that the other kind replaced before a crash.
 
-    remove: these go, which was about to be.
+    remove: the replaced files are removed, as the crash prevented.
     """
     names = [each for each in found if each[1].id == NULL]
     if len(names) == len({stored.name for _, stored in names}):
@@ -160,7 +160,7 @@ def _without_replaced(
     return [each for each in found if each[0] not in replaced]
 
 
-def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
+def _is_bare(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
     try:
         record = records.read(bucket, fd, name, keys.join(path, stored.name))
     except (FileNotFoundError, StoreDamaged):
@@ -170,16 +170,16 @@ def _is_stripped(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: 
 
 def _read_in(
     bucket: OpenBucket, journal: Journal, fd: int, path: bytes, unread: list[tuple[bytes, keys.StoredName]],
-    stripped: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName],
+    bare: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName],
 ) -> None:  # fmt: skip
-    """Put records into the journal. Those that are not whole are added to stripped, and wrong ones to damaged."""
+    """Add records to the journal. Incomplete records are added to bare instead, and wrong ones to damaged."""
     read: list[Version] = []
     for name, stored in unread:
         key = keys.join(path, stored.name)
         try:
             record = records.read(bucket, fd, name, key)
             if record.bare or not attributes.is_whole(record.raw, key, marker=stored.marker):
-                stripped.append((name, stored))
+                bare.append((name, stored))
             else:
                 read.append(record.version(key, stored))
         except FileNotFoundError:
@@ -192,10 +192,10 @@ def _read_in(
             journal.versions.add(bucket.address, version)
 
 
-def _read_stripped(
+def _index_bare(
     bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName
 ) -> None:
-    """Count a version whose record is gone, for a reader who does not rebuild it, if its path spells its key."""
+    """Index a version without a record, for a reader that does not rebuild it, if its path spells its key."""
     key = keys.join(path, stored.name)
     if not any(map(keys.is_digest, key.split(b"/"))):
         with contextlib.suppress(FileNotFoundError, StoreDamaged):
@@ -215,7 +215,7 @@ def _rebuild(rebuilder: rebuild.Rebuilder, fd: int, path: bytes, name: bytes, st
         return
     if version is None:
         log.error(
-            'damaged bucket=%s file="%s" version=%s: its attributes are gone, and nothing tells its key',
+            'damaged bucket=%s file="%s" version=%s: its attributes are gone, and its key cannot be found',
             bucket.address, shown, stored.id,
         )  # fmt: skip
         return
@@ -233,7 +233,7 @@ def _drop(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> 
 
 
 def forget_version(bucket: OpenBucket, journal: Journal, key: bytes, version_id: str) -> Version | None:
-    """Take a version out of the journal; the version that is the newest now, None where none is left."""
+    """Remove a version from the journal; the newest version now, None where there is none."""
     left = [v for v in journal.versions.versions_of(bucket.address, key) if v[0] != version_id]
     newest = None
     for candidate, _created, marker in left:

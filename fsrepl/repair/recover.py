@@ -1,4 +1,4 @@
-"""Crash recovery: what an intent says was under way is finished before the first scan."""
+"""Crash recovery: steps that an intent names are finished before the first scan."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ log = logging.getLogger("fsrepl")
 
 
 def finish(
-    bucket: OpenBucket, journal: Journal, quiet_s: float, hold: Callable[[intents.Intent, show.NotShown], bool]
+    bucket: OpenBucket, journal: Journal, quiet_s: float, mark_stale: Callable[[intents.Intent, show.NotShown], bool]
 ) -> dict[tuple[bytes, str], bytes]:
-    """Carry out the intents that a crash left, look at what was displaced, sweep staging.
+    """Carry out the intents that a crash left, examine displaced files, sweep staging.
 
-    After that every view shows its key's current version, or is held. The journal's row of any other view is older
-    than the tree, and is forgotten: what is there now is compared with the versions, as without a journal.
+    Afterwards every view shows its key's current version, or is stale. The journal's row of any other view is older
+    than the tree, and is forgotten: the view is then compared with the versions, as without a journal.
     quiet_s: see displaced.clear.
-    hold: takes a view that cannot change yet; whether that is written down durably, so that its old intent may go.
-    Returns the versions that are still to be fetched again, and under what name that is written down.
+    mark_stale: receives a view that cannot change yet; whether that is recorded durably, so that its intent may be
+    removed. Returns the versions still to be fetched again, each with the name of the intent that records it.
     """
     files = list(read_intents(bucket))
     intents = [intent for _, group in files for intent in group]
     kept: set[bytes] = set()
-    held: set[bytes] = set()
+    still_stale: set[bytes] = set()
     fetched: dict[tuple[bytes, str], bytes] = {}
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
@@ -54,11 +54,11 @@ def finish(
             continue
         outcome = _finish_one(bucket, journal, intent)
         if isinstance(outcome, show.NotShown):
-            held.add(intent.key)
-            if not hold(intent, outcome):
+            still_stale.add(intent.key)
+            if not mark_stale(intent, outcome):
                 kept.add(intent.key)
     behind = journal.versions.behind(bucket.address)
-    journal.versions.see_all(bucket.address, [(key, None) for key in behind if key not in held])
+    journal.versions.see_all(bucket.address, [(key, None) for key in behind if key not in still_stale])
     bucket.sync()
     if files:
         bucket.fs.sync_all(bucket.fd)
@@ -69,7 +69,7 @@ def finish(
 
 
 def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
-    """Remove the versions of a key that were about to be, for good: that much was written down."""
+    """Remove the versions of a key whose permanent removal was recorded before a crash."""
     for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         if (key, version_id) in bucket.bucket.documents.removed:
             versions.remove(bucket, Version(key, version_id, 0, marker=marker))
@@ -77,28 +77,28 @@ def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
 
 
 def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.ShowResult:
-    """Carry out one intent. A view that cannot be looked at now waits, and holds up no other."""
+    """Carry out one intent. A view that cannot be read now waits, and delays no other."""
     try:
         return _finish_view(bucket, journal, intent)
     except OSError as error:
         if intent.act is intents.Act.EDIT:
             raise
-        journal.versions.see(bucket.address, intent.key, intent.was)  # it is behind, as far as anybody knows
+        journal.versions.see(bucket.address, intent.key, intent.was)  # as far as is known the view is stale
         return show.NotShown(reason(error))
     except (FsreplError, sqlite3.Error):
         raise
     except Exception:
-        log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(intent.key))
+        log.exception('set aside bucket=%s key="%s": an unexpected error', bucket.address, keys.shown(intent.key))
         return show.NotShown(UNFORESEEN)
 
 
 def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.ShowResult:
-    """Make one view show its key's current version, if what it shows is merely behind."""
+    """Make a view show its key's current version, if it is merely stale."""
     known = journal.versions.object(bucket.address, intent.key)
     if known is None:
         if intent.version == "" and intent.was is not None:  # its last version was removed for good
             return _show(bucket, show.nothing(intent.key), intent.was)
-        return show.Shown(None)  # never published: staging was swept, nothing happened
+        return show.Shown(None)  # never published: staging was swept, nothing changed
     current = versions.read(bucket, intent.key, known.id, marker=known.marker)
     if current is None:
         return show.Shown(None)
@@ -110,7 +110,7 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
     if answer is Answer.USER_CHANGED:
         return show.UserChanged()
     if is_shown and found.status is not None:
-        view = view_of(found.status, current.id, racy=True)  # an edit since then is still to be noticed
+        view = view_of(found.status, current.id, racy=True)  # an edit since then must still be noticed
         journal.versions.see(bucket.address, intent.key, view)
         return show.Shown(view)
     try:
@@ -123,12 +123,12 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
     elif isinstance(outcome, show.NotShown) and expected is not None:
         journal.versions.see(
             bucket.address, intent.key, expected
-        )  # a new journal does not know that it is merely behind
+        )  # a new journal does not know that the view is merely stale
     return outcome
 
 
 def _look(bucket: OpenBucket, key: bytes) -> Found:
-    """As show.look. Where it may not be looked at, nothing is there for us."""
+    """As show.look. A view that may not be read counts as absent."""
     try:
         return show.look(bucket, key)
     except OSError as error:
@@ -138,13 +138,14 @@ def _look(bucket: OpenBucket, key: bytes) -> Found:
 
 
 def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, found: Found) -> tuple[View | None, bool]:
-    """The view that may be changed, None where none may be; and whether it shows the current version already.
+    """The view that may be changed, None where none may; and whether it shows the current version already.
 
-    An intent may have been carried out or not, so that a file is known by its content where its times do not tell.
+    An intent may or may not have been carried out, so a file is recognised by its content where its times do not
+    suffice.
     """
     was = intent.was
     if found.occupant is Occupant.OTHER:
-        return None, False  # it stands in the way, whatever was there before
+        return None, False  # an obstacle, whatever was there before
     if found.status is None:
         return was, False
     shown = _shown_digest(bucket, intent.key)
@@ -152,12 +153,12 @@ def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, foun
         return None, True
     if was is None:
         return None, False
-    is_behind = (was.is_like(found.status) and not was.racy) or shown == _version_digest(bucket, intent.key, was.shown)
-    return (bucket.view(found.status, was.shown) if is_behind else None), False
+    is_stale = (was.is_like(found.status) and not was.racy) or shown == _version_digest(bucket, intent.key, was.shown)
+    return (bucket.view(found.status, was.shown) if is_stale else None), False
 
 
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> show.ShowResult:
-    """As show.show. A view that may not be changed, being immutable perhaps, waits and holds up no other."""
+    """As show.show. A view that may not be changed, such as an immutable one, waits and delays no other."""
     try:
         return show.show(bucket, version, expected, staged)
     except PermissionError as error:
@@ -167,7 +168,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
 def _finish_edit(
     bucket: OpenBucket, journal: Journal, intent: intents.Intent, current: Version, found: os.stat_result | None
 ) -> show.ShowResult:
-    """Give a view the metadata that its version has on the record, if it is that view still."""
+    """Apply the recorded metadata of a version to its view, if the view is still the same."""
     was = intent.was
     if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):
         looks = view_metadata.show(bucket, view_of(found, current.id), current)

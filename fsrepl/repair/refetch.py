@@ -1,4 +1,4 @@
-"""Stored versions that were come upon damaged are repaired, those that were destroyed fetched from another region."""
+"""Stored versions that steps found damaged are repaired; overwritten ones are fetched from another region."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log = logging.getLogger("fsrepl")
 _AGAIN_S, _AGAIN_MAX_S = 5.0, 600.0
 
 
-# -- repairing what was come upon
+# -- repairing damaged versions
 
 
 def repair_damaged(region: Region) -> bool:
-    """Have repaired what steps have come upon, each in a lane; whether there was anything."""
+    """Repair versions that steps found damaged, in the background; whether there were any."""
     busy = False
     for state in region.states.values():
         found, state.damaged = state.damaged, []
@@ -52,31 +52,31 @@ def _repair(region: Region, damaged: Damaged) -> None:
     )  # fmt: skip
 
 
-# -- fetching again what was destroyed
+# -- fetching overwritten versions
 
 
 def resume(state: BucketState, overwritten: Mapping[At, bytes]) -> None:
-    """After a start: go on with what was to be fetched. lost: by key and version, where that is written down."""
+    """Continue pending fetches after a start. overwritten: by key and version, the intent that records each fetch."""
     for at, intent in overwritten.items():
         state.overwritten.setdefault(at, Overwritten(intent))
 
 
 def retry_now(region: Region) -> None:
-    """A bucket came back that may have what is missing here."""
+    """Try pending fetches now: a bucket came back that may have the missing versions."""
     for state in region.states.values():
         for overwritten in state.overwritten.values():
             overwritten.due_s = 0.0
 
 
 def next_s(state: BucketState) -> float | None:
-    """The monotonic time when something is to be fetched; None where nothing is."""
+    """The monotonic time of the next fetch; None where there is none."""
     return min(
         (overwritten.due_s for overwritten in state.overwritten.values() if not overwritten.in_background), default=None
     )
 
 
 def fetch_due(region: Region) -> bool:
-    """Repair what was come upon, and fetch what is due, each in a lane; whether there was anything."""
+    """Repair damaged versions and fetch due ones, in the background; whether there were any."""
     now_s = time.monotonic()
     busy = repair_damaged(region)
     for state in region.states.values():
@@ -113,7 +113,7 @@ def _fetch(region: Region, state: BucketState, at: At, overwritten: Overwritten)
 
 
 def _size(region: Region, address: str, at: At) -> int:
-    """How much a repair reads, as far as the journal tells."""
+    """The number of bytes that a repair reads, if the journal knows it."""
     return region.engine.journal.versions.size_of(address, *at) or 0
 
 

@@ -1,10 +1,10 @@
-"""One version made what it should be: its record, its content, its file in a replica tree.
+"""The repair of one version: its record, its content, its view in a replica tree.
 
-The content comes from whichever copy matches the recorded BLAKE3: another region's stored version, the file
-people see here, that of another region. It is copied (never a reflink: G10), read back, and takes the place
-of the bad one by rename. A view that shows the version stays as it is in a source, and is restored in a replica's
-tree only where nobody wrote into it. A missing version that is the newest of its key is shown, as a delivery is.
-Everything here may be repeated, and cut short at any line. Source: design.md, section 5.
+The content comes from any copy that matches the recorded BLAKE3: another region's stored version, the view
+here, the view in another region. It is copied (never a reflink: G10), read back, and replaces the
+bad content by rename. A view of a source that shows the version is not changed; in a replica's tree
+it is restored only if it was not written into. A missing version that is the newest of its key is shown, as after
+a delivery. Every step may be repeated, and interrupted at any line. Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FAILED_BY_DAMAGE = frozenset({"SrcObjectNotEligible", "SrcVersionNotFound", "Sr
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is to be repaired. path: its key as the store spells it, which is known in any case."""
+    """A version to repair. path: its key as stored, which is always known."""
 
     address: str
     path: bytes
@@ -65,9 +65,9 @@ class Target:
 
 
 def repair(region: Region, target: Target) -> bool:
-    """Make a version whole as far as that is possible now; whether its content is.
+    """Repair a version as far as that is possible now; whether its content is whole.
 
-    region: the bucket's. Copies in the caller's thread; what it changes is changed by the region's own. Raises
+    region: the bucket's. The caller's thread copies; the region's own thread makes all changes. Raises
     FsreplError where the bucket is away, OSError.
     """
     engine = region.engine
@@ -104,9 +104,9 @@ def _named(target: Target, version: Version) -> tuple[str, str, str]:
 
 
 def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
-    """What the stored file says that it is, and whether that had to be rebuilt; None where there is none.
+    """The version by its record, and whether that had to be rebuilt; None where there is no stored file.
 
-    In the region's thread.
+    Runs in the region's thread.
     """
     journal = region.engine.journal
     with region.ready(target.address).bucket.open() as bucket:
@@ -131,7 +131,7 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
 
 
 def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
-    """Put a version into the journal as it is now, and keep what is known of its view."""
+    """Update the journal's row of a version, and keep what is known of its view."""
     engine, journal = region.engine, region.engine.journal
     with journal.transaction():
         known = journal.versions.object(bucket.address, version.key)
@@ -142,7 +142,7 @@ def _index(region: Region, bucket: OpenBucket, version: Version) -> None:
 
 
 def _from_elsewhere(engine: Runtime, target: Target, records: dict[str, Version]) -> Version | None:
-    """The record of a version that is not here any more, though it should be."""
+    """The record of a version that is missing here, from other buckets; None where it should not be here."""
     if not records:
         return None
     bucket = engine.site.bucket(target.address)
@@ -189,7 +189,7 @@ def stage_good_copy(
     version: Version,
     records: dict[str, Version],
 ) -> bytes:
-    """Copy the content from where it is what it should be; the name of the copy in tmp, empty where it is nowhere."""
+    """Copy the content from a good copy; the name of the new copy in tmp, empty where there is no good one."""
     if version.marker:
         name = staging.token()
         bucket.fs.close(bucket.fs.create(bucket.tmp, name))
@@ -218,7 +218,7 @@ def stage_good_copy(
 def _copies(
     bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
 ) -> Iterator[tuple[str, OpenBucket, int]]:
-    """Open files that may have a version's content: where they are, and a descriptor, which the caller closes."""
+    """Open files that may have a version's content: their description, and a descriptor that the caller closes."""
     for address in records:
         other = elsewhere.buckets[address]
         with contextlib.suppress(OSError):
@@ -235,7 +235,7 @@ def _copies(
 
 
 def _copy(limiter: Limiter, bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> bytes:
-    """Copy an open file into tmp, durably; the BLAKE3 of what was read back."""
+    """Copy an open file into tmp, durably; the BLAKE3 of the copy as read back."""
     fd = bucket.fs.create(bucket.tmp, name)
     try:
         crosses = other.bucket.region != bucket.bucket.region
@@ -254,9 +254,9 @@ def _copy(limiter: Limiter, bucket: OpenBucket, other: OpenBucket, from_fd: int,
 
 @dataclass(frozen=True, slots=True)
 class _ViewContent:
-    """A version's view, where it looks as it was recorded when it showed the version; else None.
+    """A version's view, if it looks as recorded when it showed the version; else None.
 
-    rotten: it was not written into, and has other content.
+    rotten: the view has other content without having been written into.
     """
 
     view: View | None = None
@@ -266,9 +266,9 @@ class _ViewContent:
 def _put_in_place(
     region: Region, target: Target, version: Version, staged: bytes, records: Mapping[str, Version], *, rebuilt: bool
 ) -> None:
-    """Publish the good copy, if one was needed; then bring record, deliveries and view into line with it."""
+    """Publish the good copy, if one was needed; then update record, deliveries and view from it."""
     engine, state = region.engine, region.ready(target.address)
-    mended = bool(staged) or rebuilt
+    was_repaired = bool(staged) or rebuilt
     with state.bucket.open() as bucket:
         if (version.key, version.id) in state.bucket.documents.removed:
             staging.unstage(bucket, staged) if staged else None
@@ -293,10 +293,10 @@ def _put_in_place(
             if content.view is not None:
                 _show_again(region, bucket, now, content.view, restore=restores_view)
         now = _as_sent(region, state, bucket, now, records)
-        _settle(region, bucket, target, now, records, mended=mended)
+        _settle(region, bucket, target, now, records, was_repaired=was_repaired)
         known = engine.journal.versions.object(target.address, now.key)
         if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
-            region.look_at(target.address, [now.key])  # what it holds may be its user's, written without an event
+            region.look_at(target.address, [now.key])  # its content may be its user's, written without an event
         if not sharing.receives_writes(state.bucket):
             _show_if_late(region, state, bucket, now)
         bucket.sync()
@@ -304,9 +304,9 @@ def _put_in_place(
 
 
 def _comes_back_newest(region: Region, bucket: OpenBucket, version: Version, name: bytes) -> bool:
-    """Whether a version is not on record, and will be the newest of its key. name: its copy, in tmp.
+    """Whether a version is not in the journal, and will be the newest of its key. name: its copy, in tmp.
 
-    What the view shows by now is recorded first: else it would be taken for its user's afterwards.
+    The present content of the view is captured first: later it would be taken for a user's change of this version.
     """
 
     def is_newest() -> bool:
@@ -324,20 +324,20 @@ def _comes_back_newest(region: Region, bucket: OpenBucket, version: Version, nam
 
 
 def _publish_newest(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
-    """Put back a version that its view is merely behind, and show it: under an intent, as a delivery is."""
+    """Publish a version that its view is merely behind, and show it under an intent, as a delivery does."""
     known = region.engine.journal.versions.object(bucket.address, version.key)
     intent = Intent(version.key, version.id, known.view if known else None)
     try:
         intents = intend(region.engine.syncer, bucket, [intent])
         _publish(region, state, bucket, version, name)
     except OSError:
-        staging.unstage(bucket, name)  # the intent stays: it may be in the store; the next start finds out
+        staging.unstage(bucket, name)  # the intent stays, since the version may be in the store; the next start checks
         raise
     stale.show_changed(region, state, bucket, version.key, intents)
 
 
 def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
-    """The version with the metadata and deliveries that its record has by now."""
+    """The version with the present metadata and deliveries of its record."""
     with contextlib.suppress(StoreDamaged, OSError):
         now = versions.read(bucket, version.key, version.id, marker=version.marker)
         if now is not None and not versions.is_stripped(now):
@@ -362,7 +362,7 @@ def _view_content(region: Region, state: BucketState, bucket: OpenBucket, versio
             found = opened.found
             linked = versions.is_file_of(bucket, version, found)
             recorded = view.is_like(found) and not view.racy
-            if not opened.is_regular or not (recorded or (linked and _by_nobody(region, state, version, found))):
+            if not opened.is_regular or not (recorded or (linked and _bypassed_view(region, state, version, found))):
                 return _ViewContent()
             rotten = opened.digest() != version.digest
             written = bucket.fs.is_written(opened.fd)
@@ -371,18 +371,18 @@ def _view_content(region: Region, state: BucketState, bucket: OpenBucket, versio
     if written and not recorded:
         return _ViewContent()
     if linked:
-        # the file that it shares with the store is about to lose that name: its ctime will change, and that is no edit
+        # the file it shares with the store is about to lose that name: its ctime will change, which is no edit
         view = replace(view_of(found, version.id), ctime_ns=0)
         with journal.transaction():
             journal.versions.see(bucket.address, version.key, view)
     return _ViewContent(view, rotten)
 
 
-def _by_nobody(region: Region, state: BucketState, version: Version, found: os.stat_result) -> bool:
-    """Whether a view that is also the stored version changed, and not through any name that people have of it.
+def _bypassed_view(region: Region, state: BucketState, version: Version, found: os.stat_result) -> bool:
+    """Whether a view that is also the stored version changed, and not through a name in the tree.
 
-    A write through the view makes an event; where all events up to now have been taken in, and the file has
-    no third name, what changed it went past the view. Without a watcher that cannot be known.
+    A write through the view makes an event. Where all events so far have been processed, and the file has
+    no third name, the change bypassed the view. Without a watcher that cannot be known.
     """
     watcher, address, key = region.engine.watcher, state.bucket.address, version.key
     if watcher is None or found.st_nlink > 2 or not watcher.is_watching(address, keys.split(key)[0]):
@@ -401,7 +401,7 @@ def _by_nobody(region: Region, state: BucketState, version: Version, found: os.s
 
 
 def _publish(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
-    """Make the copy the stored version, in place of what is there, by rename."""
+    """Replace the stored version by the copy, by rename."""
     staged = versions.stage_copy(bucket, name, version)
     region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
     versions.publish(bucket, staged)
@@ -415,7 +415,7 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, version: Ve
 
 
 def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View, *, restore: bool) -> None:
-    """A view that nobody wrote into: give it its content back, or only note how it looks now."""
+    """Restore the content of a view that was not written into, or only record how it looks now."""
     journal = region.engine.journal
     directory, name = keys.split(version.key)
     shown: View | None = None
@@ -435,7 +435,7 @@ def _show_again(region: Region, bucket: OpenBucket, version: Version, view: View
 def _as_sent(
     region: Region, state: BucketState, bucket: OpenBucket, version: Version, records: Mapping[str, Version]
 ) -> Version:
-    """A replica's record, made what its source sent, and its view with it, unless that was edited."""
+    """A replica's record, updated to what its source sent, and its view with it, unless that was edited."""
     sender = records.get(version.source)
     recorded = sender.deliveries.get(bucket.address) if sender is not None else None
     if sender is None or recorded is None or recorded.status is not Status.COMPLETED:
@@ -465,9 +465,9 @@ def _settle(
     version: Version,
     records: Mapping[str, Version],
     *,
-    mended: bool,
+    was_repaired: bool,
 ) -> None:
-    """Deliveries of a version that is whole again: those that were forgotten, and those that failed for the damage."""
+    """Redeliver a repaired version: deliveries missing from its record, and those that failed for the damage."""
     deliveries = dict(version.deliveries)
     sent = [address for address, other in records.items() if other.source == bucket.address]
     if any(address not in deliveries for address in sent):
@@ -478,14 +478,14 @@ def _settle(
         rebuilt = evidence.rebuild(gathered).deliveries
         deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
     for destination, recorded in version.deliveries.items():
-        if mended and recorded.status is Status.FAILED and recorded.reason in _FAILED_BY_DAMAGE:
+        if was_repaired and recorded.status is Status.FAILED and recorded.reason in _FAILED_BY_DAMAGE:
             deliveries[destination] = replace(rules.renewed(recorded), since_ns=0, edit=False)
     if deliveries != version.deliveries:
         redeliver(region, bucket, version, deliveries)
 
 
 def _show_if_late(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
-    """A replica tree shows the current version of the key, if it does not yet and the way is free."""
+    """Show the key's current version in a replica tree, if its view is stale and no obstacle is there."""
     known = region.engine.journal.versions.object(bucket.address, version.key)
     if known is None or known.id != version.id:
         return

@@ -15,7 +15,7 @@ from fsrepl.storage.journal.rows import Object
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One bucket of the comparison, open for reading. since_ns: when the bucket was made."""
+    """One bucket of the comparison, open for reading. since_ns: the creation time of the bucket."""
 
     address: str
     bucket: OpenBucket

@@ -1,9 +1,9 @@
-"""What is, compared by hash with what should be: a source, its destinations, and what people see of both.
+"""Verification: a source, its destinations and the views of both, compared by hash with what they should be.
 
-Nothing is written here, and no daemon is needed; while one works, what looks wrong is looked at again
-once its regions have finished what they were at. Versions are taken one at a time, so that memory does not
-grow with a bucket; which of them is current is kept in a temporary index. What is found is mended, if it
-shall be, by repair/repair.py, and looked at once more. Source: design.md, section 5.
+Verification writes nothing and needs no daemon. While a daemon runs, each suspected difference is checked again
+once the regions have finished their present work. Versions are read one at a time, so that memory does not
+grow with a bucket; a temporary index holds which of them is current. With `--repair`, repair/repair.py repairs
+each difference, which is then checked once more. Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from fsrepl.storage.site import Site
 from fsrepl.views import directories
 
 _AT_ONCE = 256
-"""So many suspects are looked at again together."""
+"""How many suspected differences are checked again together."""
 
 BucketState = tuple[str, bytes]
-"""A bucket, and a path in it."""
+"""The address of a bucket, and a path in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class Dates:
 
 @dataclass(slots=True)
 class Tally:
-    """What a verification has come to so far.
+    """The counts of a verification so far.
 
-    checked: versions and markers looked at, on either side, and size their bytes. pending: deliveries that are
-    not done, and files people changed that are not captured. mounted: of each bucket, the directories and files over
-    which something else is mounted, and how many keys that hides. away: buckets that could not be compared, and why.
-    dates: by bucket, what its filesystem cannot hold of them, which is no difference: the records have them.
+    checked: versions and markers read, on either side, and bytes their size. pending: deliveries that are
+    not done, and changed views that are not captured. mounted: for each directory or file below
+    a mount, how many keys the mount hides. away: buckets that could not be compared, and why.
+    dates: by bucket, dates that its filesystem cannot hold. They are no difference: the records have them.
     """
 
     checked: int = 0
@@ -67,7 +67,7 @@ class Tally:
     dates: dict[str, Dates] = field(default_factory=dict)
 
 
-# -- looking
+# -- hooks of the caller
 
 
 Look = Callable[[], Difference | None]
@@ -79,18 +79,18 @@ def _nothing() -> None:
 
 @dataclass(slots=True)
 class Hooks:
-    """What a verification asks of its caller. settled: wait until a running daemon has finished what it was at.
-    capture: have keys of a bucket captured, whose files differ from their record. mend: repair one difference.
-    progress: told now and then."""
+    """Callbacks of a verification. settled: waits until a running daemon has finished its present work.
+    capture: captures keys of a bucket whose files differ from their record. repair: repairs one difference.
+    progress: receives the tally now and then."""
 
     settled: Callable[[], None] = _nothing
     capture: Callable[[str, Sequence[bytes]], None] = lambda address, keys: None
-    mend: Callable[[Difference], None] | None = None
+    repair: Callable[[Difference], None] | None = None
     progress: Callable[[Tally], None] = lambda tally: None
 
 
 class Verification:
-    """Compares a source with one of its destinations, or with all of them. Close it, or use it in a `with`.
+    """Compares a source with one of its destinations, or with all of them. Needs close(), or a `with` block.
 
     Raises Refused for a source that was never versioned or a destination that is none, FsreplError where
     the source is away.
@@ -103,7 +103,7 @@ class Verification:
         self.hooks = hooks or Hooks()
         self.tally = Tally()
         self._index = Journal("")
-        """In a temporary file of SQLite's own: which version of each key is current."""
+        """Which version of each key is current, in a temporary file of SQLite's own."""
         self._sides: dict[str, Side | None] = {}
         self._found: list[tuple[Difference, Look]] = []
         self.records, self.views = Records(site), Views(journal)
@@ -139,7 +139,7 @@ class Verification:
         return Side(address, opened, made_ns)
 
     def _side(self, address: str) -> Side | None:
-        """A bucket to compare with; None where it is none of those asked for, or away."""
+        """A bucket to compare with; None where it was not asked for, or is away."""
         if self.only is not None and address not in (self.source, self.only):
             return None
         if address not in self._sides:
@@ -172,9 +172,9 @@ class Verification:
     # -- the pass
 
     def differences(self) -> Iterator[Difference]:
-        """Everything that is not as it should be, as it is found (and mended). The tally is complete afterwards."""
+        """All differences, as they are found (and repaired). The tally is complete afterwards."""
         with self._index.transaction():
-            # what is wrong with the store is told, and mended, before capture looks at the views of it
+            # differences of the store are reported, and repaired, before capture reads its views
             for suspicions in (self._stored(), self._seen()):
                 for suspicion in suspicions:
                     self._found.append(suspicion)
@@ -184,7 +184,7 @@ class Verification:
         self.hooks.progress(self.tally)
 
     def _confirmed(self) -> Iterator[Difference]:
-        """What is still so at a second look, and after it was mended at a third."""
+        """Differences confirmed by a second check, and after a repair by a third."""
         found, self._found = self._found, []
         if found:
             self.hooks.settled()
@@ -194,15 +194,15 @@ class Verification:
             if difference is None:
                 continue
             self.tally.differences += 1
-            if self.hooks.mend is not None:
-                self.hooks.mend(difference)
+            if self.hooks.repair is not None:
+                self.hooks.repair(difference)
                 after = look()
                 difference = replace(difference, repaired=after is None, why=after.why if after else difference.why)
             self.tally.left += not difference.repaired
             yield difference
 
     def _refresh(self) -> None:
-        """Read the documents again that have changed."""
+        """Read changed documents again."""
         for side in self._sides.values():
             if side is not None:
                 with contextlib.suppress(FsreplError):
@@ -227,7 +227,7 @@ class Verification:
     def _store(
         self, side: Side, compared: Callable[[Side, Version], Iterator[tuple[Difference, Look]]]
     ) -> Iterator[tuple[Difference, Look]]:
-        """Every stored version of a bucket by itself, and compared with the other side."""
+        """Every stored version of a bucket, checked alone and compared with the other side."""
         unreadable: list[tuple[bytes, OSError]] = []
         for path, fd, name, stored in versions.stream(side.bucket, lambda *about: unreadable.append(about)):
             version, difference = self._examine(side, fd, path, name, stored)
@@ -264,7 +264,7 @@ class Verification:
     def _examine(
         self, side: Side, at: int, path: bytes, name: bytes, stored: keys.StoredName
     ) -> tuple[Version | None, Difference | None]:
-        """A stored version, and what is wrong with it: its record, then its content."""
+        """A stored version, and its difference, if any: first of its record, then of its content."""
         guess = keys.join(path, stored.name)
 
         def wrong(problem: Problem, why: str, key: bytes = guess) -> Difference:
@@ -294,12 +294,12 @@ class Verification:
     def _digest(self, side: Side, at: int, name: bytes) -> bytes:
         fd = side.bucket.fs.open_read(at, name)
         try:
-            return digests.of_chunks(self._told(side.bucket.fs.chunks(fd)))
+            return digests.of_chunks(self._counted(side.bucket.fs.chunks(fd)))
         finally:
             side.bucket.fs.close(fd)
 
-    def _told(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Chunks on their way to be hashed, each of them progress."""
+    def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Chunks to be hashed, each reported as progress."""
         for chunk in chunks:
             yield chunk
             self.tally.bytes += len(chunk)
@@ -320,7 +320,7 @@ class Verification:
     # -- one version, on both sides
 
     def _sent(self, source: Side, version: Version) -> Iterator[tuple[Difference, Look]]:
-        """Whether a source's version is wherever it was delivered, or came from."""
+        """Differences of a source's version at the buckets that it was delivered to, or came from."""
         for address, recorded in version.deliveries.items():
             if self.only in (None, address):
                 self.tally.pending += recorded.status is Status.PENDING
@@ -339,11 +339,11 @@ class Verification:
         try:
             return versions.has(side.bucket, version.key, version.id, marker=version.marker)
         except OSError:
-            return True  # named where that side is looked through
+            return True  # reported when that side is read
 
     def _received(self, source: Side, there: Side, version: Version) -> Iterator[tuple[Difference, Look]]:
-        """Whether a version at a destination is the same as at the source."""
-        with contextlib.suppress(OSError, StoreDamaged):  # named where that side is looked through
+        """Differences of a version at a destination from the source's version."""
+        with contextlib.suppress(OSError, StoreDamaged):  # reported when that side is read
             original = versions.read_whole(source.bucket, version.key, version.id, marker=version.marker)
             difference = self.records.compare(source, there, original, version)
             if difference is not None:
@@ -382,13 +382,13 @@ class Verification:
         yield from self._captured(side, unlike)
 
     def _captured(self, side: Side, unlike: Sequence[bytes]) -> Iterator[tuple[Difference, Look]]:
-        """Files that are not as recorded, perhaps without an event: capture looks at them, then we do once more."""
+        """Check files that are not as recorded, perhaps without an event, once capture has read them."""
         if not unlike:
             return
         self.hooks.capture(side.address, unlike)
         self._refresh()
         for key in unlike:
-            # the directory that is open may have been removed meanwhile, and made again
+            # the open directory may have been removed and made again meanwhile
             side.bucket.views.forget(keys.split(key)[0])
             current = side.current(key)
             if current is None:
@@ -401,7 +401,7 @@ class Verification:
     # -- directories
 
     def _directories(self, side: Side) -> Iterator[tuple[Difference, Look]]:
-        """Directories that replication made, and that do not let people do what their sources do."""
+        """Directories that replication made, and whose permissions differ from their sources'."""
         for path in directories.with_parents(self._index.versions.version_directories(side.address)):
             look = partial(self._directory_rights, side, path)
             if (difference := look()) is not None:
@@ -410,7 +410,7 @@ class Verification:
     def _directory_rights(self, side: Side, path: bytes) -> Difference | None:
         for each in self._sides.values():
             if each is not None:
-                each.bucket.views.forget(path)  # it may have been removed meanwhile, and made again
+                each.bucket.views.forget(path)  # it may have been removed and made again meanwhile
         others = {address: each.bucket for address, each in self._sides.items() if each is not None}
         why = directories.difference(side.bucket, others, path)
         return Difference(side.address, path + b"/", "", Problem.METADATA, why, path=path + b"/") if why else None

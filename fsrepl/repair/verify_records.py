@@ -1,4 +1,4 @@
-"""The records of one version in two buckets, of which one was made from the other: what differs that should not."""
+"""The records of one version in two buckets, of which one was made from the other, and their differences."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fsrepl.storage.site import Site
 
 
 class Records:
-    """Compares records. A role is read once."""
+    """A comparer of records. A role is read once."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._roles: dict[str, Role | None] = {}
 
     def compare_afresh(self, source: Side, there: Side, version: Version) -> Difference | None:
-        """What compare says of a version, with both records read now."""
+        """The result of compare, with both records read now."""
         found = []
         for side in (source, there):
-            # the directory that is open may have been removed meanwhile, and made again
+            # the open directory may have been removed and made again meanwhile
             side.bucket.store.forget(keys.stored_directory(keys.split(version.key)[0]))
             try:
                 found.append(versions.read_whole(side.bucket, version.key, version.id, marker=version.marker))
@@ -35,7 +35,7 @@ class Records:
         return self.compare(source, there, *found)
 
     def compare(self, source: Side, there: Side, original: Version | None, other: Version | None) -> Difference | None:
-        """Two records of one version, of which one was made from the other."""
+        """The difference of two records of one version, of which one was made from the other."""
         if (original and there.address in original.deliveries) or (other and other.source == source.address):
             return self._judge(source, there, original, other)
         if (original and original.source == there.address) or (other and source.address in other.deliveries):
@@ -43,7 +43,7 @@ class Records:
         return None
 
     def _judge(self, sender: Side, receiver: Side, sent: Version | None, got: Version | None) -> Difference | None:
-        """What of a version is not as it was sent."""
+        """The difference between a version as sent and as received."""
         recorded = sent.deliveries.get(receiver.address) if sent else None
         completed = recorded is not None and recorded.status is Status.COMPLETED
         if got is None:
@@ -51,7 +51,7 @@ class Records:
                 return None
             return receiver.wrong(sent, Problem.MISSING, f"{sender.address} delivered it, and it is not there")
         if sent is None:
-            # a null version may have been replaced; an older one is of another bucket that had this name
+            # a null version may have been replaced; an older one belongs to an earlier bucket of this name
             if got.id == NULL or got.created_ns < sender.since_ns or sender.is_removed(got.key, got.id):
                 return None
             return sender.wrong(got, Problem.MISSING, f"{receiver.address} has it from here, and it is gone")
@@ -83,7 +83,7 @@ class Records:
 
 
 def deleted_there_alone(source: Side, there: Side, key: bytes) -> Difference | None:
-    """A marker that was made at a destination, on top of the version that the source delivered or received."""
+    """A marker made at a destination, on top of the version that the source delivered or received."""
     sent, got = source.newest(key), there.newest(key)
     if sent is None or sent.marker or got is None or not got.marker or got.origin is not Origin.USER:
         return None

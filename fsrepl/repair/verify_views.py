@@ -1,4 +1,4 @@
-"""The file that people see, compared with the version it is to show."""
+"""Views compared with the versions that they should show."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fsrepl.storage.journal.rows import Object
 
 
 class Views:
-    """Compares views. What the journal recorded of them tells a change that is not captured yet from damage."""
+    """A comparer of views. The journal's row of a view distinguishes an uncaptured change from damage."""
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
         self.bad: set[tuple[str, bytes, str]] = set()
-        """Stored versions that are not what they should be: address, key and version id."""
+        """Stored versions that are not as they should be: address, key and version id."""
 
     def compare(self, side: Side, key: bytes, current: Object) -> tuple[Verdict, Difference | None]:
         known = self._journal.versions.object(side.address, key) if self._journal is not None else None
@@ -53,7 +53,7 @@ class Views:
         as_recorded = bool(found and known and known.view and known.view.is_like(found) and not known.view.racy)
         verdict = compare.judge_view(current, known, seen, same=same, as_recorded=as_recorded)
         if verdict is Verdict.DIFFERS:
-            why = "the file shows other content than its version, and nobody wrote into it"
+            why = "the file shows other content than its version, and was not written into"
             return verdict, self._wrong_view(side, key, current, Problem.VIEW, why)
         if verdict is Verdict.CONFLICT:
             why = "something else is where its file must be shown"
@@ -65,7 +65,7 @@ class Views:
         return Difference(side.address, key, current.id, problem, why, current.marker, path=path)
 
     def _is_stored(self, side: Side, key: bytes, current: Object, found: os.stat_result) -> bool:
-        """Whether the view is another name of the stored version: then that was looked at already."""
+        """Whether the view is another name of the stored version, which has been checked already."""
         if (side.address, key, current.id) in self.bad:
             return False
         return self._is_one_file(side, key, current, found)
@@ -92,8 +92,8 @@ class Views:
     def is_damage(self, side: Side, key: bytes, current: Object) -> bool:
         """Whether a file that differs is the stored version's own, and has no further name.
 
-        A write through the view makes an event, so this one went past it: the store is damaged, which a look at the
-        stored version tells.
+        A write through the view makes an event, so this change bypassed the view: the store is damaged, which the check
+        of the stored version finds.
         """
         directory, name = keys.split(key)
         try:
@@ -104,7 +104,7 @@ class Views:
 
 
 def mount_over(bucket: OpenBucket, key: bytes) -> bytes:
-    """What of a key's path another filesystem is mounted over: a directory, with a slash, or the file; else nothing."""
+    """The part of a key's path below a mount: a directory, with a slash, or the file; empty where there is none."""
     path, name = keys.split(key)
     for end in [at for at, byte in enumerate(path + b"/") if byte == ord("/")] if path else []:
         try:
