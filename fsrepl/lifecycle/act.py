@@ -20,11 +20,12 @@ from dataclasses import replace
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle.judge import Due, Judge
 from fsrepl.model import keys
+from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.version import NULL, Origin, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, Damaged, LifecycleRun
 from fsrepl.region.region import Region
-from fsrepl.s3 import events
+from fsrepl.s3 import due, events
 from fsrepl.s3.due import Action, Kind
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -279,6 +280,23 @@ def tell_again(region: Region, bucket: OpenBucket) -> None:
                     records.append(events.of_lifecycle(events.Name.MARKED, bucket.address, version, now_ns))
     if records:
         region.engine.reporter.announce_lifecycle(records)
+
+
+def give_up_staged(bucket: OpenBucket, lifecycle: Lifecycle, now_ns: int) -> int:
+    """Remove what lies in staging for so long that rules give it up, as a fault that kept it from being removed leaves
+    it; how much there was. By ctime: the other times may be those of the object.
+    """
+    number = 0
+    for entry in list(bucket.fs.entries(bucket.tmp)):
+        name = os.fsencode(entry.name)
+        with contextlib.suppress(OSError):  # it is gone by now, or goes with the next run
+            began_ns = bucket.fs.stat(bucket.tmp, name).st_ctime_ns
+            if entry.is_file(follow_symlinks=False) and due.is_abandoned(lifecycle, began_ns, now_ns):
+                bucket.fs.unlink(bucket.tmp, name)
+                number += 1
+    if number:
+        log.info("given up bucket=%s staged=%d by=AbortIncompleteMultipartUpload", bucket.address, number)
+    return number
 
 
 # -- a bucket that was never versioned

@@ -98,6 +98,8 @@ def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
         if lifecycle is None:
             return False
         judge = Judge(region.engine.site, region.engine.journal, bucket, lifecycle, run.now_ns)
+        if not run.judged:
+            act.give_up_staged(bucket, lifecycle, run.now_ns)
         was = run.last, list(run.todo), run.is_over, dict(run.again)
         found = _look(region, bucket, judge, run)
         try:

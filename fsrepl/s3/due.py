@@ -93,6 +93,13 @@ def actions(
     return [replace(each, blocked_by=_blocked(each, versions, versioning, batch=batch)) for each in chosen]
 
 
+def is_abandoned(lifecycle: Lifecycle, began_ns: int, now_ns: int) -> bool:
+    """Whether an upload that began then, and is not complete, is to be given up by a rule for the whole bucket. What we
+    stage has no key yet that one with a prefix could be asked about."""
+    days = [rule.abort_days for rule in lifecycle.rules if rule.enabled and not rule.prefix and rule.abort_days]
+    return bool(days) and _midnight(began_ns + min(days) * DAY_NS) <= now_ns
+
+
 def upcoming(
     lifecycle: Lifecycle, key: bytes, versions: Sequence[Facts], versioning: Versioning, *, batch: bool = False
 ) -> list[Action]:

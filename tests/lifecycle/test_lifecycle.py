@@ -194,6 +194,23 @@ def test_a_transition_is_no_edit_and_no_version(world: World, clock: Clock, shar
     world.stays_quiet()
 
 
+def test_what_is_left_in_staging_is_given_up(world: World, clock: Clock) -> None:
+    """5.1, AbortIncompleteMultipartUpload: by a rule for the whole bucket, counted from when it was last worked at."""
+    staged = world.path(".fsrepl/tmp/left")
+    staged.write_bytes(b"a part")
+    os.utime(staged, (0, 0))
+    of_a_prefix, of_all = ({"Prefix": "d/"}, {})
+    for filter_, moment, is_there in (
+        (of_all, "2026-05-01T10:00:00Z", True),
+        (of_a_prefix, "2100-01-01T00:00:00Z", True),
+        (of_all, "2100-01-01T00:00:00Z", False),
+    ):
+        put(world, rule(Filter=filter_, AbortIncompleteMultipartUpload={"DaysAfterInitiation": 7}))
+        clock(moment)
+        assert run(world) == {}
+        assert staged.exists() is is_there
+
+
 # -- G1
 
 

@@ -198,6 +198,25 @@ def test_newer_noncurrent_versions_are_kept() -> None:
     assert done(noncurrent(1, 2), versions[:3], "2027-01-01") == []
 
 
+def test_uploads_that_are_given_up() -> None:
+    """5.1: days after they began, rounded as all are; by the shortest of the rules for the whole bucket."""
+
+    def rule_of(number: int, prefix: str, status: str = "Enabled") -> Json:
+        abort = {"DaysAfterInitiation": number}
+        return {
+            "ID": f"{number}{prefix}",
+            "Filter": {"Prefix": prefix},
+            "Status": status,
+            "AbortIncompleteMultipartUpload": abort,
+        }
+
+    rules = [rule_of(9, ""), rule_of(3, ""), rule_of(1, "k/"), rule_of(2, "", "Disabled")]
+    lifecycle = read_lifecycle({"Rules": rules})
+    assert not due.is_abandoned(lifecycle, at(MAY_1), at("2026-05-05") - 1)
+    assert due.is_abandoned(lifecycle, at(MAY_1), at("2026-05-05"))
+    assert not due.is_abandoned(read_lifecycle(days(1)), at(MAY_1), at("2030-01-01"))
+
+
 # -- 5.4: conflicts
 
 
