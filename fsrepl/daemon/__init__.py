@@ -1,1 +1,1 @@
-"""The process: its loop, its socket, what it tells others."""
+"""The process: its loop, its socket, its reports to other programs."""

@@ -1,4 +1,4 @@
-"""Buckets come and go: one that is there is indexed, watched and scanned; one that is not is suspended."""
+"""Attaching buckets: a bucket that is there is indexed, watched and scanned; one that is not is suspended."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ log = logging.getLogger("fsrepl")
 
 
 class Attaching(Region):
-    """A region whose buckets come and go."""
+    """A region that attaches its buckets when they are there, and suspends them when they are not."""
 
     def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
         super().__init__(engine, name, regions)
         self.probed = False
-        """Its buckets have been looked at once."""
+        """Whether its buckets have been probed once."""
 
     def probe_buckets(self) -> None:
-        """Take up the buckets that are there, put down those that are not."""
+        """Attach the buckets that are there, suspend those that are not."""
         self._probe_at_s = time.monotonic() + PROBE_S
         self._keep_state_private()
         mine = {a: b for a, b in self.engine.site.buckets.items() if b.region == self.name}
@@ -56,13 +56,13 @@ class Attaching(Region):
         self.probed = True
 
     def _keep_state_private(self) -> None:
-        """The state names every file of the site: nobody else looks into it."""
+        """Keep other users out of the state folder: it names every file of the site."""
         with contextlib.suppress(FsreplError, OSError), self.engine.site.open_state() as at:
             if privacy.close(self.engine.fs, at):
                 log.warning("opened state: others could look into %s; it is closed again", self.engine.site.state)
 
     def probe_now(self) -> None:
-        """Somebody waits: what was put down is tried now."""
+        """Probe all buckets now, without the delay after a failure: a command waits for one."""
         for state in self.states.values():
             state.up_again_at_s = 0.0
         self.probe_buckets()
@@ -71,7 +71,7 @@ class Attaching(Region):
         try:
             with state.bucket.open() as bucket:
                 self.follow_documents(state, bucket)
-                with contextlib.suppress(FsreplError, OSError):  # they are copies; the next look tries again
+                with contextlib.suppress(FsreplError, OSError):  # they are copies; the next probe tries again
                     state.keeper.keep(self.engine.site, bucket)
                 is_due = not state.is_up and time.monotonic() >= state.up_again_at_s
                 if is_due and state.bucket.versioning is not Versioning.OFF:
@@ -86,17 +86,17 @@ class Attaching(Region):
                 log.warning("offline bucket=%s: %s", state.bucket.address, why)
                 self.suspend(state, Phase.AWAY, why)
             state.bucket.trouble = why
-            self._tell_exposed(state)
+            self._report_exposed(state)
             return
         if state.phase is Phase.AWAY:
             state.why = ""
-        self._tell_exposed(state)
+        self._report_exposed(state)
         if state.is_up:
             self._record_skipped(state)
             schedule.start_due(self, state)
 
-    def _tell_exposed(self, state: BucketState) -> None:
-        """Others could look into what is ours: that is said, and what is below closed as well."""
+    def _report_exposed(self, state: BucketState) -> None:
+        """Report that other users could read the daemon's own files, and close the files below as well."""
         if state.bucket.exposed == state.said_exposed:
             return
         state.said_exposed = state.bucket.exposed
@@ -112,7 +112,7 @@ class Attaching(Region):
         self.in_background(close, finish, pool=("repair", self.name), whose=state.bucket.address)
 
     def _record_skipped(self, state: BucketState) -> None:
-        """How many entries are no objects is shown without the daemon, too."""
+        """Record the number of entries that are no objects, which is shown without the daemon too."""
         number = state.trouble.skipped_number
         if state.is_scanned and number != state.skipped_recorded:
             with self.engine.journal.transaction():
@@ -120,13 +120,13 @@ class Attaching(Region):
             state.skipped_recorded = number
 
     def _bring_up(self, state: BucketState, bucket: OpenBucket) -> None:
-        """A bucket is there, at start or again: index, what a crash left, watch, scan. In this order."""
+        """Bring a bucket online, at start or again: index, finish after a crash, watch, scan. In this order."""
         engine, address = self.engine, bucket.address
         self._index(state, bucket)
         state.bucket.ids = type(state.bucket.ids)(*engine.journal.versions.newest(address))
         state.stale.clear()
 
-        def hold(intent: Intent, outcome: show.NotShown) -> bool:
+        def mark_stale(intent: Intent, outcome: show.NotShown) -> bool:
             stale.mark_stale(
                 self, state, intent.key, outcome.why, conflict=outcome.conflict, bucket=bucket, was=intent.was
             )
@@ -135,7 +135,7 @@ class Attaching(Region):
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
         following.look_before_showing(self, state, bucket, intents)
         act.tell_again(self, bucket)
-        lost = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, hold)
+        lost = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
         refetch.resume(state, lost)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)
@@ -166,12 +166,12 @@ class Attaching(Region):
             )  # fmt: skip
 
     def recall(self, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
-        """What can be found out of a version here whose record cannot be read; None where it is too little."""
+        """The version whose record cannot be read, from the evidence here; None where that is too little."""
         with rebuild.Rebuilder(self.engine.site, bucket, self.engine.journal) as rebuilder:
             return rebuilder.recall(key, version_id)
 
     def ready(self, address: str) -> BucketState:
-        """A bucket of this region, ready to be worked in. Raises FsreplError where it is away."""
+        """A bucket of this region, ready for work. Raises FsreplError where it is away."""
         state = self.states.get(address)
         if state is None or not state.is_up or state.bucket is not self.engine.site.buckets.get(address):
             self.probe_now()
@@ -182,18 +182,18 @@ class Attaching(Region):
                 pass  # raises with the reason
             if state is None or bucket.versioning is not Versioning.OFF:
                 why = state.why if state else ""
-                raise Unavailable(f"bucket {address} is not up yet: {why or 'it is being taken up; try again'}")
+                raise Unavailable(f"bucket {address} is not up yet: {why or 'it is coming online; try again'}")
         return state
 
     def follow(self, address: str) -> None:
-        """The settings of a bucket were changed by command: take them over before the command returns."""
+        """Follow settings of a bucket that a command changed, before the command returns."""
         self.probe_buckets()
         for region in self.regions.values():
             if region is not self:
                 region.post(Probe())
 
     def follow_documents(self, state: BucketState, bucket: OpenBucket) -> None:
-        """After each look at a bucket's documents: write down since when its rules are in effect; wake what waits."""
+        """Follow changed documents of a bucket: record since when its rules are in effect, and retry its deliveries."""
         documents = state.bucket.documents
         if documents is state.documents:
             return
@@ -210,7 +210,7 @@ class Attaching(Region):
             thresholds.untrack(self.engine, bucket.address)
 
     def retry_now(self, address: str) -> None:
-        """A bucket came back, or its settings changed: try again what waits for it."""
+        """Retry all that waits for a bucket, since it came back or its settings changed."""
         for queue in self.queues.values():
             if address in (queue.source, queue.destination):
                 queue.retry_now()
@@ -222,13 +222,13 @@ class Attaching(Region):
                     deliveries.enqueue_all(self, state)
 
     def retry_now_from(self, region: str) -> None:
-        """A region that hung moves again: go on with what is to come from there."""
+        """Retry deliveries from a region that hung and moves again."""
         for queue in self.queues.values():
             if region_of(queue.source) == region:
                 queue.retry_now()
 
     def put_down(self, address: str) -> None:
-        """A bucket is about to be removed."""
+        """Suspend a bucket that is about to be removed."""
         if (state := self.states.pop(address, None)) is not None:
             self.suspend(state, Phase.AWAY, "it is removed")
         for region in self.regions.values():

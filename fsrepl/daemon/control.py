@@ -1,4 +1,4 @@
-"""Talking to the daemon: one socket in the site's state folder, both sides of it.
+"""The control socket: one socket in the site's state folder, both sides of it.
 
 A request is a line of JSON (requests.py); the answer is another, {"ok"} or {"error"}. The socket is
 0600, and its peer must be the daemon's user or root. A Unix socket's path may have 107 bytes, so both
@@ -28,9 +28,9 @@ log = logging.getLogger("fsrepl")
 
 SOCKET = "control"
 TOO_MANY = "SlowDown"
-"""S3's code for more requests at once than are taken."""
+"""S3's code for too many requests at once."""
 COMMANDS_MAX = 1024
-"""How many commands a daemon hears at once: each takes a thread and a descriptor of it."""
+"""How many commands a daemon serves at once: each takes a thread and a descriptor."""
 _REQUEST_MAX_BYTES = 8 << 20
 _PEER = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")
@@ -38,7 +38,7 @@ _ACCEPT_S = 0.5
 _HANDSHAKE_S = 10.0
 
 Alive = Callable[[], bool]
-"""Whether whoever asked is still there to hear the answer."""
+"""Whether the caller still waits for the answer."""
 Handler = Callable[[Request, Alive], dict[str, object]]
 
 
@@ -55,10 +55,10 @@ def _short_path(state: str | os.PathLike[str]) -> Iterator[str]:
 
 
 class Server:
-    """Answers requests, each in a thread of its own, and no more than commands_max of them at once."""
+    """Answers requests, each in its own thread, and at most commands_max of them at once."""
 
     def __init__(self, state: str | os.PathLike[str], handle: Handler, commands_max: int = COMMANDS_MAX) -> None:
-        """The caller holds the site's lock, so a socket that is there is a dead process's."""
+        """The caller holds the site's lock, so an existing socket belongs to a dead process."""
         self._state, self._handle, self._commands_max = state, handle, commands_max
         self._free = threading.BoundedSemaphore(commands_max)
         self._turned_away = False
@@ -68,7 +68,7 @@ class Server:
         self._thread.start()
 
     def _listen(self) -> tuple[socket.socket, os.stat_result]:
-        """A listener at the socket's name, and what is there then."""
+        """A new listener at the socket's path, and the status of that path."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -77,7 +77,7 @@ class Server:
                 listener.bind(path)
                 os.chmod(path, 0o600)
                 bound = os.lstat(path)
-            listener.listen(self._commands_max)  # the kernel takes less where net.core.somaxconn says so
+            listener.listen(self._commands_max)  # the kernel takes fewer where net.core.somaxconn is lower
             listener.settimeout(_ACCEPT_S)
         except BaseException:
             listener.close()
@@ -85,12 +85,12 @@ class Server:
         return listener, bound
 
     def _keep(self) -> None:
-        """Listen anew where somebody deleted or replaced the socket: commands would take the daemon for dead."""
+        """Listen again where the socket was deleted or replaced: commands would take the daemon for dead."""
         path = os.path.join(self._state, SOCKET)
         with contextlib.suppress(OSError):
             if os.path.samestat(os.lstat(path), self._bound):
                 return
-        with contextlib.suppress(OSError):  # the state folder is gone or full: the next turn tries again
+        with contextlib.suppress(OSError):  # the state folder is gone or full: the next call tries again
             listener, bound = self._listen()
             self._listener.close()
             self._listener, self._bound = listener, bound
@@ -106,13 +106,13 @@ class Server:
             except OSError as error:
                 if self._closing:
                     return
-                log.warning("a command could not be heard: %s", reason(error))
+                log.warning("a command could not be accepted: %s", reason(error))
                 threading.Event().wait(_ACCEPT_S)  # no descriptors left: not a reason to spin
                 continue
-            self._hear(connection)
+            self._receive(connection)
 
-    def _hear(self, connection: socket.socket) -> None:
-        """Serve a command in a thread of its own, or answer that there are too many."""
+    def _receive(self, connection: socket.socket) -> None:
+        """Serve a command in its own thread, or answer that there are too many."""
         if not self._free.acquire(blocking=False):
             self._turn_away(connection, f"the daemon is busy with {self._commands_max:,} commands")
             return
@@ -125,7 +125,7 @@ class Server:
             self._turned_away = False
 
     def _turn_away(self, connection: socket.socket, why: str) -> None:
-        """Answer without a thread and without reading the request. The log has a line each time that begins."""
+        """Refuse without a thread and without reading the request. The log gets a line each time refusals begin."""
         if not self._turned_away:
             log.warning("commands are turned away: %s", why)
             self._turned_away = True
@@ -165,13 +165,13 @@ class Server:
         except OSError as error:
             return _error(FsreplError(f"{op} failed: {error.strerror or error}"))
         except Exception:
-            log.exception("command op=%s: what nobody foresaw", op)
-            return _error(FsreplError(f"{op} failed for a reason nobody foresaw; the daemon's log has it"))
+            log.exception("command op=%s: an unexpected error", op)
+            return _error(FsreplError(f"{op} failed with an unexpected error; the daemon's log has it"))
 
     def close(self) -> None:
         self._closing = True
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # the thread hears it at once, and listens anew no more
+            self._listener.shutdown(socket.SHUT_RDWR)  # the thread notices at once, and does not listen again
         self._thread.join(_HANDSHAKE_S)
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._state, SOCKET))
@@ -179,14 +179,14 @@ class Server:
 
 
 def _is_open(connection: socket.socket) -> bool:
-    """Whether the peer has not hung up. It sends nothing more, so anything to read is its end."""
+    """Whether the peer still waits. A peer sends nothing after its request, so readable input is its end."""
     poll = select.poll()  # select(2) takes no descriptor from 1,024 on
     poll.register(connection, select.POLLIN)
     return not poll.poll(0)
 
 
 def _read_line(connection: socket.socket, max_bytes: int | None) -> bytes:
-    """A line of any length where max_bytes is None. Raises ValueError where it is longer, or has no end."""
+    """A line, of any length where max_bytes is None. Raises ValueError where it is longer, or has no end."""
     data = bytearray()
     while not data.endswith(b"\n"):
         part = connection.recv(1 << 16)
@@ -209,9 +209,9 @@ def _error(error: FsreplError) -> dict[str, object]:
 
 
 def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None = None) -> dict[str, Any]:
-    """What the daemon answers, however long that is, or raises what the operation raised there.
+    """The daemon's answer, however long, or the error that the operation raised there.
 
-    Raises NotRunning where nothing listens, and only there: an answer that cannot be read comes from a daemon.
+    Raises NotRunning only where nothing listens: an answer that cannot be read comes from a running daemon.
     """
     op, line = request.op, requests.encode(request)
     if len(line) > _REQUEST_MAX_BYTES:
@@ -219,7 +219,7 @@ def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None
     with _connected(state, op, timeout_s) as connection:
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(line)  # a daemon that reads no further has answered why
+                connection.sendall(line)  # a daemon that stops reading has sent its reason
             answer = json.loads(_read_line(connection, None))
             if "error" not in answer:
                 found: dict[str, Any] = answer["ok"]
@@ -260,7 +260,7 @@ def _late(op: str, timeout_s: float | None) -> errors.TimedOut:
 
 
 def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> FsreplError:
-    """What to raise where a daemon was asked and its answer could not be read: it may have ended meanwhile."""
+    """The error for an answer that could not be read: the daemon may have ended meanwhile."""
     try:
         with _connected(state, op, _HANDSHAKE_S):
             pass
@@ -269,11 +269,13 @@ def _unanswered(state: str | os.PathLike[str], op: str, error: Exception) -> Fsr
     except FsreplError:
         pass
     why = reason(error)
-    return FsreplError(f"the daemon runs, and its answer to {op} cannot be read: {why}; what was asked may be done")
+    return FsreplError(
+        f"the daemon runs, and its answer to {op} cannot be read: {why}; the request may have been carried out"
+    )
 
 
 def answers(state: str) -> bool:
-    """Whether a daemon is at work, or hangs."""
+    """Whether a daemon runs, even if it hangs."""
     try:
         ask(state, requests.GetSite(), _HANDSHAKE_S)
     except NotRunning:

@@ -1,8 +1,8 @@
-"""What the daemon owns: the regions' workers, the journal, and following new settings.
+"""The engine of a daemon: it owns the regions' workers and the journal, and follows new settings.
 
-Each region has a thread of its own (daemon/worker.py), which does all that happens in that region: it
-captures, it places replicas, it scans. So a region that hangs holds up nobody else, and within a
-bucket nothing races with itself. What concerns two regions travels as a message (region/mailbox.py).
+Each region has its own thread (daemon/worker.py), which does all work in that region: capture,
+replicas, scans. So a region that hangs delays no other, and within a bucket there are no races.
+Work that concerns two regions is sent as a message (region/mailbox.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CLOSE_S = 30.0
 
 
 class Engine(Runtime):
-    """A site at work: in the daemon with threads and a watcher, in a single command without."""
+    """A running site: in the daemon with threads and a watcher, in a single command without."""
 
     def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
         super().__init__(settings, fs=fs, watcher=watcher)
@@ -48,19 +48,19 @@ class Engine(Runtime):
     def region_of(self, address: str) -> Worker:
         return self.regions[region_of(address)]
 
-    # -- turns
+    # -- the loop without threads
 
     def turn(self) -> bool:
-        """One turn of every region, in order, where there are no threads; whether anything was done."""
-        busy = [region.turn() for region in self.regions.values()]  # every one of them, whatever the others say
+        """Run one turn of every region, in order, without threads; whether anything was done."""
+        busy = [region.turn() for region in self.regions.values()]  # all of them, whether or not one was busy
         return any(busy)
 
     def run_until_idle(self, turns_max: int = 10_000) -> bool:
-        """Without threads: turn until nothing is left to do now; whether that came within so many turns."""
+        """Run turns without threads until there is nothing to do now; whether that took at most turns_max."""
         return any(not self.turn() for _ in range(turns_max))
 
     def look_for_stuck(self) -> None:
-        """Note which regions hang; where one moves again, have what is to come from there sent."""
+        """Note which regions hang; retry deliveries from a region that moves again."""
         now_s = time.monotonic()
         for region in list(self.regions.values()):
             if region.pulse.look(region.thread, busy=region.busy_since_s > 0, now_s=now_s):
@@ -70,7 +70,7 @@ class Engine(Runtime):
     # -- new settings, and the end
 
     def reload(self, settings: Settings) -> None:
-        """Follow new settings: everything but where the state lies."""
+        """Follow new settings, except for a new location of the state."""
         self.settings = self.site.settings = settings
         self.limiter.rate = settings.replication.limit_bytes_s
         with self._guard:
@@ -100,7 +100,7 @@ class Engine(Runtime):
             region.post(Requeue())
 
     def stop_workers(self, within_s: float) -> bool:
-        """Stop what is under way in lanes; whether all of it ended in time."""
+        """Stop background workers; whether all of them ended in time."""
         for progress in list(self.transfers):
             progress.stop = True
         until_s = time.monotonic() + within_s
@@ -110,7 +110,7 @@ class Engine(Runtime):
         return all(ended)
 
     def close(self) -> None:
-        """Stop the lanes and close the journal properly."""
+        """Stop the background workers and close the journal properly."""
         self.stop_workers(_CLOSE_S)
         self.syncer.close()
         with contextlib.suppress(Exception):

@@ -1,7 +1,7 @@
 """The metrics for Prometheus: an endpoint, or a text file for node_exporter, where the settings ask for one.
 
-prometheus_client is needed for that alone, so it may be missing otherwise. Both ways ask the journal
-anew, through a connection of their own: nobody waits for a scrape.
+Only metrics need prometheus_client, so it may be missing otherwise. Endpoint and text file each query the
+journal afresh, through their own connection: no other work waits for a scrape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Collect = Callable[[], Iterable[Gauge]]
 
 
 def check(settings: Settings) -> None:
-    """Raises Usage where the settings ask for what is not installed."""
+    """Raises Usage where the settings need a package that is not installed."""
     wanted = [name for name in ("listen", "textfile") if getattr(settings.metrics, name) is not None]
     if not wanted:
         return
@@ -51,7 +51,7 @@ def check(settings: Settings) -> None:
 
 
 class Exporter:
-    """Does what the settings say, from configure to close."""
+    """Exports metrics as the settings say, from configure to close."""
 
     def __init__(self, collect: Collect, fs: Fs) -> None:
         self._collect, self._fs = collect, fs
@@ -60,7 +60,7 @@ class Exporter:
         self._file: _TextFile | None = None
 
     def configure(self, settings: Metrics) -> None:
-        """Follow settings that `check` has let through. A port or a path that cannot be had is logged, not raised."""
+        """Follow settings that `check` accepted. An unusable port or path is logged, not raised."""
         if settings.listen != self._settings.listen and self._server is not None:
             self._server.close()
             self._server = None
@@ -73,7 +73,7 @@ class Exporter:
         self._settings = settings
 
     def close(self) -> None:
-        """Stop; the file says once more what is so."""
+        """Stop; the file gets the final values."""
         self.configure(Metrics())
 
     def _registry(self) -> CollectorRegistry:
@@ -85,7 +85,7 @@ class Exporter:
 
 
 class _Collector:
-    """Turns our numbers into Prometheus' own."""
+    """Converts gauges to Prometheus' own."""
 
     def __init__(self, collect: Collect) -> None:
         self._collect = collect
@@ -114,7 +114,7 @@ class _Collector:
 
 
 class _Endpoint:
-    """An HTTP server in a thread of its own."""
+    """An HTTP server in its own thread."""
 
     def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
         self._server, self._thread = server, thread
@@ -139,7 +139,7 @@ class _Endpoint:
 
 
 class _TextFile:
-    """A file that is written anew every now and then, and once more at the end."""
+    """A file that is rewritten at intervals, and once more at the end."""
 
     def __init__(self, path: str, registry: CollectorRegistry, fs: Fs) -> None:
         self._path, self._registry, self._fs = path, registry, fs
@@ -169,7 +169,7 @@ class _TextFile:
 
 
 def _replace(fs: Fs, path: str, data: bytes) -> None:
-    """The file is for another program, so everybody may read it."""
+    """Replace the file. It is for another program, so all users may read it."""
     directory, _, name = path.rpartition("/")
     at = fs.open_root(directory or "/")
     try:

@@ -1,8 +1,8 @@
-"""Telling others of events: a command that is run for each, a webhook that each is posted to.
+"""Event hooks: a command that is run for each event, a webhook that each is posted to.
 
-events.jsonl is the queue, so that nobody waits for a hook, and what happens while one is away or
-the daemon is down is told later, as far as the two files reach. How far each hook was told is a file
-beside them, written after each event: after a crash an event may be told twice, with the same id.
+events.jsonl is the queue, so no other work waits for a hook. Events of a time when a hook or the daemon
+was down are sent later, as far as the two files reach. The position of each hook is a file
+beside them, written after each event: after a crash an event may be sent twice, with the same id.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _AGAIN_LATER = frozenset({408, 425, 429})
 
 
 class NotTaken(Exception):
-    """An event was not taken. lasting: trying it again may do harm, or no good: after some tries it is passed over."""
+    """A hook that did not take an event. lasting: a retry may do harm, or no good: after some tries it is skipped."""
 
     def __init__(self, why: str, *, lasting: bool) -> None:
         super().__init__(why)
@@ -46,19 +46,19 @@ class NotTaken(Exception):
 
 
 class Target(Protocol):
-    """Somebody to tell. name: what its file is called."""
+    """A receiver of events. name: the name of its position file."""
 
     name: str
 
-    def tell(self, line: bytes) -> None:
-        """Raises NotTaken."""
+    def send(self, line: bytes) -> None:
+        """Send one event. Raises NotTaken."""
 
     def stop(self) -> None:
-        """End what is under way. Called from another thread."""
+        """End a send in progress. Called from another thread."""
 
 
 class Command:
-    """A program that gets one event, a line, on its standard input; it has taken it where it exits with 0."""
+    """A program that gets one event, a line, on its standard input; exit status 0 means taken."""
 
     name = "command"
 
@@ -68,7 +68,7 @@ class Command:
         self._running: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         process = self._start()
         try:
             assert process.stdin is not None
@@ -111,8 +111,8 @@ class Command:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process, if it still runs, with all that it started in its group."""
-    # RACE: its number could be another's if it ended since the question; numbers come round too slowly for that.
+    """End a process, if it still runs, with all processes of its group."""
+    # RACE: if it ended since the poll, its number could be reused; numbers come round too slowly for that.
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return
@@ -123,7 +123,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Webhook:
-    """An address that each event is posted to. It is taken where the answer is 2xx; redirects are not followed."""
+    """An address that each event is posted to. A 2xx answer means taken; redirects are not followed."""
 
     name = "webhook"
 
@@ -131,7 +131,7 @@ class Webhook:
         self._url, self._timeout_s = url, timeout_s
         self._opener = urllib.request.build_opener(_NoRedirects)
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         headers = {"Content-Type": "application/json", "User-Agent": f"fsrepl/{fsrepl.__version__}"}
         request = urllib.request.Request(self._url, line + b"\n", headers, method="POST")
         try:
@@ -154,20 +154,20 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class Teller:
-    """Tells one target of all events, in order, in a thread of its own, from where it was left."""
+class EventSender:
+    """Sends all events to one target, in order, in its own thread, from its last position."""
 
     def __init__(self, eventlog: EventLog, target: Target, pause_s: float = 1.0) -> None:
         self._eventlog, self._target, self._pause_s = eventlog, target, pause_s
-        self._complaint = Complaint(f"events: the {target.name} was not told")
+        self._complaint = Complaint(f"events: not sent to the {target.name}")
         self._stop = threading.Event()
-        with contextlib.suppress(OSError):  # it is tried again, and said, where the events are read
+        with contextlib.suppress(OSError):  # tried again, and reported, where the events are read
             self._begin()
         self._thread = threading.Thread(target=self._run, name=f"events {target.name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Let it finish the event in hand, if that takes no time; else it is told again at the next start."""
+        """Let the current event finish, if that is quick; else it is sent again at the next start."""
         self._stop.set()
         with self._eventlog.written:
             self._eventlog.written.notify_all()
@@ -179,19 +179,19 @@ class Teller:
         while not self._stop.is_set():
             try:
                 for line in self._lines():
-                    if not self._tell(line):
+                    if not self._send(line):
                         return
                     _write_position(self._eventlog, self._target.name, id_of(line))
             except (FsreplError, OSError) as error:
                 self._complaint.say(error)
                 self._stop.wait(_PAUSE_MAX_S)
 
-    def _tell(self, line: bytes) -> bool:
-        """Whether it is done with: told, or passed over. False: stopping."""
+    def _send(self, line: bytes) -> bool:
+        """Whether an event is done: sent, or skipped. False: stopping."""
         tries = 0
         while not self._stop.is_set():
             try:
-                self._target.tell(line)
+                self._target.send(line)
                 self._complaint.over()
                 return True
             except NotTaken as error:
@@ -199,21 +199,21 @@ class Teller:
                     return False
                 tries += 1
                 if error.lasting and tries >= _TRIES_MAX:
-                    self._complaint.say(f"{error}; event {id_of(line)} is passed over after {tries} tries")
+                    self._complaint.say(f"{error}; event {id_of(line)} is skipped after {tries} tries")
                     return True
                 self._complaint.say(error)
             self._stop.wait(min(_PAUSE_MAX_S, self._pause_s * 2.0 ** (tries - 1)))
         return False
 
-    # -- where it was left
+    # -- the position
 
     def _begin(self) -> None:
-        """Somebody who is told for the first time is not told what happened before."""
+        """Start a new target at the newest event: it gets no older ones."""
         if _read_position(self._eventlog, self._target.name) is None:
             _write_position(self._eventlog, self._target.name, self._eventlog.last_id())
 
     def _lines(self) -> Iterator[bytes]:
-        """The events after the last that was told, and those that come."""
+        """The events after the last sent one, and new ones as they come."""
         self._begin()
         last = _read_position(self._eventlog, self._target.name)
         skipping = bool(last) and self._has(last)
@@ -231,13 +231,13 @@ class Teller:
                     self._eventlog.written.wait_for(lambda: self._stop.is_set() or self._eventlog.count != count)  # noqa: B023
 
     def _has(self, identity: str | None) -> bool:
-        """Whether an event is still in the files: all of them are told where the last one told is not."""
+        """Whether an event is still in the files. Where the last sent one is not, all of them are sent."""
         with Reader(self._eventlog.state, self._eventlog.fs) as reader:
             return any(id_of(line) == identity for line in reader.lines())
 
 
 def check(settings: Events) -> str:
-    """What is wrong with the settings, which does not keep the daemon from replicating; empty where nothing is."""
+    """The fault of the settings, which does not keep the daemon from replicating; empty where there is none."""
     if settings.command and shutil.which(settings.command[0]) is None:
         return f"[events] command: there is no program {settings.command[0]!r}; events.jsonl has the events meanwhile"
     return ""
@@ -248,7 +248,7 @@ def _position_file(name: str) -> bytes:
 
 
 def _read_position(eventlog: EventLog, name: str) -> str | None:
-    """The id of the last event that a target was told; None where it was never told any."""
+    """The id of the last event sent to a target; None where none was sent yet."""
     fs = eventlog.fs
     at = fs.open_root(eventlog.state)
     try:
@@ -281,30 +281,30 @@ def _forget_position(eventlog: EventLog, name: str) -> None:
 
 
 class Hooks:
-    """Whoever the settings say is to be told."""
+    """The hooks that the settings name."""
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
         self._settings = Events()
-        self._tellers: dict[str, Teller] = {}
+        self._senders: dict[str, EventSender] = {}
 
     def configure(self, settings: Events) -> None:
-        """Follow the settings. Whoever is no longer told, and is told again some day, begins anew then."""
+        """Follow the settings. A removed hook loses its position, and starts afresh if it is set again."""
         wanted: dict[str, Callable[[], Target] | None] = {
             "command": (lambda: Command(settings.command)) if settings.command else None,
             "webhook": (lambda: Webhook(settings.webhook)) if settings.webhook else None,
         }
         for name, make in wanted.items():
             same = getattr(settings, name) == getattr(self._settings, name)
-            if name in self._tellers and not same:
-                self._tellers.pop(name).stop()
+            if name in self._senders and not same:
+                self._senders.pop(name).stop()
             if make is None:
                 _forget_position(self._eventlog, name)
-            elif name not in self._tellers:
-                self._tellers[name] = Teller(self._eventlog, make())
+            elif name not in self._senders:
+                self._senders[name] = EventSender(self._eventlog, make())
         self._settings = settings
 
     def close(self) -> None:
-        """Stop telling; who is told goes on with the next start."""
-        while self._tellers:
-            self._tellers.popitem()[1].stop()
+        """Stop sending; the next start continues from each position."""
+        while self._senders:
+            self._senders.popitem()[1].stop()

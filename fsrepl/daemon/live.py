@@ -1,7 +1,7 @@
-"""What only a running daemon knows of its buckets, in answers that do not grow with the backlog.
+"""The knowledge of a running daemon about its buckets, in answers that do not grow with the backlog.
 
-`status` has the first hundred of each list of names and how many there are, `page` the rest, a page at a time, and
-`of_key` all about one key, which is what `fsrepl why` asks for.
+`status` has the first hundred names of each list and their number, `page` the rest, a page at a time, and
+`of_key` all about one key, for `fsrepl why`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fsrepl.region.bucket_state import NAMES, BucketState, Names
 from fsrepl.region.delivery_queue import Queue
 
 FIRST = 100
-"""How many names of a list are told without being asked for."""
+"""How many names of a list `status` includes."""
 PAGE = 1000
 
 
 def status(engine: Engine) -> Document:
-    """Of every bucket; and the ways to destinations that are blocked, and the large objects on their way."""
+    """The state of every bucket, blocked routes to destinations, and large objects in transfer."""
     return {
         "buckets": {
             address: state.describe() | _first(state)
@@ -39,7 +39,7 @@ def status(engine: Engine) -> Document:
 
 
 def page(engine: Engine, address: str, name: str, after: bytes) -> Document:
-    """The names of a list that sort behind one of them, as {"items", "after"}; after is null at the end."""
+    """The names of a list that sort after one of them, as {"items", "after"}; after is null at the end."""
     engine.site.bucket(address)
     if name not in NAMES:
         raise Usage(f"there is no list {name!r}; there are {', '.join(NAMES)}")
@@ -51,7 +51,7 @@ def page(engine: Engine, address: str, name: str, after: bytes) -> Document:
 
 
 def of_key(engine: Engine, address: Address) -> Document:
-    """What concerns one key of a bucket, in the shape of `status`, and why its deliveries wait, as "retries"."""
+    """The state of one key, in the shape of `status`, and why its deliveries wait, as "retries"."""
     source, key = engine.site.bucket(address.bucket).address, address.key
     buckets = {
         other: state.describe()

@@ -1,4 +1,4 @@
-"""The lock of a site: one process writes in it, its daemon or a command while there is none."""
+"""The lock of a site: only one process writes in a site."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LOOK_S = 0.05
 
 
 class Lock:
-    """The one writer of a site: its daemon, or a command while there is none. Released when the process ends."""
+    """The lock of the one writer: the daemon, or a command while there is none. Released when the process ends."""
 
     def __init__(self, state: str | os.PathLike[str]) -> None:
         self._path = os.path.join(state, FILE)
         self._fd = -1
 
     def try_acquire(self) -> bool:
-        """Whether it is ours now. Raises Usage where the state folder cannot be used."""
+        """Whether this process has the lock now. Raises Usage where the state folder cannot be used."""
         try:
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -52,7 +52,7 @@ class Lock:
         return True
 
     def holder(self) -> str:
-        """The process that has it, for a message."""
+        """The process that has the lock, for a message."""
         try:
             with open(self._path, encoding="ascii") as file:
                 return file.read().strip() or "another process"
@@ -65,9 +65,9 @@ class Lock:
             self._fd = -1
 
     def acquire(self, within_s: float = WAIT_S) -> None:
-        """Wait for a command at work, or a daemon that ends. Raises Usage where there is a daemon: a site has one.
+        """Wait for a running command, or a daemon that ends. Raises Usage where there is a daemon: a site has one.
 
-        A daemon whose lock file somebody has just deleted still answers, so it is asked even where the lock is free.
+        A daemon whose lock file was just deleted still answers, so it is asked even where the lock is free.
         """
         until_s = time.monotonic() + within_s
         while True:
@@ -81,10 +81,10 @@ class Lock:
             self.wait(until_s)
 
     def keep(self) -> None:
-        """Take it again where somebody deleted or replaced its file, which would let a second daemon in.
+        """Take the lock again where its file was deleted or replaced, which would let a second daemon in.
 
-        Another process that has the new file finds the daemon answering and gives it back: the next call takes it.
-        A state folder that is gone is not made anew: it may be on its way back.
+        Another process that has the new file finds the daemon answering and releases it: the next call succeeds.
+        A missing state folder is not made again: it may come back.
         """
         held = os.fstat(self._fd)
         try:
@@ -100,7 +100,7 @@ class Lock:
                 log.warning("the lock of this site, %s, was deleted: taken again", self._path)
 
     def wait(self, until_s: float) -> None:
-        """Wait a moment for whoever has it. Raises Usage where that took too long."""
+        """Wait a moment for the holder. Raises Usage where that took too long."""
         if time.monotonic() > until_s:
             raise Usage(f"another process (pid {self.holder()}) holds this site's lock; try again when it is done")
         time.sleep(_LOOK_S)
@@ -113,7 +113,7 @@ class Lock:
 
 
 def is_locked(state: str | os.PathLike[str]) -> bool:
-    """Whether a site's daemon, or a command of it, is at work. Makes nothing."""
+    """Whether a site's daemon, or a command of it, is running. Creates nothing."""
     try:
         fd = os.open(os.path.join(state, FILE), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -1,6 +1,6 @@
-"""The daemon: starts the regions' threads, answers commands, tells systemd, stops cleanly. Read this first.
+"""The daemon: starts the regions' threads, answers commands, notifies systemd, stops cleanly. Read this first.
 
-An object's journey is in the regions' threads (daemon/worker.py: turn). This file has what is around it:
+The steps for an object are in the regions' threads (daemon/worker.py: turn). This file has the rest:
 readiness, signals, the control socket, the barrier of `fsrepl wait`, and the watchdog.
 """
 
@@ -38,25 +38,25 @@ log = logging.getLogger("fsrepl")
 _TURN_S = 0.2
 _WORKERS_S = 2.0
 _SWITCH_S = 0.001
-"""How long a busy thread keeps the others waiting: the thread that reads events must never wait long."""
+"""How long a busy thread keeps others waiting, in seconds: the thread that reads events must never wait long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """How the requests of commands are answered that need more than the daemon itself; handed in, as they stand above
-    the daemon.
+    """Handlers of requests that need more than the daemon itself; passed in, since they are above the daemon in the
+    import order.
     """
 
     run: Callable[[Engine, Request], dict[str, object]]
-    """Do what a request asks for."""
+    """Carry out a request."""
     wait: Callable[[Engine, Wait, Callable[[], bool]], dict[str, object]]
-    """Wait as a request says, or until it is given up."""
+    """Wait as a request says, or until its caller is gone."""
 
 
 def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = False) -> int:
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
     reload = threading.Event()
-    signal.signal(signal.SIGHUP, lambda *_: reload.set())  # from now on: it would end us by default
+    signal.signal(signal.SIGHUP, lambda *_: reload.set())  # from now on: its default ends the process
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     log.addHandler(handler)
@@ -65,7 +65,7 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     exporter.check(found)
     _raise_file_limit()
     os.umask(0o077)
-    signal.signal(signal.SIGIO, signal.SIG_IGN)  # what a broken lease would send
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # the signal of a broken lease
     sys.setswitchinterval(_SWITCH_S)
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with Lock(found.state) as lock:
@@ -85,12 +85,12 @@ def _raise_file_limit() -> None:
 
 
 def commands_max(descriptors: int) -> tuple[int, int]:
-    """How many commands are heard at once, and how many of them may wait, where a process may have so many descriptors.
+    """How many commands are served at once, and how many of them may wait, with so many descriptors a process.
 
-    The rest of the descriptors is for the regions, the rest of the commands for who looks, sets up or mends.
+    The rest of the descriptors is for the regions, the rest of the commands for status, settings and repairs.
     """
-    heard = max(4, min(control.COMMANDS_MAX, descriptors // 2))
-    return heard, heard * 3 // 4
+    served = max(4, min(control.COMMANDS_MAX, descriptors // 2))
+    return served, served * 3 // 4
 
 
 class Daemon:
@@ -101,7 +101,7 @@ class Daemon:
         self.since_ns = self.engine.site.now()
         self.ready = False
         self.hangs = False
-        """It has stopped, and some of its threads have not: they are in a filesystem that does not answer."""
+        """Whether threads outlived the stop: they are in a filesystem that does not answer."""
         self.hooks = Hooks(self.engine.reporter.eventlog)
         self.exporter = Exporter(self._gauges, self.engine.fs)
         self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -135,13 +135,13 @@ class Daemon:
         return status
 
     def _turn(self) -> int:
-        """One turn of the loop: notice what changed, keep the site's lock, feed the watchdog."""
+        """Run one turn of the loop: notice changes, keep the site's lock, feed the watchdog."""
         if self._reload.is_set():
             self._reload.clear()
             self.reload()
         dead = [r.name for r in self.engine.regions.values() if r.thread and not r.thread.is_alive()]
         if dead or not self.watcher.is_alive():
-            log.error("stopping: the thread of %s ended; what led to it is above", ", ".join(dead) or "the watcher")
+            log.error("stopping: the thread of %s ended; the cause is above", ", ".join(dead) or "the watcher")
             return 1
         if not self.ready and all(map(self._has_looked, self.engine.regions.values())):
             self.ready = True
@@ -149,7 +149,7 @@ class Daemon:
             systemd.notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
         elif not self.ready:
             systemd.notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
-        # The clock that FSREPL_CLOCK names may be in the midst of being written, or the journal's disk be full.
+        # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
         with contextlib.suppress(FsreplError), self.engine.journal_told():
             thresholds.check(self.engine)
         self.engine.look_for_stuck()
@@ -163,7 +163,7 @@ class Daemon:
         return region.probed and all(state.is_scanned or not state.is_up for state in list(region.states.values()))
 
     def reload(self) -> None:
-        """Read the settings again; what cannot be read leaves the old ones in force."""
+        """Read the settings again; where they cannot be read the old ones stay in force."""
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             found = reading.load(self.engine.settings.path)
@@ -178,11 +178,11 @@ class Daemon:
         systemd.notify("READY=1")
 
     def _finish(self, server: control.Server) -> None:
-        """Stop within seconds: finish the batch in hand; what is left is pending, and found again."""
+        """Stop within seconds: finish the current batch; the rest is pending, and found again."""
         systemd.notify("STOPPING=1")
         server.close()
         self.engine.fs.interrupted = True
-        self.engine.stop_workers(_WORKERS_S)  # before the regions, which finish what lanes have done
+        self.engine.stop_workers(_WORKERS_S)  # before the regions, which finish the results of background workers
         for region in self.engine.regions.values():
             region.stopping = True
             region.wake()
@@ -203,7 +203,7 @@ class Daemon:
         log.info("stopped pid=%d", os.getpid())
 
     def _gauges(self) -> list[metrics.Gauge]:
-        """What is exported; through a connection of its own, from the exporter's threads."""
+        """The exported gauges, through their own journal connection, for the exporter's threads."""
         journal = Journal(self.engine.journal.path, read_only=True)
         try:
             daemon = metrics.Daemon(self.ready, self.watcher.watched, self.watcher.overflows)
@@ -228,7 +228,7 @@ class Daemon:
                 return self.commands.run(self.engine, request)
 
     def _wait(self, request: Wait, alive: control.Alive) -> dict[str, object]:
-        """Wait for what is in scope; not for so many at once that nothing else would be heard any more."""
+        """Wait for all in scope. The number of waits is limited, so that other commands are still served."""
         if not self._waits.acquire(blocking=False):
             most = self._waits_max
             raise Refused(control.TOO_MANY, f"{most:,} commands wait already, which is as many as may; try again later")
@@ -240,7 +240,7 @@ class Daemon:
             self._waits.release()
 
     def status(self) -> dict[str, object]:
-        """What only the daemon knows: what runs, what waits and why."""
+        """The daemon's own knowledge: what runs, and what waits and why."""
         regions = self.engine.regions.values()
         return {
             "running": True,

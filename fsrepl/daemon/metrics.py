@@ -1,7 +1,7 @@
-"""The numbers of section 3.5, per rule and destination: plain values, counted in the journal.
+"""The metrics of s3-semantics, 3.5, per rule and destination: plain values, counted in the journal.
 
 Nothing is kept in memory, so a restart changes none of them (G11). They are counted for every rule,
-whether or not S3's metrics are on for it: here they cost nothing.
+whether or not S3's metrics are on for it, since they cost nothing here.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Rule = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class RuleMetrics:
-    """What S3 shows of one rule. Pending is live replication alone; failures are those of the last minute, of both."""
+    """S3's metrics of one rule. Pending counts live replication alone; failures of the last minute count both kinds."""
 
     bytes_pending: int = 0
     latency_s: float = 0.0
-    """How long the oldest that is pending has been so."""
+    """The age of the oldest pending delivery, in seconds."""
     operations_pending: int = 0
     operations_failed: int = 0
 
     def document(self) -> dict[str, float]:
-        """In S3's names. Source: s3-semantics, 3.5."""
+        """The metrics by S3's names. Source: s3-semantics, 3.5."""
         return {
             "BytesPendingReplication": self.bytes_pending,
             "ReplicationLatency": self.latency_s,
@@ -40,7 +40,7 @@ class RuleMetrics:
 
 
 def of_bucket(journal: Journal, address: str, now_ns: int) -> dict[Rule, RuleMetrics]:
-    """The metrics of each rule of a source that has something to show."""
+    """The metrics of each rule of a source that has pending or failed deliveries."""
     pending = journal.deliveries.live_pending_counts(address)
     failed = journal.deliveries.failed_counts(address, now_ns - _MINUTE_NS)
     out = {}
@@ -53,7 +53,7 @@ def of_bucket(journal: Journal, address: str, now_ns: int) -> dict[Rule, RuleMet
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One number for Prometheus, in its names."""
+    """One number for Prometheus, with its name and labels."""
 
     name: str
     about: str
@@ -63,7 +63,7 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """What only the running daemon knows."""
+    """Numbers that only the running daemon knows."""
 
     ready: bool
     watched: int
@@ -71,8 +71,8 @@ class Daemon:
 
 
 def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
-    """Everything that is exported: the daemon's, and each rule's, those with nothing to show included."""
-    yield Gauge("fsrepl_ready", "1 once every bucket has been looked through.", daemon.ready)
+    """All exported gauges: the daemon's, and each rule's, including rules without deliveries."""
+    yield Gauge("fsrepl_ready", "1 once every bucket has been scanned.", daemon.ready)
     yield Gauge("fsrepl_watched_directories", "Directories whose changes are noticed at once.", daemon.watched)
     yield Gauge("fsrepl_events_lost", "How often file events were lost, and scanned for.", daemon.events_lost)
     for address, bucket in sorted(site.buckets.items()):

@@ -1,8 +1,8 @@
-"""What the daemon can be asked, each request a frozen value; and its line of JSON on the control socket.
+"""The requests to the daemon, each a frozen value, and its line of JSON on the control socket.
 
-A parameter has one name from the command line to the step that uses it. Most requests are done without a daemon
-too, by the command itself. One that leaves a parameter at its default does not send it, so that a command and a
-daemon of different versions understand each other in all that both know; in the rest they say so.
+A parameter has one name from the command line to the step that uses it. Most requests are carried out without a
+daemon too, by the command itself. A parameter at its default is not sent, so that a command and a daemon
+of different versions understand each other in all that both know; otherwise they report the difference.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _VERSIONS = "restart it if it is of another version of fsrepl than this command"
 
 @dataclass(frozen=True)
 class Request:
-    """op: how the socket, the log and messages call it."""
+    """op: the name of the request on the socket, in the log and in messages."""
 
     op: ClassVar[str]
 
     def __str__(self) -> str:
-        """The request and what it is about: `bucket create east/photos`."""
+        """The request and its subject: `bucket create east/photos`."""
         value = next((getattr(self, each.name) for each in fields(self)), None)
-        outcomes = self.op.replace(".", " ")
-        return f"{outcomes} {value}" if isinstance(value, str | Address) else outcomes
+        name = self.op.replace(".", " ")
+        return f"{name} {value}" if isinstance(value, str | Address) else name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class OnBucket(Request):
 
     @property
     def region(self) -> str:
-        """The region whose thread does it."""
+        """The region whose thread carries it out."""
         return self.bucket.region
 
 
@@ -53,7 +53,7 @@ class OnSource(Request):
 
     @property
     def region(self) -> str:
-        """The region whose thread does it."""
+        """The region whose thread carries it out."""
         return self.source.region
 
 
@@ -66,23 +66,23 @@ class OnObject(Request):
 
     @property
     def region(self) -> str:
-        """The region whose thread does it."""
+        """The region whose thread carries it out."""
         return self.address.region
 
 
-# -- what a daemon knows, and does only while it runs
+# -- requests that need a running daemon
 
 
 @dataclass(frozen=True)
 class GetStatus(Request):
-    """What runs, what waits and why."""
+    """What runs, and what waits and why."""
 
     op = "status"
 
 
 @dataclass(frozen=True)
 class GetStatusPage(OnBucket):
-    """More names of one of the lists that `status` tells the first names of."""
+    """More names of one of the lists of which `status` has the first names."""
 
     op = "status.page"
     list: str
@@ -91,7 +91,7 @@ class GetStatusPage(OnBucket):
 
 @dataclass(frozen=True)
 class ExplainObject(Request):
-    """What concerns one key."""
+    """The state of one key."""
 
     op = "why"
     address: Address
@@ -99,7 +99,7 @@ class ExplainObject(Request):
 
 @dataclass(frozen=True)
 class Wait(Request):
-    """Until what is in scope is captured and delivered; so many seconds at most. Without a scope: the whole site."""
+    """Wait until all in scope is captured and delivered, at most timeout_s. Without a scope: the whole site."""
 
     op = "wait"
     scope: Address | None = None
@@ -108,7 +108,7 @@ class Wait(Request):
 
 @dataclass(frozen=True)
 class FinishTurn(Request):
-    """Until every region has finished what it was at when this was asked."""
+    """Wait until every region has finished the turn it was in when the request came."""
 
     op = "pass"
 
@@ -120,14 +120,14 @@ class GetSite(Request):
 
 @dataclass(frozen=True)
 class Diagnose(Request):
-    """What works where the daemon runs, which `doctor` cannot find out from where it runs itself."""
+    """Checks of the daemon's own process, which `doctor` cannot make from its own."""
 
     op = "doctor"
 
 
 @dataclass(frozen=True)
 class Look(OnBucket):
-    """Have capture look at keys whose files may differ from their record without an event. Waits for nothing."""
+    """Queue keys for capture whose files may differ from their record without an event. Waits for nothing."""
 
     op = "look"
     keys: tuple[bytes, ...]
@@ -135,7 +135,7 @@ class Look(OnBucket):
 
 @dataclass(frozen=True)
 class Capture(OnBucket):
-    """The same, and wait until they are captured, as far as that can be done now."""
+    """Queue such keys for capture, and wait until they are captured, as far as possible now."""
 
     op = "capture"
     keys: tuple[bytes, ...]
@@ -146,7 +146,7 @@ class Capture(OnBucket):
 
 @dataclass(frozen=True)
 class AddRegion(Request):
-    """replace: it is a new disk for a region that is lost. umask: that of whoever asks."""
+    """replace: the path is a new disk for a lost region. umask: the caller's."""
 
     op = "region.add"
     name: str
@@ -170,7 +170,7 @@ class CreateBucket(OnBucket):
 
 @dataclass(frozen=True)
 class AdoptBucket(OnBucket):
-    """although_away: a bucket that is lost comes back without what regions have that are away now."""
+    """although_away: restore a lost bucket without the versions of regions that are away now."""
 
     op = "bucket.adopt"
     dry_run: bool = False
@@ -180,7 +180,7 @@ class AdoptBucket(OnBucket):
 
 @dataclass(frozen=True)
 class RemoveBucket(OnBucket):
-    """purge: with all that it holds."""
+    """purge: remove the bucket with all its contents."""
 
     op = "bucket.rm"
     purge: bool = False
@@ -197,9 +197,9 @@ class SetVersioning(OnBucket):
 
 @dataclass(frozen=True)
 class EnableReplication(OnSource):
-    """The console's five steps. Without a destination: the rules that are there run again.
+    """The console's five steps. Without a destination: the existing rules are enabled again.
 
-    storage_classes: of what some of the prefixes select. role: the name or ARN of one that exists. id: the rule's.
+    storage_classes: by prefix, for some of the prefixes. role: the name or ARN of an existing one. id: the rule's.
     """
 
     op = "replication.enable"
@@ -217,7 +217,7 @@ class EnableReplication(OnSource):
 
 @dataclass(frozen=True)
 class PutReplication(OnSource):
-    """document: S3's ReplicationConfiguration; size_bytes: of its text."""
+    """document: S3's ReplicationConfiguration; size_bytes: the size of its text."""
 
     op = "replication.put"
     document: object
@@ -237,7 +237,7 @@ class RemoveReplication(OnSource):
 
 @dataclass(frozen=True)
 class Backfill(OnSource):
-    """statuses and rules: only versions of these, only by these."""
+    """statuses, rules: only versions with one of these statuses, only to destinations of these rules."""
 
     op = "replication.backfill"
     statuses: tuple[str, ...] = ()
@@ -246,7 +246,7 @@ class Backfill(OnSource):
 
 @dataclass(frozen=True)
 class ListBackfills(Request):
-    """Those of a source or of all; one job where it is named."""
+    """List jobs of a source or of all; one job where it is named."""
 
     op = "replication.jobs"
     source: Address | None = None
@@ -274,7 +274,7 @@ class RemoveLifecycle(OnBucket):
 
 @dataclass(frozen=True)
 class RunLifecycle(OnBucket):
-    """Do at once what is due."""
+    """Carry out all due lifecycle actions now."""
 
     op = "lifecycle.run"
 
@@ -320,7 +320,7 @@ class RemoveTags(OnObject):
 
 @dataclass(frozen=True)
 class Repair(OnBucket):
-    """Mend one version, or a directory: its path ends in a slash."""
+    """Repair one version, or a directory: its path ends in a slash."""
 
     op = "verify.repair"
     path: bytes
@@ -330,7 +330,7 @@ class Repair(OnBucket):
 
 @dataclass(frozen=True)
 class Retry(Request):
-    """Without a scope: all that failed in the site."""
+    """Retry failed deliveries in scope. Without a scope: all in the site."""
 
     op = "retry"
     scope: Address | None = None
@@ -352,12 +352,12 @@ KINDS: Mapping[str, type[Request]] = _kinds(Request)
 def encode(request: Request) -> bytes:
     """The line that decode reads."""
     given = {each.name: getattr(request, each.name) for each in fields(request)}
-    told = {each.name: _plain(given[each.name]) for each in fields(request) if given[each.name] != _default(each)}
-    return json.dumps({"op": request.op, "params": told}).encode() + b"\n"
+    params = {each.name: _plain(given[each.name]) for each in fields(request) if given[each.name] != _default(each)}
+    return json.dumps({"op": request.op, "params": params}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Request:
-    """Raises Usage, in one sentence, for what is no request of this version of fsrepl."""
+    """The request of a line. Raises Usage, in one sentence, for a request unknown to this version of fsrepl."""
     try:
         document = json.loads(line)
         op, given = str(document["op"]), dict(document["params"])
@@ -375,7 +375,7 @@ def decode(line: bytes) -> Request:
 
 
 def _default(each: Field[Any]) -> object:
-    """What a parameter is where it is not given; MISSING where it must be."""
+    """The value of an omitted parameter; MISSING where it is required."""
     return each.default_factory() if each.default_factory is not MISSING else each.default
 
 
@@ -401,10 +401,10 @@ def _read(kind: type[Request], name: str, value: object) -> object:
 
 
 def _typed(wanted: Any, value: object) -> object:
-    """A value of JSON as what a field holds. Raises ValueError, Usage."""
+    """A JSON value, converted to the type of a field. Raises ValueError, Usage."""
     if wanted is object:
         return value
-    if isinstance(wanted, types.UnionType):  # with None, all of them
+    if isinstance(wanted, types.UnionType):  # each such union is with None
         first, _ = get_args(wanted)
         return None if value is None else _typed(first, value)
     if wanted is bytes and isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What systemd is told: readiness and the watchdog. Source: sd_notify(3)."""
+"""Notifications to systemd: readiness and the watchdog. Source: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 
 def notify(message: str) -> None:
-    """Tell systemd. Does nothing elsewhere. Source: sd_notify(3)."""
+    """Send a state to systemd. Does nothing without systemd. Source: sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

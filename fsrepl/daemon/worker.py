@@ -1,8 +1,8 @@
 """The loop of one region: a thread that takes one step of each kind, in an order that is a guarantee.
 
-turn() takes one step of each kind and says whether there was anything to do; the daemon runs it in
-a thread, a single command or a test calls it. Within a region nothing races; what concerns another
-region is sent there. What cannot be done now waits in a queue with the time of its next try.
+turn() takes one step of each kind and says whether there was anything to do. The daemon runs it in
+a thread; a single command or a test calls it. Within a region there are no races; work for another
+region is sent there as a message. Work that cannot be done now waits in a queue with the time of its next try.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from fsrepl.views import following, labels, stale
 BATCH = 512
 _LABELLED_S = 1.0
 _JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
-"""The longest wait for a journal that cannot be used; after how long without a fault waits are short again."""
+"""The longest wait for a journal that cannot be used; the time without a fault after which waits are short again."""
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
 _FEW = 64
@@ -60,7 +60,7 @@ log = logging.getLogger("fsrepl")
 
 
 class Worker(Attaching):
-    """See the module. Other threads use its mailbox and its change queue only."""
+    """The loop of one region. Other threads use its mailbox and its change queue only."""
 
     def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
         super().__init__(engine, name, regions)
@@ -85,7 +85,7 @@ class Worker(Attaching):
             except sqlite3.Error:
                 raise
             except Exception:
-                log.exception("set aside region=%s: a step that nobody foresaw to fail", self.name)
+                log.exception("set aside region=%s: an unexpected error in a step", self.name)
                 busy = False
                 self._wake.wait(1.0)
             self.busy_since_s = 0.0
@@ -95,10 +95,10 @@ class Worker(Attaching):
         self.last_turn()
 
     def _begin_again(self, error: sqlite3.Error) -> None:
-        """The journal could not be written, its disk being full perhaps: what was in hand may be recorded in part.
+        """Start over after the journal could not be written, as on a full disk: current work may be recorded in part.
 
-        So nothing of it is believed. The buckets come up again, after a growing delay, with what trees and records
-        say, and what was owed is asked for again.
+        So none of it is trusted. The buckets come up again, after a growing delay, from what trees and records
+        say, and their pending deliveries are enqueued again.
         """
         now_s = time.monotonic()
         if now_s - self._journal_fault_at_s > _JOURNAL_WELL_S:
@@ -120,7 +120,7 @@ class Worker(Attaching):
             region.post(Requeue())
 
     def last_turn(self) -> None:
-        """Before stopping: write down what is already true."""
+        """Record finished work before stopping."""
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
             refetch.repair_damaged(self)
             self._finish_background()
@@ -133,7 +133,7 @@ class Worker(Attaching):
                         reconcile.sign(bucket, self.engine.journal)
 
     def turn(self) -> bool:
-        """A step of each kind; whether there was anything to do."""
+        """Run one step of each kind; whether there was anything to do."""
         try:
             return self._turn()
         except sqlite3.Error as error:
@@ -164,7 +164,7 @@ class Worker(Attaching):
         return busy
 
     def read_inbox(self) -> bool:
-        """Carry out what was posted; whether there was anything."""
+        """Carry out posted messages; whether there were any."""
         busy = False
         while self.inbox:
             self._carry_out(self.inbox.popleft())
@@ -173,11 +173,11 @@ class Worker(Attaching):
 
     def _carry_out(self, message: Message) -> None:
         match message:
-            case TakeOver(delivery):
-                for each in delivery:
+            case TakeOver(batch):
+                for each in batch:
                     self.queue(each.source, each.destination).add(each)
-            case Acknowledged(source, destination, delivery):
-                self.queue(source, destination).backlog.settled(delivery)
+            case Acknowledged(source, destination, batch):
+                self.queue(source, destination).backlog.settled(batch)
             case WakeBacklog(source, destination, start_over):
                 backlog = self.queue(source, destination).backlog
                 backlog.start_over() if start_over else backlog.wake()
@@ -202,7 +202,7 @@ class Worker(Attaching):
                 run()
 
     def _finish_background(self) -> bool:
-        """Go on with what lanes have done; whether there was anything."""
+        """Finish the results of background workers; whether there were any."""
         busy = False
         while self.background_done:
             self.background_done.popleft()()
@@ -216,8 +216,8 @@ class Worker(Attaching):
         if self.inbox or self.background_done or scans:
             return 0.0
         if any(state.is_up for state in self.states.values()):
-            marked = self.changes.next_s()
-            due += [] if marked is None else [marked]
+            change_s = self.changes.next_s()
+            due += [] if change_s is None else [change_s]
         for state in self.states.values():
             if state.is_up and state.retries_blocked:
                 return 0.0
@@ -247,7 +247,7 @@ class Worker(Attaching):
         return state
 
     def _take_all(self, state: BucketState) -> None:
-        """Directories, scans and marks, until none of what is ready is left."""
+        """Process directories, scans and changes, until none of the ready ones is left."""
         for _ in range(_FLUSH_TURNS_MAX):
             if not (schedule.follow_events(self) or schedule.step(self) or self._take()):
                 return
@@ -266,13 +266,13 @@ class Worker(Attaching):
 
     def _take_now(self, now_s: float) -> bool:
         changes = self.changes.take(BATCH)
-        in_hand = {(change.address, change.key) for change in changes}  # a key is in a batch once
+        in_hand = {(change.address, change.key) for change in changes}  # a batch has a key once
         for address, state in self.states.items():
             for each in state.deferred.values() if state.is_up else ():
                 if each.due_s > now_s or (address, each.change.key) in in_hand:
                     continue
                 if self.changes.is_queued(address, each.change.key):
-                    each.due_s = now_s + _LABELLED_S  # it changed again: its mark will say when it is ready
+                    each.due_s = now_s + _LABELLED_S  # it changed again: its new change says when it is ready
                 elif len(changes) < 2 * BATCH:
                     changes.append(each.change)
         by_bucket: dict[str, list[Change]] = {}
@@ -289,7 +289,7 @@ class Worker(Attaching):
                     left = ingest.take(self, state_, bucket, group)
                 self.changes.put_back(
                     change for change in left if (address, change.key) in in_hand
-                )  # the others wait still
+                )  # the others are still deferred
                 state_.failures = 0
         for state in self.states.values():
             if state.scan_began_ns:
@@ -297,7 +297,7 @@ class Worker(Attaching):
         return bool(changes)
 
     def _note_scanned(self, state: BucketState) -> None:
-        """Once all that a scan found is recorded: what is found from now on appeared after that scan began."""
+        """Record a scan once all that it found is recorded: later finds appeared after that scan began."""
         address = state.bucket.address
         in_hand = state.copying or any(each.change.flags & FOUND for each in state.deferred.values())
         if not in_hand and not self.changes.has_found(address):
@@ -306,11 +306,11 @@ class Worker(Attaching):
             state.scan_began_ns = 0
             for queue in self.queues.values():
                 if queue.destination == address:
-                    queue.retry_now()  # what waited for a look at its view
+                    queue.retry_now()  # deliveries that waited for the capture of a view
 
     def _label_views(self, *, busy: bool) -> None:
-        """Views are told last: while there is other work they wait, but not for long. The few of a bucket in which
-        nothing else was done do not wait for the work of others.
+        """Label views last: while there is other work they wait, but not for long. A few labels in a bucket without
+        other work do not wait for the work of others.
         """
         now_s = time.monotonic()
         for address, state in self.states.items():
@@ -325,7 +325,7 @@ class Worker(Attaching):
     # -- deliveries
 
     def _deliver(self) -> bool:
-        """A batch of what is ready, in turns between ways; a portion of what backfills owe, to destinations with
+        """Carry a batch of ready deliveries, shared between routes; backfill deliveries only to destinations with
         nothing live.
         """
         now_s = time.monotonic()

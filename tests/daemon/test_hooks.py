@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.daemon import hooks
-from fsrepl.daemon.hooks import Command, Hooks, NotTaken, Target, Teller, Webhook
+from fsrepl.daemon.hooks import Command, EventSender, Hooks, NotTaken, Target, Webhook
 from fsrepl.s3.events import Record
 from fsrepl.settings import Events
 from fsrepl.storage.eventlog import EventLog
@@ -130,11 +130,11 @@ def test_a_program_that_fails_is_tried_again_and_then_passed_over(
     monkeypatch.setattr(logging.getLogger("fsrepl"), "propagate", True)
     out = tmp_path / "out"
     log.append([record(0)])
-    teller = Teller(log, Command(("sh", "-c", 'cat >> "$0"; exit 3', str(out))), pause_s=0.001)
+    sender = EventSender(log, Command(("sh", "-c", 'cat >> "$0"; exit 3', str(out))), pause_s=0.001)
     log.append([record(1), record(2)])
     until(lambda: lines(out) == [1] * 5 + [2] * 5)
-    teller.stop()
-    assert [r.getMessage() for r in caplog.records] == ["events: the command was not told: exit status 3"]
+    sender.stop()
+    assert [r.getMessage() for r in caplog.records] == ["events: not sent to the command: exit status 3"]
 
 
 def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
@@ -142,19 +142,19 @@ def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     arguments = ("sh", "-c", 'echo $$ >> "$0"; sleep 1000 & echo $! >> "$0"; wait', str(pids))
     with pytest.raises(NotTaken, match="not done after"):
-        Command(arguments, timeout_s=0.5).tell(b"{}")
+        Command(arguments, timeout_s=0.5).send(b"{}")
     until(lambda: _alive(pids) == [])  # the signal is sent; its process group is ended by the kernel, a moment later
     pids.unlink()
     command = Command(arguments)
     failures: list[NotTaken] = []
 
-    def tell() -> None:
+    def send() -> None:
         try:
-            command.tell(b"{}")
+            command.send(b"{}")
         except NotTaken as error:
             failures.append(error)
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=send)
     thread.start()
     until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     command.stop()
@@ -162,7 +162,7 @@ def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
     assert [str(error) for error in failures] == ["SIGTERM"]
     until(lambda: _alive(pids) == [])
     with pytest.raises(NotTaken, match="stopping"):
-        command.tell(b"{}")
+        command.send(b"{}")
 
 
 def _alive(pids: Path) -> list[int]:
@@ -185,7 +185,7 @@ def test_a_program_that_ignores_the_request_to_end(tmp_path: Path) -> None:
         ("sh", "-c", 'trap "" TERM; echo $$ > "$0"; while :; do sleep 1; done', str(started)), timeout_s=0.5
     )
     with pytest.raises(NotTaken):
-        command.tell(b"{}")
+        command.send(b"{}")
     until(lambda: _alive(started) == [])
 
 
@@ -201,12 +201,12 @@ def test_a_program_that_ignores_the_request_to_end(tmp_path: Path) -> None:
 def test_a_program_that_cannot_take_an_event(arguments: tuple[str, ...], why: str) -> None:
     """Whatever is wrong with it is said in a few words."""
     with pytest.raises(NotTaken, match=why):
-        Command(arguments).tell(b"{}")
+        Command(arguments).send(b"{}")
 
 
 def test_a_program_that_does_not_read(log: EventLog) -> None:
     """That is no failure."""
-    Command(("true",)).tell(b"x" * 60_000)
+    Command(("true",)).send(b"x" * 60_000)
 
 
 def test_settings_that_name_no_program() -> None:
@@ -244,19 +244,19 @@ def test_each_event_is_posted(log: EventLog, hooked: Hooks) -> None:
 def test_an_address_that_does_not_take_an_event(log: EventLog, answers: tuple[int, ...], posts: list[int]) -> None:
     """Passing trouble is waited out; what is refused is tried a few times; a redirect is not followed."""
     with Receiver(*answers) as receiver:
-        teller = Teller(log, Webhook(receiver.url), pause_s=0.001)
+        sender = EventSender(log, Webhook(receiver.url), pause_s=0.001)
         log.append([record(1), record(2)])
         until(lambda: receiver.numbers == posts)
         assert {path for path, _, _ in receiver.posts} == {"/"}
-        teller.stop()
+        sender.stop()
 
 
 class Counted(Webhook):
     tries = 0
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         self.tries += 1
-        super().tell(line)
+        super().send(line)
 
 
 def test_an_address_that_is_not_there_yet(log: EventLog) -> None:
@@ -264,14 +264,14 @@ def test_an_address_that_is_not_there_yet(log: EventLog) -> None:
     with Receiver() as receiver:
         url = receiver.url
     nobody = Counted(url)
-    teller = Teller(log, nobody, pause_s=0.001)
+    sender = EventSender(log, nobody, pause_s=0.001)
     log.append([record(1), record(2)])
     until(lambda: nobody.tries >= 3)
-    teller.stop()
+    sender.stop()
     with Receiver() as receiver:
-        teller = Teller(log, Webhook(receiver.url), pause_s=0.001)
+        sender = EventSender(log, Webhook(receiver.url), pause_s=0.001)
         until(lambda: receiver.numbers == [1, 2])
-        teller.stop()
+        sender.stop()
 
 
 def test_an_address_that_never_answers() -> None:
@@ -279,7 +279,7 @@ def test_an_address_that_never_answers() -> None:
     with Receiver() as receiver:
         receiver.server.shutdown()  # it listens, and nobody accepts
         with pytest.raises(NotTaken) as refusal:
-            Webhook(receiver.url, timeout_s=0.2).tell(b"{}")
+            Webhook(receiver.url, timeout_s=0.2).send(b"{}")
     assert not refusal.value.lasting
 
 
@@ -295,7 +295,7 @@ class Recorder:
         self.told: list[int] = []
         self.let = threading.Event()
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         if not self.let.wait(DEADLINE_S):
             raise NotTaken("never let", lasting=False)
         self.told.append(json.loads(line)["n"])
@@ -309,12 +309,12 @@ def test_a_slow_target_holds_up_nobody(tmp_path: Path) -> None:
     log = EventLog(Fs(), str(tmp_path), 2000)
     target: Target = Recorder()
     assert isinstance(target, Recorder)
-    teller = Teller(log, target)
+    sender = EventSender(log, target)
     for number in range(300):
         log.append([record(number)])
     target.let.set()
     until(lambda: bool(target.told) and target.told[-1] == 299)
-    teller.stop()
+    sender.stop()
     assert target.told == sorted(set(target.told))
     assert 40 < len(target.told) < 300
 
@@ -324,15 +324,15 @@ def test_a_position_that_is_no_longer_in_the_files(tmp_path: Path) -> None:
     log = EventLog(Fs(), str(tmp_path), 300)
     first = Recorder()
     first.let.set()
-    teller = Teller(log, first)
+    sender = EventSender(log, first)
     log.append([record(0)])
     until(lambda: first.told == [0])
-    teller.stop()
+    sender.stop()
     for number in range(1, 30):
         log.append([record(number)])
     second = Recorder()
     second.let.set()
-    teller = Teller(log, second)
+    sender = EventSender(log, second)
     until(lambda: bool(second.told) and second.told[-1] == 29)
-    teller.stop()
+    sender.stop()
     assert second.told == list(range(30 - len(second.told), 30))
