@@ -16,9 +16,6 @@ from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import view_metadata
 
-SMALL_BYTES = 1 << 20
-"""Up to here a file is read whole; from here on it is cloned or copied first."""
-
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -109,7 +106,7 @@ def _content(
     if same:
         return _Content(found, found.st_size, same)
     may_link = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
-    is_small = found.st_size < SMALL_BYTES
+    is_small = found.st_size < copying.SMALL_BYTES
     if (may_link or not is_small) and (digest := _same_digest(bucket, fd, found, known, progress)):
         return _Content(found, found.st_size, digest)  # only its metadata was edited: nothing is copied for that
     if may_link and _link_aside(bucket, at, name, staged := staging.token()):

@@ -26,7 +26,7 @@ from fsrepl.region.mailbox import RetryNow
 from fsrepl.repair import reconcile
 from fsrepl.replicate import settle
 from fsrepl.s3 import rules
-from fsrepl.storage import copying, staging, versions
+from fsrepl.storage import copying, publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Delivery, Object
@@ -165,10 +165,9 @@ def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged:
         versions.discard(bucket, staged)
         raise
     with intended:
-        versions.publish(bucket, staged)
+        publishing.publish_durable(bucket, [staged])
         with engine.journal.transaction():
             engine.journal.versions.add(bucket.address, version)
-        bucket.sync()
         engine.recent.put(bucket.address, version)
         deliveries.enqueue(region, bucket.address, [version])
         stale.show_changed(region, state, bucket, version.key, intended)

@@ -19,7 +19,7 @@ from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED, Change
 from fsrepl.s3 import replication
 from fsrepl.settings import Settings
-from fsrepl.storage import versions
+from fsrepl.storage import copying, publishing, versions
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.documents import write_document
 from fsrepl.storage.fs import GONE, NO_SPACE, Fs
@@ -123,7 +123,7 @@ def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
             with contextlib.suppress(OSError):
                 size = fs.stat(fd, name).st_size
                 objects += 1
-                if size < copy.SMALL_BYTES:
+                if size < copying.SMALL_BYTES:
                     small += size
                 else:
                     large += size
@@ -229,10 +229,7 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
             adopted.waiting.append(key)
     if not batch:
         return set()
-    engine.syncer.staged(bucket, [(bucket.tmp, staged.name) for staged, _ in batch])
-    for staged, _ in batch:
-        versions.publish(bucket, staged)
-    bucket.sync()
+    publishing.publish(engine.syncer, bucket, [staged for staged, _ in batch])
     with engine.journal.transaction():
         for staged, seen in batch:
             engine.journal.versions.add(bucket.address, staged.version)

@@ -27,7 +27,7 @@ from fsrepl.region.bucket_state import BucketState, Damaged, LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3 import due, events
 from fsrepl.s3.due import Action, Kind
-from fsrepl.storage import staging, versions
+from fsrepl.storage import publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.intents import Intent, intend, read_intents
@@ -152,9 +152,7 @@ class ActionGroup:
                     versions.discard(self.bucket, each)
             raise NotBegun(reason(error)) from error
         with intended:
-            for each in staged:
-                versions.publish(self.bucket, each)
-            self.bucket.sync()
+            publishing.publish_durable(self.bucket, staged)
             self._tell(events.Name.MARKED, markers)
             with self.journal.transaction():
                 for marker in markers:

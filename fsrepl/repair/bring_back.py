@@ -11,7 +11,7 @@ from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Status, Version
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import evidence, rebuild, repair
-from fsrepl.storage import copying, posix, remembered, staging, versions
+from fsrepl.storage import copying, posix, publishing, remembered, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.view_file import open_view
 
@@ -62,12 +62,7 @@ class _Batch:
             self.publish()
 
     def publish(self) -> None:
-        bucket = self._bucket
-        if self._staged:
-            self._engine.syncer.staged(bucket, [(bucket.tmp, each.name) for each in self._staged])
-        for each in self._staged:
-            versions.publish(bucket, each)
-        bucket.sync()
+        publishing.publish(self._engine.syncer, self._bucket, self._staged)
         self._staged.clear()
 
 

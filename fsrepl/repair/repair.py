@@ -27,7 +27,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, rebuild
 from fsrepl.s3 import rules
-from fsrepl.storage import sharing, staging, versions
+from fsrepl.storage import publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
@@ -402,10 +402,7 @@ def _bypassed_view(region: Region, state: BucketState, version: Version, found: 
 
 def _publish(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
     """Replace the stored version by the copy, by rename."""
-    staged = versions.stage_copy(bucket, name, version)
-    region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
-    versions.publish(bucket, staged)
-    bucket.sync()
+    publishing.publish(region.engine.syncer, bucket, [versions.stage_copy(bucket, name, version)])
     state.bucket.ids.saw(version.id, version.created_ns)
     _index(region, bucket, version)
     log.info(

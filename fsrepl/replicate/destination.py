@@ -16,8 +16,9 @@ from fsrepl.model import attributes, digests
 from fsrepl.model.version import Version
 from fsrepl.storage import records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.copying import SMALL_BYTES
 from fsrepl.storage.posix import apply_posix
-from fsrepl.views.stage import SMALL_BYTES, stage_view
+from fsrepl.views.stage import stage_view
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class DeliveryGroup:
         self.ready: list[Item] = []
         self.large: list[Item] = []
         """Items that a background worker copies."""
-        self.changes: list[metadata_updates.MetadataUpdate] = []
+        self.updates: list[metadata_updates.MetadataUpdate] = []
         self.outcomes: list[Outcome] = []
 
     # -- one delivery, up to its hidden copy
@@ -238,15 +238,15 @@ class DeliveryGroup:
             stale.recapture(self.region, self.state, there.key)
             self.region.try_later([item.delivery], "its view there was edited, which is recorded first")
         else:
-            change = metadata_updates.change(
+            update = metadata_updates.update(
                 self.region, self.destination, item.delivery, item.version, item.replica, there, item.groups
             )
             before = item.version.deliveries[item.delivery.destination].before
-            if change.now == there and before is not None and before.status is Status.COMPLETED:
+            if update.now == there and before is not None and before.status is Status.COMPLETED:
                 # A backfill checked the version again, and it is as it was when it was made durable.
                 self.outcomes.append(Outcome(item.delivery, Status.COMPLETED, "", item.version))
             else:
-                self.changes.append(change)
+                self.updates.append(update)
 
     # -- the batch, up to COMPLETED
 
@@ -259,8 +259,8 @@ class DeliveryGroup:
                 )
         except OSError as error:
             self.region.try_later([item.delivery for item in self.ready], error)
-        if self.changes:
-            done = metadata_updates.carry_out(self.region, self.destination, self.changes)
+        if self.updates:
+            done = metadata_updates.carry_out(self.region, self.destination, self.updates)
             self.outcomes += [Outcome(each.delivery, Status.COMPLETED, "", each.sent) for each in done]
         self.region.report_outcomes(self.outcomes)
 

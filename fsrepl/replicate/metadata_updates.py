@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from fsrepl.errors import FsreplError
@@ -26,15 +26,19 @@ _FEW = 4
 
 @dataclass(frozen=True, slots=True)
 class MetadataUpdate:
-    """A version at a destination, as it is and as it will be. sent: the version as its source has it."""
+    """A version at a destination, as it is and as it will be.
+
+    sent: the version as its source has it. view: the file that shows it, as it was recorded; None where none does.
+    """
 
     delivery: Delivery
     sent: Version
     there: Version
     now: Version
+    view: View | None = None
 
 
-def change(region: Region, bucket: OpenBucket, delivery: Delivery, sent: Version, replica: Version, there: Version,
+def update(region: Region, bucket: OpenBucket, delivery: Delivery, sent: Version, replica: Version, there: Version,
            groups: frozenset[str]) -> MetadataUpdate:  # fmt: skip
     """The effect of received metadata on a version here: the later edit of each group wins.
 
@@ -55,52 +59,47 @@ def change(region: Region, bucket: OpenBucket, delivery: Delivery, sent: Version
     return MetadataUpdate(delivery, sent, there, now)
 
 
-def carry_out(region: Region, bucket: OpenBucket, changes: Sequence[MetadataUpdate]) -> list[MetadataUpdate]:
-    """Apply changes of metadata to store and views, durably; the changes that were applied.
+def carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpdate]) -> list[MetadataUpdate]:
+    """Apply updates of metadata to store and views, durably; the updates that were applied.
 
     The others are tried again later; their intent stays, so that a crash before that changes nothing.
     """
     journal = region.engine.journal
-    views = {id(each): view for each in changes if (view := view_metadata.shown_view(journal, bucket, each.now))}
+    updates = [replace(each, view=view_metadata.shown_view(journal, bucket, each.now)) for each in updates]
     try:
-        intents = [
-            Intent(each.now.key, each.now.id, view, Act.EDIT) for each in changes if (view := views.get(id(each)))
-        ]
+        intents = [Intent(each.now.key, each.now.id, each.view, Act.EDIT) for each in updates if each.view]
         intended = intend(region.engine.syncer, bucket, intents)
     except OSError as error:
-        region.try_later([each.delivery for each in changes], error)
+        region.try_later([each.delivery for each in updates], error)
         return []
     with intended:
-        done = _carry_out(region, bucket, changes, views)
-        if len(done) < len(changes):
+        done = _carry_out(region, bucket, updates)
+        if len(done) < len(updates):
             intended.keep()
     return done
 
 
-def _carry_out(
-    region: Region, bucket: OpenBucket, changes: Sequence[MetadataUpdate], views: Mapping[int, View]
-) -> list[MetadataUpdate]:
+def _carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpdate]) -> list[MetadataUpdate]:
     engine, journal = region.engine, region.engine.journal
     noted = [
-        each.now for each in changes if each.now.deliveries != each.there.deliveries or each.now.tags != each.there.tags
+        each.now for each in updates if each.now.deliveries != each.there.deliveries or each.now.tags != each.there.tags
     ]
     if noted:
         edits.note_deliveries(region, bucket, noted)
     done: list[MetadataUpdate] = []
     seen: list[tuple[bytes, View | None]] = []
-    for each in changes:
+    for each in updates:
         try:
             if each.now != each.there:
                 engine.recent.forget(bucket.address, each.now.key, each.now.id)
                 versions.write_record(bucket, each.now, applied=True)
-            view = views.get(id(each))
-            if view is not None and (looks := view_metadata.show(bucket, view, each.now)) is not None:
+            if each.view is not None and (looks := view_metadata.show(bucket, each.view, each.now)) is not None:
                 seen.append((each.now.key, looks))
             done.append(each)
         except (OSError, FsreplError) as error:
             region.try_later([each.delivery], error)
     try:
-        _make_durable(region, bucket, done, {each.now.key for each in done if id(each) in views})
+        _make_durable(region, bucket, done, {each.now.key for each in done if each.view is not None})
     except OSError as error:
         region.try_later([each.delivery for each in done], error)
         return []

@@ -19,8 +19,8 @@ from fsrepl.region.limits import Progress
 from fsrepl.replicate.destination import Destination, Draft, StagedReplica
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.copying import SMALL_BYTES
 from fsrepl.storage.journal.rows import Delivery, Object
-from fsrepl.views.stage import SMALL_BYTES
 
 _CHUNK = 8 << 20
 

@@ -10,6 +10,9 @@ from fsrepl.model import digests
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
+SMALL_BYTES = 1 << 20
+"""Up to here content is read whole, and copied; from here on it is cloned where the filesystem can."""
+
 
 def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], None] | None = None) -> bytes:
     """Copy an open file into .fsrepl/tmp, under a name; the BLAKE3 of the copy. Leaves nothing where it fails.

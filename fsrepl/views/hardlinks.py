@@ -20,7 +20,7 @@ from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
 from fsrepl.region.bucket_state import BucketState, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.storage import copying, intents, records, sharing, staging, versions
+from fsrepl.storage import copying, intents, publishing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object
@@ -214,10 +214,7 @@ def set_free(region: Region, state: BucketState, bucket: OpenBucket, version: Ve
     if digest != version.digest:
         _detach(region, state, bucket, version, name)
     else:
-        staged = versions.stage_copy(bucket, name, version)
-        region.engine.syncer.staged(bucket, [(bucket.tmp, name)])
-        versions.publish(bucket, staged)
-        bucket.sync()
+        publishing.publish(region.engine.syncer, bucket, [versions.stage_copy(bucket, name, version)])
     region.engine.recent.forget(bucket.address, version.key, version.id)
     stale.recapture(region, state, version.key)  # where its view has that file still, its ctime changed
 
@@ -255,9 +252,7 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
         finally:
             bucket.fs.close(fd)
         staged = versions.stage_copy(bucket, name, version)
-    region.engine.syncer.staged(bucket, [(bucket.intents, overwritten.intent), (bucket.tmp, name)])
-    versions.publish(bucket, staged)
-    bucket.sync()
+    publishing.publish(region.engine.syncer, bucket, [staged], also=[(bucket.intents, overwritten.intent)])
     state.overwritten[at] = overwritten
     log.error(
         'destroyed bucket=%s key="%s" version=%s: its view, a hard link to it, was written into; '

@@ -10,6 +10,7 @@ from fsrepl.model import metadata
 from fsrepl.model.version import Shortfall, Version
 from fsrepl.storage import posix, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.copying import SMALL_BYTES
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.posix import apply_posix
 from fsrepl.views import view_attributes
@@ -46,9 +47,6 @@ def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
         return True
     records.make_private(bucket, version)
     return False
-
-
-SMALL_BYTES = 1 << 20
 
 
 def stage_view(
