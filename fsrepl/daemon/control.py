@@ -30,7 +30,7 @@ SOCKET = "control"
 TOO_MANY = "SlowDown"
 """S3's code for too many requests at once."""
 COMMANDS_MAX = 1024
-"""How many commands a daemon serves at once: each takes a thread and a descriptor."""
+"""Number of commands that a daemon serves at once: each takes a thread and a descriptor."""
 _REQUEST_MAX_BYTES = 8 << 20
 _PEER = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")

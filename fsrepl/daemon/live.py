@@ -20,7 +20,7 @@ from fsrepl.region.bucket_state import NAMES, BucketState, Names
 from fsrepl.region.delivery_queue import Queue
 
 FIRST = 100
-"""How many names of a list `status` includes."""
+"""Number of names of a list that `status` includes."""
 PAGE = 1000
 
 

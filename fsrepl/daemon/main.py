@@ -38,7 +38,7 @@ log = logging.getLogger("fsrepl")
 _TURN_S = 0.2
 _WORKERS_S = 2.0
 _SWITCH_S = 0.001
-"""How long a busy thread keeps others waiting, in seconds: the thread that reads events must never wait long."""
+"""Seconds that a busy thread keeps others waiting: the thread that reads events must never wait long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _raise_file_limit() -> None:
 
 
 def commands_max(descriptors: int) -> tuple[int, int]:
-    """How many commands are served at once, and how many of them may wait, with so many descriptors a process.
+    """The number of commands served at once, and how many of them may wait, by the descriptors of a process.
 
     The rest of the descriptors is for the regions, the rest of the commands for status, settings and repairs.
     """

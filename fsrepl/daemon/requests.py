@@ -75,7 +75,7 @@ class OnObject(Request):
 
 @dataclass(frozen=True)
 class GetStatus(Request):
-    """What runs, and what waits and why."""
+    """Get the state of the daemon: running steps, waiting items and their reasons."""
 
     op = "status"
 
@@ -404,7 +404,7 @@ def _typed(wanted: Any, value: object) -> object:
     """A JSON value, converted to the type of a field. Raises ValueError, Usage."""
     if wanted is object:
         return value
-    if isinstance(wanted, types.UnionType):  # each such union is with None
+    if isinstance(wanted, types.UnionType):  # all such unions have None as second member
         first, _ = get_args(wanted)
         return None if value is None else _typed(first, value)
     if wanted is bytes and isinstance(value, str):

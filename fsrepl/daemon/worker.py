@@ -48,7 +48,7 @@ from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following, labels, stale
 
 BATCH = 512
-_LABELLED_S = 1.0
+_REQUEUED_S = 1.0
 _JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
 """The longest wait for a journal that cannot be used; the time without a fault after which waits are short again."""
 _FLUSH_S = 2.0
@@ -272,7 +272,7 @@ class Worker(Attaching):
                 if each.due_s > now_s or (address, each.change.key) in in_hand:
                     continue
                 if self.changes.is_queued(address, each.change.key):
-                    each.due_s = now_s + _LABELLED_S  # it changed again: its new change says when it is ready
+                    each.due_s = now_s + _REQUEUED_S  # it changed again: its new change says when it is ready
                 elif len(changes) < 2 * BATCH:
                     changes.append(each.change)
         by_bucket: dict[str, list[Change]] = {}

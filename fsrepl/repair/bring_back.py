@@ -20,7 +20,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class BroughtBack:
-    """How many versions and markers came from other buckets, how many from files and journal, and how many did not."""
+    """Numbers of versions and markers: fetched from other buckets, kept in files and journal, and lost."""
 
     fetched: int = 0
     kept: int = 0

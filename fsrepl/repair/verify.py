@@ -30,9 +30,9 @@ from fsrepl.storage.site import Site
 from fsrepl.views import directories
 
 _AT_ONCE = 256
-"""How many suspected differences are checked again together."""
+"""Number of suspected differences that are checked again together."""
 
-BucketState = tuple[str, bytes]
+PathInBucket = tuple[str, bytes]
 """The address of a bucket, and a path in it."""
 
 
@@ -62,7 +62,7 @@ class Tally:
     differences: int = 0
     left: int = 0
     """Differences that are still there."""
-    mounted: dict[BucketState, int] = field(default_factory=dict)
+    mounted: dict[PathInBucket, int] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
     dates: dict[str, Dates] = field(default_factory=dict)
 

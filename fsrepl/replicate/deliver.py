@@ -23,7 +23,7 @@ log = logging.getLogger("fsrepl")
 
 
 STEP_S = 0.1
-"""How long deliveries are staged before the staged ones become durable and visible."""
+"""Seconds for which deliveries are staged before the staged ones become durable and visible."""
 
 
 def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -> None:
