@@ -75,6 +75,7 @@ FILES: Mapping[str, Sequence[str]] = {
     "roles": ("role",),
     "objects": ("ls", "head", "cat", "restore", "rm", "tag"),
     "status": ("status", "why", "events"),
+    "usage": ("du",),
     "wait": ("wait", "retry"),
     "verify": ("verify", "doctor"),
 }

@@ -145,8 +145,8 @@ def bucket_ls(
     from fsrepl.commands.documents import buckets as documents
 
     site = open_answering_site()
-    if region is not None and region not in site.settings.regions:
-        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    if region is not None:
+        site.buckets_of(region)  # raises for an unknown one
     rows = documents.buckets(site, region)
     if json:
         print_json({"Buckets": rows})

@@ -91,7 +91,7 @@ def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:
     state = region.flush(address, list(going.again)) if going.again else region.ready(address)
     with region.at_work(state):
         return run.go_on(region, state, going)
-    raise Unavailable(f"lifecycle of {address} has stopped: {state.put_down}; give the command again")
+    raise Unavailable(f"lifecycle of {address} has stopped: {state.why}; give the command again")
 
 
 def preview(site: Site, journal: Journal, address: str, at_ns: int) -> Iterator[Document]:

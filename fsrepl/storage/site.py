@@ -193,6 +193,12 @@ class Site:
             raise Refused("NoSuchBucket", f"{address} is not a bucket of this site; buckets in {region}: {here}")
         return self.buckets[address]
 
+    def buckets_of(self, region: str) -> list[str]:
+        """The addresses of the buckets of a region. Raises Usage for an unknown region."""
+        if region not in self.settings.regions:
+            raise Usage(self._no_region(region))
+        return sorted(address for address, bucket in self.buckets.items() if bucket.region == region)
+
     def named(self, name: str) -> list[str]:
         """The addresses of all buckets of a name."""
         return sorted(address for address, bucket in self.buckets.items() if bucket.name == name)

@@ -362,6 +362,24 @@ class Versions:
         )
         return [Stored(d, n, c, i, bool(m)) for d, n, c, i, m in rows]
 
+    def sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
+        """(traits, whether they are current, how many, bytes) of the versions of a bucket whose traits are known."""
+        return self._connection.execute(
+            "SELECT v.traits, v.id = o.id AND v.created = o.created, count(*), CAST(total(v.size) AS INTEGER) "
+            "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND NOT v.marker AND v.traits IS NOT NULL GROUP BY 1, 2",
+            (self._connection.ids.get(address),),
+        ).fetchall()
+
+    def sizes_unknown(self, address: str) -> list[tuple[bytes, bytes, str, bool, int]]:
+        """(directory, name, id, whether it is current, bytes) of each version whose traits are not known."""
+        return self._connection.execute(
+            "SELECT dir, name, v.id, v.id = o.id AND v.created = o.created, v.size "
+            "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND NOT v.marker AND v.traits IS NULL",
+            (self._connection.ids.get(address),),
+        ).fetchall()
+
     def count_versions(self, address: str) -> int:
         """How many versions and markers a bucket has."""
         rows = self._connection.execute(
