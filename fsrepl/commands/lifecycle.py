@@ -51,6 +51,7 @@ def put_lifecycle(engine: Engine, request: PutLifecycle) -> Document:
     with bucket.open() as opened:
         write_document(engine.fs, opened.meta, b"lifecycle.json", document)
         bucket.refresh(opened)
+    run.begin(engine.journal, bucket.address, engine.site.now())
     engine.region_of(bucket.address).follow(bucket.address)
     return document
 

@@ -81,10 +81,20 @@ class ActionGroup:
         if confirmed.blocked_by:
             self.run.blocked += 1
             return None
-        if self._is_in_hand(key) or (kind is Kind.EXPIRE and not self._is_as_recorded(key)):
+        if not self._may_go(key, kind, version):
             self.run.again[key] = None
             return None
         return version
+
+    def _may_go(self, key: bytes, kind: Kind, version: Version) -> bool:
+        """Whether an action meets nothing that is going on just now. A noncurrent version may go while its key changes,
+        and changes again: what is current is another one."""
+        if kind is Kind.REMOVE_VERSION:
+            known = self.journal.versions.object(self.bucket.address, key)
+            return known is None or known.view is None or known.view.shown != version.id
+        if kind in (Kind.EXPIRE, Kind.REMOVE_MARKER):
+            return not self._is_in_hand(key) and (kind is Kind.REMOVE_MARKER or self._is_as_recorded(key))
+        return True
 
     def _is_in_hand(self, key: bytes) -> bool:
         """Whether something of a key waits to be captured or shown: then what is current may change just now."""

@@ -17,6 +17,7 @@ from fsrepl.region.bucket_state import BucketState, LifecycleRun
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.journal.database import Journal
 
 log = logging.getLogger("fsrepl")
 
@@ -46,7 +47,7 @@ def _step(region: Region, state: BucketState) -> bool:
     if run is None or run.due_s > time.monotonic() or not _is_ready(state):
         return False
     if not go_on(region, state, run):
-        _remember(region, state, run.now_ns)
+        remember(region.engine.journal, state.bucket.address, run.now_ns)
         state.lifecycle = None
     return True
 
@@ -62,30 +63,39 @@ def _due(region: Region, state: BucketState) -> LifecycleRun | None:
     """A new run, where the last one was before the last midnight."""
     if not _is_ready(state):
         return None
-    now_ns, said = region.engine.site.now(), region.engine.journal.fact(_fact(state))
     if state.bucket.lifecycle is None:
-        if said:
-            _forget(region, state)
+        if state.has_lifecycle:
+            _set(region.engine.journal, state.bucket.address, "")
+            state.has_lifecycle = False
         return None
+    state.has_lifecycle = True
+    now_ns, said = region.engine.site.now(), region.engine.journal.fact(_fact(state.bucket.address))
     midnight_ns = now_ns // DAY_NS * DAY_NS
     if not said or int(said) > midnight_ns:  # its rules are new, or the clock was set back
-        _remember(region, state, now_ns)
+        remember(region.engine.journal, state.bucket.address, now_ns)
         return None
     return LifecycleRun(now_ns) if int(said) < midnight_ns else None
 
 
-def _fact(state: BucketState) -> str:
-    return f"lifecycle {state.bucket.address}"
+def begin(journal: Journal, address: str, now_ns: int) -> None:
+    """Rules are new, or others than before: what they make due waits for the next midnight."""
+    if not journal.fact(_fact(address)):
+        remember(journal, address, now_ns)
 
 
-def _remember(region: Region, state: BucketState, now_ns: int) -> None:
-    with region.engine.journal.transaction():
-        region.engine.journal.set_fact(_fact(state), str(now_ns // DAY_NS * DAY_NS))
+def remember(journal: Journal, address: str, now_ns: int) -> None:
+    """A bucket was gone through, as of a moment."""
+    _set(journal, address, str(now_ns // DAY_NS * DAY_NS))
 
 
-def _forget(region: Region, state: BucketState) -> None:
-    with region.engine.journal.transaction():
-        region.engine.journal.set_fact(_fact(state), "")
+def _fact(address: str) -> str:
+    return f"lifecycle {address}"
+
+
+def _set(journal: Journal, address: str, value: str) -> None:
+    if journal.fact(_fact(address)) != value:
+        with journal.transaction():
+            journal.set_fact(_fact(address), value)
 
 
 def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:

@@ -166,6 +166,8 @@ class BucketState:
     """The lifecycle run under way."""
     lifecycle_look_s: float = 0.0
     """Time of the next check whether a lifecycle run is due."""
+    has_lifecycle: bool = True
+    """False once it is known to have no rules, and the journal to remember none."""
     has_barrier: bool = False
     """The bucket's sentinel directory is watched."""
 

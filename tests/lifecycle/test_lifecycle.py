@@ -238,6 +238,22 @@ def test_what_somebody_writes_is_left_alone(world: World, clock: Clock) -> None:
     assert run(world) == {"Expiration": 1}
 
 
+def test_old_versions_of_a_file_that_keeps_changing_go(world: World, clock: Clock) -> None:
+    """5.2: what is written just now keeps none of those for ever."""
+    for data in (b"one", b"two"):
+        world.write("k", data)
+        world.settle()
+    put(world, old_versions())
+    clock(LATER)
+    with world.path("k").open("ab") as file:
+        file.write(b" and more")
+        file.flush()
+        assert run(world) == {"NoncurrentVersionExpiration": 1}
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"two and more"}
+    assert [version.marker for version in world.of("k")] == [False, False]
+
+
 def test_a_rule_that_is_gone_holds_no_more(world: World, clock: Clock) -> None:
     """G1: nothing goes that is not named by a rule, at that very moment."""
     world.write("k", b"one")
@@ -272,6 +288,34 @@ def test_a_run_a_day_after_midnight(world: World, clock: Clock) -> None:
     world.settle()
     assert world.tree(SOURCE) == {"again": b"two"}
     clock("2026-05-14T10:00:00Z")
+    world.settle()
+    assert world.tree(SOURCE) == {}
+
+
+def test_rules_put_without_a_daemon(world: World, clock: Clock) -> None:
+    """5.3: their first midnight is the next one, whether anybody was there then or not."""
+    world.write("k", b"one")
+    world.settle()
+    put(world, days(2))
+    clock("2026-05-20T15:00:00Z")
+    world.restart()
+    world.settle()
+    assert world.tree(SOURCE) == {}
+
+
+def test_rules_that_were_away_are_new(world: World, clock: Clock) -> None:
+    """5.3: removed and put again, they wait for the next midnight as those that are new do."""
+    world.write("k", b"one")
+    put(world, days(2))
+    world.settle()
+    world.run("lifecycle.rm", bucket=SOURCE)
+    world.settle()
+    clock("2026-05-20T15:00:00Z")
+    world.settle()
+    put(world, days(2))
+    world.settle()
+    assert world.tree(SOURCE) == {"k": b"one"}
+    clock("2026-05-21T00:00:01Z")
     world.settle()
     assert world.tree(SOURCE) == {}
 

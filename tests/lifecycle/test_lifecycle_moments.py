@@ -51,9 +51,8 @@ def test_what_comes_in_the_last_moment_is_kept(
     clock(LATER)
     fs = MeddlingFs()
     world.restart(fs=fs)
-    world.settle()
     fs.meddle = lambda: meddle(world.path("k"))
-    run(world)
+    world.settle()
     assert fs.meddle is None
     for _ in range(2):
         world.settle()

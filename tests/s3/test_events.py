@@ -1,4 +1,4 @@
-"""S3's replication events: their records, and which results are events."""
+"""S3's events of replication and lifecycle: their records, and which results are events."""
 
 from __future__ import annotations
 
@@ -168,3 +168,18 @@ def test_what_a_delivery_is_followed_by(frozen: Tracking, rule: Tracking | None)
 def test_what_a_delivery_brings(version: Version, since_ns: int, expected: str) -> None:
     """3.5: versions, markers, tags and ACLs are the operations that are counted and told of."""
     assert operation(version, DeliveryRecord("r", Status.PENDING, since_ns=since_ns)) == expected
+
+
+@pytest.mark.parametrize("name", [Name.EXPIRED, Name.MARKED, Name.MOVED])
+def test_what_lifecycle_did(name: Name) -> None:
+    """3.4: its own three events, without replicationEventData; a transition names the class. News has one id."""
+    version = Version(b"a b", "01J72ABCDEFGHJKMNPQRSTVWXY", ASKED_NS, size=3, storage_class="GLACIER")
+    found = json.loads(json.dumps(events.of_lifecycle(name, "us-east-1/photos", version, ASKED_NS)))
+    assert (found["eventName"], found["s3"]["configurationId"]) == (str(name), f"s3:{name}")
+    assert found["s3"]["object"]["key"] == "a+b"
+    assert found["s3"]["object"]["versionId"] == version.id
+    assert "replicationEventData" not in found
+    moved = {"transitionEventData": {"destinationStorageClass": "GLACIER"}}
+    assert found.get("lifecycleEventData") == (moved if name is Name.MOVED else None)
+    again = events.of_lifecycle(name, "us-east-1/photos", version, ASKED_NS + 1)
+    assert again["responseElements"] == found["responseElements"]
