@@ -1,7 +1,7 @@
-"""The command line: parse, call, print. Each group of commands has a file; what all share is in common.py.
+"""The command line: parse, call, print. Each group of commands has a file; common.py has what all groups share.
 
-Only the file of the command that is asked for is imported, and what a command needs is imported by the command,
-so that `fsrepl wait` in a script starts fast.
+Only the file of the requested command is imported, and a command imports what it needs when it is called, so that
+`fsrepl wait` in a script starts fast.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ def options(
     site: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="The site's folder. Else FSREPL_SITE, the nearest fsrepl.toml upwards, /etc/fsrepl."
+            metavar="DIR", help="The site's folder. Default: FSREPL_SITE, the nearest fsrepl.toml upwards, /etc/fsrepl."
         ),
     ] = None,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say more; the daemon logs captures.")
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, help="Print more; the daemon also logs captures."
+        ),
     ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -58,9 +61,9 @@ def options(
 
 
 def _keep_log(verbose: int) -> None:
-    """What a command says is its answer, and an error begins with S3's code: what it notices beside that is for -v.
+    """Show a command's log lines with -v only: otherwise it prints its answer, and errors that begin with S3's code.
 
-    The daemon sets up a log of its own.
+    The daemon configures its log separately.
     """
     if not verbose:
         logging.getLogger("fsrepl").addHandler(logging.NullHandler())
@@ -83,7 +86,7 @@ FILES: Mapping[str, Sequence[str]] = {
 
 
 def files_of(arguments: Iterable[str]) -> list[str]:
-    """The file that has the command of these arguments; all of them where it is none: for help, completion, a typo."""
+    """The file that has the command of these arguments; all files for help, completion or an unknown command."""
     rest = iter(arguments)
     for argument in rest:
         if argument == "--site":
@@ -94,7 +97,7 @@ def files_of(arguments: Iterable[str]) -> list[str]:
 
 
 def register(files: Iterable[str]) -> None:
-    """Make the commands of some files known to the parser."""
+    """Add the commands of some files to the parser."""
     for file in files:
         importlib.import_module(f"fsrepl.cli.{file}").register(app)
 
@@ -108,10 +111,10 @@ def _run() -> int:
     utf8.use()
     try:
         register(files_of(sys.argv[1:]))
-        status = app(standalone_mode=False)  # what a command's typer.Exit says comes back as the value
+        status = app(standalone_mode=False)  # the status of a command's typer.Exit is returned here
         return status if isinstance(status, int) else 0
     except typer.Abort:
-        typer.echo("given up; nothing was changed", err=True)
+        typer.echo("cancelled; nothing was changed", err=True)
         return 1
     except FsreplError as error:
         typer.echo(printable(str(error)), err=True)
@@ -119,15 +122,15 @@ def _run() -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # whoever read us has enough; keep the interpreter from complaining when it flushes at its end
+        # the reader closed the pipe; keep the interpreter from complaining when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        return _unforeseen(error)
+        return _unexpected(error)
 
 
-def _unforeseen(error: Exception) -> int:
-    """Errors of the parser, of files that a command was given, and of our own making."""
+def _unexpected(error: Exception) -> int:
+    """Report errors of the parser, of files named on the command line, and of fsrepl's own code."""
     show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(exit_code, int):  # a usage error, of the parser's own copy of click
         show()
@@ -138,7 +141,5 @@ def _unforeseen(error: Exception) -> int:
         return 1
     if state().verbose:
         raise error
-    typer.echo(
-        f"an error that nobody foresaw: {type(error).__name__}: {error}; -v before the command shows where", err=True
-    )
+    typer.echo(f"unexpected error: {type(error).__name__}: {error}; -v before the command shows where", err=True)
     return 1

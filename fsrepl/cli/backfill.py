@@ -39,7 +39,7 @@ _PREPARED_S = 0.5
 _FORMATS = ("csv", "json")
 _COLUMNS = ("Bucket", "Key", "VersionId", "Destination", "Status", "ErrorCode", "KeyBase64")
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Its id; `fsrepl replication jobs` lists them.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id; `fsrepl replication jobs` lists them.")]
 Format = Annotated[str | None, typer.Option("--format", metavar="csv|json", help="The form of the report.")]
 
 
@@ -54,20 +54,23 @@ def backfill(
     status: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="STATUS", help="Only versions of this status: NONE, FAILED, COMPLETED, REPLICA. Repeatable."
+            metavar="STATUS", help="Only versions with this status: NONE, FAILED, COMPLETED, REPLICA. Repeatable."
         ),
     ] = None,
-    rule: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only by this rule. Repeatable.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is there.")] = False,
+    rule: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only versions that this rule chooses. Repeatable.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Wait, and write there what became of each version.")
+        Path | None, typer.Option(metavar="FILE", help="Wait, and write the outcome of each version to FILE.")
     ] = None,
     format_: Format = None,
     json: Json = False,
 ) -> None:
-    """Send what live replication passed over: Batch Replication.
+    """Replicate versions that no live rule chose: Batch Replication.
 
-    It returns when the job is accepted. With --wait: 0 when all of it is there, 1 when some of it failed.
+    The command returns when the job is accepted. With --wait, exit status 0: all versions are replicated; 1: some
+    failed.
     """
     from fsrepl.s3.rules import STATUSES
 
@@ -75,7 +78,7 @@ def backfill(
         if each not in STATUSES:
             raise Usage(f"--status {each}: there are {', '.join(STATUSES)}")
     if report is None and format_ is not None:
-        raise Usage("--format is that of a report; --report FILE says where it goes")
+        raise Usage("--format needs a report; name its file with --report FILE")
     form = _form(format_, report)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_replaced(report)) if report is not None else None
@@ -99,7 +102,7 @@ def _form(given: str | None, file: Path | None) -> str:
 
 
 def _wait(source: Address, job: dict[str, Any]) -> dict[str, Any]:
-    """Until a job has ended; on a terminal with a bar. Ended or not, it goes on without us."""
+    """Wait until a job has ended; on a terminal with a bar. An interrupt does not stop the job."""
     pause_s = _LOOK_S
     try:
         with _bar() as show:
@@ -109,9 +112,11 @@ def _wait(source: Address, job: dict[str, Any]) -> dict[str, Any]:
                 pause_s = min(_LOOK_MAX_S, 2 * pause_s)
                 (job,) = ask_daemon(requests.ListBackfills(source, job["JobId"]))["Jobs"]
     except NotRunning as error:
-        raise NotRunning(f"the daemon stopped; job {job['JobId']} goes on when it is started again") from error
+        raise NotRunning(
+            f"the daemon stopped; job {job['JobId']} continues when the daemon is started again"
+        ) from error
     except KeyboardInterrupt:
-        warn(f"job {job['JobId']} goes on; `fsrepl replication cancel {job['JobId']}` stops it")
+        warn(f"job {job['JobId']} continues; `fsrepl replication cancel {job['JobId']}` stops it")
         raise
     return job
 
@@ -151,7 +156,7 @@ def _ended(counts: Mapping[str, int]) -> int:
 
 
 def _prepared(source: Address, job: dict[str, Any]) -> dict[str, Any]:
-    """A job once it knows what is to be sent, if that is in a moment: it is accepted, and nobody waits for it."""
+    """An accepted job, after a moment in which it may have counted its versions."""
     until_s = time.monotonic() + _PREPARED_S
     with contextlib.suppress(NotRunning):
         while job["Status"] == "Preparing" and time.monotonic() < until_s:
@@ -161,11 +166,11 @@ def _prepared(source: Address, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_nothing(job: dict[str, Any]) -> None:
-    """Say that a job has nothing to do, where that is known."""
+    """Warn where a job is known to have no versions to send."""
     if job["Status"] in ("Active", "Complete") and not (
         job["ProgressSummary"]["TotalNumberOfTasks"] or job["AlreadyThere"]
     ):
-        warn(f"nothing is to be sent: no version in {job['Bucket']} has a rule, and a status, that was asked for")
+        warn(f"nothing to send: no version in {job['Bucket']} has a rule and a status that match")
 
 
 def _tell(job: dict[str, Any], *, json: bool) -> None:
@@ -181,7 +186,7 @@ def _tell(job: dict[str, Any], *, json: bool) -> None:
     if job["Status"] != "Complete":
         warn(f"job {job['JobId']} is {job['Status']}: {job.get('StatusUpdateReason', 'it was cancelled')}")
     if counts["NumberOfTasksFailed"]:
-        warn(f"{counts['NumberOfTasksFailed']} failed; `fsrepl replication report {job['JobId']}` tells which and why")
+        warn(f"{counts['NumberOfTasksFailed']} failed; `fsrepl replication report {job['JobId']}` says which and why")
     if job["Status"] != "Complete" or counts["NumberOfTasksFailed"]:
         raise typer.Exit(1)
 
@@ -191,7 +196,7 @@ def jobs(
         Address | None,
         typer.Argument(
             metavar="REGION/BUCKET",
-            help="Those of this source only.",
+            help="Only jobs of this source.",
             parser=Address.parse_bucket,
             autocompletion=completion.buckets,
         ),
@@ -225,7 +230,7 @@ def _line(job: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def report(job: JobId, format_: Format = None) -> None:
-    """Print what became of each version of a job.
+    """Print the outcome of each version of a job.
 
     For each destination: succeeded, failed, or still pending.
     """
@@ -233,7 +238,7 @@ def report(job: JobId, format_: Format = None) -> None:
 
 
 def cancel(job: JobId, json: Json = False) -> None:
-    """Stop a job. What it has sent stays; the rest is again what it was before."""
+    """Stop a job. Replicas that it sent stay; other versions get their status from before the job back."""
     answer = ask_daemon(requests.CancelBackfill(job))
     print_json(answer) if json else say(f"job {job} is being cancelled")
 
@@ -243,7 +248,7 @@ def cancel(job: JobId, json: Json = False) -> None:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[IO[str]]:
-    """A file to write, that takes its place whole when all went well. Raises Usage where it cannot be made."""
+    """A file for writing, renamed into place when it is complete. Raises Usage where it cannot be created."""
     if str(path) == "-":
         yield sys.stdout
         return
@@ -273,7 +278,7 @@ def _write_report(job_id: str, form: str, file: IO[str]) -> None:
 
 
 def _write_csv(rows: Iterator[dict[str, str]], file: IO[str]) -> None:
-    """A header and a line a row. A key is as people read it; where that is not the key itself, its bytes stand last."""
+    """Write a header and a line a row. Keys are escaped; where that changes a key, KeyBase64 has its bytes."""
     import base64
     import csv
 

@@ -1,4 +1,4 @@
-"""fsrepl bucket, versioning."""
+"""fsrepl bucket, versioning: buckets created, adopted and removed, and their versioning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
 
 bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
-versioning = typer.Typer(help="Versioning of a bucket: replication needs it on both sides.", no_args_is_help=True)
+versioning = typer.Typer(
+    help="Versioning of a bucket; replication needs versioning on both sides.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -44,19 +46,19 @@ def bucket_create(
     versioning: Annotated[bool, typer.Option("--versioning", help="Enable versioning at once.")] = False,
     json: Json = False,
 ) -> None:
-    """Make an empty bucket."""
+    """Create an empty bucket."""
     answer = perform(requests.CreateBucket(bucket, versioning, umask()))
     print_json(answer) if json else say(f"bucket {bucket}" + (", versioning Enabled" if versioning else ""))
 
 
 @bucket.command("adopt")
 def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json: Json = False) -> None:
-    """Make a folder with files a versioned bucket, as it is.
+    """Turn a folder with files into a versioned bucket.
 
-    Each file becomes the version `null` of its key; it says first what space that takes. A bucket of the site that
-    has lost its .fsrepl, or its folder, becomes that bucket again, with its settings and the versions that its
-    replicas have; it says first what becomes of files that are missing. While a region is away that may have versions
-    of it, that takes --yes.
+    Each file becomes the version `null` of its key; the command first says how much space the versions take. A bucket
+    of the site that has lost its .fsrepl or its folder is restored, with its settings and the versions that its
+    replicas have; the command first says what happens to objects whose files are missing. While a region that may
+    have versions of the bucket is away, restoring needs --yes.
     """
     room = perform(requests.AdoptBucket(bucket, dry_run=True))
     what = _is_lost(bucket, room) if "Healed" in room else _takes(bucket, room)
@@ -65,9 +67,9 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
         return
     if yes and not json:
         say(what)
-    if room.get("NotAsked") and not yes:  # not by a word on a terminal: what is lost then, nobody can tell
-        raise Refused("InvalidRequest", f"{what}. Attach that first; --yes goes on without it")
-    confirm(f"{what}. " + ("Bring it back?" if "Healed" in room else "Adopt it?"), yes)
+    if room.get("NotAsked") and not yes:  # no question on a terminal: what would be lost is unknown
+        raise Refused("InvalidRequest", f"{what}. Attach it first, or continue without it with --yes")
+    confirm(f"{what}. " + ("Restore it?" if "Healed" in room else "Adopt it?"), yes)
     answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes))
     if "Healed" in answer:
         print_json(answer) if json else _tell_healed(bucket, answer)
@@ -80,15 +82,17 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
 
 def _is_lost(bucket: Address, room: dict[str, Any]) -> str:
     return (
-        f"{bucket} is a bucket of this site, and has lost its .fsrepl or its folder; it is made again with its "
+        f"{bucket} is a bucket of this site, and has lost its .fsrepl or its folder; it is restored with its "
         f"settings, and with the versions that other buckets and its files still have. "
         f"{_takes(bucket, room)}{_missing(room)}"
     )
 
 
 def _missing(room: dict[str, Any]) -> str:
-    """What becomes of objects that have no file in the folder, and what of them cannot come back now."""
-    away = "".join(f". What only it has is lost if you go on now: {why}" for why in room["NotAsked"])
+    """Sentences on objects without a file in the folder: what happens to them, and which cannot be restored now."""
+    away = "".join(
+        f". If you continue now, versions are lost that only a missing region has: {why}" for why in room["NotAsked"]
+    )
     return f"{_becomes(room)}{away}"
 
 
@@ -104,19 +108,21 @@ def _becomes(room: dict[str, Any]) -> str:
 
 def _tell_healed(bucket: Address, answer: dict[str, Any]) -> None:
     fetched, kept = counted(answer["Fetched"], "version"), counted(answer["Kept"], "version")
-    say(f"bucket {bucket} is back: {fetched} from other buckets, {kept} from its files and the journal")
+    say(f"bucket {bucket} is restored: {fetched} from other buckets, {kept} from its files and the journal")
     if answer["PutBack"]:
         say(f"{counted(answer['PutBack'], 'missing file')} put back; nothing is deleted")
     if answer["Lost"]:
-        warn(f"{counted(answer['Lost'], 'version')} had been nowhere else, and their files are gone or changed: lost")
+        warn(
+            f"{counted(answer['Lost'], 'version')} lost: no other bucket has them, and their files are gone or changed"
+        )
     for why in answer["NotAsked"]:
-        warn(f"not asked: {why}")
+        warn(f"not searched for versions: {why}")
 
 
 def tell_left(answer: dict[str, Any]) -> None:
-    """Name the files that have not become versions; exit status 1 where some cannot."""
+    """Name the files that have not become versions. Raises Exit(1) where some cannot."""
     for name in answer["Waiting"]:
-        warn(f"{name} becomes a version once it is complete: somebody may be writing into it")
+        warn(f"{name} becomes a version once it is complete: a program may be writing into it")
     for left in answer["LeftOut"]:
         warn(f"not adopted: {left['Key']}: {left['Why']}")
     if answer["Left"]:
@@ -126,7 +132,7 @@ def tell_left(answer: dict[str, Any]) -> None:
 
 
 def _takes(bucket: Address, room: dict[str, Any]) -> str:
-    """What a folder holds, and what space its versions take."""
+    """A sentence on what a folder holds, and the space that its versions take."""
     return (
         f"{bucket} holds {counted(room['Objects'], 'file')}, {size_text(room['Bytes'])}; their versions take about "
         f"{size_text(room['Needed'])}, and {size_text(room['Free'])} are free"
@@ -137,11 +143,11 @@ def _takes(bucket: Address, room: dict[str, Any]) -> str:
 def bucket_ls(
     region: Annotated[
         str | None,
-        typer.Argument(metavar="REGION", help="Only those of one region.", autocompletion=completion.regions),
+        typer.Argument(metavar="REGION", help="Only buckets of this region.", autocompletion=completion.regions),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the buckets, and what each one is set to."""
+    """List the buckets and their settings."""
     from fsrepl.commands.documents import buckets as documents
 
     site = open_answering_site()
@@ -168,7 +174,7 @@ def bucket_ls(
 
 @bucket.command("rm")
 def bucket_rm(bucket: Bucket, yes: Yes = False, json: Json = False) -> None:
-    """Remove a bucket. One that holds anything goes with all of it, after asking."""
+    """Remove a bucket. Asks first where the bucket is not empty, then removes its contents too."""
     try:
         answer = perform(requests.RemoveBucket(bucket))
     except Refused as error:
@@ -197,15 +203,15 @@ def _set(bucket: Address, status: str, json: bool) -> None:
 
 @versioning.command("enable")
 def versioning_enable(bucket: Bucket, json: Json = False) -> None:
-    """Keep every version from now on. Files that are there already become `null` versions."""
+    """Keep every version from now on. Existing files become `null` versions."""
     _set(bucket, "Enabled", json)
 
 
 @versioning.command("suspend")
 def versioning_suspend(bucket: Bucket, json: Json = False) -> None:
-    """Make no more versions, and keep those that are there.
+    """Create no more versions, and keep the existing ones.
 
-    What is written replaces the version `null` of its key.
+    A write replaces the version `null` of its key.
     """
     _set(bucket, "Suspended", json)
 

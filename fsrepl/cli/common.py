@@ -1,4 +1,4 @@
-"""What all commands share: the site, asking the daemon or doing it ourselves, printing."""
+"""Shared by all commands: the site, requests to the daemon or run in this process, printing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def _parse_object(text: str) -> Address:
-    """REGION/BUCKET/KEY. Raises Usage where one of them is missing."""
+    """An address with a key, REGION/BUCKET/KEY. Raises Usage where a part is missing."""
     address = Address.parse(text)
     if not address.key:
         raise Usage(f"{shown(text)} names no object; write REGION/BUCKET/KEY")
@@ -40,8 +40,8 @@ def _parse_object(text: str) -> Address:
 
 
 Json = Annotated[bool, typer.Option("--json", show_default=False, help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")]
 Source = Annotated[
     Address,
     typer.Argument(
@@ -58,10 +58,12 @@ Bucket = Annotated[
 Object = Annotated[
     Address, typer.Argument(metavar="REGION/BUCKET/KEY", parser=_parse_object, autocompletion=completion.objects)
 ]
-VersionId = Annotated[str | None, typer.Option("--version-id", metavar="ID", help="Not the current version: this one.")]
+VersionId = Annotated[
+    str | None, typer.Option("--version-id", metavar="ID", help="This version instead of the current one.")
+]
 
 STARTING_S = 3.0
-"""From `fsrepl daemon &` until it answers: Python and the settings, half a second on an idle machine."""
+"""Time limit from `fsrepl daemon &` until it answers; Python and the settings take 0.5 s on an idle machine."""
 _LOOK_S = 0.05
 
 
@@ -76,11 +78,11 @@ class State:
 
     @property
     def settings(self) -> Settings:
-        """Raises Usage where there is no site, or its settings make no sense."""
+        """The site's settings. Raises Usage where there is no site, or its settings are invalid."""
         return self._settings or self.read_settings(os.path.realpath)
 
     def read_settings(self, real: Callable[[str], str]) -> Settings:
-        """Read them. real: resolves the symlinks of a region's path."""
+        """Read the settings. real: resolves the symlinks of a region's path."""
         self._settings = reading.load(reading.find(self.site, os.environ), real)
         return self._settings
 
@@ -89,7 +91,7 @@ _current = State()
 
 
 def set_state(given: State) -> None:
-    """Take over the options before the command: a process runs one command."""
+    """Keep the options before the command: a process runs one command."""
     global _current
     _current = given
 
@@ -99,7 +101,7 @@ def state() -> State:
 
 
 def open_site() -> Site:
-    """The site to read. Raises Refused(AccessDenied) where its state is not ours to read."""
+    """The site, for reading. Raises Refused(AccessDenied) where this user may not read its state."""
     from fsrepl.storage.fs import Fs
     from fsrepl.storage.site import Site
 
@@ -109,9 +111,9 @@ def open_site() -> Site:
 
 
 def open_answering_site() -> Site:
-    """The site to read where a region may hang: whichever does not answer soon is passed over, and says so."""
+    """The site, for reading where a region may hang: a region that does not answer soon is skipped and reported."""
     own = state()
-    own.read_settings(os.path.normpath)  # real paths would be asked of the regions' filesystems
+    own.read_settings(os.path.normpath)  # resolving real paths needs the regions' filesystems
     site = open_site()
     site.ask_regions()
     if not site.silent:
@@ -120,7 +122,7 @@ def open_answering_site() -> Site:
 
 
 def owner(found: Settings) -> int | None:
-    """The user whose site it is, where we are root and that is another user."""
+    """The user who owns the site, where this process is root and the owner is another user."""
     if os.geteuid() != 0:
         return None
     try:
@@ -134,14 +136,14 @@ def owner(found: Settings) -> int | None:
 
 
 def perform(request: Request) -> dict[str, Any]:
-    """Have the daemon do what is asked; where there is none, take the site's lock and do it here."""
+    """Send a request to the daemon; where none runs, take the site's lock and run the request in this process."""
     with Performer() as performer:
         return performer.perform(request)
 
 
 class Performer:
-    """Does what is asked, one request after another: by the daemon; or here, where there was none, keeping the site's
-    lock until it is closed."""
+    """Runs requests one after another: by the daemon, or in this process where none runs. This process keeps the
+    site's lock until the performer is closed."""
 
     def __init__(self) -> None:
         self._kept = contextlib.ExitStack()
@@ -158,14 +160,14 @@ class Performer:
                 try:
                     return control.ask(found.state, request)
                 except NotRunning:
-                    if uid := owner(found):  # what root makes there would shut that user out
+                    if uid := owner(found):  # files that root creates there would lock that user out
                         raise Refused(
                             "AccessDenied",
-                            f"this site belongs to uid {uid}, and its daemon is not running; do this as that user",
+                            f"this site belongs to uid {uid}, and its daemon is not running; run this as that user",
                         ) from None
                     if lock.try_acquire():
                         break
-                lock.wait(until_s)  # for a daemon that is starting or stopping, or another command at work
+                lock.wait(until_s)  # a daemon is starting or stopping, or another command runs
             self._kept.enter_context(lock)
             self._engine = self._kept.enter_context(operations.local_engine(found))
         return operations.run(self._engine, request)
@@ -178,14 +180,14 @@ class Performer:
 
 
 def ask_daemon(request: Request, *, answer_within_s: float | None = None) -> dict[str, Any]:
-    """Have the daemon do what only it can. Raises NotRunning, and TimedOut where no answer comes in time."""
+    """Send a request that only the daemon can run. Raises NotRunning, and TimedOut where no answer comes in time."""
     return control.ask(state().settings.state, request, answer_within_s)
 
 
 def await_daemon(
     request: Request, *, answer_within_s: float | None = None, patience_s: float = STARTING_S
 ) -> dict[str, Any]:
-    """The same, with patience for a daemon that is just being started: a script's line before may have done that."""
+    """ask_daemon, with time for a daemon to start: the line before in a script may have started it."""
     until_s = time.monotonic() + patience_s
     while True:
         try:
@@ -197,7 +199,7 @@ def await_daemon(
 
 
 def umask() -> int:
-    """Our umask, for directories that the daemon makes for us. umask(2) tells it only to who changes it."""
+    """This process's umask, for directories that the daemon creates for it. umask(2) reads it only by a change."""
     found = os.umask(0o077)
     os.umask(found)
     return found
@@ -220,11 +222,11 @@ def read_document(path: str) -> tuple[object, int]:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something that cannot be undone. Raises Usage without a terminal and without --yes."""
+    """Ask before an irreversible action. Raises Usage without a terminal and without --yes."""
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Usage(f"{question} Without a terminal to ask on, this needs --yes")
+        raise Usage(f"{question} There is no terminal to ask on; --yes confirms")
     typer.confirm(question, abort=True, err=True)
 
 
@@ -232,12 +234,12 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def tell(text: str) -> None:
-    """A line that was asked for."""
+    """Print a line of the answer."""
     typer.echo(printable(text))
 
 
 def say(text: str) -> None:
-    """A line about what was done, for people; not with --quiet."""
+    """Print a line about what was done, for people; not with --quiet."""
     if not state().quiet:
         tell(text)
 
@@ -250,7 +252,7 @@ _HARMFUL = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\u
 
 
 def print_json(document: object) -> None:
-    """JSON without anything that a terminal would obey."""
+    """Print JSON without characters that control a terminal."""
     typer.echo(json_text(document))
 
 
@@ -260,19 +262,19 @@ def json_text(document: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Lines without anything in them that a terminal would obey."""
+    """Lines without characters that control a terminal."""
     return "\n".join(shown(line) for line in text.split("\n"))
 
 
 def shown(text: str) -> str:
-    """Anything with names of users in it, for people."""
+    """Text that contains users' names, escaped for people."""
     from fsrepl.model import keys
 
     return keys.shown(utf8.encoded(text))
 
 
 def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Sequence[int] = ()) -> None:
-    """Columns, aligned; right are the numbers of those that are aligned to the right."""
+    """Print aligned columns; right: the numbers of the columns that are aligned to the right."""
     table = [[str(cell) for cell in row] for row in rows]
     if not table:
         return
@@ -307,5 +309,5 @@ def duration_text(seconds: float) -> str:
 
 
 def is_terminal() -> bool:
-    """Whether a person watches: progress and colours are for them alone."""
+    """Whether a person watches stderr: progress and colours are for people only."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

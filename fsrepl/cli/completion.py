@@ -1,4 +1,4 @@
-"""What a shell may complete: regions, buckets, and keys a directory at a time. Nothing here may fail or be slow."""
+"""Shell completion: regions, buckets, and keys a directory at a time. No function here may fail or be slow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def regions(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def buckets(context: typer.Context, incomplete: str) -> list[str]:
-    """REGION/BUCKET."""
+    """Completions of REGION/BUCKET."""
     return sorted(address for address in _buckets(context) if address.startswith(incomplete))
 
 
 def objects(context: typer.Context, incomplete: str) -> list[str]:
-    """REGION/BUCKET/KEY: what the files that people see suggest."""
+    """Completions of REGION/BUCKET/KEY, from the views."""
     region, _, rest = incomplete.partition("/")
     bucket, slash, key = rest.partition("/")
     if not slash:

@@ -1,4 +1,4 @@
-"""fsrepl daemon: what systemd starts."""
+"""fsrepl daemon: the command that systemd starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 def daemon() -> None:
     """Watch the regions and replicate, in the foreground.
 
-    SIGTERM ends it within seconds, SIGHUP makes it read the settings again.
+    SIGTERM stops the daemon within seconds; SIGHUP makes it read the settings again.
     """
     from fsrepl.commands import operations, wait
     from fsrepl.daemon import main

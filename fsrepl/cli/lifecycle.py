@@ -1,4 +1,4 @@
-"""fsrepl lifecycle."""
+"""fsrepl lifecycle: rules stored, printed, previewed and run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fsrepl.daemon import requests
 from fsrepl.errors import Usage
 
 lifecycle = typer.Typer(
-    help="Lifecycle of a bucket: what expires, moves to another storage class, and goes for good, and when.",
+    help="Lifecycle of a bucket: which versions expire, change storage class or are removed for good, and when.",
     no_args_is_help=True,
 )
 
@@ -39,9 +39,9 @@ def put(
     file: Annotated[str, typer.Argument(metavar="FILE", help="S3's JSON, as `aws s3api` takes it; - is stdin.")],
     json: Json = False,
 ) -> None:
-    """Save a configuration in S3's JSON, in place of the old one.
+    """Save a configuration in S3's JSON, and replace the old one.
 
-    It holds for what is there as well as for what comes; `fsrepl lifecycle preview` says what that means.
+    The rules apply to existing versions as well as to new ones; `fsrepl lifecycle preview` lists what is due.
     """
     document, _ = read_document(file)
     answer = perform(requests.PutLifecycle(bucket, document))
@@ -63,16 +63,16 @@ def get(bucket: Bucket, json: Json = True) -> None:
 
 @lifecycle.command("rm")
 def rm(bucket: Bucket, json: Json = False) -> None:
-    """Remove the configuration. Nothing expires, moves or goes any more."""
+    """Remove the configuration. No version expires, changes its storage class or is removed any more."""
     answer = perform(requests.RemoveLifecycle(bucket))
-    print_json(answer) if json else say(f"{bucket} has no lifecycle any more")
+    print_json(answer) if json else say(f"{bucket} has no lifecycle configuration any more")
 
 
 @lifecycle.command("run")
 def run(bucket: Bucket, json: Json = False) -> None:
-    """Do at once what is due, and not only after midnight UTC.
+    """Carry out at once what is due, without waiting for midnight UTC.
 
-    What is not replicated yet stays, and so does what somebody is changing just now.
+    A version that is not replicated yet stays, and so does a file that is being changed.
     """
     answer = perform(requests.RunLifecycle(bucket))
     if json:
@@ -81,20 +81,21 @@ def run(bucket: Bucket, json: Json = False) -> None:
     done = [f"{name} {number:,}" for name, number in answer["Done"].items() if number]
     say(f"{bucket}: {counted(answer['Judged'], 'key')} judged; {', '.join(done) or 'nothing was due'}")
     if answer["Blocked"]:
-        say(f"{counted(answer['Blocked'], 'version')} not replicated yet: that comes first")
+        say(f"{counted(answer['Blocked'], 'version')} kept until replicated")
     for key in answer["Busy"]:
-        warn(f"{key} is being changed, or was: it waits for the next run")
+        warn(f"{key} has changed, or is being changed: it waits for the next run")
 
 
 @lifecycle.command("preview")
 def preview(
     bucket: Bucket,
     at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="As of then: 2027-01-31, or 2027-01-31T10:00:00Z. Else now.")
+        str | None,
+        typer.Option(metavar="TIME", help="As of this time: 2027-01-31, or 2027-01-31T10:00:00Z. Default: now."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say what is due, since when, by which rule, and what keeps it. Nothing is done."""
+    """List what is due, since when, by which rule, and what delays it. Changes nothing."""
     from fsrepl.commands import lifecycle as commands
     from fsrepl.commands import reader
 

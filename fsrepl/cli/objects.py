@@ -27,7 +27,7 @@ from fsrepl.daemon import requests
 from fsrepl.errors import Usage
 from fsrepl.model.address import Address
 
-tag = typer.Typer(help="Tags of an object, changed in place: no new version.", no_args_is_help=True)
+tag = typer.Typer(help="Tags of an object. A change of tags makes no new version.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,13 +41,15 @@ def ls(
         Address,
         typer.Argument(metavar="REGION/BUCKET[/PREFIX]", parser=Address.parse, autocompletion=completion.objects),
     ],
-    versions: Annotated[bool, typer.Option("--versions", help="Every version and marker, newest first.")] = False,
-    max_keys: Annotated[int, typer.Option(metavar="N", min=0, help="At most so many entries; 0: all.")] = 0,
+    versions: Annotated[bool, typer.Option("--versions", help="List every version and marker, newest first.")] = False,
+    max_keys: Annotated[int, typer.Option(metavar="N", min=0, help="List at most N entries; 0: all.")] = 0,
     start_after: Annotated[
         str | None,
-        typer.Option("--start-after", "--key-marker", metavar="KEY", help="Only keys after this one, in bytes' order."),
+        typer.Option("--start-after", "--key-marker", metavar="KEY", help="Only keys after this one, in byte order."),
     ] = None,
-    version_id_marker: Annotated[str, typer.Option(metavar="ID", help="With --key-marker: after this version.")] = "",
+    version_id_marker: Annotated[
+        str, typer.Option(metavar="ID", help="With --key-marker: only entries after this version.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """List objects, in the order of their keys."""
@@ -56,7 +58,7 @@ def ls(
     from fsrepl.storage import listing
 
     if version_id_marker and start_after is None:
-        raise Usage("--version-id-marker needs --key-marker: a version of which key?")
+        raise Usage("--version-id-marker needs --key-marker; name the version's key there")
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
     with listing.open_bucket(open_site(), address.bucket) as bucket:
         found, truncated = listing.entries(bucket, address.key, versions=versions, page=page)
@@ -79,7 +81,7 @@ def ls(
 
 
 def head(address: Object, version_id: VersionId = None, json: Json = False) -> None:
-    """Show all that the record says of an object."""
+    """Show the whole record of an object."""
     from fsrepl.commands.documents import objects as documents
     from fsrepl.storage import listing
 
@@ -100,14 +102,14 @@ def head(address: Object, version_id: VersionId = None, json: Json = False) -> N
 
 
 def _plain(value: object) -> str:
-    """A value within a value, on one line."""
+    """A nested value on one line."""
     return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
 
 
 def cat(address: Object, version_id: VersionId = None) -> None:
     """Write an object's content to standard output.
 
-    It is compared with its hash before, so that what comes out is what went in.
+    The content is compared with its recorded hash first.
     """
     from fsrepl.storage import listing
 
@@ -123,7 +125,7 @@ def cat(address: Object, version_id: VersionId = None) -> None:
 def restore(address: Object, version_id: VersionId = None, json: Json = False) -> None:
     """Make an old version current again, as a new version.
 
-    Without --version-id it is the newest that is not a delete marker.
+    Without --version-id: the newest version that is not a delete marker.
     """
     answer = perform(requests.RestoreObject(address, version_id))
     if json:
@@ -131,14 +133,14 @@ def restore(address: Object, version_id: VersionId = None, json: Json = False) -
     elif answer["Changed"]:
         say(f"{shown(str(address))}: version {answer['RestoredFrom']} is current again, as {answer['VersionId']}")
     elif answer["Captured"]:
-        what = f"what the file held was captured as version {answer['VersionId']}"
+        what = f"the file's changed content was captured as version {answer['VersionId']}"
         say(f"{shown(str(address))}: {what}, which is current now")
     else:
-        say(f"{shown(str(address))}: version {answer['VersionId']} is the current one already; nothing changed")
+        say(f"{shown(str(address))}: version {answer['VersionId']} is current already; nothing changed")
 
 
 def rm(address: Object, version_id: VersionId = None, json: Json = False) -> None:
-    """Delete an object, by a marker that hides it.
+    """Delete an object by adding a delete marker.
 
     With --version-id, remove that version or marker for good.
     """
@@ -149,9 +151,7 @@ def rm(address: Object, version_id: VersionId = None, json: Json = False) -> Non
         what = "delete marker" if answer["DeleteMarker"] else "version"
         say(f"{shown(str(address))}: {what} {version_id} is removed for good")
     elif answer.get("DeleteMarker"):
-        say(
-            f"{shown(str(address))}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings back what was there"
-        )
+        say(f"{shown(str(address))}: deleted, marker {answer['VersionId']}; `fsrepl restore` brings the object back")
     else:
         say(f"{shown(str(address))}: deleted")
 
@@ -178,7 +178,7 @@ def tag_set(
     version_id: VersionId = None,
     json: Json = False,
 ) -> None:
-    """Set tags; the others stay."""
+    """Set tags; other tags stay."""
     wanted = {}
     for text in tags:
         name, equals, value = text.partition("=")
@@ -196,6 +196,6 @@ def tag_rm(
     version_id: VersionId = None,
     json: Json = False,
 ) -> None:
-    """Remove tags; the others stay."""
+    """Remove tags; other tags stay."""
     answer = perform(requests.RemoveTags(address, version_id, tuple(names)))
     print_json(answer) if json else say(f"{shown(str(address))}: {counted(len(answer['TagSet']), 'tag')}")

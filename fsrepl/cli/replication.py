@@ -50,52 +50,57 @@ def enable(
         Address | None,
         typer.Argument(
             metavar="DST",
-            help="The destination. Without it, rules that are there run again.",
+            help="The destination. Without DST, disabled rules are enabled again.",
             parser=Address.parse_bucket,
             autocompletion=completion.buckets,
         ),
     ] = None,
     prefix: Annotated[
         list[str] | None,
-        typer.Option(metavar="P", help="Only keys that begin with this; a folder ends in /. Repeatable."),
+        typer.Option(metavar="P", help="Only keys that begin with P; a folder ends in /. Repeatable."),
     ] = None,
     storage_class: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="The storage class of the replicas; else their source's.")
+        str | None, typer.Option(metavar="CLASS", help="The storage class of the replicas. Default: the source's.")
     ] = None,
     role: Annotated[
         str | None, typer.Option(metavar="NAME", help="An existing role.", autocompletion=completion.roles)
     ] = None,
     create_role: Annotated[
-        bool, typer.Option("--create-role", help="Make a role for these two buckets (the default).")
+        bool, typer.Option("--create-role", help="Create a role for these two buckets (the default).")
     ] = False,
     id_: Annotated[str | None, typer.Option("--id", metavar="ID", help="The name of the rule.")] = None,
     no_delete_markers: Annotated[
-        bool, typer.Option("--no-delete-markers", help="Deletions stay in the source (rules become V2).")
+        bool, typer.Option("--no-delete-markers", help="Do not replicate deletions (rules become V2).")
     ] = False,
-    add: Annotated[bool, typer.Option("--add", help="Add to the configuration that is there.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the configuration that is there.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to the existing configuration.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the existing configuration.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Replicate a bucket to another region, from now on.
 
-    The whole bucket, or what begins with a --prefix. On a terminal, without SRC and DST, it asks step by step.
+    The whole bucket, or the keys that begin with a --prefix. On a terminal, without SRC and DST, the command asks step
+    by step.
     """
     if role is not None and create_role:
-        raise Usage("--role names an existing role and --create-role makes one; give one of the two")
+        raise Usage("--role names an existing role and --create-role creates one; give one of the two")
     if add and replace:
         raise Usage("--add and --replace exclude each other")
     if source is None:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise Usage("which buckets? `fsrepl replication enable SRC DST`; without a terminal nothing is asked")
+            raise Usage(
+                "SRC and DST are missing, and there is no terminal to ask on; `fsrepl replication enable SRC DST`"
+            )
         if prefix or storage_class or role or create_role or add or replace:
-            raise Usage("prefixes, storage class and role are asked for; or name SRC and DST beside the options")
+            raise Usage(
+                "SRC and DST are missing; name them beside the options, or give no options and answer the questions"
+            )
         from fsrepl.cli import wizard
 
         asked = wizard.ask(open_site())
         wanted = dataclasses.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
     elif destination is None and (prefix or storage_class or role or create_role or id_ or no_delete_markers or add):
-        raise Usage("DST is missing: with SRC alone, `enable` only runs the rules again that are there")
+        raise Usage("DST is missing; with SRC alone, `enable` takes no options and enables disabled rules again")
     else:
         wanted = requests.EnableReplication(
             source,
@@ -114,9 +119,9 @@ def enable(
     if json:
         print_json(answer)
         return
-    word = "would replicate" if dry_run else "replicates"
+    verb = "would replicate" if dry_run else "replicates"
     for rule in answer["ReplicationConfiguration"]["Rules"]:
-        (tell if dry_run else say)(f"{wanted.source} {word} {_describe(rule)}")
+        (tell if dry_run else say)(f"{wanted.source} {verb} {_describe(rule)}")
     if answer.get("Role"):
         what = (
             ""
@@ -129,7 +134,7 @@ def enable(
         )
         say(f"role {answer['Role']}{what}")
     if not dry_run:
-        say("objects that were there before stay where they are; `fsrepl replication backfill` sends them")
+        say("objects from before are not replicated by the rule; `fsrepl replication backfill` sends them")
 
 
 def warn_of_unmatched(source: Address, answer: dict[str, Any]) -> None:
@@ -157,7 +162,7 @@ def put(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Save a configuration in S3's JSON, in place of the old one."""
+    """Save a configuration in S3's JSON, and replace the old one."""
     document, size_bytes = read_document(file)
     answer = perform(requests.PutReplication(source, document, size_bytes, dry_run))
     warn_of_unmatched(source, answer)
@@ -168,13 +173,13 @@ def put(
         (tell if dry_run else say)(f"{source} {'would replicate' if dry_run else 'replicates'} {_describe(rule)}")
     role = answer["ReplicationConfiguration"]["Role"].rpartition("/")[2]
     if not (state().settings.roles / f"{role}.json").exists():
-        warn(f"role {role} is missing: what it should replicate will be FAILED; `fsrepl role create {role}` makes it")
+        warn(f"role {role} is missing: deliveries that need it will be FAILED; `fsrepl role create {role}` creates it")
 
 
 @replication.command("get")
 def get(
     source: Source,
-    aws: Annotated[bool, typer.Option("--aws", help="With the ARNs that S3 itself accepts.")] = False,
+    aws: Annotated[bool, typer.Option("--aws", help="Print ARNs in the form that AWS accepts.")] = False,
     json: Json = True,
 ) -> None:
     """Print the configuration in S3's JSON."""
@@ -187,7 +192,7 @@ def get(
 
 @replication.command("show")
 def show(source: Source, json: Json = False) -> None:
-    """Show the rules, the role and what is pending, for people."""
+    """Show the rules, the role and pending deliveries."""
     from fsrepl.commands import reader, status
     from fsrepl.commands.replication import configuration
 
@@ -211,13 +216,13 @@ def show(source: Source, json: Json = False) -> None:
 
 @replication.command("disable")
 def disable(source: Source, json: Json = False) -> None:
-    """Stop all rules, and keep them. What is written meanwhile is not caught up on; backfill does that."""
+    """Disable all rules, and keep them. Changes made meanwhile need a backfill later."""
     answer = perform(requests.DisableReplication(source))
     print_json(answer) if json else say(f"the rules of {source} are disabled; `fsrepl replication enable {source}`")
 
 
 @replication.command("rm")
 def rm(source: Source, json: Json = False) -> None:
-    """Remove the configuration. What is in the destinations stays there."""
+    """Remove the configuration. Replicas in the destinations stay."""
     answer = perform(requests.RemoveReplication(source))
     print_json(answer) if json else say(f"{source} is not replicated any more")

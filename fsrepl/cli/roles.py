@@ -1,4 +1,4 @@
-"""fsrepl role: the roles that replicate on people's behalf."""
+"""fsrepl role: the roles that deliveries run under."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def create(
         typer.Option(
             "--from",
             metavar="SRC",
-            help="The bucket it may read.",
+            help="The bucket that the role may read.",
             parser=Address.parse_bucket,
             autocompletion=completion.buckets,
         ),
@@ -42,16 +42,16 @@ def create(
         typer.Option(
             "--to",
             metavar="DST",
-            help="A bucket it may write. Repeatable.",
+            help="A bucket that the role may write. Repeatable.",
             parser=Address.parse_bucket,
             autocompletion=completion.buckets,
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Make a role for these buckets and nothing else.
+    """Create a role for these buckets only.
 
-    Its policy is the one that the console generates.
+    The role has the policy that the console generates.
     """
     answer = perform(requests.CreateRole(name, source, tuple(destination)))
     print_json(answer) if json else say(f"role {answer['Arn']}")
@@ -59,7 +59,7 @@ def create(
 
 @role.command("ls")
 def ls(json: Json = False) -> None:
-    """List the roles, and who uses each."""
+    """List the roles, and the buckets that use each."""
     from fsrepl.commands.documents import roles as documents
 
     used, names = _users(open_site()), documents.names(state().settings)
@@ -68,7 +68,7 @@ def ls(json: Json = False) -> None:
         return
     print_table([(name, ", ".join(used.get(name, ()))) for name in names], ("ROLE", "USED BY"))
     for name in sorted(used.keys() - set(names)):
-        warn(f"role {name}, used by {', '.join(used[name])}, is missing; `fsrepl role create` makes it")
+        warn(f"role {name}, used by {', '.join(used[name])}, is missing; `fsrepl role create` creates it")
 
 
 @role.command("show")
@@ -81,15 +81,15 @@ def show(name: Name, json: Json = True) -> None:
 
 @role.command("rm")
 def rm(name: Name, json: Json = False) -> None:
-    """Remove a role. Deliveries that need it then end FAILED, AssumeRoleNotPermitted."""
+    """Remove a role. Deliveries that need the role then end FAILED, AssumeRoleNotPermitted."""
     answer = perform(requests.RemoveRole(name))
     print_json(answer) if json else say(f"role {name} is removed")
     if users := _users(open_site()).get(name):
-        warn(f"{', '.join(users)} still uses it: what it should replicate will be FAILED")
+        warn(f"{', '.join(users)} still uses role {name}: deliveries that need it will be FAILED")
 
 
 def _users(site: Site) -> dict[str, list[str]]:
-    """The buckets that each role is named in. One that cannot be read is told of."""
+    """The buckets that name each role. Buckets that cannot be read are reported."""
     from fsrepl.commands.documents import roles
 
     used, unread = roles.users(site)

@@ -35,16 +35,16 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the site's settings shall be.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder for the site's settings.")] = Path(),
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=PATH]", help="A region, and its directory if that is not DIR/NAME. Repeatable."),
+        typer.Option(metavar="NAME[=PATH]", help="A region and its directory. Default: DIR/NAME. Repeatable."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make a new site: its settings and its regions.
+    """Create a new site: its settings and its regions.
 
-    Without --region there are two of them, below DIR.
+    Without --region: two regions below DIR.
     """
     from fsrepl.commands import sites
 
@@ -66,7 +66,7 @@ def init(
         for bucket in each["Buckets"]:
             say(f"    bucket {bucket}")
     if any(each["Buckets"] for each in answer["Regions"]):  # type: ignore[attr-defined]
-        say(f"next: `fsrepl --site {answer['Site']} check` tells which roles are missing")
+        say(f"next: `fsrepl --site {answer['Site']} check` names the roles that are missing")
         return
     first = answer["Regions"][0]["Name"]  # type: ignore[index]
     say(f"next: `fsrepl --site {answer['Site']} bucket create {first}/BUCKET --versioning`")
@@ -75,7 +75,7 @@ def init(
 def check(json: Json = False) -> None:
     """Check the settings, documents and roles, and change nothing.
 
-    Exit status 1, 2 or 3 where something is wrong.
+    Exit status 1, 2 or 3 where one of them is invalid.
     """
     from fsrepl.commands import check as checks
 
@@ -96,7 +96,7 @@ def check(json: Json = False) -> None:
 
 @region.command("ls")
 def region_ls(json: Json = False) -> None:
-    """List the regions, and whether each is there."""
+    """List the regions, and whether each is online."""
     from fsrepl.commands.documents.regions import regions
 
     rows = regions(open_answering_site())
@@ -117,14 +117,15 @@ def region_ls(json: Json = False) -> None:
 def region_add(
     region: Annotated[str, typer.Argument(metavar="NAME=PATH")],
     replace: Annotated[
-        bool, typer.Option("--replace", help="A new disk for a region that is lost; it is filled again.")
+        bool,
+        typer.Option("--replace", help="Replace a lost region by a new directory, and fill it from the other regions."),
     ] = False,
     json: Json = False,
 ) -> None:
     """Attach a directory as a region.
 
-    One that has an identity is taken as it is, with its buckets; any other becomes a new region. A region of this site
-    that was moved is attached again where it is now.
+    A directory with a region's identity is attached with its buckets; any other directory becomes a new region. A
+    region of this site that was moved is attached at its new path.
     """
     name, equals, path = region.partition("=")
     if not (name and equals and path):
@@ -137,13 +138,13 @@ def region_add(
     for bucket in answer["Buckets"]:
         say(f"  bucket {bucket}")
     if replace:
-        say(f"{counted(answer['Refilled'], 'version')} to fill it with; `fsrepl wait` waits for that")
+        say(f"{counted(answer['Refilled'], 'version')} will be sent to it; `fsrepl wait` waits for them")
         for each in answer["NotAsked"]:
-            warn(f"not filled from {each}; `fsrepl verify --repair` of that bucket does it later")
+            warn(f"not filled from {each}; run `fsrepl verify --repair` for that bucket later")
 
 
 @region.command("forget")
 def region_forget(name: Annotated[str, typer.Argument(metavar="NAME")], json: Json = False) -> None:
-    """Take a region out of the site. Its directory stays as it is, and can be attached again."""
+    """Remove a region from the site. Its directory stays unchanged, and can be attached again."""
     answer = perform(requests.ForgetRegion(name))
     print_json(answer) if json else say(f"region {name} is no longer part of this site; its files stay where they are")

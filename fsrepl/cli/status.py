@@ -1,4 +1,4 @@
-"""fsrepl status, why, events: what is there, what is not, the reason, and what happened."""
+"""fsrepl status, why, events: the state of the site, of one key, and what happened."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it again each second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep running, and refresh each second.")] = False,
     every_name: Annotated[
-        bool, typer.Option("--all", help="Name every file that waits or cannot be read, not only the first of them.")
+        bool, typer.Option("--all", help="Name every file that waits or cannot be read, not only the first few.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -46,7 +46,7 @@ def status(
 
     def now() -> dict[str, Any]:
         site.load_identities()
-        if watch:  # regions come and go meanwhile
+        if watch:  # regions may go offline and come back
             site.ask_regions()
         said = reader.daemon_status(site.settings)
         return statuses.status(site, reader.with_all_names(site.settings, said) if every_name else said)
@@ -54,7 +54,7 @@ def status(
     if watch and sys.stdout.isatty() and not json:
         status_screen.watch(now, _REFRESH_S)
     _show(now(), json=json, every_name=every_name)
-    while watch:  # into a file or a program: one after the other
+    while watch:  # into a file or a program: one screen after another
         sys.stdout.flush()
         time.sleep(_REFRESH_S)
         _show(now(), json=json, every_name=every_name)
@@ -70,7 +70,7 @@ def _show(document: dict[str, Any], *, json: bool, every_name: bool) -> None:
 
 
 def why(address: Object, version_id: VersionId = None, json: Json = False) -> None:
-    """Tell which rule chose a key, what happened, what is next."""
+    """Explain which rule chose a key, what happened, and what is next."""
     from fsrepl.commands import reader
     from fsrepl.commands import why as explanation
     from fsrepl.storage import listing
@@ -88,12 +88,12 @@ def why(address: Object, version_id: VersionId = None, json: Json = False) -> No
 
 
 def events(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and print those that come.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep running, and print new events.")] = False,
     json: Json = False,
 ) -> None:
     """Print S3's events of replication and lifecycle, a JSON object a line.
 
-    The oldest come first; --json changes nothing.
+    The oldest event is first; the output is the same with --json.
     """
     from fsrepl.storage.eventlog import Reader
 

@@ -1,4 +1,4 @@
-"""The screen of `fsrepl status`: one that is read at a glance, on a terminal in colour, in a pipe as plain text."""
+"""The screen of `fsrepl status`: in colour on a terminal, plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _PIPE_WIDTH = 10_000
 
 
 _NAMES_MAX = 5
-"""How many names of a kind are shown of a bucket: the screen is read at a glance."""
+"""How many names of a kind are shown of a bucket, so that the screen stays short."""
 
 
 def show(document: dict[str, Any], *, every_name: bool = False) -> None:
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console.width = _PIPE_WIDTH  # nobody looks: nothing is cut off
+        console.width = _PIPE_WIDTH  # output for a program: lines are not cut off
     console.print(render(document, None if every_name else _NAMES_MAX))
 
 
 def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
-    """Show it again and again until interrupted."""
+    """Refresh the screen until interrupted."""
     with Live(render(now()), refresh_per_second=4, screen=True) as live:
         while True:
             time.sleep(every_s)
@@ -48,7 +48,7 @@ def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> Rend
         parts += ["", _transfers(document["transfers"])]
     notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket, names_max))
     notes = dict.fromkeys([*document.get("unattached", []), *notes])
-    if notes:  # a region that is away is said once, however many buckets it has
+    if notes:  # a region that is away is named once, however many buckets it has
         parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
     return Group(*parts)
 
@@ -58,15 +58,15 @@ def _daemon(daemon: dict[str, Any]) -> Text:
         return Text("○ the daemon is not running; `fsrepl daemon` starts it\n", style="red")
     if "trouble" in daemon:
         return Text(f"● {shown(daemon['trouble'])}\n", style="red")
-    state = "ready" if daemon["ready"] else "looking through the buckets"
+    state = "ready" if daemon["ready"] else "scanning the buckets"
     text = Text(f"● running, {state}", style="green" if daemon["ready"] else "yellow")
     text.append(
         f"   pid {daemon['pid']}   since {daemon['since'][:19]}Z   watching {daemon.get('watched', 0)} directories"
     )
     if daemon.get("events_lost"):
-        text.append(f"   events were lost {daemon['events_lost']} times, and scanned for", style="yellow")
+        text.append(f"   events were lost {daemon['events_lost']} times; scans found the changes", style="yellow")
     if daemon.get("stuck"):
-        text.append(f"   nothing moves in {', '.join(daemon['stuck'])}: its filesystem hangs", style="red")
+        text.append(f"   no progress in {', '.join(daemon['stuck'])}: its filesystem hangs", style="red")
     text.append("\n")
     return text
 
@@ -82,7 +82,7 @@ def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> Renderable
     if unattached and not buckets:
         return Text("no buckets are known")
     if not buckets:
-        return Text("no buckets yet; `fsrepl bucket create REGION/BUCKET --versioning` makes one")
+        return Text("no buckets yet; `fsrepl bucket create REGION/BUCKET --versioning` creates one")
     table = _table(
         "BUCKET", "STATE", "OBJECTS", "VERSIONS", "SIZE", "PENDING", "FAILED", "LAG", right=(2, 3, 4, 5, 6, 7)
     )
@@ -119,7 +119,7 @@ def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
         style = {"Enabled": "green", "Disabled": "dim"}.get(rule["status"], "yellow")
         table.add_row(
             Text(bucket["bucket"]),
-            Text(shown(rule["id"])),  # as Text: what is in brackets is no markup
+            Text(shown(rule["id"])),  # as Text: brackets in a name are not markup
             Text(rule["destination"]),
             Text(rule["status"], style=style),
             _number(rule["pending"], "yellow"),
@@ -149,7 +149,7 @@ def _share(transfer: dict[str, Any], done: str) -> str:
 
 
 def _stalled(seconds: float | None) -> str:
-    return f", nothing for {seconds:.0f} s" if seconds else ""
+    return f", no progress for {seconds:.0f} s" if seconds else ""
 
 
 def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
@@ -160,7 +160,7 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
         yield f"{name}: {bucket['exposed']}"
     counts: dict[str, int] = bucket.get("counts", {})
     if bucket.get("paused"):
-        waiting = f"; {counted(bucket['waiting'], 'file')} to look at" if bucket.get("waiting") else ""
+        waiting = f"; {counted(bucket['waiting'], 'file')} to inspect" if bucket.get("waiting") else ""
         yield f"{name}: {bucket['paused']}{waiting}; make room there, or set keep_free in [capture] lower"
     for each in bucket.get("blocked", ()):
         yield f"{name} to {each['destination']}: {each['why']}"
@@ -179,7 +179,7 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     )
     yield from some(
         "views_behind",
-        "the file does not show its newest version yet",
+        "the file does not show the newest version yet",
         [f"{b['Key']}: {b['Why']}" for b in bucket.get("views_behind", ())],
     )
     yield from some(
@@ -188,13 +188,13 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     yield from some("set_aside", "set aside", [f"{a['Key']}: {a['Why']}" for a in bucket.get("set_aside", ())])
     if polled := bucket.get("polled"):
         directories = counted(counts.get("polled", len(polled)), "directory", "directories")
-        yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` tells why"
-    yield from some("mounts", "not looked into, another mount", list(bucket.get("mounts", ())))
+        yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` says why"
+    yield from some("mounts", "not scanned, another filesystem is mounted there", list(bucket.get("mounts", ())))
     if linked := bucket.get("linked"):
         linked_files = counted(linked, "file is", "files are")
-        yield f"{name}: {linked_files} another's hard link; `fsrepl why {name}/KEY` names those of each"
+        yield f"{name}: {linked_files} a hard link of another; `fsrepl why {name}/KEY` names the others"
     if bucket["skipped"]:
-        yield f"{name}: skipped, for links, sockets, FIFOs and devices are no objects: {bucket['skipped']:,}"
+        yield f"{name}: {bucket['skipped']:,} skipped: links, sockets, FIFOs and devices are not objects"
     if bucket["failed"]:
         failed = counted(bucket["failed"], "delivery", "deliveries")
-        yield f"{name}: {failed} failed; `fsrepl why {name}/KEY` tells the reason of each"
+        yield f"{name}: {failed} failed; `fsrepl why {name}/KEY` gives the reason"

@@ -1,6 +1,6 @@
-"""Files that are not as they were recorded: what a command that only reads does about them.
+"""Changed files that a read-only command meets: the key is given to the daemon for capture.
 
-It hands the key to the daemon's capture, and says on stderr that what it prints is from before the change.
+The command says on stderr that what it prints is from before the change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ANSWER_S = 1.0
 
 @contextlib.contextmanager
 def open_journal(site: Site) -> Iterator[Journal | None]:
-    """The journal, if there is one to read: it knows how views looked when they were last recorded."""
+    """The journal, where it can be read: it has the recorded attributes of views."""
     from fsrepl.storage.journal.database import Journal
 
     path = os.path.join(site.state, "journal.db")
@@ -46,7 +46,7 @@ def open_journal(site: Site) -> Iterator[Journal | None]:
 
 
 def hand_to_capture(site: Site, bucket: OpenBucket, key: bytes) -> None:
-    """Have capture look at a key whose file is not as it was recorded, and say so. Waits for no capture."""
+    """Request the capture of a key whose file differs from its record, and say so. Does not wait for the capture."""
     if bucket.bucket.versioning is Versioning.OFF or not keys.is_key(key):
         return
     with open_journal(site) as journal, contextlib.suppress(sqlite3.Error):
@@ -60,7 +60,7 @@ def hand_to_capture(site: Site, bucket: OpenBucket, key: bytes) -> None:
         except NotRunning:
             what_next = "it is captured once the daemon runs"
         except FsreplError:
-            what_next = "the daemon did not answer, and captures it at its next scan"
+            what_next = "the daemon did not answer, and captures the change at its next scan"
         if look is unrecorded.Look.CHANGED:
             where = f"{bucket.address}/{keys.shown(key)}"
             warn(f"{where}: the file has changed since it was last captured, and {what_next}")

@@ -1,4 +1,4 @@
-"""fsrepl verify, doctor: is everything as it should be, and will it stay so?"""
+"""fsrepl verify, doctor: differences between source and replicas, and present or coming problems."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 
 _PROGRESS_S = 0.1
-_MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green")}
+_SIGNS = {"error": ("✗", "red"), "warning": ("!", "yellow"), "ok": ("✓", "green")}
 _PASS_S = 60.0
 _DOCTOR_S = 10.0
-"""Longer than the daemon gives its regions to answer."""
+"""Longer than the daemon's time limit for its regions to answer."""
 
 
 def register(app: typer.Typer) -> None:
@@ -62,19 +62,19 @@ def verify(
         str | None,
         typer.Argument(
             metavar="DST",
-            help="Only this one of its destinations; else all of them.",
+            help="Only this destination. Default: all destinations.",
             autocompletion=completion.buckets,
         ),
     ] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what is wrong from whichever copy matches the recorded hash.")
+        bool, typer.Option("--repair", help="Repair differences from the copy that matches the recorded hash.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Compare, by hash, what is with what should be.
+    """Compare a source with its replicas, by hash.
 
-    Exit status 0: it is the same, or all was mended; 1: it is not. Deliveries that are pending, files that are
-    just being changed, and those over which another filesystem is mounted, are counted apart.
+    Exit status 0: no differences, or all were repaired; 1: differences are left. Pending deliveries, files that are
+    being changed, and files over which another filesystem is mounted are counted separately.
     """
     from fsrepl.repair.verify import Hooks, Verification
     from fsrepl.storage.fs import ReadingFs
@@ -86,7 +86,7 @@ def verify(
     with contextlib.ExitStack() as stack:
         performer = stack.enter_context(Performer())
         capture = _capturer(performer) if repair else _capture_by_daemon
-        hooks = Hooks(_settled, capture, _mender(performer) if repair else None)
+        hooks = Hooks(_settled, capture, _repairer(performer) if repair else None)
         journal = stack.enter_context(open_journal(site))
         found = stack.enter_context(Verification(site, source, destination, journal, hooks))
         if is_terminal() and not state().quiet:
@@ -97,17 +97,17 @@ def verify(
 
 
 def doctor(json: Json = False) -> None:
-    """Tell what is wrong, or may soon be, and what to do.
+    """Report present and coming problems, and what to do.
 
-    It looks at watches, queue, attributes, reflinks, rights, space, documents and roles. Exit status 1 where something
-    does not work; warnings do not count.
+    Checks watches, queue, attributes, reflinks, rights, space, documents and roles. Exit status 1 where something does
+    not work; warnings do not count.
     """
     from fsrepl.commands import doctor_facts, reader
     from fsrepl.commands.doctor import Level, findings
 
     site = open_answering_site()
     said = reader.daemon_status(site.settings)
-    there: dict[str, object] | None = None  # where there is no daemon, or trouble with it, this process looks instead
+    there: dict[str, object] | None = None  # where no daemon answers, this process inspects instead
     if said["running"] and "trouble" not in said:
         with contextlib.suppress(FsreplError):
             there = ask_daemon(requests.Diagnose(), answer_within_s=_DOCTOR_S)
@@ -122,14 +122,14 @@ def doctor(json: Json = False) -> None:
 
 
 def _diagnose(finding: Finding) -> None:
-    """A mark, where, what; and what to do, below it."""
-    mark, color = _MARKS[finding.level]
+    """Print a sign, where and what; below, what to do."""
+    sign, color = _SIGNS[finding.level]
     where = f" {finding.where}" if finding.where else ""
     line = shown(f"{finding.area}{where}: {finding.what}")
     if finding.level == "ok":
-        typer.echo(f"{typer.style(mark, fg=color)} {line}")
+        typer.echo(f"{typer.style(sign, fg=color)} {line}")
         return
-    typer.echo(f"{typer.style(mark, fg=color, bold=True)} {line}")
+    typer.echo(f"{typer.style(sign, fg=color, bold=True)} {line}")
     for number, text in enumerate(finding.do.splitlines()):
         typer.echo(f"    {'do: ' if not number else '    '}{shown(text)}")
 
@@ -141,7 +141,7 @@ def _settled() -> None:
 
 
 def _capture_by_daemon(address: str, found: Sequence[bytes]) -> None:
-    """Where none runs, they are captured once one does: a verification by itself writes nothing."""
+    """Request the capture of keys. Without a daemon they are captured once one runs: verify itself writes nothing."""
     with contextlib.suppress(FsreplError):
         ask_daemon(requests.Capture(Address.parse_bucket(address), tuple(found)), answer_within_s=_PASS_S)
 
@@ -156,21 +156,21 @@ def _capturer(performer: Performer) -> Callable[[str, Sequence[bytes]], None]:
     return capture
 
 
-def _mender(performer: Performer) -> Callable[[Difference], None]:
-    def mend(difference: Difference) -> None:
+def _repairer(performer: Performer) -> Callable[[Difference], None]:
+    def repair(difference: Difference) -> None:
         try:
             bucket = Address.parse_bucket(difference.bucket)
             performer.perform(requests.Repair(bucket, difference.path, difference.version, difference.marker))
         except FsreplError as error:
             warn(str(error))
         except OSError as error:
-            warn(f"{shown(_name(difference))} was not mended: {reason(error)}")
+            warn(f"{shown(_name(difference))} was not repaired: {reason(error)}")
 
-    return mend
+    return repair
 
 
 def _tell(found: Verification, *, repair: bool, json: bool) -> None:
-    """Print differences as they are found, however many there are, and what it came to."""
+    """Print differences as they are found, however many there are, and the totals."""
     from fsrepl.commands.documents import differences as documents
 
     tally = found.tally
@@ -183,9 +183,9 @@ def _tell(found: Verification, *, repair: bool, json: bool) -> None:
                 text = textwrap.indent(json_text(documents.difference(difference)), "    ")
                 typer.echo((",\n" if number > 1 else "\n") + text, nl=False)
             else:
-                mended = "; repaired" if difference.repaired else ""
+                repaired = "; repaired" if difference.repaired else ""
                 version = difference.version or "-"
-                typer.echo(f"{shown(_name(difference))}  {version}  {difference.problem}: {difference.why}{mended}")
+                typer.echo(f"{shown(_name(difference))}  {version}  {difference.problem}: {difference.why}{repaired}")
     finally:
         if json:
             end = "\n  ]," if number else "],"
@@ -196,7 +196,7 @@ def _tell(found: Verification, *, repair: bool, json: bool) -> None:
 
 
 def tell_uncompared(tally: Tally) -> None:
-    """What could not be looked at, and why."""
+    """Print what could not be compared, and why."""
     for (address, path), number in tally.mounted.items():
         what = f"{counted(number, 'file')} of {address} not compared"
         warn(f"{what}: another filesystem is mounted at {shown(os.fsdecode(path))}")
@@ -211,18 +211,18 @@ def _sum_up(tally: Tally, *, repair: bool) -> None:
     say(f"{counted(tally.checked, 'version')}, {size_text(tally.bytes)}: {result}")
     if tally.pending:
         pending = counted(tally.pending, "delivery or change", "deliveries or changes")
-        say(f"{pending} pending; `fsrepl wait` waits for that")
+        say(f"{pending} pending; `fsrepl wait` waits for them")
     if tally.failed:
         failed = counted(tally.failed, "delivery", "deliveries")
-        say(f"{failed} failed, and not compared; `fsrepl status` and `fsrepl why` tell more")
+        say(f"{failed} failed, and not compared; `fsrepl status` and `fsrepl why` say more")
     for bucket, found in tally.dates.items():
         number, such = counted(found.number, "version"), f"{keys.shown(found.key)}, {clock.stamp(found.mtime_ns)}"
         say(
             f"{bucket}: this filesystem cannot hold the modification time of {number}, such as that of {such}; "
-            "the file shows the nearest that it can, `fsrepl head` the version's own"
+            "the file has the nearest time that fits, and `fsrepl head` prints the version's own"
         )
     if tally.left and not repair:
-        say("--repair mends what another copy is good for")
+        say("--repair repairs what another copy matches")
 
 
 def _name(difference: Difference) -> str:
@@ -231,7 +231,7 @@ def _name(difference: Difference) -> str:
 
 @contextlib.contextmanager
 def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable[[Tally], None]]:
-    """A bar on the terminal, of the bytes that are stored on either side as far as the journal knows them."""
+    """A bar on the terminal, of the bytes that are stored on both sides as far as the journal knows them."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

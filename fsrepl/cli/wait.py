@@ -1,4 +1,4 @@
-"""fsrepl wait, retry: until it is there, and once more."""
+"""fsrepl wait, retry: wait until all is replicated; try failed deliveries again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fsrepl.model.address import Address
 
 _PROGRESS_S = 0.5
 _GRACE_S = 15.0
-"""Longer than the daemon takes to notice that time is up: after that it hangs."""
+"""Longer than the daemon takes to notice a timeout: without an answer after that, the daemon hangs."""
 
 
 def register(app: typer.Typer) -> None:
@@ -44,19 +44,20 @@ def wait(
         Address | None,
         typer.Argument(
             metavar="REGION/BUCKET[/KEY]",
-            help="Only for a source bucket, or an object; else for the whole site.",
+            help="Only this source bucket or object. Default: the whole site.",
             parser=_parse_scope,
             autocompletion=completion.objects,
         ),
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Seconds; without it, for ever.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=0, help="Wait at most S seconds. Default: no limit.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Wait until all that was dropped before this call is there.
+    """Wait until every file from before this call is replicated.
 
-    Exit status 0: every file is replicated, but for those that are still open for writing; 1: some of it failed,
-    cannot be captured or shown, or may lie in a region that is away, and is named; 4: time is up; 5: the daemon is
-    not running.
+    Exit status 0: every file is replicated, except files that are still open for writing; 1: some failed, cannot be
+    captured or shown, or may lie in a region that is away, and are named; 4: timed out; 5: the daemon is not running.
     """
     stop = threading.Event()
     if is_terminal() and not state().quiet:
@@ -72,24 +73,22 @@ def wait(
     for each in answer["unreadable"]:
         warn(f"not captured, since it cannot be read: {each}")
     for name in answer["mounts"]:
-        warn(f"not looked into, since another filesystem is mounted there: {name}")
+        warn(f"not scanned, since another filesystem is mounted there: {name}")
     for each in answer["unshown"]:
         warn(f"stored, and not shown yet: {each}")
     if answer["more"]:
         warn(f"and {answer['more']:,} more; `fsrepl status --all` names them")
     for each in dict.fromkeys(answer["away"] + answer["replicas_away"]):
-        warn(f"not looked into: {each}")
+        warn(f"not scanned: {each}")
     for name in answer["unruled"]:
-        warn(f"no rule chose {shown(name)}; `fsrepl why` tells more")
+        warn(f"no rule chose {shown(name)}; `fsrepl why` says more")
     if answer["failed"]:
         failed = counted(answer["failed"], "delivery", "deliveries")
-        warn(f"{failed} failed; `fsrepl status` shows where, `fsrepl why` the reason")
+        warn(f"{failed} failed; `fsrepl status` shows where, and `fsrepl why` gives the reason")
     for each in answer["trouble"]:
         warn(each)
     if answer["pending"]:
-        warn(
-            f"time is up; still pending: {counted(answer['pending'], 'delivery or capture', 'deliveries or captures')}"
-        )
+        warn(f"timed out; still pending: {counted(answer['pending'], 'delivery or capture', 'deliveries or captures')}")
     if json:
         print_json(answer)
     if any(answer[reason] for reason in ("failed", "unreadable", "mounts", "unshown", "away")):
@@ -99,7 +98,7 @@ def wait(
 
 
 def _progress(stop: threading.Event) -> None:
-    """A line that tells a waiting person what is left."""
+    """Show a waiting person what is left, on one line."""
     from rich.console import Console
 
     from fsrepl.cli.common import open_site
@@ -124,12 +123,12 @@ def retry(
             autocompletion=completion.objects,
         ),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Everything that failed in this site.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="All failed deliveries of this site.")] = False,
     json: Json = False,
 ) -> None:
-    """Try again what FAILED or waits for its next try, at once."""
+    """Try deliveries again at once that FAILED or wait for their next try."""
     if (scope is not None) == all_:
-        raise Usage("what? name REGION/BUCKET, REGION/BUCKET/KEY, or --all")
+        raise Usage("the scope is missing, or given twice; name either REGION/BUCKET, REGION/BUCKET/KEY, or --all")
     answer = await_daemon(requests.Retry(scope))
     print_json(answer) if json else say(f"tried again: {counted(answer['Retried'], 'delivery', 'deliveries')}")
     for why in answer.get("LeftOut", []):

@@ -1,7 +1,7 @@
 """The console's five steps, asked on a terminal: source, destination, prefixes, storage class, role.
 
-Source: s3-semantics, section 7, S8 to S20. Only what can be chosen is offered; where that is nothing,
-it says what is missing.
+Source: s3-semantics, section 7, S8 to S20. Only valid choices are offered; where there are none, an error names what is
+missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WHOLE, _SAME_CLASS = "the whole bucket", "as in the source"
 
 
 def ask(site: Site) -> EnableReplication:
-    """What `replication enable` needs, from its user."""
+    """Ask for what `replication enable` needs."""
     source = _choose("Source bucket", _sources(site), "no bucket has versioning enabled; `fsrepl versioning enable`")
     existing = replication.has_configuration(site, source)
     if existing and not typer.confirm(f"{source} has a configuration. Replace it?", default=False):
@@ -50,10 +50,10 @@ def ask(site: Site) -> EnableReplication:
 
 
 def _prefixes() -> dict[str, str]:
-    """One prefix or more, and the storage class of what each of them selects."""
+    """Ask for one prefix or more, each with the storage class of its replicas."""
     found: dict[str, str] = {}
     while True:
-        another = "another; one again to take it out; or nothing" if found else "a folder ends in /"
+        another = "another; one again to remove it; or nothing" if found else "a folder ends in /"
         prefix = str(typer.prompt(f"\nPrefix ({another})", default="", show_default=False))
         if not prefix:
             if found:
@@ -99,9 +99,9 @@ def _roles(site: Site) -> list[str]:
 
 
 def _choose(what: str, offered: Sequence[str], otherwise: str) -> str:
-    """One of a list, by number, by name, or by what only one of them ends or begins with.
+    """Ask for one of a list: by number, by name, or by an end or beginning that only one has.
 
-    Raises Refused where there is nothing to choose.
+    Raises Refused where the list is empty.
     """
     if not offered:
         raise Refused("InvalidRequest", otherwise)
@@ -117,4 +117,4 @@ def _choose(what: str, offered: Sequence[str], otherwise: str) -> str:
         meant = [each for each in offered if each.endswith(f"/{answer}") or each.lower().startswith(answer.lower())]
         if answer and len(meant) == 1:
             return meant[0]
-        typer.echo(f"a number from 1 to {len(offered)}, or a name from the list", err=True)
+        typer.echo(f"answer with a number from 1 to {len(offered)}, or a name from the list", err=True)

@@ -74,7 +74,7 @@ def test_without_a_daemon(tmp_path: Path) -> None:
         found = site.run("verify", SOURCE)
         assert found.code == 1
         assert "DigestMismatch: its stored content no longer matches its BLAKE3" in found.out
-        assert "--repair mends" in found.out
+        assert "--repair repairs" in found.out
         mended = site.run("verify", SOURCE, "--repair")
         assert mended.code == 1
         assert "3 differences, 1 of them repaired" in mended.out

@@ -46,13 +46,16 @@ def test_what_is_missing_next_is_said_at_once(site: Site) -> None:
     """A site made again over regions that are there names their buckets; a role that is removed, who still uses it."""
     site.must("replication", "enable", SOURCE, DESTINATION)
     removed = site.must("role", "rm", "replication_role_for_src_to_dst")
-    assert removed.err == f"{SOURCE} still uses it: what it should replicate will be FAILED\n"
+    assert (
+        removed.err
+        == f"{SOURCE} still uses role replication_role_for_src_to_dst: deliveries that need it will be FAILED\n"
+    )
     document = site.must("replication", "get", SOURCE).out.encode()
     put = site.must("replication", "put", SOURCE, "-", stdin=document)
     assert put.err.startswith("role replication_role_for_src_to_dst is missing: ")
     made = site.must("init", site.home / "again", *(f"--region={n}={p}" for n, p in site.regions.items())).out
     assert f"    bucket {SOURCE}\n" in made
-    assert "check` tells which roles are missing" in made
+    assert "check` names the roles that are missing" in made
 
 
 def test_bucket_names_are_those_of_s3(site: Site) -> None:
@@ -131,7 +134,7 @@ def test_adopting_again_without_a_region_takes_yes(site: Site, detached: bool) -
     for code, said in ((piped.code, piped.err), _on_a_terminal(site, "bucket", "adopt", SOURCE)):
         assert code == 3
         assert said.startswith("InvalidRequest: ")
-        assert "What only it has is lost if you go on now: region west is " in said
+        assert "If you continue now, versions are lost that only a missing region has: region west is " in said
         assert remedy in said or str(west) in said
         assert not site.path(".fsrepl").exists()
     assert site.run("bucket", "adopt", SOURCE, "--yes").code == 0

@@ -25,7 +25,7 @@ def test_wait_sees_that_a_region_is_back(site: Site) -> None:
     identity.rename(site.home / "identity")
     site.until(lambda: not site.bucket_status(SOURCE)["online"], "the source is offline")
     site.path("k").unlink()
-    assert "not looked into: region east is offline" in site.wait(code=1).err, "an outage is named, and not waited for"
+    assert "not scanned: region east is offline" in site.wait(code=1).err, "an outage is named, and not waited for"
     assert site.tree(DESTINATION) == {"k": b"k"}
     (site.home / "identity").rename(identity)
     site.wait()

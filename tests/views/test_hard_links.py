@@ -121,7 +121,7 @@ def test_the_other_names_are_told(world: World) -> None:
     assert "Notes" not in why.why(world.engine.site, at(SOURCE, b"other"), None, {}).document
     (source, replica) = status.status(world.engine.site, {})["buckets"]
     assert (source["linked"], "linked" in replica) == (3, False)
-    assert any("3 files are another's hard link" in line for line in status_screen._notes(source, None))
+    assert any("3 files are a hard link of another" in line for line in status_screen._notes(source, None))
     for name in NAMES[1:]:
         world.unlink(name)
     world.settle()

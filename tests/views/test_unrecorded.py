@@ -80,8 +80,8 @@ def test_restore_says_that_it_captured_what_is_current(
         cli_objects.restore(at(DESTINATION, b"k"))
     current = world.current("k", DESTINATION)
     assert (len(world.of("k", DESTINATION)), current.size) == ((2, len(IS)) if edited else (1, len(WAS)))
-    told = f"what the file held was captured as version {current.id}, which is current now"
-    untold = f"version {current.id} is the current one already; nothing changed"
+    told = f"the file's changed content was captured as version {current.id}, which is current now"
+    untold = f"version {current.id} is current already; nothing changed"
     assert capsys.readouterr().out == f"{DESTINATION}/k: {told if edited else untold}\n"
 
 
