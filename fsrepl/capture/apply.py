@@ -76,8 +76,8 @@ class _Evidence:
                 return view.shown
         return known.id if not known.marker and taken.digest == known.digest else ""
 
-    def lent(self) -> Version | None:
-        return hardlinks.lent(self.region, self.bucket, self.key, self.known, self.taken)
+    def make_left_private(self) -> Version | None:
+        return hardlinks.make_left_private(self.region, self.bucket, self.key, self.known, self.taken)
 
     def overwritten(self) -> Version | None:
         return hardlinks.overwritten_version(self.region, self.bucket, self.key, self.known, self.taken)
@@ -282,7 +282,7 @@ def _edit(
         state.damaged.append(Damaged(bucket.address, key, shown))
     else:
         if found.st_nlink > 1:  # a user of its view can write its record
-            version = shared_record.mended(region.engine.journal, region.engine.recent, bucket, version)
+            version = shared_record.repaired(region.engine.journal, region.engine.recent, bucket, version)
         after = edited(version)
         if metadata.changed(version, after):
             after = edits.record_edit(region, state, bucket, version, after)

@@ -20,8 +20,8 @@ class Evidence(Protocol):
     def shown(self) -> str:
         """The id of the recorded version whose content the view holds; empty where it holds none."""
 
-    def lent(self) -> Version | None:
-        """The stored version whose file people can change, or may have changed, through this key's view."""
+    def make_left_private(self) -> Version | None:
+        """Make a left version's file private; the stored version whose file people can still change."""
 
     def overwritten(self) -> Version | None:
         """The stored version whose file was written into through this key's view."""
@@ -105,14 +105,14 @@ def judge(
         case look.Missing():
             if known is None or known.marker or (is_stale and known.view is None):
                 return Nothing()
-            return AddMarker(evidence.overwritten() or evidence.lent())
+            return AddMarker(evidence.overwritten() or evidence.make_left_private())
         case look.Skipped():
             return Nothing()
         case look.Later(after_s, why, opened):
             return Defer(max(after_s, AGAIN_AT_LEAST_S), why, opened)
         case look.Large(size_bytes, allocated_bytes):
             if copy_again_in_s > 0:
-                return Defer(copy_again_in_s, "it keeps changing, and copying it takes a while")
+                return Defer(copy_again_in_s, "the file keeps changing, and a copy takes a while")
             if why := evidence.no_room(allocated_bytes):
                 return Defer(AGAIN_S, why, is_warned=True)
             return CopyInBackground(size_bytes)
@@ -125,12 +125,12 @@ def judge(
 def _judge_copy(taken: Taken, known: Object | None, evidence: Evidence, *, is_removed: bool) -> Decision:
     if known and known.view and known.view.is_like(taken.found) and (is_removed or not known.view.shown):
         return ShowCurrent()
-    if (lent := evidence.lent()) is not None:
-        return Detach(lent, "it was the file of another version, and is its own now")
+    if (shared := evidence.make_left_private()) is not None:
+        return Detach(shared, "its file was also that of another version, and is separate now")
     if known and (shown := evidence.shown()):
         return Edit(shown)
     if not taken.has_content:  # the version that it was compared with is no longer current
-        return Defer(AGAIN_AT_LEAST_S, "another version came while it was looked at")
+        return Defer(AGAIN_AT_LEAST_S, "another version was published during the look")
     if (overwritten := evidence.overwritten()) is not None:
-        return Detach(overwritten, "it was the file of a stored version, and is its own now")
+        return Detach(overwritten, "its file was also that of a stored version, and is separate now")
     return AddVersion()

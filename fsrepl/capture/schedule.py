@@ -183,7 +183,7 @@ def _step(region: Region, state: BucketState) -> None:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:
             done = advance(
                 scan, bucket, engine.journal, region.changes, engine.watcher, state.trouble, state.stale.__contains__,
-                _STEP_S, lambda path: following.note(state, path, told=state.is_scanned),
+                _STEP_S, lambda path: following.note(state, path, notified=state.is_scanned),
             )  # fmt: skip
             if not done:
                 return

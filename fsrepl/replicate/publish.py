@@ -125,7 +125,7 @@ def _shown(
             case show.Shown(view, left):
                 if left:
                     engine = region.engine
-                    shared_record.mend_left(engine.journal, engine.recent, state, bucket, key, left)
+                    shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left)
                 seen.append((item.replica, view))
                 if item.replica.marker:
                     stale.retry_blocked(region, state)

@@ -1,1 +1,1 @@
-"""The files people see."""
+"""Views: the files that people see."""

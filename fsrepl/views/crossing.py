@@ -1,8 +1,8 @@
-"""Views that link and rename do not reach from .fsrepl, as those in a btrfs subvolume below the bucket.
+"""Views that link and rename cannot reach from .fsrepl, as in a btrfs subvolume below the bucket.
 
-What becomes such a view is made beside it, under names that look temporary, and what comes out of it stays
-beside it until it was looked at: a reader sees the old version or the new one there as well. A crash may leave
-such a file; its name tells the key that it belongs to, and the next start deals with it (views/displaced.py).
+Such a view is staged beside its place, under a temporary name, and the file taken out of it stays
+beside it until it was inspected: here, too, a reader sees either the old version or the new one. A crash may leave
+such a file. Its name identifies its key, and the next start clears it (views/displaced.py).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def beside(key: bytes) -> bytes:
 
 
 def owner(name: bytes) -> tuple[bytes, bool]:
-    """The digest of the key whose view a file was made beside, empty where that is none; and whether it is whole."""
+    """The digest of the key whose view a file belongs beside, empty for other files; and whether the file is whole."""
     match = _BESIDE.fullmatch(name)
     return (match[1], match[2] == _WHOLE) if match else (b"", False)
 
 
 def bring(bucket: OpenBucket, at: int, version: Version) -> bytes:
-    """Make what shall become a version's view beside it, durable already; its name there. Raises OSError."""
+    """Stage a version's view beside its place, already durable; its name there. Raises OSError."""
     name = beside(version.key)
     part = name.removesuffix(_WHOLE) + _PART
     fd = versions.open_version(bucket, version.key, version.id)

@@ -1,4 +1,4 @@
-"""What may be done to the file people see of a key, by what is found there. Pure: show.py carries it out."""
+"""Pure: the permitted change to a key's view, given the file found in its place. show.py carries it out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fsrepl.model.view import View
 
 
 class Occupant(enum.Enum):
-    """What stands where a key's file is shown."""
+    """The kind of entry in the place of a key's view."""
 
     NOTHING = "neither a file nor anything else; its directory may be missing too"
-    NO_WAY = "something that is no directory is in the place of a directory on the way"
-    MOUNT = "another filesystem is mounted on the way"
-    TOO_LONG = "this filesystem takes no such name"
+    NO_WAY = "a parent on the path is not a directory"
+    MOUNT = "another filesystem is mounted on the path"
+    TOO_LONG = "the name is too long for this filesystem"
     FILE = "a regular file"
-    OTHER = "something that is no regular file"
+    OTHER = "an entry that is no regular file"
 
 
 ABSENT: Mapping[int | None, Occupant] = MappingProxyType(
@@ -33,32 +33,32 @@ ABSENT: Mapping[int | None, Occupant] = MappingProxyType(
         errno.ENAMETOOLONG: Occupant.TOO_LONG,
     }
 )
-"""What an error number says of a place where no file can be looked at. Any other is a fault that may pass."""
+"""The occupant that an error number implies. Any other error may pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What stands where a key's file is shown, and its status where there is anything."""
+    """The entry in the place of a key's view, with its status where there is one."""
 
     occupant: Occupant
     status: os.stat_result | None = None
 
 
 class Answer(enum.Enum):
-    """What may be done to a view, so that it shows a version."""
+    """The permitted change to a view, so that it shows a version."""
 
-    DONE = "nothing: it shows the version, or a marker, of which nothing is to be seen"
+    DONE = "nothing: the view shows the version, or is absent for a marker"
     MAKE = "a file is put where none is"
-    CLEAR = "what is in the way is removed, if replication made it, and then a file is put there"
-    REPLACE = "the file is taken out, and the version's put in its place, if it has one"
-    USER_CHANGED = "the view holds what is not recorded, or was removed: that becomes a version first"
+    CLEAR = "the obstacle is removed, if replication made it, and then a file is put there"
+    REPLACE = "the file is taken out, and the version's file replaces it, if there is one"
+    USER_CHANGED = "the view was removed, or its content is not recorded: that becomes a version first"
     BLOCKED = "no file can be there"
 
 
 def decide_view(found: Found, expected: View | None, version: Version, *, is_shown: bool = False) -> Answer:
-    """What may be done to a view. The order of the questions is the policy.
+    """The permitted change to a view. The order of the questions is the policy.
 
-    expected: how it looked when it was recorded, None where there was none. is_shown: its content is the version's.
+    expected: the view as recorded, None where there was none. is_shown: its content is the version's.
     """
     match found.occupant:
         case Occupant.FILE:
@@ -67,7 +67,7 @@ def decide_view(found: Found, expected: View | None, version: Version, *, is_sho
             is_recorded = expected is not None and found.status is not None and expected.is_like(found.status)
             return Answer.REPLACE if is_recorded else Answer.USER_CHANGED
         case Occupant.MOUNT if expected is not None:
-            return Answer.BLOCKED  # what was there is there still, below the mount
+            return Answer.BLOCKED  # the recorded file still exists below the mount
         case _ if version.marker:
             return Answer.DONE
         case Occupant.MOUNT | Occupant.TOO_LONG:

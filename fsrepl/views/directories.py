@@ -1,14 +1,14 @@
-"""What directories let people do: a replica's directory never lets in more than its source's does.
+"""Permissions of directories: a replica's directory never admits more people than its source's.
 
-Directories are no objects, so what they let people do does not travel with versions. It is on record in each
-bucket, on the directory of the version store that has the same path, where only the daemon writes:
+Directories are no objects, so their permissions do not travel with versions. They are recorded in each
+bucket, on the directory of the version store with the same path, where only the daemon writes:
 
-    user.fsrepl.directory   how the directory itself was last seen, for when it is gone
-    user.fsrepl.replicated  how the directory was last seen at each source that has delivered into it, which
-                            inode replication made for it here, and what that one was given
+    user.fsrepl.directory   the directory's permissions when last seen, for when it is gone
+    user.fsrepl.replicated  its permissions when last seen at each source that has delivered into it, the
+                            inode that replication made for it here, and that inode's resulting permissions
 
-A directory that replication made has what all of its sources have in common. One that somebody else made, or has
-put in the place of ours, has another inode: it is left alone. Source: design.md, section 2.
+A directory that replication made has the permissions that all of its sources share. One that somebody else made, or
+has put in its place, has another inode: it is left alone. Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import DOES_NOT_FIT, GONE, UNSUPPORTED
 from fsrepl.views import crossing
 
-# -- what is on record
+# -- the record
 
 
 @dataclass(frozen=True, slots=True)
 class Replicated:
-    """What a bucket has on record of a directory that others deliver into.
+    """A bucket's record of a directory that sources deliver into.
 
-    made: the inode that replication made for it, 0 where none; given: what that one had afterwards. home: the inode
-    of the directory that the record was written on: on a copy of the tree it is another, and so are all others.
+    made: the inode that replication made for it, 0 where none; given: its permissions afterwards. home: the inode
+    of the directory that the record was written on: in a copy of the tree it differs, as do all others.
     """
 
     sources: Mapping[str, Rights] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Replicated:
 
 
 def with_parents(paths: Iterable[bytes]) -> list[bytes]:
-    """Directories and all those above them, the bucket's folder left out, from the top down."""
+    """Directories and all their parents, without the bucket's folder, from the top down."""
     found: set[bytes] = set()
     for path in paths:
         while path and path not in found:
@@ -59,10 +59,10 @@ def with_parents(paths: Iterable[bytes]) -> list[bytes]:
 
 
 def remember(bucket: OpenBucket, path: bytes) -> bool:
-    """Write down how a directory of people's own is, for when it is gone; whether that is new. Raises OSError."""
+    """Record the permissions of a directory that people made; whether they are new. Raises OSError."""
     at = bucket.stored_directory(path)
     if _made(bucket, at, path, _read(bucket, at)) is not None:
-        return False  # it is as its sources are
+        return False  # its permissions are those of its sources
     rights = _rights(bucket, bucket.views.get(path))
     if bucket.fs.attribute(at, attributes.DIRECTORY) == _encode(rights):
         return False
@@ -76,17 +76,17 @@ def remember(bucket: OpenBucket, path: bytes) -> bool:
 
 
 def replicated(bucket: OpenBucket, path: bytes) -> Replicated:
-    """What is on record of a directory that replication may have made. Raises OSError."""
+    """The record of a directory that replication may have made. Raises OSError."""
     return _read(bucket, bucket.stored_directory(path))
 
 
 def _read(bucket: OpenBucket, at: int) -> Replicated:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if raw := bucket.fs.attribute(at, attributes.REPLICATED):
-            said = json.loads(raw)
+            stored = json.loads(raw)
             return Replicated(
-                {address: _decode(each) for address, each in said["sources"].items()},
-                int(said["made"]), _decode(said["given"]) if said["given"] else None, int(said["home"]),
+                {address: _decode(each) for address, each in stored["sources"].items()},
+                int(stored["made"]), _decode(stored["given"]) if stored["given"] else None, int(stored["home"]),
             )  # fmt: skip
     return Replicated()
 
@@ -103,16 +103,16 @@ def _write(bucket: OpenBucket, at: int, known: Replicated) -> None:
 
 
 def _document(known: Replicated) -> bytes:
-    sources = {address: _said(rights) for address, rights in known.sources.items()}
-    given = _said(known.given) if known.given else None
+    sources = {address: _rights_document(rights) for address, rights in known.sources.items()}
+    given = _rights_document(known.given) if known.given else None
     return json.dumps({"home": known.home, "made": known.made, "given": given, "sources": sources}).encode()
 
 
 def _encode(rights: Rights) -> bytes:
-    return json.dumps(_said(rights)).encode()
+    return json.dumps(_rights_document(rights)).encode()
 
 
-def _said(rights: Rights) -> dict[str, object]:
+def _rights_document(rights: Rights) -> dict[str, object]:
     out: dict[str, object] = {"mode": f"{rights.mode:04o}", "uid": rights.uid, "gid": rights.gid}
     for name, acl in (("acl", rights.acl), ("default", rights.default_acl)):
         if acl is not None:
@@ -120,20 +120,20 @@ def _said(rights: Rights) -> dict[str, object]:
     return out
 
 
-def _decode(said: Mapping[str, Any]) -> Rights:
-    acl, default = (base64.b64decode(said[name]) if name in said else None for name in ("acl", "default"))
-    return Rights(int(said["mode"], 8), said["uid"], said["gid"], acl, default)
+def _decode(stored: Mapping[str, Any]) -> Rights:
+    acl, default = (base64.b64decode(stored[name]) if name in stored else None for name in ("acl", "default"))
+    return Rights(int(stored["mode"], 8), stored["uid"], stored["gid"], acl, default)
 
 
 def _without_acls(rights: Rights) -> Rights:
     return Rights(access.without_acl(rights), rights.uid, rights.gid)
 
 
-# -- what a directory is to be given
+# -- the permissions of a directory
 
 
 def _wanted(bucket: OpenBucket, at: int, sources: Mapping[str, Rights]) -> Rights | None:
-    """What a directory may let people do: as all its sources; as people here had it last where nobody delivers."""
+    """Permissions for a directory: those its sources share; without a source, those last seen here."""
     return _common(sources) or _last_seen(bucket, at)
 
 
@@ -150,18 +150,18 @@ def _last_seen(bucket: OpenBucket, at: int) -> Rights | None:
 
 
 def _at_source(source: OpenBucket, path: bytes) -> Rights | None:
-    """How a directory is at a source; as it is on record where it is gone, None where nothing tells."""
+    """A directory's permissions at a source, those on record where it is gone, None where nothing is known."""
     with contextlib.suppress(OSError):
         return _rights(source, source.views.get(path))
     with contextlib.suppress(OSError):
         at = source.stored_directory(path)
-        theirs, own = _common(_read(source, at).sources), _last_seen(source, at)
-        return access.common(theirs, own) if theirs and own else theirs or own
+        delivered, own = _common(_read(source, at).sources), _last_seen(source, at)
+        return access.common(delivered, own) if delivered and own else delivered or own
     return None
 
 
-def _nobody() -> Rights:
-    """What a directory is given of which nothing tells how it was: it is the daemon's alone."""
+def _daemon_only() -> Rights:
+    """Permissions for a directory of which nothing is known: only the daemon has access."""
     return Rights(0o700, os.geteuid(), os.getegid())
 
 
@@ -169,9 +169,9 @@ def _nobody() -> Rights:
 
 
 class Follower:
-    """Brings directories of a bucket into line with those of its sources, each of them once.
+    """Gives directories of a bucket the permissions of their sources, each directory once.
 
-    sources: the buckets that can be looked at now. What others have said before still counts.
+    sources: the buckets that can be read now. Recorded permissions of other sources still count.
     """
 
     def __init__(self, bucket: OpenBucket, sources: Mapping[str, OpenBucket]) -> None:
@@ -179,9 +179,9 @@ class Follower:
         self._done: set[bytes] = set()
 
     def before_showing(self, path: bytes) -> None:
-        """New content is about to be shown in a directory: neither it nor those above let in more than at its source.
+        """Before new content is shown: make the directory and its parents admit no more people than at its source.
 
-        Also what a directory is to be given that is not there yet. Raises OSError.
+        Also records permissions for a directory that does not exist yet. Raises OSError.
         """
         for each in with_parents([path]):
             if each not in self._done:
@@ -189,7 +189,7 @@ class Follower:
                 self._done.add(each)
 
     def follow(self, path: bytes, *, anew: bool = False) -> None:
-        """A directory here, or at a source, may have changed. anew: also where it was changed here. Raises OSError."""
+        """Update a directory that may have changed at a source. anew: or that was changed here. Raises OSError."""
         known = replicated(self._bucket, path)
         if known.made:
             there = {address: self._sources[address] for address in known.sources if address in self._sources}
@@ -205,9 +205,9 @@ class Follower:
             inode, has = bucket.fs.stat_fd(fd).st_ino, _rights(bucket, fd)
             is_news = anew or now.sources != known.sources
             if is_news or has != known.given:
-                wanted = _wanted(bucket, at, now.sources) or _nobody()
+                wanted = _wanted(bucket, at, now.sources) or _daemon_only()
                 if not is_news and known.given and has.mode != known.given.mode:
-                    # Its people may take away from what it lets others do, until the source's changes again.
+                    # Its users may reduce the permissions of others, until the source's change again.
                     wanted = replace(wanted, mode=wanted.mode & has.mode)
                 now = replace(now, made=inode, given=give(bucket, fd, has, wanted))
         if now != known:
@@ -216,15 +216,15 @@ class Follower:
 
 def _looked_up(known: Replicated, there: Mapping[str, OpenBucket], path: bytes) -> dict[str, Rights]:
     return {
-        address: _at_source(source, path) or known.sources.get(address) or _nobody()
+        address: _at_source(source, path) or known.sources.get(address) or _daemon_only()
         for address, source in there.items()
     }
 
 
 def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | None:
-    """The directory that replication made, and no other that was put in its place; None where there is none.
+    """The directory that replication made, and no other that replaced it; None where there is none.
 
-    In a copy of a tree every inode is another: there the mark is believed that the copy has as well.
+    In a copy of a tree every inode differs: there the copied attribute is sufficient.
     """
     if not known.made:
         return None
@@ -238,7 +238,7 @@ def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | 
 
 
 def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:
-    """In what a directory that replication made is not as at its sources, for people; empty where in nothing."""
+    """The differences of a directory that replication made from its sources, for people; empty where none."""
     try:
         at = bucket.stored_directory(path)
         known = _read(bucket, at)
@@ -265,9 +265,9 @@ def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: byte
 
 
 def _lesser(wanted: Rights, given: Rights | None, *, asked: Rights | None) -> Iterator[Rights]:
-    """What a directory has instead where its owner, or ACLs, cannot be set.
+    """The permissions that a directory has instead where its owner or ACLs cannot be set.
 
-    given: what it had after it was given the rights asked. An owner that it did not get then it cannot have.
+    given: the result of giving it the rights asked. An owner that was refused then is out of reach.
     """
     if given and asked and _owner(given) != _owner(asked) == _owner(wanted):
         yield Rights(access.without_owner(wanted) | 0o700, given.uid, given.gid)
@@ -282,15 +282,15 @@ def _owner(rights: Rights) -> tuple[int, int]:
 
 
 def get_or_make(bucket: OpenBucket, path: bytes) -> int:
-    """A directory of the views. Those that are missing are made, as their sources' are. Raises OSError."""
+    """A directory of the views. Missing directories are made with their sources' permissions. Raises OSError."""
     return bucket.views.get_or_make(path, functools.partial(_make, bucket))
 
 
 def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
-    """Make a directory, hidden until it has all that it is to be given, and put it where none is.
+    """Make a directory, hidden until its permissions are set, and rename it to where none is.
 
-    So nothing is changed that was found by a name, which somebody else may have put another directory under. Raises
-    FileExistsError where there is something meanwhile.
+    So no directory is changed by a name that somebody else may have given to another one. Raises
+    FileExistsError where the name is taken meanwhile.
     """
     try:
         _make_hidden(bucket, bucket.tmp, staging.token(), above, path, name)
@@ -301,7 +301,7 @@ def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
 
 
 def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path: bytes, name: bytes) -> None:
-    """The same, from a directory and a name there. Raises OSError, EXDEV where rename does not lead from there."""
+    """Make a directory in `where` and rename it into place. Raises OSError, EXDEV where that rename is impossible."""
     fs = bucket.fs
     at, known = _on_record(bucket, path)
     wanted = _wanted(bucket, at, known.sources) if at is not None else None
@@ -319,13 +319,13 @@ def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path
                 fs.set_attribute(fd, attributes.MADE, b"1")
             if at is not None and known.sources:
                 _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
-            if not given.mode & 0o200:  # a directory that moves is written to: where it lies is in it
+            if not given.mode & 0o200:  # moving a directory writes to it: its `..` entry changes
                 fs.chmod(fd, given.mode | 0o200)
             fs.rename_new(where, hidden, above, name)
             if not given.mode & 0o200:
                 fs.chmod(fd, given.mode)
             if at is not None and known.sources and _last_seen(bucket, at):
-                fs.remove_attribute(at, attributes.DIRECTORY)  # the one that people here had is gone
+                fs.remove_attribute(at, attributes.DIRECTORY)  # the directory that people here had is gone
         finally:
             fs.close(fd)
     except OSError:
@@ -335,10 +335,10 @@ def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path
 
 
 def _check_new(bucket: OpenBucket, fd: int) -> None:
-    """Raises PermissionError where a directory that we made in a user's is not what its name led to.
+    """Raises PermissionError where the name of a directory just made in a user's directory leads to another one.
 
-    Whoever may write there could have put another one of ours under that name, and would be given that: our own
-    hold something, or are not as those that we make.
+    A user with write access could have put another of the daemon's directories under that name, which would then get
+    the new permissions: those are not empty, or lack the mode of a new one.
     """
     found = bucket.fs.stat_fd(fd)
     is_new = found.st_uid == os.geteuid() and found.st_mode & 0o7777 & ~stat.S_ISGID == 0o700
@@ -347,7 +347,7 @@ def _check_new(bucket: OpenBucket, fd: int) -> None:
 
 
 def _on_record(bucket: OpenBucket, path: bytes) -> tuple[int | None, Replicated]:
-    """The directory of the store that a record stands on, None where it is gone; and the record."""
+    """The store's directory that carries the record, None where it is gone; and the record."""
     try:
         at = bucket.stored_directory(path)
     except OSError as error:
@@ -365,10 +365,10 @@ def _rights(bucket: OpenBucket, fd: int) -> Rights:
 
 
 def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
-    """Give an open directory its owner, ACLs and mode; what it has then, which may be less.
+    """Set the owner, ACLs and mode of an open directory; the result, which may be less.
 
-    On the way nobody gets in whom neither the old rights nor the new ones let in: where owner or ACL go, it is closed
-    to all but its owner first. Where the owner cannot be set, nobody gains by it: see access.without_owner.
+    In between, nobody is admitted whom neither the old rights nor the new ones admit: before owner or ACL change, only
+    the owner keeps access. Where the owner cannot be set, nobody gains by it: see access.without_owner.
     """
     fs = bucket.fs
     mode, acl, default = wanted.mode, wanted.acl, wanted.default_acl
@@ -376,7 +376,7 @@ def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
     if not is_owner or (has.acl is not None and acl is None):
         fs.chmod(fd, has.mode & mode & 0o700)
     if not is_owner and not fs.give(fd, wanted.uid, wanted.gid):
-        mode, acl, default = access.without_owner(wanted) | 0o700, None, None  # it is the daemon's own
+        mode, acl, default = access.without_owner(wanted) | 0o700, None, None  # the daemon stays the owner
     if acl is not None and acl != has.acl:
         try:
             fs.set_acl(fd, acl)

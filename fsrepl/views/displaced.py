@@ -1,9 +1,9 @@
-"""What an exchange took out of a view, where a crash or a fault kept it from being looked at.
+"""Files that an exchange took out of a view, and that a crash or a fault kept from being inspected.
 
-It lies in .fsrepl/displaced, and may be what a user wrote in the last moment: it is never swept, but
-compared with what is recorded. What is not goes back into the tree, to become a version; the rest is let
-go. A writer that still holds it delays that, and so does a file in its place that is not recorded itself.
-Where nobody can tell whether there is a writer, it stays until it was left alone for a while.
+They lie in .fsrepl/displaced, and may hold a user's last write: they are never swept, but
+compared with the recorded versions. Unrecorded content is moved back into the tree, to become a version; recorded
+content is removed. A writer that still has the file open delays that, and so does an unrecorded file in its place.
+Where writers cannot be detected, the file stays until it was unchanged for a while.
 Source: design.md, sections 2 and 7.
 """
 
@@ -30,11 +30,11 @@ log = logging.getLogger("fsrepl")
 def clear(
     bucket: OpenBucket, journal: Journal, quiet_s: float, intents: Collection[intents.Intent] | None = None
 ) -> None:
-    """Let go of what is recorded, put back what is not; what can be neither now stays for the next look.
+    """Remove recorded content, put unrecorded content back, and leave the rest for the next look.
 
-    quiet_s: how long nothing must have changed a file that may be open for writing, where nobody can tell.
-    intents: at a start, those of the crash that this may come from. What one of them expected to find was
-    recorded when it was written, though its version may have been removed for good since.
+    quiet_s: how long a file must be unchanged where writers cannot be detected.
+    intents: at a start, those of the crash that may have left these files. The file that an intent expected was
+    recorded when the intent was written, though its version may have been removed for good since.
     """
     level = logging.DEBUG if intents is None else logging.WARNING
     names = [os.fsencode(entry.name) for entry in bucket.fs.entries(bucket.displaced)]
@@ -46,7 +46,7 @@ def clear(
             why = reason(error)
         if why:
             shown = keys.shown(aside)
-            log.log(level, "displaced bucket=%s file=%s: it is left there: %s", bucket.address, shown, why)
+            log.log(level, "displaced bucket=%s file=%s: left in place: %s", bucket.address, shown, why)
 
 
 def _clear(
@@ -57,16 +57,16 @@ def _clear(
     key: bytes | None,
     intents: Collection[intents.Intent],
 ) -> str:
-    """Deal with one file; why it must stay, empty where it need not."""
+    """Handle one file; the reason why it stays, empty where it does not."""
     if key is None:
-        return "nothing tells whose it is"
+        return "its key is unknown"
     fd = records.open_file(bucket, bucket.displaced, aside)
     try:
         written, looks = bucket.fs.is_written(fd), bucket.fs.stat_fd(fd)
         if written is True:
-            return "somebody still writes into it"
+            return "a program still has it open for writing"
         if written is None and time.time_ns() - looks.st_ctime_ns < (quiet_s + bucket.coarse_ns / 1e9) * 1e9:
-            return "somebody may still write into it"
+            return "a program may still have it open for writing"
         digest = content_digest(bucket, fd)
         owner = records.owner(bucket, fd) if looks.st_nlink > 1 else None
     finally:
@@ -83,7 +83,7 @@ def _clear(
 
 
 def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent]) -> None:
-    """At a start: deal with what a crash left beside views that .fsrepl is not renamed to and from (crossing.py)."""
+    """At a start: clear the files that a crash left beside views that rename cannot reach (crossing.py)."""
     whose = {digests.short(intent.key).encode(): intent.key for intent in intents}
     parents = directories.with_parents({keys.split(intent.key)[0] for intent in intents})
     for directory in [b"", *parents] if intents else ():
@@ -94,7 +94,7 @@ def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[inten
         for entry in found:
             name = os.fsencode(entry.name)
             digest, is_whole = crossing.owner(name)
-            with contextlib.suppress(OSError):  # what cannot be dealt with now is looked at as any file
+            with contextlib.suppress(OSError):  # a file that cannot be cleared now is captured like any other
                 if digest and entry.is_dir(follow_symlinks=False):
                     bucket.fs.remove_dir(at, name)
                 elif key := whose.get(digest):
@@ -102,9 +102,9 @@ def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[inten
 
 
 def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, key: bytes, *, is_whole: bool) -> None:
-    """What is recorded goes, and what is not goes back to where it was, if nothing has come there since.
+    """Remove recorded content, and move unrecorded content to its view's place, if that is free.
 
-    A part of a copy is ours in any case. What somebody still writes into stays, and is a file like any other.
+    A partial copy is the daemon's in any case. A file with a writer stays, and is a file like any other.
     """
     fd = records.open_file(bucket, at, name)
     try:
@@ -125,9 +125,9 @@ def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, ke
 def _owners(
     bucket: OpenBucket, journal: Journal, names: Sequence[bytes], intents: Collection[intents.Intent]
 ) -> dict[bytes, bytes]:
-    """By name in .fsrepl/displaced, the key whose file it was, where that can be told.
+    """By name in .fsrepl/displaced, the key whose file it was, where that is known.
 
-    The keys of the bucket are gone through once, and only where a name has a digest in the place of a long key.
+    The keys of the bucket are read once, and only where a name holds a digest instead of a long key.
     """
     owners: dict[bytes, bytes] = {}
     hidden: dict[str, list[bytes]] = {}
@@ -145,7 +145,7 @@ def _owners(
 
 
 def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes) -> bool:
-    """Whether one of a key's versions has this content."""
+    """Whether a version of a key has this content."""
     for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         with contextlib.suppress(StoreDamaged):
             version = None if marker else versions.read(bucket, key, version_id, marker=False)
@@ -163,16 +163,16 @@ def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) ->
         return ""
     except FileExistsError:
         pass
-    with open_view(bucket, key) as view:  # its mode is not ours to change
+    with open_view(bucket, key) as view:  # its mode belongs to the user
         found = view.found
         if not view.is_regular or bucket.fs.is_written(view.fd) is True:
             return "its place is taken"
         if not _is_recorded(bucket, journal, key, view.digest()):
-            return "what is in its place is to become a version first"
+            return "the file in its place is not a version yet"
     bucket.fs.exchange(bucket.displaced, aside, at, name)
     bucket.views.changed.add(directory)
     out = bucket.fs.stat(bucket.displaced, aside)
     if (out.st_ino, out.st_size, out.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
-        return "what was in its place changed in this moment"  # and is looked at next
+        return "the file in its place has just changed"  # and is inspected next
     bucket.fs.unlink(bucket.displaced, aside)
     return ""

@@ -1,8 +1,8 @@
-"""Edits of metadata: recorded on a version where they were made, applied where it is a replica.
+"""Edits of metadata: recorded on a version where they were made, applied to its replicas.
 
-Tags, ACLs, mode, owner, times and attributes are edited in place; that makes no version. What is to
-become of an edit is decided in model/metadata.py; here it is done. The record is written before the view, and
-an intent before both wherever it is us who change the view: after a crash a view that is merely behind
+Tags, ACLs, mode, owner, times and attributes are edited in place; that makes no version. model/metadata.py
+decides about an edit; this module carries it out. The record is written before the view, and
+an intent before both whenever the daemon changes the view: after a crash a stale view
 is no edit of its user's.
 """
 
@@ -29,7 +29,7 @@ from fsrepl.views import view_metadata
 
 
 def record_edit(region: Region, state: BucketState, bucket: OpenBucket, was: Version, edited: Version) -> Version:
-    """Write new metadata of a version into the store, stamped, and owe it to whoever has the version."""
+    """Stamp new metadata of a version, write it to the store, and queue deliveries to all its replicas."""
     engine = region.engine
     _, now_ns = state.bucket.ids.next(engine.site.now())
     edited = metadata.stamped(edited, metadata.changed(was, edited), now_ns, bucket.address)
@@ -40,7 +40,7 @@ def record_edit(region: Region, state: BucketState, bucket: OpenBucket, was: Ver
     try:
         versions.write_record(bucket, edited)
     except (OSError, FsreplError):
-        # How far that came, the record says; what is owed by it goes out. The rest is found again by the next look.
+        # The record says how much was written; its pending deliveries are sent. The next look finds the rest.
         engine.recent.forget(bucket.address, edited.key, edited.id)
         enqueue(region, bucket.address, [edited])
         raise
@@ -49,9 +49,9 @@ def record_edit(region: Region, state: BucketState, bucket: OpenBucket, was: Ver
 
 
 def note_deliveries(region: Region, bucket: OpenBucket, versions: Sequence[Version]) -> None:
-    """The journal first: killed before the record is whole, this process's successor sends it again all the same.
+    """Write deliveries to the journal first: after a kill before the record is whole, they are sent again all the same.
 
-    Nor does it believe what the journal has of its tags: see rows.traits_of.
+    The journal's copy of the tags is not trusted then: see rows.traits_of.
     """
     journal = region.engine.journal
     with journal.transaction():
@@ -66,12 +66,12 @@ def enqueue_edit(region: Region, bucket: OpenBucket, edited: Version) -> None:
 
 
 def edit(region: Region, state: BucketState, bucket: OpenBucket, was: Version, edited: Version) -> None:
-    """An edit that was made by command: on the record, and on the view."""
+    """Apply an edit that a command made: to the record, and to the view."""
     put(region, bucket, was, lambda: record_edit(region, state, bucket, was, edited))
 
 
 def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], Version]) -> None:
-    """Write a version's record, and give its view what it says then, so that a crash in between is no user's edit."""
+    """Write a version's record, then update its view, so that a crash in between is no user's edit."""
     engine = region.engine
     view = view_metadata.shown_view(engine.journal, bucket, was)
     if view is None:
@@ -86,10 +86,10 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
 
 
 def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> bool:
-    """Whether the view of a version has been edited or replaced, and that is not recorded yet.
+    """Whether the view of a version was edited or replaced, and that is not recorded yet.
 
-    It must be first: of two edits the later holds, and one that is not recorded would be lost. A file that
-    somebody writes into is none of this version's any more, and one that cannot be read is not waited for.
+    That must be recorded first: of two edits the later holds, and an unrecorded one would be lost. A file with
+    a writer no longer belongs to this version, and an unreadable one is not waited for.
     """
     view = view_metadata.shown_view(region.engine.journal, bucket, version)
     waits = state.deferred.get(version.key)

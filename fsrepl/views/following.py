@@ -1,8 +1,8 @@
-"""What a directory of a source lets people do is followed by those that replication made for it, within a moment.
+"""Directories that replication made get the permissions of their sources' directories, within a moment.
 
-Events and scans say which directories to look at again. A source writes down how a directory is, and tells its
+Events and scans name the directories to compare again. A source records a directory's permissions, and notifies its
 destinations; a destination, in the thread of its own region, compares the directory it made with those of its
-sources. Nothing hangs on one message: a scan of either side, as after a start, finds what was missed.
+sources. A lost message does no harm: a scan of either side, as after a start, finds the difference.
 """
 
 from __future__ import annotations
@@ -22,53 +22,55 @@ from fsrepl.views import directories
 _BATCH = 256
 
 
-def note(state: BucketState, path: bytes, *, told: bool = False) -> None:
-    """A directory, or one that it follows, may let people do something else now. told: those that follow it are."""
+def note(state: BucketState, path: bytes, *, notified: bool = False) -> None:
+    """Note a directory that may have to be changed, or its replicas. notified: the replicas know."""
     if path:
-        state.directories[path] = state.directories.get(path, told) and told
+        state.directories[path] = state.directories.get(path, notified) and notified
 
 
 def look_due(region: Region) -> bool:
-    """Look at directories that were noted; whether there were any."""
+    """Compare the noted directories; whether there were any."""
     busy = False
     for state in region.states.values():
         if not state.is_up or not state.directories:
             continue
         busy = True
         paths = [*state.directories][:_BATCH]
-        tell = {path for path in paths if not state.directories.pop(path)}
+        unnotified = {path for path in paths if not state.directories.pop(path)}
         with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
-            look(region, state, bucket, paths, tell)
+            look(region, state, bucket, paths, unnotified)
     return busy
 
 
 def look_before_showing(region: Region, state: BucketState, bucket: OpenBucket, found: Iterable[bytes]) -> None:
-    """Views are about to show what they did not, without a delivery: no directory lets in more than its sources do."""
+    """Before views are shown without a delivery: make their directories admit no more people than their sources'."""
     paths = directories.with_parents(keys.split(key)[0] for key in found)
     if paths:
         look(region, state, bucket, paths, set())
 
 
-def look(region: Region, state: BucketState, bucket: OpenBucket, paths: Iterable[bytes], tell: set[bytes]) -> None:
-    """Bring directories into line with those of their sources, and tell those that follow them what changed."""
+def look(
+    region: Region, state: BucketState, bucket: OpenBucket, paths: Iterable[bytes], unnotified: set[bytes]
+) -> None:
+    """Give directories the permissions of their sources, and notify their replicas of changes."""
     changed: set[bytes] = set()
     with contextlib.ExitStack() as closing:
         sources: dict[str, OpenBucket] = {}
         for address in region.engine.site.sources_of(bucket.address):
-            with contextlib.suppress(FsreplError):  # one that is away says nothing new
+            with contextlib.suppress(FsreplError):  # an absent source has no news
                 sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
         follower = directories.Follower(bucket, sources)
         for path in paths:
-            with contextlib.suppress(OSError):  # gone, or without a version in it: nothing is to be done
+            with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
                 follower.follow(path)
-                if state.bucket.replication is not None and (directories.remember(bucket, path) or path in tell):
+                if state.bucket.replication is not None and (directories.remember(bucket, path) or path in unnotified):
                     changed.add(path)
     if changed:
-        _tell(region, state, changed)
+        _notify(region, state, changed)
 
 
-def _tell(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
-    """Have the destinations look at theirs."""
+def _notify(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
+    """Have the destinations compare their directories."""
     replication = state.bucket.replication
     for destination in {rule.destination for rule in replication.rules} if replication else ():
         other = region.regions.get(region_of(destination))
@@ -77,15 +79,15 @@ def _tell(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
 
 
 def note_all(region: Region, address: str, paths: Iterable[bytes]) -> None:
-    """Directories that some of a bucket follow have changed."""
+    """Note changed source directories of directories in a bucket."""
     state = region.states.get(address)
     if state is not None and state.is_up:
         for path in paths:
-            note(state, path, told=True)
+            note(state, path, notified=True)
 
 
 def restore(region: Region, address: str, path: bytes) -> None:
-    """Give a directory that replication made what its sources have, whatever was changed here. Raises OSError."""
+    """Give a directory that replication made its sources' permissions, whatever was changed here. Raises OSError."""
     state = region.ready(address)
     with contextlib.ExitStack() as closing:
         bucket = closing.enter_context(state.bucket.open())

@@ -1,7 +1,7 @@
-"""Views that are a second name of a stored version's file, and what is done once somebody writes into one.
+"""Views that are hard links to a stored version, and the recovery from a write into one.
 
-Such a write destroys the version: its content is no longer what it was. What was written is the user's, and
-becomes a version of its own; the destroyed one is given a file of its own, empty but for its record, and its
+Such a write destroys the version: its content has changed. The new content is the user's, and
+becomes another version; the destroyed one gets a separate file, empty but for its record, and its
 content is fetched again from another bucket that has it. Until then it matches no hash, and so is never
 served, shown or sent. Source: design.md, section 7, View and store.
 """
@@ -35,7 +35,7 @@ At = tuple[bytes, str]
 
 
 class Content(Protocol):
-    """What a view held when capture read it."""
+    """The content of a view, as read by capture."""
 
     @property
     def found(self) -> os.stat_result: ...
@@ -48,10 +48,10 @@ class Content(Protocol):
 
     @property
     def linked(self) -> bool:
-        """Whether the view was given a second name in .fsrepl/tmp for it."""
+        """Whether the view got a second name in .fsrepl/tmp for it."""
 
 
-# -- noticing it
+# -- detecting a write
 
 
 def overwritten_version(
@@ -59,19 +59,19 @@ def overwritten_version(
 ) -> Version | None:
     """The stored version whose file was written into through this key's view; None where there is none.
 
-    taken: what the view holds now, which is not recorded yet; without it the view is gone.
+    taken: the view's present content, not recorded yet; without it the view is gone.
     """
     found = _behind(bucket, key, known)
     if found is None and taken is not None and taken.found.st_nlink > 1 and not taken.linked:
         version = _same_file(region, bucket, key, taken)
         return version if version is not None and version.digest != taken.digest else None
     if found is None or (found == (key, NULL) and bucket.bucket.versioning is Versioning.SUSPENDED):
-        return None  # a null version that gives way to the next one anyway
+        return None  # a null version, which the next one replaces anyway
     return _read(region, bucket, found)
 
 
 def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
-    """The version that the view was last seen to show, where that was its file and has changed since.
+    """The version that the view last showed, if that was its file and has changed since.
 
     The view may be gone or another file by now.
     """
@@ -85,14 +85,14 @@ def _behind(bucket: OpenBucket, key: bytes, known: Object | None) -> At | None:
 
 
 def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: Content) -> Version | None:
-    """The version whose stored file the view is a second name of.
+    """The version whose stored file the view is a hard link to.
 
-    It may be that of another key, as after a rename: the file knows. One whose record did not fit on it does not,
-    but may be one of this key's.
+    The version may be another key's, as after a rename: the file names its owner. One whose record did not fit on the
+    file is not named, but may be one of this key's.
     """
     with open_view_if_there(bucket, key, NO_FILE) as view:
         if view is None:
-            return None  # removed in this moment: its event tells
+            return None  # just removed: its event follows
         owner = records.owner(bucket, view.fd)
     versions = region.engine.journal.versions.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
@@ -103,9 +103,9 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: Content) -
 
 
 def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
-    """The record of a version that is in the store. Whoever may write the file may have damaged or removed it.
+    """The record of a stored version, which people with write access to the file may have damaged or removed.
 
-    Then it is found out as far as it can be; without a digest where it cannot be now.
+    A damaged record is recovered as far as possible; without a digest where that is impossible now.
     """
     with contextlib.suppress(StoreDamaged):
         version = versions.read(bucket, *at, marker=False)
@@ -123,20 +123,18 @@ def _stored(bucket: OpenBucket, key: bytes, version_id: str) -> os.stat_result |
         raise
 
 
-# -- before it happens
+# -- before a write
 
 
-def lent(
+def make_left_private(
     region: Region, bucket: OpenBucket, key: bytes, known: Object | None, taken: Content | None = None
 ) -> Version | None:
-    """The stored version whose file people can change, or may have changed, with nothing to tell; None where none is.
+    """Make a version's file private once its view has left it; the version whose file cannot be made so, or None.
 
-    One that the view has left, with nothing else to reach it by, is the daemon's own from then on.
-
-    Its own view tells: that is looked at once it was written into; a wrong name it is only where the two are to have
-    files of their own, and a program joined what had equal content. Another name, as a rename or a hard link makes
-    one, may be written into and gone again before anybody looks. taken: what the view holds now; without it the
-    view is gone.
+    That is a stored version whose file people can still change, or may have changed, without an event. A write through
+    the version's own view makes one. That view is a wrong name only where both are to have separate files, and a
+    program linked equal content. Another name, as after a rename or a hard link, may be written into and removed
+    before the next look. taken: the view's present content; without it the view is gone.
     """
     view = known.view if known else None
     shown = (view.shown if view else "") or (known.id if known and not known.marker else "")
@@ -151,14 +149,14 @@ def lent(
         return _read(region, bucket, (key, shown)) if unasked else overwritten
     if own is not None and left:
         if view is None:  # how it was shown is not known, as after the loss of the journal
-            return _changed(region, bucket, key, shown)
+            return _make_unchanged_private(region, bucket, key, shown)
         if own.st_ino == view.ino:
             overwritten = _without_record(region, bucket, key, shown)
             if own.st_nlink > 1 or not view.has_content_of(own):
                 return _read(region, bucket, (key, shown))
             if overwritten is None:
                 engine = region.engine
-                shared_record.mend_left(
+                shared_record.repair_left(
                     engine.journal, engine.recent, region.states[bucket.address], bucket, key, shown
                 )
                 versions.make_private(bucket, key, shown)
@@ -168,7 +166,7 @@ def lent(
 
 
 def _without_record(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
-    """A version whose file no longer says what it is, if that can be found out; None where it says it."""
+    """A version whose file lost its record, as far as that can be recovered; None where the file has its record."""
     with contextlib.suppress(StoreDamaged):
         version = versions.read(bucket, key, version_id, marker=False)
         if version is None or not versions.is_stripped(version):
@@ -177,17 +175,17 @@ def _without_record(region: Region, bucket: OpenBucket, key: bytes, version_id: 
     return None if versions.is_stripped(version) else version
 
 
-def _changed(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
-    """A version whose file people could reach, and that has other content, or another name still."""
+def _make_unchanged_private(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+    """Make a version's file private that people could reach; the version if it has changed, or another name still."""
     fd = versions.open_version(bucket, key, version_id)
     try:
         if not records.is_shared(bucket, fd):
-            return None  # only we could reach it
+            return None  # only the daemon could reach it
         version = _read(region, bucket, (key, version_id))
-        others = bucket.fs.stat_fd(fd).st_nlink > 1
-        if not others and versions.is_stripped(version):
-            return None  # what it held is not known before its record is rebuilt: a region is away that may have it
-        if others or content_digest(bucket, fd) != version.digest:
+        is_linked = bucket.fs.stat_fd(fd).st_nlink > 1
+        if not is_linked and versions.is_stripped(version):
+            return None  # its content is unknown until its record is rebuilt: the region that may have it is away
+        if is_linked or content_digest(bucket, fd) != version.digest:
             return version
     finally:
         bucket.fs.close(fd)
@@ -195,14 +193,14 @@ def _changed(region: Region, bucket: OpenBucket, key: bytes, version_id: str) ->
     return None
 
 
-# -- after it happened
+# -- after a write
 
 
 def set_free(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
-    """Give a stored version a file of its own, which no view is: with its content, where that is there still.
+    """Give a stored version a separate file that is no view, with its content if that still exists.
 
-    Where it was overwritten it is fetched again. What is written on the new file is believed from then on; a version
-    of which not enough is known gets none of it, and that is found out later.
+    An overwritten version is fetched again. The record on the new file is trusted from then on; a version
+    of which too little is known gets no record, which is found later.
     """
     if not versions.is_stripped(version):
         version = shared_record.recorded(region.engine.journal, region.engine.recent, bucket.address, version)
@@ -216,25 +214,25 @@ def set_free(region: Region, state: BucketState, bucket: OpenBucket, version: Ve
     else:
         publishing.publish(region.engine.syncer, bucket, [versions.stage_copy(bucket, name, version)])
     region.engine.recent.forget(bucket.address, version.key, version.id)
-    stale.recapture(region, state, version.key)  # where its view has that file still, its ctime changed
+    stale.recapture(region, state, version.key)  # a view that still has that file has a new ctime
 
 
 def set_free_unseen(region: Region, state: BucketState, bucket: OpenBucket, key: bytes, known: Object | None) -> None:
-    """The same for a key's current version before a newer one comes, where nothing tells how it was shown.
+    """Set a key's current version free before a newer one is published, where its view is not on record.
 
-    So it is after the loss of the journal, while the file in the place of its view is still being written. Once the
-    newer one is current, nothing leads to it any more.
+    That happens after the loss of the journal, while the file in its view's place is still being written. Once the
+    newer version is current, nothing refers to the file any more.
     """
     if known is None or known.marker or known.view is not None or key in state.stale:
         return
-    if (version := lent(region, bucket, key, known)) is not None:
+    if (version := make_left_private(region, bucket, key, known)) is not None:
         set_free(region, state, bucket, version)
 
 
 def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Version, name: bytes) -> None:
-    """Give a destroyed version a file of its own, durably, and have it fetched again.
+    """Give a destroyed version a separate file, durably, and have it fetched again.
 
-    Before that it is written down that it shall be: from then on nothing else tells that it is not what it was.
+    An intent records that first: nothing else would show later that the version is destroyed.
     name: a copy of its file, in tmp.
     """
     at = version.key, version.id
@@ -262,7 +260,7 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
 
 
 def break_links(engine: Runtime, bucket: OpenBucket) -> None:
-    """A bucket becomes a source, so users write into it: its views get content of their own first."""
+    """Give all views separate content, before users write into a bucket that becomes a source."""
     if bucket.bucket.sharing == "link" or bucket.versions < 0:
         return
     for directory in engine.journal.versions.directories(bucket.address):

@@ -1,7 +1,7 @@
-"""What views tell of their versions: our attributes on them, put there as a courtesy, after the fact.
+"""Labels: attributes on views that tell people the version id and status, written after the fact.
 
-A view is marked once its version has arrived everywhere, so that most are touched once; while something
-keeps a version pending, its view says so after a moment. Nothing depends on these marks.
+A view is labelled once its version has arrived everywhere, so that most are touched once; while a
+version stays pending, its view says so after a moment. Nothing depends on labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("fsrepl")
 
 
 def label_views(region: Region, state: BucketState, now_s: float, *, everything: bool = False) -> None:
-    """Mark the views that are due, and record how they look afterwards. Raises FsreplError where the bucket is away."""
+    """Label the views that are due, and record their new status. Raises FsreplError where the bucket is away."""
     due = state.labels.take(now_s, everything=everything)
     if not due:
         return
@@ -46,17 +46,17 @@ def _label_views(region: Region, state: BucketState, due: Sequence[tuple[Version
                 continue
             status_only &= shown == version.id
             current = engine.recent.version(address, version.key, shown)
-            if current is None:  # what the view shows may be another version than the one that has news
+            if current is None:  # the view may show another version than the one with news
                 current = version if shown == version.id else versions.read(bucket, version.key, shown, marker=False)
             if current is None:
                 continue
-            # An edit of tags may have come with the status: then all of it is put there again.
+            # The tags may have been edited as well: then all labels are written again.
             try:
                 view = view_attributes.label_view(
                     bucket, current, known.view, status_only=status_only and not current.edited
                 )
             except OSError as error:
-                log.debug('not marked bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
+                log.debug('not labelled bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
                 state.labels.again(version, time.monotonic())
                 continue
             if view is not None:

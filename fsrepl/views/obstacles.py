@@ -1,8 +1,8 @@
-"""What stands where a key's file must go: another key's file, a directory, a link.
+"""Obstacles in the place of a view: another key's file, a directory, a link.
 
-S3 has keys `a` and `a/b` at once, and a tree has not; and people make what they like in their trees.
-Nothing of theirs is removed for a replica: it waits in the store until the way is free. Only
-directories that replication made itself, and that hold nothing any more, make way.
+S3 has keys `a` and `a/b` at once, and a tree has not; and people make any files in their trees.
+None of these is removed for a replica, which waits in the store until the place is free. Only empty
+directories that replication itself made are removed.
 Source: s3-semantics, section 0 (14) and 9 (1); design.md, section 5.
 """
 
@@ -17,7 +17,7 @@ from fsrepl.storage.bucket import OpenBucket
 
 
 def describe(bucket: OpenBucket, key: bytes) -> str:
-    """What is in the way of a key's file, for people; empty where nothing is, or the file itself is there."""
+    """The obstacle to a key's view, for people; empty where there is none, or the view itself is there."""
     names = key.split(b"/")
     for depth, name in enumerate(names, 1):
         path = b"/".join(names[:depth])
@@ -38,7 +38,7 @@ def describe(bucket: OpenBucket, key: bytes) -> str:
 
 
 def unversioned(bucket: OpenBucket, key: bytes) -> str:
-    """Why what people see at a key's path is not a version of it, for people; empty where there is nothing."""
+    """Why the entry at a key's path is not a version, for people; empty where there is no entry."""
     parent, name = keys.split(key)
     try:
         mode = bucket.fs.stat(bucket.views.get(parent), name).st_mode
@@ -58,7 +58,7 @@ def _kind(mode: int) -> str:
 
 
 def clear(bucket: OpenBucket, path: bytes) -> bool:
-    """Remove a directory that replication made, if it holds nothing but others of the kind; whether it is gone."""
+    """Remove a directory that replication made, if it holds only others of that kind; whether it is gone."""
     try:
         fd = bucket.views.get(path)
         if bucket.fs.attribute(fd, attributes.MADE) is None:
@@ -78,7 +78,7 @@ def remove_made(bucket: OpenBucket, path: bytes) -> bool:
         fd, above = bucket.views.get(path), bucket.views.get(parent)
         if bucket.fs.attribute(fd, attributes.MADE) is None or not _is_at(bucket, fd, above, name):
             return False
-        # RACE: whoever puts another empty directory there in this moment may remove that one himself.
+        # RACE: another empty directory, put there in this moment, is removed instead; its user could remove it too.
         bucket.fs.remove_dir(above, name)
     except OSError:
         return False  # not empty, or gone
@@ -89,12 +89,12 @@ def remove_made(bucket: OpenBucket, path: bytes) -> bool:
 
 
 def _is_at(bucket: OpenBucket, fd: int, above: int, name: bytes) -> bool:
-    """Whether an open directory is still the one of that name."""
+    """Whether an open directory still has that name."""
     found, there = bucket.fs.stat_fd(fd), bucket.fs.stat(above, name)
     return (found.st_dev, found.st_ino) == (there.st_dev, there.st_ino)
 
 
 def remove_made_directories(bucket: OpenBucket, directory: bytes) -> None:
-    """Remove the directories that replication made, from here upwards, as far as they are empty."""
+    """Remove empty directories that replication made, from here upwards."""
     while directory and remove_made(bucket, directory):
         directory = keys.split(directory)[0]

@@ -1,8 +1,8 @@
-"""The record of a stored version on a file that people can write to as well, since it is a view, or was one.
+"""The record of a stored version on a file that people can write to, since it is or was a view.
 
-Whoever reads the attributes of such a file, and writes them back later, puts back the record that was among them, as
-`cp -a` and `rsync -X` do. It is of the right version and whole, and only old. So it is held against what this process
-wrote last, and against the index, whenever somebody has changed the file, and once more when its view has left it.
+A program that copies a file's attributes back later, as `cp -a` and `rsync -X` do, also restores the record among
+them, which names the right version and is whole, but old. So the record is compared with this process's last write,
+and with the journal, whenever the file was changed by others, and once more when its view has left it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("fsrepl")
 
 
 def recorded(journal: Journal, recent: Recent, address: str, version: Version) -> Version:
-    """A version as it was recorded last. version: as its record says now."""
+    """A version as recorded last. version: as its record says now."""
     known = version
     if (written := recent.version(address, version.key, version.id)) is not None:
         known = latest(version, written)
@@ -35,8 +35,8 @@ def recorded(journal: Journal, recent: Recent, address: str, version: Version) -
     return known
 
 
-def mended(journal: Journal, recent: Recent, bucket: OpenBucket, version: Version) -> Version:
-    """The same, and its record says that from then on. Raises OSError, StoreDamaged."""
+def repaired(journal: Journal, recent: Recent, bucket: OpenBucket, version: Version) -> Version:
+    """A version as recorded last, which its record then says too. Raises OSError, StoreDamaged."""
     known = recorded(journal, recent, bucket.address, version)
     if known != version:
         records.amend(bucket, known)
@@ -44,44 +44,44 @@ def mended(journal: Journal, recent: Recent, bucket: OpenBucket, version: Versio
     return known
 
 
-def latest(said: Version, written: Version) -> Version:
-    """What a record says, or what was written into it, if edits of metadata are in that which it knows nothing of."""
-    stamps = {group: int(stamp.partition(" ")[0]) for group, stamp in said.edited.items()}
+def latest(on_record: Version, written: Version) -> Version:
+    """A version's record, or the last write of it if that contains edits of metadata unknown to the record."""
+    stamps = {group: int(stamp.partition(" ")[0]) for group, stamp in on_record.edited.items()}
     if all(int(stamp.partition(" ")[0]) <= stamps.get(group, 0) for group, stamp in written.edited.items()):
-        return said
-    return replace(written, shortfall=said.shortfall)
+        return on_record
+    return replace(written, shortfall=on_record.shortfall)
 
 
 def with_indexed(version: Version, delivery: Mapping[str, Delivery]) -> Version:
-    """A version with the deliveries that the index has of it, by destination."""
+    """A version with its deliveries in the journal, by destination."""
     deliveries = {name: _indexed(version.deliveries.get(name), each, version) for name, each in delivery.items()}
     return version if deliveries == dict(version.deliveries) else replace(version, deliveries=deliveries)
 
 
-def _indexed(said: DeliveryRecord | None, delivery: Delivery, version: Version) -> DeliveryRecord:
-    """A delivery as the index has it; with what the index does not know as the record says, if that is of the same."""
+def _indexed(old: DeliveryRecord | None, delivery: Delivery, version: Version) -> DeliveryRecord:
+    """A delivery from the journal; the record adds what the journal lacks, if it is about the same delivery."""
     status = Status(delivery.status)
     since_ns = delivery.since_ns if delivery.since_ns != version.created_ns else 0  # see delivery_rows
-    if said is None or (said.rule, said.job) != (delivery.rule, delivery.job):
-        said = DeliveryRecord(delivery.rule, status, job=delivery.job, tracking=delivery.tracking)
-    if (said.status, said.reason, said.since_ns) == (status, delivery.reason, since_ns):
-        return said
+    if old is None or (old.rule, old.job) != (delivery.rule, delivery.job):
+        old = DeliveryRecord(delivery.rule, status, job=delivery.job, tracking=delivery.tracking)
+    if (old.status, old.reason, old.since_ns) == (status, delivery.reason, since_ns):
+        return old
     pending = status is Status.PENDING
     return replace(
-        said, status=status, reason=delivery.reason, since_ns=since_ns, edit=said.edit and pending,
-        before=said.before if pending else None,
+        old, status=status, reason=delivery.reason, since_ns=since_ns, edit=old.edit and pending,
+        before=old.before if pending else None,
     )  # fmt: skip
 
 
-def mend_left(
+def repair_left(
     journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str
 ) -> None:
-    """The same for a version whose view is gone. One that lost its record is repaired: nothing else leads to it now."""
+    """Repair the record of a version whose view is gone. A lost record is reported now: nothing leads to it later."""
     try:
         version = versions.read(bucket, key, version_id, marker=False)
         if version is not None:
-            mended(journal, recent, bucket, versions.ensure_whole(version))
+            repaired(journal, recent, bucket, versions.ensure_whole(version))
     except StoreDamaged:
         state.damaged.append(Damaged(bucket.address, key, version_id))
     except OSError as error:
-        log.warning('not mended bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
+        log.warning('not repaired bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))

@@ -1,14 +1,14 @@
-"""Hidden copy -> durable -> visible, and what must hold when the power goes in between.
+"""Hidden copy -> durable -> visible, and the guarantees at a power cut in between.
 
 The order of a batch, each step durable before the next begins:
 
     staged     files in .fsrepl/tmp, and an intent that names every view about to change
-    published  renamed into the store: the versions exist, nobody sees them
-    shown      linked, renamed or exchanged over the views; then the intent goes
+    published  renamed into the store: the versions exist, not yet visible
+    shown      linked, renamed or exchanged over the views; then the intent is removed
 
-After a crash the intent says which views are merely behind the store, so that none of them is
-taken for a user's act. A view is exchanged, never overwritten: what came out is compared with
-what was recorded, and content that is not recorded yet goes back and becomes a version first.
+After a crash the intent names the views that are merely stale, so that none of them is
+taken for a user's act. A view is exchanged, never overwritten: the file taken out is compared with
+the record, and unrecorded content is put back and becomes a version first.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The view shows the version now; view is None where nothing is to be seen (a marker).
+    """The view shows the version now; view is None where it is absent for a marker.
 
-    left: the version that it showed before, where it was that one's own file, and its user could write its record.
+    left: the version shown before, if the view was its stored file, whose record its user could write.
     """
 
     view: View | None
@@ -43,7 +43,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class NotShown:
-    """The view cannot change now. conflict: something stands in the way that is not this key's file."""
+    """The view cannot change now. conflict: its place is taken by something that is not this key's file."""
 
     why: str
     conflict: bool = False
@@ -51,25 +51,23 @@ class NotShown:
 
 @dataclass(frozen=True, slots=True)
 class UserChanged:
-    """The view holds something that is not recorded: it becomes a version first."""
+    """The view has unrecorded content, which becomes a version first."""
 
 
 ShowResult = Shown | NotShown | UserChanged
-_UNREACHED = NotShown(
-    "rename does not reach it, as in another subvolume, and nobody can tell whether it is being written"
-)
+_UNREACHED = NotShown("rename does not reach it, as in another subvolume, and writers cannot be detected there")
 
 
 def nothing(key: bytes) -> Version:
-    """What a view shows of a key of which no version is left."""
+    """Marker for the view of a key that has no version left."""
     return Version(key, "", 0, marker=True)
 
 
 def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> ShowResult:
-    """Make a key's view show a version of the store, or nothing where that is a marker.
+    """Make a key's view show a stored version, or remove it for a marker.
 
-    expected: how the view looked when it was recorded. staged: a file in .fsrepl/tmp that becomes the
-    view; without one it becomes a hard link to the stored version. A reader sees the old version or
+    expected: the view as recorded. staged: a file in .fsrepl/tmp that becomes the
+    view; without one, a hard link to the stored version does. A reader sees the old version or
     the new one, whole.
     """
     outcome = None
@@ -78,12 +76,12 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
         return outcome
     finally:
         if staged and not isinstance(outcome, Shown):
-            with contextlib.suppress(OSError):  # what stays is swept at the next start
+            with contextlib.suppress(OSError):  # a file that stays is swept at the next start
                 staging.unstage(bucket, staged)
 
 
 def look(bucket: OpenBucket, key: bytes) -> Found:
-    """What stands where a key's file is shown. Raises OSError for what may pass."""
+    """The entry in the place of a key's view. Raises OSError for errors that may pass."""
     directory, name = keys.split(key)
     try:
         status = bucket.fs.stat(bucket.views.get(directory), name)
@@ -96,7 +94,7 @@ def look(bucket: OpenBucket, key: bytes) -> Found:
 
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> ShowResult:
     if expected is None and not version.marker:
-        made = _make(bucket, version, staged)  # at once: mostly there is nothing, and it fails where there is
+        made = _make(bucket, version, staged)  # at once: mostly the place is free, and the call fails where it is not
         if made is not None:
             return made
     match decide_view(look(bucket, version.key), expected, version):
@@ -106,7 +104,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
             return _conflict(bucket, version.key)
         case Answer.USER_CHANGED:
             return UserChanged()
-        case Answer.MAKE:  # what was there is gone in this moment
+        case Answer.MAKE:  # the obstacle has just gone
             return _make(bucket, version, staged) or UserChanged()
         case Answer.CLEAR:
             if not obstacles.clear(bucket, version.key):
@@ -118,7 +116,7 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
 
 
 def _make(bucket: OpenBucket, version: Version, staged: bytes) -> ShowResult | None:
-    """Make a view where there is none, with the directories above it; None where there is something."""
+    """Make a missing view, with the directories above it; None where its place is taken."""
     directory, name = keys.split(version.key)
     try:
         return _show_new(bucket, directories.get_or_make(bucket, directory), name, version, staged)
@@ -130,11 +128,11 @@ def _make(bucket: OpenBucket, version: Version, staged: bytes) -> ShowResult | N
 
 
 def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes) -> ShowResult:
-    """Take out a view that is as it was recorded, and put the version's file there; nothing where it is a marker."""
+    """Take out a view that is as recorded, and put the version's file there; none for a marker."""
     directory, name = keys.split(version.key)
     at = bucket.views.get(directory)
     if is_written(bucket, at, name):
-        return NotShown("somebody has the file open for writing")
+        return NotShown("a program has the file open for writing")
     if version.marker:
         return _hide(bucket, at, directory, name, expected)
     return _exchange(bucket, at, directory, name, version, expected, staged)
@@ -145,7 +143,7 @@ def _conflict(bucket: OpenBucket, key: bytes) -> NotShown:
 
 
 def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
-    """Whether somebody has a file open for writing; None where that cannot be known."""
+    """Whether a program has a file open for writing; None where that cannot be known."""
     try:
         fd = bucket.fs.open_read(at, name)
     except BlockingIOError:
@@ -161,7 +159,7 @@ def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
 
 
 def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged: bytes) -> Shown | None:
-    """Make a view where there is none; None where there is something."""
+    """Make a missing view; None where its place is taken."""
     try:
         if staged:
             bucket.fs.rename_new(bucket.tmp, staged, at, name)
@@ -180,7 +178,7 @@ def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged
 
 
 def _rename_beside(bucket: OpenBucket, at: int, name: bytes, version: Version) -> bool:
-    """The same where the view cannot be brought from .fsrepl; whether it was made."""
+    """Make a missing view that cannot be renamed from .fsrepl; whether it was made."""
     brought = crossing.bring(bucket, at, version)
     try:
         bucket.fs.rename_new(at, brought, at, name)
@@ -193,9 +191,9 @@ def _rename_beside(bucket: OpenBucket, at: int, name: bytes, version: Version) -
 
 
 def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
-    """What was staged for a view is not needed: the view was made in another place."""
+    """Remove a staged file that is not needed: the view was made in another place."""
     if staged:
-        with contextlib.suppress(OSError):  # what stays is swept at the next start
+        with contextlib.suppress(OSError):  # a file that stays is swept at the next start
             staging.unstage(bucket, staged)
 
 
@@ -213,7 +211,7 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
         bucket.fs.rename_new(at, name, where, aside)
     bucket.views.changed.add(directory)
     if (left := _let_go(bucket, key, where, aside, expected)) is None:
-        with contextlib.suppress(FileExistsError):  # a new file is there already; what is aside becomes a version too
+        with contextlib.suppress(FileExistsError):  # a new file is there already; the displaced one is captured too
             bucket.fs.rename_new(where, aside, at, name)
         return UserChanged()
     obstacles.remove_made_directories(bucket, directory)
@@ -231,7 +229,7 @@ def _exchange(
     try:
         ours = _swap(bucket, where, aside, at, name)
     except OSError as error:
-        if error.errno == errno.ENOENT:  # removed by its user in this moment
+        if error.errno == errno.ENOENT:  # just removed by its user
             return UserChanged()
         if error.errno != errno.EXDEV:
             raise
@@ -242,14 +240,14 @@ def _exchange(
     bucket.views.changed.add(directory)
     if (left := _let_go(bucket, version.key, where, aside, expected)) is None:
         bucket.fs.exchange(where, aside, at, name)
-        if bucket.fs.stat(where, aside).st_ino == ours:  # else somebody put a file there in between
+        if bucket.fs.stat(where, aside).st_ino == ours:  # else another file was just put there
             bucket.fs.unlink(where, aside)
         return UserChanged()
     return Shown(bucket.view(bucket.fs.stat(at, name), version.id), left)
 
 
 def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
-    """Exchange a file of ours for a view; the inode number of ours. It is gone where that fails. Raises OSError."""
+    """Exchange a staged file for a view; the inode number of the staged file, removed on failure. Raises OSError."""
     try:
         ours = bucket.fs.stat(where, aside).st_ino
         bucket.fs.exchange(where, aside, at, name)
@@ -260,12 +258,12 @@ def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) ->
 
 
 def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> str | None:
-    """Remove what came out of a view, if it is what was recorded and nobody is writing into it; else None.
+    """Remove the file taken out of a view, if it is as recorded and has no writer; else None.
 
-    The version that it may have been the stored file of too; empty where it was none.
+    The result is the version whose stored file it may have been too; empty where it was none.
 
-    Where that cannot be known it stays in .fsrepl/displaced for a while: displaced.py looks whether anything came of
-    it. In a directory of the user's it goes: there it was known a moment before.
+    Where writers cannot be detected, the file stays in .fsrepl/displaced for a while: displaced.py checks whether it
+    changed. In a user's directory it is removed: there the absence of writers was known a moment before.
     """
     written, found = is_written(bucket, where, aside), bucket.fs.stat(where, aside)
     if written or not expected.has_content_of(found):
@@ -280,7 +278,7 @@ def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: 
 
 
 def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, version_id: str) -> bool:
-    """Whether a file that came out of a view has a version's content, by its hash: its times do not tell."""
+    """Whether a file taken out of a view has a version's content, by its hash: its times are too recent."""
     try:
         version = versions.read(bucket, key, version_id, marker=False)
     except StoreDamaged:

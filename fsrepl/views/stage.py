@@ -1,4 +1,4 @@
-"""A file that will become a view, staged."""
+"""Staging of files that become views."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsrepl.views import view_attributes
 
 
 def stage_current(bucket: OpenBucket, version: Version) -> bytes:
-    """Stage a view of a version that is in the store; empty where it will be a hard link."""
+    """Stage a view of a stored version; empty where it will be a hard link."""
     if version.marker:
         return b""
     fd = versions.open_version(bucket, version.key, version.id)
@@ -35,7 +35,7 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
 
 
 def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
-    """Make a stored version ready to be a view too; False where it cannot have what is the object's."""
+    """Prepare a stored file to be a view too; False where it cannot have the object's metadata."""
     found = bucket.fs.stat_fd(fd)
     if posix.inode_posix(bucket, fd, found) == version.posix:
         records.share(bucket, version)
@@ -52,9 +52,9 @@ def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
 def stage_view(
     bucket: OpenBucket, version: Version, stored_fd: int, *, at: int = -1, name: bytes = b""
 ) -> tuple[bytes, Shortfall]:
-    """A file that shall become a version's view: its content independent of the store's, or a reflink of it.
+    """Stage a version's view: its content independent of the store's, or a reflink of it.
 
-    Also in what it falls short of its version. The order keeps it from ever being readable by more people
+    Also the shortfall of its metadata. By the order of the steps it is never readable by more people
     than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given.
     """
     fs = bucket.fs

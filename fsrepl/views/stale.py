@@ -1,7 +1,7 @@
-"""Views that do not show their key's current version yet, and bringing them up to it.
+"""Stale views: views that do not show their key's current version yet, until they do.
 
-Something stands in the way, or somebody has the file open, or it is late. That is written down as an
-intent, so that a crash does not make it look like a user's act, and tried again until it is so.
+A view is stale because of an obstacle or a writer, or because it is late. An intent records that, so that
+a crash does not make it look like a user's act, and the view is tried again until it shows the version.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ def mark_stale(
     region: Region, state: BucketState, key: bytes, why: str, *, conflict: bool = False,
     bucket: OpenBucket | None = None, was: View | None = None, durable: bool = True,
 ) -> None:  # fmt: skip
-    """A view cannot show its version yet. With the bucket at hand that is written down, durably."""
+    """Note that a view cannot show its version yet; with the bucket given, durably in an intent."""
     known = state.stale.get(key)
     if known is None:
         known = state.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict)
     known.why, known.conflict = why, conflict
     known.attempts += 1
-    if conflict and known.attempts == 2:  # not what the same batch took out of the way
+    if conflict and known.attempts == 2:  # not an obstacle that the same batch removed
         log.warning('view conflict bucket=%s key="%s": %s', state.bucket.address, keys.shown(key), why)
     known.due_s = time.monotonic() + min(_STALE_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
     if bucket is not None and durable and not known.intent:
         try:
             known.intent = intend(region.engine.syncer, bucket, [Intent(key, CURRENT, was)]).keep()
         except OSError as error:
-            log.warning('not written down bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
+            log.warning('not recorded bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
 
 def retry_blocked(region: Region, state: BucketState) -> None:
-    """Something is gone: what it was in the way of may be shown now. Looked at once a turn, however much went."""
+    """Have blocked views tried again after a removal: once a pass of the loop, however much was removed."""
     state.retries_blocked = bool(state.stale)
 
 
 def recapture(region: Region, state: BucketState, key: bytes) -> None:
-    """A view holds what is not recorded: its key is looked at, and that becomes a version first."""
+    """Queue a key whose view has unrecorded content: that becomes a version first."""
     region.changes.add(state.bucket.address, [key], region.engine.epoch, ARRIVED)
 
 
 def show_due(region: Region) -> bool:
-    """Try those whose time has come; whether there were any."""
+    """Try the stale views that are due; whether there were any."""
     now_s = time.monotonic()
     busy = False
     for state in region.states.values():
@@ -83,12 +83,12 @@ def _show_one(region: Region, state: BucketState, bucket: OpenBucket, key: bytes
     except (FsreplError, OSError, sqlite3.Error):
         raise
     except Exception:
-        log.exception('set aside bucket=%s key="%s": what nobody foresaw', bucket.address, keys.shown(key))
+        log.exception('set aside bucket=%s key="%s": unexpected error', bucket.address, keys.shown(key))
         mark_stale(region, state, key, UNFORESEEN)
 
 
 def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
-    """Make a view show its key's current version, if it does not and nothing is in the way."""
+    """Make a view show its key's current version, if it does not and there is no obstacle."""
     journal, address = region.engine.journal, bucket.address
     waiting = state.stale.get(key)
     known = journal.versions.object(address, key)
@@ -108,7 +108,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
     match outcome:
         case show.Shown(view, left):
             if left:
-                shared_record.mend_left(journal, region.engine.recent, state, bucket, key, left)
+                shared_record.repair_left(journal, region.engine.recent, state, bucket, key, left)
             with journal.transaction():
                 journal.versions.see(address, key, view)
             mark_fresh(region, state, bucket, key)
@@ -117,24 +117,24 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         case show.NotShown(why, conflict):
             mark_stale(region, state, key, why, conflict=conflict, bucket=bucket, was=known.view)
         case show.UserChanged():
-            mark_stale(region, state, key, "its file holds what is not recorded yet", bucket=bucket, was=known.view)
+            mark_stale(region, state, key, "its file has content not recorded yet", bucket=bucket, was=known.view)
             recapture(region, state, key)
 
 
 def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: bytes, intended: Intended) -> None:
-    """A command changed what is current: show that, or hold the view, with the intent that was written for it."""
-    mark_stale(region, state, key, "it was changed by command", durable=False)
+    """Show the version that a command made current; where that is impossible, keep the view stale, with its intent."""
+    mark_stale(region, state, key, "a command changed it", durable=False)
     waiting = state.stale[key]
-    if not waiting.intent:  # else it was held before, and that intent says enough
+    if not waiting.intent:  # else it was stale before, and that intent suffices
         waiting.intent = intended.keep()
     show_current(region, state, bucket, key)
     bucket.sync()
 
 
 def mark_fresh(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
-    """A view shows what it shall: it waits no longer, and its intent goes, once that is durable."""
+    """End a view's stale state, and remove its intent, once the view is durable."""
     waiting = state.stale.pop(key, None)
     if waiting is not None and waiting.intent:
-        with contextlib.suppress(OSError):  # one that stays says nothing that is not so
+        with contextlib.suppress(OSError):  # an intent that stays is still true
             bucket.sync()
             drop_intents(bucket, waiting.intent)

@@ -1,7 +1,7 @@
-"""Whether the file that people see at a key is the one that was last recorded there.
+"""Whether the file in the place of a key's view is the one last recorded there.
 
-A write through another hard link of the file, from outside the bucket, makes no event, so whoever looks at a
-key for another reason asks this too, and hands the key to capture where the answer is no.
+A write through another hard link of the file, from outside the bucket, makes no event. So code that inspects a
+key for another reason checks this too, and hands a changed key to capture.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fsrepl.storage.fs import NO_FILE
 
 
 class Look(enum.Enum):
-    """How a file compares with its record."""
+    """Result of comparing a file with its record."""
 
-    RECORDED = "as it was recorded"
+    RECORDED = "as recorded"
     TOUCHED = "its attributes or other names may have changed, its content has not"
-    CHANGED = "it was written, replaced, removed or made since"
+    CHANGED = "the file was written, replaced, removed or made since"
 
 
 def compare(view: View | None, found: os.stat_result | None) -> Look:
-    """view: how the file was recorded, None where there was to be none. found: as it is, None where there is none."""
+    """Compare a view with its file. view: as recorded, None for none. found: the file's status, None for no file."""
     if view is None or found is None or not stat.S_ISREG(found.st_mode):
         is_file = found is not None and stat.S_ISREG(found.st_mode)
         return Look.CHANGED if is_file or view is not None else Look.RECORDED
@@ -35,7 +35,7 @@ def compare(view: View | None, found: os.stat_result | None) -> Look:
 
 
 def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:
-    """The same for the file at a key. One that may not be looked at counts as recorded: nobody can tell more."""
+    """Compare the view at a key with its record. A file that may not be inspected counts as recorded."""
     directory, name = keys.split(key)
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)

@@ -1,4 +1,4 @@
-"""Attributes of files: the object's own, and the labels that tell a view's version."""
+"""Attributes of files: the object's own, and the labels of a view."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from fsrepl.storage.view_file import open_view_if_there
 
 
 def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only: bool = False) -> View | None:
-    """Show on a view what its version is; how it looks afterwards, or None where it is no longer as it was.
+    """Write a view's labels; the view afterwards, or None where it is no longer as recorded.
 
-    Raises OSError where that cannot be done now.
+    Raises OSError where that is impossible now.
     """
     with open_view_if_there(bucket, version.key, LASTING) as opened:
         if opened is None:
             return None
         fd, before = opened.fd, opened.found
-        # Where it is the stored file as well, our own record there has changed its ctime.
+        # Where it is the stored file as well, the daemon's write of the record there has changed its ctime.
         if not view.is_like(before) and not (before.st_nlink > 1 and view.has_content_of(before)):
             return None
         if before.st_nlink > 1 + versions.is_file_of(bucket, version, before):
-            return None  # it is another view's file as well, and cannot say two things
+            return None  # another view's file as well, which cannot carry two labels
         if status_only:
             label = attributes.label(version)
-            _put(bucket, fd, {name: value for name, value in label.items() if name == attributes.STATUS}, courtesy=True)
+            _put(bucket, fd, {name: value for name, value in label.items() if name == attributes.STATUS}, optional=True)
             true: Collection[str] = label
         else:
             _, true = _put_all(bucket, fd, version, own=False)
         found, names = bucket.fs.stat_fd(fd), bucket.fs.attribute_names(fd)
-        if _remove_untrue(bucket, fd, true, found, names):  # it was pending, and is owed no more
+        if _remove_untrue(bucket, fd, true, found, names):  # it was pending, and no longer is
             found, names = bucket.fs.stat_fd(fd), bucket.fs.attribute_names(fd)
-        # What was edited in between must not be taken for ours: it is left to be looked at.
+        # An edit in between must not be taken for the daemon's: it is left for the next look.
         if not view.has_content_of(found) or not _is_unedited(bucket, fd, version, before, found, names):
             return None
         return bucket.view(found, view.shown, racy=view.racy)
@@ -49,7 +49,7 @@ def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only:
 def _is_unedited(
     bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result, names: Sequence[str]
 ) -> bool:
-    """Whether nobody has edited a view's metadata while we marked it. names: of its attributes, looked at since."""
+    """Whether nobody edited a view's metadata during labelling. names: its attributes, read since."""
     if (before.st_mode, before.st_uid, before.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
         return False
     shown = version.shortfall.posix or version.posix
@@ -62,14 +62,14 @@ def _is_unedited(
 
 
 _NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM, errno.EBADF}
-"""What a view answers that has no room for an attribute, or whose mode shuts its owner out."""
+"""Errors of a view that has no room for an attribute, or whose mode excludes its owner."""
 
 
 def write(bucket: OpenBucket, fd: int, version: Version, *, new: bool = False) -> set[str]:
-    """Put a version's attributes on its view, as far as that takes them; the names of those that it does not.
+    """Write a version's attributes on its view; the names of those that the view does not take.
 
-    Ours are a courtesy: they make room where the object's need it; and one that is not true of this version goes, as
-    a copy of another file has it. new: a file that was made just now has none of those.
+    Labels are removed where the object's attributes need their room; and an untrue label is removed, as on
+    a copy of another file. new: a file made just now has none of those.
     """
     refused, true = _put_all(bucket, fd, version, own=True)
     if not new:
@@ -78,48 +78,48 @@ def write(bucket: OpenBucket, fd: int, version: Version, *, new: bool = False) -
 
 
 def _put_all(bucket: OpenBucket, fd: int, version: Version, *, own: bool) -> tuple[set[str], Collection[str]]:
-    """The attributes that a view does not take, and those of its label that it did.
+    """The attributes that a view does not take, and the names of its labels that it took.
 
-    Without own, the object's own are there already. The id is there only where all that is the object's is.
+    Without own, the object's own are there already. The id is written only where all of the object's attributes are.
     """
     objects, label = attributes.of_object(version), attributes.label(version)
     wanted = objects if own else _missing(bucket, fd, {n: v for n, v in objects.items() if n not in version.attrs})
-    refused = _put(bucket, fd, wanted, courtesy=not own)
+    refused = _put(bucket, fd, wanted, optional=not own)
     if refused and _keep(bucket, fd, frozenset()):
-        refused = _put(bucket, fd, {name: objects[name] for name in refused}, courtesy=not own)
+        refused = _put(bucket, fd, {name: objects[name] for name in refused}, optional=not own)
     if not own:
         refused |= version.shortfall.lacks & version.attrs.keys()
     if refused:
         del label[attributes.VERSION_ID]
-        refused |= {attributes.VERSION_ID, *_put(bucket, fd, label, courtesy=True)}
+        refused |= {attributes.VERSION_ID, *_put(bucket, fd, label, optional=True)}
     else:
-        refused = _put(bucket, fd, label, courtesy=True)
+        refused = _put(bucket, fd, label, optional=True)
     return refused, label.keys() - refused
 
 
 def _missing(bucket: OpenBucket, fd: int, wanted: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Those of some attributes that a file does not have so."""
+    """The given attributes that a file lacks, or has with another value."""
     try:
         return {name: value for name, value in wanted.items() if bucket.fs.attribute(fd, name) != value}
     except OSError:
         return dict(wanted)
 
 
-def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, courtesy: bool) -> set[str]:
-    """Set attributes of a view; the names of those that it does not take. Other faults are raised, or no matter."""
+def _put(bucket: OpenBucket, fd: int, raw: Mapping[str, bytes], *, optional: bool) -> set[str]:
+    """Set attributes of a view; the names of those that it does not take. optional: no fault is raised."""
     refused = set()
     for attribute, value in raw.items():
         try:
             bucket.fs.set_attribute(fd, attribute, value)
         except OSError as error:
-            if not courtesy and error.errno not in _NOT_TAKEN:
+            if not optional and error.errno not in _NOT_TAKEN:
                 raise
             refused.add(attribute)
     return refused
 
 
 def _keep(bucket: OpenBucket, fd: int, true: Collection[str]) -> bool:
-    """Take what is ours off a view but for these names; whether there was anything of that kind."""
+    """Remove the labels from a view except those named; whether there were any."""
     with contextlib.suppress(OSError):
         return _remove_untrue(bucket, fd, true, bucket.fs.stat_fd(fd), bucket.fs.attribute_names(fd))
     return False

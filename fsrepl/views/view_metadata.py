@@ -1,4 +1,4 @@
-"""The metadata of a version, given to the view that shows it."""
+"""The metadata of a version, written to the view that shows it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from fsrepl.views import stage, view_attributes
 
 
 def shown_view(journal: Journal, bucket: OpenBucket, version: Version) -> View | None:
-    """The view, where it shows this version."""
+    """The view of a key, if it shows this version."""
     known = journal.versions.object(bucket.address, version.key)
     return known.view if known and known.view and known.view.shown == version.id else None
 
 
 def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
-    """Give a view the metadata of its version; how it looks then. None where it is no longer that view.
+    """Write a version's metadata to its view; the view afterwards. None where it is no longer that view.
 
-    What it cannot be given is recorded as its shortfall.
-    RACE: an edit by its user within these few system calls is taken for ours: it stays on the view, and nobody
-    is told before the next one.
+    Metadata that the view does not take is recorded as the shortfall.
+    RACE: a user's edit within these few system calls is taken for the daemon's: it stays on the view, unreported
+    until the next one.
     """
     directory, name = keys.split(version.key)
     try:
@@ -38,7 +38,7 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         fd = _open(bucket, at, name)
     except OSError as error:
         if error.errno in LASTING:
-            return None  # removed or replaced in this moment: its event tells
+            return None  # just removed or replaced: its event follows
         raise
     try:
         found = bucket.fs.stat_fd(fd)
@@ -49,7 +49,7 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         _remove_others(bucket, fd, attributes.of_object(version))
         refused = view_attributes.write(bucket, fd, version)
         posix = apply_posix(bucket, fd, version.posix)
-        if refused:  # by the mode that it had, or for want of room
+        if refused:  # because of its former mode, or for want of room
             records.make_room(bucket, version)
             refused = view_attributes.write(bucket, fd, version)
         shortfall = metadata.shortfall(version, posix, refused)
@@ -63,13 +63,13 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:
-    """Take the attributes and tags off a view that its version does not have."""
+    """Remove the attributes and tags that a view's version does not have."""
     try:
         for attribute in bucket.fs.attributes(fd):
             if not attributes.is_ours(attribute) and attribute not in wanted:
                 bucket.fs.remove_attribute(fd, attribute)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF):  # its mode shuts its owner out
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF):  # its mode excludes its owner
             raise
 
 
@@ -79,13 +79,13 @@ def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
     except OSError as error:
         if error.errno != errno.EACCES:
             raise
-        return bucket.fs.open_inode(at, name)  # its owner may not read it either; he may change its mode
+        return bucket.fs.open_inode(at, name)  # its owner may not read it either; the owner may change its mode
 
 
 def _is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
-    """Whether a view is the file of something else as well, which this version's metadata is none of.
+    """Whether a view is the file of something else as well, to which this version's metadata does not belong.
 
-    Where users write, what they linked is theirs to share.
+    Where users write, their hard links are theirs to share.
     """
     if sharing.receives_writes(bucket.bucket):
         return False

@@ -39,7 +39,7 @@ class Answers:
     """Evidence that is settled beforehand, and what of it was asked for."""
 
     is_shown: str = ""
-    is_lent: Version | None = None
+    is_shared: Version | None = None
     is_overwritten: Version | None = None
     is_full: str = ""
     asked: list[str] = field(default_factory=list)
@@ -48,9 +48,9 @@ class Answers:
         self.asked.append("shown")
         return self.is_shown
 
-    def lent(self) -> Version | None:
-        self.asked.append("lent")
-        return self.is_lent
+    def make_left_private(self) -> Version | None:
+        self.asked.append("make_left_private")
+        return self.is_shared
 
     def overwritten(self) -> Version | None:
         self.asked.append("overwritten")
@@ -106,9 +106,9 @@ def test_a_view_that_is_gone(
     ("answers", "detach"),
     [
         (Answers(), None),
-        (Answers(is_lent=OTHER), OTHER),
+        (Answers(is_shared=OTHER), OTHER),
         (Answers(is_overwritten=OTHER), OTHER),
-        (Answers(is_overwritten=OTHER, is_lent=replace(OTHER, id="x")), OTHER),
+        (Answers(is_overwritten=OTHER, is_shared=replace(OTHER, id="x")), OTHER),
     ],
 )
 def test_a_view_that_is_gone_leaves_its_version_private(answers: Answers, detach: Version | None) -> None:
@@ -133,8 +133,8 @@ def test_a_file_that_is_being_written_waits(after_s: float, opened: bool) -> Non
     [
         (-1.0, "", CopyInBackground(10)),
         (0.0, "full", Defer(AGAIN_S, "full", is_warned=True)),
-        (7.0, "", Defer(7.0, "it keeps changing, and copying it takes a while")),
-        (7.0, "full", Defer(7.0, "it keeps changing, and copying it takes a while")),
+        (7.0, "", Defer(7.0, "the file keeps changing, and a copy takes a while")),
+        (7.0, "full", Defer(7.0, "the file keeps changing, and a copy takes a while")),
     ],
 )
 def test_a_large_file(again_in_s: float, full: str, expected: Decision) -> None:
@@ -151,17 +151,17 @@ def test_a_file_that_may_not_be_read_any_more_shows_its_mode_at_least(found: os.
 @pytest.mark.parametrize(
     ("answers", "has_content", "expected", "asked"),
     [
-        (Answers(), True, AddVersion(), ["lent", "shown", "overwritten"]),
-        (Answers(is_shown="2"), True, Edit("2"), ["lent", "shown"]),
-        (Answers(is_shown="1"), False, Edit("1"), ["lent", "shown"]),
-        (Answers(), False, "another version came while it was looked at", ["lent", "shown"]),
+        (Answers(), True, AddVersion(), ["make_left_private", "shown", "overwritten"]),
+        (Answers(is_shown="2"), True, Edit("2"), ["make_left_private", "shown"]),
+        (Answers(is_shown="1"), False, Edit("1"), ["make_left_private", "shown"]),
+        (Answers(), False, "another version was published during the look", ["make_left_private", "shown"]),
         (
-            Answers(is_lent=OTHER, is_shown="2"), True, "it was the file of another version, and is its own now",
-            ["lent"],
+            Answers(is_shared=OTHER, is_shown="2"), True,
+            "its file was also that of another version, and is separate now", ["make_left_private"],
         ),
         (
-            Answers(is_overwritten=OTHER), True, "it was the file of a stored version, and is its own now",
-            ["lent", "shown", "overwritten"],
+            Answers(is_overwritten=OTHER), True, "its file was also that of a stored version, and is separate now",
+            ["make_left_private", "shown", "overwritten"],
         ),
     ],
 )  # fmt: skip
@@ -191,4 +191,4 @@ def test_the_file_of_an_older_version_is_no_new_one(found: os.stat_result) -> No
 def test_a_key_without_a_record_is_new(found: os.stat_result) -> None:
     answers = Answers()
     assert judge(taken(found), None, answers, is_stale=False) == AddVersion()
-    assert answers.asked == ["lent", "overwritten"]
+    assert answers.asked == ["make_left_private", "overwritten"]

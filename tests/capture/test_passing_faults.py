@@ -149,6 +149,6 @@ def test_a_replica_under_a_write_lease_is_not_exchanged(tmp_path: Path) -> None:
             world.write("k", b"two")
             world.settle()
 
-            assert world.state(DESTINATION).stale[b"k"].why == "somebody has the file open for writing"
+            assert world.state(DESTINATION).stale[b"k"].why == "a program has the file open for writing"
         go_on(world)
         assert world.tree(DESTINATION) == {"k": b"two"}

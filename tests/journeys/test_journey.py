@@ -90,8 +90,8 @@ def test_a_view_that_is_behind_is_told(site: Site) -> None:
         (there,) = [b for b in site.json("status")["buckets"] if b["bucket"] == DESTINATION]
         assert [each["Key"] for each in there["views_behind"]] == ["k"]
         assert "open for writing" in there["views_behind"][0]["Why"]
-        assert "k: somebody has the file open for writing" in site.must("status").out
+        assert "k: a program has the file open for writing" in site.must("status").out
         for bucket in (SOURCE, DESTINATION):
-            assert "somebody has the file open for writing" in site.must("why", f"{bucket}/k").out
+            assert "a program has the file open for writing" in site.must("why", f"{bucket}/k").out
         assert site.path("k", DESTINATION).read_bytes() == b"one"
     site.until(lambda: site.path("k", DESTINATION).read_bytes() == b"two", "the newer version to be shown")
