@@ -1,1 +1,1 @@
-"""A change becomes a version."""
+"""Capture: a changed file becomes a version."""

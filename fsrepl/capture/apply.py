@@ -1,7 +1,7 @@
-"""Carries out what a look at a key means: a version or marker is staged, an edit recorded, a view marked as stale.
+"""Carries out the decision on a key: a version or marker is staged, an edit recorded, a view marked as stale.
 
-What becomes of the key is decided in capture/judge.py. Publishing staged versions, a batch at a time, is
-capture/ingest.py's.
+capture/judge.py decides. capture/ingest.py publishes the staged versions, a batch at a
+time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NewVersion:
 
 
 def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
-    """Why there is no space for a copy of so many bytes; empty where there is."""
+    """Why there is no space for a copy of size_bytes; empty where there is."""
     free, total = bucket.fs.space(bucket.fd)
     needed = region.engine.settings.capture.keep_free.needed(total)
     if free - size_bytes >= needed:
@@ -56,7 +56,7 @@ def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Evidence:
-    """The questions of judge.Evidence, answered from the disk for one look at a key."""
+    """Answers to judge.Evidence, from the disk, for one inspection of a key."""
 
     region: Region
     bucket: OpenBucket
@@ -65,7 +65,7 @@ class _Evidence:
     taken: copy.Taken | None
 
     def shown(self) -> str:
-        """One that the view is late to leave, or the current one."""
+        """An older version that the view still shows, or the current one."""
         known, taken = self.known, self.taken
         assert known is not None
         assert taken is not None
@@ -89,7 +89,7 @@ class _Evidence:
 def apply(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, seen: look.Seen
 ) -> NewVersion | CopyInBackground | None:
-    """Carry out what one look means; the version that it makes, staged, if it makes one."""
+    """Carry out the decision on one inspection; the version that it makes, staged, if it makes one."""
     key, taken = change.key, seen if isinstance(seen, copy.Taken) else None
     _note(region, state, change, known, seen)
     if taken is not None:
@@ -131,7 +131,7 @@ def apply(
 
 
 def _note(region: Region, state: BucketState, change: Change, known: Object | None, seen: look.Seen) -> None:
-    """Keep the bucket's lists of what is no object, cannot be read, or went wrong, true after a look at a key."""
+    """Update the bucket's lists of skipped, unreadable and failed keys after an inspection."""
     key = change.key
     state.note_skipped(key, there=isinstance(seen, look.Missing) and bool(seen.why))
     if not isinstance(seen, (look.Large, copy.Taken)):
@@ -144,7 +144,7 @@ def _note(region: Region, state: BucketState, change: Change, known: Object | No
     match seen:
         case look.Skipped(why):
             state.unreadable[key] = why
-        # It may hold something else by now; a look that knows less must not say that it is captured.
+        # The file may have other content by now; an inspection that knows less must not report it as captured.
         case look.Closed(why=why) if known and known.view and _may_be_written(change, known.view):
             state.unreadable[key] = why
         case _:
@@ -152,7 +152,7 @@ def _note(region: Region, state: BucketState, change: Change, known: Object | No
 
 
 def _may_be_written(change: Change, view: View) -> bool:
-    """Whether a file that cannot be read may hold something else than was recorded."""
+    """Whether an unreadable file may have content that is not recorded."""
     return view.racy or bool(change.flags & (CLOSED | WRITING))
 
 
@@ -181,7 +181,7 @@ def _new_version(
 def _record_edit(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object, shown: str, seen: look.Seen
 ) -> None:
-    """The content is that of the version shown: at most its metadata was edited."""
+    """Record an edit: the content is that of the version shown, and at most its metadata changed."""
     key = change.key
     if isinstance(seen, look.Closed):
         posix, racy = seen.posix, known.view is not None and _may_be_written(change, known.view)
@@ -204,14 +204,14 @@ def _record_edit(
 
 
 def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.stat_result, bool]:
-    """How the view looks once the copy is gone, and whether its times are not to be trusted yet.
+    """The view's status after the copy, and whether its times are not to be trusted yet.
 
-    A link that was made and is removed has changed its ctime twice. Recorded as it looked in between, it would
-    never be shown a newer version: it would seem to have been changed, and be looked at, and so on.
+    A link that was made and removed has changed its ctime twice. With the status in between on record, the view would
+    never show a newer version: it would seem to have been changed, be inspected, and so on.
     """
     if taken.linked:
         directory, name = keys.split(key)
-        with contextlib.suppress(OSError):  # gone by now, and its event tells
+        with contextlib.suppress(OSError):  # gone by now: its event follows
             found = bucket.fs.stat(bucket.views.get(directory), name)
             if view_of(taken.found, "").has_content_of(found):
                 return found, True
@@ -219,10 +219,10 @@ def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.
 
 
 def _in_effect(region: Region, state: BucketState, change: Change, ctime_ns: int) -> Collection[str] | None:
-    """The rules that were in effect when a scan's find was written; None where that was just now.
+    """The rules in effect when a file found by a scan was written; None where that was just now.
 
-    What appeared since the last complete scan appeared after every rule that was in effect then,
-    whatever its own times say: a directory that is moved in keeps those of its files.
+    A file that appeared since the last complete scan appeared after every rule that was in effect then,
+    whatever its own times say: files in a directory that is moved in keep their times.
     """
     if not change.flags & FOUND or change.flags & (CLOSED | MOVED | ARRIVED):
         return None
@@ -237,7 +237,7 @@ def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Chan
 
 
 def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
-    """The ctime of a directory, or of the nearest above it that is left: nothing went from it later than that."""
+    """The ctime of a directory, or of its nearest existing parent: no entry was removed from it later."""
     while True:
         try:
             return bucket.fs.stat_fd(bucket.views.get(directory)).st_ctime_ns
@@ -250,7 +250,7 @@ def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
 def new_marker(
     region: Region, bucket: OpenBucket, key: bytes, origin: Origin, *, in_effect: Collection[str] | None = None
 ) -> Version:
-    """A delete marker for a key, with what it owes; not staged yet. in_effect: see plan.choose."""
+    """A delete marker for a key, with its deliveries; not staged yet. in_effect: see rules.choose."""
     version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now())
     if bucket.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
@@ -259,7 +259,7 @@ def new_marker(
 
 
 def _is_stripped(state: BucketState, key: bytes, known: Object | None, taken: copy.Taken) -> bool:
-    """Whether a view that carried our marks has lost every attribute. No user does that, but a copy of a tree does."""
+    """Whether a labelled view has lost every attribute, which no user causes, but a copy of a tree does."""
     if taken.attrs or taken.tags or taken.labels or key in state.labels:
         return False
     view = known.view if known else None
@@ -270,15 +270,15 @@ def _edit(
     region: Region, state: BucketState, bucket: OpenBucket, key: bytes, shown: str, found: os.stat_result,
     edited: Callable[[Version], Version], *, labels: Mapping[str, bytes] | None = None, racy: bool = False,
 ) -> None:  # fmt: skip
-    """The content is that of the version which the view shows: at most its metadata was edited.
+    """Record an edit: the content is that of the version shown, and at most its metadata changed.
 
-    marks: what the view says of its version, which it shall not say wrongly for long.
+    labels: the labels on the view, which must not stay wrong for long.
     """
     version = versions.read(bucket, key, shown, marker=False)
     if version is None:
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)
-    if versions.is_stripped(version):  # a record that is lost says nothing of edits
+    if versions.is_stripped(version):  # a lost record shows no edits
         state.damaged.append(Damaged(bucket.address, key, shown))
     else:
         if found.st_nlink > 1:  # a user of its view can write its record
@@ -286,7 +286,7 @@ def _edit(
         after = edited(version)
         if metadata.changed(version, after):
             after = edits.record_edit(region, state, bucket, version, after)
-        elif after != version:  # the view is short of less than it was
+        elif after != version:  # the view's shortfall is smaller than before
             records.amend(bucket, after)
         if labels is not None and labels != attributes.label(after):
             state.labels.add(after, time.monotonic())

@@ -1,4 +1,4 @@
-"""The barrier of `wait`: a sentinel on the same inotify instance as all else tells that older events were taken."""
+"""The barrier of `wait`: a sentinel on the same inotify instance shows that all older events were read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fsrepl.storage.bucket import BARRIER, OpenBucket
 
 
 def watch_barrier(region: Region, state: BucketState, bucket: OpenBucket) -> None:
-    """Be told of the sentinels that are made in a bucket, as far as there is a watch for that."""
+    """Watch the directory of a bucket's sentinels, if the kernel gives a watch for it."""
     watcher = region.engine.watcher
     if watcher is None:
         return
@@ -33,11 +33,11 @@ def watch_barrier(region: Region, state: BucketState, bucket: OpenBucket) -> Non
 
 
 def pass_barrier(region: Region, state: BucketState, timeout_s: float) -> int:
-    """The epoch that begins after everything done in a bucket before now: all of an earlier one is marked, or
-    will be by a scan that is under way. 0 where time ran out. Raises FsreplError where the bucket is away.
+    """Begin the epoch after everything done in a bucket before now; changes of earlier epochs are queued, or
+    will be by a pending scan. 0 after the timeout. Raises FsreplError where the bucket is away.
 
-    Somebody waits, so that what only settles is looked at now, and files that were open are looked at again:
-    a close through another name of theirs makes no event here.
+    A caller waits, so that settling changes become ready now, and files that were open are inspected again:
+    a close through another name of the file makes no event here.
     """
     schedule.poll(region, state)
     schedule.look_at_mounts(region, state)
@@ -57,7 +57,7 @@ def _next_epoch(region: Region, state: BucketState, timeout_s: float) -> int:
             watch_barrier(region, state, bucket)
     if state.has_barrier:
         return _read_sentinel(region, state, timeout_s)
-    # No watch is to be had even for the sentinel: what was done before now is what a scan finds from now on.
+    # No watch is available even for the sentinel: changes made before now are found by a scan that begins now.
     schedule.begin(region, state, arrived=True)
     return watcher.begin_epoch()
 
@@ -71,7 +71,7 @@ def _read_sentinel(region: Region, state: BucketState, timeout_s: float) -> int:
         try:
             at = bucket.fs.open_dir(bucket.tmp, BARRIER)
         except FileNotFoundError:
-            state.has_barrier = False  # somebody removed it: it is made again
+            state.has_barrier = False  # removed by a user: the next call makes it again
             return 0
         try:
             bucket.fs.close(bucket.fs.create(at, name))

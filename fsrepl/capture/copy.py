@@ -1,4 +1,4 @@
-"""A private, verified copy of a file that people see, and what was found while it was made."""
+"""A private, verified copy of a view's file, with the file's metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fsrepl.storage.posix import view_metadata
 class Taken:
     """A stable copy: its content in data, or in .fsrepl/tmp under the name staged.
 
-    moving: it kept changing while it was copied, and was not to wait any longer.
+    moving: the file kept changing during the copy, and open_max_s was over.
     """
 
     found: os.stat_result
@@ -31,7 +31,7 @@ class Taken:
     attrs: Mapping[str, bytes]
     tags: Mapping[str, str]
     labels: Mapping[str, bytes]
-    """Attributes of ours on the file, wherever it has those from."""
+    """The daemon's attributes on the file, wherever they come from."""
     racy: bool
     data: bytes | None = None
     staged: bytes = b""
@@ -41,13 +41,13 @@ class Taken:
 
     @property
     def has_content(self) -> bool:
-        """False where the content was the recorded one, and only looked at."""
+        """False where the content was the recorded one, and only compared."""
         return self.data is not None or bool(self.staged)
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What a file holds, and where its copy is: in data, in .fsrepl/tmp under the name staged, or nowhere.
+    """A file's content, and the place of its copy: data, .fsrepl/tmp under the name staged, or none.
 
     found: the file's status just before its content was read.
     """
@@ -64,11 +64,11 @@ def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
     *, same: bytes, held_open: bool, wait_exceeded: bool, progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
-    """Copy a file that is open. Raises SourceMoved where it changed meanwhile, or where a writer came.
+    """Copy an open file. Raises SourceMoved where it changed meanwhile, or a writer opened it.
 
     same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
-    writing. wait_exceeded: that has gone on for so long that a file that changes meanwhile is copied all the same.
-    progress: called with how many bytes have been read.
+    writing. wait_exceeded: it has been open for so long that it is copied even if it changes meanwhile.
+    progress: called with the number of bytes read.
     """
     content = _content(bucket, at, name, fd, found, known, same=same, held_open=held_open, progress=progress)
     found, staged = content.found, content.staged
@@ -79,7 +79,7 @@ def take_copy(
         replaced = content.linked and bucket.fs.stat(bucket.tmp, staged).st_ino != found.st_ino
         came = not held_open and bucket.fs.is_written(fd) is True
         if replaced or came or (moving and not wait_exceeded):
-            raise SourceMoved("it changed while it was copied")
+            raise SourceMoved("the file changed during the copy")
     except BaseException:
         if staged:
             staging.unstage(bucket, staged)
@@ -102,15 +102,15 @@ def _content(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None,
     *, same: bytes, held_open: bool, progress: Callable[[int], None] | None,
 ) -> _Content:  # fmt: skip
-    """The content of a file, in the cheapest way: known, compared, linked, read into memory, or copied."""
+    """The content of a file, by the cheapest way: known, compared, linked, read into memory, or copied."""
     if same:
         return _Content(found, found.st_size, same)
     may_link = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
     is_small = found.st_size < copying.SMALL_BYTES
     if (may_link or not is_small) and (digest := _same_digest(bucket, fd, found, known, progress)):
-        return _Content(found, found.st_size, digest)  # only its metadata was edited: nothing is copied for that
+        return _Content(found, found.st_size, digest)  # only its metadata was edited: no copy is needed
     if may_link and _link_aside(bucket, at, name, staged := staging.token()):
-        found = bucket.fs.stat_fd(fd)  # a link more changes ctime
+        found = bucket.fs.stat_fd(fd)  # another link changes ctime
         return _Content(found, found.st_size, content_digest(bucket, fd, progress), staged=staged, linked=True)
     if is_small:
         data = bucket.fs.read_all(fd, found.st_size)
@@ -122,7 +122,7 @@ def _content(
 
 
 def _link_aside(bucket: OpenBucket, at: int, name: bytes, aside: bytes) -> bool:
-    """Give a view a second name in .fsrepl/tmp; False where none is to be had, as across btrfs subvolumes."""
+    """Give a view a second name in .fsrepl/tmp; False where link is impossible, as across btrfs subvolumes."""
     try:
         bucket.fs.link(at, name, bucket.tmp, aside)
     except OSError as error:
@@ -133,9 +133,9 @@ def _link_aside(bucket: OpenBucket, at: int, name: bytes, aside: bytes) -> bool:
 
 
 def _may_share(found: os.stat_result) -> bool:
-    """Whether a view can be the stored file too: without privilege it must be ours, to read and to write.
+    """Whether a view can be the stored file too: without privilege the daemon must own it, readable and writable.
 
-    One that is a second name of something already may be that of another version, whose record it carries.
+    A file that has a second name may belong to another version, whose record it carries.
     """
     uid = os.geteuid()
     return found.st_nlink == 1 and (uid == 0 or (found.st_uid == uid and found.st_mode & 0o600 == 0o600))
@@ -144,7 +144,7 @@ def _may_share(found: os.stat_result) -> bool:
 def _same_digest(
     bucket: OpenBucket, fd: int, found: os.stat_result, known: Object | None, progress: Callable[[int], None] | None
 ) -> bytes:
-    """The digest of a file that looks as if its content were the recorded one still, and is; else nothing."""
+    """The digest of a file whose status and content are still as recorded; else empty."""
     if known is None or known.marker or not known.view or not known.view.has_content_of(found):
         return b""
     digest = content_digest(bucket, fd, progress)
@@ -152,14 +152,14 @@ def _same_digest(
 
 
 def stage(bucket: OpenBucket, taken: Taken, version: Version) -> versions.Staged:
-    """Make what was taken a complete, hidden version: a file of its own, 0600, every attribute on it."""
+    """Turn a copy into a complete, hidden version: a separate file, 0600, with every attribute."""
     name = taken.staged or staging.token()
     fd = bucket.fs.open_read(bucket.tmp, name) if taken.staged else bucket.fs.create(bucket.tmp, name)
     try:
         if taken.linked:
             version, sidecar = records.put_shared(bucket, fd, name, version)
             return versions.Staged(version, name, sidecar)
-        sidecar = records.put(bucket, fd, name, attributes.encode(version))  # before the content: it costs less there
+        sidecar = records.put(bucket, fd, name, attributes.encode(version))  # before the content: cheaper then
         if taken.data:
             bucket.fs.write(fd, taken.data)
         return versions.Staged(version, name, sidecar)

@@ -1,4 +1,4 @@
-"""Changed keys become versions: looked at, judged, staged and published, a batch at a time."""
+"""Changed keys become versions: inspected, judged, staged and published, a batch at a time."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ log = logging.getLogger("fsrepl")
 
 
 STEP_S = 0.1
-"""How long keys of one bucket are looked at before their versions are published, and other buckets have their turn."""
+"""Time for the keys of one bucket before their versions are published, and other buckets are served."""
 SET_ASIDE_S = 60.0
 AGAIN_MAX_S = 30.0
-TOLD = (1, 10)
-"""Attempts that failed in a row which the log tells of: the first, and the one after some minutes."""
+LOGGED = (1, 10)
+"""Numbers of failed tries in a row that are logged: the first, and the one after some minutes."""
 _BATCH_BYTES = 16 << 20
-"""So much content is held in memory, to be sent without another read."""
+"""Limit of the content held in memory, to be sent without another read."""
 
 
 def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequence[Change]) -> Sequence[Change]:
-    """Look at marked keys of one bucket, and record what became of them, for a moment; those that are left then.
+    """Capture queued keys of one bucket for a moment; the keys that are left then.
 
-    What is taken is bounded in time as well as in number: the region's other buckets wait meanwhile.
+    Both time and number are bounded: the region's other buckets wait meanwhile.
     """
     until_s = time.monotonic() + STEP_S
     if state.bucket.versioning is Versioning.OFF:
@@ -81,7 +81,7 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
 
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:
-    """Look at a key, and record what became of it, so that a fault that nobody foresaw is this key's alone."""
+    """Capture a key by itself, so that an unexpected error concerns this key alone."""
     if (new := look_at_key(region, state, bucket, change, known)) is None:
         return
     with _set_aside(region, state, change):
@@ -89,12 +89,12 @@ def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change:
             _publish(region, state, bucket, [new])
         except Exception:
             if new.version.id != NULL and not region.engine.journal.versions.has_version(bucket.address, new.version):
-                versions.remove(bucket, new.version)  # nobody has seen it, and the next try makes another one
+                versions.remove(bucket, new.version)  # not visible yet, and the next try makes another one
             raise
 
 
 def finish_large(region: Region, state: BucketState, change: Change, seen: look.Seen) -> None:
-    """A lane has copied a large file: go on with it as with any other. Raises FsreplError where the bucket is away."""
+    """Finish a large file copied by a background worker. Raises FsreplError where the bucket is away."""
     with state.bucket.open() as bucket:
         with _set_aside(region, state, change):
             if (
@@ -103,7 +103,7 @@ def finish_large(region: Region, state: BucketState, change: Change, seen: look.
                 and region.changes.is_queued(change.address, change.key)
             ):
                 staging.unstage(bucket, seen.staged)
-                region.defer(state, change, AGAIN_AT_LEAST_S, "it changed while it was copied")
+                region.defer(state, change, AGAIN_AT_LEAST_S, "the file changed during the copy")
                 return
             known = region.engine.journal.versions.object(change.address, change.key)
             if (new := _apply(region, state, bucket, change, known, seen)) is None:
@@ -119,11 +119,11 @@ def look_at_key(
     began_s = time.monotonic()
     state.set_aside.pop(change.key, None)
     if (waited := state.deferred.pop(change.key, None)) is not None:
-        # It still waits for what it waited for, and so does whoever waits for it.
+        # The reason to wait still applies, and so does the earlier epoch of a `wait`.
         since_s = waited.change.since_s if waited.opened else change.since_s
         change = change._replace(epoch=min(change.epoch, waited.change.epoch), since_s=since_s)
     if change.key in state.copying:
-        region.defer(state, change, AGAIN_AT_LEAST_S, "it is being copied")
+        region.defer(state, change, AGAIN_AT_LEAST_S, "the file is being copied")
         return None
     with _set_aside(region, state, change):
         open_for_s = began_s - change.since_s
@@ -140,7 +140,7 @@ def look_at_key(
 def _apply(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, seen: look.Seen
 ) -> NewVersion | None:
-    """The version that a look makes, if it makes one now; a large file is copied beside everything else first."""
+    """The version that an inspection makes, if it makes one now; a large file is first copied in the background."""
     applied = apply.apply(region, state, bucket, change, known, seen)
     if isinstance(applied, CopyInBackground):
         copy_in_background(region, state, change, applied.size_bytes)
@@ -150,27 +150,27 @@ def _apply(
 
 @contextlib.contextmanager
 def _set_aside(region: Region, state: BucketState, change: Change) -> Iterator[None]:
-    """Whatever goes wrong with one key is put off, and holds up no other."""
+    """Defer a key after any error, so that it delays no other key."""
     try:
         yield
     except (OSError, FsreplError) as error:
         put_off(region, state, change, error)
-    except sqlite3.Error:  # it is the journal's, not this key's: see Worker.turn
+    except sqlite3.Error:  # the journal's error, not this key's: see Worker.turn
         raise
     except Exception:
-        log.exception('set aside bucket=%s key="%s": what nobody foresaw', change.address, keys.shown(change.key))
+        log.exception('set aside bucket=%s key="%s": unexpected error', change.address, keys.shown(change.key))
         state.set_aside[change.key] = UNFORESEEN
         region.defer(state, change, SET_ASIDE_S, UNFORESEEN)
 
 
 def put_off(region: Region, state: BucketState, change: Change, error: Exception) -> None:
-    """What cannot be done with a key now is tried again, with a growing delay."""
+    """Defer a key after an error, with a growing delay."""
     why = reason(error)
     attempts = state.faults[change.key] = state.faults.get(change.key, 0) + 1
     number = error.errno if isinstance(error, OSError) else None
     level = logging.WARNING if number in NO_SPACE else logging.ERROR
     log.log(
-        level if attempts in TOLD and number != errno.ECANCELED else logging.DEBUG,  # that is the end of the daemon
+        level if attempts in LOGGED and number != errno.ECANCELED else logging.DEBUG,  # the daemon is ending
         'not captured bucket=%s key="%s" attempts=%d: %s', change.address, keys.shown(change.key), attempts, why,
     )  # fmt: skip
     region.defer(state, change, delivery_queue.retry_delay_s(attempts, AGAIN_MAX_S), why)
@@ -179,9 +179,9 @@ def put_off(region: Region, state: BucketState, change: Change, error: Exception
 
 
 def _have_repaired(region: Region, state: BucketState, change: Change) -> None:
-    """The record of the version that a view shows contradicts itself: have it rebuilt before the next look at its key.
+    """Have the contradictory record of a view's version rebuilt before the next look at its key.
 
-    Nobody need have damaged it: root's `rsync -X` writes every attribute of one file on another of the same content
+    No person need have damaged it: root's `rsync -X` writes every attribute of one file on another of the same content
     and time, and a view may be the stored file.
     """
     known = region.engine.journal.versions.object(change.address, change.key)
@@ -191,12 +191,12 @@ def _have_repaired(region: Region, state: BucketState, change: Change) -> None:
 
 
 def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[NewVersion]) -> None:
-    """Durable, then visible in the store, then recorded. New keys before markers, so that a rename is never a gap."""
+    """Make a batch durable, then visible in the store, then recorded. New keys precede markers: a rename is no gap."""
     engine = region.engine
     try:
         engine.syncer.staged(bucket, [(bucket.tmp, new.staged.name) for new in batch])
     except OSError as error:
-        # The kernel may have dropped what it could not write: nothing of this is believed, all is made again.
+        # The kernel may have dropped the unwritten data: none of this batch is trusted, all is made again.
         for new in batch:
             versions.discard(bucket, new.staged)
             put_off(region, state, new.change, error)
@@ -236,15 +236,15 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
 
 
 def _remember_directories(bucket: OpenBucket, published: Collection[NewVersion]) -> None:
-    """What the directories of new versions let people do is on record before anything of them is sent."""
+    """Record the permissions of new versions' directories before any delivery of them."""
     paths = {keys.split(new.version.key)[0] for new in published if not new.version.marker}
     for path in directories.with_parents(paths):
-        with contextlib.suppress(OSError):  # one that is gone by now was as it was seen last
+        with contextlib.suppress(OSError):  # a directory that is gone keeps its last record
             directories.remember(bucket, path)
 
 
 def copy_in_background(region: Region, state: BucketState, change: Change, size_bytes: int) -> None:
-    """A large file: copy and hash it beside everything else."""
+    """Copy and hash a large file in a background worker."""
     state.copying[change.key] = change
     began_s = 0.0
     progress = limits.Progress(change.key, "", change.address, change.address, size_bytes)
@@ -265,7 +265,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
         with region.moving():
             try:
                 if not state.is_up:
-                    pass  # a scan follows when it is back
+                    pass  # a scan follows when the bucket is back
                 elif isinstance(seen, Exception):
                     put_off(region, state, change, seen)
                 else:
@@ -280,7 +280,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
 
 
 def _delay_next_copy(region: Region, state: BucketState, key: bytes, took_s: float) -> None:
-    """A key that keeps changing waits five times as long as its last capture took. Source: design.md, section 7."""
+    """Make a key that keeps changing wait five times as long as its last capture took. Source: design.md, section 7."""
     now_s = time.monotonic()
     state.copy_again_at_s = {k: until_s for k, until_s in state.copy_again_at_s.items() if until_s > now_s}
     state.copy_again_at_s[key] = now_s + min(5 * took_s, region.engine.settings.capture.open_max_s)

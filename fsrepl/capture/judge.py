@@ -1,4 +1,4 @@
-"""What a look at a key means. Pure: capture/apply.py answers the questions, and carries the decision out."""
+"""Pure: the decision on an inspected key. capture/apply.py answers the questions, and carries the decision out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ AGAIN_AT_LEAST_S = 0.2
 
 
 class Evidence(Protocol):
-    """Answers that cost system calls. Each is asked for only where the decision depends on it."""
+    """Answers that cost system calls. The decision asks for each only where it depends on it."""
 
     def shown(self) -> str:
-        """The id of the recorded version whose content the view holds; empty where it holds none."""
+        """The id of the recorded version whose content the view has; empty where there is none."""
 
     def make_left_private(self) -> Version | None:
         """Make a left version's file private; the stored version whose file people can still change."""
@@ -27,7 +27,7 @@ class Evidence(Protocol):
         """The stored version whose file was written into through this key's view."""
 
     def no_room(self, size_bytes: int) -> str:
-        """Why the filesystem has no space for a copy of so many bytes; empty where it has."""
+        """Why the filesystem has no space for a copy of size_bytes; empty where it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class ShowCurrent:
-    """The view is as it was recorded, and shows an older version than the current one."""
+    """The view is as recorded, and shows an older version than the current one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """The key is looked at again after after_s. opened: a program has the file open for writing."""
+    """The key is inspected again after after_s. opened: a program has the file open for writing."""
 
     after_s: float
     why: str
     opened: bool = False
     is_warned: bool = False
-    """The log says so."""
+    """The log reports the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Detach:
-    """The view's file is that of a stored version, which gets a file of its own; then the key is looked at again."""
+    """The view's file is that of a stored version, which gets a separate file; then the key is inspected again."""
 
     version: Version
     why: str
@@ -92,10 +92,10 @@ def judge(
     seen: look.Seen, known: Object | None, evidence: Evidence, *, is_stale: bool, is_removed: bool = False,
     copy_again_in_s: float = 0.0,
 ) -> Decision:  # fmt: skip
-    """What one look at a key means. The order of the questions is the policy.
+    """The decision on one inspected key. The order of the questions is the policy.
 
-    known: the key's current version, as the journal has it. is_stale: its view is known to show an older one.
-    is_removed: the version that the view was recorded to show was removed for good.
+    known: the key's current version in the journal. is_stale: the view is known to show an older one.
+    is_removed: the version that the view is recorded to show was removed for good.
     copy_again_in_s: how long a large file that keeps changing is left alone.
     """
     match seen:

@@ -1,9 +1,9 @@
-"""Something was written or removed: look at the key, and take a private, stable copy of it.
+"""Inspection of a changed key, with a private, stable copy of its file.
 
-look() answers with one of the values below. It changes nothing but .fsrepl/tmp; publishing what it
-found is the loop's business. A copy is stable when the file was the same before and after it and
-nobody had it open for writing; a file that is kept open is copied once it is quiet, or, when it has
-not been quiet for too long, as it is then. Source: design.md, section 7, Capture.
+look() returns one of the values below. It changes nothing but .fsrepl/tmp; ingest.py publishes the
+versions. A copy is stable when the file was the same before and after it and no program had it
+open for writing. A file that is kept open is copied once it is quiet, or, after too long a
+wait, in its present state. Source: design.md, section 7, Capture.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from fsrepl.temporary import CONTROL_FILES
 
 MOUNTED = "another filesystem is mounted there"
 _LEASED_S = 1.0
-"""After this, whoever held a lease has given it back or is about to: the kernel takes it away after 45 s."""
+"""After this, the holder of a lease has released it or is about to: the kernel breaks it after 45 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """The current version is what the view shows; found is how it looks now."""
+    """The view shows the current version; found is its status now."""
 
     found: os.stat_result
     racy: bool = False
@@ -41,14 +41,14 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Nothing is there that could be an object. why says what stands there instead."""
+    """No object is there. why describes the entry there instead."""
 
     why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """It is being written, or moved under the copy. opened: somebody has it open for writing."""
+    """The file is being written, or moved during the copy. opened: a program has it open for writing."""
 
     after_s: float
     why: str
@@ -57,14 +57,14 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """It cannot be read, and is not taken for deleted either."""
+    """The file cannot be read, and does not count as deleted either."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """It takes a while: look again from a lane of its own. allocated_bytes: the space it takes, without its holes."""
+    """A large file, to be inspected by a background worker. allocated_bytes: its size on disk, without holes."""
 
     size_bytes: int
     allocated_bytes: int
@@ -72,7 +72,7 @@ class Large:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """It may not be read any more, as by chmod 0000, and nothing tells that its content is another."""
+    """The file may not be read any more, as by chmod 0000, and shows no sign of other content."""
 
     found: os.stat_result
     posix: Posix
@@ -86,24 +86,24 @@ def look(
     bucket: OpenBucket, change: Change, known: Object | None, writer_wait: WriterWait, now_ns: int, *,
     open_for_s: float = 0.0, in_background: bool = False, progress: Callable[[int], None] | None = None,
 ) -> Seen:  # fmt: skip
-    """What has become of a key. now_ns is the machine's time, which file times are compared with.
+    """The state of a key. now_ns is the machine's time, with which file times are compared.
 
-    Raises OSError for what may pass, as all faults but a refusal do: it is tried again.
-    open_for_s: for how long it has been marked; that counts where somebody has it open for writing.
-    progress: how many bytes of it have been read.
+    Raises OSError for errors that may pass, that is all but a refusal: the key is tried again.
+    open_for_s: time since the key was queued; it counts while a program has the file open for writing.
+    progress: called with the number of bytes read.
     """
     directory, name = keys.split(change.key)
     try:
         at = bucket.views.get(directory)
     except OSError as error:
-        # a link in the place of a directory on the way: nothing of this key is left
+        # a link instead of a directory on the path: the key is gone
         return Missing() if error.errno == errno.ELOOP else _not_there(error)
     try:
         found = bucket.fs.stat(at, name)
         if not bucket.fs.is_regular(found):
             if stat.S_ISDIR(found.st_mode):
                 return Missing()
-            # a device, say, that is mounted over the file
+            # a device, say, mounted over the file
             return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
         if _is_unchanged(known, found) and not change.flags & CLOSED:
             return Same(found)
@@ -116,7 +116,7 @@ def look(
             True, found, change, writer_wait, now_ns, open_for_s, bucket.coarse_ns, temporary=temporary
         )
         again_s = max(_LEASED_S, open_for_s / 4)
-        return Later(min(again_s, waits.after_s) if waits else again_s, "it is open for writing", opened=True)
+        return Later(min(again_s, waits.after_s) if waits else again_s, "the file is open for writing", opened=True)
     except OSError as error:
         return _not_there(error)
     try:
@@ -149,7 +149,7 @@ def look(
             progress=progress,
         )
     except SourceMoved:
-        return Later(0.0, "it changed while it was copied")
+        return Later(0.0, "the file changed during the copy")
     except PermissionError as error:
         return Skipped(reason(error))
     finally:
@@ -157,7 +157,7 @@ def look(
 
 
 def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
-    """Whether a view is as it was recorded, and shows the current version."""
+    """Whether a view is as recorded, and shows the current version."""
     if known is None or known.marker or known.view is None or known.view.racy:
         return False
     view = known.view
@@ -165,10 +165,10 @@ def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
 
 
 def _is_only_edited(change: Change, known: Object, found: os.stat_result) -> bool:
-    """Whether attributes are all that can have changed: nothing but an event of that kind led here,
+    """Whether only attributes can have changed: no other kind of event led here,
     at this name or at another one of its file.
 
-    A write makes another event, or through a mapping another mtime; where one was lost, a scan led here.
+    A write makes another event, or through a mapping another mtime; after lost events, a scan led here.
     """
     view = known.view
     if change.flags & ~NAMED != CHANGED or known.marker or view is None or view.racy or view.shown != known.id:
@@ -177,7 +177,7 @@ def _is_only_edited(change: Change, known: Object, found: os.stat_result) -> boo
 
 
 def _closed(bucket: OpenBucket, at: int, name: bytes, known: Object | None, why: str) -> Seen:
-    """A file that cannot be opened: at least its mode and owner can be told, where it is the file that was recorded."""
+    """A file that cannot be opened: its mode and owner are still known, if it is the recorded file."""
     try:
         fd = bucket.fs.open_inode(at, name)
     except OSError as error:
@@ -204,7 +204,7 @@ def _not_there(error: OSError) -> Seen:
 
 
 def _is_temporary(bucket: OpenBucket, at: int, name: bytes, writer_wait: WriterWait) -> bool:
-    """Whether a file that is open is never taken while it is: by its name, or by another one beside it."""
+    """Whether a file is never taken while open: by its name, or by a control file beside it."""
     return writer_wait.is_temporary(name) is not None or any(
         _is_there(bucket, at, name + suffix) for suffix in CONTROL_FILES
     )
@@ -229,17 +229,17 @@ def _wait_for_writer(
     *,
     temporary: bool,
 ) -> Later | None:
-    """How long to leave a file alone that somebody may still be writing into; None where it can be taken now."""
+    """How long to leave a file alone that may have a writer; None where it can be taken now."""
     if written is False or (written is None and change.flags & (CLOSED | MOVED)):
         return None
     if written and temporary:
-        return Later(writer_wait.open_quiet_s, "it is open for writing, and temporary by its name", opened=True)
-    # By ctime, which every change sets to the machine's time: writers give mtime whatever value they like.
-    # One that lies ahead is from before the clock was set back, and tells nothing.
+        return Later(writer_wait.open_quiet_s, "the file is open for writing, and has a temporary name", opened=True)
+    # By ctime, which every change sets to the machine's time: writers may set any mtime.
+    # A ctime in the future is from before the clock was set back, and is ignored.
     quiet_s = (now_ns - found.st_ctime_ns) / 1e9
     left_s = min(writer_wait.open_quiet_s + coarse_ns / 1e9 - quiet_s, writer_wait.open_max_s - open_for_s)
     if left_s <= 0 or quiet_s < -1:
         return None
     if written or change.flags & WRITING:
-        return Later(left_s, "it is open for writing", opened=True)
-    return Later(left_s, "it changed lately, and nobody can tell whether it is open for writing")
+        return Later(left_s, "the file is open for writing", opened=True)
+    return Later(left_s, "the file changed lately, and may still be open for writing: that cannot be detected here")

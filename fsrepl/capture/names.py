@@ -1,7 +1,7 @@
 """Other names of a view's file: hard links among the files of a bucket.
 
-What is written through one of them changes them all, and the kernel tells of the one only: of the others it makes
-no event. But the inode of every view is on record, so that they are looked at when one of them has changed.
+A write through one name changes them all, but the kernel makes an event for that name only.
+The journal has the inode of every view, so that the others are inspected when one has changed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SHOWN_MAX = 3
 
 
 def look_at_others(region: Region, change: Change, taken: copy.Taken) -> None:
-    """A view has changed: mark the other names of its file, for whoever waits for this one as well.
+    """Queue the other names of a changed view's file, in the epoch of that change.
 
-    A scan finds them all by itself, and one that was marked here does not mark the others once more.
+    A scan finds all names by itself, and a name that was queued here does not queue the others again.
     """
     if taken.found.st_nlink == 1 or change.flags == FOUND:
         return
@@ -39,7 +39,7 @@ def look_at_others(region: Region, change: Change, taken: copy.Taken) -> None:
 
 
 def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
-    """Which other names the file of a key has, for people; empty where it has none."""
+    """The other names of a key's file, for people; empty where there are none."""
     directory, name = keys.split(version.key)
     try:
         at = bucket.views.get(directory)
@@ -59,8 +59,8 @@ def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:
     if elsewhere := number - len(listed):
         listed.append(f"{elsewhere:,} more" if listed else f"{elsewhere:,} that are no objects of this bucket")
     return (
-        f"its file has other names (hard links): {', '.join(listed)}; what is written into one of them is in all, and "
-        "only a scan finds what is written through one outside the bucket"
+        f"its file has other names (hard links): {', '.join(listed)}; a write through one of them changes all, and "
+        "only a scan finds a write through one outside the bucket"
     )
 
 

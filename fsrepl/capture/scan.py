@@ -1,8 +1,8 @@
-"""Which keys may have changed, by looking: the one that knows for sure.
+"""Scans: they find changed keys by comparing every file with its record, which no lost event can prevent.
 
-A scan goes through a bucket's directories, arms each watch before it lists, and marks every key
+A scan reads a bucket's directories, arms each watch before it lists, and queues every key
 whose view is not as recorded. It runs at start, after events were lost, where a directory appeared,
-and every rescan_s. It works in steps, so that live changes are not kept waiting behind it.
+and every rescan_s. It works in steps, so that live changes do not wait for all of it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def advance(
     changes: ChangeQueue,
     watcher: Watcher | None,
     trouble: Trouble,
-    held: Callable[[bytes], bool],
+    is_stale: Callable[[bytes], bool],
     budget_s: float,
     listed: Callable[[bytes], None] = lambda path: None,
 ) -> bool:
-    """Go on for about budget_s; True when the pass is complete. listed is told of each directory that was."""
+    """Continue for about budget_s; True when the scan is complete. listed is called for each directory read."""
     until = time.monotonic() + budget_s
     while scan.todo:
         path = scan.todo.pop()
@@ -47,20 +47,20 @@ def advance(
         before = trouble.of(path)
         trouble.forget(path)
         try:
-            _look_into(scan, bucket, journal, changes, watcher, trouble, held, path)
+            _look_into(scan, bucket, journal, changes, watcher, trouble, is_stale, path)
             listed(path)
         except OSError as error:
             _unlisted(scan, trouble, path, error)
-        except sqlite3.Error:  # it is the journal's, not this directory's
+        except sqlite3.Error:  # the journal's error, not this directory's
             raise
         except Exception:
-            log.exception('set aside bucket=%s directory="%s": what nobody foresaw', scan.address, keys.shown(path))
+            log.exception('set aside bucket=%s directory="%s": unexpected error', scan.address, keys.shown(path))
             trouble.unreadable[path] = UNFORESEEN
         if (now := trouble.of(path)) and now != before:  # once, and not at every look
             log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
         if time.monotonic() > until:
-            return not scan.todo and _finish(scan, bucket, journal, changes, trouble, held)
-    return _finish(scan, bucket, journal, changes, trouble, held)
+            return not scan.todo and _finish(scan, bucket, journal, changes, trouble, is_stale)
+    return _finish(scan, bucket, journal, changes, trouble, is_stale)
 
 
 def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None:
@@ -76,12 +76,12 @@ def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None
 
 def _look_into(
     scan: Scan, bucket: OpenBucket, journal: Journal, changes: ChangeQueue, watcher: Watcher | None, trouble: Trouble,
-    held: Callable[[bytes], bool], path: bytes,
+    is_stale: Callable[[bytes], bool], path: bytes,
 ) -> None:  # fmt: skip
     fd = bucket.fs.open_dir(bucket.fd, path)
     try:
         if watcher is not None:
-            # the watch first: what comes after the listing makes an event
+            # the watch first: changes after the listing make events
             try:
                 watcher.watch(scan.address, path, fd)
             except WatchLimit:
@@ -105,7 +105,9 @@ def _look_into(
         if skipped:
             trouble.skipped[path] = skipped
         _queue_changed(scan, changes, changed)
-        _queue_changed(scan, changes, (keys.join(path, n) for n, o in known.items() if not o.marker), held, gone=True)
+        _queue_changed(
+            scan, changes, (keys.join(path, n) for n, o in known.items() if not o.marker), is_stale, gone=True
+        )
     finally:
         bucket.fs.close(fd)
 
@@ -114,13 +116,13 @@ def _queue_changed(
     scan: Scan,
     changes: ChangeQueue,
     found: Iterable[bytes],
-    held: Callable[[bytes], bool] | None = None,
+    is_stale: Callable[[bytes], bool] | None = None,
     *,
     gone: bool = False,
 ) -> None:
-    listed = [key for key in found if held is None or not held(key)]
+    listed = [key for key in found if is_stale is None or not is_stale(key)]
     if listed:
-        scan.marked += len(listed)
+        scan.queued += len(listed)
         flags = (ARRIVED if scan.arrived else FOUND) | (QUEUE_GONE if gone else 0)
         changes.add(scan.address, listed, scan.epoch, flags)
 
@@ -131,9 +133,9 @@ def _finish(
     journal: Journal,
     changes: ChangeQueue,
     trouble: Trouble,
-    held: Callable[[bytes], bool],
+    is_stale: Callable[[bytes], bool],
 ) -> bool:
-    """Keys in directories that are not there any more are gone; but never those that could not be looked into."""
+    """Queue the keys of removed directories, which are gone; but never those of directories that could not be read."""
     trouble.forget_others(scan.top, scan.seen)
     blind = [*trouble.mounts, *trouble.unreadable]
     for directory in journal.versions.directories(scan.address, below=scan.top):
@@ -141,7 +143,7 @@ def _finish(
             continue
         known = journal.versions.objects_in(scan.address, directory)
         _queue_changed(
-            scan, changes, (keys.join(directory, n) for n, o in known.items() if not o.marker), held, gone=True
+            scan, changes, (keys.join(directory, n) for n, o in known.items() if not o.marker), is_stale, gone=True
         )
     return True
 

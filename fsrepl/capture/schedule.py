@@ -1,9 +1,9 @@
-"""When a bucket, or a part of it, is looked through: at start, where a directory appeared, after events were
-lost, where the kernel gives no watch, and every rescan_s. And the barrier: what was done before this moment?
+"""When a bucket, or a part of it, is scanned: at start, where a directory appeared, after events were
+lost, where the kernel gives no watch, and every rescan_s.
 
-An epoch begins with each sentinel that was read. A scan has the epoch of what it was begun for, so that
-whoever waits for all that came before a sentinel waits for it too; it is queued before what led to it is
-let go, so that there is no moment in which nothing seems to be under way. Source: design.md, sections 5 and 7.
+Each sentinel that was read begins an epoch. A scan has the epoch of the change that it was begun for, so that
+a `wait` for all changes before a sentinel covers it too. The scan is queued before that change is
+dropped, so that at every moment one of the two is pending. Source: design.md, sections 5 and 7.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _STEP_S = 0.02
 _LOOK_AGAIN_MAX_S = 60.0
 _POLL_S = 2.0
 _POLL_SHARE = 5
-"""Where there are no watches, looking takes at most a fifth of the time or so."""
+"""Without watches, scans take at most about a fifth of the time."""
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
-"""How the table of mounts spells blanks and the like in a path."""
+"""Escapes for blanks and the like in paths of the mount table."""
 
 
 def begin(
     region: Region, state: BucketState, top: bytes = b"", *, arrived: bool = False, epoch: int | None = None
 ) -> None:
-    """Begin to look through a bucket, or one directory of it. arrived: see Scan."""
+    """Begin to scan a bucket, or one directory of it. arrived: see Scan."""
     if not top:
         state.rescan_at_s = time.monotonic() + region.engine.settings.capture.rescan_s
     state.scans.add(Scan(state.bucket.address, top, arrived, region.engine.epoch if epoch is None else epoch))
 
 
 def poll(region: Region, state: BucketState) -> None:
-    """Look where there are no watches."""
+    """Scan the directories without a watch."""
     if state.trouble.polled:
         state.polled_since_s = time.monotonic()
     for path in highest(state.trouble.polled):
@@ -58,7 +58,7 @@ def poll(region: Region, state: BucketState) -> None:
 
 
 def look_at_mounts(region: Region, state: BucketState) -> None:
-    """Look at directories that another mount covers since the last look, and at those that are free again.
+    """Scan directories that another mount covers since the last look, and those that are free again.
 
     Neither makes an event.
     """
@@ -83,7 +83,7 @@ def look_at_mounts(region: Region, state: BucketState) -> None:
 
 
 def _is_covered(bucket: OpenBucket, path: bytes) -> bool:
-    """Whether another mount lies over a directory."""
+    """Whether another mount covers a directory."""
     try:
         bucket.fs.close(bucket.fs.open_dir(bucket.fd, path))
     except OSError as error:
@@ -92,7 +92,7 @@ def _is_covered(bucket: OpenBucket, path: bytes) -> bool:
 
 
 def probe_now(region: Region, state: BucketState, now_s: float) -> None:
-    """Look into directories that could not be read for a reason that may pass, with a growing delay."""
+    """Scan directories that could not be read because of an error that may pass, with a growing delay."""
     passing = state.trouble.passing
     if not passing:
         state.look_agains, state.look_again_at_s = 0, 0.0
@@ -105,7 +105,7 @@ def probe_now(region: Region, state: BucketState, now_s: float) -> None:
 
 
 def highest(paths: Iterable[bytes]) -> list[bytes]:
-    """Those of some directories that are not below another of them."""
+    """The given directories without those below another one."""
     found: list[bytes] = []
     for path in sorted(paths, key=lambda path: path.split(b"/")):
         if not (found and is_below(path, found[-1])):
@@ -114,7 +114,7 @@ def highest(paths: Iterable[bytes]) -> list[bytes]:
 
 
 def start_due(region: Region, state: BucketState) -> None:
-    """Begin what is due by now."""
+    """Begin the scans that are due."""
     if state.scans:
         return
     now_s = time.monotonic()
@@ -131,7 +131,7 @@ def start_due(region: Region, state: BucketState) -> None:
 
 
 def follow_events(region: Region) -> bool:
-    """Look where events say that directories came or went, or that some were lost; whether there was one."""
+    """Scan directories that events say appeared or disappeared, or all after lost events; whether there were any."""
     changes = region.changes
     busy = False
     if changes.lost_since is not None:
@@ -139,7 +139,7 @@ def follow_events(region: Region) -> bool:
         for state in region.states.values():
             if state.is_up:
                 begin(region, state, epoch=changes.lost_since)
-        changes.lost_since = None  # what is lost from now on was done before the scans, which have not begun
+        changes.lost_since = None  # events lost from now on are covered by these scans, which have not begun
         region.probe_now()
         busy = True
     while changes.directories:
@@ -148,11 +148,11 @@ def follow_events(region: Region) -> bool:
         if state_ and state_.is_up and not event.flags & GONE:
             following.note(state_, event.path)
             busy = True
-        # Directories are not objects; what else counts of their attributes is that more may be read now.
+        # Directories are not objects; their attributes matter further only where more may be readable now.
         if state_ and state_.is_up and not (event.flags & CHANGED and not state_.is_blind(event.path)):
             busy = True
             if event.flags & MOVED and region.engine.watcher is not None:
-                region.engine.watcher.forget(event.address, event.path)  # one that was removed takes its watches along
+                region.engine.watcher.forget(event.address, event.path)  # a removed directory takes its watches along
             if event.flags & GONE:
                 stale.retry_blocked(region, state_)
             begin(region, state_, event.path, arrived=True, epoch=event.epoch)
@@ -161,7 +161,7 @@ def follow_events(region: Region) -> bool:
 
 
 def step(region: Region) -> bool:
-    """Go on with the scans of each bucket, for a moment; whether there was one."""
+    """Continue the scans of each bucket for a moment; whether there were any."""
     busy = False
     for state in region.states.values():
         if not state.is_up or not state.scans:
@@ -187,7 +187,7 @@ def _step(region: Region, state: BucketState) -> None:
             )  # fmt: skip
             if not done:
                 return
-            # a file that could not be read is in no list of what was here: nothing else tells that it is gone
+            # a file that could not be read is in no listing: nothing else shows that it is gone
             closed = [key for key in state.unreadable if is_below(key, scan.top)]
             region.changes.add(scan.address, closed, scan.epoch, FOUND)
             state.scans.done(scan)
@@ -198,20 +198,20 @@ def _step(region: Region, state: BucketState) -> None:
 
 
 def _finished(state: BucketState, scan: Scan) -> None:
-    """A whole bucket has been looked through."""
+    """Note that a whole bucket was scanned."""
     state.scan_began_ns = scan.began_ns
     address, polled = state.bucket.address, len(state.trouble.polled)
     if not state.is_scanned:
         log.info(
             "scanned bucket=%s directories=%d files=%d changed=%d",
-            address, scan.directories, scan.files, scan.marked,
+            address, scan.directories, scan.files, scan.queued,
         )  # fmt: skip
-    elif scan.marked:
-        log.info("scan found bucket=%s changed=%d", address, scan.marked)
+    elif scan.queued:
+        log.info("scan found bucket=%s changed=%d", address, scan.queued)
     if polled and not state.said_polled:
         log.warning(
-            "not watched bucket=%s directories=%d: the kernel gives no more watches; they are looked at every few "
-            "seconds instead; `fsrepl doctor` tells how many are needed",
+            "not watched bucket=%s directories=%d: the kernel gives no more watches; they are scanned every few "
+            "seconds instead; `fsrepl doctor` shows how many are needed",
             address, polled,
         )  # fmt: skip
     state.phase, state.said_polled = Phase.ONLINE, bool(polled)

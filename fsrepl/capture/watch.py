@@ -1,9 +1,9 @@
-"""Which keys may have changed: marks them (region/change_queue.py), and decides nothing.
+"""The inotify watcher: it queues keys that may have changed (region/change_queue.py), and decides nothing.
 
 One inotify instance for the site, read by a thread that only puts keys into dicts, so that a burst
-does not overflow the kernel's queue; where it does overflow, one flag says so and a scan follows.
-Built on watchdog's inotify layer (its descriptor, its reader, its shutting down), not on its
-Observer: that one makes several objects an event and tells nobody what it lost. Source: design.md, 8.
+does not overflow the kernel's queue; an overflow sets a flag, and a scan follows.
+Built on watchdog's inotify layer (its descriptor, its reader, its shutdown), not on its
+Observer, which makes several objects an event and does not report lost events. Source: design.md, 8.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MASK = Mask(
 )
 _BARRIER_MASK = Mask(In.IN_CREATE | In.IN_ONLYDIR)
 _BUFFER_BYTES = 1 << 20
-_BREATH_S = 0.005
+_PAUSE_S = 0.005
 
 
 class InotifyWatcher(InotifyFD):
-    """Reads events, and marks the keys of the regions that listen."""
+    """Reads events, and queues the keys of the regions that listen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class InotifyWatcher(InotifyFD):
         self._barriers: dict[int, ChangeQueue] = {}
         self._places_guard = threading.Lock()
         self.sentinels: dict[bytes, int] = {}
-        """Sentinels read, and the epoch that began with each."""
+        """Sentinels read, and the epoch that each began."""
         self.epoch = 0
         self.overflows = 0
 
@@ -74,11 +74,11 @@ class InotifyWatcher(InotifyFD):
                 for changes in self._take_in(buffer):
                     changes.wake()
                 before_s, last_s = last_s, time.monotonic()
-                if last_s - before_s < _BREATH_S:
-                    # While much happens a breath between two reads: the kernel merges what repeats, and whoever works
-                    # with what was read is interrupted less often. Its queue holds 100 ms of the fastest writers.
-                    time.sleep(_BREATH_S)
-                    last_s += _BREATH_S
+                if last_s - before_s < _PAUSE_S:
+                    # Under load a pause between two reads: the kernel merges repeated events, and other threads are
+                    # interrupted less often. The kernel's queue holds 100 ms of the fastest writers.
+                    time.sleep(_PAUSE_S)
+                    last_s += _PAUSE_S
 
     def _take_in(self, buffer: bytes) -> set[ChangeQueue]:
         now_s = time.monotonic()
@@ -98,7 +98,7 @@ class InotifyWatcher(InotifyFD):
                     held = changes
                     touched.add(changes)
                 if not name:
-                    continue  # of the watched directory itself: the watch above it tells that by its name
+                    continue  # an event of the watched directory itself: the watch above it reports it by name
                 if not mask & In.IN_ISDIR:
                     changes.event(address, prefix + name, name, mask, now_s, self.epoch)
                 elif prefix or name != keys.RESERVED:
@@ -132,10 +132,10 @@ class InotifyWatcher(InotifyFD):
     # -- the regions' side
 
     def watch(self, address: str, path: bytes, fd: int) -> None:
-        """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: it cannot be read)."""
+        """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: unreadable)."""
         state = (address, path + b"/" if path else b"")
         changes = self._listeners[region_of(address)]
-        # One step, as is forgetting: a directory that moves to another region has one watch, and two threads after it.
+        # Atomic, as is forget: a directory that moves to another region has one watch, and two threads that use it.
         with self._places_guard:
             wd = self._add(fd, _MASK)
             old = self._places.get(wd)
@@ -146,17 +146,17 @@ class InotifyWatcher(InotifyFD):
             self._below.add(state)
 
     def begin_epoch(self) -> int:
-        """What is marked from now on is of this epoch."""
+        """Begin an epoch: changes queued from now on belong to it."""
         with self._places_guard:
             self.epoch += 1
             return self.epoch
 
     def watch_barrier(self, address: str, fd: int) -> None:
-        """Watch the directory where sentinels for this bucket are made."""
+        """Watch the directory of this bucket's sentinels."""
         self._barriers[self._add(fd, _BARRIER_MASK)] = self._listeners[region_of(address)]
 
     def _add(self, fd: int, mask: Mask) -> int:
-        # by descriptor: a path could lead elsewhere by the time the kernel walks it
+        # by descriptor: a path could be replaced before the kernel resolves it
         wd = inotify_add_watch(self._inotify_fd, b"/proc/self/fd/%d" % fd, mask)
         if wd == -1:
             number = ctypes.get_errno()
@@ -166,7 +166,7 @@ class InotifyWatcher(InotifyFD):
         return wd
 
     def forget(self, address: str, path: bytes = b"") -> None:
-        """No longer watch a directory and all below it, or a whole bucket."""
+        """Stop watching a directory and all below it, or a whole bucket."""
         with self._places_guard:
             for state in self._below.of((address, path + b"/" if path else b"")):
                 wd = self._drop(state)
@@ -178,17 +178,17 @@ class InotifyWatcher(InotifyFD):
         return self._descriptors.pop(state)
 
     def is_watching(self, address: str, path: bytes) -> bool:
-        """Whether what is written in a directory of a bucket makes events."""
+        """Whether writes in a directory of a bucket make events."""
         return (address, path + b"/" if path else b"") in self._descriptors
 
     @property
     def watched(self) -> int:
-        """How many directories are watched."""
+        """Number of watched directories."""
         return len(self._places)
 
 
 class NoWatches:
-    """In the place of an InotifyWatcher where the kernel gives no inotify instance: every directory meets the limit."""
+    """Replaces InotifyWatcher where the kernel gives no inotify instance: every directory counts as over the limit."""
 
     epoch = overflows = watched = 0
 
@@ -221,7 +221,7 @@ class NoWatches:
 
 
 def open_watcher() -> InotifyWatcher | NoWatches:
-    """A watcher, if there is an inotify instance for it."""
+    """A watcher, with an inotify instance if there is one."""
     try:
         return InotifyWatcher()
     except OSError as error:

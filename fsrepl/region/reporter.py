@@ -85,10 +85,10 @@ class Reporter:
         """Log (key, version id, marker, size, origin) of versions made here. DEBUG: users know that a file changed."""
         if log.isEnabledFor(logging.DEBUG):
             for key, version, marker, size, origin in rows:
-                word = "marker" if marker else "version"
+                kind = "marker" if marker else "version"
                 log.debug(
                     '%s bucket=%s key="%s" version=%s size_bytes=%d origin=%s',
-                    word, address, keys.shown(key), version, size, origin,
+                    kind, address, keys.shown(key), version, size, origin,
                 )  # fmt: skip
 
     def announce(self, results: Sequence[Result]) -> bool:
@@ -126,13 +126,13 @@ class Reporter:
             level = logging.INFO if done else logging.WARNING
             if not log.isEnabledFor(level):
                 continue
-            word = {Status.FAILED: "failed", Status.PENDING: "late"}.get(
+            outcome = {Status.FAILED: "failed", Status.PENDING: "late"}.get(
                 result.status, "replicated marker" if result.marker else "replicated"
             )
             why = f" reason={result.reason}" if result.reason else ""
             seconds = max(0.0, (now_ns - result.created_ns) / 1e9)
             lines.append(
-                f'{prefixes[level]}{word} bucket={result.source} key="{keys.shown(result.key)}" '
+                f'{prefixes[level]}{outcome} bucket={result.source} key="{keys.shown(result.key)}" '
                 f"version={result.version} to={result.destination} size_bytes={result.size_bytes} "
                 f"seconds={seconds:.3f}{why}\n"
             )

@@ -56,7 +56,7 @@ class Scan:
     began_ns: int = 0
     directories: int = 0
     files: int = 0
-    marked: int = 0
+    queued: int = 0
 
     def __post_init__(self) -> None:
         self.todo.append(self.top)

@@ -7,8 +7,8 @@ bucket, on the directory of the version store with the same path, where only the
     user.fsrepl.replicated  its permissions when last seen at each source that has delivered into it, the
                             inode that replication made for it here, and that inode's resulting permissions
 
-A directory that replication made has the permissions that all of its sources share. One that somebody else made, or
-has put in its place, has another inode: it is left alone. Source: design.md, section 2.
+A directory that replication made has the permissions that all of its sources share. One that a person made, or
+put in its place, has another inode: it is left alone. Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -231,8 +231,8 @@ def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | 
     try:
         fd = bucket.views.get(path)
         is_copied = bucket.fs.stat_fd(at).st_ino != known.home
-        is_ours = is_copied or bucket.fs.stat_fd(fd).st_ino == known.made
-        return fd if is_ours and bucket.fs.attribute(fd, attributes.MADE) is not None else None
+        is_made = is_copied or bucket.fs.stat_fd(fd).st_ino == known.made
+        return fd if is_made and bucket.fs.attribute(fd, attributes.MADE) is not None else None
     except OSError:
         return None
 
@@ -289,7 +289,7 @@ def get_or_make(bucket: OpenBucket, path: bytes) -> int:
 def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
     """Make a directory, hidden until its permissions are set, and rename it to where none is.
 
-    So no directory is changed by a name that somebody else may have given to another one. Raises
+    So no directory is changed by a name that a user may have given to another one. Raises
     FileExistsError where the name is taken meanwhile.
     """
     try:
@@ -367,8 +367,8 @@ def _rights(bucket: OpenBucket, fd: int) -> Rights:
 def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
     """Set the owner, ACLs and mode of an open directory; the result, which may be less.
 
-    In between, nobody is admitted whom neither the old rights nor the new ones admit: before owner or ACL change, only
-    the owner keeps access. Where the owner cannot be set, nobody gains by it: see access.without_owner.
+    In between, only people whom the old rights or the new ones admit have access: before owner or ACL change, only
+    the owner keeps it. Where the owner cannot be set, no person gains by that: see access.without_owner.
     """
     fs = bucket.fs
     mode, acl, default = wanted.mode, wanted.acl, wanted.default_acl

@@ -227,7 +227,7 @@ def _exchange(
     else:
         bucket.fs.link(*bucket.stored_file(version.key, version.id), where, aside)
     try:
-        ours = _swap(bucket, where, aside, at, name)
+        staged_ino = _swap(bucket, where, aside, at, name)
     except OSError as error:
         if error.errno == errno.ENOENT:  # just removed by its user
             return UserChanged()
@@ -236,11 +236,11 @@ def _exchange(
         if is_written(bucket, at, name) is not False:
             return _UNREACHED
         where, aside = at, crossing.bring(bucket, at, version)
-        ours = _swap(bucket, where, aside, at, name)
+        staged_ino = _swap(bucket, where, aside, at, name)
     bucket.views.changed.add(directory)
     if (left := _let_go(bucket, version.key, where, aside, expected)) is None:
         bucket.fs.exchange(where, aside, at, name)
-        if bucket.fs.stat(where, aside).st_ino == ours:  # else another file was just put there
+        if bucket.fs.stat(where, aside).st_ino == staged_ino:  # else another file was just put there
             bucket.fs.unlink(where, aside)
         return UserChanged()
     return Shown(bucket.view(bucket.fs.stat(at, name), version.id), left)
@@ -249,12 +249,12 @@ def _exchange(
 def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
     """Exchange a staged file for a view; the inode number of the staged file, removed on failure. Raises OSError."""
     try:
-        ours = bucket.fs.stat(where, aside).st_ino
+        staged_ino = bucket.fs.stat(where, aside).st_ino
         bucket.fs.exchange(where, aside, at, name)
     except OSError:
         bucket.fs.unlink(where, aside)
         raise
-    return ours
+    return staged_ino
 
 
 def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> str | None:

@@ -49,7 +49,7 @@ def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only:
 def _is_unedited(
     bucket: OpenBucket, fd: int, version: Version, before: os.stat_result, found: os.stat_result, names: Sequence[str]
 ) -> bool:
-    """Whether nobody edited a view's metadata during labelling. names: its attributes, read since."""
+    """Whether a view's metadata was not edited during labelling. names: its attributes, read since."""
     if (before.st_mode, before.st_uid, before.st_gid) != (found.st_mode, found.st_uid, found.st_gid):
         return False
     shown = version.shortfall.posix or version.posix

@@ -85,7 +85,7 @@ def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
 def _is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
     """Whether a view is the file of something else as well, to which this version's metadata does not belong.
 
-    Where users write, their hard links are theirs to share.
+    Where users write, they choose what their hard links share.
     """
     if sharing.receives_writes(bucket.bucket):
         return False

@@ -134,14 +134,14 @@ def test_a_file_under_a_write_lease_is_open_for_writing(tmp_path: Path) -> None:
             world.settle()
             assert world.ids(SOURCE) == {}
             later = world.state().deferred[b"k"]
-            assert (later.opened, later.why) == (True, "it is open for writing")
+            assert (later.opened, later.why) == (True, "the file is open for writing")
             assert world.state().unreadable == {}
         go_on(world)
         assert world.tree(DESTINATION) == {"k": b"one"}
 
 
 def test_a_replica_under_a_write_lease_is_not_exchanged(tmp_path: Path) -> None:
-    """G1, section 7: somebody has it open for writing. The newer version is shown when it is closed."""
+    """G1, section 7: a program has it open for writing. The newer version is shown when it is closed."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()

@@ -126,7 +126,7 @@ def test_a_file_that_nobody_can_ask_about_is_waited_for(users_home: Path) -> Non
         as_root(world.home / "theirs", b"data", Posix(0o644, 77, 88, 0), world.path("k"))
         world.settle()
         assert not world.state().deferred[b"k"].opened
-        assert "nobody can tell" in world.state().deferred[b"k"].why
+        assert "that cannot be detected here" in world.state().deferred[b"k"].why
         world.region().changes.add(SOURCE, [b"k"], 0, WRITING)
         world.engine.run_until_idle()
         assert world.state().deferred[b"k"].opened
