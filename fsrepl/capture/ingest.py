@@ -24,7 +24,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal.rows import Object
-from fsrepl.views import directories, stale
+from fsrepl.views import directories, edits, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -126,6 +126,9 @@ def look_at_key(
         region.defer(state, change, AGAIN_AT_LEAST_S, "the file is being copied")
         return None
     with _set_aside(region, state, change):
+        if change.key in state.unapplied:
+            edits.finish_unapplied(region, state, bucket, change.key)
+            known = region.engine.journal.versions.object(bucket.address, change.key)
         open_for_s = began_s - change.since_s
         seen = look.look(bucket, change, known, region.writer_wait, time.time_ns(), open_for_s=open_for_s)
         if isinstance(seen, look.Later):

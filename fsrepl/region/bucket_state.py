@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
+from fsrepl.model.view import View
 from fsrepl.region.change_queue import Change
 from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
@@ -106,6 +107,11 @@ class BucketState:
     trouble: Trouble = field(default_factory=Trouble)
     deferred: dict[bytes, Deferred] = field(default_factory=dict)
     stale: dict[bytes, StaleView] = field(default_factory=dict)
+    unapplied: dict[bytes, View] = field(default_factory=dict)
+    """Views that were being given their versions' metadata when a fault came, and how each looked before that.
+
+    What they lack is no user's edit.
+    """
     retries_blocked: bool = False
     """Something was removed since the last check of the obstacles to stale views."""
     overwritten: dict[tuple[bytes, str], Overwritten] = field(default_factory=dict)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
 
 from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
@@ -104,7 +102,9 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
         return show.Shown(None)
     found = _look(bucket, intent.key)
     if intent.act is intents.Act.EDIT:
-        return _finish_edit(bucket, journal, intent, current, found.status)
+        if intent.was is not None and current.id == intent.version:
+            view_metadata.finish_edit(bucket, journal, current, intent.was)
+        return show.Shown(None)
     expected, is_shown = _expected(bucket, intent, current, found)
     answer = decide_view(found, expected, current, is_shown=is_shown)
     if answer is Answer.USER_CHANGED:
@@ -163,18 +163,6 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         return show.show(bucket, version, expected, staged)
     except PermissionError as error:
         return show.NotShown(reason(error))
-
-
-def _finish_edit(
-    bucket: OpenBucket, journal: Journal, intent: intents.Intent, current: Version, found: os.stat_result | None
-) -> show.ShowResult:
-    """Apply the recorded metadata of a version to its view, if the view is still the same."""
-    was = intent.was
-    if was and found and current.id == intent.version and (found.st_ino, found.st_size) == (was.ino, was.size):
-        looks = view_metadata.show(bucket, view_of(found, current.id), current)
-        if looks is not None:
-            journal.versions.see(bucket.address, intent.key, replace(looks, racy=True))  # written into since then?
-    return show.Shown(None)
 
 
 def _shown_digest(bucket: OpenBucket, key: bytes) -> bytes:

@@ -80,7 +80,7 @@ def carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpda
 
 
 def _carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpdate]) -> list[MetadataUpdate]:
-    engine, journal = region.engine, region.engine.journal
+    engine, journal, state = region.engine, region.engine.journal, region.states[bucket.address]
     noted = [
         each.now for each in updates if each.now.deliveries != each.there.deliveries or each.now.tags != each.there.tags
     ]
@@ -90,11 +90,14 @@ def _carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpd
     seen: list[tuple[bytes, View | None]] = []
     for each in updates:
         try:
+            if each.view is not None:
+                state.unapplied[each.now.key] = each.view
             if each.now != each.there:
                 engine.recent.forget(bucket.address, each.now.key, each.now.id)
                 versions.write_record(bucket, each.now, applied=True)
             if each.view is not None and (looks := view_metadata.show(bucket, each.view, each.now)) is not None:
                 seen.append((each.now.key, looks))
+            state.unapplied.pop(each.now.key, None)
             done.append(each)
         except (OSError, FsreplError) as error:
             region.try_later([each.delivery], error)

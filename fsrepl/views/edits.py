@@ -77,12 +77,31 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
     if view is None:
         record()
         return
+    state = region.states[bucket.address]
     with intend(engine.syncer, bucket, [Intent(was.key, was.id, view, Act.EDIT)]):
+        state.unapplied[was.key] = view
         looks = view_metadata.show(bucket, view, record())
         bucket.fs.sync_all(bucket.fd)
+        del state.unapplied[was.key]
         if looks is not None:
             with engine.journal.transaction():
                 engine.journal.versions.see(bucket.address, was.key, looks)
+
+
+def finish_unapplied(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
+    """Give a view the metadata that a fault kept from it, so that what it lacks is not taken for its user's edit.
+
+    Raises OSError, StoreDamaged; then the view is still listed.
+    """
+    was = state.unapplied[key]
+    journal = region.engine.journal
+    known = journal.versions.object(bucket.address, key)
+    if known is not None and not known.marker and known.view is not None and known.view.shown == known.id:
+        version = versions.read(bucket, key, known.id, marker=False)
+        if version is not None:
+            with journal.transaction():
+                view_metadata.finish_edit(bucket, journal, version, was)
+    del state.unapplied[key]
 
 
 def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Version
-from fsrepl.model.view import View
+from fsrepl.model.view import View, view_of
 from fsrepl.storage import records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
@@ -60,6 +60,25 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
     finally:
         bucket.fs.close(fd)
+
+
+def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: View) -> None:
+    """Give a view the metadata on its version's record, after a fault or a crash in the middle of that.
+
+    was: the view before the edit. A file that is another one by now stays as it is.
+    """
+    directory, name = keys.split(version.key)
+    try:
+        found = bucket.fs.stat(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno in LASTING:
+            return
+        raise
+    if not bucket.fs.is_regular(found) or (found.st_ino, found.st_size) != (was.ino, was.size):
+        return
+    looks = show(bucket, view_of(found, version.id), version)
+    if looks is not None:
+        journal.versions.see(bucket.address, version.key, replace(looks, racy=True))  # written into since then?
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:

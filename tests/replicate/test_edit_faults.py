@@ -22,8 +22,21 @@ from tests.world import DESTINATION, SOURCE, World
 @pytest.mark.parametrize("act", [chmod, attribute, large, tag, replica_chmod], ids=lambda act: act.__name__)
 def test_a_fault_at_every_change(tmp_path: Path, act: Callable[[World], None], number: int) -> None:
     """s3-semantics 3.2: a passing fault is tried again, and then both sides have the edit, and are quiet."""
+    fail_at_every_change(tmp_path, act, number)
+
+
+@pytest.mark.slow
+def test_a_view_that_was_given_only_some_of_its_tags_is_no_edit(memory: Path) -> None:
+    """G1: what a fault kept from a replica's view is not taken for its user's edit, and sent back as one.
+
+    In memory the scan comes before the next try.
+    """
+    fail_at_every_change(memory, tag, errno.EIO)
+
+
+def fail_at_every_change(home: Path, act: Callable[[World], None], number: int) -> None:
     for calls in itertools.count():
-        with World(tmp_path / str(calls), replicate=False) as world:
+        with World(home / str(calls), replicate=False) as world:
             world.configure(rule(DESTINATION), source=SOURCE)
             world.configure(rule(SOURCE), source=DESTINATION)
             world.write("k", b"data")
