@@ -30,7 +30,7 @@ from fsrepl.storage import copying, publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.journal.rows import Delivery, Object
-from fsrepl.views import edits, show, stale
+from fsrepl.views import edits, null_view, show, stale
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
 
@@ -158,6 +158,8 @@ def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged:
     engine, state = region.engine, region.states[bucket.address]
     known = engine.journal.versions.object(bucket.address, version.key)
     was = known.view if known else None
+    if version.id == NULL:
+        was = null_view.before_replacing(engine.journal, bucket, version.key, known)
     intent = Intent(version.key, version.id, was)
     try:
         intended = intend(engine.syncer, bucket, [intent], [(bucket.tmp, staged.name)])

@@ -32,8 +32,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.intents import Intent, intend, read_intents
 from fsrepl.storage.journal.rows import traits_of
-from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import show, stale, unrecorded
+from fsrepl.views import null_view, show, stale, unrecorded
 
 log = logging.getLogger("fsrepl")
 
@@ -117,22 +116,13 @@ class ActionGroup:
         directory, name = keys.split(key)
         if show.is_written(self.bucket, self.bucket.views.get(directory), name):
             return False
-        return not view.racy or self._has_its_content(key, view)
-
-    def _has_its_content(self, key: bytes, view: View) -> bool:
-        """Whether a file holds what was recorded, where its times were too fresh then to tell; from now on they do.
-
-        Once a marker has taken the place of a null version, there is nothing left to compare it with.
-        """
-        version = versions.read(self.bucket, key, view.shown, marker=False)
-        with open_view_if_there(self.bucket, key, NO_FILE) as found:
-            if version is None or found is None or found.digest() != version.digest:
-                self.region.look_at(self.bucket.address, [key])
-                return False
-            view = self.bucket.view(found.found, view.shown)
-        with self.journal.transaction():
-            self.journal.versions.see(self.bucket.address, key, view)
-        return not view.racy
+        if not view.racy:
+            return True
+        if not null_view.has_its_content(self.journal, self.bucket, key, view):
+            self.region.look_at(self.bucket.address, [key])
+            return False
+        known = self.journal.versions.object(self.bucket.address, key)
+        return known is not None and known.view is not None and not known.view.racy
 
     # -- markers
 
@@ -147,7 +137,7 @@ class ActionGroup:
             if self.state.bucket.versioning is Versioning.SUSPENDED:
                 version_id = NULL
             markers.append(Version(version.key, version_id, created_ns, marker=True, origin=Origin.LIFECYCLE))
-            was[version.key] = self._view(version)
+            was[version.key] = self._view(version.key)
         staged: list[versions.Staged] = []
         try:
             for marker in markers:
@@ -177,20 +167,12 @@ class ActionGroup:
             self._note(Kind.EXPIRE, version, f"marker={marker.id}")
         stale.retry_blocked(self.region, self.state)
 
-    def _view(self, version: Version) -> View | None:
-        """How the view of an expiring version is known. Where it is the file of a null version, whose other name goes,
-        that changes its ctime."""
-        known = self.journal.versions.object(self.bucket.address, version.key)
-        was = known.view if known else None
-        if was is None or self.state.bucket.versioning is not Versioning.SUSPENDED or version.id != NULL:
-            return was
-        directory, name = keys.split(version.key)
-        if not versions.is_file_of(self.bucket, version, self.bucket.fs.stat(self.bucket.views.get(directory), name)):
-            return was
-        was = replace(was, ctime_ns=0)
-        with self.journal.transaction():
-            self.journal.versions.see(self.bucket.address, version.key, was)
-        return was
+    def _view(self, key: bytes) -> View | None:
+        """How the view of an expiring version is known."""
+        known = self.journal.versions.object(self.bucket.address, key)
+        if self.state.bucket.versioning is Versioning.SUSPENDED:
+            return null_view.before_replacing(self.journal, self.bucket, key, known)
+        return known.view if known else None
 
     # -- removal for good
 

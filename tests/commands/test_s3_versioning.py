@@ -179,6 +179,20 @@ def test_suspended_commands_replace_what_the_view_shows(world: World, restarted:
     assert ids(world) == [(NULL, True), ("id", False)]
 
 
+@pytest.mark.parametrize("sharing", ["auto", "private", "link"])
+def test_suspended_what_is_removed_at_once_does_not_come_back(world: World, sharing: str) -> None:
+    """Section 4, column Suspended, delete: also where the file is the null version's own, just written."""
+    world.set_sharing(east=sharing)
+    turn(world, SUSPENDED)
+    world.write("k", b"null")
+    world.capture(SOURCE)
+    world.remove("k")
+    for _ in range(2):
+        world.settle()
+    assert world.tree(SOURCE) == {}
+    assert ids(world) == [(NULL, True)]
+
+
 @pytest.mark.parametrize("before", [SUSPENDED, ENABLED])
 def test_what_was_written_just_before_a_change_belongs_to_the_state_before(world: World, before: str) -> None:
     """design.md, 5: a command that changes settings is followed for what is written afterwards."""
