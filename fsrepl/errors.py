@@ -1,8 +1,8 @@
-"""What can go wrong, sorted by what happens next.
+"""Errors, one class for each way to continue.
 
-An OSError becomes one of these in the module that knows whose file it was: the errno alone
-does not say (on ext4, setxattr answers ENOSPC for a value that does not fit, with the disk
-half empty). Only the daemon's loop and the command line catch them.
+The module that knows whose file failed turns an OSError into one of these classes. The errno alone is ambiguous (on
+ext4, setxattr returns ENOSPC for a value that does not fit, with the disk half empty). Only the daemon's loop and the
+command line catch these classes.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from __future__ import annotations
 import errno
 import os
 
-UNFORESEEN = "an unforeseen fault; the log has it, and it is tried again"
-"""Why something waits that nobody thought of. One key is set aside for it, or one bucket, and all else goes on."""
+UNFORESEEN = "an unexpected error; the log has it, and it is tried again"
+"""The reason shown for a key or bucket that waits after an unexpected error, while everything else continues."""
 
 
 def reason(error: Exception) -> str:
-    """An error in words. Of an OSError without the names in it, which may be anybody's."""
+    """An error as text. For an OSError without its file names, which users may choose."""
     if not isinstance(error, OSError):
         return str(error)
-    if error.errno == errno.ELOOP:  # what openat2 answers for any link on the way, and open for one at its end
+    if error.errno == errno.ELOOP:  # openat2 returns this for any link on the path, open for one at its end
         return "a symbolic link is in the way"
     return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 class FsreplError(Exception):
-    """The message names the verb, the place and the reason, and what to do where that is known."""
+    """Base of all errors; the message names the verb, the path and the reason, and a remedy where one is known."""
 
     exit_code = 1
 
 
 class Refused(FsreplError):
-    """A request or a document that is not accepted. code is S3's: it is the first word of the message."""
+    """A request or a document that is not accepted. code is S3's, and the first word of the message."""
 
     exit_code = 3
 
@@ -40,45 +40,45 @@ class Refused(FsreplError):
 
 
 class Usage(FsreplError):
-    """Settings or arguments that make no sense: a bad fsrepl.toml, an unknown region, no site."""
+    """Invalid settings or arguments: a bad fsrepl.toml, an unknown region, no site."""
 
     exit_code = 2
 
 
 class NotRunning(FsreplError):
-    """A command that needs the daemon, and there is none."""
+    """A command needs the daemon, and none is running."""
 
     exit_code = 5
 
 
 class TimedOut(FsreplError):
-    """A wait that ended before what it waited for."""
+    """A wait that timed out."""
 
     exit_code = 4
 
 
 class Unavailable(FsreplError):
-    """A passing fault: region offline, disk full, I/O error. Stays PENDING and is tried again."""
+    """A temporary fault: region offline, disk full, I/O error. The delivery stays PENDING and is tried again."""
 
 
 class Away(Unavailable):
-    """A region is not there, or not attached: nothing that is dropped in its place belongs to the site."""
+    """A region is offline, or not attached: files found in its folder do not belong to the site."""
 
 
 class Disowned(Unavailable):
-    """What is the daemon's own belongs to somebody else, or others may write in it: it is not believed."""
+    """A folder or document of the daemon belongs to another user, or others may write to it: it is not trusted."""
 
 
 class DocumentInvalid(Unavailable):
-    """A bucket's document cannot be read, or is not what it should be: offline until a person mends it."""
+    """A bucket's document cannot be read or is invalid: the bucket is offline until a person corrects the file."""
 
 
 class BucketMissing(FsreplError):
-    """The region is there and the bucket's folder is not."""
+    """The region is online and the bucket's folder is missing."""
 
 
 class Failed(FsreplError):
-    """A person must act first. reason is one of S3's (s3-semantics, 3.3): FAILED, not tried again."""
+    """A person must act first: FAILED, and not tried again. reason is one of S3's (s3-semantics, 3.3)."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(f"{reason}: {message}")
@@ -86,19 +86,19 @@ class Failed(FsreplError):
 
 
 class SourceMoved(FsreplError):
-    """The file changed under the copy: drop the copy, look again."""
+    """The file changed during the copy: discard the copy and read the file again."""
 
 
 class StoreDamaged(FsreplError):
-    """Our own records contradict each other: stop here, say so, touch nothing."""
+    """Stored records contradict each other: stop, report it, and change nothing."""
 
 
 class RecordLost(StoreDamaged):
-    """A stored version has lost its record, its content may be good. It can be rebuilt."""
+    """A stored version has lost its record, which can be rebuilt; its content may be intact."""
 
 
 class ContentDamaged(StoreDamaged):
-    """The content of a stored version is not what its BLAKE3 says. Another bucket may have a good copy."""
+    """The content of a stored version does not match its BLAKE3. Another bucket may have an intact copy."""
 
     def __init__(self, message: str, version_id: str) -> None:
         super().__init__(message)

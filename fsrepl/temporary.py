@@ -1,8 +1,9 @@
-"""Names that programs give to files that they will rename or remove: the default of `temporary` in [capture].
+"""Names of temporary files, by program: the default of `temporary` in [capture].
 
-Such a file waits a little longer, and is never taken while it is open, so that half a download makes no version. To be
-taken for one costs a file those seconds, so no pattern is here that ordinary names match: neither 8 hex digits (Excel)
-nor a name with six letters behind a dot (GLib, Qt), which are renamed before they are settled in any case.
+A temporary file is renamed or removed soon. Capture waits a little longer for it and never reads it while it is open,
+so that half a download makes no version. A false match costs an ordinary file those seconds, so no pattern here matches
+ordinary names: neither 8 hex digits (Excel) nor a name with six letters after a dot (GLib, Qt). Those files are renamed
+before they are settled in any case.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """A kind of name. pattern: of fnmatch, without a directory. example: such a name.
+    """A pattern of temporary names. pattern: for fnmatch, without a directory. example: a matching name.
 
-    source: "seen" where we ran the program; else where its own manual or source text says so.
+    source: "seen" where the program was run; otherwise its manual or source text.
     """
 
     pattern: str
@@ -24,7 +25,7 @@ class Temporary:
 
 
 _ANY = "[!.]"
-"""A character of a name that has no dot: `sed` and six of them are a temporary file of sed, `sedan.txt` is not."""
+"""A character other than a dot: `sed` and six of them match a temporary file of sed, but not `sedan.txt`."""
 
 TABLE = (
     # editors and office programs
@@ -82,7 +83,7 @@ TABLE = (
     ),
     Temporary("*.!qB", "qBittorrent", "film.mkv.!qB", "qBittorrent WebUI API: incomplete_files_ext"),
     Temporary("*.!ut", "uTorrent", "film.mkv.!ut", "not seen: as other programs list it"),
-    # files that were removed while somebody had them open
+    # files removed while open
     Temporary(".fuse_hidden*", "libfuse", ".fuse_hidden0000002a00000001", "libfuse, fuse.h: hard_remove"),
     Temporary(
         ".nfs????????????????????????", "NFS client", ".nfs00000000004a2b1c0000000f",
@@ -93,6 +94,7 @@ TABLE = (
 PATTERNS = tuple(dict.fromkeys(row.pattern for row in TABLE))
 
 CONTROL_FILES = (b".aria2",)
-"""What is added to a file's name for another beside it, which is there until the first is complete.
+"""Suffixes of control files, which exist beside a file until it is complete.
 
-Source: aria2 manual, Technical Notes."""
+Source: aria2 manual, Technical Notes.
+"""

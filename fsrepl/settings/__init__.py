@@ -1,8 +1,8 @@
-"""The settings of a site, as fsrepl.toml names them.
+"""The settings of a site, as in fsrepl.toml.
 
-A setting is one line of a dataclass below: the kind of its value, its default as the file has it,
-and the remark that `fsrepl init` writes beside it. Reading and checking (settings/reading.py), the text of a new
-file (commands/settings_text.py) and the errors all follow from these lines. Source: design.md, section 4.
+Each setting is one line of a dataclass below: the kind of its value, its default in TOML, and the comment that `fsrepl
+init` writes beside it. Parsing and checks (settings/reading.py), the text of a new file (commands/settings_text.py) and
+the error messages are derived from these lines. Source: design.md, section 4.
 """
 # ruff: noqa: RUF009 (_setting makes a field, as dataclasses.field does)
 
@@ -23,15 +23,15 @@ STATE = ".fsrepl-site"
 
 
 def _setting(kind: kinds.Kind, toml: object, about: str, name: str = "") -> Any:
-    """A field that comes from the file. toml is its default as written there, None where it must be given;
-    name is its name there, where that is not the field's."""
+    """A field read from the file. toml: its default in TOML, None where the setting is required. about: its comment.
+    name: its name in the file, where that differs from the field's."""
     metadata = {"kind": kind, "toml": toml, "about": about, "name": name}
     return field(metadata=metadata) if toml is None else field(default=kind(toml), metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class RegionSettings:
-    """A region: its path is absolute, with symlinks and `..` as the file has them."""
+    """A region. Its path is absolute, with symlinks and `..` as in the file."""
 
     name: str
     path: Path = _setting(kinds.path, None, "")
@@ -71,11 +71,11 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class ReplicationSettings:
-    """How versions travel. A limit of 0 is none."""
+    """Replication of versions. A limit of 0 means no limit."""
 
     limit_bytes_s: int = _setting(kinds.rate, "0", 'all transfers together, such as "50MiB/s"; "0": no limit', "limit")
     large_file_bytes: int = _setting(
-        kinds.size, "8MiB", "from here on: a lane of its own, so that small files need not wait", "large_file"
+        kinds.size, "8MiB", "from here on: copied in the background, so that small files need not wait", "large_file"
     )
     workers: int = _setting(kinds.whole(1, 1024), 4, "large copies side by side, of each pair of regions")
     retry_max_s: float = _setting(kinds.number(0.1, kinds.YEAR_S), 300, "the longest wait between two tries")
@@ -83,9 +83,9 @@ class ReplicationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Scrub:
-    """How often stored versions shall be read again and compared with their hashes. An every_s of 0 is never.
+    """The interval at which stored versions are to be read and compared with their hashes. An every_s of 0 means never.
 
-    It is understood, and nothing acts on it yet: until then `fsrepl verify` reads them when it is told to.
+    These settings are parsed but have no effect yet. Until then `fsrepl verify` reads the versions on request.
     """
 
     every_s: int = _setting(
@@ -96,7 +96,7 @@ class Scrub:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """What looks like a mistake rather than a wish. It is understood, and nothing acts on it yet."""
+    """Limits beyond which deletions look like a mistake. They are parsed but have no effect yet."""
 
     delete_share: float = _setting(
         kinds.number(0, 1), 0.5, "without effect yet: hold deletions of more of a bucket than this at once"
@@ -105,7 +105,7 @@ class Safety:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Who is told of S3's replication events, beside events.jsonl. Empty: nobody."""
+    """Receivers of S3's replication events in addition to events.jsonl. Empty: none."""
 
     command: tuple[str, ...] = _setting(
         kinds.texts("the program and its arguments"),
@@ -118,7 +118,7 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Where Prometheus finds the metrics. None: not offered."""
+    """The endpoint or file with metrics for Prometheus. None: not offered."""
 
     listen: tuple[str, int] | None = _setting(kinds.listen, "", 'an endpoint, such as "127.0.0.1:9750"')
     textfile: Path | None = _setting(kinds.optional_path, "", "a file for node_exporter, such as /path/fsrepl.prom")
@@ -126,7 +126,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of fsrepl.toml. Sizes are bytes, rates bytes per second, durations seconds; paths are absolute."""
+    """All settings of fsrepl.toml. Sizes are bytes, rates bytes per second, durations seconds; paths are absolute."""
 
     path: Path
     """The file itself."""
@@ -157,5 +157,5 @@ REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def settings_of(table: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The settings of a table, by their names in the file."""
+    """The settings of a table, by name in the file."""
     return {f.metadata["name"] or f.name: f for f in dataclasses.fields(table) if f.metadata}

@@ -1,6 +1,6 @@
-"""What the value of a setting must be, and what it becomes.
+"""Kinds of setting: the check of a value from fsrepl.toml, and its conversion. Pure.
 
-Each kind raises ValueError, which says what would be right. Pure.
+Each kind raises ValueError with a description of a valid value.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ YEAR_S = 366 * 86400
 
 @dataclass(frozen=True, slots=True)
 class KeepFree:
-    """Space of a filesystem that is left to its user: a fraction of it, or a number of bytes."""
+    """Space of a filesystem to keep free for its users: a fraction, or a number of bytes."""
 
     fraction: float = 0.0
     size_bytes: int = 0
 
     def needed(self, total_bytes: int) -> int:
-        """How many bytes must be free on a filesystem of this size."""
+        """The number of bytes to keep free on a filesystem of this size."""
         return max(self.size_bytes, math.ceil(total_bytes * self.fraction))
 
 
 def _amount(value: object, units: Mapping[str, int]) -> int | None:
-    """A whole number, or text such as "8MiB", in the smallest of these units; None for anything else."""
+    """A whole number, or text such as "8MiB", in the smallest of these units; None for any other value."""
     if type(value) is int:
         found = value
     elif isinstance(value, str) and (match := _AMOUNT.fullmatch(value)) and match[2] in units:
@@ -94,7 +94,7 @@ def keep_free(value: object) -> KeepFree:
         if fraction < 1:
             return KeepFree(fraction=fraction)
     elif (isinstance(value, str) or value == 0) and (found := _amount(value, _SIZES)) is not None:
-        return KeepFree(size_bytes=found)  # not a bare 5: who writes that means "5%", and not 5 bytes
+        return KeepFree(size_bytes=found)  # not a bare 5, which would mean "5%" and not 5 bytes
     raise ValueError('a share below "100%", such as "5%", or a size such as "10GiB"')
 
 
@@ -133,7 +133,7 @@ def one_of(*choices: str) -> Kind:
 
 def path(value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value or value.startswith("~"):
-        raise ValueError("a path, absolute or relative to this file (a ~ is not replaced by anybody's home)")
+        raise ValueError("a path, absolute or relative to this file (a ~ is not replaced by a home directory)")
     return Path(value)
 
 

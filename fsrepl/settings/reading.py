@@ -1,7 +1,7 @@
-"""fsrepl.toml, read once and checked whole, so that nothing starts on a setting half understood.
+"""fsrepl.toml, read once and checked completely, so that nothing starts with half of a setting applied.
 
-Every error is a Usage that names the file, the line and what would be right. Pure but for `load` and `find`.
-Source: design.md, section 4.
+Every error is a Usage with the file, the line and a valid value. Pure except `load` and `find`. Source: design.md,
+section 4.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOP = ("state", "regions", *TABLES)
 
 
 class _Text:
-    """A file while it is read: its values, and the line of each."""
+    """The parsed values of a file, and the line of each."""
 
     def __init__(self, text: str, path: Path) -> None:
         self.path, self.lines = path, dict[Keys, int]()
@@ -71,7 +71,7 @@ class _Text:
         return Path(os.path.join(self.path.parent, found)) if isinstance(found, Path) else found
 
     def read(self, keys: Keys, value: object, into: type[Table], **more: object) -> Table:
-        """One table as its dataclass; more are fields that do not come from it."""
+        """One table as its dataclass. more: fields that do not come from the table."""
         known, given = settings_of(into), dict(more)
         for name, setting in self.table(keys, value).items():
             if name not in known:
@@ -107,7 +107,7 @@ def _short(value: object) -> str:
 
 
 def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) -> Settings:
-    """The settings in the text of a file. path is absolute; real resolves the symlinks of a path. Raises Usage."""
+    """The settings in the text of a file. path is absolute. real: resolves the symlinks of a path. Raises Usage."""
     file = _Text(text, path)
     state = SYSTEM_STATE if path == SYSTEM else path.parent / STATE
     regions: dict[str, RegionSettings] = {}
@@ -136,7 +136,8 @@ def bad_name(region: str) -> str:
 
 
 def _check_apart(file: _Text, regions: Mapping[str, RegionSettings], state: Path, real: Callable[[str], str]) -> None:
-    """Regions must not overlap, or one's replicas would be another's new files; nor may the journal be an object."""
+    """Refuse overlapping regions, where replicas in one would be new files in another, and a state folder inside a
+    region, where the journal would be an object."""
     places = {name: os.path.join(real(str(region.path)), "") for name, region in regions.items()}
     for (one, here), (other, there) in itertools.combinations(places.items(), 2):
         keys = ("regions", other, "path")
@@ -171,7 +172,7 @@ def _plain(place: str) -> str:
 
 
 def load(path: Path, real: Callable[[str], str] = os.path.realpath) -> Settings:
-    """The settings in a file, with regions compared by real path, which asks their filesystems. Raises Usage."""
+    """The settings in a file. Regions are compared by real path, which accesses their filesystems. Raises Usage."""
     path = Path(os.path.abspath(path))
     try:
         data = path.read_bytes()
@@ -184,10 +185,10 @@ def load(path: Path, real: Callable[[str], str] = os.path.realpath) -> Settings:
 
 
 def find(start: Path | None, env: Mapping[str, str]) -> Path:
-    """The fsrepl.toml meant: that of --site or FSREPL_SITE, else the nearest upwards, else the system's.
+    """The path of fsrepl.toml: from --site or FSREPL_SITE, else the nearest upwards, else the system's.
 
-    One that is met on the way up must be our own or root's: it names commands to run, and anybody may
-    leave a file in /tmp. Raises Usage saying what to do where there is none.
+    A file found upwards must belong to this user or root, because it names commands to run, and any user may leave a
+    file in /tmp. Raises Usage with a remedy where there is no file.
     """
     named = start or (Path(env["FSREPL_SITE"]) if env.get("FSREPL_SITE") else None)
     if named is not None:
@@ -197,7 +198,7 @@ def find(start: Path | None, env: Mapping[str, str]) -> Path:
         return path
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # removed under our feet
+    except FileNotFoundError:  # removed meanwhile
         here = Path("/")
     for folder in (here, *here.parents):
         path = folder / FILE

@@ -1,4 +1,4 @@
-"""TOML as text: its statements with their lines, and how it writes names and values. Pure."""
+"""TOML as text: statements with their line numbers, and the notation of names and values. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 Keys = tuple[str, ...]
-"""Where something is in the file: ("capture", "settle_ms"), ("regions", "us-east-1", "path")."""
+"""The path of a value in the file: ("capture", "settle_ms"), ("regions", "us-east-1", "path")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +19,17 @@ class Statement:
     first: int
     end: int
     table: Keys
-    """The table in force, a header's own included."""
+    """The current table; for a header, its own."""
     keys: tuple[Keys, ...]
-    """All it sets, by whole names, outer ones first; nothing for a comment or a blank line."""
+    """All full names that the statement sets, outer ones first; empty for a comment or a blank line."""
     header: bool
 
 
 def statements(text: str) -> Iterator[Statement]:
-    """The statements of a text that is valid TOML.
+    """The statements of a valid TOML text.
 
-    tomllib keeps no line numbers. But a statement ends with its line, unless a bracket or a multi-line
-    string is open, and then it is not valid yet: so lines are added until tomllib takes them.
+    tomllib keeps no line numbers. A statement ends with its line unless a bracket or a multi-line string is open, and
+    until then the text is not valid. Lines are therefore added until tomllib accepts them.
     """
     lines = text.split("\n")
     table: Keys = ()
@@ -54,7 +54,7 @@ def _parsed(lines: list[str]) -> dict[str, object] | None:
 
 
 def _walk(value: object, above: Keys) -> Iterator[Keys]:
-    if isinstance(value, list) and len(value) == 1:  # an array of tables, of which a header makes one
+    if isinstance(value, list) and len(value) == 1:  # an array of tables; a header creates one element
         value = value[0]
     if isinstance(value, dict):
         for name, below in value.items():
@@ -63,10 +63,10 @@ def _walk(value: object, above: Keys) -> Iterator[Keys]:
 
 
 def quoted(value: object) -> str:
-    """A value as TOML writes it, on one line: strings, numbers, booleans and arrays of these."""
+    """A value in TOML on one line: strings, numbers, booleans and arrays of these."""
     return json.dumps(value, ensure_ascii=False, default=str).replace("\x7f", "\\u007f")
 
 
 def title_of(keys: Keys) -> str:
-    """A table or a setting by its name: regions."eu.west"."""
+    """The name of a table or setting in messages: regions."eu.west"."""
     return ".".join(k if re.fullmatch(r"[A-Za-z0-9_-]+", k) else quoted(k) for k in keys)

@@ -118,7 +118,7 @@ def test_status_names_the_key_that_was_set_aside(world: World, monkeypatch: pyte
     settle(world)
     said = told(world)[DESTINATION if step == "stage" else SOURCE]
     assert [each["Key"] for each in said["set_aside"]] == ["bad"]
-    assert any("bad" in note and "unforeseen" in note for note in status_screen._notes(said, None))
+    assert any("bad" in note and "unexpected" in note for note in status_screen._notes(said, None))
 
 
 BUCKET_STEPS: dict[str, tuple[object, str]] = {
@@ -151,7 +151,7 @@ def test_an_unforeseen_fault_puts_down_one_bucket(world: World, monkeypatch: pyt
     said = told(world)
     if step != "deliveries":
         assert {address for address, each in said.items() if not each["online"]} == {DESTINATION}
-        assert "unforeseen" in said[DESTINATION]["trouble"]
+        assert "unexpected" in said[DESTINATION]["trouble"]
     broken = False
     settle(world)
     assert world.tree(DESTINATION) == {"a": b"a"}
