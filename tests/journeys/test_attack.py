@@ -19,20 +19,20 @@ def test_a_two_way_site_under_attack_comes_to_rest_and_loses_nothing(tmp_path: P
     assert outcome.deeds
 
 
-def _delay_next_copy(*, names: int = 1, rested_s: float = REST_S) -> Rest:
+def _rest(*, names: int = 1, rested_s: float = REST_S) -> Rest:
     return Rest("east/src", "k", File(1, 1, "d", names), 10.0, 10.0 + rested_s)
 
 
 def test_only_what_rested_beside_a_working_daemon_counts_as_lost() -> None:
     """G1: a test that calls everything a loss, or nothing, would be worth nothing."""
     up = [(0.0, 20.0)]
-    assert judge(_delay_next_copy(), up, {"d"}, (), ()) is Verdict.KEPT
-    assert judge(_delay_next_copy(), up, {"other"}, (), ()) is Verdict.LOST
-    assert judge(_delay_next_copy(), [(0.0, 12.0), (13.0, 20.0)], (), (), ()) is Verdict.SHORT
-    assert judge(_delay_next_copy(rested_s=REST_S / 2), up, (), (), ()) is Verdict.SHORT
-    assert judge(_delay_next_copy(names=2), up, (), (), ()) is Verdict.UNSEEN
-    assert judge(_delay_next_copy(), up, (), {"d"}, {"d"}) is Verdict.OVERWRITTEN
-    assert judge(_delay_next_copy(), up, (), {"d"}, ()) is Verdict.LOST
+    assert judge(_rest(), up, {"d"}, (), ()) is Verdict.KEPT
+    assert judge(_rest(), up, {"other"}, (), ()) is Verdict.LOST
+    assert judge(_rest(), [(0.0, 12.0), (13.0, 20.0)], (), (), ()) is Verdict.SHORT
+    assert judge(_rest(rested_s=REST_S / 2), up, (), (), ()) is Verdict.SHORT
+    assert judge(_rest(names=2), up, (), (), ()) is Verdict.UNSEEN
+    assert judge(_rest(), up, (), {"d"}, {"d"}) is Verdict.OVERWRITTEN
+    assert judge(_rest(), up, (), {"d"}, ()) is Verdict.LOST
 
 
 def test_the_ledger_knows_what_rested_and_what_was_overwritten_in_place() -> None:
