@@ -66,7 +66,7 @@ THRESHOLD_NS = 15 * 60 * 1_000_000_000
 
 
 class Tracking(enum.StrEnum):
-    """How closely a rule's operations are tracked. Source: s3-semantics, 3.4."""
+    """Levels of tracking for a rule's operations. Source: s3-semantics, 3.4."""
 
     NONE = ""
     METRICS = "metrics"
@@ -129,7 +129,7 @@ class DeliveryRecord:
     """The backfill job that requested the delivery; empty for live replication."""
     tracking: Tracking = Tracking.NONE
     since_ns: int = 0
-    """When the delivery was requested (again), or FAILED; 0: when the version was made."""
+    """The time when the delivery was requested (again), or FAILED; 0: when the version was made."""
     edit: bool = False
     """The destination already has the version: the delivery brings metadata edited since."""
     before: DeliveryRecord | None = None

@@ -44,7 +44,7 @@ class RegionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """When a change becomes a version."""
+    """Capture of changes as versions."""
 
     settle_ms: int = _setting(
         kinds.whole(0, 3_600_000), 50, "wait after a file is closed; a rename into place is taken at once"

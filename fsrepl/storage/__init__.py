@@ -1,1 +1,1 @@
-"""What lies on disk: system calls, site, bucket, records, versions, intents."""
+"""Storage on disk: system calls, site, bucket, records, versions, intents."""

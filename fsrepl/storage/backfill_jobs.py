@@ -1,10 +1,10 @@
-"""Backfill jobs as they lie on disk: what each was asked for, how far it has come, and its report.
+"""Backfill jobs on disk: each job's request, its progress and its report.
 
-A job is a document in its source bucket, .fsrepl/jobs/ID.json, with S3's words for its states. It lies
-there, and not with the site's state, because that is where its work is: what it owes stands on the versions
-beside it, it goes on wherever that disk is attached, and it goes when the bucket goes. Beside it, once it
-has ended, ID.jsonl is its report: a line for each version and destination. What the document says of
-progress may lag behind: versions that a job has been at say so themselves.
+A job is a document in its source bucket, .fsrepl/jobs/ID.json, with S3's names for its states. It is stored there and
+not in the site's state, because its deliveries are on the versions beside it. The job therefore continues wherever that
+disk is attached, and is removed with the bucket. An ended job has a report beside it, ID.jsonl, with a line for each
+version and destination. The document's progress may lag behind the work: versions already examined have deliveries that
+name the job.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from fsrepl.storage.site import Site
 
 FOLDER = b"jobs"
 KEPT_NS = 90 * 86400 * 1_000_000_000
-"""How long an ended job can be asked for; S3 keeps its own as long."""
+"""The time for which an ended job can be queried; S3 keeps its own as long."""
 _SLICE = 1000
 
 
 class State(enum.StrEnum):
-    """S3's words. Preparing: it looks for what to send; Active: it is being sent."""
+    """A job's state, in S3's terms. Preparing: it selects versions; Active: its deliveries are in progress."""
 
     PREPARING = "Preparing"
     ACTIVE = "Active"
@@ -52,7 +52,7 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """What a job has to do, a version to a destination each, and what became of it."""
+    """Counts of a job's tasks, each a version and a destination, by outcome."""
 
     number: int = 0
     bytes: int = 0
@@ -67,11 +67,9 @@ class Tasks:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One backfill. versions: how many the bucket had when it was asked for; examined: how many it has looked at.
-
-    there: destinations that were known to have a version. unreadable: versions whose record cannot be read. last: the
-    version it looked at last. tasks: counted when it ended. why: what ended it early.
-    """
+    """One backfill. versions: how many the bucket had when the job was created. examined: how many have been examined.
+    there: destinations known to have a version already. unreadable: versions whose record cannot be read. last: the
+    last version examined. tasks: counted when the job ended. why: the reason of an early end."""
 
     id: str
     bucket: str
@@ -93,7 +91,7 @@ class Job:
         return Wanted(self.id, frozenset(self.statuses), frozenset(self.rules))
 
     def is_for(self, stored: Stored) -> bool:
-        """Whether a version was there when the job was asked for; younger ones are the live rules' affair."""
+        """Whether a version existed when the job was created; live rules cover newer ones."""
         if stored.id == NULL or stored.created_ns != self.created_ns:
             return stored.created_ns <= self.created_ns
         return stored.id < self.id
@@ -147,7 +145,7 @@ def encode_tasks(tasks: Tasks) -> dict[str, int]:
 
 
 def decode(document: dict[str, Any]) -> Job:
-    """Raises ValueError, KeyError or TypeError for what encode did not write."""
+    """A job from its document. Raises ValueError, KeyError or TypeError for a document that encode did not write."""
     last = document.get("LastExamined")
     said = document.get("ProgressSummary")
     return Job(
@@ -184,7 +182,7 @@ def _base64(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _folder(bucket: OpenBucket, *, make: bool = False) -> Iterator[int | None]:
-    """The bucket's jobs folder; None where it never had a job."""
+    """The bucket's jobs folder; None where the bucket never had a job."""
     try:
         fd = bucket.fs.open_dir(bucket.meta, FOLDER)
     except OSError as error:
@@ -203,14 +201,14 @@ def _folder(bucket: OpenBucket, *, make: bool = False) -> Iterator[int | None]:
 
 
 def save(bucket: OpenBucket, job: Job) -> None:
-    """Write a job down, durably."""
+    """Save a job durably."""
     with _folder(bucket, make=True) as at:
         assert at is not None
         write_document(bucket.fs, at, _document(job.id), encode(job))
 
 
 def load(bucket: OpenBucket) -> tuple[list[Job], list[str]]:
-    """The jobs of a bucket, the oldest first; and the names of documents that cannot be read."""
+    """The jobs of a bucket, oldest first, and the names of unreadable documents."""
     found: list[Job] = []
     damaged: list[str] = []
     with _folder(bucket) as at:
@@ -227,7 +225,7 @@ def load(bucket: OpenBucket) -> tuple[list[Job], list[str]]:
 
 
 def sweep(bucket: OpenBucket, now_ns: int) -> None:
-    """Remove jobs that ended long ago, and what a crash left half written."""
+    """Remove jobs that ended long ago, and files left incomplete by a crash."""
     old = [j for j in load(bucket)[0] if j.state.has_ended and j.ended_ns + KEPT_NS < now_ns]
     with _folder(bucket) as at:
         if at is None:
@@ -252,7 +250,7 @@ def _report(job_id: str) -> bytes:
 
 
 def begin_report(bucket: OpenBucket, job: Job) -> None:
-    """A report is written when a job has ended, and again from the start where that was interrupted."""
+    """Start the report of an ended job, from the beginning also where a crash interrupted it."""
     rows = [_row(job.bucket, key, version, "", "failed", "SrcObjectNotEligible") for key, version in job.unreadable]
     with _folder(bucket, make=True) as at:
         assert at is not None
@@ -276,7 +274,7 @@ def _append(bucket: OpenBucket, job: Job, rows: list[dict[str, str]]) -> None:
 
 
 def end_report(bucket: OpenBucket, job: Job) -> None:
-    """Make the report durable: the job says that it has ended only after that."""
+    """Make the report durable; the job is recorded as ended only afterwards."""
     with _folder(bucket, make=True) as at:
         assert at is not None
         fd = bucket.fs.append(at, _report(job.id))
@@ -304,7 +302,7 @@ def _row(bucket: str, key: bytes, version: str, destination: str, word: str, rea
 
 
 def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str, str]]:
-    """A row for each version and destination: as it was written when the job ended, or as it is now."""
+    """A row for each version and destination: as written when the job ended, or the current state."""
     if not job.state.has_ended:
         last = None
         while rows := journal.backlog.job_deliveries(job.bucket, job.id, last, _SLICE):
@@ -320,11 +318,11 @@ def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str,
             yield json.loads(line)
 
 
-# -- asking
+# -- queries
 
 
 def tasks_of(journal: Journal, job: Job) -> Tasks:
-    """What a job has to do and has done, counted in the journal; for one that has ended, what was counted then."""
+    """Counts of a job's tasks from the journal; for an ended job, the counts at its end."""
     if job.tasks is not None:
         return job.tasks
     counts = journal.backlog.job_counts(job.bucket, job.id)
@@ -339,7 +337,7 @@ def tasks_of(journal: Journal, job: Job) -> Tasks:
 
 
 def find(site: Site, job_id: str) -> Job:
-    """A job of any bucket that can be read. Raises Refused(NoSuchJob)."""
+    """A job of any readable bucket. Raises Refused(NoSuchJob)."""
     for address in sorted(site.buckets):
         with contextlib.suppress(FsreplError, OSError), site.buckets[address].open() as bucket:
             for job in load(bucket)[0]:
@@ -349,12 +347,12 @@ def find(site: Site, job_id: str) -> Job:
 
 
 def job_fact(address: str) -> str:
-    """Under what name the index remembers the jobs of a bucket that have not ended."""
+    """The name of the journal's fact that lists a bucket's unfinished jobs."""
     return f"jobs {address}"
 
 
 def is_filling(site: Site, journal: Journal, destination: str) -> bool:
-    """Whether a backfill into a bucket is under way. Lifecycle leaves replicated markers alone meanwhile (5.5, 6)."""
+    """Whether a backfill into a bucket is running. Lifecycle keeps replicated markers meanwhile (5.5, 6)."""
     if any(journal.fact(job_fact(source)) for source in site.sources_of(destination)):
         return True
     return journal.backlog.is_backlogged(destination)

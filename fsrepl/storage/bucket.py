@@ -30,14 +30,14 @@ T = TypeVar("T")
 META = keys.RESERVED
 FOLDERS = (b"tmp", b"displaced", b"intents", b"versions")
 BARRIER = b"barrier"
-"""Below tmp: where the daemon makes the sentinels that tell it how far it has read its events."""
+"""A folder below tmp for the daemon's sentinels, which show how far it has read its events."""
 
 _OPEN_DIRECTORIES_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
 class RuleSince:
-    """Since when a rule is in effect: by the clock, and as a ctime of the bucket's own filesystem."""
+    """The start of a rule's effect: by the clock, and as a ctime of the bucket's filesystem."""
 
     content: str
     ctime_ns: int
@@ -61,10 +61,10 @@ class Directories:
     def __init__(self, fs: Fs, top: int, never: int | None = None) -> None:
         self._fs, self._top = fs, top
         self._never = self._identity(never) if never is not None else None
-        """Which directory is none of this tree, whatever name somebody who may write at its top gives it."""
+        """A directory excluded from the tree, whatever name a user who may write at the top gives it."""
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self.changed: set[bytes] = set()
-        """Directories whose names have changed since the last sync."""
+        """Directories with changed entries since the last sync."""
 
     def get(self, path: bytes) -> int:
         fd = self._open.get(path)
@@ -91,7 +91,8 @@ class Directories:
         return found.st_dev, found.st_ino
 
     def get_or_make(self, path: bytes, make: Callable[[int, bytes, bytes], None] | None = None) -> int:
-        """The same; what is missing is made. make: how, from the directory above, the path and the name."""
+        """The descriptor of a directory, after creating missing ones. make: creates one, from the parent, the path and
+        the name."""
         missing = []
         while True:
             try:
@@ -116,9 +117,9 @@ class Directories:
             self._fs.close(fd)
 
     def sync(self) -> None:
-        """Make all changed names survive a power cut, one fsync a directory."""
+        """Make all changed entries survive a power cut, with one fsync per directory."""
         for path in list(self.changed):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; its parent is in the set
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; `changed` has its parent
                 self._fs.sync_file(self.get(path))
             self.changed.discard(path)
 
@@ -128,7 +129,7 @@ class Directories:
 
 
 class OpenBucket:
-    """A bucket while a batch works in it. Descriptors are held no longer: an idle region can be unmounted."""
+    """A bucket opened for a batch. Descriptors are closed afterwards, so that an idle region can be unmounted."""
 
     def __init__(self, bucket: Bucket, fd: int) -> None:
         self.bucket, self.fs, self.fd = bucket, bucket.fs, fd
@@ -149,28 +150,28 @@ class OpenBucket:
 
     @property
     def coarse_ns(self) -> int:
-        """How far apart two changes may be here and still leave equal times on a file."""
+        """The longest interval between two changes that may leave equal times on a file here."""
         known = self.bucket.coarse
         if known is None or known[0] != self.device:
             known = self.bucket.coarse = (self.device, times.coarse_ns(self.fs, self.tmp))
         return known[1]
 
     def view(self, found: os.stat_result, shown: str, *, racy: bool = False) -> View:
-        """A view as we have just made it, or left it; racy where it is hidden what its user writes from now on."""
+        """The state of a view just made or left; racy where later writes by its user may go unnoticed."""
         racy = racy or times.may_hide_a_write(found, time.time_ns(), self.coarse_ns)
         return view_of(found, shown, racy=racy)
 
     def stored_directory(self, path: bytes) -> int:
-        """The directory of the store for a directory of views: its versions and its own record. Raises OSError."""
+        """The store's directory for a directory of views: its versions and its own record. Raises OSError."""
         return self.store.get(keys.stored_directory(path))
 
     def stored_file(self, key: bytes, version_id: str, *, marker: bool = False) -> tuple[int, bytes]:
-        """Where the file of a version or a marker lies: its directory, open, and its name there. Raises OSError."""
+        """The open directory and the name of a version's or marker's file. Raises OSError."""
         directory, last = keys.split(key)
         return self.stored_directory(directory), keys.stored_name(last, version_id, marker=marker)
 
     def store_changed(self, key: bytes) -> None:
-        """Names of the versions of a key have changed: the next sync makes them durable."""
+        """Note that a key's version files changed names: the next sync makes them durable."""
         self.store.changed.add(keys.stored_directory(keys.split(key)[0]))
 
     def _folder(self, path: bytes) -> int:
@@ -178,9 +179,9 @@ class OpenBucket:
         return fd
 
     def complete(self) -> None:
-        """Make the folders that are missing, now that it is known to be ours: they hold nothing that lasts.
+        """Create missing folders once the bucket's identity is verified; they hold no lasting data.
 
-        Not the store: where that is missing, it is lost. Nobody who only looks needs them.
+        A missing version store is not created, since it is lost. Readers need none of these folders.
         """
         if self.fs.read_only or self.fs.uid != os.geteuid():
             return
@@ -190,7 +191,7 @@ class OpenBucket:
                 setattr(self, name.decode(), self._folder(META + b"/" + name))
 
     def sync(self) -> None:
-        """Everything written in this bucket so far is durable when this returns."""
+        """Make everything written in this bucket so far durable."""
         if len(self.views.changed) + len(self.store.changed) > 4:
             self.fs.sync_all(self.fd)
             self.views.changed.clear()
@@ -217,10 +218,11 @@ class OpenBucket:
 
 
 class Bucket:
-    """One bucket of the site: where it is, what it must say it is, and its documents as last read."""
+    """One bucket of the site: its path, its expected identity, and its documents as last read."""
 
     def __init__(self, root: Root, address: str, expected: str, named: Callable[[str], list[str]]) -> None:
-        """named: the addresses of all buckets of a name, as a rule may say no more of its destination."""
+        """named: returns the addresses of all buckets with a name, since a rule may give only its destination's
+        name."""
         self.root, self.fs, self.address, self.uuid, self._named = root, root.fs, address, expected, named
         whole = Address.parse_bucket(address)
         self.region, self.name = whole.region, whole.name
@@ -228,20 +230,20 @@ class Bucket:
         self.seen: dict[bytes, tuple[int, ...]] = {}
         self._removed = documents.Removed()
         self.trouble = ""
-        """Why it was not usable at the last look; empty when it was."""
+        """The reason why the bucket was unusable when last opened; empty otherwise."""
         self.exposed = ""
-        """That its `.fsrepl` was open to others, and until when, for people; empty where it was not."""
+        """A message for users that `.fsrepl` was open to others, and until when; empty otherwise."""
         self.away = False
-        """It was not there at the last look: its region, or its folder."""
+        """Whether the region or the bucket's folder was missing when last opened."""
         self.ids = clock.VersionIds()
         self.reflinks: bool | None = None
         self.links: bool | None = None
         self.coarse: tuple[int, int] | None = None
-        """A device, and how coarse its filesystem's times are."""
+        """A device, and the granularity of its filesystem's times."""
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The bucket's folder."""
         return self.root.path / self.name
 
     @property
@@ -265,10 +267,10 @@ class Bucket:
         return self.documents.lifecycle
 
     def open(self) -> OpenBucket:
-        """Look again whether this is the bucket we know, read what changed of its documents, and open it.
+        """Verify the bucket's identity, read its changed documents, and open it.
 
-        Raises Unavailable (region or bucket offline, foreign, not ours, documents unreadable) or
-        BucketMissing. Nothing was written.
+        Raises Unavailable (region or bucket offline, foreign, owned by another user, documents unreadable) or
+        BucketMissing. Nothing is written then.
         """
         try:
             found = self._open()
@@ -310,7 +312,7 @@ class Bucket:
         return opened
 
     def _keep_private(self, opened: OpenBucket) -> None:
-        with contextlib.suppress(PermissionError):  # it is somebody else's, and is not believed either
+        with contextlib.suppress(PermissionError):  # another user's folder, which is not trusted either
             if privacy.is_open(self.fs, opened.meta) and self._is_its(opened) and privacy.close(self.fs, opened.meta):
                 self.exposed = (
                     f"others could look into .fsrepl, which holds private and deleted files, until "
@@ -318,7 +320,7 @@ class Bucket:
                 )
 
     def _is_its(self, opened: OpenBucket) -> bool:
-        """Whether what is called `.fsrepl` is this bucket's: whoever owns its folder may give anything that name."""
+        """Whether `.fsrepl` belongs to this bucket: the folder's owner may give that name to anything."""
         with contextlib.suppress(OSError, ValueError):
             found = self.fs.stat(opened.meta, b"bucket.json")
             if stat.S_ISREG(found.st_mode) and found.st_uid in (self.fs.uid, 0):
@@ -337,10 +339,10 @@ class Bucket:
             if fd < 0:
                 continue
             if why := documents.disowned(self.fs, fd):
-                raise Disowned(f"bucket {self.address}: its .fsrepl {why}; what it says is not believed")
+                raise Disowned(f"bucket {self.address}: its .fsrepl {why}; its content is not trusted")
 
     def refresh(self, opened: OpenBucket) -> None:
-        """Read the documents that changed since the last look."""
+        """Read the documents changed since the last call."""
         names = (
             b"bucket.json",
             b"versioning.json",
@@ -358,19 +360,19 @@ class Bucket:
                 if not stat.S_ISREG(found.st_mode):
                     raise DocumentInvalid(f"{what}, but something else; move it away, and put back the file")
                 if found.st_uid not in (self.fs.uid, 0):
-                    raise Disowned(f"{what}, but of uid {found.st_uid}; what it says is not believed")
+                    raise Disowned(f"{what}, but of uid {found.st_uid}; its content is not trusted")
             except FileNotFoundError:
                 mark = ()
             seen[name] = mark
         if seen == self.seen:
             return
-        self.seen = {}  # until all of it has been read
+        self.seen = {}  # until all documents have been read
         try:
             found_uuid = self._document(opened, b"bucket.json", lambda identity: str(identity["uuid"]), "")
             if not found_uuid:
                 raise Unavailable(
                     f"bucket {self.address}: .fsrepl/bucket.json, which says what bucket this is, is gone; if that was "
-                    f"`fsrepl bucket rm {self.address}`, the same again goes on with it; otherwise {self._adopt_hint}"
+                    f"`fsrepl bucket rm {self.address}`, run that again to continue it; otherwise {self._adopt_hint}"
                 )
             if found_uuid != self.uuid:
                 raise Unavailable(
@@ -384,7 +386,7 @@ class Bucket:
         self.seen = seen
 
     def read_documents(self, opened: OpenBucket) -> Documents:
-        """Its documents as they are now. Raises DocumentInvalid."""
+        """The bucket's current documents. Raises DocumentInvalid."""
         self._removed = documents.read_removed(self.fs, opened.meta, self._removed)
         return Documents(
             self._document(opened, b"versioning.json", replication.parse_versioning, Versioning.OFF),
@@ -398,7 +400,7 @@ class Bucket:
         return replication.read_replication(document, source=self.address, named=self._named)
 
     def _document(self, opened: OpenBucket, name: bytes, parse: Callable[[dict[str, object]], T], otherwise: T) -> T:
-        """What a document says; otherwise, where there is none. Raises DocumentInvalid, which names it."""
+        """A parsed document; `otherwise` where it does not exist. Raises DocumentInvalid with the document's name."""
         try:
             found = documents.read_document(self.fs, opened.meta, name)
             return otherwise if found is None else parse(found)
@@ -410,7 +412,7 @@ class Bucket:
             why = f"is not valid: it lacks {error}"
         except (Refused, TypeError) as error:
             why = f"is not valid: {error}"
-        raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; mend the file")
+        raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file")
 
 
 def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
@@ -418,5 +420,5 @@ def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
 
 
 def content_digest(bucket: OpenBucket, fd: int, told: Callable[[int], None] | None = None) -> bytes:
-    """The BLAKE3 of an open file, 32 bytes. told: how many bytes have been hashed."""
+    """The BLAKE3 of an open file, 32 bytes. told: called with the number of bytes hashed."""
     return digests.of_chunks(digests.counted(bucket.fs.chunks(fd), told))

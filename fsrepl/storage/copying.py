@@ -1,4 +1,4 @@
-"""Content copied within a bucket: into a hidden file of its own, by reflink where the filesystem can."""
+"""Copies of content within a bucket, into a hidden file, by reflink where the filesystem supports it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SMALL_BYTES = 1 << 20
 
 
 def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], None] | None = None) -> bytes:
-    """Copy an open file into .fsrepl/tmp, under a name; the BLAKE3 of the copy. Leaves nothing where it fails.
+    """Copy an open file to a name in .fsrepl/tmp; the BLAKE3 of the copy. On failure nothing is left.
 
-    told: how many bytes have been copied and hashed.
+    told: called with the number of bytes copied and hashed.
     """
     to = bucket.fs.create(bucket.tmp, name)
     try:

@@ -1,4 +1,4 @@
-"""JSON documents on disk, read and written safely; who may own them."""
+"""JSON documents on disk: safe reads and writes, and the owners that are trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fsrepl.storage.fs import Fs
 
 @contextlib.contextmanager
 def open_directory(fs: Fs, path: Path) -> Iterator[int]:
-    """A directory by its whole path, for as long as it is needed."""
+    """A directory opened by its whole path, for a `with` block."""
     fd = fs.open_root(path)
     try:
         yield fd
@@ -23,11 +23,11 @@ def open_directory(fs: Fs, path: Path) -> Iterator[int]:
         fs.close(fd)
 
 
-# -- documents: JSON files, replaced whole
+# -- documents: JSON files, replaced as a whole
 
 
 def disowned(fs: Fs, fd: int) -> str:
-    """Why a folder of a store is not the daemon's own, so that others may have written in it; empty where it is."""
+    """The reason why a store's folder is not trusted as the daemon's own; empty where it is."""
     found = fs.stat_fd(fd)
     if found.st_uid in (fs.uid, 0) and not found.st_mode & 0o022:
         return ""
@@ -35,7 +35,7 @@ def disowned(fs: Fs, fd: int) -> str:
 
 
 def read_document(fs: Fs, at: int, name: bytes) -> dict[str, object] | None:
-    """A JSON object, or None where there is no such file. Raises ValueError for anything else in it."""
+    """A JSON object, or None where the file does not exist. Raises ValueError for any other content."""
     try:
         fd = fs.open_read(at, name)
     except FileNotFoundError:
@@ -50,7 +50,7 @@ def read_document(fs: Fs, at: int, name: bytes) -> dict[str, object] | None:
 
 
 def write_document(fs: Fs, at: int, name: bytes, document: object, *, mode: int = 0o600) -> None:
-    """Replace a document in one step, durably."""
+    """Replace a document atomically and durably."""
     write_bytes(fs, at, name, json.dumps(document, indent=2).encode() + b"\n", mode=mode)
 
 
@@ -64,9 +64,9 @@ def write_bytes(
     like: os.stat_result | None = None,
     durable: bool = True,
 ) -> None:
-    """Replace a file in one step; with the owner and mode of another where that is given and can be.
+    """Replace a file atomically. like: a file whose owner and mode are copied where possible.
 
-    durable: whether it matters that a power cut may bring back the one before.
+    durable: whether the new content must survive a power cut.
     """
     staged = b"." + name + b".new"
     with contextlib.suppress(FileNotFoundError):
@@ -75,9 +75,9 @@ def write_bytes(
     try:
         fs.write(fd, data)
         if like is not None:
-            fs.give(fd, like.st_uid, like.st_gid)  # where it can be
+            fs.give(fd, like.st_uid, like.st_gid)  # where permitted
             mode = stat.S_IMODE(like.st_mode)
-        if mode != 0o600:  # which it was made with
+        if mode != 0o600:  # the mode of a new file
             fs.chmod(fd, mode)
         if durable:
             fs.sync_file(fd)
@@ -96,8 +96,8 @@ def remove_document(fs: Fs, at: int, name: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What removed.jsonl names: (key, version id) of each version that was removed for good. Of the file with that
-    inode number so many bytes were read, whole lines."""
+    """Entries of removed.jsonl: the (key, version id) of each permanently removed version. ino: the file's inode
+    number. size: the bytes read so far, all of them whole lines."""
 
     ids: frozenset[tuple[bytes, str]] = frozenset()
     ino: int = -1
@@ -105,9 +105,9 @@ class Removed:
 
 
 def read_removed(fs: Fs, meta: int, known: Removed) -> Removed:
-    """What it names now. known: what it did at the last look; only what was added since is read.
+    """The current entries of removed.jsonl. known: the previous result; only lines added since are read.
 
-    A line cut short by a crash is passed over.
+    A line cut short by a crash is skipped.
     """
     try:
         fd = fs.open_read(meta, b"removed.jsonl")

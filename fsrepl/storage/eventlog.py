@@ -1,9 +1,9 @@
-"""events.jsonl: a line for each event, durable before the record of what it tells, and told once.
+"""events.jsonl: one line per event, durable before the corresponding record, and without repetition.
 
-One process writes it, whoever holds the site's lock. At `max_bytes` the file becomes events.jsonl.1,
-in the place of the one before, and a new one begins. These two are all there is: they say which events
-were written already (after a crash the same news may come again), and they are the queue of those who
-are told (daemon/hooks.py), who read them as `fsrepl events -f` does.
+One process writes the file, the holder of the site's lock. At `max_bytes` the file is renamed to events.jsonl.1,
+replacing the former one, and a new file is started. These two files show which events were already written, since a
+crash may cause an event to be sent again. They are also the queue of the event receivers (daemon/hooks.py), which read
+them as `fsrepl events -f` does.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _ID = re.compile(rb'"x-amz-request-id":"([0-9A-F]+)"')
 
 
 def id_of(line: bytes) -> str:
-    """What tells one event from another; empty for a line that is none of ours."""
+    """The id of an event; empty for a foreign line."""
     found = _ID.search(line)
     return found[1].decode() if found else ""
 
 
 def is_whole(line: bytes) -> bool:
-    """Whether a line is what was meant to be written: a power cut or a full disk may have left a part of it."""
+    """Whether a line is complete: a power cut or a full disk may have left only part of it."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:
@@ -40,22 +40,22 @@ def is_whole(line: bytes) -> bool:
 
 
 class EventLog:
-    """The writer. Any thread may append."""
+    """The writer of events.jsonl. Any thread may append."""
 
     def __init__(self, fs: Fs, state: str, max_bytes: int) -> None:
         self.fs, self.state, self.max_bytes = fs, state, max_bytes
         self.written = threading.Condition()
         """Notified after each append."""
         self.count = 0
-        """How many were written by this process."""
+        """The number of events written by this process."""
         self._known: set[str] | None = None
-        """The ids in events.jsonl, read when they are needed first; and those in the file before it."""
+        """The ids in events.jsonl, read on first use, and those in the previous file."""
         self._known_before: set[str] = set()
 
     def append(self, records: Iterable[Record]) -> int:
-        """Write down what is not there yet; how many that was. Durable when it returns.
+        """Write the records that are not yet in the log, durably; their number.
 
-        Raises OSError where that cannot be done: some may have been written, and none is half believed.
+        Raises OSError on failure: some lines may have been written, and an incomplete line is ignored.
         """
         lines = {id_of(line): line for line in map(_line, records)}
         if not lines:
@@ -76,7 +76,7 @@ class EventLog:
         return len(fresh)
 
     def last_id(self) -> str:
-        """The id of the newest event, empty where there is none."""
+        """The id of the newest event, empty where the log is empty."""
         last = ""
         with Reader(self.state, self.fs) as reader:
             for line in reader.lines():
@@ -90,7 +90,7 @@ class EventLog:
         return self._known
 
     def _write_some(self, at: int, lines: list[bytes]) -> list[bytes]:
-        """Write as many lines as the file has room for, and one in any case into a new one; those that are left."""
+        """Write as many lines as fit the file, and at least one into a new file; the remaining lines."""
         fd = self.fs.append(at, FILE)
         try:
             size = self.fs.stat_fd(fd).st_size
@@ -99,7 +99,7 @@ class EventLog:
                 end += len(lines[number])
                 number += 1
             if number:
-                # What a power cut left of a line gets an end of its own.
+                # A line cut short by a power cut is ended first.
                 self.fs.write(fd, (b"" if self._ends_well(at, size) else b"\n") + b"".join(lines[:number]))
                 self.fs.sync_file(fd)
                 self._look().update(map(id_of, lines[:number]))
@@ -139,7 +139,8 @@ def _ids(fs: Fs, state: str, name: bytes) -> set[str]:
 
 
 def _open(fs: Fs, state: str, name: bytes) -> int | None:
-    """One of the files, None where there is none. Raises Refused(AccessDenied), or Usage where it cannot be read."""
+    """One of the files, None where it does not exist. Raises Refused(AccessDenied), or Usage where it cannot be
+    read."""
     try:
         at = fs.open_root(state)
     except FileNotFoundError:
@@ -159,12 +160,12 @@ def _open(fs: Fs, state: str, name: bytes) -> int | None:
 
 
 class Reader:
-    """Reads the events that are there, oldest first, and then those that come, across rotations."""
+    """A reader of all events, oldest first, and then of new ones, across rotations."""
 
     def __init__(self, state: str, fs: Fs | None = None) -> None:
         self.state, self.fs = state, fs or Fs()
         self._fd: int | None = None
-        self._delay_next_copy = b""
+        self._partial_line = b""
 
     def __enter__(self) -> Reader:
         return self
@@ -178,25 +179,25 @@ class Reader:
             self._fd = None
 
     def lines(self) -> Iterator[bytes]:
-        """What was written since the last call, line by line, without their ends.."""
+        """Lines written since the last call, without line ends."""
         while self._fd is not None or self._follow(None):
             assert self._fd is not None
             yield from self._read(self._fd)
             if not self._is_past():
                 return
-            yield from self._read(self._fd)  # what was written between that read and the rotation
+            yield from self._read(self._fd)  # written between that read and the rotation
             self._follow(self.fs.stat_fd(self._fd))
 
     def _read(self, fd: int) -> Iterator[bytes]:
-        if self.fs.stat_fd(fd).st_size < os.lseek(fd, 0, os.SEEK_CUR):  # somebody emptied it
+        if self.fs.stat_fd(fd).st_size < os.lseek(fd, 0, os.SEEK_CUR):  # the file was truncated
             os.lseek(fd, 0, os.SEEK_SET)
-            self._delay_next_copy = b""
+            self._partial_line = b""
         while data := self.fs.read(fd, 1 << 20):
-            *whole, self._delay_next_copy = (self._delay_next_copy + data).split(b"\n")
+            *whole, self._partial_line = (self._partial_line + data).split(b"\n")
             yield from filter(is_whole, whole)
 
     def _is_past(self) -> bool:
-        """Whether another file has taken the place of the one that is read."""
+        """Whether another file has replaced the one being read."""
         assert self._fd is not None
         present = _open(self.fs, self.state, FILE)
         if present is None:
@@ -207,17 +208,17 @@ class Reader:
             self.fs.close(present)
 
     def _follow(self, last: os.stat_result | None) -> bool:
-        """Open the file that was written after the last one, or the oldest; whether there is one."""
-        # In this order: if a rotation comes between the two, the second is the first again, and nothing is passed over.
+        """Open the file written after the last one, or the oldest; whether one exists."""
+        # In this order, so that a rotation in between yields the present file twice instead of skipping one.
         present, before = (_open(self.fs, self.state, name) for name in (FILE, BEFORE))
         wanted = present if before is None or (last and self._is_read(before, last)) else before
         for fd in {present, before, self._fd} - {wanted, None}:
             assert fd is not None
             self.fs.close(fd)
-        self._fd, self._delay_next_copy = wanted, b""
+        self._fd, self._partial_line = wanted, b""
         return wanted is not None
 
     def _is_read(self, before: int, last: os.stat_result) -> bool:
-        """Whether the file before the present one is the last one read, or an older one (that was removed by hand)."""
+        """Whether the previous file is the last one read, or older (left over after a removal by hand)."""
         found = self.fs.stat_fd(before)
         return found.st_ino == last.st_ino or found.st_mtime_ns < last.st_mtime_ns

@@ -1,12 +1,11 @@
-"""Every system call we make, one verb each, and no opinion about any of them.
+"""System calls: one method each, without decisions.
 
-Paths are a directory's descriptor and a name, so that nobody who can write in a region makes us
-act elsewhere: directories below a region are opened with openat2(2), which refuses symlinks,
-`..` and, inside a bucket, other mounts. Whether something is another mount is asked of the kernel in
-this one way, RESOLVE_NO_XDEV; device numbers do not tell: a bind mount has the same one, a btrfs subvolume
-has its own and is no mount, and on an overlay filesystem a file may have another than its directory.
-The calls that change something are listed in MUTATIONS: a test replaces them to stop the world at any
-one of them.
+A path is a directory's descriptor and a name, so that users who can write in a region cannot redirect an operation.
+Directories below a region are opened with openat2(2), which refuses symlinks, `..` and, inside a bucket, other mounts.
+Only RESOLVE_NO_XDEV identifies another mount. Device numbers do not: a bind mount has the same one, a btrfs subvolume
+has its own and is no mount, and on an overlay filesystem a file's may differ from its directory's.
+
+MUTATIONS lists the calls that change something; a test replaces them to stop at any one of them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import NoReturn
 
 if hasattr(os, "setxattr"):
     _xattr = os
-else:  # Python has these on Linux only
+else:  # Python has these only on Linux
     import xattr as _xattr  # type: ignore[no-redef]
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +32,7 @@ _SYS_OPENAT2, _SYS_FACCESSAT2 = 437, 439
 _SYS_SETGROUPS = {
     "x86_64": 116, "aarch64": 159, "riscv64": 159, "loongarch64": 159, "ppc64le": 81, "s390x": 206,
 }  # fmt: skip
-"""By machine. libc's own setgroups(3) changes all threads, the bare call only the one that makes it."""
+"""The number of setgroups by machine. libc's setgroups(3) changes all threads, the system call only the calling one."""
 _AT_EACCESS, _AT_EMPTY_PATH = 0x200, 0x1000
 _KEEP = -1
 _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
@@ -49,13 +48,13 @@ DEFAULT_ACL = "system.posix_acl_default"
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 DOES_NOT_FIT = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.ENAMETOOLONG})
-"""What setxattr answers for a name or value that is too large here, which is no reason to fail."""
+"""Errors of setxattr for a name or value that is too large here, which are no failure."""
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY})
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 NO_FILE = GONE | {errno.ELOOP, errno.ENXIO}
-"""What opening a name answers where there is no file of that name: nothing, a link, or a socket."""
+"""Errors of opening a name that has no regular file: it is missing, a link, or a socket."""
 LASTING = NO_FILE | {errno.EACCES, errno.EPERM, errno.EXDEV, errno.ENAMETOOLONG}
-"""What opening a name answers, and will again: there is no such file here, or it is not for us. All else may pass."""
+"""Errors of opening a name that do not pass by themselves: there is no such file, or access is denied."""
 
 MUTATIONS = (
     "create",
@@ -107,9 +106,9 @@ _UNSEEN = {
 
 
 def _open_unseen(at: int, path: bytes, how: _OpenHow) -> int:
-    """Open a file or a directory to read, so that its atime stays as it is where we may do that.
+    """Open a file or a directory to read, leaving its atime unchanged where permitted.
 
-    atime is for what its users read: they find unused files by it. Only the owner and root may leave it alone;
+    Users find unused files by atime, so it must show only their reads. Only the owner and root may leave it unchanged;
     others get EPERM, whatever else they may do. Source: open(2), O_NOATIME.
     """
     try:
@@ -150,7 +149,7 @@ def _remove_if_there(fd: int, name: str) -> None:
 
 
 def _on_inode(fd: int, change: Callable[[int | str], object]) -> None:
-    """Do something to an open file; through /proc where it is a descriptor of open_inode, which takes no changes."""
+    """Change an open file; through /proc for a descriptor from open_inode, which does not support changes."""
     try:
         change(fd)
     except OSError as error:
@@ -169,7 +168,8 @@ def _set_thread_groups(groups: list[int]) -> None:
 
 @contextlib.contextmanager
 def _thread_id(change: Callable[[int], int], wanted: int) -> Iterator[None]:
-    """Set the user or the group with which this thread uses files. The call does not say whether it worked: ask it."""
+    """Set the user or group for this thread's file access. The system call reports no failure, so the result is read
+    back."""
     before = change(wanted)
     try:
         if ctypes.c_uint32(change(_KEEP)).value != wanted:
@@ -182,41 +182,41 @@ def _thread_id(change: Callable[[int], int], wanted: int) -> Iterator[None]:
 _REMOTE = frozenset(
     {0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x65735546, 0x01021997, 0x00C36400, 0x5346414F, 0x0BD00BD0}
 )
-"""NFS, SMB 1 to 3, FUSE, 9p, Ceph, AFS, Lustre: f_type of statfs(2) where files live on another machine, or may."""
+"""NFS, SMB 1 to 3, FUSE, 9p, Ceph, AFS, Lustre: f_type of statfs(2) where files are, or may be, on another machine."""
 _CHANGES = 8
 
 
 class Fs:
-    """The machine's filesystems. Every method raises OSError as the kernel answers it."""
+    """The machine's filesystems. Every method raises OSError as the kernel reports it."""
 
     read_only = False
     interrupted = False
-    """The process is about to end: who is in the midst of reading a long file gives up."""
+    """Set when the process is about to end, so that reading a long file is abandoned."""
     released: Callable[[], contextlib.AbstractContextManager[None]] = staticmethod(contextlib.nullcontext)
-    """Around what waits for a disk: other threads may have the interpreter meanwhile. See region/run_lock.py."""
+    """A context around disk waits, during which other threads may run. Source: region/run_lock.py."""
     owner: int | None = None
-    """Whose site this is, where root looks at that of another user: it believes what that user's daemon believes."""
+    """The site's owner, where root inspects another user's site: root then trusts what that user's daemon trusts."""
 
     @property
     def uid(self) -> int:
-        """The user whose stores and documents are believed, beside root."""
+        """The user whose stores and documents are trusted, in addition to root."""
         return os.geteuid() if self.owner is None else self.owner
 
-    # -- looking
+    # -- reading
 
     def open_root(self, path: str | os.PathLike[str]) -> int:
-        """A directory by its whole path, links in it included: for the roots that settings name."""
+        """A directory opened by its whole path, following links: for the roots named in settings."""
         return os.open(path, _DIR | os.O_CLOEXEC)
 
     def open_dir(self, at: int, path: bytes, *, cross: bool = False) -> int:
-        """A directory below another. ELOOP for a symlink on the way, EXDEV for another mount unless cross."""
+        """A directory below another. ELOOP for a symlink in the path, EXDEV for another mount unless cross."""
         if not path:
             path = b"."
         how = _HOW_CROSS if cross else _HOW_WITHIN
         if len(path) < _PATH_MAX:
             return _open_unseen(at, path, how)
         fd, way = -1, at
-        while path:  # a path that is too long for one call, as `cd` and `mkdir` in turns make them
+        while path:  # a path too long for one call, as made by repeated `mkdir` and `cd`
             cut = len(path) if len(path) < _PATH_MAX else path.rindex(b"/", 0, _PATH_MAX)
             try:
                 fd = _open_unseen(way, path[:cut], how)
@@ -227,21 +227,21 @@ class Fs:
         return fd
 
     def open_read(self, at: int, name: bytes) -> int:
-        """A file to read: never a link's target, never waiting for a FIFO's writer. EXDEV where it is another mount.
+        """A file opened to read, without following a link or waiting for a FIFO's writer. EXDEV for another mount.
 
-        EWOULDBLOCK, BlockingIOError, where somebody holds a write lease on it, as file servers do for their clients:
-        it is open for writing. Whoever holds it is asked to give it back, and has to within lease-break-time.
-        Reading changes no atime where we may leave it.
-        Source: open(2), fcntl(2).
+        EWOULDBLOCK, BlockingIOError, where another program has a write lease on the file, as file servers do for their
+        clients: the file is open for writing. The kernel then asks the holder to release the lease within
+        lease-break-time. The atime is unchanged where permitted. Source: open(2), fcntl(2).
         """
         return _open_unseen(at, name, _HOW_READ)
 
     def open_inode(self, at: int, name: bytes) -> int:
-        """A file that need not be readable, never a link's target: to look at and to change mode, owner and times."""
+        """A file that need not be readable, without following a link: to inspect, and to change mode, owner and
+        times."""
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
 
     def is_mount(self, at: int, name: bytes) -> bool:
-        """Whether another filesystem, or a file or directory of this one, is mounted over a name."""
+        """Whether another filesystem, or a file or directory of the same one, is mounted over a name."""
         try:
             os.close(_openat2(at, name, _HOW_LOOK))
         except OSError as error:
@@ -266,25 +266,25 @@ class Fs:
         return os.read(fd, size)
 
     def read_at(self, fd: int, size: int, at: int) -> bytes:
-        """At most so many bytes of a file, leaving the descriptor's own offset alone."""
+        """Up to `size` bytes of a file, without moving the descriptor's offset."""
         return os.pread(fd, size, at)
 
     def read_all(self, fd: int, size_hint: int = 0) -> bytes:
-        """A small file whole."""
+        """The whole content of a small file."""
         wanted = max(size_hint + 1, 65536)
         data = os.read(fd, wanted)
         if len(data) == size_hint < wanted:
-            return data  # a read that comes short of what was asked for has met the end
+            return data  # a short read has reached the end
         parts = [data]
         while data:
             parts.append(data := os.read(fd, wanted))
         return b"".join(parts)
 
     def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
-        """A file from an offset to its end, a mebibyte at a time at most, leaving the descriptor's own offset alone.
+        """The content of a file from an offset on, in chunks of up to one MiB, without moving the descriptor's offset.
 
-        Holes are not read: they come as zeros, apart from the data around them. ECANCELED in the midst of a long
-        one when this is interrupted.
+        Holes are not read: zeros are returned, separate from the data around them. ECANCELED during a long file when
+        interrupted.
         """
         began_at = until = at
         found = os.fstat(fd)
@@ -315,12 +315,12 @@ class Fs:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def next_data(self, fd: int, at: int, size: int) -> tuple[int, int]:
-        """From where to where the next data of a file is that is no hole; both are size where there is none."""
+        """The start and end of a file's next data, skipping holes; both are size where none follows."""
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
             return min(start, size), min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
-            return (size if error.errno == errno.ENXIO else at), size  # elsewhere holes cannot be told
+            return (size if error.errno == errno.ENXIO else at), size  # other systems cannot report holes
 
     def attribute_names(self, fd: int) -> list[str]:
         return _xattr.listxattr(fd)
@@ -338,7 +338,7 @@ class Fs:
         return _attribute_of(fd, name)
 
     def acl(self, fd: int) -> bytes | None:
-        """The access ACL of a file, raw; also of one opened by open_inode."""
+        """The raw access ACL of a file; also for one from open_inode."""
         try:
             return self.attribute(fd, ACL)
         except OSError as error:
@@ -347,13 +347,13 @@ class Fs:
             return _attribute_of(f"/proc/self/fd/{fd}", ACL)
 
     def default_acl(self, fd: int) -> bytes | None:
-        """What a directory gives to everything that is made in it, raw."""
+        """The raw default ACL of a directory, which files created in it inherit."""
         return self.attribute(fd, DEFAULT_ACL)
 
     def is_written(self, fd: int) -> bool | None:
-        """Whether somebody has this file open for writing, by asking for a read lease and giving it back.
+        """Whether any program has this file open for writing, tested by taking a read lease and releasing it.
 
-        None where that cannot be known: not our file, or no leases here. Source: fcntl(2), F_SETLEASE.
+        None where unknown: another owner's file, or no support for leases. Source: fcntl(2), F_SETLEASE.
         """
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
@@ -363,16 +363,16 @@ class Fs:
         return False
 
     def is_remote(self, fd: int) -> bool:
-        """Whether files here live on another machine, or in another program, which makes their times."""
+        """Whether files here are on another machine or in another program, which sets their times."""
         answer = ctypes.create_string_buffer(512)  # a struct statfs, whose first member is f_type, a long
         if _libc.fstatfs(fd, answer):
             raise _fail()
         return ctypes.c_ulong.from_buffer(answer).value in _REMOTE
 
     def change_times(self, at: int) -> list[int]:
-        """The ctimes that a few changes leave which follow each other at once, each looked at before the next.
+        """The ctimes of a few changes made in quick succession, each read before the next change.
 
-        Of an unnamed file: nothing is left of it.
+        The changes affect an unnamed file, of which nothing remains.
         """
         fd = self.create_unnamed(at)
         try:
@@ -385,7 +385,7 @@ class Fs:
             os.close(fd)
 
     def mounts(self) -> bytes:
-        """Where filesystems are mounted, as this process sees it; nothing where that cannot be known.
+        """The mount points that this process sees; empty where unknown.
 
         Source: proc_pid_mountinfo(5): the fifth field of a line, with blanks and the like as octal numbers.
         """
@@ -396,23 +396,22 @@ class Fs:
             return b""
 
     def space(self, fd: int) -> tuple[int, int]:
-        """Bytes free for ordinary users, and bytes in all."""
+        """Bytes free for ordinary users, and the total."""
         found = os.fstatvfs(fd)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     def is_regular(self, found: os.stat_result) -> bool:
         return stat.S_ISREG(found.st_mode)
 
-    # -- as somebody else
+    # -- as another user
 
     @contextlib.contextmanager
     def acting_as(self, uid: int, gid: int) -> Iterator[None]:
-        """What this thread does to files inside is done with the rights of this user and group, and of no other group.
+        """Give this thread's file access the rights of a user and group, and of no other group, inside a `with` block.
 
-        The other threads keep theirs: on Linux these identities belong to a thread. From root to another,
-        the capabilities that override file permissions go with it, and come back. Nothing but looking is
-        done inside. Raises PermissionError where we may not become that. Source: setfsuid(2),
-        capabilities(7), nptl(7).
+        Other threads keep their rights, since on Linux these identities belong to a thread. When root becomes another
+        user, the capabilities that override file permissions are dropped, and restored afterwards. Only checks are made
+        inside. Raises PermissionError where the change is not permitted. Source: setfsuid(2), capabilities(7), nptl(7).
         """
         before = os.getgroups()
         _set_thread_groups([])
@@ -423,9 +422,10 @@ class Fs:
             _set_thread_groups(before)
 
     def may(self, fd: int, wanted: int) -> bool:
-        """Whether this thread, as it is now, may use an open file or directory so: os.R_OK | os.W_OK | os.X_OK.
+        """Whether this thread, with its current rights, has access to an open file or directory: os.R_OK | os.W_OK |
+        os.X_OK.
 
-        libc's own faccessat(3) may ask for the process as it was; the kernel's asks for the thread.
+        libc's faccessat(3) may use the rights of the process; the system call uses the thread's.
         """
         if not _libc.syscall(_SYS_FACCESSAT2, fd, b"", wanted, _AT_EACCESS | _AT_EMPTY_PATH):
             return True
@@ -433,19 +433,19 @@ class Fs:
             return False
         raise _fail()
 
-    # -- changing
+    # -- writing
 
     def create(self, at: int, name: bytes) -> int:
-        """A new file for writing and reading, 0600 whatever the umask."""
+        """A new file opened for reading and writing, 0600 whatever the umask."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, 0o600, dir_fd=at)
 
     def create_unnamed(self, at: int) -> int:
-        """A file for writing that is in no directory, and gone when it is closed. Source: open(2), O_TMPFILE."""
+        """A file opened for writing without a name, which disappears when closed. Source: open(2), O_TMPFILE."""
         return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=at)
 
     def append(self, at: int, name: bytes) -> int:
-        """A file to add to, made 0600 if need be."""
+        """A file opened to append, created with 0600 if missing."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, 0o600, dir_fd=at)
 
@@ -458,7 +458,7 @@ class Fs:
         """Write a new file from its start, leaving holes where a whole chunk is zeros."""
         size, in_hole = 0, False
         for chunk in chunks:
-            # comparing ends at the first byte that is none
+            # the comparison ends at the first nonzero byte
             in_hole = chunk == (_ZEROS if len(chunk) == _CHUNK else _ZEROS[: len(chunk)])
             if in_hole:
                 os.lseek(fd, len(chunk), os.SEEK_CUR)
@@ -481,14 +481,14 @@ class Fs:
         _on_inode(fd, lambda file: _xattr.setxattr(file, ACL, acl))
 
     def remove_acl(self, fd: int) -> None:
-        """Leave a file with its mode alone. Nothing happens where it has no ACL, or there are none here."""
+        """Remove a file's access ACL, leaving its mode. No effect without an ACL or ACL support."""
         _remove_if_there(fd, ACL)
 
     def set_default_acl(self, fd: int, acl: bytes) -> None:
         _xattr.setxattr(fd, DEFAULT_ACL, acl)
 
     def remove_default_acl(self, fd: int) -> None:
-        """Let a directory give nothing to what is made in it. Nothing happens where it gives nothing."""
+        """Remove a directory's default ACL. No effect without one."""
         _remove_if_there(fd, DEFAULT_ACL)
 
     def chmod(self, fd: int, mode: int) -> None:
@@ -498,9 +498,9 @@ class Fs:
         _on_inode(fd, lambda file: os.chown(file, uid, gid))
 
     def give(self, fd: int, uid: int, gid: int) -> bool:
-        """Give a file to an owner; whether that could be. It takes root, and an id that is one here.
+        """Set a file's owner; whether that succeeded. Only root may do so, and only with an id that is mapped here.
 
-        EINVAL is what a user namespace answers that does not map such an id. Source: chown(2), user_namespaces(7).
+        A user namespace returns EINVAL for an unmapped id. Source: chown(2), user_namespaces(7).
         """
         try:
             self.chown(fd, uid, gid)
@@ -523,12 +523,12 @@ class Fs:
         os.rename(name, new_name, src_dir_fd=from_at, dst_dir_fd=to_at)
 
     def rename_new(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
-        """Rename, but EEXIST where the new name is taken."""
+        """Rename a file; EEXIST where the new name exists."""
         if _libc.renameat2(from_at, name, to_at, new_name, _RENAME_NOREPLACE):
             raise _fail(new_name)
 
     def exchange(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
-        """Swap two names in one step: a reader sees the one file or the other. Source: renameat2(2)."""
+        """Exchange two names atomically: a reader sees one file or the other. Source: renameat2(2)."""
         if _libc.renameat2(from_at, name, to_at, new_name, _RENAME_EXCHANGE):
             raise _fail(new_name)
 
@@ -539,13 +539,13 @@ class Fs:
         os.unlink(name, dir_fd=at)
 
     def clone(self, to_fd: int, from_fd: int) -> None:
-        """Make a file share the other's blocks, copy on write; OSError in UNSUPPORTED where that cannot be."""
+        """Make a file share another's blocks, copy on write; OSError in UNSUPPORTED where the filesystem cannot."""
         fcntl.ioctl(to_fd, _FICLONE, from_fd)
 
     def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
-        """Copy bytes, from the same offset, through sendfile(2), which never shares blocks; the number copied.
+        """Copy bytes, to the same offset, with sendfile(2), which never shares blocks; the number copied.
 
-        Not copy_file_range(2): within one filesystem that makes a reflink, and a replica shares no storage.
+        copy_file_range(2) is not used: within one filesystem it makes a reflink, and a replica must share no storage.
         """
         os.lseek(to_fd, at, os.SEEK_SET)
         return os.sendfile(to_fd, from_fd, at, count)
@@ -563,7 +563,7 @@ class Fs:
 
 
 class ReadingFs(Fs):
-    """The same for somebody who only looks: calls that would change something are refused, as on a read-only mount."""
+    """The filesystems for a reader: calls that would change something are refused, as on a read-only mount."""
 
     read_only = True
 

@@ -1,4 +1,4 @@
-"""Intents: which views are about to change, written down durably before the first of them does."""
+"""Intents: views about to change, recorded durably before the first of them changes."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ CURRENT = "current"
 
 
 class Act(enum.StrEnum):
-    """What an intent says is under way."""
+    """Kinds of change that an intent records."""
 
     SHOW = "show"
-    """A view is about to show a version, and nothing where none will be left."""
+    """A view is about to show a version, or to be removed where no version remains."""
     EDIT = "edit"
-    """A view shows that version already, and will have metadata of it that was edited."""
+    """A view already shows that version, and edited metadata is being applied to it."""
     FETCH = "fetch"
-    """A stored version was destroyed, and its content is fetched again."""
+    """A stored version was destroyed, and its content is being fetched again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What is about to become of a view, and how it looked before; was is None where there was none.
+    """The planned change of a view, and its state before; was is None where there was no view.
 
-    version: its id; CURRENT for whichever is the newest then; empty where none will be left.
+    version: its id; CURRENT for the newest at that time; empty where no version remains.
     """
 
     key: bytes
@@ -49,7 +49,7 @@ class Intent:
 
 
 def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
-    """Write down which views are about to change; not durable until synced. The name of the file.
+    """Write an intent file for views about to change, not durable until synced; its name.
 
     Raises OSError, and then leaves no file.
     """
@@ -66,22 +66,23 @@ def write_intents(bucket: OpenBucket, intents: Sequence[Intent]) -> bytes:
 
 
 class Intended:
-    """Views that are changed under an intent, as a `with` block.
+    """A `with` block around changes of views under an intent.
 
-    At its end what was changed is made durable, and then the intent goes. It stays where the block raises, since a
-    view may be behind its version then, and where it is kept. Without a name no view changes, and it does nothing.
+    At the end of the block the changes are made durable, and then the intent is removed. The intent stays where the
+    block raises, since a view may then lag behind its version, and where it is kept. Without a name no view changes,
+    and the block does nothing.
     """
 
     def __init__(self, bucket: OpenBucket, name: bytes) -> None:
         self._bucket, self._name = bucket, name
 
     def keep(self) -> bytes:
-        """The intent outlives the block: what it names is not done yet. The name of its file."""
+        """Keep the intent after the block, because its changes are unfinished; the name of its file."""
         name, self._name = self._name, b""
         return name
 
     def abandon(self) -> None:
-        """Nothing has come of it: it goes at once."""
+        """Remove the intent at once, because no view was changed."""
         if name := self.keep():
             _let_go(self._bucket, name)
 
@@ -97,9 +98,9 @@ class Intended:
 def intend(
     syncer: Syncer, bucket: OpenBucket, intents: Sequence[Intent], staged: Sequence[tuple[int, bytes]] = ()
 ) -> Intended:
-    """Write down durably which views are about to change, and make what is staged for that durable too.
+    """Write an intent for views about to change, and make it and the staged files durable.
 
-    Raises OSError, and then leaves no file: nothing of it has begun.
+    Raises OSError, and then leaves no file, and no view has changed.
     """
     name = write_intents(bucket, intents) if intents else b""
     try:
@@ -113,7 +114,7 @@ def intend(
 
 
 def _let_go(bucket: OpenBucket, name: bytes) -> None:
-    """Remove an intent that says nothing any more. Where it stays, the next start finds nothing to do in it."""
+    """Remove a finished intent. If removal fails, the next start finds nothing to do in it."""
     with contextlib.suppress(OSError):
         drop_intents(bucket, name)
 
@@ -124,7 +125,7 @@ def drop_intents(bucket: OpenBucket, name: bytes) -> None:
 
 
 def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
-    """Every intent file. One that a power cut left unfinished names nothing that has begun."""
+    """Every intent file. One left incomplete by a power cut is empty, since no change began under it."""
     for entry in sorted(bucket.fs.entries(bucket.intents), key=lambda e: e.name):
         name = os.fsencode(entry.name)
         fd = bucket.fs.open_read(bucket.intents, name)
@@ -150,6 +151,6 @@ def _intent_document(intent: Intent) -> dict[str, object]:
 
 def _read_intent(document: dict[str, Any]) -> Intent:
     was = document["was"]
-    racy = bool(was) and was[6:] == [True]  # earlier builds did not say
+    racy = bool(was) and was[6:] == [True]  # absent in earlier builds
     view = View(was[0], was[1], was[2], was[3], was[4], racy, was[5]) if was else None
     return Intent(base64.b64decode(document["key"]), document["version"], view, Act(document["act"]))

@@ -1,8 +1,8 @@
-"""What readers ask of a bucket's trees: its objects, their versions, one record, its content.
+"""Queries on a bucket's trees for readers: objects, their versions, one record, its content.
 
-All of it comes from the version store, which is the truth, and needs neither daemon nor journal.
-Lists are in S3's order: keys ascending, byte by byte, and of one key the newest version first.
-Source: s3-semantics, section 4; the JSON is that of design.md, section 5.
+All results come from the version store, which is the truth, without the daemon or the journal. Lists are in S3's order:
+keys ascending byte by byte, and the newest version of a key first. Source: s3-semantics, section 4; the JSON is that of
+design.md, section 5.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fsrepl.storage.site import Site
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a list: where it begins (after a key, or a version of it), and how long it is; 0: to the end."""
+    """A part of a list: its start (after a key, or a version of it), and its length; 0: to the end."""
 
     after_key: bytes | None = None
     after_version: str = ""
@@ -38,10 +38,10 @@ class Entry:
 
 
 def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Version]]:
-    """The versions and markers of each key that begins with a prefix, newest first; keys in byte order.
+    """The versions and markers of each key with a prefix, newest first; keys in byte order.
 
-    A directory's names are sorted when it is reached, so that memory grows with one directory and not
-    with the bucket. Records that contradict themselves are passed over: `fsrepl verify` names them.
+    A directory's names are sorted when it is reached, so that memory depends on one directory and not on the bucket.
+    Contradictory records are skipped; `fsrepl verify` reports them.
     """
     if bucket.bucket.versioning is Versioning.OFF:
         yield from ([version] for version in unversioned.below(bucket, prefix))
@@ -55,12 +55,12 @@ def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Ver
 
 
 def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version]]:
-    """One directory of the store and all below, in the order of keys."""
+    """The versions in one directory of the store and below, in the order of keys."""
     return versions.in_depth(path, lambda below: _steps(bucket, below, prefix))
 
 
 def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version] | bytes]:
-    """What comes after what in one directory: a key's versions, or a directory, which sorts as its name and a slash."""
+    """The entries of one directory in order: a key's versions, or a directory, which sorts as its name and a slash."""
     files, below = _listed(bucket, path)
     digests = [group for name in below if keys.is_digest(name) for group in _sorted_walk(bucket, keys.join(path, name))]
     digests += _read_all(bucket, path, {n: found for n, found in files.items() if keys.is_digest(n)})
@@ -81,7 +81,7 @@ def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Vers
 
 
 def _sorted_walk(bucket: OpenBucket, path: bytes) -> list[list[Version]]:
-    """Below a directory that is stored under a digest: everything is read before its order is known."""
+    """The versions below a directory stored under a digest: their order is known only after reading all of them."""
     found: list[list[Version]] = []
     todo = [path]
     while todo:
@@ -93,7 +93,7 @@ def _sorted_walk(bucket: OpenBucket, path: bytes) -> list[list[Version]]:
 
 
 def _listed(bucket: OpenBucket, path: bytes) -> tuple[dict[bytes, list[tuple[bytes, keys.StoredName]]], list[bytes]]:
-    """A directory of the store: its stored versions by component, and the directories in it."""
+    """The stored versions by component, and the subdirectories, of a directory of the store."""
     files: dict[bytes, list[tuple[bytes, keys.StoredName]]] = {}
     below = []
     fd = bucket.fs.open_dir(bucket.versions, path)
@@ -112,7 +112,7 @@ def _listed(bucket: OpenBucket, path: bytes) -> tuple[dict[bytes, list[tuple[byt
 def _read_all(
     bucket: OpenBucket, path: bytes, files: Mapping[bytes, Iterable[tuple[bytes, keys.StoredName]]]
 ) -> list[list[Version]]:
-    """The records of stored versions of one directory, a list a key. One removed meanwhile is not there."""
+    """The records of stored versions in one directory, one list per key. Versions removed meanwhile are omitted."""
     groups: dict[bytes, list[Version]] = {}
     fd = bucket.fs.open_dir(bucket.versions, path)
     try:
@@ -127,7 +127,7 @@ def _read_all(
 
 
 def entries(bucket: OpenBucket, prefix: bytes, *, versions: bool, page: Page) -> tuple[list[Entry], bool]:
-    """The entries of one page, and whether there are more. Without versions: current ones that are no markers."""
+    """The entries of one page, and whether more follow. Without versions: current versions that are no markers."""
     out: list[Entry] = []
     for group in versions_below(bucket, prefix):
         key = group[0].key
@@ -147,7 +147,7 @@ def entries(bucket: OpenBucket, prefix: bytes, *, versions: bool, page: Page) ->
 
 
 def find(bucket: OpenBucket, key: bytes, version_id: str | None) -> Entry:
-    """The current version of a key, or the one of that id. Raises Refused as S3 answers (s3-semantics, section 4)."""
+    """The current version of a key, or the one with an id. Raises Refused like S3 (s3-semantics, section 4)."""
     where = f"{bucket.address}/{keys.shown(key)}"
     group = versions_of(bucket, key)
     if not group:
@@ -191,7 +191,7 @@ def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:
 
 
 def content(bucket: OpenBucket, version: Version) -> Iterator[bytes]:
-    """A version's content, hashed before any of it is given out. Raises StoreDamaged where it is not what it was."""
+    """A version's content, hashed before any of it is returned. Raises StoreDamaged where the hash does not match."""
     if bucket.bucket.versioning is Versioning.OFF:
         yield from unversioned.content(bucket, version.key)
         return
@@ -207,16 +207,16 @@ def content(bucket: OpenBucket, version: Version) -> Iterator[bytes]:
         bucket.fs.close(fd)
 
 
-# -- with the site's own conditions
+# -- with checks of the site
 
 
 def open_bucket(site: Site, address: str) -> OpenBucket:
-    """A bucket to read objects from, whether it has versions or not. Raises FsreplError where it is away."""
+    """A bucket opened for reading objects, versioned or not. Raises FsreplError where it is offline."""
     return site.bucket(address).open()
 
 
 def open_versioned(site: Site, address: str) -> OpenBucket:
-    """A bucket to read versions from. Raises Refused(InvalidRequest) for one that never had any."""
+    """A bucket opened for reading versions. Raises Refused(InvalidRequest) for a never-versioned one."""
     bucket: Bucket = site.bucket(address)
     opened = bucket.open()
     if bucket.versioning is Versioning.OFF:

@@ -1,4 +1,4 @@
-"""Mode, owner, times and ACL of an open file: read, and given to another."""
+"""Mode, owner, times and ACL of an open file: read, and set on another one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fsrepl.storage.fs import ACL, UNSUPPORTED
 
 
 def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
-    """What an inode itself says of mode, owner, time and ACL."""
+    """The mode, owner, time and ACL of an inode."""
     return posix_of(found, bucket.fs.acl(fd))
 
 
 def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:
-    """The same, where the ACL is known, or that there is none."""
+    """The mode, owner and time from a stat result, with a known ACL, or none."""
     return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
 
 
@@ -35,11 +35,11 @@ def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes 
 
 
 def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
-    """Give a file an object's owner, ACL, mode and time; what it has then, which may be less.
+    """Set an object's owner, ACL, mode and time on a file; the values it has then, which may differ.
 
-    Order: owner, ACL, mode. A file that was open to others is closed to them first, so that on the way
-    nobody gets in whom neither the old rights nor the new ones let in. Where the owner cannot be set,
-    nobody gains by it: no setuid, no setgid, and the group gets what others have.
+    The order is owner, ACL, mode. A file open to others is closed to them first, so that meanwhile no user has access
+    that neither the old nor the new rights grant. Where the owner cannot be set, access is reduced: no setuid, no
+    setgid, and the group gets the others' bits.
     """
     fs = bucket.fs
     now = inode_posix(bucket, fd, fs.stat_fd(fd))
@@ -58,7 +58,7 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
             if error.errno not in UNSUPPORTED:
                 raise
             mode, acl = access.without_acl(posix), None
-    if acl is None and now.acl is not None:  # a directory's default ACL, where the file is new
+    if acl is None and now.acl is not None:  # inherited from a directory's default ACL by a new file
         fs.remove_acl(fd)
     fs.chmod(fd, mode)
     fs.set_mtime(fd, posix.mtime_ns)

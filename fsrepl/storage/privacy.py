@@ -1,8 +1,8 @@
-"""`.fsrepl` is the daemon's alone: it holds private files, and deleted ones. What opens it to others is undone at once.
+"""Privacy of `.fsrepl`: access by others is withdrawn at once, since it contains private and deleted files.
 
-`chmod -R a+rX` and `setfacl -R` do that without anybody meaning it. Once the folder at the top is closed nobody gets
-to what is below; that is closed after it. Where others could also write nothing is believed any more: the bucket is
-offline until a person has said by a command that it shall be. Source: design.md, section 2.
+`chmod -R a+rX` and `setfacl -R` grant such access by accident. Closing the folder at the top blocks all paths below,
+which are closed next. Where others could also write, the folder is no longer trusted: the bucket is offline until a
+person confirms it by a command. Source: design.md, section 2.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _OTHERS = 0o077
 
 
 def is_open(fs: Fs, fd: int) -> bool:
-    """Whether others than its owner may look into a folder."""
+    """Whether users other than its owner can look into a folder."""
     return bool(fs.stat_fd(fd).st_mode & _OTHERS_READ)
 
 
 def close(fs: Fs, fd: int) -> bool:
-    """Close a folder of the daemon's own to others, if it is open to them; whether it was. Raises OSError.
+    """Close a folder of the daemon to others, if it is open to them; whether it was. Raises OSError.
 
-    That they could write in it stays to be seen of its mode, and lets them do nothing. Another's is left as it is.
+    The mode still shows that others could write, but they no longer can. Another user's folder is unchanged.
     """
     found = fs.stat_fd(fd)
     if not found.st_mode & _OTHERS_READ or found.st_uid not in (fs.uid, 0):
@@ -38,7 +38,7 @@ def close(fs: Fs, fd: int) -> bool:
 
 
 def close_below(fs: Fs, top: int) -> int:
-    """Close all that is below a folder of the daemon's own, but what is a view too; how many were open."""
+    """Close everything below a folder of the daemon, except files that are also views; the number of open ones."""
     closed = 0
     todo = [b""]
     while todo:
@@ -71,13 +71,13 @@ def _close_entry(fs: Fs, at: int, name: bytes, found: os.stat_result) -> None:
 
 
 def command_to_own(path: str, uid: int, gid: int) -> str:
-    """The line to type that makes a bucket's `.fsrepl` the daemon's alone again, but for what is a view too."""
+    """The shell command that makes a bucket's `.fsrepl` the daemon's again, except files that are also views."""
     folder = shlex.quote(os.path.join(path, ".fsrepl"))
     private = r"\( -type d -o -links 1 \)"
     return f"find {folder} {private} -exec chown -h {uid}:{gid} {{}} + -exec chmod u=rwX,go= {{}} +"
 
 
 def command_without(path: str, command: str) -> str:
-    """The line to type that does something to all of a bucket but what is the daemon's. command: as of chmod -R."""
+    """The shell command for all of a bucket except `.fsrepl`. command: as of chmod -R."""
     top = shlex.quote(path)
     return f"find {top} -path {shlex.quote(os.path.join(path, '.fsrepl'))} -prune -o -exec {command} {{}} +"

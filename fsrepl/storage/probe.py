@@ -1,8 +1,8 @@
-"""Questions to a filesystem that may hang, each with a deadline.
+"""Queries to a filesystem that may hang, each with a deadline.
 
-What touches a frozen disk or a dead server waits in the kernel, often where no signal reaches it. A command asks in
-a process of its own that it leaves behind: with a thread that hangs it could not end. The daemon, which stays, asks in
-a thread, and no second time while that thread hangs.
+Access to a frozen disk or a dead server blocks in the kernel, often where no signal reaches it. A command asks in a
+child process that it can leave behind, since a blocked thread would keep it from ending. The daemon, which stays, asks
+in a thread, and does not ask again while that thread is blocked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ANSWER_S = 5.0
 
 Questions = Mapping[str, Callable[[], Any]]
 Asker = Callable[[Questions], dict[str, Any]]
-"""Asks all of them side by side; the answers of those that answered in time."""
+"""A function that asks all questions in parallel; the answers that arrived in time."""
 
 
 def no_answer(within_s: float = ANSWER_S) -> str:
@@ -31,7 +31,7 @@ def no_answer(within_s: float = ANSWER_S) -> str:
 
 
 def silent(questions: Questions, within_s: float = ANSWER_S) -> frozenset[str]:
-    """Those that have no answer in time, however it turns out."""
+    """The questions without an answer in time, whatever the answer is."""
     with selectors.DefaultSelector() as answers:
         asked = {name: _fork(what) for name, what in questions.items()}
         for name, (_, answer) in asked.items():
@@ -44,20 +44,20 @@ def silent(questions: Questions, within_s: float = ANSWER_S) -> frozenset[str]:
     for name, (child, answer) in asked.items():
         os.close(answer)
         if name in missing:
-            os.kill(child, signal.SIGKILL)  # it ends when the filesystem lets go of it, and is init's by then
+            os.kill(child, signal.SIGKILL)  # it ends when the filesystem responds, as a child of init by then
         else:
             os.waitpid(child, 0)
     return frozenset(missing)
 
 
 def _fork(what: Callable[[], object]) -> tuple[int, int]:
-    """Do something in a child; its pid, and a descriptor that can be read when that is done."""
+    """Run a function in a child process; its pid, and a descriptor that becomes readable when it is done."""
     done, mine = os.pipe()
     child = os.fork()
     if child:
         os.close(mine)
         return child, done
-    try:  # whoever reads our output, or waits for our lock, must not wait for a child that hangs
+    try:  # a reader of the output, or a waiter for the lock, must not wait for a blocked child
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(nothing, fd)
@@ -65,11 +65,11 @@ def _fork(what: Callable[[], object]) -> tuple[int, int]:
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         what()
     finally:
-        os._exit(0)  # which closes the pipe
+        os._exit(0)  # closes the pipe
 
 
 def by_process(questions: Questions, within_s: float = ANSWER_S) -> dict[str, Any]:
-    """Ask in processes, and again here where there was an answer."""
+    """Ask in child processes, then again in this one where an answer came."""
     missing = silent(questions, within_s)
     return {name: what() for name, what in questions.items() if name not in missing}
 
@@ -78,7 +78,7 @@ def by_process(questions: Questions, within_s: float = ANSWER_S) -> dict[str, An
 
 
 class Threads:
-    """Asks in threads: one for each question at a time, whoever asks it meanwhile."""
+    """Questions asked in threads, with one thread per question at a time, however often it is asked meanwhile."""
 
     def __init__(self, within_s: float = ANSWER_S) -> None:
         self._within_s = within_s

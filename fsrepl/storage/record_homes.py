@@ -1,11 +1,13 @@
-"""Where the record of a stored version stands, and how it is moved from one home to another.
+"""Homes of a stored version's record, and moves between them.
 
-    ATTRIBUTES  the attributes of its file: user.fsrepl.record, user.fsrepl.deliveries, tags, the object's own
-    INLINE      one attribute, whole, which only we may write: the file is a view too, and its user may write the others
-    SIDECAR     a file beside it, whole, where there is no room for it on the file
+    ATTRIBUTES  attributes of the file: user.fsrepl.record, user.fsrepl.deliveries, tags, the object's own
+    INLINE      one attribute with the whole record, writable only by the daemon: the file is also a view, and its user
+                may write the others
+    SIDECAR     a file with the whole record beside the version, where the file has no room for it
 
-Where there is a sidecar it holds, and else what is inline, whatever the attributes say; they stay as far as they fit,
-for people who look, and for what a copy of the tree leaves out. What held before holds until the new one is there.
+A sidecar takes precedence, then an inline record, over the attributes. The attributes stay as far as they fit, for
+people who inspect them and for copies of the tree without sidecars. The previous home is valid until the new one is
+written.
 """
 
 from __future__ import annotations
@@ -28,22 +30,22 @@ _numbers = itertools.count()
 
 
 class Home(enum.Enum):
-    """Where the record of a stored version stands; of two, the later one here holds."""
+    """Homes of a stored version's record; of two, the later one here takes precedence."""
 
     ATTRIBUTES = enum.auto()
     INLINE = enum.auto()
     SIDECAR = enum.auto()
 
 
-# -- looked at
+# -- reading
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The record of a stored file, and where it stands.
+    """The record of a stored file, and its home.
 
-    on_file: the attributes of the file, whatever home the record has. shared: others may write those: they can reach
-    the file as a view.
+    on_file: the attributes of the file, whatever home the record has. shared: others may write those attributes, since
+    they can reach the file as a view.
     """
 
     fields: Mapping[str, bytes]
@@ -54,13 +56,13 @@ class Seen:
 
 
 def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> Seen:
-    """What is recorded on an open stored file, and beside it. Raises OSError, StoreDamaged."""
+    """The record on an open stored file, or beside it. Raises OSError, StoreDamaged."""
     side = read_sidecar(bucket, at, name)
     names = bucket.fs.attribute_names(fd)
     inline_name = inline_attribute(bucket)
     values = {n: bucket.fs.attribute(fd, n) for n in names if n.startswith("user.") or n == inline_name}
     on_file = {n: value for n, value in values.items() if value is not None}
-    # asked of every file: a view may have been made private before its stored version lost that other name
+    # read for every file: a view may have been made private before its stored version lost its other name
     try:
         inline = read_inline(on_file.get(inline_name))
     except StoreDamaged:
@@ -77,19 +79,20 @@ def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_resul
     return Seen(fields, home, shared, on_file, ACL in names)
 
 
-def is_anothers(seen: Seen, name: bytes, state: bytes) -> bool:
-    """Whether the record of a stored file that has other names is that of another version, which is one of those."""
+def is_anothers(seen: Seen, name: bytes, place: bytes) -> bool:
+    """Whether a hard-linked stored file has the record of another version, one of its other names."""
     stored = keys.parse(name)
-    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, state, stored.id)
+    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, place, stored.id)
 
 
 def is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
-    """Whether nobody but us can write to a stored file, whatever other names it has, as in a backup of hard links."""
+    """Whether only the daemon can write to a stored file, whatever other names it has, as in a backup of hard links."""
     return found.st_uid == bucket.fs.uid and not found.st_mode & 0o077
 
 
 def _believed(bucket: OpenBucket, on_file: Mapping[str, bytes], found: os.stat_result) -> dict[str, bytes]:
-    """The attributes of a stored file as its record. What an inode is, nobody may say who could write that himself."""
+    """The attributes of a stored file as its record. An inode's own metadata is not believed from a user who could
+    write it."""
     fields = record_form.read({name: value for name, value in on_file.items() if name.startswith("user.")})
     if not is_private(bucket, found) and bucket.fs.uid == 0:
         fields.pop(attributes.POSIX, None)
@@ -109,26 +112,26 @@ def read_sidecar(bucket: OpenBucket, at: int, name: bytes) -> dict[str, bytes]:
         fields = attributes.decode_sidecar(bucket.fs.read_all(fd))
     finally:
         bucket.fs.close(fd)
-    fields.pop(attributes.STATUS, None)  # earlier builds wrote it: it is derived
+    fields.pop(attributes.STATUS, None)  # derived; only earlier builds wrote it
     return fields
 
 
 def inline_attribute(bucket: OpenBucket) -> str:
-    """The attribute that holds a whole record, and that nobody but us can write."""
+    """The attribute for a whole record, which only the daemon can write."""
     return attributes.TRUSTED_RECORD if bucket.fs.uid == 0 else attributes.OWN_RECORD
 
 
 def read_inline(value: bytes | None) -> dict[str, bytes] | None:
-    """The record that a file has whole in one attribute, if that is what it has. Raises StoreDamaged."""
+    """The whole record in one attribute of a file, if it has one. Raises StoreDamaged."""
     return None if value is None else record_form.read_whole(value)
 
 
-# -- put on a file
+# -- writing to a file
 
 
 _SHUT = frozenset({errno.EACCES, errno.EPERM})
-"""What a file answers that its mode keeps even its owner from writing to. Then it is a view too: only there its mode
-is the object's."""
+"""Errors from a file whose mode denies writing even to its owner. Such a file is also a view: only there is the mode
+the object's."""
 
 
 def put_values(bucket: OpenBucket, fd: int, values: Mapping[str, bytes], *, shared: bool = False) -> set[str]:
@@ -145,30 +148,30 @@ def put_values(bucket: OpenBucket, fd: int, values: Mapping[str, bytes], *, shar
 
 
 def put_inline(bucket: OpenBucket, fd: int, key: bytes, fields: Mapping[str, bytes]) -> bool:
-    """Write the whole record of a file that others may write to into one attribute; False where that cannot be.
+    """Write the whole record of a file shared with its user into one attribute; False where that fails.
 
-    The key is always in it: the file may be found under other names than its own.
+    The record includes the key, since the file may be found under other names.
     """
     value = record_form.whole({**fields, attributes.KEY: key})
     return not put_values(bucket, fd, {inline_attribute(bucket): value}, shared=True)  # EPERM: root of a container only
 
 
 def shown_of(bucket: OpenBucket, fields: Mapping[str, bytes], home: Home) -> dict[str, bytes]:
-    """What a file that others may write to says of its record, which holds elsewhere.
+    """The attributes to show on a file shared with its user, whose record has another home.
 
-    Not what its inode is: the inode says it, and nobody else is believed.
+    Inode metadata is left out: the inode has it, and no attribute is believed for it.
     """
     if home is Home.INLINE and inline_attribute(bucket) == attributes.RECORD:
         return {}
     needless = {attributes.POSIX}
     if not keys.is_hidden(fields.get(attributes.KEY, b"")) and fields.get(attributes.VERSION_ID) != NULL.encode():
-        needless.add(attributes.KEY)  # the name of the file tells it
+        needless.add(attributes.KEY)  # the file's name contains the key
     said = record_form.on_file({name: value for name, value in fields.items() if name not in needless})
     return {name: value for name, value in said.items() if name in attributes.RECORDS}
 
 
 def write_sidecar(bucket: OpenBucket, name: bytes, fields: Mapping[str, bytes]) -> None:
-    """Stage a sidecar beside a staged file. A full disk shows here as what it is."""
+    """Stage a sidecar beside a staged file. A full disk is reported as such here."""
     fd = bucket.fs.create(bucket.tmp, name + keys.SIDECAR)
     try:
         bucket.fs.write(fd, attributes.encode_sidecar(fields))
@@ -177,12 +180,12 @@ def write_sidecar(bucket: OpenBucket, name: bytes, fields: Mapping[str, bytes]) 
         bucket.fs.close(fd)
 
 
-# -- written, and moved
+# -- writing and moving a record
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """The open file of a stored version: the directory it is in, its name there, and how it is."""
+    """The open file of a stored version: its directory, its name there, and its stat result."""
 
     bucket: OpenBucket
     key: bytes
@@ -196,7 +199,7 @@ class File:
 
 
 def write(file: File, seen: Seen, fields: Mapping[str, bytes], *, stamps_last: bool = False) -> Home:
-    """Make this the record of a stored file; where it stands then."""
+    """Write the record of a stored file; its home then."""
     if seen.shared:
         return move(file, seen, fields, Home.INLINE)
     if seen.home is Home.SIDECAR:
@@ -207,10 +210,11 @@ def write(file: File, seen: Seen, fields: Mapping[str, bytes], *, stamps_last: b
 
 
 def _edit(file: File, before: Mapping[str, bytes], fields: Mapping[str, bytes], *, stamps_last: bool = False) -> bool:
-    """Make the attributes of a file this record; False where they do not take all of it.
+    """Write a record to the attributes of a file; False where they do not all fit.
 
-    What is owed and the stamps, which are in the record, come before the values: a crash in between leaves a view that
-    differs from them, and so the edit is found, and owed, again. stamps_last: the other way round.
+    The deliveries and the edit stamps, which are in the record, are written before the values. After a crash in
+    between, the view differs from the values, so the edit is found again and becomes pending again. stamps_last: the
+    other way round.
     """
     after = record_form.on_file(fields)
     changed = {name: value for name, value in after.items() if before.get(name) != value}
@@ -229,9 +233,9 @@ def _edit(file: File, before: Mapping[str, bytes], fields: Mapping[str, bytes], 
 
 
 def move(file: File, seen: Seen, fields: Mapping[str, bytes], to: Home) -> Home:
-    """Write a whole record down in a home, the one it has or another; where it is then: beside, if there is no room.
+    """Write a whole record to a home, the same or another; its home then: the sidecar if it does not fit.
 
-    What held before holds until the new one is there.
+    The previous home is valid until the new one is written.
     """
     shared = seen.shared or to is Home.INLINE
     if to is Home.INLINE:
@@ -254,29 +258,29 @@ def move(file: File, seen: Seen, fields: Mapping[str, bytes], to: Home) -> Home:
 
 
 def _fill_inline(file: File, seen: Seen, fields: Mapping[str, bytes]) -> bool:
-    """Write a record into one attribute; what is there for people who look makes room for it."""
+    """Write a record into one attribute; attributes shown to people make room for it."""
     if put_inline(file.bucket, file.fd, file.key, fields):
         return True
     shown = (attributes.RECORDS - {inline_attribute(file.bucket)}) & seen.on_file.keys()
-    if not shown or seen.home is Home.ATTRIBUTES:  # there they are the record
+    if not shown or seen.home is Home.ATTRIBUTES:  # they are the record there
         return False
     remove(file.bucket, file.fd, shown, shared=True)
     return put_inline(file.bucket, file.fd, file.key, fields)
 
 
 def _fill(file: File, fields: Mapping[str, bytes]) -> bool:
-    """Make a file's attributes this record, as far as they fit; whether all do."""
+    """Write a record to a file's attributes, as far as they fit; whether all do."""
     before, after = file.bucket.fs.attributes(file.fd), record_form.on_file(fields)
     remove(file.bucket, file.fd, before.keys() - after.keys())
     refused = put_values(file.bucket, file.fd, {n: v for n, v in after.items() if before.get(n) != v})
-    remove(file.bucket, file.fd, refused & before.keys())  # rather none than one that is no longer true
+    remove(file.bucket, file.fd, refused & before.keys())  # a missing attribute is better than an outdated one
     return not refused
 
 
 def _show(file: File, fields: Mapping[str, bytes], home: Home) -> None:
-    """Let a file that others may write to say what its record says, which holds elsewhere, as far as that fits.
+    """Show the record on a file shared with its user, as far as it fits, while the record has another home.
 
-    What is not ours there is the view's, and may have been edited since.
+    Attributes outside the record belong to the view and may have been edited since.
     """
     bucket, inline_name = file.bucket, inline_attribute(file.bucket)
     shown = shown_of(bucket, fields, home)
@@ -292,7 +296,7 @@ def _show(file: File, fields: Mapping[str, bytes], home: Home) -> None:
 
 
 def put_label(file: File, seen: Seen, version: Version) -> None:
-    """Let a stored file that is to be a view tell its version, as views do."""
+    """Write the label to a stored file that is about to be a view."""
     label = attributes.label(version)
     put_values(file.bucket, file.fd, {n: v for n, v in label.items() if seen.on_file.get(n) != v}, shared=True)
 

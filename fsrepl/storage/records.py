@@ -1,12 +1,12 @@
-"""What is recorded of a version, beside its content: where that stands, and how it is changed.
+"""Records of stored versions, read and changed.
 
-Where it stands, and how it is moved, is record_homes.py's. A change of a record is written so that a crash in between
-leaves the old one, or a difference that is found again. Records of earlier builds, each field of which is an attribute
-of its own, are read as these are, and written in today's form with their first change: see model/record_form.py.
+record_homes.py has the homes of a record and the moves between them. A change is written so that a crash leaves the old
+record, or a difference that is found again. Earlier builds wrote each field as a separate attribute. Such records are
+read like current ones, and converted with their first change: see model/record_form.py.
 
-Two stored versions may come to have one inode: jdupes, rdfind and hardlink join files of equal content. The record on
-it is one of theirs at most; the others have lost theirs, and get a file of their own before a record of theirs is
-written. Hard links from elsewhere, as in a backup, are none of that.
+Two stored versions may come to share one inode: jdupes, rdfind and hardlink join files of equal content. The record on
+the inode belongs to at most one of them. Any other has lost its record, and gets a separate file before a record is
+written for it. Hard links from elsewhere, as in a backup, are different.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ log = logging.getLogger("fsrepl")
 _numbers = itertools.count()
 
 
-# -- what a file says
+# -- reading a file
 
 
 def open_file(bucket: OpenBucket, at: int, name: bytes) -> int:
-    """A file of the store, to read; ours also where its mode keeps its owner out, as that of a view that it is too may.
+    """A file of the store, opened to read; also where the mode denies its owner, the daemon, as the mode of a view may.
 
-    For that moment its owner may read it; nobody else gains by it. Raises OSError.
+    The owner gets read access for that moment, and no other user does. Raises OSError.
     """
     try:
         return bucket.fs.open_read(at, name)
@@ -58,7 +58,7 @@ def open_file(bucket: OpenBucket, at: int, name: bytes) -> int:
 
 
 def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
-    """The stored version, by key and id, whose file an open view says it is. To be looked up before it is believed."""
+    """The key and id of the stored version that an open view claims as its file. The caller must check the claim."""
     with contextlib.suppress(StoreDamaged, KeyError, UnicodeDecodeError):
         if fields := record_homes.read_inline(bucket.fs.attribute(fd, record_homes.inline_attribute(bucket))):
             return fields[attributes.KEY], fields[attributes.VERSION_ID].decode()
@@ -66,7 +66,7 @@ def owner(bucket: OpenBucket, fd: int) -> tuple[bytes, str] | None:
 
 
 def is_shared(bucket: OpenBucket, fd: int) -> bool:
-    """Whether people can reach a stored file, or could: it says so, or says nothing any more."""
+    """Whether users can, or could, reach a stored file: its attributes say so, or are all lost."""
     if not any(name.startswith(attributes.OURS) for name in bucket.fs.attribute_names(fd)):
         return True
     try:
@@ -75,13 +75,13 @@ def is_shared(bucket: OpenBucket, fd: int) -> bool:
         return True
 
 
-# -- putting it on a file that is hidden still
+# -- writing to a hidden file
 
 
 def put(bucket: OpenBucket, fd: int, name: bytes, fields: Mapping[str, bytes]) -> bool:
-    """Put a version's record on its hidden file; whether a sidecar had to take it.
+    """Write a version's record to its hidden file; whether a sidecar was needed.
 
-    The sidecar holds all of it; the file keeps what fits, for people who look.
+    The sidecar has the whole record; the file keeps what fits, for people who inspect it.
     """
     if not record_homes.put_values(bucket, fd, record_form.on_file(fields)):
         return False
@@ -90,7 +90,7 @@ def put(bucket: OpenBucket, fd: int, name: bytes, fields: Mapping[str, bytes]) -
 
 
 def put_again(bucket: OpenBucket, fd: int, name: bytes, fields: Mapping[str, bytes]) -> bool:
-    """The same, in the place of what was put there before."""
+    """Write a record to a hidden file again, replacing the former one; whether a sidecar was needed."""
     record_homes.remove_sidecar(bucket, bucket.tmp, name)
     return put(bucket, fd, name, fields)
 
@@ -98,17 +98,16 @@ def put_again(bucket: OpenBucket, fd: int, name: bytes, fields: Mapping[str, byt
 def put_shared(
     bucket: OpenBucket, fd: int, name: bytes, version: Version, *, new: Posix | None = None
 ) -> tuple[Version, bool]:
-    """The same for a hidden file that is, or will be, a view too, so that its owner may write its attributes.
+    """Write a record to a hidden file that is also a view, or will be, so that its owner may write its attributes.
 
-    The version with what the file falls short of, and whether a sidecar had to take the record. The inode's
-    own metadata is the object's, as far as that could be. new: what the inode says, where the file was made
-    just now and has no attributes yet.
+    The version with the file's shortfall, and whether a sidecar was needed for the record. The inode's metadata is the
+    object's, as far as possible. new: the inode's metadata, where the file was just created and has no attributes yet.
     """
     posix = new or inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
-    shown = attributes.of_object(version) | attributes.label(version)  # the object's own first, if room is short
+    shown = attributes.of_object(version) | attributes.label(version)  # the object's come first, in case room is short
     there = {} if new else bucket.fs.attributes(fd)
     for attribute in there:
-        if attributes.is_ours(attribute) and attribute not in shown:  # it came along with a copy of another file
+        if attributes.is_ours(attribute) and attribute not in shown:  # left from a copy of another file
             bucket.fs.remove_attribute(fd, attribute)
     refused = record_homes.put_values(bucket, fd, {n: v for n, v in shown.items() if there.get(n) != v}, shared=True)
     shortfall = metadata.shortfall(version, posix, refused)
@@ -122,15 +121,15 @@ def put_shared(
     return version, True
 
 
-# -- reading it
+# -- reading a record
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored file as it is: what is recorded of it, its inode, its size. Nothing of it is believed yet.
+    """A stored file's record, inode and size, not yet trusted.
 
-    bare: the file has lost its attributes, though the record is elsewhere as well; or it has those of another version,
-    whose file it is too.
+    bare: the file has lost its attributes, though the record also has another home; or it has those of another version
+    that shares the file.
     """
 
     raw: Mapping[str, bytes]
@@ -139,14 +138,14 @@ class Record:
     bare: bool = False
 
     def version(self, key: bytes, stored: keys.StoredName) -> Version:
-        """What it says. key: what its stored path spells. Raises StoreDamaged."""
+        """The version in the record. key: the spelling of its stored path. Raises StoreDamaged."""
         return attributes.decode(key, stored, self.raw, self.inode, self.size)
 
 
 def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
-    """A file of the store, by its directory and name. place: its key, or that as the store spells it.
+    """The record of a file of the store, by directory and name. place: its key, or the store's spelling of it.
 
-    Raises OSError, StoreDamaged (a record or a sidecar that is none).
+    Raises OSError, StoreDamaged (an invalid record or sidecar).
     """
     fd = open_file(bucket, at, name)
     try:
@@ -161,13 +160,14 @@ def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
     return Record(seen.fields, inode, found.st_size, bare)
 
 
-# -- changing it
+# -- changing a record
 
 
 def write_deliveries(bucket: OpenBucket, version: Version, *, plain: bool = False) -> bool:
-    """Write down what a stored version owes now, and leave the rest of its record as it is.
+    """Record the deliveries of a stored version, leaving the rest of its record unchanged.
 
-    plain: its record is known to be attributes of its file, with nobody else to write them; whether that is so still.
+    plain: the record is known to be attributes of its file, writable only by the daemon; the result says whether it
+    still is.
     """
     deliveries = attributes.encode_deliveries(version) if version.deliveries else None
     with _opened(bucket, version) as file:
@@ -177,23 +177,24 @@ def write_deliveries(bucket: OpenBucket, version: Version, *, plain: bool = Fals
         seen = file.look()
         fields = {name: value for name, value in seen.fields.items() if name != attributes.DELIVERIES}
         if not attributes.is_whole(fields, keys.stored_path(version.key), marker=version.marker):
-            fields = attributes.encode(version)  # its user took it off
+            fields = attributes.encode(version)  # its user removed it
         elif deliveries:
             fields[attributes.DELIVERIES] = deliveries
         return record_homes.write(file, seen, fields) is Home.ATTRIBUTES
 
 
 def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
-    """Make the record of a stored version say what this one says; its content stays as it is.
+    """Change the record of a stored version to match `version`; the content is unchanged.
 
-    applied: an edit from elsewhere, whose stamps come last, since they say that the values are there.
+    applied: the edit came from another region, and its stamps are written last, since they claim that the values are
+    there.
     """
     with _opened(bucket, version) as file:
         record_homes.write(file, file.look(), attributes.encode(version), stamps_last=applied)
 
 
 def share(bucket: OpenBucket, version: Version) -> None:
-    """A stored version is about to be a view too: keep its record where the view's owner cannot write."""
+    """Prepare a stored version to be a view too: move its record where the view's owner cannot write."""
     with _opened(bucket, version) as file:
         seen = file.look()
         if seen.home is Home.ATTRIBUTES:
@@ -202,9 +203,9 @@ def share(bucket: OpenBucket, version: Version) -> None:
 
 
 def make_private(bucket: OpenBucket, version: Version) -> None:
-    """A stored version that was a view too, and is nothing else any more, is the daemon's own, and 0600.
+    """Make a stored version private, 0600 and owned by the daemon, after it stopped being a view.
 
-    What its inode said of the object is in its record first. One that still has another name stays as it is.
+    The inode's metadata of the object is recorded first. A file with another name is unchanged.
     """
     with _opened(bucket, version) as file:
         if file.found.st_nlink > 1 or record_homes.is_private(bucket, file.found):
@@ -217,7 +218,8 @@ def make_private(bucket: OpenBucket, version: Version) -> None:
 
 
 def make_room(bucket: OpenBucket, version: Version) -> None:
-    """A view that is the stored file has no room for what is the object's: move the record beside it, if it can be."""
+    """Make room for the object's attributes on a view that is also the stored file: move the record to a sidecar if
+    possible."""
     with _opened(bucket, version) as file:
         seen = file.look()
         if seen.shared and seen.home is not Home.ATTRIBUTES:
@@ -228,7 +230,7 @@ def make_room(bucket: OpenBucket, version: Version) -> None:
 
 
 def tidy(bucket: OpenBucket, version: Version) -> None:
-    """Take a record back from its sidecar, where a view that is the stored file too has room for it again."""
+    """Move a record back from its sidecar, where a view that is also the stored file has room for it again."""
     with _opened(bucket, version) as file:
         seen = file.look()
         if seen.shared and seen.home is Home.SIDECAR:
@@ -236,13 +238,13 @@ def tidy(bucket: OpenBucket, version: Version) -> None:
 
 
 _SEAL = frozenset({attributes.RECORD, attributes.LAST_MODIFIED, attributes.BLAKE3, attributes.KEY})
-"""Without these a record counts as lost, in whatever form it was."""
+"""A record without these counts as lost, in whatever form it was."""
 
 
 def rewrite(bucket: OpenBucket, version: Version) -> None:
-    """Write a stored version's record anew, whatever there is of it. The content stays as it is.
+    """Write a stored version's record anew, whatever remains of the old one. The content is unchanged.
 
-    Until it is there the version counts as one that has lost its record, so that this is done again after a crash.
+    Until the new record is written the version counts as one without a record, so that a crash causes another attempt.
     """
     fields = attributes.encode(version)
     with _opened(bucket, version) as file:
@@ -260,7 +262,7 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
         if seen.shared:
             record_homes.put_values(
                 bucket, file.fd, attributes.of_object(version), shared=True
-            )  # they are gone with ours
+            )  # removed along with the record
             record_homes.move(file, seen, fields, Home.INLINE)
             record_homes.put_label(file, seen, version)
         else:
@@ -270,9 +272,9 @@ def rewrite(bucket: OpenBucket, version: Version) -> None:
 
 @contextlib.contextmanager
 def _opened(bucket: OpenBucket, version: Version) -> Iterator[record_homes.File]:
-    """The file of a stored version.
+    """The open file of a stored version, for a `with` block that writes only this version's record.
 
-    What is written onto it is this version's alone: a file that is another version's too is left to that one.
+    A file shared with another version is left to that one.
     """
     at, name = bucket.stored_file(version.key, version.id, marker=version.marker)
     fd = open_file(bucket, at, name)
@@ -293,10 +295,10 @@ def _opened(bucket: OpenBucket, version: Version) -> Iterator[record_homes.File]
 
 
 def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
-    """Put a private copy with this record in the place of a stored file that is open, durably.
+    """Replace an open stored file by a private copy with this record, durably.
 
-    Raises StoreDamaged where its content is not the version's: whoever wrote that did it through a view, and the two
-    being one file is what tells so.
+    Raises StoreDamaged where its content is not the version's. A user then wrote it through a view, and that they are
+    one file shows it.
     """
     at, name = bucket.stored_file(version.key, version.id, marker=version.marker)
     staged = b"own.%d.%d" % (os.getpid(), next(_numbers))
@@ -322,6 +324,6 @@ def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
         record_homes.remove_sidecar(bucket, at, name)
     bucket.store_changed(version.key)
     log.info(
-        'separated bucket=%s key="%s" version=%s: its file was that of something else too',
+        'separated bucket=%s key="%s" version=%s: its file was shared with something else',
         bucket.address, keys.shown(version.key), version.id,
     )  # fmt: skip

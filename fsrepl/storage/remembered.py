@@ -1,7 +1,7 @@
-"""Each bucket's documents as they were last read, kept in the site's state.
+"""Copies of each bucket's documents as last read, in the site's state.
 
-A bucket whose .fsrepl is lost, as to `rsync --delete` or `git clean -fdx`, is made again with them. They are copies:
-nothing is ever read from here while the bucket has its own.
+A bucket whose .fsrepl is lost, as to `rsync --delete` or `git clean -fdx`, is restored from them. While the bucket has
+its own documents, the copies are not read.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ IDENTITY, VERSIONING, REPLICATION = b"bucket.json", b"versioning.json", b"replic
 LIFECYCLE, RULES, REMOVED = b"lifecycle.json", b"rules.json", b"removed.jsonl"
 DOCUMENTS = (VERSIONING, REPLICATION, LIFECYCLE, RULES, REMOVED, IDENTITY)
 SETTINGS = (VERSIONING, REPLICATION, LIFECYCLE)
-"""Those that a person has made, and that hold for another disk too."""
+"""Documents made by a person, which also apply to another disk."""
 
 
 class Keeper:
-    """Keeps the documents of one bucket; asked again and again, it copies those that have changed."""
+    """Keeper of one bucket's copies; each call copies the documents that changed."""
 
     def __init__(self) -> None:
         self._kept: Mapping[bytes, tuple[int, ...]] | None = None
         self._missing: frozenset[bytes] = frozenset()
 
     def keep(self, site: Site, bucket: OpenBucket) -> None:
-        """Keep what has changed since the last look. Raises OSError, FsreplError.
+        """Copy documents that changed since the last call. Raises OSError, FsreplError.
 
-        A document that is gone is forgotten once two looks in a row say so, and not at all where the store or
-        versioning.json is gone as well: then somebody is removing .fsrepl.
+        The copy of a missing document is deleted after two calls in a row find it missing. It is kept where the store
+        or versioning.json is missing as well, since .fsrepl is then being removed.
         """
         seen = bucket.bucket.seen
         if seen == self._kept and not self._missing:
@@ -44,7 +44,7 @@ class Keeper:
             other = known[IDENTITY] not in (None, found[IDENTITY])
             if not other and known[VERSIONING] is not None and (found[VERSIONING] is None or bucket.versions < 0):
                 return
-            if other:  # of another bucket, which had this name
+            if other:  # the copies belong to another bucket, which had this name
                 for name in DOCUMENTS:
                     remove_document(site.fs, at, _copy(bucket.address, name))
                 known = dict.fromkeys(DOCUMENTS)
@@ -59,7 +59,7 @@ class Keeper:
 
 
 def put_back(site: Site, address: str, meta: int, names: Collection[bytes]) -> list[bytes]:
-    """Write those of a bucket's documents into its .fsrepl that are not there and are remembered; which they are."""
+    """Write the remembered documents that are missing from a bucket's .fsrepl; the names of those written."""
     put = []
     with site.open_state() as at:
         for name in names:
@@ -71,19 +71,19 @@ def put_back(site: Site, address: str, meta: int, names: Collection[bytes]) -> l
 
 
 def has(site: Site, address: str, name: bytes) -> bool:
-    """Whether a document of a bucket is remembered."""
+    """Whether a bucket's document is remembered."""
     with site.open_state() as at:
         return _read(site.fs, at, _copy(address, name)) is not None
 
 
 def document(site: Site, address: str, name: bytes) -> dict[str, object] | None:
-    """A document of a bucket as it is remembered; None where it is not. Raises ValueError where it is no JSON."""
+    """A bucket's document as remembered; None without one. Raises ValueError where it is no JSON."""
     with site.open_state() as at:
         return read_document(site.fs, at, _copy(address, name))
 
 
 def identity(site: Site, bucket: Bucket) -> dict[str, object] | None:
-    """What a bucket said that it is; None where that is not remembered."""
+    """The identity of a bucket as remembered; None without one."""
     with site.open_state() as at, contextlib.suppress(ValueError):
         found = read_document(site.fs, at, _copy(bucket.address, IDENTITY))
         if found is not None and found.get("uuid") == bucket.uuid:
@@ -92,14 +92,14 @@ def identity(site: Site, bucket: Bucket) -> dict[str, object] | None:
 
 
 def forget(site: Site, address: str) -> None:
-    """The bucket was removed."""
+    """Delete the copies of a removed bucket's documents."""
     with site.open_state() as at:
         for name in DOCUMENTS:
             remove_document(site.fs, at, _copy(address, name))
 
 
 def _copy(address: str, name: bytes) -> bytes:
-    """The name of a copy in the state. No name of a region or bucket has a comma."""
+    """The name of a copy in the state. Names of regions and buckets have no comma."""
     return os.fsencode(address.replace("/", ",")) + b"," + name
 
 

@@ -1,8 +1,7 @@
-"""A region's root directory, known by the identity file in it.
+"""A region's root directory, verified by its identity file.
 
-A region's root without its identity file, or with another's, is offline: nothing is read from it and
-nothing written into it. So a mount that is missing is an outage and never a mass delete. Source: design.md,
-sections 2 and 3 (G8, G9).
+A root without an identity file, or with a foreign one, is offline: nothing is read from it or written to it. A missing
+mount is therefore an outage and never a mass delete. Source: design.md, sections 2 and 3 (G8, G9).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ REGION_IDENTITY = b".fsrepl-region.json"
 
 @dataclass(slots=True)
 class Identities:
-    """Which site this is, and which regions and buckets it has attached: what each must say that it is."""
+    """The identities of the site and of the regions and buckets attached to it."""
 
     site: str = ""
     regions: dict[str, str] = field(default_factory=dict)
@@ -31,17 +30,19 @@ class Identities:
 
 
 class Root:
-    """The root directory of a region of the site. The site keeps the attributes as its settings say."""
+    """The root directory of a region of the site. The site sets the attributes to match its settings."""
 
     def __init__(self, fs: Fs, now: Clock, identities: Identities, settings: RegionSettings) -> None:
         self.fs, self.now, self.settings = fs, now, settings
         self._identities = identities
         self.left = ""
-        """That the site no longer names the region, for people; empty while it does."""
+        """A message for users that the site no longer names the region; empty while it does."""
         self.silent = False
-        """It gave no answer when a command asked: nothing of it is touched, or the command would hang as well."""
+        """Whether the region did not answer a command's query: it is then not accessed, since the command would hang
+        too."""
         self.keeps_private = False
-        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
+        """Whether a folder private to the daemon is closed again where others can read it; set for the process that
+        does the work."""
         self._checked: tuple[int, ...] = ()
 
     @property
@@ -62,7 +63,7 @@ class Root:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
-        """The root, known to be the one we expect. Raises Unavailable where it is away or another's."""
+        """The root, with its identity verified. Raises Unavailable where it is offline or foreign."""
         if self.left:
             raise Usage(self.left)
         if self.silent:

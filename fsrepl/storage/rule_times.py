@@ -1,4 +1,4 @@
-"""Since when each rule of a bucket is in effect."""
+"""The time from which each rule of a bucket is in effect."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fsrepl.storage.documents import write_document
 
 
 def note_rules(bucket: OpenBucket, now_ns: int) -> bool:
-    """Write down since when each rule is in effect, where that changed; whether it did.
+    """Record the time from which each rule is in effect, where that changed; whether it did.
 
-    By the clock for people, and as the ctime of the configuration's file, which the ctimes of
-    objects found by a scan can be compared with.
+    The record has the clock time, for people, and the ctime of the configuration's file, to compare with the ctimes of
+    objects found by a scan.
     """
     documents = bucket.bucket.documents
     wanted = {}

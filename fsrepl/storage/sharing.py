@@ -1,4 +1,4 @@
-"""Whether a version and its view share storage."""
+"""Sharing of storage between a version and its view."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fsrepl.storage import staging
 from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
-# -- how view and store share
+# -- sharing of storage by view and store
 
 
 def can_reflink(bucket: OpenBucket) -> bool:
-    """Whether this bucket's filesystem shares blocks between files; asked once, by trying."""
+    """Whether this bucket's filesystem shares blocks between files, found by one trial."""
     known = bucket.bucket.reflinks
     if known is None:
         fs, a, b = bucket.fs, staging.token(), staging.token()
@@ -38,7 +38,7 @@ def can_reflink(bucket: OpenBucket) -> bool:
 
 
 def can_link(bucket: OpenBucket) -> bool:
-    """Whether a file can have two names here, as on some FUSE filesystems none can; asked once, by trying."""
+    """Whether a file can have two names here, found by one trial; some FUSE filesystems do not support it."""
     known = bucket.bucket.links
     if known is None:
         fs, names = bucket.fs, (staging.token(), staging.token())
@@ -65,10 +65,10 @@ def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
         return False
     if not can_link(bucket):
         return False
-    # without privilege, a file that its owner may not read and write cannot be kept with its record
+    # without privilege, a file that its owner may not read and write cannot hold its record
     return os.geteuid() == 0 or posix is None or posix.mode & 0o600 == 0o600
 
 
 def receives_writes(bucket: Bucket) -> bool:
-    """A bucket that users write into, as far as that can be known: one that is replicated from."""
+    """Whether users write into a bucket, as far as known: it is a source of replication."""
     return bucket.replication is not None

@@ -1,8 +1,8 @@
-"""A site's regions and buckets, found on disk and checked before anything is believed of them.
+"""A site's regions and buckets, found on disk and verified before use.
 
-A region without its identity file, or with another's, is offline: nothing is read from it and
-nothing written into it. The same goes for a bucket whose folder or documents are not ours. So a
-mount that is missing is an outage and never a mass delete. Source: design.md, sections 2 and 3 (G8, G9).
+A region without an identity file, or with a foreign one, is offline: nothing is read from it or written to it. A bucket
+with a foreign folder or documents is offline as well. A missing mount is therefore an outage and never a mass delete.
+Source: design.md, sections 2 and 3 (G8, G9).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fsrepl.storage.root import Identities, Root
 
 
 class Site:
-    """The settings, and the regions and buckets they name."""
+    """The site's settings, and the regions and buckets they name."""
 
     def __init__(self, settings: Settings, fs: Fs | None = None, now: Clock | None = None) -> None:
         self.fs, self.now = fs or Fs(), now or clock.system_clock()
@@ -45,7 +45,7 @@ class Site:
 
     @settings.setter
     def settings(self, settings: Settings) -> None:
-        """Follow other settings: the regions that they name are where they say."""
+        """Apply new settings, including the paths of regions."""
         self._settings = settings
         for name, region in settings.regions.items():
             if name in self.roots:
@@ -58,12 +58,13 @@ class Site:
 
     @property
     def uuid(self) -> str:
-        """Which site this is: a region says which one it belongs to."""
+        """The site's identity, which each of its regions records."""
         return self.identities.site
 
     @property
     def keeps_private(self) -> bool:
-        """Whether what is the daemon's alone is closed again where others can read it: by whoever does the work."""
+        """Whether folders private to the daemon are closed again where others can read them; set for the process that
+        does the work."""
         return self._keeps_private
 
     @keeps_private.setter
@@ -74,7 +75,7 @@ class Site:
 
     @property
     def silent(self) -> frozenset[str]:
-        """Regions that gave no answer when a command asked."""
+        """Regions that did not answer a command's query."""
         return frozenset(name for name, root in self.roots.items() if root.silent)
 
     # -- the site's own folder
@@ -84,7 +85,7 @@ class Site:
         return str(self.settings.state)
 
     def load_identities(self) -> None:
-        """Read identities.json. Raises Usage where it is not readable; a site without one knows no region yet."""
+        """Read identities.json. Raises Usage where it is unreadable; without the file no region is attached yet."""
         path = os.path.join(self.state, "identities.json")
         try:
             with open(path, encoding="utf-8") as file:
@@ -117,7 +118,7 @@ class Site:
 
     @contextlib.contextmanager
     def open_state(self) -> Iterator[int]:
-        """The folder of the site's own state, 0700, made if need be."""
+        """The folder of the site's state, 0700, created if missing."""
         try:
             os.makedirs(self.state, mode=0o700, exist_ok=True)
             fd = self.fs.open_root(self.state)
@@ -131,7 +132,7 @@ class Site:
     # -- regions
 
     def open_region(self, name: str) -> contextlib.AbstractContextManager[int]:
-        """A region's root, known to be the one we expect. Raises Unavailable where it is away or another's."""
+        """A region's root, with its identity verified. Raises Unavailable where it is offline or foreign."""
         root = self.roots.get(name)
         if root is None:
             raise Usage(self._no_region(name))
@@ -141,7 +142,7 @@ class Site:
         return f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}"
 
     def unattached(self) -> list[str]:
-        """What to do for each region whose buckets this site does not know, as after its state was lost."""
+        """The remedy for each region whose buckets this site does not know, as after its state was lost."""
         return [
             self.roots[name].not_attached
             for name in sorted(self.settings.regions)
@@ -152,14 +153,14 @@ class Site:
         return ", ".join(sorted(self.settings.regions)) or "none"
 
     def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
-        """Find out which regions give no answer. For commands: in processes of their own."""
+        """Find the regions that do not answer, using child processes. For commands."""
         questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
         silent = probe.silent(questions, within_s)
         for name, root in self.roots.items():
             root.silent = name in silent
 
     def _look_into(self, region: str) -> None:
-        """Touch what a reading command touches first."""
+        """Access the files that a reading command accesses first."""
         os.path.realpath(self.settings.regions[region].path)
         for bucket in self.buckets.values():
             if bucket.region == region:
@@ -175,14 +176,14 @@ class Site:
             return False
 
     def role(self, name: str) -> Role:
-        """A replication role, as its file says. Raises OSError, ValueError (not JSON), Refused."""
+        """A replication role from its file. Raises OSError, ValueError (not JSON), Refused."""
         with open(self.settings.roles / f"{name}.json", encoding="utf-8") as file:
             return roles.parse_role(json.load(file), name)
 
     # -- buckets
 
     def bucket(self, address: str) -> Bucket:
-        """Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
+        """A bucket by its address. Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
         region = Address.parse_bucket(address).region
         if region not in self.settings.regions:
             raise Usage(self._no_region(region))
@@ -200,17 +201,17 @@ class Site:
         return sorted(address for address, bucket in self.buckets.items() if bucket.region == region)
 
     def named(self, name: str) -> list[str]:
-        """The addresses of all buckets of a name."""
+        """The addresses of all buckets with a name."""
         return sorted(address for address, bucket in self.buckets.items() if bucket.name == name)
 
     def look(self) -> None:
-        """Read the documents of every bucket that can be read; the others keep their trouble."""
+        """Read the documents of every readable bucket; the others keep the reason of their trouble."""
         for bucket in self.buckets.values():
             with contextlib.suppress(FsreplError), bucket.open():
                 pass
 
     def sources_of(self, address: str) -> list[str]:
-        """Buckets whose configuration replicates into this one."""
+        """The buckets whose configuration replicates into this one."""
         return [
             b.address
             for b in self.buckets.values()
@@ -219,7 +220,7 @@ class Site:
 
 
 def ignore_in_git(fs: Fs, meta: int) -> None:
-    """Have git pass over .fsrepl, where a bucket is a git repository or lies in one."""
+    """Make git ignore .fsrepl, where a bucket is a git repository or inside one."""
     with contextlib.suppress(FileExistsError):
         fd = fs.create(meta, b".gitignore")
         try:

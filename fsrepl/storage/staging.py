@@ -1,4 +1,4 @@
-"""Names in .fsrepl/tmp, and what a crash left there."""
+"""Staged files in .fsrepl/tmp: their names, and removal after a crash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsrepl.storage.bucket import BARRIER, OpenBucket
 
 
 def sweep(bucket: OpenBucket) -> int:
-    """Remove what an earlier process left in .fsrepl/tmp; how much there was."""
+    """Remove an earlier process's files from .fsrepl/tmp; their number."""
     swept = 0
     for entry in list(bucket.fs.entries(bucket.tmp)):
         name = os.fsencode(entry.name)
@@ -29,7 +29,7 @@ _numbers = itertools.count()
 
 
 def token() -> bytes:
-    """A name for something in .fsrepl/tmp that no other staging uses."""
+    """A unique name for a staged file in .fsrepl/tmp."""
     return b"%d.%d" % (os.getpid(), next(_numbers))
 
 

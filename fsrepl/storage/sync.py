@@ -1,4 +1,4 @@
-"""Making a batch durable: one syncfs, or fsyncs side by side."""
+"""Durability of a batch: one syncfs, or parallel fsyncs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SLOW_S = 0.02
 _FEW = 8
 
 
-# -- making things durable
+# -- durability
 
 
 class Syncer:
-    """One syncfs for a batch; fsyncs side by side for a small one while syncfs has lately been slow.
+    """Durability of a batch by one syncfs, or by parallel fsyncs if it is small and syncfs was slow lately.
 
-    syncfs waits for everybody's data: 8 to 450 ms beside a busy writer, where an fsync took 1. The fsyncs have
-    threads of their own: a lane may take minutes, or itself wait for the region that waits here. Each filesystem has
-    its own, since one that hangs keeps them.
+    syncfs waits for all data of the filesystem: 8 to 450 ms beside a busy writer, where an fsync took 1. The fsyncs
+    have separate threads, since a background worker may take minutes, or wait for the region that waits here. Each
+    filesystem has separate threads, since one that hangs blocks them.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,8 @@ class Syncer:
             return self._threads[device]
 
     def staged(self, bucket: OpenBucket, names: Sequence[tuple[int, bytes]]) -> None:
-        """Make staged files survive a power cut: (directory, name) each. Raises OSError: write them again then."""
+        """Make staged files, each (directory, name), survive a power cut. Raises OSError; the files must then be
+        written again."""
         if len(names) <= _FEW and time.monotonic() < self._slow_until.get(bucket.device, 0.0):
             with bucket.fs.released():
                 list(self._threads_of(bucket.device).map(lambda at: _sync_name(bucket, *at), names))

@@ -1,11 +1,10 @@
-"""How far a file's times can be believed: pure but for the one probe.
+"""Reliability of a file's times: pure except for one probe.
 
-A view that looks as it was recorded is believed to have the content that was recorded. That holds only if any
-later change leaves other times. It does not where times are coarse: before Linux 6.13 they move with the tick of
-the clock, up to 10 ms; with ext4 inodes of 128 bytes, ext3, HFS+ and some servers they are whole seconds, on FAT
-even ones. The clock that they come from may also lie a tick behind the clock that a program reads. So a view
-that was recorded within that span of its own change is racy: a scan reads it before it believes it.
-Source: design.md, section 7, Capture.
+A view that looks as recorded is assumed to have the recorded content. That holds only if any later change leaves other
+times. It fails where times are coarse: before Linux 6.13 they change with the clock's tick, up to 10 ms; with ext4
+inodes of 128 bytes, ext3, HFS+ and some servers they are whole seconds, on FAT even ones. Their clock may also be one
+tick behind the clock that a program reads. A view recorded within that span after a change is therefore racy: a scan
+reads its content instead of trusting its times. Source: design.md, section 7, Capture.
 """
 
 from __future__ import annotations
@@ -18,26 +17,26 @@ from fsrepl.storage.fs import Fs
 
 SECOND_NS = 1_000_000_000
 TICKS_NS = 20_000_000
-"""Two ticks of the slowest clock there is: times that move with it, and lag behind it."""
+"""Two ticks of the slowest clock: the granularity of times that change with it, and their delay behind it."""
 WHOLE_NS = 2 * SECOND_NS + TICKS_NS
-"""Whole seconds, also where only every other one is used, and a clock that lags."""
+"""Granularity of whole seconds, or of even ones, including a clock's delay."""
 
 
 def coarse_ns(fs: Fs, at: int) -> int:
-    """How far apart two changes may be, below an open directory, and still leave equal times: asked by a probe.
+    """The longest interval between two changes below an open directory that may leave equal times, found by a probe.
 
-    Where files live on another machine, ours sees their times late, whatever a probe says.
+    Times of files on another machine are seen here with delay, whatever a probe shows.
     """
     if fs.is_remote(at):
         return WHOLE_NS
     try:
         return of_changes(fs.change_times(at))
-    except OSError:  # no unnamed files here, or no room for one
+    except OSError:  # no support for unnamed files, or no space
         return TICKS_NS
 
 
 def of_changes(ctimes_ns: Sequence[int]) -> int:
-    """The same, from the times that changes left which followed each other at once and were looked at one by one."""
+    """The granularity of times, from the ctimes of successive changes that were each read before the next."""
     if all(each % SECOND_NS == 0 for each in ctimes_ns):
         return WHOLE_NS
     return 0 if all(a != b for a, b in itertools.pairwise(ctimes_ns)) else TICKS_NS
@@ -46,7 +45,8 @@ def of_changes(ctimes_ns: Sequence[int]) -> int:
 def is_racy(ctime_ns: int, now_ns: int, coarse_ns: int) -> bool:
     """Whether a change after now may leave this same ctime.
 
-    One without a fraction of a second is taken for coarse on any filesystem: old inodes may have no room for it.
+    A ctime without a fraction of a second counts as coarse on any filesystem, since old inodes may have no room for
+    one.
     """
     if ctime_ns % SECOND_NS == 0:
         coarse_ns = max(coarse_ns, WHOLE_NS)
@@ -54,10 +54,10 @@ def is_racy(ctime_ns: int, now_ns: int, coarse_ns: int) -> bool:
 
 
 def may_hide_a_write(found: os.stat_result, now_ns: int, coarse_ns: int) -> bool:
-    """Whether content that is written after now may leave all of a file's times as they are.
+    """Whether a write after now may leave all of a file's times unchanged.
 
-    A write sets mtime to the same time as ctime: where these lie apart, it shows, however fresh the ctime is that
-    our own attributes left.
+    A write sets mtime to the same time as ctime. Where these differ, the write shows, however recent a ctime caused by
+    fsrepl's attributes is.
     """
     apart_ns = abs(found.st_ctime_ns - found.st_mtime_ns)
     whole = found.st_ctime_ns % SECOND_NS == 0

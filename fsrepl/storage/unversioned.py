@@ -1,7 +1,7 @@
-"""A bucket that was never versioned, as S3 shows one: each file is the only version of its key, called `null`.
+"""Objects of a never-versioned bucket, as in S3: each file is the only version of its key, with the id `null`.
 
-It has no store and nothing watches it, so that all there is to say of an object is read from its file,
-when somebody asks. Source: s3-semantics, section 4, the column "never versioned".
+Such a bucket has no store and is not watched, so an object is read from its file on each request. Source: s3-semantics,
+section 4, the column "never versioned".
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from fsrepl.storage.view_file import open_view, open_view_if_there
 
 
 def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
-    """The objects whose keys begin with a prefix, in byte order; without digests, which would take long."""
+    """The objects whose keys have a prefix, in byte order, without digests, which would take long."""
     top, _ = keys.split(prefix)
     yield from versions.in_depth(top, lambda path: _readable(bucket, path, prefix))
 
 
 def in_directory(bucket: OpenBucket, path: bytes) -> Iterator[Version | bytes]:
-    """The same of one directory, with the directories in it, by their paths."""
+    """The objects of one directory, and the paths of its subdirectories."""
     return _readable(bucket, path, b"")
 
 
 def _readable(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
-    """The same as _steps; a directory that cannot be read, or not any more, shows nothing."""
+    """The entries of `_steps`; an unreadable or removed directory has none."""
     with contextlib.suppress(OSError):
         yield from _steps(bucket, path, prefix)
 
 
 def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
-    """What comes after what in one directory: an object, or a directory to go through."""
+    """The entries of one directory in order: objects, and subdirectories to enter."""
     fd = bucket.fs.open_dir(bucket.fd, path)
     try:
         found: list[tuple[bytes, os.stat_result | None]] = []
@@ -74,7 +74,7 @@ def has(bucket: OpenBucket, key: bytes) -> bool:
 
 
 def read(bucket: OpenBucket, key: bytes) -> Version | None:
-    """All that can be said of one object; None where no file has this key."""
+    """The version of one object, from its file; None where no file has this key."""
     if not has(bucket, key):
         return None
     with open_view_if_there(bucket, key, NO_FILE) as view:

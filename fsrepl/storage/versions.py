@@ -1,8 +1,7 @@
-"""One bucket's versions and markers: stage, publish, read, list, remove.
+"""Versions and markers of one bucket: stage, publish, read, list, remove.
 
-A version is written whole in .fsrepl/tmp, with every attribute on it, and appears in the store
-by a rename: it is complete or absent, and its content never changes afterwards. Only metadata
-and deliveries do (storage/records.py).
+A version is written completely in .fsrepl/tmp, with all attributes, and is renamed into the store. It is therefore
+complete or absent, and its content never changes afterwards. Only metadata and deliveries change (storage/records.py).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A version that lies complete in .fsrepl/tmp, hidden. ino tells whether a view shares its inode."""
+    """A complete hidden version in .fsrepl/tmp."""
 
     version: Version
     name: bytes
@@ -37,7 +36,7 @@ class Staged:
 
 
 def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> Staged:
-    """Make a file in .fsrepl/tmp that holds a version's content that version."""
+    """Turn a file in .fsrepl/tmp with a version's content into that version, staged."""
     fd = bucket.fs.open_read(bucket.tmp, name)
     try:
         return Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
@@ -64,7 +63,7 @@ def discard(bucket: OpenBucket, staged: Staged) -> None:
 def publish(bucket: OpenBucket, staged: Staged) -> None:
     """Rename a staged version into the store. Its data must be durable already; the caller syncs the names.
 
-    A null version takes the place of the null version or null marker before it, as in S3.
+    A null version replaces the former null version or null marker, as in S3.
     """
     version = staged.version
     directory, last = keys.split(version.key)
@@ -84,10 +83,10 @@ def publish(bucket: OpenBucket, staged: Staged) -> None:
 
 
 def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
-    """Make the record of a stored version say what this one says. applied: see records.amend.
+    """Change the record of a stored version to match `version`. applied: see records.amend.
 
-    Where its view is the same file, and its mode would keep a daemon that is not root from its own store,
-    the version gets a file of its own first.
+    Where the view is the same file, and its mode would exclude a daemon that is not root from its store, the version
+    gets a separate file first.
     """
     if version.posix is not None and version.posix.mode & 0o600 != 0o600 and os.geteuid() != 0:
         fd = open_version(bucket, version.key, version.id, marker=version.marker)
@@ -101,9 +100,9 @@ def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False)
 
 
 def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> None:
-    """A view that was a version's own file is gone: see records.make_private.
+    """Make a version's file private after its view was removed, as in records.make_private, where possible.
 
-    It is done where it can be. Nobody else gets to the file in any case, since .fsrepl is the daemon's alone.
+    No other user reaches the file in any case, since .fsrepl is private to the daemon.
     """
     with contextlib.suppress(OSError, StoreDamaged):
         version = read(bucket, key, version_id, marker=False)
@@ -112,7 +111,7 @@ def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> None:
 
 
 def remove(bucket: OpenBucket, version: Version) -> None:
-    """Remove a version's file, its sidecar after it, and the directories of the store that this empties."""
+    """Remove a version's file, then its sidecar, then directories of the store that became empty."""
     directory, last = keys.split(version.key)
     path = keys.stored_directory(directory)
     with contextlib.suppress(FileNotFoundError):
@@ -139,7 +138,7 @@ def _unlink_if_there(bucket: OpenBucket, at: int, name: bytes) -> None:
 
 
 def remember_removed(bucket: OpenBucket, *gone: Version) -> None:
-    """Write down, durably and before it happens, that versions are removed for good. Source: s3-semantics, 9.8."""
+    """Record durably, in advance, that versions are removed permanently. Source: s3-semantics, 9.8."""
     lines = [json.dumps({"key": os.fsdecode(version.key), "version": version.id}).encode() + b"\n" for version in gone]
     fd = bucket.fs.append(bucket.meta, b"removed.jsonl")
     try:
@@ -167,7 +166,7 @@ def _ends_well(bucket: OpenBucket, name: bytes, size: int) -> bool:
 
 
 def open_version(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> int:
-    """The stored file of a version, to read. FileNotFoundError where there is none."""
+    """The stored file of a version, opened to read. FileNotFoundError where there is none."""
     return records.open_file(bucket, *bucket.stored_file(key, version_id, marker=marker))
 
 
@@ -182,9 +181,9 @@ def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False
 
 
 def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
-    """Whether a file is that of a stored version: a view that is has two names.
+    """Whether a file is that of a stored version, as a view with two names is.
 
-    Two files of one bucket may have the same inode number: those of btrfs subvolumes, and of an overlay's layers.
+    Two files of one bucket may have the same inode number: in different btrfs subvolumes, or layers of an overlay.
     """
     try:
         stored = bucket.fs.stat(*bucket.stored_file(version.key, version.id, marker=version.marker))
@@ -196,13 +195,13 @@ def is_file_of(bucket: OpenBucket, version: Version, found: os.stat_result) -> b
 
 
 def is_beside(bucket: OpenBucket, key: bytes) -> bool:
-    """Whether a key's versions and its view lie where one file can have both names: not in two btrfs subvolumes."""
+    """Whether one file can be both a key's version and its view: they are not in two btrfs subvolumes."""
     directory = keys.split(key)[0]
     try:
         view = bucket.fs.stat_fd(bucket.views.get(directory))
     except OSError as error:
         if error.errno in LASTING:
-            return True  # it is gone, or a link, and tells nothing
+            return True  # a missing file or a link shows nothing
         raise
     return bucket.fs.stat_fd(bucket.stored_directory(directory)).st_dev == view.st_dev
 
@@ -225,9 +224,9 @@ def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName
 
 
 def in_depth(top: bytes, steps: Callable[[bytes], Iterator[T | bytes]]) -> Iterator[T]:
-    """What is found in a directory and all below. steps: what comes after what in one, bytes being a directory in it.
+    """All results in a directory and below. steps: the ordered entries of a directory, bytes being a subdirectory.
 
-    Without recursion: trees may be deep.
+    The walk does not recurse, since trees may be deep.
     """
     under_way = [steps(top)]
     while under_way:
@@ -241,7 +240,7 @@ def in_depth(top: bytes, steps: Callable[[bytes], Iterator[T | bytes]]) -> Itera
 
 
 def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, keys.StoredName]]]]:
-    """Every directory of the store: its stored path, a descriptor, and the versions and markers in it."""
+    """Every directory of the store: its stored path, a descriptor, and its versions and markers."""
     todo = [b""]
     while todo:
         path = todo.pop()
@@ -264,7 +263,7 @@ def stream(
 ) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
     """Every version and marker, one at a time however large a directory is: its stored path, a descriptor, its name.
 
-    What is removed meanwhile is passed over, and what is added may be. unreadable is told of directories that are so.
+    Files removed meanwhile are omitted, and added ones may be. unreadable: called for each unreadable directory.
     """
     todo = [b""]
     while todo:
@@ -290,7 +289,7 @@ def stream(
 
 
 def read_all(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[Version]:
-    """The record of every version and marker, in no order. Raises StoreDamaged for one that contradicts itself."""
+    """The record of every version and marker, in no order. Raises StoreDamaged for a contradictory one."""
     for path, fd, found in walk(bucket):
         for name, stored in found:
             guess = keys.join(path, stored.name)
@@ -303,7 +302,8 @@ def read_all(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[Version]:
 
 
 def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool) -> Version | None:
-    """The record of a version or a marker; None where there is none. Raises StoreDamaged where that is gone."""
+    """The record of a version or a marker; None where it does not exist. Raises StoreDamaged where the record is
+    lost."""
     try:
         record = records.read(bucket, *bucket.stored_file(key, version_id, marker=marker), key)
     except OSError as error:
@@ -316,12 +316,12 @@ def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool)
 
 
 def ensure_whole(version: Version) -> Version:
-    """The version, if its record has what it needs. Raises RecordLost where attributes were stripped."""
+    """The version, if its record is complete. Raises RecordLost where its attributes are lost."""
     if is_stripped(version):
         raise RecordLost(f"version {version.id} has lost its attributes; `fsrepl verify --repair` rebuilds them")
     return version
 
 
 def is_stripped(version: Version) -> bool:
-    """Whether a version, as read, has lost its record. (A marker's tells less: see its attributes.)"""
+    """Whether a version, as read, has lost its record. (A marker's record is shorter: see its attributes.)"""
     return not version.marker and not version.digest

@@ -1,4 +1,4 @@
-"""The file that people see of a key, opened to be looked at."""
+"""The file of a view, opened to be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 
 @dataclass(frozen=True, slots=True)
 class ViewFile:
-    """A key's visible file, open to read, and how it was when it was opened."""
+    """An open view, and its stat result when opened."""
 
     bucket: OpenBucket
     fd: int
@@ -24,13 +24,13 @@ class ViewFile:
         return self.bucket.fs.is_regular(self.found)
 
     def digest(self) -> bytes:
-        """The BLAKE3 of its content, 32 bytes."""
+        """The BLAKE3 of the view's content, 32 bytes."""
         return content_digest(self.bucket, self.fd)
 
 
 @contextlib.contextmanager
 def open_view(bucket: OpenBucket, key: bytes) -> Iterator[ViewFile]:
-    """A key's visible file, while it is looked at. Raises OSError where it cannot be opened."""
+    """A key's view, open for a `with` block. Raises OSError where it cannot be opened."""
     directory, name = keys.split(key)
     fd = bucket.fs.open_read(bucket.views.get(directory), name)
     try:
@@ -41,7 +41,7 @@ def open_view(bucket: OpenBucket, key: bytes) -> Iterator[ViewFile]:
 
 @contextlib.contextmanager
 def open_view_if_there(bucket: OpenBucket, key: bytes, absent: Container[int]) -> Iterator[ViewFile | None]:
-    """The same; None where it cannot be opened for one of these error numbers. errno.errorcode holds them all."""
+    """A key's view, or None where opening fails with one of these error numbers; errno.errorcode contains all."""
     with contextlib.ExitStack() as stack:
         try:
             view = stack.enter_context(open_view(bucket, key))

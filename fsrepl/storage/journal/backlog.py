@@ -1,4 +1,4 @@
-"""The journal's view of what waits for each destination."""
+"""Queries for pending deliveries requested by backfills."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fsrepl.storage.journal.rows import Counts, Delivery
 
 
 class Backlog:
-    """What backfills owe, read a portion at a time."""
+    """Pending deliveries of backfills, read one page at a time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def ways(self, source: str) -> list[tuple[str, str]]:
-        """(destination, rule) wherever backfills of a source owe something."""
+        """The (destination, rule) pairs for which a source has pending backfill deliveries."""
         rows = self._connection.execute(
             "SELECT DISTINCT destination, rule FROM delivery INDEXED BY pending "
             "WHERE status = 'PENDING' AND bucket = ? AND batch > ''",
@@ -24,7 +24,7 @@ class Backlog:
         return rows.fetchall()
 
     def of_rule(self, source: str, destination: str, rule: str, limit: int) -> list[Delivery]:
-        """Some of what backfills owe one destination by one rule."""
+        """Up to `limit` pending backfill deliveries to one destination by one rule."""
         rows = self._connection.execute(
             f"{DELIVERY} INDEXED BY pending "
             "WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' AND rule = ? LIMIT ?",
@@ -33,7 +33,7 @@ class Backlog:
         return [deliveries.delivery_in(self._connection, row) for row in rows]
 
     def is_backlogged(self, destination: str) -> bool:
-        """Whether any backfill owes a destination anything."""
+        """Whether any backfill delivery is pending for a destination."""
         query = (
             "SELECT 1 FROM delivery WHERE status = 'PENDING' AND bucket = ? AND destination = ? AND batch > '' LIMIT 1"
         )
@@ -42,7 +42,7 @@ class Backlog:
         )
 
     def read(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
-        """What backfills owe along one way: job by job, each from its oldest version on."""
+        """Pending backfill deliveries from a source to a destination: job by job, oldest version first."""
         last = (after.job, after.created_ns, after.id, after.key) if after else ("", 0, "", b"")
         rows = self._connection.execute(
             f"{DELIVERY} INDEXED BY pending WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
@@ -52,7 +52,7 @@ class Backlog:
         return [deliveries.delivery_in(self._connection, row) for row in rows]
 
     def job_counts(self, source: str, job: str) -> dict[str, Counts]:
-        """Status to what there is of it, of the deliveries that a backfill asked for."""
+        """Counts by status of the deliveries that a backfill requested."""
         rows = self._connection.execute(
             "SELECT status, count(*), CAST(total(size) AS INTEGER) FROM delivery "
             "WHERE bucket = ? AND batch = ? AND batch != '' GROUP BY status",
@@ -69,9 +69,9 @@ class Backlog:
         return [deliveries.delivery_in(self._connection, row) for row in rows]
 
     def job_deliveries(self, source: str, job: str, after: Delivery | None, limit: int) -> list[Delivery]:
-        """The deliveries that a backfill asked for, by key and version."""
+        """The deliveries that a backfill requested, by key and version."""
         last = (after.key, after.id, after.destination) if after else (b"", "", "")
-        # the plus sign keeps SQLite from finding them all first, by their job, and sorting them
+        # the plus sign keeps SQLite from selecting all of a job first and sorting them
         rows = self._connection.execute(
             f"{DELIVERY} WHERE bucket = ? AND (key, id, destination) > (?, ?, ?) AND +batch = ? "
             "ORDER BY key, id, destination LIMIT ?",

@@ -1,6 +1,6 @@
 """The journal's SQLite connection: its schema, transactions, and the numbers of buckets.
 
-One process writes, each thread in transactions; anybody may read.
+One process writes, each thread in transactions; any process may read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 _SCHEMA_VERSION = 6
 _LOCKED_MAX_S = 60.0
-"""How long another program may keep the journal locked, as one that copies it does, before that is a fault."""
+"""The time for which another program, such as a backup, may keep the journal locked before that is an error."""
 _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
@@ -41,11 +41,11 @@ CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tra
 CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch != '';
 """
 _INODES = "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL"
-"""A journal of an earlier build is given it when it is opened."""
+"""Added to a journal of an earlier build when it is opened."""
 
 
 class Connection:
-    """All methods raise sqlite3.Error where the file is damaged: remove it, and rebuild."""
+    """An open journal file. All methods raise sqlite3.Error where the file is damaged; delete it then, and rebuild."""
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self.path = path
@@ -92,19 +92,19 @@ class Connection:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of it or nothing, one thread at a time. One inside another is part of the outer one."""
+        """A transaction, one thread at a time. A nested one is part of the outer one."""
         with self.guard:
             if self._db.in_transaction:
                 yield
                 return
-            self._db.execute("BEGIN IMMEDIATE")  # what only reads first would not wait for who holds the lock
+            self._db.execute("BEGIN IMMEDIATE")  # a transaction that begins by reading would not wait for the lock
             ids, names = dict(self.ids), dict(self.names)
             try:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
                 self.ids, self.names = ids, names
-                if self._db.in_transaction:  # after some faults SQLite has rolled back by itself
+                if self._db.in_transaction:  # after some errors SQLite has already rolled back
                     self._db.execute("ROLLBACK")
                 raise
 
@@ -112,6 +112,6 @@ class Connection:
         self._db.close()
 
     def copy_to(self, other: Connection) -> None:
-        """Make another one the same as this one."""
+        """Copy this journal's content into another."""
         self._db.backup(other._db)
         other.ids, other.names = dict(self.ids), dict(self.names)

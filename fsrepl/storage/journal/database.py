@@ -1,8 +1,8 @@
-"""The index of the trees: SQLite, and disposable.
+"""The journal: a disposable SQLite index of the trees.
 
-It answers what would take a walk to find out: the current version of a key, what its view looked
-like when last seen, and what is pending. Nothing is only here: repair/reconcile.py rebuilds it from the trees
-when it is missing or damaged. One process writes it, each thread in transactions; anybody may read.
+Queries that would otherwise need a walk of the trees: the current version of a key, how its view looked when last seen,
+and pending deliveries. The journal has no data of its own: repair/reconcile.py rebuilds it from the trees when it is
+missing or damaged. One process writes, each thread in transactions; any process may read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fsrepl.storage.journal.versions import Versions
 
 
 class Journal(Connection):
-    """All methods raise sqlite3.Error where the file is damaged: remove it, and rebuild."""
+    """The open journal. All methods raise sqlite3.Error where the file is damaged; delete it then, and rebuild."""
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
@@ -38,7 +38,7 @@ class Journal(Connection):
     # -- buckets
 
     def bucket_id(self, address: str, uuid: str = "") -> int:
-        """The number of a bucket; rows of another bucket that had this address go."""
+        """The number of a bucket; rows of another bucket with the same address are deleted."""
         number = self.ids.get(address)
         if number is None:
             cursor = self.execute("INSERT INTO bucket (address, uuid) VALUES (?, ?)", (address, uuid))
@@ -55,7 +55,7 @@ class Journal(Connection):
         return address in self.ids
 
     def scanned_ns(self, address: str) -> int:
-        """When the last scan of a bucket began of which all finds are recorded; 0 where there was none."""
+        """The start of a bucket's last completely recorded scan; 0 without one."""
         row = self.execute("SELECT scanned FROM bucket WHERE address = ?", (address,)).fetchone()
         return row[0] if row else 0
 
@@ -63,7 +63,7 @@ class Journal(Connection):
         self.execute("UPDATE bucket SET scanned = ? WHERE address = ?", (began_ns, address))
 
     def skipped(self, address: str) -> int:
-        """How many entries of a bucket are no objects, as it was last seen."""
+        """The number of entries in a bucket that are no objects, when last seen."""
         row = self.execute("SELECT skipped FROM bucket WHERE address = ?", (address,)).fetchone()
         return row[0] if row else 0
 
@@ -71,14 +71,14 @@ class Journal(Connection):
         self.execute("UPDATE bucket SET skipped = ? WHERE address = ?", (number, address))
 
     def tree(self, address: str) -> str:
-        """Which tree of a bucket the journal was last made from, whole; empty where that is not known."""
+        """The identity of the tree from which a bucket's rows were last completely built; empty where unknown."""
         return self.fact(f"tree {address}")
 
     def set_tree(self, address: str, tree: str) -> None:
         self.set_fact(f"tree {address}", tree)
 
     def forget_trees(self) -> None:
-        """From now on nothing is believed before it was read again."""
+        """Forget all trees, so that every bucket is read again before its rows are trusted."""
         self.execute("DELETE FROM fact WHERE name LIKE 'tree %'")
 
     def forget_bucket(self, address: str, *, tables: Sequence[str] = ("version", "object", "delivery")) -> None:
@@ -106,13 +106,14 @@ _PASSING = frozenset(
 
 
 def is_passing(error: sqlite3.Error) -> bool:
-    """Whether it is the disk, or another program, and not the journal: it is tried again, and nothing is rebuilt."""
+    """Whether an error comes from the disk or another program, so that it is tried again and the journal is not
+    rebuilt."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _PASSING
 
 
 @contextlib.contextmanager
 def faults_told(path: str) -> Iterator[None]:
-    """A fault of the disk that the journal is on, as Unavailable and in words."""
+    """A context in which a fault of the journal's disk is raised as Unavailable, with a readable message."""
     try:
         yield
     except sqlite3.Error as error:
@@ -122,11 +123,12 @@ def faults_told(path: str) -> Iterator[None]:
 
 
 def open_or_replace(path: str) -> Journal:
-    """The journal, new and empty where it is missing, damaged or of another version; nobody else's to read.
+    """The journal, readable only by its owner; new and empty where it was missing, damaged or of another format
+    version.
 
     Raises Unavailable where another program holds its lock.
     """
-    with contextlib.suppress(OSError):  # what is wrong with it, SQLite says; its other files take the mode of this one
+    with contextlib.suppress(OSError):  # SQLite reports any error; its other files take this file's mode
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         return Journal(path)
@@ -142,7 +144,7 @@ def open_or_replace(path: str) -> Journal:
 
 
 def in_memory(addresses: Iterable[tuple[str, str]], like: Journal | None = None) -> Journal:
-    """A journal for a reader to add to: empty, or a copy of another one."""
+    """A journal in memory for a reader to add to: empty, or a copy of another one."""
     journal = Journal(":memory:")
     if like is not None:
         like.copy_to(journal)

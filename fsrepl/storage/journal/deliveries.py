@@ -1,4 +1,4 @@
-"""The journal's tables of deliveries."""
+"""The journal's table of deliveries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.rows import Counts, Delivery
 
 AT = "WHERE bucket = ? AND key = ? AND id = ? AND destination = ?"
-# That a delivery is late is said once, however often its row is written meanwhile.
+# The announcement that a delivery is late is kept, however often its row is written meanwhile.
 PUT_DELIVERY = """
 INSERT INTO delivery VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (bucket, key, id, destination) DO UPDATE SET
@@ -37,7 +37,7 @@ def delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
 
 
 OF_BUCKET = {"PENDING": "INDEXED BY pending", "FAILED": "INDEXED BY failed"}
-"""By status, how those of one bucket are found: SQLite would rather go through all that it ever delivered."""
+"""The index for one bucket's deliveries, by status: otherwise SQLite scans all deliveries the bucket ever had."""
 DELIVERY = (
     "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
     "operation FROM delivery"
@@ -45,7 +45,7 @@ DELIVERY = (
 
 
 def put_all(connection: Connection, address: str, versions: Iterable[Version]) -> None:
-    """Write the deliveries of versions of one bucket."""
+    """Record the deliveries of versions of one bucket."""
     number = connection.ids[address]
     connection.executemany(PUT_DELIVERY, [row for version in versions for row in delivery_rows(number, version)])
 
@@ -64,7 +64,7 @@ def _at(connection: Connection, delivery: Delivery) -> tuple[Any, ...]:
 
 
 class Deliveries:
-    """What versions owe to destinations, and what became of it."""
+    """Pending, failed and completed deliveries of versions to destinations."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -76,11 +76,11 @@ class Deliveries:
         put_all(self._connection, address, versions)
 
     def drop(self, delivery: Delivery) -> None:
-        """The version that was owed is gone: nothing is left to show a status on."""
+        """Delete a delivery whose version was removed, so that no version can show its status."""
         self._connection.execute(f"DELETE FROM delivery {AT}", _at(self._connection, delivery))
 
     def note(self, delivery: Delivery, status: Status, reason: str, now_ns: int) -> None:
-        """What became of a delivery, where its own version cannot say so."""
+        """Record the outcome of a delivery whose version cannot be updated."""
         self._connection.execute(
             f"UPDATE delivery SET status = ?, reason = ?, since = ?, due = NULL {AT}",
             (str(status), reason, now_ns, *_at(self._connection, delivery)),
@@ -93,7 +93,7 @@ class Deliveries:
         )
 
     def unfinished(self, source: str, key: bytes) -> dict[str, Status]:
-        """By version id, what is PENDING or FAILED of a key; FAILED where it is both."""
+        """PENDING or FAILED by version id, for the versions of a key; FAILED where both apply."""
         rows = self._connection.execute(
             "SELECT id, status FROM delivery WHERE bucket = ? AND key = ? AND status != 'COMPLETED'",
             (self._connection.ids.get(source), key),
@@ -105,8 +105,8 @@ class Deliveries:
         return found
 
     def late(self, now_ns: int, limit: int) -> list[Delivery]:
-        """Pending deliveries that have missed their threshold, and of which that was not told yet."""
-        with self._connection.guard:  # asked by a thread that must not hold up the others while one of them commits
+        """Pending deliveries that missed their threshold and are not yet reported."""
+        with self._connection.guard:  # called by a thread that must not block the others during a commit
             rows = self._connection.execute(
                 f"{DELIVERY} WHERE due IS NOT NULL AND due <= ? AND status = 'PENDING' ORDER BY due LIMIT ?",
                 (now_ns, limit),
@@ -114,7 +114,7 @@ class Deliveries:
         return [delivery_in(self._connection, row) for row in rows]
 
     def is_unannounced(self, delivery: Delivery) -> bool:
-        """Whether a delivery has a threshold, and it was not told yet that this was missed."""
+        """Whether a delivery has a threshold whose miss is not yet reported."""
         return (
             self._connection.execute(
                 f"SELECT 1 FROM delivery {AT} AND due IS NOT NULL", _at(self._connection, delivery)
@@ -123,15 +123,15 @@ class Deliveries:
         )
 
     def announced(self, late: Iterable[Delivery]) -> None:
-        """It was told that these are late."""
+        """Record these late deliveries as reported."""
         self._connection.executemany(
             f"UPDATE delivery SET due = NULL {AT}", [_at(self._connection, delivery) for delivery in late]
         )
 
     def tracked(self, source: str, rule: str) -> list[Delivery]:
-        """The pending live deliveries of a rule that are followed by its metrics."""
+        """The pending live deliveries that a rule's metrics track."""
         rows = self._connection.execute(
-            f"{DELIVERY} INDEXED BY tracked "  # SQLite would rather look through all that the bucket ever delivered
+            f"{DELIVERY} INDEXED BY tracked "  # otherwise SQLite scans all deliveries the bucket ever had
             "WHERE bucket = ? AND rule = ? AND status = 'PENDING' AND tracking != '' AND batch = ''",
             (self._connection.ids.get(source), rule),
         )
@@ -143,7 +143,7 @@ class Deliveries:
         )
 
     def count_pending(self, source: str, newest_ns: int, key: bytes | None = None) -> int:
-        """How many deliveries of a bucket, or a key, are pending of versions that are no newer than that."""
+        """The number of pending deliveries of a bucket, or a key, of versions no newer than newest_ns."""
         by, and_key = (OF_BUCKET["PENDING"], "") if key is None else ("", " AND key = ?")
         rows = self._connection.execute(
             f"SELECT count(*) FROM delivery {by} WHERE status = 'PENDING' AND bucket = ? AND created <= ?{and_key}",
@@ -155,7 +155,7 @@ class Deliveries:
         self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b"",
         live: bool = False,
     ) -> Iterator[Delivery]:  # fmt: skip
-        """Deliveries by key and version; with live those that no backfill asked for."""
+        """Deliveries by key and version; with live, only those that no backfill requested."""
         where, values = ["batch = ''" if live else "1"], list[Any]()
         for column, value in (
             ("bucket", self._connection.ids.get(source, -1) if source else None),
@@ -164,7 +164,7 @@ class Deliveries:
         ):
             if value is None:
                 continue
-            if isinstance(value, Status):  # spelled out, or SQLite does not see that a partial index has it
+            if isinstance(value, Status):  # written as a literal, so that SQLite uses a partial index
                 where.append(f"{column} = '{value}'")
             else:
                 where.append(f"{column} = ?")
@@ -175,7 +175,7 @@ class Deliveries:
         return (delivery_in(self._connection, row) for row in rows if row[1].startswith(prefix))
 
     def counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
-        """(destination, rule, status) to what there is of it."""
+        """Counts of deliveries by (destination, rule, status)."""
         rows = self._connection.execute(
             "SELECT destination, rule, status, count(*), CAST(total(size) AS INTEGER), min(since) FROM delivery "
             "WHERE bucket = ? GROUP BY destination, rule, status",
@@ -184,7 +184,7 @@ class Deliveries:
         return {(d, r, s): Counts(n, b, o) for d, r, s, n, b, o in rows}
 
     def live_pending_counts(self, address: str) -> dict[tuple[str, str], Counts]:
-        """(destination, rule) to what is pending of live replication, backfills left out."""
+        """Counts of pending live deliveries, without backfills, by (destination, rule)."""
         rows = self._connection.execute(
             "SELECT destination, rule, count(*), CAST(total(size) AS INTEGER), min(since) FROM delivery "
             "WHERE bucket = ? AND status = 'PENDING' AND batch = '' GROUP BY destination, rule",
@@ -193,7 +193,7 @@ class Deliveries:
         return {(d, r): Counts(n, b, o) for d, r, n, b, o in rows}
 
     def failed_counts(self, address: str, after_ns: int = 0) -> dict[tuple[str, str], int]:
-        """(destination, rule) to the number of FAILED deliveries, or of those that failed after a moment."""
+        """The number of FAILED deliveries, or of those that failed after a time, by (destination, rule)."""
         rows = self._connection.execute(
             "SELECT destination, rule, count(*) FROM delivery WHERE bucket = ? AND status = 'FAILED' AND since > ? "
             "GROUP BY destination, rule",

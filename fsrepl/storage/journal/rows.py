@@ -1,6 +1,6 @@
-"""What the journal knows: a view as it was seen, a key's current version, a delivery that is owed; and its end.
+"""Rows of the journal as values: a key's current version, its view as last seen, deliveries and their outcomes.
 
-Frozen, like the nouns of model/version.py that they are made from.
+All types are frozen, like those of model/version.py from which they are made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fsrepl.model.view import View
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """A key's current version, as far as the index knows it, and its view."""
+    """A key's current version according to the journal, and its view."""
 
     id: str
     created_ns: int
@@ -31,7 +31,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A version or marker as the index knows it, and its place in the order of versions_after."""
+    """A version or marker in the journal, with its position in the order of versions_after."""
 
     directory: bytes
     name: bytes
@@ -49,14 +49,14 @@ class Stored:
 
 
 def traits_of(version: Version) -> str:
-    """What rules ask of a version beside its key, age and size; empty where it has no tags and no class of its own."""
+    """The storage class and tags of a version, which rules filter by, as text; empty where it has neither."""
     if not version.tags and not version.storage_class:
         return ""
     return json.dumps([version.storage_class, dict(version.tags)])
 
 
 def read_traits(text: str | None) -> tuple[str | None, Mapping[str, str] | None]:
-    """A version's storage class and tags; None where they are not known."""
+    """A version's storage class and tags; None where unknown."""
     if text is None:
         return None, None
     if not text:
@@ -67,7 +67,7 @@ def read_traits(text: str | None) -> tuple[str | None, Mapping[str, str] | None]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A delivery as the index knows it."""
+    """A delivery in the journal."""
 
     source: str
     key: bytes
@@ -84,11 +84,11 @@ class Delivery:
     tracking: Tracking = Tracking.NONE
     digest: bytes = b""
     operation: str = ""
-    """S3's word for what it brings. This and the digest are known of what is tracked."""
+    """S3's name for the operation. The journal has this and the digest only for tracked deliveries."""
 
 
 def delivery_of(source: str, version: Version, destination: str, recorded: DeliveryRecord) -> Delivery:
-    """A delivery of a version, as the journal would answer it while it is pending."""
+    """A delivery of a version, as the journal returns it while it is pending."""
     told = (version.digest, operation(version, recorded)) if recorded.tracking else (b"", "")
     return Delivery(
         source, version.key, version.id, destination, recorded.rule, str(recorded.status), recorded.reason,
@@ -99,9 +99,10 @@ def delivery_of(source: str, version: Version, destination: str, recorded: Deliv
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the destination says of one delivery, for the source to write down. sent: what it was when it was sent.
+    """The outcome of one delivery at the destination, to be recorded at the source. sent: the delivery when it was
+    sent.
 
-    PENDING: nothing was done, since the source's own record says something else than the index does.
+    PENDING: nothing was done, because the source's record differs from the journal.
     """
 
     delivery: Delivery
@@ -112,7 +113,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What there is of something: a number, their bytes, and since when the oldest of them is so."""
+    """A count of items, their bytes, and the time since the oldest of them has been so."""
 
     number: int = 0
     bytes: int = 0

@@ -34,7 +34,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name
 """
 
 _LAST = b"\xff" * 5000
-"""Behind a prefix it sorts behind all that begins with that: no path is so long."""
+"""Appended to a prefix, this sorts after all keys with that prefix: no path is as long."""
 
 
 _PUT_VERSION = "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -55,16 +55,16 @@ def seen_columns(view: View | None) -> tuple[object, ...]:
 
 
 def column(number: int) -> int | bytes:
-    """A number that a filesystem gave, as SQLite can hold it: its integers have 64 bits, with a sign.
+    """A number from a filesystem, in a form that SQLite can hold: its integers are signed and have 64 bits.
 
-    FUSE and NFS make inode numbers from 2^63 on, and times in nanoseconds leave that range in 2262. Bytes keep
-    any number exactly, also in a column that is declared INTEGER. Source: sqlite.org/datatype3, 3.
+    FUSE and NFS return inode numbers from 2^63 on, and times in nanoseconds exceed that range in 2262. Bytes keep any
+    number exactly, also in a column declared INTEGER. Source: sqlite.org/datatype3, 3.
     """
     return number if -_INTEGER_END <= number < _INTEGER_END else number.to_bytes(16, "big", signed=True)
 
 
 def _number(column: int | bytes) -> int:
-    """The same, read."""
+    """The number in a column's value."""
     return column if isinstance(column, int) else int.from_bytes(column, "big", signed=True)
 
 
@@ -77,7 +77,7 @@ def object_of(row: Sequence[Any]) -> Object:
 
 
 class Versions:
-    """Versions and markers, and the current one of each key with its view as last seen."""
+    """Versions and markers, and each key's current version with its view as last seen."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -90,7 +90,7 @@ class Versions:
         return object_of(row) if row else None
 
     def look_up(self, address: str, keys_: Iterable[bytes]) -> dict[bytes, Object]:
-        """Key to object, of many keys at once: a look at each directory."""
+        """Objects by key, for many keys at once: one query per directory."""
         number = self._connection.ids.get(address)
         by_directory: dict[bytes, list[bytes]] = {}
         for key in keys_:
@@ -108,12 +108,12 @@ class Versions:
         return found
 
     def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
-        """Name to object, of one directory."""
+        """Objects by name, for one directory."""
         rows = self._connection.execute(OBJECT, (self._connection.ids.get(address), directory))
         return {row[11]: object_of(row) for row in rows}
 
     def objects(self, address: str) -> Iterator[tuple[bytes, Object]]:
-        """Every key in order, with its current version; a page at a time, so that rows may be changed meanwhile."""
+        """Every key in order, with its current version; read in pages, so that rows may change meanwhile."""
         after: tuple[bytes, bytes] | None = None
         while True:
             where = "AND (dir, name) > (?, ?)" if after else ""
@@ -129,9 +129,9 @@ class Versions:
             after = rows[-1][11], rows[-1][12]
 
     def has_object(self, address: str, prefix: bytes) -> bool:
-        """Whether there is an object whose key begins with that."""
+        """Whether any object's key has this prefix."""
         if prefix.startswith(b"/"):
-            return False  # no key does
+            return False  # no key begins with a slash
         directory, name = keys.split(prefix)
         number, where = self._connection.ids.get(address), "bucket = ? AND NOT marker AND"
         (found,) = self._connection.execute(
@@ -142,13 +142,13 @@ class Versions:
         return bool(found)
 
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
-        """The directories of all keys, or those of a directory and all below it."""
+        """The directories of all keys, or a directory and those below it."""
         number = self._connection.ids.get(address)
         if not below:
             return [
                 d for (d,) in self._connection.execute("SELECT DISTINCT dir FROM object WHERE bucket = ?", (number,))
             ]
-        rows = self._connection.execute(  # in two parts: for an OR of them SQLite goes through the whole bucket
+        rows = self._connection.execute(  # two queries, since SQLite scans the whole bucket for one with OR
             "SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir = ? "
             "UNION ALL SELECT DISTINCT dir FROM object WHERE bucket = ? AND dir > ? AND dir < ?",
             (number, below, number, below + b"/", below + b"0"),
@@ -156,7 +156,7 @@ class Versions:
         return [d for (d,) in rows]
 
     def add(self, address: str, version: Version) -> bool:
-        """A version is in the store. Whether it is the current one of its key now."""
+        """Record a version in the store; whether it is now its key's current version."""
         number = self._connection.ids[address]
         directory, name = keys.split(version.key)
         self._displace(number, version)
@@ -181,7 +181,7 @@ class Versions:
         return True
 
     def add_shown(self, address: str, rows: Sequence[tuple[Version, View | None]]) -> None:
-        """Versions that are the current ones of their keys, with how their views look: a batch at once."""
+        """Record a batch of current versions, and how their views look."""
         number = self._connection.ids[address]
         versions, objects, deliveries = [], [], []
         for version, view in rows:
@@ -207,14 +207,14 @@ class Versions:
         self._connection.executemany(PUT_DELIVERY, deliveries)
 
     def _displace(self, number: int, version: Version) -> None:
-        """What a version takes the place of goes, with what it owed: another null version, or its own former record."""
+        """Delete what a version replaces, with its deliveries: another null version, or its own former row."""
         directory, name = keys.split(version.key)
         other = (version.id, version.created_ns)
         gone = self._connection.execute(
             "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ? AND created != ?",
             (number, directory, name, *other),
         ).rowcount
-        if gone and version.id == NULL:  # a view that shows the one before does not show this one
+        if gone and version.id == NULL:  # a view of the former version does not show this one
             self._connection.execute(
                 "UPDATE object SET shown = '' WHERE bucket = ? AND dir = ? AND name = ? AND shown = ?",
                 (number, directory, name, NULL),
@@ -231,7 +231,7 @@ class Versions:
         )
 
     def see(self, address: str, key: bytes, view: View | None) -> None:
-        """Record what a key's view looks like now; None: there is nothing of it."""
+        """Record how a key's view looks now; None: there is no view."""
         self.see_all(address, [(key, view)])
 
     def see_all(self, address: str, rows: Iterable[tuple[bytes, View | None]]) -> None:
@@ -253,7 +253,7 @@ class Versions:
         return [keys.join(directory, name) for directory, name in rows]
 
     def behind(self, address: str) -> list[bytes]:
-        """Keys whose view is on record as showing another version than the current one. Looks through all of them."""
+        """Keys whose view is recorded as showing another version than the current one. The query scans all keys."""
         rows = self._connection.execute(
             "SELECT dir, name FROM object WHERE bucket = ? AND ino IS NOT NULL AND shown != id",
             (self._connection.ids.get(address),),
@@ -271,7 +271,7 @@ class Versions:
         return [(i, c, bool(m)) for i, c, m in rows]
 
     def stack_of(self, address: str, key: bytes) -> list[tuple[str, int, int, int, str | None]]:
-        """The versions of one key as in stacks."""
+        """The versions of one key, in the form of `stacks`."""
         return self._connection.execute(
             "SELECT id, created, marker, size, traits FROM version WHERE bucket = ? AND dir = ? AND name = ? "
             "ORDER BY created DESC, id DESC",
@@ -279,7 +279,7 @@ class Versions:
         ).fetchall()
 
     def size_of(self, address: str, key: bytes, version_id: str) -> int | None:
-        """How large a version was when it was made; None where it is not known."""
+        """The size of a version when it was made; None where unknown."""
         directory, name = keys.split(key)
         row = self._connection.execute(
             "SELECT size FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
@@ -301,7 +301,7 @@ class Versions:
         return {d for (d,) in rows}
 
     def remove(self, address: str, key: bytes, version_id: str, current: Version | None) -> None:
-        """A version is gone from the store; current is the newest that is left."""
+        """Delete a version removed from the store. current: the newest version that remains."""
         number = self._connection.ids[address]
         directory, name = keys.split(key)
         at = (number, directory, name)
@@ -313,20 +313,20 @@ class Versions:
                 self._set_current(number, directory, name, current)
 
     def remove_noncurrent(self, address: str, key: bytes, version_id: str) -> None:
-        """A version that was not the current one is gone from the store."""
+        """Delete a version removed from the store that was not the current one."""
         number = self._connection.ids[address]
         self._connection.execute(
             "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
             (number, *keys.split(key), version_id),
         )
-        # What is still owed of it stays, until it was said that it failed: settling.settle drops it then.
+        # Pending deliveries of it stay until their failure is reported; then settling.settle deletes them.
         self._connection.execute(
             "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
             (number, key, version_id),
         )
 
     def set_traits(self, address: str, rows: Iterable[tuple[bytes, str, str | None]]) -> None:
-        """Key, version id and traits (see rows.traits_of) of versions; None: what is known of them will not be so."""
+        """Record the traits (see rows.traits_of) of versions, given by key and version id; None: unknown again."""
         number = self._connection.ids[address]
         with self._connection.transaction():
             self._connection.executemany(
@@ -337,9 +337,8 @@ class Versions:
     def stacks(
         self, address: str, after: tuple[bytes, bytes] | None, limit: int
     ) -> list[tuple[tuple[bytes, bytes], list[tuple[str, int, int, int, str | None]]]]:
-        """The next keys of a bucket, by directory and name; of each all versions, the newest first: (id, created_ns,
-        marker, size, traits). Of about as many rows as the limit says; none where there are no more.
-        """
+        """All versions of the next keys of a bucket, by directory and name, newest version first: (id, created_ns,
+        marker, size, traits). The number of rows is about the limit; none where there are no more keys."""
         where = "AND (dir, name) > (?, ?)" if after else ""
         rows = self._connection.execute(
             "SELECT dir, name, id, created, marker, size, traits FROM version "
@@ -349,11 +348,11 @@ class Versions:
         found = [(at, [row[2:] for row in group][::-1]) for at, group in itertools.groupby(rows, lambda row: row[:2])]
         if len(rows) < limit:
             return found
-        # the last key may have more
+        # the last key may be incomplete
         return found[:-1] or self.stacks(address, after, 4 * limit)
 
     def versions_after(self, address: str, after: Stored | None, limit: int) -> list[Stored]:
-        """The next versions and markers of a bucket, by directory and name, each key's from the oldest on."""
+        """The next versions and markers of a bucket, by directory and name, oldest version first."""
         last = after.order if after else (b"", b"", 0, "")
         rows = self._connection.execute(
             "SELECT dir, name, created, id, marker FROM version "
@@ -381,14 +380,14 @@ class Versions:
         ).fetchall()
 
     def count_versions(self, address: str) -> int:
-        """How many versions and markers a bucket has."""
+        """The number of versions and markers in a bucket."""
         rows = self._connection.execute(
             "SELECT count(*) FROM version WHERE bucket = ?", (self._connection.ids.get(address),)
         )
         return int(rows.fetchone()[0])
 
     def has_version(self, address: str, version: Version) -> bool:
-        """Whether a bucket, as far as the index knows, has this very version or marker."""
+        """Whether the journal has this exact version or marker of a bucket."""
         directory, name = keys.split(version.key)
         row = self._connection.execute(
             "SELECT 1 FROM version WHERE bucket = ? AND dir = ? AND name = ? AND created = ? AND id = ?",
@@ -405,7 +404,7 @@ class Versions:
         return row[0] or "", row[1] or 0
 
     def current_bytes(self, address: str) -> int:
-        """The size of all objects: their current versions, without markers."""
+        """The size of all current versions, without markers."""
         (size,) = self._connection.execute(
             "SELECT CAST(total(version.size) AS INTEGER) "
             "FROM object JOIN version USING (bucket, dir, name, created, id) "
@@ -415,7 +414,7 @@ class Versions:
         return int(size)
 
     def count_unshown(self, address: str) -> int:
-        """How many keys have a view that does not show their current version, or one where a marker wants none."""
+        """The number of keys whose view does not show their current version, or exists although that is a marker."""
         (number,) = self._connection.execute(
             "SELECT count(*) FROM object WHERE bucket = ? AND (ino IS NULL) != marker "
             "OR bucket = ? AND NOT marker AND shown != id",
@@ -442,18 +441,18 @@ class Versions:
         return ((keys.join(directory, name), version_id) for directory, name, version_id in rows)
 
     def names_of(self, address: str, ino: int) -> dict[bytes, Object]:
-        """The keys whose views were last seen to have an inode number."""
+        """The keys whose views last had an inode number."""
         rows = self._connection.execute(
             f"{OBJECT_ANYWHERE} AND ino = ?", (self._connection.ids.get(address), column(ino))
         )
         return {keys.join(row[12], row[11]): object_of(row) for row in rows}
 
     def count_linked(self, address: str) -> int:
-        """How many keys have a file that is another key's file, too."""
+        """The number of keys whose file is also another key's file."""
         (number,) = self._connection.execute(
             "SELECT coalesce(sum(number), 0) FROM (SELECT count(*) AS number FROM object WHERE bucket = ? AND ino IN "
             "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
-            "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # subvolumes have files of the same number
+            "GROUP BY ino, size, mtime HAVING count(*) > 1)",  # inode numbers repeat across subvolumes
             (self._connection.ids.get(address), self._connection.ids.get(address)),
         ).fetchone()
         return int(number)
