@@ -46,7 +46,7 @@ Row = tuple[type[Request], Callable[[Engine, Any], Answer]]
 def run(engine: Engine, request: Request) -> Answer:
     """Do what a request asks for. Raises FsreplError; what it refuses leaves everything as it was."""
     try:
-        with engine.journal_told():
+        with engine.journal_faults_as_unavailable():
             return OPERATIONS[type(request)](engine, request)
     except OSError as error:
         raise FsreplError(f"{request}: {reason(error)}") from error

@@ -26,7 +26,7 @@ class Engine(Runtime):
 
     def __init__(self, settings: Settings, *, fs: Fs | None = None, watcher: Watcher | None = None) -> None:
         super().__init__(settings, fs=fs, watcher=watcher)
-        with self.site.open_state(), self.journal_told():
+        with self.site.open_state(), self.journal_faults_as_unavailable():
             self._begin()
         self.site.look()
         self.regions: dict[str, Worker] = {}

@@ -150,7 +150,7 @@ class Daemon:
         elif not self.ready:
             systemd.notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
         # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
-        with contextlib.suppress(FsreplError), self.engine.journal_told():
+        with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
             thresholds.check(self.engine)
         self.engine.look_for_stuck()
         self.lock.keep()
@@ -168,7 +168,7 @@ class Daemon:
         try:
             found = reading.load(self.engine.settings.path)
             exporter.check(found)
-            with self.engine.journal_told():
+            with self.engine.journal_faults_as_unavailable():
                 self.engine.reload(found)
             self.hooks.configure(found.events)
             self.exporter.configure(found.metrics)
@@ -234,7 +234,7 @@ class Daemon:
             raise Refused(control.TOO_MANY, f"{most:,} commands wait already, which is as many as may; try again later")
         try:
             given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
-            with self.engine.journal_told():
+            with self.engine.journal_faults_as_unavailable():
                 return self.commands.wait(self.engine, request, given_up)
         finally:
             self._waits.release()

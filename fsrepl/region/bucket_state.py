@@ -108,10 +108,7 @@ class BucketState:
     deferred: dict[bytes, Deferred] = field(default_factory=dict)
     stale: dict[bytes, StaleView] = field(default_factory=dict)
     unapplied: dict[bytes, View] = field(default_factory=dict)
-    """Views that were being given their versions' metadata when a fault came, and how each looked before that.
-
-    What they lack is no user's edit.
-    """
+    """Views before a write of metadata that a fault interrupted: the missing part is no user's edit."""
     retries_blocked: bool = False
     """Something was removed since the last check of the obstacles to stale views."""
     overwritten: dict[tuple[bytes, str], Overwritten] = field(default_factory=dict)

@@ -167,7 +167,7 @@ class Region(abc.ABC):
         state.deferred.clear()
         state.labels.clear()
         state.unreadable.clear()
-        state.unapplied.clear()  # an intent says the same
+        state.unapplied.clear()  # an intent has the same views
         state.set_aside.clear()
         state.undelivered.clear()
         state.directories.clear()

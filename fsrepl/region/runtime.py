@@ -63,7 +63,7 @@ class Runtime:
                 journal = database.open_or_replace(path)
         return journal
 
-    def journal_told(self) -> contextlib.AbstractContextManager[None]:
+    def journal_faults_as_unavailable(self) -> contextlib.AbstractContextManager[None]:
         """Around uses of the journal: a fault of its disk is raised as Unavailable."""
         return database.faults_told(self.journal.path)
 

@@ -89,7 +89,7 @@ def put(region: Region, bucket: OpenBucket, was: Version, record: Callable[[], V
 
 
 def finish_unapplied(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
-    """Give a view the metadata that a fault kept from it, so that what it lacks is not taken for its user's edit.
+    """Write the metadata that a fault kept from a view, so that the missing part is not taken for its user's edit.
 
     Raises OSError, StoreDamaged; then the view is still listed.
     """

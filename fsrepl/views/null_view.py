@@ -1,7 +1,7 @@
-"""The view of a null version, before another null version or marker takes that one's place.
+"""The view of a null version, before another null version or marker replaces that version.
 
-Afterwards nothing is left to compare its file with. One whose times were too fresh when it was recorded would be taken
-for its user's, and come back as a new version; so would one that is the stored version's own file, whose ctime changes
+Afterwards no version is left to compare its file with. A file whose times were too fresh when it was recorded would be
+taken for its user's, and become a new version; so would one that is the stored file too, whose ctime changes
 as it loses that name.
 """
 
@@ -21,7 +21,7 @@ from fsrepl.storage.view_file import open_view_if_there
 
 
 def has_its_content(journal: Journal, bucket: OpenBucket, key: bytes, view: View) -> bool:
-    """Whether a file holds the version that it shows, by its hash; if so, how it looks now is on record."""
+    """Whether a view has the content of the version that it shows, by its hash; if so, its status is recorded."""
     version = versions.read(bucket, key, view.shown, marker=False) if view.shown else None
     with open_view_if_there(bucket, key, NO_FILE) as found:
         if version is None or found is None or found.digest() != version.digest:
@@ -33,9 +33,9 @@ def has_its_content(journal: Journal, bucket: OpenBucket, key: bytes, view: View
 
 
 def before_replacing(journal: Journal, bucket: OpenBucket, key: bytes, known: Object | None) -> View | None:
-    """How the view of a key is to be known once its null version is gone; that is on record when this returns.
+    """Record a key's view in the form that stays comparable once its null version is gone; that view.
 
-    known: the current version of the key, and its view as it was recorded.
+    known: the key's current version, and its view as recorded.
     """
     view = known.view if known else None
     if known is None or view is None or known.id != NULL or view.shown != NULL:
@@ -48,7 +48,7 @@ def before_replacing(journal: Journal, bucket: OpenBucket, key: bytes, known: Ob
         found = bucket.fs.stat(bucket.views.get(directory), name)
         stored = versions.read(bucket, key, NULL, marker=False)
     except OSError:
-        return view  # it is gone, or cannot be looked at, and is not ours to remove
+        return view  # gone, or not to be inspected, and then not removed either
     if stored is not None and view.is_like(found) and versions.is_file_of(bucket, stored, found):
         view = replace(view, ctime_ns=0)
         with journal.transaction():

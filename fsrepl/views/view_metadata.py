@@ -63,9 +63,9 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
 
 
 def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: View) -> None:
-    """Give a view the metadata on its version's record, after a fault or a crash in the middle of that.
+    """Write the metadata of a version's record to its view, after a fault or a crash interrupted that.
 
-    was: the view before the edit. A file that is another one by now stays as it is.
+    was: the view before the edit. A file that has replaced it stays unchanged.
     """
     directory, name = keys.split(version.key)
     try:
@@ -78,7 +78,8 @@ def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: Vie
         return
     looks = show(bucket, view_of(found, version.id), version)
     if looks is not None:
-        journal.versions.see(bucket.address, version.key, replace(looks, racy=True))  # written into since then?
+        # racy: its content may have been written since then
+        journal.versions.see(bucket.address, version.key, replace(looks, racy=True))
 
 
 def _remove_others(bucket: OpenBucket, fd: int, wanted: Collection[str]) -> None:
