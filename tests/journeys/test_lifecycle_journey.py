@@ -49,6 +49,7 @@ def test_a_day_of_a_bucket(site: Site, clock: Path) -> None:
     site.must("lifecycle", "put", SOURCE, "-", stdin=json.dumps(RULES).encode())
     assert site.json("lifecycle", "get", SOURCE) == RULES
     assert site.json("lifecycle", "preview", SOURCE) == {"Items": []}
+    assert site.run("lifecycle", "preview", SOURCE, "--at", "tomorrow").code == 2
     (item,) = site.json("lifecycle", "preview", SOURCE, "--at", "2026-05-04")["Items"]
     assert (item["Key"], item["Due"][:10]) == ("logs/a", "2026-05-04")
     assert "is due 2026-05-04" in site.must("why", f"{SOURCE}/logs/a").out
