@@ -46,7 +46,7 @@ FORMER = frozenset({BLAKE3, LAST_MODIFIED, STORAGE_CLASS, ORIGIN, POSIX, KEY, ED
 RECORDS = FORMER | {RECORD, DELIVERIES}
 """Attributes present on a view only where the view and the stored file are one inode."""
 LABEL = frozenset({VERSION_ID, STATUS})
-"""Attributes of a view's label; tags come in addition."""
+"""Attributes that are labels on a view; tags come in addition."""
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -83,10 +83,10 @@ def of_object(version: Version) -> dict[str, bytes]:
 
 
 def label(version: Version) -> dict[str, bytes]:
-    """The label of a view: the version id and the replication status.
+    """The labels of a view: the version id and the replication status.
 
-    The id is first, so that it fits the inode of an ext4 filesystem. The status that no longer fits goes to a block
-    shared by all views with that status. Source: ext4, fs/ext4/xattr.c, ext4_xattr_block_set.
+    The id is first, so that it fits the inode of an ext4 filesystem. A status that does not fit is in a block that all
+    views with that status share. Source: ext4, fs/ext4/xattr.c, ext4_xattr_block_set.
     """
     out = {VERSION_ID: version.id.encode()}
     if (status := version.status) is not None:

@@ -48,8 +48,8 @@ def seen(
     """A version with the metadata read from its view.
 
     own: None where the view can be inspected but not opened. Metadata in the version's shortfall is not read from the
-    view. labelled: the view has a version id. A view that lost its label was replaced by a file without tags, and the
-    version's tags are kept.
+    view. labelled: the view has a version id. A view without the id that it had was replaced by a file without tags,
+    and the version's tags are kept.
     """
     short = version.shortfall
     edited = replace(version, posix=_seen_posix(version.posix or posix, short.posix or version.posix or posix, posix))

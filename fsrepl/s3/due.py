@@ -94,8 +94,8 @@ def actions(
 
 
 def is_abandoned(lifecycle: Lifecycle, began_ns: int, now_ns: int) -> bool:
-    """Whether an upload that began then, and is not complete, is to be given up by a rule for the whole bucket. What we
-    stage has no key yet that one with a prefix could be asked about."""
+    """Whether a rule for the whole bucket ends an incomplete upload that began at a given time. Rules with a prefix do
+    not apply, since a staged file has no key yet."""
     days = [rule.abort_days for rule in lifecycle.rules if rule.enabled and not rule.prefix and rule.abort_days]
     return bool(days) and _midnight(began_ns + min(days) * DAY_NS) <= now_ns
 

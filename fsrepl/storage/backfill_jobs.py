@@ -294,11 +294,11 @@ def _row_of(delivery: Delivery) -> dict[str, str]:
     )
 
 
-def _row(bucket: str, key: bytes, version: str, destination: str, word: str, reason: str) -> dict[str, str]:
+def _row(bucket: str, key: bytes, version: str, destination: str, status: str, reason: str) -> dict[str, str]:
     row = {"Bucket": bucket, "Key": keys.text(key)}
     if not keys.is_exact(key):
         row["KeyBase64"] = _base64(key)
-    return row | {"VersionId": version, "Destination": destination, "Status": word, "ErrorCode": reason}
+    return row | {"VersionId": version, "Destination": destination, "Status": status, "ErrorCode": reason}
 
 
 def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str, str]]:

@@ -355,15 +355,15 @@ class Bucket:
         for name in names:
             try:
                 found = self.fs.stat(opened.meta, name)
-                mark: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                identity: tuple[int, ...] = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
                 what = f"bucket {self.address}: .fsrepl/{name.decode()} is not a file of the daemon's own"
                 if not stat.S_ISREG(found.st_mode):
                     raise DocumentInvalid(f"{what}, but something else; move it away, and put back the file")
                 if found.st_uid not in (self.fs.uid, 0):
                     raise Disowned(f"{what}, but of uid {found.st_uid}; its content is not trusted")
             except FileNotFoundError:
-                mark = ()
-            seen[name] = mark
+                identity = ()
+            seen[name] = identity
         if seen == self.seen:
             return
         self.seen = {}  # until all documents have been read

@@ -11,7 +11,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
 SMALL_BYTES = 1 << 20
-"""Up to here content is read whole, and copied; from here on it is cloned where the filesystem can."""
+"""The size limit below which content is read and copied as a whole; larger content is cloned where possible."""
 
 
 def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], None] | None = None) -> bytes:

@@ -1,7 +1,7 @@
-"""How versions that lie staged get into the store, outside the batches of capture and replication.
+"""Publication of staged versions in the store, outside the batches of capture and replication.
 
-Durable before they have a name, and a durable name before anybody is told: capture/ingest.py and replicate/publish.py
-keep the same order, with steps of their own in between.
+A version's file is durable before it gets its name, and its name before the version is reported. capture/ingest.py and
+replicate/publish.py keep the same order, with further steps in between.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def publish(
 ) -> None:
     """Make staged versions durable, then give them their names in the store, durably.
 
-    also: other files, (directory, name) each, that must be durable before. Raises OSError; what is staged then and has
-    no name yet is swept at the next start.
+    also: other files, (directory, name) each, to be made durable first. Raises OSError; the next start then removes
+    staged files that have no name in the store yet.
     """
     if not staged:
         return
@@ -28,7 +28,7 @@ def publish(
 
 
 def publish_durable(bucket: OpenBucket, staged: Sequence[versions.Staged]) -> None:
-    """Give versions whose files are durable already, with an intent say, their names in the store, durably."""
+    """Durably give versions their names in the store; their files are already durable, for instance with an intent."""
     for each in staged:
         versions.publish(bucket, each)
     bucket.sync()

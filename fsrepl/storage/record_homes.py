@@ -296,7 +296,7 @@ def _show(file: File, fields: Mapping[str, bytes], home: Home) -> None:
 
 
 def put_label(file: File, seen: Seen, version: Version) -> None:
-    """Write the label to a stored file that is about to be a view."""
+    """Write the labels to a stored file that is about to be a view."""
     label = attributes.label(version)
     put_values(file.bucket, file.fd, {n: v for n, v in label.items() if seen.on_file.get(n) != v}, shared=True)
 

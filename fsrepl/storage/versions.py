@@ -143,7 +143,7 @@ def remember_removed(bucket: OpenBucket, *gone: Version) -> None:
     fd = bucket.fs.append(bucket.meta, b"removed.jsonl")
     try:
         if not _ends_well(bucket, b"removed.jsonl", bucket.fs.stat_fd(fd).st_size):
-            lines.insert(0, b"\n")  # what a crash left of a line gets an end of its own
+            lines.insert(0, b"\n")  # ends a line that a crash cut short
         bucket.fs.write(fd, b"".join(lines))
         bucket.fs.sync_file(fd)
     finally:
@@ -152,7 +152,7 @@ def remember_removed(bucket: OpenBucket, *gone: Version) -> None:
 
 
 def _ends_well(bucket: OpenBucket, name: bytes, size: int) -> bool:
-    """Whether a file of lines ends with the end of one."""
+    """Whether a file of lines ends with a line end."""
     if size == 0:
         return True
     fd = bucket.fs.open_read(bucket.meta, name)

@@ -362,7 +362,7 @@ class Versions:
         return [Stored(d, n, c, i, bool(m)) for d, n, c, i, m in rows]
 
     def sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
-        """(traits, whether they are current, how many, bytes) of the versions of a bucket whose traits are known."""
+        """Counts of a bucket's versions with known traits: (traits, whether they are current, number, bytes)."""
         return self._connection.execute(
             "SELECT v.traits, v.id = o.id AND v.created = o.created, count(*), CAST(total(v.size) AS INTEGER) "
             "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
@@ -371,7 +371,7 @@ class Versions:
         ).fetchall()
 
     def sizes_unknown(self, address: str) -> list[tuple[bytes, bytes, str, bool, int]]:
-        """(directory, name, id, whether it is current, bytes) of each version whose traits are not known."""
+        """Versions with unknown traits: (directory, name, id, whether it is current, bytes) each."""
         return self._connection.execute(
             "SELECT dir, name, v.id, v.id = o.id AND v.created = o.created, v.size "
             "FROM version v LEFT JOIN object o USING (bucket, dir, name) "
