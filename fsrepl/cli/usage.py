@@ -1,4 +1,4 @@
-"""fsrepl du."""
+"""fsrepl du: the space of versions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def du(
     where: Annotated[
         str,
         typer.Argument(
-            metavar="REGION[/BUCKET]", help="A bucket, or all of a region.", autocompletion=completion.buckets
+            metavar="REGION[/BUCKET]", help="A bucket, or all buckets of a region.", autocompletion=completion.buckets
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Tell how many bytes objects and their noncurrent versions hold, by storage class."""
+    """Show the bytes of objects and of their noncurrent versions, by storage class."""
     from fsrepl.commands import reader, usage
 
     site = open_site()

@@ -1,7 +1,7 @@
-"""What an administrator does, a file an idea: sites and regions, buckets, versioning, replication, roles.
+"""The commands of administrators, a file an idea: sites and regions, buckets, versioning, replication, roles.
 
-Each function either does all of it or leaves things as they were. Those that concern one bucket run
-in its region's thread (commands/operations.py sees to that).
+Each function either completes or leaves everything unchanged. Functions that concern one bucket run in its region's
+thread (commands/operations.py).
 """
 
 from __future__ import annotations

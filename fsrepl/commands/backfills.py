@@ -1,4 +1,4 @@
-"""What the commands on backfill jobs do: accept, list, pace and cancel."""
+"""Backfill jobs by command: accepted, listed, measured and cancelled."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ log = logging.getLogger("fsrepl")
 
 
 def accept(engine: Engine, request: Backfill) -> dict[str, object]:
-    """Write down a new job for the versions that are there now. What it is to send is found after this returns."""
+    """Save a new job for the versions that exist now. The versions to send are chosen after this returns."""
     address, region = str(request.source), engine.region_of(str(request.source))
     for status in request.statuses:
         if status not in rules.STATUSES:
-            raise Usage(f"{status} is not a status to choose versions by; there are {', '.join(rules.STATUSES)}")
+            raise Usage(f"{status} is not a status to choose versions by; use {', '.join(rules.STATUSES)}")
     state = region.flush(address)
     with state.bucket.open() as bucket:
         _check_rules(bucket, request.rules)
@@ -55,12 +55,12 @@ def accept(engine: Engine, request: Backfill) -> dict[str, object]:
 
 
 def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
-    """S3 runs a job by the configuration that is there, and a disabled rule does nothing: better to say so at once."""
+    """Refuse a job that would send nothing: S3 uses the present configuration, and disabled rules do nothing."""
     address, replication = bucket.address, bucket.bucket.replication
     if replication is None:
         raise Refused(
             "ReplicationConfigurationNotFoundError",
-            f"{address} has no replication configuration; `fsrepl replication enable {address} DST` makes one",
+            f"{address} has no replication configuration; `fsrepl replication enable {address} DST` creates one",
         )
     known = {rule.id: rule.enabled for rule in replication.rules}
     for rule_id in rule_ids:
@@ -71,12 +71,12 @@ def _check_rules(bucket: OpenBucket, rule_ids: Collection[str]) -> None:
     if not any(known.values()):
         raise Refused(
             "InvalidRequest",
-            f"all rules of {address} are disabled; `fsrepl replication enable {address}` runs them again",
+            f"all rules of {address} are disabled; `fsrepl replication enable {address}` enables them again",
         )
 
 
 def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
-    """Stop a job: what it has not sent yet is again what it was before. What is done stays done."""
+    """Stop a job. Versions that are not sent yet get their status from before the job back; replicas stay."""
     state = region.ready(address)
     run = state.jobs.get(job_id)
     if run is None:
@@ -90,7 +90,7 @@ def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
 
 
 def listing(engine: Engine, address: str) -> list[dict[str, object]]:
-    """The jobs of a bucket, the oldest first, and how far they are; where it is away, those at work."""
+    """The jobs of a bucket with their progress, oldest first; where the bucket is away, only running jobs."""
     region = engine.region_of(address)
     state = region.states.get(address)
     runs = dict(state.jobs) if state else {}
@@ -107,7 +107,7 @@ def listing(engine: Engine, address: str) -> list[dict[str, object]]:
 
 
 def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[dict[str, object]]:
-    """The jobs of buckets as their documents say, where there is no daemon to ask."""
+    """The jobs of buckets from their documents, for use without a daemon."""
     found: list[Job] = []
     for address in addresses:
         with contextlib.suppress(FsreplError, OSError), site.bucket(address).open() as bucket:
@@ -116,8 +116,8 @@ def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[d
 
 
 def pace(run: Run, tasks: Tasks, now_s: float) -> Pace:
-    """How fast a job is, and how long it will still take at that pace. While it looks for what to send, what it will
-    find is estimated from what it has found."""
+    """The speed of a job, and the remaining time at that speed. While the job still chooses versions, the total is
+    estimated from the versions found so far."""
     began, job = run.began_with or Tasks(), run.job
     elapsed_s = now_s - run.began_s
     number, size = tasks.ended - began.ended, tasks.succeeded_bytes - began.succeeded_bytes
@@ -136,9 +136,9 @@ def _work(number: int, size: int) -> float:
 
 
 def unfinished(engine: Engine, address: str, key: bytes = b"") -> set[str]:
-    """The jobs of a bucket that have not ended; of a key, those that have yet to look at one of its versions.
+    """The jobs of a bucket that have not ended; with a key, only jobs that have still to examine one of its versions.
 
-    Where the bucket was away ever since we began, those that the index remembers.
+    Where the bucket has been away since the daemon started, the jobs that the journal has.
     """
     state = engine.region_of(address).states.get(address)
     if state is None or not (state.is_up or state.jobs):

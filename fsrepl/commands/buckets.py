@@ -1,4 +1,4 @@
-"""Buckets: made, adopted as they are, removed."""
+"""Buckets: created, adopted, removed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise Refused("InvalidBucketName", f"{address} cannot be made: {reason(error)}") from error
+            raise Refused("InvalidBucketName", f"{address} cannot be created: {reason(error)}") from error
         else:
             try:
                 if address in site.buckets:
@@ -42,7 +42,7 @@ def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
                 if any(e.name != META.decode() for e in site.fs.entries(fd)):
                     raise Refused(
                         "BucketAlreadyExists",
-                        f"{address} is a folder with files; `fsrepl bucket adopt` makes it a bucket",
+                        f"{address} is a folder with files; `fsrepl bucket adopt` turns it into a bucket",
                     )
                 requirements.require(site.fs, fd, f"folder {address}")
             finally:
@@ -59,10 +59,10 @@ def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
 def make_bucket(
     site: Site, address: Address, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None
 ) -> None:
-    """The folder and what makes it a bucket, its identity last. What is there stays; undo removes what was made.
+    """Create a bucket's folder and its .fsrepl, the identity last. Existing files stay; undo removes what was created.
 
-    umask: that of whoever asks for it, where that is not our own: a daemon's would shut its users out of the folder.
-    The caller saves the site's identities.
+    umask: the caller's, where the caller is another process: the daemon's would lock users out of the folder.
+    This function's caller saves the site's identities.
     """
     region, name = address.region, address.name
     fs = site.fs
@@ -82,8 +82,8 @@ def make_bucket(
             undo.callback(_unmake, site, address, META)
         meta = fs.open_dir(fd, META)
         closing.callback(fs.close, meta)
-        if why := disowned(fs, meta):  # what somebody else has prepared is neither believed nor built upon
-            raise Refused("AccessDenied", f"{address} cannot be made: its .fsrepl {why}; move that folder away")
+        if why := disowned(fs, meta):  # a store that another user prepared is not used
+            raise Refused("AccessDenied", f"{address} cannot be created: its .fsrepl {why}; move that .fsrepl away")
         for folder in FOLDERS if versioning is not Versioning.OFF else FOLDERS[:-1]:
             with contextlib.suppress(FileExistsError):
                 fs.make_dir(meta, folder)
@@ -101,7 +101,7 @@ def make_bucket(
 
 
 def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
-    """Remove a bucket's folder that was just made, or all of one in it. What a user has put there by now stays."""
+    """Remove a bucket's folder that was just created, or a folder in it. Files that a user has added stay."""
     name = address.name
     with contextlib.suppress(OSError, FsreplError), site.open_region(address.region) as at:
         if not folder:
@@ -120,7 +120,7 @@ def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
 
 
 def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str, object]:
-    """Make a folder full of files a versioned bucket: each file becomes its key's null version."""
+    """Turn a folder with files into a versioned bucket: each file becomes its key's null version."""
     site, address = engine.site, str(bucket)
     region, name = bucket.region, bucket.name
     arn.check_bucket_name(name)
@@ -132,9 +132,7 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str,
         try:
             fd = site.fs.open_dir(at, name.encode(), cross=True)
         except OSError as error:
-            raise Refused(
-                "NoSuchBucket", f"{address}: there is no such folder in the region: {reason(error)}"
-            ) from error
+            raise Refused("NoSuchBucket", f"{address}: the folder cannot be opened: {reason(error)}") from error
         try:
             room = measure(site.fs, fd, engine.settings, region)
             room.check(address)
@@ -152,7 +150,7 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str,
 
 
 def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | None = None) -> dict[str, object]:
-    """Adopt a bucket again that has lost its .fsrepl, or its whole folder. See heal.py. umask: see make_bucket."""
+    """Restore a bucket that has lost its .fsrepl or its folder. See heal.py. umask: see make_bucket."""
     bucket = engine.site.bucket(address)
     if not has_folder(bucket):
         if dry_run:
@@ -172,10 +170,10 @@ def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | Non
 
 
 def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:
-    """Remove a bucket; with purge also everything in it.
+    """Remove a bucket; with purge also its contents.
 
-    Its identity goes first, so that no crash makes this a deletion of objects; a removal that was cut short
-    is gone on with when it is asked for again.
+    The identity is removed first, so that a crash never leaves an apparent deletion of objects. The same command
+    continues an interrupted removal.
     """
     site = engine.site
     bucket = site.bucket(address)
@@ -184,7 +182,8 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
             with bucket.open() as opened:
                 if not purge and next(_contents(opened), None) is not None:
                     raise Refused(
-                        "BucketNotEmpty", f"{address} holds objects or versions; --yes removes it with everything in it"
+                        "BucketNotEmpty",
+                        f"{address} holds objects or versions; --yes removes the bucket with its contents",
                     )
                 engine.region_of(address).put_down(address)
                 site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
@@ -202,7 +201,7 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
 
 
 def _is_half_removed(bucket: Bucket) -> bool:
-    """Whether a removal of this very bucket was cut short: its identity says so, or nothing at all is left in it."""
+    """Whether a removal of this bucket was interrupted: its identity says so, or the folder is empty."""
     fs = bucket.fs
     with open_folder(bucket) as (_, fd):
         others = any(os.fsencode(entry.name) != META for entry in fs.entries(fd))
@@ -222,7 +221,7 @@ def _is_half_removed(bucket: Bucket) -> bool:
 
 
 def _remove_tree(bucket: Bucket) -> None:
-    """Everything in a bucket, then its folder. What says that it is being removed goes last."""
+    """Remove a bucket's contents, then its folder. The file that records the removal is removed last."""
     fs = bucket.fs
     with open_folder(bucket) as (at, fd):
         _remove_below(fs, fd, but=META)

@@ -1,4 +1,4 @@
-"""What `fsrepl check` looks at: settings, documents and roles, and nothing is changed."""
+"""The checks of `fsrepl check`: settings, documents and roles. Changes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsrepl.storage.site import Site
 
 @dataclass(slots=True)
 class Checked:
-    """wrong: what does not work. notes: what may be meant to be so."""
+    """The results of a check. wrong: errors. notes: states that may be intended."""
 
     site: Site
     wrong: list[FsreplError] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Checked:
 
 
 def check(site: Site) -> Checked:
-    """Raises Usage for metrics that cannot be exported as the settings say."""
+    """Check a whole site. Raises Usage for metrics that cannot be exported as the settings say."""
     exporter.check(site.settings)
     checked = Checked(site)
     if trouble := hooks.check(site.settings.events):
@@ -43,7 +43,7 @@ def check(site: Site) -> Checked:
 
 
 def _check_documents(checked: Checked) -> None:
-    """A document that cannot be read is wrong. A region that is away, or a role that is missing, is worth a note."""
+    """Add an error for each invalid document, and a note for each missing role and each region that is away."""
     for bucket in checked.site.buckets.values():
         try:
             with bucket.open():
@@ -57,7 +57,7 @@ def _check_documents(checked: Checked) -> None:
         role = bucket.replication.role if bucket.replication else ""
         if role and not (checked.site.settings.roles / f"{role}.json").exists():
             checked.notes.append(
-                f"role {role}, used by {bucket.address}, is missing: what it should replicate will be FAILED"
+                f"role {role}, used by {bucket.address}, is missing: deliveries that need it will be FAILED"
             )
 
 

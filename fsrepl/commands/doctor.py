@@ -1,7 +1,7 @@
-"""What the facts mean, and what to do: the findings of `fsrepl doctor`. Pure; commands/doctor_facts.py finds the facts.
+"""The findings of `fsrepl doctor`: what the facts mean, and what to do. Pure; commands/doctor_facts.py has the facts.
 
-A finding is an error where something does not work, a warning where it works less well than it could or soon
-may not, and ok otherwise: what was looked at and found good is said as well. Source: design.md, section 5.
+A finding is an error where something does not work, a warning where something works less well than it could or may
+soon fail, and ok otherwise: checks without a problem are reported too. Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _STATE_LOW_BYTES = 64 << 20
 _AHEAD_S = 2.0
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "fuse"})
-"""Filesystems that other hosts, or a server, may change without a word to this kernel."""
+"""Filesystems that other hosts, or a server, may change without an event in this kernel."""
 ROOM = {
     "xfs": "64 KB for each attribute",
     "btrfs": "about 16 KB for each attribute",
     "tmpfs": "room in memory, counted as inodes",
 }
 EXT = frozenset({"ext2", "ext3", "ext4"})
-"""What does not fit into the inode of a file has one block for all of its attributes: 1 KiB on a small filesystem."""
+"""Attributes that do not fit into a file's inode share one block: 1 KiB on a small filesystem."""
 WITHOUT = {
     "CAP_CHOWN": "replicas belong to the daemon's user, not to their source's owner",
     "CAP_FOWNER": "mode, times and ACLs of other users' files cannot be kept up to date",
     "CAP_DAC_OVERRIDE": "files that their owner keeps from the daemon's user are not replicated",
-    "CAP_LEASE": "whether other users' files are still being written is not known, so they wait until they are quiet",
+    "CAP_LEASE": "whether other users' files are being written is unknown, so capture waits for quiet",
 }
 
 
@@ -51,7 +51,7 @@ class Level(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. do: what to do about it, empty where there is nothing."""
+    """The result of one check. do: the remedy, empty where none is needed."""
 
     level: Level
     area: str
@@ -66,7 +66,7 @@ class Finding:
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """All of them, the worst first."""
+    """All findings, the worst first."""
     found = [
         *_daemon(facts),
         *_watches(facts),
@@ -85,7 +85,7 @@ def _buckets_said(facts: Facts) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _count(said: Mapping[str, Any], name: str) -> int:
-    """How many a list of the daemon has, which may tell the first of them only."""
+    """The length of one of the daemon's lists, which may contain only the first entries."""
     return int(said.get("counts", {}).get(name, len(said.get(name, ()))))
 
 
@@ -101,16 +101,16 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
         return
     if trouble := said.get("trouble"):
-        yield Finding(Level.ERROR, "daemon", "", f"the daemon does not answer: {trouble}", "look at its log")
+        yield Finding(Level.ERROR, "daemon", "", f"the daemon does not answer: {trouble}", "see the daemon's log")
         return
     stuck: Any = said.get("stuck") or ()
     for region in stuck:
         yield Finding(
-            Level.ERROR, "daemon", region, "nothing moves there: its filesystem hangs",
-            "look at the disk or the server behind it; the daemon goes on by itself",
+            Level.ERROR, "daemon", region, "no progress there: its filesystem hangs",
+            "check the disk or the server behind it; the daemon continues by itself",
         )  # fmt: skip
     if not said.get("ready"):
-        yield Finding(Level.OK, "daemon", "", f"running, pid {said.get('pid')}; still looking through the buckets")
+        yield Finding(Level.OK, "daemon", "", f"running, pid {said.get('pid')}; still scanning the buckets")
     elif not stuck:
         yield Finding(Level.OK, "daemon", "", f"running, pid {said.get('pid')}")
 
@@ -152,7 +152,7 @@ def _queue(facts: Facts, queue: int | None) -> Iterator[Finding]:
     what = f"fs.inotify.max_queued_events is {queue}"
     more = _sysctl("max_queued_events", max(4 * _QUEUE_MIN, 4 * queue))
     if lost:
-        what += f", and events were lost {lost} times since the daemon started; scans found what they told of"
+        what += f", and events were lost {lost} times since the daemon started; scans found the changes"
         yield Finding(Level.WARNING, "queue", "", what, more)
     elif queue < _QUEUE_MIN:
         yield Finding(Level.WARNING, "queue", "", f"{what}: a burst of changes overflows it", more)
@@ -161,7 +161,7 @@ def _queue(facts: Facts, queue: int | None) -> Iterator[Finding]:
 
 
 def _sysctl(name: str, value: int) -> str:
-    """The line to type, which lasts over a restart of the machine."""
+    """A command that sets a kernel limit, and keeps it over a restart of the machine."""
     return f"`echo fs.inotify.{name}={value} | sudo tee /etc/sysctl.d/60-fsrepl-{name}.conf && sudo sysctl --system`"
 
 
@@ -192,14 +192,14 @@ def _region(facts: Facts, region: Region) -> Iterator[Finding]:
     if region["silent"]:
         yield Finding(
             Level.ERROR, "region", name, region["trouble"],
-            "look at the disk or the server behind it; `fsfreeze -u` thaws a frozen one; what is owed to it waits",
+            "check the disk or the server behind it; `fsfreeze -u` thaws a frozen one; deliveries to it wait",
         )  # fmt: skip
         return
     if region["trouble"]:
         yield Finding(
             Level.ERROR, "region", name, region["trouble"],
-            f"mount it, or if its disk is lost, `fsrepl region add {name}=PATH --replace` takes a new one; "
-            "what is owed to it waits",
+            f"mount it, or if its disk is lost, `fsrepl region add {name}=PATH --replace` attaches a new one; "
+            "deliveries to it wait",
         )  # fmt: skip
         return
     where = f"{region['path']}, {region['fstype'] or 'of an unknown filesystem'}"
@@ -207,7 +207,7 @@ def _region(facts: Facts, region: Region) -> Iterator[Finding]:
     if region["fstype"].split(".")[0] in NETWORK:
         yield Finding(
             Level.WARNING, "region", name,
-            f"{where}: what other hosts change makes no events, and is found by scans, every {facts['rescan_s']:g} s",
+            f"{where}: changes by other hosts make no events; scans find them, every {facts['rescan_s']:g} s",
             "let programs on this host write there, or set rescan_s in [capture] lower",
         )  # fmt: skip
     else:
@@ -224,23 +224,23 @@ def _writable(facts: Facts, region: Region) -> Iterator[Finding]:
     if region["errno"] == errno.EROFS and name in facts["mounted_rw"]:
         lines = f"[Service]\nReadWritePaths={path}"
         yield Finding(
-            Level.ERROR, "region", name, f"{path} is writable, but not for the daemon: its service is locked up",
+            Level.ERROR, "region", name, f"{path} is writable, but not for the daemon: its systemd unit denies it",
             f"`systemctl edit fsrepl`, and write\n{lines}\nthen `systemctl restart fsrepl`",
         )  # fmt: skip
     elif region["errno"] == errno.EROFS:
         yield Finding(
             Level.ERROR, "region", name, f"{path} is on a read-only filesystem ({region['mount']})",
-            f"`mount -o remount,rw {region['mount']}`; if that fails, the kernel's log tells why: a disk with errors?",
+            f"`mount -o remount,rw {region['mount']}`; if that fails, see the kernel's log for errors of the disk",
         )  # fmt: skip
     elif region["errno"] in (errno.ENOSPC, errno.EDQUOT):
         yield Finding(
-            Level.ERROR, "region", name, f"{path} is full: no file can be made there",
-            "remove something; deliveries go on by themselves",
+            Level.ERROR, "region", name, f"{path} is full: no file can be created there",
+            "remove files there; deliveries continue by themselves",
         )  # fmt: skip
     else:
         yield Finding(
-            Level.ERROR, "region", name, f"no file can be made in {path}: {os.strerror(region['errno']).lower()}",
-            f"give it to the daemon's user, uid {facts['machine']['uid']}, or run the daemon as its owner",
+            Level.ERROR, "region", name, f"no file can be created in {path}: {os.strerror(region['errno']).lower()}",
+            f"give the directory to the daemon's user, uid {facts['machine']['uid']}, or run the daemon as its owner",
         )  # fmt: skip
 
 
@@ -249,15 +249,15 @@ def _attributes(facts: Facts, region: Region) -> Iterator[Finding]:
     if not region["attributes"]:
         yield Finding(
             Level.ERROR, "attributes", name,
-            f"{region['fstype']} at {region['mount']} takes no user attributes, which hold what is known of each file",
+            f"{region['fstype']} at {region['mount']} has no user attributes, which hold the record of each version",
             "use ext4, xfs, btrfs or a tmpfs of Linux 6.6, or mount it with user_xattr",
         )  # fmt: skip
         return
     sidecars = sum(b["sidecars"] for b in facts["buckets"] if b["address"].startswith(name + "/"))
     room = ROOM.get(region["fstype"], "user attributes")
-    if region["fstype"] in EXT and (block_bytes := region.get("block_bytes", 0)):  # a daemon of before says nothing
+    if region["fstype"] in EXT and (block_bytes := region.get("block_bytes", 0)):  # an older daemon does not report it
         room = f"about {block_bytes >> 10} KiB for all of a file's attributes"
-    more = f"; {sidecars} versions need a sidecar for theirs" if sidecars else "; nothing needed a sidecar"
+    more = f"; {sidecars} versions have a sidecar" if sidecars else "; no version has a sidecar"
     yield Finding(Level.OK, "attributes", name, f"{room}{more}")
 
 
@@ -277,15 +277,17 @@ def _free(region: Region) -> Iterator[Finding]:
         left, all_ = region["inodes_free"], region["inodes"]
         what = f"{left} of {all_} inodes are free"
         if not left:
-            yield Finding(Level.ERROR, "space", name, what, "remove files; no version can be stored without one")
+            yield Finding(Level.ERROR, "space", name, what, "remove files; each version needs an inode")
         elif left < all_ * _INODES_LOW:
-            yield Finding(Level.WARNING, "space", name, what, "each version takes one: remove files, or old versions")
+            yield Finding(
+                Level.WARNING, "space", name, what, "each version takes an inode: remove files, or old versions"
+            )
         else:
             yield Finding(Level.OK, "space", name, what)
 
 
 def _sharing(facts: Facts, region: Region) -> Iterator[Finding]:
-    """What the versions cost beside the files people see. Source: design.md, section 7, View and store."""
+    """Findings on the space of versions beside their views. Source: design.md, section 7, View and store."""
     name, sharing = region["name"], region["sharing"]
     mine = [b for b in facts["buckets"] if b["address"].startswith(name + "/") and b["versioning"]]
     if not mine:
@@ -315,15 +317,13 @@ def _bucket(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
     said = _buckets_said(facts).get(address, {})
     away = {region["name"] for region in facts["regions"] if region["trouble"]}
     if bucket["trouble"]:
-        if region_of(address) not in away:  # else that says it all
+        if region_of(address) not in away:  # otherwise the region's finding says it
             trouble, adopt = bucket["trouble"].removeprefix(f"bucket {address}: "), f"`fsrepl bucket adopt {address}`"
-            do = "once that is so no longer, the bucket goes on by itself"
+            do = "fix that; the bucket then continues by itself"
             if adopt in trouble:
-                do = f"{adopt}, which says first what becomes of its files, and asks"
+                do = f"{adopt}, which first says what happens to its files, and asks"
             if bucket["disowned"]:
-                do = (
-                    f"if you trust what is in it, `{_command_to_own(facts, bucket)}`; the bucket then goes on by itself"
-                )
+                do = f"if you trust it, `{_command_to_own(facts, bucket)}`; the bucket then continues by itself"
             yield Finding(Level.ERROR, "bucket", address, trouble, do)
         return
     good = True
@@ -340,23 +340,23 @@ def _command_to_own(facts: Facts, bucket: Bucket) -> str:
 
 
 def _privacy(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether others can, or could, look into what is the daemon's alone."""
+    """Findings on the access of other users to `.fsrepl` and to replicas."""
     address, leave_out = bucket["address"], privacy.command_without(bucket["path"], "chmod a+rX")
     for source, mode in bucket["wider_than"].items():
         yield Finding(
             Level.WARNING, "privacy", address,
-            f"its folder lets in people whom that of {source} keeps out, who may read its replicas here",
-            f"`chmod {mode} {shlex.quote(bucket['path'])}`, unless they shall: a bucket's folder follows no other",
+            f"its folder admits users whom that of {source} does not; they may read its replicas here",
+            f"`chmod {mode} {shlex.quote(bucket['path'])}`, unless intended: a bucket's folder follows no other",
         )  # fmt: skip
     if bucket["open"]:
         yield Finding(
-            Level.ERROR, "privacy", address, "others can look into .fsrepl, which holds private and deleted files",
-            f"`{_command_to_own(facts, bucket)}`; a daemon that runs does that by itself",
+            Level.ERROR, "privacy", address, "other users can read .fsrepl, which holds private and deleted files",
+            f"`{_command_to_own(facts, bucket)}`; a running daemon does that by itself",
         )  # fmt: skip
     elif exposed := said.get("exposed"):
         yield Finding(
             Level.WARNING, "privacy", address, str(exposed),
-            f"what is done to a whole bucket leaves .fsrepl out, as in `{leave_out}`",
+            f"leave .fsrepl out of commands on a whole bucket, as in `{leave_out}`",
         )  # fmt: skip
 
 
@@ -370,38 +370,38 @@ def _tree(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
     if bucket["uid"] not in (uid, -1):
         whose = f"its folder belongs to uid {bucket['uid']}, and the daemon is uid {uid}"
         if uid == 0:
-            yield Finding(Level.OK, "bucket", address, f"{whose}; its user gains nothing by that")
+            yield Finding(Level.OK, "bucket", address, f"{whose}; that gives its user no more rights")
         else:
             yield Finding(
-                Level.WARNING, "bucket", address, f"{whose}: it may not be able to write there",
+                Level.WARNING, "bucket", address, f"{whose}: the daemon may be unable to write there",
                 f"`chown {uid}` the folder, or run the daemon as root",
             )  # fmt: skip
     for path in bucket["unreadable"]:
         yield Finding(
             Level.WARNING, "bucket", address, f"the directory {path or 'of the bucket'} cannot be read",
-            "give the daemon's user the right to; what is in it is neither captured nor taken for deleted",
+            "let the daemon's user read it; until then its files are neither captured nor taken for deleted",
         )  # fmt: skip
     if bucket["halted"]:
         yield Finding(
-            Level.WARNING, "bucket", address, "HALTED: so much was deleted at once that the deletions are held",
-            f"`fsrepl ack {address}` lets them go, `fsrepl undelete {address} --since TIME` takes them back",
+            Level.WARNING, "bucket", address, "HALTED: so many files were deleted at once that the deletions wait",
+            f"`fsrepl ack {address}` delivers them, `fsrepl undelete {address} --since TIME` undoes them",
         )  # fmt: skip
     if bucket["displaced"]:
         yield Finding(
             Level.WARNING, "bucket", address,
             f"{bucket['displaced']} files that were taken out of views lie in .fsrepl/displaced",
-            "the daemon looks at them when it starts; one that its log names as left there is yours to look at",
+            "the daemon compares them when it starts; inspect the files yourself that its log names as left there",
         )  # fmt: skip
     if bucket["ahead_s"] > _AHEAD_S:
         yield Finding(
             Level.WARNING, "clock", address,
             f"the clock is {_time(bucket['ahead_s'])} behind the newest version; was it set back?",
-            "see to the clock; until it has caught up, new versions carry the time of the newest one",
+            "correct the clock; until it has caught up, new versions get the time of the newest one",
         )  # fmt: skip
     for why in bucket["roles"]:
         yield Finding(
             Level.WARNING, "role", address, why,
-            f"`fsrepl replication show {address}` names the role, `fsrepl role create` makes one that suffices; "
+            f"`fsrepl replication show {address}` names the role, `fsrepl role create` creates one that suffices; "
             "then `fsrepl retry`",
         )  # fmt: skip
 
@@ -409,11 +409,11 @@ def _tree(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
 def _at_work(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[Finding]:
     address = bucket["address"]
     if paused := said.get("paused"):
-        yield Finding(Level.ERROR, "bucket", address, str(paused), "make room; it goes on by itself")
+        yield Finding(Level.ERROR, "bucket", address, str(paused), "make room; capture then continues by itself")
     for path in said.get("mounts", ()):
         yield Finding(
-            Level.WARNING, "bucket", address, f"the directory {path} is another mount, and not looked into",
-            "a bucket lies on one filesystem; make what is mounted there a bucket of its own",
+            Level.WARNING, "bucket", address, f"the directory {path} is another mount, and not scanned",
+            "a bucket lies on one filesystem; make the mounted one a separate bucket",
         )  # fmt: skip
     unreadable: Mapping[str, str] = said.get("unreadable", {})
     if unreadable:
@@ -427,17 +427,17 @@ def _at_work(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[
     for key, why in conflicts.items():
         yield Finding(
             Level.WARNING, "view", address, f"{key} cannot be shown: {why}",
-            "move away what is there; the version is stored all the same, and `fsrepl cat` reads it",
+            "move the obstacle away; the version is stored, and `fsrepl cat` reads it",
         )  # fmt: skip
     if (left := _count(said, "conflicts") - len(conflicts)) > 0:
         yield Finding(
             Level.WARNING, "view", address, f"{left} more cannot be shown",
-            f"`fsrepl why {address}/KEY` tells what is in the way of each",
+            f"`fsrepl why {address}/KEY` names the obstacle",
         )  # fmt: skip
     if not facts["said"].get("running") and bucket["unshown"]:
         yield Finding(
             Level.WARNING, "view", address, f"{bucket['unshown']} files do not show their current version",
-            "start the daemon; it shows them, or says what is in the way",
+            "start the daemon; it shows them, or names the obstacle",
         )  # fmt: skip
 
 
@@ -446,24 +446,24 @@ def _journal(facts: Facts) -> Iterator[Finding]:
     if not trouble:
         yield Finding(Level.OK, "journal", "", "the journal can be read")
     elif trouble == "missing":
-        yield Finding(Level.OK, "journal", "", "there is no journal yet; the daemon makes it from the trees")
+        yield Finding(Level.OK, "journal", "", "there is no journal yet; the daemon builds it from the trees")
     else:
         yield Finding(
             Level.WARNING, "journal", "", f"the journal cannot be read: {trouble}",
-            "restart the daemon: it makes a new one from the trees, and nothing is lost",
+            "restart the daemon: it builds a new one from the trees, and nothing is lost",
         )  # fmt: skip
     yield from _state_space(facts["state"], facts["state_free"])
 
 
 def _state_space(state: str, free: int | None) -> Iterator[Finding]:
-    """Room for the journal: it may lie on a disk of its own, and without room nothing can be captured or delivered."""
+    """Findings on space for the journal, perhaps on a separate disk: without it nothing is captured or delivered."""
     if free is None:
         return
     what = f"{_size(free)} are free for the state in {state}"
     if free < _STATE_FULL_BYTES:
         yield Finding(
             Level.ERROR, "space", "state", f"{what}: the journal cannot be written, and everything waits",
-            "make room there; all goes on by itself then",
+            "make room there; everything then continues by itself",
         )  # fmt: skip
     elif free < _STATE_LOW_BYTES:
         yield Finding(Level.WARNING, "space", "state", what, "make room there before the journal cannot be written")

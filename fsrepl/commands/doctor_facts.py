@@ -1,8 +1,8 @@
-"""What `fsrepl doctor` finds out of the machine, the regions, the buckets and the journal. It judges nothing.
+"""The facts of `fsrepl doctor` on the machine, the regions, the buckets and the journal, without a judgement.
 
-Everything is made of what JSON has, for rights and mounts are looked at where the work is done: by the
-daemon, where one runs, which may be another user with another view of the mounts. Nothing is changed but
-for files of ours in .fsrepl/tmp, made and removed to see whether that can be done.
+All values have types that JSON has, for the daemon, where one runs, reads rights and mounts: it may be another user
+with another view of the mounts. Nothing is changed, except for test files in .fsrepl/tmp, which are created and
+removed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 
 CAPABILITIES = {0: "CAP_CHOWN", 1: "CAP_DAC_OVERRIDE", 3: "CAP_FOWNER", 4: "CAP_FSETID", 28: "CAP_LEASE"}
-"""Those that we have a use for, by number. Source: capabilities(7), linux/capability.h."""
+"""The capabilities that fsrepl uses, by number. Source: capabilities(7), linux/capability.h."""
 LIMITS = ("max_user_watches", "max_user_instances", "max_queued_events")
 _FRESH_S = 60
 
 
 class Machine(TypedDict):
-    """The process that does the work, and the kernel's limits; None where they cannot be read."""
+    """The process that does the work, and the kernel's limits; None for a limit that cannot be read."""
 
     uid: int
     gid: int
@@ -44,10 +44,10 @@ class Machine(TypedDict):
 
 
 class Region(TypedDict):
-    """A region as a process sees it. errno: of a file that could not be made there, 0 where it could.
+    """A region as a process sees it. errno: the error of creating a file there, 0 for success.
 
-    needed: the bytes that keep_free leaves to the user. reflinks: None where that was not tried. silent: it gave no
-    answer in time, and nothing else is known of it.
+    needed: the bytes that keep_free leaves to the user. reflinks: None where not tried. silent: the region gave no
+    answer in time, and the other facts are unknown.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Region(TypedDict):
 
 
 class Bucket(TypedDict):
-    """A bucket's tree. directories: those that want a watch; fresh displaced files are being looked at right now."""
+    """A bucket's tree. directories: how many need a watch. displaced: without fresh ones, which are in hand."""
 
     address: str
     trouble: str
@@ -88,18 +88,18 @@ class Bucket(TypedDict):
     roles: list[str]
     path: str
     disowned: bool
-    """What is the daemon's own in it is not, or others may write there."""
+    """Whether `.fsrepl` belongs to another user, or others may write there."""
     open: bool
-    """Others may look into its `.fsrepl`."""
+    """Whether others may read its `.fsrepl`."""
     wider_than: dict[str, str]
-    """Buckets that it has replicas of and whose folder keeps out people that its own lets in, and with what mode."""
+    """Its source buckets whose folders admit fewer users than its own folder, with their modes."""
 
 
 class Facts(TypedDict):
-    """All of it. said: what the daemon says of itself; regions: as it sees them, or this process where there is none.
+    """All facts. said: the daemon's status; regions: as the daemon sees them, or this process where none runs.
 
-    mounted_rw: the regions that are on a writable mount for this process, or for the first one of the system.
-    state_free: the bytes left to the state folder, of which the journal is most; None where it is not there.
+    mounted_rw: the regions that are on a writable mount for this process, or for process 1.
+    state_free: the free bytes for the state folder, which holds the journal; None where the folder is missing.
     """
 
     said: dict[str, object]
@@ -161,7 +161,7 @@ def _mount_of(path: str, table: str = "/proc/self/mountinfo") -> _Mount | None:
 
 
 def is_mounted_rw(path: str) -> bool:
-    """Whether a path is on a writable mount for this process, or for the first one of the system."""
+    """Whether a path is on a writable mount for this process, or for process 1."""
     real = os.path.realpath(path)
     mounts = [_mount_of(real, f"/proc/{who}/mountinfo") for who in ("self", "1")]
     return any(mount is not None and not mount["read_only"] for mount in mounts)
@@ -171,7 +171,7 @@ def is_mounted_rw(path: str) -> bool:
 
 
 def _unknown(site: Site, name: str) -> Region:
-    """A region of which nothing is known but what the settings say."""
+    """The facts of a region from the settings alone."""
     settings = site.settings.regions[name]
     return {
         "name": name, "path": str(settings.path), "sharing": settings.sharing, "trouble": "", "silent": False,
@@ -181,7 +181,7 @@ def _unknown(site: Site, name: str) -> Region:
 
 
 def region(site: Site, name: str) -> Region:
-    """A region as this process sees it. Makes a file there: it hangs where the filesystem does."""
+    """A region as this process sees it. Creates a file there, so the call hangs where the filesystem does."""
     found = _unknown(site, name)
     path = found["path"]
     if mount := _mount_of(os.path.realpath(path)):
@@ -201,7 +201,7 @@ def region(site: Site, name: str) -> Region:
 
 
 def _takes_attributes(path: str) -> bool:
-    """Whether a filesystem has user attributes. One that has not says so even of one that is not there."""
+    """Whether a filesystem has user attributes. One without them refuses even to read a missing attribute."""
     try:
         os.getxattr(path, "user.fsrepl.probe")
     except OSError as error:
@@ -210,7 +210,7 @@ def _takes_attributes(path: str) -> bool:
 
 
 def _try(site: Site, name: str, found: Region) -> None:
-    """Make and remove a file, in a bucket if there is one, and try a reflink."""
+    """Create and remove a file, in a bucket if there is one, and try a reflink."""
     for bucket in site.buckets.values():
         if bucket.region != name:
             continue
@@ -286,7 +286,7 @@ def _wider_than(site: Site, bucket: OpenBucket) -> dict[str, str]:
 
 
 def _count(bucket: OpenBucket, found: Bucket) -> None:
-    """Directories of the views, and sidecars in the store, by their names alone."""
+    """Count the views' directories, and the sidecars in the store, by their names alone."""
     todo = [b""]
     while todo:
         path = todo.pop()
@@ -320,7 +320,7 @@ def _count(bucket: OpenBucket, found: Bucket) -> None:
 
 
 def _displaced(bucket: OpenBucket, now_s: float) -> int:
-    """Files that an exchange took out of a view, and that were left there."""
+    """How many displaced files were left there."""
     number = 0
     for entry in bucket.fs.entries(bucket.displaced) if bucket.displaced >= 0 else ():
         with contextlib.suppress(OSError):
@@ -336,7 +336,7 @@ def _exists(bucket: OpenBucket, name: bytes) -> bool:
 
 
 def _role(site: Site, name: str) -> Role | str:
-    """A role, or why there is none to use."""
+    """A role, or why no role can be used."""
     try:
         return site.role(name)
     except FileNotFoundError:
@@ -346,7 +346,7 @@ def _role(site: Site, name: str) -> Role | str:
 
 
 def _refusal(role: Role, source: str, rule: Rule) -> str:
-    """What a role refuses an ordinary version of a rule, by S3's reason; empty where it lets it pass, tags included."""
+    """Why a role does not permit a rule's ordinary versions, with S3's reason; empty where it does, tags included."""
     permission = permissions.permission_to_send(
         role, source=source, destination=rule.destination, key=rule.prefix.decode("utf-8", "surrogateescape") + "key",
         marker=False, tags=True, acl=False, owner_override=bool(rule.owner), batch=False,
@@ -354,7 +354,7 @@ def _refusal(role: Role, source: str, rule: Rule) -> str:
     if permission.reason:
         return f"role {role.name} does not permit rule {rule.id} to {rule.destination}: {permission.reason}"
     if not permission.with_tags:
-        return f"role {role.name} does not let tags pass by rule {rule.id} to {rule.destination}"
+        return f"role {role.name} does not permit tags for rule {rule.id} to {rule.destination}"
     return ""
 
 
@@ -362,7 +362,7 @@ def _refusal(role: Role, source: str, rule: Rule) -> str:
 
 
 def journal(site: Site) -> tuple[Journal | None, str]:
-    """The journal to read, and what is wrong with it: "missing", or the reason why it cannot be read."""
+    """The journal for reading, and its trouble: "missing", or the reason why it cannot be read."""
     path = os.path.join(site.state, "journal.db")
     if not os.path.exists(path):
         return None, "missing"
@@ -373,7 +373,7 @@ def journal(site: Site) -> tuple[Journal | None, str]:
 
 
 def state_free(site: Site) -> int | None:
-    """The bytes that the filesystem of the state folder has left for its user."""
+    """The free bytes of the state folder's filesystem, for its user."""
     try:
         found = os.statvfs(site.state)
     except OSError:
@@ -382,7 +382,7 @@ def state_free(site: Site) -> int | None:
 
 
 def regions(site: Site, ask: probe.Asker) -> list[Region]:
-    """All regions, each as it answers, or silent."""
+    """All regions; a region that does not answer is silent."""
     answers = ask({name: lambda name=name: region(site, name) for name in site.settings.regions})  # type: ignore[misc]
     return [answers.get(name) or _silent(site, name) for name in site.settings.regions]
 
@@ -394,12 +394,12 @@ def _silent(site: Site, name: str) -> Region:
 
 
 def where_it_works(site: Site, ask: probe.Asker = probe.by_process) -> dict[str, object]:
-    """What is to be looked at by the process that does the work."""
+    """The facts that depend on the process that does the work."""
     return {"machine": machine(), "regions": regions(site, ask)}
 
 
 def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | None) -> Facts:
-    """Everything. said: the daemon's status; there: what where_it_works answered in it, None where there is none."""
+    """All facts. said: the daemon's status; there: where_it_works as run in the daemon, None without a daemon."""
     found, trouble = journal(site)
     here = where_it_works(site) if there is None else there
     try:

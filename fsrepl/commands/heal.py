@@ -1,13 +1,14 @@
-"""A bucket that has lost its .fsrepl is made again, as the bucket that the site knows.
+"""A bucket that has lost its .fsrepl is restored, as the bucket that the site knows.
 
 `rsync --delete` onto a bucket's folder, or `git clean -fdx` in it, removes .fsrepl with all versions. The site still
-knows its identity and its documents; the buckets it replicated to, or was filled from, have its versions; the journal
-has its markers, and what was not delivered yet is mostly in the files themselves. All of that goes back under the ids
-it had, before the identity is written: until then the bucket is offline, so that no file is taken for a new one, and
-a healing that was cut short is gone on with when it is asked for again.
+has the bucket's identity and documents; its destinations and sources have its versions; the journal has its markers,
+and most undelivered content is in the files themselves. All versions are restored under their old ids before the
+identity is written. Until then the bucket is offline, so that no file is taken for a new one; the same command
+continues an interrupted restore.
 
-A file that is missing was deleted, where others are left in a bucket that is written into. Where none is left the
-folder was lost, not its files deleted; and where replicas alone come in, nobody deletes. There they are put back.
+A missing file counts as deleted where other files are left in a bucket that users write into. Where no file is left,
+the folder was lost and no file was deleted; in a bucket that only receives replicas, users delete nothing. In these
+two cases the files are put back.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Healed:
-    """What a healing came to. put_back: how many missing files are to be shown again."""
+    """The result of a restore. put_back: how many missing files will be shown again."""
 
     brought: BroughtBack
     put_back: int
@@ -60,9 +61,9 @@ class Healed:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """How many objects have no file in a bucket's folder, as far as the journal knows, and what becomes of them.
+    """How many objects have no file in a bucket's folder, by the journal, and what will happen to them.
 
-    deleted_at: how many of them are deleted at each destination, too. away: why other buckets cannot be asked now.
+    deleted_at: how many will also be deleted at each destination. away: why other buckets cannot be read now.
     """
 
     put_back: int
@@ -78,9 +79,9 @@ class Missing:
 
 
 def is_lost(site: Site, bucket: Bucket) -> bool:
-    """Whether a bucket's folder is gone from its region, or .fsrepl, or what that cannot do without, from the folder.
+    """Whether a bucket has lost its folder, its .fsrepl, or a part that .fsrepl cannot work without.
 
-    Raises FsreplError where the folder cannot be looked into.
+    Raises FsreplError where the folder cannot be read.
     """
     if not has_folder(bucket):
         return True
@@ -115,13 +116,13 @@ def _is_there(fs: Fs, at: int, name: bytes) -> bool:
 
 
 def has_folder(bucket: Bucket) -> bool:
-    """Whether anything is where a bucket's folder belongs. Raises Unavailable where its region is away."""
+    """Whether a file or folder has the name of a bucket's folder. Raises Unavailable where its region is away."""
     with bucket.root.open() as at:
         return _is_there(bucket.fs, at, bucket.name.encode())
 
 
 def make_folder(bucket: Bucket, umask: int | None) -> None:
-    """An empty folder for a bucket that has lost its own. umask: see buckets.make_bucket."""
+    """Create an empty folder for a bucket that has lost its folder. umask: see buckets.make_bucket."""
     fs = bucket.fs
     with bucket.root.open() as at:
         fs.make_dir(at, bucket.name.encode(), 0o755)
@@ -133,7 +134,7 @@ def make_folder(bucket: Bucket, umask: int | None) -> None:
 
 @contextlib.contextmanager
 def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
-    """The region's folder and the bucket's in it, whatever that holds. Raises BucketMissing, Unavailable."""
+    """Open a region's folder and a bucket's folder in it, whatever it contains. Raises BucketMissing, Unavailable."""
     with bucket.root.open() as at:
         try:
             fd = bucket.fs.open_dir(at, bucket.name.encode(), cross=True)
@@ -146,7 +147,7 @@ def open_folder(bucket: Bucket) -> Iterator[tuple[int, int]]:
 
 
 def heal(engine: Engine, address: str) -> Healed:
-    """Make a bucket again. Copies in the caller's thread, since nothing else is at work in a bucket that is offline."""
+    """Restore a bucket. Copies in the caller's thread, since no other work happens in an offline bucket."""
     bucket, region = engine.site.bucket(address), engine.region_of(address)
     region.ask(lambda: region.put_down(address))
     with open_folder(bucket) as (_, fd):
@@ -173,14 +174,16 @@ def heal(engine: Engine, address: str) -> Healed:
 
 
 def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
-    """.fsrepl, its folders and documents, but for the identity; which that is to be."""
+    """Create .fsrepl with its folders and documents, without the identity; the identity to write at the end."""
     fs, site = engine.fs, engine.site
     with contextlib.suppress(FileExistsError):
         fs.make_dir(fd, META, 0o700)
     meta = fs.open_dir(fd, META)
     try:
         if why := disowned(fs, meta):
-            raise Refused("AccessDenied", f"{bucket.address} cannot be made again: its .fsrepl {why}; move that away")
+            raise Refused(
+                "AccessDenied", f"{bucket.address} cannot be restored: its .fsrepl {why}; move that .fsrepl away"
+            )
         names = [name for name in remembered.DOCUMENTS if name != remembered.IDENTITY]
         remembered.put_back(site, bucket.address, meta, names)
         _write_what_else_is_known(engine, bucket, meta)
@@ -189,7 +192,7 @@ def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
             with contextlib.suppress(FileExistsError):
                 fs.make_dir(meta, folder)
         ignore_in_git(fs, meta)
-        remove_document(fs, meta, remembered.IDENTITY)  # until all is there
+        remove_document(fs, meta, remembered.IDENTITY)  # until everything is restored
         return remembered.identity(site, bucket) or {
             "uuid": bucket.uuid, "name": bucket.name, "region": bucket.region, "created": clock.stamp(0),
         }  # fmt: skip
@@ -198,7 +201,7 @@ def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
 
 
 def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None:
-    """Where the site has no copies of the documents, as of a bucket that went before it was ever seen in order."""
+    """Write documents that the site has no copies of, as for a bucket that was lost before it was first read."""
     fs, address = engine.fs, bucket.address
     if _is_there(fs, meta, remembered.VERSIONING):
         return
@@ -210,7 +213,7 @@ def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None
 
 
 def _is_known_elsewhere(site: Site, bucket: Bucket) -> bool:
-    """Whether another bucket has a version from this one, or had one that it sent here."""
+    """Whether another bucket has a version from this bucket, or sent one to it."""
     with rebuild.Elsewhere(site, bucket) as elsewhere:
         for there in elsewhere.buckets.values():
             for path, at, name, stored in versions.stream(there, lambda *about: None):
@@ -225,23 +228,23 @@ def _is_known_elsewhere(site: Site, bucket: Bucket) -> bool:
 
 
 def not_asked(site: Site, bucket: Bucket) -> tuple[str, ...]:
-    """Why buckets that may have versions of a lost one cannot be asked now."""
+    """Why buckets that may have versions of a lost bucket cannot be read now."""
     with rebuild.Elsewhere(site, bucket) as elsewhere:
         return tuple(sorted({*elsewhere.away.values()}))
 
 
 def require_all(site: Site, bucket: Bucket) -> None:
-    """Raises Refused where a bucket that may have versions of a lost one cannot be asked now."""
+    """Raises Refused where a bucket that may have versions of a lost bucket cannot be read now."""
     if away := not_asked(site, bucket):
         raise Refused(
             "InvalidRequest",
-            f"{bucket.address} would come back without what cannot be asked for now, and what is nowhere else would be "
-            f"lost: {'; '.join(away)}. Attach that first; --yes goes on without it",
+            f"{bucket.address} would be restored without versions that only a missing region has, and these would "
+            f"be lost: {'; '.join(away)}. Attach it first, or continue without it with --yes",
         )
 
 
 def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
-    """What a healing will make of the files that are not in a bucket's folder; fd is None where that is gone."""
+    """What a restore will do about files that are not in a bucket's folder; fd is None where the folder is gone."""
     configuration, known, missing = _configuration(engine, bucket), 0, 0
     crossing: Counter[str] = Counter()
     for key, current in engine.journal.versions.objects(bucket.address):
@@ -258,7 +261,7 @@ def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
 
 
 def _configuration(engine: Engine, bucket: Bucket) -> Replication | None:
-    """The replication that a bucket will have again."""
+    """The replication that a restored bucket will have."""
     document = remembered.document(engine.site, bucket.address, remembered.REPLICATION)
     text = engine.journal.fact(f"replication {bucket.address}")
     if document is None and text and not remembered.has(engine.site, bucket.address, remembered.VERSIONING):
@@ -269,10 +272,10 @@ def _configuration(engine: Engine, bucket: Bucket) -> Replication | None:
 
 
 def _put_back(engine: Engine, bucket: OpenBucket) -> int:
-    """Write down that the missing files are to be shown, where they were not deleted; how many they are.
+    """Write intents to show the missing files, where they do not count as deleted; how many.
 
-    They are shown when the bucket is back, as what a crash left under way. Where no journal could tell what
-    would be deleted, nothing is.
+    Crash recovery shows these files when the bucket is online again. Without a journal that says what would be
+    deleted, nothing is deleted.
     """
     may_delete = bucket.bucket.replication is not None and engine.journal.versions.count_versions(bucket.address) > 0
     if may_delete and any(_has_file(bucket.fs, bucket.fd, key) for key in _objects(bucket)):
@@ -290,7 +293,7 @@ def _objects(bucket: OpenBucket) -> Iterator[bytes]:
 
 
 def _has_file(fs: Fs, fd: int, key: bytes) -> bool:
-    """Whether a key has a file in a bucket's folder, or may have one where nobody can look."""
+    """Whether a key has a file in a bucket's folder, or may have one in a directory that cannot be read."""
     directory, name = keys.split(key)
     try:
         at = fs.open_dir(fd, directory)

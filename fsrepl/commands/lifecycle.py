@@ -1,4 +1,4 @@
-"""Lifecycle configurations by command, and what they would do."""
+"""Lifecycle configurations by command: stored, run, and previewed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PATIENCE_S = 1.0
 
 
 def configuration(site: Site, address: str) -> Lifecycle:
-    """Raises Refused(NoSuchLifecycleConfiguration)."""
+    """The lifecycle of a bucket. Raises Refused(NoSuchLifecycleConfiguration)."""
     bucket = site.bucket(address)
     with bucket.open():
         return _required(bucket.lifecycle, address)
@@ -39,13 +39,13 @@ def _required(found: Lifecycle | None, address: str) -> Lifecycle:
     if found is None:
         raise Refused(
             "NoSuchLifecycleConfiguration",
-            f"{address} has no lifecycle configuration; `fsrepl lifecycle put {address} FILE` gives it one",
+            f"{address} has no lifecycle configuration; `fsrepl lifecycle put {address} FILE` sets one",
         )
     return found
 
 
 def put_lifecycle(engine: Engine, request: PutLifecycle) -> Document:
-    """Save a configuration as S3 takes it, and go by it from now on. Raises Refused with S3's codes."""
+    """Validate and save a configuration, and apply it from now on. Raises Refused with S3's codes."""
     bucket = engine.site.bucket(str(request.bucket))
     document = dict(lifecycle.read_lifecycle(request.document).document)
     with bucket.open() as opened:
@@ -57,7 +57,7 @@ def put_lifecycle(engine: Engine, request: PutLifecycle) -> Document:
 
 
 def remove_lifecycle(engine: Engine, request: RemoveLifecycle) -> Document:
-    """Raises Refused(NoSuchLifecycleConfiguration)."""
+    """Remove a configuration. Raises Refused(NoSuchLifecycleConfiguration)."""
     bucket = engine.site.bucket(str(request.bucket))
     with bucket.open() as opened:
         _required(bucket.lifecycle, bucket.address)
@@ -68,9 +68,9 @@ def remove_lifecycle(engine: Engine, request: RemoveLifecycle) -> Document:
 
 
 def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
-    """Do at once what is due, a slice at a time: in between the region goes on with everything else.
+    """Carry out what is due, a slice at a time; between two slices the region does its other work.
 
-    What waits to be captured is captured first. Raises Refused(NoSuchLifecycleConfiguration), Unavailable.
+    Waiting changes are captured first. Raises Refused(NoSuchLifecycleConfiguration), Unavailable.
     """
     address = engine.site.bucket(str(request.bucket)).address
     region, going = engine.region_of(address), LifecycleRun(engine.site.now())
@@ -88,15 +88,15 @@ def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
 
 
 def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:
-    """One slice; whether there are more."""
+    """Run one slice; whether more are left."""
     state = region.flush(address, list(going.again)) if going.again else region.ready(address)
     with region.at_work(state):
         return run.go_on(region, state, going)
-    raise Unavailable(f"lifecycle of {address} has stopped: {state.why}; give the command again")
+    raise Unavailable(f"the lifecycle run of {address} has stopped: {state.why}; run the command again")
 
 
 def preview(site: Site, journal: Journal, address: str, at_ns: int) -> Iterator[Document]:
-    """What a run at a moment would do, and what keeps it from more. Raises Refused(NoSuchLifecycleConfiguration)."""
+    """The actions of a run at a given time, and what delays others. Raises Refused(NoSuchLifecycleConfiguration)."""
     bucket = site.bucket(address)
     with bucket.open() as opened:
         judge = Judge(site, journal, opened, _required(bucket.lifecycle, address), at_ns)
@@ -118,7 +118,7 @@ def _all_due(bucket: OpenBucket, judge: Judge) -> Iterator[Due]:
 
 
 def upcoming(site: Site, journal: Journal, bucket: OpenBucket, key: bytes, version_id: str) -> list[Document]:
-    """What a bucket's lifecycle will do to one version, the earliest first; nothing where it has none."""
+    """Future lifecycle actions on one version, the earliest first; empty without a lifecycle."""
     if bucket.bucket.lifecycle is None:
         return []
     asked = Judge(site, journal, bucket, bucket.bucket.lifecycle, 0).upcoming(key)

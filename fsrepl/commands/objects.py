@@ -1,7 +1,7 @@
-"""What a person does to single objects by command: restore, remove, tag, retry.
+"""Commands on single objects: restore, remove, tag, retry.
 
-Runs in the region's thread, between its batches. A command that changes a view goes the way of a
-replica: into the store, with an intent, and then shown, never over content that is not recorded.
+They run in the region's thread, between its batches. A command that changes a view works like the delivery of a
+replica: stored, with an intent, and then shown, never over content that is not recorded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
 def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
     """Make an old version current again, as a new version with its content and metadata.
 
-    What its file holds that no event told of becomes a version first. Raises ContentDamaged, Unavailable where the
+    A change of the file that made no event becomes a version first. Raises ContentDamaged; Unavailable where the
     version is current already and the file does not show it yet.
     """
     address, key, version_id = request.address.bucket, request.address.key, request.version_id
@@ -53,7 +53,7 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
         if known and known.id == version.id:
             if why := _unshown(state, key, known):
                 raise Unavailable(
-                    f"version {version.id} of {address}/{keys.shown(key)} is the current one already, but its file "
+                    f"version {version.id} of {address}/{keys.shown(key)} is current already, but its file "
                     f"does not show it: {why}"
                 )
             captured = before is None or before.id != known.id
@@ -65,7 +65,7 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
                 staging.unstage(bucket, name)
                 raise ContentDamaged(
                     f"version {version.id} of {keys.shown(key)} no longer matches its BLAKE3, and is not restored: no "
-                    "good copy of it was found",
+                    "good copy was found",
                     version.id,
                 )
         finally:
@@ -89,17 +89,15 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
 
 
 def _unshown(state: BucketState, key: bytes, known: Object) -> str:
-    """Why a key's file does not show its current version, empty where it does."""
+    """Why a key's file does not show the current version; empty where it does."""
     if key in state.copying:
-        return "it was changed since, and is being captured"
+        return "the file was changed since, and is being captured"
     if (waits := state.deferred.get(key)) is not None:
-        return f"it was changed since, and is not captured yet: {waits.why}"
-    if (held := state.stale.get(key)) is not None:
-        return (
-            "" if held.conflict else held.why
-        )  # where its file cannot be, status tells that, and no command changes it
+        return f"the file was changed since, and is not captured yet: {waits.why}"
+    if (stale_view := state.stale.get(key)) is not None:
+        return "" if stale_view.conflict else stale_view.why  # status names an obstacle, and no command removes it
     if known.view is None or known.view.shown != known.id:
-        return state.unreadable.get(key, "it was removed or replaced just now")
+        return state.unreadable.get(key, "the file was removed or replaced just now")
     return ""
 
 
@@ -123,7 +121,7 @@ def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
 
 
 def _remove_file(bucket: OpenBucket, key: bytes, version_id: str | None) -> dict[str, object]:
-    """In a bucket that was never versioned: for good, and nothing for a key that is not there (s3-semantics, 4)."""
+    """Remove a file of a never-versioned bucket for good; a missing key is no error (s3-semantics, 4)."""
     if version_id not in (None, NULL):
         raise Refused("NoSuchVersion", f"{bucket.address}, never versioned, has no version {version_id}")
     directory, name = keys.split(key)
@@ -154,7 +152,7 @@ def find(region: Worker, bucket: OpenBucket, key: bytes, version_id: str | None,
 
 
 def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged: versions.Staged) -> None:
-    """A version made by command: durable, in the store, recorded, owed, and shown."""
+    """Commit a version made by command: durable, published, recorded, queued for delivery, and shown."""
     engine, state = region.engine, region.states[bucket.address]
     known = engine.journal.versions.object(bucket.address, version.key)
     was = known.view if known else None
@@ -179,7 +177,7 @@ def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged:
 
 
 def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
-    """Whether a view that was seen is the file of a stored version too."""
+    """Whether a recorded view is also the file of a stored version."""
     directory, name = keys.split(version.key)
     try:
         found = bucket.fs.stat(bucket.views.get(directory), name)
@@ -189,7 +187,7 @@ def _is_shared(bucket: OpenBucket, version: Version, view: View) -> bool:
 
 
 def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None:
-    """Remove a version for good, and show what is current then. Never replicated (s3-semantics, 2)."""
+    """Remove a version for good, and show the version that is current then. Never replicated (s3-semantics, 2)."""
     engine, address, key = region.engine, bucket.address, version.key
     known = engine.journal.versions.object(address, key)
     left = [row for row in engine.journal.versions.versions_of(address, key) if row[0] != version.id]
@@ -217,8 +215,8 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
                 if versions.read(bucket, key, version.id, marker=version.marker) is None:
                     reconcile.forget_version(bucket, engine.journal, key, version.id)
                 raise
-            why = f"version {version.id} of {address}/{keys.shown(key)} is not gone altogether: {reason(error)}"
-            raise Unavailable(f"{why}; what is left to do is done as soon as it can be") from error
+            why = f"version {version.id} of {address}/{keys.shown(key)} is not removed completely: {reason(error)}"
+            raise Unavailable(f"{why}; the daemon completes the removal as soon as possible") from error
     engine.recent.forget(address, key, version.id)
     pending = engine.journal.deliveries.select(address, status=Status.PENDING, key=key)
     settle.settle_gone(
@@ -231,17 +229,17 @@ def remove_version(region: Worker, bucket: OpenBucket, version: Version) -> None
 
 
 def set_tags(engine: Engine, request: SetTags) -> dict[str, object]:
-    """Set some tags of a version; the others stay."""
+    """Set some tags of a version; other tags stay."""
     return _tag(engine, request, lambda tags: {**tags, **request.tags})
 
 
 def remove_tags(engine: Engine, request: RemoveTags) -> dict[str, object]:
-    """Remove some tags of a version; the others stay."""
+    """Remove some tags of a version; other tags stay."""
     return _tag(engine, request, lambda tags: {name: tags[name] for name in tags if name not in request.names})
 
 
 def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]], dict[str, str]]) -> dict[str, object]:
-    """Change the tags of a version in place: no new version (s3-semantics, 4)."""
+    """Change the tags of a version in place, without a new version (s3-semantics, 4)."""
     address, key, version_id = request.address.bucket, request.address.key, request.version_id
     region = engine.region_of(address)
     state = region.flush(address, [key])
@@ -258,7 +256,7 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
                 edits.edit(region, state, bucket, version, replace(version, tags=tags))
             except OSError as error:
                 why = f"the tags of {address}/{keys.shown(key)} were not written, or not everywhere: {reason(error)}"
-                raise Unavailable(f"{why}; give the command again") from error
+                raise Unavailable(f"{why}; run the command again") from error
     return keys.key_document(key) | {"VersionId": version.id, "TagSet": tags_document(tags)}
 
 
@@ -277,9 +275,9 @@ def _check_tags(tags: Mapping[str, str]) -> None:
 
 
 def failed(region: Worker, address: str, prefix: bytes) -> list[Delivery]:
-    """What FAILED of a bucket and can be retried. prefix: a key, or one that ends in /.
+    """The FAILED deliveries of a bucket that can be retried. prefix: a key, or a prefix that ends in /.
 
-    Raises Refused(NoSuchKey) for a key that is not there: what a misspelt name asks for must not look done.
+    Raises Refused(NoSuchKey) for a missing key: a retry of a misspelt name must not look done.
     """
     region.flush(address)
     journal = region.engine.journal
@@ -291,13 +289,13 @@ def failed(region: Worker, address: str, prefix: bytes) -> list[Delivery]:
 
 
 def pending(region: Worker, address: str, prefix: bytes) -> bool:
-    """Whether there is anything of a bucket that could be retried, as far as the journal knows."""
+    """Whether the journal has deliveries of a bucket that could be retried."""
     delivery = region.engine.journal.deliveries.select(address, prefix=prefix)
     return any(each.status != Status.COMPLETED and _in_scope(each.key, prefix) for each in delivery)
 
 
 def retry_waiting(region: Worker, address: str, prefix: bytes) -> int:
-    """Try what waits of a bucket at once; how many."""
+    """Try a bucket's waiting deliveries at once; how many."""
     pending = region.engine.journal.deliveries.select(address, status=Status.PENDING, prefix=prefix)
     waiting = sum(_in_scope(recorded.key, prefix) for recorded in pending)
     for other in region.regions.values():
@@ -306,7 +304,7 @@ def retry_waiting(region: Worker, address: str, prefix: bytes) -> int:
 
 
 def retry(region: Worker, address: str, failed: Sequence[Delivery]) -> int:
-    """Make deliveries that FAILED pending again; how many there are still."""
+    """Make FAILED deliveries pending again; how many still existed."""
     with region.ready(address).bucket.open() as bucket:
         return sum(redeliver_one(region, bucket, delivery) for delivery in failed)
 

@@ -1,4 +1,4 @@
-"""What each request that changes something does: run by the daemon for its callers, or here where there is none."""
+"""The operation of each request that changes something: run by the daemon, or by the command where none runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["OPERATIONS", "local_engine", "run"]
 
 _RETRIED_AT_ONCE = 64
 _PASS_S = 5.0
-"""A region that hangs holds up nobody for longer."""
+"""How long a region that hangs can delay a caller."""
 
 Answer = dict[str, object]
 R = TypeVar("R", bound=Request)
@@ -44,7 +44,7 @@ Row = tuple[type[Request], Callable[[Engine, Any], Answer]]
 
 
 def run(engine: Engine, request: Request) -> Answer:
-    """Do what a request asks for. Raises FsreplError; what it refuses leaves everything as it was."""
+    """Run the operation of a request. Raises FsreplError; a refused request changes nothing."""
     try:
         with engine.journal_faults_as_unavailable():
             return OPERATIONS[type(request)](engine, request)
@@ -54,7 +54,7 @@ def run(engine: Engine, request: Request) -> Answer:
 
 @contextlib.contextmanager
 def local_engine(settings: Settings) -> Iterator[Engine]:
-    """A site to work on without a daemon. The caller holds the site's lock."""
+    """A site at work without a daemon. The caller has the site's lock."""
     engine = Engine(settings)
     try:
         yield engine
@@ -65,7 +65,7 @@ def local_engine(settings: Settings) -> Iterator[Engine]:
 
 
 def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer]) -> Answer:
-    """Have a step done by the thread of its region."""
+    """Run a step in the thread of its region."""
     if request.region not in engine.regions:
         raise Usage(
             f"there is no region {request.region!r} in {engine.settings.path}; it names {engine.site.region_names()}"
@@ -74,7 +74,7 @@ def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer])
 
 
 def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
-    """Make a folder a bucket; one that is a bucket of the site, and has lost what made it one, is made that again."""
+    """Turn a folder into a bucket, or restore a bucket of the site that has lost its .fsrepl or its folder."""
     known = engine.site.buckets.get(str(request.bucket))
     if known is not None and heal.is_lost(engine.site, known):
         if not (request.dry_run or request.although_away):
@@ -107,7 +107,7 @@ def _retry(engine: Engine, request: requests.Retry) -> Answer:
 
 
 def _why_away(home: Worker, address: str, *, asked: bool) -> str:
-    """Why nothing can be retried in a bucket; of one that was asked for by name only whether its region is away."""
+    """Why a bucket allows no retry; for a bucket that the user named, only whether its region is away."""
     try:
         with home.engine.site.open_region(home.name):
             state = home.states.get(address)
@@ -119,7 +119,7 @@ def _why_away(home: Worker, address: str, *, asked: bool) -> str:
 
 
 def _retry_in(home: Worker, address: str, prefix: bytes) -> int:
-    """Retry what failed of one bucket, some at a time: in between its region goes on with what is new."""
+    """Retry failed deliveries of one bucket, some at a time; in between its region does its other work."""
     failed = home.ask(lambda: objects.failed(home, address, prefix))
     number = home.ask(lambda: objects.retry_waiting(home, address, prefix))
     for start in range(0, len(failed), _RETRIED_AT_ONCE):
@@ -141,7 +141,7 @@ def _restore(engine: Engine, request: requests.RestoreObject) -> Answer:
 
 
 def _backfills(engine: Engine, request: requests.ListBackfills) -> Answer:
-    """The backfills of a bucket or of all; of one job where it is named."""
+    """The backfill jobs of a bucket or of all buckets; only one job where it is named."""
     source = request.source
     addresses = [engine.site.bucket(str(source)).address] if source else sorted(engine.site.buckets)
     found = [job for address in addresses for job in backfills.listing(engine, address)]
@@ -158,7 +158,7 @@ def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
 
 
 def _repair(engine: Engine, request: requests.Repair) -> Answer:
-    """Mend one version, or a directory: its path ends in a slash. The caller looks whether it is whole now."""
+    """Repair one version, or a directory, whose path ends in a slash. The caller checks the result."""
     address, path = engine.site.bucket(str(request.bucket)).address, request.path
     if path.endswith(b"/"):
         region = engine.region_of(address)
@@ -188,12 +188,12 @@ def _finish_turn(engine: Engine, request: requests.FinishTurn) -> Answer:
 
 
 def _does(kind: type[R], step: Callable[[Engine, R], Answer]) -> Row:
-    """A row of the table: a kind of request, and the step that is handed it."""
+    """A row of the table: a kind of request, and the step that receives it."""
     return kind, step
 
 
 def _in_region(kind: type[L], step: Callable[[Engine, L], Answer]) -> Row:
-    """The same, for a step that the thread of its region does."""
+    """A row whose step runs in the thread of its region."""
     return kind, lambda engine, request: _ask_region(engine, request, step)
 
 

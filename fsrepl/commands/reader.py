@@ -1,4 +1,4 @@
-"""What a command that only reads stands on: the daemon's answer, and the journal beside it."""
+"""Sources of the commands that only read: the daemon's answer, and the journal."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _ANSWER_S = 10.0
 
 
 def daemon_status(settings: Settings) -> Document:
-    """What the daemon says of itself; {"running": False} where there is none."""
+    """The daemon's status; {"running": False} where none runs."""
     return _said(settings, requests.GetStatus())
 
 
 def daemon_of_key(settings: Settings, address: Address) -> Document:
-    """What the daemon says that concerns one key, in the same shape."""
+    """The part of the daemon's status that concerns one key, in the same shape."""
     return _said(settings, requests.ExplainObject(address))
 
 
@@ -44,7 +44,7 @@ def _said(settings: Settings, request: Request) -> Document:
 
 
 def with_all_names(settings: Settings, said: Document) -> Document:
-    """The daemon's status with the whole of each list, of which it tells the first names only. Raises FsreplError."""
+    """The daemon's status with all names of each list, instead of the first only. Raises FsreplError."""
     buckets = {
         address: alive
         | {
@@ -70,10 +70,10 @@ def _whole(settings: Settings, bucket: Address, name: str) -> Document:
 
 @contextlib.contextmanager
 def reader(site: Site) -> Iterator[Journal]:
-    """The journal to read. What it lacks is read from the trees, into a copy of it in memory.
+    """The journal for reading. Buckets that it lacks are read from the trees, into a copy in memory.
 
-    It lacks everything where it is gone or cannot be read, and some buckets where a command has begun it anew: a
-    command reads those that it works on. What a daemon has not read yet, it is reading just now.
+    A journal that is missing or cannot be read lacks all buckets; a journal that a command has created has only the
+    buckets of that command. Buckets that a running daemon has not read yet are being read by the daemon.
     """
     found = _on_disk(site)
     unread = [b for b in site.buckets.values() if found is None or not found.tree(b.address)]

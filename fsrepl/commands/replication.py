@@ -1,4 +1,4 @@
-"""Replication configurations: the console's five steps, S3's documents, and since when each rule is in effect."""
+"""Replication configurations by command: the console's five steps, and S3's documents."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fsrepl.views import hardlinks
 
 
 class _Buckets:
-    """What validation asks of the site's buckets: config.Buckets.
+    """The site's buckets, as validation reads them.
 
-    configured: destinations that were accepted before. One of them that is away can't be looked at, and is
-    accepted again, so that an outage keeps nobody from changing or disabling other rules.
+    configured: destinations that were accepted before. A configured destination that is away cannot be read, and is
+    accepted again, so that other rules can be changed or disabled during an outage.
     """
 
     def __init__(self, site: Site, configured: Collection[str] = ()) -> None:
@@ -33,7 +33,7 @@ class _Buckets:
         return self._site.named(name)
 
     def versioning(self, address: str) -> Versioning | None:
-        """Raises Unavailable for a bucket that is away, and was not seen before that."""
+        """The state of a bucket's versioning. Raises Unavailable for a bucket that is away and was never read."""
         if address not in self._site.buckets:
             return None
         try:
@@ -53,7 +53,7 @@ class _Buckets:
 
 
 def candidates(site: Site, source: Address) -> list[str]:
-    """Buckets that a source can be replicated to: versioned, there, in another region."""
+    """Buckets that a source can be replicated to: versioned, online, in another region."""
     buckets = _Buckets(site)
     return [
         address
@@ -70,7 +70,7 @@ def _is_enabled(buckets: _Buckets, address: str) -> bool:
 
 
 def enable_replication(engine: Engine, request: EnableReplication) -> dict[str, object]:
-    """What the console's five steps write. All of it or nothing: a role that was made goes again if the rest fails."""
+    """Write what the console's five steps write, completely or not at all: after a failure a new role is removed."""
     site, source, dry_run = engine.site, engine.site.bucket(str(request.source)).address, request.dry_run
     existing = _configuration(site, source)
     if request.destination is None:
@@ -115,7 +115,7 @@ def enable_replication(engine: Engine, request: EnableReplication) -> dict[str, 
 
 
 def _check_pair(site: Site, source: Address, destination: Address) -> None:
-    """S6, S11: both sides, each named, with what could be chosen instead."""
+    """Check both buckets (S6, S11). Raises Refused, naming the bucket and the possible destinations; Usage."""
     buckets = _Buckets(site)
     offered = ", ".join(candidates(site, source)) or "none yet"
     region = destination.region
@@ -130,7 +130,7 @@ def _check_pair(site: Site, source: Address, destination: Address) -> None:
         raise Refused("InvalidRequest", f"destination {destination} is the source; choose one of: {offered}")
     there = buckets.versioning(str(destination))
     if there is None:
-        raise Refused("InvalidRequest", f"destination {destination} must exist, and does not; choose one of: {offered}")
+        raise Refused("InvalidRequest", f"destination {destination} does not exist; choose one of: {offered}")
     if region == source.region:
         raise Refused(
             "InvalidRequest",
@@ -151,7 +151,7 @@ def _configuration(site: Site, source: str) -> Replication | None:
 
 
 def configuration(site: Site, source: str) -> Replication:
-    """Raises Refused(ReplicationConfigurationNotFoundError)."""
+    """The replication of a bucket. Raises Refused(ReplicationConfigurationNotFoundError)."""
     found = _configuration(site, source)
     if found is None:
         raise Refused("ReplicationConfigurationNotFoundError", f"{source} has no replication configuration")
@@ -163,14 +163,14 @@ def has_configuration(site: Site, source: str) -> bool:
 
 
 def put_replication(engine: Engine, request: PutReplication) -> dict[str, object]:
-    """Save a configuration as S3 takes it. Raises Refused with S3's codes."""
+    """Validate and save a configuration. Raises Refused with S3's codes."""
     return _finish(
         engine, str(request.source), request.document, dry_run=request.dry_run, size_bytes=request.size_bytes
     )
 
 
 def _finish(engine: Engine, source: str, document: object, *, dry_run: bool, size_bytes: int = 0) -> dict[str, object]:
-    """Validate a configuration, save it, and follow it from now on."""
+    """Validate a configuration, save it, and apply it from now on."""
     site = engine.site
     bucket = site.bucket(source)
     with bucket.open():
@@ -182,7 +182,7 @@ def _finish(engine: Engine, source: str, document: object, *, dry_run: bool, siz
     if dry_run:
         return answer
     region = engine.region_of(source)
-    region.flush(source)  # what was dropped before this call is judged by the rules of its time
+    region.flush(source)  # files from before this call get the rules of their time
     with bucket.open() as opened:
         if bucket.replication is None:
             hardlinks.break_links(engine, opened)
@@ -193,7 +193,7 @@ def _finish(engine: Engine, source: str, document: object, *, dry_run: bool, siz
 
 
 def _unmatched(engine: Engine, source: str, configuration: Replication) -> dict[str, object]:
-    """The prefixes of rules that no object begins with, where there are objects: one may be a slip of the pen."""
+    """The prefixes of rules that no object begins with, where there are objects: a prefix may be mistyped."""
     versions = engine.journal.versions
     prefixes = dict.fromkeys(rule.prefix for rule in configuration.rules if rule.enabled and rule.prefix)
     missed = [keys.shown(prefix) for prefix in prefixes if not versions.has_object(source, prefix)]

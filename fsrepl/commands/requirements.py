@@ -1,7 +1,7 @@
-"""What a filesystem must be able to do before a region or a bucket is made in it, asked by doing it.
+"""The abilities that a filesystem needs for a region or a bucket, tested by use.
 
-Each question is tried in a folder of its own, on files that have names: mergerfs and NFS answer otherwise for those
-that have none. What is missing is named, with what it is needed for; what fsrepl can do without is not asked here.
+The tests run in a separate folder, on files that have names: mergerfs and NFS answer differently for files without
+names. An error names the missing ability and its purpose. Optional abilities are not tested here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fsrepl.storage.fs import Fs
 
 _NAME_MAX = 255
 _FOLDER = b".fsrepl-probe"
-_LONG, _MARKED, _NEW, _RENAMED, _ONE, _OTHER = _NAMES = (
+_LONG, _ATTRIBUTES, _NEW, _RENAMED, _ONE, _OTHER = _NAMES = (
     b"n" * _NAME_MAX, b"attributes", b"new", b"renamed", b"one", b"other",
 )  # fmt: skip
 _GOOD = "use ext4, xfs, btrfs or a tmpfs of Linux 6.6"
@@ -23,7 +23,7 @@ _GOOD = "use ext4, xfs, btrfs or a tmpfs of Linux 6.6"
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One thing that must be possible. check raises OSError where it is not; lacks goes on after "this filesystem"."""
+    """One needed ability. check raises OSError where it is missing; lacks continues "this filesystem ..."."""
 
     lacks: str
     check: Callable[[Fs, int], None]
@@ -31,7 +31,7 @@ class Requirement:
 
 
 def require(fs: Fs, at: int, what: str) -> None:
-    """Raises Usage, naming what is missing, where a directory's filesystem cannot hold buckets. Leaves nothing."""
+    """Test a directory's filesystem, and leave no file. Raises Usage, naming what is missing, if unfit for buckets."""
     with _folder(fs, at, what) as folder:
         for requirement in REQUIREMENTS:
             try:
@@ -44,9 +44,9 @@ def require(fs: Fs, at: int, what: str) -> None:
 
 @contextlib.contextmanager
 def _folder(fs: Fs, at: int, what: str) -> Iterator[int]:
-    """A new folder to try things in, which is gone afterwards with all that is in it. Raises Usage.
+    """A new folder for the tests, removed afterwards with its contents. Raises Usage.
 
-    One that a crash left is taken away first. A folder that somebody else has put in its place is left alone.
+    A folder that a crash left is removed first. A folder of the same name from another program is left alone.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -62,7 +62,7 @@ def _folder(fs: Fs, at: int, what: str) -> Iterator[int]:
         raise Usage(f"{what}: cannot open a folder there with openat2(2) (Linux 5.6): {reason(error)}") from error
     try:
         if fs.stat_fd(folder).st_uid != fs.uid or next(iter(fs.entries(folder)), None) is not None:
-            raise Usage(f"{what}: somebody else works in {_FOLDER.decode()} there; try again")
+            raise Usage(f"{what}: another program uses {_FOLDER.decode()} there; try again")
         yield folder
     finally:
         fs.close(folder)
@@ -71,7 +71,7 @@ def _folder(fs: Fs, at: int, what: str) -> Iterator[int]:
 
 
 def _clear(fs: Fs, at: int) -> None:
-    """Remove the folder and what was tried in it, which is empty files of ours; what else is there stays."""
+    """Remove the folder and the tests' files, which are empty and this user's; other files stay."""
     folder = fs.open_dir(at, _FOLDER)
     try:
         for name in _NAMES:
@@ -93,11 +93,11 @@ def _names(fs: Fs, at: int) -> None:
 
 
 def _attributes(fs: Fs, at: int) -> None:
-    fd = fs.create(at, _MARKED)
+    fd = fs.create(at, _ATTRIBUTES)
     try:
         fs.set_attribute(fd, "user.fsrepl.probe", b"1")
         if fs.attribute(fd, "user.fsrepl.probe") != b"1":
-            raise OSError("what was set is not there")
+            raise OSError("an attribute that was set is missing")
     finally:
         fs.close(fd)
 
@@ -121,13 +121,13 @@ def _sync(fs: Fs, at: int) -> None:
 
 
 REQUIREMENTS = (
-    Requirement(f"has no names of {_NAME_MAX} bytes, which those of stored versions may have", _names),
+    Requirement(f"has no names of {_NAME_MAX} bytes, which stored versions need", _names),
     Requirement(
-        "has no user attributes, which hold what fsrepl knows of each file",
+        "has no user attributes, which hold the record of each version",
         _attributes,
         f"{_GOOD}, or mount it with user_xattr, on mergerfs with xattr=passthrough",
     ),
     Requirement("cannot rename without replacing (RENAME_NOREPLACE), which keeps users' files safe", _rename_new),
     Requirement("cannot exchange two names (RENAME_EXCHANGE), which keeps readers from seeing a gap", _exchange),
-    Requirement("cannot make a directory durable (fsync), without which a power cut takes files away", _sync),
+    Requirement("cannot make a directory durable (fsync), without which a power cut loses files", _sync),
 )

@@ -1,4 +1,4 @@
-"""Roles as files of the site: generated for a pair of buckets, written, taken back, removed."""
+"""Roles as files of the site: generated for a pair of buckets, written, undone, removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsrepl.storage.documents import open_directory, remove_document, write_byte
 
 
 def _role_path(engine: Engine, name: str) -> Path:
-    """Where a role's file is. Raises Refused(ValidationError) for a name that would lead elsewhere."""
+    """The path of a role's file. Raises Refused(ValidationError) for a name that leads to another folder."""
     arn.check_role_name(name)
     return engine.settings.roles / f"{name}.json"
 
@@ -35,10 +35,10 @@ def read_role(engine: Engine, name: str) -> dict[str, object] | None:
 
 
 def generated_role(engine: Engine, source: str, destination: str) -> tuple[str, roles.RoleDocument | None]:
-    """The name of the role for a pair of buckets, and its document where it is still to be made.
+    """The name of the role for a pair of buckets, and its document where the role does not exist yet.
 
-    The name is cut at 64 characters as the console cuts it; a role of that name for another pair, or one that may
-    write elsewhere by now, is never shared: then the name ends in a digest. Source: s3-semantics, 6.2.
+    The name is cut at 64 characters, as the console cuts it. A role of that name for another pair, or with further
+    destinations, is never shared: the new name then ends in a digest. Source: s3-semantics, 6.2.
     """
     name = candidate = roles.generated_name(Address.parse_bucket(source).name, Address.parse_bucket(destination).name)
     for number in itertools.count():
@@ -51,7 +51,7 @@ def generated_role(engine: Engine, source: str, destination: str) -> tuple[str, 
 
 
 def role_with(engine: Engine, name: str, source: str, destination: str) -> roles.RoleDocument | None:
-    """A generated role's document with a further destination; None where it has it, or the role is a person's own."""
+    """A generated role's document with a further destination; None where it has that already, or is not generated."""
     found = read_role(engine, name)
     if found is None or not roles.is_generated(found, source):
         return None
@@ -60,7 +60,7 @@ def role_with(engine: Engine, name: str, source: str, destination: str) -> roles
 
 
 def write_role(engine: Engine, name: str, document: roles.RoleDocument | None) -> Callable[[], None]:
-    """Write a role's file, if there is something to write; what takes that back."""
+    """Write a role's file, where there is a document; the function that undoes this."""
     if document is None:
         return lambda: None
     path = _role_path(engine, name)
@@ -82,7 +82,7 @@ def write_role(engine: Engine, name: str, document: roles.RoleDocument | None) -
 
 
 def create_role(engine: Engine, request: CreateRole) -> dict[str, object]:
-    """A role with the generated policy, under a name of the user's choice."""
+    """Create a role with the generated policy, under a name of the user's choice."""
     name, source = request.name, str(request.source)
     destinations = [str(destination) for destination in request.destinations]
     for address in (source, *destinations):

@@ -14,14 +14,14 @@ from fsrepl.settings.reading import bad_name
 from fsrepl.settings.toml import quoted, statements, title_of
 
 _HEAD = """\
-# fsrepl.toml: the settings of this site. `fsrepl check` tells what is wrong with it.
-# What is commented out is the default; a setting counts only below the [table] it belongs to.
+# fsrepl.toml: the settings of this site. `fsrepl check` names mistakes in it.
+# Lines that are commented out are the defaults; a setting counts only below the [table] it belongs to.
 """
 _LINE_MAX = 120
 
 
 def render(regions: Mapping[str, str]) -> str:
-    """The text of a new file: the regions with their paths, everything else commented out. Raises Usage."""
+    """The text of a new file: the regions with their paths, all other settings commented out. Raises Usage."""
     state = "journal, control socket, identities; for /etc/fsrepl it is /var/lib/fsrepl"
     parts = [_HEAD + _comment("state", STATE, state), *(_region(name, path) for name, path in regions.items())]
     for table, cls in TABLES.items():
@@ -59,15 +59,15 @@ def _region(name: str, path: str) -> str:
 
 
 def add_region(text: str, name: str, path: str) -> str:
-    """The text of a file with one region more, after the others, and nothing else changed.
+    """The text of a file with one more region after the others, and nothing else changed.
 
-    The text is one that `parse` takes, and what comes out should be parsed before it is written: the new
-    region may overlap an old one. Raises Usage.
+    The given text is one that `parse` accepts. The caller parses the result before it is written, since the new region
+    may overlap an old one. Raises Usage.
     """
     expected = tomllib.loads(text)
     regions = expected.setdefault("regions", {})
     if name in regions:
-        raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` takes it out of the settings")
+        raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` removes it from the settings")
     new = _region(name, path).rstrip("\n").split("\n")
     regions[name] = {"path": path}
     lines, found = text.split("\n"), [s for s in statements(text) if s.keys]
@@ -100,7 +100,7 @@ def move_region(text: str, name: str, path: str) -> str:
     except Usage:
         if expected["regions"][name].keys() != {"path"}:
             raise
-    return add_region(remove_region(text, name), name, path)  # an inline table, which has nothing else to lose
+    return add_region(remove_region(text, name), name, path)  # an inline table with the path alone
 
 
 def remove_region(text: str, name: str) -> str:
@@ -122,11 +122,11 @@ def remove_region(text: str, name: str) -> str:
         if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
             first -= 1  # one of the blank lines around it
         del lines[first:end]
-    return _checked("\n".join(lines), expected, f"take region {name} out of {FILE} by hand")
+    return _checked("\n".join(lines), expected, f"remove region {name} from {FILE} by hand")
 
 
 def _with_comments(lines: list[str], at: int) -> int:
-    """The end of the comments that follow a line at once; those that lead up to a header are the header's."""
+    """The end of the comments directly after a line; comments directly before a header belong to the header."""
     end = at
     while end < len(lines) and lines[end].lstrip().startswith("#"):
         end += 1
@@ -134,7 +134,7 @@ def _with_comments(lines: list[str], at: int) -> int:
 
 
 def _checked(text: str, expected: dict[str, Any], otherwise: str) -> str:
-    """The text, if it says what it should: a file may be written in ways that are no tables to add or cut."""
+    """The text, if it has the expected settings: a file may be written without tables that can be added or removed."""
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

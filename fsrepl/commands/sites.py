@@ -1,4 +1,4 @@
-"""Making a site, and its regions: attached, replaced, forgotten. What fails takes back what it made."""
+"""Sites and their regions: created, attached, replaced, forgotten. A command that fails undoes its changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEFAULT_REGIONS = ("us-east-1", "eu-west-1")
 
 
 def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = None) -> dict[str, object]:
-    """A new site: its settings, and an identity in each region. A region that has one is attached as it is."""
+    """Create a site: its settings, and an identity in each region. A region with an identity is attached unchanged."""
     directory = Path(os.path.abspath(directory))
     path = directory / settings.FILE
     if path.exists():
@@ -57,9 +57,9 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
 
 
 def _make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: int | None = None) -> None:
-    """A directory, and those above it that are missing; undo removes what was made. Raises Usage.
+    """Create a directory and its missing parents; undo removes them again. Raises Usage.
 
-    umask: that of whoever asks for it, where that is not our own.
+    umask: the caller's, where the caller is another process.
     """
     try:
         for each in reversed([p for p in (path, *path.parents) if not os.path.lexists(p)]):
@@ -70,7 +70,7 @@ def _make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: in
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
-        raise Usage(f"{what} cannot be at {path}: {reason(error)}") from error
+        raise Usage(f"{what} cannot be created at {path}: {reason(error)}") from error
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -79,7 +79,7 @@ def _remove_if_empty(path: Path) -> None:
 
 
 def _write_settings(fs: Fs, path: Path, text: str) -> None:
-    """Replace fsrepl.toml in one step. A file that is there, or that a link leads to, keeps its owner and mode."""
+    """Replace fsrepl.toml in one step. An existing file, also behind a symlink, keeps its owner and mode."""
     path = Path(os.path.realpath(path))
     with open_directory(fs, path.parent) as at:
         name = path.name.encode()
@@ -93,10 +93,10 @@ def _write_settings(fs: Fs, path: Path, text: str) -> None:
 def attach_region(
     site: Site, name: str, undo: contextlib.ExitStack, *, replace: bool = False, umask: int | None = None
 ) -> list[str]:
-    """Make a directory the region of this name, or take it as the region that it is; the buckets found in it.
+    """Attach a directory as the region of this name, new or with its identity; the buckets found in it.
 
-    Raises Usage where it is another region, not the one that is known, or at work for another site. replace:
-    it is a new disk for a region that is lost. undo takes back what was made.
+    Raises Usage where the directory is another region, not the known one, or in use by another site. replace: the
+    directory replaces a lost region. undo removes what was created.
     """
     path = site.settings.regions[name].path
     _make_directory(path, f"region {name}", undo, umask)
@@ -110,15 +110,15 @@ def attach_region(
             if known is not None and not replace:
                 raise Usage(
                     f"{path} is not the region {name} that this site knows (no {REGION_IDENTITY.decode()}); mount it, "
-                    "or if its disk is lost, give the new one with --replace"
+                    "or if its disk is lost, name the new directory with --replace"
                 )
             requirements.require(site.fs, at, f"region {name} at {path}")
             undo.callback(_remove_identity, site.fs, path)
             identity = dict(new_identity(name, site.now()))
         elif identity.get("name") != name:
-            raise Usage(f"{path} is the region {identity.get('name')!r}; give it that name")
+            raise Usage(f"{path} is the region {identity.get('name')!r}; use that name")
         elif known is not None and identity.get("uuid") != known and not replace:
-            raise Usage(f"{path} is another region named {name} than this site knows; --replace takes it in its stead")
+            raise Usage(f"{path} is another region named {name} than this site knows; --replace uses it instead")
         _claim(site, name, at, identity)
         site.identities.regions[name] = str(identity["uuid"])
         found = []
@@ -145,9 +145,9 @@ def _remove_identity(fs: Fs, path: Path) -> None:
 
 
 def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
-    """Write into a region whose it is: two daemons that capture in one region would make two versions of each file.
+    """Write the site's claim into a region: two daemons in one region would make two versions of each file.
 
-    A site whose own folder was lost leaves its claim behind, so a claim counts only while its daemon runs.
+    A site whose folder was lost leaves its claim behind, so a claim counts only while its daemon runs. Raises Usage.
     """
     mine = {"uuid": site.uuid, "state": site.state}
     claim = identity.get("site")
@@ -156,14 +156,14 @@ def _claim(site: Site, name: str, at: int, identity: dict[str, object]) -> None:
     of_another = isinstance(claim, dict) and claim.get("uuid") != site.uuid and claim.get("state") != site.state
     if isinstance(claim, dict) and of_another and is_locked(str(claim.get("state"))):
         raise Usage(
-            f"region {name} at {site.settings.regions[name].path} belongs to a site that is at work, with its state in "
-            f"{claim.get('state')}; take it out of that one with `fsrepl region forget {identity.get('name')}`"
+            f"region {name} at {site.settings.regions[name].path} belongs to a site that is running, with its state in "
+            f"{claim.get('state')}; remove it from that site with `fsrepl region forget {identity.get('name')}`"
         )
     write_document(site.fs, at, REGION_IDENTITY, {**identity, "site": mine})
 
 
 def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
-    """Attach a region, or make a new one; with replace, a new disk whose buckets are to be filled again."""
+    """Attach a region, or create one; with replace, a new directory whose buckets will be filled again."""
     name, replace, umask = request.name, request.replace, request.umask
     file = engine.settings.path
     old = engine.settings.regions.get(name)
@@ -173,7 +173,7 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
         text = settings_text.add_region(text, name, absolute)
     elif os.path.realpath(old.path) != os.path.realpath(absolute):
         if not replace and name in engine.site.identities.regions and not _is_region(absolute, name, engine.site):
-            raise Usage(f"region {name} is at {old.path}; --replace gives it another disk")
+            raise Usage(f"region {name} is at {old.path}; --replace moves it to another disk")
         text = settings_text.move_region(text, name, absolute)
     parsed = reading.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
@@ -198,7 +198,7 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
 
 
 def _put_back_settings(site: Site, address: Address) -> None:
-    """A bucket on a new disk follows the rules that the lost one had."""
+    """Restore a bucket's settings on a new disk, as the lost bucket had them."""
     with site.open_region(address.region) as at:
         meta = site.fs.open_dir(at, os.fsencode(address.name) + b"/" + META, cross=True)
         try:
@@ -220,7 +220,7 @@ def _is_region(path: str, name: str, site: Site) -> bool:
 
 
 def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
-    """Owe a bucket that was lost all that others have of it: how much that is, and who could not be asked and why."""
+    """Queue deliveries to a lost bucket of all versions that others have; how many, and why some were not read."""
     number, away = 0, []
     for address in sorted(engine.site.buckets.keys() - {lost}):
         try:
@@ -231,7 +231,7 @@ def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
 
 
 def _redeliver_what_it_had(engine: Engine, address: str, lost: str) -> int:
-    """What this bucket had delivered there; and what came from there, where a rule of this bucket leads back.
+    """Queue again what this bucket had delivered to the lost one, and replicas from it where a rule leads back.
 
     Runs in the thread of this bucket's region.
     """
@@ -264,7 +264,7 @@ def _renewed(version: Version, lost: str, rules: Collection[Rule]) -> DeliveryRe
 
 
 def forget_region(engine: Engine, name: str) -> dict[str, object]:
-    """Take a region out of the site; its directory stays as it is."""
+    """Remove a region from the site; its directory stays unchanged."""
     if name not in engine.settings.regions:
         raise Usage(f"there is no region {name!r} in {engine.settings.path}; it names {engine.site.region_names()}")
     if len(engine.settings.regions) == 1:

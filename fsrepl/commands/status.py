@@ -1,5 +1,5 @@
-"""What `fsrepl status` and `fsrepl why` tell: counted in the journal, which is the record's index, so that a
-restart changes nothing (G11). What only the running daemon knows is added: what waits, why, and until when.
+"""The document of `fsrepl status`: counted in the journal, the index of all records, so that a restart changes
+nothing (G11). The running daemon adds what only it knows: what waits, why, and until when.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fsrepl.views import obstacles
 
 _UNSHOWN_MAX = 1000
 _COUNTED = {name: name for name in ("polled", "mounts", "unreadable", "set_aside")} | {"behind": "views_behind"}
-"""The daemon's lists of which status tells the first names only, and what they are called in its document."""
+"""The daemon's lists of which status names the first entries only, and their names in its document."""
 
 
 def status(site: Site, said: Document) -> Document:
-    """`status --json`. said is what daemon_status answered."""
+    """The document of `status --json`. said: the daemon's status."""
     with reader.reader(site) as journal_:
         buckets = [_bucket(site, journal_, address, said) for address in sorted(site.buckets)]
     return {
@@ -99,7 +99,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
 
 
 def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
-    """The keys whose files cannot be where they belong, and what is in the way; not more than a person would read."""
+    """The keys whose views are obstructed, and by what; no more than a person would read."""
     unshown = journal_.versions.unshown(bucket.address, _UNSHOWN_MAX)
     found = ((key, obstacles.describe(bucket, key)) for key in unshown)
     return [keys.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
@@ -112,7 +112,7 @@ def _sum(counts: Mapping[tuple[str, str, str], Counts], status: str, destination
 
 
 def _lag(pending: Counts, now_ns: int) -> float:
-    """The age of the oldest that is pending, in seconds; 0 without one."""
+    """The age of the oldest pending delivery, in seconds; 0 without one."""
     return round(max(0, now_ns - pending.oldest_ns) / 1e9, 3) if pending.number else 0
 
 
@@ -123,9 +123,9 @@ def _rules(
     measured: Mapping[metrics.Rule, RuleMetrics],
     now_ns: int,
 ) -> list[Document]:
-    """A row for each rule, and for each that is gone and still has deliveries to its name.
+    """A row for each rule, and for each removed rule that still has deliveries.
 
-    What became of a rule whose document cannot be read just now is not known.
+    A rule is Unknown while the bucket's document cannot be read.
     """
     bucket = site.buckets[address]
     replication = bucket.replication

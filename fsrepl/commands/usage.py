@@ -1,4 +1,4 @@
-"""How many bytes objects and their noncurrent versions hold, by storage class."""
+"""The bytes of objects and of their noncurrent versions, by storage class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STANDARD = "STANDARD"
 
 @dataclass(slots=True)
 class Usage:
-    """Bytes of content, and how many versions hold them. Delete markers hold none."""
+    """Bytes of content, and the number of versions that hold them. Delete markers hold no bytes."""
 
     current: int = 0
     noncurrent: int = 0
@@ -39,7 +39,7 @@ class Usage:
 
 
 def usage(site: Site, journal: Journal, addresses: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """The sum of some buckets as `du` prints it, by storage class. Raises FsreplError where a bucket is away."""
+    """The sums of some buckets by storage class, as `du` prints them. Raises FsreplError where a bucket is away."""
     classes: dict[str, Usage] = defaultdict(Usage)
     for address in addresses:
         with site.bucket(address).open() as bucket:

@@ -1,4 +1,4 @@
-"""Turning versioning on and off; files that were there before it become null versions."""
+"""Versioning enabled and suspended; files from before become null versions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from fsrepl.storage.site import Site
 _BATCH = 512
 _NAMED_MAX = 100
 _RECORD_BYTES = 8192
-"""What a stored version takes beside its content: its inode, and a block for its attributes."""
+"""The space of a stored version beside its content: its inode, and a block for its attributes."""
 
 
 def set_versioning(engine: Engine, address: str, status: str) -> dict[str, object]:
-    """Enabled or Suspended. Raises Refused(MalformedXML) for another state."""
+    """Set versioning to Enabled or Suspended. Raises Refused(MalformedXML) for another state."""
     if status not in (Versioning.ENABLED, Versioning.SUSPENDED):
         raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {status!r}")
     wanted = Versioning(status)
@@ -53,7 +53,7 @@ def set_versioning(engine: Engine, address: str, status: str) -> dict[str, objec
         adopted = enable_versioning(engine, address, wanted)
         return {"Bucket": address, "Status": str(wanted), **room.document(), **adopted.document()}
     if now is not wanted:
-        engine.region_of(address).flush(address)  # what was dropped before this call belongs to the state before
+        engine.region_of(address).flush(address)  # files from before this call belong to the old state
         with bucket.open() as opened:
             write_document(engine.fs, opened.meta, b"versioning.json", replication.versioning_document(wanted))
             bucket.refresh(opened)
@@ -63,9 +63,9 @@ def set_versioning(engine: Engine, address: str, status: str) -> dict[str, objec
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What it takes to make each file below a directory a version, in bytes, and what there is.
+    """The bytes that versions of all files below a directory need, and the bytes that are free.
 
-    kept: what keep_free leaves to the user. A filesystem that says nothing of its space has all that is needed.
+    kept: the bytes that keep_free leaves to the user. A filesystem that does not report its space counts as sufficient.
     """
 
     objects: int
@@ -75,7 +75,7 @@ class Room:
     kept: int
 
     def check(self, address: str) -> None:
-        """Raises Refused where there is not enough."""
+        """Raises Refused where the space does not suffice."""
         if self.needed and self.free - self.needed < self.kept:
             raise Refused(
                 "InvalidRequest",
@@ -94,10 +94,10 @@ def _mib(size_bytes: int) -> str:
 
 @dataclass(slots=True)
 class Adopted:
-    """What became of the files that were there before versioning: how many are null versions, and which are not.
+    """The outcome for files from before versioning: how many are null versions, and which are not.
 
     left: files and directories (these with a slash at the end) that cannot be read, with the reason. waiting: files
-    that somebody writes into: the daemon takes them once they are complete.
+    that are open for writing; the daemon captures them once they are complete.
     """
 
     number: int = 0
@@ -105,7 +105,7 @@ class Adopted:
     waiting: list[bytes] = field(default_factory=list)
 
     def document(self) -> dict[str, object]:
-        """The first by name: an answer stays small, however much is left."""
+        """The JSON, with the first names only, so that an answer stays small."""
         left = sorted(self.left.items())
         return {
             "Adopted": self.number,
@@ -116,7 +116,7 @@ class Adopted:
 
 
 def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
-    """What it takes to version what is below an open directory. Nothing is left behind."""
+    """Measure the space that versions of the files below an open directory need. Leaves no file behind."""
     objects = small = large = 0
     for _, fd, files in walk(fs, top):
         for name in files:
@@ -156,7 +156,7 @@ def versioning_of(site: Site, address: str) -> Versioning:
 
 
 def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopted:
-    """Turn versioning on for the first time: what is there becomes null versions. The state is set last."""
+    """Turn versioning on for the first time: existing files become null versions. The state is set last."""
     bucket = engine.site.bucket(address)
     with bucket.open() as opened, contextlib.suppress(FileExistsError):
         engine.fs.make_dir(opened.meta, b"versions")
@@ -183,9 +183,9 @@ def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopt
 
 
 def _left_behind(bucket: OpenBucket) -> set[bytes]:
-    """The keys that an import which was cut short has stored. Their files may be gone by now, and never were objects.
+    """The keys that an interrupted import has stored. Their files may be gone by now, and never were objects.
 
-    Nothing but what such an import writes: a store that holds anything else is not touched.
+    Empty for a store that holds anything else than versions of such an import: that store is not touched.
     """
     found = list(versions.read_all(bucket))
     return {v.key for v in found} if all(v.id == NULL and v.origin is Origin.ADOPTED for v in found) else set()
@@ -201,9 +201,9 @@ def _remove(engine: Engine, bucket: OpenBucket, found: Iterable[bytes]) -> None:
 
 
 def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted: Adopted) -> set[bytes]:
-    """Store files that were there before versioning, each as its key's null version; which they were.
+    """Store files from before versioning, each as its key's null version; the keys that were stored.
 
-    Those that are left are noted in adopted.
+    Files that are not stored are noted in adopted.
     """
     writer_wait = engine.region_of(bucket.address).writer_wait
     batch = []
@@ -240,7 +240,7 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
 def walk(
     fs: Fs, top: int, unread: Callable[[bytes, OSError], None] | None = None
 ) -> Iterator[tuple[bytes, int, list[bytes]]]:
-    """The directories below an open one, each with its descriptor and its files. unread: told of those left out."""
+    """The directories below an open one, each with its descriptor and its files. unread: called for unreadable ones."""
     todo = [b""]
     while todo:
         path = todo.pop()

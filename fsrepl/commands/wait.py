@@ -1,11 +1,11 @@
-"""What `fsrepl wait` waits for: all that was dropped before the call is captured, and then delivered or failed.
+"""The barrier of `fsrepl wait`: all changes from before the call are captured, and then delivered or failed.
 
-A sentinel is made in each bucket's .fsrepl/tmp, on the same inotify instance as everything else: what the
-watcher reads before it was done before the call. That begins an epoch; a key that was marked in an
-earlier one is waited for, and so are the deliveries of every version that was there when the last of
-them was captured, and the backfills that were accepted by then. What is dropped during the wait holds up
-nobody. What no waiting brings about is named: files that cannot be read, directories that are not looked
-into, and views that cannot show their version. Source: design.md, section 5.
+A sentinel is created in each bucket's .fsrepl/tmp, on the same inotify instance as all watches: events that the
+watcher reads before the sentinel are from before the call. The sentinel begins an epoch. The wait covers changes of
+earlier epochs, then the deliveries of every version that existed when the last of these was captured, and the
+backfills that were accepted by then. Changes made during the wait do not prolong it. Waiting does not help with files
+that cannot be read, directories that are not scanned, and views that cannot show their version: these are named.
+Source: design.md, section 5.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _PROBE_MAX_S = 60.0
 _DELIVERY_LOOK_S = 0.25
 _TOLD_MAX_S = 0.5
 _SHOWN_MAX_S = 1.0
-"""How long a view is given to show what was delivered. What holds it up longer may do so for ever."""
+"""How long a view may take to show a delivered version. A longer delay may last for ever."""
 _NAMED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Everything, one bucket, or one key of a bucket.
+    """The whole site, one bucket, or one key of a bucket.
 
-    linked: the key's file has other names, of which an event may have told instead: names, as far as they are known.
+    linked: the key's file has other names, which events may have named instead. names: the known ones of these.
     """
 
     addresses: tuple[str, ...]
@@ -55,17 +55,17 @@ class Scope:
         return not self.key or key == self.key
 
     def is_written_through(self, key: bytes) -> bool:
-        """Whether what was done to a key may have changed something in scope."""
+        """Whether a change of a key may have changed a file in scope."""
         return self.takes(key) or key in self.names
 
     def reaches(self, directory: bytes) -> bool:
-        """Whether something in scope may lie below a directory."""
+        """Whether a key in scope may lie below a directory."""
         return not self.key or is_below(self.key, directory)
 
 
 @dataclass(slots=True)
 class Waited:
-    """How a wait ended. pending counts what is not captured (a bucket each) or not delivered yet."""
+    """The result of a wait. pending: deliveries that are not made yet, and one for each bucket not captured yet."""
 
     failed: int = 0
     pending: int = 0
@@ -74,23 +74,23 @@ class Waited:
     unreadable: list[str] = field(default_factory=list)
     """Files and directories that cannot be read, and so cannot be captured, with the reason."""
     mounts: list[str] = field(default_factory=list)
-    """Directories that are another mount: they are not looked into, and nothing below them is captured."""
+    """Directories that are another mount: they are not scanned, and no file below them is captured."""
     unshown: list[str] = field(default_factory=list)
-    """Files, there or at a destination, that do not show the version that was delivered, with the reason."""
+    """Files, at the source or at a destination, that do not show the delivered version, with the reason."""
     trouble: list[str] = field(default_factory=list)
-    """Why buckets cannot be captured in."""
+    """Why buckets are not captured."""
     away: list[str] = field(default_factory=list)
-    """Why regions or buckets are not looked into: whatever was dropped there since is not captured."""
+    """Why regions or buckets are not scanned: files dropped there since are not captured."""
     replicas_away: list[str] = field(default_factory=list)
-    """The same of buckets that only receive replicas. All that was delivered to them is durable there."""
+    """Why buckets that only receive replicas are not scanned. Versions delivered to them are durable there."""
 
     @property
     def left_out(self) -> tuple[list[str], ...]:
-        """What is not safe, and will not be by waiting."""
+        """Files that are not safe, and will not be by waiting."""
         return self.unreadable, self.mounts, self.unshown
 
     def document(self) -> dict[str, object]:
-        """The first of each that is left out by name, and how many more there are."""
+        """The JSON, with the first names of each list, and how many more there are."""
         return {
             "failed": self.failed,
             "pending": self.pending,
@@ -112,16 +112,16 @@ def answer(engine: Engine, request: requests.Wait, given_up: Callable[[], bool])
 
 
 def scope_of(engine: Engine, address: Address | None) -> Scope:
-    """What is named, or the whole site. Raises Usage for an unknown region, Refused for an unknown bucket."""
+    """The scope of an address, or the whole site. Raises Usage for an unknown region, Refused for an unknown bucket."""
     if address is None:
         return Scope(tuple(sorted(engine.site.buckets)))
     return Scope((engine.site.bucket(address.bucket).address,), address.key)
 
 
 def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callable[[], bool]) -> Waited:
-    """Until everything in scope from before this call is captured, and delivered or failed; or time is up.
+    """Wait until all in scope from before this call is captured, and delivered or failed; or until the timeout.
 
-    given_up: whether nobody needs the answer any more.
+    given_up: whether the caller has gone.
     """
     until_s = None if timeout_s is None else time.monotonic() + timeout_s
     waited = Waited()
@@ -156,7 +156,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
 
 
 def _newest_ns(engine: Engine, address: str) -> int:
-    """When the newest version of a bucket was made. The journal would go through all of them to tell."""
+    """The creation time of a bucket's newest version, if possible without a search of the whole journal."""
     state = engine.region_of(address).states.get(address)
     return (
         state.bucket.ids.newest_ns if state is not None and state.is_up else engine.journal.versions.newest(address)[1]
@@ -164,7 +164,7 @@ def _newest_ns(engine: Engine, address: str) -> int:
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
-    """A view follows its version at once, unless something holds it up: that may be over in a moment."""
+    """Wait a moment for views that do not show their version yet: most delays are short."""
     shown_s = time.monotonic() + _left(until_s, _SHOWN_MAX_S)
     while _unshown(engine, scope) and not (_is_over(shown_s) or given_up()):
         with engine.changed:
@@ -172,7 +172,7 @@ def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_u
 
 
 def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None:
-    """Who waited may look at a view next, which is to say that it is replicated. Of very many some say so later."""
+    """Wait a moment for labels, which the caller may read next. Where there are very many, some are written later."""
     told_s = time.monotonic() + _left(until_s, _TOLD_MAX_S)
     for address in scope.addresses:
         state = engine.region_of(address).states.get(address)
@@ -182,21 +182,21 @@ def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None
 
 
 def _trouble(engine: Engine, address: str) -> str:
-    """Why nothing can be captured in a bucket now; empty where that can be."""
+    """Why a bucket cannot be captured now; empty where it can."""
     state = engine.region_of(address).states.get(address)
     why = (state.why if state.phase is Phase.SUSPENDED else state.paused) if state else ""
     return engine.site.buckets[address].trouble or (f"{address}: {why}" if why else "")
 
 
 def _away(engine: Engine, address: str) -> str:
-    """Why a bucket was passed over: it is not there, and nothing was under way in it when it went."""
+    """Why a bucket was skipped: it is away, and had no work under way when it went offline. Empty otherwise."""
     state = engine.region_of(address).states.get(address)
     bucket = engine.site.buckets[address]
     return bucket.trouble if state is not None and not state.is_up and bucket.away else ""
 
 
 def _is_replica_only(engine: Engine, address: str) -> bool:
-    """Whether a bucket has no rule of its own, and is the destination of another's."""
+    """Whether a bucket has no rule, and is the destination of another bucket's rule."""
     if engine.replication_of(address) is not None:
         return False
     configured = filter(None, map(engine.replication_of, engine.site.buckets))
@@ -204,7 +204,7 @@ def _is_replica_only(engine: Engine, address: str) -> bool:
 
 
 def _with_names(engine: Engine, scope: Scope, until_s: float | None) -> Scope:
-    """A scope with what else its key's file is called: what is written through one name is in all."""
+    """The scope with the other names of its key's file: a write through one name changes all."""
     if not scope.key:
         return scope
     (address,) = scope.addresses
@@ -237,9 +237,9 @@ def _left(until_s: float | None, most_s: float) -> float:
 def _capture(
     engine: Engine, scope: Scope, until_s: float | None, opened: set[str], given_up: Callable[[], bool]
 ) -> list[str]:
-    """Wait until everything the buckets were given before now is captured; the buckets in which time ran out.
+    """Wait until all changes from before now are captured; the buckets where the time did not suffice.
 
-    All of them are looked at in turn: one that takes long leaves no other unlooked at.
+    All buckets are checked in turn, so that a slow bucket delays no other.
     """
     epochs: dict[str, int | None] = dict.fromkeys(scope.addresses)
     for address in epochs:
@@ -258,13 +258,13 @@ def _capture(
 def _is_captured(
     engine: Engine, address: str, scope: Scope, epochs: dict[str, int | None], until_s: float | None, opened: set[str]
 ) -> bool:
-    """Whether everything a bucket was given before the wait is captured. epochs: each bucket's barrier, once read."""
+    """Whether a bucket's changes from before the wait are captured. epochs: the epoch of each sentinel, once read."""
     region = engine.region_of(address)
     state = region.states.get(address)
     if state is not None and not _is_followed(state):
         return True
     if state is None or not state.is_up:
-        epochs[address] = None  # when it is back, a scan finds what is there
+        epochs[address] = None  # when the bucket is back, a scan finds the changes
         return False
     if (epoch := epochs[address]) is None:
         epoch = epochs[address] = _begin(engine, region, state, until_s)
@@ -277,7 +277,7 @@ def _is_captured(
 
 
 def _probe_buckets(engine: Engine, region: Worker, address: str, until_s: float | None) -> None:
-    """A bucket that was away at the last look may have come back just now, with new files in it."""
+    """Probe a bucket that was away: it may have come back since the last probe, with new files."""
     state = region.states.get(address)
     if state is None or not state.is_up:
         with contextlib.suppress(TimeoutError, sqlite3.Error):
@@ -285,8 +285,8 @@ def _probe_buckets(engine: Engine, region: Worker, address: str, until_s: float 
 
 
 def _is_followed(state: BucketState) -> bool:
-    """Whether captures are waited for: not without versioning, nor in an outage, unless something was left to capture
-    when that began. What may have been dropped since, or before a start, nobody knows: see `away`.
+    """Whether captures are waited for: not without versioning, nor in an outage, unless changes were left to capture
+    when it began. Files dropped during the outage, or before a start, are unknown: see `away`.
     """
     bucket = state.bucket
     return (
@@ -297,7 +297,7 @@ def _is_followed(state: BucketState) -> bool:
 
 
 def _begin(engine: Engine, region: Worker, state: BucketState, until_s: float | None) -> int | None:
-    """Make the sentinel; the epoch that began with it, None where it was not read."""
+    """Create the sentinel; the epoch that it begins, None where the sentinel was not read."""
 
     def begin() -> int:
         return barrier.pass_barrier(region, state, _left(until_s, _SENTINEL_S))
@@ -309,10 +309,10 @@ def _begin(engine: Engine, region: Worker, state: BucketState, until_s: float | 
 
 
 def _in_hand(region: Worker, state: BucketState, scope: Scope, epoch: int) -> tuple[bool, set[str]]:
-    """Whether something from before the epoch is still to be captured; and which files are open for writing."""
+    """Whether changes from before the epoch are still to be captured; and which files are open for writing."""
     address, changes = state.bucket.address, region.changes
     opened: set[str] = set()
-    # In the order in which one leads to the next, so that nothing is missed that moves on meanwhile.
+    # In the order in which changes move from one to the next, so that none is missed while it moves.
     if changes.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(changes.directories)):
         return True, opened
     moves = region.moves
@@ -327,7 +327,7 @@ def _in_hand(region: Worker, state: BucketState, scope: Scope, epoch: int) -> tu
             return True, opened
     if any(change.epoch < epoch and scope.is_written_through(change.key) for change in list(state.copying.values())):
         return True, opened
-    return region.moves != moves, opened  # a key may have gone from where we looked next to where we had looked
+    return region.moves != moves, opened  # a change may have moved back to a queue that was already checked
 
 
 def _failed(engine: Engine, address: str, scope: Scope) -> int:
@@ -342,7 +342,7 @@ def _failed(engine: Engine, address: str, scope: Scope) -> int:
 
 
 def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
-    """What nobody can wait for: it cannot be read."""
+    """Files and directories in scope that cannot be read, with the reason."""
     state = engine.region_of(address).states.get(address)
     if state is None or not state.is_up:
         return []
@@ -354,7 +354,7 @@ def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:
 
 
 def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
-    """Where files may be that nobody looks at."""
+    """Directories in scope that are another mount."""
     state = engine.region_of(address).states.get(address)
     if state is None or not state.is_up:
         return []
@@ -362,7 +362,7 @@ def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
 
 
 def _unshown(engine: Engine, scope: Scope) -> list[str]:
-    """Views in scope, and those of their replicas, that do not show their version, with the reason."""
+    """Views in scope, and views of their replicas, that do not show their version, with the reason."""
     found: set[str] = set()
     for address in scope.addresses:
         replication = engine.site.buckets[address].replication
@@ -370,9 +370,9 @@ def _unshown(engine: Engine, scope: Scope) -> list[str]:
         for shows in {address} | destinations:
             region = engine.regions.get(region_of(shows))
             state = region.states.get(shows) if region else None
-            for key, held in list(state.stale.items()) if state and state.is_up else ():
+            for key, stale_view in list(state.stale.items()) if state and state.is_up else ():
                 if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
-                    found.add(f"{shows}/{keys.shown(key)}: {held.why}")
+                    found.add(f"{shows}/{keys.shown(key)}: {stale_view.why}")
     return sorted(found)
 
 
@@ -383,7 +383,7 @@ def _is_replica(engine: Engine, destination: str, source: str, key: bytes) -> bo
 
 
 def _unruled(engine: Engine, address: str, key: bytes) -> list[str]:
-    """A key that no rule chose: `wait` says so, as its caller may expect more. Raises Refused(NoSuchKey)."""
+    """The key in scope if no rule chose it, since the caller may expect more. Raises Refused(NoSuchKey)."""
     bucket = engine.site.bucket(address)
     if bucket.versioning is Versioning.OFF:
         with bucket.open() as opened:

@@ -1,4 +1,4 @@
-"""What became of one version: which rule chose it, where it went, what happened, what comes next."""
+"""The answer of `fsrepl why` on one version: its rules and destinations, what happened, what is next."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from fsrepl.views import obstacles
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What `why` found out about one key: the JSON, and sentences for people."""
+    """The answer about one key: the JSON, and sentences for people."""
 
     document: Document
     sentences: list[str]
 
 
 def why(site: Site, object_: Address, version_id: str | None, said: Document) -> Answer:
-    """Which rules chose a key's version, what became of each delivery, and what is next. Raises Refused(NoSuchKey)."""
+    """Explain which rules chose a key's version, each delivery, and what is next. Raises Refused(NoSuchKey)."""
     address, key = object_.bucket, object_.key
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     name = keys.shown(key)
@@ -86,7 +86,7 @@ def _by_lifecycle(action: Document) -> str:
 
 
 def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
-    """What the daemon knows of a key's file."""
+    """Sentences on what the daemon knows of a key's file."""
     notes = []
     if waiting := alive.get("waiting", {}).get(name):
         notes.append(f"a change waits to be captured: {waiting}")
@@ -100,7 +100,7 @@ def _notes(alive: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _conflict(bucket: OpenBucket, group: Sequence[Version]) -> list[str]:
-    """What is in the way of a key's file, where its current version should be seen."""
+    """The obstacle where a key's view should show the current version."""
     if not group or group[0].marker:
         return []
     obstacle = obstacles.describe(bucket, group[0].key)
@@ -130,22 +130,22 @@ def _delivery(site: Site, address: str, version: Version, destination: str, said
 
 
 def _after_failure(site: Site, address: str, version: Version, destination: str) -> str:
-    """What sends a version that has failed. To retry is of no use where nothing can be mended."""
+    """The command that sends a FAILED version. A retry is of no use where no cause can be fixed."""
     recorded, replication = version.deliveries[destination], site.buckets[address].replication
     if recorded.reason == "DstObjectHardDeleted":
-        return "this version is not sent there again"
+        return "this version is never sent there again"
     rules = replication.rules if replication else ()
     if rules and not any((rule.id, rule.destination) == (recorded.rule, destination) for rule in rules):
-        return f"`fsrepl replication backfill {address} --status FAILED` sends it by the rules that are there now"
-    return f"`fsrepl retry {address}/{keys.shown(version.key)}` once it is mended"
+        return f"`fsrepl replication backfill {address} --status FAILED` sends it by the present rules"
+    return f"`fsrepl retry {address}/{keys.shown(version.key)}` once the cause is fixed"
 
 
 def _waits_for(address: str, version: Version, destination: str, said: Document) -> tuple[str, str]:
     """What a pending delivery waits for, and what is next."""
     if not said.get("running"):
-        return "the daemon is not running", "`fsrepl daemon` goes on with it"
+        return "the daemon is not running", "`fsrepl daemon` starts it"
     if "trouble" in said:
-        return str(said["trouble"]), "look at the daemon's log"
+        return str(said["trouble"]), "see the daemon's log"
     for each in said.get("blocked", []):
         if (each["source"], each["destination"]) == (address, destination):
             return str(each["why"]), f"all of {destination} is tried again in {each['seconds']:.0f} s"
@@ -156,10 +156,10 @@ def _waits_for(address: str, version: Version, destination: str, said: Document)
             return str(each["why"]), f"tried {each['attempts']} times, again in {each['seconds']:.0f} s"
     for each in said.get("transfers", []):
         if (each["source"], each["destination"], each["key"]) == (address, destination, keys.shown(version.key)):
-            return "it is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are there"
+            return "the version is being copied", f"{each['bytes_done']} of {each['bytes_total']} bytes are copied"
     if job := version.deliveries[destination].job:
-        return f"backfill {job}", "it goes when nothing live is to be sent there"
-    return "", "it is queued"
+        return f"backfill {job}", "the version is sent when no new version waits for that destination"
+    return "", "the delivery is queued"
 
 
 def _sentence(recorded: Document) -> str:
@@ -198,19 +198,19 @@ REMEDIES: Mapping[str, str] = {
 
 
 def unchosen(site: Site, address: str, version: Version) -> str:
-    """Why no rule chose a version, or none to some of the destinations. Source: s3-semantics, 1.3 and 2."""
+    """Why no rule chose a version, or none for some destinations; else empty. Source: s3-semantics, 1.3 and 2."""
     if version.deliveries and version.origin is not Origin.USER:
-        return ""  # a backfill, or an edit, goes where it was asked to go, and nowhere else
+        return ""  # a backfill, or an edit, goes only to the destinations that it was made for
     if version.origin is Origin.REPLICA:
-        return "it is a replica, and replicas are not replicated again by a live rule"
+        return "this version is a replica, and live rules do not replicate replicas again"
     if version.origin is Origin.LIFECYCLE:
-        return "lifecycle made it, and what lifecycle makes is never replicated"
+        return "lifecycle made this version, and such versions are never replicated"
     replication = site.buckets[address].replication
     if replication is None:
         if version.deliveries:
             return ""
         return (
-            f"{address} has no replication configuration; `fsrepl replication enable {address} DESTINATION` makes one"
+            f"{address} has no replication configuration; `fsrepl replication enable {address} DESTINATION` creates one"
         )
     passed_by = [rule for rule in replication.rules if rule.destination not in version.deliveries]
     if not passed_by:
@@ -218,22 +218,22 @@ def unchosen(site: Site, address: str, version: Version) -> str:
     where = " to " + " or ".join(dict.fromkeys(rule.destination for rule in passed_by)) if version.deliveries else ""
     if rules.winners(passed_by, version.key, version.tags, marker=version.marker):
         return (
-            f"a rule{where} would choose it now, and none did when it was made (what was there before a rule, or got "
-            f"its tags later, stays where it is); `fsrepl replication backfill {address}` sends it"
+            f"a rule{where} would choose this version now, and none did when it was made (a rule does not replicate a "
+            f"version from before the rule, or from before its tags); `fsrepl replication backfill {address}` sends it"
         )
-    return f"no rule{where} chooses it: " + "; ".join(_mismatch(rule, version) for rule in passed_by)
+    return f"no rule{where} chooses this version: " + "; ".join(_mismatch(rule, version) for rule in passed_by)
 
 
 def _mismatch(rule: Rule, version: Version) -> str:
     if not rule.enabled:
         return f"{rule.id} is disabled"
     if not version.key.startswith(rule.prefix):
-        return f"{rule.id} wants the prefix {keys.shown(rule.prefix)!r}"
+        return f"{rule.id} needs the prefix {keys.shown(rule.prefix)!r}"
     if version.marker and rule.tags:
-        return f"{rule.id} chooses by tags, which a delete marker has none of"
+        return f"{rule.id} chooses by tags, and a delete marker has none"
     if not rules.matches(rule, version.key, version.tags):
         wanted = ", ".join(f"{name}={value}" for name, value in rule.tags.items())
-        return f"{rule.id} wants the tags {wanted}"
+        return f"{rule.id} needs the tags {wanted}"
     if version.marker and not rule.delete_markers:
         return f"{rule.id} does not replicate delete markers"
     return f"{rule.id} gives way to a rule of higher priority"

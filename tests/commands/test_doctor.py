@@ -81,7 +81,7 @@ def wrong(found: list[Finding]) -> list[Finding]:
 def test_the_room_for_attributes_is_that_of_this_filesystem(more: dict[str, Any], room: str) -> None:
     """Section 2: ext4 has a block for them, and its blocks have 1 KiB where it was made on a small device."""
     (found,) = (each for each in findings(facts(regions=[region(**more)])) if each.area == "attributes")
-    assert found.what == f"{room}; nothing needed a sidecar"
+    assert found.what == f"{room}; no version has a sidecar"
 
 
 def test_all_is_well() -> None:
@@ -124,7 +124,7 @@ def test_all_is_well() -> None:
         # the service's own hardening, or the filesystem itself
         (
             {"regions": [region(errno=errno.EROFS)]},
-            "error", "region", "locked up", "`systemctl edit fsrepl`, and write\n[Service]\nReadWritePaths=/srv/east\n",
+            "error", "region", "unit denies it", "`systemctl edit fsrepl`, and write\n[Service]\nReadWritePaths=/srv/east\n",
         ),
         (
             {"regions": [region(errno=errno.EROFS)], "mounted_rw": []},
@@ -132,7 +132,7 @@ def test_all_is_well() -> None:
         ),
         ({"regions": [region(errno=errno.EACCES)]}, "error", "region", "permission denied", "uid 0"),
         ({"regions": [region(errno=errno.ENOSPC)]}, "error", "region", "is full", "remove"),
-        ({"regions": [region(attributes=False)]}, "error", "attributes", "takes no user attributes", "user_xattr"),
+        ({"regions": [region(attributes=False)]}, "error", "attributes", "has no user attributes", "user_xattr"),
         ({"regions": [region(free=4 << 30)]}, "error", "space", "capture waits", "keep_free"),
         ({"regions": [region(free=9 << 30)]}, "warning", "space", "9.0 GiB of 100.0 GiB are free", "make room"),
         ({"regions": [region(inodes_free=0)]}, "error", "space", "0 of 1000 inodes", "remove"),
@@ -143,12 +143,12 @@ def test_all_is_well() -> None:
         ({"buckets": [bucket(trouble="rules.json cannot be read")]}, "error", "bucket", "rules.json", "by itself"),
         ({"buckets": [bucket(halted=True)]}, "warning", "bucket", "HALTED", "fsrepl ack east/src"),
         ({"buckets": [bucket(displaced=2)]}, "warning", "bucket", "2 files", "log"),
-        ({"buckets": [bucket(unreadable=["secret"])]}, "warning", "bucket", "secret cannot be read", "right"),
+        ({"buckets": [bucket(unreadable=["secret"])]}, "warning", "bucket", "secret cannot be read", "read it"),
         ({"buckets": [bucket(ahead_s=7200.0)]}, "warning", "clock", "2.0 h behind", "clock"),
         ({"buckets": [bucket(roles=["role r is missing"])]}, "warning", "role", "role r is missing", "role create"),
         ({"buckets": [bucket(unshown=3)], **said(running=False)}, "warning", "view", "3 files", "start the daemon"),
         (told(paused="capture waits: 3 MiB are free"), "error", "bucket", "capture waits", "make room"),
-        (told(mounts=["m"]), "warning", "bucket", "m is another mount", "bucket of its own"),
+        (told(mounts=["m"]), "warning", "bucket", "m is another mount", "a separate bucket"),
         (told(unreadable={"k": "permission denied"}), "warning", "bucket", "such as k", "right"),
         (told(conflicts={"k": "a directory"}), "warning", "view", "k cannot be shown", "move"),
         ({"journal": "file is not a database"}, "warning", "journal", "not a database", "restart"),

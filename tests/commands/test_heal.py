@@ -185,7 +185,9 @@ def test_without_a_bucket_that_cannot_be_asked_it_comes_back_only_if_that_is_wan
     before = world.ids(SOURCE)
     lose(world, SOURCE)
     world.away("west")
-    with pytest.raises(Refused, match=r"^InvalidRequest: .* lost: region west is offline: .* Attach that first; --yes"):
+    with pytest.raises(
+        Refused, match=r"^InvalidRequest: .* lost: region west is offline: .* Attach it first, .* --yes"
+    ):
         adopt(world, SOURCE)
     assert not world.path(".fsrepl").exists()
     world.back("west")

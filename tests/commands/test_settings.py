@@ -433,7 +433,7 @@ def test_edits_that_make_no_sense_are_refused() -> None:
         (add_region, (HAND_MADE, "ap", ""), "region ap: .* must be a path"),
         (add_region, (HAND_MADE, "ap", "caf\udce9"), "not UTF-8"),
         (add_region, (inline, "ap", "ap"), r"add \[regions.ap\] .*by hand"),
-        (remove_region, (inline, "us"), "take region us out of fsrepl.toml by hand"),
+        (remove_region, (inline, "us"), "remove region us from fsrepl.toml by hand"),
         (remove_region, (HAND_MADE, "ap"), 'there is no region "ap"'),
         (render, ({".us": "us"},), '".us" cannot name a region'),
     ]

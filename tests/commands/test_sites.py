@@ -75,7 +75,7 @@ def test_a_region_belongs_to_one_site_at_a_time(world: World, tmp_path: Path) ->
     before = everything(east)
     with Lock(world.settings.state) as lock:
         lock.acquire()
-        with pytest.raises(Usage, match="belongs to a site that is at work"):
+        with pytest.raises(Usage, match="belongs to a site that is running"):
             sites.init(tmp_path / "other", {"north": None, "east": str(east)})
     assert everything(east) == before
     assert not (tmp_path / "other").exists()

@@ -77,7 +77,7 @@ def test_what_a_full_source_keeps_waiting_is_counted(tmp_path: Path, capsys: pyt
         world.settle()
         assert told(world)["waiting"] == 3
         shown = screen(told(world), capsys)
-        assert "to the user; 3 files to look at; make room there, or set keep_free in [capture] lower" in shown
+        assert "to the user; 3 files to inspect; make room there, or set keep_free in [capture] lower" in shown
         fs.has_room = True
         world.settle()
         assert "waiting" not in told(world)

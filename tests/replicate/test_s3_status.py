@@ -499,7 +499,7 @@ def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
     world.run("versioning.set", bucket=DESTINATION, status="Suspended")
     world.write("k", b"data")
     world.settle()
-    assert next_() == f"`fsrepl retry {SOURCE}/k` once it is mended"
+    assert next_() == f"`fsrepl retry {SOURCE}/k` once the cause is fixed"
     world.run("versioning.set", bucket=DESTINATION, status="Enabled")
     world.configure(v1() | {"ID": "two"})
     world.run("retry", scope=SOURCE)
@@ -513,7 +513,7 @@ def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
     world.run("replication.backfill", source=SOURCE)
     world.settle()
     assert outcome(world)[DESTINATION] == (FAILED, "DstObjectHardDeleted")
-    assert next_() == "this version is not sent there again"
+    assert next_() == "this version is never sent there again"
 
 
 def test_a_copy_that_nobody_wants_is_stopped(world: World) -> None:

@@ -507,11 +507,11 @@ def test_why_tells_of_each_destination_that_was_passed_by(world: World) -> None:
         world.write(key, b"data")
     world.settle()
     assert told(world, "logs/a") == ""
-    assert told(world, "k") == f"no rule to {FAR} chooses it: src-to-far wants the prefix 'logs/'"
+    assert told(world, "k") == f"no rule to {FAR} chooses this version: src-to-far needs the prefix 'logs/'"
     world.remove("logs/a")
     world.settle()
     assert told(world, "logs/a") == (
-        f"no rule to {DESTINATION} chooses it: all gives way to a rule of higher priority; "
+        f"no rule to {DESTINATION} chooses this version: all gives way to a rule of higher priority; "
         "winner does not replicate delete markers"
     )
 
@@ -521,10 +521,10 @@ def test_why_tells_what_came_too_late(world: World) -> None:
     world.configure(v2(tags={"class": "blue"}) | {"ID": "blue"})
     world.write("k", b"data")
     world.settle()
-    assert told(world, "k") == "no rule chooses it: blue wants the tags class=blue"
+    assert told(world, "k") == "no rule chooses this version: blue needs the tags class=blue"
     world.run("tag.set", bucket=SOURCE, key=b"k", tags={"class": "blue"})
-    assert told(world, "k").startswith("a rule would choose it now, and none did when it was made")
+    assert told(world, "k").startswith("a rule would choose this version now, and none did when it was made")
     world.drop("l", b"data", tags={"class": "blue"})
     world.settle()
     world.configure(v2(tags={"class": "blue"}, to=FAR) | {"ID": "blue"})
-    assert told(world, "l").startswith(f"a rule to {FAR} would choose it now")
+    assert told(world, "l").startswith(f"a rule to {FAR} would choose this version now")

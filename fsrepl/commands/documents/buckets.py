@@ -1,4 +1,4 @@
-"""Buckets as JSON: `bucket ls`, `versioning show`. What waits in them is in commands/status.py."""
+"""Buckets as JSON: `bucket ls`, `versioning show`. Their backlog is in commands/status.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fsrepl.storage.site import Site
 
 
 def buckets(site: Site, region: str | None = None) -> list[Document]:
-    """Each bucket, or those of one region, and what it is set to."""
+    """The buckets, or the buckets of one region, with their settings."""
     return [_bucket(site.buckets[a]) for a in sorted(site.buckets) if region in (None, site.buckets[a].region)]
 
 

@@ -1,4 +1,4 @@
-"""What `verify` finds, as JSON: {"Differences": [...]} and the totals behind them."""
+"""Differences as JSON, as `verify` prints them: {"Differences": [...]}, then the totals."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from fsrepl.storage.backfill_jobs import Job, Tasks
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a job at work is, on average since it was begun by this process; None where that cannot be said yet."""
+    """The average speed of a running job since this process began it; None where not known yet."""
 
     tasks_per_s: float | None = None
     bytes_per_s: float | None = None
@@ -19,7 +19,7 @@ class Pace:
 
 
 def job(found: Job, tasks: Tasks, pace: Pace | None = None) -> Document:
-    """A job's document without what is of use to the daemon alone, how far it is, and how fast."""
+    """A job's document without the daemon's private fields, with its progress and speed."""
     pace = pace or Pace()
     return backfill_jobs.encode(replace(found, last=None, unreadable=(), tasks=None)) | {
         "ProgressSummary": backfill_jobs.encode_tasks(tasks),

@@ -51,13 +51,13 @@ def list_document(found: list[Entry], truncated: bool, *, versions: bool) -> Doc
 
 
 def _next(name: str, key: bytes) -> Document:
-    """Where the next page begins; with the exact bytes where the text is not all of the key."""
+    """The key where the next page begins; also its bytes where the text is not exact."""
     exact = {} if keys.is_exact(key) else {f"{name}Base64": base64.b64encode(key).decode()}
     return {name: keys.text(key), **exact}
 
 
 def head_document(bucket: OpenBucket, entry: Entry) -> Document:
-    """`head --json`: all that the record says of one version."""
+    """`head --json`: the whole record of one version."""
     version = entry.version
     document: Document = keys.key_document(version.key) | {
         "VersionId": version.id,
@@ -85,7 +85,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
 
 
 def _stored_as(bucket: OpenBucket, version: Version) -> bytes:
-    """Where a version lies, below its bucket."""
+    """The path of a stored version below its bucket."""
     if bucket.bucket.versioning is Versioning.OFF:
         return version.key
     directory, last = keys.split(version.key)

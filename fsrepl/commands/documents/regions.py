@@ -8,7 +8,7 @@ from fsrepl.storage.site import Site
 
 
 def regions(site: Site) -> list[Document]:
-    """Each region of the settings, and whether it is there."""
+    """Each region of the settings, and whether it is online."""
     return [_region(site, name) for name in site.settings.regions]
 
 

@@ -13,7 +13,7 @@ from fsrepl.storage.site import Site
 
 
 def names(settings: Settings) -> list[str]:
-    """The roles that there are."""
+    """The names of the existing roles."""
     return sorted(path.stem for path in settings.roles.glob("*.json")) if settings.roles.is_dir() else []
 
 
@@ -22,7 +22,7 @@ def roles(found: Sequence[str], used_by: Mapping[str, Sequence[str]]) -> list[Do
 
 
 def role(settings: Settings, name: str) -> Document:
-    """What a role's file says. Raises Refused(NoSuchEntity) where there is none."""
+    """The document of a role. Raises Refused(NoSuchEntity) where it is missing."""
     arn.check_role_name(name)
     path = settings.roles / f"{name}.json"
     try:
@@ -35,7 +35,7 @@ def role(settings: Settings, name: str) -> Document:
 
 
 def users(site: Site) -> tuple[dict[str, list[str]], list[str]]:
-    """The buckets that each role is named in; and why some cannot be asked."""
+    """The buckets that name each role; and why some buckets cannot be read."""
     used: dict[str, list[str]] = {}
     unread: list[str] = []
     for address, bucket in sorted(site.buckets.items()):
