@@ -124,7 +124,7 @@ def test_all_is_well() -> None:
         # the service's own hardening, or the filesystem itself
         (
             {"regions": [region(errno=errno.EROFS)]},
-            "error", "region", "unit denies it", "`systemctl edit fsrepl`, and write\n[Service]\nReadWritePaths=/srv/east\n",
+            "error", "region", "denies it", "`systemctl edit fsrepl`, and write\n[Service]\nReadWritePaths=/srv/east\n",
         ),
         (
             {"regions": [region(errno=errno.EROFS)], "mounted_rw": []},
