@@ -320,9 +320,7 @@ class Fs:
             start = os.lseek(fd, at, os.SEEK_DATA)
             return min(start, size), min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
-            return (
-                size if error.errno == errno.ENXIO else at
-            ), size  # ENXIO: no data follows; otherwise holes are unknown here
+            return (size if error.errno == errno.ENXIO else at), size  # ENXIO: no data follows; else holes are unknown
 
     def attribute_names(self, fd: int) -> list[str]:
         return _xattr.listxattr(fd)
