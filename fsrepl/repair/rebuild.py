@@ -121,7 +121,8 @@ class Rebuilder:
         self.site, self.bucket, self.journal = site, bucket, journal
         self.rebuilt = 0
         self.damaged: list[tuple[bytes, str, bool]] = []
-        """By key, id and kind, versions whose records contradict themselves and must be repaired."""
+        """By key, id and kind, versions that must be repaired: their records contradict themselves, or were rebuilt
+        and are not those of their contents."""
         self.waiting = 0
         """Number of records that cannot be rebuilt yet, while a region that may help is away."""
         self._elsewhere: Elsewhere | None = None
@@ -143,17 +144,27 @@ class Rebuilder:
 
         The record is rewritten, unless a region that may know more is away. Then the returned version is complete
         enough to compare its view with, and `waiting` counts it. damaged: the surviving attributes are not
-        trusted. Raises OSError.
+        trusted. Where the content was overwritten `damaged` names the version. Raises OSError.
         """
         found = self._recall(at, path, name, stored, damaged=damaged)
         if found is None:
             self.waiting += bool(self.elsewhere.away)
             return None
-        version, model, is_whole = found
+        version, model, is_whole, digest = found
         if not (is_whole or model) and self.elsewhere.away:
             self.waiting += 1
             return version
-        records.rewrite(self.bucket, version)
+        if digest != version.digest:
+            self.damaged.append((version.key, version.id, version.marker))
+        try:
+            records.rewrite(self.bucket, version)
+        except StoreDamaged as error:
+            # overwritten, and the file is another version's by now: this one gets a file with a good copy
+            log.error(
+                'not rebuilt bucket=%s key="%s" version=%s: %s',
+                self.bucket.address, keys.shown(version.key), version.id, error,
+            )  # fmt: skip
+            return version
         self.rebuilt += 1
         log.warning(
             'rebuilt bucket=%s key="%s" version=%s: its attributes were gone; from=%s',
@@ -179,8 +190,9 @@ class Rebuilder:
 
     def _recall(
         self, at: int, path: bytes, name: bytes, stored: keys.StoredName, *, damaged: bool
-    ) -> tuple[Version, str, bool] | None:
-        """The version, the bucket whose record was its model, if any, and whether its own record is whole."""
+    ) -> tuple[Version, str, bool, bytes] | None:
+        """The version, the bucket whose record was its model, if any, whether its own record is whole, and the
+        BLAKE3 of its content as that is now."""
         bucket = self.bucket
         left = {} if damaged else records.read(bucket, at, name, keys.join(path, stored.name)).raw
         fd = records.open_file(bucket, at, name)
@@ -196,7 +208,7 @@ class Rebuilder:
             return None
         version = evidence.rebuild(self.evidence(key, stored, found.st_size, digest, inode, left, elsewhere, seen))
         is_whole = attributes.is_whole(left, keys.join(path, stored.name), marker=stored.marker)
-        return version, next(iter(elsewhere), ""), is_whole
+        return version, next(iter(elsewhere), ""), is_whole, digest
 
     def evidence(
         self, key: bytes, stored: keys.StoredName, size: int, digest: bytes, inode: Posix | None,

@@ -295,8 +295,10 @@ def _put_in_place(
         now = _as_sent(region, state, bucket, now, records)
         _settle(region, bucket, target, now, records, was_repaired=was_repaired)
         known = engine.journal.versions.object(target.address, now.key)
-        if unrecorded.look(bucket, now.key, known.view if known else None) is not unrecorded.Look.RECORDED:
-            region.look_at(target.address, [now.key])  # its content may be its user's, written without an event
+        as_recorded = unrecorded.look(bucket, now.key, known.view if known else None) is unrecorded.Look.RECORDED
+        if rebuilt or not as_recorded:
+            # its content may be its user's, written without an event; or it was gone when a scan did not know of it
+            region.look_at(target.address, [now.key])
         if not sharing.receives_writes(state.bucket):
             _show_if_late(region, state, bucket, now)
         bucket.sync()
