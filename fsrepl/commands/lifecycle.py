@@ -90,7 +90,7 @@ def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
 def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:
     """Run one slice; whether more are left."""
     state = region.flush(address, list(going.again)) if going.again else region.ready(address)
-    with region.at_work(state):
+    with run.guarded(region, state):
         return run.go_on(region, state, going)
     raise Unavailable(f"the lifecycle run of {address} has stopped: {state.why}; run the command again")
 

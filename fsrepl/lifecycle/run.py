@@ -7,9 +7,11 @@ wait for the next midnight, unless somebody says `fsrepl lifecycle run`. Source:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
+from fsrepl.errors import FsreplError, reason
 from fsrepl.lifecycle import act
 from fsrepl.lifecycle.judge import Judge, Slice
 from fsrepl.model.version import Versioning
@@ -34,9 +36,21 @@ def step(region: Region) -> bool:
     for state in list(region.states.values()):
         if state.lifecycle is None and time.monotonic() < state.lifecycle_look_s:
             continue
-        with region.at_work(state):
-            busy |= _step(region, state)
+        try:
+            with guarded(region, state):
+                busy |= _step(region, state)
+        except (FsreplError, OSError) as error:
+            if state.lifecycle is not None:
+                _later(state, state.lifecycle, reason(error))
     return busy
+
+
+def guarded(region: Region, state: BucketState) -> contextlib.AbstractContextManager[None]:
+    """Around work in a bucket: an error in the midst of it suspends the bucket, which finishes it as it comes up.
+
+    One that was never versioned does not come up, and has nothing to finish: there it is raised.
+    """
+    return contextlib.nullcontext() if state.bucket.versioning is Versioning.OFF else region.at_work(state)
 
 
 def _step(region: Region, state: BucketState) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fsrepl.model.version import Origin, Status
+from tests.doubles import FailingFs
 from tests.world import DESTINATION, SOURCE, World, v2
 
 Json = dict[str, Any]
@@ -116,6 +117,25 @@ def test_in_a_bucket_that_was_never_versioned(world: World, clock: Clock) -> Non
     assert run(world, PLAIN) == {"Expiration": 1}
     assert world.tree(PLAIN) == {"new": b"data"}
     assert world.leftovers(PLAIN) == []
+
+
+def test_a_fault_in_a_bucket_that_was_never_versioned_passes(world: World, clock: Clock) -> None:
+    """G7: the run goes on once the file can be removed, and the bucket is not called offline."""
+    world.run("bucket.create", bucket=PLAIN)
+    world.write("k", b"data", PLAIN)
+    os.utime(world.path("k", PLAIN), (0, 0))
+    put(world, days(1), bucket=PLAIN)
+    clock(LATER)
+    fs = FailingFs(1 << 60)
+    world.restart(fs=fs)
+    for calls in range(4):
+        fs.calls_left, fs.for_ever = calls, True
+        world.settle()
+        fs.mend()
+    for _ in range(3):
+        world.settle()
+    assert (world.tree(PLAIN), world.leftovers(PLAIN)) == ({}, [])
+    assert world.state(PLAIN).describe()["online"]
 
 
 def test_noncurrent_versions_go_for_good(world: World, clock: Clock) -> None:
