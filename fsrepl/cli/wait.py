@@ -68,6 +68,8 @@ def wait(
         answer = await_daemon(requests.Wait(scope, timeout), answer_within_s=within_s, patience_s=patience_s)
     finally:
         stop.set()
+    for each in answer["failures"]:
+        warn(f"failed: {each}")
     for name in answer["open"]:
         warn(f"not waited for, since it is open for writing: {shown(name)}")
     for each in answer["unreadable"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from fsrepl.capture import barrier
@@ -67,7 +67,8 @@ class Scope:
 class Waited:
     """The result of a wait. pending: deliveries that are not made yet, and one for each bucket not captured yet."""
 
-    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    """Deliveries that failed, of the newest version of a key, with the reason."""
     pending: int = 0
     opened: set[str] = field(default_factory=set)
     unruled: list[str] = field(default_factory=list)
@@ -85,6 +86,10 @@ class Waited:
     """Why buckets that only receive replicas are not scanned. Versions delivered to them are durable there."""
 
     @property
+    def failed(self) -> int:
+        return len(self.failures)
+
+    @property
     def left_out(self) -> tuple[list[str], ...]:
         """Files that are not safe, and will not be by waiting."""
         return self.unreadable, self.mounts, self.unshown
@@ -93,13 +98,14 @@ class Waited:
         """The JSON, with the first names of each list, and how many more there are."""
         return {
             "failed": self.failed,
+            "failures": self.failures[:_NAMED_MAX],
             "pending": self.pending,
             "open": sorted(self.opened)[:_NAMED_MAX],
             "unruled": self.unruled,
             "unreadable": self.unreadable[:_NAMED_MAX],
             "mounts": self.mounts[:_NAMED_MAX],
             "unshown": self.unshown[:_NAMED_MAX],
-            "more": sum(max(0, len(names) - _NAMED_MAX) for names in (self.opened, *self.left_out)),
+            "more": sum(max(0, len(names) - _NAMED_MAX) for names in (self.failures, self.opened, *self.left_out)),
             "trouble": self.trouble,
             "away": self.away,
             "replicas_away": self.replicas_away,
@@ -141,8 +147,8 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         _let_views_tell(engine, scope, until_s)
     waited.pending = pending + len(late)
     waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
-    waited.failed = sum(_failed(engine, address, scope) for address in scope.addresses)
     for address in scope.addresses:
+        waited.failures += _failures(engine, address, scope)
         waited.unreadable += _unreadable(engine, address, scope)
         waited.mounts += _mounts(engine, address, scope)
         if address not in late and (why := _away(engine, address)):
@@ -330,15 +336,15 @@ def _in_hand(region: Worker, state: BucketState, scope: Scope, epoch: int) -> tu
     return region.moves != moves, opened  # a change may have moved back to a queue that was already checked
 
 
-def _failed(engine: Engine, address: str, scope: Scope) -> int:
-    """How many deliveries failed whose version is the newest of its key."""
+def _failures(engine: Engine, address: str, scope: Scope) -> list[str]:
+    """The deliveries that failed whose version is the newest of its key, with the reason."""
     journal = engine.journal
-    failed: Collection[bool] = [
-        known is not None and known.id == delivery.id
+    return [
+        f"{address}/{keys.shown(delivery.key)} to {delivery.destination}: {delivery.reason}"
         for delivery in journal.deliveries.select(address, status=Status.FAILED, key=scope.key or None)
         for known in (journal.versions.object(address, delivery.key),)
+        if known is not None and known.id == delivery.id
     ]
-    return sum(failed)
 
 
 def _unreadable(engine: Engine, address: str, scope: Scope) -> list[str]:

@@ -302,6 +302,21 @@ def test_a_replica_whose_directory_lets_nobody_write_is_named(users_home: Path) 
         assert world.tree(DESTINATION) == {"d/k": b"new"}
 
 
+def test_what_failed_is_named_with_its_destination_and_reason(world: World) -> None:
+    """Section 5, wait: 1 where the newest version of a key in scope is FAILED, and the key is named."""
+    world.run("versioning.set", bucket=DESTINATION, status="Suspended")
+    for key in ("a", "b\n"):
+        world.write(key, b"data")
+    assert wait(world).failures == [
+        f"{SOURCE}/a to {DESTINATION}: DstBucketUnversioned",
+        f"{SOURCE}/b\\x0a to {DESTINATION}: DstBucketUnversioned",
+    ]
+    assert wait(world, f"{SOURCE}/a").failures == [f"{SOURCE}/a to {DESTINATION}: DstBucketUnversioned"]
+    world.run("versioning.set", bucket=DESTINATION, status="Enabled")
+    world.write("a", b"newer")
+    assert wait(world, f"{SOURCE}/a").failures == [], "an older version that is FAILED does not count"
+
+
 def test_files_that_are_open_for_writing_are_named_and_nothing_is_wrong(world: World) -> None:
     """Section 5, wait: a log that is always open does not make every backup script fail."""
     with world.path("log").open("wb") as log:
@@ -322,7 +337,7 @@ ANSWER = barrier.Waited().document()
         ({"open": ["east/src/log"]}, 0),
         ({"unruled": ["east/src/k"]}, 0),
         ({"pending": 1}, 4),
-        ({"failed": 1, "pending": 1}, 1),
+        ({"failed": 1, "failures": ["east/src/k to west/dst: DstBucketUnversioned"], "pending": 1}, 1),
         ({"unreadable": ["east/src/k: permission denied"]}, 1),
         ({"mounts": ["east/src/m/"], "pending": 1}, 1),
         ({"unshown": ["west/dst/k: k, a directory, is in the way"]}, 1),
