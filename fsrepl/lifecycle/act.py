@@ -303,7 +303,18 @@ def put_back_files(bucket: OpenBucket) -> None:
                 bucket.fs.rename_new(bucket.displaced, aside, bucket.views.get(directory), name)
 
 
-def remove_file(bucket: OpenBucket, run: LifecycleRun, found: Due) -> None:
+def remove_files(bucket: OpenBucket, run: LifecycleRun, found: Sequence[Due]) -> None:
+    """Remove files for good, as S3 does where there are no versions. Raises NotBegun: those that are left are judged
+    anew, and so is one that is half removed."""
+    try:
+        for each in found:
+            _remove_file(bucket, run, each)
+        bucket.sync()
+    except OSError as error:
+        raise NotBegun(reason(error)) from error
+
+
+def _remove_file(bucket: OpenBucket, run: LifecycleRun, found: Due) -> None:
     """Remove a file for good, as S3 does where there are no versions; not one that changed since it was judged."""
     directory, name = keys.split(found.key)
     try:
@@ -313,10 +324,13 @@ def remove_file(bucket: OpenBucket, run: LifecycleRun, found: Due) -> None:
             return
         aside = keys.displaced_name(staging.token(), found.key)
         bucket.fs.rename_new(at, name, bucket.displaced, aside)
+    except PermissionError as error:  # an immutable file keeps no other
+        log.warning('not removed bucket=%s key="%s": %s', bucket.address, keys.shown(found.key), reason(error))
+        return
     except OSError as error:
         if error.errno in NO_FILE:
             return
-        raise NotBegun(reason(error)) from error
+        raise
     out = bucket.fs.stat(bucket.displaced, aside)
     same = (out.st_ino, out.st_size, out.st_mtime_ns) == (status.st_ino, status.st_size, status.st_mtime_ns)
     if not same or show.is_written(bucket, bucket.displaced, aside):

@@ -128,9 +128,7 @@ def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
         found = _look(region, bucket, judge, run)
         try:
             if bucket.bucket.versioning is Versioning.OFF:
-                for each in found.due:
-                    act.remove_file(bucket, run, each)
-                bucket.sync()
+                act.remove_files(bucket, run, found.due)
             else:
                 act.ActionGroup(region, state, bucket, judge, run).carry_out(found.due)
         except act.NotBegun as error:
@@ -149,7 +147,7 @@ def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -
     """The next slice; once all are through, the keys that were not ready then."""
     until_s = time.monotonic() + _STEP_S
     if bucket.bucket.versioning is Versioning.OFF:
-        if not run.judged:
+        if not run.judged or run.tries:
             act.put_back_files(bucket)
         found = judge.look_below(run.todo, until_s, _BATCH)
         run.is_over = found.is_over
