@@ -1,6 +1,6 @@
-"""Replicates Python's standard library from one region to another, changes it, and shows what came of it.
+"""Replicates Python's standard library from one region to another, changes it, and shows the results.
 
-Everything goes through the command line and the directories, as a user's does. The site stays behind.
+The demo uses the command line and the directories only, as a user does. The site stays afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Site:
         return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *arguments]
 
     def run(self, *arguments: str, show: bool = True) -> str:
-        """Run a command; show it, and what it prints, as a terminal would."""
+        """Run a command; show the command and its output as a terminal would."""
         if show:
             console.print(f"[bold]$ fsrepl {' '.join(arguments)}[/bold]", soft_wrap=True)
         done = subprocess.run(self.command(*arguments), stdout=subprocess.PIPE, text=True)
@@ -119,7 +119,7 @@ def change(bucket: Path) -> None:
 
 
 def wait(site: Site) -> None:
-    """`fsrepl wait`, with a bar that follows `fsrepl status` meanwhile."""
+    """Run `fsrepl wait`, with a bar from `fsrepl status`."""
     waiting = subprocess.Popen(site.command("--quiet", "wait"))
     with bars() as progress:
         task = progress.add_task("fsrepl wait (delivered)", total=None)
@@ -136,7 +136,7 @@ def wait(site: Site) -> None:
 
 
 def compare(site: Site) -> None:
-    """Not believing fsrepl: the two trees by SHA-256."""
+    """Compare the two trees by SHA-256, without fsrepl."""
     hashes = []
     for bucket in (SOURCE, DESTINATION):
         top = site.path(bucket)
@@ -157,8 +157,8 @@ def show_file(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", nargs="?", type=Path, default=Path("demo-site"), help="the site to make")
-    parser.add_argument("--tree", type=Path, default=Path(sysconfig.get_path("stdlib")), help="what is dropped")
+    parser.add_argument("directory", nargs="?", type=Path, default=Path("demo-site"), help="the site to create")
+    parser.add_argument("--tree", type=Path, default=Path(sysconfig.get_path("stdlib")), help="the tree to replicate")
     options = parser.parse_args()
     if options.directory.exists():
         raise SystemExit(f"{options.directory} exists; remove it, or name another directory")
@@ -178,10 +178,10 @@ def main() -> None:
         heading("Change, rename, delete")
         change(site.path(SOURCE))
         wait(site)
-        heading("Is it so?")
+        heading("Compare both sides")
         compare(site)
         site.run("verify", SOURCE)
-        heading("What a person looks at")
+        heading("What people see")
         key = next(str(name) for name in files_of(site.path(SOURCE)) if name.suffix == ".py")
         console.print(f"[bold]$ ls -l {site.path(DESTINATION)} | head[/bold]", soft_wrap=True)
         listed = subprocess.run(["ls", "-l", site.path(DESTINATION)], capture_output=True, text=True).stdout
@@ -196,7 +196,7 @@ def main() -> None:
         site.run("restore", f"{SOURCE}/{key}")
         wait(site)
         console.print(f"restored: here {site.path(SOURCE, key).exists()}, there {site.path(DESTINATION, key).exists()}")
-        heading("The whole of it")
+        heading("Status of the site")
         site.run("status")
     fsrepl = Path(sys.executable).with_name("fsrepl")
     console.print(f"\nThe site stays in {options.directory}, the daemon is stopped. To play with it:")
