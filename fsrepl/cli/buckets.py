@@ -72,7 +72,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     confirm(f"{what}. " + ("Restore it?" if "Healed" in room else "Adopt it?"), yes)
     answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes))
     if "Healed" in answer:
-        print_json(answer) if json else _tell_healed(bucket, answer)
+        print_json(answer) if json else tell_healed(bucket, answer)
         return
     print_json(answer) if json else say(
         f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
@@ -106,12 +106,17 @@ def _becomes(room: dict[str, Any]) -> str:
     return ""
 
 
-def _tell_healed(bucket: Address, answer: dict[str, Any]) -> None:
+def tell_healed(bucket: Address, answer: dict[str, Any]) -> None:
     fetched, kept = counted(answer["Fetched"], "version"), counted(answer["Kept"], "version")
     say(f"bucket {bucket} is restored: {fetched} from other buckets, {kept} from its files and the journal")
     if answer["PutBack"]:
         say(f"{counted(answer['PutBack'], 'missing file')} put back; nothing is deleted")
-    if answer["Lost"]:
+    if answer["Lost"] and answer["NotAsked"]:
+        warn(
+            f"{counted(answer['Lost'], 'version')} not found, and their files are gone or changed. What was not "
+            f"searched may have them: once it is there, `fsrepl verify SRC --repair` restores them"
+        )
+    elif answer["Lost"]:
         warn(
             f"{counted(answer['Lost'], 'version')} lost: no other bucket has them, and their files are gone or changed"
         )
