@@ -244,7 +244,7 @@ def require_all(site: Site, bucket: Bucket) -> None:
 
 
 def what_is_missing(engine: Engine, bucket: Bucket, fd: int | None) -> Missing:
-    """What a restore will do about files that are not in a bucket's folder; fd is None where the folder is gone."""
+    """How a restore will treat files that a bucket's folder lacks; fd is None where the folder is gone."""
     configuration, known, missing = _configuration(engine, bucket), 0, 0
     crossing: Counter[str] = Counter()
     for key, current in engine.journal.versions.objects(bucket.address):

@@ -141,7 +141,7 @@ def _after_failure(site: Site, address: str, version: Version, destination: str)
 
 
 def _waits_for(address: str, version: Version, destination: str, said: Document) -> tuple[str, str]:
-    """What a pending delivery waits for, and what is next."""
+    """The reason why a delivery is pending, and what is next."""
     if not said.get("running"):
         return "the daemon is not running", "`fsrepl daemon` starts it"
     if "trouble" in said:
