@@ -22,4 +22,4 @@ def test_lost_is_only_what_nobody_can_have(not_asked: list[str], says: str, caps
     said = capsys.readouterr().err
     assert says in said
     assert ("lost: no other bucket" in said) == (not not_asked)
-    assert ("verify --repair" in said) == bool(not_asked)
+    assert ("--repair" in said) == bool(not_asked)
