@@ -165,7 +165,7 @@ def _is_shared(bucket: OpenBucket) -> bool:
 def _new_version(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
 ) -> NewVersion:
-    version_id, created_ns = state.bucket.ids.next(region.engine.site.now())
+    version_id, created_ns = state.bucket.ids.next(region.engine.site.now(), known.null_ns if known else -1)
     if state.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
     version = Version(
@@ -232,7 +232,7 @@ def _in_effect(region: Region, state: BucketState, change: Change, ctime_ns: int
 
 def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object) -> NewVersion:
     in_effect = _in_effect(region, state, change, _changed_ns(bucket, keys.split(change.key)[0]))
-    version = new_marker(region, bucket, change.key, Origin.USER, in_effect=in_effect)
+    version = new_marker(region, bucket, change.key, known, in_effect=in_effect)
     return NewVersion(change, known, version, None, versions.stage_marker(bucket, version))
 
 
@@ -248,13 +248,16 @@ def _changed_ns(bucket: OpenBucket, directory: bytes) -> int:
 
 
 def new_marker(
-    region: Region, bucket: OpenBucket, key: bytes, origin: Origin, *, in_effect: Collection[str] | None = None
+    region: Region, bucket: OpenBucket, key: bytes, known: Object | None, *, in_effect: Collection[str] | None = None
 ) -> Version:
-    """A delete marker for a key, with its deliveries; not staged yet. in_effect: see rules.choose."""
-    version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now())
+    """A user's delete marker for a key, with its deliveries; not staged yet.
+
+    known: the key's current version. in_effect: see rules.choose.
+    """
+    version_id, created_ns = bucket.bucket.ids.next(region.engine.site.now(), known.null_ns if known else -1)
     if bucket.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL
-    version = Version(key, version_id, created_ns, True, origin=origin)
+    version = Version(key, version_id, created_ns, True, origin=Origin.USER)
     return replace(version, deliveries=rules.choose(bucket.bucket.replication, version, in_effect=in_effect))
 
 

@@ -70,7 +70,7 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
                 )
         finally:
             bucket.fs.close(fd)
-        new_id, created_ns = state.bucket.ids.next(engine.site.now())
+        new_id, created_ns = state.bucket.ids.next(engine.site.now(), known.null_ns if known else -1)
         new = replace(
             version,
             id=NULL if state.bucket.versioning is Versioning.SUSPENDED else new_id,
@@ -112,7 +112,7 @@ def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
         if state.bucket.versioning is Versioning.OFF:
             return _remove_file(bucket, key, version_id)
         if version_id is None:
-            marker = apply.new_marker(region, bucket, key, Origin.USER)
+            marker = apply.new_marker(region, bucket, key, engine.journal.versions.object(address, key))
             commit_version(region, bucket, marker, versions.stage_marker(bucket, marker))
             return keys.key_document(key) | {"DeleteMarker": True, "VersionId": marker.id}
         version = find(region, bucket, key, version_id)

@@ -133,7 +133,8 @@ class ActionGroup:
         address, now_ns = self.bucket.address, self.engine.site.now()
         markers, was = [], {}
         for version in expired:
-            version_id, created_ns = self.state.bucket.ids.next(now_ns)
+            null_ns = version.created_ns if version.id == NULL else -1
+            version_id, created_ns = self.state.bucket.ids.next(now_ns, null_ns)
             if self.state.bucket.versioning is Versioning.SUSPENDED:
                 version_id = NULL
             markers.append(Version(version.key, version_id, created_ns, marker=True, origin=Origin.LIFECYCLE))

@@ -203,6 +203,57 @@ def test_what_was_written_just_before_a_change_belongs_to_the_state_before(world
     assert ids(world) == [(NULL if before == SUSPENDED else "id", False)]
 
 
+@pytest.fixture
+def stopped_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "now").write_text("2020-01-01T00:00:00Z")
+    monkeypatch.setenv("FSREPL_CLOCK", str(tmp_path / "now"))
+
+
+@pytest.mark.usefixtures("stopped_clock")
+def test_a_null_version_gives_way_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
+    """Section 2, a clock set back hides no save and no deletion: `null` is an id that does not tell the order."""
+    with World(tmp_path / "world", replicate=False) as world:
+        turn(world, SUSPENDED)
+        for key in ("removed", "deleted", "written"):
+            world.write(key, b"null")
+        world.settle()
+        world.remove("removed")
+        assert not world.path("removed").exists()
+        world.path("deleted").unlink()
+        world.write("written", b"null again")
+        world.settle()
+        assert ids(world, "removed") == ids(world, "deleted") == [(NULL, True)]
+        assert (ids(world, "written"), content(world, "written")) == ([(NULL, False)], b"null again")
+        turn(world, ENABLED)
+        for key in ("removed", "written"):
+            world.write(key, b"new")
+        world.settle()
+        assert ids(world, "removed") == [("id", False), (NULL, True)]
+        assert ids(world, "written") == [("id", False), (NULL, False)]
+        assert world.tree(SOURCE) == {"removed": b"new", "written": b"new"}
+        turn(world, SUSPENDED)
+        world.remove("written")
+        assert ids(world, "written") == [(NULL, True), ("id", False)]
+        assert not world.path("written").exists()
+        world.run("object.restore", bucket=SOURCE, key=b"written", version_id=None)
+        assert ids(world, "written") == [(NULL, False), ("id", False)]
+        assert world.path("written").read_bytes() == b"new"
+
+
+@pytest.mark.usefixtures("stopped_clock")
+def test_what_is_older_than_versioning_is_overwritten_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
+    """Section 2: a file from later than now is created now when it is adopted, and the next save is current."""
+    with World(tmp_path / "world", replicate=False) as world:
+        world.run("bucket.create", bucket="east/plain", versioning=False)
+        world.write("k", b"old", "east/plain")
+        turn(world, ENABLED, "east/plain")
+        world.settle()
+        world.write("k", b"new", "east/plain")
+        world.settle()
+        assert [v.id == NULL for v in world.of("k", "east/plain")] == [False, True]
+        assert content(world, "k", bucket="east/plain") == b"new" == world.path("k", "east/plain").read_bytes()
+
+
 def test_a_null_version_that_is_replaced_takes_what_it_owed_with_it(world: World) -> None:
     """G11: status counts nothing that is not there."""
     turn(world, SUSPENDED)

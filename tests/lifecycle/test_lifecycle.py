@@ -462,3 +462,14 @@ def test_a_replicated_marker_stays_while_a_backfill_fills_the_bucket(world: Worl
     assert (answer["Blocked"], len(world.of("k", DESTINATION))) == (1, 1)
     world.settle()
     assert run(world, DESTINATION) == {"ExpiredObjectDeleteMarker": 1}
+
+
+def test_a_null_version_expires_at_the_moment_of_its_creation(world: World) -> None:
+    """Section 5.2, Suspended: its null marker is later, also where the clock did not advance, and hides the file."""
+    world.run("versioning.set", bucket=DESTINATION, status="Suspended")
+    world.write("k", b"null", DESTINATION)
+    world.settle()
+    put(world, rule(Expiration={"Date": "2026-01-01T00:00:00Z"}), bucket=DESTINATION)
+    assert run(world, DESTINATION) == {"Expiration": 1}
+    assert [(v.id, v.marker) for v in world.of("k", DESTINATION)] == [("null", True)]
+    assert not world.path("k", DESTINATION).exists()

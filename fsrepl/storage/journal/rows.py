@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fsrepl.model import keys
-from fsrepl.model.version import EMPTY, DeliveryRecord, Status, Tracking, Version, operation
+from fsrepl.model.version import EMPTY, NULL, DeliveryRecord, Status, Tracking, Version, operation
 from fsrepl.model.view import View
 
 
@@ -27,6 +27,11 @@ class Object:
     @property
     def order(self) -> tuple[int, str]:
         return self.created_ns, self.id
+
+    @property
+    def null_ns(self) -> int:
+        """The creation time of a null version, for VersionIds.next; -1 of another."""
+        return self.created_ns if self.id == NULL else -1
 
 
 @dataclass(frozen=True, slots=True)
