@@ -59,13 +59,13 @@ class Runtime:
     def _open_journal(self) -> Journal:
         with self.site.open_state():
             path = os.path.join(self.site.state, "journal.db")
-            with database.faults_told(path):
+            with database.faults_as_unavailable(path):
                 journal = database.open_or_replace(path)
         return journal
 
     def journal_faults_as_unavailable(self) -> contextlib.AbstractContextManager[None]:
         """Around uses of the journal: a fault of its disk is raised as Unavailable."""
-        return database.faults_told(self.journal.path)
+        return database.faults_as_unavailable(self.journal.path)
 
     # -- background workers
 

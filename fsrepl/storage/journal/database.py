@@ -112,7 +112,7 @@ def is_passing(error: sqlite3.Error) -> bool:
 
 
 @contextlib.contextmanager
-def faults_told(path: str) -> Iterator[None]:
+def faults_as_unavailable(path: str) -> Iterator[None]:
     """A context in which a fault of the journal's disk is raised as Unavailable, with a readable message."""
     try:
         yield
