@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import fsrepl
@@ -67,3 +68,18 @@ def test_imports_stand_at_the_top() -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If)) and imports(node)
     ]
     assert hidden == []
+
+
+def test_the_map_in_the_readme_is_the_tree() -> None:
+    """README, Finding one's way: all folders, in the order of their imports, and no file that is not there."""
+    text = (PACKAGE.parent / "README.md").read_text()
+    section = text[text.index("## Finding one's way") :]
+    tops, missing = [], []
+    for indent, entry in re.findall(r"^    ( *)(\w\S*(?:, \w\S*)*)  ", section, re.MULTILINE):
+        for name in entry.split(", "):
+            if not indent:
+                tops.append(name)
+            path = PACKAGE / name if not indent else PACKAGE / tops[-1] / name
+            missing += [] if path.exists() else [str(path)]
+    assert missing == []
+    assert tuple(name.rstrip("/").removesuffix(".py") for name in tops) == ORDER

@@ -113,8 +113,8 @@ def tell_healed(bucket: Address, answer: dict[str, Any]) -> None:
         say(f"{counted(answer['PutBack'], 'missing file')} put back; nothing is deleted")
     if answer["Lost"] and answer["NotAsked"]:
         warn(
-            f"{counted(answer['Lost'], 'version')} not found, and their files are gone or changed. What was not "
-            f"searched may have them: once it is there, `fsrepl verify SRC --repair` restores them"
+            f"{counted(answer['Lost'], 'version')} not found, and their files are gone or changed. A region "
+            f"that is away may have them: once it is back, `fsrepl verify SRC --repair` restores them"
         )
     elif answer["Lost"]:
         warn(

@@ -12,7 +12,7 @@ AWAY = "region east is offline"
 
 @pytest.mark.parametrize(
     ("not_asked", "says"),
-    [([], "lost: no other bucket"), ([AWAY], "not searched may have them")],
+    [([], "lost: no other bucket"), ([AWAY], "that is away may have them")],
     ids=["all-asked", "region-away"],
 )
 def test_lost_is_only_what_nobody_can_have(not_asked: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
