@@ -122,10 +122,10 @@ def _shown(
         except OSError as error:
             outcome = show.NotShown(reason(error))
         match outcome:
-            case show.Shown(view, left):
+            case show.Shown(view, left, record):
                 if left:
                     engine = region.engine
-                    shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left)
+                    shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left, record)
                 seen.append((item.replica, view))
                 if item.replica.marker:
                     stale.retry_blocked(region, state)

@@ -85,6 +85,13 @@ def is_anothers(seen: Seen, name: bytes, place: bytes) -> bool:
     return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, place, stored.id)
 
 
+def is_ours_alone(bucket: OpenBucket, seen: Seen) -> bool:
+    """Whether the record stands where nobody but us can have written it, however others reach the file."""
+    return seen.home is Home.SIDECAR or (
+        seen.home is Home.INLINE and inline_attribute(bucket) == attributes.TRUSTED_RECORD
+    )
+
+
 def is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
     """Whether only the daemon can write to a stored file, whatever other names it has, as in a backup of hard links."""
     return found.st_uid == bucket.fs.uid and not found.st_mode & 0o077
@@ -259,6 +266,8 @@ def move(file: File, seen: Seen, fields: Mapping[str, bytes], to: Home) -> Home:
 
 def _fill_inline(file: File, seen: Seen, fields: Mapping[str, bytes]) -> bool:
     """Write a record into one attribute; attributes shown to people make room for it."""
+    if seen.home is Home.INLINE and seen.fields == {**fields, attributes.KEY: file.key}:
+        return True  # it says that already
     if put_inline(file.bucket, file.fd, file.key, fields):
         return True
     shown = (attributes.RECORDS - {inline_attribute(file.bucket)}) & seen.on_file.keys()

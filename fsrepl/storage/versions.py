@@ -99,15 +99,14 @@ def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False)
     records.amend(bucket, version, applied=applied)
 
 
-def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> None:
-    """Make a version's file private after its view was removed, as in records.make_private, where possible.
+def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+    """Make a version's file private after its view was removed, where possible: see records.make_left_private.
 
     No other user reaches the file in any case, since .fsrepl is private to the daemon.
     """
     with contextlib.suppress(OSError, StoreDamaged):
-        version = read(bucket, key, version_id, marker=False)
-        if version is not None and not is_stripped(version):
-            records.make_private(bucket, version)
+        return records.make_left_private(bucket, key, version_id)
+    return None
 
 
 def remove(bucket: OpenBucket, version: Version) -> None:

@@ -74,11 +74,15 @@ def _indexed(old: DeliveryRecord | None, delivery: Delivery, version: Version) -
 
 
 def repair_left(
-    journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str
-) -> None:
-    """Repair the record of a version whose view is gone. A lost record is reported now: nothing leads to it later."""
+    journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket, key: bytes, version_id: str,
+    record: Version | None = None,
+) -> None:  # fmt: skip
+    """Repair the record of a version whose view is gone. A lost record is reported now: nothing leads to it later.
+
+    record: what its record says, where that is known.
+    """
     try:
-        version = versions.read(bucket, key, version_id, marker=False)
+        version = record or versions.read(bucket, key, version_id, marker=False)
         if version is not None:
             repaired(journal, recent, bucket, versions.ensure_whole(version))
     except StoreDamaged:

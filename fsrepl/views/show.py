@@ -35,10 +35,12 @@ class Shown:
     """The view shows the version now; view is None where it is absent for a marker.
 
     left: the version shown before, if the view was its stored file, whose record its user could write.
+    record: the version left, where its record is known to be so still.
     """
 
     view: View | None
     left: str = ""
+    record: Version | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
             bucket.fs.rename_new(where, aside, at, name)
         return UserChanged()
     obstacles.remove_made_directories(bucket, directory)
-    return Shown(None, left)
+    return Shown(None, *left)
 
 
 def _exchange(
@@ -243,7 +245,7 @@ def _exchange(
         if bucket.fs.stat(where, aside).st_ino == staged_ino:  # else another file was just put there
             bucket.fs.unlink(where, aside)
         return UserChanged()
-    return Shown(bucket.view(bucket.fs.stat(at, name), version.id), left)
+    return Shown(bucket.view(bucket.fs.stat(at, name), version.id), *left)
 
 
 def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
@@ -257,10 +259,13 @@ def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) ->
     return staged_ino
 
 
-def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View) -> str | None:
+def _let_go(
+    bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View
+) -> tuple[str, Version | None] | None:
     """Remove the file taken out of a view, if it is as recorded and has no writer; else None.
 
-    The result is the version whose stored file it may have been too; empty where it was none.
+    The result is the version whose stored file it may have been too, empty where it was none, and that version's
+    record, where it is known.
 
     Where writers cannot be detected, the file stays in .fsrepl/displaced for a while: displaced.py checks whether it
     changed. In a user's directory it is removed: there the absence of writers was known a moment before.
@@ -270,11 +275,12 @@ def _let_go(bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: 
         return None
     if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):
         return None
+    record = None
     if written is False or where != bucket.displaced:
         bucket.fs.unlink(where, aside)
         if found.st_nlink > 1 and expected.shown:
-            versions.make_private(bucket, key, expected.shown)
-    return expected.shown if found.st_nlink > 1 else ""
+            record = versions.make_private(bucket, key, expected.shown)
+    return (expected.shown if found.st_nlink > 1 else ""), record
 
 
 def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, version_id: str) -> bool:

@@ -106,9 +106,9 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         mark_stale(region, state, key, reason(error))
         return
     match outcome:
-        case show.Shown(view, left):
+        case show.Shown(view, left, record):
             if left:
-                shared_record.repair_left(journal, region.engine.recent, state, bucket, key, left)
+                shared_record.repair_left(journal, region.engine.recent, state, bucket, key, left, record)
             with journal.transaction():
                 journal.versions.see(address, key, view)
             mark_fresh(region, state, bucket, key)

@@ -19,11 +19,11 @@ FILES = 20
 
 
 class Counting(UnsyncedFs):
-    """Counts the calls for attributes by name, and those that set and remove one by the attribute too."""
+    """Counts the calls for attributes and opened files by name; those that set and remove one by the attribute too."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        for name in ("set_attribute", "remove_attribute", "attribute", "attribute_names", "attributes"):
+        for name in ("set_attribute", "remove_attribute", "attribute", "attribute_names", "attributes", "open_read"):
             setattr(self, name, self._counted(name, getattr(UnsyncedFs, name).__get__(self)))
 
     def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
@@ -81,6 +81,25 @@ def test_deliveries_fit_the_inode_of_ext4(memory: Path) -> None:
         found = os.getxattr(stored(world, "k", "east/photos"), DELIVERIES)
         assert found == b'{"west/photos":"COMPLETED photos-to-photos"}'
         assert len(found) + len("eu-west-1") - len("west") <= 52
+
+
+def test_a_removal_looks_at_what_its_replica_showed_once(memory: Path) -> None:
+    """Sections 2 and 7: a view that was the stored file goes with one look at the record, which stays as it is."""
+    fs = Counting()
+    with World(memory, fs=fs) as world:
+        for number in range(FILES):
+            world.write(f"{number}", b"%d" % number * 1000)
+        world.settle()
+        for number in range(FILES):
+            world.unlink(f"{number}")
+        world.capture(SOURCE)
+        assert _setting(fs.taken()).keys() >= _sets(RECORD, DELIVERIES).keys()
+        world.settle()
+        calls = fs.taken()
+        assert _setting(calls) == _sets(RECORD, DELIVERIES)  # the replica of the marker, and what became of it
+        # has it this marker?; may the view go, twice; the record, and no sidecar; the word on the source's marker
+        assert calls["open_read"] <= 6.5
+        assert calls["attribute"] <= 6.5
 
 
 @mounts.only_root
