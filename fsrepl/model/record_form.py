@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, POSIX, RECORD, SHORTFALL, STATUS, is_ours
@@ -33,8 +35,7 @@ _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:
     """The attributes of a record on a file that users cannot write to."""
-    own = {name: value for name, value in fields.items() if is_ours(name) and name != DELIVERIES}
-    out = {RECORD: _compact(_document(own)).encode()}
+    out = {RECORD: _object(_member(name, fields[name]) for name in fields if is_ours(name) and name != DELIVERIES)}
     if DELIVERIES in fields:
         out[DELIVERIES] = fields[DELIVERIES]
     out.update((name, value) for name, value in fields.items() if not is_ours(name))
@@ -43,24 +44,47 @@ def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:
 
 def whole(fields: Mapping[str, bytes]) -> bytes:
     """A record in one value."""
-    document = _document({name: value for name, value in fields.items() if is_ours(name)})
-    document[_ATTRIBUTES] = {name: _text(value) for name, value in fields.items() if not is_ours(name)}
-    return _compact(document).encode()
+    members = [_member(name, fields[name]) for name in fields if is_ours(name)]
+    others = {name: _text(value) for name, value in fields.items() if not is_ours(name)}
+    return _object([*members, f'"{_ATTRIBUTES}":{_compact(others)}'])
 
 
-def _document(fields: Mapping[str, bytes]) -> dict[str, object]:
-    return {
-        name.removeprefix(OURS): _json(value) if name in _NESTED else _text(value) for name, value in fields.items()
-    }
+def _object(members: Iterable[str]) -> bytes:
+    return f"{{{','.join(members)}}}".encode()
 
 
-def _json(value: bytes) -> object:
-    """A nested value as JSON; a value that is no JSON object stays text, and decoding reports it."""
+def _member(name: str, value: bytes) -> str:
+    """One field as a member of a JSON object. Nested JSON is inserted unparsed where its form is known."""
+    return _name(name) + (_nested(value) if name in _NESTED else _compact(_text(value)))
+
+
+@lru_cache(maxsize=64)
+def _name(name: str) -> str:
+    return _compact(name.removeprefix(OURS)) + ":"
+
+
+_NATURAL = r"(?:0|[1-9][0-9]{0,19})"
+_PLAIN_POSIX = re.compile(
+    rf'\{{"mode":"[0-7]{{4}}","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns":-?{_NATURAL}\}}'.encode()
+)
+"""The posix field of a file without an ACL, as attributes.py writes it. It differs from file to file."""
+
+
+def _nested(value: bytes) -> str:
+    return value.decode() if _PLAIN_POSIX.fullmatch(value) else _parsed(value)
+
+
+@lru_cache(maxsize=256)
+def _parsed(value: bytes) -> str:
+    """A nested value as JSON; a value that is no JSON object stays text, and decoding reports it.
+
+    The values are cached, as the versions of a burst mostly have the same deliveries.
+    """
     try:
         nested = json.loads(value)
     except ValueError:
         nested = None
-    return nested if isinstance(nested, dict) else _text(value)
+    return _compact(nested if isinstance(nested, dict) else _text(value))
 
 
 def _text(value: bytes) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,27 @@ def test_deliveries_are_read_in_both_forms() -> None:
         "eu/a": DeliveryRecord("a rule", Status.COMPLETED),
         "eu/b": DeliveryRecord("r", Status.FAILED, "DstBucketNotFound"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "posix",
+    [b'{"mode":"0644","uid":01,"gid":0,"mtime_ns":5}', b'{"mode":"0644"', b"[1]", b"\xff{", b'{"mode":"0644"} '],
+)
+def test_a_field_that_is_no_json_object_spoils_no_record(posix: bytes) -> None:
+    """Section 2: whoever decodes the field says what is wrong with it; the others are read."""
+    fields = {**attributes.encode(PLAIN), attributes.POSIX: posix}
+    for found in (record_form.read(record_form.on_file(fields)), record_form.read_whole(record_form.whole(fields))):
+        assert found is not None
+        assert found[attributes.POSIX].strip() == posix.strip()
+        assert found[attributes.BLAKE3] == fields[attributes.BLAKE3]
+
+
+def test_a_record_without_an_acl_is_written_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 8: of each small file another, so nothing of it is parsed only to be written again."""
+    fields = attributes.encode(replace(PLAIN, posix=replace(POSIX, acl=None)))
+    monkeypatch.setattr(record_form, "json", None)
+    assert json.loads(record_form.on_file(fields)[attributes.RECORD])["posix"]["mtime_ns"] == POSIX.mtime_ns
+    assert json.loads(record_form.whole(fields))["posix"]["uid"] == POSIX.uid
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"1", b'{"version-id":1}', b'{"key":{"base64":1}}'])
