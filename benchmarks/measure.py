@@ -1,7 +1,8 @@
 """Measures a daemon of this checkout, on this machine's own filesystem: figures to compare within one run.
 
     latency   200 files at 20 a second, from a rename into place and from a close, to the complete replica
-    burst     20,000 files of 4 KiB, dropped with `cp -r`, until `fsrepl wait` returns; beside `rsync -a` of the same
+    burst     20,000 files of 4 KiB, dropped with `cp -r`, then moved with their directory, then removed: each until
+              `fsrepl wait` returns, beside `rsync -a` of the same; with what is written to the disk
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from fsrepl.settings import Capture
@@ -123,33 +125,76 @@ def _one(site: Daemon, name: str, drop: Callable[[Daemon, str], float]) -> float
 # -- a burst
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something took: wall and CPU seconds, and what was written to the disk until it was all there."""
+
+    wall_s: float
+    cpu_s: float
+    written_bytes: int
+
+
 def burst(folder: Path, count: int) -> None:
-    print(f"burst: {count:,} files of 4 KiB with `cp -r`, until `fsrepl wait` returns; beside `rsync -a`")
+    print(f"burst: {count:,} files of 4 KiB, until `fsrepl wait` returns; beside rsync of the same")
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
     try:
-        tree = _make_tree(home / "tree", count)
-        os.sync()
-        rsync_s = _timed(["rsync", "-a", f"{tree}/", str(home / "copy")])
-        os.sync()
-        fsync_s = _timed(["rsync", "-a", "--fsync", f"{tree}/", str(home / "synced")])
-        os.sync()
+        tree = _make_tree(home / "tree" / "all", count).parent
+        synced = _cost(home, lambda: _run("rsync", "-a", "--fsync", f"{tree}/", home / "synced"))
+        rsync = {"cp -r": _cost(home, lambda: _run("rsync", "-a", f"{tree}/", home / "copy"))}
         with daemon(folder) as site:
-            before_s = site.cpu_s()
-            began = time.monotonic()
-            copy_s = _timed(["cp", "-r", f"{tree}/.", str(site.path(SOURCE))])
-            site.fsrepl("wait")
-            took_s = time.monotonic() - began
-            cpu_s, peak = site.cpu_s() - before_s, site.peak_bytes()
+            source = site.path(SOURCE)
+            ours = {"cp -r": _cost(home, lambda: _run("cp", "-r", f"{tree}/.", source), site)}
+            peak = site.peak_bytes()
+            ours["mv"] = _cost(home, lambda: _run("mv", source / "all", source / "moved"), site)
+            ours["rm -r"] = _cost(home, lambda: _run("rm", "-r", source / "moved"), site)
+        for what, change in (
+            ("mv", lambda: (tree / "all").rename(tree / "moved")),
+            ("rm -r", lambda: shutil.rmtree(tree / "moved")),
+        ):
+            change()
+            rsync[what] = _cost(home, lambda: _run("rsync", "-a", "--delete", f"{tree}/", home / "copy"))
     finally:
         shutil.rmtree(home)
-    print(f"  cp -r          {copy_s:6.2f} s")
-    print(f"  rsync -a       {rsync_s:6.2f} s")
-    print(f"  rsync --fsync  {fsync_s:6.2f} s")
-    print(
-        f"  cp and fsrepl  {took_s:6.2f} s   {took_s / rsync_s:.1f} times rsync -a, "
-        f"{took_s / fsync_s:.2f} times rsync --fsync"
-    )
-    print(f"  daemon: {cpu_s:.2f} CPU seconds, peak {peak / 2**20:.0f} MiB resident")
+    print(f"  rsync --fsync   {_text(synced)}")
+    for what, cost in ours.items():
+        print(f"  rsync  {what:8} {_text(rsync[what])}")
+        print(f"  fsrepl {what:8} {_text(cost)}   {cost.wall_s / rsync[what].wall_s:.1f} times rsync -a")
+    print(f"  the burst took {ours['cp -r'].wall_s / synced.wall_s:.2f} times rsync --fsync")
+    print(f"  daemon: peak {peak / 2**20:.0f} MiB resident in the burst")
+
+
+def _text(cost: Cost) -> str:
+    return f"{cost.wall_s:6.2f} s   {cost.cpu_s:5.2f} CPU s   {cost.written_bytes / 2**20:5.0f} MiB written"
+
+
+def _cost(folder: Path, act: Callable[[], object], site: Daemon | None = None) -> Cost:
+    """What something costs, with a daemon until that has done its part. CPU: the daemon's, else the children's."""
+    os.sync()
+    written, cpu_s, began = _written_bytes(folder), _cpu_s(site), time.monotonic()
+    act()
+    if site is not None:
+        site.fsrepl("wait")
+    wall_s, cpu_s = time.monotonic() - began, _cpu_s(site) - cpu_s
+    os.sync()
+    return Cost(wall_s, cpu_s, _written_bytes(folder) - written)
+
+
+def _cpu_s(site: Daemon | None) -> float:
+    if site is not None:
+        return site.cpu_s()
+    found = os.times()
+    return found.children_user + found.children_system
+
+
+def _written_bytes(folder: Path) -> int:
+    """What the disk of a folder was told to write so far, by all programs; 0 where it has none. Source: Linux, block/stat.rst."""
+    device = folder.stat().st_dev
+    at = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    return int(at.read_text().split()[6]) * 512 if at.exists() else 0
+
+
+def _run(*command: object) -> None:
+    subprocess.run(list(map(str, command)), check=True)
 
 
 def _make_tree(top: Path, count: int, in_each: int = 200) -> Path:
