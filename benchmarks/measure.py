@@ -187,7 +187,7 @@ def _cpu_s(site: Daemon | None) -> float:
 
 
 def _written_bytes(folder: Path) -> int:
-    """What the disk of a folder was told to write so far, by all programs; 0 where it has none. Source: Linux, block/stat.rst."""
+    """What a folder's disk was told to write so far, by all programs. 0: it has none. Source: Linux, block/stat.rst."""
     device = folder.stat().st_dev
     at = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
     return int(at.read_text().split()[6]) * 512 if at.exists() else 0
