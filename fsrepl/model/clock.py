@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import datetime
 import os
 import random
 import re
@@ -66,11 +67,14 @@ def stamp(ns: int) -> str:
 
 
 def parse(text: str) -> int:
-    """Nanoseconds since the epoch of an RFC 3339 time. Raises ValueError."""
+    """Nanoseconds since the epoch of an RFC 3339 time. Raises ValueError, also for 30 February."""
     match = _STAMP.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not an RFC 3339 time such as 2026-11-24T01:53:51Z")
     year, month, day, hour, minute, second = (int(x) for x in match.groups()[:6])
+    datetime.date(year, month, day)  # timegm takes any day and hour
+    if hour > 23 or minute > 59 or second > 60:
+        raise ValueError(f"{text!r} has a time of day that does not exist")
     seconds = calendar.timegm((year, month, day, hour, minute, second))
     zone = match[8].upper()
     if zone != "Z":

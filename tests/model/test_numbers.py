@@ -116,3 +116,22 @@ def test_no_clock_makes_a_moment_that_cannot_be_kept(tmp_path: Path) -> None:
     assert {clock.stamp(ns)[:4] for _, ns in made} == {"2262"}
     (tmp_path / "now").write_text("9999-12-31T23:59:59Z")
     assert clock.stamp(clock.system_clock({"FSREPL_CLOCK": str(tmp_path / "now")})())[:4] == "2262"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-02-30T00:00:00Z",
+        "2026-13-01T00:00:00Z",
+        "2026-01-00T00:00:00Z",
+        "2026-01-01T24:00:00Z",
+        "2026-01-01T00:60:00Z",
+        "2026-01-01T00:00:61Z",
+        "0000-01-01T00:00:00Z",
+    ],
+)
+def test_a_time_that_does_not_exist_is_no_time(text: str) -> None:
+    """Section 5: `lifecycle preview --at 2026-02-30` is a mistake, and not a day in March."""
+    with pytest.raises(ValueError, match=r"."):
+        clock.parse(text)
+    assert clock.parse("2024-02-29T23:59:60Z") == clock.parse("2024-03-01T00:00:00Z")
