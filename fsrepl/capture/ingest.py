@@ -16,9 +16,9 @@ from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import view_of
-from fsrepl.region import deliveries, delivery_queue, limits
+from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
-from fsrepl.region.change_queue import Change
+from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -230,7 +230,10 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
         else:
             state.labels.drop(new.version.key)
             stale.retry_blocked(region, state)
-    deliveries.enqueue(region, bucket.address, [new.version for new in published])
+    halting.enqueue_new(
+        region, state, [(new.version, new.known.digest if new.known else b"") for new in published],
+        {new.version.key for new in published if new.change.flags & FOUND},
+    )  # fmt: skip
     engine.reporter.captured(
         bucket.address,
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],

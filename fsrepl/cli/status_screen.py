@@ -94,6 +94,8 @@ def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> Renderable
             state = Text("unversioned", style="dim")
         elif b["online"] and b["versioning"] == "Suspended":
             state = Text("suspended", style="yellow")
+        if b["online"] and b.get("halted"):
+            state = Text("HALTED", style="red")
         table.add_row(
             Text(b["bucket"]),
             state,
@@ -159,6 +161,13 @@ def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     if bucket.get("exposed"):
         yield f"{name}: {bucket['exposed']}"
     counts: dict[str, int] = bucket.get("counts", {})
+    if halted := bucket.get("halted"):
+        what = f"{halted['deleted']:,} of {halted['keys']:,} keys were deleted at once"
+        held = counted(halted["held"], "deletion is held", "deletions are held")
+        yield (
+            f"{name}: {what} since {halted['since']}; {held}: `fsrepl undelete {name} --since {halted['since']}` "
+            f"brings the files back, `fsrepl ack {name}` lets the deletions cross"
+        )
     if bucket.get("paused"):
         waiting = f"; {counted(bucket['waiting'], 'file')} to inspect" if bucket.get("waiting") else ""
         yield f"{name}: {bucket['paused']}{waiting}; make room there, or set keep_free in [capture] lower"

@@ -57,7 +57,8 @@ def wait(
     """Wait until every file from before this call is replicated.
 
     Exit status 0: every file is replicated, except files that are still open for writing; 1: some failed, cannot be
-    captured or shown, or may lie in a region that is away, and are named; 4: timed out; 5: the daemon is not running.
+    captured or shown, are held after a mass deletion, or may lie in a region that is away, and are named; 4: timed
+    out; 5: the daemon is not running.
     """
     stop = threading.Event()
     if is_terminal() and not state().quiet:
@@ -87,13 +88,13 @@ def wait(
     if answer["failed"]:
         failed = counted(answer["failed"], "delivery", "deliveries")
         warn(f"{failed} failed; `fsrepl status` shows where, and `fsrepl why` gives the reason")
-    for each in answer["trouble"]:
+    for each in answer["trouble"] + answer.get("halted", []):
         warn(each)
     if answer["pending"]:
         warn(f"timed out; still pending: {counted(answer['pending'], 'delivery or capture', 'deliveries or captures')}")
     if json:
         print_json(answer)
-    if any(answer[reason] for reason in ("failed", "unreadable", "mounts", "unshown", "away")):
+    if any(answer.get(reason) for reason in ("failed", "unreadable", "mounts", "unshown", "away", "halted")):
         raise typer.Exit(1)
     if answer["pending"]:
         raise typer.Exit(4)

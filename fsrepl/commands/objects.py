@@ -20,7 +20,7 @@ from fsrepl.errors import ContentDamaged, Refused, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Status, Version, Versioning
 from fsrepl.model.view import View
-from fsrepl.region import deliveries
+from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import RetryNow
 from fsrepl.repair import reconcile
@@ -169,7 +169,9 @@ def commit_version(region: Worker, bucket: OpenBucket, version: Version, staged:
         with engine.journal.transaction():
             engine.journal.versions.add(bucket.address, version)
         engine.recent.put(bucket.address, version)
-        deliveries.enqueue(region, bucket.address, [version])
+        halting.enqueue_new(region, state, [(version, known.digest if known else b"")])
+        with region.at_work(state):
+            halting.settle(region, state)
         stale.show_changed(region, state, bucket, version.key, intended)
     if not version.marker:
         state.labels.add(version, time.monotonic())

@@ -14,6 +14,7 @@ from fsrepl.daemon import metrics
 from fsrepl.daemon.metrics import RuleMetrics
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
+from fsrepl.storage import halt
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Counts
@@ -47,7 +48,9 @@ def status(site: Site, said: Document) -> Document:
 def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Document:
     bucket = site.buckets[address]
     conflicts: list[Document] = []
+    halted: halt.Halt | None = None
     with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+        halted = halt.read(opened.fs, opened.meta)
         conflicts = _conflicts(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
@@ -72,6 +75,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     }
     if trouble:
         document["trouble"] = trouble
+    if halted is not None:
+        document["halted"] = halted.document() | {"held": journal_.deliveries.count_held(address)}
     if linked := journal_.versions.count_linked(address):
         document["linked"] = linked
     for name in ("scanning", "paused", "exposed", "unreadable"):

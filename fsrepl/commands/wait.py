@@ -78,6 +78,8 @@ class Waited:
     """Directories that are another mount: they are not scanned, and no file below them is captured."""
     unshown: list[str] = field(default_factory=list)
     """Files, at the source or at a destination, that do not show the delivered version, with the reason."""
+    halted: list[str] = field(default_factory=list)
+    """Buckets whose deletions are held until a person decides: neither failed nor pending."""
     trouble: list[str] = field(default_factory=list)
     """Why buckets are not captured."""
     away: list[str] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Waited:
             "mounts": self.mounts[:_NAMED_MAX],
             "unshown": self.unshown[:_NAMED_MAX],
             "more": sum(max(0, len(names) - _NAMED_MAX) for names in (self.failures, self.opened, *self.left_out)),
+            "halted": self.halted,
             "trouble": self.trouble,
             "away": self.away,
             "replicas_away": self.replicas_away,
@@ -136,7 +139,9 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
     newest = {address: _newest_ns(engine, address) for address in scope.addresses}
     backfills = {address: unfinished(engine, address, scope.key) for address in scope.addresses}
     while True:
+        held = {address: _held(engine, address, newest[address], scope) for address in scope.addresses}
         pending = sum(engine.journal.deliveries.count_pending(a, newest[a], scope.key or None) for a in scope.addresses)
+        pending -= sum(held.values())
         pending += sum(len(backfills[a] & unfinished(engine, a, scope.key)) for a in scope.addresses)
         if not pending or _is_over(until_s) or given_up():
             break
@@ -146,6 +151,7 @@ def wait(engine: Engine, scope: Scope, timeout_s: float | None, given_up: Callab
         _let_views_show(engine, scope, until_s, given_up)
         _let_views_tell(engine, scope, until_s)
     waited.pending = pending + len(late)
+    waited.halted = [each.describe(a) for a, n in held.items() if n and (each := engine.site.buckets[a].halt)]
     waited.trouble = [trouble for address in late if (trouble := _trouble(engine, address))]
     for address in scope.addresses:
         waited.failures += _failures(engine, address, scope)
@@ -167,6 +173,13 @@ def _newest_ns(engine: Engine, address: str) -> int:
     return (
         state.bucket.ids.newest_ns if state is not None and state.is_up else engine.journal.versions.newest(address)[1]
     )
+
+
+def _held(engine: Engine, address: str, newest_ns: int, scope: Scope) -> int:
+    """How many deliveries of a bucket that is HALTED wait for a person and for nothing else."""
+    if engine.site.buckets[address].halt is None:
+        return 0
+    return engine.journal.deliveries.count_held(address, newest_ns, scope.key or None)
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ from fsrepl.model.address import Address
 from fsrepl.model.rule import Rule
 from fsrepl.model.version import Origin, Status, Version
 from fsrepl.s3 import rules
-from fsrepl.storage import listing
+from fsrepl.storage import halt, listing
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.site import Site
 from fsrepl.views import obstacles
@@ -39,6 +39,7 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
     name = keys.shown(key)
     notes = _notes(alive, name)
     with listing.open_versioned(site, address) as bucket:
+        halted = halt.read(bucket.fs, bucket.meta)
         group = listing.versions_of(bucket, key)
         notes += _conflict(bucket, group)
         unseen = "" if group else obstacles.unversioned(bucket, key)
@@ -59,7 +60,7 @@ def why(site: Site, object_: Address, version_id: str | None, said: Document) ->
             notes.append(f"the file in {destination} does not show this version yet: {behind}")
         with contextlib.suppress(FsreplError, OSError), listing.open_versioned(site, destination) as bucket:
             notes += _conflict(bucket, listing.versions_of(bucket, key))
-    deliveries = [_delivery(site, address, version, destination, said) for destination in version.deliveries]
+    deliveries = [_delivery(site, address, version, destination, said, halted) for destination in version.deliveries]
     document: Document = keys.key_document(key) | {
         "VersionId": version.id,
         "DeleteMarker": version.marker,
@@ -113,7 +114,9 @@ def _describe(version: Version) -> str:
     return f"{what} {version.id}, {clock.stamp(version.created_ns)}, {origin}"
 
 
-def _delivery(site: Site, address: str, version: Version, destination: str, said: Document) -> Document:
+def _delivery(
+    site: Site, address: str, version: Version, destination: str, said: Document, halted: halt.Halt | None
+) -> Document:
     recorded = version.deliveries[destination]
     document: Document = {
         "Rule": recorded.rule,
@@ -124,6 +127,9 @@ def _delivery(site: Site, address: str, version: Version, destination: str, said
     }
     if recorded.status is Status.FAILED:
         document["Next"] = _after_failure(site, address, version, destination)
+    elif recorded.status is Status.PENDING and halted is not None and version.marker and not recorded.job:
+        document["Reason"] = halted.describe(address)
+        document["Next"] = "nothing happens until one of the two is done"
     elif recorded.status is Status.PENDING:
         document["Reason"], document["Next"] = _waits_for(address, version, destination, said)
     return document

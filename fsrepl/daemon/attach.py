@@ -12,7 +12,7 @@ from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.lifecycle import act
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
-from fsrepl.region import deliveries
+from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.mailbox import DropQueues, Probe, RetryNow
 from fsrepl.region.region import Region
@@ -143,6 +143,7 @@ class Attaching(Region):
         backfill.resume(self, state, bucket)
         state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
         engine.recent.forget_data()
+        halting.resume(self, state, bucket)
         deliveries.enqueue_all(self, state)
         for queue in self.queues.values():
             if queue.destination == address:

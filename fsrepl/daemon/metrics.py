@@ -78,6 +78,10 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
     for address, bucket in sorted(site.buckets.items()):
         yield Gauge("fsrepl_bucket_online", "1 while a bucket can be used.", not bucket.trouble, (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
+        halted = bucket.halt is not None
+        about = "1 while deletions of a bucket are held, since too much was deleted at once."
+        yield Gauge("fsrepl_bucket_halted", about, halted, (("bucket", address),))
+    for address, bucket in sorted(site.buckets.items()):
         found = of_bucket(journal, address, site.now())
         failed = journal.deliveries.failed_counts(address)
         rules = {(r.destination, r.id) for r in bucket.replication.rules} if bucket.replication else set()

@@ -20,7 +20,7 @@ from fsrepl.daemon.attach import PROBE_S, Attaching
 from fsrepl.errors import BucketMissing, FsreplError
 from fsrepl.lifecycle import run
 from fsrepl.model.version import Versioning
-from fsrepl.region import deliveries
+from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
@@ -37,6 +37,7 @@ from fsrepl.region.mailbox import (
     RetryNowFrom,
     TakeOver,
     WakeBacklog,
+    WithdrawMarkers,
 )
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
@@ -54,6 +55,8 @@ _JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
 _FLUSH_S = 2.0
 _FLUSH_TURNS_MAX = 2000
 _FEW = 64
+_WITHHELD_S = 0.1
+"""How often deletions are looked at while the decision about them waits."""
 
 
 log = logging.getLogger("fsrepl")
@@ -190,6 +193,10 @@ class Worker(Attaching):
             case DropQueues(source):
                 for at in [at for at in self.queues if at[0] == source]:
                     self.queues.pop(at).backlog.close()
+            case WithdrawMarkers(source):
+                for queue in self.queues.values():
+                    if queue.source == source:
+                        queue.withdraw_markers()
             case Requeue():
                 for state in self.states.values():
                     if state.is_up:
@@ -224,6 +231,8 @@ class Worker(Attaching):
             due += [each.due_s for each in state.deferred.values()] + [each.due_s for each in state.stale.values()]
             if (labels := state.labels.next_s()) is not None:
                 due.append(labels)
+            if state.withheld and state.is_up:
+                due.append(time.monotonic() + _WITHHELD_S)
             if state.is_scanned and (fetch_s := refetch.next_s(state)) is not None:
                 due.append(fetch_s)
             if state.is_up and (step_s := backfill.next_s(state)) is not None:
@@ -291,7 +300,11 @@ class Worker(Attaching):
                     change for change in left if (address, change.key) in in_hand
                 )  # the others are still deferred
                 state_.failures = 0
+                halting.settle(self, state_)
         for state in self.states.values():
+            if state.withheld and state.is_up:
+                with self.at_work(state):
+                    halting.settle(self, state)
             if state.scan_began_ns:
                 self._note_scanned(state)
         return bool(changes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
 from fsrepl.model.view import View
+from fsrepl.region.brake import Deletions
 from fsrepl.region.change_queue import Change
 from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
@@ -61,6 +62,17 @@ class Damaged:
     key: bytes
     id: str
     marker: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """The deliveries of a marker that are not handed over until it is decided whether too much was deleted at once.
+
+    found: a scan told of it, and the decision waits until that scan is over.
+    """
+
+    deliveries: list[Delivery]
+    found: bool
 
 
 @dataclass(slots=True)
@@ -171,6 +183,13 @@ class BucketState:
     """Time of the next check whether a lifecycle run is due."""
     has_lifecycle: bool = True
     """False once it is known to have no rules, and the journal to remember none."""
+    deletions: Deletions = field(default_factory=Deletions)
+    """What users deleted within the last minute."""
+    withheld: dict[tuple[bytes, str], Withheld] = field(default_factory=dict)
+    """Markers that are not handed over yet, by key and version id; and since when there are any."""
+    withheld_since_s: float = 0.0
+    deleted_s: float = 0.0
+    """When the last deletion was captured."""
     has_barrier: bool = False
     """The bucket's sentinel directory is watched."""
 

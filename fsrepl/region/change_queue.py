@@ -113,6 +113,8 @@ class _Bucket:
     temporary: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     found: int = 0
     """Number of changes that a scan found."""
+    gone: int = 0
+    """Number of changes that say that a file is gone."""
 
     def queues(self, settle_s: float, temporary_s: float) -> list[tuple[OrderedDict[bytes, None], float]]:
         """The queues that are not empty, and the delay from a key's last event until it is ready."""
@@ -168,6 +170,7 @@ class ChangeQueue:
             if not change.temporary:
                 queue = bucket.ready
         elif mask & _LEFT:
+            bucket.gone += not change.flags & GONE
             change.flags = (change.flags | GONE) & ~(WRITING | CLOSED | MOVED)
             queue = bucket.settling  # whatever its name, nothing more can happen to the file
         elif mask & In.IN_ATTRIB:
@@ -193,6 +196,8 @@ class ChangeQueue:
                 change = bucket.changes.get(key)
                 if flags & FOUND and not (change and change.flags & FOUND):
                     bucket.found += 1
+                if flags & GONE and not (change and change.flags & GONE):
+                    bucket.gone += 1
                 if change is not None:
                     change.flags |= flags
                     change.epoch = min(change.epoch, epoch)
@@ -233,6 +238,8 @@ class ChangeQueue:
         change = bucket.changes.pop(key)
         if change.flags & FOUND:
             bucket.found -= 1
+        if change.flags & GONE:
+            bucket.gone -= 1
         return Change(address, key, change.flags, change.epoch, change.first_s)
 
     def put_back(self, changes: Iterable[Change]) -> None:
@@ -244,6 +251,8 @@ class ChangeQueue:
                 change = bucket.changes.get(each.key)
                 if each.flags & FOUND and not (change and change.flags & FOUND):
                     bucket.found += 1
+                if each.flags & GONE and not (change and change.flags & GONE):
+                    bucket.gone += 1
                 if change is not None:  # a newer change is queued: its delay applies
                     change.flags |= each.flags
                     change.epoch, change.first_s = min(change.epoch, each.epoch), each.since_s
@@ -279,6 +288,20 @@ class ChangeQueue:
         """Whether a key that a scan of this bucket found is still to be taken."""
         bucket = self._buckets.get(address)
         return bucket is not None and bucket.found > 0
+
+    def removals(self, address: str) -> int:
+        """The number of queued keys of a bucket that may have been deleted."""
+        bucket = self._buckets.get(address)
+        return bucket.gone if bucket is not None else 0
+
+    def count(self, address: str) -> int:
+        """The number of queued keys of a bucket."""
+        bucket = self._buckets.get(address)
+        return len(bucket.changes) if bucket is not None else 0
+
+    def has_directories(self, address: str) -> bool:
+        """Whether an event of a directory of a bucket is queued, which may lead to a scan."""
+        return any(each.address == address for each in list(self.directories))
 
     def is_queued(self, address: str, key: bytes) -> bool:
         """Whether an event for this key is waiting."""

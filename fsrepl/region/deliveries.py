@@ -32,17 +32,29 @@ def enqueue(region: Region, address: str, versions: Iterable[Version], only: str
 
 
 def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
-    """Pass deliveries of buckets here to their destinations. Without a rule or a region, a delivery fails."""
+    """Pass deliveries of buckets here to their destinations. Without a rule or a region, a delivery fails.
+
+    A marker of a bucket that is HALTED stays PENDING and is passed to nobody, and so does one of which it is not
+    decided yet whether it will be: see region/halting.py. A marker that a backfill sends was asked for, and goes.
+    """
     by_region: dict[Region, list[Delivery]] = {}
     for each in deliveries:
         other = region.regions.get(region_of(each.destination))
         refusal = rules.orphaned(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
         if refusal or other is None:
             region.receive([Outcome(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
-        else:
+        elif not _is_held(region, each):
             by_region.setdefault(other, []).append(each)
     for other, group in by_region.items():
         other.post(TakeOver(group))
+
+
+def _is_held(region: Region, delivery: Delivery) -> bool:
+    if not delivery.marker or delivery.job:
+        return False
+    state = region.states.get(delivery.source)
+    is_halted = region.engine.site.buckets[delivery.source].halt is not None
+    return is_halted or (state is not None and (delivery.key, delivery.id) in state.withheld)
 
 
 def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: Mapping[str, DeliveryRecord]) -> None:

@@ -159,6 +159,16 @@ class Queue:
         self.blocked_until_s, self.blocked_why = until_s, why
         self.give_back(deliveries)
 
+    def withdraw_markers(self) -> None:
+        """Forget the markers that wait here, which their source holds from now on."""
+        for delivery in [d for d in (*self.ready, *self.again, *(entry[2] for entry in self.later)) if d.marker]:
+            self.known.discard((delivery.key, delivery.id))
+            self.notes.pop((delivery.key, delivery.id), None)
+        self.ready = deque(d for d in self.ready if not d.marker)
+        self.again = deque(d for d in self.again if not d.marker)
+        self.later = [entry for entry in self.later if not entry[2].marker]
+        heapq.heapify(self.later)
+
     def retry_now(self) -> None:
         """Try every delivery now, after a change that may let it through."""
         self.blocked_until_s, self.attempts = 0.0, 0

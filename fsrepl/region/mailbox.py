@@ -66,6 +66,13 @@ class DropQueues:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawMarkers:
+    """A source is HALTED: its markers that wait in the delivery queues are not delivered."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Requeue:
     """A region left the site, or lost its queues: all pending deliveries from this one are handed over again."""
 
@@ -95,6 +102,7 @@ Message = (
     | RetryNow
     | RetryNowFrom
     | DropQueues
+    | WithdrawMarkers
     | Requeue
     | Reconfigure
     | Probe

@@ -104,6 +104,10 @@ class Reporter:
         now_ns = self._now()
         return self._write(events.record(events.Name.UNTRACKED, result, now_ns) for result in results)
 
+    def announce_halt(self, address: str, halt: events.Record) -> bool:
+        """Write durably that a bucket's deletions are held; whether that succeeded."""
+        return self._write([events.of_halt(address, halt, self._now())])
+
     def announce_lifecycle(self, records: Iterable[events.Record]) -> bool:
         """Write lifecycle's events durably; whether that succeeded."""
         return self._write(records)

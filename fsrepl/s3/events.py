@@ -27,6 +27,8 @@ class Name(enum.StrEnum):
     MISSED = "Replication:OperationMissedThreshold"
     LATE = "Replication:OperationReplicatedAfterThreshold"
     UNTRACKED = "Replication:OperationNotTracked"
+    HALTED = "Replication:DeletionsHalted"
+    """fsrepl's own: so much was deleted at once that the markers are held until a person decides."""
     EXPIRED = "LifecycleExpiration:Delete"
     MARKED = "LifecycleExpiration:DeleteMarkerCreated"
     MOVED = "LifecycleTransition"
@@ -90,6 +92,12 @@ def of_lifecycle(name: Name, bucket: str, version: Version, now_ns: int) -> Reco
     if name is Name.MOVED:
         found["lifecycleEventData"] = {"transitionEventData": {"destinationStorageClass": version.storage_class}}
     return found
+
+
+def of_halt(bucket: str, halt: Record, now_ns: int) -> Record:
+    """The record of a bucket whose deletions are held. halt: since when, and how much was deleted."""
+    identity = _digest(b"", str(Name.HALTED), bucket, str(halt["since"]))
+    return _record(Name.HALTED, identity, bucket, {}, now_ns) | {"haltEventData": dict(halt)}
 
 
 def _object(key: bytes, version_id: str, size_bytes: int, digest: bytes, at_ns: int) -> Record:

@@ -96,10 +96,10 @@ class Scrub:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """Limits beyond which deletions look like a mistake. They are parsed but have no effect yet."""
+    """Limits beyond which deletions look like a mistake. Source: region/brake.py."""
 
     delete_share: float = _setting(
-        kinds.number(0, 1), 0.5, "without effect yet: hold deletions of more of a bucket than this at once"
+        kinds.number(0, 1), 0.5, "more of a bucket than this, and over 1,000 keys, deleted at once is held; 1: never"
     )
 
 

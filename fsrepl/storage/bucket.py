@@ -24,6 +24,7 @@ from fsrepl.model.view import View, view_of
 from fsrepl.s3 import lifecycle, replication
 from fsrepl.storage import documents, privacy, times
 from fsrepl.storage.fs import GONE, Fs
+from fsrepl.storage.halt import Halt
 from fsrepl.storage.root import Root
 
 T = TypeVar("T")
@@ -235,6 +236,8 @@ class Bucket:
         """A message for users that `.fsrepl` was open to others, and until when; empty otherwise."""
         self.away = False
         """Whether the region or the bucket's folder was missing when last opened."""
+        self.halt: Halt | None = None
+        """So much was deleted at once that the deletions are held. Read when a region brings the bucket up."""
         self.ids = clock.VersionIds()
         self.reflinks: bool | None = None
         self.links: bool | None = None

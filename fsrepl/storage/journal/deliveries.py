@@ -151,6 +151,25 @@ class Deliveries:
         )
         return int(rows.fetchone()[0])
 
+    def pending_markers(self, source: str) -> list[Delivery]:
+        """The pending deliveries of a source's markers that no backfill asked for, oldest first."""
+        rows = self._connection.execute(
+            f"{DELIVERY} {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ? AND marker AND batch = '' "
+            "ORDER BY created, id",
+            (self._connection.ids.get(source),),
+        ).fetchall()
+        return [delivery_in(self._connection, row) for row in rows]
+
+    def count_held(self, source: str, newest_ns: int = (1 << 63) - 1, key: bytes | None = None) -> int:
+        """How many deliveries of markers are pending that no backfill asked for: those that a halted bucket holds."""
+        by, and_key = (OF_BUCKET["PENDING"], "") if key is None else ("", " AND key = ?")
+        rows = self._connection.execute(
+            f"SELECT count(*) FROM delivery {by} WHERE status = 'PENDING' AND bucket = ? AND created <= ? "
+            f"AND marker AND batch = ''{and_key}",
+            (self._connection.ids.get(source), newest_ns, *([key] if key is not None else [])),
+        )
+        return int(rows.fetchone()[0])
+
     def select(
         self, source: str = "", *, status: Status | None = None, key: bytes | None = None, prefix: bytes = b"",
         live: bool = False,

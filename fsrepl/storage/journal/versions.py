@@ -413,6 +413,32 @@ class Versions:
         ).fetchone()
         return int(size)
 
+    def count_current(self, address: str) -> int:
+        """How many keys have a current version that is no marker."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND NOT marker", (self._connection.ids.get(address),)
+        ).fetchone()
+        return int(number)
+
+    def count_arrived(self, address: str, since_ns: int) -> dict[bytes, int]:
+        """BLAKE3 to the number of keys whose current version has that content and was made since a moment."""
+        rows = self._connection.execute(
+            "SELECT digest, count(*) FROM object WHERE bucket = ? AND NOT marker AND created >= ? GROUP BY digest",
+            (self._connection.ids.get(address), since_ns),
+        )
+        return dict(rows.fetchall())
+
+    def deleted_since(
+        self, address: str, since_ns: int, after: tuple[bytes, bytes] | None, limit: int
+    ) -> list[tuple[bytes, bytes, str]]:
+        """(directory, name, version id) of the next keys whose current version is a marker made since a moment."""
+        rows = self._connection.execute(
+            "SELECT dir, name, id FROM object WHERE bucket = ? AND marker AND created >= ? AND (dir, name) > (?, ?) "
+            "ORDER BY dir, name LIMIT ?",
+            (self._connection.ids.get(address), since_ns, *(after or (b"", b"")), limit),
+        )
+        return rows.fetchall()
+
     def count_unshown(self, address: str) -> int:
         """The number of keys whose view does not show their current version, or exists although that is a marker."""
         (number,) = self._connection.execute(

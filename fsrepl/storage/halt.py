@@ -1,0 +1,68 @@
+"""halt.json: a bucket in which so much was deleted at once that the deletions are held, HALTED, until a person decides.
+
+It lies in the bucket, and so survives a restart, a kill and the loss of the journal. It is written durably before the
+first delivery is held, and is removed by `fsrepl ack` and `fsrepl undelete` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsrepl.model import clock
+from fsrepl.storage.documents import read_document, remove_document, write_document
+from fsrepl.storage.fs import Fs
+
+NAME = b"halt.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """What was deleted: so many keys, of so many that were current when the first of them went, at since_ns."""
+
+    since_ns: int
+    deleted: int
+    keys: int
+
+    @property
+    def share(self) -> float:
+        return round(self.deleted / self.keys, 3) if self.keys else 1.0
+
+    def document(self) -> dict[str, object]:
+        return {
+            "since": clock.stamp(self.since_ns), "deleted": self.deleted, "keys": self.keys, "share": self.share,
+        }  # fmt: skip
+
+    def describe(self, address: str) -> str:
+        """What happened, and what a person can do about it, for the log, `why` and `wait`."""
+        since = clock.stamp(self.since_ns)
+        what = (
+            f"{self.deleted:,} of {self.keys:,} keys were deleted at once" if self.deleted else "many keys were deleted"
+        )
+        return (
+            f"HALTED since {since}: {what}, and their replicas are kept; `fsrepl undelete {address} --since {since}` "
+            f"brings the files back, `fsrepl ack {address}` lets the deletions cross"
+        )
+
+
+def read(fs: Fs, meta: int) -> Halt | None:
+    """What the document says; None where there is none. One that cannot be understood halts all the same."""
+    try:
+        found = read_document(fs, meta, NAME)
+        if found is None:
+            return None
+        deleted, keys = found["deleted"], found["keys"]
+        if not (isinstance(deleted, int) and isinstance(keys, int)):
+            raise ValueError("not numbers")
+        return Halt(clock.parse(str(found["since"])), deleted, keys)
+    except (ValueError, KeyError):
+        return Halt(0, 0, 0)
+
+
+def write(fs: Fs, meta: int, halt: Halt) -> None:
+    """Write the document durably. Raises OSError."""
+    write_document(fs, meta, NAME, halt.document())
+
+
+def remove(fs: Fs, meta: int) -> None:
+    """Remove the document durably. Raises OSError."""
+    remove_document(fs, meta, NAME)
