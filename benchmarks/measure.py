@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsrepl.settings import Capture
+from fsrepl.settings import FILE, Capture
 
 SOURCE, DESTINATION = "east/src", "west/dst"
 RATE_HZ = 20
@@ -42,6 +42,8 @@ class Daemon:
     def __init__(self, home: Path) -> None:
         self.root = home / "site"
         self.fsrepl("init", self.root, "--region", "east", "--region", "west")
+        with (self.root / FILE).open("a") as settings:
+            settings.write("\n[safety]\ndelete_share = 1\n")  # all of a bucket is removed, and shall cross
         for bucket in (SOURCE, DESTINATION):
             self.fsrepl("bucket", "create", bucket, "--versioning")
         self.fsrepl("replication", "enable", SOURCE, DESTINATION)
