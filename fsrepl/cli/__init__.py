@@ -77,6 +77,7 @@ FILES: Mapping[str, Sequence[str]] = {
     "lifecycle": ("lifecycle",),
     "roles": ("role",),
     "objects": ("ls", "head", "cat", "restore", "rm", "tag"),
+    "safety": ("ack", "undelete"),
     "status": ("status", "why", "events"),
     "usage": ("du",),
     "wait": ("wait", "retry"),

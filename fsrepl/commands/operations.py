@@ -18,6 +18,7 @@ from fsrepl.commands import (
     replication,
     roles,
     sites,
+    undelete,
     versioning,
 )
 from fsrepl.daemon import requests
@@ -219,6 +220,8 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.RemoveRole, lambda e, r: roles.remove_role(e, r.name)),
         _does(requests.RestoreObject, _restore),
         _in_region(requests.RemoveObject, objects.remove),
+        _in_region(requests.Acknowledge, undelete.acknowledge),
+        _in_region(requests.Undelete, undelete.undelete),
         _in_region(requests.SetTags, objects.set_tags),
         _in_region(requests.RemoveTags, objects.remove_tags),
         _does(requests.Repair, _repair),

@@ -319,6 +319,26 @@ class RemoveTags(OnObject):
 
 
 @dataclass(frozen=True)
+class Acknowledge(OnBucket):
+    """Let the held deletions of a bucket that is HALTED cross."""
+
+    op = "bucket.ack"
+
+
+@dataclass(frozen=True)
+class Undelete(OnObject):
+    """Bring back the keys of a bucket that users deleted since a time in RFC 3339. address: with a prefix of the keys.
+
+    One batch of them. after: the last key of the batch before; count: only say what there is.
+    """
+
+    op = "bucket.undelete"
+    since: str = ""
+    after: bytes = b""
+    count: bool = False
+
+
+@dataclass(frozen=True)
 class Repair(OnBucket):
     """Repair one version, or a directory: its path ends in a slash."""
 

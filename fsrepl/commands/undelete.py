@@ -1,0 +1,271 @@
+"""After a mass deletion: let it cross, or bring back what was deleted.
+
+A key is brought back as `restore` does it, as a new version with the content and metadata of the newest that is no
+marker, but a batch at a time: one intent file, one sync before the versions get their names and one after, one
+transaction of the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.requests import Acknowledge, Undelete
+from fsrepl.daemon.worker import Worker
+from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, reason
+from fsrepl.model import clock, keys
+from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Version, Versioning
+from fsrepl.model.view import View
+from fsrepl.region import halting
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.s3 import rules
+from fsrepl.storage import copying, publishing, sharing, staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.intents import Intent, intend
+from fsrepl.views import following, shared_record, show, stage, stale
+
+_BATCH = 512
+_BATCH_BYTES = 256 << 20
+FIRST = 20
+"""How many keys a preview names."""
+
+
+def acknowledge(engine: Engine, request: Acknowledge) -> dict[str, object]:
+    """Let the held deletions of a bucket cross. One that is not HALTED has none, and that is said."""
+    address = engine.site.bucket(str(request.bucket)).address
+    region = engine.region_of(address)
+    state = region.ready(address)
+    if state.bucket.halt is None:
+        return {"Bucket": address, "Halted": False, "Released": 0}
+    held = engine.journal.deliveries.count_held(address)
+    with state.bucket.open() as bucket:
+        halting.acknowledge(region, state, bucket)
+    return {"Bucket": address, "Halted": True, "Released": held}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A key to bring back: its marker, and the version whose content it gets."""
+
+    key: bytes
+    view: View | None
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A version that lies staged, and the file that becomes its view; empty where that will be a hard link."""
+
+    wanted: _Wanted
+    stored: versions.Staged
+    view: bytes
+
+
+def undelete(engine: Engine, request: Undelete) -> dict[str, object]:
+    """Bring back one batch of keys, or count it; "After" is the last key looked at, null when there are no more.
+
+    What users deleted since then counts, and neither what lifecycle nor what a replica's marker deleted.
+    """
+    address, prefix = engine.site.bucket(request.address.bucket).address, request.address.key
+    try:
+        since_ns = clock.within(clock.parse(request.since))
+    except ValueError as error:
+        raise Refused("InvalidRequest", str(error)) from error
+    region = engine.region_of(address)
+    state = region.ready(address) if request.after else region.flush(address)
+    if state.bucket.versioning is Versioning.OFF:
+        raise Refused("InvalidRequest", f"{address} was never versioned, so there is nothing to bring back")
+    with state.bucket.open() as bucket:
+        found, after, lost = _next(region, bucket, prefix, since_ns, request.after)
+        answer: dict[str, object] = {"After": os.fsdecode(after) if after is not None else None}
+        if request.count:
+            size = sum(each.version.size for each in found)
+            first = [keys.key_document(each.key) for each in found[:FIRST]]
+            return answer | {"Keys": len(found), "Bytes": size, "First": first}
+        restored, left = _restore(region, state, bucket, found)
+        if after is None:
+            with region.at_work(state):
+                _lift(region, state, bucket)
+    return answer | {
+        "Restored": restored,
+        "Left": [keys.key_document(key) | {"Why": why} for key, why in (*lost, *left)],
+        "Halted": state.bucket.halt is not None,
+    }
+
+
+_Next = tuple[list[_Wanted], bytes | None, list[tuple[bytes, str]]]
+
+
+def _next(region: Worker, bucket: OpenBucket, prefix: bytes, since_ns: int, after: bytes) -> _Next:
+    """The next keys to bring back, the last key looked at (None at the end), and those of which nothing is left.
+
+    One page of the journal: the region has other work to do.
+    """
+    journal, at = region.engine.journal, keys.split(after) if after else None
+    rows = journal.versions.deleted_since(bucket.address, since_ns, at, _BATCH)
+    objects = journal.versions.look_up(bucket.address, [keys.join(d, n) for d, n, _ in rows])
+    found: list[_Wanted] = []
+    lost: list[tuple[bytes, str]] = []
+    size = 0
+    for directory, name, marker_id in rows:
+        key = keys.join(directory, name)
+        if not key.startswith(prefix):
+            continue
+        try:
+            wanted = _wanted(region, bucket, key, marker_id, objects[key].view)
+        except FsreplError as error:
+            lost.append((key, str(error)))
+            continue
+        if wanted is not None:
+            found.append(wanted)
+            size += wanted.version.size
+            if size >= _BATCH_BYTES:
+                return found, key, lost
+    return found, keys.join(*rows[-1][:2]) if len(rows) == _BATCH else None, lost
+
+
+def _wanted(region: Worker, bucket: OpenBucket, key: bytes, marker_id: str, view: View | None) -> _Wanted | None:
+    """The version to bring back; None where no user deleted the key. Raises FsreplError where there is none."""
+    marker = versions.read(bucket, key, marker_id, marker=True)
+    if marker is None or marker.origin is not Origin.USER:
+        return None
+    for version_id, _, is_marker in region.engine.journal.versions.versions_of(bucket.address, key):
+        if not is_marker and (version := versions.read(bucket, key, version_id, marker=False)) is not None:
+            return _Wanted(key, view, versions.ensure_whole(version))
+    raise Refused("NoSuchVersion", f"{keys.shown(key)} has no version left")
+
+
+def _restore(
+    region: Worker, state: BucketState, bucket: OpenBucket, wanted: list[_Wanted]
+) -> tuple[int, list[tuple[bytes, str]]]:
+    """Make a batch current again; the number, and the keys that could not be, with the reason."""
+    staged: list[_Staged] = []
+    left: list[tuple[bytes, str]] = []
+    try:
+        for each in wanted:
+            try:
+                staged.append(_stage(region, state, bucket, each))
+            except FsreplError as error:
+                left.append((each.key, str(error)))
+        intents = [Intent(each.wanted.key, each.stored.version.id, each.wanted.view) for each in staged]
+        files = [(bucket.tmp, name) for each in staged for name in (each.stored.name, each.view) if name]
+        intended = intend(region.engine.syncer, bucket, intents, files)
+    except OSError:
+        _discard(bucket, staged)
+        raise
+    try:
+        with intended:
+            publishing.publish_durable(bucket, [each.stored for each in staged])
+            _show(region, state, bucket, staged)
+            if not all(state.stale[e.wanted.key].intent for e in staged if e.wanted.key in state.stale):
+                intended.keep()
+    except (OSError, FsreplError) as error:
+        with region.at_work(state):  # it comes up again with what store and intent say: that is the rest of the batch
+            raise
+        why = f"not everything in {bucket.address} was brought back: {reason(error)}"
+        raise Unavailable(f"{why}; give the command again") from error
+    return len(staged), left
+
+
+def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted) -> _Staged:
+    """Copy a version into staging, twice where its view has a file of its own. Raises FsreplError, OSError."""
+    version = wanted.version
+    fd, name, view = versions.open_version(bucket, version.key, version.id), staging.token(), b""
+    try:
+        if copying.copy_aside(bucket, fd, name) != version.digest:
+            raise ContentDamaged(f"version {version.id} no longer matches its BLAKE3", version.id)
+        new_id, created_ns = state.bucket.ids.next(region.engine.site.now())
+        new = replace(
+            version,
+            id=NULL if state.bucket.versioning is Versioning.SUSPENDED else new_id,
+            created_ns=created_ns,
+            origin=Origin.USER,
+            source="",
+            storage_class="",
+            deliveries={},
+            edited={},
+            shortfall=NO_SHORTFALL,
+        )
+        new = replace(new, deliveries=rules.choose(state.bucket.replication, new))
+        if not sharing.is_linked(bucket, new.posix):
+            view, shortfall = stage.stage_view(bucket, new, fd)
+            new = replace(new, shortfall=shortfall)
+        return _Staged(wanted, versions.stage_copy(bucket, name, new), view)
+    except (OSError, FsreplError):
+        for each in (name, view):
+            with contextlib.suppress(OSError):  # what stays is swept at the next start
+                staging.unstage(bucket, each)
+        raise
+    finally:
+        bucket.fs.close(fd)
+
+
+def _discard(bucket: OpenBucket, staged: list[_Staged]) -> None:
+    for each in staged:
+        with contextlib.suppress(OSError):  # what stays is swept at the next start
+            versions.discard(bucket, each.stored)
+            if each.view:
+                staging.unstage(bucket, each.view)
+
+
+def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_Staged]) -> None:
+    """Show published versions, make that durable, record all of it at once, and hand over what they owe."""
+    engine, address = region.engine, bucket.address
+    following.look_before_showing(region, state, bucket, [each.wanted.key for each in staged])
+    shown: list[tuple[Version, View | None]] = []
+    behind: list[Version] = []
+    for each, outcome in ((each, _show_one(bucket, each)) for each in staged):
+        version, was = each.stored.version, each.wanted.view
+        match outcome:
+            case show.Shown(view, left):
+                if left:
+                    shared_record.repair_left(engine.journal, engine.recent, state, bucket, version.key, left)
+                shown.append((version, view))
+            case show.NotShown(why, conflict):
+                stale.mark_stale(region, state, version.key, why, conflict=conflict, bucket=bucket, was=was)
+                behind.append(version)
+            case show.UserChanged():
+                why = "its file has content that is not recorded yet"
+                stale.mark_stale(region, state, version.key, why, bucket=bucket, was=was)
+                stale.recapture(region, state, version.key)
+                behind.append(version)
+    bucket.sync()
+    with engine.journal.transaction():
+        engine.journal.versions.add_shown(address, shown)
+        for version in behind:
+            engine.journal.versions.add(address, version)
+    now_s = time.monotonic()
+    for version, _ in shown:
+        stale.mark_fresh(region, state, bucket, version.key)
+        state.labels.add(version, now_s)
+    for each in staged:
+        engine.recent.put(address, each.stored.version)
+    halting.enqueue_new(region, state, [(each.stored.version, b"") for each in staged])
+    engine.notify()
+
+
+def _show_one(bucket: OpenBucket, each: _Staged) -> show.ShowResult:
+    try:
+        view = each.view or stage.stage_current(bucket, each.stored.version)
+        return show.show(bucket, each.stored.version, each.wanted.view, view)
+    except (FsreplError, OSError) as error:
+        return show.NotShown(reason(error))
+
+
+def _lift(region: Worker, state: BucketState, bucket: OpenBucket) -> None:
+    """A bucket goes on where every key whose marker is held is there again: the markers cross, as history."""
+    if state.bucket.halt is not None and not any(_held_keys(region, bucket)):
+        halting.acknowledge(region, state, bucket)
+
+
+def _held_keys(region: Worker, bucket: OpenBucket) -> Iterator[bool]:
+    """Of each held marker, whether its key is deleted still."""
+    journal = region.engine.journal
+    held = [each.key for each in journal.deliveries.pending_markers(bucket.address)]
+    for start in range(0, len(held), _BATCH):
+        for known in journal.versions.look_up(bucket.address, held[start : start + _BATCH]).values():
+            yield known.marker

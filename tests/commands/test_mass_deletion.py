@@ -1,0 +1,530 @@
+"""The brake for mass deletion, and what a person does then: ack and undelete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.capture import schedule
+from fsrepl.capture.watch import NoWatches
+from fsrepl.commands import status, wait, why
+from fsrepl.commands import undelete as commands
+from fsrepl.daemon import metrics, worker
+from fsrepl.model import clock
+from fsrepl.model.version import Origin, Status
+from fsrepl.region import brake
+from fsrepl.storage import halt
+from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.world import DESTINATION, SOURCE, World, at, v1, worlds
+
+NUMBER = 6
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brake acts on buckets of a handful of files, too."""
+    monkeypatch.setattr(brake, "KEYS_MIN", 2)
+    monkeypatch.setattr(brake, "BURST_KEYS", 0)
+    monkeypatch.setattr(brake, "BURST_QUIET_S", 0.0)
+
+
+def fill(world: World, number: int = NUMBER) -> None:
+    for each in range(number):
+        world.write(f"d/{each}", b"content of %d" % each)
+        os.chmod(world.path(f"d/{each}"), 0o640)
+    world.settle()
+    assert len(world.tree(DESTINATION)) == number
+
+
+def wipe(world: World) -> None:
+    shutil.rmtree(world.path("d"))
+    world.settle()
+
+
+def is_halted(world: World) -> bool:
+    return world.path(".fsrepl/halt.json").exists()
+
+
+def since(world: World) -> str:
+    return str(json.loads(world.path(".fsrepl/halt.json").read_text())["since"])
+
+
+def undelete(world: World, prefix: str = "", *, start: str = "", bucket: str = SOURCE) -> dict[str, Any]:
+    """All batches; what they brought back, and what the last said."""
+    start, after, restored, left = start or since(world), b"", 0, list[Any]()
+    while True:
+        answer: Any = world.run("bucket.undelete", address=f"{bucket}/{prefix}", since=start, after=after)
+        restored += answer["Restored"]
+        left += answer["Left"]
+        if answer["After"] is None:
+            return {**answer, "Restored": restored, "Left": left}
+        after = os.fsencode(answer["After"])
+
+
+def test_deletions_of_more_than_the_share_are_held(tmp_path: Path) -> None:
+    """Markers are made as ever, no replica goes, and the document says since when, how many and which share."""
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        assert all(world.current(f"d/{each}").marker for each in range(NUMBER))
+        assert len(world.tree(DESTINATION)) == NUMBER
+        document = json.loads(world.path(".fsrepl/halt.json").read_text())
+        assert document == {"since": since(world), "deleted": NUMBER, "keys": NUMBER, "share": 1.0}
+        assert os.stat(world.path(".fsrepl/halt.json")).st_mode & 0o777 == 0o600
+
+
+def test_half_of_a_bucket_crosses(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        for each in range(3):
+            world.unlink(f"d/{each}")
+        world.settle()
+        assert not is_halted(world)
+        assert len(world.tree(DESTINATION)) == NUMBER - 3
+
+
+def test_new_writes_go_on_crossing_while_halted(tmp_path: Path) -> None:
+    """Also a key that is written again; what is deleted then is held as well, one file or more."""
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.write("new", b"new")
+        world.write("d/1", b"again")
+        world.write("gone", b"gone")
+        world.settle()
+        there = world.tree(DESTINATION)
+        assert (there["new"], there["d/1"]) == (b"new", b"again")
+        world.unlink("gone")
+        world.settle()
+        assert "gone" in world.tree(DESTINATION)
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_a_halt_survives_restart_and_loss_of_the_journal(tmp_path: Path, without_journal: bool) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.restart(without_journal=without_journal)
+        world.settle()
+        assert is_halted(world)
+        assert len(world.tree(DESTINATION)) == NUMBER
+        world.run("bucket.ack", bucket=SOURCE)
+        world.settle()
+        assert world.tree(DESTINATION) == {}
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+
+
+def test_a_halt_that_cannot_be_understood_is_one_all_the_same(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.path(".fsrepl/halt.json").write_text("nonsense")
+        world.restart()
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER
+        assert world.run("bucket.ack", bucket=SOURCE)["Released"] == NUMBER
+
+
+def test_ack_lets_the_deletions_cross(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        assert world.run("bucket.ack", bucket=SOURCE) == {"Bucket": SOURCE, "Halted": True, "Released": NUMBER}
+        world.settle()
+        assert world.tree(DESTINATION) == {}
+        assert world.statuses() == {Status.COMPLETED}
+        assert not is_halted(world)
+        assert not world.run("bucket.ack", bucket=SOURCE)["Halted"]
+        world.stays_quiet()
+
+
+def test_undelete_brings_everything_back_and_ends_the_halt(tmp_path: Path) -> None:
+    """Content and metadata are those from before; both sides have one history, the markers included."""
+    with World(tmp_path) as world:
+        fill(world)
+        before = world.tree(SOURCE)
+        wipe(world)
+        answer = undelete(world)
+        assert (answer["Restored"], answer["Left"], answer["Halted"]) == (NUMBER, [], False)
+        world.settle()
+        assert world.tree(SOURCE) == before == world.tree(DESTINATION)
+        assert os.stat(world.path("d/1")).st_mode & 0o777 == 0o640
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert [v.marker for v in world.of("d/1")] == [False, True, False]
+        assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
+        world.stays_quiet()
+
+
+def test_undelete_goes_on_batch_after_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_BATCH", 2)
+    with World(tmp_path) as world:
+        fill(world)
+        before = world.tree(SOURCE)
+        wipe(world)
+        answer = undelete(world)
+        assert (answer["Restored"], answer["Halted"]) == (NUMBER, False)
+        assert world.tree(SOURCE) == before
+
+
+def test_undelete_of_a_prefix_leaves_the_rest_held(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        assert world.run("bucket.undelete", address=f"{SOURCE}/d/1", since=since(world), count=True) == {
+            "Keys": 1, "Bytes": 12, "First": [{"Key": "d/1"}], "After": None,
+        }  # fmt: skip
+        answer = undelete(world, "d/1")
+        assert (answer["Restored"], answer["Halted"]) == (1, True)
+        world.settle()
+        assert world.tree(SOURCE) == {"d/1": b"content of 1"}
+        assert len(world.tree(DESTINATION)) == NUMBER
+        world.run("bucket.ack", bucket=SOURCE)
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/1": b"content of 1"}
+
+
+def test_undelete_takes_what_was_deleted_since_then_and_is_deleted_still(tmp_path: Path) -> None:
+    """Neither an older deletion, nor a key that was written again, and a second time there is nothing."""
+    with World(tmp_path) as world:
+        fill(world)
+        world.unlink("d/0")
+        world.settle()
+        wipe(world)
+        world.write("d/2", b"again")
+        world.settle()
+        first = min(world.current(f"d/{each}").created_ns for each in (1, 3, 4, 5))
+        answer = undelete(world, start=clock.stamp(first))
+        assert answer["Restored"] == NUMBER - 2
+        world.settle()
+        assert world.tree(SOURCE)["d/2"] == b"again"
+        assert "d/0" not in world.tree(SOURCE)
+        assert undelete(world, start=clock.stamp(first))["Restored"] == 0
+
+
+def test_a_directory_that_is_renamed_is_no_deletion(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        world.path("d").rename(world.path("elsewhere"))
+        world.settle()
+        assert not is_halted(world)
+        assert sorted(world.tree(DESTINATION)) == [f"elsewhere/{each}" for each in range(NUMBER)]
+
+
+def test_a_directory_that_is_renamed_one_change_at_a_time_is_no_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The markers come first, in small batches, and wait until the files under their new names are captured."""
+    monkeypatch.setattr(worker, "BATCH", 2)
+    with World(tmp_path) as world:
+        fill(world)
+        world.path("d").rename(world.path("a"))
+        world.settle()
+        assert not is_halted(world)
+        assert sorted(world.tree(DESTINATION)) == [f"a/{each}" for each in range(NUMBER)]
+
+
+def test_no_marker_of_one_scan_is_handed_over_before_the_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of one: the first of the markers waits for the last as well."""
+    monkeypatch.setattr(worker, "BATCH", 1)
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        assert is_halted(world)
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_a_single_deletion_waits_for_nothing(tmp_path: Path) -> None:
+    """It is handed over in the turn in which it was captured."""
+    with World(tmp_path) as world:
+        fill(world)
+        world.unlink("d/1")
+        world.look()
+        for region in world.engine.regions.values():
+            while schedule.step(region):
+                pass
+        world.region().turn()
+        assert world.region(DESTINATION).inbox or "d/1" not in world.tree(DESTINATION)
+        assert not world.state().withheld
+
+
+def test_markers_that_wait_for_a_destination_are_withdrawn(tmp_path: Path) -> None:
+    """Handed over before the threshold was reached, and not delivered: they are held with the others."""
+    with World(tmp_path) as world:
+        fill(world)
+        world.away("west")
+        for each in range(2):
+            world.unlink(f"d/{each}")
+            world.settle()
+        wipe(world)
+        assert is_halted(world)
+        world.back("west")
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_deletions_by_command_count(tmp_path: Path) -> None:
+    """`fsrepl rm` in a loop: those before the threshold have crossed and stay so, the others are held."""
+    with World(tmp_path) as world:
+        fill(world)
+        for each in range(NUMBER):
+            world.remove(f"d/{each}")
+            world.settle()
+        assert is_halted(world)
+        there = world.tree(DESTINATION)
+        assert 0 < len(there) < NUMBER
+        undelete(world, start="2000-01-01T00:00:00Z")
+        world.settle()
+        assert len(world.tree(SOURCE)) == NUMBER
+        assert world.tree(SOURCE) == world.tree(DESTINATION)
+
+
+def test_where_no_destination_would_follow_nothing_is_held(tmp_path: Path) -> None:
+    """A rule that copies no markers, and a bucket without rules."""
+    with World(tmp_path, replicate=False) as world:
+        for each in range(NUMBER):
+            world.write(f"d/{each}", b"x%d" % each)
+        world.settle()
+        wipe(world)
+        assert not is_halted(world)
+        assert undelete(world, start="2000-01-01T00:00:00Z")["Restored"] == NUMBER
+        world.settle()
+        assert len(world.tree(SOURCE)) == NUMBER
+
+
+def test_replicas_markers_never_count(tmp_path: Path) -> None:
+    """A two-way site: acknowledged here, the deletions cross there and halt nothing, and nothing comes back."""
+    with World(tmp_path) as world:
+        world.run("replication.enable", source=DESTINATION, destination=SOURCE)
+        fill(world)
+        wipe(world)
+        assert is_halted(world)
+        world.run("bucket.ack", bucket=SOURCE)
+        world.settle()
+        assert world.tree(DESTINATION) == {} == world.tree(SOURCE)
+        assert not world.path(".fsrepl/halt.json", DESTINATION).exists()
+        assert undelete(world, start="2000-01-01T00:00:00Z", bucket=DESTINATION)["Restored"] == 0
+
+
+def test_a_write_on_the_other_side_of_a_two_way_site_wins_over_a_held_deletion(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        world.run("replication.enable", source=DESTINATION, destination=SOURCE)
+        fill(world)
+        wipe(world)
+        world.write("d/3", b"newer", DESTINATION)
+        world.settle()
+        assert world.tree(SOURCE) == {"d/3": b"newer"}
+        world.run("bucket.ack", bucket=SOURCE)
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/3": b"newer"}
+
+
+def test_lifecycle_halts_nothing(tmp_path: Path) -> None:
+    """What lifecycle makes is never replicated, and is not undeleted."""
+    with World(tmp_path) as world:
+        fill(world)
+        world.run(
+            "lifecycle.put", bucket=SOURCE,
+            document={"Rules": [{"ID": "r", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}]},
+        )  # fmt: skip
+        world.engine.site.now = lambda: 4_000_000_000_000_000_000
+        world.run("lifecycle.run", bucket=SOURCE)
+        world.settle()
+        assert {v.origin for each in range(NUMBER) for v in world.of(f"d/{each}") if v.marker} == {Origin.LIFECYCLE}
+        assert not is_halted(world)
+        assert undelete(world, start="2000-01-01T00:00:00Z")["Restored"] == 0
+
+
+def test_the_deliveries_of_a_rule_that_is_disabled_while_halted_fail_as_ever(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.run("replication.disable", source=SOURCE)
+        world.settle()
+        assert {world.current(f"d/{each}").status for each in range(NUMBER)} == {Status.FAILED}
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_a_backfill_sends_no_held_deletion(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.run("replication.backfill", source=SOURCE)
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER
+        assert is_halted(world)
+
+
+def test_retry_sends_no_held_deletion(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.run("retry", scope=SOURCE)
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_a_bucket_that_is_halted_can_be_removed(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.run("bucket.rm", bucket=SOURCE, purge=True)
+        world.settle()
+        assert not world.path().exists()
+        world.run("bucket.create", bucket=SOURCE, versioning=True)
+        world.settle()
+        assert world.engine.site.buckets[SOURCE].halt is None
+
+
+def test_a_change_of_the_rules_while_halted_lets_nothing_cross(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.configure(v1())
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER
+
+
+def test_status_why_wait_events_and_metrics_tell_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """G11: what status says is read from the bucket and the journal, and is the same without a daemon."""
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        site, journal = world.engine.site, world.engine.journal
+        (bucket,) = (b for b in status.status(site, {})["buckets"] if b["bucket"] == SOURCE)
+        assert bucket["halted"] == {
+            "since": since(world), "deleted": NUMBER, "keys": NUMBER, "share": 1.0, "held": NUMBER,
+        }  # fmt: skip
+        answer = why.why(site, at(SOURCE, b"d/1"), None, {"running": True})
+        assert "HALTED" in answer.document["Deliveries"][0]["Reason"]
+        world.engine.watcher = NoWatches()
+
+        def turn() -> bool:
+            world.flush_settling()
+            world.engine.run_until_idle()
+            return False
+
+        waited = wait.wait(world.engine, wait.scope_of(world.engine, None), 5, turn)
+        assert (waited.pending, waited.failed) == (0, 0)
+        assert [SOURCE in each for each in waited.document()["halted"]] == [True]  # type: ignore[attr-defined]
+        other = wait.wait(world.engine, wait.scope_of(world.engine, at(DESTINATION)), 5, turn)
+        assert other.halted == []
+        events = [json.loads(line) for line in (Path(site.state) / "events.jsonl").read_text().splitlines()]
+        halted = [event for event in events if event["eventName"] == "Replication:DeletionsHalted"]
+        assert [event["haltEventData"]["deleted"] for event in halted] == [NUMBER]
+        found = {
+            dict(g.labels)["bucket"]: g.value
+            for g in metrics.gauges(site, journal, metrics.Daemon(ready=True, watched=0, events_lost=0))
+            if g.name == "fsrepl_bucket_halted"
+        }
+        assert found == {SOURCE: 1, DESTINATION: 0}
+        assert [line for line in caplog.messages if line.startswith(f"halted bucket={SOURCE}: HALTED since ")]
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_step_of_a_mass_deletion_lets_no_marker_cross(tmp_path: Path) -> None:
+    """G7: whatever was captured and written when it was killed, halt.json included; with the journal and without."""
+    for calls, world in worlds(tmp_path):
+        fill(world)
+        shutil.rmtree(world.path("d"))
+        dying = DyingFs(calls)
+        world.restart(fs=dying)
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        world.restart(without_journal=calls % 2 == 1)
+        world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER, (calls, dying.died_in)
+        assert is_halted(world), (calls, dying.died_in)
+        assert halt.read(world.engine.fs, os.open(world.path(".fsrepl"), os.O_RDONLY)) is not None
+        if not dying.died:
+            return
+
+
+def test_a_disk_that_fails_at_every_step_of_a_mass_deletion_lets_no_marker_cross(tmp_path: Path) -> None:
+    for calls, world in worlds(tmp_path):
+        fill(world)
+        shutil.rmtree(world.path("d"))
+        failing = FailingFs(calls)
+        world.restart(fs=failing)
+        for _ in range(3):  # a bucket that is suspended comes up with the next look but one
+            world.settle()
+        assert len(world.tree(DESTINATION)) == NUMBER, (calls, failing.failed_in)
+        assert is_halted(world), (calls, failing.failed_in)
+        if not failing.failed:
+            return
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_step_of_undelete_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G4, G7: each key is deleted still or back whole, and the command once more brings back the rest."""
+    monkeypatch.setattr(commands, "_BATCH", 3)
+    for calls, world in worlds(tmp_path):
+        fill(world, 4)
+        before = world.tree(SOURCE)
+        wipe(world)
+        start = since(world)
+        dying = DyingFs(calls)
+        world.restart(fs=dying)
+        with contextlib.suppress(PowerCut):
+            undelete(world, start=start)
+        world.restart(without_journal=calls % 2 == 1)
+        world.settle()
+        assert world.tree(SOURCE).items() <= before.items(), (calls, dying.died_in)
+        undelete(world, start=start)
+        world.settle()
+        assert world.tree(SOURCE) == before == world.tree(DESTINATION), (calls, dying.died_in)
+        assert not is_halted(world)
+        for key in before:
+            assert [v.marker for v in world.of(key)] == [False, True, False], (calls, dying.died_in)
+        assert world.leftovers(SOURCE) == [], (calls, dying.died_in)
+        if not dying.died:
+            return
+
+
+@pytest.mark.parametrize("sharing", ["private", "link"])
+def test_undelete_brings_back_views_however_they_share_with_the_store(tmp_path: Path, sharing: str) -> None:
+    """G2: also where view and version are one file."""
+    with World(tmp_path) as world:
+        world.set_sharing(east=sharing, west=sharing)
+        fill(world)
+        before = world.tree(SOURCE)
+        wipe(world)
+        undelete(world)
+        world.settle()
+        assert world.tree(SOURCE) == before == world.tree(DESTINATION)
+        assert os.stat(world.path("d/1")).st_mode & 0o777 == 0o640
+        world.stays_quiet()
+
+
+def test_a_damaged_version_is_named_and_the_others_are_back(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        (stored,) = [
+            p
+            for p in world.path(".fsrepl/versions/d").iterdir()
+            if p.name.startswith("1;") and ";deleted" not in p.name
+        ]
+        stored.write_bytes(b"damaged")
+        answer = undelete(world)
+        assert answer["Restored"] == NUMBER - 1
+        assert [each["Key"] for each in answer["Left"]] == ["d/1"]
+
+
+def test_a_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
+    """G1: where a person has put a directory, the version is stored and the view waits."""
+    with World(tmp_path) as world:
+        fill(world)
+        wipe(world)
+        world.write("d/1/inside", b"theirs")
+        undelete(world)
+        world.settle()
+        assert world.tree(SOURCE)["d/1/inside"] == b"theirs"
+        assert len(world.tree(SOURCE)) == NUMBER

@@ -1,0 +1,88 @@
+"""A mass deletion as people meet it: a real daemon, 2,500 files, and the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.site import DESTINATION, SOURCE, Site
+
+NUMBER = 2500
+
+
+@pytest.mark.slow
+def test_a_bucket_that_was_wiped_is_brought_back_and_wiped_again(tmp_path: Path) -> None:
+    """rm -rf: HALTED, everywhere said, over kill -9 and restart; undelete brings all back; after ack it crosses."""
+    with Site(tmp_path) as site:
+        for number in range(NUMBER):
+            site.write(f"d{number % 7}/{number}", b"content of %d" % number)
+        site.start()
+        site.wait()
+        before = site.tree(SOURCE)
+        assert site.tree(DESTINATION) == before
+        site.stop()
+        _wipe(site)
+        site.start()  # one scan finds all of it, and none of it crosses
+        told = site.wait(code=1)
+        assert f"{SOURCE} --since" in told.err
+        assert "HALTED" in told.err
+        assert site.tree(DESTINATION) == before
+        assert site.tree(SOURCE) == {}
+        halted = site.bucket_status(SOURCE)["halted"]
+        assert (halted["keys"], halted["held"]) == (NUMBER, NUMBER)
+        assert NUMBER / 2 < halted["deleted"] <= NUMBER  # when that was decided
+        for command in ("status", "doctor"):
+            assert "HALTED" in site.run(command).out
+        assert "HALTED" in site.must("why", f"{SOURCE}/d1/1").out
+        assert "Replication:DeletionsHalted" in {
+            json.loads(e)["eventName"] for e in site.must("events").out.splitlines()
+        }
+
+        site.kill()
+        assert site.bucket_status(SOURCE)["halted"] == halted
+        site.start()
+        site.put("new", b"new")
+        site.until(lambda: (site.path("new", DESTINATION)).exists(), "new writes go on crossing")
+        assert len(site.tree(DESTINATION)) == NUMBER + 1
+
+        since = halted["since"]
+        assert site.json("undelete", SOURCE, "--since", since, "--dry-run")["Keys"] == NUMBER
+        refused = site.run("undelete", SOURCE, "--since", since)
+        assert (refused.code, "--yes" in refused.err) == (2, True)
+        assert f"{NUMBER:,} files are back" in site.must("undelete", SOURCE, "--since", since, "--yes").out
+        site.wait()
+        assert site.tree(SOURCE) == before | {"new": b"new"}
+        site.in_step()
+        assert "halted" not in site.bucket_status(SOURCE)
+
+        _wipe(site)  # beside a daemon that works: what it had sent before it was too much has crossed, and no more
+        site.wait(code=1)
+        held = site.bucket_status(SOURCE)["halted"]["held"]
+        assert held > NUMBER / 2
+        assert len(site.tree(DESTINATION)) == held + 1
+        assert f"{held:,} deletions cross now" in site.must("ack", SOURCE).out
+        site.wait()
+        assert site.tree(DESTINATION) == {"new": b"new"}
+        site.in_step()
+
+
+def _wipe(site: Site) -> None:
+    for directory in site.path().glob("d*"):
+        shutil.rmtree(directory)
+
+
+@pytest.mark.slow
+def test_a_directory_with_most_of_a_bucket_is_renamed(tmp_path: Path) -> None:
+    """A rename is no deletion, however many files it moves: all of it crosses by itself."""
+    with Site(tmp_path) as site:
+        for number in range(NUMBER):
+            site.write(f"old/{number % 7}/{number}", b"content of %d" % number)
+        site.start()
+        site.wait()
+        site.path("old").rename(site.path("moved"))
+        site.wait()
+        assert len(site.tree(DESTINATION)) == NUMBER
+        site.in_step()
