@@ -70,14 +70,16 @@ def undelete(
     """
     since = _moment(since)
     with Performer() as performer:
-        found = _count(performer, address, since)
-        what = f"{counted(found['Keys'], 'file')}, {size_text(found['Bytes'])}, deleted since {since}"
-        if dry_run:
-            print_json(found) if json else _preview(found, what)
-            return
-        if found["Keys"] and not yes:
-            _preview(found, what)
-            confirm(f"{shown(str(address))}: {what}. Bring them back?", yes)
+        if dry_run or not yes:  # who says yes is not kept waiting for a count
+            found = _count(performer, address, since)
+            what = f"{counted(found['Keys'], 'file')}, {size_text(found['Bytes'])}, deleted since {since}"
+            if dry_run:
+                print_json(found) if json else _preview(found, what)
+                return
+            if found["Keys"]:
+                if not json:
+                    _preview(found, what)
+                confirm(f"{shown(str(address))}: {what}. Bring them back?", yes)
         answer = _restore(performer, address, since)
     if json:
         print_json(answer)
