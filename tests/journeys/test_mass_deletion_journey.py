@@ -1,4 +1,4 @@
-"""A mass deletion as people meet it: a real daemon, 2,500 files, and the command line."""
+"""A mass deletion as people meet it: a real daemon, 1,500 files, and the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.site import DESTINATION, SOURCE, Site
 
-NUMBER = 2500
+NUMBER = 1500
 
 
 @pytest.mark.slow
