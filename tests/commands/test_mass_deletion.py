@@ -67,9 +67,9 @@ def undelete(world: World, prefix: str = "", *, start: str = "", bucket: str = S
         after = os.fsencode(answer["After"])
 
 
-def test_deletions_of_more_than_the_share_are_held(tmp_path: Path) -> None:
+def test_deletions_of_more_than_the_share_are_held(memory: Path) -> None:
     """Markers are made as ever, no replica goes, and the document says since when, how many and which share."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         assert all(world.current(f"d/{each}").marker for each in range(NUMBER))
@@ -79,8 +79,8 @@ def test_deletions_of_more_than_the_share_are_held(tmp_path: Path) -> None:
         assert os.stat(world.path(".fsrepl/halt.json")).st_mode & 0o777 == 0o600
 
 
-def test_half_of_a_bucket_crosses(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_half_of_a_bucket_crosses(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         for each in range(3):
             world.unlink(f"d/{each}")
@@ -89,9 +89,9 @@ def test_half_of_a_bucket_crosses(tmp_path: Path) -> None:
         assert len(world.tree(DESTINATION)) == NUMBER - 3
 
 
-def test_new_writes_go_on_crossing_while_halted(tmp_path: Path) -> None:
+def test_new_writes_go_on_crossing_while_halted(memory: Path) -> None:
     """Also a key that is written again; what is deleted then is held as well, one file or more."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.write("new", b"new")
@@ -106,8 +106,8 @@ def test_new_writes_go_on_crossing_while_halted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("without_journal", [False, True])
-def test_a_halt_survives_restart_and_loss_of_the_journal(tmp_path: Path, without_journal: bool) -> None:
-    with World(tmp_path) as world:
+def test_a_halt_survives_restart_and_loss_of_the_journal(memory: Path, without_journal: bool) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.restart(without_journal=without_journal)
@@ -120,8 +120,8 @@ def test_a_halt_survives_restart_and_loss_of_the_journal(tmp_path: Path, without
         assert world.ids(SOURCE) == world.ids(DESTINATION)
 
 
-def test_a_halt_that_cannot_be_understood_is_one_all_the_same(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_halt_that_cannot_be_understood_is_one_all_the_same(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.path(".fsrepl/halt.json").write_text("nonsense")
@@ -131,8 +131,8 @@ def test_a_halt_that_cannot_be_understood_is_one_all_the_same(tmp_path: Path) ->
         assert world.run("bucket.ack", bucket=SOURCE)["Released"] == NUMBER
 
 
-def test_ack_lets_the_deletions_cross(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_ack_lets_the_deletions_cross(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         assert world.run("bucket.ack", bucket=SOURCE) == {"Bucket": SOURCE, "Halted": True, "Released": NUMBER}
@@ -144,9 +144,9 @@ def test_ack_lets_the_deletions_cross(tmp_path: Path) -> None:
         world.stays_quiet()
 
 
-def test_undelete_brings_everything_back_and_ends_the_halt(tmp_path: Path) -> None:
+def test_undelete_brings_everything_back_and_ends_the_halt(memory: Path) -> None:
     """Content and metadata are those from before; both sides have one history, the markers included."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         before = world.tree(SOURCE)
         wipe(world)
@@ -161,9 +161,9 @@ def test_undelete_brings_everything_back_and_ends_the_halt(tmp_path: Path) -> No
         world.stays_quiet()
 
 
-def test_undelete_goes_on_batch_after_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undelete_goes_on_batch_after_batch(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "_BATCH", 2)
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         before = world.tree(SOURCE)
         wipe(world)
@@ -172,8 +172,8 @@ def test_undelete_goes_on_batch_after_batch(tmp_path: Path, monkeypatch: pytest.
         assert world.tree(SOURCE) == before
 
 
-def test_undelete_of_a_prefix_leaves_the_rest_held(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_undelete_of_a_prefix_leaves_the_rest_held(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         assert world.run("bucket.undelete", address=f"{SOURCE}/d/1", since=since(world), count=True) == {
@@ -189,9 +189,9 @@ def test_undelete_of_a_prefix_leaves_the_rest_held(tmp_path: Path) -> None:
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/1": b"content of 1"}
 
 
-def test_undelete_takes_what_was_deleted_since_then_and_is_deleted_still(tmp_path: Path) -> None:
+def test_undelete_takes_what_was_deleted_since_then_and_is_deleted_still(memory: Path) -> None:
     """Neither an older deletion, nor a key that was written again, and a second time there is nothing."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         world.unlink("d/0")
         world.settle()
@@ -207,8 +207,8 @@ def test_undelete_takes_what_was_deleted_since_then_and_is_deleted_still(tmp_pat
         assert undelete(world, start=clock.stamp(first))["Restored"] == 0
 
 
-def test_a_directory_that_is_renamed_is_no_deletion(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_directory_that_is_renamed_is_no_deletion(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         world.path("d").rename(world.path("elsewhere"))
         world.settle()
@@ -217,11 +217,11 @@ def test_a_directory_that_is_renamed_is_no_deletion(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_renamed_one_change_at_a_time_is_no_deletion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The markers come first, in small batches, and wait until the files under their new names are captured."""
     monkeypatch.setattr(worker, "BATCH", 2)
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         world.path("d").rename(world.path("a"))
         world.settle()
@@ -230,20 +230,20 @@ def test_a_directory_that_is_renamed_one_change_at_a_time_is_no_deletion(
 
 
 def test_no_marker_of_one_scan_is_handed_over_before_the_decision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In batches of one: the first of the markers waits for the last as well."""
     monkeypatch.setattr(worker, "BATCH", 1)
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         assert is_halted(world)
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
-def test_a_single_deletion_waits_for_nothing(tmp_path: Path) -> None:
+def test_a_single_deletion_waits_for_nothing(memory: Path) -> None:
     """It is handed over in the turn in which it was captured."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         world.unlink("d/1")
         world.look()
@@ -255,9 +255,9 @@ def test_a_single_deletion_waits_for_nothing(tmp_path: Path) -> None:
         assert not world.state().withheld
 
 
-def test_markers_that_wait_for_a_destination_are_withdrawn(tmp_path: Path) -> None:
+def test_markers_that_wait_for_a_destination_are_withdrawn(memory: Path) -> None:
     """Handed over before the threshold was reached, and not delivered: they are held with the others."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         world.away("west")
         for each in range(2):
@@ -270,9 +270,9 @@ def test_markers_that_wait_for_a_destination_are_withdrawn(tmp_path: Path) -> No
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
-def test_deletions_by_command_count(tmp_path: Path) -> None:
+def test_deletions_by_command_count(memory: Path) -> None:
     """`fsrepl rm` in a loop: those before the threshold have crossed and stay so, the others are held."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         for each in range(NUMBER):
             world.remove(f"d/{each}")
@@ -286,9 +286,9 @@ def test_deletions_by_command_count(tmp_path: Path) -> None:
         assert world.tree(SOURCE) == world.tree(DESTINATION)
 
 
-def test_where_no_destination_would_follow_nothing_is_held(tmp_path: Path) -> None:
+def test_where_no_destination_would_follow_nothing_is_held(memory: Path) -> None:
     """A rule that copies no markers, and a bucket without rules."""
-    with World(tmp_path, replicate=False) as world:
+    with World(memory, replicate=False) as world:
         for each in range(NUMBER):
             world.write(f"d/{each}", b"x%d" % each)
         world.settle()
@@ -299,9 +299,9 @@ def test_where_no_destination_would_follow_nothing_is_held(tmp_path: Path) -> No
         assert len(world.tree(SOURCE)) == NUMBER
 
 
-def test_replicas_markers_never_count(tmp_path: Path) -> None:
+def test_replicas_markers_never_count(memory: Path) -> None:
     """A two-way site: acknowledged here, the deletions cross there and halt nothing, and nothing comes back."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         world.run("replication.enable", source=DESTINATION, destination=SOURCE)
         fill(world)
         wipe(world)
@@ -313,8 +313,8 @@ def test_replicas_markers_never_count(tmp_path: Path) -> None:
         assert undelete(world, start="2000-01-01T00:00:00Z", bucket=DESTINATION)["Restored"] == 0
 
 
-def test_a_write_on_the_other_side_of_a_two_way_site_wins_over_a_held_deletion(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_write_on_the_other_side_of_a_two_way_site_wins_over_a_held_deletion(memory: Path) -> None:
+    with World(memory) as world:
         world.run("replication.enable", source=DESTINATION, destination=SOURCE)
         fill(world)
         wipe(world)
@@ -326,9 +326,9 @@ def test_a_write_on_the_other_side_of_a_two_way_site_wins_over_a_held_deletion(t
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/3": b"newer"}
 
 
-def test_lifecycle_halts_nothing(tmp_path: Path) -> None:
+def test_lifecycle_halts_nothing(memory: Path) -> None:
     """What lifecycle makes is never replicated, and is not undeleted."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         world.run(
             "lifecycle.put", bucket=SOURCE,
@@ -342,8 +342,8 @@ def test_lifecycle_halts_nothing(tmp_path: Path) -> None:
         assert undelete(world, start="2000-01-01T00:00:00Z")["Restored"] == 0
 
 
-def test_the_deliveries_of_a_rule_that_is_disabled_while_halted_fail_as_ever(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_the_deliveries_of_a_rule_that_is_disabled_while_halted_fail_as_ever(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.run("replication.disable", source=SOURCE)
@@ -352,8 +352,8 @@ def test_the_deliveries_of_a_rule_that_is_disabled_while_halted_fail_as_ever(tmp
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
-def test_a_backfill_sends_no_held_deletion(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_backfill_sends_no_held_deletion(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.run("replication.backfill", source=SOURCE)
@@ -362,8 +362,8 @@ def test_a_backfill_sends_no_held_deletion(tmp_path: Path) -> None:
         assert is_halted(world)
 
 
-def test_retry_sends_no_held_deletion(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_retry_sends_no_held_deletion(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.run("retry", scope=SOURCE)
@@ -371,8 +371,8 @@ def test_retry_sends_no_held_deletion(tmp_path: Path) -> None:
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
-def test_a_bucket_that_is_halted_can_be_removed(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_bucket_that_is_halted_can_be_removed(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.run("bucket.rm", bucket=SOURCE, purge=True)
@@ -383,8 +383,8 @@ def test_a_bucket_that_is_halted_can_be_removed(tmp_path: Path) -> None:
         assert world.engine.site.buckets[SOURCE].halt is None
 
 
-def test_a_change_of_the_rules_while_halted_lets_nothing_cross(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_change_of_the_rules_while_halted_lets_nothing_cross(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.configure(v1())
@@ -392,9 +392,9 @@ def test_a_change_of_the_rules_while_halted_lets_nothing_cross(tmp_path: Path) -
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
-def test_status_why_wait_events_and_metrics_tell_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_status_why_wait_events_and_metrics_tell_of_it(memory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """G11: what status says is read from the bucket and the journal, and is the same without a daemon."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         site, journal = world.engine.site, world.engine.journal
@@ -429,9 +429,9 @@ def test_status_why_wait_events_and_metrics_tell_of_it(tmp_path: Path, caplog: p
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_step_of_a_mass_deletion_lets_no_marker_cross(tmp_path: Path) -> None:
+def test_a_kill_at_every_step_of_a_mass_deletion_lets_no_marker_cross(memory: Path) -> None:
     """G7: whatever was captured and written when it was killed, halt.json included; with the journal and without."""
-    for calls, world in worlds(tmp_path):
+    for calls, world in worlds(memory):
         fill(world)
         shutil.rmtree(world.path("d"))
         dying = DyingFs(calls)
@@ -447,8 +447,8 @@ def test_a_kill_at_every_step_of_a_mass_deletion_lets_no_marker_cross(tmp_path: 
             return
 
 
-def test_a_disk_that_fails_at_every_step_of_a_mass_deletion_lets_no_marker_cross(tmp_path: Path) -> None:
-    for calls, world in worlds(tmp_path):
+def test_a_disk_that_fails_at_every_step_of_a_mass_deletion_lets_no_marker_cross(memory: Path) -> None:
+    for calls, world in worlds(memory):
         fill(world)
         shutil.rmtree(world.path("d"))
         failing = FailingFs(calls)
@@ -462,10 +462,10 @@ def test_a_disk_that_fails_at_every_step_of_a_mass_deletion_lets_no_marker_cross
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_step_of_undelete_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_every_step_of_undelete_loses_nothing(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G4, G7: each key is deleted still or back whole, and the command once more brings back the rest."""
     monkeypatch.setattr(commands, "_BATCH", 3)
-    for calls, world in worlds(tmp_path):
+    for calls, world in worlds(memory):
         fill(world, 4)
         before = world.tree(SOURCE)
         wipe(world)
@@ -489,9 +489,9 @@ def test_a_kill_at_every_step_of_undelete_loses_nothing(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("sharing", ["private", "link"])
-def test_undelete_brings_back_views_however_they_share_with_the_store(tmp_path: Path, sharing: str) -> None:
+def test_undelete_brings_back_views_however_they_share_with_the_store(memory: Path, sharing: str) -> None:
     """G2: also where view and version are one file."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         world.set_sharing(east=sharing, west=sharing)
         fill(world)
         before = world.tree(SOURCE)
@@ -503,8 +503,8 @@ def test_undelete_brings_back_views_however_they_share_with_the_store(tmp_path: 
         world.stays_quiet()
 
 
-def test_a_damaged_version_is_named_and_the_others_are_back(tmp_path: Path) -> None:
-    with World(tmp_path) as world:
+def test_a_damaged_version_is_named_and_the_others_are_back(memory: Path) -> None:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         (stored,) = [
@@ -518,9 +518,9 @@ def test_a_damaged_version_is_named_and_the_others_are_back(tmp_path: Path) -> N
         assert [each["Key"] for each in answer["Left"]] == ["d/1"]
 
 
-def test_a_file_in_the_way_is_not_touched(tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_not_touched(memory: Path) -> None:
     """G1: where a person has put a directory, the version is stored and the view waits."""
-    with World(tmp_path) as world:
+    with World(memory) as world:
         fill(world)
         wipe(world)
         world.write("d/1/inside", b"theirs")
