@@ -70,22 +70,30 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
                 )
         finally:
             bucket.fs.close(fd)
-        new_id, created_ns = state.bucket.ids.next(engine.site.now(), known.null_ns if known else -1)
-        new = replace(
-            version,
-            id=NULL if state.bucket.versioning is Versioning.SUSPENDED else new_id,
-            created_ns=created_ns,
-            origin=Origin.USER,
-            source="",
-            storage_class="",
-            deliveries={},
-            edited={},
-            shortfall=NO_SHORTFALL,
-        )
-        new = replace(new, deliveries=rules.choose(state.bucket.replication, new))
+        new = as_new_version(state, version, engine.site.now(), known)
         staged = versions.stage_copy(bucket, name, new)
         commit_version(region, bucket, new, staged)
     return keys.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
+
+
+def as_new_version(state: BucketState, version: Version, now_ns: int, known: Object | None) -> Version:
+    """A version that is to be current again, as a user's new one, with its deliveries; not staged yet.
+
+    known: the key's current version.
+    """
+    version_id, created_ns = state.bucket.ids.next(now_ns, known.null_ns if known else -1)
+    new = replace(
+        version,
+        id=NULL if state.bucket.versioning is Versioning.SUSPENDED else version_id,
+        created_ns=created_ns,
+        origin=Origin.USER,
+        source="",
+        storage_class="",
+        deliveries={},
+        edited={},
+        shortfall=NO_SHORTFALL,
+    )
+    return replace(new, deliveries=rules.choose(state.bucket.replication, new))
 
 
 def _unshown(state: BucketState, key: bytes, known: Object) -> str:

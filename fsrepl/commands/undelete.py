@@ -13,19 +13,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from fsrepl.commands.objects import as_new_version
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import Acknowledge, Undelete
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, keys
-from fsrepl.model.version import NO_SHORTFALL, NULL, Origin, Version, Versioning
+from fsrepl.model.version import Origin, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import halting
 from fsrepl.region.bucket_state import BucketState
-from fsrepl.s3 import rules
 from fsrepl.storage import copying, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
+from fsrepl.storage.journal.rows import Object
 from fsrepl.views import following, shared_record, show, stage, stale
 
 _BATCH = 512
@@ -52,7 +53,7 @@ class _Wanted:
     """A key to bring back: its marker, and the version whose content it gets."""
 
     key: bytes
-    view: View | None
+    known: Object
     version: Version
 
 
@@ -116,7 +117,7 @@ def _next(region: Worker, bucket: OpenBucket, prefix: bytes, since_ns: int, afte
         if not key.startswith(prefix):
             continue
         try:
-            wanted = _wanted(region, bucket, key, marker_id, objects[key].view)
+            wanted = _wanted(region, bucket, key, marker_id, objects[key])
         except FsreplError as error:
             lost.append((key, str(error)))
             continue
@@ -128,14 +129,14 @@ def _next(region: Worker, bucket: OpenBucket, prefix: bytes, since_ns: int, afte
     return found, keys.join(*rows[-1][:2]) if len(rows) == _BATCH else None, lost
 
 
-def _wanted(region: Worker, bucket: OpenBucket, key: bytes, marker_id: str, view: View | None) -> _Wanted | None:
+def _wanted(region: Worker, bucket: OpenBucket, key: bytes, marker_id: str, known: Object) -> _Wanted | None:
     """The version to bring back; None where no user deleted the key. Raises FsreplError where there is none."""
     marker = versions.read(bucket, key, marker_id, marker=True)
     if marker is None or marker.origin is not Origin.USER:
         return None
     for version_id, _, is_marker in region.engine.journal.versions.versions_of(bucket.address, key):
         if not is_marker and (version := versions.read(bucket, key, version_id, marker=False)) is not None:
-            return _Wanted(key, view, versions.ensure_whole(version))
+            return _Wanted(key, known, versions.ensure_whole(version))
     raise Refused("NoSuchVersion", f"{keys.shown(key)} has no version left")
 
 
@@ -151,7 +152,7 @@ def _restore(
                 staged.append(_stage(region, state, bucket, each))
             except FsreplError as error:
                 left.append((each.key, str(error)))
-        intents = [Intent(each.wanted.key, each.stored.version.id, each.wanted.view) for each in staged]
+        intents = [Intent(each.wanted.key, each.stored.version.id, each.wanted.known.view) for each in staged]
         files = [(bucket.tmp, name) for each in staged for name in (each.stored.name, each.view) if name]
         intended = intend(region.engine.syncer, bucket, intents, files)
     except OSError:
@@ -178,19 +179,7 @@ def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Want
     try:
         if copying.copy_aside(bucket, fd, name) != version.digest:
             raise ContentDamaged(f"version {version.id} no longer matches its BLAKE3", version.id)
-        new_id, created_ns = state.bucket.ids.next(region.engine.site.now())
-        new = replace(
-            version,
-            id=NULL if state.bucket.versioning is Versioning.SUSPENDED else new_id,
-            created_ns=created_ns,
-            origin=Origin.USER,
-            source="",
-            storage_class="",
-            deliveries={},
-            edited={},
-            shortfall=NO_SHORTFALL,
-        )
-        new = replace(new, deliveries=rules.choose(state.bucket.replication, new))
+        new = as_new_version(state, version, region.engine.site.now(), wanted.known)
         if not sharing.is_linked(bucket, new.posix):
             view, shortfall = stage.stage_view(bucket, new, fd)
             new = replace(new, shortfall=shortfall)
@@ -219,7 +208,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     shown: list[tuple[Version, View | None]] = []
     behind: list[Version] = []
     for each, outcome in ((each, _show_one(bucket, each)) for each in staged):
-        version, was = each.stored.version, each.wanted.view
+        version, was = each.stored.version, each.wanted.known.view
         match outcome:
             case show.Shown(view, left):
                 if left:
@@ -251,7 +240,7 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
 def _show_one(bucket: OpenBucket, each: _Staged) -> show.ShowResult:
     try:
         view = each.view or stage.stage_current(bucket, each.stored.version)
-        return show.show(bucket, each.stored.version, each.wanted.view, view)
+        return show.show(bucket, each.stored.version, each.wanted.known.view, view)
     except (FsreplError, OSError) as error:
         return show.NotShown(reason(error))
 

@@ -24,8 +24,8 @@ from fsrepl.s3.conform import conform, quoted
 from fsrepl.s3.faults import Fault, key_prefix
 from fsrepl.s3.schema import (
     Destination,
+    EnabledOrDisabled,
     Metrics,
-    Outcome,
     ReplicationConfiguration,
     ReplicationRule,
     ReplicationTime,
@@ -372,7 +372,7 @@ def add_rules(document: object, rules: Iterable[ReplicationRule]) -> Replication
     return {"Role": configuration["Role"], "Rules": [*old, *new]}
 
 
-def _as_v2(rule: ReplicationRule, priority: int, markers: Outcome = "Enabled") -> ReplicationRule:
+def _as_v2(rule: ReplicationRule, priority: int, markers: EnabledOrDisabled = "Enabled") -> ReplicationRule:
     """A rule in V2's form; a V2 rule is unchanged. V1 always copies markers, so the converted rule has them Enabled."""
     v2 = rule.copy()
     prefix = v2.pop("Prefix", "")
@@ -382,7 +382,7 @@ def _as_v2(rule: ReplicationRule, priority: int, markers: Outcome = "Enabled") -
     return _in_order(v2)
 
 
-def set_status(document: object, status: Outcome) -> ReplicationConfiguration:
+def set_status(document: object, status: EnabledOrDisabled) -> ReplicationConfiguration:
     """A configuration with all rules enabled, or all disabled. Source: s3-semantics, 1.5."""
     configuration = _configuration(document)
     for rule in configuration["Rules"]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Never, Required, TypedDict
 
-Outcome = Literal["Enabled", "Disabled"]
+EnabledOrDisabled = Literal["Enabled", "Disabled"]
 
 
 class Switch(TypedDict, total=False):
-    Status: Required[Outcome]
+    Status: Required[EnabledOrDisabled]
 
 
 class Tag(TypedDict, total=False):
@@ -49,12 +49,12 @@ class TimeValue(TypedDict, total=False):
 
 
 class Metrics(TypedDict, total=False):
-    Status: Required[Outcome]
+    Status: Required[EnabledOrDisabled]
     EventThreshold: TimeValue
 
 
 class ReplicationTime(TypedDict, total=False):
-    Status: Required[Outcome]
+    Status: Required[EnabledOrDisabled]
     Time: Required[TimeValue]
 
 
@@ -73,7 +73,7 @@ class ReplicationRule(TypedDict, total=False):
     Priority: int
     Prefix: str
     Filter: Filter
-    Status: Required[Outcome]
+    Status: Required[EnabledOrDisabled]
     SourceSelectionCriteria: SourceSelectionCriteria
     ExistingObjectReplication: Annotated[
         Never, "S3 has withdrawn it; `fsrepl replication backfill` sends what was there before"
@@ -142,7 +142,7 @@ class LifecycleRule(TypedDict, total=False):
     ID: str
     Prefix: str
     Filter: LifecycleFilter
-    Status: Required[Outcome]
+    Status: Required[EnabledOrDisabled]
     Transitions: list[Transition]
     NoncurrentVersionTransitions: list[NoncurrentVersionTransition]
     NoncurrentVersionExpiration: NoncurrentVersionExpiration

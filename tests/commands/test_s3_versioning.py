@@ -241,6 +241,23 @@ def test_a_null_version_gives_way_also_where_the_clock_does_not_advance(tmp_path
 
 
 @pytest.mark.usefixtures("stopped_clock")
+def test_undelete_is_newer_than_a_null_marker_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
+    """Section 2: as for every other version that is made."""
+    with World(tmp_path / "world", replicate=False) as world:
+        turn(world, ENABLED)
+        world.write("k", b"kept")
+        world.settle()
+        turn(world, SUSPENDED)
+        world.remove("k")
+        assert ids(world, "k") == [(NULL, True), ("id", False)]
+        turn(world, ENABLED)
+        done = world.run("bucket.undelete", address=f"{SOURCE}/", since="2000-01-01T00:00:00Z", after="")
+        assert done["Restored"] == 1, done
+        assert ids(world, "k") == [("id", False), (NULL, True), ("id", False)]
+        assert world.tree(SOURCE) == {"k": b"kept"}
+
+
+@pytest.mark.usefixtures("stopped_clock")
 def test_what_is_older_than_versioning_is_overwritten_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
     """Section 2: a file from later than now is created now when it is adopted, and the next save is current."""
     with World(tmp_path / "world", replicate=False) as world:
