@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from fsrepl.daemon import control, requests
 from fsrepl.errors import NotRunning
 from fsrepl.model.address import Address
 from fsrepl.settings import FILE, reading
+from tests import program
 from tests.waiting import DEADLINE_S, until
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Site:
         self.root = home / "site"
         self.regions = dict(regions or {name: self.root / name for name in ("east", "west")})
         self.environ: dict[str, str] = {}
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: program.Process | subprocess.Popen[bytes] | None = None
         self.log = home / "daemon.log"
         if user is None:
             self._make(buckets, replicate, settings)
@@ -100,15 +100,16 @@ class Site:
     # -- commands
 
     def run(self, *arguments: object, stdin: bytes = b"", timeout_s: float = DEADLINE_S) -> Ran:
-        done = subprocess.run(
-            self._command(arguments),
-            input=stdin,
-            capture_output=True,
-            timeout=timeout_s,
-            env=self._environ(),
-            user=self.user,
-        )
-        return Ran(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        given, environ = self._arguments(arguments), self._environ()
+        if self._forks(arguments):
+            code, out, err = program.run(given, environ, stdin=stdin, timeout_s=timeout_s)
+        else:
+            command = program.new_interpreter(*given)
+            done = subprocess.run(
+                command, input=stdin, capture_output=True, timeout=timeout_s, env=environ, user=self.user
+            )
+            code, out, err = done.returncode, done.stdout, done.stderr
+        return Ran(code, out.decode(errors="replace"), err.decode(errors="replace"))
 
     def must(self, *arguments: object, stdin: bytes = b"") -> Ran:
         done = self.run(*arguments, stdin=stdin)
@@ -130,8 +131,25 @@ class Site:
         assert done.code == code, f"wait: exit {done.code}: {done.err}\n{self.tail()}"
         return done
 
-    def _command(self, arguments: tuple[object, ...]) -> list[str | bytes]:
-        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(_argument, arguments)]
+    def settle(self) -> None:
+        """Wait until the daemon has no reason left to look at any key.
+
+        When `wait` returns, the labels that the daemon set on the views have made events, and it will look at those
+        keys once more. Until then it captures a change that made no event, and repairs damage that it meets.
+        """
+        self.wait()
+        self.wait()
+
+    def _forks(self, arguments: tuple[object, ...]) -> bool:
+        """Whether a process may be a fork of one that has loaded the program: see tests/program.py."""
+        return self.user is None and program.can_fork(self.environ)
+
+    def _arguments(self, arguments: tuple[object, ...]) -> list[str | bytes]:
+        return ["--site", str(self.root), *map(_argument, arguments)]
+
+    def _daemon_command(self, options: tuple[str, ...]) -> list[str | bytes]:
+        """The command line of a daemon that is no fork."""
+        return program.new_interpreter(*self._arguments((*options, "daemon")))
 
     def _environ(self) -> dict[str, str]:
         return {**os.environ, "NO_COLOR": "1", "TERM": "dumb", **self.environ}
@@ -140,15 +158,24 @@ class Site:
 
     def start(self, *options: str, ready: bool = True) -> None:
         with self.log.open("ab") as log:
-            self.daemon = subprocess.Popen(
-                self._command((*options, "daemon")),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environ(),
-                user=self.user,
-                start_new_session=True,
-            )
+            if self._forks((*options, "daemon")):
+                self.daemon = program.Process(
+                    self._arguments((*options, "daemon")),
+                    self._environ(),
+                    stdin=os.devnull,
+                    stdout=str(self.log),
+                    stderr=str(self.log),
+                )
+            else:
+                self.daemon = subprocess.Popen(
+                    self._daemon_command(options),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environ(),
+                    user=self.user,
+                    start_new_session=True,
+                )
         if ready:
             self.until(self._is_ready, "the daemon is ready")
 
@@ -183,7 +210,7 @@ class Site:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.daemon is not None:
             self.daemon.kill()
-            self.daemon.wait()
+            self.daemon.wait(DEADLINE_S)
 
     # -- the trees
 

@@ -32,7 +32,7 @@ def test_beside_a_working_daemon(tmp_path: Path) -> None:
         for number in range(4):
             site.write(f"d/{number}", b"content %d" % number)
         site.write(os.fsdecode(b"\xff"), b"odd")
-        site.wait()
+        site.settle()
         assert site.must("verify", SOURCE).out == "10 versions, 78 B: no differences\n"
         corrupt(stored(site, SOURCE, "d/0"))
         corrupt(stored(site, DESTINATION, "d/1"))

@@ -120,10 +120,11 @@ class ShortSighted(Site):
 
     watches = 6
 
-    def _command(self, arguments: tuple[object, ...]) -> list[str]:
-        command = super()._command(arguments)
-        if "daemon" not in arguments:
-            return command
+    def _forks(self, arguments: tuple[object, ...]) -> bool:
+        return "daemon" not in arguments and super()._forks(arguments)
+
+    def _daemon_command(self, options: tuple[str, ...]) -> list[str | bytes]:
+        command = super()._daemon_command(options)
         limit = f'echo {self.watches} >/proc/sys/user/max_inotify_watches; exec "$@"'
         return ["unshare", "-Ur", "sh", "-c", limit, "sh", *command]
 

@@ -205,7 +205,7 @@ def test_every_command_hands_it_to_a_running_daemon(tmp_path: Path) -> None:
         commands = ("head", "cat", "why", "verify")
         for command in commands:
             site.write(command, WAS)
-        site.wait()
+        site.settle()
         for command in commands:
             edit_elsewhere(site.path(command), tmp_path / command)
         site.wait()
