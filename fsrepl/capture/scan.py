@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -20,9 +19,10 @@ from fsrepl.region.change_queue import ARRIVED, FOUND, ChangeQueue, Watcher, Wat
 from fsrepl.region.change_queue import GONE as QUEUE_GONE
 from fsrepl.region.scan_queue import Scan, Trouble, is_below
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, LASTING
+from fsrepl.storage.fs import LASTING, FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.walk import VANISHED, Directory
 
 log = logging.getLogger("fsrepl")
 
@@ -40,14 +40,15 @@ def advance(
 ) -> bool:
     """Continue for about budget_s; True when the scan is complete. listed is called for each directory read."""
     until = time.monotonic() + budget_s
-    while scan.todo:
-        path = scan.todo.pop()
+    while scan.walk.todo:
+        path = scan.walk.todo[-1]
         scan.seen.add(path)
         scan.directories += 1
         before = trouble.of(path)
         trouble.forget(path)
         try:
-            _look_into(scan, bucket, journal, changes, watcher, trouble, is_stale, path)
+            with scan.walk.step(bucket.fs, bucket.fd) as directory:
+                _look_into(scan, bucket, journal, changes, watcher, trouble, is_stale, directory)
             listed(path)
         except OSError as error:
             _unlisted(scan, trouble, path, error)
@@ -59,12 +60,12 @@ def advance(
         if (now := trouble.of(path)) and now != before:  # once, and not at every look
             log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
         if time.monotonic() > until:
-            return not scan.todo and _finish(scan, bucket, journal, changes, trouble, is_stale)
+            return not scan.walk.todo and _finish(scan, bucket, journal, changes, trouble, is_stale)
     return _finish(scan, bucket, journal, changes, trouble, is_stale)
 
 
 def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None:
-    if error.errno in GONE or error.errno == errno.ELOOP:
+    if error.errno in VANISHED:
         scan.seen.discard(path)  # removed meanwhile: its keys are gone
     elif error.errno == errno.EXDEV:
         trouble.mounts.add(path)
@@ -76,40 +77,29 @@ def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None
 
 def _look_into(
     scan: Scan, bucket: OpenBucket, journal: Journal, changes: ChangeQueue, watcher: Watcher | None, trouble: Trouble,
-    is_stale: Callable[[bytes], bool], path: bytes,
+    is_stale: Callable[[bytes], bool], directory: Directory,
 ) -> None:  # fmt: skip
-    fd = bucket.fs.open_dir(bucket.fd, path)
-    try:
-        if watcher is not None:
-            # the watch first: changes after the listing make events
-            try:
-                watcher.watch(scan.address, path, fd)
-            except WatchLimit:
-                trouble.polled.add(path)
-        known = journal.versions.objects_in(scan.address, path)
-        changed: list[bytes] = []
-        skipped: set[bytes] = set()
-        for entry in bucket.fs.entries(fd):
-            name = os.fsencode(entry.name)
-            if entry.is_dir(follow_symlinks=False):
-                if path or name != keys.RESERVED:
-                    scan.todo.append(keys.join(path, name))
-                continue
-            if not entry.is_file(follow_symlinks=False):
-                skipped.add(name)
-                continue
+    path, fd = directory.path, directory.fd
+    if watcher is not None:
+        # the watch first: changes after the listing make events
+        try:
+            watcher.watch(scan.address, path, fd)
+        except WatchLimit:
+            trouble.polled.add(path)
+    known = journal.versions.objects_in(scan.address, path)
+    changed: list[bytes] = []
+    skipped: set[bytes] = set()
+    for name, kind in directory.entries:
+        if kind is FileType.REGULAR:
             scan.files += 1
-            entry_known = known.pop(name, None)
-            if not _is_recorded(entry_known, bucket, fd, name):
+            if not _is_recorded(known.pop(name, None), bucket, fd, name):
                 changed.append(keys.join(path, name))
-        if skipped:
-            trouble.skipped[path] = skipped
-        _queue_changed(scan, changes, changed)
-        _queue_changed(
-            scan, changes, (keys.join(path, n) for n, o in known.items() if not o.marker), is_stale, gone=True
-        )
-    finally:
-        bucket.fs.close(fd)
+        elif kind is FileType.OTHER:
+            skipped.add(name)
+    if skipped:
+        trouble.skipped[path] = skipped
+    _queue_changed(scan, changes, changed)
+    _queue_changed(scan, changes, (keys.join(path, n) for n, o in known.items() if not o.marker), is_stale, gone=True)
 
 
 def _queue_changed(

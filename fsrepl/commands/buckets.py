@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 from fsrepl.commands import requirements
 from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
-from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of, walk
+from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import CreateBucket
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage, reason
@@ -18,8 +17,8 @@ from fsrepl.s3 import arn, replication
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
-from fsrepl.storage.fs import Fs
 from fsrepl.storage.site import Site, ignore_in_git, new_identity
+from fsrepl.storage.walk import directories, leave_out, remove_below
 
 
 def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
@@ -39,7 +38,7 @@ def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
             try:
                 if address in site.buckets:
                     raise Refused("BucketAlreadyOwnedByYou", f"{address} exists already")
-                if any(e.name != META.decode() for e in site.fs.entries(fd)):
+                if any(name != META for name, _ in site.fs.entries(fd)):
                     raise Refused(
                         "BucketAlreadyExists",
                         f"{address} is a folder with files; `fsrepl bucket adopt` turns it into a bucket",
@@ -111,7 +110,7 @@ def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
         try:
             below = site.fs.open_dir(fd, folder)
             try:
-                _remove_below(site.fs, below)
+                remove_below(site.fs, below)
             finally:
                 site.fs.close(below)
             site.fs.remove_dir(fd, folder)
@@ -204,7 +203,7 @@ def _is_half_removed(bucket: Bucket) -> bool:
     """Whether a removal of this bucket was interrupted: its identity says so, or the folder is empty."""
     fs = bucket.fs
     with open_folder(bucket) as (_, fd):
-        others = any(os.fsencode(entry.name) != META for entry in fs.entries(fd))
+        others = any(name != META for name, _ in fs.entries(fd))
         try:
             meta = fs.open_dir(fd, META)
         except OSError:
@@ -224,11 +223,11 @@ def _remove_tree(bucket: Bucket) -> None:
     """Remove a bucket's contents, then its folder. The file that records the removal is removed last."""
     fs = bucket.fs
     with open_folder(bucket) as (at, fd):
-        _remove_below(fs, fd, but=META)
+        remove_below(fs, fd, but=META)
         with contextlib.suppress(FileNotFoundError):
             meta = fs.open_dir(fd, META)
             try:
-                _remove_below(fs, meta, but=REMOVED_IDENTITY)
+                remove_below(fs, meta, but=REMOVED_IDENTITY)
                 remove_document(fs, meta, REMOVED_IDENTITY)
             finally:
                 fs.close(meta)
@@ -239,24 +238,8 @@ def _remove_tree(bucket: Bucket) -> None:
 
 
 def _contents(bucket: OpenBucket) -> Iterator[bytes]:
-    for _, _, files in walk(bucket.fs, bucket.fd):
-        yield from files
+    for directory in directories(bucket.fs, bucket.fd, but=META, failed=leave_out):
+        yield from directory.files()
     if bucket.versions >= 0:
         for _, _, found in versions.walk(bucket):
             yield from (name for name, _ in found)
-
-
-def _remove_below(fs: Fs, fd: int, *, but: bytes = b"") -> None:
-    for entry in list(fs.entries(fd)):
-        name = os.fsencode(entry.name)
-        if name == but:
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            below = fs.open_dir(fd, name)
-            try:
-                _remove_below(fs, below)
-            finally:
-                fs.close(below)
-            fs.remove_dir(fd, name)
-        else:
-            fs.unlink(fd, name)

@@ -27,6 +27,7 @@ from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
+from fsrepl.storage.walk import directories, leave_out
 
 CAPABILITIES = {0: "CAP_CHOWN", 1: "CAP_DAC_OVERRIDE", 3: "CAP_FOWNER", 4: "CAP_FSETID", 28: "CAP_LEASE"}
 """The capabilities that fsrepl uses, by number. Source: capabilities(7), linux/capability.h."""
@@ -287,44 +288,22 @@ def _wider_than(site: Site, bucket: OpenBucket) -> dict[str, str]:
 
 def _count(bucket: OpenBucket, found: Bucket) -> None:
     """Count the views' directories, and the sidecars in the store, by their names alone."""
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        try:
-            fd = bucket.fs.open_dir(bucket.fd, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EXDEV):
-                found["unreadable"].append(keys.shown(path))
-            continue
-        found["directories"] += 1
-        try:
-            for entry in bucket.fs.entries(fd):
-                if entry.is_dir(follow_symlinks=False) and (path or os.fsencode(entry.name) != META):
-                    todo.append(keys.join(path, os.fsencode(entry.name)))
-        finally:
-            bucket.fs.close(fd)
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        with contextlib.suppress(OSError):
-            fd = bucket.fs.open_dir(bucket.versions, path)
-            try:
-                for entry in bucket.fs.entries(fd):
-                    name = os.fsencode(entry.name)
-                    if name.endswith(keys.SIDECAR):
-                        found["sidecars"] += 1
-                    elif entry.is_dir(follow_symlinks=False):
-                        todo.append(keys.join(path, name))
-            finally:
-                bucket.fs.close(fd)
+
+    def unreadable(path: bytes, error: OSError) -> None:
+        if error.errno != errno.EXDEV:
+            found["unreadable"].append(keys.shown(path))
+
+    found["directories"] += sum(1 for _ in directories(bucket.fs, bucket.fd, but=META, failed=unreadable))
+    for directory in directories(bucket.fs, bucket.versions, failed=leave_out):
+        found["sidecars"] += sum(name.endswith(keys.SIDECAR) for name, _ in directory.entries)
 
 
 def _displaced(bucket: OpenBucket, now_s: float) -> int:
     """How many displaced files were left there."""
     number = 0
-    for entry in bucket.fs.entries(bucket.displaced) if bucket.displaced >= 0 else ():
+    for name in bucket.fs.names(bucket.displaced) if bucket.displaced >= 0 else ():
         with contextlib.suppress(OSError):
-            number += entry.stat(follow_symlinks=False).st_ctime < now_s - _FRESH_S
+            number += bucket.fs.stat(bucket.displaced, name).st_ctime < now_s - _FRESH_S
     return number
 
 

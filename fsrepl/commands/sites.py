@@ -28,7 +28,7 @@ from fsrepl.settings import reading
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import META
 from fsrepl.storage.documents import open_directory, read_document, remove_document, write_bytes, write_document
-from fsrepl.storage.fs import Fs
+from fsrepl.storage.fs import FileType, Fs
 from fsrepl.storage.root import REGION_IDENTITY
 from fsrepl.storage.site import Site, new_identity
 
@@ -122,18 +122,18 @@ def attach_region(
         _claim(site, name, at, identity)
         site.identities.regions[name] = str(identity["uuid"])
         found = []
-        for entry in site.fs.entries(at):
-            if not entry.is_dir(follow_symlinks=False):
+        for folder, kind in site.fs.entries(at):
+            if kind is not FileType.DIRECTORY:
                 continue
             with contextlib.suppress(OSError, ValueError, FsreplError):
-                fd = site.fs.open_dir(at, os.fsencode(entry.name) + b"/" + META, cross=True)
+                fd = site.fs.open_dir(at, folder + b"/" + META, cross=True)
                 try:
                     bucket = read_document(site.fs, fd, b"bucket.json")
                 finally:
                     site.fs.close(fd)
                 if bucket is not None:
-                    arn.check_bucket_name(entry.name)
-                    address = f"{name}/{entry.name}"
+                    arn.check_bucket_name(os.fsdecode(folder))
+                    address = f"{name}/{os.fsdecode(folder)}"
                     site.identities.buckets[address] = str(bucket["uuid"])
                     found.append(address)
     return sorted(found)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fsrepl.capture import copy, look
@@ -22,8 +21,9 @@ from fsrepl.settings import Settings
 from fsrepl.storage import copying, publishing, versions
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.documents import write_document
-from fsrepl.storage.fs import GONE, NO_SPACE, Fs
+from fsrepl.storage.fs import NO_SPACE, Fs
 from fsrepl.storage.site import Site
+from fsrepl.storage.walk import directories, leave_out
 
 _BATCH = 512
 _NAMED_MAX = 100
@@ -118,10 +118,10 @@ class Adopted:
 def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
     """Measure the space that versions of the files below an open directory need. Leaves no file behind."""
     objects = small = large = 0
-    for _, fd, files in walk(fs, top):
-        for name in files:
+    for directory in directories(fs, top, but=META, failed=leave_out):
+        for name in directory.files():
             with contextlib.suppress(OSError):
-                size = fs.stat(fd, name).st_size
+                size = fs.stat(directory.fd, name).st_size
                 objects += 1
                 if size < copying.SMALL_BYTES:
                     small += size
@@ -166,12 +166,12 @@ def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopt
         left_behind = _left_behind(opened)
 
         def unread(path: bytes, error: OSError) -> None:
-            if error.errno not in GONE:
-                adopted.left[path + b"/"] = look.MOUNTED if error.errno == errno.EXDEV else reason(error)
+            adopted.left[path + b"/"] = look.MOUNTED if error.errno == errno.EXDEV else reason(error)
 
-        for path, _, files in walk(engine.fs, opened.fd, unread):
+        for directory in directories(engine.fs, opened.fd, but=META, failed=unread):
+            files = [keys.join(directory.path, name) for name in directory.files()]
             for start in range(0, len(files), _BATCH):
-                found = [keys.join(path, name) for name in files[start : start + _BATCH]]
+                found = files[start : start + _BATCH]
                 imported = _import(engine, opened, found, adopted)
                 adopted.number += len(imported)
                 left_behind -= imported
@@ -235,30 +235,3 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
             engine.journal.versions.add(bucket.address, staged.version)
             engine.journal.versions.see(bucket.address, staged.version.key, view_of(seen.found, NULL, racy=seen.racy))
     return {staged.version.key for staged, _ in batch}
-
-
-def walk(
-    fs: Fs, top: int, unread: Callable[[bytes, OSError], None] | None = None
-) -> Iterator[tuple[bytes, int, list[bytes]]]:
-    """The directories below an open one, each with its descriptor and its files. unread: called for unreadable ones."""
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        try:
-            fd = fs.open_dir(top, path)
-        except OSError as error:
-            if unread is not None:
-                unread(path, error)
-            continue
-        try:
-            files = []
-            for entry in fs.entries(fd):
-                name = os.fsencode(entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    if path or name != META:
-                        todo.append(keys.join(path, name))
-                elif entry.is_file(follow_symlinks=False):
-                    files.append(name)
-            yield path, fd, files
-        finally:
-            fs.close(fd)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from fsrepl.s3 import due, events
 from fsrepl.s3.due import Action, Kind
 from fsrepl.storage import publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_FILE
+from fsrepl.storage.fs import NO_FILE, FileType
 from fsrepl.storage.intents import Intent, intend, read_intents
 from fsrepl.storage.journal.rows import traits_of
 from fsrepl.views import null_view, show, stale, unrecorded
@@ -278,11 +277,10 @@ def give_up_staged(bucket: OpenBucket, lifecycle: Lifecycle, now_ns: int) -> int
     it; how much there was. By ctime: the other times may be those of the object.
     """
     number = 0
-    for entry in list(bucket.fs.entries(bucket.tmp)):
-        name = os.fsencode(entry.name)
+    for name, kind in list(bucket.fs.entries(bucket.tmp)):
         with contextlib.suppress(OSError):  # it is gone by now, or goes with the next run
             began_ns = bucket.fs.stat(bucket.tmp, name).st_ctime_ns
-            if entry.is_file(follow_symlinks=False) and due.is_abandoned(lifecycle, began_ns, now_ns):
+            if kind is FileType.REGULAR and due.is_abandoned(lifecycle, began_ns, now_ns):
                 bucket.fs.unlink(bucket.tmp, name)
                 number += 1
     if number:
@@ -295,8 +293,7 @@ def give_up_staged(bucket: OpenBucket, lifecycle: Lifecycle, now_ns: int) -> int
 
 def put_back_files(bucket: OpenBucket) -> None:
     """What a crash left of files that were being removed goes back where it was, and is judged anew."""
-    for entry in list(bucket.fs.entries(bucket.displaced)):
-        aside = os.fsencode(entry.name)
+    for aside in bucket.fs.names(bucket.displaced):
         key, _ = keys.displaced_key(aside)
         if key is not None:
             directory, name = keys.split(key)

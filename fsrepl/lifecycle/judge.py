@@ -6,6 +6,7 @@ are read then. Nothing here changes anything; act.py does, and believes only the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import read_traits, traits_of
 from fsrepl.storage.site import Site
+from fsrepl.storage.walk import Walk
 
 _ROWS = 1000
 
@@ -150,14 +152,14 @@ class Judge:
     def look_below(self, todo: list[bytes], until_s: float, most: int) -> Slice:
         """The same for files of a bucket that was never versioned: those of some of its directories, which are taken
         from todo, where those below them are added."""
-        found = Slice()
+        found, walk = Slice(), Walk(todo, keys.RESERVED)
         while todo:
-            for each in unversioned.in_directory(self.bucket, todo.pop()):
-                if isinstance(each, bytes):
-                    todo.append(each)
-                else:
-                    found.due += self.of_file(each)
-                    found.judged += 1
+            listed: list[Version] = []
+            with contextlib.suppress(OSError), walk.step(self.bucket.fs, self.bucket.fd) as directory:
+                listed += unversioned.in_directory(self.bucket, directory)
+            for version in listed:
+                found.due += self.of_file(version)
+                found.judged += 1
             if len(found.due) >= most or time.monotonic() > until_s:
                 break
         found.is_over = not todo

@@ -6,6 +6,9 @@ import time
 from collections.abc import Container
 from dataclasses import dataclass, field
 
+from fsrepl.model import keys
+from fsrepl.storage.walk import Walk
+
 
 @dataclass(slots=True)
 class Trouble:
@@ -51,7 +54,7 @@ class Scan:
     top: bytes = b""
     arrived: bool = False
     epoch: int = 0
-    todo: list[bytes] = field(default_factory=list)
+    walk: Walk = field(default_factory=lambda: Walk(but=keys.RESERVED))
     seen: set[bytes] = field(default_factory=set)
     began_ns: int = 0
     directories: int = 0
@@ -59,7 +62,7 @@ class Scan:
     queued: int = 0
 
     def __post_init__(self) -> None:
-        self.todo.append(self.top)
+        self.walk.todo = [self.top]
         self.began_ns = time.time_ns()
 
 

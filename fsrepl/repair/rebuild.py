@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -256,7 +255,7 @@ class Rebuilder:
     def _names_in(self, directory: bytes) -> dict[bytes, bytes]:
         """The names in a directory of views that are stored under a digest, by digest."""
         if directory not in self._spellings:
-            names = (os.fsencode(e.name) for e in self.bucket.fs.entries(self.bucket.views.get(directory)))
+            names = self.bucket.fs.names(self.bucket.views.get(directory))
             spelled = ((keys.stored_component(name), name) for name in names)
             self._spellings[directory] = {stored: name for stored, name in spelled if stored != name}
         return self._spellings[directory]

@@ -212,15 +212,15 @@ def load(bucket: OpenBucket) -> tuple[list[Job], list[str]]:
     found: list[Job] = []
     damaged: list[str] = []
     with _folder(bucket) as at:
-        for entry in list(bucket.fs.entries(at)) if at is not None else ():
-            if entry.name.startswith(".") or not entry.name.endswith(".json"):
+        for name in bucket.fs.names(at) if at is not None else ():
+            if name.startswith(b".") or not name.endswith(b".json"):
                 continue
             try:
-                document = read_document(bucket.fs, at or 0, os.fsencode(entry.name))
+                document = read_document(bucket.fs, at or 0, name)
                 if document is not None:
                     found.append(decode(document))
             except (OSError, ValueError, KeyError, TypeError):
-                damaged.append(entry.name)
+                damaged.append(os.fsdecode(name))
     return sorted(found, key=lambda job: job.id), damaged
 
 
@@ -230,8 +230,9 @@ def sweep(bucket: OpenBucket, now_ns: int) -> None:
     with _folder(bucket) as at:
         if at is None:
             return
-        for name in [e.name for e in bucket.fs.entries(at) if e.name.startswith(".")]:
-            bucket.fs.unlink(at, os.fsencode(name))
+        for name in bucket.fs.names(at):
+            if name.startswith(b"."):
+                bucket.fs.unlink(at, name)
         for job in old:
             for each in (_report(job.id), _document(job.id)):
                 with contextlib.suppress(FileNotFoundError):

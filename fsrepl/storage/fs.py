@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import errno
 import fcntl
 import os
 import platform
 import stat
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
@@ -186,6 +188,21 @@ _REMOTE = frozenset(
 _CHANGES = 8
 
 
+class FileType(enum.Enum):
+    """What a name in a directory is, links not followed."""
+
+    DIRECTORY = enum.auto()
+    REGULAR = enum.auto()
+    OTHER = enum.auto()
+    """A link, a FIFO, a socket or a device."""
+
+
+Entry = tuple[bytes, FileType]
+"""A name in a directory, and what it is. A plain tuple, since large trees have millions of them."""
+_NAME_CODE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+"""The encoding of os.fsencode, which is slower for one name."""
+
+
 class Fs:
     """The machine's filesystems. Every method raises OSError as the kernel reports it."""
 
@@ -257,10 +274,21 @@ class Fs:
     def stat_fd(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
-    def entries(self, fd: int) -> Iterator[os.DirEntry[str]]:
-        """The entries of an open directory. Names are str, as os.fsdecode gives them."""
+    def entries(self, fd: int) -> Iterator[Entry]:
+        """The entries of an open directory, in no order, one at a time however many there are."""
+        code, errors = _NAME_CODE
+        regular = FileType.REGULAR
         with os.scandir(fd) as entries:
-            yield from entries
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    yield entry.name.encode(code, errors), regular
+                else:
+                    kind = FileType.DIRECTORY if entry.is_dir(follow_symlinks=False) else FileType.OTHER
+                    yield entry.name.encode(code, errors), kind
+
+    def names(self, fd: int) -> list[bytes]:
+        """The names in an open directory, in no order."""
+        return [name.encode(*_NAME_CODE) for name in os.listdir(fd)]
 
     def read(self, fd: int, size: int) -> bytes:
         return os.read(fd, size)

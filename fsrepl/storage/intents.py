@@ -6,7 +6,6 @@ import base64
 import contextlib
 import enum
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,8 +125,7 @@ def drop_intents(bucket: OpenBucket, name: bytes) -> None:
 
 def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
     """Every intent file. One left incomplete by a power cut is empty, since no change began under it."""
-    for entry in sorted(bucket.fs.entries(bucket.intents), key=lambda e: e.name):
-        name = os.fsencode(entry.name)
+    for name in sorted(bucket.fs.names(bucket.intents)):
         fd = bucket.fs.open_read(bucket.intents, name)
         try:
             data = bucket.fs.read_all(fd)

@@ -8,8 +8,8 @@ design.md, section 5.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fsrepl.errors import Refused, StoreDamaged
@@ -17,7 +17,12 @@ from fsrepl.model import keys
 from fsrepl.model.version import Version, Versioning
 from fsrepl.storage import unversioned, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
+from fsrepl.storage.fs import FileType
 from fsrepl.storage.site import Site
+from fsrepl.storage.walk import Directory, in_key_order
+
+_Stored = tuple[bytes, keys.StoredName]
+"""A file name in the store, and its parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,81 +53,61 @@ def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Ver
         return
     directory, _ = keys.split(prefix)
     path = keys.stored_directory(directory)
-    with contextlib.suppress(FileNotFoundError):
-        for group in _walk(bucket, path, prefix) if path == directory else _sorted_walk(bucket, path):
-            if group[0].key.startswith(prefix):
-                yield group
+    for group in _in_order(bucket, path, prefix) if path == directory else _sorted(bucket, path):
+        if group[0].key.startswith(prefix):
+            yield group
 
 
-def _walk(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version]]:
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """The stored versions of one key, whose records are read when the list comes to them."""
+
+    path: bytes
+    names: list[_Stored]
+
+
+def _in_order(bucket: OpenBucket, start: bytes, prefix: bytes) -> Iterator[list[Version]]:
     """The versions in one directory of the store and below, in the order of keys."""
-    return versions.in_depth(path, lambda below: _steps(bucket, below, prefix))
 
+    def read(directory: Directory) -> Iterator[tuple[bytes, list[Version] | _Unread]]:
+        path, spelled, hidden = directory.path, defaultdict[bytes, list[_Stored]](list), list[_Stored]()
+        for name, kind in directory.entries:
+            if kind is FileType.DIRECTORY and keys.is_digest(name):
+                yield from ((group[0].key, group) for group in _sorted(bucket, keys.join(path, name)))
+            elif stored := versions.stored_as(name, kind):
+                (hidden if keys.is_digest(stored.name) else spelled[stored.name]).append((name, stored))
+        yield from ((group[0].key, group) for group in _read(bucket, directory.fd, path, hidden))
+        for component, names in spelled.items():
+            if (key := keys.join(path, component)).startswith(prefix):
+                yield key, _Unread(path, names)
 
-def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[list[Version] | bytes]:
-    """The entries of one directory in order: a key's versions, or a directory, which sorts as its name and a slash."""
-    files, below = _listed(bucket, path)
-    digests = [group for name in below if keys.is_digest(name) for group in _sorted_walk(bucket, keys.join(path, name))]
-    digests += _read_all(bucket, path, {n: found for n, found in files.items() if keys.is_digest(n)})
-    digests.sort(key=lambda group: group[0].key, reverse=True)
-    todo = [(keys.join(path, name), False) for name in files if not keys.is_digest(name)]
-    todo += [(keys.join(path, name) + b"/", True) for name in below if not keys.is_digest(name)]
-    for place, is_directory in sorted(todo):
-        if not place.startswith(prefix) and not (is_directory and prefix.startswith(place)):
-            continue
-        while digests and digests[-1][0].key < place:
-            yield digests.pop()
-        if is_directory:
-            yield place[:-1]
+    def enters(path: bytes) -> bool:
+        is_spelled = not keys.is_digest(keys.split(path)[1])
+        return is_spelled and (path.startswith(prefix) or prefix.startswith(path + b"/"))
+
+    for found in in_key_order(bucket.fs, bucket.versions, start, read, enters):
+        if isinstance(found, _Unread):
+            with contextlib.suppress(FileNotFoundError):
+                yield from _read(bucket, bucket.store.get(found.path), found.path, found.names)
         else:
-            name = keys.split(place)[1]
-            yield from _read_all(bucket, path, {name: files[name]})
-    yield from reversed(digests)
+            yield found
 
 
-def _sorted_walk(bucket: OpenBucket, path: bytes) -> list[list[Version]]:
+def _sorted(bucket: OpenBucket, start: bytes) -> list[list[Version]]:
     """The versions below a directory stored under a digest: their order is known only after reading all of them."""
     found: list[list[Version]] = []
-    todo = [path]
-    while todo:
-        path = todo.pop()
-        files, below = _listed(bucket, path)
-        found += _read_all(bucket, path, files)
-        todo += [keys.join(path, name) for name in below]
+    for path, fd, names in versions.walk(bucket, start):
+        found += _read(bucket, fd, path, names)
     return sorted(found, key=lambda group: group[0].key)
 
 
-def _listed(bucket: OpenBucket, path: bytes) -> tuple[dict[bytes, list[tuple[bytes, keys.StoredName]]], list[bytes]]:
-    """The stored versions by component, and the subdirectories, of a directory of the store."""
-    files: dict[bytes, list[tuple[bytes, keys.StoredName]]] = {}
-    below = []
-    fd = bucket.fs.open_dir(bucket.versions, path)
-    try:
-        for entry in bucket.fs.entries(fd):
-            name = os.fsencode(entry.name)
-            if entry.is_dir(follow_symlinks=False):
-                below.append(name)
-            elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
-                files.setdefault(stored.name, []).append((name, stored))
-    finally:
-        bucket.fs.close(fd)
-    return files, below
-
-
-def _read_all(
-    bucket: OpenBucket, path: bytes, files: Mapping[bytes, Iterable[tuple[bytes, keys.StoredName]]]
-) -> list[list[Version]]:
+def _read(bucket: OpenBucket, fd: int, path: bytes, names: Iterable[_Stored]) -> list[list[Version]]:
     """The records of stored versions in one directory, one list per key. Versions removed meanwhile are omitted."""
     groups: dict[bytes, list[Version]] = {}
-    fd = bucket.fs.open_dir(bucket.versions, path)
-    try:
-        for found in files.values():
-            for name, stored in found:
-                with contextlib.suppress(FileNotFoundError, StoreDamaged):
-                    version = versions.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
-                    groups.setdefault(version.key, []).append(version)
-    finally:
-        bucket.fs.close(fd)
+    for name, stored in names:
+        with contextlib.suppress(FileNotFoundError, StoreDamaged):
+            version = versions.read_stored(bucket, fd, keys.join(path, stored.name), stored, name)
+            groups.setdefault(version.key, []).append(version)
     return [sorted(group, key=lambda version: version.order, reverse=True) for group in groups.values()]
 
 
@@ -178,8 +163,7 @@ def versions_of(bucket: OpenBucket, key: bytes) -> list[Version]:
     except FileNotFoundError:
         return []
     try:
-        names = [os.fsencode(entry.name) for entry in bucket.fs.entries(fd)]
-        mine = [(n, s) for n in names if (s := keys.parse(n)) and not s.sidecar and s.name == component]
+        mine = [(n, s) for n in bucket.fs.names(fd) if (s := keys.parse(n)) and not s.sidecar and s.name == component]
         guess = keys.join(directory, component)
         records = [
             versions.read_stored(bucket, fd, guess, keys.StoredName(component, s.id, s.marker, False), n)

@@ -13,6 +13,7 @@ import shlex
 import stat
 
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.walk import directories, leave_out
 
 _OTHERS_READ = 0o055
 _OTHERS = 0o077
@@ -40,21 +41,13 @@ def close(fs: Fs, fd: int) -> bool:
 def close_below(fs: Fs, top: int) -> int:
     """Close everything below a folder of the daemon, except files that are also views; the number of open ones."""
     closed = 0
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        with contextlib.suppress(OSError):
-            at = fs.open_dir(top, path)
-            try:
-                for entry in fs.entries(at):
-                    name, found = os.fsencode(entry.name), entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(found.st_mode):
-                        todo.append(path + b"/" + name if path else name)
-                    if found.st_mode & _OTHERS and _is_private(found):
-                        _close_entry(fs, at, name, found)
-                        closed += 1
-            finally:
-                fs.close(at)
+    for directory in directories(fs, top, failed=leave_out):
+        for name, _ in directory.entries:
+            with contextlib.suppress(OSError):  # it is gone, or cannot be closed
+                found = fs.stat(directory.fd, name)
+                if found.st_mode & _OTHERS and _is_private(found):
+                    _close_entry(fs, directory.fd, name, found)
+                    closed += 1
     return closed
 
 

@@ -165,7 +165,7 @@ class Site:
         for bucket in self.buckets.values():
             if bucket.region == region:
                 with contextlib.suppress(FsreplError), bucket.open() as opened:
-                    opened.fs.entries(opened.fd)
+                    next(opened.fs.entries(opened.fd), None)
         self.online(region)
 
     def online(self, region: str) -> bool:

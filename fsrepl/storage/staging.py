@@ -8,6 +8,7 @@ import os
 
 from fsrepl.model import keys
 from fsrepl.storage.bucket import BARRIER, OpenBucket
+from fsrepl.storage.fs import FileType
 
 # -- after a crash
 
@@ -15,11 +16,10 @@ from fsrepl.storage.bucket import BARRIER, OpenBucket
 def sweep(bucket: OpenBucket) -> int:
     """Remove an earlier process's files from .fsrepl/tmp; their number."""
     swept = 0
-    for entry in list(bucket.fs.entries(bucket.tmp)):
-        name = os.fsencode(entry.name)
+    for name, kind in list(bucket.fs.entries(bucket.tmp)):
         if name != BARRIER:
             with contextlib.suppress(OSError):
-                remove = bucket.fs.remove_dir if entry.is_dir(follow_symlinks=False) else bucket.fs.unlink
+                remove = bucket.fs.remove_dir if kind is FileType.DIRECTORY else bucket.fs.unlink
                 remove(bucket.tmp, name)
                 swept += 1
     return swept

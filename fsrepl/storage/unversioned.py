@@ -12,48 +12,40 @@ from collections.abc import Iterator
 
 from fsrepl.model import attributes, clock, keys
 from fsrepl.model.version import NULL, Origin, Version
-from fsrepl.storage import posix, versions
+from fsrepl.storage import posix
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_FILE
+from fsrepl.storage.fs import NO_FILE, FileType
 from fsrepl.storage.view_file import open_view, open_view_if_there
+from fsrepl.storage.walk import Directory, in_key_order, leave_out
 
 
 def below(bucket: OpenBucket, prefix: bytes) -> Iterator[Version]:
-    """The objects whose keys have a prefix, in byte order, without digests, which would take long."""
-    top, _ = keys.split(prefix)
-    yield from versions.in_depth(top, lambda path: _readable(bucket, path, prefix))
+    """The objects whose keys have a prefix, in byte order, without digests, which would take long.
+
+    A directory that cannot be read has none.
+    """
+
+    def read(directory: Directory) -> Iterator[tuple[bytes, Version]]:
+        for version in in_directory(bucket, directory):
+            if version.key.startswith(prefix):
+                yield version.key, version
+
+    def enters(path: bytes) -> bool:
+        return keys.is_key(path) and (path.startswith(prefix) or prefix.startswith(path + b"/"))
+
+    start, _ = keys.split(prefix)
+    yield from in_key_order(bucket.fs, bucket.fd, start, read, enters, leave_out)
 
 
-def in_directory(bucket: OpenBucket, path: bytes) -> Iterator[Version | bytes]:
-    """The objects of one directory, and the paths of its subdirectories."""
-    return _readable(bucket, path, b"")
-
-
-def _readable(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
-    """The entries of `_steps`; an unreadable or removed directory has none."""
-    with contextlib.suppress(OSError):
-        yield from _steps(bucket, path, prefix)
-
-
-def _steps(bucket: OpenBucket, path: bytes, prefix: bytes) -> Iterator[Version | bytes]:
-    """The entries of one directory in order: objects, and subdirectories to enter."""
-    fd = bucket.fs.open_dir(bucket.fd, path)
-    try:
-        found: list[tuple[bytes, os.stat_result | None]] = []
-        for entry in bucket.fs.entries(fd):
-            key = keys.join(path, os.fsencode(entry.name))
-            if entry.is_dir(follow_symlinks=False):
-                found.append((key + b"/", None))  # a directory sorts as its name and a slash
-            elif entry.is_file(follow_symlinks=False):
-                found.append((key, entry.stat(follow_symlinks=False)))
-    finally:
-        bucket.fs.close(fd)
-    for place, status in sorted(found, key=lambda each: each[0]):
-        if status is not None:
-            if place.startswith(prefix):
-                yield _version(place, status)
-        elif keys.is_key(place[:-1]) and (place.startswith(prefix) or prefix.startswith(place)):
-            yield place[:-1]
+def in_directory(bucket: OpenBucket, directory: Directory) -> Iterator[Version]:
+    """The objects of one directory of views, without digests. Those removed meanwhile are left out."""
+    for name, kind in directory.entries:
+        key = keys.join(directory.path, name)
+        if kind is FileType.REGULAR and keys.is_key(key):
+            with contextlib.suppress(FileNotFoundError):
+                found = bucket.fs.stat(directory.fd, name)
+                if bucket.fs.is_regular(found):
+                    yield _version(key, found)
 
 
 def _version(key: bytes, found: os.stat_result) -> Version:

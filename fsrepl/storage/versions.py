@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from fsrepl.errors import RecordLost, StoreDamaged
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Version
 from fsrepl.storage import records, staging
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import GONE, LASTING
-
-T = TypeVar("T")
+from fsrepl.storage.fs import GONE, LASTING, FileType
+from fsrepl.storage.walk import Failed, directories
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,69 +220,28 @@ def read_stored(bucket: OpenBucket, at: int, key: bytes, stored: keys.StoredName
     return records.read(bucket, at, name, key).version(key, stored)
 
 
-def in_depth(top: bytes, steps: Callable[[bytes], Iterator[T | bytes]]) -> Iterator[T]:
-    """All results in a directory and below. steps: the ordered entries of a directory, bytes being a subdirectory.
-
-    The walk does not recurse, since trees may be deep.
-    """
-    under_way = [steps(top)]
-    while under_way:
-        found = next(under_way[-1], None)
-        if found is None:
-            under_way.pop()
-        elif isinstance(found, bytes):
-            under_way.append(steps(found))
-        else:
-            yield found
-
-
-def walk(bucket: OpenBucket) -> Iterator[tuple[bytes, int, list[tuple[bytes, keys.StoredName]]]]:
+def walk(bucket: OpenBucket, start: bytes = b"") -> Iterator[tuple[bytes, int, list[tuple[bytes, keys.StoredName]]]]:
     """Every directory of the store: its stored path, a descriptor, and its versions and markers."""
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        fd = bucket.fs.open_dir(bucket.versions, path)
-        try:
-            found = []
-            for entry in bucket.fs.entries(fd):
-                name = os.fsencode(entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(keys.join(path, name))
-                elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
-                    found.append((name, stored))
-            yield path, fd, found
-        finally:
-            bucket.fs.close(fd)
+    for directory in directories(bucket.fs, bucket.versions, start):
+        found = [(name, stored) for name, kind in directory.entries if (stored := stored_as(name, kind))]
+        yield directory.path, directory.fd, found
 
 
-def stream(
-    bucket: OpenBucket, unreadable: Callable[[bytes, OSError], None]
-) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
+def stream(bucket: OpenBucket, unreadable: Failed) -> Iterator[tuple[bytes, int, bytes, keys.StoredName]]:
     """Every version and marker, one at a time however large a directory is: its stored path, a descriptor, its name.
 
     Files removed meanwhile are omitted, and added ones may be. unreadable: called for each unreadable directory.
     """
-    todo = [b""]
-    while todo:
-        path = todo.pop()
-        try:
-            fd = bucket.fs.open_dir(bucket.versions, path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            unreadable(path, error)
-            continue
-        try:
-            for entry in bucket.fs.entries(fd):
-                name = os.fsencode(entry.name)
-                if entry.is_dir(follow_symlinks=False):
-                    todo.append(keys.join(path, name))
-                elif entry.is_file(follow_symlinks=False) and (stored := keys.parse(name)) and not stored.sidecar:
-                    yield path, fd, name, stored
-        except OSError as error:
-            unreadable(path, error)
-        finally:
-            bucket.fs.close(fd)
+    for directory in directories(bucket.fs, bucket.versions, failed=unreadable):
+        for name, kind in directory.entries:
+            if stored := stored_as(name, kind):
+                yield directory.path, directory.fd, name, stored
+
+
+def stored_as(name: bytes, kind: FileType) -> keys.StoredName | None:
+    """The parts of the name of a version or a marker in the store; None for anything else there."""
+    stored = keys.parse(name) if kind is FileType.REGULAR else None
+    return None if stored is None or stored.sidecar else stored
 
 
 def read_all(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[Version]:

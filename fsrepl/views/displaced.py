@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Collection, Sequence
 
@@ -20,6 +19,7 @@ from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import digests, keys
 from fsrepl.storage import intents, records, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import Entry, FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view
 from fsrepl.views import crossing, directories
@@ -37,7 +37,7 @@ def clear(
     recorded when the intent was written, though its version may have been removed for good since.
     """
     level = logging.DEBUG if intents is None else logging.WARNING
-    names = [os.fsencode(entry.name) for entry in bucket.fs.entries(bucket.displaced)]
+    names = bucket.fs.names(bucket.displaced)
     owners = _owners(bucket, journal, names, intents or ())
     for aside in names:
         try:
@@ -87,15 +87,14 @@ def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[inten
     whose = {digests.short(intent.key).encode(): intent.key for intent in intents}
     parents = directories.with_parents({keys.split(intent.key)[0] for intent in intents})
     for directory in [b"", *parents] if intents else ():
-        found: list[os.DirEntry[str]] = []
+        found: list[Entry] = []
         with contextlib.suppress(OSError):
             at = bucket.views.get(directory)
             found = list(bucket.fs.entries(at))
-        for entry in found:
-            name = os.fsencode(entry.name)
+        for name, kind in found:
             digest, is_whole = crossing.owner(name)
             with contextlib.suppress(OSError):  # a file that cannot be cleared now is captured like any other
-                if digest and entry.is_dir(follow_symlinks=False):
+                if digest and kind is FileType.DIRECTORY:
                     bucket.fs.remove_dir(at, name)
                 elif key := whose.get(digest):
                     _clear_beside(bucket, journal, at, name, key, is_whole=is_whole)

@@ -9,11 +9,12 @@ Source: s3-semantics, section 0 (14) and 9 (1); design.md, section 5.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 
 from fsrepl.model import attributes, keys
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import FileType
+from fsrepl.storage.walk import Directory, directories
 
 
 def describe(bucket: OpenBucket, key: bytes) -> str:
@@ -59,16 +60,20 @@ def _kind(mode: int) -> str:
 
 def clear(bucket: OpenBucket, path: bytes) -> bool:
     """Remove a directory that replication made, if it holds only others of that kind; whether it is gone."""
+    paths = []
     try:
-        fd = bucket.views.get(path)
-        if bucket.fs.attribute(fd, attributes.MADE) is None:
-            return False
-        for entry in list(bucket.fs.entries(fd)):
-            if not entry.is_dir(follow_symlinks=False) or not clear(bucket, keys.join(path, os.fsencode(entry.name))):
+        for directory in directories(bucket.fs, bucket.fd, path):
+            if not _is_made_and_without_files(bucket, directory):
                 return False
+            paths.append(directory.path)
     except OSError:
         return False
-    return remove_made(bucket, path)
+    return bool(paths) and all(remove_made(bucket, each) for each in reversed(paths))
+
+
+def _is_made_and_without_files(bucket: OpenBucket, directory: Directory) -> bool:
+    is_made = bucket.fs.attribute(directory.fd, attributes.MADE) is not None
+    return is_made and all(kind is FileType.DIRECTORY for _, kind in directory.entries)
 
 
 def remove_made(bucket: OpenBucket, path: bytes) -> bool:

@@ -166,6 +166,19 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(world: World) -> N
             return
 
 
+def test_a_bucket_is_removed_however_deep_its_directories_are(world: World) -> None:
+    """Deeper than Python's stack, and than a process may have files open."""
+    top = os.open(world.path(bucket=OTHER), os.O_RDONLY)
+    for _ in range(1_500):
+        os.mkdir("d", dir_fd=top)
+        below = os.open("d", os.O_RDONLY, dir_fd=top)
+        os.close(top)
+        top = below
+    os.close(top)
+    world.run("bucket.rm", bucket=OTHER, purge=True)
+    assert not world.path(bucket=OTHER).exists()
+
+
 def test_another_bucket_in_its_place_is_not_removed(world: World) -> None:
     """G8: what a command may remove is the bucket that the site knows, and no other."""
     world.write("k", b"k", OTHER)

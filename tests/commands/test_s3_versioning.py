@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from fsrepl.errors import Refused
 from fsrepl.model.version import NULL, Origin, Status
 from fsrepl.storage import listing
+from tests.doubles import UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World, v1
 
 ENABLED, SUSPENDED = "Enabled", "Suspended"
@@ -619,3 +621,58 @@ def test_without_versioning_a_file_is_all_there_is_of_an_object(world: World) ->
         assert world.refused("object.rm", bucket="east/plain", key=key.encode(), version_id=None) == "InvalidRequest"
     assert world.path(".fsrepl/bucket.json", "east/plain").exists()
     assert not world.path(".fsrepl/versions", "east/plain").exists()
+
+
+class RemovingFs(UnsyncedFs):
+    """A file is removed after its directory was listed, and before it is looked at."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name, self.removed = name, False
+
+    def stat(self, at: int, name: bytes) -> os.stat_result:
+        if name == self.name and not self.removed:
+            self.removed = True
+            os.unlink(name, dir_fd=at)
+        return super().stat(at, name)
+
+
+def test_a_list_without_versioning_has_all_objects_but_those_removed_meanwhile(tmp_path: Path) -> None:
+    """Section 4: one file that goes while its directory is listed takes no other out of the list."""
+    with World(tmp_path, fs=RemovingFs(b"gone"), replicate=False) as world:
+        world.run("bucket.create", bucket="east/plain", versioning=False)
+        for key in ("d/a", "d/gone", "d/z"):
+            world.write(key, b"", "east/plain")
+        with listing.open_bucket(world.engine.site, "east/plain") as opened:
+            found, _ = listing.entries(opened, b"", versions=True, page=listing.Page())
+        assert [entry.version.key for entry in found] == [b"d/a", b"d/z"]
+
+
+@pytest.mark.parametrize("prefix", [".fsrepl/", ".fsrepl/b", ".fsrepl", ".fs"])
+def test_documents_of_a_bucket_without_versioning_are_no_objects(world: World, prefix: str) -> None:
+    """Design 2: `.fsrepl` is the one name that is never a key, whatever prefix is asked for."""
+    world.run("bucket.create", bucket="east/plain", versioning=False)
+    with listing.open_bucket(world.engine.site, "east/plain") as opened:
+        assert listing.entries(opened, prefix.encode(), versions=True, page=listing.Page()) == ([], False)
+
+
+class ForgettingFs(UnsyncedFs):
+    """A directory of the store goes when it is about to be opened, as one whose last version is removed for good."""
+
+    lost = b""
+
+    def open_dir(self, at: int, path: bytes, *, cross: bool = False) -> int:
+        if self.lost and path == self.lost:
+            self.lost = b""
+            shutil.rmtree(path, dir_fd=at)
+        return super().open_dir(at, path, cross=cross)
+
+
+def test_a_list_goes_on_after_a_directory_that_is_removed_meanwhile(tmp_path: Path) -> None:
+    """Section 4: it does not end there, as if nothing followed."""
+    fs = ForgettingFs()
+    with World(tmp_path, fs=fs, replicate=False) as world:
+        for key in ("a/k", "b/k", "c/k"):
+            world.write(key, b"")
+        world.settle()
+        fs.lost = b"b"
+        assert listed(world) == ["a/k*", "c/k*"]

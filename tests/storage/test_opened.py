@@ -15,6 +15,8 @@ import pytest
 from fsrepl.commands import doctor, doctor_facts, status
 from fsrepl.commands.doctor import Finding, Level
 from fsrepl.daemon import live
+from fsrepl.storage import privacy
+from tests.doubles import UnsyncedFs
 from tests.storage.test_privacy import ACL_NAME
 from tests.views.test_directories import LETS_1001_IN
 from tests.world import DESTINATION, SOURCE, USER, World
@@ -85,6 +87,30 @@ def test_what_opens_a_whole_bucket_opens_no_stored_version(
     assert [f.level for f in found(world) if (f.area, f.where) == ("privacy", SOURCE)] == [Level.WARNING]
     world.settle()
     assert world.tree(DESTINATION) == {"d/k": b"k"}
+
+
+class RacingFs(UnsyncedFs):
+    """What is closed first is removed by another step just before."""
+
+    raced = False
+
+    def open_inode(self, at: int, name: bytes) -> int:
+        if not self.raced:
+            self.raced = True
+            os.unlink(name, dir_fd=at)
+        return super().open_inode(at, name)
+
+
+def test_what_goes_meanwhile_keeps_nothing_else_open(tmp_path: Path) -> None:
+    """Section 2: the daemon removes staged files all the time; those beside them are closed all the same."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch(0o644)
+    top = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert privacy.close_below(RacingFs(), top) == 2
+    finally:
+        os.close(top)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600, 0o600]
 
 
 def test_the_command_that_leaves_it_out(world: World) -> None:
