@@ -18,7 +18,7 @@ from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED, Change
 from fsrepl.s3 import replication
 from fsrepl.settings import Settings
-from fsrepl.storage import copying, publishing, versions
+from fsrepl.storage import copying, publishing, sharing, versions
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.documents import write_document
 from fsrepl.storage.fs import NO_SPACE, Fs
@@ -127,26 +127,20 @@ def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
                     small += size
                 else:
                     large += size
-    sharing = settings.regions[region].sharing
-    copied = 0 if sharing == "link" else small if sharing == "auto" and large and _can_clone(fs, top) else small + large
+    mode = settings.regions[region].sharing
+    copied = 0 if mode == "link" else small if mode == "auto" and large and _shares(fs, top) else small + large
     free, total = fs.space(top)
-    kept = settings.capture.keep_free.needed(total) if sharing != "link" else 0
+    kept = settings.capture.keep_free.needed(total) if mode != "link" else 0
     needed = objects * _RECORD_BYTES + copied
     return Room(objects, small + large, needed, free if total else max(free, needed), kept)
 
 
-def _can_clone(fs: Fs, at: int) -> bool:
-    """Whether files here share blocks, so that large ones are stored without taking space."""
-    with contextlib.ExitStack() as stack:
-        try:
-            one, other = (fs.create_unnamed(at) for _ in range(2))
-            stack.callback(fs.close, one)
-            stack.callback(fs.close, other)
-            fs.write(one, bytes(4096))
-            fs.clone(other, one)
-        except OSError:
-            return False
-    return True
+def _shares(fs: Fs, at: int) -> bool:
+    """Whether a stored version of a large file takes no space; False where that cannot be tried."""
+    try:
+        return sharing.shares_blocks(fs, at)
+    except OSError:
+        return False
 
 
 def versioning_of(site: Site, address: str) -> Versioning:

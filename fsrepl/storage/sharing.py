@@ -9,32 +9,44 @@ import os
 from fsrepl.model.version import Posix
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import Bucket, OpenBucket
-from fsrepl.storage.fs import UNSUPPORTED
-
-# -- sharing of storage by view and store
+from fsrepl.storage.fs import UNSUPPORTED, Fs
 
 
 def can_reflink(bucket: OpenBucket) -> bool:
     """Whether this bucket's filesystem shares blocks between files, found by one trial."""
     known = bucket.bucket.reflinks
     if known is None:
-        fs, a, b = bucket.fs, staging.token(), staging.token()
-        from_fd = fs.create(bucket.tmp, a)
-        to_fd = fs.create(bucket.tmp, b)
+        known = bucket.bucket.reflinks = shares_blocks(bucket.fs, bucket.tmp)
+    return known
+
+
+def shares_blocks(fs: Fs, at: int) -> bool:
+    """Whether files in an open directory can share blocks, found by a trial that leaves no file. Raises OSError where
+    that cannot be tried, as without write permission."""
+    with contextlib.ExitStack() as closing:
+        closing.callback(fs.close, one := _scratch_file(fs, at))
+        closing.callback(fs.close, other := _scratch_file(fs, at))
+        fs.write(one, bytes(4096))
         try:
-            fs.write(from_fd, bytes(4096))
-            fs.clone(to_fd, from_fd)
-            known = True
+            fs.clone(other, one)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            known = False
-        finally:
-            for fd, name in ((from_fd, a), (to_fd, b)):
-                fs.close(fd)
-                fs.unlink(bucket.tmp, name)
-        bucket.bucket.reflinks = known
-    return known
+            return False
+        return True
+
+
+def _scratch_file(fs: Fs, at: int) -> int:
+    """A file that is gone once it is closed. NFS and others that share blocks have no files without a name."""
+    try:
+        return fs.create_unnamed(at)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    name = b".fsrepl-probe-" + staging.token()
+    fd = fs.create(at, name)
+    fs.unlink(at, name)
+    return fd
 
 
 def can_link(bucket: OpenBucket) -> bool:
