@@ -308,7 +308,7 @@ def retry_waiting(region: Worker, address: str, prefix: bytes) -> int:
     """Try a bucket's waiting deliveries at once; how many."""
     pending = region.engine.journal.deliveries.select(address, status=Status.PENDING, prefix=prefix)
     waiting = sum(_in_scope(recorded.key, prefix) for recorded in pending)
-    for other in region.regions.values():
+    for other in region.receivers.values():
         other.post(RetryNow(address))
     return waiting
 

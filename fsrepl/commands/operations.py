@@ -59,7 +59,7 @@ def local_engine(settings: Settings) -> Iterator[Engine]:
     engine = Engine(settings)
     try:
         yield engine
-        for region in engine.regions.values():
+        for region in engine.receivers.values():
             region.last_turn()
     finally:
         engine.close()
@@ -182,9 +182,9 @@ def _capture(engine: Engine, request: requests.Capture) -> Answer:
 
 
 def _finish_turn(engine: Engine, request: requests.FinishTurn) -> Answer:
-    for name in list(engine.regions):
+    for region in list(engine.receivers.values()):
         with contextlib.suppress(TimeoutError):
-            engine.regions[name].ask(lambda: None, _PASS_S)
+            region.ask(lambda: None, _PASS_S)
     return {}
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from fsrepl.capture import barrier, schedule
 from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.lifecycle import act
-from fsrepl.model.address import region_of
 from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState, Damaged, Phase
 from fsrepl.region.mailbox import DropQueues, Probe, RetryNow
+from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import rebuild, reconcile, recover, refetch
@@ -36,8 +36,10 @@ log = logging.getLogger("fsrepl")
 class Attaching(Region):
     """A region that attaches its buckets when they are there, and suspends them when they are not."""
 
-    def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
-        super().__init__(engine, name, regions)
+    def __init__(
+        self, engine: Runtime, name: str, regions: Mapping[str, Region], receivers: Mapping[str, Receiver]
+    ) -> None:
+        super().__init__(engine, name, regions, receivers)
         self.probed = False
         """Whether its buckets have been probed once."""
 
@@ -148,7 +150,7 @@ class Attaching(Region):
         for queue in self.queues.values():
             if queue.destination == address:
                 queue.retry_now()
-        for region in self.regions.values():
+        for region in self.receivers.values():
             if region is not self:
                 region.post(RetryNow(address))
         schedule.begin(self, state)
@@ -204,7 +206,7 @@ class Attaching(Region):
         first, state.documents = state.documents is None, documents
         self.engine.remember_replication(bucket.address, documents.replication)
         if not first:
-            for region in self.regions.values():
+            for region in self.receivers.values():
                 region.post(RetryNow(bucket.address))
             if state.is_up:
                 deliveries.enqueue_all(self, state)
@@ -212,9 +214,7 @@ class Attaching(Region):
 
     def retry_now(self, address: str) -> None:
         """Retry all that waits for a bucket, since it came back or its settings changed."""
-        for queue in self.queues.values():
-            if address in (queue.source, queue.destination):
-                queue.retry_now()
+        super().retry_now(address)
         refetch.retry_now(self)
         for state in self.states.values():
             if state.is_up and state.stripped:
@@ -222,15 +222,13 @@ class Attaching(Region):
                     self._index(state, bucket)
                     deliveries.enqueue_all(self, state)
 
-    def retry_now_from(self, region: str) -> None:
-        """Retry deliveries from a region that hung and moves again."""
-        for queue in self.queues.values():
-            if region_of(queue.source) == region:
-                queue.retry_now()
+    def has_looked(self) -> bool:
+        """Whether every bucket is scanned, or away."""
+        return self.probed and all(state.is_scanned or not state.is_up for state in list(self.states.values()))
 
     def put_down(self, address: str) -> None:
         """Suspend a bucket that is about to be removed."""
         if (state := self.states.pop(address, None)) is not None:
             self.suspend(state, Phase.AWAY, "it is removed")
-        for region in self.regions.values():
+        for region in self.receivers.values():
             region.post(DropQueues(address))

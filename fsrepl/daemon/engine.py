@@ -14,6 +14,7 @@ from fsrepl.daemon.worker import Worker
 from fsrepl.model.address import region_of
 from fsrepl.region.change_queue import Watcher
 from fsrepl.region.mailbox import Probe, Reconfigure, Requeue, RetryNowFrom
+from fsrepl.region.receiver import Receiver
 from fsrepl.region.runtime import Runtime
 from fsrepl.settings import Settings
 from fsrepl.storage.fs import Fs
@@ -30,8 +31,10 @@ class Engine(Runtime):
             self._begin()
         self.site.look()
         self.regions: dict[str, Worker] = {}
+        self.receivers: dict[str, Receiver] = {}
+        """The threads of all regions by name, those of `regions` among them."""
         for name in settings.regions:
-            self.regions[name] = Worker(self, name, self.regions)
+            self._add_region(name)
 
     def _begin(self) -> None:
         journal = self.journal
@@ -45,6 +48,10 @@ class Engine(Runtime):
             for address, bucket in self.site.buckets.items():
                 journal.bucket_id(address, bucket.uuid)
 
+    def _add_region(self, name: str) -> Worker:
+        region = self.regions[name] = self.receivers[name] = Worker(self, name, self.regions, self.receivers)
+        return region
+
     def region_of(self, address: str) -> Worker:
         return self.regions[region_of(address)]
 
@@ -52,7 +59,7 @@ class Engine(Runtime):
 
     def turn(self) -> bool:
         """Run one turn of every region, in order, without threads; whether anything was done."""
-        busy = [region.turn() for region in self.regions.values()]  # all of them, whether or not one was busy
+        busy = [region.turn() for region in self.receivers.values()]  # all of them, whether or not one was busy
         return any(busy)
 
     def run_until_idle(self, turns_max: int = 10_000) -> bool:
@@ -62,9 +69,9 @@ class Engine(Runtime):
     def look_for_stuck(self) -> None:
         """Note which regions hang; retry deliveries from a region that moves again."""
         now_s = time.monotonic()
-        for region in list(self.regions.values()):
+        for region in list(self.receivers.values()):
             if region.pulse.look(region.thread, busy=region.busy_since_s > 0, now_s=now_s):
-                for other in self.regions.values():
+                for other in self.receivers.values():
                     other.post(RetryNowFrom(region.name))
 
     # -- new settings, and the end
@@ -83,6 +90,7 @@ class Engine(Runtime):
                 self.journal.bucket_id(address, bucket.uuid)
         for name in [n for n in self.regions if n not in settings.regions]:
             region = self.regions.pop(name)
+            del self.receivers[name]
             region.stopping = True
             region.wake()
             if self.watcher is not None:
@@ -90,9 +98,9 @@ class Engine(Runtime):
                     self.watcher.forget(address)
         for name in settings.regions:
             if name not in self.regions:
-                self.regions[name] = Worker(self, name, self.regions)
+                region = self._add_region(name)
                 if self.threaded:
-                    self.regions[name].start()
+                    region.start()
         for region in self.regions.values():
             region.changes.configure(settings.capture)
             region.post(Reconfigure())

@@ -83,7 +83,7 @@ def _shown(found: Names) -> dict[str, str]:
 
 
 def _queues(engine: Engine) -> list[Queue]:
-    return [queue for region in list(engine.regions.values()) for queue in list(region.queues.values())]
+    return [queue for region in list(engine.receivers.values()) for queue in list(region.queues.values())]
 
 
 def _blocked(engine: Engine) -> list[Document]:

@@ -24,7 +24,6 @@ from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
 from fsrepl.daemon.lock import Lock
 from fsrepl.daemon.requests import Request, Wait
-from fsrepl.daemon.worker import Worker
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock
 from fsrepl.region.reporter import Formatter
@@ -116,7 +115,7 @@ class Daemon:
         engine.threaded = True
         self.hooks.configure(engine.settings.events)
         self.watcher.start()
-        for region in engine.regions.values():
+        for region in engine.receivers.values():
             region.start()
         self.exporter.configure(engine.settings.metrics)
         server = control.Server(engine.settings.state, self.handle, self._commands_max)
@@ -139,11 +138,11 @@ class Daemon:
         if self._reload.is_set():
             self._reload.clear()
             self.reload()
-        dead = [r.name for r in self.engine.regions.values() if r.thread and not r.thread.is_alive()]
+        dead = [r.name for r in self.engine.receivers.values() if r.thread and not r.thread.is_alive()]
         if dead or not self.watcher.is_alive():
             log.error("stopping: the thread of %s ended; the cause is above", ", ".join(dead) or "the watcher")
             return 1
-        if not self.ready and all(map(self._has_looked, self.engine.regions.values())):
+        if not self.ready and all(region.has_looked() for region in self.engine.receivers.values()):
             self.ready = True
             log.info("ready watching=%d directories", self.watcher.watched)
             systemd.notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
@@ -156,11 +155,6 @@ class Daemon:
         self.lock.keep()
         systemd.notify("WATCHDOG=1")
         return 0
-
-    @staticmethod
-    def _has_looked(region: Worker) -> bool:
-        """Whether every bucket of a region is scanned, or away."""
-        return region.probed and all(state.is_scanned or not state.is_up for state in list(region.states.values()))
 
     def reload(self) -> None:
         """Read the settings again; where they cannot be read the old ones stay in force."""
@@ -183,18 +177,18 @@ class Daemon:
         server.close()
         self.engine.fs.interrupted = True
         self.engine.stop_workers(_WORKERS_S)  # before the regions, which finish the results of background workers
-        for region in self.engine.regions.values():
+        for region in self.engine.receivers.values():
             region.stopping = True
             region.wake()
         until_s = time.monotonic() + 8
-        for region in self.engine.regions.values():
+        for region in self.engine.receivers.values():
             if region.thread is not None:
                 region.thread.join(max(0.1, until_s - time.monotonic()))
         self.watcher.stop()
         self.ready = False
         self.exporter.close()
         self.hooks.close()
-        regions = [r.name for r in self.engine.regions.values() if r.thread and r.thread.is_alive()]
+        regions = [r.name for r in self.engine.receivers.values() if r.thread and r.thread.is_alive()]
         self.hangs = bool(regions) or not self.engine.stop_workers(_WORKERS_S)
         if self.hangs:
             log.warning("left behind regions=%s: a filesystem hangs", ",".join(regions) or "-")
@@ -241,7 +235,7 @@ class Daemon:
 
     def status(self) -> dict[str, object]:
         """The daemon's own knowledge: what runs, and what waits and why."""
-        regions = self.engine.regions.values()
+        regions = self.engine.receivers.values()
         return {
             "running": True,
             "pid": os.getpid(),

@@ -11,12 +11,11 @@ import contextlib
 import functools
 import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 
 from fsrepl.capture import barrier, ingest, schedule
-from fsrepl.daemon.attach import PROBE_S, Attaching
+from fsrepl.daemon.attach import Attaching
 from fsrepl.errors import BucketMissing, FsreplError
 from fsrepl.lifecycle import run
 from fsrepl.model.version import Versioning
@@ -25,20 +24,13 @@ from fsrepl.region.bucket_state import BucketState, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
-    Acknowledged,
-    Call,
-    DropQueues,
     LookAtDirectories,
     Message,
     Probe,
     Reconfigure,
     Requeue,
-    RetryNow,
-    RetryNowFrom,
-    TakeOver,
-    WakeBacklog,
-    WithdrawMarkers,
 )
+from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
@@ -65,37 +57,14 @@ log = logging.getLogger("fsrepl")
 class Worker(Attaching):
     """The loop of one region. Other threads use its mailbox and its change queue only."""
 
-    def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
-        super().__init__(engine, name, regions)
-        self.stopping = False
-        self.busy_since_s = 0.0
+    def __init__(
+        self, engine: Runtime, name: str, regions: Mapping[str, Region], receivers: Mapping[str, Receiver]
+    ) -> None:
+        super().__init__(engine, name, regions, receivers)
         self._ways: Rotation[tuple[str, str]] = Rotation()
         self._journal_faults, self._journal_fault_at_s = 0, 0.0
 
     # -- the thread
-
-    def start(self) -> None:
-        self.thread = threading.Thread(target=self.run, name=f"region {self.name}", daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        while not self.stopping:
-            self._wake.clear()
-            self.busy_since_s = time.monotonic()
-            try:
-                with self.engine.run_lock.held():
-                    busy = self.turn()
-            except sqlite3.Error:
-                raise
-            except Exception:
-                log.exception("set aside region=%s: an unexpected error in a step", self.name)
-                busy = False
-                self._wake.wait(1.0)
-            self.busy_since_s = 0.0
-            if not busy:
-                due = self.next_s()
-                self._wake.wait(None if due is None else max(0.0, min(PROBE_S, due - time.monotonic())))
-        self.last_turn()
 
     def _begin_again(self, error: sqlite3.Error) -> None:
         """Start over after the journal could not be written, as on a full disk: current work may be recorded in part.
@@ -123,10 +92,9 @@ class Worker(Attaching):
             region.post(Requeue())
 
     def last_turn(self) -> None:
-        """Record finished work before stopping."""
         with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
             refetch.repair_damaged(self)
-            self._finish_background()
+            self.finish_background()
             settle.settle_due(self)
             for state in self.states.values():
                 if state.is_up:
@@ -136,7 +104,6 @@ class Worker(Attaching):
                         reconcile.sign(bucket, self.engine.journal)
 
     def turn(self) -> bool:
-        """Run one step of each kind; whether there was anything to do."""
         try:
             return self._turn()
         except sqlite3.Error as error:
@@ -147,7 +114,7 @@ class Worker(Attaching):
 
     def _turn(self) -> bool:
         self.worked_for.clear()
-        busy = self.read_inbox() | self._finish_background()
+        busy = self.read_inbox() | self.finish_background()
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.probe_buckets()
@@ -166,37 +133,10 @@ class Worker(Attaching):
         self._label_views(busy=busy)
         return busy
 
-    def read_inbox(self) -> bool:
-        """Carry out posted messages; whether there were any."""
-        busy = False
-        while self.inbox:
-            self._carry_out(self.inbox.popleft())
-            busy = True
-        return busy
-
-    def _carry_out(self, message: Message) -> None:
+    def carry_out(self, message: Message) -> None:
         match message:
-            case TakeOver(batch):
-                for each in batch:
-                    self.queue(each.source, each.destination).add(each)
-            case Acknowledged(source, destination, batch):
-                self.queue(source, destination).backlog.settled(batch)
-            case WakeBacklog(source, destination, start_over):
-                backlog = self.queue(source, destination).backlog
-                backlog.start_over() if start_over else backlog.wake()
             case LookAtDirectories(address, paths):
                 following.note_all(self, address, paths)
-            case RetryNow(address):
-                self.retry_now(address)
-            case RetryNowFrom(region):
-                self.retry_now_from(region)
-            case DropQueues(source):
-                for at in [at for at in self.queues if at[0] == source]:
-                    self.queues.pop(at).backlog.close()
-            case WithdrawMarkers(source):
-                for queue in self.queues.values():
-                    if queue.source == source:
-                        queue.withdraw_markers()
             case Requeue():
                 for state in self.states.values():
                     if state.is_up:
@@ -205,19 +145,10 @@ class Worker(Attaching):
                 self.configure()
             case Probe():
                 self.probe_now()
-            case Call(run):
-                run()
-
-    def _finish_background(self) -> bool:
-        """Finish the results of background workers; whether there were any."""
-        busy = False
-        while self.background_done:
-            self.background_done.popleft()()
-            busy = True
-        return busy
+            case _:
+                super().carry_out(message)
 
     def next_s(self) -> float | None:
-        """The monotonic time of the next thing to do."""
         due = [self._probe_at_s]
         scans = any(state.scans or state.directories for state in self.states.values() if state.is_up)
         if self.inbox or self.background_done or scans:

@@ -10,6 +10,7 @@ from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import TakeOver, WakeBacklog
+from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
 from fsrepl.storage import records
@@ -37,9 +38,9 @@ def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
     A marker of a bucket that is HALTED stays PENDING and is passed to nobody, and so does one of which it is not
     decided yet whether it will be: see region/halting.py. A marker that a backfill sends was asked for, and goes.
     """
-    by_region: dict[Region, list[Delivery]] = {}
+    by_region: dict[Receiver, list[Delivery]] = {}
     for each in deliveries:
-        other = region.regions.get(region_of(each.destination))
+        other = region.receivers.get(region_of(each.destination))
         refusal = rules.orphaned(region.engine.site.buckets[each.source].replication, each.rule, each.destination)
         if refusal or other is None:
             region.receive([Outcome(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
@@ -90,7 +91,7 @@ def _send_backlog(region: Region, state: BucketState) -> None:
     state.orphaned.clear()
     for destination, rule_id in region.engine.journal.backlog.ways(state.bucket.address):
         why = rules.orphaned(state.bucket.replication, rule_id, destination)
-        if region_of(destination) not in region.regions:
+        if region_of(destination) not in region.receivers:
             why = "DstBucketInvalidRegion"
         if why:
             state.orphaned[destination, rule_id] = why
@@ -100,7 +101,7 @@ def _send_backlog(region: Region, state: BucketState) -> None:
 
 def wake_backlog(region: Region, source: str, destination: str, *, start_over: bool = False) -> None:
     """Announce pending backfill deliveries from a source here to the destination's region."""
-    other = region.regions.get(region_of(destination))
+    other = region.receivers.get(region_of(destination))
     if other is None:
         _send_backlog(region, region.states[source])
     else:

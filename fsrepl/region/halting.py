@@ -114,7 +114,7 @@ def _halt(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     log.warning("halted bucket=%s: %s", bucket.address, made.describe(bucket.address))
     deletions.clear()
     _release(region, state)  # into deliveries.hand_over, which holds them
-    for other in region.regions.values():
+    for other in region.receivers.values():
         other.post(WithdrawMarkers(bucket.address))
     region.engine.notify()
 

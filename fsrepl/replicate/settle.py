@@ -83,7 +83,7 @@ def _acknowledge(region: Region, outcomes: Sequence[Outcome]) -> None:
         if outcome.delivery.job:
             by_way.setdefault((outcome.delivery.source, outcome.delivery.destination), []).append(outcome.delivery)
     for (source, destination), done in by_way.items():
-        if (other := region.regions.get(region_of(destination))) is not None:
+        if (other := region.receivers.get(region_of(destination))) is not None:
             other.post(Acknowledged(source, destination, done))
 
 

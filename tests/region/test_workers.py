@@ -17,7 +17,7 @@ from fsrepl.commands import objects
 from fsrepl.daemon import live
 from fsrepl.errors import Unavailable
 from fsrepl.model.version import Versioning
-from fsrepl.region import region as regions
+from fsrepl.region import receiver
 from fsrepl.region.bucket_state import Damaged
 from fsrepl.region.mailbox import Call
 from fsrepl.region.pulse import STUCK_S, Pulse
@@ -331,7 +331,7 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Two sources; threads are told of, and what is posted to a region stays where it is until a test takes it."""
-    monkeypatch.setattr(regions, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(receiver, "_ANSWER_S", 0.05)
     with World(tmp_path, buckets=(SOURCE, DESTINATION, "north/src")) as world:
         world.write("k", b"k")
         world.settle()
@@ -367,7 +367,7 @@ def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
     asked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Section 7: the outcome will be known."""
-    monkeypatch.setattr(regions, "_BEGUN_S", 0.1)
+    monkeypatch.setattr(receiver, "_BEGUN_S", 0.1)
     run_as_check, region = RunAsCheck(), asked.region()
 
     def hang() -> None:
@@ -384,7 +384,7 @@ def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
 
 def test_a_region_that_is_busy_is_waited_for(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 7: however long that is."""
-    monkeypatch.setattr(regions, "_BEGUN_S", 0.05)
+    monkeypatch.setattr(receiver, "_BEGUN_S", 0.05)
     monkeypatch.setattr(asked.region(), "post", lambda call: threading.Timer(0.3, call.run).start())
     assert asked.region().ask(lambda: "done") == "done"
 

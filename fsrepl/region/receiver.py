@@ -1,0 +1,317 @@
+"""What takes deliveries: one thread with a mailbox, and a queue for each pair of a source and a destination.
+
+A region of this machine takes deliveries into its trees (region.py), and does all other work in them besides. A region
+that is an S3 service only takes deliveries (daemon/uplink.py): it has no trees, views or scans. Only the thread itself
+changes its state. Work for another region is posted to it, and work that cannot be done now waits in a queue with the
+time of its next try.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+from fsrepl.errors import FsreplError, Unavailable, reason
+from fsrepl.model import keys
+from fsrepl.model.address import region_of
+from fsrepl.region import delivery_queue
+from fsrepl.region.delivery_queue import Queue
+from fsrepl.region.mailbox import (
+    Acknowledged,
+    Call,
+    DropQueues,
+    Message,
+    RetryNow,
+    RetryNowFrom,
+    TakeOver,
+    WakeBacklog,
+    WithdrawMarkers,
+)
+from fsrepl.region.pulse import Pulse
+from fsrepl.region.runtime import Runtime
+from fsrepl.storage.fs import NO_SPACE
+from fsrepl.storage.journal import database
+from fsrepl.storage.journal.rows import Delivery, Outcome
+
+log = logging.getLogger("fsrepl")
+
+_IDLE_MAX_S = 1.0
+"""The longest sleep of an idle thread."""
+_ALIVE_S = 0.5
+_ANSWER_S = 5.0
+"""How long a caller waits for a region that hangs and has not begun the work."""
+_BEGUN_S = 30.0
+"""And once it has begun: that may be one slow disk, and the work cannot be cancelled."""
+
+T = TypeVar("T")
+
+
+class Sources(abc.ABC):
+    """Where outcomes of deliveries go: a region that has sources."""
+
+    pulse: Pulse
+
+    @abc.abstractmethod
+    def receive(self, outcomes: Iterable[Outcome]) -> None:
+        """Queue outcomes of deliveries from buckets here. Called by other threads."""
+
+
+class Receiver(abc.ABC):
+    """See the module. Other threads call only post and ask."""
+
+    def __init__(self, engine: Runtime, name: str, sources: Mapping[str, Sources]) -> None:
+        self.engine, self.name = engine, name
+        self._sources = sources
+        self.inbox: deque[Message] = deque()
+        self.background_done: deque[Callable[[], None]] = deque()
+        """Last steps of background work, to be run in this thread."""
+        self.queues: dict[tuple[str, str], Queue] = {}
+        self._wake = threading.Event()
+        self.pulse = Pulse()
+        """Whether the thread hangs, as observed by the daemon."""
+        self.thread: threading.Thread | None = None
+        self.stopping = False
+        self.busy_since_s = 0.0
+
+    # -- the thread
+
+    @abc.abstractmethod
+    def turn(self) -> bool:
+        """Run one step of each kind; whether there was anything to do."""
+
+    @abc.abstractmethod
+    def next_s(self) -> float | None:
+        """The monotonic time of the next thing to do."""
+
+    @abc.abstractmethod
+    def last_turn(self) -> None:
+        """Record finished work before stopping."""
+
+    @abc.abstractmethod
+    def has_looked(self) -> bool:
+        """Whether every bucket was looked at once since the start, or is away."""
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self.run, name=f"region {self.name}", daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.stopping:
+            self._wake.clear()
+            self.busy_since_s = time.monotonic()
+            try:
+                with self.engine.run_lock.held():
+                    busy = self.turn()
+            except sqlite3.Error:
+                raise
+            except Exception:
+                log.exception("set aside region=%s: an unexpected error in a step", self.name)
+                busy = False
+                self._wake.wait(1.0)
+            self.busy_since_s = 0.0
+            if not busy:
+                due = self.next_s()
+                self._wake.wait(None if due is None else max(0.0, min(_IDLE_MAX_S, due - time.monotonic())))
+        self.last_turn()
+
+    # -- messages
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def pause(self, seconds: float) -> None:
+        """Let other regions' threads run for a moment; any new work ends the pause."""
+        with self.engine.run_lock.released():
+            self._wake.wait(seconds)
+        self._wake.clear()
+
+    def post(self, message: Message) -> None:
+        """Queue a message for this region's thread."""
+        self.inbox.append(message)
+        self.wake()
+
+    def ask(self, what: Callable[[], T], timeout_s: float | None = None) -> T:
+        """Run a function in this region's thread, between its batches; its result, or its exception.
+
+        Raises Unavailable where the region stopped first, or hangs; TimeoutError. A busy region is waited for without a
+        limit. Work that had not begun when the region hung is not done later either.
+        """
+        if not self.engine.threaded:
+            return what()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # the caller has given up
+            try:
+                future.set_result(what())
+            except BaseException as error:
+                future.set_exception(error)
+                if isinstance(error, sqlite3.Error) and database.is_passing(error):
+                    raise  # the caller receives it, and the region starts again
+
+        self.post(Call(run))
+        since_s = time.monotonic()
+        while not future.done():
+            waited_s = time.monotonic() - since_s
+            if self.thread is not None and not self.thread.is_alive():
+                raise Unavailable(f"region {self.name} has stopped")
+            if timeout_s is not None and waited_s >= timeout_s:
+                raise TimeoutError
+            if timeout_s is None and self.pulse.is_stuck:
+                _give_up(future, self.name, waited_s)
+            wait([future], _ALIVE_S if timeout_s is None else min(timeout_s - waited_s, _ALIVE_S))
+        return future.result()
+
+    def read_inbox(self) -> bool:
+        """Carry out posted messages; whether there were any."""
+        busy = False
+        while self.inbox:
+            self.carry_out(self.inbox.popleft())
+            busy = True
+        return busy
+
+    def carry_out(self, message: Message) -> None:
+        """Carry out one message; here those about deliveries. Others are not for a thread without trees."""
+        match message:
+            case TakeOver(batch):
+                for each in batch:
+                    self.queue(each.source, each.destination).add(each)
+            case Acknowledged(source, destination, batch):
+                self.queue(source, destination).backlog.settled(batch)
+            case WakeBacklog(source, destination, start_over):
+                backlog = self.queue(source, destination).backlog
+                backlog.start_over() if start_over else backlog.wake()
+            case RetryNow(address):
+                self.retry_now(address)
+            case RetryNowFrom(region):
+                self.retry_now_from(region)
+            case DropQueues(source):
+                for at in [at for at in self.queues if at[0] == source]:
+                    self.queues.pop(at).backlog.close()
+            case WithdrawMarkers(source):
+                for queue in self.queues.values():
+                    if queue.source == source:
+                        queue.withdraw_markers()
+            case Call(run):
+                run()
+            case _:
+                pass
+
+    def is_stuck(self, address: str) -> bool:
+        """Whether the region of a bucket hangs: a thread that accessed it would hang as well."""
+        region = self._sources.get(region_of(address))
+        return region is not None and region.pulse.is_stuck
+
+    # -- background work
+
+    def finish_background(self) -> bool:
+        """Finish the results of background workers; whether there were any."""
+        busy = False
+        while self.background_done:
+            self.background_done.popleft()()
+            busy = True
+        return busy
+
+    def in_background(
+        self, work: Callable[[], object], finish: Callable[..., None], *, pool: Sequence[str], whose: Hashable,
+        size_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        """Run work in a background worker; its result, or its exception, is passed to finish in this thread.
+
+        pool: the workers, see Runtime.workers. whose: the owners that take turns. size_bytes: see Workers.
+        """
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                if not isinstance(error, (FsreplError, OSError, sqlite3.Error)):
+                    log.exception("set aside: unexpected error in a background worker")
+                result = error
+            self.background_done.append(lambda: finish(result))
+            self.wake()
+
+        if self.engine.threaded:
+            self.engine.workers(*pool).submit(whose, run, size_bytes)
+        else:
+            run()
+
+    # -- deliveries
+
+    def queue(self, source: str, destination: str) -> Queue:
+        at = (source, destination)
+        if at not in self.queues:
+            regions = region_of(source), self.name
+            self.queues[at] = Queue(*at, self.engine.backfill_slots(*regions))
+        return self.queues[at]
+
+    def try_later(self, deliveries: Sequence[Delivery], why: str | Exception, *, whole: bool = False) -> None:
+        """Put deliveries back with a growing, capped delay. whole: the destination cannot be reached at all."""
+        why = why if isinstance(why, str) else self.why_not(why)
+        queue = self.queue(deliveries[0].source, deliveries[0].destination)
+        now_s, cap_s = time.monotonic(), self.engine.settings.replication.retry_max_s
+        if whole:
+            self.engine.recent.forget_data()
+            queue.attempts += 1
+            queue.put_back(deliveries, now_s + delivery_queue.retry_delay_s(queue.attempts, cap_s), why)
+            return
+        for each in deliveries:
+            attempts = queue.attempts_of(each)
+            queue.put_off(each, now_s + delivery_queue.retry_delay_s(attempts + 1, cap_s), why)
+            level = logging.WARNING if attempts == 4 else logging.DEBUG
+            log.log(
+                level, 'not yet bucket=%s key="%s" to=%s attempts=%d: %s',
+                each.source, keys.shown(each.key), each.destination, attempts + 1, why,
+            )  # fmt: skip
+
+    def why_not(self, error: Exception) -> str:
+        """Reason why a write into this region failed, and what to do about it where that is known."""
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            return f"region {self.name} has no room left ({reason(error)}): make room there; it goes on by itself"
+        return reason(error)
+
+    def report_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Pass outcomes of deliveries to the regions of their sources."""
+        by_region: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            queue = self.queue(outcome.delivery.source, outcome.delivery.destination)
+            queue.done(outcome.delivery)
+            queue.attempts, queue.blocked_why = 0, ""
+            by_region.setdefault(region_of(outcome.delivery.source), []).append(outcome)
+        for name, group in by_region.items():
+            region = self._sources.get(name)
+            if region is not None:
+                region.receive(group)
+
+    def retry_now(self, address: str) -> None:
+        """Retry deliveries from or to a bucket, since it came back or its settings changed."""
+        for queue in self.queues.values():
+            if address in (queue.source, queue.destination):
+                queue.retry_now()
+
+    def retry_now_from(self, region: str) -> None:
+        """Retry deliveries from a region that hung and moves again."""
+        for queue in self.queues.values():
+            if region_of(queue.source) == region:
+                queue.retry_now()
+
+
+def _give_up(future: Future[T], region: str, waited_s: float) -> None:
+    """Raises Unavailable after the longest wait for a region that hangs; the message says whether work had begun."""
+    if waited_s >= _ANSWER_S and future.cancel():
+        raise Unavailable(
+            f"region {region} does not answer (no answer in {_ANSWER_S:g} s); nothing was done; try again once it does"
+        )
+    if waited_s >= _BEGUN_S and not future.done():
+        raise Unavailable(
+            f"region {region} does not answer (no answer in {_BEGUN_S:g} s); "
+            "the work had begun: its outcome will be known once it does"
+        )
