@@ -8,6 +8,7 @@ robin (region/rotation.py), so that a burst in one bucket delays neither a new f
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 import re
 import threading
@@ -88,7 +89,8 @@ class Watcher(Protocol):
         """Whether writes in a directory of a bucket make events."""
 
 
-def temporary_pattern(patterns: Iterable[str]) -> re.Pattern[bytes]:
+@functools.lru_cache(maxsize=8)
+def temporary_pattern(patterns: tuple[str, ...]) -> re.Pattern[bytes]:
     """One expression for all temporary names; it is matched against the last component."""
     parts = [fnmatch.translate(p).encode("utf-8", "surrogateescape") for p in patterns]
     return re.compile(b"|".join(parts) or rb"(?!)")

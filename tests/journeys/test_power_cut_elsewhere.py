@@ -14,10 +14,10 @@ from tests.world import DESTINATION, SOURCE, World
 
 @pytest.mark.slow
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
-def test_power_cut_at_every_change_of_an_ordinary_user(users_home: Path, without_journal: bool) -> None:
+def test_power_cut_at_every_change_of_an_ordinary_user(users_memory: Path, without_journal: bool) -> None:
     """G2, G3, G7: an update, a deletion, a new file and one that its owner may not write, cut at every change."""
     for calls in itertools.count():
-        with World(users_home / str(calls)) as world:
+        with World(users_memory / str(calls)) as world:
             world.write("d/k", b"one")
             world.write("gone", b"g")
             world.settle()
