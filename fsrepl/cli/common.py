@@ -21,6 +21,9 @@ from fsrepl.daemon.lock import WAIT_S, Lock
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import NotRunning, Refused, Usage
 from fsrepl.model.address import Address
+from fsrepl.model.amounts import counted as counted
+from fsrepl.model.amounts import duration_text as duration_text
+from fsrepl.model.amounts import size_text as size_text
 from fsrepl.settings import reading
 
 if TYPE_CHECKING:
@@ -284,28 +287,6 @@ def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Se
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         tell("  ".join(cells).rstrip())
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number and its noun: 1 version, 1,200 versions."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def size_text(count: float) -> str:
-    """Bytes for people: 52 B, 1.4 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def duration_text(seconds: float) -> str:
-    """A time span for people: 0.4 s, 3 min, 5.2 h, 3.1 d."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds else "0 s"
 
 
 def is_terminal() -> bool:
