@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fsrepl.cli.common import counted, duration_text, shown, size_text
+from fsrepl.cli.common import duration_text, shown, size_text
+from fsrepl.commands.notes import notes_of
 
 _PIPE_WIDTH = 10_000
 
@@ -46,7 +47,7 @@ def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> Rend
         parts += ["", _rules(rules)]
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"])]
-    notes = dict.fromkeys(note for bucket in document["buckets"] for note in _notes(bucket, names_max))
+    notes = dict.fromkeys(note.text for bucket in document["buckets"] for note in notes_of(bucket, names_max))
     notes = dict.fromkeys([*document.get("unattached", []), *notes])
     if notes:  # a region that is away is named once, however many buckets it has
         parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
@@ -152,58 +153,3 @@ def _share(transfer: dict[str, Any], done: str) -> str:
 
 def _stalled(seconds: float | None) -> str:
     return f", no progress for {seconds:.0f} s" if seconds else ""
-
-
-def _notes(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
-    name = bucket["bucket"]
-    if not bucket["online"]:
-        yield bucket["trouble"]
-    if bucket.get("exposed"):
-        yield f"{name}: {bucket['exposed']}"
-    counts: dict[str, int] = bucket.get("counts", {})
-    if halted := bucket.get("halted"):
-        what = f"{halted['deleted']:,} of {halted['keys']:,} keys were deleted at once"
-        held = counted(halted["held"], "deletion is held", "deletions are held")
-        yield (
-            f"{name}: {what} since {halted['since']}; {held}: `fsrepl undelete {name} --since {halted['since']}` "
-            f"brings the files back, `fsrepl ack {name}` lets the deletions cross"
-        )
-    if bucket.get("paused"):
-        waiting = f"; {counted(bucket['waiting'], 'file')} to inspect" if bucket.get("waiting") else ""
-        yield f"{name}: {bucket['paused']}{waiting}; make room there, or set keep_free in [capture] lower"
-    for each in bucket.get("blocked", ()):
-        yield f"{name} to {each['destination']}: {each['why']}"
-    for each in bucket.get("retrying", ()):
-        deliveries = counted(each["deliveries"], "delivery waits", "deliveries wait")
-        yield f"{name} to {each['destination']}: {deliveries}: {each['why']}"
-
-    def some(kind: str, what: str, names: list[str]) -> Iterator[str]:
-        told = names[:names_max]
-        yield from (f"{name}: {what}: {each}" for each in told)
-        if (left := counts.get(kind, len(names)) - len(told)) > 0:
-            yield f"{name}: {what}: {left:,} more; `fsrepl status --all` names them"
-
-    yield from some(
-        "view_conflicts", "ViewConflict", [f"{c['Key']}: {c['Why']}" for c in bucket.get("view_conflicts", ())]
-    )
-    yield from some(
-        "views_behind",
-        "the file does not show the newest version yet",
-        [f"{b['Key']}: {b['Why']}" for b in bucket.get("views_behind", ())],
-    )
-    yield from some(
-        "unreadable", "cannot be captured", [f"{path}: {why}" for path, why in bucket.get("unreadable", {}).items()]
-    )
-    yield from some("set_aside", "set aside", [f"{a['Key']}: {a['Why']}" for a in bucket.get("set_aside", ())])
-    if polled := bucket.get("polled"):
-        directories = counted(counts.get("polled", len(polled)), "directory", "directories")
-        yield f"{name}: scanned and not watched: {directories}; `fsrepl doctor` says why"
-    yield from some("mounts", "not scanned, another filesystem is mounted there", list(bucket.get("mounts", ())))
-    if linked := bucket.get("linked"):
-        linked_files = counted(linked, "file is", "files are")
-        yield f"{name}: {linked_files} a hard link of another; `fsrepl why {name}/KEY` names the others"
-    if bucket["skipped"]:
-        yield f"{name}: {bucket['skipped']:,} skipped: links, sockets, FIFOs and devices are not objects"
-    if bucket["failed"]:
-        failed = counted(bucket["failed"], "delivery", "deliveries")
-        yield f"{name}: {failed} failed; `fsrepl why {name}/KEY` gives the reason"
