@@ -16,6 +16,7 @@ from fsrepl.errors import Unavailable
 from fsrepl.storage.journal.backlog import Backlog
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import Deliveries
+from fsrepl.storage.journal.folders import Folders
 from fsrepl.storage.journal.versions import Versions
 
 
@@ -25,6 +26,7 @@ class Journal(Connection):
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
         self.versions, self.deliveries, self.backlog = Versions(self), Deliveries(self), Backlog(self)
+        self.folders = Folders(self)
 
     # -- facts about the journal itself
 
