@@ -30,6 +30,7 @@ from fsrepl.model import keys
 from fsrepl.repair import repair
 from fsrepl.settings import Settings
 from fsrepl.storage import backfill_jobs
+from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following
 
 __all__ = ["OPERATIONS", "local_engine", "run"]
@@ -99,7 +100,7 @@ def _retry(engine: Engine, request: requests.Retry) -> Answer:
                 if objects.pending(home, address, key):
                     left_out[address] = why
                 continue
-            number += _retry_in(home, address, key)
+            number += _retry_in(home, address, key, request)
         except Unavailable as error:
             if scope or not home.pulse.is_stuck:
                 raise
@@ -119,14 +120,25 @@ def _why_away(home: Worker, address: str, *, asked: bool) -> str:
         return str(error)
 
 
-def _retry_in(home: Worker, address: str, prefix: bytes) -> int:
+def _retry_in(home: Worker, address: str, prefix: bytes, request: requests.Retry) -> int:
     """Retry failed deliveries of one bucket, some at a time; in between its region does its other work."""
-    failed = home.ask(lambda: objects.failed(home, address, prefix))
-    number = home.ask(lambda: objects.retry_waiting(home, address, prefix))
+    failed = [each for each in home.ask(lambda: objects.failed(home, address, prefix)) if _is_asked(each, request)]
+    number = 0
+    if not (request.destination or request.rule or request.reason):
+        number = home.ask(lambda: objects.retry_waiting(home, address, prefix))
     for start in range(0, len(failed), _RETRIED_AT_ONCE):
         some = failed[start : start + _RETRIED_AT_ONCE]
         number += home.ask(lambda some=some: objects.retry(home, address, some))  # type: ignore[misc]
     return number
+
+
+def _is_asked(delivery: Delivery, request: requests.Retry) -> bool:
+    """Whether a failed delivery is of the kind that a request names."""
+    return (
+        request.destination in ("", delivery.destination)
+        and request.rule in ("", delivery.rule)
+        and request.reason in ("", delivery.reason)
+    )
 
 
 def _restore(engine: Engine, request: requests.RestoreObject) -> Answer:

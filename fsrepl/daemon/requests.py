@@ -350,10 +350,16 @@ class Repair(OnBucket):
 
 @dataclass(frozen=True)
 class Retry(Request):
-    """Retry failed deliveries in scope. Without a scope: all in the site."""
+    """Retry failed deliveries in scope. Without a scope: all in the site.
+
+    destination, rule, reason: only failures of these, and nothing that waits.
+    """
 
     op = "retry"
     scope: Address | None = None
+    destination: str = ""
+    rule: str = ""
+    reason: str = ""
 
 
 # -- as JSON

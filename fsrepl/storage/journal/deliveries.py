@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fsrepl.model.version import THRESHOLD_NS, Status, Tracking, Version, operation
@@ -192,6 +192,31 @@ class Deliveries:
         order = "ORDER BY bucket, key, created, id"
         rows = self._connection.execute(f"{DELIVERY} {by} WHERE {' AND '.join(where)} {order}", values).fetchall()
         return (delivery_in(self._connection, row) for row in rows if row[1].startswith(prefix))
+
+    def failures(self, source: str) -> list[tuple[str, str, str, int, int]]:
+        """The kinds of FAILED deliveries of a bucket: (destination, rule, reason, number, time of the last one)."""
+        return self._connection.execute(
+            f"SELECT destination, rule, reason, count(*), max(since) FROM delivery {OF_BUCKET['FAILED']} "
+            "WHERE bucket = ? AND status = 'FAILED' GROUP BY destination, rule, reason",
+            (self._connection.ids.get(source),),
+        ).fetchall()
+
+    def page(self, source: str, status: Status, only: Mapping[str, str], skip: int, most: int) -> list[Delivery]:
+        """Some deliveries of a bucket with a status, after skipping so many. only: values of destination, rule and
+        reason. Failures come in the order of their time, what is pending in that in which it is sent."""
+        where = "".join(f" AND {name} = ?" for name in ("destination", "rule", "reason") if name in only)
+        order = {Status.PENDING: "ORDER BY destination, batch, created, id", Status.FAILED: "ORDER BY since"}
+        rows = self._connection.execute(
+            f"{DELIVERY} {OF_BUCKET.get(status, '')} WHERE bucket = ? AND status = '{status}'{where} "
+            f"{order.get(status, 'ORDER BY key, id')} LIMIT ? OFFSET ?",
+            (
+                self._connection.ids.get(source),
+                *(only[name] for name in ("destination", "rule", "reason") if name in only),
+                most,
+                skip,
+            ),
+        ).fetchall()
+        return [delivery_in(self._connection, row) for row in rows]
 
     def counts(self, address: str) -> dict[tuple[str, str, str], Counts]:
         """Counts of deliveries by (destination, rule, status)."""
