@@ -10,7 +10,7 @@ from pathlib import Path
 import fsrepl
 
 ORDER = ("errors", "temporary", "settings", "model", "s3", "storage", "region", "views", "capture", "replicate",
-         "repair", "lifecycle", "daemon", "commands", "cli")  # fmt: skip
+         "repair", "lifecycle", "daemon", "commands", "console", "cli")  # fmt: skip
 STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""
 

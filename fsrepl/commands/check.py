@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass, field
 
 from fsrepl.daemon import exporter, hooks
-from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable
+from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.model.keys import Document
 from fsrepl.s3 import roles
+from fsrepl.settings import listening
 from fsrepl.storage.site import Site
 
 
@@ -36,6 +37,8 @@ def check(site: Site) -> Checked:
     checked = Checked(site)
     if trouble := hooks.check(site.settings.events):
         checked.notes.append(f"{site.settings.path}: {trouble}")
+    if trouble := listening.trouble(site.settings.console):
+        checked.wrong.append(Usage(f"{site.settings.path}: {trouble}"))
     checked.notes += site.unattached()
     _check_documents(checked)
     _check_roles(checked)

@@ -141,6 +141,7 @@ def _rules(
         rows.setdefault((destination, rule_id), "Unknown" if bucket.trouble else "Removed")
     out = []
     for (destination, rule_id), state in rows.items():
+        completed = _sum(counts, "COMPLETED", destination, rule_id)
         pending = _sum(counts, "PENDING", destination, rule_id)
         out.append(
             {
@@ -151,7 +152,8 @@ def _rules(
                 "pending_bytes": pending.bytes,
                 "failed": _sum(counts, "FAILED", destination, rule_id).number,
                 "lag_seconds": _lag(pending, now_ns),
-                "completed": _sum(counts, "COMPLETED", destination, rule_id).number,
+                "completed": completed.number,
+                "completed_bytes": completed.bytes,
                 "metrics": measured.get((destination, rule_id), RuleMetrics()).document(),
             }
         )

@@ -125,6 +125,23 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Console:
+    """The web console, `fsrepl console`. listen None: only at the Unix socket in the site's state."""
+
+    listen: tuple[str, int] | None = _setting(
+        kinds.listen, "127.0.0.1:9751", 'where browsers reach it; "": only at the Unix socket in the state folder'
+    )
+    hosts: tuple[str, ...] = _setting(
+        kinds.texts("names of this console in a browser's address bar, without a port"),
+        [],
+        "further names that browsers may call it: that of a proxy, or of this machine",
+    )
+    certificate: Path | None = _setting(kinds.optional_path, "", "TLS: the certificate with its chain, PEM")
+    key: Path | None = _setting(kinds.optional_path, "", "TLS: its private key, PEM")
+    read_only: bool = _setting(kinds.flag, False, "show everything, change nothing")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of fsrepl.toml. Sizes are bytes, rates bytes per second, durations seconds; paths are absolute."""
 
@@ -138,6 +155,7 @@ class Settings:
     safety: Safety = Safety()
     events: Events = Events()
     metrics: Metrics = Metrics()
+    console: Console = Console()
 
     @property
     def roles(self) -> Path:
@@ -152,6 +170,7 @@ TABLES: Mapping[str, type[Any]] = {
     "safety": Safety,
     "events": Events,
     "metrics": Metrics,
+    "console": Console,
 }
 REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 

@@ -98,6 +98,12 @@ def keep_free(value: object) -> KeepFree:
     raise ValueError('a share below "100%", such as "5%", or a size such as "10GiB"')
 
 
+def flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError("true or false")
+    return value
+
+
 def text(value: object) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError("a string")

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 
 from fsrepl.errors import FsreplError, Refused, Usage, reason
@@ -155,9 +155,17 @@ class Site:
     def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
         """Find the regions that do not answer, using child processes. For commands."""
         questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
-        silent = probe.silent(questions, within_s)
+        self.set_silent(probe.silent(questions, within_s))
+
+    def ask_regions_in_threads(self, ask: probe.Asker) -> None:
+        """The same for a process that stays: see probe.Threads."""
+        questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
+        self.set_silent(questions.keys() - ask(questions).keys())
+
+    def set_silent(self, names: Collection[str]) -> None:
+        """Take regions for silent: nothing of them is accessed."""
         for name, root in self.roots.items():
-            root.silent = name in silent
+            root.silent = name in names
 
     def _look_into(self, region: str) -> None:
         """Access the files that a reading command accesses first."""

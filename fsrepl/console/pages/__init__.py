@@ -1,0 +1,1 @@
+"""Pages: pure functions from documents to HTML. The templates escape every value."""

@@ -1,0 +1,120 @@
+"""The overview: regions, buckets, rules, what is wrong and how to mend it, plots, transfers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from fsrepl.commands.notes import Kind, notes_of
+from fsrepl.commands.reader import Document
+from fsrepl.console import history, plots
+from fsrepl.console.history import History, Sample
+from fsrepl.console.pages.rendering import Frame, render, shown, url
+from fsrepl.model.amounts import size_text
+
+_NAMES_MAX = 5
+_SILENT = frozenset({Kind.SKIPPED})
+"""Notes that are no problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A button that mends something (a form to `action`), or a link to where that is done."""
+
+    label: str
+    action: str
+    is_form: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    text: str
+    remedies: tuple[Remedy, ...] = ()
+
+
+def page(frame: Frame, live: str) -> str:
+    """The whole page around its live part."""
+    return render("overview.html", frame, live=Markup(live))
+
+
+def live(frame: Frame, status: Document | None, regions: Sequence[Document], record: History, now_s: float) -> str:
+    """The part that is sent again when something changed. status None: not counted yet."""
+    if status is None:
+        return render("_counting.html", frame)
+    return render(
+        "_overview.html", frame,
+        daemon=status["daemon"],
+        regions=regions,
+        buckets=status["buckets"],
+        rules=[(bucket, rule) for bucket in status["buckets"] for rule in bucket["rules"]],
+        transfers=status["transfers"],
+        problems=problems(status),
+        plots=_plots(record, now_s),
+    )  # fmt: skip
+
+
+def problems(status: Document) -> list[Problem]:
+    """What is wrong, each with what mends it."""
+    found: dict[str, Problem] = {}
+    daemon = status["daemon"]
+    if not daemon["running"]:
+        found[""] = Problem("The daemon is not running: nothing is captured or replicated. `fsrepl daemon` starts it.")
+    elif "trouble" in daemon:
+        found[""] = Problem(shown(daemon["trouble"]))
+    for region in daemon.get("stuck") or ():
+        found[region] = Problem(f"No progress in region {region}: its filesystem hangs.")
+    for text in status.get("unattached", ()):
+        found[text] = Problem(shown(text))
+    for bucket in status["buckets"]:
+        for note in notes_of(bucket, _NAMES_MAX):
+            if note.kind not in _SILENT:  # a region that is away is named once, however many buckets it has
+                found.setdefault(note.text, Problem(shown(note.text), _remedies(note.kind, bucket)))
+    return list(found.values())
+
+
+def _remedies(kind: Kind, bucket: dict[str, Any]) -> tuple[Remedy, ...]:
+    address = bucket["bucket"]
+    match kind:
+        case Kind.HALTED:
+            since = bucket["halted"]["since"]
+            return (
+                Remedy("Bring the files back", url("/undelete", bucket=address, since=since), is_form=False),
+                Remedy("Let the deletions cross", url("/acknowledge", bucket=address), is_form=False),
+            )
+        case Kind.WAITING:
+            return (Remedy("Try again now", url("/retry", bucket=address)),)
+        case Kind.FAILED:
+            return (
+                Remedy("Show failures", url("/deliveries", bucket=address, status="FAILED"), is_form=False),
+                Remedy("Retry all", url("/retry", bucket=address)),
+            )
+        case _:
+            return ()
+
+
+def _plots(record: History, now_s: float) -> list[Markup]:
+    found = []
+    for samples, span_s, ago in ((record.hour, history.HOUR_S, "1 h ago"), (record.day, history.DAY_S, "24 h ago")):
+        kept = list(samples)
+        name = "Last hour" if span_s == history.HOUR_S else "Last day"
+        found += [
+            plots.plot(
+                _pending(kept), now_s - span_s, now_s, title=f"{name}, pending:", text=lambda v: f"{v:,.0f}", ago=ago
+            ),
+            plots.plot(
+                history.rates(kept, "completed"), now_s - span_s, now_s, title=f"{name}, replicated:",
+                text=lambda v: f"{v * 60:,.0f}/min", ago=ago,
+            ),
+            plots.plot(
+                history.rates(kept, "completed_bytes"), now_s - span_s, now_s, title=f"{name}, throughput:",
+                text=lambda v: f"{size_text(v)}/s", ago=ago,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def _pending(samples: Sequence[Sample]) -> list[tuple[float, float]]:
+    return [(sample.time_s, float(sample.pending)) for sample in samples]

@@ -1,0 +1,57 @@
+"""Plots as SVG, drawn here and coloured by the style sheet. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup
+
+_WIDTH, _HEIGHT = 320.0, 96.0
+_LEFT, _TOP, _BOTTOM = 2.0, 4.0, 2.0
+
+Points = Sequence[tuple[float, float]]
+"""(time, value) in the order of time."""
+
+
+def plot(points: Points, from_s: float, to_s: float, *, title: str, text: Callable[[float], str], ago: str) -> Markup:
+    """An area from a time to another. text: a value in words; ago: the beginning of the axis in words."""
+    shown = [(at, max(0.0, value)) for at, value in points if from_s <= at <= to_s]
+    if len(shown) < 2:
+        return _framed(title, "no data yet", Markup(""), ago, "")
+    top = _ceiling(max(value for _, value in shown))
+    inner = _HEIGHT - _TOP - _BOTTOM
+
+    def place(at: float, value: float) -> str:
+        x = _LEFT + (at - from_s) / (to_s - from_s) * (_WIDTH - 2 * _LEFT)
+        return f"{x:.1f},{_TOP + inner * (1 - value / top):.1f}"
+
+    line = " ".join(place(*each) for each in shown)
+    floor = f"{place(shown[-1][0], 0)} {place(shown[0][0], 0)}"
+    drawn = Markup('<polygon class="area" points="{} {}"/><polyline class="line" points="{}"/>').format(
+        line, floor, line
+    )
+    most = max(value for _, value in shown)
+    return _framed(title, f"{text(shown[-1][1])} now, {text(most)} at most", drawn, ago, text(top))
+
+
+def _framed(title: str, summary: str, drawn: Markup, ago: str, top: str) -> Markup:
+    """The axes around a plot, and the whole of it in words for those who do not see it. top: its upper edge."""
+    floor = _HEIGHT - _BOTTOM
+    return Markup(
+        '<figure class="plot"><figcaption><b>{title}</b> {summary}</figcaption>'
+        '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{title}: {summary}" preserveAspectRatio="none">{drawn}'
+        '<line class="axis" x1="{l}" y1="{f}" x2="{r}" y2="{f}"/></svg>'
+        '<p class="axis-names"><span>{ago}</span>{top}<span>now</span></p></figure>'
+    ).format(
+        title=title, summary=summary, w=int(_WIDTH), h=int(_HEIGHT), drawn=drawn, l=_LEFT, r=_WIDTH - _LEFT, f=floor,
+        ago=ago, top=Markup("<span>up to {}</span>").format(top) if top else "",
+    )  # fmt: skip
+
+
+def _ceiling(value: float) -> float:
+    """The next of 1, 2, 5, 10, 20, 50, ... that is no smaller; 1 for 0."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= value * 0.999999)
