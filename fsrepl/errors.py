@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-UNFORESEEN = "an unexpected error; the log has it, and it is tried again"
+UNEXPECTED = "an unexpected error; the log has it, and it is tried again"
 """The reason shown for a key or bucket that waits after an unexpected error, while everything else continues."""
 
 

@@ -189,7 +189,7 @@ def _record_edit(
         return
     assert isinstance(seen, copy.Taken)
     taken = seen
-    own = None if _is_stripped(state, key, known, taken) else taken.attrs
+    own = None if _has_lost_attributes(state, key, known, taken) else taken.attrs
     labelled = attributes.VERSION_ID in taken.labels
     found, racy = _found_after(bucket, key, taken)
     _edit(
@@ -261,7 +261,7 @@ def new_marker(
     return replace(version, deliveries=rules.choose(bucket.bucket.replication, version, in_effect=in_effect))
 
 
-def _is_stripped(state: BucketState, key: bytes, known: Object | None, taken: copy.Taken) -> bool:
+def _has_lost_attributes(state: BucketState, key: bytes, known: Object | None, taken: copy.Taken) -> bool:
     """Whether a labelled view has lost every attribute, which no user causes, but a copy of a tree does."""
     if taken.attrs or taken.tags or taken.labels or key in state.labels:
         return False
@@ -281,7 +281,7 @@ def _edit(
     if version is None:
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)
-    if versions.is_stripped(version):  # a lost record shows no edits
+    if versions.has_lost_record(version):  # a lost record shows no edits
         state.damaged.append(Damaged(bucket.address, key, shown))
     else:
         if found.st_nlink > 1:  # a user of its view can write its record

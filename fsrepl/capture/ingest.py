@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from fsrepl.capture import apply, copy, look
 from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import view_of
@@ -162,8 +162,8 @@ def _set_aside(region: Region, state: BucketState, change: Change) -> Iterator[N
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": unexpected error', change.address, keys.shown(change.key))
-        state.set_aside[change.key] = UNFORESEEN
-        region.defer(state, change, SET_ASIDE_S, UNFORESEEN)
+        state.set_aside[change.key] = UNEXPECTED
+        region.defer(state, change, SET_ASIDE_S, UNEXPECTED)
 
 
 def put_off(region: Region, state: BucketState, change: Change, error: Exception) -> None:

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 
-from fsrepl.errors import UNFORESEEN, reason
+from fsrepl.errors import UNEXPECTED, reason
 from fsrepl.model import keys
 from fsrepl.region.change_queue import ARRIVED, FOUND, ChangeQueue, Watcher, WatchLimit
 from fsrepl.region.change_queue import GONE as QUEUE_GONE
@@ -56,7 +56,7 @@ def advance(
             raise
         except Exception:
             log.exception('set aside bucket=%s directory="%s": unexpected error', scan.address, keys.shown(path))
-            trouble.unreadable[path] = UNFORESEEN
+            trouble.unreadable[path] = UNEXPECTED
         if (now := trouble.of(path)) and now != before:  # once, and not at every look
             log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
         if time.monotonic() > until:

@@ -208,10 +208,10 @@ def _finished(state: BucketState, scan: Scan) -> None:
         )  # fmt: skip
     elif scan.queued:
         log.info("scan found bucket=%s changed=%d", address, scan.queued)
-    if polled and not state.said_polled:
+    if polled and not state.reported_polled:
         log.warning(
             "not watched bucket=%s directories=%d: the kernel gives no more watches; they are scanned every few "
             "seconds instead; `fsrepl doctor` shows how many are needed",
             address, polled,
         )  # fmt: skip
-    state.phase, state.said_polled = Phase.ONLINE, bool(polled)
+    state.phase, state.reported_polled = Phase.ONLINE, bool(polled)

@@ -51,11 +51,11 @@ class InotifyWatcher(InotifyFD):
         self.daemon = True
         self.name = "watch"
         self._listeners: dict[str, ChangeQueue] = {}
-        self._places: dict[int, tuple[str, bytes, ChangeQueue]] = {}
+        self._watches: dict[int, tuple[str, bytes, ChangeQueue]] = {}
         self._descriptors: dict[tuple[str, bytes], int] = {}
         self._below = Subtrees()
         self._barriers: dict[int, ChangeQueue] = {}
-        self._places_guard = threading.Lock()
+        self._guard = threading.Lock()
         self.sentinels: dict[bytes, int] = {}
         """Sentinels read, and the epoch that each began."""
         self.epoch = 0
@@ -86,11 +86,11 @@ class InotifyWatcher(InotifyFD):
         held: ChangeQueue | None = None
         try:
             for wd, mask, _cookie, name in self._parse_event_buffer(buffer):
-                state = self._places.get(wd)
-                if state is None or mask & (In.IN_Q_OVERFLOW | In.IN_IGNORED | In.IN_UNMOUNT):
+                watch = self._watches.get(wd)
+                if watch is None or mask & (In.IN_Q_OVERFLOW | In.IN_IGNORED | In.IN_UNMOUNT):
                     self._take_in_other(wd, mask, name, touched)
                     continue
-                address, prefix, changes = state
+                address, prefix, changes = watch
                 if changes is not held:
                     if held is not None:
                         held.guard.release()
@@ -116,14 +116,14 @@ class InotifyWatcher(InotifyFD):
                 changes.lose(self.epoch)
                 touched.add(changes)
         elif mask & In.IN_UNMOUNT:
-            if state := self._places.get(wd):
-                state[2].lose(self.epoch)
-                touched.add(state[2])
+            if watch := self._watches.get(wd):
+                watch[2].lose(self.epoch)
+                touched.add(watch[2])
         elif mask & In.IN_IGNORED:
-            with self._places_guard:
-                state = self._places.pop(wd, None)
-                if state is not None and self._descriptors.get(state[:2]) == wd:
-                    self._drop(state[:2])
+            with self._guard:
+                watch = self._watches.pop(wd, None)
+                if watch is not None and self._descriptors.get(watch[:2]) == wd:
+                    self._drop(watch[:2])
                 self._barriers.pop(wd, None)
         elif wd in self._barriers:
             self.sentinels[name] = self.begin_epoch()
@@ -133,21 +133,21 @@ class InotifyWatcher(InotifyFD):
 
     def watch(self, address: str, path: bytes, fd: int) -> None:
         """Watch an open directory of a bucket. Raises WatchLimit, or OSError (EACCES: unreadable)."""
-        state = (address, path + b"/" if path else b"")
+        directory = (address, path + b"/" if path else b"")
         changes = self._listeners[region_of(address)]
         # Atomic, as is forget: a directory that moves to another region has one watch, and two threads that use it.
-        with self._places_guard:
+        with self._guard:
             wd = self._add(fd, _MASK)
-            old = self._places.get(wd)
-            if old is not None and old[:2] != state and self._descriptors.get(old[:2]) == wd:
+            old = self._watches.get(wd)
+            if old is not None and old[:2] != directory and self._descriptors.get(old[:2]) == wd:
                 self._drop(old[:2])
-            self._places[wd] = (*state, changes)
-            self._descriptors[state] = wd
-            self._below.add(state)
+            self._watches[wd] = (*directory, changes)
+            self._descriptors[directory] = wd
+            self._below.add(directory)
 
     def begin_epoch(self) -> int:
         """Begin an epoch: changes queued from now on belong to it."""
-        with self._places_guard:
+        with self._guard:
             self.epoch += 1
             return self.epoch
 
@@ -167,15 +167,15 @@ class InotifyWatcher(InotifyFD):
 
     def forget(self, address: str, path: bytes = b"") -> None:
         """Stop watching a directory and all below it, or a whole bucket."""
-        with self._places_guard:
-            for state in self._below.of((address, path + b"/" if path else b"")):
-                wd = self._drop(state)
-                self._places.pop(wd, None)
+        with self._guard:
+            for directory in self._below.of((address, path + b"/" if path else b"")):
+                wd = self._drop(directory)
+                self._watches.pop(wd, None)
                 inotify_rm_watch(self._inotify_fd, WatchDescriptor(wd))
 
-    def _drop(self, state: Directory) -> int:
-        self._below.remove(state)
-        return self._descriptors.pop(state)
+    def _drop(self, directory: Directory) -> int:
+        self._below.remove(directory)
+        return self._descriptors.pop(directory)
 
     def is_watching(self, address: str, path: bytes) -> bool:
         """Whether writes in a directory of a bucket make events."""
@@ -184,7 +184,7 @@ class InotifyWatcher(InotifyFD):
     @property
     def watched(self) -> int:
         """Number of watched directories."""
-        return len(self._places)
+        return len(self._watches)
 
 
 class NoWatches:

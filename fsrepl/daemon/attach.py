@@ -99,9 +99,9 @@ class Attaching(Region):
 
     def _report_exposed(self, state: BucketState) -> None:
         """Report that other users could read the daemon's own files, and close the files below as well."""
-        if state.bucket.exposed == state.said_exposed:
+        if state.bucket.exposed == state.reported_exposed:
             return
-        state.said_exposed = state.bucket.exposed
+        state.reported_exposed = state.bucket.exposed
         log.warning("opened bucket=%s: %s", state.bucket.address, state.bucket.exposed)
 
         def close() -> int:
@@ -161,8 +161,8 @@ class Attaching(Region):
         with rebuild.Rebuilder(self.engine.site, bucket, journal) as rebuilder:
             reconcile.reconcile(bucket, journal, afresh=journal.scanned_ns(bucket.address) == 0, rebuilder=rebuilder)
         state.damaged += [Damaged(bucket.address, *each) for each in rebuilder.damaged]
-        state.stripped = rebuilder.waiting > 0
-        if state.stripped:
+        state.lacks_records = rebuilder.waiting > 0
+        if state.lacks_records:
             log.warning(
                 "not rebuilt bucket=%s versions=%d: their attributes are gone, and a region is away that may know more",
                 bucket.address, rebuilder.waiting,
@@ -217,7 +217,7 @@ class Attaching(Region):
         super().retry_now(address)
         refetch.retry_now(self)
         for state in self.states.values():
-            if state.is_up and state.stripped:
+            if state.is_up and state.lacks_records:
                 with self.at_work(state), contextlib.suppress(FsreplError, OSError), state.bucket.open() as bucket:
                     self._index(state, bucket)
                     deliveries.enqueue_all(self, state)

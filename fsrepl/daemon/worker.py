@@ -61,7 +61,7 @@ class Worker(Attaching):
         self, engine: Runtime, name: str, regions: Mapping[str, Region], receivers: Mapping[str, Receiver]
     ) -> None:
         super().__init__(engine, name, regions, receivers)
-        self._ways: Rotation[tuple[str, str]] = Rotation()
+        self._routes: Rotation[tuple[str, str]] = Rotation()
         self._journal_faults, self._journal_fault_at_s = 0, 0.0
 
     # -- the thread
@@ -277,7 +277,7 @@ class Worker(Attaching):
         for queue in self.queues.values():
             queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
         ready = {at: queue.count_ready(now_s) for at, queue in self.queues.items()}
-        for at, share in self._ways.shares(ready, BATCH, now_s).items():
+        for at, share in self._routes.shares(ready, BATCH, now_s).items():
             if (queue_ := self.queues.get(at)) and (deliveries := queue_.take(share, now_s, limiter.batch_bytes)):
                 self._carry(queue_, deliveries)
         served = {destination for (_, destination), number in ready.items() if number}

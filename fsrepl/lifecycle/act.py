@@ -1,11 +1,12 @@
-"""What is due is done: markers made, versions removed for good, storage classes written. A batch at a time.
+"""Carries out lifecycle actions that are due, a batch at a time: makes markers, removes versions for good, and writes
+storage classes.
 
-In an order that a crash leaves complete after any call. A view is removed on the path that a replica's marker goes: an
-intent first, then the marker in the store, then the view is taken out, compared, and put back where it is not what was
-recorded. Nothing expires of a key whose file is not as it was recorded: that becomes a version first. A removal for
-good is told, then written down in removed.jsonl, then done; a marker is in the store before it is told.
+A crash after any call leaves a complete state. A view is removed as by a replica's marker: an intent is written, then
+the marker is stored, then the view is taken out, compared, and put back where it differs from its record. A key whose
+file differs from its record expires only after that file has become a version. A permanent removal is announced, then
+noted in removed.jsonl, then done; a marker is stored before it is announced.
 
-Only the record of a version says that something may be done to it. Source: s3-semantics, 5.2, 5.4 and 5.5.
+Only a version's own record permits an action on it. Source: s3-semantics, 5.2, 5.4 and 5.5.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ log = logging.getLogger("fsrepl")
 
 
 class NotBegun(Unavailable):
-    """It cannot be done now, and nothing was: it is tried later."""
+    """An action cannot begin now, has changed nothing, and is tried again later."""
 
 
 class ActionGroup:
@@ -104,7 +105,7 @@ class ActionGroup:
         return self.region.changes.is_queued(self.bucket.address, key)
 
     def _is_as_recorded(self, key: bytes) -> bool:
-        """Whether the file that people see is the one on record, and nobody writes into it. Else it is captured."""
+        """Whether the file that people see is the one on record, and no program writes into it. Else it is captured."""
         known = self.journal.versions.object(self.bucket.address, key)
         view = known.view if known else None
         if unrecorded.look(self.bucket, key, view) is not unrecorded.Look.RECORDED:
@@ -292,7 +293,7 @@ def give_up_staged(bucket: OpenBucket, lifecycle: Lifecycle, now_ns: int) -> int
 
 
 def put_back_files(bucket: OpenBucket) -> None:
-    """What a crash left of files that were being removed goes back where it was, and is judged anew."""
+    """Put files back that a crash left displaced during their removal. They are judged again."""
     for aside in bucket.fs.names(bucket.displaced):
         key, _ = keys.displaced_key(aside)
         if key is not None:

@@ -1,7 +1,7 @@
-"""What is due in a bucket, found in the journal: a file is touched only where something is due for its key.
+"""Finds the lifecycle actions that are due in a bucket, from the journal: files are read only for keys with one.
 
-The journal knows of each version what rules ask, but for tags and class that were changed since it was written, which
-are read then. Nothing here changes anything; act.py does, and believes only the record of each version it acts on.
+The journal has the properties of versions that rules select by, except tags and storage classes changed since the
+version was added, which are read from its record. This module changes nothing; act.py does, after reading the records.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Due:
 
 @dataclass(slots=True)
 class Slice:
-    """What came of a part of a bucket. last: the directory and name of the last key in it; is_over: the bucket ends
-    there. read: key, version id and traits that the journal did not know."""
+    """The result for a part of a bucket. last: the directory and name of its last key; is_over: the bucket ends there.
+    read: key, version id and traits that the journal lacked."""
 
     due: list[Due] = field(default_factory=list)
     last: tuple[bytes, bytes] | None = None
@@ -94,14 +94,14 @@ class Judge:
         return next(same, None)
 
     def upcoming(self, key: bytes) -> list[Due]:
-        """What rules ask for one key, the earliest first, also what is not due yet."""
+        """The actions for one key by its rules, the earliest first, due or not."""
         facts = self.facts(key)
         facts, unknown = self.whole(key, facts, {each.id for each in facts}, [])
         asked = due.upcoming(self.lifecycle, key, facts, self._versioning, batch=self.is_filled)
         return [Due(key, each) for each in asked if each.version_id not in unknown]
 
     def facts(self, key: bytes) -> list[Facts]:
-        """What the journal knows of the versions of a key, the newest first."""
+        """The journal's facts about the versions of a key, the newest first."""
         return [_facts(*row) for row in self.journal.versions.stack_of(self.bucket.address, key)]
 
     def _judge(self, key: bytes, facts: list[Facts], found: Slice) -> None:
@@ -115,8 +115,8 @@ class Judge:
     def whole(
         self, key: bytes, facts: list[Facts], ids: set[str], read: list[tuple[bytes, str, str]]
     ) -> tuple[list[Facts], set[str]]:
-        """The same with what the journal cannot tell by itself of those that something may be due for; and which of
-        them nobody knows, so that nothing is done to them."""
+        """The facts, completed from the records of versions with these ids; and the ids of unreadable versions, which
+        get no action."""
         statuses = self.journal.deliveries.unfinished(self.bucket.address, key)
         whole, unknown = [], set()
         for each in facts:
@@ -150,8 +150,8 @@ class Judge:
     # -- a bucket that never had any
 
     def look_below(self, todo: list[bytes], until_s: float, most: int) -> Slice:
-        """The same for files of a bucket that was never versioned: those of some of its directories, which are taken
-        from todo, where those below them are added."""
+        """The actions due in some directories of a never-versioned bucket, which are taken from todo. Their
+        subdirectories are added to it."""
         found, walk = Slice(), Walk(todo, keys.RESERVED)
         while todo:
             listed: list[Version] = []
@@ -166,7 +166,7 @@ class Judge:
         return found
 
     def of_file(self, version: Version) -> list[Due]:
-        """What is due for one file."""
+        """The actions due for one file."""
         facts = Facts(NULL, version.created_ns, size=version.size, tags=None)
         if not due.actions(self.lifecycle, version.key, [facts], Versioning.OFF, self.now_ns):
             return []

@@ -67,7 +67,7 @@ def _step(region: Region, state: BucketState) -> bool:
 
 
 def _is_ready(state: BucketState) -> bool:
-    """Whether all that was done in a bucket while nobody looked is on record, as far as it is recorded at all."""
+    """Whether changes made while a bucket was not watched are recorded, as far as its changes are recorded at all."""
     if state.bucket.versioning is Versioning.OFF:
         return bool(state.bucket.seen) and not state.bucket.trouble
     return state.is_scanned

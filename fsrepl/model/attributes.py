@@ -258,7 +258,7 @@ def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
     )
 
 
-def lacks_marks(raw: Mapping[str, bytes]) -> bool:
+def did_not_fit(raw: Mapping[str, bytes]) -> bool:
     """Whether a record states that its file had no room for fsrepl's attributes, so that none of them was lost."""
     try:
         return SHORTFALL in raw and VERSION_ID in _decode_shortfall(raw[SHORTFALL]).lacks

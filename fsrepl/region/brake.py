@@ -31,9 +31,9 @@ class Decision(enum.Enum):
 class Facts:
     """deleted: keys deleted within the window; keys: current ones before that; share: of those, may go at once.
 
-    coming, arriving: removals, and other changes, that are queued and not captured yet. is_owed: whether a destination
-    would follow any of the deletions. is_scanning: a scan is under way, or about to begin. is_burst: many keys were
-    deleted, the last of them just now, and that was not waited for too long.
+    coming, arriving: removals, and other changes, that are queued and not captured yet. has_deliveries: whether a
+    destination would follow any of the deletions. is_scanning: a scan is under way, or about to begin. is_burst: many
+    keys were deleted, the last of them just now, and that was not waited for too long.
     """
 
     deleted: int
@@ -41,18 +41,18 @@ class Facts:
     share: float
     coming: int = 0
     arriving: int = 0
-    is_owed: bool = True
+    has_deliveries: bool = True
     is_scanning: bool = False
     is_burst: bool = False
 
 
 def decide(facts: Facts, renamed: Callable[[], int]) -> Decision:
-    """What becomes of the deletions that are not handed over yet. The order of the questions is the policy.
+    """The decision on deletions that are not handed over yet. The order of the questions is the policy.
 
     renamed: the number of deleted keys whose content has arrived under another key; asked for only where it matters.
     """
     most = max(KEYS_MIN, facts.share * facts.keys)
-    if not facts.is_owed or facts.keys <= most:
+    if not facts.has_deliveries or facts.keys <= most:
         return Decision.RELEASE
     if facts.deleted <= most:
         return Decision.WAIT if facts.is_burst or facts.deleted + facts.coming > most else Decision.RELEASE
@@ -69,7 +69,7 @@ class Deleted:
 
     at_ns: int
     digest: bytes
-    is_owed: bool
+    has_deliveries: bool
 
 
 @dataclass(slots=True)
@@ -114,8 +114,8 @@ class Deletions:
         return next(iter(self.keys.values())).at_ns if self.keys else 0
 
     @property
-    def is_owed(self) -> bool:
-        return any(each.is_owed for each in self.keys.values())
+    def has_deliveries(self) -> bool:
+        return any(each.has_deliveries for each in self.keys.values())
 
     def count_renamed(self, arrived: Mapping[bytes, int]) -> int:
         """How many of them were renamed. arrived: the number of current keys, by content, made within the window."""

@@ -147,7 +147,7 @@ class BucketState:
     """Copies the bucket's documents into the site's state."""
     unsynced: set[tuple[bytes, str]] = field(default_factory=set)
     """Replicas that exist but could not be synced: the kernel may have dropped their data. They are made again."""
-    stripped: bool = False
+    lacks_records: bool = False
     """Versions here have lost their attributes. Another region may know them once it is back."""
     paused: str = ""
     skipped_recorded: int = -1
@@ -173,8 +173,8 @@ class BucketState:
     """Time of the next look into .fsrepl/displaced."""
     poll_at_s: float = 0.0
     polled_since_s: float = 0.0
-    said_polled: bool = False
-    said_exposed: str = ""
+    reported_polled: bool = False
+    reported_exposed: str = ""
     mounts_seen: bytes = b""
     """The mount table at the last look. While it is unchanged, no new mount covers anything here."""
     lifecycle: LifecycleRun | None = None
@@ -184,7 +184,7 @@ class BucketState:
     has_lifecycle: bool = True
     """False once it is known to have no rules, and the journal to remember none."""
     deletions: Deletions = field(default_factory=Deletions)
-    """What users deleted within the last minute."""
+    """The deletions of users within the last minute."""
     withheld: dict[tuple[bytes, str], Withheld] = field(default_factory=dict)
     """Markers that are not handed over yet, by key and version id; and since when there are any."""
     withheld_since_s: float = 0.0

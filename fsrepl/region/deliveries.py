@@ -35,7 +35,7 @@ def enqueue(region: Region, address: str, versions: Iterable[Version], only: str
 def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
     """Pass deliveries of buckets here to their destinations. Without a rule or a region, a delivery fails.
 
-    A marker of a bucket that is HALTED stays PENDING and is passed to nobody, and so does one of which it is not
+    A marker of a bucket that is HALTED stays PENDING and is not passed on, and so does one of which it is not
     decided yet whether it will be: see region/halting.py. A marker that a backfill sends was asked for, and goes.
     """
     by_region: dict[Receiver, list[Delivery]] = {}
@@ -89,7 +89,7 @@ def _send_backlog(region: Region, state: BucketState) -> None:
 
     The rest fails, a slice at a time; live deliveries fail at once."""
     state.orphaned.clear()
-    for destination, rule_id in region.engine.journal.backlog.ways(state.bucket.address):
+    for destination, rule_id in region.engine.journal.backlog.rules(state.bucket.address):
         why = rules.orphaned(state.bucket.replication, rule_id, destination)
         if region_of(destination) not in region.receivers:
             why = "DstBucketInvalidRegion"

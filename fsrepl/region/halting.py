@@ -36,17 +36,17 @@ def enqueue_new(
             state.deletions.written(version.key)
             at_once.append(version)
             continue
-        owed = [
+        pending = [
             delivery_of(address, version, destination, recorded)
             for destination, recorded in version.deliveries.items()
             if recorded.status is Status.PENDING
         ]
         if version.origin is Origin.USER and state.bucket.halt is None:
-            deleted = Deleted(version.created_ns, before, bool(owed))
+            deleted = Deleted(version.created_ns, before, bool(pending))
             state.deletions.add(version.key, deleted, is_undecided=bool(state.withheld))
             state.deleted_s = time.monotonic()
-        if owed:
-            state.withheld[version.key, version.id] = Withheld(owed, version.key in found)
+        if pending:
+            state.withheld[version.key, version.id] = Withheld(pending, version.key in found)
     deliveries.enqueue(region, address, at_once)
 
 
@@ -82,7 +82,7 @@ def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
     is_burst = len(deletions.keys) > brake.BURST_KEYS and now_s - state.deleted_s < brake.BURST_QUIET_S
     facts = brake.Facts(
         len(deletions.keys) - deletions.renamed, deletions.keys_before, region.engine.settings.safety.delete_share,
-        coming=coming, arriving=region.changes.count(address) - coming, is_owed=deletions.is_owed,
+        coming=coming, arriving=region.changes.count(address) - coming, has_deliveries=deletions.has_deliveries,
         is_scanning=bool(state.scans) or region.changes.has_directories(address), is_burst=is_patient and is_burst,
     )  # fmt: skip
 
@@ -129,7 +129,7 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     markers = region.engine.journal.deliveries.pending_markers(bucket.address)
     recent = [each for each in markers if each.created_ns > markers[-1].created_ns - brake.WINDOW_NS]
     for each in recent:
-        state.deletions.add(each.key, Deleted(each.created_ns, b"", is_owed=True))
+        state.deletions.add(each.key, Deleted(each.created_ns, b"", has_deliveries=True))
         if len(recent) > brake.BURST_KEYS:
             state.withheld.setdefault((each.key, each.id), Withheld([], found=True)).deliveries.append(each)
 

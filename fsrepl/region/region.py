@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from fsrepl.errors import UNFORESEEN, FsreplError, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, reason
 from fsrepl.model.version import Version
 from fsrepl.region import change_queue, outcome_queue
 from fsrepl.region.bucket_state import BucketState, Deferred, Phase
@@ -151,7 +151,7 @@ class Region(Receiver, Sources):
                 why = reason(error)
                 log.warning("suspended bucket=%s: %s", state.bucket.address, why)
             else:
-                why = UNFORESEEN
+                why = UNEXPECTED
                 log.exception("suspended bucket=%s: unexpected error", state.bucket.address)
                 state.captures_singly = state.delivers_singly = True
             self.suspend(state, Phase.SUSPENDED, why)

@@ -308,7 +308,7 @@ class Rebuilder:
         if bucket.fs.attribute(fd, attributes.VERSION_ID) is not None or shown.digest() != known.digest:
             return
         version = versions.read(bucket, key, known.id, marker=False)
-        if version is None or versions.is_stripped(version):
+        if version is None or versions.has_lost_record(version):
             return
         lacks = metadata.shortfall(version, version.posix, view_attributes.write(bucket, fd, version)).lacks
         if lacks != version.shortfall.lacks:

@@ -49,16 +49,16 @@ def reconcile(
         if spelled:
             seen_directories.add(path)
         found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
-        bare, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        lost, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
         if rebuilder is not None and spelled:
             rebuilder.damaged += [
                 (keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)
             ]
-        for name, stored in bare:
+        for name, stored in lost:
             if rebuilder is not None:
                 _rebuild(rebuilder, fd, path, name, stored)
             else:
-                _index_bare(bucket, journal, fd, path, name, stored)
+                _index_lost(bucket, journal, fd, path, name, stored)
     for directory in journal.versions.version_directories(address) - seen_directories:
         for last, version_id, marker in journal.versions.versions_in(address, directory):
             key = keys.join(directory, last)
@@ -116,8 +116,8 @@ def _directory(
     address = bucket.address
     known = journal.versions.versions_in(address, path) if spelled else set()
     # one record is read in any case: attributes are lost by whole trees, not one by one
-    afresh = afresh or any(_is_bare(bucket, fd, path, *each) for each in found[:1])
-    bare: list[tuple[bytes, keys.StoredName]] = []
+    afresh = afresh or any(_is_lost(bucket, fd, path, *each) for each in found[:1])
+    lost: list[tuple[bytes, keys.StoredName]] = []
     damaged: list[keys.StoredName] = []
     unread = []
     for name, stored in found:
@@ -126,14 +126,14 @@ def _directory(
             unread.append((name, stored))
         known.discard(entry)
     for start in range(0, len(unread), _ROWS):
-        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], bare, damaged)
+        _read_in(bucket, journal, fd, path, unread[start : start + _ROWS], lost, damaged)
     ids = {(stored.name, stored.id) for _, stored in found}
     for last, version_id, _marker in known:
         if (last, version_id) in ids:
             continue  # a null version that a null marker replaced, or the other way round
         if not last.startswith(b"~") and not keys.is_hidden(keys.join(path, last)):
             _drop(bucket, journal, keys.join(path, last), version_id)
-    return bare, damaged
+    return lost, damaged
 
 
 def _without_replaced(
@@ -160,26 +160,26 @@ def _without_replaced(
     return [each for each in found if each[0] not in replaced]
 
 
-def _is_bare(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
+def _is_lost(bucket: OpenBucket, fd: int, path: bytes, name: bytes, stored: keys.StoredName) -> bool:
     try:
         record = records.read(bucket, fd, name, keys.join(path, stored.name))
     except (FileNotFoundError, StoreDamaged):
         return False
-    return record.bare or not attributes.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
+    return record.lost or not attributes.is_whole(record.raw, keys.join(path, stored.name), marker=stored.marker)
 
 
 def _read_in(
     bucket: OpenBucket, journal: Journal, fd: int, path: bytes, unread: list[tuple[bytes, keys.StoredName]],
-    bare: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName],
+    lost: list[tuple[bytes, keys.StoredName]], damaged: list[keys.StoredName],
 ) -> None:  # fmt: skip
-    """Add records to the journal. Incomplete records are added to bare instead, and wrong ones to damaged."""
+    """Add records to the journal. Lost records are added to lost instead, and wrong ones to damaged."""
     read: list[Version] = []
     for name, stored in unread:
         key = keys.join(path, stored.name)
         try:
             record = records.read(bucket, fd, name, key)
-            if record.bare or not attributes.is_whole(record.raw, key, marker=stored.marker):
-                bare.append((name, stored))
+            if record.lost or not attributes.is_whole(record.raw, key, marker=stored.marker):
+                lost.append((name, stored))
             else:
                 read.append(record.version(key, stored))
         except FileNotFoundError:
@@ -192,7 +192,7 @@ def _read_in(
             journal.versions.add(bucket.address, version)
 
 
-def _index_bare(
+def _index_lost(
     bucket: OpenBucket, journal: Journal, fd: int, path: bytes, name: bytes, stored: keys.StoredName
 ) -> None:
     """Index a version without a record, for a reader that does not rebuild it, if its path spells its key."""

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Version
 from fsrepl.model.view import View, view_of
@@ -87,7 +87,7 @@ def _finish_one(bucket: OpenBucket, journal: Journal, intent: intents.Intent) ->
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": an unexpected error', bucket.address, keys.shown(intent.key))
-        return show.NotShown(UNFORESEEN)
+        return show.NotShown(UNEXPECTED)
 
 
 def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -> show.ShowResult:

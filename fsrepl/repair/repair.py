@@ -113,7 +113,7 @@ def _record(region: Region, target: Target) -> tuple[Version | None, bool]:
         try:
             at = bucket.store.get(target.directory)
             record = read_record(bucket, at, target.name, target.path)
-            if not record.bare and attributes.is_whole(record.raw, target.path, marker=target.marker):
+            if not record.lost and attributes.is_whole(record.raw, target.path, marker=target.marker):
                 return record.version(target.path, target.stored), False
             damaged = False
         except OSError as error:
@@ -342,7 +342,7 @@ def _edited_meanwhile(bucket: OpenBucket, version: Version) -> Version:
     """The version with the present metadata and deliveries of its record."""
     with contextlib.suppress(StoreDamaged, OSError):
         now = versions.read(bucket, version.key, version.id, marker=version.marker)
-        if now is not None and not versions.is_stripped(now):
+        if now is not None and not versions.has_lost_record(now):
             return replace(now, digest=version.digest, size=version.size)
     return version
 

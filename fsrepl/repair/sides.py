@@ -38,6 +38,6 @@ class Side:
     def current(self, key: bytes) -> Object | None:
         """The current version of a key, from the store as it is now."""
         newest = self.newest(key)
-        if newest is None or versions.is_stripped(newest):
+        if newest is None or versions.has_lost_record(newest):
             return None
         return Object(newest.id, newest.created_ns, newest.marker, newest.digest, None)

@@ -272,7 +272,7 @@ class Verification:
 
         try:
             record = records.read(side.bucket, at, name, guess)
-            if record.bare or not attributes.is_whole(record.raw, guess, marker=stored.marker):
+            if record.lost or not attributes.is_whole(record.raw, guess, marker=stored.marker):
                 self.tally.checked += 1
                 return None, wrong(Problem.LOST, "its attributes are gone", record.raw.get(attributes.KEY, guess))
             version = record.version(guess, stored)

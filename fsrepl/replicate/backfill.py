@@ -69,7 +69,7 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
                 job = replace(job, state=State.ACTIVE, why="SrcBucketInvalidRegion")
             begin(region, state, replace(job, bucket=bucket.address))
     _remember(region, state)
-    for destination, _ in region.engine.journal.backlog.ways(bucket.address):
+    for destination, _ in region.engine.journal.backlog.rules(bucket.address):
         wake_backlog(region, bucket.address, destination, start_over=True)
 
 

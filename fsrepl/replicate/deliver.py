@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from fsrepl.errors import UNFORESEEN, BucketMissing, Unavailable
+from fsrepl.errors import UNEXPECTED, BucketMissing, Unavailable
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
@@ -42,8 +42,8 @@ def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) ->
             raise
         except Exception:
             log.exception('set aside bucket=%s key="%s": an unexpected error', each.source, keys.shown(each.key))
-            state.undelivered[each.key] = f"from {each.source}: {UNFORESEEN}"
-            region.try_later([each], UNFORESEEN)
+            state.undelivered[each.key] = f"from {each.source}: {UNEXPECTED}"
+            region.try_later([each], UNEXPECTED)
     state.delivers_singly = False
 
 

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Mapping
 
-from fsrepl.errors import UNFORESEEN, Failed, FsreplError, StoreDamaged, Unavailable, reason
+from fsrepl.errors import UNEXPECTED, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys, metadata
 from fsrepl.model.rule import Replication, Role
 from fsrepl.model.version import ARCHIVED_CLASSES, NULL, DeliveryRecord, Status, Version
@@ -103,8 +103,8 @@ class DeliveryGroup:
             log.exception(
                 'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
             )
-            self.state.undelivered[delivery.key] = f"from {delivery.source}: {UNFORESEEN}"
-            self.region.try_later([delivery], UNFORESEEN)
+            self.state.undelivered[delivery.key] = f"from {delivery.source}: {UNEXPECTED}"
+            self.region.try_later([delivery], UNEXPECTED)
 
     def _await_record(self, delivery: Delivery, error: StoreDamaged) -> None:
         """Postpone a version whose record is lost or wrong until that is rebuilt; FAILED where it cannot be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from fsrepl.errors import UNFORESEEN, Failed, FsreplError
+from fsrepl.errors import UNEXPECTED, Failed, FsreplError
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version
@@ -52,7 +52,7 @@ def send_in_background(region: Region, state: BucketState, item: transfer.Item) 
             log.exception(
                 'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
             )
-            region.try_later([delivery], UNFORESEEN)
+            region.try_later([delivery], UNEXPECTED)
 
     way = region_of(delivery.source), region.name
     whose = delivery.source, delivery.destination

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fsrepl.errors import UNFORESEEN, BucketMissing, FsreplError, StoreDamaged, Unavailable, reason
+from fsrepl.errors import UNEXPECTED, BucketMissing, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Result, Status, Version
@@ -62,11 +62,11 @@ def _settle_group(region: Region, state: BucketState, outcomes: Sequence[Outcome
             return [late for outcome in outcomes for late in _settle_group(region, state, [outcome])]
         key = keys.shown(outcomes[0].delivery.key)
         if not isinstance(error, StoreDamaged):
-            foreseen = isinstance(error, (FsreplError, OSError))
-            why = reason(error) if foreseen else UNFORESEEN
+            is_expected = isinstance(error, (FsreplError, OSError))
+            why = reason(error) if is_expected else UNEXPECTED
             level = logging.DEBUG if region.outcomes.is_patient else logging.WARNING
             message = 'not settled bucket=%s key="%s": %s'
-            log.log(level, message, state.bucket.address, key, why, exc_info=None if foreseen else error)
+            log.log(level, message, state.bucket.address, key, why, exc_info=None if is_expected else error)
             return list(outcomes)
         log.error('damaged bucket=%s key="%s": %s', state.bucket.address, key, error)
         settle_unread(region, outcomes[0])

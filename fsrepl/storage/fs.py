@@ -189,7 +189,7 @@ _CHANGES = 8
 
 
 class FileType(enum.Enum):
-    """What a name in a directory is, links not followed."""
+    """The type of an entry of a directory, links not followed."""
 
     DIRECTORY = enum.auto()
     REGULAR = enum.auto()
@@ -198,7 +198,7 @@ class FileType(enum.Enum):
 
 
 Entry = tuple[bytes, FileType]
-"""A name in a directory, and what it is. A plain tuple, since large trees have millions of them."""
+"""A name in a directory, and its type. A plain tuple, since large trees have millions of them."""
 _NAME_CODE = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 """The encoding of os.fsencode, which is slower for one name."""
 

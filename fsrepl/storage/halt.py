@@ -17,7 +17,7 @@ NAME = b"halt.json"
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """What was deleted: so many keys, of so many that were current when the first of them went, at since_ns."""
+    """A mass deletion. keys: the number of current keys at since_ns, when the first of them was deleted."""
 
     since_ns: int
     deleted: int
@@ -33,7 +33,7 @@ class Halt:
         }  # fmt: skip
 
     def describe(self, address: str) -> str:
-        """What happened, and what a person can do about it, for the log, `why` and `wait`."""
+        """The deletion and its remedies as text, for the log, `why` and `wait`."""
         since = clock.stamp(self.since_ns)
         what = (
             f"{self.deleted:,} of {self.keys:,} keys were deleted at once" if self.deleted else "many keys were deleted"
@@ -45,7 +45,7 @@ class Halt:
 
 
 def read(fs: Fs, meta: int) -> Halt | None:
-    """What the document says; None where there is none. One that cannot be understood halts all the same."""
+    """The halt in a bucket's document; None where there is no document. An invalid document halts the bucket too."""
     try:
         found = read_document(fs, meta, NAME)
         if found is None:

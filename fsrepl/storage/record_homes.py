@@ -75,7 +75,7 @@ def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_resul
     elif inline is not None:
         fields, home = inline, Home.INLINE
     else:
-        fields, home = _believed(bucket, on_file, found), Home.ATTRIBUTES
+        fields, home = _trusted(bucket, on_file, found), Home.ATTRIBUTES
     return Seen(fields, home, shared, on_file, ACL in names)
 
 
@@ -86,7 +86,7 @@ def is_anothers(seen: Seen, name: bytes, place: bytes) -> bool:
 
 
 def is_ours_alone(bucket: OpenBucket, seen: Seen) -> bool:
-    """Whether the record stands where nobody but us can have written it, however others reach the file."""
+    """Whether only the daemon can have written the record, whoever has access to the file."""
     return seen.home is Home.SIDECAR or (
         seen.home is Home.INLINE and inline_attribute(bucket) == attributes.TRUSTED_RECORD
     )
@@ -97,7 +97,7 @@ def is_private(bucket: OpenBucket, found: os.stat_result) -> bool:
     return found.st_uid == bucket.fs.uid and not found.st_mode & 0o077
 
 
-def _believed(bucket: OpenBucket, on_file: Mapping[str, bytes], found: os.stat_result) -> dict[str, bytes]:
+def _trusted(bucket: OpenBucket, on_file: Mapping[str, bytes], found: os.stat_result) -> dict[str, bytes]:
     """The attributes of a stored file as its record. An inode's own metadata is not believed from a user who could
     write it."""
     fields = record_form.read({name: value for name, value in on_file.items() if name.startswith("user.")})

@@ -128,14 +128,14 @@ def put_shared(
 class Record:
     """A stored file's record, inode and size, not yet trusted.
 
-    bare: the file has lost its attributes, though the record also has another home; or it has those of another version
+    lost: the file has lost its attributes, though the record also has another home; or it has those of another version
     that shares the file.
     """
 
     raw: Mapping[str, bytes]
     inode: Posix
     size: int
-    bare: bool = False
+    lost: bool = False
 
     def version(self, key: bytes, stored: keys.StoredName) -> Version:
         """The version in the record. key: the spelling of its stored path. Raises StoreDamaged."""
@@ -155,9 +155,9 @@ def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
     finally:
         bucket.fs.close(fd)
     if found.st_nlink > 1 and record_homes.is_anothers(seen, name, place):
-        return Record({}, inode, found.st_size, bare=True)
-    bare = seen.shared and not (attributes.lacks_marks(seen.fields) or any(map(attributes.is_ours, seen.on_file)))
-    return Record(seen.fields, inode, found.st_size, bare)
+        return Record({}, inode, found.st_size, lost=True)
+    lost = seen.shared and not (attributes.did_not_fit(seen.fields) or any(map(attributes.is_ours, seen.on_file)))
+    return Record(seen.fields, inode, found.st_size, lost)
 
 
 # -- changing a record
@@ -193,7 +193,7 @@ def amend(bucket: OpenBucket, version: Version, *, applied: bool = False) -> Non
         record_homes.write(file, file.look(), attributes.encode(version), stamps_last=applied)
 
 
-def share(bucket: OpenBucket, version: Version) -> None:
+def protect(bucket: OpenBucket, version: Version) -> None:
     """Prepare a stored version to be a view too: move its record where the view's owner cannot write."""
     with _opened(bucket, version) as file:
         seen = file.look()
@@ -247,7 +247,7 @@ def _make_private(file: record_homes.File, seen: record_homes.Seen, version: Ver
     bucket.fs.remove_acl(file.fd)
 
 
-def make_room(bucket: OpenBucket, version: Version) -> None:
+def move_to_sidecar(bucket: OpenBucket, version: Version) -> None:
     """Make room for the object's attributes on a view that is also the stored file: move the record to a sidecar if
     possible."""
     with _opened(bucket, version) as file:
@@ -259,7 +259,7 @@ def make_room(bucket: OpenBucket, version: Version) -> None:
             record_homes.remove(bucket, file.fd, ours, shared=True)
 
 
-def tidy(bucket: OpenBucket, version: Version) -> None:
+def move_from_sidecar(bucket: OpenBucket, version: Version) -> None:
     """Move a record back from its sidecar, where a view that is also the stored file has room for it again."""
     with _opened(bucket, version) as file:
         seen = file.look()

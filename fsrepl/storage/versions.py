@@ -273,11 +273,11 @@ def read_whole(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool)
 
 def ensure_whole(version: Version) -> Version:
     """The version, if its record is complete. Raises RecordLost where its attributes are lost."""
-    if is_stripped(version):
+    if has_lost_record(version):
         raise RecordLost(f"version {version.id} has lost its attributes; `fsrepl verify --repair` rebuilds them")
     return version
 
 
-def is_stripped(version: Version) -> bool:
+def has_lost_record(version: Version) -> bool:
     """Whether a version, as read, has lost its record. (A marker's record is shorter: see its attributes.)"""
     return not version.marker and not version.digest

@@ -32,7 +32,7 @@ def leave_out(path: bytes, error: OSError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """One directory of a walk, open until the walk goes on. entries: what is in it, to be read once."""
+    """One directory of a walk, open until the walk goes on. entries: can be read once."""
 
     path: bytes
     fd: int
@@ -45,7 +45,7 @@ class Directory:
 
 @dataclass(slots=True)
 class Walk:
-    """What is left of a walk. todo: the directories to read, the last first, relative to the top of the tree.
+    """The rest of a walk. todo: the directories to read, the last first, relative to the top of the tree.
 
     but: a name at the top of the tree that is left out.
     """
@@ -122,10 +122,10 @@ def in_key_order(
     enters: Callable[[bytes], bool] = lambda path: True,
     failed: Failed | None = None,
 ) -> Iterator[T]:
-    """What is found in a directory and below it, in the order of keys, byte by byte.
+    """The items of a directory and of all below it, in the order of keys, byte by byte.
 
-    read: what one directory has, each with its key, read when the walk is there. enters: whether a directory below is
-    walked. A directory sorts as its path and a slash: `a-b` precedes `a/b`. failed: see directories.
+    read: the items of one directory, each with its key; called when the walk arrives there. enters: whether to walk
+    a directory below. A directory sorts as its path and a slash: `a-b` precedes `a/b`. failed: see directories.
     """
     todo: list[tuple[bytes, T | None]] = [(start + b"/", None)]
     while todo:

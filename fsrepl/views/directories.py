@@ -98,8 +98,8 @@ def _write(bucket: OpenBucket, at: int, known: Replicated) -> None:
     except OSError as error:
         if error.errno not in DOES_NOT_FIT:
             raise
-        bare = {address: _without_acls(rights) for address, rights in known.sources.items()}
-        bucket.fs.set_attribute(at, attributes.REPLICATED, _document(replace(known, sources=bare, given=None)))
+        without_acls = {address: _without_acls(rights) for address, rights in known.sources.items()}
+        bucket.fs.set_attribute(at, attributes.REPLICATED, _document(replace(known, sources=without_acls, given=None)))
 
 
 def _document(known: Replicated) -> bytes:

@@ -109,7 +109,7 @@ def _read(region: Region, bucket: OpenBucket, at: At) -> Version:
     """
     with contextlib.suppress(StoreDamaged):
         version = versions.read(bucket, *at, marker=False)
-        if version is not None and not versions.is_stripped(version):
+        if version is not None and not versions.has_lost_record(version):
             return version
     return region.recall(bucket, *at) or Version(*at, 0, False)
 
@@ -169,10 +169,10 @@ def _without_record(region: Region, bucket: OpenBucket, key: bytes, version_id: 
     """A version whose file lost its record, as far as that can be recovered; None where the file has its record."""
     with contextlib.suppress(StoreDamaged):
         version = versions.read(bucket, key, version_id, marker=False)
-        if version is None or not versions.is_stripped(version):
+        if version is None or not versions.has_lost_record(version):
             return None
     version = _read(region, bucket, (key, version_id))
-    return None if versions.is_stripped(version) else version
+    return None if versions.has_lost_record(version) else version
 
 
 def _make_unchanged_private(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
@@ -183,7 +183,7 @@ def _make_unchanged_private(region: Region, bucket: OpenBucket, key: bytes, vers
             return None  # only the daemon could reach it
         version = _read(region, bucket, (key, version_id))
         is_linked = bucket.fs.stat_fd(fd).st_nlink > 1
-        if not is_linked and versions.is_stripped(version):
+        if not is_linked and versions.has_lost_record(version):
             return None  # its content is unknown until its record is rebuilt: the region that may have it is away
         if is_linked or content_digest(bucket, fd) != version.digest:
             return version
@@ -202,7 +202,7 @@ def set_free(region: Region, state: BucketState, bucket: OpenBucket, version: Ve
     An overwritten version is fetched again. The record on the new file is trusted from then on; a version
     of which too little is known gets no record, which is found later.
     """
-    if not versions.is_stripped(version):
+    if not versions.has_lost_record(version):
         version = shared_record.recorded(region.engine.journal, region.engine.recent, bucket.address, version)
     fd = versions.open_version(bucket, version.key, version.id)
     try:
@@ -239,7 +239,7 @@ def _detach(region: Region, state: BucketState, bucket: OpenBucket, version: Ver
     if (overwritten := state.overwritten.get(at)) is None:
         intent = intents.write_intents(bucket, [intents.Intent(version.key, version.id, None, intents.Act.FETCH)])
         overwritten = Overwritten(intent)
-    if versions.is_stripped(version):
+    if versions.has_lost_record(version):
         staged = versions.Staged(version, name, sidecar=False)
     else:
         staging.unstage(bucket, name)

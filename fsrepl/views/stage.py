@@ -38,12 +38,12 @@ def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:
     """Prepare a stored file to be a view too; False where it cannot have the object's metadata."""
     found = bucket.fs.stat_fd(fd)
     if posix.inode_posix(bucket, fd, found) == version.posix:
-        records.share(bucket, version)
+        records.protect(bucket, version)
         return True
     if found.st_nlink > 1 or not records.is_shared(bucket, fd):
         return False
     if apply_posix(bucket, fd, version.posix) == version.posix:  # it was a view before: see records.make_private
-        records.share(bucket, version)
+        records.protect(bucket, version)
         return True
     records.make_private(bucket, version)
     return False

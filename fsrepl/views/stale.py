@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 
-from fsrepl.errors import UNFORESEEN, FsreplError, StoreDamaged, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, StaleView
@@ -84,7 +84,7 @@ def _show_one(region: Region, state: BucketState, bucket: OpenBucket, key: bytes
         raise
     except Exception:
         log.exception('set aside bucket=%s key="%s": unexpected error', bucket.address, keys.shown(key))
-        mark_stale(region, state, key, UNFORESEEN)
+        mark_stale(region, state, key, UNEXPECTED)
 
 
 def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:

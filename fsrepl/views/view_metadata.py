@@ -50,13 +50,13 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         refused = view_attributes.write(bucket, fd, version)
         posix = apply_posix(bucket, fd, version.posix)
         if refused:  # because of its former mode, or for want of room
-            records.make_room(bucket, version)
+            records.move_to_sidecar(bucket, version)
             refused = view_attributes.write(bucket, fd, version)
         shortfall = metadata.shortfall(version, posix, refused)
         if shortfall != version.shortfall:
             records.amend(bucket, replace(version, shortfall=shortfall))
         elif not refused:
-            records.tidy(bucket, version)
+            records.move_from_sidecar(bucket, version)
         return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
     finally:
         bucket.fs.close(fd)

@@ -20,7 +20,7 @@ SECOND = 1_000_000_000
         (Facts(1002, 2002, 0.5), 0, Decision.HALT),
         (Facts(1001, 1_000_000, 0.0), 0, Decision.HALT),
         (Facts(1_000_000, 1_000_000, 1.0), 0, Decision.RELEASE),  # 1: never
-        (Facts(2000, 2000, 0.5, is_owed=False), 0, Decision.RELEASE),  # no destination would follow
+        (Facts(2000, 2000, 0.5, has_deliveries=False), 0, Decision.RELEASE),  # no destination would follow
         (Facts(101, 2000, 0.5, is_burst=True), 0, Decision.WAIT),  # rm -r may be under way
         (Facts(101, 1000, 0.5, is_burst=True), 0, Decision.RELEASE),  # never too much of so small a bucket
         (Facts(2000, 2000, 0.5, is_burst=True), 0, Decision.WAIT),
@@ -43,7 +43,7 @@ def test_more_than_the_share_and_over_a_thousand_keys_is_held(facts: Facts, rena
 def test_only_the_last_minute_counts() -> None:
     deletions = Deletions()
     for second in range(100):
-        deletions.add(b"%d" % second, Deleted(second * SECOND, b"", is_owed=True))
+        deletions.add(b"%d" % second, Deleted(second * SECOND, b"", has_deliveries=True))
     assert len(deletions.keys) == 60
     assert deletions.since_ns == 40 * SECOND
 
@@ -52,13 +52,13 @@ def test_what_is_not_decided_yet_is_not_forgotten() -> None:
     """A million deletions take longer to capture than the window is wide."""
     deletions = Deletions()
     for second in range(100):
-        deletions.add(b"%d" % second, Deleted(second * SECOND, b"", is_owed=True), is_undecided=second > 0)
+        deletions.add(b"%d" % second, Deleted(second * SECOND, b"", has_deliveries=True), is_undecided=second > 0)
     assert len(deletions.keys) == 100
 
 
 def test_a_key_that_is_written_again_does_not_count() -> None:
     deletions = Deletions()
-    deletions.add(b"a", Deleted(1, b"x", is_owed=True))
+    deletions.add(b"a", Deleted(1, b"x", has_deliveries=True))
     deletions.written(b"a")
     assert not deletions.keys
 
@@ -67,17 +67,17 @@ def test_renamed_files_are_counted_one_for_one() -> None:
     """Of three files of the same content of which one is there under another name, two are deleted."""
     deletions = Deletions()
     for key in (b"a", b"b", b"c"):
-        deletions.add(key, Deleted(1, b"same", is_owed=True))
-    deletions.add(b"unknown", Deleted(1, b"", is_owed=True))
+        deletions.add(key, Deleted(1, b"same", has_deliveries=True))
+    deletions.add(b"unknown", Deleted(1, b"", has_deliveries=True))
     assert deletions.count_renamed({b"same": 1, b"": 5}) == 1
 
 
 def test_the_keys_are_counted_anew_when_the_first_deletion_that_was_counted_is_past() -> None:
     deletions = Deletions()
-    deletions.add(b"a", Deleted(0, b"", is_owed=True))
+    deletions.add(b"a", Deleted(0, b"", has_deliveries=True))
     deletions.count_keys(10)
     assert deletions.keys_before == 11
-    deletions.add(b"b", Deleted(30 * SECOND, b"", is_owed=True))
+    deletions.add(b"b", Deleted(30 * SECOND, b"", has_deliveries=True))
     assert deletions.keys_before == 11
-    deletions.add(b"c", Deleted(70 * SECOND, b"", is_owed=True))
+    deletions.add(b"c", Deleted(70 * SECOND, b"", has_deliveries=True))
     assert deletions.keys_before == 0

@@ -1,4 +1,4 @@
-"""What nobody foresaw: it is kept to the key or the bucket that it concerns, which status names; all else goes on."""
+"""An unexpected error: it is kept to the key or the bucket that it concerns, which status names; all else goes on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def concerns(value: object) -> bool:
 
 
 class Broken:
-    """One function that raises what nobody foresaw, whenever it is to do with that key."""
+    """One function that raises an unexpected error, whenever it is to do with that key."""
 
     def __init__(self, patch: pytest.MonkeyPatch, state: object, name: str) -> None:
         self.whole = getattr(state, name)
@@ -86,7 +86,7 @@ def settle(world: World) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_an_unforeseen_fault_sets_aside_one_key(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_an_unexpected_fault_sets_aside_one_key(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """G6, G7: its neighbours in the batch, its bucket and its region go on; once it is mended it comes by itself."""
     broken = Broken(monkeypatch, *STEPS[step])
     for name in ("a", "bad", "c"):
@@ -129,7 +129,7 @@ BUCKET_STEPS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("step", BUCKET_STEPS)
-def test_an_unforeseen_fault_puts_down_one_bucket(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_an_unexpected_fault_puts_down_one_bucket(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """G6, G7: the region's other buckets go on, status says which one does not, and mended it is up again."""
     state, name = BUCKET_STEPS[step]
     whole: Callable[..., Any] = getattr(state, name)

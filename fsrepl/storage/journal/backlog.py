@@ -14,7 +14,7 @@ class Backlog:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def ways(self, source: str) -> list[tuple[str, str]]:
+    def rules(self, source: str) -> list[tuple[str, str]]:
         """The (destination, rule) pairs for which a source has pending backfill deliveries."""
         rows = self._connection.execute(
             "SELECT DISTINCT destination, rule FROM delivery INDEXED BY pending "
