@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fsrepl.capture import look
-from fsrepl.cli import status_screen
 from fsrepl.commands import status
+from fsrepl.commands.notes import notes_of
 from fsrepl.daemon import live
 from fsrepl.daemon.worker import Worker
 from fsrepl.model.version import Version
@@ -118,7 +118,7 @@ def test_status_names_the_key_that_was_set_aside(world: World, monkeypatch: pyte
     settle(world)
     said = told(world)[DESTINATION if step == "stage" else SOURCE]
     assert [each["Key"] for each in said["set_aside"]] == ["bad"]
-    assert any("bad" in note and "unexpected" in note for note in status_screen._notes(said, None))
+    assert any("bad" in note.text and "unexpected" in note.text for note in notes_of(said, None))
 
 
 BUCKET_STEPS: dict[str, tuple[object, str]] = {

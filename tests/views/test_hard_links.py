@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.cli import status_screen
 from fsrepl.commands import status, why
 from fsrepl.commands import wait as barrier
+from fsrepl.commands.notes import notes_of
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, Change
 from fsrepl.storage import listing
 from tests.world import DESTINATION, SOURCE, World, at
@@ -121,7 +121,7 @@ def test_the_other_names_are_told(world: World) -> None:
     assert "Notes" not in why.why(world.engine.site, at(SOURCE, b"other"), None, {}).document
     (source, replica) = status.status(world.engine.site, {})["buckets"]
     assert (source["linked"], "linked" in replica) == (3, False)
-    assert any("3 files are a hard link of another" in line for line in status_screen._notes(source, None))
+    assert any("3 files are a hard link of another" in note.text for note in notes_of(source, None))
     for name in NAMES[1:]:
         world.unlink(name)
     world.settle()
