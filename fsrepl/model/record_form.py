@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, POSIX, RECORD, SHORTFALL, STATUS, is_ours
@@ -35,18 +36,24 @@ _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:
     """The attributes of a record on a file that users cannot write to."""
-    out = {RECORD: _object(_member(name, fields[name]) for name in fields if is_ours(name) and name != DELIVERIES)}
-    if DELIVERIES in fields:
-        out[DELIVERIES] = fields[DELIVERIES]
-    out.update((name, value) for name, value in fields.items() if not is_ours(name))
-    return out
+    members, beside = [], {}
+    for name, value in fields.items():
+        if name != DELIVERIES and is_ours(name):
+            members.append(_member(name, value))
+        else:
+            beside[name] = value
+    return {RECORD: _object(members), **beside}
 
 
 def whole(fields: Mapping[str, bytes]) -> bytes:
     """A record in one value."""
-    members = [_member(name, fields[name]) for name in fields if is_ours(name)]
-    others = {name: _text(value) for name, value in fields.items() if not is_ours(name)}
-    return _object([*members, f'"{_ATTRIBUTES}":{_compact(others)}'])
+    members, others = [], {}
+    for name, value in fields.items():
+        if is_ours(name):
+            members.append(_member(name, value))
+        else:
+            others[name] = _text(value)
+    return _object([*members, f'"{_ATTRIBUTES}":{_compact(others) if others else "{}"}'])
 
 
 def _object(members: Iterable[str]) -> bytes:
@@ -55,7 +62,7 @@ def _object(members: Iterable[str]) -> bytes:
 
 def _member(name: str, value: bytes) -> str:
     """One field as a member of a JSON object. Nested JSON is inserted unparsed where its form is known."""
-    return _name(name) + (_nested(value) if name in _NESTED else _compact(_text(value)))
+    return _name(name) + (_nested(value) if name in _NESTED else _quoted(value))
 
 
 @lru_cache(maxsize=64)
@@ -85,6 +92,13 @@ def _parsed(value: bytes) -> str:
     except ValueError:
         nested = None
     return _compact(nested if isinstance(nested, dict) else _text(value))
+
+
+def _quoted(value: bytes) -> str:
+    try:
+        return encode_basestring_ascii(value.decode())
+    except UnicodeDecodeError:
+        return _compact(_text(value))
 
 
 def _text(value: bytes) -> object:
