@@ -1,0 +1,114 @@
+"""What a small file costs in calls, statements and bytes: it does not vary with the machine, and may not grow unseen.
+
+A method of Fs is one system call, or a few. `stat` and `is_regular` include one look of a scan at either side.
+Lower a limit here whenever a change saves something.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.doubles import UnsyncedFs
+from tests.world import World
+
+FILES = 200
+SIZE = 4096
+
+
+class Counting(UnsyncedFs):
+    """Counts calls by method, and the bytes that are written to files and attributes."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.written_bytes = 0
+        for name, method in inspect.getmembers(UnsyncedFs, inspect.isfunction):
+            if not name.startswith("_") and name not in ("uid", "released"):
+                setattr(self, name, self._counted(name, method.__get__(self)))
+
+    def _counted(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **more: object) -> object:
+            self.calls[name] += 1
+            if name in ("write", "set_attribute"):
+                self.written_bytes += sum(len(each) for each in arguments if isinstance(each, bytes))
+            return real(*arguments, **more)
+
+        return call
+
+
+class Cost:
+    """What one journey of many files cost, by file."""
+
+    def __init__(self, world: World, fs: Counting) -> None:
+        self._world, self._fs = world, fs
+        self._statements: Counter[str] = Counter()
+        world.engine.journal._db.set_trace_callback(self._count)
+
+    def _count(self, statement: str) -> None:
+        words = statement.split()
+        if words[0] in ("INSERT", "UPDATE", "DELETE"):
+            self._statements["changed rows"] += 1
+        elif words[0] == "SELECT":
+            self._statements["queries"] += 1
+
+    def of(self, act: Callable[[], None]) -> tuple[dict[str, float], dict[str, float], float]:
+        """Calls and journal statements a file, and bytes written a byte of content, of an act and what follows it."""
+        act()
+        self._fs.calls.clear()
+        self._fs.written_bytes = 0
+        self._statements.clear()
+        self._world.settle()
+        calls = {name: number / FILES for name, number in self._fs.calls.items()}
+        statements = {name: number / FILES for name, number in self._statements.items()}
+        return calls, statements, self._fs.written_bytes / (FILES * SIZE)
+
+
+LIMITS = {
+    "any": {"is_regular": 4, "read_at": 1, "read_all": 1.1, "set_mtime": 1.1, "open_dir": 2.7, "remove_acl": 1,
+            "remove_dir": 1.2, "is_mount": 0.1, "sync_file": 0.3},
+    "new": {
+        "set_attribute": 9.1, "stat_fd": 7.6, "close": 5.7, "stat": 5.5, "open_read": 3.1, "create": 2.1, "write": 2.1,
+        "is_written": 2, "attribute_names": 2.1, "rename": 2, "attribute": 1.3, "acl": 1.1, "link": 1, "chmod": 1.1,
+        "read_all": 1.1, "read_at": 1, "set_mtime": 1, "queries": 1.3, "changed rows": 7.1, "written": 2.4,
+    },
+    "moved": {
+        "set_attribute": 13.1, "stat_fd": 11.6, "close": 11.8, "stat": 12.5, "open_read": 9.1, "create": 4.1,
+        "write": 2.1, "is_written": 4, "attribute_names": 4.1, "rename": 4, "attribute": 9.3, "acl": 1.1, "link": 1,
+        "chmod": 2.1, "rename_new": 1.1, "unlink": 1.2, "queries": 4.3, "changed rows": 13.2, "written": 2.8,
+    },
+    "removed": {
+        "set_attribute": 4.1, "stat_fd": 4.5, "close": 6.7, "stat": 10.5, "open_read": 6.1, "create": 2.1, "write": 0.1,
+        "is_written": 2, "attribute_names": 2.1, "rename": 2, "attribute": 6.2, "chmod": 1.1, "rename_new": 1.1,
+        "unlink": 1.2, "queries": 3.3, "changed rows": 7.1, "written": 0.2,
+    },
+}  # fmt: skip
+
+
+def test_a_small_file_costs_no_more_calls_and_bytes_than_before(memory: Path) -> None:
+    fs = Counting()
+    with World(memory, fs=fs) as world:
+        world.write("first", b"1")
+        world.settle()
+        cost = Cost(world, fs)
+
+        def add() -> None:
+            for i in range(FILES):
+                world.write(f"d/{i:04}", b"%4d" % i * (SIZE // 4))
+
+        def move() -> None:
+            world.path("d").rename(world.path("e"))
+
+        def remove() -> None:
+            for i in range(FILES):
+                world.unlink(f"e/{i:04}")
+
+        acts = {"new": add, "moved": move, "removed": remove}
+        for what, act in acts.items():
+            calls, statements, written = cost.of(act)
+            found = {**calls, **statements, "written": written}
+            over = {
+                name: (round(n, 2), LIMITS[what].get(name, LIMITS["any"].get(name, 0.1))) for name, n in found.items()
+            }
+            assert not {name: each for name, each in over.items() if each[0] > each[1]}, what
