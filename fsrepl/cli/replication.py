@@ -86,20 +86,11 @@ def enable(
         raise Usage("--role names an existing role and --create-role creates one; give one of the two")
     if add and replace:
         raise Usage("--add and --replace exclude each other")
+    has_options = bool(prefix or storage_class or role or create_role or add)
     if source is None:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise Usage(
-                "SRC and DST are missing, and there is no terminal to ask on; `fsrepl replication enable SRC DST`"
-            )
-        if prefix or storage_class or role or create_role or add or replace:
-            raise Usage(
-                "SRC and DST are missing; name them beside the options, or give no options and answer the questions"
-            )
-        from fsrepl.cli import wizard
-
-        asked = wizard.ask(open_site())
-        wanted = dataclasses.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
-    elif destination is None and (prefix or storage_class or role or create_role or id_ or no_delete_markers or add):
+        _check_may_ask(has_options=has_options or replace)
+        wanted = dataclasses.replace(_ask(), id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
+    elif destination is None and (has_options or id_ or no_delete_markers):
         raise Usage("DST is missing; with SRC alone, `enable` takes no options and enables disabled rules again")
     else:
         wanted = requests.EnableReplication(
@@ -118,23 +109,41 @@ def enable(
     warn_of_unmatched(wanted.source, answer)
     if json:
         print_json(answer)
-        return
-    verb = "would replicate" if dry_run else "replicates"
-    for rule in answer["ReplicationConfiguration"]["Rules"]:
-        (tell if dry_run else say)(f"{wanted.source} {verb} {_describe(rule)}")
-    if answer.get("Role"):
-        what = (
-            ""
-            if dry_run
-            else " (new)"
-            if answer["Created"]
-            else ", for this destination too"
-            if answer["Extended"]
-            else ""
+    else:
+        _print_enabled(wanted, answer)
+
+
+def _check_may_ask(*, has_options: bool) -> None:
+    """Raises Usage where no person can be asked for SRC and DST, or where options would have no effect then."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise Usage("SRC and DST are missing, and there is no terminal to ask on; `fsrepl replication enable SRC DST`")
+    if has_options:
+        raise Usage(
+            "SRC and DST are missing; name them beside the options, or give no options and answer the questions"
         )
-        say(f"role {answer['Role']}{what}")
-    if not dry_run:
+
+
+def _ask() -> requests.EnableReplication:
+    from fsrepl.cli import wizard
+
+    return wizard.ask(open_site())
+
+
+def _print_enabled(wanted: requests.EnableReplication, answer: dict[str, Any]) -> None:
+    """Print the rules and the role that a bucket has now, or would have."""
+    verb = "would replicate" if wanted.dry_run else "replicates"
+    for rule in answer["ReplicationConfiguration"]["Rules"]:
+        (tell if wanted.dry_run else say)(f"{wanted.source} {verb} {_describe(rule)}")
+    if answer.get("Role"):
+        say(f"role {answer['Role']}{'' if wanted.dry_run else _role_change(answer)}")
+    if not wanted.dry_run:
         say("objects from before are not replicated by the rule; `fsrepl replication backfill` sends them")
+
+
+def _role_change(answer: dict[str, Any]) -> str:
+    if answer["Created"]:
+        return " (new)"
+    return ", for this destination too" if answer["Extended"] else ""
 
 
 def warn_of_unmatched(source: Address, answer: dict[str, Any]) -> None:
