@@ -1,11 +1,14 @@
-"""Pure: the permitted change to a key's view, given the file found in its place. show.py carries it out."""
+"""Pure: the permitted change to a key's view, given the file found in its place, and to a stored file that was a view.
+
+show.py and hardlinks.py carry these out.
+"""
 
 from __future__ import annotations
 
 import enum
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -80,3 +83,52 @@ def decide_view(found: Found, expected: View | None, version: Version, *, is_sho
             return Answer.CLEAR
         case Occupant.NOTHING:
             return Answer.MAKE
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A stored version's file that may have been a key's view, beside the file that is the view now.
+
+    view: as recorded, None where that is unknown. stored: the file of the version that it showed, None where there is
+    none. now: the file in the view's place, None where it is gone. is_named: that file has names besides the view's
+    and the daemon's. is_same: its content is that of the current version.
+    """
+
+    view: View | None
+    stored: os.stat_result | None
+    now: os.stat_result | None
+    is_named: bool = False
+    is_same: bool = False
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the view is no longer the file that was recorded."""
+        return self.now is None or self.view is None or self.now.st_ino != self.view.ino
+
+
+class Left(enum.Enum):
+    """The permitted change to a stored version's file, once its view has left it."""
+
+    IS_VIEW = "nothing: it is the view, and the version is separated only if its record is lost"
+    SEPARATE = "the version is separated from it: people can still change it, or have changed it"
+    COMPARE = "it is made private if its content is the version's and it has no other name"
+    MAKE_PRIVATE = "it is made private"
+    OTHER = "nothing: but the view may be the file of another version, with the same content"
+    NOTHING = "nothing: it never was the view"
+
+
+def decide_left(leaving: Leaving, may_link: Callable[[], bool]) -> Left:
+    """The permitted change to a stored file that a view may have left. The order of the questions is the policy.
+
+    may_link: whether views and versions are to share files here; asked only where it matters.
+    """
+    view, stored, now = leaving.view, leaving.stored, leaving.now
+    if stored is not None and now is not None and os.path.samestat(stored, now):
+        return Left.SEPARATE if leaving.is_same and not may_link() else Left.IS_VIEW
+    if stored is not None and leaving.has_left:
+        if view is None:  # as after the loss of the journal
+            return Left.COMPARE
+        if stored.st_ino == view.ino:
+            is_untouched = stored.st_nlink == 1 and view.has_content_of(stored)
+            return Left.MAKE_PRIVATE if is_untouched else Left.SEPARATE
+    return Left.OTHER if leaving.is_named else Left.NOTHING

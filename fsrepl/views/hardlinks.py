@@ -26,6 +26,7 @@ from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.view_file import open_view_if_there
 from fsrepl.views import shared_record, show, stage, stale
+from fsrepl.views.decide import Leaving, Left, decide_left
 
 log = logging.getLogger("fsrepl")
 
@@ -138,31 +139,38 @@ def make_left_private(
     """
     view = known.view if known else None
     shown = (view.shown if view else "") or (known.id if known and not known.marker else "")
-    left = shown != "" and (taken is None or view is None or taken.found.st_ino != view.ino)
-    named = taken is not None and not taken.linked and taken.found.st_nlink > 1
-    if not (left or named):
+    is_named = taken is not None and not taken.linked and taken.found.st_nlink > 1
+    leaving = Leaving(view, None, taken.found if taken else None, is_named)
+    if not is_named and not (shown and leaving.has_left):
         return None
-    own = _stored(bucket, key, shown) if shown else None
-    if own is not None and taken is not None and os.path.samestat(own, taken.found):
-        unasked = known is not None and known.digest == taken.digest and not sharing.is_linked(bucket, taken.posix)
-        overwritten = _without_record(region, bucket, key, shown)
-        return _read(region, bucket, (key, shown)) if unasked else overwritten
-    if own is not None and left:
-        if view is None:  # how it was shown is not known, as after the loss of the journal
+    if shown:
+        is_same = known is not None and taken is not None and known.digest == taken.digest
+        leaving = replace(leaving, stored=_stored(bucket, key, shown), is_same=is_same)
+    match decide_left(leaving, lambda: sharing.is_linked(bucket, taken.posix if taken else None)):
+        case Left.IS_VIEW:
+            return _without_record(region, bucket, key, shown)
+        case Left.SEPARATE:
+            return _read(region, bucket, (key, shown))
+        case Left.COMPARE:
             return _make_unchanged_private(region, bucket, key, shown)
-        if own.st_ino == view.ino:
-            overwritten = _without_record(region, bucket, key, shown)
-            if own.st_nlink > 1 or not view.has_content_of(own):
-                return _read(region, bucket, (key, shown))
-            if overwritten is None:
-                engine = region.engine
-                shared_record.repair_left(
-                    engine.journal, engine.recent, region.states[bucket.address], bucket, key, shown
-                )
-                versions.make_private(bucket, key, shown)
-            return overwritten
-    version = _same_file(region, bucket, key, taken) if named and taken is not None else None
-    return version if version is not None and taken is not None and version.digest == taken.digest else None
+        case Left.MAKE_PRIVATE:
+            return _make_private(region, bucket, key, shown)
+        case Left.OTHER:
+            assert taken is not None
+            version = _same_file(region, bucket, key, taken)
+            return version if version is not None and version.digest == taken.digest else None
+        case Left.NOTHING:
+            return None
+
+
+def _make_private(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+    """Make a version's file private, unless it has lost its record: then the version, as far as it can be recovered."""
+    lost = _without_record(region, bucket, key, version_id)
+    if lost is None:
+        state, engine = region.states[bucket.address], region.engine
+        shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, version_id)
+        versions.make_private(bucket, key, version_id)
+    return lost
 
 
 def _without_record(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fsrepl.model.version import Version
 from fsrepl.model.view import view_of
-from fsrepl.views.decide import Answer, Found, Occupant, decide_view
+from fsrepl.views.decide import Answer, Found, Leaving, Left, Occupant, decide_left, decide_view
 
 CONTENT, MARKER = Version(b"k", "1", 1), Version(b"k", "2", 2, marker=True)
 EXPECTED = {  # by what is found and what was expected: for content, and for a marker
@@ -49,3 +50,62 @@ def test_every_answer(tmp_path: Path, found: str, expected: str) -> None:
     assert " ".join(answer.name for answer in answers) == EXPECTED[found, expected]
     if occupant is Occupant.FILE:
         assert decide_view(there, view, CONTENT, is_shown=True) is Answer.DONE
+
+
+LEFT = {  # by the recorded view, the stored file, and the file in the view's place; `!`: that has other names
+    ("unknown", "none", "gone"): "NOTHING",
+    ("unknown", "none", "another"): "NOTHING",
+    ("unknown", "none", "another!"): "OTHER",
+    ("unknown", "stored", "gone"): "COMPARE",
+    ("unknown", "stored", "another"): "COMPARE",
+    ("unknown", "stored", "another!"): "COMPARE",
+    ("unknown", "stored", "stored!"): "IS_VIEW",
+    ("stored", "none", "gone"): "NOTHING",
+    ("stored", "none", "another"): "NOTHING",
+    ("stored", "none", "another!"): "OTHER",
+    ("stored", "stored", "gone"): "MAKE_PRIVATE",
+    ("stored", "stored", "another"): "MAKE_PRIVATE",
+    ("stored", "stored", "another!"): "MAKE_PRIVATE",
+    ("stored", "stored", "stored!"): "IS_VIEW",
+    ("stored", "written", "gone"): "SEPARATE",
+    ("stored", "written", "another"): "SEPARATE",
+    ("stored", "named", "gone"): "SEPARATE",
+    ("stored", "named", "another!"): "SEPARATE",
+    ("another", "stored", "gone"): "NOTHING",
+    ("another", "stored", "another"): "NOTHING",
+    ("another", "stored", "another!"): "OTHER",
+    ("another", "stored", "third"): "NOTHING",
+    ("another", "stored", "third!"): "OTHER",
+    ("another", "stored", "stored!"): "IS_VIEW",
+}
+
+
+@pytest.mark.parametrize(("recorded", "stored", "now"), LEFT)
+def test_a_stored_file_is_private_only_where_its_view_has_left_it(
+    tmp_path: Path, recorded: str, stored: str, now: str
+) -> None:
+    """G1, design 7: a file that people can still reach, or have written into, is not taken for the version's own."""
+    for name in ("stored", "another", "third"):
+        (tmp_path / name).write_bytes(b"")
+    view = None if recorded == "unknown" else view_of(os.stat(tmp_path / recorded), "1")
+    if stored == "named":
+        os.link(tmp_path / "stored", tmp_path / "name")
+    elif stored == "written":
+        (tmp_path / "stored").write_bytes(b"written")
+    leaving = Leaving(
+        view,
+        None if stored == "none" else os.stat(tmp_path / "stored"),
+        None if now == "gone" else os.stat(tmp_path / now.rstrip("!")),
+        now.endswith("!"),
+    )
+    assert decide_left(leaving, unasked).name == LEFT[recorded, stored, now]
+    for may_link in (True, False):
+        answer = decide_left(replace(leaving, is_same=True), lambda may=may_link: may)
+        if now == "stored!":  # a program linked it, or replication did
+            assert answer is (Left.IS_VIEW if may_link else Left.SEPARATE)
+        else:
+            assert answer.name == LEFT[recorded, stored, now]
+
+
+def unasked() -> bool:
+    raise AssertionError("it costs a trial, and matters for equal content alone")
