@@ -62,15 +62,19 @@ class _Content:
 
 def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
-    *, same: bytes, held_open: bool, wait_exceeded: bool, progress: Callable[[int], None] | None = None,
+    *, same: bytes, held_open: bool, wait_exceeded: bool, lasting: bytes = b"",
+    progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
     """Copy an open file. Raises SourceMoved where it changed meanwhile, or a writer opened it.
 
     same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
     writing. wait_exceeded: it has been open for so long that it is copied even if it changes meanwhile.
-    progress: called with the number of bytes read.
+    lasting: the name of the unfinished copy of a large file, which survives a crash. progress: called with the number
+    of bytes read.
     """
-    content = _content(bucket, at, name, fd, found, known, same=same, held_open=held_open, progress=progress)
+    content = _content(
+        bucket, at, name, fd, found, known, same=same, held_open=held_open, lasting=lasting, progress=progress
+    )
     found, staged = content.found, content.staged
     try:
         raw, acl = view_metadata(bucket, fd)
@@ -100,7 +104,7 @@ def _times(status: os.stat_result) -> tuple[int, int, int, int]:
 
 def _content(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None,
-    *, same: bytes, held_open: bool, progress: Callable[[int], None] | None,
+    *, same: bytes, held_open: bool, lasting: bytes, progress: Callable[[int], None] | None,
 ) -> _Content:  # fmt: skip
     """The content of a file, by the cheapest way: known, compared, linked, read into memory, or copied."""
     if same:
@@ -117,7 +121,10 @@ def _content(
         return _Content(found, len(data), digests.of(data), data)
     staged = staging.token()
     with bucket.fs.released():
-        digest = copying.copy_aside(bucket, fd, staged, progress)
+        if lasting:
+            digest = copying.copy_large(bucket, fd, lasting, staged, progress)
+        else:
+            digest = copying.copy_aside(bucket, fd, staged, progress)
     return _Content(found, bucket.fs.stat(bucket.tmp, staged).st_size, digest, staged=staged)
 
 

@@ -20,7 +20,7 @@ from fsrepl.errors import SourceMoved, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Posix
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Change, WriterWait
-from fsrepl.storage import posix
+from fsrepl.storage import posix, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Object
@@ -131,7 +131,8 @@ def look(
         if waits is not None:
             return waits
         same = known.digest if known and _is_only_edited(change, known, found) else b""
-        if found.st_size >= writer_wait.large_file_bytes and not (in_background or same):
+        is_large = found.st_size >= writer_wait.large_file_bytes
+        if is_large and not (in_background or same):
             return Large(found.st_size, found.st_blocks * 512)
         held_open = bool(written)
         wait_exceeded = held_open and open_for_s >= writer_wait.open_max_s
@@ -146,6 +147,7 @@ def look(
             same=same,
             held_open=held_open,
             wait_exceeded=wait_exceeded,
+            lasting=staging.capture_name(change.key) if is_large else b"",
             progress=progress,
         )
     except SourceMoved:

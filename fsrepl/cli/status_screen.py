@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from rich.console import Console, Group, RenderableType
@@ -44,7 +44,7 @@ def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> Rend
     ]
     rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
     if rules:
-        parts += ["", _rules(rules)]
+        parts += ["", _rules(rules), *_large(rules)]
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"])]
     notes = dict.fromkeys(note.text for bucket in document["buckets"] for note in notes_of(bucket, names_max))
@@ -110,6 +110,15 @@ def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> Renderable
     return table
 
 
+def _large(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[Text]:
+    """How much of the large objects crossed, by rule."""
+    for bucket, rule in rules:
+        if "large_bytes" in rule:
+            size, crossed = size_text(rule["large_bytes"]), size_text(rule["large_bytes_crossed"])
+            text = f"large objects of {bucket['bucket']} to {rule['destination']}: {size} delivered, {crossed} crossed"
+            yield Text(text, style="dim")
+
+
 def _number(count: int, style: str) -> Text:
     return Text(f"{count:,}", style=style if count else "")
 
@@ -142,6 +151,7 @@ def _transfers(transfers: list[dict[str, Any]]) -> Table:
             ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
             f"{_share(t, 'bytes_done')} of {size_text(t['bytes_total'])}"
             + (f", {_share(t, 'bytes_verified')} verified" if "bytes_verified" in t else "")
+            + _pace(t)
             + _stalled(t.get("stalled_seconds")),
         )
     return table
@@ -149,6 +159,16 @@ def _transfers(transfers: list[dict[str, Any]]) -> Table:
 
 def _share(transfer: dict[str, Any], done: str) -> str:
     return f"{100 * transfer[done] / max(1, transfer['bytes_total']):.0f} %"
+
+
+def _pace(transfer: dict[str, Any]) -> str:
+    """How fast it is, and the time that is left; then the part that crosses, where the destination has the rest."""
+    parts = []
+    if "bytes_per_second" in transfer:
+        parts.append(f"{size_text(transfer['bytes_per_second'])}/s, {duration_text(transfer['eta_seconds'])} left")
+    if transfer["bytes_done"] > transfer.get("bytes_crossed", transfer["bytes_done"]):
+        parts.append(f"{size_text(transfer['bytes_crossed'])} crossed")
+    return "".join(f", {part}" for part in parts)
 
 
 def _stalled(seconds: float | None) -> str:

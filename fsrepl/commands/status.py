@@ -71,7 +71,9 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "failed": _sum(counts, "FAILED").number,
         "skipped": journal_.skipped(address) if skipped is None else skipped,
         "lag_seconds": _lag(pending, now_ns),
-        "rules": _rules(site, address, counts, metrics.of_bucket(journal_, address, now_ns), now_ns),
+        "rules": _rules(
+            site, address, counts, metrics.of_bucket(journal_, address, now_ns), journal_.crossed(address), now_ns
+        ),
     }
     if trouble:
         document["trouble"] = trouble
@@ -126,6 +128,7 @@ def _rules(
     address: str,
     counts: Mapping[tuple[str, str, str], Counts],
     measured: Mapping[metrics.Rule, RuleMetrics],
+    large: Mapping[metrics.Rule, tuple[int, int]],
     now_ns: int,
 ) -> list[Document]:
     """A row for each rule, and for each removed rule that still has deliveries.
@@ -154,7 +157,13 @@ def _rules(
                 "lag_seconds": _lag(pending, now_ns),
                 "completed": completed.number,
                 "completed_bytes": completed.bytes,
+                **_large(large.get((destination, rule_id))),
                 "metrics": measured.get((destination, rule_id), RuleMetrics()).document(),
             }
         )
     return out
+
+
+def _large(found: tuple[int, int] | None) -> Document:
+    """The bytes of large objects that a rule delivered, and the part that crossed."""
+    return {"large_bytes": found[0], "large_bytes_crossed": found[1]} if found else {}

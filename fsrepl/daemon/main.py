@@ -152,9 +152,17 @@ class Daemon:
         with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
             thresholds.check(self.engine)
         self.engine.look_for_stuck()
+        self._tell_of_transfers()
         self.lock.keep()
         systemd.notify("WATCHDOG=1")
         return 0
+
+    def _tell_of_transfers(self) -> None:
+        """Log how far each transfer and capture is that takes long."""
+        now_s = time.monotonic()
+        for progress in list(self.engine.transfers):
+            if news := progress.news(now_s):
+                log.info("%s", news)
 
     def reload(self) -> None:
         """Read the settings again; where they cannot be read the old ones stay in force."""

@@ -83,11 +83,17 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         yield Gauge("fsrepl_bucket_halted", about, halted, (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
         found = of_bucket(journal, address, site.now())
-        failed = journal.deliveries.failed_counts(address)
+        failed, large = journal.deliveries.failed_counts(address), journal.crossed(address)
         rules = {(r.destination, r.id) for r in bucket.replication.rules} if bucket.replication else set()
         for rule in sorted(rules | found.keys() | failed.keys()):
             labels = (("source", address), ("destination", rule[0]), ("rule", rule[1]))
             yield from _of_rule(found.get(rule, RuleMetrics()), failed.get(rule, 0), labels)
+            size, crossed = large.get(rule, (0, 0))
+            yield Gauge(
+                "fsrepl_large_bytes_replicated", "Bytes of the large objects that were delivered.", size, labels
+            )
+            about = "The part of them that crossed, since the destination lacked it."
+            yield Gauge("fsrepl_large_bytes_crossed", about, crossed, labels)
 
 
 def _of_rule(found: RuleMetrics, failed: int, labels: tuple[tuple[str, str], ...]) -> Iterator[Gauge]:

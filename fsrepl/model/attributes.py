@@ -231,6 +231,8 @@ def _encode_delivery(recorded: DeliveryRecord) -> dict[str, object] | str:
             out[name] = value
     if recorded.edit:
         out["edit"] = "metadata"
+    if recorded.crossed_bytes is not None:
+        out["crossed_bytes"] = recorded.crossed_bytes
     if recorded.before is not None:
         out["before"] = _encode_delivery(recorded.before)
     return out
@@ -254,6 +256,7 @@ def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
         Tracking(d.get("tracking", "")),
         clock.within(int(d.get("since_ns", 0))),
         "edit" in d,
+        int(d["crossed_bytes"]) if "crossed_bytes" in d else None,
         _decode_delivery(d["before"]) if "before" in d else None,
     )
 

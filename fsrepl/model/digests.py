@@ -25,7 +25,21 @@ class Passing:
         return self._hasher.digest()
 
 
-def of(data: bytes) -> bytes:
+class Hasher:
+    """A digest computed piece by piece. Large pieces are hashed on all processors."""
+
+    def __init__(self) -> None:
+        self._hasher = blake3(max_threads=blake3.AUTO)
+
+    def update(self, data: bytes | memoryview) -> None:
+        self._hasher.update(data)
+
+    def digest(self) -> bytes:
+        """The digest of the pieces so far, 32 bytes."""
+        return self._hasher.digest()
+
+
+def of(data: bytes | memoryview) -> bytes:
     """The digest of data, 32 bytes."""
     return blake3(data).digest()
 

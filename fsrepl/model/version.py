@@ -132,6 +132,8 @@ class DeliveryRecord:
     """The time when the delivery was requested (again), or FAILED; 0: when the version was made."""
     edit: bool = False
     """The destination already has the version: the delivery brings metadata edited since."""
+    crossed_bytes: int | None = None
+    """The part of a large content that crossed, since the destination had the rest. None: unknown, or all of it."""
     before: DeliveryRecord | None = None
     """The delivery before a backfill requested it again, kept until it is settled: a cancelled job restores it."""
 
@@ -229,3 +231,5 @@ class Result:
     operation: str = ""
     tracking: Tracking = Tracking.NONE
     job: bool = False
+    crossed_bytes: int | None = None
+    """As in DeliveryRecord."""

@@ -19,7 +19,7 @@ from fsrepl.model.rule import Replication
 from fsrepl.model.version import Result, Status
 from fsrepl.s3 import events
 from fsrepl.storage.eventlog import EventLog
-from fsrepl.storage.journal.rows import Delivery
+from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
@@ -63,14 +63,16 @@ class Complaint:
             self._number, self._again_s = 0, 0.0
 
 
-def result_of(delivery: Delivery, status: Status, reason: str, replication: Replication | None) -> Result:
+def result_of(delivery: Delivery, outcome: Outcome, replication: Replication | None) -> Result:
     """The result of a delivery. replication: its source's configuration now."""
     rules = replication.rules if replication else ()
     rule = next((r for r in rules if r.id == delivery.rule and r.destination == delivery.destination), None)
     return Result(
-        delivery.source, delivery.key, delivery.id, delivery.destination, delivery.rule, status, reason,
+        delivery.source, delivery.key, delivery.id, delivery.destination, delivery.rule, outcome.status,
+        outcome.reason,
         delivery.marker, delivery.size, delivery.created_ns, delivery.since_ns, delivery.digest, delivery.operation,
         events.tracking(delivery.tracking, rule), bool(delivery.job),
+        outcome.crossed_bytes,
     )  # fmt: skip
 
 
@@ -134,10 +136,11 @@ class Reporter:
                 result.status, "replicated marker" if result.marker else "replicated"
             )
             why = f" reason={result.reason}" if result.reason else ""
+            crossed = "" if result.crossed_bytes is None else f" crossed_bytes={result.crossed_bytes}"
             seconds = max(0.0, (now_ns - result.created_ns) / 1e9)
             lines.append(
                 f'{prefixes[level]}{outcome} bucket={result.source} key="{keys.shown(result.key)}" '
-                f"version={result.version} to={result.destination} size_bytes={result.size_bytes} "
+                f"version={result.version} to={result.destination} size_bytes={result.size_bytes}{crossed} "
                 f"seconds={seconds:.3f}{why}\n"
             )
         if lines:

@@ -14,7 +14,8 @@ from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
-from fsrepl.replicate.destination import Destination, LocalTree, StagedReplica
+from fsrepl.replicate.destination import Destination, LocalTree
+from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.settle import is_pending
 from fsrepl.replicate.transfer import Item
 from fsrepl.s3 import permissions, rules

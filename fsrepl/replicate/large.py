@@ -10,35 +10,51 @@ from fsrepl.model import keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
-from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
-from fsrepl.replicate import group, transfer
-from fsrepl.replicate.destination import LocalTree, StagedReplica
+from fsrepl.replicate import blockwise, group
+from fsrepl.replicate.blockwise import Sent
+from fsrepl.replicate.destination import Destination, LocalTree
+from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.group import DeliveryGroup
+from fsrepl.replicate.transfer import Item
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
+_OWN_VERSIONS_MAX, _ALIKE_MAX = 4, 16
+"""So many versions of the key itself, and so many of any key with the same size, are looked at for known content."""
 
-def send_in_background(region: Region, state: BucketState, item: transfer.Item) -> None:
+
+def send_in_background(region: Region, state: BucketState, item: Item) -> None:
     """Stage a large object in the background, with progress; publish it in the region's thread when it is done."""
     delivery, version = item.delivery, item.version
     assert version is not None
     progress = limits.Progress(delivery.key, delivery.id, delivery.source, delivery.destination, version.size)
 
-    def copy() -> StagedReplica | Version:
+    def copy() -> Sent | StagedReplica | Version:
         with (
             region.engine.progress(progress),
             region.engine.site.bucket(delivery.source).open() as source,
             state.bucket.open() as destination,
         ):
             tree = LocalTree(destination)
-            return group.whole_replica(state, tree, item) or group.stage(region, source, tree, item, progress)
+            if (there := group.whole_replica(state, tree, item)) is not None:
+                return there
+            if version.size < region.engine.settings.replication.large_file_bytes:
+                return group.stage(region, source, tree, item, progress)
+            return _stage_large(region, source, destination, tree, item, progress)
 
-    def finish(staged: StagedReplica | Version | Exception) -> None:
+    def finish(staged: Sent | StagedReplica | Version | Exception) -> None:
         if isinstance(staged, Exception):
             _background_failed(region, delivery, staged)
             return
+        if isinstance(staged, Sent):
+            item.crossed_bytes = progress.bytes_crossed
+            if staged.damaged is not None:
+                state.damaged.append(Damaged(state.bucket.address, *staged.damaged))
+            staged = staged.staged
         try:
             with state.bucket.open() as destination, region.engine.site.bucket(delivery.source).open() as source:
                 group = DeliveryGroup(region, state, source, destination)
@@ -57,6 +73,30 @@ def send_in_background(region: Region, state: BucketState, item: transfer.Item) 
     way = region_of(delivery.source), region.name
     whose = delivery.source, delivery.destination
     region.in_background(copy, finish, pool=("deliver", *way), whose=whose, size_bytes=version.size)
+
+
+def _stage_large(
+    region: Region, source: OpenBucket, bucket: OpenBucket, tree: Destination, item: Item, progress: limits.Progress
+) -> Sent:
+    """Stage a large object, of which only what the destination lacks crosses."""
+    version, replica = item.version, item.replica
+    assert version is not None
+    assert replica is not None
+    versions = region.engine.journal.versions
+    held = [
+        (version.key, version_id)
+        for version_id, _, marker in versions.versions_of(bucket.address, version.key)[:_OWN_VERSIONS_MAX]
+        if not marker and version_id != version.id
+    ]
+    held += [each for each in versions.of_size(bucket.address, version.size, _ALIKE_MAX) if each not in held]
+    with (
+        source.fs.released(),
+        blockwise.base_of(
+            source, bucket, version, [each for each in held if each != (version.key, version.id)]
+        ) as base,
+        tree.large_draft(replica) as draft,
+    ):
+        return blockwise.stage(source, draft, version, base, progress, region.engine.limiter)
 
 
 def _background_failed(region: Region, delivery: Delivery, error: Exception) -> None:

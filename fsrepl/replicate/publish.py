@@ -58,7 +58,7 @@ def publish(
             stale.mark_fresh(region, state, bucket, version.key)
         if not all(state.stale[key].intent for key in current if key in state.stale):
             intended.keep()
-        return [Outcome(item.delivery, Status.COMPLETED, "", item.version) for item in done]
+        return [Outcome(item.delivery, Status.COMPLETED, "", item.version, item.crossed_bytes) for item in done]
 
 
 def _staged(

@@ -124,6 +124,7 @@ def _settled(recorded: DeliveryRecord, outcome: Outcome, now_ns: int) -> Deliver
     return replace(
         recorded, status=outcome.status, reason=outcome.reason, since_ns=0 if completed else now_ns,
         edit=recorded.edit and not completed, before=None,
+        crossed_bytes=recorded.crossed_bytes if outcome.crossed_bytes is None else outcome.crossed_bytes,
     )  # fmt: skip
 
 
@@ -199,8 +200,7 @@ def settle(region: Region, state: BucketState, outcomes: Sequence[Outcome]) -> N
         for version, destination in settlement.again:
             deliveries.enqueue(region, address, [version], only=destination)
         results = [
-            (delivery, result_of(delivery, outcome.status, outcome.reason, state.bucket.replication))
-            for delivery, outcome in settlement.ended
+            (delivery, result_of(delivery, outcome, state.bucket.replication)) for delivery, outcome in settlement.ended
         ]
         engine.reporter.announce(
             [each for delivery, result in results for each in thresholds.news(engine, delivery, result)]
@@ -231,6 +231,10 @@ def write(engine: Runtime, state: BucketState, bucket: OpenBucket, settlement: S
         engine.journal.deliveries.put_all(address, [*settlement.confirmed, *settlement.changed.values()])
         for delivery in settlement.gone:
             engine.journal.deliveries.drop(delivery)
+        for delivery, outcome in settlement.ended:
+            if outcome.crossed_bytes is not None:  # of large objects alone
+                to = delivery.destination, delivery.rule
+                engine.journal.add_crossed(address, *to, delivery.size, outcome.crossed_bytes)
 
 
 def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
@@ -238,13 +242,13 @@ def _stop_copying(engine: Runtime, results: Sequence[Result]) -> None:
     failed = {(r.source, r.key, r.version, r.destination) for r in results if r.status is Status.FAILED}
     for each in list(engine.transfers) if failed else ():
         if (each.source, each.key, each.version, each.destination) in failed:
-            each.stop = True
+            each.stop = each.unwanted = True
 
 
 def settle_unread(region: Region, outcome: Outcome) -> None:
     """Settle a delivery whose record cannot be read: in the journal alone; `verify` names the record."""
     engine, delivery = region.engine, outcome.delivery
-    result = result_of(delivery, outcome.status, outcome.reason, engine.site.buckets[delivery.source].replication)
+    result = result_of(delivery, outcome, engine.site.buckets[delivery.source].replication)
     engine.reporter.announce(list(thresholds.news(engine, delivery, result)))
     with engine.journal.transaction():
         engine.journal.deliveries.note(delivery, outcome.status, outcome.reason, engine.site.now())

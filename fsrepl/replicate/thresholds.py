@@ -14,7 +14,7 @@ from fsrepl.model.version import Result, Status, Tracking
 from fsrepl.region.reporter import result_of
 from fsrepl.region.runtime import Runtime
 from fsrepl.s3 import events
-from fsrepl.storage.journal.rows import Delivery
+from fsrepl.storage.journal.rows import Delivery, Outcome
 
 BATCH = 512
 
@@ -63,4 +63,4 @@ def untrack(engine: Runtime, source: str) -> None:
 
 def _pending(engine: Runtime, delivery: Delivery) -> Result:
     bucket = engine.site.buckets.get(delivery.source)
-    return result_of(delivery, Status.PENDING, "", bucket.replication if bucket else None)
+    return result_of(delivery, Outcome(delivery, Status.PENDING, "", None), bucket.replication if bucket else None)

@@ -16,7 +16,8 @@ from fsrepl.model import metadata
 from fsrepl.model.version import Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
-from fsrepl.replicate.destination import Destination, Draft, StagedReplica
+from fsrepl.replicate.destination import Destination
+from fsrepl.replicate.draft import Draft, StagedReplica
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.copying import SMALL_BYTES
@@ -113,6 +114,8 @@ class Item:
     version: Version | None = None
     replica: Version | None = None
     staged: StagedReplica | None = None
+    crossed_bytes: int | None = None
+    """The part of a large content that was sent; None where all of it was, or nothing yet."""
     groups: frozenset[str] = metadata.GROUPS
     """The groups of its metadata that may travel."""
     known: Object | None = None

@@ -7,9 +7,13 @@ import errno
 from collections.abc import Callable
 
 from fsrepl.model import digests
+from fsrepl.storage import blocks, hashing, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
+_ZEROS = bytes(1 << 20)
+_RESERVED_MAX = 256
+"""So many separate parts of a sparse file are reserved in advance."""
 SMALL_BYTES = 1 << 20
 """The size limit below which content is read and copied as a whole; larger content is cloned where possible."""
 
@@ -38,3 +42,87 @@ def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], N
         raise
     finally:
         bucket.fs.close(to)
+
+
+def copy_large(
+    bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, told: Callable[[int], None] | None = None
+) -> bytes:
+    """Copy a large open file to a name in .fsrepl/tmp, durably, and map it; the BLAKE3 of the copy.
+
+    Until it is complete it has a lasting name. What an earlier try left there is compared with the file, and not
+    written again. It is kept for the next try where the process ends, and removed after any other failure. told: as in
+    copy_aside.
+    """
+    to, again = staging.open_lasting(bucket, lasting)
+    try:
+        found = _cloned(bucket, to, fd, told) or _copied(bucket, to, fd, told, again=again)
+        bucket.fs.sync_file(to)
+        bucket.fs.rename(bucket.tmp, lasting, bucket.tmp, name)
+    except OSError as error:
+        if error.errno != errno.ECANCELED:
+            staging.unstage(bucket, lasting)
+        raise
+    finally:
+        bucket.fs.close(to)
+    if found.blocks is not None:
+        blocks.write(bucket, found.blocks)
+    return found.digest
+
+
+def _cloned(
+    bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None
+) -> hashing.Hashed | None:  # fmt: skip
+    if bucket.bucket.sharing == "private":
+        return None
+    try:
+        bucket.fs.clone(to, fd)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return None
+    bucket.fs.truncate(to, bucket.fs.stat_fd(fd).st_size)
+    return hashing.content(bucket.fs, to, blocks=True, told=told)
+
+
+def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, *, again: bool) -> hashing.Hashed:
+    fs = bucket.fs
+    _reserve(bucket, to, fd)
+
+    def write(piece: hashing.Piece) -> None:
+        if piece.data is None:
+            if again:
+                _empty(bucket, to, piece)
+            return
+        if again and fs.read_at(to, piece.size, piece.at) == bytes(piece.data):
+            return
+        for at in range(0, piece.size, len(_ZEROS)):
+            part = piece.data[at : at + len(_ZEROS)]
+            if again or bytes(part) != _ZEROS[: len(part)]:
+                fs.write_at(to, part, piece.at + at)
+        fs.start_writing(to, piece.at, piece.size)
+
+    found = hashing.content(fs, fd, blocks=True, seen=write, told=told)
+    fs.truncate(to, found.size)
+    return found
+
+
+def _empty(bucket: OpenBucket, to: int, piece: hashing.Piece) -> None:
+    """Make a part of the copy zeros, as a hole where the filesystem can."""
+    if not bucket.fs.punch(to, piece.at, piece.size):
+        for at in range(piece.at, piece.at + piece.size, len(_ZEROS)):
+            bucket.fs.write_at(to, _ZEROS[: piece.at + piece.size - at], at)
+
+
+def _reserve(bucket: OpenBucket, to: int, fd: int) -> None:
+    """Find out now whether there is room for a file's data. Raises ENOSPC."""
+    fs, at, size = bucket.fs, 0, bucket.fs.stat_fd(fd).st_size
+    parts: list[tuple[int, int]] = []
+    while len(parts) <= _RESERVED_MAX:
+        start, end = fs.next_data(fd, at, size)
+        if start >= end:
+            break
+        parts.append((start, end - start))
+        at = end
+    for start, count in parts if len(parts) <= _RESERVED_MAX else ():
+        if not fs.reserve(to, start, count):
+            return

@@ -40,6 +40,8 @@ _KEEP = -1
 _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 0x01, 0x02
+_SYNC_FILE_RANGE_WRITE = 0x02
 _CHUNK = 1 << 20
 _LONG_BYTES = 64 << 20
 _PATH_MAX = 4096
@@ -81,6 +83,10 @@ MUTATIONS = (
     "unlink",
     "clone",
     "copy",
+    "copy_within",
+    "write_at",
+    "reserve",
+    "punch",
     "sync_file",
     "sync_all",
 )
@@ -325,7 +331,7 @@ class Fs:
                     start, until = self.next_data(fd, at, size)
                     if at < start:
                         until = start
-                        yield from self._zeros(start - at)
+                        yield from self.zeros(start - at)
                         at = start
                         continue
                 most = min(_CHUNK, until - at)
@@ -336,7 +342,8 @@ class Fs:
             if self.interrupted and at - began_at >= _LONG_BYTES:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
-    def _zeros(self, count: int) -> Iterator[bytes]:
+    def zeros(self, count: int) -> Iterator[bytes]:
+        """So many zeros, the content of a hole, in chunks of up to one MiB. ECANCELED as with chunks."""
         for left in range(count, 0, -_CHUNK):
             yield _ZEROS if left >= _CHUNK else _ZEROS[:left]
             if self.interrupted and count >= _LONG_BYTES:
@@ -349,6 +356,18 @@ class Fs:
             return min(start, size), min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
             return (size if error.errno == errno.ENXIO else at), size  # ENXIO: no data follows; else holes are unknown
+
+    def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+        """Read a part of a file into a buffer; the number of bytes read, fewer at the end of the file."""
+        return os.preadv(fd, [buffer], at)
+
+    def drop_cache(self, fd: int, at: int = 0, count: int = 0) -> None:
+        """Drop a part of a file from the page cache, as far as it is on the disk; without a count, up to its end.
+
+        The next read comes from the disk. Source: posix_fadvise(2), POSIX_FADV_DONTNEED.
+        """
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
 
     def attribute_names(self, fd: int) -> list[str]:
         return _xattr.listxattr(fd)
@@ -472,6 +491,18 @@ class Fs:
         """A file opened for writing without a name, which disappears when closed. Source: open(2), O_TMPFILE."""
         return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=at)
 
+    def open_staged(self, at: int, name: bytes) -> int:
+        """A file of the daemon opened for reading and writing."""
+        return os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+
+    def lock(self, fd: int) -> bool:
+        """Lock an open file against other uses of this lock, until it is closed; whether that succeeded."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def append(self, at: int, name: bytes) -> int:
         """A file opened to append, created with 0600 if missing."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -577,6 +608,53 @@ class Fs:
         """
         os.lseek(to_fd, at, os.SEEK_SET)
         return os.sendfile(to_fd, from_fd, at, count)
+
+    def copy_within(
+        self, from_fd: int, to_fd: int, from_at: int, to_at: int, count: int, *, share: bool = True
+    ) -> int:  # fmt: skip
+        """Copy bytes within one bucket; the number copied. share: with shared blocks where the filesystem can.
+
+        copy_file_range(2) shares blocks; sendfile(2) does not, and serves where the kernel refuses the pair of files.
+        """
+        if share:
+            try:
+                return os.copy_file_range(from_fd, to_fd, count, from_at, to_at)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+        os.lseek(to_fd, to_at, os.SEEK_SET)
+        return os.sendfile(to_fd, from_fd, from_at, count)
+
+    def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(fd, view, at)
+            view, at = view[done:], at + done
+
+    def reserve(self, fd: int, at: int, count: int) -> bool:
+        """Reserve space for a part of a file, whose size is unchanged; False where the filesystem cannot.
+
+        Raises ENOSPC at once where there is not enough. Source: fallocate(2).
+        """
+        return self._allocate(fd, _FALLOC_KEEP_SIZE, at, count)
+
+    def punch(self, fd: int, at: int, count: int) -> bool:
+        """Make a part of a file a hole; False where the filesystem cannot."""
+        return self._allocate(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, at, count)
+
+    def _allocate(self, fd: int, mode: int, at: int, count: int) -> bool:
+        if not _libc.fallocate(fd, mode, ctypes.c_long(at), ctypes.c_long(count)):
+            return True
+        if ctypes.get_errno() in UNSUPPORTED:
+            return False
+        raise _fail()
+
+    def start_writing(self, fd: int, at: int, count: int) -> None:
+        """Have the kernel begin to write a part of a file to the disk, so that a later sync takes less time.
+
+        It makes nothing durable. Source: sync_file_range(2).
+        """
+        _libc.sync_file_range(fd, ctypes.c_long(at), ctypes.c_long(count), _SYNC_FILE_RANGE_WRITE)
 
     def sync_file(self, fd: int) -> None:
         """Make a file, or the names in a directory, survive a power cut. Source: fsync(2)."""

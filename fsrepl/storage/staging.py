@@ -1,28 +1,47 @@
-"""Staged files in .fsrepl/tmp: their names, and removal after a crash."""
+"""Staged files in .fsrepl/tmp: their names, and removal after a crash.
+
+A staged file of a large content survives a crash under a name that follows from what it is to become (lasting), so
+that the next try goes on with it. Nothing in it is believed: what is there is compared with what should be.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
+import re
+import time
 
-from fsrepl.model import keys
+from fsrepl.errors import Unavailable
+from fsrepl.model import digests, keys
 from fsrepl.storage.bucket import BARRIER, OpenBucket
 from fsrepl.storage.fs import FileType
+
+_LASTING = re.compile(rb"(?:large|capture)\.[0-9a-f]{32}")
+_LASTING_S = 7 * 86_400.0
+"""A lasting file that was not written for so long is no longer wanted."""
 
 # -- after a crash
 
 
 def sweep(bucket: OpenBucket) -> int:
-    """Remove an earlier process's files from .fsrepl/tmp; their number."""
+    """Remove an earlier process's files from .fsrepl/tmp, except lasting ones; their number."""
     swept = 0
     for name, kind in list(bucket.fs.entries(bucket.tmp)):
-        if name != BARRIER:
+        if name != BARRIER and not _may_last(bucket, name):
             with contextlib.suppress(OSError):
                 remove = bucket.fs.remove_dir if kind is FileType.DIRECTORY else bucket.fs.unlink
                 remove(bucket.tmp, name)
                 swept += 1
     return swept
+
+
+def _may_last(bucket: OpenBucket, name: bytes) -> bool:
+    if _LASTING.fullmatch(name) is None:
+        return False
+    with contextlib.suppress(OSError):
+        return time.time() - bucket.fs.stat(bucket.tmp, name).st_mtime < _LASTING_S
+    return False
 
 
 _numbers = itertools.count()
@@ -37,3 +56,61 @@ def unstage(bucket: OpenBucket, name: bytes) -> None:
     for each in (name, name + keys.SIDECAR):
         with contextlib.suppress(FileNotFoundError):
             bucket.fs.unlink(bucket.tmp, each)
+
+
+# -- files that survive a crash
+
+
+def replica_name(key: bytes, version_id: str, digest: bytes) -> bytes:
+    """The name of the staged replica of a large version."""
+    return b"large." + digests.short(b"\0".join((key, version_id.encode(), digest))).encode()
+
+
+def capture_name(key: bytes) -> bytes:
+    """The name of the copy of a large file while it is captured."""
+    return b"capture." + digests.short(key).encode()
+
+
+def open_lasting(bucket: OpenBucket, name: bytes) -> tuple[int, bool]:
+    """Open a lasting file, or make it; its descriptor, and whether an earlier try left it.
+
+    It is private, without attributes, and as it is on the disk: what the page cache has may never get there. Raises
+    Unavailable where another try is still at it, OSError.
+    """
+    fs = bucket.fs
+    try:
+        fd = fs.open_staged(bucket.tmp, name)
+    except FileNotFoundError:
+        return _locked(bucket, fs.create(bucket.tmp, name)), False
+    except PermissionError:  # it has the mode of its view already, which excludes its owner
+        unstage(bucket, name)
+        return _locked(bucket, fs.create(bucket.tmp, name)), False
+    _locked(bucket, fd)
+    try:
+        found = fs.stat_fd(fd)
+        if not fs.is_regular(found) or found.st_nlink != 1:
+            unstage(bucket, name)
+            fs.close(fd)
+            return _locked(bucket, fs.create(bucket.tmp, name)), False
+        fs.chmod(fd, 0o600)
+        if found.st_uid != fs.uid:
+            fs.give(fd, fs.uid, found.st_gid)
+        fs.remove_acl(fd)
+        for attribute in fs.attribute_names(fd):
+            if attribute.startswith("user."):
+                fs.remove_attribute(fd, attribute)
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(bucket.tmp, name + keys.SIDECAR)
+        fs.sync_file(fd)
+        fs.drop_cache(fd)
+    except BaseException:
+        fs.close(fd)
+        raise
+    return fd, True
+
+
+def _locked(bucket: OpenBucket, fd: int) -> int:
+    if not bucket.fs.lock(fd):
+        bucket.fs.close(fd)
+        raise Unavailable("an earlier copy of it is still under way")
+    return fd

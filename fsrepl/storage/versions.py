@@ -51,6 +51,15 @@ def stage_marker(bucket: OpenBucket, version: Version) -> Staged:
         bucket.fs.close(fd)
 
 
+def restage(bucket: OpenBucket, staged: Staged) -> Staged:
+    """Give a staged version another, unique name in .fsrepl/tmp."""
+    name = staging.token()
+    if staged.sidecar:
+        bucket.fs.rename(bucket.tmp, staged.name + keys.SIDECAR, bucket.tmp, name + keys.SIDECAR)
+    bucket.fs.rename(bucket.tmp, staged.name, bucket.tmp, name)
+    return Staged(staged.version, name, staged.sidecar)
+
+
 def discard(bucket: OpenBucket, staged: Staged) -> None:
     staging.unstage(bucket, staged.name)
 

@@ -53,6 +53,24 @@ def test_captures_and_verifications_are_told_from_copies(capsys: pytest.CaptureF
     assert sent.rstrip().endswith("100 % of 100 B, 30 % verified")
 
 
+def test_large_objects_show_how_fast_they_are_and_what_of_them_crossed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 9: bytes, rate and time left of a transfer; of a rule, what the destination did not have."""
+    rule: Json = {
+        "id": "r",
+        "status": "Enabled",
+        "destination": "west/dst",
+        "large_bytes": 4096,
+        "large_bytes_crossed": 1024,
+    }
+    rule |= dict.fromkeys(("pending", "failed", "completed", "lag_seconds"), 0)
+    transfer = {"key": "k", "source": "east/src", "destination": "west/dst", "bytes_done": 50, "bytes_total": 100}
+    transfer |= {"bytes_crossed": 10, "bytes_per_second": 25, "eta_seconds": 2.0}
+    status_screen.show(document(buckets=[bucket("east/src", rules=[rule])], transfers=[transfer]))
+    out = capsys.readouterr().out
+    assert "50 % of 100 B, 25 B/s, 2.0 s left, 10 B crossed" in out
+    assert "large objects of east/src to west/dst: 4.0 KiB delivered, 1.0 KiB crossed" in out
+
+
 def test_a_region_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Section 5: one screen, however many buckets a region has."""
     why = "region west is offline: /mnt/\x1bwest: no such file or directory"

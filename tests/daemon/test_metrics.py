@@ -174,11 +174,15 @@ def test_everything_that_is_exported(timed: Timed) -> None:
         ("fsrepl_operations_pending_replication", "docs"): 1,
         ("fsrepl_operations_failed_replication", "docs"): 0,
         ("fsrepl_deliveries_failed", "docs"): 0,
+        ("fsrepl_large_bytes_replicated", "docs"): 0,
+        ("fsrepl_large_bytes_crossed", "docs"): 0,
         ("fsrepl_bytes_pending_replication", "rest"): 0,
         ("fsrepl_replication_latency_seconds", "rest"): 0,
         ("fsrepl_operations_pending_replication", "rest"): 0,
         ("fsrepl_operations_failed_replication", "rest"): 0,
         ("fsrepl_deliveries_failed", "rest"): 0,
+        ("fsrepl_large_bytes_replicated", "rest"): 0,
+        ("fsrepl_large_bytes_crossed", "rest"): 0,
     }
 
 

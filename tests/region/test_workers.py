@@ -23,6 +23,7 @@ from fsrepl.region.mailbox import Call
 from fsrepl.region.pulse import STUCK_S, Pulse
 from fsrepl.region.workers import Workers, magnitude
 from fsrepl.repair import refetch
+from fsrepl.storage.hashing import HOLE_BYTES
 from tests.doubles import UnsyncedFs
 from tests.waiting import DEADLINE_S, until
 from tests.world import DESTINATION, SOURCE, World
@@ -183,20 +184,18 @@ def test_a_region_that_hangs_holds_up_no_other(hanging: tuple[World, HangingFs])
 
 
 class SlowZeros(UnsyncedFs):
-    """Reading a file of that size, or a larger one, in one bucket hangs after the first of it, until it is released."""
+    """Hashing a long hole hangs, in the workers that capture or in those that deliver, until it is released."""
 
-    def __init__(self, size_bytes: int, at: str) -> None:
+    def __init__(self, at: str) -> None:
         super().__init__()
-        self._size_bytes, self._at, self.release = size_bytes, f"/{at}/", threading.Event()
+        self._workers, self.release = "capture" if at == SOURCE else "deliver", threading.Event()
         self.reading = 0
 
-    def chunks(self, fd: int, at: int = 0) -> Iterator[bytes]:
-        chunks = super().chunks(fd, at)
-        if os.fstat(fd).st_size >= self._size_bytes and self._at in os.readlink(f"/proc/self/fd/{fd}"):
-            yield next(chunks)
+    def zeros(self, count: int) -> Iterator[bytes]:
+        if count >= HOLE_BYTES and self._workers in threading.current_thread().name and not self.release.is_set():
             self.reading += 1
             assert self.release.wait(DEADLINE_S)
-        yield from chunks
+        return super().zeros(count)
 
 
 @pytest.mark.parametrize("at", [SOURCE, DESTINATION])
@@ -204,7 +203,7 @@ def test_sparse_files_hold_up_no_other_large_file(tmp_path: Path, at: str) -> No
     """Section 7: their holes are hashed, which takes minutes where they are of 2 TB; another large file of the same
     region and direction is captured and delivered meanwhile, whether they are being captured or verified.
     """
-    fs = SlowZeros(size := 64 << 20, at)
+    fs, size = SlowZeros(at), 64 << 20
     with World(tmp_path, fs=fs) as world, at_work(world):
         sparse = {f"sparse{number}" for number in range(world.settings.replication.workers + 1)}
         try:
@@ -222,14 +221,14 @@ def test_sparse_files_hold_up_no_other_large_file(tmp_path: Path, at: str) -> No
 @pytest.mark.parametrize("at", [SOURCE, DESTINATION])
 def test_status_tells_how_far_a_capture_and_a_verification_are(tmp_path: Path, at: str) -> None:
     """Section 5: a capture is a transfer within its bucket; what is being verified does not stand still."""
-    fs = SlowZeros(size := 64 << 20, at)
+    fs, size = SlowZeros(at), 64 << 20
     with World(tmp_path, fs=fs) as world, at_work(world):
         try:
             drop(world, "sparse", size)
             until(lambda: fs.reading == 1)
             (told,) = live.status(world.engine)["transfers"]
             assert 0 < told.pop("bytes_done" if at == SOURCE else "bytes_verified") < size
-            done = {} if at == SOURCE else {"bytes_done": size}
+            done = {} if at == SOURCE else {"bytes_done": size, "bytes_crossed": 4096}
             assert told == {"key": "sparse", "source": SOURCE, "destination": at, "bytes_total": size, **done}
         finally:
             fs.release.set()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
-from fsrepl.model.version import Posix, Version, Versioning
+from fsrepl.model.version import DeliveryRecord, Posix, Version, Versioning
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.listing import Entry
 
@@ -78,10 +78,14 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
     }
     if version.deliveries:
         document["Deliveries"] = {
-            name: {"Rule": d.rule, "Status": str(d.status), **({"Reason": d.reason} if d.reason else {})}
+            name: {"Rule": d.rule, "Status": str(d.status), **({"Reason": d.reason} if d.reason else {}), **_crossed(d)}
             for name, d in version.deliveries.items()
         }
     return document
+
+
+def _crossed(recorded: DeliveryRecord) -> Document:
+    return {} if recorded.crossed_bytes is None else {"CrossedBytes": recorded.crossed_bytes}
 
 
 def _stored_as(bucket: OpenBucket, version: Version) -> bytes:

@@ -40,7 +40,10 @@ CREATE INDEX due ON delivery (due) WHERE due IS NOT NULL;
 CREATE INDEX tracked ON delivery (bucket, rule) WHERE status = 'PENDING' AND tracking != '';
 CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch != '';
 """
-_INODES = "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL"
+_ADDED = (
+    "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS large ON version (bucket, size, created) WHERE size >= 1048576",
+)
 """Added to a journal of an earlier build when it is opened."""
 
 
@@ -79,16 +82,20 @@ class Connection:
             (intact,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if intact != "ok":
                 raise sqlite3.DatabaseError(intact)
-            self._db.execute(_INODES)
+            self._add()
             return False
         if found:
             raise sqlite3.DatabaseError("the journal is of another version")
         with self.transaction():
             for statement in _SCHEMA.split(";"):
                 self._db.execute(statement)
-            self._db.execute(_INODES)
+            self._add()
             self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         return True
+
+    def _add(self) -> None:
+        for statement in _ADDED:
+            self._db.execute(statement)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ missing or damaged. One process writes, each thread in transactions; any process
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,19 @@ class Journal(Connection):
 
     def set_fact(self, name: str, value: str) -> None:
         self.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+
+    def crossed(self, address: str) -> dict[tuple[str, str], tuple[int, int]]:
+        """Of a source's large objects, by destination and rule: the bytes delivered, and those that crossed for it."""
+        found = {}
+        for (text,) in self.execute("SELECT value FROM fact WHERE name GLOB ?", (f"crossed {address} *",)):
+            destination, rule, size, crossed = json.loads(text)
+            found[destination, rule] = (size, crossed)
+        return found
+
+    def add_crossed(self, address: str, destination: str, rule: str, size: int, crossed: int) -> None:
+        name = f"crossed {address} {destination} {rule}"
+        before = json.loads(self.fact(name) or "[0, 0, 0, 0]")
+        self.set_fact(name, json.dumps([destination, rule, before[2] + size, before[3] + crossed]))
 
     # -- buckets
 

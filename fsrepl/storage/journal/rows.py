@@ -107,13 +107,15 @@ class Outcome:
     """The outcome of one delivery at the destination, to be recorded at the source. sent: the delivery when it was
     sent.
 
-    PENDING: nothing was done, because the source's record differs from the journal.
+    PENDING: nothing was done, because the source's record differs from the journal. crossed_bytes: the part of a large
+    content that was sent, since the destination lacked it; None where all of it was.
     """
 
     delivery: Delivery
     status: Status
     reason: str
     sent: Version | None
+    crossed_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

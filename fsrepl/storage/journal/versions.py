@@ -287,6 +287,15 @@ class Versions:
         ).fetchone()
         return row[0] if row else None
 
+    def of_size(self, address: str, size: int, limit: int) -> list[tuple[bytes, str]]:
+        """Key and id of versions of one size, the newest first: candidates for equal content. None below one MiB."""
+        rows = self._connection.execute(
+            "SELECT dir, name, id FROM version WHERE bucket = ? AND size = ? AND size >= 1048576 AND NOT marker "
+            "ORDER BY created DESC LIMIT ?",
+            (self._connection.ids.get(address), size, limit),
+        )
+        return [(keys.join(directory, name), version_id) for directory, name, version_id in rows]
+
     def versions_in(self, address: str, directory: bytes) -> set[tuple[bytes, str, bool]]:
         rows = self._connection.execute(
             "SELECT name, id, marker FROM version WHERE bucket = ? AND dir = ?",

@@ -1,0 +1,105 @@
+"""What of a new content is already there, by two block maps: pure, for replication and repair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fsrepl.model.blockmap import HOLE, Block, BlockMap
+
+
+class Span(NamedTuple):
+    """A part of a content: its place and its size in bytes."""
+
+    at: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.at + self.size
+
+
+class Move(NamedTuple):
+    """A part that the base has elsewhere: its place there, its place in the new content, its size in bytes."""
+
+    base_at: int
+    at: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a new content is put together: the parts are in order, and each byte is in one of them.
+
+    kept: in the same place in the base. moved: elsewhere in the base. holes: zeros. missing: to be sent.
+    """
+
+    kept: list[Span]
+    moved: list[Move]
+    holes: list[Span]
+    missing: list[Span]
+
+    @property
+    def missing_bytes(self) -> int:
+        return sum(span.size for span in self.missing)
+
+
+def plan(new: BlockMap, base: BlockMap | None) -> Plan:
+    """Compare two maps. Blocks of the base are believed to be as their map says: the caller verifies the result."""
+    places: dict[bytes, Block] = {}
+    in_place: dict[int, Block] = {}
+    for block in base or ():
+        if block.digest != HOLE:
+            places.setdefault(block.digest, block)
+        in_place[block.at] = block
+    made = Plan([], [], [], [])
+    for block in new:
+        if in_place.get(block.at) == block:
+            _append(made.kept, block.at, block.size)
+        elif block.digest == HOLE:
+            _append(made.holes, block.at, block.size)
+        elif (there := places.get(block.digest)) is not None and there.size == block.size:
+            _move(made.moved, there.at, block)
+        else:
+            _append(made.missing, block.at, block.size)
+    return made
+
+
+def _append(spans: list[Span], at: int, size: int) -> None:
+    if spans and spans[-1].end == at:
+        spans[-1] = Span(spans[-1].at, spans[-1].size + size)
+    else:
+        spans.append(Span(at, size))
+
+
+def _move(moves: list[Move], base_at: int, block: Block) -> None:
+    if moves:
+        last = moves[-1]
+        if last.base_at + last.size == base_at and last.at + last.size == block.at:
+            moves[-1] = Move(last.base_at, last.at, last.size + block.size)
+            return
+    moves.append(Move(base_at, block.at, block.size))
+
+
+def spans_of(blocks: Iterable[Block]) -> list[Span]:
+    """Blocks as spans, adjacent ones joined."""
+    spans: list[Span] = []
+    for block in blocks:
+        _append(spans, block.at, block.size)
+    return spans
+
+
+def differing(at: int, new: bytes, there: bytes, unit: int) -> list[Span]:
+    """The parts of a content that differ from what is there, in whole units of the content, adjacent ones joined.
+
+    at: the place of both, of which a part of a unit may be the first and the last.
+    """
+    spans: list[Span] = []
+    start = 0
+    while start < len(new) and new != there:
+        end = min(len(new), start + unit - (at + start) % unit)
+        if new[start:end] != there[start:end]:
+            _append(spans, at + start, end - start)
+        start = end
+    return spans

@@ -1,0 +1,196 @@
+"""A large version -> a hidden, verified copy in the destination, of which only what it lacks crosses.
+
+The block map of the version says what that is. An earlier try that was interrupted, and a version that the destination
+has, are compared with it; then the rest is sent, and all of it is read back (G3). A block that does not match then is
+sent again, wherever it came from: so a damaged version that was built upon is noticed, and never copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fsrepl.errors import Failed, FsreplError, Unavailable
+from fsrepl.model import delta, keys
+from fsrepl.model.blockmap import BlockMap
+from fsrepl.model.delta import Span
+from fsrepl.model.version import Version
+from fsrepl.region.limiter import Limiter
+from fsrepl.region.limits import Progress
+from fsrepl.replicate.draft import Base, LargeDraft, StagedReplica
+from fsrepl.storage import blocks as maps
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+
+log = logging.getLogger("fsrepl")
+
+_CHUNK = 8 << 20
+_COMPARED_BYTES = 1 << 20
+_TRIES = 3
+"""So often is what does not match sent again before the whole copy is given up."""
+
+Held = tuple[bytes, str]
+"""A key and a version id that the destination may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A staged replica. damaged: the version that it was built upon, where that no longer matches its map."""
+
+    staged: StagedReplica
+    damaged: Held | None = None
+
+
+def stage(
+    source: OpenBucket, draft: LargeDraft, version: Version, base: Base | None, progress: Progress, limiter: Limiter
+) -> Sent:
+    """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError."""
+    try:
+        fd = versions.open_version(source, version.key, version.id)
+    except FileNotFoundError as error:
+        raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
+    try:
+        blocks = maps.of_file(source, version.digest, fd)
+        if blocks is None or source.fs.stat_fd(fd).st_size != version.size:
+            raise _damaged()
+        missing = draft.missing(blocks, base)
+        progress.came_to(version.size - sum(span.size for span in missing))
+        _Sending(source, fd, draft, progress, limiter).send(missing)
+        damaged: Held | None = None
+        for _ in range(_TRIES):
+            if not (bad := draft.damaged(blocks, progress.verified_to)):
+                return Sent(draft.stage(), damaged)
+            damaged = _built_upon(base, bad, missing) or damaged
+            _Sending(source, fd, draft, progress, limiter).send(bad)
+        draft.forget()
+        if content_digest(source, fd, progress.verified_to) != version.digest:
+            raise _damaged()
+        raise Unavailable("the copy does not match the source; it is made again")
+    finally:
+        source.fs.close(fd)
+
+
+def _damaged() -> Failed:
+    why = "the stored version no longer matches its BLAKE3; `fsrepl verify --repair` looks for a good copy"
+    return Failed("SrcObjectNotEligible", why)
+
+
+def _built_upon(base: Base | None, bad: Sequence[Span], sent: Sequence[Span]) -> Held | None:
+    """The base, where a part that does not match was not sent."""
+    if base is None or all(any(s.at <= each.at and each.end <= s.end for s in sent) for each in bad):
+        return None
+    return base.key, base.id
+
+
+class _Sending:
+    """Parts of a stored version on their way to a draft, with progress, at the pace of the limit."""
+
+    def __init__(self, source: OpenBucket, fd: int, draft: LargeDraft, progress: Progress, limiter: Limiter) -> None:
+        self._source, self._fd, self._draft = source, fd, draft
+        self._progress, self._limiter = progress, limiter
+
+    def send(self, spans: Sequence[Span]) -> None:
+        for span in spans:
+            before = self._progress.bytes_done
+            for part in self._parts(span):
+                at = part.at
+                while at < part.end:
+                    count = self._draft.copy(self._fd, at, min(part.end - at, self._limiter.chunk_bytes(_CHUNK)))
+                    if not count:
+                        return  # the stored file is shorter than it was: what is read back says so
+                    at += count
+                    self._progress.came_to(before + at - span.at)
+                    self._crossed(count)
+            self._progress.came_to(before + span.size)
+
+    def _parts(self, span: Span) -> Iterator[Span]:
+        """The parts of a span that differ from what the destination has in its place."""
+        if not self._draft.compares:
+            yield from self._data_of(span)
+            return
+        fs, at = self._source.fs, span.at
+        while at < span.end and (data := fs.read_at(self._fd, min(_COMPARED_BYTES, span.end - at), at)):
+            yield from self._draft.differing(at, data)
+            at += len(data)
+
+    def _data_of(self, span: Span) -> Iterator[Span]:
+        """A span without the holes of the stored file: the draft has zeros there."""
+        at = span.at
+        while True:
+            at, end = self._source.fs.next_data(self._fd, at, span.end)
+            if at >= end:
+                return
+            yield Span(at, end - at)
+            at = end
+
+    def _crossed(self, count: int) -> None:
+        self._limiter.sent(count)
+        self._progress.bytes_crossed += count
+        self._progress.pause(self._limiter)
+        if self._progress.unwanted:
+            self._draft.forget()
+        if self._progress.stop:
+            raise Unavailable("its copy was stopped")
+
+
+# -- what the destination has already
+
+
+@contextlib.contextmanager
+def base_of(
+    source: OpenBucket, bucket: OpenBucket, version: Version, held: Sequence[Held]
+) -> Iterator[Base | None]:  # fmt: skip
+    """The version of a bucket that has most of a version's content, open; None where none has any of it.
+
+    held: the candidates, the likeliest first. Raises Failed where the version's own content is damaged.
+    """
+    blocks: BlockMap | None = None
+    best: Base | None = None
+    most = 0
+    try:
+        for key, version_id in held:
+            if most == version.size:
+                break
+            there = _look(source, bucket, key, version_id, version, may_make=best is None)
+            if there is None:
+                continue
+            blocks = blocks or maps.read(source, version.digest)
+            has = version.size
+            if there.blocks.digest != version.digest:
+                has = version.size - delta.plan(blocks, there.blocks).missing_bytes if blocks else 0
+            if has > most:
+                if best is not None:
+                    bucket.fs.close(best.fd)
+                best, most = there, has
+            else:
+                bucket.fs.close(there.fd)
+        if best is not None:
+            log.debug('builds upon bucket=%s key="%s" version=%s', bucket.address, keys.shown(best.key), best.id)
+        yield best
+    finally:
+        if best is not None:
+            bucket.fs.close(best.fd)
+
+
+def _look(
+    source: OpenBucket, bucket: OpenBucket, key: bytes, version_id: str, version: Version, *, may_make: bool
+) -> Base | None:
+    """A candidate with its map; None where it is gone, or where its map is lost and would take too long to make."""
+    with contextlib.suppress(OSError, FsreplError):
+        there = versions.read(bucket, key, version_id, marker=False)
+        if there is None or not there.digest:
+            return None
+        blocks = maps.read(bucket, there.digest) or maps.read(source, there.digest)
+        fd = versions.open_version(bucket, key, version_id)
+        try:
+            if blocks is None and may_make:
+                blocks = maps.of_file(bucket, there.digest, fd)
+        except BaseException:
+            bucket.fs.close(fd)
+            raise
+        if blocks is not None and bucket.fs.stat_fd(fd).st_size == blocks.size:
+            return Base(key, version_id, fd, blocks)
+        bucket.fs.close(fd)
+    return None

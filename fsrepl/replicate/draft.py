@@ -1,0 +1,118 @@
+"""Drafts of replicas: hidden files that become versions of a destination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fsrepl.model import attributes, digests
+from fsrepl.model.blockmap import BlockMap
+from fsrepl.model.delta import Span
+from fsrepl.model.version import Version
+from fsrepl.storage import records, versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.copying import SMALL_BYTES
+from fsrepl.storage.posix import apply_posix
+from fsrepl.views.stage import stage_view
+
+
+@dataclass(frozen=True, slots=True)
+class StagedReplica:
+    """A replica hidden in the destination's .fsrepl/tmp.
+
+    view names a second file, for the view, where view and store are to be independent. view is empty where
+    the view will be a hard link to the stored version.
+    """
+
+    stored: versions.Staged
+    view: bytes = b""
+
+
+class Draft(Protocol):
+    """The content of a replica: written from its beginning to its end, and then staged with its record."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def copy(self, fd: int, at: int, count: int) -> int:
+        """Copy at most count bytes from an open local file, to the same offset; how many bytes were copied."""
+
+    def end_at(self, size: int) -> None:
+        """Extend the content to a size; bytes not written are zeros."""
+
+    def is_whole(self, on_read: Callable[[int], None] | None = None) -> bool:
+        """Whether the content, read back, matches the replica's BLAKE3. on_read receives the number of bytes read."""
+
+    def stage(self) -> StagedReplica: ...
+
+
+class LargeDraft(Protocol):
+    """The content of a large replica, put together from what the destination has and what is sent."""
+
+    def missing(self, blocks: BlockMap, base: Base | None) -> list[Span]:
+        """Take over what is there of a content; what must be sent. base: a version there that has a part of it."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether what is missing may be equal in part to what is in its place; else there are zeros."""
+
+    def differing(self, at: int, data: bytes) -> list[Span]:
+        """The parts of a missing span that differ from what is there."""
+
+    def copy(self, fd: int, at: int, count: int) -> int:
+        """As Draft.copy."""
+
+    def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
+        """The parts of the content that do not match, once it is complete and read back: none where it is whole."""
+
+    def forget(self) -> None:
+        """Remove what there is: no later try may go on with it."""
+
+    def stage(self) -> StagedReplica: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A version that a destination has, open to read, and the map of what it should contain."""
+
+    key: bytes
+    id: str
+    fd: int
+    blocks: BlockMap
+
+
+class StagedFile:
+    """A file in .fsrepl/tmp. Its record is on it from the start, unless a view shares it."""
+
+    def __init__(
+        self, bucket: OpenBucket, fd: int, name: bytes, replica: Version, *, linked: bool, sidecar: bool
+    ) -> None:
+        self.bucket, self.fd, self.name, self.replica = bucket, fd, name, replica
+        self._linked, self._sidecar = linked, sidecar
+
+    def write(self, data: bytes) -> None:
+        self.bucket.fs.write(self.fd, data)
+
+    def copy(self, fd: int, at: int, count: int) -> int:
+        return self.bucket.fs.copy(fd, self.fd, at, count)
+
+    def end_at(self, size: int) -> None:
+        self.bucket.fs.truncate(self.fd, size)
+
+    def is_whole(self, on_read: Callable[[int], None] | None = None) -> bool:
+        size, digest = self.replica.size, self.replica.digest
+        if size < SMALL_BYTES and digests.of(self.bucket.fs.read_at(self.fd, size + 1, 0)) == digest:
+            return True
+        return content_digest(self.bucket, self.fd, on_read) == digest
+
+    def stage(self) -> StagedReplica:
+        bucket, fd, name, replica, sidecar = self.bucket, self.fd, self.name, self.replica, self._sidecar
+        if self._linked:
+            posix = apply_posix(bucket, fd, replica.posix)
+            replica, sidecar = records.put_shared(bucket, fd, name, replica, new=posix)
+            return StagedReplica(versions.Staged(replica, name, sidecar))
+        view, shortfall = stage_view(bucket, replica, fd)
+        if shortfall != replica.shortfall:
+            replica = replace(replica, shortfall=shortfall)
+            sidecar = records.put_again(bucket, fd, name, attributes.encode(replica))
+        return StagedReplica(versions.Staged(replica, name, sidecar), view)

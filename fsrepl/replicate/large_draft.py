@@ -1,0 +1,191 @@
+"""The draft of a large replica in a bucket of this site.
+
+Its content comes from an earlier try, from a version that the bucket has, by reflink or copy_file_range within the
+bucket's own filesystem, and for the rest from the source. None of these is believed: once complete, all of it is read
+back and compared with the BLAKE3 and, where that does not match, block by block with the map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from fsrepl.errors import Failed
+from fsrepl.model import attributes, delta
+from fsrepl.model.blockmap import HOLE, Block, BlockMap
+from fsrepl.model.delta import Plan, Span
+from fsrepl.model.version import Version
+from fsrepl.replicate.draft import Base, LargeDraft, StagedFile, StagedReplica
+from fsrepl.storage import blocks as maps
+from fsrepl.storage import hashing, records, sharing, staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
+
+PAGE_BYTES = 4096
+"""The unit in which a changed block is compared with what is in its place in the base."""
+_COPY_BYTES = 64 << 20
+_RESERVED_MAX = 256
+"""So many separate parts are reserved in advance; more, as after scattered changes, are small."""
+
+
+@contextlib.contextmanager
+def open_draft(bucket: OpenBucket, replica: Version) -> Iterator[LargeDraft]:
+    """See Destination.large_draft."""
+    name = staging.replica_name(replica.key, replica.id, replica.digest)
+    fd, again = staging.open_lasting(bucket, name)
+    try:
+        linked = sharing.is_linked(bucket, replica.posix)
+        sidecar = not linked and records.put(bucket, fd, name, attributes.encode(replica))
+        yield _LargeFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar, again=again)
+    except Failed:
+        staging.unstage(bucket, name)
+        raise
+    except OSError as error:
+        # after a fault of the disk nothing is left to go on with; a full one shall not stay so for a part of a file
+        if error.errno in NO_SPACE or not _is_kept(bucket, fd, error):
+            staging.unstage(bucket, name)
+        raise
+    finally:
+        bucket.fs.close(fd)
+
+
+def _is_kept(bucket: OpenBucket, fd: int, error: OSError) -> bool:
+    try:
+        bucket.fs.sync_file(fd)
+    except OSError:
+        return False
+    return True
+
+
+class _LargeFile(StagedFile):
+    """A lasting file in .fsrepl/tmp. again: an earlier try left it."""
+
+    def __init__(
+        self, bucket: OpenBucket, fd: int, name: bytes, replica: Version, *, linked: bool, sidecar: bool, again: bool
+    ) -> None:
+        super().__init__(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
+        self._again = again
+        self.compares = False
+
+    def missing(self, blocks: BlockMap, base: Base | None) -> list[Span]:
+        if self._again and (left := self._of_earlier_try(blocks)) is not None:
+            self._reserve(left)
+            return left
+        self.bucket.fs.truncate(self.fd, 0)
+        plan = delta.plan(blocks, base.blocks if base else None)
+        self._reserve(plan.missing)
+        if base is None:
+            self.bucket.fs.truncate(self.fd, blocks.size)
+            return plan.missing
+        return self._take_over(blocks, base, plan)
+
+    def _of_earlier_try(self, blocks: BlockMap) -> list[Span] | None:
+        """What an earlier try lacks; None where it has nothing that can be used."""
+        size = self.bucket.fs.stat_fd(self.fd).st_size
+        if size > blocks.size:
+            return None
+        self.bucket.fs.truncate(self.fd, blocks.size)
+        lacks = [block for block in blocks if not self._has(block)]
+        return delta.spans_of(lacks) if len(lacks) < len(blocks) else None
+
+    def _has(self, block: Block) -> bool:
+        """Whether the file has the content of a block."""
+        start, _ = self.bucket.fs.next_data(self.fd, block.at, block.end)
+        if start >= block.end:
+            return block.digest == HOLE
+        return block.digest != HOLE and maps.matches(self.bucket, self.fd, block)
+
+    def _reserve(self, spans: list[Span]) -> None:
+        """Find out now whether there is room for what is missing. Raises ENOSPC."""
+        for span in spans if len(spans) <= _RESERVED_MAX else ():
+            if not self.bucket.fs.reserve(self.fd, span.at, span.size):
+                return
+
+    def _take_over(self, blocks: BlockMap, base: Base, plan: Plan) -> list[Span]:
+        """Fill in what the base has; what is missing then."""
+        fs, share = self.bucket.fs, self.bucket.bucket.sharing != "private"
+        cloned = share and bool(plan.kept) and self._clone(base)
+        fs.truncate(self.fd, blocks.size)
+        missing = plan.missing
+        if cloned:
+            if not all(fs.punch(self.fd, hole.at, hole.size) for hole in plan.holes):
+                missing = sorted([*missing, *plan.holes])
+        else:
+            for span in plan.kept:
+                self._copy_from(base, span.at, span.at, span.size, share=share)
+        for move in plan.moved:
+            self._copy_from(base, move.base_at, move.at, move.size, share=share)
+        if plan.kept:
+            self.compares = True
+            for span in missing if not cloned else ():
+                if (size := min(span.end, base.blocks.size) - span.at) > 0:
+                    self._copy_from(base, span.at, span.at, size, share=share)
+        return missing
+
+    def _clone(self, base: Base) -> bool:
+        try:
+            self.bucket.fs.clone(self.fd, base.fd)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return False
+        return True
+
+    def _copy_from(self, base: Base, base_at: int, at: int, size: int, *, share: bool) -> None:
+        """Copy a part of the base, without its holes."""
+        fs, done = self.bucket.fs, 0
+        while done < size:
+            start, end = fs.next_data(base.fd, base_at + done, base_at + size)
+            done = start - base_at
+            if done >= size:
+                return
+            count = min(end - start, _COPY_BYTES)
+            copied = fs.copy_within(base.fd, self.fd, start, at + done, count, share=share)
+            if not copied:  # the base is shorter than its map says
+                return
+            fs.start_writing(self.fd, at + done, copied)
+            done += copied
+
+    def differing(self, at: int, data: bytes) -> list[Span]:
+        return delta.differing(at, data, self.bucket.fs.read_at(self.fd, len(data), at), PAGE_BYTES)
+
+    def copy(self, fd: int, at: int, count: int) -> int:
+        copied = super().copy(fd, at, count)
+        self.bucket.fs.start_writing(self.fd, at, copied)
+        return copied
+
+    def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
+        found = hashing.content(self.bucket.fs, self.fd, told=on_read)
+        if (found.digest, found.size) == (blocks.digest, blocks.size):
+            maps.write(self.bucket, blocks)
+            return []
+        self.compares = True
+        bad = [block for block in blocks if not maps.matches(self.bucket, self.fd, block)]
+        return delta.spans_of(bad) or [Span(0, blocks.size)]
+
+    def forget(self) -> None:
+        staging.unstage(self.bucket, self.name)
+
+    def stage(self) -> StagedReplica:
+        """Stage the replica, durable already: the region's thread does not wait for so much data."""
+        staged = super().stage()
+        try:
+            self.bucket.fs.sync_file(self.fd)
+            if staged.view:
+                self._sync_view(staged.view)
+            # no other try may take it for an unfinished one
+            return replace(staged, stored=versions.restage(self.bucket, staged.stored))
+        except OSError:
+            if staged.view:
+                staging.unstage(self.bucket, staged.view)
+            raise
+
+    def _sync_view(self, name: bytes) -> None:
+        """Make the view's file durable; one that its mode hides from the daemon is left to the batch's sync."""
+        with contextlib.suppress(PermissionError):
+            fd = self.bucket.fs.open_read(self.bucket.tmp, name)
+            try:
+                self.bucket.fs.sync_file(fd)
+            finally:
+                self.bucket.fs.close(fd)

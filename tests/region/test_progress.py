@@ -1,0 +1,40 @@
+"""Progress of one transfer: how fast, how long still, and what the log says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fsrepl.region import limits
+from fsrepl.region.limits import Progress, Rate
+
+
+def test_a_rate_is_that_of_the_last_seconds() -> None:
+    """Section 9: what was there before does not count, nor does what was fast a minute ago."""
+    rate = Rate(100.0)
+    rate.came_to(5000, 100.0)
+    for second in range(1, 31):
+        rate.came_to(5000 + second * 1000, 100.0 + second)
+    assert rate.per_s(130.0) == pytest.approx(1000)
+    for second in range(31, 61):
+        rate.came_to(35_000 + (second - 30) * 10, 100.0 + second)
+    assert rate.per_s(160.0) == pytest.approx(10)
+    assert rate.per_s(175.0) == 0
+
+
+@pytest.mark.parametrize("to", ["west/dst", "east/src"])
+def test_one_that_takes_long_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, to: str) -> None:
+    """Section 9: bytes, rate and time left; a short one has no line but the one at its end."""
+    now_s = 1000.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now_s)
+    progress = Progress(b"k", "1", "east/src", to, 10_000, began_at_s=now_s)
+    lines = []
+    for second in range(1, 131):
+        now_s = 1000.0 + second
+        progress.came_to(second * 50)
+        progress.bytes_crossed = second * 40
+        lines.append(progress.news(now_s))
+    first, second_ = [line for line in lines if line]
+    assert (lines.index(first), lines.index(second_)) == (59, 119)
+    assert first.endswith("done_bytes=3000 size_bytes=10000 bytes_per_s=50 left_s=140")
+    assert ("to=west/dst crossed_bytes=2400" in first) == (to == "west/dst")
+    assert first.startswith("replicating" if to == "west/dst" else "capturing")

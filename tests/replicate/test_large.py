@@ -1,0 +1,365 @@
+"""Large objects: of each only what the destination lacks crosses, an interrupted one goes on, and all is verified.
+
+Counted in bytes, never in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model.version import Status
+from fsrepl.replicate import blockwise
+from fsrepl.settings import reading
+from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
+from tests.stored import stored
+from tests.world import DESTINATION, SOURCE, World
+
+SIZE = 4 << 20
+BLOCK_MAX = 256 << 10
+
+
+def content(size: int = SIZE, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def set_up(world: World) -> None:
+    """From one MiB on a file is large."""
+    world.settings.path.write_text(world.settings.path.read_text() + '[replication]\nlarge_file = "1MiB"\n')
+    world.settings = reading.load(world.settings.path)
+    world.restart()
+
+
+@pytest.fixture
+def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(blockwise, "_CHUNK", 256 << 10)
+    with World(memory) as made:
+        set_up(made)
+        yield made
+
+
+def capture(world: World) -> None:
+    """Take in what was done in the source, large files included, and deliver nothing of it yet."""
+    world.capture(SOURCE)
+    world.region(SOURCE).turn()
+
+
+def crossed(world: World, key: str) -> int:
+    """The bytes of a key's current version that crossed, as its record says."""
+    found = world.current(key).deliveries[DESTINATION].crossed_bytes
+    assert found is not None
+    return found
+
+
+def in_pages(data: bytes) -> bytes:
+    """One page in each hundred is other content."""
+    changed = bytearray(data)
+    for page in range(0, len(data) // 4096, 100):
+        changed[page * 4096 : (page + 1) * 4096] = content(4096, page)
+    return bytes(changed)
+
+
+EDITS: dict[str, tuple[Callable[[bytes], bytes], int]] = {
+    "appended": (lambda data: data + content(100_000, 2), 100_000 + 4096),
+    "inserted at the front": (lambda data: content(100_000, 2) + data, 100_000 + 2 * BLOCK_MAX),
+    "removed at the front": (lambda data: data[777_777:], 2 * BLOCK_MAX),
+    "one percent in place": (in_pages, 11 * 4096),
+    "cut short": (lambda data: data[: SIZE // 2 + 1], 4096),
+    "two halves exchanged": (lambda data: data[SIZE // 2 :] + data[: SIZE // 2], 4 * BLOCK_MAX),
+    "zeros in the middle": (lambda data: data[: 1 << 20] + bytes(1 << 20) + data[2 << 20 :], 2 * BLOCK_MAX + (1 << 20)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_update_sends_what_changed(world: World, edit: str) -> None:
+    """Section 9: unchanged ranges come from the version that the destination has, wherever they lie in it."""
+    change, most = EDITS[edit]
+    before = content()
+    world.write("k", before)
+    world.settle()
+    assert crossed(world, "k") == SIZE
+    world.write("k", change(before))
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": change(before)}
+    assert crossed(world, "k") <= most
+    ((large, sent),) = world.engine.journal.crossed(SOURCE).values()
+    assert (large, sent) == (SIZE + len(change(before)), SIZE + crossed(world, "k"))
+    assert world.current("k").status is Status.COMPLETED
+    world.stays_quiet()
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied"])
+def test_content_that_is_there_under_any_key_does_not_cross(world: World, how: str) -> None:
+    """Section 9: it is taken from the version that the destination has, and verified like any other."""
+    world.write("k", content())
+    world.settle()
+    if how == "renamed":
+        world.path("k").rename(world.path("other"))
+    else:
+        shutil.copy(world.path("k"), world.path("other"))
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "other") == 0
+
+
+def test_without_block_maps_all_is_as_with_them(world: World) -> None:
+    """Section 9: a map says what the content says; one that is lost, or damaged, is made again."""
+    before = content()
+    world.write("k", before)
+    world.settle()
+    for bucket, harm in ((SOURCE, shutil.rmtree), (DESTINATION, _overwrite)):
+        harm(world.path(".fsrepl/blocks", bucket))
+    world.write("k", before + b"more")
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "k") <= 4096
+    assert [len(list(world.path(".fsrepl/blocks", bucket).iterdir())) for bucket in (SOURCE, DESTINATION)] == [1, 2]
+
+
+def _overwrite(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+
+
+def test_holes_do_not_cross(world: World) -> None:
+    """Section 7: they are neither read nor sent, and take no space in the replica."""
+    with world.path("k").open("wb") as file:
+        file.write(content(1 << 20))
+        file.seek(64 << 20)
+        file.write(content(1 << 20, 2))
+        file.truncate(128 << 20)
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "k") == 2 << 20
+    assert world.path("k", DESTINATION).stat().st_blocks * 512 <= 3 << 20
+
+
+# -- interrupted
+
+
+class DiesInTheMiddle(DyingFs):
+    """Dies at the nth call of one kind."""
+
+    def __init__(self, call: str, number: int) -> None:
+        super().__init__(1 << 60)
+        real = getattr(self, call)
+
+        def count(*args: object, **more: object) -> object:
+            nonlocal number
+            number -= 1
+            if number < 0:
+                self.calls_left = 0
+            return real(*args, **more)
+
+        setattr(self, call, count)
+
+
+def test_an_interrupted_transfer_goes_on(world: World) -> None:
+    """G7: after a kill in the middle of a large object, the next start sends what is missing, and nothing twice."""
+    world.write("k", content())
+    capture(world)
+    world.restart(fs=DiesInTheMiddle("copy", 8))
+    with pytest.raises(PowerCut):
+        world.settle()
+    assert world.tree(DESTINATION) == {}
+    world.restart()
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "k") <= SIZE // 2 + BLOCK_MAX
+    assert world.leftovers(DESTINATION) == []
+
+
+def test_nothing_of_an_interrupted_transfer_is_believed(world: World) -> None:
+    """G3: what the earlier try left is compared block by block; what power cut or disk made of it is sent again."""
+    world.write("k", content())
+    capture(world)
+    world.restart(fs=DiesInTheMiddle("copy", 8))
+    with pytest.raises(PowerCut):
+        world.settle()
+    (left,) = world.path(".fsrepl/tmp", DESTINATION).glob("large.*")
+    with left.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"rot")
+    world.restart()
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "k") <= SIZE // 2 + 2 * BLOCK_MAX
+
+
+def test_an_interrupted_capture_goes_on(world: World) -> None:
+    """G7: what was copied before is compared with the file, and not written again."""
+    world.write("k", content(SIZE * 2))
+    world.restart(fs=DiesInTheMiddle("write_at", 5))
+    with pytest.raises(PowerCut):
+        world.settle()
+    assert [name.partition(".")[0] for name in world.leftovers(SOURCE)] == ["tmp/capture"]
+    fs = Counting()
+    world.restart(fs=fs)
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert fs.written <= SIZE * 2 - (4 << 20)
+    assert world.leftovers(SOURCE) == []
+
+
+class Counting(UnsyncedFs):
+    """Counts the bytes that are written to copies of large files."""
+
+    written = 0
+
+    def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
+        self.written += len(data)
+        super().write_at(fd, data, at)
+
+
+def test_a_file_that_changed_since_is_captured_as_it_is(world: World) -> None:
+    """G2: what an interrupted capture left is no state of the file, and becomes none."""
+    world.write("k", content(SIZE * 2))
+    world.restart(fs=DiesInTheMiddle("write_at", 5))
+    with pytest.raises(PowerCut):
+        world.settle()
+    world.write("k", content(SIZE, 2) + bytes(1 << 20))
+    world.restart()
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": content(SIZE, 2) + bytes(1 << 20)}
+    assert [len(versions) for versions in world.history(SOURCE).values()] == [1]
+
+
+def test_what_is_no_longer_wanted_is_swept(world: World) -> None:
+    """Section 2: an unfinished copy that nobody went on with for a week is gone after a start."""
+    left = world.path(".fsrepl/tmp", DESTINATION) / ("large." + "0" * 32)
+    other = world.path(".fsrepl/tmp", DESTINATION) / "1.2"
+    for path in (left, other):
+        path.write_bytes(b"part")
+    world.restart()
+    world.settle()
+    assert (left.exists(), other.exists()) == (True, False)
+    os.utime(left, (0, 0))
+    world.restart()
+    world.settle()
+    assert world.leftovers(DESTINATION) == []
+
+
+def test_a_full_disk_is_found_before_anything_is_sent(world: World) -> None:
+    """G7: the delivery waits, takes no space meanwhile, and is made once there is room."""
+    world.write("k", content())
+    capture(world)
+    fs = FullFs()
+    world.restart(fs=fs)
+    world.settle()
+    assert world.tree(DESTINATION) == {}
+    assert world.current("k").status is Status.PENDING
+    assert world.leftovers(DESTINATION) == []
+    assert fs.copied == 0
+    fs.full = False
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+class FullFs(UnsyncedFs):
+    """Nothing more can be reserved while the disk is full."""
+
+    full, copied = True, 0
+
+    def reserve(self, fd: int, at: int, count: int) -> bool:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().reserve(fd, at, count)
+
+    def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+        self.copied += not self.full
+        return super().copy(from_fd, to_fd, at, count)
+
+
+# -- the version that is built upon
+
+
+def test_a_damaged_block_is_not_built_upon(world: World) -> None:
+    """G3: a version that rotted in the destination: the block is sent, and that version mended."""
+    world.set_sharing(west="private")
+    before = content()
+    world.write("k", before)
+    world.settle()
+    rotten = stored(world, "k", DESTINATION)
+    with rotten.open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"rot")
+    world.write("k", before + b"more")
+    world.settle()
+    assert world.tree(DESTINATION) == {"k": before + b"more"}
+    assert crossed(world, "k") <= 2 * 4096
+    assert stored(world, "k", DESTINATION).read_bytes() == before + b"more"
+    assert rotten.read_bytes() == before
+
+
+def test_a_version_that_vanishes_while_it_is_built_upon(world: World) -> None:
+    """G7: an older version that lifecycle or a person removes meanwhile breaks no delivery of a newer one."""
+    before = content()
+    world.write("k", before)
+    world.settle()
+    base = stored(world, "k", DESTINATION)
+    world.write("k", content(1 << 20, 3))
+    world.settle()
+
+    class Removing(UnsyncedFs):
+        def copy_within(self, *args: int, share: bool = True) -> int:
+            base.unlink(missing_ok=True)
+            return super().copy_within(*args, share=share)
+
+    world.write("k", content(100_000, 2) + before)
+    capture(world)
+    world.restart(fs=Removing())
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert not base.exists()
+
+
+def test_a_source_that_rotted_is_not_delivered(world: World) -> None:
+    """Section 5: FAILED, and nothing of it is left in the destination."""
+    world.write("k", content())
+    capture(world)
+    with stored(world, "k").open("r+b") as file:
+        file.write(b"rot")
+    world.settle()
+    assert world.tree(DESTINATION) == {}
+    assert world.current("k").deliveries[DESTINATION].reason == "SrcObjectNotEligible"
+    assert world.leftovers(DESTINATION) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [None, errno.EIO])
+def test_a_cut_or_a_fault_at_every_step_of_a_delta(memory: Path, error: int | None) -> None:
+    """G2, G4, G7: the old version or the new one, whole, and in the end the new one."""
+    before, after = content(2 << 20), content(50_000, 2) + content(2 << 20)
+    for calls in range(10_000):
+        with World(memory / str(calls)) as world:
+            set_up(world)
+            world.write("k", before)
+            world.settle()
+            world.write("k", after)
+            fs = DyingFs(calls) if error is None else FailingFs(calls, error)
+            world.restart(fs=fs)
+            with contextlib.suppress(PowerCut):
+                world.settle()
+            found = world.path("k", DESTINATION).read_bytes()
+            assert found in (before, after), f"step {calls}"
+            if isinstance(fs, FailingFs):
+                fs.mend()
+                world.settle()  # what a fault put off waits for a next try
+                world.settle()
+                assert world.tree(DESTINATION) == {"k": after}, f"step {calls}, {fs.failed_in}"
+            ended = not (fs.failed if isinstance(fs, FailingFs) else fs.died)
+            world.restart()
+            world.settle()
+            assert world.tree(DESTINATION) == {"k": after}, f"step {calls}"
+            assert world.leftovers(DESTINATION) == [], f"step {calls}"
+            assert world.current("k").status is Status.COMPLETED, f"step {calls}"
+        shutil.rmtree(memory / str(calls))
+        if ended:
+            return
