@@ -62,6 +62,24 @@ def candidates(site: Site, source: Address) -> list[str]:
     ]
 
 
+def unsuitable(site: Site, source: Address) -> dict[str, str]:
+    """The buckets of other regions that are not offered, and why."""
+    buckets, found = _Buckets(site), {}
+    for address in sorted(site.buckets):
+        if region_of(address) == source.region:
+            continue
+        try:
+            state = buckets.versioning(address)
+        except Unavailable as error:
+            found[address] = str(error)
+            continue
+        if state is None:
+            found[address] = "its folder is missing"
+        elif state is not Versioning.ENABLED:
+            found[address] = "versioning is suspended" if state is Versioning.SUSPENDED else "versioning is not enabled"
+    return found
+
+
 def _is_enabled(buckets: _Buckets, address: str) -> bool:
     try:
         return buckets.versioning(address) is Versioning.ENABLED

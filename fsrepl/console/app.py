@@ -7,6 +7,7 @@ the session's token. Errors of handlers become pages; a form that fails leads ba
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sqlite3
@@ -345,7 +346,9 @@ async def _events(console: Console, visit: Visit, part: Callable[[Visit], str]) 
     try:
         sent, silent_s = "", 0.0
         while not console.stopping and (visit.by_socket or console.access.is_open(visit.session)):
-            text = await run_in_threadpool(part, visit)
+            text = sent
+            with contextlib.suppress(FsreplError, OSError, sqlite3.Error):  # the page says so when it is loaded
+                text = await run_in_threadpool(part, visit)
             if text != sent:
                 yield f"data: {json.dumps(text)}\n\n"
                 sent, silent_s = text, 0.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 
-from fsrepl.console.handlers import buckets, deliveries, objects, overview
+from fsrepl.console.handlers import buckets, deliveries, jobs, objects, overview, replication, wizard
 from fsrepl.console.handlers.visit import Visit
 
 Handler = Callable[[Visit], Response]
@@ -16,6 +16,10 @@ PAGES: Mapping[str, Handler] = {
     "/bucket": buckets.bucket,
     "/object": objects.object_page,
     "/download": objects.download,
+    "/replication": replication.replication,
+    "/replicate": wizard.wizard,
+    "/replicate/existing": wizard.existing,
+    "/jobs": jobs.jobs,
     "/failures": deliveries.failures,
     "/deliveries": deliveries.deliveries,
     "/acknowledge": deliveries.acknowledge_page,
@@ -30,11 +34,18 @@ ACTIONS: Mapping[str, Handler] = {
     "/object/delete": objects.delete,
     "/tag/set": objects.set_tag,
     "/tag/remove": objects.remove_tag,
+    "/replication/put": replication.put,
+    "/replication/disable": replication.disable,
+    "/replication/enable": replication.enable,
+    "/replication/remove": replication.remove,
+    "/replicate/save": wizard.save,
+    "/backfill": wizard.backfill,
+    "/job/cancel": jobs.cancel,
     "/retry": deliveries.retry,
     "/acknowledge": deliveries.acknowledge,
     "/undelete": deliveries.undelete,
 }
 """Addresses of forms, which change something."""
 
-LIVE: Mapping[str, Callable[[Visit], str]] = {"/live": overview.live}
+LIVE: Mapping[str, Callable[[Visit], str]] = {"/live": overview.live, "/jobs/live": jobs.live}
 """Parts of pages that are sent again when they change."""

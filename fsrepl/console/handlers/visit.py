@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl
 
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -36,6 +37,11 @@ class Visit:
     def get(self, name: str, default: str = "") -> str:
         """A parameter of the address."""
         return self.parameters.get(name, default)
+
+    def all(self, name: str) -> list[str]:
+        """The values of a parameter that comes several times."""
+        query = parse_qsl(self.here.partition("?")[2], keep_blank_values=True, errors="surrogateescape")
+        return [value for each, value in query if each == name]
 
     def given(self, name: str, default: str = "") -> str:
         """The first value of a field of the form."""

@@ -16,7 +16,7 @@ from fsrepl.console.access import Notice
 from fsrepl.model import keys
 from fsrepl.model.amounts import counted, duration_text, size_text
 
-NAVIGATION = (("/", "Overview"), ("/failures", "Failures"))
+NAVIGATION = (("/", "Overview"), ("/replicate", "Replicate a bucket"), ("/failures", "Failures"), ("/jobs", "Jobs"))
 
 
 @dataclass(frozen=True, slots=True)
