@@ -1,4 +1,4 @@
-"""Asking for backfills in a world, and what became of them."""
+"""Backfills in a world, and their results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rule(rule_id: str, to: str = DESTINATION, priority: int = 1, **more: Any) ->
 
 
 def backfill(world: World, *statuses: str, source: str = SOURCE, rules: tuple[str, ...] = ()) -> Json:
-    """Ask for a backfill and let it end; the job."""
+    """Request a backfill and run it to its end. Returns the job."""
     accepted = world.run("replication.backfill", source=source, statuses=statuses, rules=rules)
     world.engine.run_until_idle()
     return job(world, str(accepted["JobId"]))
@@ -42,7 +42,7 @@ def job(world: World, job_id: str) -> Json:
 
 
 def tasks(found: Json) -> tuple[int, int, int]:
-    """How many there were, succeeded, and failed."""
+    """The number of tasks in all, succeeded and failed."""
     summary = found["ProgressSummary"]
     return summary["TotalNumberOfTasks"], summary["NumberOfTasksSucceeded"], summary["NumberOfTasksFailed"]
 
@@ -54,7 +54,7 @@ def deliveries(world: World, key: str, destination: str = DESTINATION, bucket: s
 
 
 def change(world: World, key: str, make: Callable[[Version], Version], bucket: str = SOURCE) -> None:
-    """Rewrite the record of a key's newest version, as somebody else would have made it."""
+    """Rewrite the record of a key's newest version, as another program would."""
     with world.engine.site.bucket(bucket).open() as opened:
         version = world.history(bucket)[key.encode()][-1]
         now = make(version)

@@ -1,4 +1,4 @@
-"""The order in which tests run, and the fixtures that many of them stand on."""
+"""The order in which tests run, and fixtures that many tests use."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.world import USER
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# An example that takes longer than others says something of the machine alone.
+# The time that an example takes depends on the machine.
 hypothesis.settings.register_profile("fsrepl", deadline=None)
 hypothesis.settings.load_profile("fsrepl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The fast ones first: what is wrong shows early, and the slow ones run in the same session."""
+    """Run the fast tests first: a mistake shows early, and the slow tests run in the same session."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
@@ -39,12 +39,13 @@ def pytest_collection_finish() -> None:
 
 
 class FastFirst:
-    """Ends the session at the first slow test where a fast one has failed: nobody waits for minutes to read of it."""
+    """Ends the session at the first slow test where a fast one has failed, so that the failure is printed minutes
+    earlier."""
 
     failed = False
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        # With several processes the session is xdist's, and this one only hears what became of each test.
+        # With several processes the session is xdist's, and this one only receives the report of each test.
         self.runner: Any = session.config.pluginmanager.getplugin("dsession") or session
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -61,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where the machine has such a one that takes attributes: for worlds by the hundred."""
+    """A folder in memory where the machine has one that takes attributes: for worlds by the hundred."""
     try:
         path = Path(tempfile.mkdtemp(prefix="fsrepl-", dir="/dev/shm"))
     except OSError:

@@ -1,4 +1,4 @@
-"""A bit of everything that people do, for tests in which something fails at each step of what follows from it."""
+"""A sequence of all kinds of user actions, for tests in which one of the following steps fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken worlds: filesystems that die, fail or forget at a chosen moment."""
+"""Broken worlds: filesystems that die, fail or lose data at a chosen moment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fsrepl.storage.fs import MUTATIONS, Fs
 
 
 class PowerCut(BaseException):
-    """Not an Exception: nothing that cleans up after errors may run as if the machine were still there."""
+    """Not an Exception: code that cleans up after errors must not run as if the machine were still there."""
 
 
 class UnsyncedFs(Fs):
-    """The real one without waiting for the disk: for worlds in which the power stays on."""
+    """The real filesystem without waiting for the disk, for worlds in which the power stays on."""
 
     def sync_file(self, fd: int) -> None:
         pass
@@ -27,7 +27,7 @@ class UnsyncedFs(Fs):
 
 
 class DyingFs(UnsyncedFs):
-    """Another one for a number of changes, then dead, cleanup included."""
+    """Another filesystem for a number of changes, then dead, also for clean-up."""
 
     def __init__(self, calls: int, other: Fs | None = None) -> None:
         self.calls_left = calls
@@ -76,10 +76,10 @@ class FailingFs(UnsyncedFs):
 
 
 class LookingFs(UnsyncedFs):
-    """What a look at a file tells is changed on its way: see `seen`."""
+    """A filesystem in which the results of stat(2) are changed: see `seen`."""
 
     def seen(self, values: dict[str, int]) -> None:
-        """Change what stat(2) answered, by the names of os.stat_result."""
+        """Change the results of stat(2), by the names of os.stat_result."""
 
     def stat(self, at: int, name: bytes) -> os.stat_result:
         return self._changed(super().stat(at, name))
@@ -116,9 +116,9 @@ class HugeInodesFs(LookingFs):
 
 
 class FailingDisk:
-    """What the journal is on: one write to it fails, the nth, or from the nth on every one.
+    """The disk of the journal: one write to it fails, the nth, or from the nth on every one.
 
-    itself: SQLite has taken the transaction back by itself, as it does after some faults.
+    itself: SQLite has already rolled the transaction back, as it does after some faults.
     """
 
     def __init__(self, code: int, *, itself: bool = False) -> None:
@@ -130,7 +130,7 @@ class FailingDisk:
         self.failed, self.failed_in = 0, ""
 
     def connect(self, *args: Any, **more: Any) -> sqlite3.Connection:
-        """In the place of sqlite3.connect."""
+        """A replacement for sqlite3.connect."""
         disk = self
 
         class Connection(sqlite3.Connection):
@@ -145,7 +145,7 @@ class FailingDisk:
         return _CONNECT(*args, factory=Connection, **more)
 
     def write(self, connection: Any, statement: str) -> None:
-        """A statement is about to be carried out; fails if it is a write whose turn that is."""
+        """Called before each statement; fails if it is the write that has to fail."""
         if not statement.lstrip().startswith(("BEGIN", "INSERT", "UPDATE", "DELETE", "COMMIT")):
             return
         self.writes_left -= 1
@@ -163,7 +163,7 @@ _CONNECT = sqlite3.connect
 
 
 class DeafWatcher(NoWatches):
-    """A watcher that hears of nothing: what is done in a tree, none of it by an event, is found by looking only."""
+    """A watcher without events: only scans find changes."""
 
     def __init__(self) -> None:
         self.sentinels = _AllRead()
@@ -174,14 +174,14 @@ class DeafWatcher(NoWatches):
 
 
 class _AllRead(dict[bytes, int]):
-    """Every sentinel has been read already."""
+    """A set in which every sentinel has been read already."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 class FaultyFs(UnsyncedFs):
-    """Looking at one name, a file's or a directory's, answers an errno until it is mended."""
+    """Inspecting one name, a file's or a directory's, fails with an errno until `mend`."""
 
     def __init__(self, name: bytes, number: int, *calls: str) -> None:
         self.name, self.number = name, number
@@ -201,7 +201,7 @@ class FaultyFs(UnsyncedFs):
 
 
 class DividedFs(UnsyncedFs):
-    """Neither link nor rename nor exchange leads into a directory called `sub`, nor out of it: as into a subvolume."""
+    """No link, rename or exchange leads into or out of a directory called `sub`, as with a subvolume."""
 
     def rename(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
         self._crosses(from_at, to_at)

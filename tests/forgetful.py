@@ -1,9 +1,9 @@
-"""A disk that forgets what was never synced: what a power cut leaves of it, at its worst.
+"""A disk that loses data that was never synced: the worst result of a power cut.
 
-The machine's own filesystems cannot be made to forget, so that what was changed since the last sync is
-remembered here, and undone: contents and metadata of files, names in directories, or both. A file or a
-directory is safe once it was synced itself, or the whole region with it. Renames stay atomic, as on any
-filesystem with a journal: such a change is safe once one of its two directories is.
+The machine's own filesystems cannot be made to lose data, so changes since the last sync are remembered here, and
+undone: contents and metadata of files, names in directories, or both. A file or a directory is safe once it was synced
+itself, or its whole region. Renames stay atomic, as on any filesystem with a journal: such a change is safe once one of
+its two directories is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Inode = tuple[int, int]
 
 @dataclass(slots=True)
 class _File:
-    """A file as it was when it was last safe. handle: an O_PATH descriptor, which no lease notices."""
+    """A file as it was when it was last safe. handle: an O_PATH descriptor, which does not break leases."""
 
     handle: int
     where: str
@@ -34,7 +34,7 @@ class _File:
 
 @dataclass(slots=True)
 class _Names:
-    """A change of names in directories, which is forgotten unless one of them is synced."""
+    """A change of names in directories, which is lost unless one of them is synced."""
 
     directories: frozenset[str]
     undo: Callable[[], None]
@@ -51,7 +51,8 @@ def _path(fd: int) -> str:
 
 
 class ForgetfulFs(Fs):
-    """The real one, which remembers what a power cut would undo. attic: a folder beside the regions for what went."""
+    """The real filesystem, which remembers the changes that a power cut would undo. attic: a folder beside the regions
+    for removed files."""
 
     def __init__(self, attic: Path) -> None:
         self._attic = attic
@@ -62,7 +63,7 @@ class ForgetfulFs(Fs):
     # -- the power cut
 
     def forget(self, *, files: bool = True, names: bool = True, region: str = "") -> None:
-        """What was never synced is gone; of one region only, where that has a disk of its own."""
+        """Undo all changes that were never synced; of one region only, where that has a disk of its own."""
         unsafe, self._unsafe = self._unsafe, _Unsafe()
         part = f"/{region}/" if region else ""
         for change in reversed(unsafe.names):
@@ -84,7 +85,7 @@ class ForgetfulFs(Fs):
         self._unsafe.names = [each for each in self._unsafe.names if where not in each.directories]
 
     def sync_all(self, fd: int) -> None:
-        """All of a region: in tests that is a disk."""
+        """Sync a whole region, which is one disk in these tests."""
         top = _path(fd).rpartition("/")[0] + "/"
         for inode, file in list(self._unsafe.files.items()):
             if file.where.startswith(top):
@@ -174,13 +175,13 @@ class ForgetfulFs(Fs):
     # -- names
 
     def _named(self, *at: int, undo: Callable[[str], None], name: bytes) -> None:
-        """A name in the last of these directories was changed."""
+        """Record a change of a name in the last of these directories."""
         directories = [_path(fd) for fd in at]
         place = os.path.join(directories[-1], os.fsdecode(name))
         self._unsafe.names.append(_Names(frozenset(directories), lambda: undo(place)))
 
     def _keep(self, at: int, name: bytes) -> Path | None:
-        """Another name for a file that is about to lose this one; None where there is none."""
+        """Another name for a file that is about to lose this one; None where that is impossible."""
         self._kept += 1
         kept = self._attic / str(self._kept)
         try:

@@ -1,4 +1,4 @@
-"""The attack from the command line: what it found, and exit status 1 where something must not be."""
+"""The attack from the command line: prints what it found. The exit status is 1 where a state is forbidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The course of an attack: users and kills, then rest, and then what is not as it should be."""
+"""The course of an attack: users work and the daemon is killed, then everything stops, and the faults are listed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REST_DEADLINE_S = 120.0
 
 @dataclass(slots=True)
 class Outcome:
-    """faults: what must not be. unpromised: what `sharing = "link"` or a missing event explains."""
+    """faults: states that are forbidden. unpromised: losses that `sharing = "link"` or a missing event explains."""
 
     faults: list[str] = field(default_factory=list)
     unpromised: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def run(home: Path, *, seed: int, seconds: float, sharing: str) -> Outcome:
-    """Attack a new site below a folder, which is left there."""
+    """Attack a new site below a folder. The site is left there."""
     with Site(home, replicate=False) as site:
         _configure(site, sharing)
         users = [
@@ -70,7 +70,7 @@ def _configure(site: Site, sharing: str) -> None:
 
 
 def _kill_and_start(site: Site, chance: random.Random, seconds: float) -> list[tuple[float, float]]:
-    """Kill the daemon now and then, sometimes with its journal; when one was ready, from and until."""
+    """Kill the daemon now and then, sometimes with its journal. Returns the periods in which a daemon was ready."""
     until_s = time.monotonic() + seconds
     up = []
     while True:
@@ -126,7 +126,7 @@ def _judge_rest(
 
 
 def _come_to_rest(site: Site, out: Outcome, when: str) -> None:
-    """Both sides are the same, by themselves, within a time that only a stuck state does not keep to."""
+    """Wait until both sides are equal without any help. Only a site that is stuck reaches the time limit."""
     until_s = time.monotonic() + REST_DEADLINE_S
     while True:
         done = site.run("wait", "--timeout", 30, timeout_s=90)
@@ -143,7 +143,7 @@ def _come_to_rest(site: Site, out: Outcome, when: str) -> None:
 
 
 def _verify(site: Site, out: Outcome, sharing: str, overwritten: set[str]) -> set[tuple[str, str, str]]:
-    """Differences that must not be; the stored versions that are destroyed, by bucket, key and version."""
+    """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version."""
     destroyed: dict[tuple[str, str, str], dict[str, Any]] = {}
     others: set[str] = set()
     for source in BUCKETS:
@@ -185,7 +185,7 @@ def _compare(site: Site, out: Outcome, destroyed: set[tuple[str, str, str]]) -> 
 
 
 def _digests(site: Site, bucket: str) -> dict[str, dict[str, str]]:
-    """Of each key, version id to the BLAKE3 that is on record."""
+    """The recorded BLAKE3 of each version, by key and version id."""
     out: dict[str, dict[str, str]] = {}
     for each in site.json("ls", bucket, "--versions")["Versions"]:
         out.setdefault(each["Key"], {})[each["VersionId"]] = each.get("ETag", "").strip('"')
@@ -193,7 +193,7 @@ def _digests(site: Site, bucket: str) -> dict[str, dict[str, str]]:
 
 
 def _look_for_leftovers(site: Site, out: Outcome, destroyed: set[str]) -> None:
-    """destroyed: keys of versions that are still looked for in other regions, as is written down in an intent."""
+    """Files left in staging. destroyed: keys of versions that an intent says are still looked for in other regions."""
 
     def is_search(path: Path) -> bool:
         return all(

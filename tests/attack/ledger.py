@@ -1,4 +1,4 @@
-"""What users had, and for how long: pure, so that the verdict does not depend on how it came about."""
+"""The files that users had, and for how long. Pure: the verdict depends on the observations alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The same file with the same bytes at one key, from one moment to another (monotonic seconds)."""
+    """The same file with the same bytes at one key, from one moment to another, in monotonic seconds."""
 
     bucket: str
     key: str
@@ -41,7 +41,7 @@ class Verdict(enum.Enum):
 
 @dataclass(slots=True)
 class Ledger:
-    """Of one bucket: what rested where. Whoever changes the tree looks before and after."""
+    """The observations of one bucket. A user who changes the tree looks at it before and after."""
 
     bucket: str
     rests: list[Rest] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Ledger:
     _now: dict[str, tuple[File, float]] = field(default_factory=dict)
 
     def saw(self, tree: Mapping[str, File], now_s: float) -> None:
-        """The tree looks like this now. What looks as it did last time has rested since it was first seen."""
+        """Record how the tree looks now. A file that looks as it did last time has rested since it was first seen."""
         was = {file.ino: file.digest for file, _ in self._now.values()}
         for file in tree.values():
             if was.get(file.ino, file.digest) != file.digest:
@@ -73,10 +73,10 @@ def judge(
     rest: Rest, up: Iterable[tuple[float, float]], kept: Collection[str], destroyed: Collection[str],
     overwritten: Collection[str],
 ) -> Verdict:  # fmt: skip
-    """What became of bytes that rested at a key.
+    """The verdict on bytes that rested at a key.
 
-    up: when a daemon was ready, from and until. kept: digests of the key's versions that are whole; destroyed: of those
-    whose stored content is another by now.
+    up: the periods in which a daemon was ready. kept: digests of the key's versions that are whole. destroyed: digests
+    of versions whose stored content has changed.
     """
     digest = rest.file.digest
     if digest in kept:

@@ -1,4 +1,4 @@
-"""Users of one side: one deed after another, each of a random kind, on few keys, so that they often meet."""
+"""Users of one side: one random action after another, on few keys, so that actions often meet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Key = str
 
 
 class Users:
-    """Everybody who works on one bucket. Their deeds do not overlap; only the daemon works beside them."""
+    """All users of one bucket. Their actions do not overlap; only the daemon works at the same time."""
 
     def __init__(self, bucket: str, top: Path, aside: Path, seed: str) -> None:
         self.top, self.aside = top, aside
@@ -42,7 +42,7 @@ class Users:
         self._thread.start()
 
     def stop(self) -> None:
-        """They stop, and put directories back where links stand in their place."""
+        """Stop, and put directories back where links have replaced them."""
         self._end.set()
         self._thread.join()
         self.look()
@@ -51,7 +51,7 @@ class Users:
         self.look()
 
     def look(self) -> dict[Key, File]:
-        """See what everybody sees, and note it."""
+        """Observe the tree as a user sees it, and record it in the ledger."""
         found: dict[Key, tuple[int, int, str]] = {}
         for folder, directories, names in os.walk(self.top):
             directories[:] = [name for name in directories if name != ".fsrepl"]
@@ -79,15 +79,15 @@ class Users:
                 getattr(self, kind)()
                 self.deeds[kind] += 1
             except OSError:
-                pass  # what it was meant for is not there
+                pass  # the file for this action does not exist
             except Exception as error:
                 self.errors.append(f"{kind}: {error!r}")
             self.look()
             self._end.wait(self.chance.choice((0.0, 0.0, 0.01, 0.05, 0.2)))
             if self.chance.random() < 0.004:
-                self._end.wait(8.0)  # so that there are things that rest
+                self._end.wait(8.0)  # so that some files rest
 
-    # -- what they work on
+    # -- files and directories
 
     def _any(self) -> Path:
         return self.top / self.chance.choice(DIRECTORIES) / self.chance.choice(NAMES)
@@ -99,7 +99,7 @@ class Users:
         return self.chance.choice(files)
 
     def _data(self, size: int = 0) -> bytes:
-        """Bytes that nobody has written before."""
+        """Bytes that no user has written before."""
         self._number += 1
         head = f"{self._tag}:{self._number}:".encode()
         return head.ljust(size or self.chance.choice((40, 40, 400, 5000, 70_000)), b".")
@@ -108,14 +108,14 @@ class Users:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    # -- deeds
+    # -- actions
 
     def write(self) -> None:
-        """In place, cut to nothing first, as `>` does."""
+        """Write in place; the file is truncated first, as by `>`."""
         self._make_room(self._any()).write_bytes(self._data())
 
     def put(self) -> None:
-        """Beside the bucket, and renamed into place."""
+        """Write beside the bucket, and rename into place."""
         aside = self.aside / "put"
         aside.write_bytes(self._data())
         aside.rename(self._make_room(self._any()))
@@ -132,7 +132,7 @@ class Users:
             file.write(self._data(40))
 
     def same_size(self) -> None:
-        """Other bytes, as many as before."""
+        """Write other bytes of the same number."""
         path = self._existing()
         with path.open("r+b") as file:
             file.write(self._data(max(40, path.stat().st_size))[: path.stat().st_size])
@@ -154,7 +154,7 @@ class Users:
         os.link(self._existing(), self._make_room(self._any()))
 
     def link_over(self) -> None:
-        """As `ln -f` does it."""
+        """Link over an existing file, as `ln -f` does."""
         aside = self.aside / f"link{self._number}"
         os.link(self._existing(), aside)
         try:
@@ -196,11 +196,11 @@ class Users:
                 link.with_name(link.name + _LINKED).rename(link)
 
     def copy(self) -> None:
-        """`cp -a`: onto what is there, with the attributes of another file, ours included."""
+        """`cp -a` onto an existing file, with the attributes of another file, fsrepl's included."""
         subprocess.run(["cp", "-a", self._existing(), self._make_room(self._any())], capture_output=True, check=False)
 
     def rsync(self) -> None:
-        """A tree of the user's own, kept beside the bucket: some of it new, most of it as it was."""
+        """rsync a tree that is kept beside the bucket: some of it is new, most is unchanged."""
         self._rsync("-a")
 
     def rsync_attributes(self) -> None:

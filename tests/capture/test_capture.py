@@ -1,4 +1,4 @@
-"""What is taken, when, and what is left alone: section 7, Capture."""
+"""Which files are captured, when, and which are left alone (section 7, Capture)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def writer_wait(world: World, **seconds: float) -> None:
-    """Other open_quiet_s and open_max_s than the settings have."""
+    """Set open_quiet_s and open_max_s."""
     region = world.region()
     region.writer_wait = replace(region.writer_wait, **seconds)  # type: ignore[arg-type]
 
@@ -42,7 +42,8 @@ def contents(world: World, key: str) -> list[bytes]:
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
 def test_a_file_kept_open_is_taken_when_it_is_quiet(world: World, size: int) -> None:
-    """Settings, open_quiet_s: left alone while somebody writes, taken once it is quiet, and at its end."""
+    """Settings, open_quiet_s: a file is left alone while a program writes into it, and captured once it is quiet and
+    once it is closed."""
     with world.path("log").open("wb") as file:
         file.write(b"a" * size)
         file.flush()
@@ -59,7 +60,7 @@ def test_a_file_kept_open_is_taken_when_it_is_quiet(world: World, size: int) -> 
 
 
 def test_a_time_in_the_future_is_no_quiet(world: World) -> None:
-    """Settings, open_quiet_s: writers set mtime as they like; it does not tell how long ago they wrote."""
+    """Settings, open_quiet_s: writers may set any mtime, so mtime does not show how long ago they wrote."""
     with world.path("k").open("wb") as file:
         file.write(b"half")
         file.flush()
@@ -72,7 +73,7 @@ def test_a_time_in_the_future_is_no_quiet(world: World) -> None:
 
 
 class RestlessFs(Fs):
-    """Somebody appends to a file whenever its attributes are read: no copy of it is ever stable."""
+    """A program appends to a file whenever its attributes are read, so that no copy of the file is ever stable."""
 
     path: Path | None = None
 
@@ -84,8 +85,9 @@ class RestlessFs(Fs):
 
 
 @pytest.mark.parametrize("size", [10, LARGE_BYTES])
-def test_a_file_that_never_rests_is_taken_at_last(tmp_path: Path, size: int) -> None:
-    """Settings, open_max_s: a copy that moved is thrown away; after so long it is taken as it is."""
+def test_a_file_that_keeps_changing_is_captured_after_open_max_s(tmp_path: Path, size: int) -> None:
+    """Settings, open_max_s: a copy of a file that changed meanwhile is discarded; after that time the copy is captured
+    as it is."""
     fs = RestlessFs()
     with World(tmp_path, fs=fs) as world:
         fs.path = world.path("log")
@@ -106,7 +108,7 @@ def test_a_file_that_never_rests_is_taken_at_last(tmp_path: Path, size: int) -> 
 
 
 def test_a_copy_is_private(world: World) -> None:
-    """G2: what is written into a view afterwards does not reach the version that was taken from it."""
+    """G2: a write into a view never reaches the version that was captured from it."""
     world.write("k", b"one")
     world.settle()
     with world.path("k").open("r+b") as file:
@@ -114,8 +116,8 @@ def test_a_copy_is_private(world: World) -> None:
     assert contents(world, "k") == [b"one"]
 
 
-def test_a_file_whose_copying_took_a_while_rests(world: World) -> None:
-    """Section 7: a key that keeps changing waits five times as long as its last capture took; states are kept."""
+def test_a_file_that_took_long_to_copy_waits_longer(world: World) -> None:
+    """Section 7: a key that keeps changing waits five times as long as its last capture took; its states are kept."""
     world.write("k", b"a" * LARGE_BYTES)
     world.settle()
     assert world.state().copy_again_at_s[b"k"] > time.monotonic() - 60
@@ -131,7 +133,7 @@ def test_a_file_whose_copying_took_a_while_rests(world: World) -> None:
 
 
 def test_what_is_no_object_is_counted_while_it_is_there(world: World) -> None:
-    """Section 2: links, FIFOs and the like are skipped, and counted; a directory in the place of a file is neither."""
+    """Section 2: links, FIFOs and the like are skipped and counted; a directory in place of a file is neither."""
     world.path("fifo").parent.mkdir(exist_ok=True)
     os.mkfifo(world.path("fifo"))
     world.path("link").symlink_to("/etc/hostname")
@@ -152,7 +154,7 @@ def test_what_is_no_object_is_counted_while_it_is_there(world: World) -> None:
 
 
 def test_a_directory_that_a_link_replaced_is_never_followed(world: World) -> None:
-    """G9: what a link leads to is neither captured nor counted as the key's own."""
+    """G9: files behind a link are neither captured nor counted as the key's own."""
     world.write("d/k", b"k")
     world.settle()
     world.path("d").rename(world.home / "elsewhere")
@@ -164,8 +166,8 @@ def test_a_directory_that_a_link_replaced_is_never_followed(world: World) -> Non
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
-def test_one_change_fails_and_the_daemon_goes_on(tmp_path: Path, number: int) -> None:
-    """G7: whichever change of a batch fails, what it was about is captured by the same daemon, and once."""
+def test_a_file_is_captured_once_whichever_change_fails(tmp_path: Path, number: int) -> None:
+    """G7: whichever change of a batch fails, the same daemon captures the files of the batch, once each."""
     for calls in itertools.count():
         with World(tmp_path / str(calls), replicate=False) as world:
             world.write("a", b"one")
@@ -180,7 +182,7 @@ def test_one_change_fails_and_the_daemon_goes_on(tmp_path: Path, number: int) ->
             where = f"change {calls} failed"
             assert world.tree(SOURCE) == {"a": b"two", "d/c": b"one"}, where
             assert {k: len(v) for k, v in world.ids(SOURCE).items()} == {b"a": 2, b"d/b": 2, b"d/c": 1}, where
-            world.restart()  # what could not be removed from staging goes at the next start
+            world.restart()  # files that could not be removed from staging are removed at the next start
             world.settle()
             assert world.leftovers(SOURCE) == [], where
             if not fs.failed:
@@ -189,7 +191,7 @@ def test_one_change_fails_and_the_daemon_goes_on(tmp_path: Path, number: int) ->
 
 @pytest.mark.parametrize("tail", [b"tail", b""], ids=["data-last", "hole-last"])
 def test_holes_stay_holes(world: World, tail: bytes) -> None:
-    """Section 7: a file takes the space in the store, and in the other region, that its data takes, not its length."""
+    """Section 7: in the store and in the other region a sparse file takes the space of its data, not of its length."""
     size = 64 << 20
     with world.path("image").open("wb") as file:
         file.write(b"head")
@@ -219,7 +221,7 @@ class FullFs(Fs):
 
 
 def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
-    """Settings, keep_free: also where there is space now, but the copy of a large file would use it up."""
+    """Settings, keep_free: capture also pauses where there is space now, but the copy of a large file would take it."""
     fs = FullFs()
     with World(tmp_path, fs=fs) as world:
         world.write("large", b"l" * (20 << 20))
@@ -233,9 +235,8 @@ def test_a_copy_that_would_take_the_user_s_space_waits(tmp_path: Path) -> None:
 
 
 def test_a_long_copy_gives_up_when_the_daemon_stops(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 6: stopping takes seconds, however large the file in hand is; its copy is kept for the next start, and
-    nothing is told as if it were an error.
-    """
+    """Section 6: stopping takes seconds, however large the file being copied is. Nothing of the copy is left behind,
+    and no error is logged."""
     with world.path("image").open("wb") as file:
         file.truncate(80 << 20)
     world.engine.fs.interrupted = True
@@ -266,7 +267,8 @@ class ReadingFs(Fs):
 
 @pytest.mark.parametrize("size", [10, 2 << 20, LARGE_BYTES])
 def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None:
-    """P16: a chmod, told by its event, costs no read of the file; a scan that finds it reads to know for sure."""
+    """P16: a chmod that made an event causes no read of the file; a scan that finds the chmod reads the file, to be
+    certain."""
     fs = ReadingFs()
     with World(tmp_path, fs=fs, replicate=False) as world:
         world.write("k", b"a" * size)
@@ -284,13 +286,13 @@ def test_an_edit_of_metadata_reads_no_content(tmp_path: Path, size: int) -> None
         with world.path("k").open("r+b") as file:
             file.write(b"b")
             changes.event(SOURCE, b"k", b"k", In.IN_ATTRIB, now_s - 60, 0)
-        state.copy_again_at_s.clear()  # a large file rests after it was copied
+        state.copy_again_at_s.clear()  # a large file waits after it was copied
         world.engine.run_until_idle()
         assert len(contents(world, "k")) == 2
 
 
 def test_many_files_of_some_size_do_not_fill_the_memory(world: World) -> None:
-    """Section 7: a batch holds as much content as is worth it, however many files are ready at once."""
+    """Section 7: the content in one batch is limited, however many files are ready at once."""
     for number in range(60):
         world.write(f"{number}", bytes([number]) * 1_000_000)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What a look at a key means: every kind of look, held against every state of the key that it can meet."""
+"""What an inspection of a key means: every kind of inspection, with every state of the key that it can meet."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MARKER = Object("2", 2, True, b"", None)
 
 @dataclass
 class Answers:
-    """Evidence that is settled beforehand, and what of it was asked for."""
+    """Evidence with prepared answers; records which questions were asked."""
 
     is_shown: str = ""
     is_shared: Version | None = None
@@ -79,7 +79,7 @@ def view(found: os.stat_result, shown: str) -> View:
     ("shown", "expected"), [("2", Nothing()), ("1", ShowCurrent()), ("", ShowCurrent()), (None, Nothing())]
 )
 def test_a_view_as_it_was_recorded(found: os.stat_result, shown: str | None, expected: Decision) -> None:
-    """G6: nothing is doubled; a view that shows an older version is brought up to the current one."""
+    """G6: nothing is doubled; a view that shows an older version is updated to the current one."""
     known = None if shown is None else replace(CURRENT, view=view(found, shown))
     assert judge(look.Same(found), known, Answers(), is_stale=False) == expected
 
@@ -93,7 +93,8 @@ def test_a_view_as_it_was_recorded(found: os.stat_result, shown: str | None, exp
 def test_a_view_that_is_gone(
     found: os.stat_result, why: str, is_stale: bool, known: Object | None, has_view: bool, gone: bool
 ) -> None:
-    """A crash between store and view never looks like a user's act: a replica not yet placed is not deleted."""
+    """A crash between store and view never looks like a user's action: a replica that is not shown yet is not
+    deleted."""
     if known and has_view:
         known = replace(known, view=view(found, "2"))
     answers = Answers()
@@ -112,7 +113,7 @@ def test_a_view_that_is_gone(
     ],
 )
 def test_a_view_that_is_gone_leaves_its_version_private(answers: Answers, detach: Version | None) -> None:
-    """G2: a stored version that people could reach through its view gets a file of its own."""
+    """G2: a stored version that users could reach through its view gets a file of its own."""
     assert judge(look.Missing(), CURRENT, answers, is_stale=False) == AddMarker(detach)
 
 
@@ -168,7 +169,8 @@ def test_a_file_that_may_not_be_read_any_more_shows_its_mode_at_least(found: os.
 def test_a_copy_of_a_file(
     found: os.stat_result, answers: Answers, has_content: bool, expected: Decision | str, asked: list[str]
 ) -> None:
-    """G2: a version is published of a file only once no stored version can be reached, or was written into, by it."""
+    """G2: a version is published from a file only if the file neither leads to a stored version nor was one that was
+    written into."""
     decision = judge(taken(found, b"content" if has_content else None), CURRENT, answers, is_stale=False)
     match decision:
         case Detach(version, why):
@@ -181,7 +183,7 @@ def test_a_copy_of_a_file(
 
 
 def test_the_file_of_an_older_version_is_no_new_one(found: os.stat_result) -> None:
-    """A view that replication has yet to bring up to its version, unchanged, is nobody's write."""
+    """An unchanged view that replication has not updated yet is no write of a user."""
     answers = Answers()
     late = replace(CURRENT, view=view(found, ""))
     assert judge(taken(found), late, answers, is_stale=True) == ShowCurrent()

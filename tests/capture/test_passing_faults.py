@@ -1,4 +1,4 @@
-"""Faults that pass by themselves: what they hold up is tried again, without an event and before the next scan."""
+"""Faults that pass by themselves: the affected keys are tried again, without an event and before the next scan."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ PASSING = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, er
 
 
 def go_on(world: World) -> None:
-    """What waits for a next try is tried, and nothing is scanned."""
+    """Try everything that waits for its next try, without a scan."""
     world.flush_settling()
     world.engine.run_until_idle()
 
 
 @pytest.mark.parametrize(("number", "call"), [*((number, "open_read") for number in PASSING), (errno.EIO, "stat")])
 def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, number: int, call: str) -> None:
-    """G6, G7: also that it was deleted, or cannot be read, is not believed. `why` and `wait` have the reason."""
+    """G6, G7: neither a deletion nor an unreadable file is concluded from the fault. `why` and `wait` name the
+    reason."""
     fs = FaultyFs(b"k", number, call)
     with World(tmp_path, fs=fs) as world:
         world.write("k", b"dropped in a bad moment")
@@ -44,7 +45,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
 
 
 def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
-    """Section 5: a fault that stays costs little."""
+    """Section 5: a permanent fault costs little."""
     with World(tmp_path, fs=FaultyFs(b"k", errno.EIO, "open_read")) as world:
         world.write("k", b"k")
         world.settle()
@@ -56,7 +57,7 @@ def test_tries_come_with_a_growing_delay(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_into_again(tmp_path: Path) -> None:
-    """G6: what is in it is captured well before the next scan of all."""
+    """G6: its files are captured well before the next scan of the bucket."""
     fs = FaultyFs(b"d", errno.EMFILE, "open_dir")
     with World(tmp_path, fs=fs) as world:
         world.write("d/k", b"k")
@@ -74,7 +75,7 @@ def test_a_directory_that_cannot_be_read_for_a_moment_is_looked_into_again(tmp_p
 
 
 def test_a_role_that_cannot_be_read_for_a_moment_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 5: what cannot be done now stays PENDING, and comes by itself."""
+    """Section 5: deliveries stay PENDING, and are made once the role can be read."""
     real = os.stat
 
     def stat(path: Any, **more: Any) -> os.stat_result:
@@ -92,8 +93,8 @@ def test_a_role_that_cannot_be_read_for_a_moment_fails_nothing(tmp_path: Path, m
         assert world.statuses() == {Status.COMPLETED}
 
 
-def test_a_view_that_is_behind_at_a_start_is_no_users_act_for_a_fault(tmp_path: Path) -> None:
-    """G1, G6: a view that was held when the process ended, and cannot be looked at when the next one starts."""
+def test_a_stale_view_is_no_users_write_where_a_start_cannot_inspect_it(tmp_path: Path) -> None:
+    """G1, G6: a view was stale when the process ended, and cannot be inspected when the next process starts."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()
@@ -112,7 +113,7 @@ def test_a_view_that_is_behind_at_a_start_is_no_users_act_for_a_fault(tmp_path: 
 
 @contextlib.contextmanager
 def leased(path: Path) -> Iterator[None]:
-    """Hold a write lease, as a file server does for its client, and keep it when asked to give it back."""
+    """Hold a write lease, as a file server does for its client, and keep it when the kernel asks for it back."""
     fd = os.open(path, os.O_RDWR)
     before = signal.signal(signal.SIGIO, signal.SIG_IGN)
     try:
@@ -127,7 +128,8 @@ def leased(path: Path) -> Iterator[None]:
 
 
 def test_a_file_under_a_write_lease_is_open_for_writing(tmp_path: Path) -> None:
-    """Section 7: opening it answers EWOULDBLOCK. It is taken when it is closed, as any other that somebody writes."""
+    """Section 7: opening such a file answers EWOULDBLOCK. It is captured when it is closed, like any file open for
+    writing."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         with leased(world.path("k")):
@@ -141,7 +143,7 @@ def test_a_file_under_a_write_lease_is_open_for_writing(tmp_path: Path) -> None:
 
 
 def test_a_replica_under_a_write_lease_is_not_exchanged(tmp_path: Path) -> None:
-    """G1, section 7: a program has it open for writing. The newer version is shown when it is closed."""
+    """G1, section 7: a program has the replica open for writing. The newer version is shown when it is closed."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()

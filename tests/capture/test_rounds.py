@@ -1,4 +1,4 @@
-"""When a bucket is looked through, and what a barrier waits for."""
+"""When a bucket is scanned, and what a barrier waits for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.world import DESTINATION, SOURCE, World
 
 
 def test_live_changes_do_not_wait_for_a_whole_bucket() -> None:
-    """G6: a directory that appears is looked at before the rest of a scan of everything, which is then finished."""
+    """G6: a new directory is scanned before the rest of a scan of the whole bucket, which is then finished."""
     scans = Scans()
     whole, part = Scan(SOURCE), Scan(SOURCE, b"d", True)
     scans.add(whole)
@@ -34,7 +34,7 @@ def test_live_changes_do_not_wait_for_a_whole_bucket() -> None:
 
 
 def test_one_scan_serves_all_that_asked_before_it_began() -> None:
-    """P1, P29: losses and events of one directory in a row are one scan, of the earliest epoch of them."""
+    """P1, P29: several losses and events of one directory lead to one scan, of the earliest of their epochs."""
     scans = Scans()
     for epoch in (5, 3, 4):
         scans.add(Scan(SOURCE, b"d", True, epoch))
@@ -49,7 +49,7 @@ def test_one_scan_serves_all_that_asked_before_it_began() -> None:
 
 
 def test_what_is_added_during_a_scan_is_another_pass() -> None:
-    """P1: new losses during a scan lead to one more, and never stop the one under way."""
+    """P1: losses during a scan lead to one more scan, and never stop the running one."""
     scans = Scans()
     first, again = Scan(SOURCE, epoch=1), Scan(SOURCE, epoch=2)
     scans.add(first)
@@ -64,7 +64,7 @@ def test_what_is_added_during_a_scan_is_another_pass() -> None:
 
 
 def test_the_highest_of_some_directories() -> None:
-    """P3: where many directories are without a watch, none is looked at twice a round."""
+    """P3: where many directories have no watch, none is scanned twice a round."""
     assert schedule.highest([b"a/b", b"a", b"a-b", b"a/b/c", b"x/y", b"a-b/c"]) == [b"a", b"a-b", b"x/y"]
     assert schedule.highest([b"z", b""]) == [b""]
     assert schedule.highest([]) == []
@@ -93,7 +93,7 @@ def settle_scans(world: World) -> None:
 
 
 def test_without_watches_every_directory_is_polled(blind: World) -> None:
-    """P3, section 2: it says which, and a round of looking finds what became of files, directories included."""
+    """P3, section 2: status names the polled directories, and a round finds all changes of files and directories."""
     blind.write("d/e/k", b"one")
     blind.settle()
     assert blind.state().trouble.polled == {b"", b"d", b"d/e"}
@@ -112,7 +112,7 @@ def test_without_watches_every_directory_is_polled(blind: World) -> None:
 
 
 def test_without_a_watch_for_the_sentinel_a_barrier_looks_instead(blind: World) -> None:
-    """Section 5, wait: a barrier all the same; what was there before it is found by the scan it waits for."""
+    """Section 5, wait: the barrier still holds: the scan that it waits for finds everything from before it."""
     blind.write("k", b"k")
     epoch = barrier(blind)
     state, changes = blind.state(), blind.region().changes
@@ -124,7 +124,7 @@ def test_without_a_watch_for_the_sentinel_a_barrier_looks_instead(blind: World) 
 
 
 def test_what_was_lost_before_a_barrier_is_waited_for(blind: World) -> None:
-    """Section 5, wait: events lost before the sentinel was read belong to its epoch, however late the scan begins."""
+    """Section 5, wait: events lost before the sentinel was read belong to its epoch, however late their scan begins."""
     region, state = blind.region(), blind.state()
     assert blind.engine.watcher is not None
     region.changes.lose(blind.engine.epoch)
@@ -136,7 +136,7 @@ def test_what_was_lost_before_a_barrier_is_waited_for(blind: World) -> None:
 
 
 def test_a_directory_that_came_before_a_barrier_is_waited_for(blind: World) -> None:
-    """Section 5, wait: also where its scan is left to one of everything that was queued after the barrier."""
+    """Section 5, wait: also where its scan is part of a scan of the whole bucket that was queued after the barrier."""
     region, state = blind.region(), blind.state()
     assert blind.engine.watcher is not None
     region.changes.directories.append(DirectoryEvent(SOURCE, b"d", ARRIVED, blind.engine.epoch))
@@ -153,7 +153,7 @@ def test_a_directory_that_came_before_a_barrier_is_waited_for(blind: World) -> N
 
 
 def test_trouble_is_known_until_a_scan_knows_better(blind: World) -> None:
-    """G11: what a scan has not come to yet is still told; what is gone is not."""
+    """G11: an unreadable directory is reported until a scan reaches it again; one that is gone is not."""
     for directory in ("a", "b", "b/c"):
         blind.path(directory).mkdir()
         blind.path(f"{directory}/link").symlink_to("x")
@@ -168,11 +168,11 @@ def test_trouble_is_known_until_a_scan_knows_better(blind: World) -> None:
     assert trouble.polled == {b"", b"a"}
 
 
-# -- files that somebody has open
+# -- files that a program has open
 
 
 def test_a_barrier_looks_again_at_what_was_open(blind: World) -> None:
-    """Section 5, wait: a file closed through another name makes no event; whoever waits is not told that it is open."""
+    """Section 5, wait: a file closed through another name makes no event; `wait` does not report it as open."""
     with blind.path("k").open("wb") as file:
         file.write(b"k")
         file.flush()

@@ -1,4 +1,4 @@
-"""Which names are temporary: those that programs really give, and none that people give."""
+"""Which names are temporary: names that programs give, and none that people give."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.program)
 def test_what_programs_write_first_is_temporary(row: Temporary) -> None:
-    """Settings, temporary: each row by its own pattern, and by the default that is made of all of them."""
+    """Settings, temporary: each row of the table matches its own pattern, and the default that is made of all
+    patterns."""
     for patterns in ((row.pattern,), settings.Capture().temporary):
         assert change_queue.temporary_pattern(patterns).match(row.example.encode())
     assert row.source
@@ -35,13 +36,13 @@ def test_what_programs_write_first_is_temporary(row: Temporary) -> None:
         ".gitignore", "000000010000000000000001", "film.mkv.aria", "sedan.txt", "tmpdata.csv", "XXL.jpeg", "tmp", "nfs",
     ],
 )  # fmt: skip
-def test_what_people_write_is_not(name: str) -> None:
+def test_ordinary_names_are_not_temporary(name: str) -> None:
     """Section 6: a file is in the other region a moment after it was dropped."""
     assert not change_queue.temporary_pattern(settings.Capture().temporary).match(name.encode())
 
 
 def test_a_file_with_a_control_file_is_not_taken_while_it_is_open(world: World) -> None:
-    """G1, P2: aria2 writes under the final name; half a download is no version, however long it takes."""
+    """G1, P2: aria2 writes under the final name; half a download makes no version, however long it takes."""
     world.settings.path.write_text(
         world.settings.path.read_text() + "\n[capture]\nopen_quiet_s = 0\nopen_max_s = 0\ntemporary_settle_s = 0\n"
     )

@@ -1,4 +1,4 @@
-"""Events become marks: of the right key, and nothing else."""
+"""Events become changes in the queue: of the right key, and of no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADDRESS = "east/src"
 
 
 class Watched:
-    """A directory with its watches, and what they have marked."""
+    """A directory with its watches, and the changes that they queued."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -42,7 +42,7 @@ class Watched:
         return self.top / path
 
     def seen(self) -> tuple[dict[bytes, int], list[DirectoryEvent]]:
-        """What was marked by all that was done so far: keys with their flags, and directories."""
+        """The changes queued so far: keys with their flags, and directories."""
         self._number += 1
         name = b"%d" % self._number
         (self._barrier / name.decode()).touch()
@@ -65,8 +65,8 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     found.watcher.join()
 
 
-def test_what_was_done_to_a_file_is_marked(watched: Watched) -> None:
-    """Section 7, watch: a close, a rename into place, a removal and a change of attributes each mark their key."""
+def test_each_kind_of_event_queues_its_key(watched: Watched) -> None:
+    """Section 7, watch: a close, a rename into place, a removal and a change of attributes each queue their key."""
     for name in ("closed", "from", "gone", "changed"):
         (watched.top / name).write_bytes(b"")
     watched.seen()
@@ -81,7 +81,8 @@ def test_what_was_done_to_a_file_is_marked(watched: Watched) -> None:
 
 
 def test_a_directory_s_own_times_do_not_move_its_keys(watched: Watched) -> None:
-    """G6: rsync sets the time of each directory it has filled; later changes in it are still its own keys'."""
+    """G6: rsync sets the time of each directory it has filled; later changes in the directory still belong to its own
+    keys."""
     directory = watched.top / "d"
     directory.mkdir()
     watched.watch("d")
@@ -97,7 +98,7 @@ def test_a_directory_s_own_times_do_not_move_its_keys(watched: Watched) -> None:
 
 
 def test_directories_come_and_go(watched: Watched) -> None:
-    """P2: one that is made or moved in is looked into; one that is moved out or removed is gone."""
+    """P2: a directory that is made or moved in is scanned; one that is moved out or removed is gone."""
     (watched.top / "made").mkdir()
     (watched.top / "made").rename(watched.top / "moved")
     (watched.top / "moved").rmdir()
@@ -108,7 +109,7 @@ def test_directories_come_and_go(watched: Watched) -> None:
 
 
 def test_a_temporary_name_waits_unless_nothing_is_left_of_it(watched: Watched) -> None:
-    """Settings, temporary: such a file is left alone for a while; once renamed, nobody waits for its old name."""
+    """Settings, temporary: such a file is left alone for a while; once it is renamed, its old name delays nothing."""
     (watched.top / "a.tmp").write_bytes(b"")
     keys, _ = watched.seen()
     assert keys == {}
@@ -118,8 +119,8 @@ def test_a_temporary_name_waits_unless_nothing_is_left_of_it(watched: Watched) -
     assert set(keys) == {b"a", b"a.tmp"}
 
 
-def test_a_key_that_does_not_come_to_rest_is_ready_at_last() -> None:
-    """Settings, open_max_s: events that keep coming put a key off no longer than that, open or not."""
+def test_a_key_with_constant_events_is_ready_after_open_max_s() -> None:
+    """Settings, open_max_s: repeated events delay a key no longer than that, open or not."""
     changes = ChangeQueue(lambda: None, Capture(settle_ms=1000, open_max_s=10))
     start_s = time.monotonic()
     for tenths in range(0, 100, 5):
@@ -131,15 +132,15 @@ def test_a_key_that_does_not_come_to_rest_is_ready_at_last() -> None:
 
 
 def test_a_scan_does_not_hide_that_a_key_was_marked_before(watched: Watched) -> None:
-    """Section 5, wait: a key counts from the earliest barrier before which anything told of it."""
+    """Section 5, wait: a key counts from the earliest barrier before which a change of it was noticed."""
     changes = watched.changes
     changes.event(ADDRESS, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 7)
     changes.add(ADDRESS, [b"k"], 3)
     assert changes.is_waiting(ADDRESS, 4)
 
 
-def test_what_never_settles_is_ready_when_somebody_waits() -> None:
-    """Section 5, wait: a file that is written into without end is looked at, and named, not waited for."""
+def test_a_file_that_is_written_without_end_is_ready_during_a_wait() -> None:
+    """Section 5, wait: such a file is inspected and named, not waited for."""
     changes = ChangeQueue(lambda: None, Capture(settle_ms=50, temporary_settle_s=2))
     now_s = time.monotonic()
     for key, since_s in ((b"log", now_s - 1), (b"log.tmp", now_s - 3), (b"new.tmp", now_s - 1)):
@@ -152,7 +153,7 @@ def test_what_never_settles_is_ready_when_somebody_waits() -> None:
 
 
 def test_waiting_for_one_bucket_hurries_no_other() -> None:
-    """Section 5, wait: what settles in other buckets of the region is left alone for as long as it would be."""
+    """Section 5, wait: files that settle in other buckets of the region keep their delay."""
     changes = ChangeQueue(lambda: None, Capture(settle_ms=50_000))
     for address in (ADDRESS, "east/other"):
         changes.event(address, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic(), 0)
@@ -162,7 +163,7 @@ def test_waiting_for_one_bucket_hurries_no_other() -> None:
 
 
 def test_what_was_taken_and_not_looked_at_is_first_again() -> None:
-    """G6, section 5: a key that is put back keeps what is known of it, and since when; and may change meanwhile."""
+    """G6, section 5: a key that is put back keeps its flags and its epoch, and may change meanwhile."""
     changes = ChangeQueue(lambda: None, Capture(settle_ms=50_000))
     changes.add(ADDRESS, [b"a", b"b", b"c"], 3)
     taken = changes.take(2)

@@ -1,4 +1,4 @@
-"""What `fsrepl bucket adopt` says of a bucket that it brought back."""
+"""What `fsrepl bucket adopt` prints about a bucket that it restored."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ AWAY = "region east is offline"
     [([], "lost: no other bucket"), ([AWAY], "that is away may have them")],
     ids=["all-asked", "region-away"],
 )
-def test_lost_is_only_what_nobody_can_have(not_asked: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """G11: a version may be in a region that is away, and is not called lost for good then."""
+def test_a_version_that_an_absent_region_may_have_is_not_lost(
+    not_asked: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G11: a version may be in a region that is away, and is not called permanently lost then."""
     answer = {"Fetched": 0, "Kept": 5, "PutBack": 0, "Lost": 3, "NotAsked": not_asked}
     tell_healed(Address.parse_bucket("west/dst"), answer)
     said = capsys.readouterr().err

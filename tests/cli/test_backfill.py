@@ -16,7 +16,7 @@ from tests.site import DESTINATION, SOURCE, Site
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """Files that were there before the rule."""
+    """A site whose files were there before the rule."""
     with Site(tmp_path, replicate=False) as found:
         found.start()
         found.write("old/a", b"one")
@@ -47,7 +47,8 @@ def test_queued_when_it_returns_and_waited_for(site: Site) -> None:
 
 
 def test_waiting_reporting_and_the_exit_status(site: Site, tmp_path: Path) -> None:
-    """0 when all of it is there, 1 when some of it failed; the report says which, as CSV or JSON; no bar on a pipe."""
+    """The exit status is 0 when all is replicated, 1 when some of it failed; the report names these as CSV or JSON; a
+    pipe shows no progress bar."""
     done = site.must("replication", "backfill", SOURCE, "--status", "NONE", "--wait", "--json")
     assert done.err == ""
     assert done.json()["ProgressSummary"]["NumberOfTasksSucceeded"] == 2
@@ -74,7 +75,8 @@ def test_waiting_reporting_and_the_exit_status(site: Site, tmp_path: Path) -> No
 
 
 def test_what_is_refused(site: Site, tmp_path: Path) -> None:
-    """2 for words that make no sense, with those that do; 3 with S3's code; 5 without a daemon; nothing is begun."""
+    """The exit status is 2 for unknown values, with the known ones listed; 3 with S3's code; 5 without a daemon. No job
+    begins."""
     for arguments, says in (
         (("--status", "PENDING"), "NONE, FAILED, COMPLETED, REPLICA"),
         (("--status", "none"), "NONE, FAILED, COMPLETED, REPLICA"),
@@ -95,8 +97,8 @@ def test_what_is_refused(site: Site, tmp_path: Path) -> None:
     assert listed(site) == []
 
 
-def test_killed_in_the_midst_of_it(site: Site) -> None:
-    """G7: a job that was accepted goes on by itself when the daemon is back; it can be asked about meanwhile."""
+def test_a_job_continues_after_the_daemon_was_killed(site: Site) -> None:
+    """G7: an accepted job continues by itself when the daemon is back, and can be queried meanwhile."""
     site.must("replication", "disable", SOURCE)
     for number in range(400):
         site.write(f"many/{number:03}", b"x" * number)
@@ -117,7 +119,7 @@ def test_killed_in_the_midst_of_it(site: Site) -> None:
 
 
 def test_cancelled_while_the_destination_is_away(site: Site) -> None:
-    """What was not sent is again what it was; and a wait no longer waits for it."""
+    """Versions that were not sent have their former status again, and `wait` no longer waits for them."""
     west = site.path(bucket=DESTINATION).parent
     west.rename(west.with_name("away"))
     job = site.json("replication", "backfill", SOURCE)["JobId"]
@@ -134,7 +136,7 @@ def test_cancelled_while_the_destination_is_away(site: Site) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--wait",)], ids=["accepted", "waited-for"])
 def test_nothing_to_send_is_said(site: Site, more: tuple[str, ...]) -> None:
-    """Section 5: one that matches nothing is done, which is 0, and that is said."""
+    """Section 5: a backfill that matches nothing succeeds with exit status 0, and says so."""
     done = site.must("replication", "backfill", SOURCE, "--status", "FAILED", *more)
     assert f"nothing to send: no version in {SOURCE} has a rule and a status that match" in done.err
     assert "nothing to send" not in site.must("replication", "backfill", SOURCE, *more).err

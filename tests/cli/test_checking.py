@@ -1,4 +1,4 @@
-"""fsrepl verify and doctor, as people run them, with a daemon at work and without one."""
+"""fsrepl verify and doctor from the command line, with a running daemon and without one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def problems(document: Any) -> list[tuple[str, str, str, bool]]:
 
 
 def test_beside_a_working_daemon(tmp_path: Path) -> None:
-    """Section 5: damage on either side is named, then mended, and what people see in the replica with it."""
+    """Section 5: damage on either side is named, then repaired, together with the replica's view."""
     with Site(tmp_path) as site:
         site.start()
         for number in range(4):
@@ -60,7 +60,8 @@ def test_beside_a_working_daemon(tmp_path: Path) -> None:
 
 
 def test_without_a_daemon(tmp_path: Path) -> None:
-    """Section 5: it works on the trees alone; exit status 1 while something is left, for people in words."""
+    """Section 5: verify works on the trees alone; the exit status is 1 while differences remain, and the output is in
+    sentences."""
     with Site(tmp_path) as site:
         site.start()
         site.write("k", b"content")
@@ -87,7 +88,8 @@ def test_without_a_daemon(tmp_path: Path) -> None:
 
 
 def test_the_doctor(tmp_path: Path) -> None:
-    """Section 5: findings with a level, an area, what and what to do; 0 while nothing fails, daemon or not."""
+    """Section 5: each finding has a level, an area, the problem and the remedy; the exit status is 0 while no check
+    fails, with a daemon or without."""
     with Site(tmp_path) as site:
         for running in (False, True):
             if running:

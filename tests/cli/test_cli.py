@@ -1,4 +1,4 @@
-"""The command line: exit status, what goes to which stream, what is asked. One process a command, as scripts see it."""
+"""The command line: exit status, stdout and stderr, and questions. Each command is a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_what_a_command_finds_is_its_exit_status(site: Site) -> None:
-    """Section 5: a status that a command gives itself reaches the shell, like those of errors."""
+    """Section 5: an exit status that a command sets itself reaches the shell, like those of errors."""
     assert site.run("check").code == 0
     roles = site.root / "roles"
     roles.mkdir()
@@ -43,7 +43,8 @@ def test_a_daemon_that_is_just_being_started_is_waited_for(site: Site) -> None:
 
 
 def test_what_is_missing_next_is_said_at_once(site: Site) -> None:
-    """A site made again over regions that are there names their buckets; a role that is removed, who still uses it."""
+    """A site made again over existing regions lists their buckets; removing a role lists the buckets that still use
+    it."""
     site.must("replication", "enable", SOURCE, DESTINATION)
     removed = site.must("role", "rm", "replication_role_for_src_to_dst")
     assert (
@@ -66,7 +67,7 @@ def test_bucket_names_are_those_of_s3(site: Site) -> None:
 
 
 def test_versioning_says_first_what_space_it_takes(site: Site) -> None:
-    """Section 2: adopting, and enabling versioning where there are files, each say what their versions take."""
+    """Section 2: adopting, and enabling versioning on a folder with files, first print what space the versions take."""
     site.must("bucket", "create", "east/plain")
     site.write("d/k", b"k", "east/plain")
     said = site.must("versioning", "enable", "east/plain").out.splitlines()
@@ -82,7 +83,7 @@ def test_versioning_says_first_what_space_it_takes(site: Site) -> None:
 
 
 def test_adopting_again_says_first_what_is_deleted(site: Site) -> None:
-    """G1: what is missing of a lost bucket is deleted, here and where it was replicated; or put back."""
+    """G1: files missing from a lost bucket are deleted here and at its replicas, or put back; adopt announces which."""
     site.must("replication", "enable", SOURCE, DESTINATION)
     for key in ("a", "b"):
         site.write(key, b"k")
@@ -101,7 +102,7 @@ def test_adopting_again_says_first_what_is_deleted(site: Site) -> None:
 
 
 def _on_a_terminal(site: Site, *arguments: str) -> tuple[int, str]:
-    """Exit status of a command, and what it says on the terminal that it could ask on."""
+    """Run a command on a terminal, where it could ask. Returns the exit status and the text that it shows."""
     shown, terminal = pty.openpty()
     try:
         command = [sys.executable, "-m", "fsrepl", "--site", str(site.root), *arguments]
@@ -114,7 +115,8 @@ def _on_a_terminal(site: Site, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("detached", [False, True], ids=["not-mounted", "not-attached"])
 def test_adopting_again_without_a_region_takes_yes(site: Site, detached: bool) -> None:
-    """G8: what only that region has would be lost; it is named, with what attaches it, and a terminal makes no odds."""
+    """G8: versions that only that region has would be lost. The region is named with the command that attaches it, also
+    on a terminal."""
     site.must("replication", "enable", SOURCE, DESTINATION)
     site.write("k", b"k")
     with site:
@@ -142,7 +144,8 @@ def test_adopting_again_without_a_region_takes_yes(site: Site, detached: bool) -
 
 
 def test_odd_names_are_escaped_wherever_they_are_printed(tmp_path: Path) -> None:
-    """Section 5: nothing that a terminal obeys, and bytes that are not UTF-8 as \\xNN; here in the site's own path."""
+    """Section 5: terminal control characters are escaped, and bytes that are not UTF-8 are printed as \\xNN; here in
+    the site's own path."""
     home = os.fsencode(tmp_path) + b"/s\xff\x1b[31m"
     for arguments in ([b"init", home], [b"--site", home, b"region", b"ls"], [b"--site", home + b"/none", b"status"]):
         done = subprocess.run([sys.executable, b"-m", b"fsrepl", *arguments], capture_output=True)
@@ -152,15 +155,16 @@ def test_odd_names_are_escaped_wherever_they_are_printed(tmp_path: Path) -> None
 
 
 def test_an_error_begins_with_its_code_whatever_else_is_wrong(site: Site) -> None:
-    """Section 5: exit 3, S3's code first on stderr; that another bucket is offline is what `status` and -v tell."""
+    """Section 5: exit status 3, with S3's code first on stderr. An unrelated offline bucket is shown by `status` and -v
+    only."""
     site.must("bucket", "create", "east/broken")
     site.path(".fsrepl/replication.json", "east/broken").write_text("{")
     site.refused("NoSuchKey", "restore", f"{SOURCE}/nothing")
     assert "offline bucket=east/broken" in site.run("-v", "restore", f"{SOURCE}/nothing").err
 
 
-def test_what_keeps_a_bucket_down_is_told(site: Site) -> None:
-    """Section 5: an error says what; here that the time of FSREPL_CLOCK cannot be read."""
+def test_the_reason_why_a_bucket_is_offline_is_printed(site: Site) -> None:
+    """Section 5: the error names the cause; here the file of FSREPL_CLOCK cannot be read."""
     site.environ["FSREPL_CLOCK"] = str(site.home / "no-clock")
     found = site.run("rm", f"{SOURCE}/k")
     assert found.code == 1
@@ -168,7 +172,7 @@ def test_what_keeps_a_bucket_down_is_told(site: Site) -> None:
 
 
 def test_a_role_is_removed_from_the_folder_of_roles_alone(site: Site) -> None:
-    """Section 2, roles/NAME.json: a name that leads out of the folder is none, and no other file goes."""
+    """Section 2, roles/NAME.json: a name that leads out of the folder is no role, and no other file is removed."""
     precious = site.root / "precious.json"
     precious.write_text("{}")
     (site.root / "roles").mkdir()
@@ -181,7 +185,7 @@ def test_a_role_is_removed_from_the_folder_of_roles_alone(site: Site) -> None:
 
 
 def test_a_role_may_be_named_by_its_arn(site: Site) -> None:
-    """Section 4: of a role's ARN only the last part counts, on the command line too."""
+    """Section 4: only the last part of a role's ARN counts, on the command line too."""
     arn = "arn:aws:iam::000000000000:role/service-role/courier"
     for name in ("courier", arn, arn.replace("service-role/", "")):
         answer = site.json("replication", "enable", SOURCE, DESTINATION, "--replace", "--role", name)
@@ -190,7 +194,7 @@ def test_a_role_may_be_named_by_its_arn(site: Site) -> None:
 
 
 def test_a_key_that_is_not_there_is_not_tried_again(site: Site) -> None:
-    """Section 5, retry: a misspelt key is refused, and not answered with success."""
+    """Section 5, retry: a misspelt key is refused instead of reported as success."""
     site.start()
     site.refused("NoSuchKey", "retry", f"{SOURCE}/nothing")
     site.refused("NoSuchBucket", "retry", "east/nothing")
@@ -201,7 +205,8 @@ def test_a_key_that_is_not_there_is_not_tried_again(site: Site) -> None:
 
 
 def test_check_prints_json(site: Site) -> None:
-    """Section 5: each command that prints has --json; what is wrong is in it, and its exit status is the same."""
+    """Section 5: each command that prints has --json; the JSON contains the mistakes, and the exit status is the
+    same."""
     site.must("replication", "enable", SOURCE, DESTINATION, "--role", "courier")
     answer = site.json("check")
     assert answer["Buckets"] == [SOURCE, DESTINATION]
@@ -221,7 +226,7 @@ def test_check_prints_json(site: Site) -> None:
 
 
 def test_a_site_cannot_be_below_a_file(tmp_path: Path) -> None:
-    """Bad input: what cannot be, and where; nothing is made."""
+    """Bad input: the message names the problem and the path, and nothing is made."""
     (tmp_path / "file").touch()
     done = subprocess.run([sys.executable, "-m", "fsrepl", "init", tmp_path / "file/site"], capture_output=True)
     assert done.returncode == 2

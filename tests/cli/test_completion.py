@@ -1,4 +1,4 @@
-"""What a shell offers: regions, buckets, and keys a directory at a time."""
+"""Shell completion: regions, buckets, and keys a directory at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def offered(words: str, **environ: str) -> list[str]:
-    """What the program answers bash, which asks for what may stand at the end of a line."""
+    """The program's answer to bash, which asks for the words that can end a line."""
     asked = {
         "_FSREPL_COMPLETE": "complete_bash",
         "COMP_WORDS": f"fsrepl {words}",
@@ -48,7 +48,7 @@ def offered(words: str, **environ: str) -> list[str]:
     ],
 )
 def test_what_is_offered(site: Site, words: str, expected: list[str]) -> None:
-    """Section 5: shell completion; the site is the environment's, or that of --site on the line."""
+    """Section 5: completion uses the site of the environment, or that of --site on the line."""
     assert offered(words, FSREPL_SITE=str(site.root)) == expected
     assert offered(f"--site {site.root} {words}") == expected
 

@@ -1,4 +1,4 @@
-"""The screen of `fsrepl status`: what people have named shows as it is, and moves no cursor and no colour."""
+"""The screen of `fsrepl status`: names chosen by users are shown as they are, and change neither cursor nor colour."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_names_are_no_markup_and_no_control_characters(capsys: pytest.CaptureFix
     assert "\x1b" not in shown
 
 
-def test_captures_and_verifications_are_told_from_copies(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 5: what status says of a transfer is what is being done."""
+def test_captures_and_verifications_are_shown_apart_from_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: status names the kind of each transfer."""
     capture = {"key": "k", "source": "east/src", "destination": "east/src", "bytes_done": 25, "bytes_total": 100}
     verified = capture | {"destination": "west/dst", "bytes_done": 100, "bytes_verified": 30}
     status_screen.show(document(transfers=[capture, verified]))
@@ -71,7 +71,7 @@ def test_large_objects_show_how_fast_they_are_and_what_of_them_crossed(capsys: p
     assert "large objects of east/src to west/dst: 4.0 KiB delivered, 1.0 KiB crossed" in out
 
 
-def test_a_region_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_region_that_is_away_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Section 5: one screen, however many buckets a region has."""
     why = "region west is offline: /mnt/\x1bwest: no such file or directory"
     status_screen.show(document(buckets=[bucket(f"west/{name}", online=False, trouble=why) for name in ("one", "two")]))
@@ -80,8 +80,8 @@ def test_a_region_that_is_away_is_told_once(capsys: pytest.CaptureFixture[str]) 
     assert shown.count("OFFLINE") == 2
 
 
-def test_a_daemon_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 5: status is a reader, and shows what the journal tells even then."""
+def test_a_daemon_that_does_not_answer_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 5: status only reads, and shows what the journal has even then."""
     trouble = "the daemon did not answer status within 10.0 s"
     daemon = {"running": True, "pid": None, "ready": False, "since": None, "trouble": trouble}
     status_screen.show(document(daemon=daemon, buckets=[bucket("east/src")]))

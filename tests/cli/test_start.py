@@ -1,4 +1,4 @@
-"""A command starts fast: it loads its own file, and nothing that it does not use."""
+"""A command starts fast: it loads its own file, and no module that it does not use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAVY = ("asyncio", "http", "prometheus_client", "pydantic", "rich", "sqlite3", 
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_command_is_found_in_its_file(file: str) -> None:
-    """Section 5: a command that is missing in the table would be unknown, and another file's never found."""
+    """Section 5: a command missing from the table would be unknown, and one in another file would never be found."""
     app = typer.Typer(callback=lambda: None)
     importlib.import_module(f"fsrepl.cli.{file}").register(app)
     group = get_command(app)
@@ -38,7 +38,8 @@ def test_every_command_is_found_in_its_file(file: str) -> None:
     ],
 )
 def test_the_first_word_that_is_no_option_names_the_file(arguments: list[str], files: list[str]) -> None:
-    """Section 5: where none has it, all are looked through, so that help and advice know every command."""
+    """Section 5: where no file has the command, all files are loaded, so that help and suggestions know every
+    command."""
     assert files_of(arguments) == files
 
 

@@ -1,4 +1,4 @@
-"""Names are UTF-8 bytes whatever the locale says, in arguments, on disk and in what is printed."""
+"""Names are UTF-8 bytes whatever the locale is, in arguments, on disk and in output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN_C = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHON
 
 
 def latin_1(home: Path) -> dict[str, str]:
-    """A locale made here: few systems still have one."""
+    """Make a locale of Latin-1, since few systems still have one."""
     if shutil.which("localedef") is None:
         pytest.skip("localedef is not there")
     made = subprocess.run(
@@ -29,7 +29,8 @@ def latin_1(home: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("locale", ["C", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path, locale: str) -> None:
-    """Section 5: commands do as elsewhere, say it in UTF-8, and end well; a prefix is the folder's very bytes."""
+    """Section 5: commands work as in any locale, print UTF-8, and end well; a prefix has the same bytes as the
+    folder."""
     with Site(tmp_path, replicate=False) as site:
         site.environ = PLAIN_C if locale == "C" else latin_1(tmp_path)
         site.must("replication", "enable", SOURCE, DESTINATION, "--prefix", "ä €/")
@@ -50,5 +51,5 @@ def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path: Path, locale: str) 
 
 @pytest.mark.parametrize(("text", "encoded"), [("ä", b"\xc3\xa4"), ("\udcff", b"\xff"), ("a\ud800", rb"a\ud800")])
 def test_any_text_is_printed(text: str, encoded: bytes) -> None:
-    """Section 5: JSON may say what no name can be, and that ends no command either."""
+    """Section 5: JSON may contain text that no name can have; it ends no command either."""
     assert utf8.encoded(text) == encoded

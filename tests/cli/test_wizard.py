@@ -1,4 +1,4 @@
-"""`fsrepl replication enable` on a terminal: the console's steps, with what it offers and what it makes of answers."""
+"""`fsrepl replication enable` on a terminal: the console's steps, what it offers, and how it uses the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.waiting import DEADLINE_S
 
 
 def talk(site: Site, *steps: tuple[str, str], options: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Run it on a terminal, and answer each question when it comes: exit status, and all that was shown."""
+    """Run the command on a terminal, and answer each question when it comes. Returns the exit status and all shown
+    text."""
     program = [sys.executable, "-m", "fsrepl", "--site", str(site.root), "replication", "enable", *options]
     pid, fd = pty.fork()
     if pid == 0:
@@ -28,7 +29,7 @@ def talk(site: Site, *steps: tuple[str, str], options: tuple[str, ...] = ()) -> 
             if select.select([fd], [], [], 0.1)[0]:
                 try:
                     shown += os.read(fd, 65536).decode()
-                except OSError:  # the other side is closed: it has ended
+                except OSError:  # the other side is closed: the command has ended
                     break
             if left and left[0][0] in shown[asked:] and shown.rstrip().endswith(("]:", "):")):
                 asked = len(shown)
@@ -56,7 +57,7 @@ def without_rules(site: Site) -> None:
 
 
 def test_the_whole_bucket_by_the_names_of_things(site: Site) -> None:
-    """S8 to S21: source, region, bucket, whole bucket, class, role; only what can be chosen is offered."""
+    """S8 to S21: source, region, bucket, whole bucket, class, role; only valid choices are offered."""
     code, shown = talk(
         site,
         ("Source bucket", f"{SOURCE}\n"),
@@ -101,7 +102,7 @@ def test_prefixes_each_with_its_storage_class(site: Site) -> None:
 
 
 def test_prefixes_are_added_and_removed(site: Site) -> None:
-    """S13: the list is shown back; one that overlaps is refused at once, and not when all has been answered."""
+    """S13: the list of prefixes is shown; one that overlaps is refused at once, and not after the last question."""
     code, shown = talk(
         site,
         ("Source bucket", "src\n"),
@@ -123,15 +124,15 @@ def test_prefixes_are_added_and_removed(site: Site) -> None:
 
 
 @pytest.mark.parametrize("options", [("--prefix", "x/"), ("--storage-class", "GLACIER"), ("--add",), ("--role", "r")])
-def test_what_it_asks_for_is_not_given_beside_it(site: Site, options: tuple[str, ...]) -> None:
-    """Section 5: an option that the answers would override is refused, and not passed over in silence."""
+def test_an_option_that_an_answer_would_override_is_refused(site: Site, options: tuple[str, ...]) -> None:
+    """Section 5: such an option is refused, and not silently ignored."""
     code, shown = talk(site, options=options)
     assert (code, "answer the questions" in shown) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["interrupt", "end of input"])
-def test_given_up_it_changes_nothing(site: Site, key: str) -> None:
-    """Section 5: nothing half done, and no traceback."""
+def test_interrupting_the_questions_changes_nothing(site: Site, key: str) -> None:
+    """Section 5: no half-made change, and no traceback."""
     code, shown = talk(site, ("Source bucket", "99\n"), ("a number from 1 to", f"{SOURCE}\n"), ("Destination", key))
     assert code in (1, 130), shown
     assert "Traceback" not in shown
@@ -139,7 +140,7 @@ def test_given_up_it_changes_nothing(site: Site, key: str) -> None:
 
 
 def test_without_a_terminal_it_asks_nothing(site: Site) -> None:
-    """Section 5: a script hears what is missing."""
+    """Section 5: a script gets a message that names the missing arguments."""
     done = site.run("replication", "enable")
     assert (done.code, done.out) == (2, "")
     assert "SRC and DST are missing" in done.err

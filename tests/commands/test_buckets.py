@@ -38,7 +38,7 @@ def fill(world: World, address: str = ADDRESS) -> Path:
 
 
 def listing(top: Path) -> dict[str, tuple[int, int, int]]:
-    """What would tell that somebody was at the files of a folder."""
+    """All that would show that a program had changed the files of a folder."""
     found = {str(p.relative_to(top)): p.lstat() for p in top.rglob("*") if ".fsrepl" not in p.parts}
     return {name: (s.st_ino, s.st_mode, s.st_mtime_ns) for name, s in found.items() if not os.path.isdir(top / name)}
 
@@ -47,7 +47,7 @@ def listing(top: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def test_files_are_adopted_as_they_are(world: World) -> None:
-    """Section 2: each file is the version null of its key, as old as it is; links are left alone."""
+    """Section 2: each file is the version null of its key, created at the file's own time; links are left alone."""
     top = fill(world)
     before = listing(top)
     room = world.run("bucket.adopt", bucket=ADDRESS, dry_run=True)
@@ -66,7 +66,7 @@ def test_files_are_adopted_as_they_are(world: World) -> None:
 
 
 def test_where_there_is_no_room_nothing_is_adopted(world: World) -> None:
-    """Section 2: refused where there is not enough space, for adopt and for versioning alike; and nothing is made."""
+    """Section 2: adopt and versioning are refused where there is not enough space, and nothing is made."""
     top = fill(world)
     world.run("bucket.create", bucket="east/plain")
     world.write("k", b"k", "east/plain")
@@ -90,7 +90,7 @@ def leave_free(world: World, amount: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away")
 @pytest.mark.parametrize(("op", "more"), [("bucket.adopt", {}), ("bucket.create", {"versioning": True})])
-def test_what_somebody_else_has_prepared_is_not_built_upon(world: World, op: str, more: dict[str, bool]) -> None:
+def test_a_store_that_another_user_owns_is_refused(world: World, op: str, more: dict[str, bool]) -> None:
     """Section 2: a store that belongs to neither the daemon nor root is refused, before anything is written into it."""
     meta = world.path(bucket=ADDRESS) / ".fsrepl"
     meta.mkdir(parents=True)
@@ -102,7 +102,8 @@ def test_what_somebody_else_has_prepared_is_not_built_upon(world: World, op: str
 
 
 def test_an_adoption_that_was_cut_short_is_finished_by_the_next(world: World) -> None:
-    """G7: at whatever change the power goes, the same command again makes each file the version null, once."""
+    """G7: whichever change the power cut comes at, the same command run again makes each file the version null,
+    once."""
     for calls in itertools.count(step := 7, step):
         address = f"east/old{calls}"
         top = fill(world, address)
@@ -112,7 +113,7 @@ def test_an_adoption_that_was_cut_short_is_finished_by_the_next(world: World) ->
             world.run("bucket.adopt", bucket=address)
         except PowerCut:
             world.restart()
-            with contextlib.suppress(Refused):  # that it is a bucket already, where the cut came last of all
+            with contextlib.suppress(Refused):  # the folder is a bucket already, where the cut came at the last change
                 world.run("bucket.adopt", bucket=address)
             world.settle()
         assert {key: len(versions) for key, versions in world.history(address).items()} == {
@@ -128,8 +129,8 @@ def test_an_adoption_that_was_cut_short_is_finished_by_the_next(world: World) ->
 # -- rm
 
 
-def test_a_bucket_that_holds_anything_is_not_removed_unasked(world: World) -> None:
-    """Section 5: neither files nor versions nor markers go without --yes; an empty one goes."""
+def test_a_bucket_with_content_is_not_removed_without_yes(world: World) -> None:
+    """Section 5: neither files nor versions nor markers are removed without --yes; an empty bucket is."""
     world.write("k", b"k", OTHER)
     assert world.refused("bucket.rm", bucket=OTHER) == "BucketNotEmpty"
     world.settle()
@@ -146,7 +147,7 @@ def test_a_bucket_that_holds_anything_is_not_removed_unasked(world: World) -> No
 
 
 def test_a_removal_that_was_cut_short_is_finished_by_the_next(world: World) -> None:
-    """G7: at whatever change the power goes, what is left is no bucket any more, and the same command removes it."""
+    """G7: whichever change the power cut comes at, the rest is no bucket any more, and the same command removes it."""
     for calls in itertools.count():
         world.run("bucket.create", bucket=ADDRESS, versioning=True)
         for name in ("k", "d/k"):
@@ -180,7 +181,7 @@ def test_a_bucket_is_removed_however_deep_its_directories_are(world: World) -> N
 
 
 def test_another_bucket_in_its_place_is_not_removed(world: World) -> None:
-    """G8: what a command may remove is the bucket that the site knows, and no other."""
+    """G8: a command may remove only the bucket that the site knows."""
     world.write("k", b"k", OTHER)
     world.path(".fsrepl/bucket.json", OTHER).write_text('{"uuid": "another"}')
     with pytest.raises(FsreplError, match="another bucket"):

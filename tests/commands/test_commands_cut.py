@@ -1,4 +1,4 @@
-"""The power goes at every change that a command makes: nothing is half done that asking again does not finish."""
+"""Power cuts at every change that a command makes: the same command run again finishes any half-made change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN, FAR = "east/plain", "west/far"
 
 @dataclass(frozen=True)
 class Command:
-    """What is there before, and what is asked for."""
+    """What exists before the command, and the request."""
 
     name: str
     prepare: Callable[[World], None]
@@ -104,7 +104,7 @@ COMMANDS = {
 
 
 def _state(world: World) -> dict[str, Any]:
-    """All that a person would notice, without what is different each time."""
+    """All that a user would notice, without values that differ in each run."""
     found: dict[str, Any] = {"roles": sorted(path.name for path in world.settings.roles.glob("*"))}
     for bucket, known in sorted(world.engine.site.buckets.items()):
         with contextlib.suppress(FsreplError):
@@ -125,7 +125,8 @@ def _state(world: World) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", COMMANDS)
 def test_a_command_cut_short(memory: Path, what: str) -> None:
-    """G1, G2, G7: it is done or it is not; asked again it is done, and both regions agree as without the cut."""
+    """G1, G2, G7: the command is carried out or not; run again it is carried out, and both regions agree as without the
+    cut."""
     command = COMMANDS[what]
     after: dict[str, Any] = {}
     for calls, world in worlds(memory):
@@ -136,7 +137,7 @@ def test_a_command_cut_short(memory: Path, what: str) -> None:
         fs = DyingFs(1 << 60)
         world.restart(fs=fs)
         world.settle()
-        fs.calls_left = calls - 1 if calls else 1 << 60  # the first tells what it does
+        fs.calls_left = calls - 1 if calls else 1 << 60  # the first run is without a cut, and shows the expected state
         with contextlib.suppress(PowerCut):
             world.run(command.name, **parameters)
             world.settle()

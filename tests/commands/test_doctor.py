@@ -1,4 +1,4 @@
-"""What the doctor makes of given facts, and that it finds the facts of a real site."""
+"""The doctor's findings for given facts, and the facts of a real site."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def said(**more: Any) -> dict[str, Any]:
     return {"said": {**facts()["said"], **more}}
 
 
-def told(**more: Any) -> dict[str, Any]:
-    """What the daemon says of the bucket."""
+def live_facts(**more: Any) -> dict[str, Any]:
+    """The daemon's own data about the bucket."""
     return said(buckets={"east/src": more})
 
 
@@ -79,13 +79,13 @@ def wrong(found: list[Finding]) -> list[Finding]:
     ],
 )
 def test_the_room_for_attributes_is_that_of_this_filesystem(more: dict[str, Any], room: str) -> None:
-    """Section 2: ext4 has a block for them, and its blocks have 1 KiB where it was made on a small device."""
+    """Section 2: ext4 has one block for attributes, of 1 KiB where the filesystem was made on a small device."""
     (found,) = (each for each in findings(facts(regions=[region(**more)])) if each.area == "attributes")
     assert found.what == f"{room}; no version has a sidecar"
 
 
 def test_all_is_well() -> None:
-    """Section 5: what is good is said as well, and nothing is to be done."""
+    """Section 5: checks that pass are listed too, and nothing is to be done."""
     found = findings(facts())
     assert wrong(found) == []
     areas = {finding.area for finding in found}
@@ -112,7 +112,7 @@ def test_all_is_well() -> None:
         # P3: needed and allowed, with the line to type
         (limits(max_user_watches=9), "warning", "watches", "10 watches are needed", ".max_user_watches=524288"),
         (limits(max_user_watches=12), "warning", "watches", "all programs of a user share", "sysctl"),
-        (told(polled=["a", "b"]), "warning", "watches", "2 directories are polled", "restart"),
+        (live_facts(polled=["a", "b"]), "warning", "watches", "2 directories are polled", "restart"),
         (limits(max_user_instances=0), "error", "watches", "of 0 that a user may have", "max_user_instances=128"),
         (limits(max_queued_events=1024), "warning", "queue", "is 1024", "fs.inotify.max_queued_events=65536"),
         (said(events_lost=3), "warning", "queue", "lost 3 times", "fs.inotify.max_queued_events=65536"),
@@ -147,15 +147,15 @@ def test_all_is_well() -> None:
         ({"buckets": [bucket(ahead_s=7200.0)]}, "warning", "clock", "2.0 h behind", "clock"),
         ({"buckets": [bucket(roles=["role r is missing"])]}, "warning", "role", "role r is missing", "role create"),
         ({"buckets": [bucket(unshown=3)], **said(running=False)}, "warning", "view", "3 files", "start the daemon"),
-        (told(paused="capture waits: 3 MiB are free"), "error", "bucket", "capture waits", "make room"),
-        (told(mounts=["m"]), "warning", "bucket", "m is another mount", "a separate bucket"),
-        (told(unreadable={"k": "permission denied"}), "warning", "bucket", "such as k", "right"),
-        (told(conflicts={"k": "a directory"}), "warning", "view", "k cannot be shown", "move"),
+        (live_facts(paused="capture waits: 3 MiB are free"), "error", "bucket", "capture waits", "make room"),
+        (live_facts(mounts=["m"]), "warning", "bucket", "m is another mount", "a separate bucket"),
+        (live_facts(unreadable={"k": "permission denied"}), "warning", "bucket", "such as k", "right"),
+        (live_facts(conflicts={"k": "a directory"}), "warning", "view", "k cannot be shown", "move"),
         ({"journal": "file is not a database"}, "warning", "journal", "not a database", "restart"),
     ],
 )  # fmt: skip
 def test_what_is_wrong(more: dict[str, Any], level: str, area: str, what: str, do: str) -> None:
-    """P3, P5, section 5: each fault by itself has one finding, that says what it is and what to do."""
+    """P3, P5, section 5: each fault alone leads to one finding, which names the problem and the remedy."""
     found = [f for f in wrong(findings(facts(**more))) if f.area == area]
     assert len(found) == 1, found
     assert found[0].level == level
@@ -183,19 +183,19 @@ def test_rights_that_are_missing() -> None:
     ],
 )
 def test_what_sharing_costs(sharing: str, reflinks: bool, what: str) -> None:
-    """Section 7: README and doctor say what each mode costs in space."""
+    """Section 7: README and doctor state what each mode costs in space."""
     found = findings(facts(regions=[region(sharing=sharing, reflinks=reflinks)]))
     assert [f for f in found if f.area == "sharing" and what in f.what]
 
 
 def test_the_worst_first() -> None:
-    """Section 5: sorted, so that nobody must search."""
+    """Section 5: findings are sorted by severity."""
     found = findings(facts(regions=[region(free=0), region(name="west", fstype="nfs")]))
     order = [list(Level).index(finding.level) for finding in found]
     assert order == sorted(order)
 
 
-def test_a_region_that_is_away_says_it_for_its_buckets() -> None:
+def test_a_region_that_is_away_is_one_error() -> None:
     """Section 5: one cause, one error."""
     away = facts(regions=[region(trouble="region east is offline")], buckets=[bucket(trouble="region east is offline")])
     assert len(wrong(findings(away))) == 1
@@ -210,8 +210,8 @@ def test_a_region_that_is_away_says_it_for_its_buckets() -> None:
         (".fsrepl/versions", "its version store, .fsrepl/versions, is gone"),
     ],
 )
-def test_a_bucket_that_was_lost_is_adopted(memory: Path, lost: str, why: str) -> None:
-    """Section 5: it does not go on by itself, and the command is named that brings it back."""
+def test_the_command_that_adopts_a_lost_bucket_is_named(memory: Path, lost: str, why: str) -> None:
+    """Section 5: the bucket does not continue by itself, and doctor names the command that restores it."""
     with World(memory) as world:
         path = world.path(lost)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -226,7 +226,7 @@ def test_a_bucket_that_was_lost_is_adopted(memory: Path, lost: str, why: str) ->
 
 
 def test_facts_of_a_site(tmp_path: Path) -> None:
-    """Section 5: works without a daemon, on trees and journal as they are; JSON takes it all."""
+    """Section 5: doctor works without a daemon, on trees and journal as they are; JSON contains all findings."""
     with World(tmp_path) as world:
         world.write("a/b/k", b"content")
         world.settle()
@@ -242,7 +242,8 @@ def test_facts_of_a_site(tmp_path: Path) -> None:
 
 
 def test_faults_of_a_site(tmp_path: Path) -> None:
-    """Section 5: a role that lost a permission, a damaged document, a region that is away, a journal that is none."""
+    """Section 5: a role that lost a permission, a damaged document, a region that is away, a journal that is no
+    database."""
     with World(tmp_path) as world:
         world.run("bucket.create", bucket="east/other", versioning=True)
         world.write("k", b"content")
@@ -263,7 +264,7 @@ def test_faults_of_a_site(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may do everything")
 def test_capabilities_of_root() -> None:
-    """Section 5: rights are those of the process, whatever its user is called."""
+    """Section 5: the rights are those of the process, whatever its user is called."""
     assert "CAP_CHOWN" in doctor_facts.machine()["capabilities"]
 
 

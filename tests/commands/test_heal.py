@@ -54,8 +54,9 @@ def world(memory: Path) -> Iterator[World]:
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 @pytest.mark.parametrize("what", ["", "bucket.json", "versions"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
-def test_it_comes_back_as_it_was(world: World, bucket: str, what: str, restarted: bool) -> None:
-    """G5, G7, G8: identity, rule, ids and history are those from before; nothing is doubled, and nothing sent again."""
+def test_it_has_its_former_identity_rules_and_history(world: World, bucket: str, what: str, restarted: bool) -> None:
+    """G5, G7, G8: identity, rule, ids and history are the former ones; nothing is doubled, and nothing is sent
+    again."""
     identity = json.loads(world.path(".fsrepl/bucket.json", bucket).read_text())
     rules = world.engine.site.buckets[SOURCE].replication
     before = world.ids(SOURCE), world.ids(DESTINATION), world.tree(SOURCE), world.tree(DESTINATION)
@@ -82,7 +83,8 @@ def test_it_comes_back_as_it_was(world: World, bucket: str, what: str, restarted
 
 
 def test_what_people_did_to_the_files_meanwhile(world: World) -> None:
-    """G1: what differs from the replicas is a new version, and what went with .fsrepl is deleted, as anybody's act."""
+    """G1: a file that differs from its replica is a new version; a file removed together with .fsrepl counts as deleted
+    by a user."""
     before = world.ids(SOURCE)
     lose(world, SOURCE)
     world.write("d/k", b"mirrored")
@@ -98,7 +100,7 @@ def test_what_people_did_to_the_files_meanwhile(world: World) -> None:
 
 
 def lose_folder(world: World, bucket: str, how: str) -> None:
-    """The folder is gone, or is an empty one, or has files that are none of its objects."""
+    """Remove the folder, or replace it by an empty one, or by one with files that are no objects of the bucket."""
     shutil.rmtree(world.path("", bucket))
     if how != "gone":
         world.path("", bucket).mkdir()
@@ -111,7 +113,7 @@ def lose_folder(world: World, bucket: str, how: str) -> None:
 @pytest.mark.parametrize("how", ["gone", "empty", "others"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 def test_a_folder_that_was_lost_is_filled_again(world: World, bucket: str, how: str, restarted: bool) -> None:
-    """G8: nobody deleted its files: they are put back, no marker is made, and nothing crosses."""
+    """G8: no user deleted the files: they are put back, no marker is made, and nothing is replicated."""
     before, trees = (world.ids(SOURCE), world.ids(DESTINATION)), (world.tree(SOURCE), world.tree(DESTINATION))
     lose_folder(world, bucket, how)
     if restarted:
@@ -131,8 +133,8 @@ def test_a_folder_that_was_lost_is_filled_again(world: World, bucket: str, how: 
     world.stays_quiet()
 
 
-def test_what_will_be_deleted_is_told_first(world: World) -> None:
-    """G1: some files are left, so the others were deleted, here and where the rule takes markers."""
+def test_the_number_of_deletions_is_announced_first(world: World) -> None:
+    """G1: some files are left, so the others were deleted, here and where the rule replicates markers."""
     lose(world, SOURCE)
     world.unlink("d/wrong")
     world.unlink("d/k")
@@ -143,7 +145,7 @@ def test_what_will_be_deleted_is_told_first(world: World) -> None:
     assert world.tree(SOURCE) == world.tree(DESTINATION) == {"x" * 240: b"long"}
 
 
-def test_deletions_that_do_not_cross_are_told_as_such(world: World) -> None:
+def test_deletions_that_are_not_replicated_are_announced_as_local(world: World) -> None:
     world.configure(v2(markers=False))
     world.settle()
     lose(world, SOURCE)
@@ -157,7 +159,7 @@ def test_deletions_that_do_not_cross_are_told_as_such(world: World) -> None:
 
 
 def test_where_only_replicas_come_in_nothing_is_deleted(world: World) -> None:
-    """G1: what is missing of a destination is put back, also where other files are left."""
+    """G1: files missing at a destination are put back, also where other files are left."""
     before = world.ids(DESTINATION)
     lose(world, DESTINATION)
     world.unlink("d/k", DESTINATION)
@@ -170,8 +172,8 @@ def test_where_only_replicas_come_in_nothing_is_deleted(world: World) -> None:
     assert verify(world) == []
 
 
-def test_a_bucket_that_cannot_be_asked_is_named_first(world: World) -> None:
-    """G8: what only it has would not come back."""
+def test_a_bucket_that_is_away_is_named_first(world: World) -> None:
+    """G8: versions that only this bucket has would not come back."""
     lose_folder(world, SOURCE, "gone")
     assert world.run("bucket.adopt", bucket=SOURCE, dry_run=True)["NotAsked"] == []
     world.away("west")
@@ -180,8 +182,8 @@ def test_a_bucket_that_cannot_be_asked_is_named_first(world: World) -> None:
     world.back("west")
 
 
-def test_without_a_bucket_that_cannot_be_asked_it_comes_back_only_if_that_is_wanted(world: World) -> None:
-    """G8: nothing is touched before, and with the region back everything comes back."""
+def test_without_a_bucket_that_is_away_adopt_needs_yes(world: World) -> None:
+    """G8: nothing is changed before, and once the region is back everything is restored."""
     before = world.ids(SOURCE)
     lose(world, SOURCE)
     world.away("west")
@@ -201,7 +203,7 @@ def test_without_a_bucket_that_cannot_be_asked_it_comes_back_only_if_that_is_wan
 
 
 def test_without_a_journal_nothing_is_deleted(world: World) -> None:
-    """G8: nobody could tell what would be."""
+    """G8: without a journal it is unknown which files were deleted."""
     tree = world.tree(DESTINATION)
     lose(world, SOURCE)
     world.unlink("d/k")
@@ -211,8 +213,9 @@ def test_without_a_journal_nothing_is_deleted(world: World) -> None:
     assert world.tree(SOURCE) == world.tree(DESTINATION) == tree
 
 
-def test_what_had_not_been_sent_is_taken_from_the_files(world: World) -> None:
-    """G7: under the id that the journal knows, and it is still owed; of what is nowhere else it says so."""
+def test_a_version_that_was_not_sent_is_taken_from_its_file(world: World) -> None:
+    """G7: under the id that the journal has, and its delivery is still pending; versions that exist nowhere else are
+    reported."""
     world.away("west")
     world.write("late", b"once")
     world.settle()
@@ -230,7 +233,8 @@ def test_what_had_not_been_sent_is_taken_from_the_files(world: World) -> None:
 
 @pytest.mark.parametrize("journal", [True, False], ids=["journal", "no-journal"])
 def test_without_copies_of_the_documents(world: World, journal: bool) -> None:
-    """G7: the journal still knows that it was versioned, and its rules; without one its replicas know the former."""
+    """G7: the journal still knows the versioning and the rules; without the journal, the replicas know the
+    versioning."""
     before, tree = world.ids(DESTINATION), world.tree(SOURCE)
     lose(world, SOURCE)
     remembered.forget(world.engine.site, SOURCE)
@@ -246,12 +250,12 @@ def test_without_copies_of_the_documents(world: World, journal: bool) -> None:
 
 
 def test_a_bucket_in_order_is_not_made_again(world: World) -> None:
-    """Section 5: adopt refuses it, as ever."""
+    """Section 5: adopt refuses an intact bucket."""
     assert world.refused("bucket.adopt", bucket=SOURCE) == "BucketAlreadyOwnedByYou"
 
 
 def test_a_rule_that_was_removed_stays_removed(world: World) -> None:
-    """Section 4: what is remembered is what the bucket said last."""
+    """Section 4: the site's notes have the bucket's latest documents."""
     world.run("replication.rm", source=SOURCE)
     world.settle()
     world.engine.region_of(SOURCE).probe_buckets()
@@ -261,7 +265,7 @@ def test_a_rule_that_was_removed_stays_removed(world: World) -> None:
 
 
 def test_documents_that_go_one_by_one_are_not_forgotten(world: World) -> None:
-    """G8: somebody removes .fsrepl, file by file, while the daemon looks."""
+    """G8: a user removes .fsrepl, file by file, while the daemon scans."""
     for name in ("versions", "versioning.json", "replication.json"):
         path = world.path(".fsrepl") / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -288,7 +292,7 @@ def test_a_region_on_a_new_disk_follows_its_rules(memory: Path) -> None:
         assert str(world.engine.site.buckets["east/plain"].versioning) == "Suspended"
 
 
-def test_git_passes_over_it(world: World) -> None:
+def test_git_ignores_the_store(world: World) -> None:
     """Also in a bucket that an earlier build has made."""
     ignore = world.path(".fsrepl/.gitignore")
     assert ignore.read_text() == "*\n"
@@ -302,7 +306,7 @@ def test_git_passes_over_it(world: World) -> None:
 @pytest.mark.parametrize("folder", [False, True], ids=["store", "folder"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 def test_power_cut_at_every_change(memory: Path, bucket: str, folder: bool) -> None:
-    """G7: wherever it is cut short, it is gone on with when it is asked for again."""
+    """G7: whichever change the power cut comes at, the command run again continues."""
     for calls, world in worlds(memory):
         fill(world)
         before = world.ids(SOURCE), world.ids(DESTINATION)

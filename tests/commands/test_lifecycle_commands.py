@@ -1,4 +1,4 @@
-"""Lifecycle by command: documents put, given back and removed; what is due, said before anything is done."""
+"""Lifecycle by command: documents are put, returned and removed; due actions are listed before anything is done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RULES: Json = {"Rules": [{"ID": "old", "Filter": {"Prefix": "d/"}, "Status": "En
 
 @pytest.fixture
 def now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that says what time it is."""
+    """The file that contains the current time."""
     path = tmp_path / "now"
     path.write_text("2026-05-01T10:00:00Z")
     monkeypatch.setenv("FSREPL_CLOCK", str(path))
@@ -41,8 +41,9 @@ def previewed(world: World, moment: str, bucket: str = SOURCE) -> list[Json]:
         return list(lifecycle.preview(world.engine.site, journal, bucket, clock.parse(moment)))
 
 
-def test_a_configuration_is_put_given_back_and_removed(world: World) -> None:
-    """design, 2 and 5: beside the bucket's other documents, as S3 writes it; NoSuchLifecycleConfiguration without."""
+def test_a_configuration_is_put_returned_and_removed(world: World) -> None:
+    """design, 2 and 5: stored beside the bucket's other documents, as S3 writes it; NoSuchLifecycleConfiguration
+    without one."""
     assert world.refused("lifecycle.rm", bucket=SOURCE) == "NoSuchLifecycleConfiguration"
     with pytest.raises(Refused, match=r"^NoSuchLifecycleConfiguration"):
         lifecycle.configuration(world.engine.site, SOURCE)
@@ -58,8 +59,8 @@ def test_a_configuration_is_put_given_back_and_removed(world: World) -> None:
     assert world.refused("lifecycle.rm", bucket=SOURCE) == "NoSuchLifecycleConfiguration"
 
 
-def test_an_edit_of_the_document_holds_at_once(world: World) -> None:
-    """design, 4: as of the other documents; one that cannot be read takes the bucket offline, and nothing expires."""
+def test_an_edit_of_the_document_is_in_effect_at_once(world: World) -> None:
+    """design, 4: as for the other documents; one that cannot be read takes the bucket offline, and nothing expires."""
     path = world.path(".fsrepl/lifecycle.json")
     path.write_text(json.dumps(RULES))
     world.settle()
@@ -76,7 +77,7 @@ def test_an_edit_of_the_document_holds_at_once(world: World) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
-def test_a_document_of_somebody_else_is_not_believed(world: World) -> None:
+def test_a_document_that_another_user_owns_is_refused(world: World) -> None:
     """design, 2: documents that belong to neither the daemon nor root are refused."""
     path = world.path(".fsrepl/lifecycle.json")
     path.write_text(json.dumps(RULES))
@@ -85,8 +86,8 @@ def test_a_document_of_somebody_else_is_not_believed(world: World) -> None:
         pass
 
 
-def test_what_is_due_is_said_before_anything_goes(world: World) -> None:
-    """design, 5: key, version, action, due time and rule; as of any moment, and nothing is touched."""
+def test_due_actions_are_listed_before_anything_is_removed(world: World) -> None:
+    """design, 5: key, version, action, due time and rule; at any given moment, and nothing is changed."""
     for key in ("d/a", "d/b", "other"):
         world.write(key, key.encode())
     world.settle()
@@ -131,7 +132,7 @@ def test_tags_and_classes_are_those_of_the_record(world: World, without_journal:
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.FAILED])
-def test_what_is_not_replicated_yet_is_said_to_wait(world: World, status: Status) -> None:
+def test_a_version_that_is_not_replicated_yet_is_listed_as_waiting(world: World, status: Status) -> None:
     """5.5, 1; GUIDE: lifecycle actions do not resolve until replication has completed."""
     world.run("lifecycle.put", bucket=SOURCE, document=RULES)
     if status is Status.PENDING:
@@ -149,7 +150,7 @@ def test_what_is_not_replicated_yet_is_said_to_wait(world: World, status: Status
 
 
 def test_why_says_when_a_rule_will_act(world: World) -> None:
-    """design, 5: also what is not due yet."""
+    """design, 5: also for actions that are not due yet."""
     world.run("lifecycle.put", bucket=SOURCE, document=RULES)
     world.write("d/k", b"data")
     world.settle()

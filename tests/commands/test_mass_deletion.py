@@ -1,4 +1,4 @@
-"""The brake for mass deletion, and what a person does then: ack and undelete."""
+"""The brake for mass deletions, and a person's decision afterwards: ack and undelete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUMBER = 6
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The brake acts on buckets of a handful of files, too."""
+    """Make the brake act on buckets of a handful of files."""
     monkeypatch.setattr(brake, "KEYS_MIN", 2)
     monkeypatch.setattr(brake, "BURST_KEYS", 0)
     monkeypatch.setattr(brake, "BURST_QUIET_S", 0.0)
@@ -56,7 +56,7 @@ def since(world: World) -> str:
 
 
 def undelete(world: World, prefix: str = "", *, start: str = "", bucket: str = SOURCE) -> dict[str, Any]:
-    """All batches; what they brought back, and what the last said."""
+    """Run all batches. Returns the restored keys and the last answer."""
     start, after, restored, left = start or since(world), b"", 0, list[Any]()
     while True:
         answer: Any = world.run("bucket.undelete", address=f"{bucket}/{prefix}", since=start, after=after)
@@ -89,8 +89,8 @@ def test_half_of_a_bucket_crosses(memory: Path) -> None:
         assert len(world.tree(DESTINATION)) == NUMBER - 3
 
 
-def test_new_writes_go_on_crossing_while_halted(memory: Path) -> None:
-    """Also a key that is written again; what is deleted then is held as well, one file or more."""
+def test_new_writes_are_replicated_while_halted(memory: Path) -> None:
+    """Also a key that is written again; later deletions are held as well, of one file or more."""
     with World(memory) as world:
         fill(world)
         wipe(world)
@@ -120,7 +120,7 @@ def test_a_halt_survives_restart_and_loss_of_the_journal(memory: Path, without_j
         assert world.ids(SOURCE) == world.ids(DESTINATION)
 
 
-def test_a_halt_that_cannot_be_understood_is_one_all_the_same(memory: Path) -> None:
+def test_a_damaged_halt_document_still_halts(memory: Path) -> None:
     with World(memory) as world:
         fill(world)
         wipe(world)
@@ -145,7 +145,7 @@ def test_ack_lets_the_deletions_cross(memory: Path) -> None:
 
 
 def test_undelete_brings_everything_back_and_ends_the_halt(memory: Path) -> None:
-    """Content and metadata are those from before; both sides have one history, the markers included."""
+    """Content and metadata are the former ones; both sides have one history, the markers included."""
     with World(memory) as world:
         fill(world)
         before = world.tree(SOURCE)
@@ -189,8 +189,8 @@ def test_undelete_of_a_prefix_leaves_the_rest_held(memory: Path) -> None:
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/1": b"content of 1"}
 
 
-def test_undelete_takes_what_was_deleted_since_then_and_is_deleted_still(memory: Path) -> None:
-    """Neither an older deletion, nor a key that was written again, and a second time there is nothing."""
+def test_undelete_restores_keys_that_were_deleted_since_then_and_are_still_deleted(memory: Path) -> None:
+    """Neither an older deletion nor a key that was written again is restored; a second run restores nothing."""
     with World(memory) as world:
         fill(world)
         world.unlink("d/0")
@@ -232,7 +232,7 @@ def test_a_directory_that_is_renamed_one_change_at_a_time_is_no_deletion(
 def test_no_marker_of_one_scan_is_handed_over_before_the_decision(
     memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In batches of one: the first of the markers waits for the last as well."""
+    """Batches have one change each, and the first marker still waits for the last one."""
     monkeypatch.setattr(worker, "BATCH", 1)
     with World(memory) as world:
         fill(world)
@@ -242,7 +242,7 @@ def test_no_marker_of_one_scan_is_handed_over_before_the_decision(
 
 
 def test_a_single_deletion_waits_for_nothing(memory: Path) -> None:
-    """It is handed over in the turn in which it was captured."""
+    """Its marker is handed over in the turn of the loop in which it was captured."""
     with World(memory) as world:
         fill(world)
         world.unlink("d/1")
@@ -256,7 +256,7 @@ def test_a_single_deletion_waits_for_nothing(memory: Path) -> None:
 
 
 def test_markers_that_wait_for_a_destination_are_withdrawn(memory: Path) -> None:
-    """Handed over before the threshold was reached, and not delivered: they are held with the others."""
+    """Markers handed over before the threshold was reached and not delivered yet are held with the others."""
     with World(memory) as world:
         fill(world)
         world.away("west")
@@ -271,7 +271,7 @@ def test_markers_that_wait_for_a_destination_are_withdrawn(memory: Path) -> None
 
 
 def test_deletions_by_command_count(memory: Path) -> None:
-    """`fsrepl rm` in a loop: those before the threshold have crossed and stay so, the others are held."""
+    """`fsrepl rm` in a loop: markers from before the threshold are replicated and stay so, the others are held."""
     with World(memory) as world:
         fill(world)
         for each in range(NUMBER):
@@ -300,7 +300,7 @@ def test_where_no_destination_would_follow_nothing_is_held(memory: Path) -> None
 
 
 def test_replicas_markers_never_count(memory: Path) -> None:
-    """A two-way site: acknowledged here, the deletions cross there and halt nothing, and nothing comes back."""
+    """A two-way site: after ack, the deletions are replicated, halt nothing there, and nothing comes back."""
     with World(memory) as world:
         world.run("replication.enable", source=DESTINATION, destination=SOURCE)
         fill(world)
@@ -327,7 +327,7 @@ def test_a_write_on_the_other_side_of_a_two_way_site_wins_over_a_held_deletion(m
 
 
 def test_lifecycle_halts_nothing(memory: Path) -> None:
-    """What lifecycle makes is never replicated, and is not undeleted."""
+    """Markers made by lifecycle are never replicated, and undelete leaves them alone."""
     with World(memory) as world:
         fill(world)
         world.run(
@@ -342,7 +342,7 @@ def test_lifecycle_halts_nothing(memory: Path) -> None:
         assert undelete(world, start="2000-01-01T00:00:00Z")["Restored"] == 0
 
 
-def test_the_deliveries_of_a_rule_that_is_disabled_while_halted_fail_as_ever(memory: Path) -> None:
+def test_deliveries_of_a_rule_that_is_disabled_while_halted_fail(memory: Path) -> None:
     with World(memory) as world:
         fill(world)
         wipe(world)
@@ -392,8 +392,8 @@ def test_a_change_of_the_rules_while_halted_lets_nothing_cross(memory: Path) -> 
         assert len(world.tree(DESTINATION)) == NUMBER
 
 
-def test_status_why_wait_events_and_metrics_tell_of_it(memory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """G11: what status says is read from the bucket and the journal, and is the same without a daemon."""
+def test_status_why_wait_events_and_metrics_report_the_halt(memory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """G11: status reads the bucket and the journal, and prints the same without a daemon."""
     with World(memory) as world:
         fill(world)
         wipe(world)
@@ -430,7 +430,8 @@ def test_status_why_wait_events_and_metrics_tell_of_it(memory: Path, caplog: pyt
 
 @pytest.mark.slow
 def test_a_kill_at_every_step_of_a_mass_deletion_lets_no_marker_cross(memory: Path) -> None:
-    """G7: whatever was captured and written when it was killed, halt.json included; with the journal and without."""
+    """G7: whatever was captured and written when the process was killed, halt.json included; with the journal and
+    without."""
     for calls, world in worlds(memory):
         fill(world)
         shutil.rmtree(world.path("d"))
@@ -463,7 +464,7 @@ def test_a_disk_that_fails_at_every_step_of_a_mass_deletion_lets_no_marker_cross
 
 @pytest.mark.slow
 def test_a_kill_at_every_step_of_undelete_loses_nothing(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G4, G7: each key is deleted still or back whole, and the command once more brings back the rest."""
+    """G4, G7: each key is still deleted or completely restored, and the command run again restores the rest."""
     monkeypatch.setattr(commands, "_BATCH", 3)
     for calls, world in worlds(memory):
         fill(world, 4)
@@ -518,8 +519,8 @@ def test_a_damaged_version_is_named_and_the_others_are_back(memory: Path) -> Non
         assert [each["Key"] for each in answer["Left"]] == ["d/1"]
 
 
-def test_a_file_in_the_way_is_not_touched(memory: Path) -> None:
-    """G1: where a person has put a directory, the version is stored and the view waits."""
+def test_a_directory_where_a_view_belongs_is_not_touched(memory: Path) -> None:
+    """G1: where a user has made a directory, the version is stored and the view waits."""
     with World(memory) as world:
         fill(world)
         wipe(world)

@@ -1,4 +1,4 @@
-"""A version that is removed for good, by its id: its view follows, and is never taken for something a user wrote."""
+"""A version that is permanently removed by its id: its view follows, and is never taken for a user's write."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.world import DESTINATION, SOURCE, World, worlds
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 @pytest.mark.parametrize("versions", [1, 2])
-def test_removing_what_a_view_shows(memory: Path, sharing: str, versions: int) -> None:
-    """G1, s3-semantics 4: the one before is current again, or the view goes; whichever change the power goes at."""
+def test_the_version_before_a_removed_one_is_current(memory: Path, sharing: str, versions: int) -> None:
+    """G1, s3-semantics 4: or the view is removed; at whichever change the power is cut."""
     for calls, world in worlds(memory):
         if sharing != "auto":
             world.set_sharing(west=sharing)
@@ -46,7 +46,7 @@ def test_removing_what_a_view_shows(memory: Path, sharing: str, versions: int) -
 
 
 def _objects(world: World) -> int:
-    """How many objects the source has, as status tells it."""
+    """The number of objects in the source, from status."""
     (found,) = (b for b in status.status(world.engine.site, {})["buckets"] if b["bucket"] == SOURCE)
     number: int = found["objects"]
     return number
@@ -54,9 +54,8 @@ def _objects(world: World) -> int:
 
 @pytest.mark.parametrize("versions", [1, 2])
 def test_removing_from_a_full_disk_leaves_the_counts_true(tmp_path: Path, versions: int) -> None:
-    """G1, G11: at whichever change the disk is full, status counts what the store has, then and later; once there is
-    room the rest is done.
-    """
+    """G1, G11: at whichever change the disk is full, status counts the versions in the store, then and later. Once
+    there is room the rest is done."""
     for calls in itertools.count():
         fs = FailingFs(1 << 60, errno.ENOSPC, for_ever=True)
         with World(tmp_path / str(calls), fs=fs, replicate=False, buckets=(SOURCE,)) as world:
@@ -80,8 +79,8 @@ def test_removing_from_a_full_disk_leaves_the_counts_true(tmp_path: Path, versio
                 return
 
 
-def test_a_line_that_a_crash_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
-    """G7, s3-semantics 9.8: what is removed after it is remembered, and so is what was removed before."""
+def test_a_line_that_a_crash_cut_short_damages_no_other_line(tmp_path: Path) -> None:
+    """G7, s3-semantics 9.8: removals recorded before and after that line are remembered."""
     with World(tmp_path, buckets=(SOURCE,), replicate=False) as world:
         removed = []
         for data in (b"one", b"two", b"three"):

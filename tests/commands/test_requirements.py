@@ -1,4 +1,4 @@
-"""A region is not taken where its filesystem cannot hold it, and the message says what is missing."""
+"""A region is refused where its filesystem lacks a feature, and the message names that feature."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LACKS = {
 
 @pytest.mark.parametrize("verb", LACKS)
 def test_what_a_filesystem_lacks_is_named_before_a_region_is_taken(tmp_path: Path, verb: str) -> None:
-    """Section 5: as one without RENAME_EXCHANGE (NFS) or with short names (eCryptfs). Nothing is left behind."""
+    """Section 5: such as RENAME_EXCHANGE (NFS) or long names (eCryptfs). Nothing is left behind."""
     number, named = LACKS[verb]
 
     def refuse(*_: object) -> None:
@@ -46,7 +46,7 @@ def test_what_a_filesystem_lacks_is_named_before_a_region_is_taken(tmp_path: Pat
 
 
 def test_attributes_are_tried_on_a_file_that_has_a_name(tmp_path: Path) -> None:
-    """Section 5: mergerfs answers ESTALE for one that has none, and would do."""
+    """Section 5: mergerfs answers ESTALE for a file without a name, and supports attributes otherwise."""
 
     class Mergerfs(UnsyncedFs):
         def set_attribute(self, fd: int, name: str, value: bytes) -> None:
@@ -80,14 +80,14 @@ def small_blocks(home: Path) -> Iterator[Path]:
 @mounts.only_root
 @pytest.mark.parametrize("sharing", ["auto", "private", "link"])
 def test_what_does_not_fit_in_968_bytes_of_attributes_goes_to_the_sidecar(tmp_path: Path, sharing: str) -> None:
-    """G5, G7: on the smallest ext4 records and metadata arrive whole, whatever shares a file; nothing is rebuilt."""
+    """G5, G7: on the smallest ext4, records and metadata arrive complete, in every sharing mode; nothing is rebuilt."""
     with small_blocks(tmp_path) as at, World(at / "w") as world:
         world.set_sharing(east=sharing, west=sharing)
         for name in ("plain", "tagged", "full"):
             world.write(name, name.encode())
         os.setxattr(world.path("tagged"), "user.note", b"n" * 300)
         os.setxattr(world.path("tagged"), "user.fsrepl.tag.class", b"t" * 100)
-        with contextlib.suppress(OSError):  # until there is no room
+        with contextlib.suppress(OSError):  # until the attributes are full
             for number in range(100):
                 os.setxattr(world.path("full"), f"user.x{number}", b"x" * 40)
         assert len(os.listxattr(world.path("full"))) < 30
@@ -104,10 +104,11 @@ def test_what_does_not_fit_in_968_bytes_of_attributes_goes_to_the_sidecar(tmp_pa
         world.stays_quiet()
 
 
-def test_a_file_with_no_room_for_our_marks_has_not_lost_them(
+def test_a_full_view_has_not_lost_its_attributes(
     memory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G7: a full view that is the stored file too is not taken for one whose attributes are gone."""
+    """G7: a view that is also the stored file and has no room for labels is not taken for one that lost its
+    attributes."""
     whole = UnsyncedFs.set_attribute
 
     def set_attribute(fs: UnsyncedFs, fd: int, name: str, value: bytes) -> None:
@@ -130,7 +131,7 @@ def test_a_file_with_no_room_for_our_marks_has_not_lost_them(
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
 def test_where_there_are_no_hard_links_replicas_are_copies(memory: Path, number: int) -> None:
-    """G3, G4: as on some FUSE filesystems: nothing waits for what cannot be had."""
+    """G3, G4: as on some FUSE filesystems; no step waits for a link."""
 
     class Linkless(UnsyncedFs):
         def link(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:

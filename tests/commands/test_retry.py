@@ -1,4 +1,4 @@
-"""`retry` says what it tried again, what it could not, and of what it knows nothing."""
+"""`retry` prints what it tried again, what it could not try, and what does not exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def suspend(world: World) -> None:
-    """Versioning is off at the destination: what is sent there fails."""
+    """Suspend versioning at the destination, so that deliveries to it fail."""
     world.run("versioning.set", bucket=DESTINATION, status="Suspended")
 
 
@@ -45,7 +45,7 @@ def retry(world: World, scope: str) -> dict[str, object]:
 
 
 def test_what_failed_is_pending_from_then_on_and_arrives(world: World) -> None:
-    """Section 5, retry; G11: the record, the journal and the count say so before it was sent."""
+    """Section 5, retry; G11: record, journal and count say PENDING before the delivery is sent."""
     fail(world, "a", "b")
     mend(world)
     assert world.run("retry", scope=f"{SOURCE}/a") == {"Retried": 1}
@@ -60,7 +60,7 @@ def test_what_failed_is_pending_from_then_on_and_arrives(world: World) -> None:
 
 @pytest.mark.parametrize("scope", ["", SOURCE, f"{SOURCE}/k", f"{SOURCE}/d/", DESTINATION])
 def test_where_nothing_failed_nothing_is_tried(world: World, scope: str) -> None:
-    """Section 5, retry: a replica owes nothing either."""
+    """Section 5, retry: a replica has no deliveries either."""
     world.write("k", b"data")
     world.settle()
     assert retry(world, scope) == {"Retried": 0}
@@ -79,7 +79,7 @@ def test_what_is_not_there_is_refused(world: World, scope: str, code: str) -> No
 
 
 def test_a_key_that_is_deleted_is_retried_by_its_name(world: World) -> None:
-    """Section 5, retry: its versions and its marker are still owed."""
+    """Section 5, retry: its versions and its marker still have deliveries."""
     fail(world, "k")
     world.unlink("k")
     world.settle()
@@ -91,7 +91,7 @@ def test_a_key_that_is_deleted_is_retried_by_its_name(world: World) -> None:
 
 
 def test_what_is_broken_still_fails_again(world: World) -> None:
-    """G11: with the reason, and no more often than it was asked for."""
+    """G11: with the reason, and once for each request."""
     fail(world, "k")
     for _ in range(2):
         assert world.run("retry", scope=SOURCE) == {"Retried": 1}
@@ -139,7 +139,7 @@ def test_a_source_that_is_away_is_named_if_it_has_something_to_retry(world: Worl
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to somebody else")
 def test_a_bucket_that_is_offline_holds_up_no_other(tmp_path: Path) -> None:
-    """Section 5, retry: with --all it is named, and by its own name it says why."""
+    """Section 5, retry: with --all the offline bucket is named; asked for alone it is refused with the reason."""
     with World(tmp_path, buckets=(SOURCE, "east/other", DESTINATION)) as world:
         world.run("replication.enable", source="east/other", destination=DESTINATION)
         fail(world, "k")
@@ -169,7 +169,7 @@ def test_a_bucket_that_is_offline_holds_up_no_other(tmp_path: Path) -> None:
 def test_what_it_prints(
     monkeypatch: pytest.MonkeyPatch, answer: dict[str, object], code: int, out: str, err: str
 ) -> None:
-    """Section 5: what was left out goes to stderr and makes it 1; the JSON says the same."""
+    """Section 5: skipped buckets are named on stderr and make the exit status 1; the JSON agrees."""
     monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: answer)
     said = CliRunner().invoke(app, ["retry", "--all"])
     assert (said.exit_code, said.stdout, said.stderr) == (code, out, err)
@@ -178,7 +178,7 @@ def test_what_it_prints(
 
 
 @pytest.mark.parametrize("arguments", [[], [SOURCE, "--all"]])
-def test_it_is_told_what_to_retry(arguments: list[str]) -> None:
-    """Section 5: one of the two, or it is a mistake in writing (2)."""
+def test_retry_needs_an_address_or_all(arguments: list[str]) -> None:
+    """Section 5: exactly one of the two, else the exit status is 2."""
     said = CliRunner().invoke(app, ["retry", *arguments])
     assert isinstance(said.exception, Usage)

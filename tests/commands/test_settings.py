@@ -63,7 +63,7 @@ def test_a_file_of_regions_has_the_defaults_of_the_design() -> None:
         ("/srv/site/fsrepl.toml", "state", "/srv/site/state"),
     ],
 )
-def test_the_state_is_beside_the_file_or_where_the_system_keeps_such_things(
+def test_the_state_is_beside_the_file_or_in_the_systems_folder_for_state(
     path: str, state: str | None, expected: str
 ) -> None:
     assert parse(f'state = "{state}"\n' if state else "", Path(path)).state == Path(expected)
@@ -221,7 +221,8 @@ def test_a_mistake_is_refused_with_file_line_and_what_would_be_right(text: str, 
 
 
 def test_regions_beside_each_other_and_a_hidden_state_are_fine() -> None:
-    """A name that begins with another's is no nesting. A site's folder may be a region: no bucket begins with a dot."""
+    """A name that begins with another's is no nesting. A site's folder may be a region, since no bucket begins with a
+    dot."""
     parse('[regions.a]\npath = "x"\n[regions.b]\npath = "xy"', SITE)
     parse('[regions.a]\npath = "."', SITE)
 
@@ -244,7 +245,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         load(path)
 
 
-def test_relative_paths_are_relative_to_the_file_wherever_one_stands(
+def test_relative_paths_are_relative_to_the_file_whatever_the_working_directory_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fsrepl.toml").write_text(render({"us": "us"}))
@@ -258,7 +259,7 @@ def test_relative_paths_are_relative_to_the_file_wherever_one_stands(
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A site with a folder in it, where we stand, and no site for the system."""
+    """A site with a subfolder as the working directory, and no site for the system."""
     (tmp_path / "site" / "us" / "deep").mkdir(parents=True)
     (tmp_path / "site" / "fsrepl.toml").write_text(render({"us": "us"}))
     monkeypatch.setattr(reading, "SYSTEM", tmp_path / "etc" / "fsrepl.toml")
@@ -297,8 +298,8 @@ def test_no_site_says_what_to_do(site: Path, tmp_path: Path) -> None:
         find(None, {})
 
 
-def test_a_strangers_file_met_on_the_way_is_not_obeyed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may name a command to run: whoever can write in /tmp must not choose one for root."""
+def test_settings_that_another_user_owns_are_ignored(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings may name a command to run: a user who can write in /tmp must not choose one for root."""
     monkeypatch.chdir(site)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     if (owner := (site / "fsrepl.toml").stat().st_uid) == 0:
@@ -316,7 +317,7 @@ def test_a_strangers_file_met_on_the_way_is_not_obeyed(site: Path, monkeypatch: 
 
 
 def test_what_init_writes_comments_out_the_defaults() -> None:
-    """Each commented setting, made active, is the default; and a table may be appended by a script."""
+    """Each commented setting, made active, is the default; a script may append a table."""
     text = render({"us": "us", "eu": "/mnt/eu"})
     assert [line for line in text.splitlines() if line.startswith("[")] == ["[regions.us]", "[regions.eu]"]
     active = re.sub(r"(?m)^# (?=\[|\w+ = |    |\])", "", text)
@@ -335,7 +336,7 @@ PARTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 @given(st.dictionaries(NAMES, PARTS, max_size=5))
 @example({"eu.west": '"\\\x7f\n\r\x85\u2028 \U0001f600\t', "0": "#", "-": "']\n["})
 def test_what_is_written_is_read_back(parts: dict[str, str]) -> None:
-    """Any name and any path, whatever characters are in them, and regions added or taken out in any order."""
+    """Any name and any path, with any characters; regions are added or removed in any order."""
     paths = {name: f"{i}/r{part}" for i, (name, part) in enumerate(parts.items())}
     expected = {n: settings.RegionSettings(n, Path("/site") / p, "auto") for n, p in paths.items()}
     text = render(paths)

@@ -1,4 +1,4 @@
-"""fsrepl.toml is edited while the daemon runs, and SIGHUP makes it read that again. Real daemon."""
+"""fsrepl.toml is edited while the daemon runs, and SIGHUP makes the daemon read it again. Real daemon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.waiting import until
 
 
 def reload(site: Site) -> None:
-    """Have the daemon read its settings again, and wait until it says what came of it."""
+    """Make the daemon read its settings again, and wait until it logs the result."""
     assert site.daemon is not None
     said = site.log.read_text().count("reloaded")
     site.daemon.send_signal(signal.SIGHUP)
@@ -18,7 +18,7 @@ def reload(site: Site) -> None:
 
 
 def test_a_region_leaves_the_settings_and_comes_back(tmp_path: Path) -> None:
-    """Section 4: its buckets are no part of the site meanwhile, and what waits for all others goes on."""
+    """Section 4: meanwhile its buckets are no part of the site, and waits for the other buckets continue."""
     with Site(tmp_path) as site:
         site.start()
         north = site.regions["north"] = site.home / "north"
@@ -49,7 +49,7 @@ def test_a_region_leaves_the_settings_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_settings_that_make_no_sense_change_nothing(tmp_path: Path) -> None:
-    """Section 5: regions nested in each other, by real path, are refused, and the daemon goes on with what it had."""
+    """Section 5: regions nested in each other, by real path, are refused, and the daemon keeps its former settings."""
     with Site(tmp_path) as site:
         site.start()
         (site.home / "link").symlink_to(site.regions["east"])
@@ -67,12 +67,12 @@ def test_settings_that_make_no_sense_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_reload_at_the_very_start_is_done_once_it_is_up(tmp_path: Path) -> None:
-    """Section 5: SIGHUP never ends the daemon, however early; what it asked for is not forgotten."""
+    """Section 5: SIGHUP never ends the daemon, however early it comes, and the reload is not forgotten."""
     with Site(tmp_path) as site:
         site.start(ready=False)
         assert site.daemon is not None
         lock = site.root / ".fsrepl-site" / "lock"
-        mine = f"{site.daemon.pid}\n"  # no pause: what counts is that moment
+        mine = f"{site.daemon.pid}\n"  # no pause: the signal must come during the start
         until(lambda: lock.exists() and lock.read_text() == mine, "it takes the site's lock", pause_s=0.0)
         site.daemon.send_signal(signal.SIGHUP)
         site.until(site._is_ready, "the daemon is ready")

@@ -1,4 +1,4 @@
-"""Sites and regions: what is made, what is refused, and that what is refused leaves nothing behind."""
+"""Sites and regions: which are made, which are refused, and that a refusal leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def everything(top: Path) -> dict[str, bytes | None]:
-    """Each path below a folder, and the content of files."""
+    """All paths below a folder, with the content of files."""
     return {str(p.relative_to(top)): p.read_bytes() if p.is_file() else None for p in sorted(top.rglob("*"))}
 
 
@@ -53,7 +53,7 @@ def test_a_refused_site_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_settings_keep_their_owner_mode_and_place(world: World, tmp_path: Path) -> None:
-    """What a command changes in fsrepl.toml goes to where its link leads, and changes nothing else about it."""
+    """A command that changes fsrepl.toml changes the file that a link leads to, and nothing else about it."""
     elsewhere = tmp_path / "managed.toml"
     file = world.home / settings.FILE
     assert file.stat().st_mode & 0o777 == 0o644
@@ -88,7 +88,7 @@ def test_a_region_belongs_to_one_site_at_a_time(world: World, tmp_path: Path) ->
 
 
 def test_regions_are_attached_again_after_the_state_was_lost(world: World) -> None:
-    """The identities are in the regions: attaching them again finds the buckets, and their history is unchanged."""
+    """The identities are in the regions: attaching these again finds the buckets, and their history is unchanged."""
     world.write("k", b"k")
     world.settle()
     before = world.ids(SOURCE)
@@ -106,7 +106,7 @@ def test_regions_are_attached_again_after_the_state_was_lost(world: World) -> No
 
 
 def lose(world: World, region: str) -> None:
-    """A dead disk, and a new one in its place."""
+    """Replace a dead disk with a new one."""
     shutil.rmtree(world.settings.regions[region].path)
     world.look()
     answer = world.run("region.add", name=region, path=str(world.settings.regions[region].path), replace=True)
@@ -122,7 +122,7 @@ def test_a_new_disk_keeps_the_settings_of_its_region(world: World, tmp_path: Pat
 
 
 def test_what_a_daemon_makes_is_as_open_as_if_its_user_had_made_it(world: World, tmp_path: Path) -> None:
-    """Section 1: people drop files into a bucket. The daemon's own umask would keep all but its own user out."""
+    """Section 1: people drop files into a bucket. The daemon's own umask would exclude all but its own user."""
     before = os.umask(0o077)
     try:
         world.run("region.add", name="north", path=str(tmp_path / "disk/north"), umask=0o022)
@@ -152,8 +152,8 @@ def test_a_new_disk_is_filled_with_what_was_delivered(world: World) -> None:
     assert world.statuses() == {Status.COMPLETED}
 
 
-def test_a_new_disk_gets_back_what_came_from_it(world: World) -> None:
-    """Section 5, --replace: where rules lead both ways, the other side has what was written on the lost one."""
+def test_a_new_disk_gets_back_versions_written_on_the_lost_one(world: World) -> None:
+    """Section 5, --replace: where rules lead both ways, the other side has them."""
     world.run("replication.enable", source="west/dst", destination=SOURCE)
     world.write("here", b"here")
     world.write("there", b"there", "west/dst")
@@ -166,8 +166,9 @@ def test_a_new_disk_gets_back_what_came_from_it(world: World) -> None:
     world.stays_quiet()
 
 
-def test_a_disk_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
-    """Section 5, --replace: the other sources fill it; what one that is away has of it comes by `verify --repair`."""
+def test_a_source_that_is_away_is_named(tmp_path: Path) -> None:
+    """Section 5, --replace: the other sources fill the disk; versions from the one that is away come by `verify
+    --repair`."""
     with World(tmp_path, buckets=(SOURCE, "west/dst", "north/src")) as world:
         world.run("replication.enable", source="north/src", destination="west/dst")
         world.write("a", b"a")

@@ -1,4 +1,4 @@
-"""What status tells of a site in which something waits: what, why, and what to do about it."""
+"""Status of a site in which deliveries or captures wait: which, why, and the remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.world import DESTINATION, SOURCE, World
 
 
 class FullFs(UnsyncedFs):
-    """No file can be made in one region while there is no room."""
+    """A region in which no file can be made while there is no room."""
 
     def __init__(self, region: str, number: int = errno.ENOSPC) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class FullFs(UnsyncedFs):
         return 0 if is_full else free, total
 
 
-def told(world: World) -> dict[str, Any]:
-    """What status says of the source."""
+def source_status(world: World) -> dict[str, Any]:
+    """The status of the source."""
     document = status.status(world.engine.site, live.status(world.engine) | {"running": True, "since": ""})
     (found,) = (bucket for bucket in document["buckets"] if bucket["bucket"] == SOURCE)
     return found
@@ -49,7 +49,8 @@ def screen(bucket: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_destination_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int) -> None:
-    """Section 5: which region is full, what waits for that, and what to do; nothing of it once there is room."""
+    """Section 5: which region is full, how many deliveries wait for room, and the remedy; nothing of it once there is
+    room."""
     fs = FullFs("west", number)
     with World(tmp_path, fs=fs) as world:
         world.settle()
@@ -58,16 +59,16 @@ def test_a_full_destination_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
         world.write("large", bytes(world.settings.replication.large_file_bytes))
         world.settle()
         why = f"region west has no room left ({os.strerror(number).lower()}): make room there; it goes on by itself"
-        assert told(world)["retrying"] == [{"destination": DESTINATION, "why": why, "deliveries": 2}]
-        assert f"! {SOURCE} to {DESTINATION}: 2 deliveries wait: {why}" in screen(told(world), capsys)
+        assert source_status(world)["retrying"] == [{"destination": DESTINATION, "why": why, "deliveries": 2}]
+        assert f"! {SOURCE} to {DESTINATION}: 2 deliveries wait: {why}" in screen(source_status(world), capsys)
         fs.has_room = True
         world.settle()
-        assert "retrying" not in told(world)
-        assert told(world)["pending"] == 0
+        assert "retrying" not in source_status(world)
+        assert source_status(world)["pending"] == 0
 
 
 def test_what_a_full_source_keeps_waiting_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 5: capture pauses there; how many files wait for it, and what to do."""
+    """Section 5: capture pauses there; status has the number of waiting files, and the remedy."""
     fs = FullFs("east")
     with World(tmp_path, fs=fs) as world:
         world.settle()
@@ -75,13 +76,13 @@ def test_what_a_full_source_keeps_waiting_is_counted(tmp_path: Path, capsys: pyt
         for name in "abc":
             world.write(name, b"1")
         world.settle()
-        assert told(world)["waiting"] == 3
-        shown = screen(told(world), capsys)
+        assert source_status(world)["waiting"] == 3
+        shown = screen(source_status(world), capsys)
         assert "to the user; 3 files to inspect; make room there, or set keep_free in [capture] lower" in shown
         fs.has_room = True
         world.settle()
-        assert "waiting" not in told(world)
-        assert told(world)["objects"] == 3
+        assert "waiting" not in source_status(world)
+        assert source_status(world)["objects"] == 3
 
 
 def test_a_region_that_is_full_as_it_comes_up_is_named(tmp_path: Path) -> None:

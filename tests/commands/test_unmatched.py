@@ -1,4 +1,4 @@
-"""A rule that chooses nothing of what is there, because of its prefix: that is said when it is made."""
+"""A rule whose prefix matches no object: the command that makes the rule says so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = ("ab/c", "abc", "d/e/f", "z")
 
 
 def test_prefixes_are_looked_up_among_keys(tmp_path: Path) -> None:
-    """Section 4: a prefix is compared byte for byte, with the whole key; what was deleted is no object."""
+    """Section 4: a prefix is compared byte for byte with the whole key; a deleted key is no object."""
     with World(tmp_path, replicate=False) as world:
         for key in (*KEYS, "gone"):
             world.write(key, b"data")
@@ -29,7 +29,7 @@ def test_prefixes_are_looked_up_among_keys(tmp_path: Path) -> None:
 
 
 def test_a_prefix_that_nothing_begins_with_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 5, S6: one may be a slip of the pen. Nothing is said of a bucket that holds nothing yet."""
+    """Section 5, S6: it may be a typing mistake. For an empty bucket there is no such message."""
     with World(tmp_path, replicate=False) as world:
         enabled = dict[str, object](source=SOURCE, destination=DESTINATION, prefixes=["d/", "D/", "ab"])
         assert "Unmatched" not in world.run("replication.enable", **enabled)

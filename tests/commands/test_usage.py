@@ -1,4 +1,4 @@
-"""`du`: bytes by storage class, of what is current and of what is not."""
+"""`du`: bytes by storage class, of current and of noncurrent versions."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def fill(world: World) -> None:
     world.settle()
 
 
-def test_bytes_are_told_by_class_and_by_what_is_current(world: World) -> None:
-    """Section 5, du: markers hold nothing, and what a marker hides is noncurrent."""
+def test_bytes_are_counted_by_class_and_by_current_or_not(world: World) -> None:
+    """Section 5, du: markers have no bytes, and a version below a marker is noncurrent."""
     assert classes(world, SOURCE) == {}
     fill(world)
     assert classes(world, SOURCE) == {"STANDARD": (13, 12, 2, 2)}
@@ -50,7 +50,7 @@ def test_bytes_are_told_by_class_and_by_what_is_current(world: World) -> None:
     assert classes(world, SOURCE, DESTINATION) == {"STANDARD": (16, 19, 3, 3), "STANDARD_IA": (10, 5, 1, 1)}
 
 
-def test_it_is_the_same_without_the_journal_and_where_it_does_not_know_the_class(world: World) -> None:
+def test_du_is_the_same_without_the_journal_and_where_it_lacks_the_class(world: World) -> None:
     """G11: computed from the record."""
     fill(world)
     before = classes(world, DESTINATION)

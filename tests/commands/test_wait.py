@@ -1,4 +1,5 @@
-"""`wait` says 0 only where every file is safe: what cannot be captured or shown is named, and is 1."""
+"""`wait` exits with 0 only where every file is safe: files that cannot be captured or shown are named, and make it
+1."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from tests.world import DESTINATION, SOURCE, USER, World
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A view is not waited for that nothing will change."""
+    """Do not wait for a view that no step will change."""
     monkeypatch.setattr(barrier, "_SHOWN_MAX_S", 0.05)
 
 
@@ -36,7 +37,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def wait(world: World, scope: str = "") -> barrier.Waited:
-    """`wait` in a daemon whose threads take their turns while it looks; every barrier is a scan."""
+    """`wait` in a daemon whose threads run while it waits; every barrier is a scan."""
 
     def turn() -> bool:
         world.flush_settling()
@@ -58,7 +59,8 @@ NOTHING: tuple[list[str], ...] = ([], [], [])
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
 def test_a_file_that_cannot_be_read_is_not_safe(users_home: Path) -> None:
-    """Section 5, wait: its new content is nowhere else; for its own key as for all, until it can be read."""
+    """Section 5, wait: its new content is nowhere else. The same for its own key and for the site, until it can be
+    read."""
     with World(users_home) as world:
         world.write("k", b"old")
         world.write("other", b"data")
@@ -83,7 +85,7 @@ def _new_unreadable(world: World, key: str) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
 @pytest.mark.parametrize("act", ["renamed", "with its directory", "removed", "moved away", "replaced", "behind a link"])
 def test_a_file_that_could_not_be_read_and_is_gone_is_not_named_any_more(users_home: Path, act: str) -> None:
-    """Section 5, wait: nor where it never was an object, and only a scan finds that it is gone."""
+    """Section 5, wait: also where it never was an object, and only a scan finds that it is gone."""
     with World(users_home) as world:
         for directory in ("d", "e"):
             world.path(directory).mkdir()
@@ -114,7 +116,7 @@ def test_a_file_that_could_not_be_read_and_is_gone_is_not_named_any_more(users_h
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of files")
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
 def test_a_file_that_can_be_read_again_is_captured_and_safe(users_home: Path, known: bool) -> None:
-    """Section 5, wait: for its own key as well; what it holds by then is what counts."""
+    """Section 5, wait: for its own key as well; its content at that moment counts."""
     with World(users_home) as world:
         if known:
             world.write("k", b"old")
@@ -131,8 +133,8 @@ def test_a_file_that_can_be_read_again_is_captured_and_safe(users_home: Path, kn
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root reads every file")
 @pytest.mark.parametrize("written", [False, True], ids=["captured", "written since"])
-def test_a_file_that_was_shut_is_safe_if_it_is_what_was_captured(users_home: Path, written: bool) -> None:
-    """Section 5, wait; G11: however often it is asked, and after a restart; what may have been written is not."""
+def test_an_unreadable_file_is_safe_if_it_is_unchanged_since_its_capture(users_home: Path, written: bool) -> None:
+    """Section 5, wait; G11: in repeated calls and after a restart; a file that may have been written is not safe."""
     with World(users_home) as world:
         world.write("k", b"data")
         os.utime(world.path("k"), (1, 1))
@@ -155,8 +157,8 @@ def test_a_file_that_was_shut_is_safe_if_it_is_what_was_captured(users_home: Pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root reads every directory")
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111], ids=["shut", "no-search", "no-list"])
-def test_what_a_directory_that_is_half_shut_holds_is_not_safe(users_home: Path, mode: int) -> None:
-    """Section 5, wait: it can be listed and not entered, or the other way round; nothing of it counts as deleted."""
+def test_files_in_a_directory_with_half_its_rights_are_not_safe(users_home: Path, mode: int) -> None:
+    """Section 5, wait: it can be listed and not entered, or the reverse; none of its files counts as deleted."""
     with World(users_home) as world:
         world.write("d/k", b"data")
         world.write("d/sub/k", b"data")
@@ -190,8 +192,8 @@ def test_a_directory_that_cannot_be_read_may_hold_files_that_are_not_safe(users_
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
-def test_what_could_not_be_read_when_its_region_went_is_not_safe_meanwhile(users_home: Path) -> None:
-    """Section 5, wait: it is known that something there was never captured."""
+def test_a_file_that_could_not_be_read_is_not_safe_while_its_region_is_away(users_home: Path) -> None:
+    """Section 5, wait: it is known that the file was never captured."""
     with World(users_home) as world:
         as_root(world.home / "theirs", b"new", Posix(0o600, 77, 88, 0), world.path("k"))
         world.settle()
@@ -203,8 +205,8 @@ def test_what_could_not_be_read_when_its_region_went_is_not_safe_meanwhile(users
 
 
 @only_root
-def test_what_lies_on_another_mount_is_not_safe(world: World) -> None:
-    """Section 5, wait: nobody looks there, and so nobody knows which files there are."""
+def test_files_on_another_mount_are_not_safe(world: World) -> None:
+    """Section 5, wait: the mount is not scanned, so its files are unknown."""
     other = world.home / "other"
     other.mkdir()
     (other / "k").write_bytes(b"data")
@@ -224,7 +226,7 @@ def test_what_lies_on_another_mount_is_not_safe(world: World) -> None:
 
 
 def test_a_replica_that_is_not_shown_is_named(world: World) -> None:
-    """Section 5, wait: it is stored there, and people do not see it; also with the source alone as scope."""
+    """Section 5, wait: the replica is stored, and users do not see it; also with the source alone as scope."""
     world.path("k", DESTINATION).mkdir()
     world.write("k/theirs", b"in the way", DESTINATION)
     world.write("k", b"data")
@@ -239,8 +241,8 @@ def test_a_replica_that_is_not_shown_is_named(world: World) -> None:
 
 
 @pytest.mark.parametrize("act", ["a link", "another key's file", "a pipe"])
-def test_whatever_stands_in_the_way_of_a_replica_is_named_until_it_is_gone(world: World, act: str) -> None:
-    """Section 5, wait: by the name of the key, for its own scope as for all; a restart forgets none of it."""
+def test_an_obstacle_to_a_replica_is_named_until_it_is_gone(world: World, act: str) -> None:
+    """Section 5, wait: by its key, for that key's scope as for the site; a restart forgets none."""
     way = world.path("d", DESTINATION)
     if act == "a link":
         way.symlink_to(world.home)
@@ -266,7 +268,7 @@ def test_whatever_stands_in_the_way_of_a_replica_is_named_until_it_is_gone(world
 @only_root
 @pytest.mark.parametrize("removed", ["at the source", "in the way"])
 def test_a_replica_below_a_mount_is_named_until_one_of_the_two_is_gone(world: World, removed: str) -> None:
-    """Section 5, wait: nothing is written onto what is mounted there."""
+    """Section 5, wait: nothing is written into the filesystem mounted there."""
     other = world.home / "other"
     other.mkdir()
     world.path("m", DESTINATION).mkdir()
@@ -288,8 +290,9 @@ def test_a_replica_below_a_mount_is_named_until_one_of_the_two_is_gone(world: Wo
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root writes into every directory")
-def test_a_replica_whose_directory_lets_nobody_write_is_named(users_home: Path) -> None:
-    """Section 5, wait: the version is stored; the file people see is the one before until they let it change."""
+def test_a_replica_in_a_directory_without_write_permission_is_named(users_home: Path) -> None:
+    """Section 5, wait: the version is stored; users see the file of the version before it until the directory may be
+    written."""
     with World(users_home) as world:
         world.write("d/k", b"old")
         assert left_out(wait(world)) == NOTHING
@@ -317,7 +320,7 @@ def test_what_failed_is_named_with_its_destination_and_reason(world: World) -> N
     assert wait(world, f"{SOURCE}/a").failures == [], "an older version that is FAILED does not count"
 
 
-def test_files_that_are_open_for_writing_are_named_and_nothing_is_wrong(world: World) -> None:
+def test_files_that_are_open_for_writing_are_named_and_do_not_make_the_exit_status_1(world: World) -> None:
     """Section 5, wait: a log that is always open does not make every backup script fail."""
     with world.path("log").open("wb") as log:
         log.write(b"line")
@@ -344,7 +347,7 @@ ANSWER = barrier.Waited().document()
     ],
 )
 def test_exit_status_and_names(monkeypatch: pytest.MonkeyPatch, found: dict[str, object], code: int) -> None:
-    """Section 5, wait: each of them on stderr, and the JSON on stdout whatever the exit status is."""
+    """Section 5, wait: each name on stderr, and the JSON on stdout whatever the exit status is."""
     monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: ANSWER | found)
     ran = CliRunner().invoke(app, ["wait", "--json"])
     assert ran.exit_code == code
@@ -355,15 +358,15 @@ def test_exit_status_and_names(monkeypatch: pytest.MonkeyPatch, found: dict[str,
 
 
 def test_of_very_many_the_first_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """G11: an answer stays small however much is left out, and says how much that is."""
+    """G11: an answer stays small; it has the first names and the number of the others."""
     waited = barrier.Waited(unreadable=[f"east/src/{n}: permission denied" for n in range(5000)])
     assert (len(str(waited.document())) < 100_000, waited.document()["more"]) == (True, 4000)
     monkeypatch.setattr(cli_wait, "await_daemon", lambda *_args, **_more: waited.document())
     assert "and 4,000 more" in CliRunner().invoke(app, ["wait"]).stderr
 
 
-def test_a_bucket_in_which_time_ran_out_leaves_the_others_looked_at(tmp_path: Path) -> None:
-    """Section 5, wait: what is late is counted and told why, and nothing else is."""
+def test_a_timeout_in_one_bucket_leaves_the_others_checked(tmp_path: Path) -> None:
+    """Section 5, wait: late files are counted with the reason, and no others."""
     buckets = ("east/src", "east/quiet", "west/dst", "west/quiet")
     with Site(tmp_path, buckets=buckets, settings='[capture]\nkeep_free = "99.99%"') as site:
         site.start()

@@ -1,4 +1,4 @@
-"""`wait` while a region is away: what it can promise, and what not."""
+"""`wait` while a region is away: what it can promise."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.world import DESTINATION, SOURCE, World
 
 
 def wait(world: World, scope: str) -> barrier.Waited:
-    """What `wait --timeout 0` finds."""
+    """The result of `wait --timeout 0`."""
     named = Address.parse(scope) if scope else None
     return barrier.wait(world.engine, barrier.scope_of(world.engine, named), 0.0, lambda: False)
 
 
 @pytest.mark.parametrize("flags", [CLOSED, MOVED])
 def test_what_was_not_captured_when_its_region_went_is_waited_for(tmp_path: Path, flags: int) -> None:
-    """Section 5, wait: a file dropped in the moment before the outage is not safe yet, and is said to be none."""
+    """Section 5, wait: a file dropped in the moment before the outage is not safe yet, and `wait` says so."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()
@@ -39,7 +39,8 @@ def test_what_was_not_captured_when_its_region_went_is_waited_for(tmp_path: Path
 
 
 def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_path: Path) -> None:
-    """Section 5, wait, G8: what we mark ourselves is no news; what was dropped there is not known, and it is 1."""
+    """Section 5, wait, G8: fsrepl's own labels make no change that is waited for; files dropped during the outage are
+    unknown, so the exit status is 1."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()
@@ -56,8 +57,8 @@ def test_nothing_is_waited_for_in_an_outage_that_found_nothing_under_way(tmp_pat
             world.settle()
 
 
-def test_a_region_that_is_not_attached_is_told(tmp_path: Path) -> None:
-    """Section 5, wait, G11: a site whose state was lost knows no bucket, and says safe of none."""
+def test_a_region_that_is_not_attached_is_named(tmp_path: Path) -> None:
+    """Section 5, wait, G11: a site whose state was lost knows no bucket, and calls none safe."""
     with World(tmp_path) as world:
         for region in ("east", "west"):
             world.away(region)
@@ -67,7 +68,7 @@ def test_a_region_that_is_not_attached_is_told(tmp_path: Path) -> None:
 
 
 def test_a_key_in_a_region_that_is_away_is_not_taken_for_one_that_does_not_exist(tmp_path: Path) -> None:
-    """Section 5, wait: it may have been dropped since the region was looked at last."""
+    """Section 5, wait: the key may have been written since the region was last scanned."""
     with World(tmp_path) as world:
         world.settle()
         world.away("east")

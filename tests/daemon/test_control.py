@@ -1,4 +1,4 @@
-"""The control socket: a daemon that runs is never taken for absent, and answers however many ask at once."""
+"""The control socket: a running daemon is never taken for absent, and answers any number of callers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def serving(state: Path, handle: control.Handler, commands_max: int = 8) -> Iter
 
 @contextlib.contextmanager
 def listening(state: Path, answer: Callable[[socket.socket], object]) -> Iterator[None]:
-    """Something that takes connections and does what it likes with the first of them."""
+    """A server that accepts connections and handles the first of them as the test says."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     here = os.open(state, os.O_RDONLY)
     listener.bind(f"/proc/self/fd/{here}/{control.SOCKET}")
@@ -56,14 +56,14 @@ def listening(state: Path, answer: Callable[[socket.socket], object]) -> Iterato
 
 
 def test_an_answer_of_any_length_is_read(tmp_path: Path) -> None:
-    """Section 5: what is asked is bounded, what is answered is not."""
+    """Section 5: requests are limited in length, answers are not."""
     with serving(tmp_path, lambda request, alive: {"names": "x" * (9 << 20)}):
         assert len(control.ask(tmp_path, GetStatus())["names"]) == 9 << 20
 
 
 @pytest.mark.parametrize("answer", [b"", b'{"ok": {', b"no JSON\n", b"[]\n", b"{}\n"])
 def test_an_answer_that_cannot_be_read_comes_from_a_daemon_that_runs(tmp_path: Path, answer: bytes) -> None:
-    """Section 5: whatever is wrong with an answer, exit status 5 is for a daemon that is not there."""
+    """Section 5: whatever is wrong with an answer, exit status 5 is for an absent daemon only."""
     with listening(tmp_path, lambda connection: connection.sendall(answer)):
         with pytest.raises(FsreplError, match="the daemon runs, and its answer to status cannot be read") as raised:
             control.ask(tmp_path, GetStatus())
@@ -81,11 +81,11 @@ def test_a_daemon_that_ends_before_it_answers_is_not_running(tmp_path: Path) -> 
 
 
 def test_a_caller_without_descriptors_does_not_say_that_the_daemon_is_absent(tmp_path: Path) -> None:
-    """Section 5: a fault of the caller's own is said as what it is."""
+    """Section 5: a fault of the caller's own process is reported as such."""
     with serving(tmp_path, lambda request, alive: {}):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = max(map(int, os.listdir("/proc/self/fd")))
-        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(used)]  # whatever was free below
+        taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(used)]  # descriptors that were free below
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 2, hard))
         try:
             with pytest.raises(FsreplError, match="could not be asked: too many open files"):
@@ -97,13 +97,13 @@ def test_a_caller_without_descriptors_does_not_say_that_the_daemon_is_absent(tmp
 
 
 def test_a_request_that_is_too_long_is_the_callers_fault(tmp_path: Path) -> None:
-    """Section 5: exit status 2, and nobody looks for a daemon."""
+    """Section 5: exit status 2, and no daemon is looked for."""
     with pytest.raises(Usage, match="too long"):
         control.ask(tmp_path, PutReplication(Address("east", "src"), "x" * (9 << 20)))
 
 
 def test_a_queue_of_callers_that_is_full_is_waited_for(tmp_path: Path) -> None:
-    """Section 5: a daemon that has no time to listen is late, not absent."""
+    """Section 5: a daemon that is slow to accept connections is late, not absent."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     here = os.open(tmp_path, os.O_RDONLY)
     path = f"/proc/self/fd/{here}/{control.SOCKET}"
@@ -119,7 +119,7 @@ def test_a_queue_of_callers_that_is_full_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_caller_is_seen_through_a_descriptor_of_any_number(tmp_path: Path) -> None:
-    """Section 5: select(2) takes none from 1,024 on, and a daemon with many files open has such."""
+    """Section 5: select(2) takes no descriptor from 1,024 on, and a daemon with many open files has such."""
     seen: list[bool] = []
 
     def handle(request: Request, alive: control.Alive) -> dict[str, object]:
@@ -139,8 +139,8 @@ def test_a_caller_is_seen_through_a_descriptor_of_any_number(tmp_path: Path) -> 
     assert seen == [True]
 
 
-def test_more_callers_than_are_heard_at_once_are_told_so(tmp_path: Path) -> None:
-    """Section 5: refused, with S3's code for it, whatever they ask; and heard again once others have ended."""
+def test_callers_over_the_limit_are_refused(tmp_path: Path) -> None:
+    """Section 5: with S3's code for it, whatever they ask; new callers are served once others have ended."""
     entered, leave = threading.Semaphore(0), threading.Event()
 
     def handle(request: Request, alive: control.Alive) -> dict[str, object]:
@@ -160,11 +160,11 @@ def test_more_callers_than_are_heard_at_once_are_told_so(tmp_path: Path) -> None
         leave.set()
         for caller in callers:
             caller.join(DEADLINE_S)
-        until_heard(tmp_path)
+        until_served(tmp_path)
 
 
-def until_heard(state: Path) -> None:
-    """A thread gives back its place after its caller has the answer."""
+def until_served(state: Path) -> None:
+    """A thread frees its place only after its caller has the answer."""
     for _ in range(1000):
         with contextlib.suppress(Refused):
             control.ask(state, GetStatus())
@@ -173,8 +173,8 @@ def until_heard(state: Path) -> None:
 
 
 @pytest.mark.parametrize(("descriptors", "heard", "waiting"), [(1 << 20, 1024, 768), (1024, 512, 384), (16, 8, 6)])
-def test_those_that_wait_leave_room_for_those_that_look(descriptors: int, heard: int, waiting: int) -> None:
-    """Section 5: `status` and `doctor` answer however many wait, and regions have descriptors left."""
+def test_waiting_commands_leave_room_for_reading_ones(descriptors: int, heard: int, waiting: int) -> None:
+    """Section 5: `status` and `doctor` answer however many commands wait, and regions have descriptors left."""
     assert main.commands_max(descriptors) == (heard, waiting)
 
 
@@ -187,8 +187,8 @@ def test_those_that_wait_leave_room_for_those_that_look(descriptors: int, heard:
         (b'{"op": "object.rm", "params": {"address": 7}}', "cannot read 'address' of object.rm: it is 7"),
     ],
 )
-def test_a_command_of_another_version_is_told_so_in_one_sentence(tmp_path: Path, line: bytes, said: str) -> None:
-    """Section 5: exit status 2, what to do, and nothing in the daemon's log; the daemon does nothing of it."""
+def test_a_command_of_another_version_gets_one_sentence(tmp_path: Path, line: bytes, said: str) -> None:
+    """Section 5: exit status 2, the remedy, and nothing in the daemon's log; the daemon carries out nothing."""
     with serving(tmp_path, lambda request, alive: pytest.fail("it was done")):
         answer = exchange(tmp_path, line + b"\n")
     assert answer["error"]["kind"] == "Usage"
@@ -199,8 +199,8 @@ def test_a_command_of_another_version_is_told_so_in_one_sentence(tmp_path: Path,
 @pytest.mark.parametrize(
     "line", [b"no JSON", b"[]", b"{}", b'{"op": "status"}', b'{"op": "status", "params": 3}', b"\xff"]
 )
-def test_what_is_no_request_is_answered(tmp_path: Path, line: bytes) -> None:
-    """Section 5: whoever asks."""
+def test_an_invalid_request_is_answered(tmp_path: Path, line: bytes) -> None:
+    """Section 5: whatever the client sends."""
     with serving(tmp_path, lambda request, alive: {}):
         answer = exchange(tmp_path, line + b"\n")
     assert answer["error"]["message"].startswith("the daemon was asked something it does not understand")

@@ -1,4 +1,5 @@
-"""Telling others of events: a program, an address; each event once and in order, and nobody waits for them."""
+"""Events for other programs: to a command and to a webhook, each once and in order, and without delay for
+replication."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def hooked(log: EventLog) -> Iterator[Hooks]:
 
 
 class Receiver:
-    """Somebody on this machine to whom events are posted. statuses: what it answers, the last one for ever."""
+    """A server on this machine to which events are posted. statuses: its answers; the last one is repeated."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses) or [204]
@@ -57,7 +58,7 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Quiet."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -82,7 +83,7 @@ def lines(path: Path) -> list[int]:
 
 
 def position(log: EventLog) -> int:
-    """The last event that the program has taken."""
+    """The last event that the program has accepted."""
     return int((Path(log.state) / "events.command.told").read_text().strip() or "0", 16)
 
 
@@ -90,7 +91,7 @@ def position(log: EventLog) -> int:
 
 
 def test_a_program_gets_each_event_on_its_standard_input(log: EventLog, hooked: Hooks, tmp_path: Path) -> None:
-    """3.4: a line each, in order; those from before it was configured are not for it."""
+    """3.4: one line each, in order; events from before the program was configured are not sent."""
     out = tmp_path / "out"
     log.append([record(0)])
     hooked.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(out))))
@@ -100,8 +101,9 @@ def test_a_program_gets_each_event_on_its_standard_input(log: EventLog, hooked: 
     until(lambda: lines(out) == [1, 2, 3])
 
 
-def test_what_happened_between_is_told_later(log: EventLog, hooked: Hooks, tmp_path: Path) -> None:
-    """G7: it goes on where it was left, after a stop and after a change of the program, without repeats."""
+def test_events_of_a_pause_are_sent_later(log: EventLog, hooked: Hooks, tmp_path: Path) -> None:
+    """G7: the program receives the events that follow, after a stop and after another program was configured, without
+    repeats."""
     first, second = tmp_path / "first", tmp_path / "second"
     hooked.configure(Events(command=("sh", "-c", 'cat >> "$0"', str(first))))
     log.append([record(1)])
@@ -123,10 +125,10 @@ def test_what_happened_between_is_told_later(log: EventLog, hooked: Hooks, tmp_p
     assert (lines(first), lines(second)) == ([1, 2], [3, 5])
 
 
-def test_a_program_that_fails_is_tried_again_and_then_passed_over(
+def test_an_event_that_a_program_keeps_refusing_is_skipped(
     log: EventLog, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failing hook is said once in a while, not each time, and does not keep the events after it for ever."""
+    """A failing hook is logged now and then, not each time, and does not block the events after it for ever."""
     monkeypatch.setattr(logging.getLogger("fsrepl"), "propagate", True)
     out = tmp_path / "out"
     log.append([record(0)])
@@ -138,7 +140,7 @@ def test_a_program_that_fails_is_tried_again_and_then_passed_over(
 
 
 def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
-    """It has its own process group, which is ended with it, at its time or when the daemon stops."""
+    """It has its own process group, which is ended with it, at its time limit or when the daemon stops."""
     pids = tmp_path / "pids"
     arguments = ("sh", "-c", 'echo $$ >> "$0"; sleep 1000 & echo $! >> "$0"; wait', str(pids))
     with pytest.raises(NotTaken, match="not done after"):
@@ -179,7 +181,7 @@ def _alive(pids: Path) -> list[int]:
 
 
 def test_a_program_that_ignores_the_request_to_end(tmp_path: Path) -> None:
-    """It is killed."""
+    """Such a program is killed."""
     started = tmp_path / "started"
     command = Command(
         ("sh", "-c", 'trap "" TERM; echo $$ > "$0"; while :; do sleep 1; done', str(started)), timeout_s=0.5
@@ -199,23 +201,23 @@ def test_a_program_that_ignores_the_request_to_end(tmp_path: Path) -> None:
     ],
 )
 def test_a_program_that_cannot_take_an_event(arguments: tuple[str, ...], why: str) -> None:
-    """Whatever is wrong with it is said in a few words."""
+    """Whatever is wrong with the program is reported in a short sentence."""
     with pytest.raises(NotTaken, match=why):
         Command(arguments).send(b"{}")
 
 
 def test_a_program_that_does_not_read(log: EventLog) -> None:
-    """That is no failure."""
+    """A program that does not read its standard input has not failed."""
     Command(("true",)).send(b"x" * 60_000)
 
 
 def test_settings_that_name_no_program() -> None:
-    """`fsrepl check` says so."""
+    """`fsrepl check` reports a program that does not exist."""
     assert "no program 'no-such-program'" in hooks.check(Events(command=("no-such-program", "x")))
     assert hooks.check(Events(command=("sh",))) == hooks.check(Events()) == ""
 
 
-# -- an address
+# -- a webhook
 
 
 def test_each_event_is_posted(log: EventLog, hooked: Hooks) -> None:
@@ -241,8 +243,8 @@ def test_each_event_is_posted(log: EventLog, hooked: Hooks) -> None:
     ],
     ids=["passing-trouble", "refused", "redirect", "long-trouble"],
 )
-def test_an_address_that_does_not_take_an_event(log: EventLog, answers: tuple[int, ...], posts: list[int]) -> None:
-    """Passing trouble is waited out; what is refused is tried a few times; a redirect is not followed."""
+def test_a_webhook_that_refuses_an_event(log: EventLog, answers: tuple[int, ...], posts: list[int]) -> None:
+    """Temporary faults are waited out; an event that is refused is tried a few times; a redirect is not followed."""
     with Receiver(*answers) as receiver:
         sender = EventSender(log, Webhook(receiver.url), pause_s=0.001)
         log.append([record(1), record(2)])
@@ -259,8 +261,8 @@ class Counted(Webhook):
         super().send(line)
 
 
-def test_an_address_that_is_not_there_yet(log: EventLog) -> None:
-    """Events wait in their file until somebody answers, also over a restart."""
+def test_a_webhook_that_is_not_reachable_yet(log: EventLog) -> None:
+    """Events wait in their file until the server answers, also over a restart."""
     with Receiver() as receiver:
         url = receiver.url
     nobody = Counted(url)
@@ -274,20 +276,20 @@ def test_an_address_that_is_not_there_yet(log: EventLog) -> None:
         sender.stop()
 
 
-def test_an_address_that_never_answers() -> None:
-    """It is given up after its time."""
+def test_a_webhook_that_never_answers() -> None:
+    """The request ends at its time limit."""
     with Receiver() as receiver:
-        receiver.server.shutdown()  # it listens, and nobody accepts
+        receiver.server.shutdown()  # the socket listens, and no connection is accepted
         with pytest.raises(NotTaken) as refusal:
             Webhook(receiver.url, timeout_s=0.2).send(b"{}")
     assert not refusal.value.lasting
 
 
-# -- anybody
+# -- all targets
 
 
 class Recorder:
-    """A target that takes everything, once it is let."""
+    """A target that accepts every event, once the test allows it."""
 
     name = "recorder"
 
@@ -304,8 +306,9 @@ class Recorder:
         self.let.set()
 
 
-def test_a_slow_target_holds_up_nobody(tmp_path: Path) -> None:
-    """The files are the queue, and bounded: writing goes on, and what they no longer have is gone for the slow one."""
+def test_a_slow_target_delays_nothing_else(tmp_path: Path) -> None:
+    """The files are the queue, and bounded: writing continues, and events that the files no longer have are lost to the
+    slow target."""
     log = EventLog(Fs(), str(tmp_path), 2000)
     target: Target = Recorder()
     assert isinstance(target, Recorder)
@@ -320,7 +323,7 @@ def test_a_slow_target_holds_up_nobody(tmp_path: Path) -> None:
 
 
 def test_a_position_that_is_no_longer_in_the_files(tmp_path: Path) -> None:
-    """Whoever was away for too long is told all that is left."""
+    """A target that was away for too long gets all events that are left."""
     log = EventLog(Fs(), str(tmp_path), 300)
     first = Recorder()
     first.let.set()

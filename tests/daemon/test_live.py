@@ -1,4 +1,4 @@
-"""What the daemon tells of itself: bounded, whatever the backlog; the rest a page at a time, or by the key."""
+"""The daemon's own data: limited, whatever the backlog; the rest comes a page at a time, or by key."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield found
 
 
-def burden(world: World) -> None:
-    """Very much of everything that a bucket may have much of."""
+def load(world: World) -> None:
+    """Fill every list that a bucket may have."""
     state = world.state()
     for name in map(str.encode, NAMES):
         state.unreadable[name] = "permission denied"
@@ -40,7 +40,7 @@ def burden(world: World) -> None:
 
 def test_the_answer_does_not_grow_with_the_backlog(world: World) -> None:
     """Section 5: the first hundred of each list, and how many there are."""
-    burden(world)
+    load(world)
     answer = live.status(world.engine)
     assert len(json.dumps(answer)) < 6 * live.FIRST * 300
     told = answer["buckets"][SOURCE]
@@ -52,9 +52,9 @@ def test_the_answer_does_not_grow_with_the_backlog(world: World) -> None:
     assert answer["buckets"][DESTINATION]["counts"]["waiting"] == 0
 
 
-def test_the_rest_is_had_page_by_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_comes_page_by_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 5: `status --all` names every file, in answers of a page each."""
-    burden(world)
+    load(world)
     asked: list[str] = []
 
     def ask(state: object, request: requests.GetStatusPage, timeout_s: float) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def test_the_rest_is_had_page_by_page(world: World, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_screen_says_how_many_more_there_are(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 5: read at a glance, and nothing is kept quiet."""
-    burden(world)
+    """Section 5: the screen is short, and has the number of the names that it leaves out."""
+    load(world)
     document = status.status(world.engine.site, {"running": True, "since": "2026-11-24", **live.status(world.engine)})
     (bucket,) = [b for b in document["buckets"] if b["bucket"] == SOURCE]
     assert bucket["counts"] == {"polled": NUMBER, "unreadable": NUMBER, "views_behind": NUMBER * 9 // 10}
@@ -88,8 +88,8 @@ def test_the_screen_says_how_many_more_there_are(world: World, capsys: pytest.Ca
 
 
 def test_why_knows_a_key_however_many_wait(world: World) -> None:
-    """Section 5: what happened to a key and what is next, also of one that `status` does not name."""
-    burden(world)
+    """Section 5: what happened to a key and what is next, also for a key that `status` does not name."""
+    load(world)
     name = NAMES[-1]
     said = live.of_key(world.engine, at(SOURCE, name.encode()))
     assert len(json.dumps(said)) < 10_000
@@ -98,8 +98,8 @@ def test_why_knows_a_key_however_many_wait(world: World) -> None:
     assert "a change cannot be captured: permission denied" in notes
 
 
-def test_why_tells_of_a_delivery_that_is_tried_again(world: World) -> None:
-    """Section 5: the reason, how often it was tried and when it is again; of this key alone."""
+def test_why_explains_a_delivery_that_is_tried_again(world: World) -> None:
+    """Section 5: the reason, the number of tries and the time of the next; of this key alone."""
     queue = world.region(DESTINATION).queue(SOURCE, DESTINATION)
     for key in (b"k", b"other"):
         queue.notes[key, "01K"] = (0.0, "no space left", 3)

@@ -31,7 +31,7 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
 
 
 def shown(timed: Timed) -> dict[str, dict[str, float]]:
-    """Rule to metrics, as `status --json` has them; and that a restart, and a new journal, change nothing."""
+    """Metrics by rule, as `status --json` has them; checks that a restart and a new journal change nothing."""
 
     def look() -> dict[str, dict[str, float]]:
         document = status.status(timed.world.engine.site, {})
@@ -79,7 +79,7 @@ def test_what_is_pending_is_counted_by_rule(timed: Timed) -> None:
 
 
 def test_failures_are_those_of_the_last_minute(timed: Timed) -> None:
-    """3.5: a failure counts for a minute; it is FAILED for longer."""
+    """3.5: a failure counts for a minute; its delivery is FAILED for longer."""
     timed.configure({})
     timed.break_role()
     timed.world.write("a", b"data")
@@ -202,8 +202,8 @@ def test_an_endpoint_to_scrape() -> None:
         scrape(second)
 
 
-def test_a_port_that_somebody_has(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replication does not stop for it: it is logged, and the next reload tries again."""
+def test_a_port_that_is_in_use(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replication does not stop for it: the fault is logged, and the next reload tries again."""
     monkeypatch.setattr(exporter.log, "propagate", True)
     found = Exporter(lambda: GAUGES, Fs())
     with socket() as taken:
@@ -218,7 +218,8 @@ def test_a_port_that_somebody_has(caplog: pytest.LogCaptureFixture, monkeypatch:
 
 
 def test_a_text_file(tmp_path: Path) -> None:
-    """Settings: [metrics] textfile; replaced in one step, readable by node_exporter, and true to the end."""
+    """Settings: [metrics] textfile; replaced in one step, readable by node_exporter, and correct until the daemon
+    ends."""
     ready = True
     path = tmp_path / "fsrepl.prom"
     path.write_text("before")
@@ -232,7 +233,7 @@ def test_a_text_file(tmp_path: Path) -> None:
 
 
 def test_numbers_that_cannot_be_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No numbers rather than wrong ones, and a word in the log."""
+    """The export has no numbers rather than wrong ones, and the log says why."""
     monkeypatch.setattr(exporter.log, "propagate", True)
 
     def fail() -> list[Gauge]:
@@ -248,7 +249,7 @@ def test_numbers_that_cannot_be_counted(caplog: pytest.LogCaptureFixture, monkey
 
 @pytest.mark.parametrize("line", ['listen = "127.0.0.1:9750"', 'textfile = "/tmp/fsrepl.prom"'])
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
-    """Section 5: `fsrepl check` and the daemon say what to install, where the settings ask for metrics."""
+    """Section 5: where the settings ask for metrics, `fsrepl check` and the daemon name the package to install."""
     text = '[regions.east]\npath = "/somewhere"\n'
     bare = reading.parse(text, Path("/x/fsrepl.toml"))
     asking = reading.parse(f"{text}[metrics]\n{line}\n", Path("/x/fsrepl.toml"))

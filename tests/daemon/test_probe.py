@@ -1,4 +1,4 @@
-"""A region that hangs: whatever is asked of it has a deadline, and the rest is told all the same."""
+"""A region that hangs: each query of it has a time limit, and everything else is still reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEADLINE_S = 30.0
 
 
 class HangingFs(UnsyncedFs):
-    """One region's filesystem hangs until it is let go: for who makes a file there, or for everybody."""
+    """One region's filesystem hangs until it is released: for calls that make a file there, or for all calls."""
 
     def __init__(self, at: Path, *, reading: bool) -> None:
         self._at, self._reading, self.go = str(at), reading, threading.Event()
@@ -56,8 +56,8 @@ def hanging(world: World, *, reading: bool) -> tuple[Site, HangingFs]:
     return Site(world.settings, fs), fs
 
 
-def test_a_region_that_hangs_is_told_by_the_daemons_doctor(world: World) -> None:
-    """P: commands for trouble do not hang in that trouble; and the daemon hangs in it with one thread only."""
+def test_a_region_that_hangs_is_reported_by_the_daemons_doctor(world: World) -> None:
+    """P: commands for diagnosis do not hang with the region, and only one thread of the daemon hangs."""
     site, fs = hanging(world, reading=False)
     threads = probe.Threads(WITHIN_S)
     for _ in range(3):
@@ -80,7 +80,7 @@ def test_without_a_daemon_the_doctor_leaves_behind_what_hangs(world: World) -> N
 
 
 def test_commands_that_read_pass_over_a_region_that_hangs(world: World) -> None:
-    """Section 5: status, why and doctor tell what they know without it."""
+    """Section 5: status, why and doctor print everything else."""
     site, _ = hanging(world, reading=True)
     site.ask_regions(WITHIN_S)
     assert site.silent == {"west"}
@@ -97,8 +97,8 @@ def test_commands_that_read_pass_over_a_region_that_hangs(world: World) -> None:
     assert [f.where for f in found if f.level is Level.ERROR] == ["west"]
 
 
-def test_what_hangs_holds_up_nobody_who_reads_or_waits_for_the_command() -> None:
-    """Section 5: a pipe of ours is closed, and we are waited for, while a child of ours still hangs."""
+def test_a_hanging_child_delays_no_caller_of_the_command() -> None:
+    """Section 5: the command's pipe is closed and the command has ended, while its child process still hangs."""
     program = (
         "from fsrepl.storage import probe; import time; print(sorted(probe.silent({'a': lambda: 0, 'b': %s}, 0.3)))"
     )

@@ -1,4 +1,4 @@
-"""Requests: each is what it was when it comes out of the socket, and each is answered by somebody."""
+"""Requests: each is the same after the control socket, and each has a handler."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_a_request_comes_out_as_it_went_in(kind: type[Request], whole: bool) -> 
 
 @pytest.mark.parametrize("kind", requests.KINDS.values(), ids=requests.KINDS.keys())
 def test_what_is_at_its_default_is_not_sent(kind: type[Request]) -> None:
-    """Section 5: a daemon that does not know a parameter yet does all that does not need it."""
+    """Section 5: a daemon that does not know a new parameter still accepts all requests that do not use it."""
     sent = json.loads(requests.encode(filled(kind, whole=False)))["params"].keys()
     assert all(requests._default(each) is dataclasses.MISSING for each in dataclasses.fields(kind) if each.name in sent)
 
 
 def test_every_request_is_answered() -> None:
-    """Section 5: by a step, or by the daemon itself, which alone knows what is asked."""
+    """Section 5: by an operation, or by the daemon itself where only the daemon knows the answer."""
     own = {requests.GetStatus, requests.GetStatusPage, requests.ExplainObject, requests.Wait}
     assert own | operations.OPERATIONS.keys() == set(requests.KINDS.values())
     assert not own & operations.OPERATIONS.keys()

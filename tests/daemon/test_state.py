@@ -1,4 +1,4 @@
-"""The site's own state: what is shown from it without a daemon, who may use it, and others who do."""
+"""The site's own state: what is shown from it without a daemon, who may use it, and other processes that do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def skipped(world: World) -> int:
 
 
 def test_what_is_skipped_is_counted_without_the_daemon_too(world: World) -> None:
-    """G11: links and FIFOs are no objects; how many there are is shown before and after a restart."""
+    """G11: links and FIFOs are no objects; their number is shown before and after a restart."""
     world.path("link").symlink_to("/etc/passwd")
     world.path("d").mkdir()
     os.mkfifo(world.path("d/fifo"))
@@ -49,7 +49,7 @@ def test_what_is_skipped_is_counted_without_the_daemon_too(world: World) -> None
 
 
 def test_a_program_that_locks_the_journal_is_waited_for(world: World) -> None:
-    """G7: one that copies the journal, say. What happens meanwhile is recorded when it is done."""
+    """G7: such as one that copies the journal. Changes meanwhile are recorded when it has finished."""
     other = sqlite3.connect(world.settings.state / "journal.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     let_go = threading.Timer(0.3, other.execute, ("ROLLBACK",))
@@ -62,7 +62,7 @@ def test_a_program_that_locks_the_journal_is_waited_for(world: World) -> None:
 
 
 def test_a_locked_journal_is_not_taken_for_a_damaged_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal that cannot be opened is replaced by a new one; never one that another program works with."""
+    """A journal that cannot be opened is replaced by a new one; never a journal that another program uses."""
     monkeypatch.setattr(connection, "_LOCKED_MAX_S", 0.01)
     path = world.settings.state / "journal.db"
     world.engine.journal.close()
@@ -77,8 +77,8 @@ def test_a_locked_journal_is_not_taken_for_a_damaged_one(world: World, monkeypat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
-def test_who_may_not_use_the_state_is_told_so(world: World) -> None:
-    """Section 2: the state is the daemon's own. That is no damage, and nothing to mend."""
+def test_a_user_who_may_not_use_the_state_gets_an_error(world: World) -> None:
+    """Section 2: the state is the daemon's own. That is no damage, and needs no repair."""
     for path in (world.home, *world.home.parents):
         if path == Path("/tmp"):
             break
@@ -94,7 +94,7 @@ def test_who_may_not_use_the_state_is_told_so(world: World) -> None:
 
 
 def test_a_journal_that_a_command_has_begun_anew_hides_no_bucket(world: World) -> None:
-    """G11: it knows the buckets that the command worked on; of the others, status counts what the trees have."""
+    """G11: it knows the buckets that the command worked on; for the others, status counts the versions in the trees."""
     world.write("k", b"k")
     world.settle()
     before = counts(world)
@@ -113,8 +113,8 @@ def counts(world: World) -> dict[str, tuple[int, int]]:
 
 
 def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
-    """Section 5: a command beside no daemon takes the site's lock for a moment; a service that starts just then must
-    not fail for that. Another daemon is what ends it."""
+    """Section 5: a command without a daemon holds the site's lock for a moment; a service that starts at that moment
+    must not fail for it. Only another daemon makes it fail."""
     command, daemon = Lock(tmp_path), Lock(tmp_path)
     command.acquire()
     starting = threading.Thread(target=daemon.acquire)
@@ -134,7 +134,7 @@ def test_a_daemon_waits_for_a_command_that_is_at_work(tmp_path: Path) -> None:
 
 
 def test_a_deleted_lock_lets_no_second_daemon_in(tmp_path: Path) -> None:
-    """Section 2: a site has one daemon, whatever a cleaner of old files takes away."""
+    """Section 2: a site has one daemon, whichever files a cleaner of old files removes."""
     daemon, other = Lock(tmp_path), Lock(tmp_path)
     daemon.acquire()
     server = control.Server(tmp_path, lambda request, alive: {})
@@ -161,7 +161,7 @@ def test_a_lock_is_not_kept_in_a_folder_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
-    """Section 5: commands reach a daemon that runs, and do not take it for dead, even where its socket was deleted."""
+    """Section 5: commands reach a running daemon, even where its socket was deleted."""
     server = control.Server(tmp_path, lambda request, alive: {"heard": request.op})
     for stranger in (None, b"a file"):
         (tmp_path / control.SOCKET).unlink()

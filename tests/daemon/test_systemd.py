@@ -1,4 +1,4 @@
-"""The unit: systemd takes it, each choice in it is explained, and it forbids nothing that we do."""
+"""The unit: systemd accepts it, each option has an explanation, and it forbids nothing that fsrepl does."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def service(name: str) -> list[str]:
         ("NoNewPrivileges", ["yes"]),
         ("PrivateTmp", ["yes"]),
         ("UMask", ["0077"]),
-        # what would break us: see the end of the unit
+        # options that would break fsrepl: see the end of the unit
         ("RestrictSUIDSGID", []),
         ("DynamicUser", []),
         ("PrivateUsers", []),
@@ -71,7 +71,7 @@ def test_the_unit_has_limits_and_a_watchdog() -> None:
 
 
 def test_root_keeps_the_powers_that_are_used_and_no_other() -> None:
-    """Each was seen to be needed by taking it away: without FSETID, for one, a setgid bit vanishes without an error."""
+    """Each capability was seen to be needed by removing it: without FSETID a setgid bit vanishes without an error."""
     (kept,) = service("CapabilityBoundingSet")
     assert set(kept.split()) == {
         f"CAP_{name}" for name in ("DAC_OVERRIDE", "CHOWN", "FOWNER", "FSETID", "LEASE", "SETUID", "SETGID")
@@ -87,8 +87,8 @@ def test_each_option_has_a_comment_above_it() -> None:
 
 
 @needs_analyze
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    """With a program that exists, as ours is not installed where tests run."""
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """With a program that exists, since fsrepl is not installed where tests run."""
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace(PROGRAM, "/bin/true"))
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)]
