@@ -104,6 +104,7 @@ class World:
         replicate: bool = True,
         buckets: tuple[str, ...] = (SOURCE, DESTINATION),
         regions: Mapping[str, Path] | None = None,
+        trees: bool = False,
     ) -> None:
         self.home = home
         states = {name: str(path) for name, path in (regions or {}).items()}
@@ -112,7 +113,7 @@ class World:
         self.settings = reading.load(home / settings.FILE)
         self._start(fs)
         for bucket in buckets:
-            self.run("bucket.create", bucket=bucket, versioning=True)
+            self.run("bucket.create", bucket=bucket, versioning=True, trees=trees)
         if replicate:
             self.run("replication.enable", source=SOURCE, destination=DESTINATION)
 
@@ -233,6 +234,14 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(path)
 
+    def link(self, key: str, target: str, bucket: str = SOURCE) -> None:
+        """Make a symlink, in place of another one."""
+        path = self.path(key, bucket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.home / "aside"
+        aside.symlink_to(target)
+        aside.rename(path)
+
     def unlink(self, key: str, bucket: str = SOURCE) -> None:
         self.path(key, bucket).unlink()
 
@@ -257,6 +266,15 @@ class World:
             str(p.relative_to(top)): p.read_bytes()
             for p in sorted(top.rglob("*"))
             if p.is_file() and not p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
+        }
+
+    def links(self, bucket: str) -> dict[str, str]:
+        """The symlinks of a bucket, and their targets."""
+        top = self.path(bucket=bucket)
+        return {
+            str(p.relative_to(top)): os.readlink(p)
+            for p in sorted(top.rglob("*"))
+            if p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
         }
 
     def history(self, bucket: str) -> dict[bytes, list[Version]]:

@@ -17,7 +17,7 @@ from fsrepl.capture import copy, judge, look, names
 from fsrepl.capture.judge import AddMarker, AddVersion, CopyInBackground, Defer, Detach, Edit, Nothing, ShowCurrent
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
-from fsrepl.model.version import NULL, Origin, Version, Versioning
+from fsrepl.model.version import NULL, Kind, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Change
@@ -66,6 +66,17 @@ class _Evidence:
 
     def shown(self) -> str:
         """An older version that the view still shows, or the current one."""
+        known, taken = self.known, self.taken
+        assert known is not None
+        assert taken is not None
+        shown = self._with_its_content()
+        if not shown or not self.bucket.bucket.trees:
+            return shown
+        # a file whose content is the target of the symlink that it replaced is another object
+        version = versions.read(self.bucket, self.key, shown, marker=False)
+        return shown if version is not None and version.kind is taken.kind else ""
+
+    def _with_its_content(self) -> str:
         known, taken = self.known, self.taken
         assert known is not None
         assert taken is not None
@@ -189,13 +200,13 @@ def _record_edit(
         return
     assert isinstance(seen, copy.Taken)
     taken = seen
-    own = None if _has_lost_attributes(state, key, known, taken) else taken.attrs
+    own = None if taken.kind is Kind.LINK or _has_lost_attributes(state, key, known, taken) else taken.attrs
     labelled = attributes.VERSION_ID in taken.labels
     found, racy = _found_after(bucket, key, taken)
     _edit(
         region, state, bucket, key, shown, found,
-        lambda v: metadata.seen(v, taken.posix, own, taken.tags, labelled=labelled), labels=taken.labels,
-        racy=racy,
+        lambda v: metadata.seen(v, taken.posix, own, taken.tags, labelled=labelled),
+        labels=taken.labels if taken.kind is Kind.FILE else None, racy=racy,
     )  # fmt: skip
     if shown == known.id:
         stale.mark_fresh(region, state, bucket, key)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from fsrepl.errors import SourceMoved
 from fsrepl.model import attributes, digests
-from fsrepl.model.version import Posix, Version
+from fsrepl.model.version import Kind, Posix, Version, is_file
 from fsrepl.storage import copying, records, staging, times, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.rows import Object
-from fsrepl.storage.posix import view_metadata
+from fsrepl.storage.posix import posix_of, view_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,10 @@ class Taken:
     linked: bool = False
     """staged is another name of the view itself (sharing = "link")."""
     moving: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.FILE if is_file(self.posix) else Kind.LINK
 
     @property
     def has_content(self) -> bool:
@@ -96,6 +100,13 @@ def take_copy(
         found, content.size, content.digest, posix, attributes.own(raw), attributes.tags(raw), labels, racy,
         content.data, staged, content.linked, moving,
     )  # fmt: skip
+
+
+def take_link(bucket: OpenBucket, fd: int, found: os.stat_result, now_ns: int) -> Taken:
+    """The copy of a symlink: its target, which never changes. A symlink takes no user attributes, labels or tags."""
+    target = bucket.fs.read_link(fd)
+    racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
+    return Taken(found, len(target), digests.of(target), posix_of(found), {}, {}, {}, racy, target)
 
 
 def _times(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -103,6 +103,10 @@ def look(
         if not bucket.fs.is_regular(found):
             if stat.S_ISDIR(found.st_mode):
                 return Missing()
+            if bucket.is_object(found):
+                return Same(found) if _is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
+            if _is_left_alone(bucket, known, found):
+                return Same(found)
             # a device, say, mounted over the file
             return Skipped(MOUNTED) if bucket.fs.is_mount(at, name) else Missing("not a regular file")
         if _is_unchanged(known, found) and not change.flags & CLOSED:
@@ -158,12 +162,26 @@ def look(
         bucket.fs.close(fd)
 
 
+def _look_at_link(bucket: OpenBucket, at: int, name: bytes, now_ns: int) -> Seen:
+    fd = bucket.fs.open_inode(at, name)
+    try:
+        found = bucket.fs.stat_fd(fd)
+        return copy.take_link(bucket, fd, found, now_ns) if bucket.is_object(found) else Later(0.0, "it was replaced")
+    finally:
+        bucket.fs.close(fd)
+
+
+def _is_left_alone(bucket: OpenBucket, known: Object | None, found: os.stat_result) -> bool:
+    """Whether a symlink was an object while the bucket was a tree bucket: what is recorded of it stays."""
+    return bucket.fs.is_link(found) and known is not None and known.view is not None and known.view.is_same(found)
+
+
 def _is_unchanged(known: Object | None, found: os.stat_result) -> bool:
     """Whether a view is as recorded, and shows the current version."""
     if known is None or known.marker or known.view is None or known.view.racy:
         return False
     view = known.view
-    return view.shown == known.id and view.is_like(found) and view.mode == found.st_mode & 0o7777
+    return view.shown == known.id and view.is_same(found)
 
 
 def _is_only_edited(change: Change, known: Object, found: os.stat_result) -> bool:

@@ -87,15 +87,18 @@ def _look_into(
         except WatchLimit:
             trouble.polled.add(path)
     known = journal.versions.objects_in(scan.address, path)
+    trees = bucket.bucket.trees
     changed: list[bytes] = []
     skipped: set[bytes] = set()
     for name, kind in directory.entries:
-        if kind is FileType.REGULAR:
+        if kind is FileType.REGULAR or (trees and kind is FileType.LINK):
             scan.files += 1
             if not _is_recorded(known.pop(name, None), bucket, fd, name):
                 changed.append(keys.join(path, name))
-        elif kind is FileType.OTHER:
+        elif kind is not FileType.DIRECTORY:
             skipped.add(name)
+            if (left := known.get(name)) is not None and _is_recorded(left, bucket, fd, name):
+                del known[name]  # a symlink that was an object while the bucket was a tree bucket
     if skipped:
         trouble.skipped[path] = skipped
     _queue_changed(scan, changes, changed)
@@ -145,4 +148,4 @@ def _is_recorded(known: Object | None, bucket: OpenBucket, fd: int, name: bytes)
         found = bucket.fs.stat(fd, name)
     except OSError:
         return False
-    return known.view.is_like(found) and known.view.mode == found.st_mode & 0o7777
+    return known.view.is_same(found)

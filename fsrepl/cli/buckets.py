@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Annotated, Any
 
 import typer
@@ -29,10 +30,19 @@ from fsrepl.daemon import requests
 from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
 
+Trees = Annotated[bool, typer.Option("--trees", help="A tree bucket: symlinks are objects too, and are replicated.")]
+
 bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
 versioning = typer.Typer(
     help="Versioning of a bucket; replication needs versioning on both sides.", no_args_is_help=True
 )
+
+
+class Switch(enum.StrEnum):
+    """A setting that is on or off."""
+
+    ON = "on"
+    OFF = "off"
 
 
 def register(app: typer.Typer) -> None:
@@ -44,15 +54,19 @@ def register(app: typer.Typer) -> None:
 def bucket_create(
     bucket: Bucket,
     versioning: Annotated[bool, typer.Option("--versioning", help="Enable versioning at once.")] = False,
+    trees: Trees = False,
     json: Json = False,
 ) -> None:
     """Create an empty bucket."""
-    answer = perform(requests.CreateBucket(bucket, versioning, umask()))
-    print_json(answer) if json else say(f"bucket {bucket}" + (", versioning Enabled" if versioning else ""))
+    answer = perform(requests.CreateBucket(bucket, versioning, umask(), trees))
+    text = f"bucket {bucket}" + (", versioning Enabled" if versioning else "") + (", a tree bucket" if trees else "")
+    print_json(answer) if json else say(text)
 
 
 @bucket.command("adopt")
-def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json: Json = False) -> None:
+def bucket_adopt(
+    bucket: Bucket, trees: Trees = False, yes: Yes = False, dry_run: DryRun = False, json: Json = False
+) -> None:
     """Turn a folder with files into a versioned bucket.
 
     Each file becomes the version `null` of its key; the command first says how much space the versions take. A bucket
@@ -60,7 +74,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     replicas have; the command first says what happens to objects whose files are missing. While a region that may
     have versions of the bucket is away, restoring needs --yes.
     """
-    room = perform(requests.AdoptBucket(bucket, dry_run=True))
+    room = perform(requests.AdoptBucket(bucket, dry_run=True, trees=trees))
     what = _is_lost(bucket, room) if "Healed" in room else _takes(bucket, room)
     if dry_run:
         print_json(room) if json else tell(what)
@@ -70,7 +84,7 @@ def bucket_adopt(bucket: Bucket, yes: Yes = False, dry_run: DryRun = False, json
     if room.get("NotAsked") and not yes:  # no question on a terminal: what would be lost is unknown
         raise Refused("InvalidRequest", f"{what}. Attach it first, or continue without it with --yes")
     confirm(f"{what}. " + ("Restore it?" if "Healed" in room else "Adopt it?"), yes)
-    answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes))
+    answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes, trees=trees))
     if "Healed" in answer:
         print_json(answer) if json else tell_healed(bucket, answer)
         return
@@ -142,6 +156,35 @@ def _takes(bucket: Address, room: dict[str, Any]) -> str:
         f"{bucket} holds {counted(room['Objects'], 'file')}, {size_text(room['Bytes'])}; their versions take about "
         f"{size_text(room['Needed'])}, and {size_text(room['Free'])} are free"
     )
+
+
+@bucket.command("trees")
+def bucket_trees(
+    bucket: Bucket,
+    setting: Annotated[
+        Switch | None, typer.Argument(metavar="[on|off]", help="Without it, the present setting is printed.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a bucket a tree bucket, or no longer one.
+
+    In a tree bucket symlinks are objects: their content is their target, and they are never followed. Turn it on at the
+    destinations too, which otherwise keep such an object in their store alone. Turning it off deletes nothing: what is
+    recorded stays as it is, and is no longer compared with the folder.
+    """
+    if setting is None:
+        opened = open_site().bucket(str(bucket))
+        with opened.open():
+            answer: dict[str, Any] = {"Bucket": str(bucket), "Trees": opened.trees}
+        print_json(answer) if json else tell("on" if opened.trees else "off")
+        return
+    answer = perform(requests.SetTrees(bucket, setting is Switch.ON))
+    if json:
+        print_json(answer)
+        return
+    say(f"trees of {bucket}: {setting}" + ("" if answer["Changed"] else ", as before"))
+    for destination in answer["NotTrees"]:
+        warn(f"{destination} is no tree bucket, and does not show symlinks; `fsrepl bucket trees {destination} on`")
 
 
 @bucket.command("ls")

@@ -48,19 +48,22 @@ def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:
                 site.fs.close(fd)
     with contextlib.ExitStack() as undo:
         make_bucket(
-            site, request.bucket, Versioning.ENABLED if request.versioning else Versioning.OFF, undo, request.umask
-        )
+            site, request.bucket, Versioning.ENABLED if request.versioning else Versioning.OFF, undo, request.umask,
+            trees=request.trees,
+        )  # fmt: skip
         site.save_identities()
         undo.pop_all()
-    return {"Bucket": address, "Versioning": "Enabled" if request.versioning else ""}
+    return {"Bucket": address, "Versioning": "Enabled" if request.versioning else "", "Trees": request.trees}
 
 
 def make_bucket(
-    site: Site, address: Address, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None
-) -> None:
+    site: Site, address: Address, versioning: Versioning, undo: contextlib.ExitStack, umask: int | None = None, *,
+    trees: bool = False,
+) -> None:  # fmt: skip
     """Create a bucket's folder and its .fsrepl, the identity last. Existing files stay; undo removes what was created.
 
-    umask: the caller's, where the caller is another process: the daemon's would lock users out of the folder.
+    umask: the caller's, where the caller is another process: the daemon's would lock users out of the folder. trees:
+    a tree bucket; an existing identity says that itself.
     This function's caller saves the site's identities.
     """
     region, name = address.region, address.name
@@ -90,7 +93,7 @@ def make_bucket(
         if versioning is not Versioning.OFF:
             write_document(fs, meta, b"versioning.json", replication.versioning_document(versioning))
         known = read_document(fs, meta, b"bucket.json")
-        identity = known or dict(new_identity(name, site.now(), region=region))
+        identity = known or {**new_identity(name, site.now(), region=region), **({"trees": True} if trees else {})}
         if known is None:
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)
@@ -118,8 +121,11 @@ def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
             site.fs.close(fd)
 
 
-def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str, object]:
-    """Turn a folder with files into a versioned bucket: each file becomes its key's null version."""
+def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool, trees: bool = False) -> dict[str, object]:
+    """Turn a folder with files into a versioned bucket: each file becomes its key's null version.
+
+    trees: into a tree bucket, where each symlink does so too.
+    """
     site, address = engine.site, str(bucket)
     region, name = bucket.region, bucket.name
     arn.check_bucket_name(name)
@@ -133,7 +139,7 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str,
         except OSError as error:
             raise Refused("NoSuchBucket", f"{address}: the folder cannot be opened: {reason(error)}") from error
         try:
-            room = measure(site.fs, fd, engine.settings, region)
+            room = measure(site.fs, fd, engine.settings, region, trees=trees)
             room.check(address)
             answer = {"Bucket": address, **room.document()}
             if dry_run:
@@ -142,7 +148,7 @@ def adopt_bucket(engine: Engine, bucket: Address, *, dry_run: bool) -> dict[str,
         finally:
             site.fs.close(fd)
     with contextlib.ExitStack() as undo:
-        make_bucket(site, bucket, Versioning.OFF, undo)
+        make_bucket(site, bucket, Versioning.OFF, undo, trees=trees)
         site.save_identities()
         undo.pop_all()
     return {**answer, **enable_versioning(engine, address, Versioning.ENABLED).document()}

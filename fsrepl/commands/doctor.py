@@ -25,6 +25,8 @@ _INODES_LOW = 0.05
 _STATE_FULL_BYTES = 1 << 20
 _STATE_LOW_BYTES = 64 << 20
 _AHEAD_S = 2.0
+_NAMED_MAX = 10
+"""Symlinks named in one finding."""
 
 NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "fuse"})
 """Filesystems that other hosts, or a server, may change without an event in this kernel."""
@@ -391,6 +393,13 @@ def _tree(facts: Facts, bucket: Bucket) -> Iterator[Finding]:
             Level.WARNING, "bucket", address,
             f"{bucket['displaced']} files that were taken out of views lie in .fsrepl/displaced",
             "the daemon compares them when it starts; inspect the files yourself that its log names as left there",
+        )  # fmt: skip
+    if leaving := sorted(bucket.get("leaving", ())):  # an older daemon does not report it
+        more = f" and {len(leaving) - _NAMED_MAX} more" if len(leaving) > _NAMED_MAX else ""
+        yield Finding(
+            Level.WARNING, "symlinks", address,
+            f"absolute symlinks leave the region: {', '.join(leaving[:_NAMED_MAX])}{more}",
+            "they are replicated as they are; relative targets would lead to the same files in each region",
         )  # fmt: skip
     if bucket["ahead_s"] > _AHEAD_S:
         yield Finding(

@@ -13,7 +13,7 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -24,7 +24,7 @@ from fsrepl.model.version import Versioning
 from fsrepl.s3 import permissions
 from fsrepl.storage import privacy, probe, sharing, staging
 from fsrepl.storage.bucket import META, OpenBucket
-from fsrepl.storage.fs import UNSUPPORTED
+from fsrepl.storage.fs import UNSUPPORTED, FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 from fsrepl.storage.walk import directories, leave_out
@@ -94,6 +94,8 @@ class Bucket(TypedDict):
     """Whether others may read its `.fsrepl`."""
     wider_than: dict[str, str]
     """Its source buckets whose folders admit fewer users than its own folder, with their modes."""
+    leaving: list[str]
+    """Symlinks of a tree bucket whose absolute targets are outside its region, with their targets."""
 
 
 class Facts(TypedDict):
@@ -242,7 +244,7 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
         "address": address, "trouble": "", "versioning": "", "uid": -1, "source": False, "directories": 0,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 0,
         "unshown": 0, "roles": [], "path": "", "disowned": False, "open": False,
-        "wider_than": {},
+        "wider_than": {}, "leaving": [],
     }  # fmt: skip
     this = site.buckets[address]
     found["path"] = str(this.path)
@@ -287,15 +289,34 @@ def _wider_than(site: Site, bucket: OpenBucket) -> dict[str, str]:
 
 
 def _count(bucket: OpenBucket, found: Bucket) -> None:
-    """Count the views' directories, and the sidecars in the store, by their names alone."""
+    """Count the views' directories, and the sidecars in the store, by their names alone; find symlinks that leave."""
+    inside = [os.path.join(each, b"") for each in _names_of(bucket)]
 
     def unreadable(path: bytes, error: OSError) -> None:
         if error.errno != errno.EXDEV:
             found["unreadable"].append(keys.shown(path))
 
-    found["directories"] += sum(1 for _ in directories(bucket.fs, bucket.fd, but=META, failed=unreadable))
+    for directory in directories(bucket.fs, bucket.fd, but=META, failed=unreadable):
+        found["directories"] += 1
+        for name in [name for name, kind in directory.entries if kind is FileType.LINK and bucket.bucket.trees]:
+            with contextlib.suppress(OSError):
+                target = os.readlink(name, dir_fd=directory.fd)
+                if leaves(target, inside):
+                    found["leaving"].append(f"{keys.shown(keys.join(directory.path, name))} -> {keys.shown(target)}")
     for directory in directories(bucket.fs, bucket.versions, failed=leave_out):
         found["sidecars"] += sum(name.endswith(keys.SIDECAR) for name, _ in directory.entries)
+
+
+def _names_of(bucket: OpenBucket) -> set[bytes]:
+    """The path of a bucket's region as it is named in settings, and without symlinks."""
+    path = os.fsencode(bucket.bucket.root.path)
+    return {path, os.path.realpath(path)}
+
+
+def leaves(target: bytes, inside: Collection[bytes]) -> bool:
+    """Whether a symlink's target is absolute and in none of these directories, which end in a slash."""
+    whole = os.path.join(os.path.normpath(target), b"")
+    return target.startswith(b"/") and not any(whole.startswith(each) for each in inside)
 
 
 def _displaced(bucket: OpenBucket, now_s: float) -> int:

@@ -18,6 +18,7 @@ from fsrepl.commands import (
     replication,
     roles,
     sites,
+    trees,
     undelete,
     versioning,
 )
@@ -82,7 +83,9 @@ def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
         if not (request.dry_run or request.although_away):
             heal.require_all(engine.site, known)
         return buckets.heal_bucket(engine, known.address, dry_run=request.dry_run, umask=request.umask)
-    return _ask_region(engine, request, lambda e, r: buckets.adopt_bucket(e, r.bucket, dry_run=r.dry_run))
+    return _ask_region(
+        engine, request, lambda e, r: buckets.adopt_bucket(e, r.bucket, dry_run=r.dry_run, trees=r.trees)
+    )
 
 
 def _retry(engine: Engine, request: requests.Retry) -> Answer:
@@ -216,6 +219,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.ForgetRegion, lambda e, r: sites.forget_region(e, r.name)),
         _in_region(requests.CreateBucket, buckets.create_bucket),
         _does(requests.AdoptBucket, _adopt),
+        _in_region(requests.SetTrees, lambda e, r: trees.set_trees(e, str(r.bucket), on=r.on)),
         _in_region(requests.RemoveBucket, lambda e, r: buckets.remove_bucket(e, str(r.bucket), purge=r.purge)),
         _in_region(requests.SetVersioning, lambda e, r: versioning.set_versioning(e, str(r.bucket), r.status)),
         _in_region(requests.EnableReplication, replication.enable_replication),

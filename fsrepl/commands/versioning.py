@@ -48,7 +48,7 @@ def set_versioning(engine: Engine, address: str, status: str) -> dict[str, objec
     if now is Versioning.OFF:
         with bucket.open() as opened:
             requirements.require(engine.fs, opened.tmp, f"bucket {address}")
-            room = measure(engine.fs, opened.fd, engine.settings, bucket.region)
+            room = measure(engine.fs, opened.fd, engine.settings, bucket.region, trees=bucket.trees)
         room.check(address)
         adopted = enable_versioning(engine, address, wanted)
         return {"Bucket": address, "Status": str(wanted), **room.document(), **adopted.document()}
@@ -115,11 +115,11 @@ class Adopted:
         }
 
 
-def measure(fs: Fs, top: int, settings: Settings, region: str) -> Room:
+def measure(fs: Fs, top: int, settings: Settings, region: str, *, trees: bool = False) -> Room:
     """Measure the space that versions of the files below an open directory need. Leaves no file behind."""
     objects = small = large = 0
     for directory in directories(fs, top, but=META, failed=leave_out):
-        for name in directory.files():
+        for name in directory.files(trees=trees):
             with contextlib.suppress(OSError):
                 size = fs.stat(directory.fd, name).st_size
                 objects += 1
@@ -163,7 +163,7 @@ def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopt
             adopted.left[path + b"/"] = look.MOUNTED if error.errno == errno.EXDEV else reason(error)
 
         for directory in directories(engine.fs, opened.fd, but=META, failed=unread):
-            files = [keys.join(directory.path, name) for name in directory.files()]
+            files = [keys.join(directory.path, name) for name in directory.files(trees=bucket.trees)]
             for start in range(0, len(files), _BATCH):
                 found = files[start : start + _BATCH]
                 imported = _import(engine, opened, found, adopted)

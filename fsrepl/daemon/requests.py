@@ -166,6 +166,7 @@ class CreateBucket(OnBucket):
     op = "bucket.create"
     versioning: bool = False
     umask: int | None = None
+    trees: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,15 @@ class AdoptBucket(OnBucket):
     dry_run: bool = False
     umask: int | None = None
     although_away: bool = False
+    trees: bool = False
+
+
+@dataclass(frozen=True)
+class SetTrees(OnBucket):
+    """Make a bucket a tree bucket, or no longer one."""
+
+    op = "bucket.trees"
+    on: bool
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def without_acl(posix: Posix | Rights) -> int:
         others &= permissions
     for _, permissions in acl.groups:
         others &= permissions
-    return posix.mode & 0o7700 | group << 3 | others
+    return posix.mode & ~0o77 | group << 3 | others
 
 
 def without_owner(posix: Posix | Rights) -> int:

@@ -72,7 +72,7 @@ def _name(name: str) -> str:
 
 _NATURAL = r"(?:0|[1-9][0-9]{0,19})"
 _PLAIN_POSIX = re.compile(
-    rf'\{{"mode":"[0-7]{{4}}","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns":-?{_NATURAL}\}}'.encode()
+    rf'\{{"mode":"[0-7]{{4,6}}","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns":-?{_NATURAL}\}}'.encode()
 )
 """The posix field of a file without an ACL, as attributes.py writes it. It differs from file to file."""
 

@@ -8,6 +8,7 @@ bytes.
 from __future__ import annotations
 
 import enum
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -75,9 +76,27 @@ class Tracking(enum.StrEnum):
     """Replication Time Control: failures and delays cause events."""
 
 
+class Kind(enum.Enum):
+    """The kinds of object. In a bucket that is no tree bucket every object is a file."""
+
+    FILE = "a file"
+    LINK = "a symbolic link"
+    """Its content is its target."""
+
+
+def recorded_mode(st_mode: int) -> int:
+    """The mode on record of an inode: the permissions, and for all but a regular file the file type as well."""
+    return stat.S_IMODE(st_mode) if stat.S_ISREG(st_mode) else st_mode
+
+
+def is_file(posix: Posix) -> bool:
+    """Whether metadata is that of a regular file."""
+    return not stat.S_IFMT(posix.mode)
+
+
 @dataclass(frozen=True, slots=True)
 class Posix:
-    """Metadata of an object that its inode holds. acl is the raw system.posix_acl_access."""
+    """Metadata of an object that its inode holds. acl is the raw system.posix_acl_access. mode: see recorded_mode."""
 
     mode: int
     uid: int
@@ -167,6 +186,10 @@ class Version:
     edited: Mapping[str, str] = field(default_factory=dict)
     shortfall: Shortfall = NO_SHORTFALL
     """The shortfall of this bucket's view; it is not replicated."""
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.LINK if self.posix is not None and stat.S_ISLNK(self.posix.mode) else Kind.FILE
 
     @property
     def order(self) -> tuple[int, str]:

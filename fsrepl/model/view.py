@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from fsrepl.model.version import recorded_mode
+
 
 @dataclass(frozen=True, slots=True)
 class View:
     """The inode and times of a view when it was last known to show a version.
 
     racy: the view had changed so recently that a later change may have left the same times. ctime_ns is 0 while the
-    stored version it is a hard link to is being removed, since the removal changes the ctime.
+    stored version it is a hard link to is being removed, since the removal changes the ctime. mode: see recorded_mode.
     """
 
     ino: int
@@ -31,10 +33,15 @@ class View:
             and self.ctime_ns in (0, found.st_ctime_ns)
         )
 
+    def is_same(self, found: os.stat_result) -> bool:
+        """Whether the file matches in all that a stat result tells, its mode included."""
+        return self.is_like(found) and self.mode == recorded_mode(found.st_mode)
+
     def has_content_of(self, found: os.stat_result) -> bool:
         """Whether the file matches in all but ctime, which a rename or an attribute changes."""
         return self.ino == found.st_ino and self.size == found.st_size and self.mtime_ns == found.st_mtime_ns
 
 
 def view_of(found: os.stat_result, shown: str, *, racy: bool = False) -> View:
-    return View(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode & 0o7777, racy, shown)
+    mode = recorded_mode(found.st_mode)
+    return View(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, mode, racy, shown)

@@ -11,7 +11,7 @@ from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Status, Version
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import evidence, rebuild, repair
-from fsrepl.storage import copying, posix, publishing, remembered, staging, versions
+from fsrepl.storage import posix, publishing, remembered, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.view_file import open_view
 
@@ -150,10 +150,10 @@ def _recall(
     if known is None or known.id != version_id:
         return None
     with open_view(bucket, key) as view:
-        if not view.is_regular:
+        if view.kind is None:
             return None
         found, name = view.found, staging.token()
-        digest = copying.copy_aside(bucket, view.fd, name)
+        digest = view.copy_aside(name)
         inode = posix.inode_posix(bucket, view.fd, found)
     if digest != known.digest:
         staging.unstage(bucket, name)

@@ -278,9 +278,9 @@ class Rebuilder:
     def _view_evidence(self, key: bytes, digest: bytes) -> ViewEvidence | None:
         """The evidence of a view, if the view shows this content."""
         with open_view_if_there(self.bucket, key, errno.errorcode) as view:
-            if view is None or not view.is_regular or view.digest() != digest:
+            if view is None or view.kind is None or view.digest() != digest:
                 return None
-            raw = self.bucket.fs.attributes(view.fd)
+            raw = self.bucket.fs.attributes(view.fd) if view.is_regular else {}
             posix = inode_posix(self.bucket, view.fd, view.found)
         created_ns = 0
         with contextlib.suppress(ValueError, KeyError, UnicodeDecodeError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.repair import reconcile
 from fsrepl.storage import intents, staging, versions
@@ -148,12 +148,12 @@ def _expected(bucket: OpenBucket, intent: intents.Intent, current: Version, foun
         return None, False  # an obstacle, whatever was there before
     if found.status is None:
         return was, False
-    shown = _shown_digest(bucket, intent.key)
-    if not current.marker and shown == current.digest:
+    shown = _shown_content(bucket, intent.key)
+    if not current.marker and shown == (current.kind, current.digest):
         return None, True
     if was is None:
         return None, False
-    is_stale = (was.is_like(found.status) and not was.racy) or shown == _version_digest(bucket, intent.key, was.shown)
+    is_stale = (was.is_like(found.status) and not was.racy) or shown == _version_content(bucket, intent.key, was.shown)
     return (bucket.view(found.status, was.shown) if is_stale else None), False
 
 
@@ -165,14 +165,18 @@ def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: b
         return show.NotShown(reason(error))
 
 
-def _shown_digest(bucket: OpenBucket, key: bytes) -> bytes:
+_Content = tuple[Kind | None, bytes]
+"""The kind of an object, and the BLAKE3 of its content, 32 bytes."""
+
+
+def _shown_content(bucket: OpenBucket, key: bytes) -> _Content:
     with open_view_if_there(bucket, key, LASTING) as view:
-        return view.digest() if view is not None else b""
+        return (view.kind, view.digest()) if view is not None else (None, b"")
 
 
-def _version_digest(bucket: OpenBucket, key: bytes, version_id: str) -> bytes:
+def _version_content(bucket: OpenBucket, key: bytes, version_id: str) -> _Content:
     with contextlib.suppress(StoreDamaged):
         version = versions.read(bucket, key, version_id, marker=False)
         if version is not None:
-            return version.digest
-    return b""
+            return version.kind, version.digest
+    return None, b""

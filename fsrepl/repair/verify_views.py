@@ -10,10 +10,11 @@ from fsrepl.model import keys
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem, Seen, Verdict
 from fsrepl.repair.sides import Side
-from fsrepl.storage import bucket
+from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.view_file import open_entry
 
 
 class Views:
@@ -35,9 +36,9 @@ class Views:
         try:
             at = side.bucket.views.get(directory)
             found = fs.stat(at, name)
-            seen = Seen.FILE if fs.is_regular(found) else Seen.OTHER
+            seen = Seen.FILE if side.bucket.is_object(found) else Seen.OTHER
             if seen is Seen.FILE and not current.marker:
-                same = self._is_stored(side, key, current, found) or self._shown(side, at, name) == current.digest
+                same = self._is_stored(side, key, current, found) or self._shows(side, at, name, key, current)
         except FileNotFoundError:
             pass
         except NotADirectoryError:
@@ -78,12 +79,15 @@ class Views:
         except OSError:
             return False
 
-    def _shown(self, side: Side, at: int, name: bytes) -> bytes:
-        fd = side.bucket.fs.open_read(at, name)
-        try:
-            return bucket.content_digest(side.bucket, fd)
-        finally:
-            side.bucket.fs.close(fd)
+    def _shows(self, side: Side, at: int, name: bytes, key: bytes, current: Object) -> bool:
+        """Whether a view has the content of a version, and its kind."""
+        with open_entry(side.bucket, at, name) as entry:
+            if entry.digest() != current.digest:
+                return False
+            if not side.bucket.bucket.trees:
+                return True
+            version = versions.read(side.bucket, key, current.id, marker=False)
+            return version is not None and version.kind is entry.kind
 
     def compare_afresh(self, side: Side, key: bytes) -> Difference | None:
         current = side.current(key)

@@ -213,7 +213,7 @@ class DeliveryGroup:
             found = self.destination.fs.stat(self.destination.views.get(directory), name)
         except OSError as error:
             return error.errno in NO_FILE
-        return not self.destination.fs.is_regular(found) or not (self.state.is_scanned or known.view.is_like(found))
+        return not self.destination.is_object(found) or not (self.state.is_scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, recorded: DeliveryRecord) -> Version:
         """The version as it is sent: the metadata that may travel, and another owner where the rule says so."""

@@ -54,6 +54,8 @@ class Documents:
     since: Mapping[str, RuleSince] = field(default_factory=dict)
     removed: frozenset[tuple[bytes, str]] = frozenset()
     lifecycle: Lifecycle | None = None
+    trees: bool = False
+    """Whether symlinks are objects too."""
 
 
 class Directories:
@@ -148,6 +150,10 @@ class OpenBucket:
         self.views = Directories(self.fs, fd, self.meta)
         self.store = Directories(self.fs, self.versions)
         self.device = self.fs.stat_fd(fd).st_dev
+
+    def is_object(self, found: os.stat_result) -> bool:
+        """Whether an entry of this status is an object here: a regular file; in a tree bucket also a symlink."""
+        return self.fs.is_regular(found) or (self.bucket.trees and self.fs.is_link(found))
 
     @property
     def coarse_ns(self) -> int:
@@ -268,6 +274,11 @@ class Bucket:
     @property
     def lifecycle(self) -> Lifecycle | None:
         return self.documents.lifecycle
+
+    @property
+    def trees(self) -> bool:
+        """Whether this is a tree bucket."""
+        return self.documents.trees
 
     def open(self) -> OpenBucket:
         """Verify the bucket's identity, read its changed documents, and open it.
@@ -397,6 +408,7 @@ class Bucket:
             self._document(opened, b"rules.json", _parse_since, {}),
             self._removed.ids,
             self._document(opened, b"lifecycle.json", lifecycle.read_lifecycle, None),
+            self._document(opened, b"bucket.json", _parse_trees, False),
         )
 
     def _parse_replication(self, document: dict[str, object]) -> Replication | None:
@@ -416,6 +428,13 @@ class Bucket:
         except (Refused, TypeError) as error:
             why = f"is not valid: {error}"
         raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file")
+
+
+def _parse_trees(identity: dict[str, Any]) -> bool:
+    trees = identity.get("trees", False)
+    if not isinstance(trees, bool):
+        raise TypeError(f'"trees" is {trees!r}, and must be true or false')
+    return trees
 
 
 def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:

@@ -80,6 +80,7 @@ MUTATIONS = (
     "rename_new",
     "exchange",
     "link",
+    "symlink",
     "unlink",
     "clone",
     "copy",
@@ -199,8 +200,13 @@ class FileType(enum.Enum):
 
     DIRECTORY = enum.auto()
     REGULAR = enum.auto()
+    LINK = enum.auto()
     OTHER = enum.auto()
-    """A link, a FIFO, a socket or a device."""
+    """A FIFO, a socket or a device."""
+
+
+def _not_a_file(entry: os.DirEntry[str]) -> FileType:
+    return FileType.LINK if entry.is_symlink() else FileType.OTHER
 
 
 Entry = tuple[bytes, FileType]
@@ -271,6 +277,10 @@ class Fs:
             return error.errno == errno.EXDEV
         return False
 
+    def read_link(self, fd: int) -> bytes:
+        """The target of a symlink from open_inode. Source: readlink(2), the empty path."""
+        return os.readlink(b"", dir_fd=fd)
+
     def close(self, fd: int) -> None:
         os.close(fd)
 
@@ -289,7 +299,7 @@ class Fs:
                 if entry.is_file(follow_symlinks=False):
                     yield entry.name.encode(code, errors), regular
                 else:
-                    kind = FileType.DIRECTORY if entry.is_dir(follow_symlinks=False) else FileType.OTHER
+                    kind = FileType.DIRECTORY if entry.is_dir(follow_symlinks=False) else _not_a_file(entry)
                     yield entry.name.encode(code, errors), kind
 
     def names(self, fd: int) -> list[bytes]:
@@ -450,6 +460,9 @@ class Fs:
     def is_regular(self, found: os.stat_result) -> bool:
         return stat.S_ISREG(found.st_mode)
 
+    def is_link(self, found: os.stat_result) -> bool:
+        return stat.S_ISLNK(found.st_mode)
+
     # -- as another user
 
     @contextlib.contextmanager
@@ -593,6 +606,9 @@ class Fs:
 
     def link(self, from_at: int, name: bytes, to_at: int, new_name: bytes) -> None:
         os.link(name, new_name, src_dir_fd=from_at, dst_dir_fd=to_at, follow_symlinks=False)
+
+    def symlink(self, target: bytes, at: int, name: bytes) -> None:
+        os.symlink(target, name, dir_fd=at)
 
     def unlink(self, at: int, name: bytes) -> None:
         os.unlink(name, dir_fd=at)

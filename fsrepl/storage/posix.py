@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from fsrepl.model import access
-from fsrepl.model.version import Posix
+from fsrepl.model.version import Posix, recorded_mode
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, UNSUPPORTED
 
@@ -17,7 +18,7 @@ def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
 
 def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:
     """The mode, owner and time from a stat result, with a known ACL, or none."""
-    return Posix(found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_mtime_ns, acl)
+    return Posix(recorded_mode(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns, acl)
 
 
 def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None]:
@@ -64,3 +65,18 @@ def apply_posix(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
     fs.set_mtime(fd, posix.mtime_ns)
     found = fs.stat_fd(fd)
     return inode_posix(bucket, fd, found) if acl is not None else posix_of(found)
+
+
+def apply_to_link(bucket: OpenBucket, fd: int, posix: Posix | None) -> Posix:
+    """Set an object's owner and time on a symlink from open_inode; the values it has then, which may differ.
+
+    Raises OSError, ELOOP for anything but a symlink: somebody who may write there replaced it.
+    """
+    fs = bucket.fs
+    if not fs.is_link(found := fs.stat_fd(fd)):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if posix is not None:
+        if (found.st_uid, found.st_gid) != (posix.uid, posix.gid):
+            fs.give(fd, posix.uid, posix.gid)
+        fs.set_mtime(fd, posix.mtime_ns)
+    return posix_of(fs.stat_fd(fd))

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 
-from fsrepl.model.version import Posix
+from fsrepl.model.version import Posix, is_file
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED, Fs
@@ -73,6 +73,8 @@ def can_link(bucket: OpenBucket) -> bool:
 def is_linked(bucket: OpenBucket, posix: Posix | None) -> bool:
     """Whether the view of a replica here is a hard link to its stored version. Source: design.md, section 7."""
     sharing = bucket.bucket.sharing
+    if posix is not None and not is_file(posix):
+        return False
     if sharing != "link" and (sharing == "private" or receives_writes(bucket.bucket) or can_reflink(bucket)):
         return False
     if not can_link(bucket):

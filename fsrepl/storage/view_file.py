@@ -1,19 +1,22 @@
-"""The file of a view, opened to be read."""
+"""The entry of a view, opened to be read: a file, or in a tree bucket a symlink, which is never followed."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from fsrepl.model import keys
+from fsrepl.model import digests, keys
+from fsrepl.model.version import Kind
+from fsrepl.storage import copying, staging
 from fsrepl.storage.bucket import OpenBucket, content_digest
 
 
 @dataclass(frozen=True, slots=True)
 class ViewFile:
-    """An open view, and its stat result when opened."""
+    """An open view, and its stat result when opened. The descriptor of a symlink permits neither reads nor changes."""
 
     bucket: OpenBucket
     fd: int
@@ -23,20 +26,65 @@ class ViewFile:
     def is_regular(self) -> bool:
         return self.bucket.fs.is_regular(self.found)
 
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of object; None for an entry that can be no object here."""
+        if not self.bucket.is_object(self.found):
+            return None
+        return Kind.FILE if self.is_regular else Kind.LINK
+
     def digest(self) -> bytes:
-        """The BLAKE3 of the view's content, 32 bytes."""
+        """The BLAKE3 of the view's content, 32 bytes; a symlink's content is its target."""
+        if self.kind is Kind.LINK:
+            return digests.of(self.bucket.fs.read_link(self.fd))
         return content_digest(self.bucket, self.fd)
+
+    def copy_aside(self, name: bytes) -> bytes:
+        """Copy the content to a name in .fsrepl/tmp; its BLAKE3. On failure nothing is left."""
+        if self.kind is not Kind.LINK:
+            return copying.copy_aside(self.bucket, self.fd, name)
+        target = self.bucket.fs.read_link(self.fd)
+        fd = self.bucket.fs.create(self.bucket.tmp, name)
+        try:
+            self.bucket.fs.write(fd, target)
+        except BaseException:
+            staging.unstage(self.bucket, name)
+            raise
+        finally:
+            self.bucket.fs.close(fd)
+        return digests.of(target)
+
+    def is_written(self) -> bool | None:
+        """Whether a program has the file open for writing; None where that cannot be known."""
+        return False if self.kind is Kind.LINK else self.bucket.fs.is_written(self.fd)
+
+
+@contextlib.contextmanager
+def open_entry(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
+    """A file or symlink by directory and name, open for a `with` block. Raises OSError where it cannot be opened, and
+    ELOOP for a symlink in a bucket that is no tree bucket."""
+    try:
+        fd = bucket.fs.open_read(at, name)
+    except OSError as error:
+        if error.errno != errno.ELOOP or not bucket.bucket.trees:
+            raise
+        fd = bucket.fs.open_inode(at, name)
+        if not bucket.fs.is_link(bucket.fs.stat_fd(fd)):  # just replaced: its event follows
+            bucket.fs.close(fd)
+            raise
+    try:
+        found = bucket.fs.stat_fd(fd)
+        yield ViewFile(bucket, fd, found)
+    finally:
+        bucket.fs.close(fd)
 
 
 @contextlib.contextmanager
 def open_view(bucket: OpenBucket, key: bytes) -> Iterator[ViewFile]:
     """A key's view, open for a `with` block. Raises OSError where it cannot be opened."""
     directory, name = keys.split(key)
-    fd = bucket.fs.open_read(bucket.views.get(directory), name)
-    try:
-        yield ViewFile(bucket, fd, bucket.fs.stat_fd(fd))
-    finally:
-        bucket.fs.close(fd)
+    with open_entry(bucket, bucket.views.get(directory), name) as view:
+        yield view
 
 
 @contextlib.contextmanager

@@ -38,9 +38,10 @@ class Directory:
     fd: int
     entries: Iterator[Entry]
 
-    def files(self) -> list[bytes]:
-        """The names of the regular files."""
-        return [name for name, kind in self.entries if kind is FileType.REGULAR]
+    def files(self, *, trees: bool = False) -> list[bytes]:
+        """The names of the regular files. trees: and of the symlinks, objects of a tree bucket."""
+        kinds = (FileType.REGULAR, FileType.LINK) if trees else (FileType.REGULAR,)
+        return [name for name, kind in self.entries if kind in kinds]
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from fsrepl.model import digests, keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.views import stage
@@ -40,11 +40,14 @@ def bring(bucket: OpenBucket, at: int, version: Version) -> bytes:
     finally:
         bucket.fs.close(fd)
     try:
-        fd = records.open_file(bucket, at, part)
-        try:
-            bucket.fs.sync_file(fd)
-        finally:
-            bucket.fs.close(fd)
+        if version.kind is Kind.LINK:
+            bucket.fs.sync_file(at)  # a symlink has no data
+        else:
+            fd = records.open_file(bucket, at, part)
+            try:
+                bucket.fs.sync_file(fd)
+            finally:
+                bucket.fs.close(fd)
         bucket.fs.rename_new(at, part, at, name)
     except OSError:
         bucket.fs.unlink(at, part)

@@ -13,15 +13,16 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import digests, keys
+from fsrepl.model.version import Kind
 from fsrepl.storage import intents, records, versions
-from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Entry, FileType
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.view_file import open_view
+from fsrepl.storage.view_file import ViewFile, open_entry, open_view
 from fsrepl.views import crossing, directories
 
 log = logging.getLogger("fsrepl")
@@ -60,21 +61,18 @@ def _clear(
     """Handle one file; the reason why it stays, empty where it does not."""
     if key is None:
         return "its key is unknown"
-    fd = records.open_file(bucket, bucket.displaced, aside)
-    try:
-        written, looks = bucket.fs.is_written(fd), bucket.fs.stat_fd(fd)
+    with _opened(bucket, bucket.displaced, aside) as entry:
+        written, looks = entry.is_written(), entry.found
         if written is True:
             return "a program still has it open for writing"
         if written is None and time.time_ns() - looks.st_ctime_ns < (quiet_s + bucket.coarse_ns / 1e9) * 1e9:
             return "a program may still have it open for writing"
-        digest = content_digest(bucket, fd)
-        owner = records.owner(bucket, fd) if looks.st_nlink > 1 else None
-    finally:
-        bucket.fs.close(fd)
+        digest, kind = entry.digest(), entry.kind
+        owner = records.owner(bucket, entry.fd) if looks.st_nlink > 1 and entry.is_regular else None
     expected = any(
         i.key == key and i.was is not None and not i.was.racy and i.was.has_content_of(looks) for i in intents
     )
-    if expected or _is_recorded(bucket, journal, key, digest):
+    if expected or _is_recorded(bucket, journal, key, digest, kind):
         bucket.fs.unlink(bucket.displaced, aside)
         if owner is not None:
             versions.make_private(bucket, *owner)
@@ -105,16 +103,13 @@ def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, ke
 
     A partial copy is the daemon's in any case. A file with a writer stays, and is a file like any other.
     """
-    fd = records.open_file(bucket, at, name)
-    try:
-        if bucket.fs.is_written(fd):
+    with _opened(bucket, at, name) as entry:
+        if entry.is_written():
             return
-        digest = content_digest(bucket, fd)
-    finally:
-        bucket.fs.close(fd)
+        digest, kind = entry.digest(), entry.kind
     directory, own_name = keys.split(key)
     bucket.views.changed.add(directory)
-    if not is_whole or _is_recorded(bucket, journal, key, digest):
+    if not is_whole or _is_recorded(bucket, journal, key, digest, kind):
         bucket.fs.unlink(at, name)
     else:
         with contextlib.suppress(FileExistsError):
@@ -143,12 +138,27 @@ def _owners(
     return owners
 
 
-def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes) -> bool:
-    """Whether a version of a key has this content."""
+@contextlib.contextmanager
+def _opened(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
+    """A file or symlink that was taken out of a view; also a file whose mode denies the daemon, its owner."""
+    try:
+        with open_entry(bucket, at, name) as entry:
+            yield entry
+            return
+    except PermissionError:
+        fd = records.open_file(bucket, at, name)
+    try:
+        yield ViewFile(bucket, fd, bucket.fs.stat_fd(fd))
+    finally:
+        bucket.fs.close(fd)
+
+
+def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes, kind: Kind | None) -> bool:
+    """Whether a version of a key is of this kind and has this content."""
     for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         with contextlib.suppress(StoreDamaged):
             version = None if marker else versions.read(bucket, key, version_id, marker=False)
-            if version is not None and version.digest == digest:
+            if version is not None and version.digest == digest and version.kind is kind:
                 return True
     return False
 
@@ -164,9 +174,9 @@ def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) ->
         pass
     with open_view(bucket, key) as view:  # its mode belongs to the user
         found = view.found
-        if not view.is_regular or bucket.fs.is_written(view.fd) is True:
+        if view.kind is None or view.is_written() is True:
             return "its place is taken"
-        if not _is_recorded(bucket, journal, key, view.digest()):
+        if not _is_recorded(bucket, journal, key, view.digest(), view.kind):
             return "the file in its place is not a version yet"
     bucket.fs.exchange(bucket.displaced, aside, at, name)
     bucket.views.changed.add(directory)

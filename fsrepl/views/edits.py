@@ -121,6 +121,6 @@ def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: V
         if error.errno in LASTING:
             return False
         raise
-    if view.is_like(found) and view.mode == found.st_mode & 0o7777:
+    if view.is_same(found):
         return False
     return not (found.st_nlink > 1 and view.has_content_of(found) and view.mode == found.st_mode & 0o7777)

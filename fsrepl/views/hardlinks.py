@@ -94,7 +94,7 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: Content) -
     with open_view_if_there(bucket, key, NO_FILE) as view:
         if view is None:
             return None  # just removed: its event follows
-        owner = records.owner(bucket, view.fd)
+        owner = records.owner(bucket, view.fd) if view.is_regular else None
     versions = region.engine.journal.versions.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
         found = _stored(bucket, *at)

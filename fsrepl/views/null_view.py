@@ -24,7 +24,9 @@ def has_its_content(journal: Journal, bucket: OpenBucket, key: bytes, view: View
     """Whether a view has the content of the version that it shows, by its hash; if so, its status is recorded."""
     version = versions.read(bucket, key, view.shown, marker=False) if view.shown else None
     with open_view_if_there(bucket, key, NO_FILE) as found:
-        if version is None or found is None or found.digest() != version.digest:
+        if version is None or found is None or found.kind is not version.kind:
+            return False
+        if found.digest() != version.digest:
             return False
         looks = bucket.view(found.found, view.shown)
     with journal.transaction():

@@ -33,7 +33,7 @@ def describe(bucket: OpenBucket, key: bytes) -> str:
         last = depth == len(names)
         if bucket.fs.is_mount(at, name):
             return f"{keys.shown(path)}, another mount, is in the way"
-        if not (stat.S_ISREG(found.st_mode) if last else stat.S_ISDIR(found.st_mode)):
+        if not (bucket.is_object(found) if last else stat.S_ISDIR(found.st_mode)):
             return f"{keys.shown(path)}, {_kind(found.st_mode)}, is in the way"
     return ""
 
@@ -47,6 +47,8 @@ def unversioned(bucket: OpenBucket, key: bytes) -> str:
         return ""
     if stat.S_ISREG(mode):
         return "is a file, and not a version yet: it becomes one when it is complete and the daemon has copied it"
+    if bucket.bucket.trees and stat.S_ISLNK(mode):
+        return "is a symlink, and not a version yet: it becomes one when the daemon has read it"
     return f"is {_kind(mode)}, and no object: it is not replicated"
 
 

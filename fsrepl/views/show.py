@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View
 from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import LASTING
+from fsrepl.storage.view_file import open_entry
 from fsrepl.views import crossing, directories, obstacles
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
@@ -83,7 +84,8 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
 
 
 def look(bucket: OpenBucket, key: bytes) -> Found:
-    """The entry in the place of a key's view. Raises OSError for errors that may pass."""
+    """The entry in the place of a key's view; a symlink of a tree bucket is a file here too. Raises OSError for errors
+    that may pass."""
     directory, name = keys.split(key)
     try:
         status = bucket.fs.stat(bucket.views.get(directory), name)
@@ -91,10 +93,12 @@ def look(bucket: OpenBucket, key: bytes) -> Found:
         if error.errno not in ABSENT:
             raise
         return Found(ABSENT[error.errno])
-    return Found(Occupant.FILE if bucket.fs.is_regular(status) else Occupant.OTHER, status)
+    return Found(Occupant.FILE if bucket.is_object(status) else Occupant.OTHER, status)
 
 
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> ShowResult:
+    if version.kind is not Kind.FILE and not bucket.bucket.trees:
+        return NotShown(f"it is {version.kind.value}, and {bucket.address} is no tree bucket", conflict=True)
     if expected is None and not version.marker:
         made = _make(bucket, version, staged)  # at once: mostly the place is free, and the call fails where it is not
         if made is not None:
@@ -147,17 +151,14 @@ def _conflict(bucket: OpenBucket, key: bytes) -> NotShown:
 def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
     """Whether a program has a file open for writing; None where that cannot be known."""
     try:
-        fd = bucket.fs.open_read(at, name)
+        with open_entry(bucket, at, name) as entry:
+            return entry.is_written()
     except BlockingIOError:
         return True
     except OSError as error:
         if error.errno in LASTING:
             return None
         raise
-    try:
-        return bucket.fs.is_written(fd)
-    finally:
-        bucket.fs.close(fd)
 
 
 def _show_new(bucket: OpenBucket, at: int, name: bytes, version: Version, staged: bytes) -> Shown | None:
@@ -291,6 +292,9 @@ def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, ve
         return False
     if version is None:
         return False
+    if version.kind is Kind.LINK:
+        with open_entry(bucket, where, aside) as entry:
+            return entry.kind is Kind.LINK and entry.digest() == version.digest
     fd = records.open_file(bucket, where, aside)
     try:
         return content_digest(bucket, fd) == version.digest

@@ -6,13 +6,13 @@ import contextlib
 from dataclasses import replace
 
 from fsrepl.errors import StoreDamaged, Unavailable
-from fsrepl.model import metadata
-from fsrepl.model.version import Shortfall, Version
+from fsrepl.model import attributes, digests, metadata
+from fsrepl.model.version import NO_SHORTFALL, Kind, Shortfall, Version
 from fsrepl.storage import posix, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.copying import SMALL_BYTES
 from fsrepl.storage.fs import UNSUPPORTED
-from fsrepl.storage.posix import apply_posix
+from fsrepl.storage.posix import apply_posix, apply_to_link
 from fsrepl.views import view_attributes
 
 
@@ -55,10 +55,13 @@ def stage_view(
     """Stage a version's view: its content independent of the store's, or a reflink of it.
 
     Also the shortfall of its metadata. By the order of the steps it is never readable by more people
-    than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given.
+    than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given. A symlink is not
+    staged, and its name is empty, where the bucket is no tree bucket.
     """
     fs = bucket.fs
     at, name = (bucket.tmp, staging.token()) if at < 0 else (at, name)
+    if version.kind is Kind.LINK:
+        return _stage_link(bucket, version, stored_fd, at, name) if bucket.bucket.trees else (b"", NO_SHORTFALL)
     fd = fs.create(at, name)
     try:
         cloned = False
@@ -81,3 +84,23 @@ def stage_view(
         raise
     finally:
         fs.close(fd)
+
+
+def _stage_link(bucket: OpenBucket, version: Version, stored_fd: int, at: int, name: bytes) -> tuple[bytes, Shortfall]:
+    """Stage a symlink with a version's target. It is changed through its descriptor, never by its name."""
+    fs = bucket.fs
+    target = b"".join(fs.chunks(stored_fd))
+    if digests.of(target) != version.digest:
+        raise Unavailable("the target for the symlink does not match its version")
+    fs.symlink(target, at, name)
+    try:
+        fd = fs.open_inode(at, name)
+        try:
+            posix = apply_to_link(bucket, fd, version.posix)
+        finally:
+            fs.close(fd)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(at, name)
+        raise
+    return name, metadata.shortfall(version, posix, attributes.of_object(version).keys())

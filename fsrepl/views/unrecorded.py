@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import os
-import stat
 
 from fsrepl.model import keys
 from fsrepl.model.view import View
@@ -25,13 +24,13 @@ class Look(enum.Enum):
 
 
 def compare(view: View | None, found: os.stat_result | None) -> Look:
-    """Compare a view with its file. view: as recorded, None for none. found: the file's status, None for no file."""
-    if view is None or found is None or not stat.S_ISREG(found.st_mode):
-        is_file = found is not None and stat.S_ISREG(found.st_mode)
-        return Look.CHANGED if is_file or view is not None else Look.RECORDED
+    """Compare a view with its file. view: as recorded, None for none. found: the status of the object, None for
+    none."""
+    if view is None or found is None:
+        return Look.CHANGED if found is not None or view is not None else Look.RECORDED
     if not view.has_content_of(found):
         return Look.CHANGED
-    return Look.RECORDED if view.is_like(found) and view.mode == stat.S_IMODE(found.st_mode) else Look.TOUCHED
+    return Look.RECORDED if view.is_same(found) else Look.TOUCHED
 
 
 def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:
@@ -41,4 +40,4 @@ def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:
         found = bucket.fs.stat(bucket.views.get(directory), name)
     except OSError as error:
         return compare(view, None) if error.errno in NO_FILE else Look.RECORDED
-    return compare(view, found)
+    return compare(view, found if bucket.is_object(found) else None)

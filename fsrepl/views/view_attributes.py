@@ -23,7 +23,7 @@ def label_view(bucket: OpenBucket, version: Version, view: View, *, status_only:
     Raises OSError where that is impossible now.
     """
     with open_view_if_there(bucket, version.key, LASTING) as opened:
-        if opened is None:
+        if opened is None or not opened.is_regular:  # a symlink takes no attributes
             return None
         fd, before = opened.fd, opened.found
         # Where it is the stored file as well, the daemon's write of the record there has changed its ctime.

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from fsrepl.model import attributes, keys, metadata
-from fsrepl.model.version import Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.storage import records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -32,6 +32,8 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     RACE: a user's edit within these few system calls is taken for the daemon's: it stays on the view, unreported
     until the next one.
     """
+    if version.kind is Kind.LINK:
+        return _show_anew(bucket, view, version)
     directory, name = keys.split(version.key)
     try:
         at = bucket.views.get(directory)
@@ -74,7 +76,7 @@ def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: Vie
         if error.errno in LASTING:
             return
         raise
-    if not bucket.fs.is_regular(found) or (found.st_ino, found.st_size) != (was.ino, was.size):
+    if not bucket.is_object(found) or (found.st_ino, found.st_size) != (was.ino, was.size):
         return
     looks = show(bucket, view_of(found, version.id), version)
     if looks is not None:

@@ -32,6 +32,7 @@ def bucket(**more: Any) -> Bucket:
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 1 << 30,
         "unshown": 0, "roles": [], "path": "/srv/east/src", "disowned": False, "open": False,
         "wider_than": {},
+        "leaving": [],
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
 
@@ -280,3 +281,20 @@ def test_a_mount_is_found_by_its_longest_name(tmp_path: Path) -> None:
     assert [(m["at"], m["fstype"], m["read_only"]) for m in found if m] == [
         ("/mnt/a b", "xfs", True), ("/mnt/a", "nfs4", True), ("/", "ext4", False),
     ]  # fmt: skip
+
+
+def test_doctor_lists_absolute_symlinks_that_leave_the_region(tmp_path: Path) -> None:
+    """A target in another region, or outside all of them; relative targets, and those within the region, are fine."""
+    with World(tmp_path, trees=True) as world:
+        inside = world.path("file")
+        for name, target in {"out": "/etc/hostname", "in": str(inside), "up": "../../x", "to/..": ""}.items():
+            if target:
+                world.link(name, target)
+        world.link("back", f"{inside.parent}/../../../etc")
+        world.settle()
+        leaving = {
+            address: doctor_facts.bucket(world.engine.site, address, None, 0.0)["leaving"]
+            for address in (SOURCE, DESTINATION)
+        }
+        assert [each.split(" ")[0] for each in sorted(leaving[SOURCE])] == ["back", "out"]
+        assert [each.split(" ")[0] for each in sorted(leaving[DESTINATION])] == ["back", "in", "out"]

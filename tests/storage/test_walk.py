@@ -27,23 +27,23 @@ NAMES = st.one_of(
     st.binary(min_size=1, max_size=3).filter(lambda name: not {b"/", b"\0"} & {bytes([b]) for b in name}),
 ).filter(lambda name: name not in (b".", b".."))
 TREES: st.SearchStrategy[Tree] = st.recursive(
-    st.dictionaries(NAMES, st.sampled_from([FileType.REGULAR, FileType.OTHER]), max_size=4),
+    st.dictionaries(NAMES, st.sampled_from([FileType.REGULAR, FileType.LINK, FileType.OTHER]), max_size=4),
     lambda below: st.dictionaries(
-        NAMES, st.one_of(st.sampled_from([FileType.REGULAR, FileType.OTHER]), below), max_size=4
+        NAMES, st.one_of(st.sampled_from([FileType.REGULAR, FileType.LINK, FileType.OTHER]), below), max_size=4
     ),
     max_leaves=12,
 )  # type: ignore[arg-type]
 
 
 def make(path: bytes, tree: Tree) -> None:
-    for number, (name, what) in enumerate(tree.items()):
+    for name, what in tree.items():
         at = path + b"/" + name
         if isinstance(what, dict):
             os.mkdir(at)
             make(at, what)
         elif what is FileType.REGULAR:
             os.close(os.open(at, os.O_CREAT | os.O_WRONLY))
-        elif number % 2:
+        elif what is FileType.OTHER:
             os.mkfifo(at)
         else:
             os.symlink(b"..", at)  # which a walk that follows links never leaves
@@ -77,7 +77,9 @@ def by_os_walk(home: bytes) -> Found:
         here = found[os.path.relpath(path, home) if path != home else b""] = {}
         for name in below + others:
             at = path + b"/" + name
-            if os.path.islink(at) or not (os.path.isdir(at) or os.path.isfile(at)):
+            if os.path.islink(at):
+                here[name] = FileType.LINK
+            elif not (os.path.isdir(at) or os.path.isfile(at)):
                 here[name] = FileType.OTHER
             else:
                 here[name] = FileType.DIRECTORY if os.path.isdir(at) else FileType.REGULAR

@@ -154,10 +154,8 @@ def _stat(*, mode: int = 0o100644, ino: int = 1, size: int = 2, mtime_ns: int = 
     ("view", "found", "look"),
     [
         (None, None, Look.RECORDED),
-        (None, _stat(mode=0o040755), Look.RECORDED),
         (None, _stat(), Look.CHANGED),
         (View(1, 2, 3, 4, 0o644), None, Look.CHANGED),
-        (View(1, 2, 3, 4, 0o644), _stat(mode=0o120777), Look.CHANGED),
         (View(1, 2, 3, 4, 0o644), _stat(), Look.RECORDED),
         (View(1, 2, 3, 5, 0o644), _stat(), Look.TOUCHED),
         (View(1, 2, 3, 4, 0o600), _stat(), Look.TOUCHED),

@@ -26,6 +26,7 @@ def _bucket(bucket: Bucket) -> Document:
         "Versioning": str(bucket.versioning),
         "ReplicatesTo": sorted({rule.destination for rule in bucket.replication.rules}) if bucket.replication else [],
         "LifecycleRules": sum(rule.enabled for rule in bucket.lifecycle.rules) if bucket.lifecycle else 0,
+        "Trees": bucket.trees,
         "Path": str(bucket.path),
         **({"Trouble": trouble} if trouble else {}),
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
-from fsrepl.model.version import DeliveryRecord, Posix, Version, Versioning
+from fsrepl.model.version import DeliveryRecord, Kind, Posix, Version, Versioning
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.listing import Entry
 
@@ -64,6 +64,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         "IsLatest": entry.latest,
         "LastModified": clock.stamp(version.created_ns),
         "ContentLength": version.size,
+        **({"ContentType": "inode/symlink"} if version.kind is Kind.LINK else {}),
         "ETag": version.digest.hex(),
         "StorageClass": storage_class(version),
     }

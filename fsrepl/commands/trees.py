@@ -1,0 +1,55 @@
+"""Tree buckets: whether symlinks are objects in a bucket. Source: design.md, section 2."""
+
+from __future__ import annotations
+
+from fsrepl.capture import schedule
+from fsrepl.daemon.engine import Engine
+from fsrepl.errors import FsreplError
+from fsrepl.storage.bucket import Bucket
+from fsrepl.storage.documents import read_document, write_document
+from fsrepl.storage.site import Site
+from fsrepl.views import stale
+
+_IDENTITY = b"bucket.json"
+
+
+def set_trees(engine: Engine, address: str, *, on: bool) -> dict[str, object]:
+    """Make a bucket a tree bucket, or no longer one. What is recorded stays; the next scan finds the rest."""
+    bucket = engine.site.bucket(address)
+    changed = _write(bucket, on=on)
+    if changed:
+        region = engine.region_of(address)
+        region.follow(address)
+        state = region.states.get(address)
+        if state is not None and state.is_up:
+            schedule.begin(region, state)
+            stale.retry_blocked(region, state)
+    return {"Bucket": address, "Trees": on, "Changed": changed, "NotTrees": partners(engine.site, bucket) if on else []}
+
+
+def _write(bucket: Bucket, *, on: bool) -> bool:
+    """Write the setting to a bucket's identity; whether it changed."""
+    with bucket.open() as opened:
+        if bucket.trees == on:
+            return False
+        identity = read_document(bucket.fs, opened.meta, _IDENTITY) or {}
+        identity = {name: value for name, value in identity.items() if name != "trees"}
+        write_document(bucket.fs, opened.meta, _IDENTITY, {**identity, "trees": True} if on else identity)
+        bucket.refresh(opened)
+    return True
+
+
+def partners(site: Site, bucket: Bucket) -> list[str]:
+    """The destinations of a tree bucket that are no tree buckets, so that they do not show all of its objects."""
+    rules = bucket.replication.rules if bucket.replication else ()
+    found = []
+    for address in sorted({rule.destination for rule in rules}):
+        try:
+            other = site.bucket(address)
+            with other.open():
+                pass
+        except FsreplError:
+            continue  # not known while it is away
+        if not other.trees:
+            found.append(address)
+    return found

@@ -1,0 +1,50 @@
+"""Tree buckets at the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.site import DESTINATION, SOURCE, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path, replicate=False)
+
+
+def test_symlinks_at_the_command_line(site: Site) -> None:
+    """Turned on, listed, printed, explained and restored; an unknown word and an unknown bucket are refused."""
+    assert site.must("bucket", "trees", SOURCE).out == "off\n"
+    assert site.run("bucket", "trees", SOURCE, "yes").code == 2
+    assert site.run("bucket", "trees", "east/none", "on").code == 3
+    site.must("replication", "enable", SOURCE, DESTINATION)
+    done = site.must("bucket", "trees", SOURCE, "on")
+    assert done.out == f"trees of {SOURCE}: on\n"
+    assert f"`fsrepl bucket trees {DESTINATION} on`" in done.err
+    site.must("bucket", "trees", DESTINATION, "on")
+    assert site.must("bucket", "trees", DESTINATION, "on").out == f"trees of {DESTINATION}: on, as before\n"
+    assert {b["Bucket"]: b["Trees"] for b in json.loads(site.must("bucket", "ls", "--json").out)["Buckets"]} == {
+        SOURCE: True, DESTINATION: True,
+    }  # fmt: skip
+    with site:
+        site.start()
+        os.symlink("/target", site.path("link"))
+        site.must("wait")
+        assert os.readlink(site.path("link", DESTINATION)) == "/target"
+        for bucket in (SOURCE, DESTINATION):
+            head = json.loads(site.must("head", f"{bucket}/link", "--json").out)
+            assert (head["ContentType"], head["Posix"]["mode"]) == ("inode/symlink", "120777")
+            assert site.must("cat", f"{bucket}/link").out == "/target"
+            assert "link" in site.must("ls", bucket).out
+        assert "COMPLETED" in site.must("why", f"{SOURCE}/link").out
+        assert site.must("verify", SOURCE).code == 0
+        Path(site.path("link")).unlink()
+        site.must("wait")
+        assert not os.path.lexists(site.path("link", DESTINATION))
+        site.must("restore", f"{SOURCE}/link")
+        site.must("wait")
+        assert os.readlink(site.path("link", DESTINATION)) == "/target"
