@@ -28,7 +28,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.sharing import can_reflink
-from fsrepl.views import edits, hardlinks, shared_record, stale
+from fsrepl.views import directories, edits, hardlinks, shared_record, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -87,6 +87,17 @@ class _Evidence:
                 return view.shown
         return known.id if not known.marker and taken.digest == known.digest else ""
 
+    def is_made(self) -> bool:
+        return directories.is_made(self.bucket, self.key[:-1])
+
+    def same_directory(self) -> str:
+        known, taken = self.known, self.taken
+        assert known is not None
+        assert taken is not None
+        shown = known.view.shown or known.id if known.view else known.id
+        version = versions.read(self.bucket, self.key, shown, marker=False)
+        return "" if version is None or metadata.changed(version, _seen_directory(version, taken)) else shown
+
     def make_left_private(self) -> Version | None:
         return hardlinks.make_left_private(self.region, self.bucket, self.key, self.known, self.taken)
 
@@ -103,7 +114,7 @@ def apply(
     """Carry out the decision on one inspection; the version that it makes, staged, if it makes one."""
     key, taken = change.key, seen if isinstance(seen, copy.Taken) else None
     _note(region, state, change, known, seen)
-    if taken is not None:
+    if taken is not None and taken.kind is Kind.FILE:
         names.look_at_others(region, change, taken)
     decision = judge.judge(
         seen, known, _Evidence(region, bucket, key, known, taken), is_stale=key in state.stale,
@@ -183,10 +194,27 @@ def _new_version(
         change.key, version_id, created_ns, False, taken.size, taken.digest, Origin.USER,
         posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
     )  # fmt: skip
+    if taken.kind is Kind.DIRECTORY and known is not None and not known.marker:
+        version = _changed_directory(bucket, version, known, taken)
     in_effect = _in_effect(region, state, change, taken.found.st_ctime_ns)
     if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
         version = replace(version, deliveries=chosen)
     return NewVersion(change, known, version, taken, copy.stage(bucket, taken, version))
+
+
+def _changed_directory(bucket: OpenBucket, version: Version, known: Object, taken: copy.Taken) -> Version:
+    """A new version of a directory: what it could not take of the version that it showed is not its user's change."""
+    shown = known.view.shown or known.id if known.view else known.id
+    before = versions.read(bucket, version.key, shown, marker=False)
+    if before is None:
+        return version
+    after = _seen_directory(before, taken)
+    return replace(version, posix=after.posix, attrs=after.attrs, tags=after.tags, shortfall=after.shortfall)
+
+
+def _seen_directory(version: Version, taken: copy.Taken) -> Version:
+    """A version with the metadata of its directory."""
+    return metadata.seen(version, taken.posix, None if taken.is_closed else taken.attrs, taken.tags)
 
 
 def _record_edit(
@@ -200,8 +228,11 @@ def _record_edit(
         return
     assert isinstance(seen, copy.Taken)
     taken = seen
-    own = None if taken.kind is Kind.LINK or _has_lost_attributes(state, key, known, taken) else taken.attrs
-    labelled = attributes.VERSION_ID in taken.labels
+    if taken.kind is Kind.DIRECTORY:
+        own = None if taken.is_closed else taken.attrs
+    else:
+        own = None if taken.kind is Kind.LINK or _has_lost_attributes(state, key, known, taken) else taken.attrs
+    labelled = attributes.VERSION_ID in taken.labels or taken.kind is Kind.DIRECTORY
     found, racy = _found_after(bucket, key, taken)
     _edit(
         region, state, bucket, key, shown, found,
@@ -295,7 +326,7 @@ def _edit(
     if versions.has_lost_record(version):  # a lost record shows no edits
         state.damaged.append(Damaged(bucket.address, key, shown))
     else:
-        if found.st_nlink > 1:  # a user of its view can write its record
+        if found.st_nlink > 1 and version.kind is Kind.FILE:  # a user of its view can write its record
             version = shared_record.repaired(region.engine.journal, region.engine.recent, bucket, version)
         after = edited(version)
         if metadata.changed(version, after):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from fsrepl.storage import copying, records, staging, times, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.rows import Object
-from fsrepl.storage.posix import posix_of, view_metadata
+from fsrepl.storage.posix import inode_posix, posix_of, view_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,14 @@ class Taken:
     linked: bool = False
     """staged is another name of the view itself (sharing = "link")."""
     moving: bool = False
+    is_closed: bool = False
+    """It is a directory whose attributes the daemon may not read."""
 
     @property
     def kind(self) -> Kind:
-        return Kind.FILE if is_file(self.posix) else Kind.LINK
+        if is_file(self.posix):
+            return Kind.FILE
+        return Kind.DIRECTORY if stat.S_ISDIR(self.posix.mode) else Kind.LINK
 
     @property
     def has_content(self) -> bool:
@@ -107,6 +112,19 @@ def take_link(bucket: OpenBucket, fd: int, found: os.stat_result, now_ns: int) -
     target = bucket.fs.read_link(fd)
     racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
     return Taken(found, len(target), digests.of(target), posix_of(found), {}, {}, {}, racy, target)
+
+
+def take_directory(bucket: OpenBucket, fd: int, now_ns: int, *, is_closed: bool) -> Taken:
+    """The metadata of an open directory. is_closed: it was opened by open_inode. Raises SourceMoved."""
+    found = bucket.fs.stat_fd(fd)
+    raw = {} if is_closed else bucket.fs.attributes(fd)
+    posix = inode_posix(bucket, fd, found)
+    if bucket.fs.stat_fd(fd).st_ctime_ns != found.st_ctime_ns:
+        raise SourceMoved("the directory changed meanwhile")
+    racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
+    return Taken(
+        found, 0, digests.of(b""), posix, attributes.own(raw), attributes.tags(raw), {}, racy, b"", is_closed=is_closed
+    )
 
 
 def _times(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from fsrepl.capture import look
 from fsrepl.capture.copy import Taken
-from fsrepl.model.version import Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.storage.journal.rows import Object
 
 AGAIN_S = 5.0
@@ -25,6 +25,12 @@ class Evidence(Protocol):
 
     def overwritten(self) -> Version | None:
         """The stored version whose file was written into through this key's view."""
+
+    def is_made(self) -> bool:
+        """Whether replication made the directory for the files below it, so that it is no object."""
+
+    def same_directory(self) -> str:
+        """The id of the recorded version whose metadata the directory has; empty where it was changed."""
 
     def no_room(self, size_bytes: int) -> str:
         """Why the filesystem has no space for a copy of size_bytes; empty where it has."""
@@ -118,8 +124,20 @@ def judge(
             return CopyInBackground(size_bytes)
         case look.Closed():
             return Edit(known.view.shown) if known and known.view else Nothing()
+        case Taken() if seen.kind is Kind.DIRECTORY:
+            return _judge_directory(known, evidence, is_stale=is_stale)
         case Taken():
             return _judge_copy(seen, known, evidence, is_removed=is_removed)
+
+
+def _judge_directory(known: Object | None, evidence: Evidence, *, is_stale: bool) -> Decision:
+    """The decision on a directory of a tree bucket: changed metadata makes a new version."""
+    if known is None or known.marker:
+        # a directory whose marker has arrived, and that is not empty yet, is about to be removed
+        return Nothing() if is_stale or evidence.is_made() else AddVersion()
+    if shown := evidence.same_directory():
+        return Edit(shown)
+    return Nothing() if known.view is None and evidence.is_made() else AddVersion()
 
 
 def _judge_copy(taken: Taken, known: Object | None, evidence: Evidence, *, is_removed: bool) -> Decision:

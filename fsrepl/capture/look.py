@@ -92,7 +92,7 @@ def look(
     open_for_s: time since the key was queued; it counts while a program has the file open for writing.
     progress: called with the number of bytes read.
     """
-    directory, name = keys.split(change.key)
+    directory, name = keys.place(change.key)
     try:
         at = bucket.views.get(directory)
     except OSError as error:
@@ -100,10 +100,12 @@ def look(
         return Missing() if error.errno == errno.ELOOP else _not_there(error)
     try:
         found = bucket.fs.stat(at, name)
+        if keys.is_directory(change.key):
+            return _look_at_directory(bucket, change, known, at, name, found, now_ns)
         if not bucket.fs.is_regular(found):
             if stat.S_ISDIR(found.st_mode):
                 return Missing()
-            if bucket.is_object(found):
+            if bucket.is_object(change.key, found):
                 return Same(found) if _is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
             if _is_left_alone(bucket, known, found):
                 return Same(found)
@@ -166,7 +168,32 @@ def _look_at_link(bucket: OpenBucket, at: int, name: bytes, now_ns: int) -> Seen
     fd = bucket.fs.open_inode(at, name)
     try:
         found = bucket.fs.stat_fd(fd)
-        return copy.take_link(bucket, fd, found, now_ns) if bucket.is_object(found) else Later(0.0, "it was replaced")
+        return copy.take_link(bucket, fd, found, now_ns) if bucket.fs.is_link(found) else Later(0.0, "it was replaced")
+    finally:
+        bucket.fs.close(fd)
+
+
+def _look_at_directory(
+    bucket: OpenBucket, change: Change, known: Object | None, at: int, name: bytes, found: os.stat_result, now_ns: int
+) -> Seen:
+    """The state of a directory's key. The attributes of a directory that may not be read stay as recorded."""
+    if not bucket.fs.is_directory(found):
+        return Missing()
+    if bucket.fs.is_mount(at, name):
+        return Skipped(MOUNTED)
+    if not bucket.bucket.trees or _is_unchanged(known, found):
+        return Same(found)
+    is_closed = False
+    try:
+        fd = bucket.fs.open_dir(at, name)
+    except PermissionError:
+        fd, is_closed = bucket.fs.open_inode(at, name), True
+    try:
+        if not bucket.fs.is_directory(bucket.fs.stat_fd(fd)):
+            return Later(0.0, "it was replaced")
+        return copy.take_directory(bucket, fd, now_ns, is_closed=is_closed)
+    except SourceMoved:
+        return Later(0.0, "the directory changed meanwhile")
     finally:
         bucket.fs.close(fd)
 

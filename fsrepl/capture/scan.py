@@ -89,6 +89,9 @@ def _look_into(
     known = journal.versions.objects_in(scan.address, path)
     trees = bucket.bucket.trees
     changed: list[bytes] = []
+    itself = known.pop(b"", None)
+    if trees and path and not _is_recorded(itself, bucket, fd, b"."):
+        changed.append(path + b"/")
     skipped: set[bytes] = set()
     for name, kind in directory.entries:
         if kind is FileType.REGULAR or (trees and kind is FileType.LINK):

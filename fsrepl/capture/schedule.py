@@ -148,7 +148,10 @@ def follow_events(region: Region) -> bool:
         if state_ and state_.is_up and not event.flags & GONE:
             following.note(state_, event.path)
             busy = True
-        # Directories are not objects; their attributes matter further only where more may be readable now.
+        if state_ and state_.is_up and event.flags & CHANGED and state_.bucket.trees:
+            changes.add(event.address, [event.path + b"/"], event.epoch, CHANGED)
+            busy = True
+        # Its attributes matter further only where more may be readable now.
         if state_ and state_.is_up and not (event.flags & CHANGED and not state_.is_blind(event.path)):
             busy = True
             if event.flags & MOVED and region.engine.watcher is not None:

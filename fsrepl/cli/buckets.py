@@ -30,7 +30,7 @@ from fsrepl.daemon import requests
 from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
 
-Trees = Annotated[bool, typer.Option("--trees", help="A tree bucket: symlinks are objects too, and are replicated.")]
+Trees = Annotated[bool, typer.Option("--trees", help="A tree bucket: directories and symlinks are objects too.")]
 
 bucket = typer.Typer(help="Buckets: folders in a region.", no_args_is_help=True)
 versioning = typer.Typer(
@@ -168,9 +168,10 @@ def bucket_trees(
 ) -> None:
     """Make a bucket a tree bucket, or no longer one.
 
-    In a tree bucket symlinks are objects: their content is their target, and they are never followed. Turn it on at the
-    destinations too, which otherwise keep such an object in their store alone. Turning it off deletes nothing: what is
-    recorded stays as it is, and is no longer compared with the folder.
+    In a tree bucket directories and symlinks are objects: a directory with its mode, owner, ACLs and attributes, under
+    a key that ends in a slash, and a symlink, whose content is its target, and which is never followed. Turn it on at
+    the destinations too, which otherwise keep such an object in their store alone. Turning it off deletes nothing: what
+    is recorded stays as it is.
     """
     if setting is None:
         opened = open_site().bucket(str(bucket))
@@ -184,7 +185,7 @@ def bucket_trees(
         return
     say(f"trees of {bucket}: {setting}" + ("" if answer["Changed"] else ", as before"))
     for destination in answer["NotTrees"]:
-        warn(f"{destination} is no tree bucket, and does not show symlinks; `fsrepl bucket trees {destination} on`")
+        warn(f"{destination} is no tree bucket, and does not show such objects; `fsrepl bucket trees {destination} on`")
 
 
 @bucket.command("ls")

@@ -115,7 +115,7 @@ def remove(engine: Engine, request: RemoveObject) -> dict[str, object]:
     region = engine.region_of(address)
     state = region.flush(address, [key])
     with state.bucket.open() as bucket:
-        if version_id is None and not keys.is_key(key):
+        if version_id is None and not (keys.is_key(key) and (state.bucket.trees or not keys.is_directory(key))):
             raise Refused("InvalidRequest", f"{keys.shown(key)!r} cannot be a key")
         if state.bucket.versioning is Versioning.OFF:
             return _remove_file(bucket, key, version_id)

@@ -1,4 +1,4 @@
-"""Tree buckets: whether symlinks are objects in a bucket. Source: design.md, section 2."""
+"""Tree buckets: whether directories and symlinks are objects in a bucket. Source: design.md, section 2."""
 
 from __future__ import annotations
 

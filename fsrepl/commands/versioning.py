@@ -164,6 +164,8 @@ def enable_versioning(engine: Engine, address: str, wanted: Versioning) -> Adopt
 
         for directory in directories(engine.fs, opened.fd, but=META, failed=unread):
             files = [keys.join(directory.path, name) for name in directory.files(trees=bucket.trees)]
+            if bucket.trees and directory.path:
+                files.insert(0, directory.path + b"/")
             for start in range(0, len(files), _BATCH):
                 found = files[start : start + _BATCH]
                 imported = _import(engine, opened, found, adopted)

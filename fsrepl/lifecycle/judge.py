@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.version import NULL, Version, Versioning
 from fsrepl.s3 import due
-from fsrepl.s3.due import Action, Facts
+from fsrepl.s3.due import Action, Facts, Kind
 from fsrepl.storage import backfill_jobs, unversioned, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
@@ -25,6 +25,7 @@ from fsrepl.storage.site import Site
 from fsrepl.storage.walk import Walk
 
 _ROWS = 1000
+_HOLDS = "a directory that holds objects"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,9 @@ class Judge:
             else each
             for each in self.whole(wanted.key, self.facts(wanted.key), set(), [])[0]
         ]
-        actions = due.actions(
+        actions = self._of_key(wanted.key, due.actions(
             self.lifecycle, wanted.key, facts, self._versioning, self.now_ns, batch=self.is_filled
-        )  # fmt: skip
+        ))  # fmt: skip
         same = (each for each in actions if each.version_id == version.id and each.kind is wanted.action.kind)
         return next(same, None)
 
@@ -98,6 +99,8 @@ class Judge:
         facts = self.facts(key)
         facts, unknown = self.whole(key, facts, {each.id for each in facts}, [])
         asked = due.upcoming(self.lifecycle, key, facts, self._versioning, batch=self.is_filled)
+        held = {*asked} - {*self._of_key(key, asked)}
+        asked = [replace(each, blocked_by=_HOLDS) if each in held else each for each in asked]
         return [Due(key, each) for each in asked if each.version_id not in unknown]
 
     def facts(self, key: bytes) -> list[Facts]:
@@ -105,12 +108,22 @@ class Judge:
         return [_facts(*row) for row in self.journal.versions.stack_of(self.bucket.address, key)]
 
     def _judge(self, key: bytes, facts: list[Facts], found: Slice) -> None:
-        maybe = due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns)
+        maybe = self._of_key(key, due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns))
         if not maybe:
             return
         facts, unknown = self.whole(key, facts, {each.version_id for each in maybe}, found.read)
-        actions = due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns, batch=self.is_filled)
+        actions = self._of_key(
+            key, due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns, batch=self.is_filled)
+        )
         found.due += [Due(key, each) for each in actions if each.version_id not in unknown]
+
+    def _of_key(self, key: bytes, actions: Sequence[Action]) -> Sequence[Action]:
+        """The actions without the expiration of a directory that holds objects."""
+        if not keys.is_directory(key) or not any(each.kind is Kind.EXPIRE for each in actions):
+            return actions
+        if not self.journal.versions.holds_objects(self.bucket.address, key[:-1]):
+            return actions
+        return [each for each in actions if each.kind is not Kind.EXPIRE]
 
     def whole(
         self, key: bytes, facts: list[Facts], ids: set[str], read: list[tuple[bytes, str, str]]

@@ -285,6 +285,8 @@ def _decode_shortfall(data: bytes) -> Shortfall:
 
 def _encode_posix(posix: Posix) -> bytes:
     acl = f',"acl":"{base64.b64encode(posix.acl).decode()}"' if posix.acl else ""
+    if posix.default_acl:
+        acl += f',"default_acl":"{base64.b64encode(posix.default_acl).decode()}"'
     return (
         f'{{"mode":"{posix.mode:04o}","uid":{posix.uid},"gid":{posix.gid},"mtime_ns":{posix.mtime_ns}{acl}}}'.encode()
     )
@@ -296,5 +298,5 @@ def _decode_posix(data: bytes) -> Posix:
 
 def _posix_of(said: Mapping[str, Any]) -> Posix:
     mode = int(said["mode"], 8) if isinstance(said["mode"], str) else said["mode"]
-    acl = base64.b64decode(said["acl"]) if "acl" in said else None
-    return Posix(mode, said["uid"], said["gid"], said["mtime_ns"], acl)
+    acl, default = (base64.b64decode(said[name]) if name in said else None for name in ("acl", "default_acl"))
+    return Posix(mode, said["uid"], said["gid"], said["mtime_ns"], acl, default)

@@ -113,9 +113,25 @@ def is_hidden(key: bytes) -> bool:
     return any(stored_component(part) != part for part in key.split(b"/"))
 
 
+def is_directory(key: bytes) -> bool:
+    """Whether a key is that of a directory in a tree bucket."""
+    return key.endswith(b"/")
+
+
+def place(key: bytes) -> tuple[bytes, bytes]:
+    """The directory of a key's view, and its name there. Of the key `a/b/`, a directory, these are `a` and `b`.
+
+    split() divides such a key into `a/b` and an empty name instead: that is where its versions are stored.
+    """
+    return split(key.removesuffix(b"/"))
+
+
 def is_key(key: bytes) -> bool:
-    """Whether a relative path can name an object: no empty, `.` or `..` component, nothing below `.fsrepl`."""
-    parts = key.split(b"/")
+    """Whether a relative path can name an object: no empty, `.` or `..` component, nothing below `.fsrepl`.
+
+    A slash at the end is that of a directory in a tree bucket.
+    """
+    parts = key.removesuffix(b"/").split(b"/")
     return parts[0] != RESERVED and b"\0" not in key and _NO_NAMES.isdisjoint(parts)
 
 

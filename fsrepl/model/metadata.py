@@ -25,15 +25,19 @@ def changed(was: Version, now: Version) -> frozenset[str]:
     """The groups of metadata that differ."""
     a, b = was.posix, now.posix
     groups = set()
-    if (a and replace(a, acl=None)) != (b and replace(b, acl=None)):
+    if (a and _without_acls(a)) != (b and _without_acls(b)):
         groups.add(POSIX)
-    if (a and a.acl) != (b and b.acl):
+    if (a and (a.acl, a.default_acl)) != (b and (b.acl, b.default_acl)):
         groups.add(ACL)
     if was.attrs != now.attrs:
         groups.add(ATTRS)
     if was.tags != now.tags:
         groups.add(TAGS)
     return frozenset(groups)
+
+
+def _without_acls(posix: Posix) -> Posix:
+    return replace(posix, acl=None, default_acl=None)
 
 
 def same(a: Version, b: Version) -> bool:
@@ -74,6 +78,7 @@ def _seen_posix(was: Posix, shown: Posix, found: Posix) -> Posix:
         found.gid if found.gid != shown.gid else was.gid,
         found.mtime_ns if found.mtime_ns != shown.mtime_ns else was.mtime_ns,
         found.acl if found.acl != shown.acl else was.acl,
+        found.default_acl if found.default_acl != shown.default_acl else was.default_acl,
     )
 
 
@@ -110,9 +115,9 @@ def merged(there: Version, sent: Version, groups: Collection[str] = GROUPS) -> V
     posix = there.posix
     if sent.posix is not None and posix is not None:
         if POSIX in taken:
-            posix = replace(sent.posix, acl=posix.acl)
+            posix = replace(sent.posix, acl=posix.acl, default_acl=posix.default_acl)
         if ACL in taken:
-            posix = replace(posix, acl=sent.posix.acl)
+            posix = replace(posix, acl=sent.posix.acl, default_acl=sent.posix.default_acl)
     return replace(
         there,
         posix=posix,
@@ -136,5 +141,6 @@ def without(version: Version, group: str) -> Version:
     if group == TAGS:
         version = replace(version, tags={})
     elif group == ACL and version.posix is not None:
-        version = replace(version, posix=replace(version.posix, acl=None, mode=access.without_acl(version.posix)))
+        posix = replace(_without_acls(version.posix), mode=access.without_acl(version.posix))
+        version = replace(version, posix=posix)
     return replace(version, edited={name: stamp for name, stamp in version.edited.items() if name != group})

@@ -80,8 +80,10 @@ class Kind(enum.Enum):
     """The kinds of object. In a bucket that is no tree bucket every object is a file."""
 
     FILE = "a file"
-    LINK = "a symbolic link"
+    LINK = "a symlink"
     """Its content is its target."""
+    DIRECTORY = "a directory"
+    """Its key ends in a slash, and it has no content."""
 
 
 def recorded_mode(st_mode: int) -> int:
@@ -96,13 +98,22 @@ def is_file(posix: Posix) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Posix:
-    """Metadata of an object that its inode holds. acl is the raw system.posix_acl_access. mode: see recorded_mode."""
+    """Metadata of an object that its inode holds. The ACLs are raw attributes; only a directory has a default ACL.
+
+    mode: see recorded_mode. mtime_ns is 0 for a directory, since it changes with each entry.
+    """
 
     mode: int
     uid: int
     gid: int
     mtime_ns: int
     acl: bytes | None = None
+    default_acl: bytes | None = None
+
+    @property
+    def rights(self) -> Rights:
+        """The access rights to a directory."""
+        return Rights(stat.S_IMODE(self.mode), self.uid, self.gid, self.acl, self.default_acl)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +200,9 @@ class Version:
 
     @property
     def kind(self) -> Kind:
+        """The kind of object; a marker of a file and of a symlink are alike."""
+        if self.key.endswith(b"/"):
+            return Kind.DIRECTORY
         return Kind.LINK if self.posix is not None and stat.S_ISLNK(self.posix.mode) else Kind.FILE
 
     @property

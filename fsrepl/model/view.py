@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 from fsrepl.model.version import recorded_mode
@@ -14,6 +15,8 @@ class View:
 
     racy: the view had changed so recently that a later change may have left the same times. ctime_ns is 0 while the
     stored version it is a hard link to is being removed, since the removal changes the ctime. mode: see recorded_mode.
+    A directory's size and mtime, which change with its entries, are 0 here; so a directory is like its record only
+    while nothing in it was made or removed.
     """
 
     ino: int
@@ -26,22 +29,22 @@ class View:
     """The id of the version shown; empty where that was a null version that another one replaced."""
 
     def is_like(self, found: os.stat_result) -> bool:
-        return (
-            self.ino == found.st_ino
-            and self.size == found.st_size
-            and self.mtime_ns == found.st_mtime_ns
-            and self.ctime_ns in (0, found.st_ctime_ns)
-        )
+        return self.has_content_of(found) and self.ctime_ns in (0, found.st_ctime_ns)
 
     def is_same(self, found: os.stat_result) -> bool:
         """Whether the file matches in all that a stat result tells, its mode included."""
         return self.is_like(found) and self.mode == recorded_mode(found.st_mode)
 
     def has_content_of(self, found: os.stat_result) -> bool:
-        """Whether the file matches in all but ctime, which a rename or an attribute changes."""
+        """Whether the file matches in all but ctime, which a rename or an attribute changes; a directory: whether it
+        is the same one."""
+        if stat.S_ISDIR(self.mode):
+            return self.ino == found.st_ino and stat.S_ISDIR(found.st_mode)
         return self.ino == found.st_ino and self.size == found.st_size and self.mtime_ns == found.st_mtime_ns
 
 
 def view_of(found: os.stat_result, shown: str, *, racy: bool = False) -> View:
     mode = recorded_mode(found.st_mode)
+    if stat.S_ISDIR(mode):
+        return View(found.st_ino, 0, 0, found.st_ctime_ns, mode, racy, shown)
     return View(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, mode, racy, shown)

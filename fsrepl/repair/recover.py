@@ -18,7 +18,7 @@ from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import displaced, show, stage, view_metadata
+from fsrepl.views import directories, displaced, folders, show, stage, view_metadata
 from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 
 log = logging.getLogger("fsrepl")
@@ -100,6 +100,8 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
     current = versions.read(bucket, intent.key, known.id, marker=known.marker)
     if current is None:
         return show.Shown(None)
+    if current.kind is Kind.DIRECTORY:
+        return _finish_directory(bucket, journal, intent, current)
     found = _look(bucket, intent.key)
     if intent.act is intents.Act.EDIT:
         if intent.was is not None and current.id == intent.version:
@@ -125,6 +127,28 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
             bucket.address, intent.key, expected
         )  # a new journal does not know that the view is merely stale
     return outcome
+
+
+def _finish_directory(
+    bucket: OpenBucket, journal: Journal, intent: intents.Intent, current: Version
+) -> show.ShowResult:
+    """Make a directory show its key's current version. Half a change of its rights cannot be told from its user's."""
+    found, was = _look(bucket, intent.key), intent.was
+    if found.status is not None and found.occupant is Occupant.FILE:
+        if current.marker and (was is None or not was.has_content_of(found.status)):
+            return show.UserChanged()  # made since
+        if was is None and not directories.is_made(bucket, intent.key[:-1]) and not _shows(bucket, current):
+            return show.UserChanged()
+    outcome = show.show_directory(bucket, current, was, surely=True)
+    if isinstance(outcome, show.Shown):
+        journal.versions.see(bucket.address, intent.key, outcome.view)
+    return outcome
+
+
+def _shows(bucket: OpenBucket, version: Version) -> bool:
+    """Whether a directory, which was renamed into place with its metadata, shows a version."""
+    with open_view_if_there(bucket, version.key, LASTING) as view:
+        return view is not None and not folders.is_edited(bucket, view.fd, version)
 
 
 def _look(bucket: OpenBucket, key: bytes) -> Found:

@@ -7,6 +7,7 @@ import os
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
+from fsrepl.model.version import Kind
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem, Seen, Verdict
 from fsrepl.repair.sides import Side
@@ -14,7 +15,8 @@ from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
-from fsrepl.storage.view_file import open_entry
+from fsrepl.storage.view_file import open_view
+from fsrepl.views import folders
 
 
 class Views:
@@ -29,16 +31,13 @@ class Views:
         known = self._journal.versions.object(side.address, key) if self._journal is not None else None
         if known is not None and known.id != current.id and (fresh := side.current(key)) is not None:
             current = fresh  # newer than our index
-        directory, name = keys.split(key)
-        fs = side.bucket.fs
         found: os.stat_result | None = None
         seen, same = Seen.NOTHING, False
         try:
-            at = side.bucket.views.get(directory)
-            found = fs.stat(at, name)
-            seen = Seen.FILE if side.bucket.is_object(found) else Seen.OTHER
+            found = side.bucket.view_status(key)
+            seen = Seen.FILE if side.bucket.is_object(key, found) else Seen.OTHER
             if seen is Seen.FILE and not current.marker:
-                same = self._is_stored(side, key, current, found) or self._shows(side, at, name, key, current)
+                same = self._is_stored(side, key, current, found) or self._shows(side, key, current)
         except FileNotFoundError:
             pass
         except NotADirectoryError:
@@ -79,15 +78,17 @@ class Views:
         except OSError:
             return False
 
-    def _shows(self, side: Side, at: int, name: bytes, key: bytes, current: Object) -> bool:
-        """Whether a view has the content of a version, and its kind."""
-        with open_entry(side.bucket, at, name) as entry:
-            if entry.digest() != current.digest:
+    def _shows(self, side: Side, key: bytes, current: Object) -> bool:
+        """Whether a view has the content of a version, and its kind; a directory: whether it has its metadata."""
+        with open_view(side.bucket, key) as view:
+            if view.digest() != current.digest:
                 return False
             if not side.bucket.bucket.trees:
                 return True
             version = versions.read(side.bucket, key, current.id, marker=False)
-            return version is not None and version.kind is entry.kind
+            if version is None or version.kind is not view.kind:
+                return False
+            return view.kind is not Kind.DIRECTORY or not folders.is_edited(side.bucket, view.fd, version)
 
     def compare_afresh(self, side: Side, key: bytes) -> Difference | None:
         current = side.current(key)

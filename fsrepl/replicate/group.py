@@ -208,12 +208,11 @@ class DeliveryGroup:
             return False
         if known.view is None:
             return not self.state.is_scanned or self.region.changes.is_queued(self.destination.address, key)
-        directory, name = keys.split(key)
         try:
-            found = self.destination.fs.stat(self.destination.views.get(directory), name)
+            found = self.destination.view_status(key)
         except OSError as error:
             return error.errno in NO_FILE
-        return not self.destination.is_object(found) or not (self.state.is_scanned or known.view.is_like(found))
+        return not self.destination.is_object(key, found) or not (self.state.is_scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, recorded: DeliveryRecord) -> Version:
         """The version as it is sent: the metadata that may travel, and another owner where the rule says so."""

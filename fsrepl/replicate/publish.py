@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
-from fsrepl.model.version import Status, Version
+from fsrepl.model.version import Kind, Status, Version
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
@@ -17,7 +17,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Outcome
-from fsrepl.views import directories, shared_record, show, stale
+from fsrepl.views import directories, narrowing, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
 """Versions that their views show now, and how those views look."""
@@ -40,8 +40,9 @@ def publish(
     with intended:
         done = _published(region, tree, items)
         current = _newest(state, done)  # where the newest of a key failed, the version before it is shown
-        follower = directories.Follower(bucket, {source.address: source})
-        seen = _shown(region, state, bucket, list(current.values()), views, follower)
+        narrower = narrowing.Narrower(region.engine, bucket)
+        follower = directories.Follower(bucket, {source.address: source}, narrower)
+        seen = _shown(region, state, bucket, list(current.values()), views, follower, narrower)
         shown = {(version.key, version.id) for version, _ in seen}
         _without_views(bucket, [item for item in done if (item.delivery.key, item.delivery.id) not in shown])
         fault = _synced(bucket)
@@ -107,17 +108,17 @@ def _newest(state: BucketState, items: Sequence[Item]) -> dict[bytes, Item]:
 
 def _shown(
     region: Region, state: BucketState, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
-    follower: directories.Follower,
+    follower: directories.Follower, narrower: narrowing.Narrower,
 ) -> Seen:  # fmt: skip
     """Update views to their new versions. A view that cannot change yet becomes stale; its delivery is COMPLETED."""
     seen: Seen = []
-    for item in sorted(items, key=lambda i: i.delivery.marker):
+    for item in _in_order(items):
         assert item.replica is not None
         assert item.staged is not None
         key = item.replica.key
         try:
             if not item.delivery.marker:
-                follower.before_showing(keys.split(key)[0])
+                follower.before_showing(keys.place(key)[0])
             outcome = show.show(bucket, item.replica, views[key], item.staged.view)
         except OSError as error:
             outcome = show.NotShown(reason(error))
@@ -127,6 +128,8 @@ def _shown(
                     engine = region.engine
                     shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left, record)
                 seen.append((item.replica, view))
+                if view is not None and item.replica.kind is Kind.DIRECTORY:
+                    narrower.show(item.replica)
                 if item.replica.marker:
                     stale.retry_blocked(region, state)
             case show.NotShown(why, conflict):
@@ -137,6 +140,15 @@ def _shown(
                 )
                 stale.recapture(region, state, key)
     return seen
+
+
+def _in_order(items: Iterable[Item]) -> list[Item]:
+    """Directories before what is in them; markers last, and of those a directory's after those of what is in it."""
+    of: dict[tuple[bool, bool], list[Item]] = {(m, d): [] for m in (False, True) for d in (False, True)}
+    for item in items:
+        of[item.delivery.marker, keys.is_directory(item.delivery.key)].append(item)
+    made, removed = (sorted(of[marker, True], key=lambda item: item.delivery.key) for marker in (False, True))
+    return [*made, *of[False, False], *of[True, False], *reversed(removed)]
 
 
 def _without_views(bucket: OpenBucket, items: Sequence[Item]) -> None:

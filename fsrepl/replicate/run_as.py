@@ -73,7 +73,7 @@ class RunAsCheck:
         user, posix = self._user, version.posix
         if posix is not None and not access.allows(posix, user.uid, [user.gid], access.READ):
             return False
-        return self._from.is_searchable(keys.split(version.key)[0])
+        return self._from.is_searchable(keys.place(version.key)[0])
 
 
 class _Tree:
@@ -94,7 +94,7 @@ class _Tree:
 
     def is_writable(self, key: bytes) -> bool:
         """Whether the user may make, replace and remove a key's file."""
-        directory, name = keys.split(key)
+        directory, name = keys.place(key)
         if directory not in self._writable:
             there = directory
             while there and self._open(there) is None:

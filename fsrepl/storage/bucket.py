@@ -55,7 +55,7 @@ class Documents:
     removed: frozenset[tuple[bytes, str]] = frozenset()
     lifecycle: Lifecycle | None = None
     trees: bool = False
-    """Whether symlinks are objects too."""
+    """Whether directories and symlinks are objects too."""
 
 
 class Directories:
@@ -151,9 +151,17 @@ class OpenBucket:
         self.store = Directories(self.fs, self.versions)
         self.device = self.fs.stat_fd(fd).st_dev
 
-    def is_object(self, found: os.stat_result) -> bool:
-        """Whether an entry of this status is an object here: a regular file; in a tree bucket also a symlink."""
+    def is_object(self, key: bytes, found: os.stat_result) -> bool:
+        """Whether an entry of this status is a key's object: a regular file; in a tree bucket also a symlink, or a
+        directory where the key is one."""
+        if keys.is_directory(key):
+            return self.bucket.trees and self.fs.is_directory(found)
         return self.fs.is_regular(found) or (self.bucket.trees and self.fs.is_link(found))
+
+    def view_status(self, key: bytes) -> os.stat_result:
+        """The status of the entry in the place of a key's view. Raises OSError where there is none."""
+        directory, name = keys.place(key)
+        return self.fs.stat(self.views.get(directory), name)
 
     @property
     def coarse_ns(self) -> int:

@@ -149,6 +149,15 @@ def _attribute_of(file: int | str, name: str) -> bytes | None:
         raise
 
 
+def _acl_of(fd: int, name: str) -> bytes | None:
+    try:
+        return _attribute_of(fd, name)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return _attribute_of(f"/proc/self/fd/{fd}", name)
+
+
 def _remove_if_there(fd: int, name: str) -> None:
     try:
         _on_inode(fd, lambda file: _xattr.removexattr(file, name))
@@ -396,16 +405,11 @@ class Fs:
 
     def acl(self, fd: int) -> bytes | None:
         """The raw access ACL of a file; also for one from open_inode."""
-        try:
-            return self.attribute(fd, ACL)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                raise
-            return _attribute_of(f"/proc/self/fd/{fd}", ACL)
+        return _acl_of(fd, ACL)
 
     def default_acl(self, fd: int) -> bytes | None:
-        """The raw default ACL of a directory, which files created in it inherit."""
-        return self.attribute(fd, DEFAULT_ACL)
+        """The raw default ACL of a directory, which files created in it inherit; also for one from open_inode."""
+        return _acl_of(fd, DEFAULT_ACL)
 
     def is_written(self, fd: int) -> bool | None:
         """Whether any program has this file open for writing, tested by taking a read lease and releasing it.
@@ -459,6 +463,9 @@ class Fs:
 
     def is_regular(self, found: os.stat_result) -> bool:
         return stat.S_ISREG(found.st_mode)
+
+    def is_directory(self, found: os.stat_result) -> bool:
+        return stat.S_ISDIR(found.st_mode)
 
     def is_link(self, found: os.stat_result) -> bool:
         return stat.S_ISLNK(found.st_mode)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from dataclasses import replace
 
 from fsrepl.model import access
 from fsrepl.model.version import Posix, recorded_mode
@@ -12,13 +14,16 @@ from fsrepl.storage.fs import ACL, UNSUPPORTED
 
 
 def inode_posix(bucket: OpenBucket, fd: int, found: os.stat_result) -> Posix:
-    """The mode, owner, time and ACL of an inode."""
+    """The mode, owner, time and ACLs of an inode."""
+    if bucket.fs.is_directory(found):
+        return replace(posix_of(found, bucket.fs.acl(fd)), default_acl=bucket.fs.default_acl(fd))
     return posix_of(found, bucket.fs.acl(fd))
 
 
 def posix_of(found: os.stat_result, acl: bytes | None = None) -> Posix:
     """The mode, owner and time from a stat result, with a known ACL, or none."""
-    return Posix(recorded_mode(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns, acl)
+    mtime_ns = 0 if stat.S_ISDIR(found.st_mode) else found.st_mtime_ns
+    return Posix(recorded_mode(found.st_mode), found.st_uid, found.st_gid, mtime_ns, acl)
 
 
 def view_metadata(bucket: OpenBucket, fd: int) -> tuple[dict[str, bytes], bytes | None]:

@@ -1,4 +1,4 @@
-"""The entry of a view, opened to be read: a file, or in a tree bucket a symlink, which is never followed."""
+"""The entry of a view, opened to be read: a file, or an object of a tree bucket. No symlink is followed."""
 
 from __future__ import annotations
 
@@ -21,42 +21,41 @@ class ViewFile:
     bucket: OpenBucket
     fd: int
     found: os.stat_result
+    kind: Kind | None
+    """The kind of object; None for an entry that can be no object here."""
 
     @property
     def is_regular(self) -> bool:
         return self.bucket.fs.is_regular(self.found)
 
-    @property
-    def kind(self) -> Kind | None:
-        """The kind of object; None for an entry that can be no object here."""
-        if not self.bucket.is_object(self.found):
-            return None
-        return Kind.FILE if self.is_regular else Kind.LINK
-
     def digest(self) -> bytes:
-        """The BLAKE3 of the view's content, 32 bytes; a symlink's content is its target."""
-        if self.kind is Kind.LINK:
-            return digests.of(self.bucket.fs.read_link(self.fd))
-        return content_digest(self.bucket, self.fd)
+        """The BLAKE3 of the view's content, 32 bytes."""
+        if self.kind is Kind.FILE or self.kind is None:
+            return content_digest(self.bucket, self.fd)
+        return digests.of(self._small_content())
+
+    def _small_content(self) -> bytes:
+        """A symlink's content is its target; a directory has none."""
+        return self.bucket.fs.read_link(self.fd) if self.kind is Kind.LINK else b""
 
     def copy_aside(self, name: bytes) -> bytes:
         """Copy the content to a name in .fsrepl/tmp; its BLAKE3. On failure nothing is left."""
-        if self.kind is not Kind.LINK:
+        if self.kind is Kind.FILE or self.kind is None:
             return copying.copy_aside(self.bucket, self.fd, name)
-        target = self.bucket.fs.read_link(self.fd)
+        content = self._small_content()
         fd = self.bucket.fs.create(self.bucket.tmp, name)
         try:
-            self.bucket.fs.write(fd, target)
+            self.bucket.fs.write(fd, content)
         except BaseException:
             staging.unstage(self.bucket, name)
             raise
         finally:
             self.bucket.fs.close(fd)
-        return digests.of(target)
+        return digests.of(content)
 
     def is_written(self) -> bool | None:
         """Whether a program has the file open for writing; None where that cannot be known."""
-        return False if self.kind is Kind.LINK else self.bucket.fs.is_written(self.fd)
+        return self.bucket.fs.is_written(self.fd) if self.kind is Kind.FILE or self.kind is None else False
 
 
 @contextlib.contextmanager
@@ -74,7 +73,8 @@ def open_entry(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
             raise
     try:
         found = bucket.fs.stat_fd(fd)
-        yield ViewFile(bucket, fd, found)
+        kind = Kind.FILE if bucket.fs.is_regular(found) else Kind.LINK if bucket.fs.is_link(found) else None
+        yield ViewFile(bucket, fd, found, kind)
     finally:
         bucket.fs.close(fd)
 
@@ -82,7 +82,14 @@ def open_entry(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
 @contextlib.contextmanager
 def open_view(bucket: OpenBucket, key: bytes) -> Iterator[ViewFile]:
     """A key's view, open for a `with` block. Raises OSError where it cannot be opened."""
-    directory, name = keys.split(key)
+    directory, name = keys.place(key)
+    if keys.is_directory(key):
+        fd = bucket.fs.open_dir(bucket.views.get(directory), name)
+        try:
+            yield ViewFile(bucket, fd, bucket.fs.stat_fd(fd), Kind.DIRECTORY if bucket.bucket.trees else None)
+        finally:
+            bucket.fs.close(fd)
+        return
     with open_entry(bucket, bucket.views.get(directory), name) as view:
         yield view
 

@@ -1,7 +1,7 @@
 """Permissions of directories: a replica's directory never admits more people than its source's.
 
-Directories are no objects, so their permissions do not travel with versions. They are recorded in each
-bucket, on the directory of the version store with the same path, where only the daemon writes:
+Outside tree buckets directories are no objects, so their permissions do not travel with versions. They are recorded in
+each bucket, on the directory of the version store with the same path, where only the daemon writes:
 
     user.fsrepl.directory   the directory's permissions when last seen, for when it is gone
     user.fsrepl.replicated  its permissions when last seen at each source that has delivered into it, the
@@ -20,7 +20,7 @@ import functools
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,7 +63,7 @@ def remember(bucket: OpenBucket, path: bytes) -> bool:
     at = bucket.stored_directory(path)
     if _made(bucket, at, path, _read(bucket, at)) is not None:
         return False  # its permissions are those of its sources
-    rights = _rights(bucket, bucket.views.get(path))
+    rights = rights_of(bucket, bucket.views.get(path))
     if bucket.fs.attribute(at, attributes.DIRECTORY) == _encode(rights):
         return False
     try:
@@ -152,7 +152,7 @@ def _last_seen(bucket: OpenBucket, at: int) -> Rights | None:
 def _at_source(source: OpenBucket, path: bytes) -> Rights | None:
     """A directory's permissions at a source, those on record where it is gone, None where nothing is known."""
     with contextlib.suppress(OSError):
-        return _rights(source, source.views.get(path))
+        return rights_of(source, source.views.get(path))
     with contextlib.suppress(OSError):
         at = source.stored_directory(path)
         delivered, own = _common(_read(source, at).sources), _last_seen(source, at)
@@ -171,11 +171,16 @@ def _daemon_only() -> Rights:
 class Follower:
     """Gives directories of a bucket the permissions of their sources, each directory once.
 
-    sources: the buckets that can be read now. Recorded permissions of other sources still count.
+    sources: the buckets that can be read now. Recorded permissions of other sources still count. A directory that is an
+    object has the permissions of its version instead; narrow: called for each that may have one, with the permissions
+    at each source now.
     """
 
-    def __init__(self, bucket: OpenBucket, sources: Mapping[str, OpenBucket]) -> None:
-        self._bucket, self._sources = bucket, sources
+    def __init__(
+        self, bucket: OpenBucket, sources: Mapping[str, OpenBucket],
+        narrow: Callable[[bytes, Mapping[str, Rights]], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._bucket, self._sources, self._narrow = bucket, sources, narrow
         self._done: set[bytes] = set()
 
     def before_showing(self, path: bytes) -> None:
@@ -202,7 +207,7 @@ class Follower:
         now = replace(known, sources={**known.sources, **_looked_up(known, there, path)})
         fd = _made(bucket, at, path, known)
         if fd is not None:
-            inode, has = bucket.fs.stat_fd(fd).st_ino, _rights(bucket, fd)
+            inode, has = bucket.fs.stat_fd(fd).st_ino, rights_of(bucket, fd)
             is_news = anew or now.sources != known.sources
             if is_news or has != known.given:
                 wanted = _wanted(bucket, at, now.sources) or _daemon_only()
@@ -210,6 +215,8 @@ class Follower:
                     # Its users may reduce the permissions of others, until the source's change again.
                     wanted = replace(wanted, mode=wanted.mode & has.mode)
                 now = replace(now, made=inode, given=give(bucket, fd, has, wanted))
+        elif self._narrow is not None and bucket.bucket.trees:
+            self._narrow(path, {address: now.sources[address] for address in there})
         if now != known:
             _write(bucket, at, now)
 
@@ -237,13 +244,22 @@ def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | 
         return None
 
 
+def is_made(bucket: OpenBucket, path: bytes) -> bool:
+    """Whether replication made a directory for the files below it, so that it is no object."""
+    try:
+        at = bucket.stored_directory(path)
+        return _made(bucket, at, path, _read(bucket, at)) is not None
+    except OSError:
+        return False
+
+
 def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:
     """The differences of a directory that replication made from its sources, for people; empty where none."""
     try:
         at = bucket.stored_directory(path)
         known = _read(bucket, at)
         fd = _made(bucket, at, path, known)
-        has = _rights(bucket, fd) if fd is not None else None
+        has = rights_of(bucket, fd) if fd is not None else None
     except OSError:
         return ""
     if has is None:
@@ -287,45 +303,59 @@ def get_or_make(bucket: OpenBucket, path: bytes) -> int:
 
 
 def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
-    """Make a directory, hidden until its permissions are set, and rename it to where none is.
-
-    So no directory is changed by a name that a user may have given to another one. Raises
-    FileExistsError where the name is taken meanwhile.
-    """
-    try:
-        _make_hidden(bucket, bucket.tmp, staging.token(), above, path, name)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        _make_hidden(bucket, above, crossing.beside(path), above, path, name)
-
-
-def _make_hidden(bucket: OpenBucket, where: int, hidden: bytes, above: int, path: bytes, name: bytes) -> None:
-    """Make a directory in `where` and rename it into place. Raises OSError, EXDEV where that rename is impossible."""
+    """Make a missing directory with the permissions of its sources' directories, or, where nothing is known of them,
+    with its parent's for the owner alone."""
     fs = bucket.fs
     at, known = _on_record(bucket, path)
     wanted = _wanted(bucket, at, known.sources) if at is not None else None
     if wanted is None:
         parent = fs.stat_fd(above)
         wanted = Rights(parent.st_mode & 0o700, parent.st_uid, parent.st_gid)
+
+    def prepare(fd: int) -> Rights:
+        given = give(bucket, fd, rights_of(bucket, fd), wanted)
+        with contextlib.suppress(OSError):
+            fs.set_attribute(fd, attributes.MADE, b"1")
+        if at is not None and known.sources:
+            _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
+        return given
+
+    make(bucket, above, path, name, prepare)
+    if at is not None and known.sources and _last_seen(bucket, at):
+        fs.remove_attribute(at, attributes.DIRECTORY)  # the directory that people here had is gone
+
+
+def make(bucket: OpenBucket, above: int, path: bytes, name: bytes, prepare: Callable[[int], Rights]) -> None:
+    """Make a directory, hidden until its permissions are set, and rename it to where none is.
+
+    So no directory is changed by a name that a user may have given to another one. prepare: sets the permissions on the
+    open directory; the result. Raises OSError, FileExistsError where the name is taken meanwhile.
+    """
+    try:
+        _make_hidden(bucket, bucket.tmp, staging.token(), above, name, prepare)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _make_hidden(bucket, above, crossing.beside(path), above, name, prepare)
+
+
+def _make_hidden(
+    bucket: OpenBucket, where: int, hidden: bytes, above: int, name: bytes, prepare: Callable[[int], Rights]
+) -> None:
+    """Make a directory in `where` and rename it into place. Raises OSError, EXDEV where that rename is impossible."""
+    fs = bucket.fs
     fs.make_dir(where, hidden)
     try:
         fd = fs.open_dir(where, hidden)
         try:
             if where == above:
                 _check_new(bucket, fd)
-            given = give(bucket, fd, _rights(bucket, fd), wanted)
-            with contextlib.suppress(OSError):
-                fs.set_attribute(fd, attributes.MADE, b"1")
-            if at is not None and known.sources:
-                _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
+            given = prepare(fd)
             if not given.mode & 0o200:  # moving a directory writes to it: its `..` entry changes
                 fs.chmod(fd, given.mode | 0o200)
             fs.rename_new(where, hidden, above, name)
             if not given.mode & 0o200:
                 fs.chmod(fd, given.mode)
-            if at is not None and known.sources and _last_seen(bucket, at):
-                fs.remove_attribute(at, attributes.DIRECTORY)  # the directory that people here had is gone
         finally:
             fs.close(fd)
     except OSError:
@@ -357,7 +387,8 @@ def _on_record(bucket: OpenBucket, path: bytes) -> tuple[int | None, Replicated]
     return at, _read(bucket, at)
 
 
-def _rights(bucket: OpenBucket, fd: int) -> Rights:
+def rights_of(bucket: OpenBucket, fd: int) -> Rights:
+    """The permissions of an open directory."""
     found = bucket.fs.stat_fd(fd)
     return Rights(
         found.st_mode & 0o7777, found.st_uid, found.st_gid, bucket.fs.acl(fd), bucket.fs.default_acl(fd)
@@ -392,4 +423,4 @@ def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
         fs.set_default_acl(fd, default)
     if fs.stat_fd(fd).st_mode & 0o7777 != mode:
         fs.chmod(fd, mode)
-    return _rights(bucket, fd)
+    return rights_of(bucket, fd)

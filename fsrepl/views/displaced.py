@@ -148,7 +148,7 @@ def _opened(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
     except PermissionError:
         fd = records.open_file(bucket, at, name)
     try:
-        yield ViewFile(bucket, fd, bucket.fs.stat_fd(fd))
+        yield ViewFile(bucket, fd, bucket.fs.stat_fd(fd), Kind.FILE)
     finally:
         bucket.fs.close(fd)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fsrepl.errors import FsreplError
-from fsrepl.model import keys, metadata
+from fsrepl.model import metadata
 from fsrepl.model.version import Origin, Version
 from fsrepl.region import deliveries
 from fsrepl.region.bucket_state import BucketState
@@ -114,9 +114,8 @@ def is_unseen(region: Region, state: BucketState, bucket: OpenBucket, version: V
     waits = state.deferred.get(version.key)
     if view is None or (waits is not None and waits.opened) or version.key in state.unreadable:
         return False
-    directory, name = keys.split(version.key)
     try:
-        found = bucket.fs.stat(bucket.views.get(directory), name)
+        found = bucket.view_status(version.key)
     except OSError as error:
         if error.errno in LASTING:
             return False

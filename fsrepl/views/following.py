@@ -17,7 +17,7 @@ from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import LookAtDirectories
 from fsrepl.region.region import Region
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.views import directories
+from fsrepl.views import directories, narrowing
 
 _BATCH = 256
 
@@ -59,7 +59,7 @@ def look(
         for address in region.engine.site.sources_of(bucket.address):
             with contextlib.suppress(FsreplError):  # an absent source has no news
                 sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
-        follower = directories.Follower(bucket, sources)
+        follower = directories.Follower(bucket, sources, narrowing.Narrower(region.engine, bucket))
         for path in paths:
             with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
                 follower.follow(path)

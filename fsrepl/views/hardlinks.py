@@ -62,6 +62,8 @@ def overwritten_version(
 
     taken: the view's present content, not recorded yet; without it the view is gone.
     """
+    if keys.is_directory(key):
+        return None
     found = _behind(bucket, key, known)
     if found is None and taken is not None and taken.found.st_nlink > 1 and not taken.linked:
         version = _same_file(region, bucket, key, taken)
@@ -137,6 +139,8 @@ def make_left_private(
     program linked equal content. Another name, as after a rename or a hard link, may be written into and removed
     before the next look. taken: the view's present content; without it the view is gone.
     """
+    if keys.is_directory(key):
+        return None
     view = known.view if known else None
     shown = (view.shown if view else "") or (known.id if known and not known.marker else "")
     is_named = taken is not None and not taken.linked and taken.found.st_nlink > 1

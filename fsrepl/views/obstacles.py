@@ -19,7 +19,7 @@ from fsrepl.storage.walk import Directory, directories
 
 def describe(bucket: OpenBucket, key: bytes) -> str:
     """The obstacle to a key's view, for people; empty where there is none, or the view itself is there."""
-    names = key.split(b"/")
+    names = key.removesuffix(b"/").split(b"/")
     for depth, name in enumerate(names, 1):
         path = b"/".join(names[:depth])
         try:
@@ -33,22 +33,23 @@ def describe(bucket: OpenBucket, key: bytes) -> str:
         last = depth == len(names)
         if bucket.fs.is_mount(at, name):
             return f"{keys.shown(path)}, another mount, is in the way"
-        if not (bucket.is_object(found) if last else stat.S_ISDIR(found.st_mode)):
+        if not (bucket.is_object(key, found) if last else stat.S_ISDIR(found.st_mode)):
             return f"{keys.shown(path)}, {_kind(found.st_mode)}, is in the way"
     return ""
 
 
 def unversioned(bucket: OpenBucket, key: bytes) -> str:
     """Why the entry at a key's path is not a version, for people; empty where there is no entry."""
-    parent, name = keys.split(key)
     try:
-        mode = bucket.fs.stat(bucket.views.get(parent), name).st_mode
+        mode = bucket.view_status(key).st_mode
     except OSError:
         return ""
     if stat.S_ISREG(mode):
         return "is a file, and not a version yet: it becomes one when it is complete and the daemon has copied it"
     if bucket.bucket.trees and stat.S_ISLNK(mode):
         return "is a symlink, and not a version yet: it becomes one when the daemon has read it"
+    if bucket.bucket.trees and stat.S_ISDIR(mode) and not keys.is_directory(key):
+        return f"is a directory, whose key is {keys.shown(key)}/"
     return f"is {_kind(mode)}, and no object: it is not replicated"
 
 

@@ -25,7 +25,7 @@ from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.view_file import open_entry
-from fsrepl.views import crossing, directories, obstacles
+from fsrepl.views import crossing, directories, folders, obstacles
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
 # -- views
@@ -84,21 +84,22 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
 
 
 def look(bucket: OpenBucket, key: bytes) -> Found:
-    """The entry in the place of a key's view; a symlink of a tree bucket is a file here too. Raises OSError for errors
+    """The entry in the place of a key's view; any object of a tree bucket counts as a file. Raises OSError for errors
     that may pass."""
-    directory, name = keys.split(key)
     try:
-        status = bucket.fs.stat(bucket.views.get(directory), name)
+        status = bucket.view_status(key)
     except OSError as error:
         if error.errno not in ABSENT:
             raise
         return Found(ABSENT[error.errno])
-    return Found(Occupant.FILE if bucket.is_object(status) else Occupant.OTHER, status)
+    return Found(Occupant.FILE if bucket.is_object(key, status) else Occupant.OTHER, status)
 
 
 def _show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes) -> ShowResult:
+    if version.kind is Kind.DIRECTORY:
+        return show_directory(bucket, version, expected)
     if version.kind is not Kind.FILE and not bucket.bucket.trees:
-        return NotShown(f"it is {version.kind.value}, and {bucket.address} is no tree bucket", conflict=True)
+        return _needs_trees(bucket, version)
     if expected is None and not version.marker:
         made = _make(bucket, version, staged)  # at once: mostly the place is free, and the call fails where it is not
         if made is not None:
@@ -300,3 +301,72 @@ def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, ve
         return content_digest(bucket, fd) == version.digest
     finally:
         bucket.fs.close(fd)
+
+
+# -- directories of tree buckets
+
+
+def show_directory(bucket: OpenBucket, version: Version, expected: View | None, *, surely: bool = False) -> ShowResult:
+    """Make a directory show a version of its key, or remove it for a marker, while it is empty.
+
+    surely: the directory was about to be changed when a crash came, so that no difference is a user's change.
+    """
+    if not bucket.bucket.trees:
+        return Shown(None) if version.marker else _needs_trees(bucket, version)
+    path = version.key[:-1]
+    bucket.views.forget(path)  # another one may have its name since
+    found = look(bucket, version.key)
+    if found.occupant is not Occupant.FILE:
+        if version.marker:
+            return Shown(None)
+        if expected is not None and not surely:
+            return UserChanged()  # its user removed or replaced it, or a directory above it
+        return _make_directory(bucket, version, found)
+    fd = bucket.views.get(path)
+    if not surely and _is_users(bucket, version.key, fd, expected):
+        return Shown(None) if version.marker and expected is None else UserChanged()
+    if version.marker:
+        return _remove_directory(bucket, path)
+    folders.change(bucket, fd, version)
+    return Shown(bucket.view(bucket.fs.stat_fd(fd), version.id))
+
+
+def _needs_trees(bucket: OpenBucket, version: Version) -> NotShown:
+    return NotShown(f"it is {version.kind.value}, and {bucket.address} is no tree bucket", conflict=True)
+
+
+def _make_directory(bucket: OpenBucket, version: Version, found: Found) -> ShowResult:
+    if found.occupant is Occupant.OTHER and not obstacles.clear(bucket, version.key[:-1]):
+        return _conflict(bucket, version.key)
+    try:
+        fd = folders.make(bucket, version)
+    except FileExistsError:
+        return UserChanged()  # made in this moment
+    except OSError as error:
+        if ABSENT.get(error.errno) in (Occupant.NO_WAY, Occupant.MOUNT, Occupant.TOO_LONG):
+            return _conflict(bucket, version.key)
+        raise
+    return Shown(bucket.view(bucket.fs.stat_fd(fd), version.id))
+
+
+def _is_users(bucket: OpenBucket, key: bytes, fd: int, expected: View | None) -> bool:
+    """Whether a directory was made or changed by a user, and that is not recorded yet."""
+    if expected is None:
+        return not directories.is_made(bucket, key[:-1])
+    found = bucket.fs.stat_fd(fd)
+    if not expected.has_content_of(found):
+        return True
+    if expected.is_same(found) and not expected.racy:
+        return False
+    try:
+        shown = versions.read(bucket, key, expected.shown, marker=False) if expected.shown else None
+    except StoreDamaged:
+        return True
+    return shown is not None and folders.is_edited(bucket, fd, shown)
+
+
+def _remove_directory(bucket: OpenBucket, path: bytes) -> ShowResult:
+    if not folders.remove(bucket, path):
+        return NotShown("it is not empty yet")
+    obstacles.remove_made_directories(bucket, keys.split(path)[0])
+    return Shown(None)

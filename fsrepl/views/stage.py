@@ -17,8 +17,8 @@ from fsrepl.views import view_attributes
 
 
 def stage_current(bucket: OpenBucket, version: Version) -> bytes:
-    """Stage a view of a stored version; empty where it will be a hard link."""
-    if version.marker:
+    """Stage a view of a stored version; empty where it will be a hard link, or a directory."""
+    if version.marker or version.kind is Kind.DIRECTORY:
         return b""
     fd = versions.open_version(bucket, version.key, version.id)
     try:
@@ -55,11 +55,13 @@ def stage_view(
     """Stage a version's view: its content independent of the store's, or a reflink of it.
 
     Also the shortfall of its metadata. By the order of the steps it is never readable by more people
-    than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given. A symlink is not
-    staged, and its name is empty, where the bucket is no tree bucket.
+    than the object is. It lies in .fsrepl/tmp, unless another directory and a name in it are given. The name is empty
+    for a directory, which is made when it is shown, and for a symlink in a bucket that is no tree bucket.
     """
     fs = bucket.fs
     at, name = (bucket.tmp, staging.token()) if at < 0 else (at, name)
+    if version.kind is Kind.DIRECTORY:
+        return b"", NO_SHORTFALL
     if version.kind is Kind.LINK:
         return _stage_link(bucket, version, stored_fd, at, name) if bucket.bucket.trees else (b"", NO_SHORTFALL)
     fd = fs.create(at, name)

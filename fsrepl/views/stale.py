@@ -27,6 +27,8 @@ log = logging.getLogger("fsrepl")
 
 _BATCH = 512
 _STALE_MAX_S = 30.0
+_EMPTIED_MAX = 20
+"""After so many tries a directory that does not become empty counts as a conflict."""
 
 
 def mark_stale(
@@ -37,8 +39,10 @@ def mark_stale(
     known = state.stale.get(key)
     if known is None:
         known = state.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict)
-    known.why, known.conflict = why, conflict
     known.attempts += 1
+    # a directory waits for the markers of what is in it; other things in it may stay for ever
+    conflict |= keys.is_directory(key) and known.attempts > _EMPTIED_MAX
+    known.why, known.conflict = why, conflict
     if conflict and known.attempts == 2:  # not an obstacle that the same batch removed
         log.warning('view conflict bucket=%s key="%s": %s', state.bucket.address, keys.shown(key), why)
     known.due_s = time.monotonic() + min(_STALE_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
@@ -67,7 +71,11 @@ def show_due(region: Region) -> bool:
         if not state.is_up:
             continue
         free, state.retries_blocked = state.retries_blocked, False
-        due = [key for key, waiting in state.stale.items() if waiting.due_s <= now_s or (free and waiting.conflict)]
+        due = [
+            key
+            for key, waiting in state.stale.items()
+            if waiting.due_s <= now_s or (free and (waiting.conflict or keys.is_directory(key)))
+        ]
         if due:
             busy = True
             with region.at_work(state), contextlib.suppress(FsreplError), state.bucket.open() as bucket:

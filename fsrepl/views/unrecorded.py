@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import os
 
-from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
@@ -35,9 +34,8 @@ def compare(view: View | None, found: os.stat_result | None) -> Look:
 
 def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:
     """Compare the view at a key with its record. A file that may not be inspected counts as recorded."""
-    directory, name = keys.split(key)
     try:
-        found = bucket.fs.stat(bucket.views.get(directory), name)
+        found = bucket.view_status(key)
     except OSError as error:
         return compare(view, None) if error.errno in NO_FILE else Look.RECORDED
-    return compare(view, found if bucket.is_object(found) else None)
+    return compare(view, found if bucket.is_object(key, found) else None)

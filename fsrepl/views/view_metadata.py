@@ -32,7 +32,7 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     RACE: a user's edit within these few system calls is taken for the daemon's: it stays on the view, unreported
     until the next one.
     """
-    if version.kind is Kind.LINK:
+    if version.kind is not Kind.FILE:
         return _show_anew(bucket, view, version)
     directory, name = keys.split(version.key)
     try:
@@ -76,7 +76,7 @@ def finish_edit(bucket: OpenBucket, journal: Journal, version: Version, was: Vie
         if error.errno in LASTING:
             return
         raise
-    if not bucket.is_object(found) or (found.st_ino, found.st_size) != (was.ino, was.size):
+    if not bucket.is_object(version.key, found) or (found.st_ino, found.st_size) != (was.ino, was.size):
         return
     looks = show(bucket, view_of(found, version.id), version)
     if looks is not None:

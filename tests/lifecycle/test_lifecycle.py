@@ -473,3 +473,20 @@ def test_a_null_version_expires_at_the_moment_of_its_creation(world: World) -> N
     assert run(world, DESTINATION) == {"Expiration": 1}
     assert [(v.id, v.marker) for v in world.of("k", DESTINATION)] == [("null", True)]
     assert not world.path("k", DESTINATION).exists()
+
+
+def test_a_directory_does_not_expire_while_it_holds_objects(tmp_path: Path, clock: Clock) -> None:
+    """An object of a tree bucket that others are below stays; once they are expired, it expires as well."""
+    with World(tmp_path / "world", trees=True) as world:
+        world.write("full/file", b"content")
+        world.path("empty").mkdir()
+        world.settle()
+        put(world, days(1))
+        clock(LATER)
+        assert run(world) == {"Expiration": 2}
+        assert [p.name for p in world.path().iterdir() if p.name != ".fsrepl"] == ["full"]
+        assert run(world) == {"Expiration": 1}
+        assert [p.name for p in world.path().iterdir() if p.name != ".fsrepl"] == []
+        assert world.current("full/").origin is Origin.LIFECYCLE
+        world.settle()
+        assert world.path("full", DESTINATION).is_dir(), "markers of lifecycle are not replicated"

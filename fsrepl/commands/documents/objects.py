@@ -12,6 +12,8 @@ from fsrepl.model.version import DeliveryRecord, Kind, Posix, Version, Versionin
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.listing import Entry
 
+_CONTENT_TYPES = {Kind.LINK: "inode/symlink", Kind.DIRECTORY: "application/x-directory"}
+
 
 def entry_document(entry: Entry, *, versions: bool) -> Document:
     version = entry.version
@@ -64,7 +66,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         "IsLatest": entry.latest,
         "LastModified": clock.stamp(version.created_ns),
         "ContentLength": version.size,
-        **({"ContentType": "inode/symlink"} if version.kind is Kind.LINK else {}),
+        **({"ContentType": _CONTENT_TYPES[version.kind]} if version.kind in _CONTENT_TYPES else {}),
         "ETag": version.digest.hex(),
         "StorageClass": storage_class(version),
     }
@@ -114,8 +116,9 @@ def _posix_document(posix: Posix | None) -> Document:
         "gid": posix.gid,
         "mtime_ns": posix.mtime_ns,
     }
-    if posix.acl:
-        document["acl"] = {"base64": base64.b64encode(posix.acl).decode()}
+    for name, acl in (("acl", posix.acl), ("default_acl", posix.default_acl)):
+        if acl:
+            document[name] = {"base64": base64.b64encode(acl).decode()}
     return document
 
 

@@ -141,6 +141,16 @@ class Versions:
         ).fetchone()
         return bool(found)
 
+    def holds_objects(self, address: str, directory: bytes) -> bool:
+        """Whether any object is below a directory, its own object not counted."""
+        number, where = self._connection.ids.get(address), "bucket = ? AND NOT marker AND"
+        (found,) = self._connection.execute(
+            f"SELECT EXISTS (SELECT 1 FROM object WHERE {where} dir = ? AND name > ?) "
+            f"OR EXISTS (SELECT 1 FROM object WHERE {where} dir > ? AND dir < ?)",
+            (number, directory, b"", number, directory + b"/", directory + b"0"),
+        ).fetchone()
+        return bool(found)
+
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         """The directories of all keys, or a directory and those below it."""
         number = self._connection.ids.get(address)

@@ -1,0 +1,144 @@
+"""Directories of tree buckets, each an object with its rights, attributes and tags.
+
+A directory's key ends in a slash, and its version has no content. Its view is made hidden and renamed into place; one
+that is there is changed through its descriptor, in an order that at no moment admits people whom neither the former nor
+the new rights admit (directories.give); it is removed only while it is empty. Directories that replication made for the
+files below them are no objects: they become ones when the version of their key arrives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import stat
+from dataclasses import replace
+
+from fsrepl.model import attributes, keys, metadata
+from fsrepl.model.version import Posix, Rights, Shortfall, Version
+from fsrepl.storage import records, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED
+from fsrepl.storage.posix import inode_posix
+from fsrepl.views import directories
+
+_NOT_TAKEN = DOES_NOT_FIT | UNSUPPORTED | {errno.EACCES, errno.EPERM}
+
+
+def is_edited(bucket: OpenBucket, fd: int, version: Version) -> bool:
+    """Whether an open directory has other metadata than it was given when it was made to show a version."""
+    raw = bucket.fs.attributes(fd)
+    posix = inode_posix(bucket, fd, bucket.fs.stat_fd(fd))
+    return bool(metadata.changed(version, metadata.seen(version, posix, attributes.own(raw), attributes.tags(raw))))
+
+
+def make(bucket: OpenBucket, version: Version) -> int:
+    """Make the directory of a version, with those above it; its descriptor. Raises OSError, EEXIST where the name is
+    taken."""
+    path = version.key[:-1]
+    parent, name = keys.split(path)
+    above = directories.get_or_make(bucket, parent)
+    shortfalls: list[Shortfall] = []
+
+    def prepare(fd: int) -> Rights:
+        shortfalls.append(_give(bucket, fd, version))
+        return directories.rights_of(bucket, fd)
+
+    directories.make(bucket, above, path, name, prepare)
+    bucket.views.changed.add(parent)
+    _record(bucket, version, shortfalls[-1])
+    return bucket.views.get(path)
+
+
+def change(bucket: OpenBucket, fd: int, version: Version) -> None:
+    """Give an open directory the metadata of a version; what it cannot have is recorded as the shortfall."""
+    _record(bucket, version, _give(bucket, fd, version))
+
+
+def remove(bucket: OpenBucket, path: bytes) -> bool:
+    """Remove an empty directory; False where it is not empty. Raises OSError."""
+    parent, name = keys.split(path)
+    try:
+        # RACE: another empty directory, put there in this moment, is removed instead; its user could remove it too.
+        bucket.fs.remove_dir(bucket.views.get(parent), name)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    bucket.views.forget(path)
+    bucket.views.changed.discard(path)
+    bucket.views.changed.add(parent)
+    return True
+
+
+def _give(bucket: OpenBucket, fd: int, version: Version) -> Shortfall:
+    """Set rights, attributes and tags. The attributes come first, and those refused once more afterwards: only a
+    directory that may be written to takes any."""
+    wanted = attributes.of_object(version)
+    with contextlib.suppress(PermissionError):
+        for name in bucket.fs.attributes(fd):
+            if name == attributes.MADE or (not attributes.is_ours(name) and name not in wanted):
+                bucket.fs.remove_attribute(fd, name)
+    refused = _put(bucket, fd, wanted)
+    assert version.posix is not None
+    given = directories.give(bucket, fd, directories.rights_of(bucket, fd), version.posix.rights)
+    refused = _put(bucket, fd, {name: wanted[name] for name in refused})
+    posix = Posix(stat.S_IFDIR | given.mode, given.uid, given.gid, 0, given.acl, given.default_acl)
+    return metadata.shortfall(version, posix, refused)
+
+
+def _put(bucket: OpenBucket, fd: int, wanted: dict[str, bytes]) -> set[str]:
+    """Set attributes; the names of those that the directory does not take."""
+    refused = set()
+    for name, value in wanted.items():
+        try:
+            bucket.fs.set_attribute(fd, name, value)
+        except OSError as error:
+            if error.errno not in _NOT_TAKEN:
+                raise
+            refused.add(name)
+    return refused
+
+
+def _record(bucket: OpenBucket, version: Version, shortfall: Shortfall) -> None:
+    """Record a shortfall, durably: without it the difference would look like a user's change."""
+    if shortfall == version.shortfall:
+        return
+    records.amend(bucket, replace(version, shortfall=shortfall))
+    fd = versions.open_version(bucket, version.key, version.id)
+    try:
+        bucket.fs.sync_file(fd)
+    finally:
+        bucket.fs.close(fd)
+
+
+# -- directories narrowed before their own version arrives
+
+
+def narrow(bucket: OpenBucket, path: bytes, version: Version, live: Rights) -> bool:
+    """Before new content is shown in a directory: take from it what its source has lost since the version shown here.
+
+    version: the one that the directory shows. live: the rights at the source now, whose version is still to come.
+    Whether anything was taken; it is recorded as a shortfall, so that it is no user's change. Raises OSError.
+    """
+    fd = bucket.views.get(path)
+    has, recorded = directories.rights_of(bucket, fd), version.posix
+    if recorded is None or recorded.rights == live or is_edited(bucket, fd, version):
+        return False
+    kept = narrowed(has.mode, recorded.rights, live)
+    if kept == has.mode:
+        return False
+    bucket.fs.chmod(fd, kept)
+    now = directories.rights_of(bucket, fd)
+    posix = Posix(stat.S_IFDIR | now.mode, now.uid, now.gid, 0, now.acl, now.default_acl)
+    _record(bucket, version, replace(version.shortfall, posix=posix))
+    return True
+
+
+def narrowed(mode: int, recorded: Rights, live: Rights) -> int:
+    """The mode for a directory whose source had the recorded rights, and has others now. Pure.
+
+    Where owner or ACL have changed, nobody but the owner is known to be admitted still.
+    """
+    if (recorded.uid, recorded.gid, recorded.acl) != (live.uid, live.gid, live.acl):
+        return mode & ~0o077
+    return mode & ~(recorded.mode & ~live.mode & 0o777)

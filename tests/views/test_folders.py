@@ -1,0 +1,341 @@
+"""Directories of tree buckets: objects with rights and attributes, made, changed, renamed and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model.version import Kind, Status
+from tests.doubles import DyingFs, PowerCut
+from tests.verifying import verify
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+Seen = dict[str, tuple[int, int, int, dict[str, bytes]]]
+
+
+def folders(world: World, bucket: str) -> Seen:
+    """The directories of a bucket: mode, owner, and their attributes that are not fsrepl's, ACLs among them."""
+    top = world.path(bucket=bucket)
+    out = {}
+    for path in sorted(top.rglob("*")):
+        name = str(path.relative_to(top))
+        if path.is_dir() and not path.is_symlink() and not name.startswith(".fsrepl"):
+            raw = {n: os.getxattr(path, n) for n in os.listxattr(path) if not n.startswith("user.fsrepl.")}
+            found = path.stat()
+            out[name] = (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, raw)
+    return out
+
+
+def test_a_directory_is_an_object(tmp_path: Path) -> None:
+    """With files and without, it has a version under its name and a slash, and the replica has it with its rights."""
+    with World(tmp_path, trees=True) as world:
+        world.path("empty/deep").mkdir(parents=True)
+        world.path("empty").chmod(0o750)
+        world.write("full/file", b"content")
+        world.path("full").chmod(0o711)
+        os.setxattr(world.path("full"), "user.note", b"value")
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert list(folders(world, DESTINATION)) == ["empty", "empty/deep", "full"]
+        for bucket in (SOURCE, DESTINATION):
+            version = world.current("empty/", bucket)
+            assert (version.kind, version.size) == (Kind.DIRECTORY, 0)
+            assert version.posix is not None
+            assert (version.posix.mode, version.posix.mtime_ns) == (stat.S_IFDIR | 0o750, 0)
+        assert world.statuses(SOURCE) == {Status.COMPLETED}
+        assert list(world.history(SOURCE)) == [b"empty/", b"empty/deep/", b"full/", b"full/file"]
+        assert verify(world) == []
+        world.stays_quiet()
+        world.restart(without_journal=True)
+        world.settle()
+        world.stays_quiet()
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+        assert {len(v) for v in world.history(SOURCE).values()} == {1}
+
+
+def test_directories_are_no_objects_elsewhere(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        world.path("empty").mkdir()
+        world.write("full/file", b"content")
+        world.settle()
+        assert list(world.history(SOURCE)) == [b"full/file"]
+        assert list(folders(world, DESTINATION)) == ["full"]
+
+
+def test_changed_rights_and_attributes_are_a_new_version_and_entries_are_none(tmp_path: Path) -> None:
+    """The time of a directory, which changes with each entry, is no part of its object."""
+    with World(tmp_path, trees=True) as world:
+        world.path("folder").mkdir()
+        world.settle()
+        world.write("folder/file", b"content")
+        os.utime(world.path("folder"), ns=(7, 7))
+        world.settle()
+        assert len(world.of("folder/")) == 1
+        world.path("folder").chmod(0o700)
+        os.setxattr(world.path("folder"), "user.note", b"value")
+        world.settle()
+        assert len(world.of("folder/")) == len(world.of("folder/", DESTINATION)) == 2
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        os.removexattr(world.path("folder"), "user.note")
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert verify(world) == []
+        world.stays_quiet()
+
+
+@pytest.mark.skipif(not shutil.which("setfacl"), reason="needs setfacl")
+def test_acls_of_a_directory_are_replicated(tmp_path: Path) -> None:
+    """Its access ACL, and the default ACL for what is made in it."""
+    with World(tmp_path, trees=True) as world:
+        world.path("folder").mkdir()
+        world.settle()
+        os.system(f"setfacl -m u:1234:rx,d:u:1234:rwx {world.path('folder')}")
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert len(folders(world, SOURCE)["folder"][3]) == 2
+        world.stays_quiet()
+        os.system(f"setfacl -b {world.path('folder')}")
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert folders(world, SOURCE)["folder"][3] == {}
+        world.stays_quiet()
+        assert verify(world) == []
+
+
+def test_rmdir_makes_a_marker_and_restore_the_directory(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        world.write("a/b/file", b"content")
+        world.path("a/b").chmod(0o700)
+        world.settle()
+        shutil.rmtree(world.path("a"))
+        world.settle()
+        world.settle()
+        assert folders(world, DESTINATION) == {}
+        assert all(v[-1].marker for v in world.history(DESTINATION).values())
+        assert not world.state(DESTINATION).stale
+        for key in (b"a/", b"a/b/", b"a/b/file"):
+            world.run("object.restore", bucket=SOURCE, key=key)
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert folders(world, SOURCE)["a/b"][0] == 0o700
+        assert world.tree(DESTINATION) == {"a/b/file": b"content"}
+        assert verify(world) == []
+        world.stays_quiet()
+
+
+def test_a_directory_stays_when_its_last_file_is_gone(tmp_path: Path) -> None:
+    """A directory with files and one without are alike; only rmdir removes it."""
+    with World(tmp_path, trees=True) as world:
+        world.write("folder/file", b"content")
+        world.settle()
+        world.unlink("folder/file")
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE) != {}
+        world.stays_quiet()
+
+
+def test_a_renamed_directory_is_renamed_in_the_replica(tmp_path: Path) -> None:
+    """A renamed directory is new keys and markers, with all that is below it."""
+    with World(tmp_path, trees=True) as world:
+        world.write("old/deep/file", b"content")
+        world.path("old/empty").mkdir()
+        world.link("old/link", "deep/file")
+        world.path("old").chmod(0o750)
+        world.settle()
+        world.path("old").rename(world.path("new"))
+        world.settle()
+        world.settle()
+        assert list(folders(world, DESTINATION)) == ["new", "new/deep", "new/empty"]
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert world.tree(DESTINATION) == {"new/deep/file": b"content"}
+        assert world.links(DESTINATION) == {"new/link": "deep/file"}
+        assert not world.state(DESTINATION).stale
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("directory_first", [False, True])
+def test_a_file_and_a_directory_replace_each_other(tmp_path: Path, directory_first: bool) -> None:
+    """The replica follows, whichever came first; nothing is lost of either."""
+    with World(tmp_path, trees=True) as world:
+        acts = [lambda: world.write("key", b"content"), lambda: world.write("key/file", b"below")]
+        acts = acts[::-1] if directory_first else acts
+        acts[0]()
+        world.settle()
+        shutil.rmtree(world.path("key")) if directory_first else world.unlink("key")
+        acts[1]()
+        for _ in range(3):
+            world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert not world.state(DESTINATION).stale
+        assert verify(world) == []
+
+
+def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> None:
+    """A ViewConflict in either direction; nothing is lost, and the object is shown when the way is free."""
+    with World(tmp_path, trees=True) as world:
+        world.write("one", b"theirs", DESTINATION)
+        world.write("two/file", b"theirs", DESTINATION)
+        world.settle()
+        world.path("one").mkdir()
+        world.write("two", b"ours")
+        world.settle()
+        assert world.state(DESTINATION).stale[b"one/"].conflict
+        assert world.state(DESTINATION).stale[b"two"].conflict
+        assert world.tree(DESTINATION) == {"one": b"theirs", "two/file": b"theirs"}
+        world.unlink("one", DESTINATION)
+        shutil.rmtree(world.path("two", DESTINATION))
+        for _ in range(3):
+            world.settle()
+        assert world.tree(DESTINATION) == {"two": b"ours"}
+        assert list(folders(world, DESTINATION)) == ["one"]
+
+
+def test_a_directory_that_holds_other_files_waits_to_be_removed(tmp_path: Path) -> None:
+    """A marker removes no directory that a user put a file into; it goes when that file does."""
+    with World(tmp_path, trees=True) as world:
+        world.path("folder").mkdir()
+        world.settle()
+        world.write("folder/theirs", b"theirs", DESTINATION)
+        world.settle()
+        world.path("folder").rmdir()
+        world.settle()
+        assert world.tree(DESTINATION) == {"folder/theirs": b"theirs"}
+        world.unlink("folder/theirs", DESTINATION)
+        world.settle()
+        world.settle()
+        assert folders(world, DESTINATION) == {}
+        world.stays_quiet()
+
+
+def test_directories_go_both_ways(tmp_path: Path) -> None:
+    """Made, changed and removed on either side; the later change wins."""
+    with World(tmp_path, trees=True) as world:
+        world.run("replication.enable", source=DESTINATION, destination=SOURCE)
+        world.path("here").mkdir()
+        world.path("there", DESTINATION).mkdir()
+        world.path("both").mkdir(mode=0o700)
+        world.path("both", DESTINATION).mkdir(mode=0o755)
+        for _ in range(3):
+            world.settle()
+        assert folders(world, SOURCE) == folders(world, DESTINATION)
+        assert list(folders(world, SOURCE)) == ["both", "here", "there"]
+        world.path("here", DESTINATION).chmod(0o770)
+        world.path("there").rmdir()
+        for _ in range(3):
+            world.settle()
+        assert folders(world, SOURCE) == folders(world, DESTINATION)
+        assert folders(world, SOURCE)["here"][0] == 0o770
+        assert list(folders(world, SOURCE)) == ["both", "here"]
+        world.stays_quiet()
+        assert verify(world) == []
+
+
+def test_no_content_is_shown_in_a_directory_that_its_source_has_narrowed(tmp_path: Path) -> None:
+    """A file arrives before the version of its directory that closes it: the replica's is closed first."""
+    with World(tmp_path, trees=True) as world:
+        world.path("folder").mkdir()
+        world.path("folder").chmod(0o755)
+        world.settle()
+        world.write("folder/secret", b"secret")
+        world.capture(SOURCE)
+        world.path("folder").chmod(0o700)
+        world.flush_settling()
+        assert world.engine.run_until_idle()
+        assert world.tree(DESTINATION) == {"folder/secret": b"secret"}
+        assert folders(world, DESTINATION)["folder"][0] == 0o700
+        assert len(world.of("folder/", DESTINATION)) == 1
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert [v.origin for v in world.of("folder/", DESTINATION)] == ["replica"] * 2
+        world.stays_quiet()
+
+
+def test_adopt_with_trees_takes_directories(tmp_path: Path) -> None:
+    """Each directory of an adopted folder becomes its key's null version, and a backfill sends it."""
+    with World(tmp_path, trees=True, buckets=(DESTINATION, "east/other"), replicate=False) as world:
+        folder = world.path(bucket="east/other").parent / "src"
+        (folder / "empty").mkdir(parents=True)
+        (folder / "full").mkdir(mode=0o700)
+        (folder / "full/file").write_bytes(b"content")
+        world.run("bucket.adopt", bucket=SOURCE, trees=True)
+        assert [v[0].id for v in world.history(SOURCE).values()] == ["null"] * 3
+        world.settle()
+        world.stays_quiet()
+        world.run("replication.enable", source=SOURCE, destination=DESTINATION)
+        world.run("replication.backfill", source=SOURCE)
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+
+
+def test_turning_trees_on_and_off_leaves_directories_alone(tmp_path: Path) -> None:
+    """On: existing directories become objects, and those that replication made become theirs. Off: nothing changes."""
+    with World(tmp_path) as world:
+        world.path("empty").mkdir()
+        world.write("full/file", b"content")
+        world.settle()
+        for bucket in (SOURCE, DESTINATION):
+            world.run("bucket.trees", bucket=bucket, on=True)
+        world.settle()
+        assert folders(world, DESTINATION) == folders(world, SOURCE)
+        assert list(folders(world, DESTINATION)) == ["empty", "full"]
+        for bucket in (SOURCE, DESTINATION):
+            world.run("bucket.trees", bucket=bucket, on=False)
+        world.path("later").mkdir()
+        world.settle()
+        world.restart(without_journal=True)
+        world.settle()
+        assert list(folders(world, DESTINATION)) == ["empty", "full"]
+        assert not any(v[-1].marker for v in world.history(SOURCE).values())
+
+
+def test_a_directory_swapped_for_a_symlink_gains_nothing(tmp_path: Path) -> None:
+    """G9: neither rights nor attributes nor removal reach what a symlink in a directory's place points to."""
+    with World(tmp_path / "site", trees=True) as world:
+        outside = tmp_path / "outside"
+        outside.mkdir(mode=0o755)
+        before = outside.stat()
+        world.path("folder").mkdir()
+        world.settle()
+        world.path("folder", DESTINATION).rmdir()
+        world.path("folder", DESTINATION).symlink_to(outside)
+        world.path("folder").chmod(0o700)
+        world.settle()
+        world.path("folder").rmdir()
+        world.settle()
+        assert outside.is_dir()
+        assert (outside.stat().st_mode, outside.stat().st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
+
+
+@pytest.mark.slow
+def test_power_cut_while_directories_are_made_changed_and_removed(memory: Path) -> None:
+    """G4, G7: after a cut at any change both sides have the same directories, and nothing is doubled."""
+    for calls, world in worlds(memory, trees=True):
+        world.path("changed").mkdir(mode=0o755)
+        world.write("removed/file", b"content")
+        world.path("renamed/below").mkdir(parents=True)
+        world.settle()
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            world.path("changed").chmod(0o700)
+            os.setxattr(world.path("changed"), "user.note", b"value")
+            shutil.rmtree(world.path("removed"))
+            world.path("renamed").rename(world.path("renamed-now"))
+            world.path("made/below").mkdir(parents=True, mode=0o750)
+            world.settle()
+        world.restart()
+        for _ in range(3):
+            world.settle()
+        assert list(folders(world, SOURCE)) == ["changed", "made", "made/below", "renamed-now", "renamed-now/below"]
+        assert folders(world, DESTINATION) == folders(world, SOURCE), f"cut at {calls}, in {fs.died_in}"
+        numbers = {key: len(v) for key, v in world.history(DESTINATION).items()}
+        assert set(numbers.values()) <= {1, 2}, f"cut at {calls}, in {fs.died_in}"
+        assert world.leftovers(DESTINATION) == world.leftovers(SOURCE) == []
+        if not fs.died:
+            return
