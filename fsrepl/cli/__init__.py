@@ -71,6 +71,7 @@ def _keep_log(verbose: int) -> None:
 
 FILES: Mapping[str, Sequence[str]] = {
     "site": ("init", "check", "region"),
+    "tiers": ("tier",),
     "daemon": ("daemon",),
     "buckets": ("bucket", "versioning"),
     "replication": ("replication",),

@@ -48,7 +48,8 @@ def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> Rend
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"])]
     notes = dict.fromkeys(note.text for bucket in document["buckets"] for note in notes_of(bucket, names_max))
-    notes = dict.fromkeys([*document.get("unattached", []), *notes])
+    troubles = [tier["Trouble"] for tier in document.get("tiers", []) if tier.get("Trouble")]
+    notes = dict.fromkeys([*document.get("unattached", []), *troubles, *notes])
     if notes:  # a region that is away is named once, however many buckets it has
         parts += ["", *(Text(f"! {shown(note)}", style="yellow") for note in notes)]
     return Group(*parts)

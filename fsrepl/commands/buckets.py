@@ -10,13 +10,14 @@ from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder
 from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import CreateBucket
-from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage, reason
+from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
 from fsrepl.s3 import arn, replication
 from fsrepl.storage import remembered, versions
 from fsrepl.storage.bucket import FOLDERS, META, Bucket, OpenBucket
 from fsrepl.storage.documents import disowned, read_document, remove_document, write_document
+from fsrepl.storage.journal.rows import read_tier
 from fsrepl.storage.site import Site, ignore_in_git, new_identity
 from fsrepl.storage.walk import directories, leave_out, remove_below
 
@@ -190,9 +191,11 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
                         "BucketNotEmpty",
                         f"{address} holds objects or versions; --yes removes the bucket with its contents",
                     )
+                _require_tiers(engine, opened)
                 engine.region_of(address).put_down(address)
                 site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
                 site.fs.sync_file(opened.meta)
+        _empty_tiers(bucket)
         _remove_tree(bucket)
     except BucketMissing:
         pass
@@ -203,6 +206,22 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
     with engine.journal.transaction():
         engine.journal.forget_bucket(address)
     return {"Bucket": address}
+
+
+def _require_tiers(engine: Engine, bucket: OpenBucket) -> None:
+    """Raises Unavailable where a tier is away that has content of a bucket: it would stay there for ever."""
+    held = {read_tier(traits) for traits, _, _, _ in engine.journal.versions.classed_sizes(bucket.address)}
+    for name in sorted(held - {""}):
+        bucket.tier(name)
+
+
+def _empty_tiers(bucket: Bucket) -> None:
+    """Remove a bucket's content from the tiers of its region."""
+    for name in bucket.root.settings.classes:
+        tier = bucket.root.tier(name)
+        with contextlib.suppress(Unavailable):
+            if tier is not None:
+                tier.remove_bucket(bucket.name)
 
 
 def _is_half_removed(bucket: Bucket) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region
+from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region, Tier
 from fsrepl.model.address import region_of
 from fsrepl.storage import privacy
 
@@ -22,6 +22,7 @@ _QUEUE_MIN = 16384
 _WATCHES_MIN = 524_288
 _NEARLY = 0.7
 _INODES_LOW = 0.05
+_TIER_LOW = 0.02
 _STATE_FULL_BYTES = 1 << 20
 _STATE_LOW_BYTES = 64 << 20
 _AHEAD_S = 2.0
@@ -74,6 +75,7 @@ def findings(facts: Facts) -> list[Finding]:
         *_watches(facts),
         *_rights(facts),
         *(f for region in facts["regions"] for f in _region(facts, region)),
+        *(f for tier in facts["tiers"] for f in _tier(tier)),
         *(f for bucket in facts["buckets"] for f in _bucket(facts, bucket)),
         *_journal(facts),
     ]
@@ -217,6 +219,22 @@ def _region(facts: Facts, region: Region) -> Iterator[Finding]:
     yield from _attributes(facts, region)
     yield from _free(region)
     yield from _sharing(facts, region)
+
+
+def _tier(tier: Tier) -> Iterator[Finding]:
+    name, held = tier["address"], f"{tier['versions']} versions ({_size(tier['bytes'])})"
+    if tier["trouble"]:
+        yield Finding(
+            Level.ERROR if tier["versions"] else Level.WARNING, "tier", name, tier["trouble"],
+            f"mount it, or attach it with `fsrepl tier add {name}=PATH`; the content of {held} cannot be read, and "
+            f"{tier['waiting']} wait to be moved there",
+        )  # fmt: skip
+        return
+    what = f"{tier['path']}: {held}, {_size(tier['free'])} of {_size(tier['total'])} are free"
+    if tier["free"] < tier["total"] * _TIER_LOW:
+        yield Finding(Level.WARNING, "tier", name, what, "make room there; what does not fit stays in the region")
+    else:
+        yield Finding(Level.OK, "tier", name, what)
 
 
 def _writable(facts: Facts, region: Region) -> Iterator[Finding]:

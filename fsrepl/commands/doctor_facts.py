@@ -17,12 +17,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypedDict
 
+from fsrepl.commands.documents.tiers import Held, held
 from fsrepl.errors import Disowned, FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.rule import Role, Rule
 from fsrepl.model.version import Versioning
 from fsrepl.s3 import permissions
 from fsrepl.storage import privacy, probe, sharing, staging
+from fsrepl.storage import tiers as tiers_
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED, FileType
 from fsrepl.storage.journal.database import Journal
@@ -98,6 +100,19 @@ class Bucket(TypedDict):
     """Symlinks of a tree bucket whose absolute targets are outside its region, with their targets."""
 
 
+class Tier(TypedDict):
+    """A tier, as this process sees it. trouble: why it is offline; bytes: of the content of versions in it."""
+
+    address: str
+    path: str
+    trouble: str
+    free: int
+    total: int
+    versions: int
+    bytes: int
+    waiting: int
+
+
 class Facts(TypedDict):
     """All facts. said: the daemon's status; regions: as the daemon sees them, or this process where none runs.
 
@@ -110,6 +125,7 @@ class Facts(TypedDict):
     regions: list[Region]
     mounted_rw: list[str]
     buckets: list[Bucket]
+    tiers: list[Tier]
     journal: str
     state: str
     state_free: int | None
@@ -358,6 +374,28 @@ def _refusal(role: Role, source: str, rule: Rule) -> str:
     return ""
 
 
+# -- tiers
+
+
+def tiers(site: Site, journal: Journal | None) -> list[Tier]:
+    """All tiers; without a journal nothing is known of what lies in them."""
+    counts = held(site, journal) if journal is not None else {}
+    return [_tier(tier, counts.get(tier.address, Held())) for tier in site.tiers()]
+
+
+def _tier(tier: tiers_.Tier, counts: Held) -> Tier:
+    found: Tier = {
+        "address": tier.address, "path": str(tier.settings.path), "trouble": "", "free": 0, "total": 0,
+        "versions": counts.versions, "bytes": counts.bytes, "waiting": counts.waiting,
+    }  # fmt: skip
+    try:
+        with tier.open() as at:
+            found["free"], found["total"] = tier.fs.space(at)
+    except FsreplError as error:
+        found["trouble"] = str(error)
+    return found
+
+
 # -- the journal
 
 
@@ -404,6 +442,7 @@ def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | 
     here = where_it_works(site) if there is None else there
     try:
         buckets = [bucket(site, address, found, site.now() / 1e9) for address in sorted(site.buckets)]
+        tiers_ = tiers(site, found)
     finally:
         if found is not None:
             found.close()
@@ -417,6 +456,7 @@ def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | 
             if name not in site.silent and is_mounted_rw(str(settings.path))
         ],
         "buckets": buckets,
+        "tiers": tiers_,
         "journal": trouble,
         "state": str(site.state),
         "state_free": state_free(site),

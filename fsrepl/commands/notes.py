@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fsrepl.model.amounts import counted
+from fsrepl.model.amounts import counted, size_text
 
 
 class Kind(enum.StrEnum):
@@ -19,6 +19,8 @@ class Kind(enum.StrEnum):
     PAUSED = "paused"
     WAITING = "waiting"
     """Deliveries that are tried again later."""
+    MOVING = "moving"
+    """Versions that are moved between tiers."""
     FILES = "files"
     """Files that cannot be captured or shown, or are not watched."""
     SKIPPED = "skipped"
@@ -51,6 +53,9 @@ def notes_of(bucket: dict[str, Any], names_max: int | None) -> Iterator[Note]:
         yield Note(
             Kind.PAUSED, f"{name}: {bucket['paused']}{waiting}; make room there, or set keep_free in [capture] lower"
         )
+    for each in bucket.get("moving", ()):
+        moved = f"{counted(each['versions'], 'version')} ({size_text(each['bytes'])}) to be moved to {each['tier']}"
+        yield Note(Kind.MOVING, f"{name}: {moved}" + (f": {each['why']}" if each.get("why") else ""))
     for each in bucket.get("blocked", ()):
         yield Note(Kind.WAITING, f"{name} to {each['destination']}: {each['why']}")
     for each in bucket.get("retrying", ()):

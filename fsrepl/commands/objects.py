@@ -58,7 +58,7 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
                 )
             captured = before is None or before.id != known.id
             return keys.key_document(key) | {"VersionId": version.id, "Changed": False, "Captured": captured}
-        fd = versions.open_version(bucket, key, version.id)
+        fd = versions.open_content(bucket, version)
         name = staging.token()
         try:
             if copying.copy_aside(bucket, fd, name) != version.digest:
@@ -92,6 +92,7 @@ def as_new_version(state: BucketState, version: Version, now_ns: int, known: Obj
         deliveries={},
         edited={},
         shortfall=NO_SHORTFALL,
+        place=None,
     )
     return replace(new, deliveries=rules.choose(state.bucket.replication, new))
 

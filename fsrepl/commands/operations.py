@@ -18,6 +18,7 @@ from fsrepl.commands import (
     replication,
     roles,
     sites,
+    tiers,
     trees,
     undelete,
     versioning,
@@ -216,6 +217,8 @@ def _in_region(kind: type[L], step: Callable[[Engine, L], Answer]) -> Row:
 OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
     [
         _does(requests.AddRegion, sites.add_region),
+        _does(requests.AddTier, tiers.add_tier),
+        _does(requests.RemoveTier, tiers.remove_tier),
         _does(requests.ForgetRegion, lambda e, r: sites.forget_region(e, r.name)),
         _in_region(requests.CreateBucket, buckets.create_bucket),
         _does(requests.AdoptBucket, _adopt),

@@ -103,6 +103,46 @@ def move_region(text: str, name: str, path: str) -> str:
     return add_region(remove_region(text, name), name, path)  # an inline table with the path alone
 
 
+def put_class(text: str, region: str, name: str, values: Mapping[str, object]) -> str:
+    """The text of a file with a tier of a region, new or with other values, and nothing else changed. Raises Usage."""
+    expected = tomllib.loads(text)
+    if name in expected["regions"][region].get("classes", {}):
+        text = remove_class(text, region, name)
+        expected = tomllib.loads(text)
+    expected["regions"][region].setdefault("classes", {})[name] = dict(values)
+    keys = ("regions", region, "classes", name)
+    new = [f"[{title_of(keys)}]", *(f"{each} = {quoted(value)}" for each, value in values.items())]
+    found = [s for s in statements(text) if s.keys]
+    last = max((i for i, s in enumerate(found) if s.keys[0][:2] == ("regions", region)), default=0)
+    while last + 1 < len(found) and not found[last + 1].header:
+        last += 1
+    lines = text.split("\n")
+    at = _with_comments(lines, found[last].end)
+    block = ["", *new, *([""] if at < len(lines) and lines[at].strip() else [])]
+    block = [line + "\r" for line in block] if "\r\n" in text else block
+    result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
+    return _checked(result, expected, f"add [{title_of(keys)}] to {FILE} by hand")
+
+
+def remove_class(text: str, region: str, name: str) -> str:
+    """The text of a file without a tier of a region, and nothing else changed. Raises Usage."""
+    expected = tomllib.loads(text)
+    keys = ("regions", region, "classes", name)
+    classes = expected["regions"][region]["classes"]
+    del classes[name]
+    if not classes:
+        del expected["regions"][region]["classes"]
+    lines, found = text.split("\n"), [s for s in statements(text) if s.keys]
+    for i, statement in reversed(list(enumerate(found))):
+        if statement.header and statement.table == keys:
+            own = list(itertools.takewhile(lambda s: not s.header, found[i + 1 :]))
+            first, end = statement.first, _with_comments(lines, (own or [statement])[-1].end)
+            if first and not lines[first - 1].strip() and (end == len(lines) or not lines[end].strip()):
+                first -= 1  # one of the blank lines around it
+            del lines[first:end]
+    return _checked("\n".join(lines), expected, f"remove [{title_of(keys)}] from {FILE} by hand")
+
+
 def remove_region(text: str, name: str) -> str:
     """The text of a file without a region's table and the comments in it, and nothing else changed. Raises Usage."""
     expected = tomllib.loads(text)

@@ -46,17 +46,17 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
     text = settings_text.render(wanted)
     parsed = reading.parse(text, path, os.path.realpath)
     with contextlib.ExitStack() as undo:
-        _make_directory(directory, "the site", undo)
+        make_directory(directory, "the site", undo)
         site = Site(parsed, fs)
         found = {name: attach_region(site, name, undo) for name in wanted}
         site.save_identities()
-        _write_settings(site.fs, path, text)
+        write_settings(site.fs, path, text)
         undo.pop_all()
     attached = [{"Name": n, "Path": str(r.path), "Buckets": found[n]} for n, r in parsed.regions.items()]
     return {"Site": str(directory), "Regions": attached}
 
 
-def _make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: int | None = None) -> None:
+def make_directory(path: Path, what: str, undo: contextlib.ExitStack, umask: int | None = None) -> None:
     """Create a directory and its missing parents; undo removes them again. Raises Usage.
 
     umask: the caller's, where the caller is another process.
@@ -78,7 +78,7 @@ def _remove_if_empty(path: Path) -> None:
         path.rmdir()
 
 
-def _write_settings(fs: Fs, path: Path, text: str) -> None:
+def write_settings(fs: Fs, path: Path, text: str) -> None:
     """Replace fsrepl.toml in one step. An existing file, also behind a symlink, keeps its owner and mode."""
     path = Path(os.path.realpath(path))
     with open_directory(fs, path.parent) as at:
@@ -99,7 +99,7 @@ def attach_region(
     directory replaces a lost region. undo removes what was created.
     """
     path = site.settings.regions[name].path
-    _make_directory(path, f"region {name}", undo, umask)
+    make_directory(path, f"region {name}", undo, umask)
     with open_directory(site.fs, path) as at:
         try:
             identity = read_document(site.fs, at, REGION_IDENTITY)
@@ -186,7 +186,7 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
                 make_bucket(site, bucket, Versioning.ENABLED, undo, umask)
                 _put_back_settings(site, bucket)
         site.save_identities()
-        _write_settings(engine.fs, file, text)
+        write_settings(engine.fs, file, text)
         undo.pop_all()
     engine.reload(parsed)
     answer: dict[str, object] = {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost})}
@@ -280,6 +280,6 @@ def forget_region(engine: Engine, name: str) -> dict[str, object]:
     for address in [a for a in site.identities.buckets if a.startswith(name + "/")]:
         del site.identities.buckets[address]
     site.save_identities()
-    _write_settings(engine.fs, file, text)
+    write_settings(engine.fs, file, text)
     engine.reload(parsed)
     return {"Name": name}

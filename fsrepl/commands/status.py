@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsrepl.commands import reader
+from fsrepl.commands.documents import tiers
 from fsrepl.commands.reader import Document
 from fsrepl.daemon import metrics
 from fsrepl.daemon.metrics import RuleMetrics
@@ -30,6 +31,7 @@ def status(site: Site, said: Document) -> Document:
     """The document of `status --json`. said: the daemon's status."""
     with reader.reader(site) as journal_:
         buckets = [_bucket(site, journal_, address, said) for address in sorted(site.buckets)]
+        tiers_ = tiers.tiers(site, journal_)
     return {
         "daemon": {
             "running": bool(said.get("running")),
@@ -41,6 +43,7 @@ def status(site: Site, said: Document) -> Document:
         },
         "buckets": buckets,
         "transfers": said.get("transfers", []),
+        **({"tiers": tiers_} if tiers_ else {}),
         **({"unattached": unattached} if (unattached := site.unattached()) else {}),
     }
 
@@ -79,6 +82,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["trouble"] = trouble
     if halted is not None:
         document["halted"] = halted.document() | {"held": journal_.deliveries.count_held(address)}
+    if moving := _moving(site, journal_, address, alive.get("moves_wait", "")):
+        document["moving"] = moving
     if linked := journal_.versions.count_linked(address):
         document["linked"] = linked
     for name in ("scanning", "paused", "exposed", "unreadable"):
@@ -103,6 +108,16 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
     if retrying := [r for r in said.get("retrying", []) if r["source"] == address]:
         document["retrying"] = [{name: r[name] for name in ("destination", "why", "deliveries")} for r in retrying]
     return document
+
+
+def _moving(site: Site, journal_: Journal, address: str, why: str) -> list[Document]:
+    """What is to be moved to tiers, or back to STANDARD. why: what the last try failed for."""
+    found = tiers.held(site, journal_, [address])
+    return [
+        {"tier": tier, "versions": each.waiting, "bytes": each.waiting_bytes, **({"why": why} if why else {})}
+        for tier, each in sorted(found.items())
+        if each.waiting
+    ]
 
 
 def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:

@@ -175,7 +175,7 @@ def _restore(
 def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted) -> _Staged:
     """Copy a version into staging, twice where its view has a file of its own. Raises FsreplError, OSError."""
     version = wanted.version
-    fd, name, view = versions.open_version(bucket, version.key, version.id), staging.token(), b""
+    fd, name, view = versions.open_content(bucket, version), staging.token(), b""
     try:
         if copying.copy_aside(bucket, fd, name) != version.digest:
             raise ContentDamaged(f"version {version.id} no longer matches its BLAKE3", version.id)

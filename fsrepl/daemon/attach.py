@@ -144,6 +144,8 @@ class Attaching(Region):
         barrier.watch_barrier(self, state, bucket)
         backfill.resume(self, state, bucket)
         state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
+        state.placing.begin_again()
+        state.placing.swept.clear()
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
         deliveries.enqueue_all(self, state)

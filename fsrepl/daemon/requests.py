@@ -156,6 +156,24 @@ class AddRegion(Request):
 
 
 @dataclass(frozen=True)
+class AddTier(Request):
+    """tier: REGION/CLASS. umask: the caller's."""
+
+    op = "tier.add"
+    tier: str
+    path: str
+    umask: int | None = None
+
+
+@dataclass(frozen=True)
+class RemoveTier(Request):
+    """tier: REGION/CLASS."""
+
+    op = "tier.rm"
+    tier: str
+
+
+@dataclass(frozen=True)
 class ForgetRegion(Request):
     op = "region.forget"
     name: str

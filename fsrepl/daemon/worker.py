@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fsrepl.capture import barrier, ingest, schedule
 from fsrepl.daemon.attach import Attaching
 from fsrepl.errors import BucketMissing, FsreplError
-from fsrepl.lifecycle import run
+from fsrepl.lifecycle import run, tiers
 from fsrepl.model.version import Versioning
 from fsrepl.region import deliveries, halting
 from fsrepl.region.bucket_state import BucketState, Phase
@@ -128,6 +128,7 @@ class Worker(Attaching):
             functools.partial(refetch.fetch_due, self),
             self._backfill,
             functools.partial(run.step, self),
+            functools.partial(tiers.step, self),
         ):
             busy |= step()
         self._label_views(busy=busy)

@@ -213,11 +213,13 @@ class ActionGroup:
     # -- classes
 
     def _move(self, moved: Sequence[tuple[Action, Version]]) -> None:
-        """Write the new storage class on the record of each. A class is a label: nothing moves yet."""
+        """Write the new storage class on the record of each. lifecycle/tiers.py then moves the content."""
         if not moved:
             return
         address, now_s = self.bucket.address, time.monotonic()
         self._tell(events.Name.MOVED, [_in_class(version, action) for action, version in moved])
+        # until the records are written the journal does not know their classes: a crash may leave it behind them
+        self.journal.versions.set_traits(address, [(version.key, version.id, None) for _, version in moved])
         after: list[Version] = []
         for action, before in moved:
             version = _in_class(before, action)
@@ -233,6 +235,7 @@ class ActionGroup:
             self._note(action.kind, version, f"class={version.storage_class}")
         with self.journal.transaction():
             self.journal.versions.set_traits(address, [(v.key, v.id, traits_of(v)) for v in after])
+        self.state.placing.begin_again()
 
     # -- telling
 

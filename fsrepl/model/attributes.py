@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +17,18 @@ from typing import Any
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import clock, keys
-from fsrepl.model.version import NO_SHORTFALL, NULL, DeliveryRecord, Origin, Posix, Shortfall, Status, Tracking, Version
+from fsrepl.model.version import (
+    NO_SHORTFALL,
+    NULL,
+    DeliveryRecord,
+    Origin,
+    Place,
+    Posix,
+    Shortfall,
+    Status,
+    Tracking,
+    Version,
+)
 
 OURS = "user.fsrepl."
 VERSION_ID = OURS + "version-id"
@@ -30,6 +42,7 @@ POSIX = OURS + "posix"
 KEY = OURS + "key"
 EDITED = OURS + "edited"
 SHORTFALL = OURS + "shortfall"
+PLACE = OURS + "place"
 TAG = OURS + "tag."
 MADE = OURS + "made"
 """Attribute of a directory that replication created in a view: the directory is removed when it is empty."""
@@ -48,6 +61,7 @@ RECORDS = FORMER | {RECORD, DELIVERIES}
 LABEL = frozenset({VERSION_ID, STATUS})
 """Attributes that are labels on a view; tags come in addition."""
 
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -68,6 +82,8 @@ def encode(version: Version) -> dict[str, bytes]:
         out[SHORTFALL] = _encode_shortfall(version.shortfall)
     if version.posix is not None:
         out[POSIX] = _encode_posix(version.posix)
+    if version.place is not None:
+        out[PLACE] = _encode_place(version.place, version.size)
     if version.deliveries:
         out[DELIVERIES] = encode_deliveries(version)
     out.update(of_object(version))
@@ -137,6 +153,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
         if said != stored.id:
             raise StoreDamaged(f"the version stored as {stored.id} says that it is {said}")
         origin = raw.get(ORIGIN, b"user").decode()
+        place, size = _decode_place(raw[PLACE]) if PLACE in raw else (None, size)
         return Version(
             key=_key(raw[KEY], key) if KEY in raw else key,
             id=stored.id,
@@ -155,6 +172,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
             edited=json.loads(raw[EDITED]) if EDITED in raw else {},
             shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
+            place=place,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreDamaged(f"the attributes of version {stored.id} cannot be read: {error}") from error
@@ -281,6 +299,18 @@ def _encode_shortfall(shortfall: Shortfall) -> bytes:
 def _decode_shortfall(data: bytes) -> Shortfall:
     said = json.loads(data)
     return Shortfall(_posix_of(said["posix"]) if "posix" in said else None, frozenset(said.get("lacks", ())))
+
+
+def _encode_place(place: Place, size: int) -> bytes:
+    """A place as JSON, with the size of the content, which the empty stored file does not have."""
+    return _compact({"tier": place.tier, "token": place.token, "size": size}).encode()
+
+
+def _decode_place(data: bytes) -> tuple[Place, int]:
+    said = json.loads(data)
+    if not _TOKEN.fullmatch(said["token"]):  # it names a file
+        raise ValueError(f"{said['token']!r} names no file of a tier")
+    return Place(str(said["tier"]), said["token"]), int(said["size"])
 
 
 def _encode_posix(posix: Posix) -> bytes:

@@ -79,6 +79,11 @@ def stored_name(name: bytes, version_id: str, *, marker: bool = False) -> bytes:
     return stored_component(name) + b";" + version_id.encode() + (MARKER if marker else b"")
 
 
+def tier_name(token: str, key: bytes) -> bytes:
+    """The file name of a version's content in a tier: a random token, and the last component for people who look."""
+    return token.encode() + b";" + stored_component(split(key)[1])
+
+
 def parse(stored: bytes) -> StoredName | None:
     """The parts of a file name in the version store; None for a foreign file."""
     match = _STORED.fullmatch(stored)

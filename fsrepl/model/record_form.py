@@ -21,9 +21,9 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, POSIX, RECORD, SHORTFALL, STATUS, is_ours
+from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, PLACE, POSIX, RECORD, SHORTFALL, STATUS, is_ours
 
-_NESTED = frozenset({DELIVERIES, EDITED, POSIX, SHORTFALL})
+_NESTED = frozenset({DELIVERIES, EDITED, PLACE, POSIX, SHORTFALL})
 """Fields whose value is JSON."""
 _ATTRIBUTES = "attributes"
 """The field of only a whole record: the object's attributes and tags."""

@@ -146,6 +146,17 @@ NO_SHORTFALL = Shortfall()
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a version's content lies that is not in its bucket's store: in a tier of its region, under a token.
+
+    tier: the storage class whose directory holds the content; that of the version, or of the move before.
+    """
+
+    tier: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryRecord:
     """The state of a version's delivery to one destination, with the winning rule's settings at its creation."""
 
@@ -176,9 +187,9 @@ class DeliveryRecord:
 class Version:
     """One version of a key, or one marker. Content never changes; metadata and deliveries may.
 
-    A replica has the values of its source, except origin, source and deliveries, and except storage_class and owner
-    where a rule overrides them. edited maps each edited group of metadata ("posix", "acl", "attrs", "tags") to the time
-    and bucket of its last edit: {group: "created_ns REGION/BUCKET"}.
+    A replica has the values of its source, except origin, source, place and deliveries, and except storage_class and
+    owner where a rule overrides them. edited maps each edited group of metadata ("posix", "acl", "attrs", "tags") to
+    the time and bucket of its last edit: {group: "created_ns REGION/BUCKET"}.
     """
 
     key: bytes
@@ -197,6 +208,8 @@ class Version:
     edited: Mapping[str, str] = field(default_factory=dict)
     shortfall: Shortfall = NO_SHORTFALL
     """The shortfall of this bucket's view; it is not replicated."""
+    place: Place | None = None
+    """None: the content is that of the stored file. Else the stored file is empty and has only the record."""
 
     @property
     def kind(self) -> Kind:

@@ -17,7 +17,7 @@ from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.backfill_jobs import Job
 from fsrepl.storage.bucket import Bucket, Documents
-from fsrepl.storage.journal.rows import Delivery
+from fsrepl.storage.journal.rows import Classed, Delivery
 from fsrepl.storage.remembered import Keeper
 
 
@@ -94,6 +94,31 @@ class LifecycleRun:
     judged: int = 0
     done: dict[str, int] = field(default_factory=dict)
     blocked: int = 0
+
+
+@dataclass(slots=True)
+class Placing:
+    """A pass through a bucket for versions that do not lie in the tier of their class.
+
+    last: the position reached. in_hand: a background worker copies, or sweeps a tier. why: what the moves wait for.
+    swept: by tier, the monotonic time of the next sweep.
+    """
+
+    last: Classed | None = None
+    is_over: bool = False
+    pass_due_s: float = 0.0
+    in_hand: bool = False
+    tries: int = 0
+    due_s: float = 0.0
+    why: str = ""
+    swept: dict[str, float] = field(default_factory=dict)
+
+    def begin_again(self) -> None:
+        """Go through the bucket from its beginning, at once."""
+        self.last, self.is_over, self.pass_due_s = None, False, 0.0
+
+    def sweep_due(self, tier: str) -> float:
+        return self.swept.get(tier, 0.0)
 
 
 class Phase(enum.Enum):
@@ -183,6 +208,8 @@ class BucketState:
     """Time of the next check whether a lifecycle run is due."""
     has_lifecycle: bool = True
     """False once it is known to have no rules, and the journal to remember none."""
+    placing: Placing = field(default_factory=Placing)
+    """The moves between tiers."""
     deletions: Deletions = field(default_factory=Deletions)
     """The deletions of users within the last minute."""
     withheld: dict[tuple[bytes, str], Withheld] = field(default_factory=dict)
@@ -203,6 +230,7 @@ class BucketState:
             "skipped": self.trouble.skipped_number if self.is_scanned else None,
             "paused": self.paused,
             "exposed": self.bucket.exposed,
+            "moves_wait": self.placing.why,
         }
 
     @property

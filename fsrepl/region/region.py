@@ -62,6 +62,9 @@ class Region(Receiver, Sources):
             self.engine.settings.replication.large_file_bytes,
             self.changes.is_temporary,
         )
+        for state in self.states.values():
+            state.placing.begin_again()
+            state.placing.due_s = 0.0
 
     # -- the loop's services for a step (daemon/worker.py)
 

@@ -26,6 +26,7 @@ from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix
 from fsrepl.storage.site import Site
+from fsrepl.storage.tiers import OpenTier
 from fsrepl.storage.view_file import ViewFile, open_view_if_there
 from fsrepl.views import view_attributes
 
@@ -113,6 +114,34 @@ def _related(site: Site, address: str) -> frozenset[str]:
     return frozenset(near - {address})
 
 
+class InTiers:
+    """The versions whose content lies in the tiers of a bucket, as the copies of their records there say. Read once.
+
+    away: the tiers that cannot be read now.
+    """
+
+    def __init__(self, bucket: OpenBucket) -> None:
+        self.away: dict[str, str] = {}
+        self._found: dict[tuple[bytes, str], Version] = {}
+        for name in bucket.bucket.root.settings.classes:
+            try:
+                tier = bucket.tier(name)
+                for entry in tier.entries():
+                    self._add(bucket, tier, entry)
+            except (OSError, FsreplError) as error:
+                self.away[name] = reason(error)
+
+    def _add(self, bucket: OpenBucket, tier: OpenTier, entry: bytes) -> None:
+        with contextlib.suppress(StoreDamaged):
+            found = tier.read(entry)
+            if found is not None and found[0] == bucket.bucket.uuid:
+                self._found[keys.stored_path(found[1].key), found[1].id] = found[1]
+
+    def find(self, path: bytes, version_id: str) -> Version | None:
+        """A version by the path of its stored file."""
+        return self._found.get((path, version_id))
+
+
 class Rebuilder:
     """Rebuilds records of one bucket that is open for writing. Other regions are only read."""
 
@@ -125,6 +154,7 @@ class Rebuilder:
         self.waiting = 0
         """Number of records that cannot be rebuilt yet, while a region that may help is away."""
         self._elsewhere: Elsewhere | None = None
+        self._in_tiers: InTiers | None = None
         self._hidden: dict[str, list[bytes]] | None = None
         """By version id, the keys that no stored path spells. Built once, since each search would read all of them."""
         self._spellings: dict[bytes, dict[bytes, bytes]] = {}
@@ -145,6 +175,15 @@ class Rebuilder:
         enough to compare its view with, and `waiting` counts it. damaged: the surviving attributes are not
         trusted. Where the content was overwritten `damaged` names the version. Raises OSError.
         """
+        if self._may_be_placed(at, name, stored):
+            placed = self.in_tiers.find(keys.join(path, stored.name), stored.id)
+            if placed is not None:
+                records.rewrite(self.bucket, placed)
+                self.rebuilt += 1
+                return placed
+            if self.in_tiers.away:
+                self.waiting += 1
+                return None
         found = self._recall(at, path, name, stored, damaged=damaged)
         if found is None:
             self.waiting += bool(self.elsewhere.away)
@@ -170,6 +209,17 @@ class Rebuilder:
             self.bucket.address, keys.shown(version.key), version.id, model or "its name and content",
         )  # fmt: skip
         return version
+
+    @property
+    def in_tiers(self) -> InTiers:
+        if self._in_tiers is None:
+            self._in_tiers = InTiers(self.bucket)
+        return self._in_tiers
+
+    def _may_be_placed(self, at: int, name: bytes, stored: keys.StoredName) -> bool:
+        """Whether the content of a stored file may lie in a tier: the file is empty then."""
+        has_tiers = bool(self.bucket.bucket.root.settings.classes)
+        return has_tiers and not stored.marker and self.bucket.fs.stat(at, name).st_size == 0
 
     def recall(self, key: bytes, version_id: str) -> Version | None:
         """The version of a stored file that is also another's file; nothing is written on it.

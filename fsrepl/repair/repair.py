@@ -169,8 +169,12 @@ def _from_elsewhere(engine: Runtime, target: Target, records: dict[str, Version]
 
 
 def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
+    """Whether the content of a version is whole, wherever it lies. Raises Unavailable where its tier is away."""
     try:
-        fd = bucket.fs.open_read(bucket.store.get(target.directory), target.name)
+        if version.place is None:
+            fd = bucket.fs.open_read(bucket.store.get(target.directory), target.name)
+        else:
+            fd = versions.open_content(bucket, version)
     except OSError:
         return False
     try:
@@ -274,6 +278,8 @@ def _put_in_place(
             staging.unstage(bucket, staged) if staged else None
             return
         now = _edited_meanwhile(bucket, version)
+        if staged:
+            now = replace(now, place=None)  # the copy is in the store; what lies in a tier is swept
         if staged and _comes_back_newest(region, bucket, now, staged):
             _publish_newest(region, state, bucket, now, staged)
             now, staged = _edited_meanwhile(bucket, now), b""
@@ -407,6 +413,7 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, version: Ve
     publishing.publish(region.engine.syncer, bucket, [versions.stage_copy(bucket, name, version)])
     state.bucket.ids.saw(version.id, version.created_ns)
     _index(region, bucket, version)
+    state.placing.begin_again()
     log.info(
         'repaired bucket=%s key="%s" version=%s size_bytes=%d',
         bucket.address, keys.shown(version.key), version.id, version.size,

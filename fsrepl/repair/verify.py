@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fsrepl.errors import FsreplError, Refused, StoreDamaged, reason
+from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, clock, digests, keys
 from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare
@@ -278,7 +278,10 @@ class Verification:
             version = record.version(guess, stored)
             if version.marker:
                 return version, None
-            digest = self._digest(side, at, name)
+            digest = self._digest(side, at, name) if version.place is None else self._digest_in_tier(side, version)
+        except Unavailable as error:  # a tier that is away is no damage
+            self.tally.away[side.address] = str(error)
+            return version, None
         except FileNotFoundError:
             return None, None
         except StoreDamaged as error:
@@ -293,6 +296,17 @@ class Verification:
 
     def _digest(self, side: Side, at: int, name: bytes) -> bytes:
         fd = side.bucket.fs.open_read(at, name)
+        try:
+            return digests.of_chunks(self._counted(side.bucket.fs.chunks(fd)))
+        finally:
+            side.bucket.fs.close(fd)
+
+    def _digest_in_tier(self, side: Side, version: Version) -> bytes:
+        """The digest of content that lies in a tier; empty where it is lost."""
+        try:
+            fd = versions.open_content(side.bucket, version)
+        except FileNotFoundError:
+            return b""
         try:
             return digests.of_chunks(self._counted(side.bucket.fs.chunks(fd)))
         finally:

@@ -48,7 +48,7 @@ def stage(
 ) -> Sent:
     """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError."""
     try:
-        fd = versions.open_version(source, version.key, version.id)
+        fd = versions.open_content(source, version)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
@@ -183,7 +183,7 @@ def _look(
         if there is None or not there.digest:
             return None
         blocks = maps.read(bucket, there.digest) or maps.read(source, there.digest)
-        fd = versions.open_version(bucket, key, version_id)
+        fd = versions.open_content(bucket, there)
         try:
             if blocks is None and may_make:
                 blocks = maps.of_file(bucket, there.digest, fd)

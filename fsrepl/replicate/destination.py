@@ -72,7 +72,7 @@ class LocalTree:
 
     def is_whole(self, version: Version) -> bool:
         bucket = self._bucket
-        fd = versions.open_version(bucket, version.key, version.id)
+        fd = versions.open_content(bucket, version)
         try:
             return bucket.fs.stat_fd(fd).st_size == version.size and content_digest(bucket, fd) == version.digest
         finally:

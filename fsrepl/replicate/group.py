@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from fsrepl.errors import UNEXPECTED, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys, metadata
@@ -282,7 +283,7 @@ def whole_replica(state: BucketState, destination: Destination, item: Item, *, u
     except StoreDamaged as error:
         state.damaged.append(Damaged(destination.address, replica.key, replica.id))
         raise Unavailable(f"its record in {destination.address} is rebuilt first: {error}") from error
-    return there if destination.is_whole(replica) else None
+    return there if destination.is_whole(replace(replica, place=there.place)) else None
 
 
 def stage(region: Region, source: OpenBucket, destination: Destination, item: Item,

@@ -59,7 +59,7 @@ def _copy(
     source: OpenBucket, version: Version, draft: Draft, progress: Progress | None, limiter: Limiter | None
 ) -> None:
     try:
-        fd = versions.open_version(source, version.key, version.id)
+        fd = versions.open_content(source, version)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:
@@ -91,7 +91,7 @@ def _verify(source: OpenBucket, version: Version, draft: Draft, on_read: Callabl
     if draft.is_whole(on_read):
         return
     try:
-        original = versions.open_version(source, version.key, version.id)
+        original = versions.open_content(source, version)
     except FileNotFoundError as error:
         raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
     try:

@@ -148,6 +148,7 @@ def replica_of(version: Version, recorded: DeliveryRecord, source: str) -> Versi
         deliveries={},
         storage_class=recorded.storage_class or version.storage_class,
         shortfall=NO_SHORTFALL,
+        place=None,
     )
 
 

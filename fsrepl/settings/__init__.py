@@ -30,8 +30,17 @@ def _setting(kind: kinds.Kind, toml: object, about: str, name: str = "") -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassSettings:
+    """A storage class of a region that has its own directory: a tier. Its path is absolute."""
+
+    name: str
+    path: Path = _setting(kinds.path, None, "")
+    drain: bool = _setting(kinds.flag, False, "true: move the content that lies there back into the region")
+
+
+@dataclass(frozen=True, slots=True)
 class RegionSettings:
-    """A region. Its path is absolute, with symlinks and `..` as in the file."""
+    """A region. Its path is absolute, with symlinks and `..` as in the file. classes: its tiers, by storage class."""
 
     name: str
     path: Path = _setting(kinds.path, None, "")
@@ -40,6 +49,7 @@ class RegionSettings:
         "auto",
         "auto | private | link: may stored versions share blocks with the files people see",
     )
+    classes: Mapping[str, ClassSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,16 @@ TABLES: Mapping[str, type[Any]] = {
     "metrics": Metrics,
     "console": Console,
 }
+TIERS = (
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "REDUCED_REDUNDANCY",
+)
+"""The storage classes that may have a directory of their own. STANDARD has the region's."""
 REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 

@@ -23,6 +23,8 @@ from fsrepl.settings import (
     REGION_NAME,
     STATE,
     TABLES,
+    TIERS,
+    ClassSettings,
     RegionSettings,
     Settings,
     kinds,
@@ -122,7 +124,7 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
                 keys = ("regions", region)
                 if not REGION_NAME.fullmatch(region):
                     raise file.wrong(keys, bad_name(region))
-                regions[region] = file.read(keys, below, RegionSettings, name=region)
+                regions[region] = _region(file, keys, file.table(keys, below))
         elif name in TABLES:
             tables[name] = file.read((name,), value, TABLES[name])
         else:
@@ -131,40 +133,68 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
     return Settings(path, state, MappingProxyType(regions), **tables)
 
 
+def _region(file: _Text, keys: Keys, table: dict[str, object]) -> RegionSettings:
+    """A region and its tiers, [regions.NAME.classes.CLASS]."""
+    classes = {}
+    above = (*keys, "classes")
+    for name, below in file.table(above, table.get("classes", {})).items():
+        if name not in TIERS:
+            near = difflib.get_close_matches(name.upper(), TIERS, 1, 0.5)
+            advice = f"did you mean {quoted(near[0])}?" if near else f"there are {', '.join(TIERS)}"
+            if name == "STANDARD":
+                advice = "STANDARD lies in the region's own path"
+            raise file.wrong((*above, name), f"[{title_of(above)}] has no storage class {quoted(name)}; {advice}")
+        classes[name] = file.read((*above, name), below, ClassSettings, name=name)
+    own = {name: value for name, value in table.items() if name != "classes"}
+    return file.read(keys, own, RegionSettings, name=keys[-1], classes=MappingProxyType(classes))
+
+
 def bad_name(region: str) -> str:
     return f"{quoted(region)} cannot name a region: letters, digits, '.', '_' and '-', not beginning with a '.'"
 
 
 def _check_apart(file: _Text, regions: Mapping[str, RegionSettings], state: Path, real: Callable[[str], str]) -> None:
-    """Refuse overlapping regions, where replicas in one would be new files in another, and a state folder inside a
-    region, where the journal would be an object."""
-    places = {name: os.path.join(real(str(region.path)), "") for name, region in regions.items()}
+    """Refuse overlapping regions and tiers, where replicas in one would be new files in another, and a state folder
+    inside one of them, where the journal would be an object."""
+    places: dict[Keys, str] = {}
+    for name, region in regions.items():
+        places["regions", name] = os.path.join(real(str(region.path)), "")
+        for tier in region.classes.values():
+            places["regions", name, "classes", tier.name] = os.path.join(real(str(tier.path)), "")
     for (one, here), (other, there) in itertools.combinations(places.items(), 2):
-        keys = ("regions", other, "path")
+        keys = (*other, "path")
         if here == there:
-            raise file.wrong(
-                keys, f"regions {one} and {other} are the same directory, {_plain(here)}; give each its own"
-            )
+            raise file.wrong(keys, f"{_kind(one, other)} are the same directory, {_plain(here)}; give each its own")
         for inner, outer in itertools.permutations((one, other)):
             if places[inner].startswith(places[outer]):
                 raise file.wrong(
                     keys,
-                    f"region {inner} ({_plain(places[inner])}) lies within region {outer} ({_plain(places[outer])}); "
-                    "choose directories beside each other",
+                    f"{_called(inner)} ({_plain(places[inner])}) lies within {_called(outer)} "
+                    f"({_plain(places[outer])}); choose directories beside each other",
                 )
     place = os.path.join(real(str(state)), "")
-    for name, here in places.items():
+    for keys, here in places.items():
         if place.startswith(here) and not place.removeprefix(here).startswith("."):
             named = ("state",) in file.lines
             raise file.wrong(
-                ("state",) if named else ("regions", name, "path"),
-                f"the state folder ({_plain(place)}) lies within region {name}; keep it outside",
+                ("state",) if named else (*keys, "path"),
+                f"the state folder ({_plain(place)}) lies within {_called(keys)}; keep it outside",
             )
         if here.startswith(place):
             raise file.wrong(
-                ("regions", name, "path"),
-                f"region {name} lies within the state folder ({_plain(place)}); keep it outside",
+                (*keys, "path"),
+                f"{_called(keys)} lies within the state folder ({_plain(place)}); keep it outside",
             )
+
+
+def _called(keys: Keys) -> str:
+    return f"region {keys[1]}" if len(keys) == 2 else f"class {keys[3]} of region {keys[1]}"
+
+
+def _kind(one: Keys, other: Keys) -> str:
+    if len(one) == len(other) == 2:
+        return f"regions {one[1]} and {other[1]}"
+    return f"{_called(one)} and {_called(other)}"
 
 
 def _plain(place: str) -> str:

@@ -26,6 +26,7 @@ from fsrepl.storage import documents, privacy, times
 from fsrepl.storage.fs import GONE, Fs
 from fsrepl.storage.halt import Halt
 from fsrepl.storage.root import Root
+from fsrepl.storage.tiers import OpenTier
 
 T = TypeVar("T")
 META = keys.RESERVED
@@ -149,6 +150,7 @@ class OpenBucket:
             raise
         self.views = Directories(self.fs, fd, self.meta)
         self.store = Directories(self.fs, self.versions)
+        self._tiers: dict[str, OpenTier] = {}
         self.device = self.fs.stat_fd(fd).st_dev
 
     def is_object(self, key: bytes, found: os.stat_result) -> bool:
@@ -184,6 +186,19 @@ class OpenBucket:
         """The open directory and the name of a version's or marker's file. Raises OSError."""
         directory, last = keys.split(key)
         return self.stored_directory(directory), keys.stored_name(last, version_id, marker=marker)
+
+    def tier(self, storage_class: str) -> OpenTier:
+        """The bucket's part of a tier. Raises Unavailable where the tier is away, or no longer in the settings."""
+        found = self._tiers.get(storage_class)
+        if found is None:
+            tier = self.bucket.root.tier(storage_class)
+            if tier is None:
+                raise Away(
+                    f"bucket {self.address}: content lies in the tier of {storage_class}, which the settings do not "
+                    f"name any more; put [regions.{self.bucket.region}.classes.{storage_class}] back"
+                )
+            found = self._tiers[storage_class] = tier.open_bucket(self.bucket.name)
+        return found
 
     def store_changed(self, key: bytes) -> None:
         """Note that a key's version files changed names: the next sync makes them durable."""
@@ -223,6 +238,8 @@ class OpenBucket:
     def close(self) -> None:
         self.views.close()
         self.store.close()
+        for tier in self._tiers.values():
+            tier.close()
         self._close_folders()
 
     def __enter__(self) -> OpenBucket:

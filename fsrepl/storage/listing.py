@@ -179,7 +179,7 @@ def content(bucket: OpenBucket, version: Version) -> Iterator[bytes]:
     if bucket.bucket.versioning is Versioning.OFF:
         yield from unversioned.content(bucket, version.key)
         return
-    fd = versions.open_version(bucket, version.key, version.id)
+    fd = versions.open_content(bucket, version)
     try:
         if content_digest(bucket, fd) != version.digest:
             raise StoreDamaged(

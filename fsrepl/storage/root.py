@@ -16,17 +16,20 @@ from fsrepl.model.clock import Clock
 from fsrepl.settings import RegionSettings
 from fsrepl.storage import documents, probe
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.tiers import Tier, tier_address
 
 REGION_IDENTITY = b".fsrepl-region.json"
 
 
 @dataclass(slots=True)
 class Identities:
-    """The identities of the site and of the regions and buckets attached to it."""
+    """The identities of the site and of the regions, buckets and tiers attached to it."""
 
     site: str = ""
     regions: dict[str, str] = field(default_factory=dict)
     buckets: dict[str, str] = field(default_factory=dict)
+    tiers: dict[str, str] = field(default_factory=dict)
+    """By "REGION/CLASS"."""
 
 
 class Root:
@@ -40,6 +43,8 @@ class Root:
         self.silent = False
         """Whether the region did not answer a command's query: it is then not accessed, since the command would hang
         too."""
+        self.silent_tiers: frozenset[str] = frozenset()
+        """The storage classes whose tiers did not answer."""
         self.keeps_private = False
         """Whether a folder private to the daemon is closed again where others can read it; set for the process that
         does the work."""
@@ -56,6 +61,14 @@ class Root:
     @property
     def sharing(self) -> str:
         return self.settings.sharing
+
+    def tier(self, storage_class: str) -> Tier | None:
+        """The tier of a storage class; None where the class is a label."""
+        found = self.settings.classes.get(storage_class)
+        if found is None:
+            return None
+        expected = self._identities.tiers.get(tier_address(self.name, storage_class), "")
+        return Tier(self.fs, self.name, found, expected, storage_class in self.silent_tiers)
 
     @property
     def not_attached(self) -> str:

@@ -25,6 +25,7 @@ from fsrepl.storage import documents, probe
 from fsrepl.storage.bucket import Bucket
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.root import Identities, Root
+from fsrepl.storage.tiers import Tier, tier_address
 
 
 class Site:
@@ -91,6 +92,7 @@ class Site:
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)
             self.identities.regions, self.identities.buckets = dict(found["regions"]), dict(found["buckets"])
+            self.identities.tiers = dict(found.get("tiers") or {})
             self.identities.site = str(found.get("site") or self.uuid or uuid.uuid4())
         except FileNotFoundError:
             self.identities.site = self.uuid or str(uuid.uuid4())
@@ -142,30 +144,43 @@ class Site:
         return f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}"
 
     def unattached(self) -> list[str]:
-        """The remedy for each region whose buckets this site does not know, as after its state was lost."""
-        return [
+        """The remedy for each region and tier that this site does not know, as after its state was lost."""
+        regions = [
             self.roots[name].not_attached
             for name in sorted(self.settings.regions)
             if name not in self.identities.regions
         ]
+        return regions + [tier.not_attached for tier in self.tiers() if not tier.expected]
+
+    def tiers(self) -> list[Tier]:
+        """The tiers of all regions."""
+        found = (root.tier(name) for root in self.roots.values() for name in root.settings.classes)
+        return sorted((tier for tier in found if tier is not None), key=lambda tier: tier.address)
 
     def region_names(self) -> str:
         return ", ".join(sorted(self.settings.regions)) or "none"
 
     def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
-        """Find the regions that do not answer, using child processes. For commands."""
-        questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
-        self.set_silent(probe.silent(questions, within_s))
+        """Find the regions and tiers that do not answer, using child processes. For commands."""
+        self.set_silent(probe.silent(self._questions(), within_s))
 
     def ask_regions_in_threads(self, ask: probe.Asker) -> None:
         """The same for a process that stays: see probe.Threads."""
-        questions = {name: lambda name=name: self._look_into(name) for name in self.settings.regions}
+        questions = self._questions()
         self.set_silent(questions.keys() - ask(questions).keys())
 
+    def _questions(self) -> probe.Questions:
+        return {
+            **{name: lambda name=name: self._look_into(name) for name in self.settings.regions},
+            **{tier.address: lambda tier=tier: _look_into_tier(tier) for tier in self.tiers()},
+        }
+
     def set_silent(self, names: Collection[str]) -> None:
-        """Take regions for silent: nothing of them is accessed."""
+        """Take regions and tiers for silent: nothing of them is accessed."""
         for name, root in self.roots.items():
             root.silent = name in names
+            classes = root.settings.classes
+            root.silent_tiers = frozenset(each for each in classes if tier_address(name, each) in names)
 
     def _look_into(self, region: str) -> None:
         """Access the files that a reading command accesses first."""
@@ -225,6 +240,11 @@ class Site:
             for b in self.buckets.values()
             if b.replication and any(r.destination == address for r in b.replication.rules)
         ]
+
+
+def _look_into_tier(tier: Tier) -> None:
+    with contextlib.suppress(FsreplError), tier.open():
+        pass
 
 
 def ignore_in_git(fs: Fs, meta: int) -> None:

@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fsrepl.errors import RecordLost, StoreDamaged
+from fsrepl.errors import RecordLost, StoreDamaged, Unavailable
 from fsrepl.model import attributes, keys
 from fsrepl.model.version import Version
-from fsrepl.storage import records, staging
+from fsrepl.storage import record_homes, records, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE, LASTING, FileType
 from fsrepl.storage.walk import Failed, directories
@@ -34,7 +34,9 @@ class Staged:
 
 
 def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> Staged:
-    """Turn a file in .fsrepl/tmp with a version's content into that version, staged."""
+    """Turn a file in .fsrepl/tmp with a version's content into that version, staged; wherever it lay before."""
+    if version.place is not None:
+        version = replace(version, place=None)
     fd = bucket.fs.open_read(bucket.tmp, name)
     try:
         return Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
@@ -58,6 +60,28 @@ def restage(bucket: OpenBucket, staged: Staged) -> Staged:
         bucket.fs.rename(bucket.tmp, staged.name + keys.SIDECAR, bucket.tmp, name + keys.SIDECAR)
     bucket.fs.rename(bucket.tmp, staged.name, bucket.tmp, name)
     return Staged(staged.version, name, staged.sidecar)
+
+
+def stage_placed(bucket: OpenBucket, version: Version) -> Staged:
+    """Stage the stored file of a version whose content lies in a tier: empty, with the record.
+
+    The record gets a sidecar where the present file has one, which would hold over a record without one.
+    """
+    assert version.place is not None
+    staged = stage_marker(bucket, version)
+    if not staged.sidecar and _has_sidecar(bucket, version):
+        record_homes.write_sidecar(bucket, staged.name, attributes.encode(version))
+        return replace(staged, sidecar=True)
+    return staged
+
+
+def _has_sidecar(bucket: OpenBucket, version: Version) -> bool:
+    try:
+        at, name = bucket.stored_file(version.key, version.id)
+        bucket.fs.stat(at, name + keys.SIDECAR)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def discard(bucket: OpenBucket, staged: Staged) -> None:
@@ -89,6 +113,22 @@ def publish(bucket: OpenBucket, staged: Staged) -> None:
     bucket.store.changed.add(path)
 
 
+def publish_moved(bucket: OpenBucket, staged: Staged) -> None:
+    """Rename the staged file of a version over its present one, whose content lies in another place.
+
+    Content is where the record says after each step: the record that names a tier comes before the content of the
+    present file is gone, and goes after the content is back. Both places have the content meanwhile.
+    """
+    at, name = bucket.stored_file(staged.version.key, staged.version.id)
+    steps = [(b"", staged.name), (keys.SIDECAR, staged.name + keys.SIDECAR)]
+    for suffix, source in reversed(steps) if staged.version.place is not None else steps:
+        if suffix and not staged.sidecar:
+            _unlink_if_there(bucket, at, name + suffix)
+        else:
+            bucket.fs.rename(bucket.tmp, source, at, name + suffix)
+    bucket.store_changed(staged.version.key)
+
+
 def write_record(bucket: OpenBucket, version: Version, *, applied: bool = False) -> None:
     """Change the record of a stored version to match `version`. applied: see records.amend.
 
@@ -117,7 +157,11 @@ def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> Version | N
 
 
 def remove(bucket: OpenBucket, version: Version) -> None:
-    """Remove a version's file, then its sidecar, then directories of the store that became empty."""
+    """Remove a version's file, then its sidecar, then directories of the store that became empty.
+
+    Content in a tier is removed last: a tier that is away has it removed later (lifecycle/sweep.py).
+    """
+    placed = _placed(bucket, version)
     directory, last = keys.split(version.key)
     path = keys.stored_directory(directory)
     with contextlib.suppress(FileNotFoundError):
@@ -136,6 +180,17 @@ def remove(bucket: OpenBucket, version: Version) -> None:
         bucket.store.changed.discard(path)
         bucket.store.changed.add(parent)
         path = parent
+    if placed is not None and placed.place is not None:
+        with contextlib.suppress(OSError, Unavailable):
+            bucket.tier(placed.place.tier).remove(placed.key, placed.place)
+
+
+def _placed(bucket: OpenBucket, version: Version) -> Version | None:
+    """The record of a version that is about to be removed, where it may lie in a tier."""
+    if version.place is None and not version.marker and bucket.bucket.root.settings.classes:
+        with contextlib.suppress(OSError, StoreDamaged):
+            return read(bucket, version.key, version.id, marker=False)
+    return version
 
 
 def _unlink_if_there(bucket: OpenBucket, at: int, name: bytes) -> None:
@@ -172,8 +227,16 @@ def _ends_well(bucket: OpenBucket, name: bytes, size: int) -> bool:
 
 
 def open_version(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> int:
-    """The stored file of a version, opened to read. FileNotFoundError where there is none."""
+    """The stored file of a version, opened to read; see open_content. FileNotFoundError where there is none."""
     return records.open_file(bucket, *bucket.stored_file(key, version_id, marker=marker))
+
+
+def open_content(bucket: OpenBucket, version: Version) -> int:
+    """The content of a version, opened to read, wherever it lies. FileNotFoundError where there is none; Unavailable
+    where it lies in a tier that is away."""
+    if version.place is None:
+        return open_version(bucket, version.key, version.id)
+    return bucket.tier(version.place.tier).open_content(version.key, version.place)
 
 
 def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:

@@ -34,7 +34,7 @@ def bring(bucket: OpenBucket, at: int, version: Version) -> bytes:
     """Stage a version's view beside its place, already durable; its name there. Raises OSError."""
     name = beside(version.key)
     part = name.removesuffix(_WHOLE) + _PART
-    fd = versions.open_version(bucket, version.key, version.id)
+    fd = versions.open_content(bucket, version)
     try:
         stage.stage_view(bucket, version, fd, at=at, name=part)
     finally:

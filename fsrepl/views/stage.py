@@ -20,11 +20,11 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     """Stage a view of a stored version; empty where it will be a hard link, or a directory."""
     if version.marker or version.kind is Kind.DIRECTORY:
         return b""
-    fd = versions.open_version(bucket, version.key, version.id)
+    fd = versions.open_content(bucket, version)
     try:
         if content_digest(bucket, fd) != version.digest:
             raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
-        if sharing.is_linked(bucket, version.posix) and _becomes_view(bucket, version, fd):
+        if version.place is None and sharing.is_linked(bucket, version.posix) and _becomes_view(bucket, version, fd):
             return b""
         staged, shortfall = stage_view(bucket, version, fd)
     finally:

@@ -46,8 +46,8 @@ def facts(**more: Any) -> Facts:
             "capabilities": list(CAPABILITIES.values()),
             "limits": {"max_user_watches": 100_000, "max_user_instances": 128, "max_queued_events": 16384},
         },
-        "regions": [region()], "mounted_rw": ["east"], "buckets": [bucket()], "journal": "", "rescan_s": 3600,
-        "state": "/var/lib/fsrepl", "state_free": 1 << 30,
+        "regions": [region()], "mounted_rw": ["east"], "buckets": [bucket()], "tiers": [], "journal": "",
+        "rescan_s": 3600, "state": "/var/lib/fsrepl", "state_free": 1 << 30,
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]
 
@@ -298,3 +298,21 @@ def test_doctor_lists_absolute_symlinks_that_leave_the_region(tmp_path: Path) ->
         }
         assert [each.split(" ")[0] for each in sorted(leaving[SOURCE])] == ["back", "out"]
         assert [each.split(" ")[0] for each in sorted(leaving[DESTINATION])] == ["back", "in", "out"]
+
+
+def test_a_tier_that_is_away_or_nearly_full() -> None:
+    """G8: an outage of what lies there; of nothing, where nothing does."""
+    tier: Any = {
+        "address": "east/STANDARD_IA", "path": "/mnt/hdd", "trouble": "", "free": 50, "total": 100, "versions": 3,
+        "bytes": 4096, "waiting": 2,
+    }  # fmt: skip
+
+    def found(**more: object) -> Finding:
+        (finding,) = [f for f in findings(facts(tiers=[{**tier, **more}])) if f.area == "tier"]
+        return finding
+
+    assert found().level is Level.OK
+    assert found(free=1).level is Level.WARNING
+    assert found(trouble="it is offline").level is Level.ERROR
+    assert "2 wait" in found(trouble="it is offline").do
+    assert found(trouble="it is offline", versions=0).level is Level.WARNING

@@ -134,6 +134,12 @@ MISTAKES = [
     ('[regions.us]\npath = "us"\nstate = "/x"', 3, "it belongs above the first table"),
     ("[regions.us.capture]\nsettle_ms = 5", 1, "write it as [capture]"),
     ('[regions.us]\npaths = "us"', 2, 'did you mean "path"?'),
+    ('[regions.us]\npath = "us"\n[regions.us.classes.STANDARD_IA]\n', 3, "needs a path"),
+    ('[regions.us]\npath = "us"\n[regions.us.classes.STANDARD_IB]\npath = "x"', 3, 'did you mean "STANDARD_IA"?'),
+    ('[regions.us]\npath = "us"\n[regions.us.classes.STANDARD]\npath = "x"', 3, "lies in the region's own path"),
+    ('[regions.us]\npath = "us"\n[regions.us.classes.GLACIER]\npath = "us/x"', 4, "lies within region us"),
+    ('[regions.us]\npath = "us"\n[regions.us.classes.GLACIER]\npath = "us"', 4, "the same directory"),
+    ('[regions.us]\npath = "us"\n[regions.us.classes.GLACIER]\npath = "x"\ndrain = 1', 5, "must be true or false"),
     (
         '[regions.eu.west]\npath = "us"',
         1,

@@ -77,7 +77,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         "TagCount": len(version.tags),
         "Metadata": {name.removeprefix("user."): _value(value) for name, value in sorted(version.attrs.items())},
         "Posix": _posix_document(version.posix),
-        "StoredAs": keys.text(os.fsencode(bucket.bucket.path) + b"/" + _stored_as(bucket, version)),
+        "StoredAs": keys.text(_stored_as(bucket, version)),
     }
     if version.deliveries:
         document["Deliveries"] = {
@@ -92,12 +92,15 @@ def _crossed(recorded: DeliveryRecord) -> Document:
 
 
 def _stored_as(bucket: OpenBucket, version: Version) -> bytes:
-    """The path of a stored version below its bucket."""
+    """The path of a version's content."""
+    path = os.fsencode(bucket.bucket.path)
     if bucket.bucket.versioning is Versioning.OFF:
-        return version.key
+        return keys.join(path, version.key)
+    if version.place is not None and (tier := bucket.bucket.root.tier(version.place.tier)) is not None:
+        return tier.path_of(bucket.bucket.name, version.key, version.place)
     directory, last = keys.split(version.key)
     stored = keys.join(keys.stored_directory(directory), keys.stored_name(last, version.id))
-    return keys.RESERVED + b"/versions/" + stored
+    return path + b"/" + keys.RESERVED + b"/versions/" + stored
 
 
 def _value(data: bytes) -> object:

@@ -16,7 +16,7 @@ from fsrepl.console.pages.rendering import Frame, render, shown, url
 from fsrepl.model.amounts import size_text
 
 _NAMES_MAX = 5
-_SILENT = frozenset({Kind.SKIPPED})
+_SILENT = frozenset({Kind.SKIPPED, Kind.MOVING})
 """Notes that are no problem."""
 
 
@@ -68,6 +68,9 @@ def problems(status: Document) -> list[Problem]:
         found[region] = Problem(f"No progress in region {region}: its filesystem hangs.")
     for text in status.get("unattached", ()):
         found[text] = Problem(shown(text))
+    for tier in status.get("tiers", ()):
+        if tier.get("Trouble"):
+            found[tier["Tier"]] = Problem(shown(tier["Trouble"]))
     for bucket in status["buckets"]:
         for note in notes_of(bucket, _NAMES_MAX):
             if note.kind not in _SILENT:  # a region that is away is named once, however many buckets it has

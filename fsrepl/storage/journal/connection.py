@@ -17,7 +17,7 @@ _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
     skipped INTEGER DEFAULT 0);
--- one row a version or marker. traits: its tags and storage class (see rows.traits_of), NULL where they are not known
+-- one row a version or marker. traits: its tags, storage class and tier (see rows.traits_of), NULL where not known
 CREATE TABLE version (
     bucket INTEGER, dir BLOB, name BLOB, created INTEGER, id TEXT, marker INTEGER, size INTEGER,
     traits TEXT, PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
@@ -43,6 +43,8 @@ CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch !=
 _ADDED = (
     "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS large ON version (bucket, size, created) WHERE size >= 1048576",
+    "CREATE INDEX IF NOT EXISTS classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
+    "CREATE INDEX IF NOT EXISTS unread ON version (bucket) WHERE traits IS NULL",
 )
 """Added to a journal of an earlier build when it is opened."""
 

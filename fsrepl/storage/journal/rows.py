@@ -53,8 +53,32 @@ class Stored:
         return self.directory, self.name, self.created_ns, self.id
 
 
+@dataclass(frozen=True, slots=True)
+class Classed:
+    """A version in the journal that has a storage class, tags or a tier. size in bytes."""
+
+    traits: str
+    directory: bytes
+    name: bytes
+    created_ns: int
+    id: str
+    size: int
+    is_current: bool
+
+    @property
+    def key(self) -> bytes:
+        return keys.join(self.directory, self.name)
+
+    @property
+    def order(self) -> tuple[str, bytes, bytes, int, str]:
+        return self.traits, self.directory, self.name, self.created_ns, self.id
+
+
 def traits_of(version: Version) -> str:
-    """The storage class and tags of a version, which rules filter by, as text; empty where it has neither."""
+    """The storage class and tags of a version, which rules filter by, and its tier, as text; empty where it has none of
+    them."""
+    if version.place is not None:
+        return json.dumps([version.storage_class, dict(version.tags), version.place.tier])
     if not version.tags and not version.storage_class:
         return ""
     return json.dumps([version.storage_class, dict(version.tags)])
@@ -66,8 +90,14 @@ def read_traits(text: str | None) -> tuple[str | None, Mapping[str, str] | None]
         return None, None
     if not text:
         return "", EMPTY
-    storage_class, tags = json.loads(text)
+    storage_class, tags, *_ = json.loads(text)
     return storage_class, tags
+
+
+def read_tier(text: str | None) -> str:
+    """The tier in which a version's content lies; empty where that is its bucket's store, or unknown."""
+    found = json.loads(text) if text else []
+    return found[2] if len(found) > 2 else ""
 
 
 @dataclass(frozen=True, slots=True)

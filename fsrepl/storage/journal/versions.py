@@ -12,7 +12,7 @@ from fsrepl.model.view import View
 from fsrepl.storage.journal import deliveries
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import PUT_DELIVERY, delivery_rows
-from fsrepl.storage.journal.rows import Object, Stored, traits_of
+from fsrepl.storage.journal.rows import Classed, Object, Stored, traits_of
 
 PAGE = 1000
 _INTEGER_END = 1 << 63
@@ -379,6 +379,36 @@ class Versions:
             (self._connection.ids.get(address), *last, limit),
         )
         return [Stored(d, n, c, i, bool(m)) for d, n, c, i, m in rows]
+
+    def unread(self, address: str, limit: int) -> list[tuple[bytes, str]]:
+        """Key and id of versions and markers with unknown traits."""
+        rows = self._connection.execute(
+            "SELECT dir, name, id FROM version INDEXED BY unread WHERE bucket = ? AND traits IS NULL LIMIT ?",
+            (self._connection.ids.get(address), limit),
+        )
+        return [(keys.join(directory, name), version_id) for directory, name, version_id in rows]
+
+    def classed(self, address: str, after: Classed | None, limit: int) -> list[Classed]:
+        """The next versions of a bucket that have a storage class, tags or a tier, by their traits."""
+        last = after.order if after else ("", b"", b"", 0, "")
+        rows = self._connection.execute(
+            "SELECT v.traits, v.dir, v.name, v.created, v.id, v.size, v.id = o.id AND v.created = o.created "
+            "FROM version v INDEXED BY classed LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND v.traits != '' AND NOT v.marker "
+            "AND (v.traits, v.dir, v.name, v.created, v.id) > (?, ?, ?, ?, ?) "
+            "ORDER BY v.traits, v.dir, v.name, v.created, v.id LIMIT ?",
+            (self._connection.ids.get(address), *last, limit),
+        )
+        return [Classed(t, d, n, c, i, s, bool(o)) for t, d, n, c, i, s, o in rows]
+
+    def classed_sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
+        """Counts of the versions of `classed`: (traits, whether they are current, number, bytes)."""
+        return self._connection.execute(
+            "SELECT v.traits, v.id = o.id AND v.created = o.created, count(*), CAST(total(v.size) AS INTEGER) "
+            "FROM version v INDEXED BY classed LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND v.traits != '' AND NOT v.marker GROUP BY 1, 2",
+            (self._connection.ids.get(address),),
+        ).fetchall()
 
     def sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
         """Counts of a bucket's versions with known traits: (traits, whether they are current, number, bytes)."""

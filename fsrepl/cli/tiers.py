@@ -1,0 +1,93 @@
+"""fsrepl tier: storage classes with directories of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fsrepl.cli.common import (
+    Json,
+    counted,
+    open_answering_site,
+    perform,
+    print_json,
+    print_table,
+    say,
+    size_text,
+    umask,
+    warn,
+)
+from fsrepl.daemon import requests
+from fsrepl.errors import Usage
+
+tier = typer.Typer(
+    help="Tiers: storage classes of a region whose content lies in another directory.", no_args_is_help=True
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(tier, name="tier")
+
+
+@tier.command("add")
+def add(
+    tier: Annotated[
+        str, typer.Argument(metavar="REGION/CLASS=PATH", help="Such as eu-west-1/STANDARD_IA=/mnt/hdd/eu.")
+    ],
+    json: Json = False,
+) -> None:
+    """Give a storage class a directory, mostly on another disk.
+
+    Versions of that class are moved there, those that have the class already and those that lifecycle rules or
+    replication give it later.
+    """
+    name, equals, path = tier.partition("=")
+    if not (name and equals and path):
+        raise Usage(f"{tier!r} is not REGION/CLASS=PATH, such as eu-west-1/STANDARD_IA=/mnt/hdd/eu-west-1")
+    answer = perform(requests.AddTier(name, str(Path(path).absolute()), umask()))
+    print_json(answer) if json else say(f"tier {answer['Tier']} at {answer['Path']}")
+
+
+@tier.command("ls")
+def ls(json: Json = False) -> None:
+    """List the tiers, whether each is online, what lies there, and what is to be moved there."""
+    from fsrepl.commands import reader
+    from fsrepl.commands.documents.tiers import tiers
+
+    site = open_answering_site()
+    with reader.reader(site) as journal:
+        rows: list[dict[str, Any]] = tiers(site, journal)
+    if json:
+        print_json({"Tiers": rows})
+        return
+    print_table(
+        [(r["Tier"], _state(r), r["Versions"], size_text(r["Bytes"]), r["Waiting"], r["Path"]) for r in rows],
+        ("TIER", "STATE", "VERSIONS", "BYTES", "WAITING", "PATH"),
+        right=(2, 3, 4),
+    )
+    for row in rows:
+        if row.get("Trouble"):
+            warn(str(row["Trouble"]))
+
+
+def _state(row: dict[str, Any]) -> str:
+    if not row["Online"]:
+        return "OFFLINE"
+    return "draining" if row["Draining"] else "online"
+
+
+@tier.command("rm")
+def rm(tier: Annotated[str, typer.Argument(metavar="REGION/CLASS")], json: Json = False) -> None:
+    """Remove a tier that is empty. One that is not is emptied first: the daemon moves its content back."""
+    answer = perform(requests.RemoveTier(tier))
+    if json:
+        print_json(answer)
+    elif answer["Removed"]:
+        say(f"tier {tier} is removed; the class is a label again")
+    else:
+        say(
+            f"{counted(answer['Versions'], 'version')} of {tier} will be moved back into the region; `fsrepl tier ls` "
+            "shows how many are left; give the command again once there is none"
+        )

@@ -1,0 +1,115 @@
+"""Tiers of a region: attached, listed, emptied, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from fsrepl.commands import requirements, settings_text
+from fsrepl.commands.documents import tiers as documents
+from fsrepl.commands.sites import make_directory, write_settings
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.requests import AddTier, RemoveTier
+from fsrepl.errors import FsreplError, Usage
+from fsrepl.settings import TIERS, reading
+from fsrepl.storage import tiers
+from fsrepl.storage.documents import open_directory, read_document, remove_document, write_document
+from fsrepl.storage.fs import Fs
+from fsrepl.storage.site import Site
+from fsrepl.storage.tiers import TIER_IDENTITY
+
+
+def add_tier(engine: Engine, request: AddTier) -> dict[str, object]:
+    """Give a storage class of a region its own directory, new or with the identity of this tier.
+
+    What has the class, and still lies in the region, is moved there afterwards.
+    """
+    region, name = _named(engine.site, request.tier)
+    file = engine.settings.path
+    text, known = file.read_text(), engine.settings.regions[region].classes.get(name)
+    path = os.path.abspath(os.path.join(file.parent, request.path))
+    if known is None or known.drain or os.path.realpath(known.path) != os.path.realpath(path):
+        text = settings_text.put_class(text, region, name, {"path": path})
+    parsed = reading.parse(text, file, os.path.realpath)
+    site = Site(parsed, engine.fs, engine.site.now)
+    with contextlib.ExitStack() as undo:
+        _attach(site, region, name, undo, umask=request.umask)
+        site.save_identities()
+        write_settings(engine.fs, file, text)
+        undo.pop_all()
+    engine.reload(parsed)
+    return {"Tier": request.tier, "Path": path}
+
+
+def _named(site: Site, tier: str) -> tuple[str, str]:
+    region, _, name = tier.partition("/")
+    if region not in site.settings.regions:
+        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+    if name not in TIERS:
+        raise Usage(f"{tier!r} is not REGION/CLASS: the storage classes with a tier are {', '.join(TIERS)}")
+    if region not in site.identities.regions:
+        raise Usage(site.roots[region].not_attached)
+    return region, name
+
+
+def _attach(site: Site, region: str, name: str, undo: contextlib.ExitStack, *, umask: int | None) -> None:
+    """Attach a directory as a tier. Raises Usage where it is another one, or is not the one that this site knows."""
+    address = tiers.tier_address(region, name)
+    path, known = site.settings.regions[region].classes[name].path, site.identities.tiers.get(address)
+    make_directory(path, f"tier {address}", undo, umask)
+    with open_directory(site.fs, path) as at:
+        try:
+            identity = read_document(site.fs, at, TIER_IDENTITY)
+        except (OSError, ValueError) as error:
+            raise Usage(f"the identity of tier {address} at {path} cannot be read: {error}") from error
+        if identity is None:
+            if known is not None:
+                raise Usage(
+                    f"{path} is not the tier {address} that this site knows (no {TIER_IDENTITY.decode()}); mount it, "
+                    f"or name the path that it has now"
+                )
+            requirements.require(site.fs, at, f"tier {address} at {path}")
+            undo.callback(_remove_identity, site.fs, path)
+            region_uuid = site.identities.regions[region]
+            identity = dict(tiers.new_tier_identity(region, region_uuid, name, site.now()))
+            write_document(site.fs, at, TIER_IDENTITY, identity)
+        elif (identity.get("region_uuid"), identity.get("class")) != (site.identities.regions[region], name):
+            raise Usage(f"{path} is the tier {identity.get('region')}/{identity.get('class')}, and not one of {region}")
+        elif known is not None and identity.get("uuid") != known:
+            raise Usage(f"{path} is another tier {address} than this site knows")
+    site.identities.tiers[address] = str(identity["uuid"])
+
+
+def _remove_identity(fs: Fs, path: Path) -> None:
+    with open_directory(fs, path) as at:
+        remove_document(fs, at, TIER_IDENTITY)
+
+
+def remove_tier(engine: Engine, request: RemoveTier) -> dict[str, object]:
+    """Remove a tier that holds nothing; else have its content moved back into the region first."""
+    site, address = engine.site, request.tier
+    region, name = _named(site, address)
+    known = site.settings.regions[region].classes.get(name)
+    if known is None:
+        raise Usage(f"{address} has no directory in {site.settings.path}: the class is a label there")
+    file, held = engine.settings.path, documents.held(site, engine.journal).get(address)
+    if held is not None and held.versions:
+        if not known.drain:
+            tier = site.roots[region].tier(name)
+            assert tier is not None
+            with tier.open():
+                pass  # one that is away cannot be emptied
+            text = settings_text.put_class(file.read_text(), region, name, {"path": str(known.path), "drain": True})
+            write_settings(engine.fs, file, text)
+            engine.reload(reading.parse(text, file, os.path.realpath))
+        return {"Tier": address, "Removed": False, "Versions": held.versions, "Bytes": held.bytes}
+    text = settings_text.remove_class(file.read_text(), region, name)
+    parsed = reading.parse(text, file, os.path.realpath)
+    with contextlib.suppress(FsreplError, OSError):
+        _remove_identity(engine.fs, known.path)
+    site.identities.tiers.pop(address, None)
+    site.save_identities()
+    write_settings(engine.fs, file, text)
+    engine.reload(parsed)
+    return {"Tier": address, "Removed": True, "Versions": 0, "Bytes": 0}

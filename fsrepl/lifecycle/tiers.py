@@ -1,0 +1,420 @@
+"""Versions move to the tier of their storage class, and from one tier to another, as transitions and rules say.
+
+The record of a version names its class, and the place of its content (model/version.py, Place). Where these differ the
+content is moved, whatever came first: a transition, a replica with the class of its rule, or new settings. So a move
+needs no other note than the record, and goes on after a crash:
+
+    copied      in a background worker: to the new place, hidden; durable, read back, compared with the BLAKE3
+    named       in the new place, durably; nothing refers to it yet, and a crash leaves it to the sweep
+    recorded    in the region's thread: the stored file is replaced in one step; from then on the content is there
+    removed     from the old place; a crash leaves it to the sweep
+
+The sweep goes through a tier once it is there, and then daily: it removes contents that no record names, and brings
+back versions that the store has lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from fsrepl.errors import FsreplError, StoreDamaged, Unavailable, reason
+from fsrepl.model import attributes, digests, keys, record_form
+from fsrepl.model.version import NULL, Place, Version, Versioning
+from fsrepl.region.bucket_state import BucketState, Damaged, Placing
+from fsrepl.region.region import Region
+from fsrepl.storage import publishing, record_homes, staging, tiers, versions
+from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
+from fsrepl.storage.journal.rows import Classed, read_tier, read_traits, traits_of
+from fsrepl.storage.tiers import OpenTier
+
+log = logging.getLogger("fsrepl")
+
+_STEP_S = 0.02
+_ROWS = 1000
+_BATCH, _BATCH_BYTES = 256, 64 << 20
+_PASS_S, _SWEEP_S = 3600.0, 86400.0
+_AGAIN_S, _AGAIN_MAX_S = 1.0, 300.0
+
+
+def wanted_tier(bucket: Bucket, storage_class: str, tier: str) -> str:
+    """The tier in which content of a class is to lie; empty for the bucket's store.
+
+    tier: where it lies. A class without a directory is a label, and so is one whose directory is not attached yet. What
+    lies in a tier that the settings do not name any more stays there.
+    """
+    if tier and bucket.root.tier(tier) is None:
+        return tier
+    found = bucket.root.tier(storage_class)
+    return storage_class if found is not None and found.expected and not found.settings.drain else ""
+
+
+# -- what is to be done next
+
+
+def step(region: Region) -> bool:
+    """Begin the next moves of a region's buckets; whether there was anything to do."""
+    busy = False
+    for state in list(region.states.values()):
+        placing = state.placing
+        if placing.in_hand or not state.is_scanned or placing.due_s > time.monotonic():
+            continue
+        if state.bucket.versioning is Versioning.OFF or not state.bucket.root.settings.classes:
+            continue
+        busy |= _begin(region, state, placing)
+    return busy
+
+
+def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
+    now_s = time.monotonic()
+    if sweepable := [name for name in state.bucket.root.settings.classes if placing.sweep_due(name) <= now_s]:
+        _sweep(region, state, placing, sweepable)
+        return True
+    if placing.is_over and placing.pass_due_s > now_s:
+        return False
+    if placing.is_over:
+        placing.begin_again()
+    moves = _next(region, state, placing)
+    if not moves:
+        return not placing.is_over
+    placing.in_hand = True
+
+    def work() -> list[_Copy | Damaged]:
+        with state.bucket.open() as bucket:
+            found = [copy for each in moves if (copy := _copy(bucket, each)) is not None]
+            _name(bucket, [copy for copy in found if isinstance(copy, _Copy)])
+        return found
+
+    def finish(found: list[_Copy | Damaged] | Exception) -> None:
+        placing.in_hand = False
+        if isinstance(found, Exception):
+            _later(state, placing, found)
+        elif state.is_up:
+            state.damaged += [each for each in found if isinstance(each, Damaged)]
+            with region.at_work(state):
+                _record(region, state, [copy for copy in found if isinstance(copy, _Copy)])
+            placing.tries, placing.why = 0, ""
+
+    region.in_background(
+        work, finish, pool=("tiers", region.name), whose=state.bucket.address,
+        size_bytes=sum(each.size for each in moves),
+    )  # fmt: skip
+    return True
+
+
+def _next(region: Region, state: BucketState, placing: Placing) -> list[Classed]:
+    """The next versions that do not lie where they should, as the journal has it."""
+    until_s = time.monotonic() + _STEP_S
+    if placing.last is None:
+        _read_traits(region, state)
+    found: list[Classed] = []
+    size = 0
+    while time.monotonic() < until_s:
+        rows = region.engine.journal.versions.classed(state.bucket.address, placing.last, _ROWS)
+        for row in rows:
+            if to_be_moved(state.bucket, row.traits) is not None and not row.is_current:
+                if found and (len(found) >= _BATCH or size + row.size > _BATCH_BYTES):
+                    return found
+                found.append(row)
+                size += row.size
+            placing.last = row
+        if not rows:
+            placing.is_over, placing.pass_due_s = True, time.monotonic() + _PASS_S
+            break
+    return found
+
+
+def _read_traits(region: Region, state: BucketState) -> None:
+    """Read what the journal does not know for sure, as after a change of tags: classes and places among it."""
+    journal, address = region.engine.journal, state.bucket.address
+    unread = journal.versions.unread(address, _BATCH)
+    if unread:
+        with state.bucket.open() as bucket:
+            read = [(key, version_id, _traits(bucket, key, version_id)) for key, version_id in unread]
+        journal.versions.set_traits(address, read)
+
+
+def _traits(bucket: OpenBucket, key: bytes, version_id: str) -> str:
+    """The traits of a version; none where its record cannot be read, which is found and repaired elsewhere."""
+    with contextlib.suppress(StoreDamaged, OSError):
+        version = versions.read(bucket, key, version_id)
+        if version is not None:
+            return traits_of(version)
+    return ""
+
+
+def to_be_moved(bucket: Bucket, traits: str) -> str | None:
+    """The tier to which content is to be moved, empty for the bucket's store; None where it lies as its class says."""
+    storage_class, _ = read_traits(traits)
+    tier = read_tier(traits)
+    to = wanted_tier(bucket, storage_class or "", tier)
+    return to if to != tier else None
+
+
+def _later(state: BucketState, placing: Placing, error: Exception) -> None:
+    """The batch could not be moved: it is tried again, from the beginning, after a growing delay."""
+    placing.tries += 1
+    placing.begin_again()
+    placing.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(placing.tries - 1, 10))
+    why = reason(error)
+    level = logging.WARNING if placing.why != why else logging.DEBUG
+    log.log(level, "tiers wait bucket=%s: %s", state.bucket.address, why)
+    placing.why = why
+
+
+# -- copied and named, in a background worker
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A version whose content was copied. name: of the copy in .fsrepl/tmp; place: or else in a tier."""
+
+    version: Version
+    place: Place | None
+    name: bytes = b""
+
+
+def _copy(bucket: OpenBucket, wanted: Classed) -> _Copy | Damaged | None:
+    """Copy a version's content, hidden, to where it is to lie; None where there is nothing to do any more.
+
+    Raises OSError, Unavailable: then nothing is left of it. A version that is damaged stays where it is.
+    """
+    try:
+        version = versions.read(bucket, wanted.key, wanted.id, marker=False)
+        version = versions.ensure_whole(version) if version else None
+    except StoreDamaged:
+        return Damaged(bucket.address, wanted.key, wanted.id)
+    if version is None:
+        return None
+    tier = version.place.tier if version.place else ""
+    to = wanted_tier(bucket.bucket, version.storage_class, tier)
+    if to == tier:
+        return None
+    try:
+        fd = versions.open_content(bucket, version)
+    except FileNotFoundError:
+        return None  # removed just now, or lost, which `verify` names
+    try:
+        if to:
+            return _copy_to_tier(bucket, version, fd, to)
+        name = staging.token()
+        at, new = bucket.tmp, bucket.fs.create(bucket.tmp, name)
+        return _filled(bucket, version, fd, new, _Copy(version, None, name), at, name)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _copy_to_tier(bucket: OpenBucket, version: Version, fd: int, to: str) -> _Copy | Damaged:
+    tier, token = bucket.tier(to), tiers.new_token()
+    name = token.encode()
+    new = bucket.fs.create(tier.tmp, name)
+    return _filled(bucket, version, fd, new, _Copy(version, Place(to, token)), tier.tmp, name)
+
+
+def _filled(
+    bucket: OpenBucket, version: Version, fd: int, new: int, copy: _Copy, at: int, name: bytes
+) -> _Copy | Damaged:  # fmt: skip
+    """Write the content and the record of a copy, read it back, and close it; Damaged where its original is."""
+    try:
+        try:
+            if copy.place is not None:
+                record = {**attributes.encode(replace(version, place=copy.place)), attributes.KEY: version.key}
+                values = {tiers.BUCKET: bucket.bucket.uuid.encode(), **record_form.on_file(record)}
+                record_homes.put_values(bucket, new, values)
+            read = digests.Passing(bucket.fs.chunks(fd))
+            with bucket.fs.released():
+                bucket.fs.write_sparse(new, read)
+                bucket.fs.sync_file(new)
+                whole = content_digest(bucket, new) == version.digest
+            if whole:
+                return copy
+        finally:
+            bucket.fs.close(new)
+        bucket.fs.unlink(at, name)
+        if read.digest() == version.digest:
+            raise Unavailable("the copy in the tier does not match its version; it is made again")
+        log.error(
+            'not moved bucket=%s key="%s" version=%s: its content no longer matches its BLAKE3',
+            bucket.address, keys.shown(version.key), version.id,
+        )  # fmt: skip
+        return Damaged(bucket.address, version.key, version.id)
+    except OSError:
+        with contextlib.suppress(OSError):  # a file that stays is swept
+            bucket.fs.unlink(at, name)
+        raise
+
+
+def _name(bucket: OpenBucket, copies: Sequence[_Copy]) -> None:
+    """Give copies in tiers their names, durably."""
+    changed: dict[str, OpenTier] = {}
+    for each in copies:
+        if each.place is not None:
+            tier = changed[each.place.tier] = bucket.tier(each.place.tier)
+            name = keys.tier_name(each.place.token, each.version.key)
+            bucket.fs.rename_new(tier.tmp, each.place.token.encode(), tier.fd, name)
+    for tier in changed.values():
+        bucket.fs.sync_file(tier.fd)
+
+
+# -- recorded, in the region's thread
+
+
+def _record(region: Region, state: BucketState, copies: Sequence[_Copy]) -> None:
+    """Replace the stored files of versions whose content was copied, then remove the content from its old place.
+
+    A version that changed meanwhile is moved later, if it is still to be moved.
+    """
+    if not copies:
+        return
+    journal, address = region.engine.journal, state.bucket.address
+    with state.bucket.open() as bucket:
+        staged: list[tuple[Version, versions.Staged]] = []
+        for each in copies:
+            was = _unchanged(bucket, each.version)
+            if was is None:
+                _drop(bucket, each)
+                state.placing.begin_again()
+            elif each.place is None:
+                staged.append((was, versions.stage_copy(bucket, each.name, was)))
+            else:
+                staged.append((was, versions.stage_placed(bucket, replace(was, place=each.place))))
+        if staged:
+            region.engine.syncer.staged(bucket, [(bucket.tmp, new.name) for _, new in staged])
+        for _, new in staged:
+            versions.publish_moved(bucket, new)
+        bucket.sync()
+        for was, new in staged:
+            region.engine.recent.forget(address, was.key, was.id)
+            if was.place is not None:
+                with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
+                    bucket.tier(was.place.tier).remove(was.key, was.place)
+            log.info(
+                'moved bucket=%s key="%s" version=%s size_bytes=%d to=%s', address, keys.shown(was.key), was.id,
+                was.size, new.version.place.tier if new.version.place else "STANDARD",
+            )  # fmt: skip
+        with journal.transaction():
+            journal.versions.set_traits(
+                address, [(n.version.key, n.version.id, traits_of(n.version)) for _, n in staged]
+            )
+
+
+def _unchanged(bucket: OpenBucket, version: Version) -> Version | None:
+    """The record of a version as it is now, where its content still lies where it was copied from."""
+    with contextlib.suppress(StoreDamaged):
+        now = versions.read(bucket, version.key, version.id, marker=False)
+        if now is not None and now.digest == version.digest and now.place == version.place:
+            return now
+    return None
+
+
+def _drop(bucket: OpenBucket, copy: _Copy) -> None:
+    with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
+        if copy.place is None:
+            staging.unstage(bucket, copy.name)
+        else:
+            bucket.tier(copy.place.tier).remove(copy.version.key, copy.place)
+
+
+# -- the sweep
+
+
+@dataclass(slots=True)
+class _Swept:
+    """What came of a sweep. lost: by their records on the contents, versions that the store does not know any more.
+    troubles: by tier, why it could not be swept."""
+
+    lost: list[Version] = field(default_factory=list)
+    troubles: dict[str, str] = field(default_factory=dict)
+    removed: int = 0
+    strange: int = 0
+
+
+def _sweep(region: Region, state: BucketState, placing: Placing, names: Sequence[str]) -> None:
+    """Remove what crashes left in tiers, in a background worker. While it goes on nothing is moved.
+
+    A version that the store has lost, as with a removed .fsrepl, gets its file there again: its content is in the tier.
+    """
+    placing.in_hand = True
+
+    def work() -> _Swept:
+        swept = _Swept()
+        with state.bucket.open() as bucket:
+            for name in names:
+                _sweep_tier(bucket, name, swept)
+        return swept
+
+    def finish(found: _Swept | Exception) -> None:
+        placing.in_hand = False
+        if isinstance(found, Exception):
+            found = _Swept(troubles=dict.fromkeys(names, reason(found)))
+        for name in names:
+            placing.swept[name] = time.monotonic() + (_AGAIN_MAX_S if name in found.troubles else _SWEEP_S)
+        if state.is_up and found.lost:
+            with region.at_work(state):
+                _bring_back(region, state, found.lost)
+        if found.removed or found.lost or found.strange:
+            log.info(
+                "swept bucket=%s removed=%d brought_back=%d unknown=%d",
+                state.bucket.address, found.removed, len(found.lost), found.strange,
+            )  # fmt: skip
+
+    region.in_background(work, finish, pool=("tiers", region.name), whose=state.bucket.address)
+
+
+def _sweep_tier(bucket: OpenBucket, name: str, swept: _Swept) -> None:
+    found = bucket.bucket.root.tier(name)
+    if found is None or not found.expected:
+        return
+    try:
+        tier = bucket.tier(name)
+        tier.sweep()
+        for entry in tier.entries():
+            _sweep_content(bucket, tier, entry, swept)
+    except (OSError, FsreplError) as error:
+        swept.troubles[name] = reason(error)
+
+
+def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swept) -> None:
+    """Remove a content that the record of its version does not name; note it where the version is unknown."""
+    try:
+        found = tier.read(entry)
+        if found is None or found[0] != bucket.bucket.uuid:
+            swept.strange += 1
+            return
+        content = found[1]
+        stored = versions.read(bucket, content.key, content.id, marker=False)
+        stored = versions.ensure_whole(stored) if stored else None
+    except StoreDamaged:
+        return  # its record is rebuilt first
+    if stored is None and not _is_gone(bucket, content):
+        swept.lost.append(content)
+    elif stored is None or stored.place != content.place:
+        bucket.fs.unlink(tier.fd, entry)
+        swept.removed += 1
+
+
+def _is_gone(bucket: OpenBucket, content: Version) -> bool:
+    """Whether a version was removed for good, or a marker took the place of a null version."""
+    is_removed = (content.key, content.id) in bucket.bucket.documents.removed
+    return is_removed or (content.id == NULL and versions.has(bucket, content.key, NULL, marker=True))
+
+
+def _bring_back(region: Region, state: BucketState, lost: Sequence[Version]) -> None:
+    """Give versions that the store has lost their files there again."""
+    journal, address = region.engine.journal, state.bucket.address
+    with state.bucket.open() as bucket:
+        for start in range(0, len(lost), _BATCH):
+            some = [v for v in lost[start : start + _BATCH] if not versions.has(bucket, v.key, v.id)]
+            publishing.publish(region.engine.syncer, bucket, [versions.stage_placed(bucket, v) for v in some])
+            with journal.transaction():
+                for version in some:
+                    journal.versions.add(address, version)
+            for version in some:
+                state.bucket.ids.saw(version.id, version.created_ns)
+                log.warning(
+                    'brought back bucket=%s key="%s" version=%s: the store had lost it, and the tier has its content',
+                    address, keys.shown(version.key), version.id,
+                )  # fmt: skip

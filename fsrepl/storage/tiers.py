@@ -1,0 +1,235 @@
+"""Tiers: directories, mostly on other disks, for the content of versions in one storage class of a region.
+
+    TIER/.fsrepl-tier.json           identity: uuid, region, class; without it the tier is offline
+    TIER/BUCKET/TOKEN;cat.jpg        the content of one version, with a copy of its record
+    TIER/BUCKET/.tmp/                staging, swept at start
+
+A version whose content lies in a tier keeps its file in the bucket's store: empty, with the record, which names tier
+and token (model/version.py, Place). So versions are listed, and their records changed, while a tier is away; only their
+content is not there then. A token is random and never used twice, so that no two contents have the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fsrepl.errors import Away, Disowned, Unavailable, reason
+from fsrepl.model import attributes, clock, keys, record_form
+from fsrepl.model.version import Place, Posix, Version
+from fsrepl.settings import ClassSettings
+from fsrepl.storage import documents, probe
+from fsrepl.storage.fs import GONE, FileType, Fs
+
+TIER_IDENTITY = b".fsrepl-tier.json"
+TMP = b".tmp"
+BUCKET = attributes.OURS + "bucket"
+"""An attribute of a content: the uuid of its bucket. A bucket that was removed may have had the same name."""
+_NO_INODE = Posix(0o600, 0, 0, 0)
+
+
+def new_token() -> str:
+    return secrets.token_hex(16)
+
+
+def new_tier_identity(region: str, region_uuid: str, storage_class: str, now_ns: int) -> dict[str, str]:
+    return {
+        "uuid": str(uuid.uuid4()),
+        "region": region,
+        "region_uuid": region_uuid,
+        "class": storage_class,
+        "created": clock.stamp(now_ns),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One tier of a region: its settings and its expected identity, empty where it is not attached."""
+
+    fs: Fs
+    region: str
+    settings: ClassSettings
+    expected: str
+    silent: bool = False
+    """Whether it did not answer a command's query: it is then not accessed."""
+
+    @property
+    def storage_class(self) -> str:
+        return self.settings.name
+
+    @property
+    def address(self) -> str:
+        return tier_address(self.region, self.storage_class)
+
+    @property
+    def not_attached(self) -> str:
+        return f"{self} is not attached; `fsrepl tier add {self.address}={self.settings.path}` attaches it"
+
+    def path_of(self, bucket: str, key: bytes, place: Place) -> bytes:
+        """The path of a content, for people."""
+        return b"/".join([os.fsencode(self.settings.path), os.fsencode(bucket), keys.tier_name(place.token, key)])
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[int]:
+        """The tier's directory, with its identity verified. Raises Away where it is missing, foreign or not attached,
+        Disowned where others may write to it."""
+        fd = self._open()
+        try:
+            yield fd
+        finally:
+            self.fs.close(fd)
+
+    def open_bucket(self, bucket: str) -> OpenTier:
+        """The part of a tier that belongs to a bucket. Raises Away, Unavailable, Disowned."""
+        with self.open() as at:
+            name = os.fsencode(bucket)
+            try:
+                try:
+                    fd = self.fs.open_dir(at, name)
+                except FileNotFoundError:
+                    if self.fs.read_only:
+                        raise
+                    self.fs.make_dir(at, name)
+                    self.fs.sync_file(at)
+                    fd = self.fs.open_dir(at, name)
+            except OSError as error:
+                raise Unavailable(f"{self}: the folder of bucket {bucket} cannot be opened: {reason(error)}") from error
+        try:
+            if why := documents.disowned(self.fs, fd):
+                raise Disowned(f"{self}: its folder {bucket} {why}; its content is not trusted")
+            return OpenTier(self, fd)
+        except BaseException:
+            self.fs.close(fd)
+            raise
+
+    def remove_bucket(self, bucket: str) -> None:
+        """Remove the content of a bucket, and its folder. Raises Away, Unavailable, Disowned, OSError."""
+        name = os.fsencode(bucket)
+        with self.open() as at:
+            try:
+                self.fs.stat(at, name)
+            except FileNotFoundError:
+                return
+            opened = self.open_bucket(bucket)
+            try:
+                opened.sweep()
+                for each in list(opened.entries()):
+                    self.fs.unlink(opened.fd, each)
+                self.fs.remove_dir(opened.fd, TMP)
+            finally:
+                opened.close()
+            self.fs.remove_dir(at, name)
+
+    def _open(self) -> int:
+        path = self.settings.path
+        if not self.expected:
+            raise Away(self.not_attached)
+        if self.silent:
+            raise Unavailable(f"{self}: {path}: {probe.no_answer()}")
+        try:
+            fd = self.fs.open_root(path)
+        except OSError as error:
+            raise Away(f"{self} is offline: {path}: {reason(error)}") from error
+        try:
+            self._check(fd)
+        except BaseException:
+            self.fs.close(fd)
+            raise
+        return fd
+
+    def _check(self, fd: int) -> None:
+        path = self.settings.path
+        try:
+            identity = documents.read_document(self.fs, fd, TIER_IDENTITY)
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"{self}: its identity at {path} cannot be read: {error}") from error
+        if identity is None:
+            raise Away(f"{self} is offline: {path} has no {TIER_IDENTITY.decode()} (not mounted?)")
+        if identity.get("uuid") != self.expected:
+            held = f"{identity.get('region', '?')}/{identity.get('class', '?')}, {identity.get('uuid', '?')}"
+            raise Away(f"{self} is offline: {path} holds another tier ({held})")
+        if why := documents.disowned(self.fs, fd):
+            raise Disowned(f"{self}: {path} {why}; its content is not trusted")
+
+    def __str__(self) -> str:
+        return f"tier {self.address}"
+
+
+def tier_address(region: str, storage_class: str) -> str:
+    return f"{region}/{storage_class}"
+
+
+class OpenTier:
+    """The part of a tier that belongs to one bucket, open for a batch."""
+
+    def __init__(self, tier: Tier, fd: int) -> None:
+        self.tier, self.fs, self.fd = tier, tier.fs, fd
+        self._tmp = -1
+
+    @property
+    def tmp(self) -> int:
+        """The staging folder, made if missing."""
+        if self._tmp < 0:
+            try:
+                self._tmp = self.fs.open_dir(self.fd, TMP)
+            except FileNotFoundError:
+                self.fs.make_dir(self.fd, TMP)
+                self._tmp = self.fs.open_dir(self.fd, TMP)
+        return self._tmp
+
+    def open_content(self, key: bytes, place: Place) -> int:
+        """The content of a version, opened to read. Raises FileNotFoundError where it is lost."""
+        return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
+
+    def read(self, entry: bytes) -> tuple[str, Version] | None:
+        """The uuid of a content's bucket, and the version as the copy of its record on the content says.
+
+        None where the content is gone, or has lost that copy. Raises OSError, StoreDamaged.
+        """
+        try:
+            fd = self.fs.open_read(self.fd, entry)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
+        try:
+            found = self.fs.attributes(fd)
+        finally:
+            self.fs.close(fd)
+        fields = record_form.read(found)
+        needed = {attributes.KEY, attributes.VERSION_ID, attributes.BLAKE3, attributes.LAST_MODIFIED, attributes.PLACE}
+        if not needed <= fields.keys():
+            return None
+        key, version_id = fields[attributes.KEY], fields[attributes.VERSION_ID].decode("ascii", "replace")
+        stored = keys.StoredName(keys.split(key)[1], version_id, False, False)
+        version = attributes.decode(key, stored, fields, _NO_INODE, 0)
+        token = entry.partition(b";")[0].decode("ascii", "replace")
+        return found.get(BUCKET, b"").decode("ascii", "replace"), replace(
+            version, place=Place(self.tier.storage_class, token)
+        )
+
+    def remove(self, key: bytes, place: Place) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.unlink(self.fd, keys.tier_name(place.token, key))
+
+    def entries(self) -> Iterator[bytes]:
+        """The names of all contents."""
+        for name, kind in self.fs.entries(self.fd):
+            if name != TMP and kind is FileType.REGULAR:
+                yield name
+
+    def sweep(self) -> None:
+        """Remove an earlier process's staged files."""
+        for name, _ in list(self.fs.entries(self.tmp)):
+            with contextlib.suppress(OSError):
+                self.fs.unlink(self.tmp, name)
+
+    def close(self) -> None:
+        if self._tmp >= 0:
+            self.fs.close(self._tmp)
+            self._tmp = -1
+        self.fs.close(self.fd)

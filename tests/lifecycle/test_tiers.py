@@ -1,0 +1,431 @@
+"""Storage classes with a directory of their own: content moves there, and comes back, and is read wherever it lies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.commands import status
+from fsrepl.commands.documents.tiers import tiers
+from fsrepl.daemon import live
+from fsrepl.errors import Unavailable, Usage
+from fsrepl.model.version import STORAGE_CLASSES
+from fsrepl.settings import TIERS
+from fsrepl.storage import listing
+from tests.doubles import FailingFs
+from tests.lifecycle.test_lifecycle import LATER, put, rule, run
+from tests.verifying import verification, verify
+from tests.world import DESTINATION, SOURCE, World
+
+Json = dict[str, Any]
+NO_IDENTITY = "no [.]fsrepl-tier[.]json"
+Clock = Callable[[str], object]
+OLD = rule(
+    Filter={"ObjectSizeGreaterThan": 0},
+    NoncurrentVersionTransitions=[{"NoncurrentDays": 30, "StorageClass": "STANDARD_IA"}],
+)
+DEEP = rule(
+    Filter={"ObjectSizeGreaterThan": 0},
+    NoncurrentVersionTransitions=[{"NoncurrentDays": 30, "StorageClass": "GLACIER_IR"}],
+)
+
+
+def add_tier(world: World, tier: str = "east/STANDARD_IA") -> Path:
+    """A tier of a region, on the same disk for once."""
+    path = world.home / "tiers" / tier.replace("/", "-")
+    world.run("tier.add", tier=tier, path=str(path))
+    world.settings = world.engine.settings
+    return path
+
+
+def contents(tier: Path, bucket: str = "src") -> list[bytes]:
+    """What lies in a bucket's part of a tier."""
+    folder = tier / bucket
+    return sorted(path.read_bytes() for path in folder.iterdir() if path.is_file()) if folder.exists() else []
+
+
+def stored(world: World, key: str = "k", bucket: str = SOURCE) -> list[int]:
+    """The sizes of the files of a key in the version store, oldest version first."""
+    folder = world.path(".fsrepl/versions", bucket)
+    return [path.stat().st_size for path in sorted(folder.rglob(f"{Path(key).name};*"))]
+
+
+def content(world: World, version: object, bucket: str = SOURCE) -> bytes:
+    with world.engine.site.bucket(bucket).open() as opened:
+        return b"".join(listing.content(opened, version))  # type: ignore[arg-type]
+
+
+def two_versions(world: World, key: str = "k") -> None:
+    for data in (b"one" * 1000, b"two, longer" * 1000):
+        world.write(key, data)
+        world.settle()
+
+
+def moved(world: World, clock: Clock, *rules: Json) -> None:
+    """Two versions of a key, of which the old one was moved by a transition."""
+    two_versions(world)
+    put(world, *(rules or (OLD,)))
+    clock(LATER)
+    assert run(world) == {"NoncurrentVersionTransition": 1}
+    world.settle()
+
+
+def test_a_transition_moves_content_to_the_disk_of_its_class(world: World, clock: Clock) -> None:
+    """The store keeps the record, the tier the content; nothing that a reader is told differs but the class."""
+    tier = add_tier(world)
+    two_versions(world)
+    before = world.of("k")
+    moved_before = world.history(DESTINATION)
+    put(world, OLD)
+    clock(LATER)
+    assert run(world) == {"NoncurrentVersionTransition": 1}
+    world.settle()
+    assert contents(tier) == [b"one" * 1000]
+    assert stored(world) == [0, 11000]
+    new, old = world.of("k")
+    assert new == before[0]
+    assert (old.storage_class, old.size, old.digest, old.posix) == (
+        "STANDARD_IA", 3000, before[1].digest, before[1].posix,
+    )  # fmt: skip
+    assert content(world, old) == b"one" * 1000
+    assert world.history(DESTINATION) == moved_before
+    assert verify(world) == []
+    world.stays_quiet()
+
+
+def test_without_a_directory_a_class_is_a_label(world: World, clock: Clock) -> None:
+    moved(world, clock)
+    assert world.of("k")[1].storage_class == "STANDARD_IA"
+    assert stored(world) == [3000, 11000]
+
+
+def test_a_tier_that_is_added_later_is_filled(world: World, clock: Clock) -> None:
+    moved(world, clock)
+    tier = add_tier(world)
+    world.settle()
+    assert (contents(tier), stored(world)) == ([b"one" * 1000], [0, 11000])
+
+
+def test_a_tier_is_emptied_before_it_is_removed(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    answer = world.run("tier.rm", tier="east/STANDARD_IA")
+    assert (answer["Removed"], answer["Versions"], answer["Bytes"]) == (False, 1, 3000)
+    world.settle()
+    assert (contents(tier), stored(world)) == ([], [3000, 11000])
+    assert world.of("k")[1].storage_class == "STANDARD_IA"
+    assert world.run("tier.rm", tier="east/STANDARD_IA")["Removed"]
+    assert "classes" not in world.settings.path.read_text()
+    world.settings = world.engine.settings
+    world.restart(without_journal=True)
+    world.settle()
+    assert content(world, world.of("k")[1]) == b"one" * 1000
+
+
+def test_from_one_tier_to_another(world: World, clock: Clock) -> None:
+    first, second = add_tier(world), add_tier(world, "east/GLACIER_IR")
+    moved(world, clock)
+    put(world, DEEP)
+    assert run(world) == {"NoncurrentVersionTransition": 1}
+    world.settle()
+    assert (contents(first), contents(second)) == ([], [b"one" * 1000])
+    assert content(world, world.of("k")[1]) == b"one" * 1000
+
+
+def test_a_restored_version_is_current_again_and_lies_in_the_region(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    old = world.of("k")[1]
+    world.run("object.restore", bucket=SOURCE, key=b"k", version_id=old.id)
+    assert world.tree(SOURCE) == {"k": b"one" * 1000}
+    world.settle()
+    assert stored(world) == [0, 11000, 3000]
+    assert (world.current("k").storage_class, world.current("k").place) == ("", None)
+    assert contents(tier) == [b"one" * 1000]
+    assert world.tree(DESTINATION) == {"k": b"one" * 1000}
+
+
+def test_a_version_that_becomes_current_again_is_shown(world: World, clock: Clock) -> None:
+    """G4: the newer version is removed for good, and what lies in the tier is what people see."""
+    add_tier(world)
+    moved(world, clock)
+    world.remove("k", version=world.current("k").id)
+    assert world.path("k").read_bytes() == b"one" * 1000
+    world.settle()
+    assert [v.size for v in world.of("k")] == [3000]
+    assert world.path("k").read_bytes() == b"one" * 1000
+
+
+@pytest.mark.parametrize("how", ["command", "lifecycle", "away"])
+def test_what_is_removed_for_good_leaves_the_tier(world: World, clock: Clock, how: str) -> None:
+    """Content in a tier that is away goes when the tier is back."""
+    tier = add_tier(world)
+    moved(world, clock)
+    if how == "lifecycle":
+        put(world, rule(NoncurrentVersionExpiration={"NoncurrentDays": 1}))
+        assert run(world) == {"NoncurrentVersionExpiration": 1}
+    else:
+        if how == "away":
+            tier.rename(tier.with_name("away"))
+        world.remove("k", version=world.of("k")[1].id)
+    if how == "away":
+        tier.with_name("away").rename(tier)
+        world.restart()
+    world.settle()
+    assert contents(tier) == []
+    assert stored(world) == [11000]
+
+
+# -- G8: a tier that is away
+
+
+def test_a_tier_that_is_away_is_an_outage_of_its_versions_alone(world: World, clock: Clock) -> None:
+    """G8: listed as ever, everything else goes on, nothing is written where the tier was, and it is no damage."""
+    tier = add_tier(world)
+    moved(world, clock)
+    before = world.ids(SOURCE)
+    tier.rename(tier.with_name("away"))
+    tier.mkdir()
+    world.restart(without_journal=True)
+    world.settle()
+    assert world.ids(SOURCE) == before
+    assert world.state().is_scanned
+    with pytest.raises(Unavailable, match=NO_IDENTITY):
+        content(world, world.of("k")[1])
+    with pytest.raises(Unavailable, match=NO_IDENTITY):
+        world.run("object.restore", bucket=SOURCE, key=b"k", version_id=world.of("k")[1].id)
+    with verification(world) as found:
+        assert list(found.differences()) == []
+        assert "no .fsrepl-tier.json" in found.tally.away[SOURCE]
+    world.write("other", b"goes on")
+    world.settle()
+    assert world.tree(DESTINATION)["other"] == b"goes on"
+    assert list(tier.iterdir()) == []
+    tier.rmdir()
+    tier.with_name("away").rename(tier)
+    world.settle()
+    assert content(world, world.of("k")[1]) == b"one" * 1000
+
+
+def test_another_tier_in_its_place_is_an_outage(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    shutil.copytree(tier, tier.with_name("other"))
+    identity = tier / ".fsrepl-tier.json"
+    identity.write_text(identity.read_text().replace('"uuid": "', '"uuid": "0'))
+    with pytest.raises(Unavailable, match="holds another tier"):
+        content(world, world.of("k")[1])
+
+
+def test_moves_wait_for_a_tier_that_is_away(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    tier.rename(tier.with_name("away"))
+    moved(world, clock)
+    assert stored(world) == [3000, 11000]
+    assert "is offline" in world.state().placing.why
+    document = status.status(world.engine.site, {"buckets": live.status(world.engine)["buckets"]})
+    (tier_,) = document["tiers"]
+    (bucket,) = [each for each in document["buckets"] if each["bucket"] == SOURCE]
+    assert (tier_["Online"], tier_["Waiting"], tier_["WaitingBytes"]) == (False, 1, 3000)
+    assert [(m["tier"], m["versions"], m["bytes"]) for m in bucket["moving"]] == [("east/STANDARD_IA", 1, 3000)]
+    assert "is offline" in bucket["moving"][0]["why"]
+    tier.with_name("away").rename(tier)
+    world.settle()
+    assert stored(world) == [0, 11000]
+    assert world.state().placing.why == ""
+
+
+def test_content_that_is_damaged_is_not_moved(world: World, clock: Clock) -> None:
+    """Moves are verified: what no longer matches its hash is fetched again first."""
+    tier = add_tier(world)
+    two_versions(world)
+    old = next(p for p in world.path(".fsrepl/versions").rglob("k;*") if p.stat().st_size == 3000)
+    old.write_bytes(b"bad" * 1000)
+    put(world, OLD)
+    clock(LATER)
+    run(world)
+    world.engine.run_until_idle()
+    world.settle()
+    assert contents(tier) in ([], [b"one" * 1000])
+    world.state().placing.begin_again()
+    world.settle()
+    assert contents(tier) == [b"one" * 1000]
+
+
+def test_content_that_is_damaged_in_a_tier_is_repaired(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    damaged = next(path for path in (tier / "src").iterdir() if path.is_file())
+    damaged.write_bytes(b"bad" * 1000)
+    assert verify(world) == [(SOURCE, "k", "DigestMismatch", False)]
+    assert verify(world, repair=True) == [(SOURCE, "k", "DigestMismatch", True)]
+    world.restart()  # with a sweep
+    world.settle()
+    assert contents(tier) == [b"one" * 1000]
+    assert verify(world) == []
+
+
+def test_a_full_tier_is_waited_for(world: World, clock: Clock) -> None:
+    """G7: the disk is full in the midst of a transition: nothing is lost or left over, and it is done later."""
+    tier = add_tier(world)
+    two_versions(world)
+    put(world, OLD)
+    clock(LATER)
+    run(world)
+    fs = _FullTier(tier)
+    world.restart(fs=fs)
+    world.settle()
+    assert fs.refused
+    assert "no space" in world.state().placing.why
+    assert (contents(tier), stored(world)) == ([], [3000, 11000])
+    assert os.listdir(tier / "src" / ".tmp") == []
+    fs.refused, fs.full = 0, False
+    world.settle()
+    assert (contents(tier), stored(world)) == ([b"one" * 1000], [0, 11000])
+
+
+class _FullTier(FailingFs):
+    """No file can be written below a directory."""
+
+    def __init__(self, below: Path) -> None:
+        super().__init__(1 << 60)
+        self.below, self.full, self.refused = str(below), True, 0
+        self._write = self.write
+        self.write = self._refuse  # type: ignore[method-assign]
+
+    def _refuse(self, fd: int, data: bytes) -> None:
+        if self.full and os.readlink(f"/proc/self/fd/{fd}").startswith(self.below):
+            self.refused += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._write(fd, data)
+
+
+# -- the record in the store
+
+
+def test_a_record_that_needs_a_sidecar_moves_too(world: World, clock: Clock) -> None:
+    """The record is in a sidecar where the file has no room for it, before the move and after it."""
+    tier = add_tier(world)
+    world.write("k", b"one" * 1000)
+    for number in range(3):
+        os.setxattr(world.path("k"), f"user.long{number}", b"x" * 1200)
+    world.settle()
+    before = world.current("k")
+    world.write("k", b"two, longer" * 1000)
+    world.settle()
+    put(world, OLD)
+    clock(LATER)
+    run(world)
+    world.settle()
+    assert contents(tier) == [b"one" * 1000]
+    after = world.of("k")[1]
+    assert (after.attrs, after.size, after.digest) == (before.attrs, before.size, before.digest)
+    world.run("tier.rm", tier="east/STANDARD_IA")
+    world.settle()
+    after = world.of("k")[1]
+    assert (after.attrs, after.size, after.place) == (before.attrs, before.size, None)
+    assert content(world, after) == b"one" * 1000
+
+
+def test_tags_of_a_version_in_a_tier_can_be_changed(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    old = world.of("k")[1]
+    world.run("tag.set", bucket=SOURCE, key=b"k", version_id=old.id, tags={"a": "b"})
+    world.settle()
+    assert (dict(world.of("k")[1].tags), world.of("k")[1].place) == ({"a": "b"}, old.place)
+    assert dict(world.of("k", DESTINATION)[1].tags) == {"a": "b"}
+    world.restart(without_journal=True)
+    world.settle()
+    assert contents(tier) == [b"one" * 1000]
+    assert content(world, world.of("k")[1]) == b"one" * 1000
+
+
+def test_what_a_tier_holds_is_listed(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    (row,) = tiers(world.engine.site, world.engine.journal)
+    assert row == {
+        "Tier": "east/STANDARD_IA", "Path": str(tier), "Online": True, "Draining": False, "Versions": 1, "Bytes": 3000,
+        "Waiting": 0, "WaitingBytes": 0,
+    }  # fmt: skip
+
+
+# -- attaching
+
+
+def test_a_tier_is_attached_by_its_identity(world: World, tmp_path: Path) -> None:
+    """A directory is the tier of one class of one region, and of no other."""
+    tier = add_tier(world)
+    with pytest.raises(Usage, match="the same directory"):
+        world.run("tier.add", tier="east/GLACIER_IR", path=str(tier))
+    with pytest.raises(Usage, match=NO_IDENTITY):
+        world.run("tier.add", tier="east/STANDARD_IA", path=str(tmp_path / "elsewhere"))
+    with pytest.raises(Usage, match="not REGION/CLASS"):
+        world.run("tier.add", tier="east/STANDARD", path=str(tmp_path / "elsewhere"))
+    with pytest.raises(Usage, match="lies within region east"):
+        world.run("tier.add", tier="east/GLACIER_IR", path=str(world.path().parent / "below"))
+    assert (world.settings.path.read_text().count("classes"), world.engine.settings.regions["east"].classes.keys()) == (
+        1, {"STANDARD_IA"},
+    )  # fmt: skip
+    tier.rename(tmp_path / "moved")
+    world.run("tier.add", tier="east/STANDARD_IA", path=str(tmp_path / "moved"))
+    assert world.engine.settings.regions["east"].classes["STANDARD_IA"].path == tmp_path / "moved"
+
+
+# -- what the tiers know
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_a_record_that_was_lost_is_rebuilt_from_the_tier(world: World, clock: Clock, *, without_journal: bool) -> None:
+    """A copy of the region's tree without attributes: ids, history and content stay."""
+    add_tier(world)
+    moved(world, clock)
+    before = world.history(SOURCE)
+    for path in world.path(".fsrepl/versions").rglob("*;*"):
+        for name in os.listxattr(path):
+            os.removexattr(path, name)
+    world.restart(without_journal=without_journal)
+    world.settle()
+    after = world.history(SOURCE)
+    assert [(v.id, v.digest, v.size, v.place) for v in after[b"k"]] == [
+        (v.id, v.digest, v.size, v.place) for v in before[b"k"]
+    ]
+    assert content(world, world.of("k")[1]) == b"one" * 1000
+
+
+def test_a_lost_store_gets_its_versions_back_from_the_tier(world: World, clock: Clock) -> None:
+    """`rm -r .fsrepl`: `bucket adopt` brings back what replicas have; what only the tier has comes back by itself."""
+    add_tier(world)
+    moved(world, clock)
+    old = world.of("k")[1]
+    world.remove("k", bucket=DESTINATION, version=old.id)
+    shutil.rmtree(world.path(".fsrepl"))
+    world.run("bucket.adopt", bucket=SOURCE)
+    world.settle()
+    world.settle()
+    found = [v for v in world.of("k") if v.id == old.id]
+    assert [(v.digest, v.size) for v in found] == [(old.digest, old.size)]
+    assert content(world, found[0]) == b"one" * 1000
+
+
+def test_a_bucket_that_is_removed_leaves_nothing_in_tiers(world: World, clock: Clock) -> None:
+    tier = add_tier(world)
+    moved(world, clock)
+    tier.rename(tier.with_name("away"))
+    with pytest.raises(Unavailable, match="is offline"):
+        world.run("bucket.rm", bucket=SOURCE, purge=True)
+    assert world.path().is_dir()
+    tier.with_name("away").rename(tier)
+    world.run("bucket.rm", bucket=SOURCE, purge=True)
+    assert sorted(path.name for path in tier.iterdir()) == [".fsrepl-tier.json"]
+
+
+def test_every_storage_class_but_standard_may_have_a_tier() -> None:
+    assert {*TIERS, "STANDARD"} == set(STORAGE_CLASSES)

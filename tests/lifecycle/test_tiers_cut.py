@@ -1,0 +1,107 @@
+"""The power goes, or a call fails, at every change that a move between tiers makes: content is whole in one place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.lifecycle.test_lifecycle import put, run
+from tests.lifecycle.test_tiers import DEEP, OLD, add_tier, content, contents, stored, two_versions
+from tests.world import SOURCE, World, worlds
+
+
+def _into(world: World, clock: Callable[[str], object]) -> None:
+    add_tier(world)
+    two_versions(world)
+    two_versions(world, "d/k2")
+    put(world, OLD)
+    clock("2026-06-01T00:00:01Z")
+
+
+def _moved(world: World, clock: Callable[[str], object]) -> None:
+    _into(world, clock)
+    run(world)
+    world.settle()
+
+
+def _across(world: World, clock: Callable[[str], object]) -> None:
+    _moved(world, clock)
+    add_tier(world, "east/GLACIER_IR")
+    put(world, DEEP)
+
+
+def _back(world: World, clock: Callable[[str], object]) -> None:
+    _moved(world, clock)
+    world.run("tier.rm", tier="east/STANDARD_IA")
+    world.settings = world.engine.settings
+
+
+CASES: dict[str, tuple[Callable[[World, Callable[[str], object]], None], dict[str, int], list[int]]] = {
+    "into": (_into, {"STANDARD_IA": 2}, [0, 11000]),
+    "across": (_across, {"STANDARD_IA": 0, "GLACIER_IR": 2}, [0, 11000]),
+    "back": (_back, {"STANDARD_IA": 0}, [3000, 11000]),
+}
+
+
+def _ended(world: World, case: str, where: str) -> None:
+    """Everything is where it should be, and nowhere else."""
+    world.run("lifecycle.run", bucket=SOURCE)
+    world.settle()
+    _, held, sizes = CASES[case]
+    for name, number in held.items():
+        tier = world.home / "tiers" / f"east-{name}"
+        assert contents(tier) == [b"one" * 1000] * number, where
+        assert not (tier / "src" / ".tmp").exists() or list((tier / "src" / ".tmp").iterdir()) == [], where
+    for key in ("k", "d/k2"):
+        assert stored(world, key) == sizes, where
+        assert [content(world, version) for version in world.of(key)] == [b"two, longer" * 1000, b"one" * 1000], where
+    assert world.leftovers(SOURCE) == [], where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_move_cut_short(memory: Path, clock: Callable[[str], object], case: str) -> None:
+    """G2, G7: cut after any change the version can be read, and the next start does the rest."""
+    for calls, world in worlds(memory, replicate=False):
+        clock("2026-05-01T10:00:00Z")
+        CASES[case][0](world, clock)
+        fs = DyingFs(1 << 60)
+        world.restart(fs=fs)
+        fs.calls_left = calls
+        with contextlib.suppress(PowerCut):
+            world.run("lifecycle.run", bucket=SOURCE)
+            world.settle()
+        world.restart(without_journal=calls % 2 == 0)
+        where = f"cut at change {calls}, in {fs.died_in}"
+        assert [content(world, version) for version in world.of("k")] == [b"two, longer" * 1000, b"one" * 1000], where
+        world.settle()
+        _ended(world, case, where)
+        if not fs.died:
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_move_that_fails(memory: Path, clock: Callable[[str], object], case: str) -> None:
+    """G7: any one change is refused: it is done later, and nothing else is."""
+    for calls, world in worlds(memory, replicate=False):
+        clock("2026-05-01T10:00:00Z")
+        CASES[case][0](world, clock)
+        fs = FailingFs(1 << 60)
+        world.restart(fs=fs)
+        fs.calls_left = calls
+        with contextlib.suppress(Exception):
+            world.run("lifecycle.run", bucket=SOURCE)
+            world.settle()
+        failed, where = fs.failed, f"failed at change {calls}, in {fs.failed_in}"
+        fs.mend()
+        for _ in range(3):
+            world.settle()
+        world.restart()  # the sweep removes what could not be removed
+        _ended(world, case, where)
+        if not failed:
+            return
