@@ -2,7 +2,8 @@
 
     latency   200 files at 20 a second, from a rename into place and from a close, to the complete replica
     burst     20,000 files of 4 KiB, dropped with `cp -r`, then moved with their directory, then removed: each until
-              `fsrepl wait` returns, beside `rsync -a` of the same; with what is written to the disk
+              `fsrepl wait` returns, beside `rsync -a` of the same, and lsyncd and Syncthing where they are installed;
+              with what is written to the disk
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
@@ -26,6 +27,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from peers import PEERS, Peer
 
 from fsrepl.settings import FILE, Capture
 
@@ -136,52 +139,130 @@ class Cost:
     written_bytes: int
 
 
-def burst(folder: Path, count: int) -> None:
-    print(f"burst: {count:,} files of 4 KiB, until `fsrepl wait` returns; beside rsync of the same")
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one program took for one act: `cp -r` of the tree, `mv` of its directory, `rm -r` of it."""
+
+    program: str
+    act: str
+    cost: Cost
+
+
+ACTS = ("cp -r", "mv", "rm -r")
+YARDSTICK = "rsync -a"
+
+
+def burst(folder: Path, count: int) -> list[Row]:
+    print(f"burst: {count:,} files of 4 KiB on {_filesystem(folder)}: each act until all of it is on the other side")
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    rows: list[Row] = []
+
+    def note(program: str, act: str, cost: Cost) -> None:
+        rows.append(Row(program, act, cost))
+
     try:
         tree = _make_tree(home / "tree" / "all", count).parent
-        synced = _cost(home, lambda: _run("rsync", "-a", "--fsync", f"{tree}/", home / "synced"))
-        rsync = {"cp -r": _cost(home, lambda: _run("rsync", "-a", f"{tree}/", home / "copy"))}
+        note(
+            "rsync -a --fsync",
+            "cp -r",
+            _cost(home, lambda: _run("rsync", "-a", "--fsync", f"{tree}/", home / "synced")),
+        )
+        note(YARDSTICK, "cp -r", _cost(home, lambda: _run("rsync", "-a", f"{tree}/", home / "copy")))
         with daemon(folder) as site:
             source = site.path(SOURCE)
-            ours = {"cp -r": _cost(home, lambda: _run("cp", "-r", f"{tree}/.", source), site)}
+            note("fsrepl", "cp -r", _cost(home, lambda: _run("cp", "-r", f"{tree}/.", source), site))
             peak = site.peak_bytes()
-            ours["mv"] = _cost(home, lambda: _run("mv", source / "all", source / "moved"), site)
-            ours["rm -r"] = _cost(home, lambda: _run("rm", "-r", source / "moved"), site)
-        for what, change in (
+            note("fsrepl", "mv", _cost(home, lambda: _run("mv", source / "all", source / "moved"), site))
+            note("fsrepl", "rm -r", _cost(home, lambda: _run("rm", "-r", source / "moved"), site))
+        for peer in filter(lambda each: each.is_installed(), PEERS):
+            for act, cost in _of_peer(home, peer, tree, count):
+                note(peer.name, act, cost)
+        for act, change in (
             ("mv", lambda: (tree / "all").rename(tree / "moved")),
             ("rm -r", lambda: shutil.rmtree(tree / "moved")),
         ):
             change()
-            rsync[what] = _cost(home, lambda: _run("rsync", "-a", "--delete", f"{tree}/", home / "copy"))
+            note(YARDSTICK, act, _cost(home, lambda: _run("rsync", "-a", "--delete", f"{tree}/", home / "copy")))
     finally:
         shutil.rmtree(home)
-    print(f"  rsync --fsync   {_text(synced)}")
-    for what, cost in ours.items():
-        print(f"  rsync  {what:8} {_text(rsync[what])}")
-        print(f"  fsrepl {what:8} {_text(cost)}   {cost.wall_s / rsync[what].wall_s:.1f} times rsync -a")
-    print(f"  the burst took {ours['cp -r'].wall_s / synced.wall_s:.2f} times rsync --fsync")
-    print(f"  daemon: peak {peak / 2**20:.0f} MiB resident in the burst")
+    _print_table(rows)
+    print(f"  fsrepl: peak {peak / 2**20:.0f} MiB resident in the burst")
+    return rows
+
+
+def _of_peer(home: Path, kind: type[Peer], tree: Path, count: int) -> Iterator[tuple[str, Cost]]:
+    with kind(home / kind.name) as peer:
+        source = peer.source
+        for act, command, files in (
+            ("cp -r", ("cp", "-r", f"{tree}/.", source), count),
+            ("mv", ("mv", source / "all", source / "moved"), count),
+            ("rm -r", ("rm", "-r", source / "moved"), 0),
+        ):
+
+            def do(command: Sequence[object] = command, files: int = files, act: str = act) -> None:
+                _run(*command)
+                if act == "mv":
+                    while (peer.destination / "all").exists():
+                        time.sleep(LOOK_S)
+                peer.wait_for(files)
+
+            yield act, _cost(home, do, peer)
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    for act in ACTS:
+        some = sorted((row for row in rows if row.act == act), key=lambda row: row.cost.wall_s)
+        yardstick_s = next(row.cost.wall_s for row in some if row.program == YARDSTICK)
+        for row in some:
+            print(f"  {act:6} {row.program:17} {_text(row.cost)}   {row.cost.wall_s / yardstick_s:6.1f} x {YARDSTICK}")
+
+
+def plot(rows: Sequence[Row], where: Path, title: str) -> None:
+    """Draw what each act took, in times of rsync -a, as bars on a logarithmic axis. Needs the extra `benchmarks`."""
+    import matplotlib  # a part of the extra alone
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(ACTS), figsize=(12, 3), layout="constrained")
+    for act, at in zip(ACTS, axes, strict=True):
+        some = sorted((row for row in rows if row.act == act), key=lambda row: -row.cost.wall_s)
+        yardstick_s = next(row.cost.wall_s for row in some if row.program == YARDSTICK)
+        times = [row.cost.wall_s / yardstick_s for row in some]
+        bars = at.barh(
+            [row.program for row in some], times, color=["C1" if r.program == "fsrepl" else "C0" for r in some]
+        )
+        at.bar_label(bars, [f"{each:.1f}" for each in times], padding=2)
+        at.set(title=act, xscale="log", xlabel=f"times {YARDSTICK}", xlim=(min(times) / 2, max(times) * 3))
+    figure.suptitle(title)
+    figure.savefig(where)
+
+
+def _filesystem(folder: Path) -> str:
+    """The type of the filesystem where a folder is. Source: proc(5), mountinfo."""
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return next((line[line.index("-") + 1] for line in lines if line[2] == number), "an unknown filesystem")
 
 
 def _text(cost: Cost) -> str:
     return f"{cost.wall_s:6.2f} s   {cost.cpu_s:5.2f} CPU s   {cost.written_bytes / 2**20:5.0f} MiB written"
 
 
-def _cost(folder: Path, act: Callable[[], object], site: Daemon | None = None) -> Cost:
-    """What something costs, with a daemon until that has done its part. CPU: the daemon's, else the children's."""
+def _cost(folder: Path, act: Callable[[], object], site: Daemon | Peer | None = None) -> Cost:
+    """What something costs, with our daemon until that has done its part. CPU: the daemon's, else the children's."""
     os.sync()
     written, cpu_s, began = _written_bytes(folder), _cpu_s(site), time.monotonic()
     act()
-    if site is not None:
+    if isinstance(site, Daemon):
         site.fsrepl("wait")
     wall_s, cpu_s = time.monotonic() - began, _cpu_s(site) - cpu_s
     os.sync()
     return Cost(wall_s, cpu_s, _written_bytes(folder) - written)
 
 
-def _cpu_s(site: Daemon | None) -> float:
+def _cpu_s(site: Daemon | Peer | None) -> float:
     if site is not None:
         return site.cpu_s()
     found = os.times()
@@ -326,13 +407,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the burst, as SVG or PNG by the file's name")
     options = parser.parse_args()
     if options.only in (None, "latency"):
         latency(options.folder, options.times)
     if options.only in (None, "calls"):  # before the burst: ext4 makes files slowly for a while after many are removed
         calls(options.folder, options.files)
     if options.only in (None, "burst"):
-        burst(options.folder, options.files)
+        rows = burst(options.folder, options.files)
+        if options.plot:
+            plot(
+                rows,
+                options.plot,
+                f"{options.files:,} files of 4 KiB on {_filesystem(options.folder)}, two sides of one disk",
+            )
     if options.only in (None, "arrivals"):
         arrivals(options.folder)
 
