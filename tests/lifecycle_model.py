@@ -1,6 +1,6 @@
-"""S3's text on lifecycle rules a second time, on a page: what s3/due.py is held against.
+"""S3's text on lifecycle rules implemented a second time, on a page, for comparison with s3/due.py.
 
-It takes S3's own JSON, and asks of each version, with dates, what each element of each rule says about it.
+It takes S3's own JSON, and asks for each version, with dates, what each element of each rule says about it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ WAYS_DOWN = {
 def run(
     document: Json, key: str, versions: Sequence[HeldVersion], state: str, now: datetime, *, batch: bool
 ) -> list[tuple[str, str, str, str]]:
-    """(version id, action, storage class, blocked by) of what a run at a moment does, the newest version first."""
+    """(version id, action, storage class, blocked by) of each action of a run at a moment, the newest version first."""
     done = []
     for age, held in enumerate(versions):
         removed, marked = False, False

@@ -1,4 +1,4 @@
-"""Filesystems that tests mount, and take away again. Only root may."""
+"""Filesystems that tests mount and unmount. For root only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def unmount(place: Path) -> None:
 
 
 def clear(place: Path) -> None:
-    """Take away what is mounted there, if anything is, whoever uses it."""
+    """Unmount the filesystem there, if there is one, even while it is in use."""
     subprocess.run(["umount", "--lazy", place], capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""A few seconds of the attack, in each way in which view and store share. See tests/attack; by hand for longer."""
+"""A short run of the attack in each sharing mode. See tests/attack; run it by hand for longer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.attack.ledger import REST_S, File, Ledger, Rest, Verdict, judge
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "private", "link"])
 def test_a_two_way_site_under_attack_comes_to_rest_and_loses_nothing(tmp_path: Path, sharing: str) -> None:
-    """G1 to G7: users on both sides, kills, links, renames; what `link` cannot promise is counted apart."""
+    """G1 to G7: users on both sides, kills, links, renames; losses that `link` allows are counted apart."""
     outcome = course.run(tmp_path, seed=1, seconds=3.0, sharing=sharing)
     assert not outcome.faults, "\n".join(outcome.lines())
     assert outcome.deeds
@@ -24,7 +24,7 @@ def _rest(*, names: int = 1, rested_s: float = REST_S) -> Rest:
 
 
 def test_only_what_rested_beside_a_working_daemon_counts_as_lost() -> None:
-    """G1: a test that calls everything a loss, or nothing, would be worth nothing."""
+    """G1: a test that calls everything a loss, or nothing, would prove nothing."""
     up = [(0.0, 20.0)]
     assert judge(_rest(), up, {"d"}, (), ()) is Verdict.KEPT
     assert judge(_rest(), up, {"other"}, (), ()) is Verdict.LOST
@@ -36,7 +36,7 @@ def test_only_what_rested_beside_a_working_daemon_counts_as_lost() -> None:
 
 
 def test_the_ledger_knows_what_rested_and_what_was_overwritten_in_place() -> None:
-    """The same file with the same bytes rests; other bytes in it are an overwriting, another file is not."""
+    """The same file with the same bytes rests; the same file with other bytes was overwritten; another file was not."""
     ledger = Ledger("east/src")
     one, other, replaced = File(1, 1, "one"), File(1, 2, "other"), File(2, 3, "replaced")
     for at_s, tree in ((0.0, {"k": one}), (1.0, {"k": one}), (2.0, {"k": other}), (3.0, {"k": replaced})):

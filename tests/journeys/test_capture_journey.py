@@ -1,4 +1,4 @@
-"""Captures through a real daemon: what programs do to trees, and what `wait` promises of it."""
+"""Captures by a real daemon: the changes that programs make to trees, and what `wait` promises about them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_tree(top: Path, files: int = 120) -> Path:
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="needs rsync")
 def test_rsync_over_and_over(site: Site, tmp_path: Path) -> None:
-    """G6, P2: rsync's temporary names leave no version, the times it gives to directories no blind spot."""
+    """G6, P2: rsync's temporary names make no version, and the times it gives to directories hide no later change."""
     tree, top = make_tree(tmp_path / "tree"), site.path("copy")
     subprocess.run(["rsync", "-a", f"{tree}/", f"{top}/"], check=True)
     site.wait()
@@ -50,7 +50,8 @@ def test_rsync_over_and_over(site: Site, tmp_path: Path) -> None:
 
 
 def test_trees_come_move_and_go(site: Site, tmp_path: Path) -> None:
-    """G6, P2, P20: unpacked, moved in with old times, renamed, moved out and back, removed: always in step."""
+    """G6, P2, P20: trees are unpacked, moved in with old times, renamed, moved out and back, and removed; both sides
+    stay equal."""
     tree = make_tree(tmp_path / "tree")
     with tarfile.open(tmp_path / "tree.tar", "w") as archive:
         archive.add(tree, "unpacked")
@@ -78,7 +79,8 @@ def test_trees_come_move_and_go(site: Site, tmp_path: Path) -> None:
 
 
 def test_wait_is_a_barrier(site: Site) -> None:
-    """Section 5, wait: what was dropped before the call is there when it returns, each time, whatever it was."""
+    """Section 5, wait: files dropped before the call are replicated when it returns, each time, whatever the change
+    was."""
     for i in range(12):
         site.write(f"d{i}/new/k", b"%d" % i)
         (site.put if i % 2 else site.write)("same", b"%d" % i)
@@ -94,7 +96,8 @@ def test_wait_is_a_barrier(site: Site) -> None:
 
 
 def test_wait_names_what_is_open_and_returns(site: Site) -> None:
-    """Section 5, wait: a file still open for writing holds up nobody; it is named, and taken whole once closed."""
+    """Section 5, wait: a file still open for writing delays nothing; it is named, and captured complete once it is
+    closed."""
     with site.path("open").open("wb") as file:
         file.write(b"half, ")
         file.flush()
@@ -115,8 +118,8 @@ def _may_limit_watches() -> bool:
         return False
 
 
-class ShortSighted(Site):
-    """Its daemon runs where the kernel gives so few watches."""
+class FewWatches(Site):
+    """A site whose daemon runs where the kernel gives it few watches."""
 
     watches = 6
 
@@ -132,8 +135,8 @@ class ShortSighted(Site):
 @pytest.mark.skipif(not _may_limit_watches(), reason="needs user namespaces")
 @pytest.mark.parametrize("watches", [6, 1])
 def test_the_watch_limit(tmp_path: Path, watches: int) -> None:
-    """P3: where there are no more watches that part is scanned, status says so, and wait is a barrier all the same."""
-    with ShortSighted(tmp_path) as site:
+    """P3: a directory without a watch is scanned, status says so, and `wait` is a barrier all the same."""
+    with FewWatches(tmp_path) as site:
         site.watches = watches
         for i in range(8):
             site.write(f"d{i}/k", b"old")

@@ -1,4 +1,4 @@
-"""Metadata edits and buckets that replicate to each other, through real daemons: with events, threads and kills."""
+"""Metadata edits, and buckets that replicate to each other, with real daemons: events, threads and kills."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def connect(site: Site, *buckets: str) -> None:
 
 
 def look(site: Site, key: str, bucket: str) -> tuple[object, ...]:
-    """What people see of a view's metadata."""
+    """The metadata of a view as users see it."""
     path = site.path(key, bucket)
     found = path.stat()
     own = {n: os.getxattr(path, n) for n in os.listxattr(path) if n.startswith("user.") and not attributes.is_ours(n)}
     return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, own
 
 
-def rest(site: Site, *buckets: str, seconds: float = 2.0) -> None:
-    """Nothing happens any more: no view and no stored version is touched."""
+def assert_no_further_change(site: Site, *buckets: str, seconds: float = 2.0) -> None:
+    """Check that no view and no stored version is changed any more."""
 
     def everything() -> dict[str, tuple[int, ...]]:
         out = {}
@@ -59,13 +59,14 @@ def rest(site: Site, *buckets: str, seconds: float = 2.0) -> None:
         return out
 
     before = everything()
-    time.sleep(seconds)  # there is no condition for nothing to happen
+    time.sleep(seconds)  # no condition shows that nothing will happen
     assert everything() == before
 
 
 @pytest.mark.slow
-def test_edits_cross_both_ways(tmp_path: Path) -> None:
-    """s3-semantics 2.2: each edit, made on either side, is on both when `wait` returns; then there is rest."""
+def test_edits_are_replicated_both_ways(tmp_path: Path) -> None:
+    """s3-semantics 2.2: each edit, made on either side, is on both when `wait` returns; then nothing changes any
+    more."""
     with Site(tmp_path, replicate=False) as site:
         connect(site, SOURCE, DESTINATION)
         site.start()
@@ -83,12 +84,13 @@ def test_edits_cross_both_ways(tmp_path: Path) -> None:
             assert [h["ReplicationStatus"] for h in heads] == ["COMPLETED", "REPLICA"]
             assert heads[0]["Metadata"] == heads[1]["Metadata"] == {"colour": str(number)}
         assert site.history(SOURCE) == site.history(DESTINATION) == history
-        rest(site, SOURCE, DESTINATION)
+        assert_no_further_change(site, SOURCE, DESTINATION)
 
 
 @pytest.mark.slow
 def test_a_mesh_of_busy_users(tmp_path: Path) -> None:
-    """P14, G6, G7: three regions, three users at once, a daemon killed in the midst of it: one state, and then rest."""
+    """P14, G6, G7: three regions, three users at once, and a daemon killed meanwhile: all regions end in one state, and
+    nothing changes any more."""
     regions = {bucket.partition("/")[0]: tmp_path / "site" / bucket.partition("/")[0] for bucket in MESH}
     with Site(tmp_path, regions=regions, buckets=MESH, replicate=False) as site:
         connect(site, *MESH)
@@ -130,4 +132,4 @@ def test_a_mesh_of_busy_users(tmp_path: Path) -> None:
             return all(len(x) == 3 and x[0] == x[1] == x[2] for x in (histories, trees, looks))
 
         site.until(in_step, "all three buckets are in step")
-        rest(site, *MESH)
+        assert_no_further_change(site, *MESH)

@@ -1,4 +1,4 @@
-"""Events and metrics as people meet them: a real daemon, its command, its files."""
+"""Events and metrics with a real daemon, its commands and its files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.world import v2
 NOW_NS = 1_800_000_000_000_000_000
 
 
-class Told:
-    """A site with a clock, a program and an address that are told, and a file of metrics."""
+class EventSite:
+    """A site with a clock that the test sets, a program and a webhook that receive events, and a file of metrics."""
 
     def __init__(self, home: Path, receiver: Receiver) -> None:
         self.home, self.receiver = home, receiver
@@ -66,15 +66,16 @@ def names(line: str | bytes) -> str:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[Told]:
+def told(tmp_path: Path) -> Iterator[EventSite]:
     with Receiver() as receiver:
-        found = Told(tmp_path, receiver)
+        found = EventSite(tmp_path, receiver)
         with found.site:
             yield found
 
 
-def test_from_the_daemon_to_whoever_is_told(told: Told) -> None:
-    """3.2 to 3.6, G11: a failure, a missed threshold and its end: in `events`, to program and address, and counted."""
+def test_events_reach_the_log_the_program_and_the_webhook(told: EventSite) -> None:
+    """3.2 to 3.6, G11: a failure, a missed threshold and its end: printed by `events`, sent to program and webhook, and
+    counted."""
     site = told.site
     told.configure(TIMED)
     site.start()
@@ -115,8 +116,8 @@ def test_from_the_daemon_to_whoever_is_told(told: Told) -> None:
     assert told.events() == expected
 
 
-def test_following_events(told: Told) -> None:
-    """`events -f` prints what was there, then what comes, as it comes."""
+def test_following_events(told: EventSite) -> None:
+    """`events -f` prints the existing events, then each new one as it comes."""
     site = told.site
     told.configure(METRICS)
     site.start()
@@ -139,8 +140,8 @@ def test_following_events(told: Told) -> None:
         following.wait()
 
 
-def test_settings_that_change_under_way(told: Told) -> None:
-    """SIGHUP: whoever is to be told from now on is told; what cannot be is refused, and the old settings stay."""
+def test_a_reload_changes_who_receives_events(told: EventSite) -> None:
+    """SIGHUP: new receivers get the events from then on; invalid settings are refused, and the former ones stay."""
     site = told.site
     told.configure(METRICS)
     site.start()
@@ -157,8 +158,8 @@ def test_settings_that_change_under_way(told: Told) -> None:
     assert not told.told.exists()
 
 
-def test_checks_of_what_is_configured(tmp_path: Path) -> None:
-    """`fsrepl check`: a program that is not there is a note, since replication does not need it."""
+def test_check_notes_a_program_that_does_not_exist(tmp_path: Path) -> None:
+    """`fsrepl check`: it is a note only, since replication does not need the program."""
     site = Site(tmp_path, replicate=False, settings='[events]\ncommand = ["no-such-program"]')
     done = site.run("check")
     assert done.code == 0

@@ -1,4 +1,4 @@
-"""What lies in examples/ is what fsrepl takes."""
+"""fsrepl accepts the files in examples/, and its scripts work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("replication/*.json")), ids=lambda p: p.stem)
 def test_a_configuration_is_accepted(path: Path) -> None:
-    """s3-semantics, 1: each is valid as it stands, and comes out as it went in."""
+    """s3-semantics, 1: each is valid as it stands, and is returned as it was put."""
     document = json.loads(path.read_text())
     found = replication.read_replication(document, source="us-east-1/photos", named=lambda _: [])
     assert {"ReplicationConfiguration": found.document} == document
@@ -27,7 +27,7 @@ def test_a_configuration_is_accepted(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("lifecycle/*.json")), ids=lambda p: p.stem)
 def test_a_lifecycle_is_accepted(path: Path) -> None:
-    """s3-semantics, 5.1: each is valid as it stands, and comes out as it went in."""
+    """s3-semantics, 5.1: each is valid as it stands, and is returned as it was put."""
     document = json.loads(path.read_text())
     assert lifecycle.read_lifecycle(document).document == document
 
@@ -60,7 +60,7 @@ def test_the_demo_does_the_main_job(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wal_segment_is_safe_when_the_command_returns(tmp_path: Path) -> None:
-    """design, 6: archive_command; a second call with the same segment is fine, with another it is refused."""
+    """design, 6: archive_command; a second call with the same segment succeeds, one with another content is refused."""
     with Site(tmp_path) as site:
         site.start()
         wrapper = tmp_path / "bin"

@@ -1,4 +1,5 @@
-"""A disk that fails at every single change, once or from then on: what cannot be done waits, and comes by itself."""
+"""A disk that fails at every single change, once or from then on: steps that cannot be done wait, and are done
+later."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ FAULTS = [(errno.EIO, False), (errno.EDQUOT, False), (errno.ENOSPC, True), (errn
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 @pytest.mark.parametrize(("number", "for_ever"), FAULTS, ids=["EIO", "EDQUOT", "ENOSPC-for-ever", "EROFS-for-ever"])
 def test_a_fault_at_every_change(memory: Path, number: int, for_ever: bool, sharing: str) -> None:
-    """G1, G2, G3, G7: nothing FAILED, nothing is lost or doubled, and nothing is left lying about once it is mended."""
+    """G1, G2, G3, G7: nothing is FAILED, nothing is lost or doubled, and no file is left behind once the disk works
+    again."""
     for calls, world in worlds(memory):
         if sharing != "auto":
             world.set_sharing(west=sharing)

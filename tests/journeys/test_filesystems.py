@@ -1,4 +1,5 @@
-"""The story on real xfs and btrfs, both regions on one filesystem; and a disk that is taken out and put back."""
+"""The main journey on real xfs and btrfs with both regions on one filesystem, and a disk that is taken out and put
+back."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def extents(path: Path) -> set[int]:
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_the_story_on_one_filesystem_with_reflinks(home: Path, kind: str) -> None:
-    """G5, G10: versions share blocks with what shows them, replicas share none with their sources."""
+    """G5, G10: versions share blocks with their views, replicas share none with their sources."""
     disk = mounted(home, kind)
     with Site(home / "home", regions={"east": disk / "east", "west": disk / "west"}) as site:
         site.start()
@@ -75,7 +76,7 @@ def test_the_story_on_one_filesystem_with_reflinks(home: Path, kind: str) -> Non
 
 
 def test_a_disk_that_is_taken_out_and_put_back(home: Path) -> None:
-    """G7, G8: an idle daemon holds nothing open there; meanwhile nothing is written to the empty mount point."""
+    """G7, G8: an idle daemon holds no descriptor there; meanwhile nothing is written to the empty mount point."""
     disk = mounted(home, "ext4")
     with Site(home / "home", regions={"east": home / "home" / "east", "west": disk / "west"}) as site:
         site.start()

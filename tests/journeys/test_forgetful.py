@@ -1,4 +1,4 @@
-"""The power goes, and the disk forgets what was never synced: nothing that was told as done is undone."""
+"""Power cuts in which the disk loses data that was never synced: nothing that was reported as done is undone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOST: list[dict[str, Any]] = [{}, {"names": False}, {"files": False}, {"region":
 
 
 def _contents(world: World, bucket: str) -> Iterator[tuple[bytes, str, bytes]]:
-    """Key, version id and BLAKE3 of what is stored, which is nothing for a marker."""
+    """Key, version id and BLAKE3 of the stored content; a marker has none."""
     with world.engine.site.bucket(bucket).open() as opened:
         for key, versions in world.history(bucket).items():
             for version in versions:
@@ -33,7 +33,7 @@ def _contents(world: World, bucket: str) -> Iterator[tuple[bytes, str, bytes]]:
 
 
 def _is_kept(world: World, before: dict[bytes, list[str]]) -> None:
-    """G3: of what the source's own record calls COMPLETED the destination has the content; no version is gone."""
+    """G3: the destination has the content of every version whose record says COMPLETED, and no version is gone."""
     there = {(key, version_id): digest for key, version_id, digest in _contents(world, DESTINATION)}
     for key, versions in world.history(SOURCE).items():
         for version in versions:
@@ -49,10 +49,11 @@ def _is_kept(world: World, before: dict[bytes, list[str]]) -> None:
     [*((act, "auto") for act in ACTS), *((act, "private") for act in ACTS[:3])],
     ids=lambda value: getattr(value, "__name__", value).strip("_"),
 )
-def test_what_was_never_synced_is_forgotten(
+def test_a_power_cut_that_loses_unsynced_data_loses_no_version(
     memory: Path, act: Callable[[World], None], sharing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G2, G3, G7: contents, names or both are lost, of one disk or both, at any change; in the end it is as without."""
+    """G2, G3, G7: contents, names or both are lost, of one disk or both, at any change; in the end the state is the
+    same as without."""
     boots = map(str, itertools.count())
     monkeypatch.setattr(engine, "_boot_id", lambda: next(boots))
     for calls, world in worlds(memory):

@@ -1,4 +1,4 @@
-"""The story: a file is dropped here, and is found there. Real daemon, real directories."""
+"""The main journey: a file is dropped in one region, and appears in the other. Real daemon, real directories."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_dropped_file_is_in_the_other_region(site: Site) -> None:
     assert os.getxattr(replica, "user.fsrepl.replication-status") == b"REPLICA"
 
 
-def test_after_a_wait_views_tell_it_too(site: Site) -> None:
-    """G11, section 6: who waited, and looks at the file next, reads there that it is replicated."""
+def test_after_a_wait_the_label_says_that_a_file_is_replicated(site: Site) -> None:
+    """G11, section 6: for a user who waits, and looks at the file next."""
     for number in range(5):
         names = [f"{number}/{i}" for i in range(20)]
         for name in names:
@@ -46,8 +46,8 @@ def test_after_a_wait_views_tell_it_too(site: Site) -> None:
         assert told == {b"COMPLETED"}
 
 
-def test_updates_and_deletions_cross_and_can_be_undone(site: Site) -> None:
-    """G1, G5: every version crosses in order; a marker hides the file; restore brings it back, here and there."""
+def test_updates_and_deletions_are_replicated_and_can_be_undone(site: Site) -> None:
+    """G1, G5: every version is replicated in order; a marker hides the file; restore brings it back on both sides."""
     for data in (b"one", b"two", b"three"):
         site.put("k", data)
         site.wait()
@@ -62,7 +62,7 @@ def test_updates_and_deletions_cross_and_can_be_undone(site: Site) -> None:
 
 
 def test_what_happened_while_the_daemon_was_away_is_found(site: Site) -> None:
-    """G6, G7: killed in the midst of it; new, changed, renamed and deleted files are found by the next start."""
+    """G6, G7: killed while it works; new, changed, renamed and deleted files are found by the next start."""
     for name in ("changed", "deleted", "renamed", "kept"):
         site.write(name, name.encode())
     site.wait()
@@ -80,8 +80,9 @@ def test_what_happened_while_the_daemon_was_away_is_found(site: Site) -> None:
     }  # fmt: skip
 
 
-def test_a_view_that_is_behind_is_told(site: Site) -> None:
-    """G4, G11: while somebody writes into a replica the newer version waits in the store, and status and why say so."""
+def test_a_stale_view_is_reported(site: Site) -> None:
+    """G4, G11: while a program writes into a replica the newer version waits in the store, and status and why say
+    so."""
     site.write("k", b"one")
     site.wait()
     with site.path("k", DESTINATION).open("r+b"):

@@ -1,4 +1,4 @@
-"""Lifecycle as people meet it: a real daemon, the command line, and a clock that a test sets."""
+"""Lifecycle with a real daemon, the command line, and a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def told(site: Site) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_a_day_of_a_bucket(site: Site, clock: Path) -> None:
-    """S25, S26, 5.3: put, previewed, and done after midnight by itself; restored by a person; the replica stays."""
+    """S25, S26, 5.3: rules are put, previewed, and carried out after midnight by themselves; a user restores an object;
+    the replica stays."""
     site.start()
     for key in ("logs/a", "keep"):
         site.put(key, key.encode())
@@ -66,7 +67,7 @@ def test_a_day_of_a_bucket(site: Site, clock: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_by_command_and_after_downtime(site: Site, clock: Path) -> None:
-    """design, 5: `run` acts now, through the daemon and without one; what was missed is made up for later."""
+    """design, 5: `run` acts now, through the daemon and without one; a missed run is made up for later."""
     site.must("lifecycle", "put", SOURCE, "-", stdin=json.dumps(RULES).encode())
     site.start()
     site.put("logs/a", b"a")

@@ -1,4 +1,4 @@
-"""A mass deletion as people meet it: a real daemon, 1,100 files, and the command line."""
+"""A mass deletion with a real daemon, 1,100 files, and the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ NUMBER = 1100
 
 @pytest.mark.slow
 def test_a_bucket_that_was_wiped_is_brought_back_and_wiped_again(memory: Path) -> None:
-    """rm -rf: HALTED, everywhere said, over kill -9 and restart; undelete brings all back; after ack it crosses."""
+    """rm -rf: the bucket is HALTED, every command says so, also after kill -9 and restart; undelete restores all; after
+    ack the deletions are replicated."""
     with Site(memory) as site:
         for number in range(NUMBER):
             site.write(f"d{number % 7}/{number}", b"content of %d" % number)
@@ -26,7 +27,7 @@ def test_a_bucket_that_was_wiped_is_brought_back_and_wiped_again(memory: Path) -
         assert site.tree(DESTINATION) == before
         site.stop()
         _wipe(site)
-        site.start()  # one scan finds all of it, and none of it crosses
+        site.start()  # one scan finds all deletions, and none is replicated
         told = site.wait(code=1)
         assert f"{SOURCE} --since" in told.err
         assert "HALTED" in told.err
@@ -34,7 +35,7 @@ def test_a_bucket_that_was_wiped_is_brought_back_and_wiped_again(memory: Path) -
         assert site.tree(SOURCE) == {}
         halted = site.bucket_status(SOURCE)["halted"]
         assert (halted["keys"], halted["held"]) == (NUMBER, NUMBER)
-        assert NUMBER / 2 < halted["deleted"] <= NUMBER  # when that was decided
+        assert NUMBER / 2 < halted["deleted"] <= NUMBER  # at the moment of the decision
         for command in ("status", "doctor"):
             assert "HALTED" in site.run(command).out
         assert "HALTED" in site.must("why", f"{SOURCE}/d1/1").out
@@ -59,7 +60,7 @@ def test_a_bucket_that_was_wiped_is_brought_back_and_wiped_again(memory: Path) -
         site.in_step()
         assert "halted" not in site.bucket_status(SOURCE)
 
-        _wipe(site)  # beside a daemon that works: what it had sent before it was too much has crossed, and no more
+        _wipe(site)  # with a running daemon: markers sent before the threshold have crossed, and no more
         site.wait(code=1)
         held = site.bucket_status(SOURCE)["halted"]["held"]
         assert held > NUMBER / 2
@@ -77,7 +78,7 @@ def _wipe(site: Site) -> None:
 
 @pytest.mark.slow
 def test_a_directory_with_most_of_a_bucket_is_renamed(memory: Path) -> None:
-    """A rename is no deletion, however many files it moves: all of it crosses by itself."""
+    """A rename is no deletion, however many files it moves: all of it is replicated by itself."""
     with Site(memory) as site:
         for number in range(NUMBER):
             site.write(f"old/{number % 7}/{number}", b"content of %d" % number)

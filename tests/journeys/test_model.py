@@ -1,7 +1,7 @@
-"""Random deeds on two and on three buckets: what is there afterwards is what a small model of S3 says.
+"""Random actions on two and on three buckets: the result is what a small model of S3 says.
 
-Hypothesis looks for short histories that go wrong; long ones are drawn by seed, with the deeds that matter most
-done most often. A history that failed is printed deed by deed.
+Hypothesis looks for short histories with a wrong result; long ones are drawn by seed, with the important actions most
+often. A failed history is printed action by action.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Configuration = list[tuple[int, ModelRule]]
 
 
 def configuration(choose: Callable[[Sequence[Any]], Any]) -> Configuration:
-    """V1 or V2, whatever `choose` chooses."""
+    """V1 or V2, with whatever `choose` chooses."""
     if choose([True, False]):
         to, prefixes = choose([0, 1]), choose([("",), ("a",), ("a/", "c")])
         return [(to, ModelRule(f"v1-{i}", "", prefix)) for i, prefix in enumerate(prefixes)]
@@ -63,7 +63,7 @@ def document(rule: ModelRule) -> Json:
 
 
 def found(version: Version) -> dict[str, object]:
-    """What there is to compare of a version."""
+    """The compared properties of a version."""
     return {
         "content": None if version.marker else version.digest.hex(),
         "tags": dict(version.tags),
@@ -87,9 +87,9 @@ def expected(held: Held) -> dict[str, object]:
 
 
 class Deeds(RuleBasedStateMachine):
-    """Every deed is done to the site and to the model; what must travel does so when the site settles.
+    """Each action is carried out on the site and on the model; deliveries are made when the site settles.
 
-    A deed on a bucket that is away, or on what is not there, is none.
+    An action on a bucket that is away, or on an object that does not exist, does nothing.
     """
 
     addresses: tuple[str, ...] = ()
@@ -114,10 +114,10 @@ class Deeds(RuleBasedStateMachine):
         self.world.engine.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
-    # -- what to do it to
+    # -- targets of actions
 
     def bucket(self, number: int) -> str:
-        """The address of a bucket; empty where it is away. What was done to its files is captured."""
+        """The address of a bucket; empty where it is away. Changes of its files are captured first."""
         name = self.addresses[number % len(self.addresses)]
         if not self.model.buckets[name].up:
             return ""
@@ -134,7 +134,7 @@ class Deeds(RuleBasedStateMachine):
         stack = self.model.buckets[name].versions.get(key, []) if name else []
         return (stack[place], self.world.of(key, name)[place].id) if place < len(stack) else None
 
-    # -- deeds of users
+    # -- actions of users
 
     @rule(number=st.integers(0, 2), key=st.sampled_from(KEYS), tags=st.sampled_from(TAGS), seen=st.booleans())
     def write(self, number: int, key: str, tags: dict[str, str], seen: bool) -> None:
@@ -143,7 +143,7 @@ class Deeds(RuleBasedStateMachine):
             return
         path = self.world.path(key, name)
         with contextlib.suppress(OSError):
-            path.rmdir()  # a directory that holds nothing makes way, as it would for a person
+            path.rmdir()  # an empty directory is removed, as a user would do
         if path.is_dir() or (key == "a/b" and self.world.path("a", name).is_file()):
             return
         self.written += 1
@@ -199,7 +199,7 @@ class Deeds(RuleBasedStateMachine):
             self.world.run("tag.set", **what, tags=tags) if tags else self.world.run("tag.rm", **what, names=["t"])
             self.model.tag(name, chosen[0], tags)
 
-    # -- deeds of administrators
+    # -- actions of administrators
 
     @rule(number=st.integers(0, 2), wanted=configurations())
     def configure(self, number: int, wanted: Configuration) -> None:
@@ -252,7 +252,7 @@ class Deeds(RuleBasedStateMachine):
             self.world.run("retry", scope=name)
             self.model.retry(name)
 
-    # -- deeds of the world
+    # -- outages and restarts
 
     @rule(number=st.integers(0, 2))
     def away(self, number: int) -> None:
@@ -271,12 +271,12 @@ class Deeds(RuleBasedStateMachine):
     def restart(self, without_journal: bool) -> None:
         self.world.restart(without_journal=without_journal)
 
-    # -- what must be there
+    # -- comparison
 
     @rule()
     def settle(self) -> None:
         self.world.settle()
-        for name in sorted(self.unseen):  # as the regions take their turns
+        for name in sorted(self.unseen):  # in the order in which the regions work
             self.captured(name)
         self.model.deliver()
         for name, bucket in self.model.buckets.items():
@@ -296,7 +296,7 @@ class Deeds(RuleBasedStateMachine):
         assert len(set(ids)) == len(ids)
 
     def views_show_what_is_current(self, name: str) -> None:
-        """Of `a` and `a/b` a tree shows one, whichever came first; a directory that a user made stays, too."""
+        """Of `a` and `a/b` a tree shows the first; a directory that a user made stays, too."""
         stacks = self.model.buckets[name].versions.items()
         current = {key: stack[0].made.content for key, stack in stacks if stack and stack[0].made.content is not None}
         shown = self.world.tree(name)

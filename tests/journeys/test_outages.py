@@ -1,4 +1,4 @@
-"""What is not there is an outage, what cannot be read is named, and both go on by themselves. Real daemon."""
+"""A missing region is an outage, an unreadable document is named, and both continue by themselves. Real daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_wait_sees_that_a_region_is_back(site: Site) -> None:
-    """Section 5, G8: what was removed while a region was away is waited for by the first `wait` after it is back."""
+    """Section 5, G8: the first `wait` after a region is back waits for deletions made while it was away."""
     site.write("k", b"k")
     site.wait()
     identity = site.regions["east"] / ".fsrepl-region.json"
@@ -44,7 +44,7 @@ def test_wait_sees_that_a_region_is_back(site: Site) -> None:
     ],
 )
 def test_a_document_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    """Section 5: the bucket is offline, status and doctor name the document, and commands leave it as it is."""
+    """Section 5: the bucket is offline, status and doctor name the document, and commands leave it unchanged."""
     site = Site(tmp_path)
     document = site.path(f".fsrepl/{name}")
     document.write_bytes(content)
@@ -58,7 +58,8 @@ def test_a_document_that_cannot_be_read_is_named(tmp_path: Path, name: str, cont
 
 
 def test_wait_does_not_say_safe_where_nothing_can_be_captured(site: Site) -> None:
-    """Section 5: a bucket whose document cannot be read is offline, named, and goes on by itself once mended."""
+    """Section 5: a bucket whose document cannot be read is offline, named, and continues once the document is correct
+    again."""
     document = site.path(".fsrepl/replication.json")
     good = document.read_bytes()
     document.write_bytes(b"{")
@@ -75,7 +76,7 @@ def test_wait_does_not_say_safe_where_nothing_can_be_captured(site: Site) -> Non
 
 
 def test_wait_knows_the_files_of_a_bucket_without_versioning(site: Site) -> None:
-    """Section 5: no rule can choose them, which `wait` says; a key that is not there is an error."""
+    """Section 5: no rule can choose its files, and `wait` says so; an unknown key is an error."""
     site.must("bucket", "create", "east/plain")
     site.write("d/k", b"k", "east/plain")
     assert "no rule chose east/plain/d/k" in site.wait("east/plain/d/k").err

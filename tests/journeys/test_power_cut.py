@@ -1,4 +1,4 @@
-"""The power goes at every single change that is made to the disk: nothing is lost, doubled or half there."""
+"""Power cuts at every single change of the disk: nothing is lost, doubled or half there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ACTS = [_update, _remove, _rename, _edit, _create, _long_name]
 @pytest.mark.parametrize(("sharing", "without_journal"), [("auto", True), ("private", False)], ids=str)
 @pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__.strip("_"))
 def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str, without_journal: bool) -> None:
-    """G2, G3, G4, G7: after a cut at any change, and a restart, both trees are what they would have been without."""
+    """G2, G3, G4, G7: after a cut at any change and a restart, both trees are the same as without the cut."""
     for calls, world in worlds(memory):
         if sharing != "auto":
             world.set_sharing(west=sharing)
@@ -79,7 +79,7 @@ def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str, without
 
 
 def _views_are_whole(world: World, before: dict[str, bytes], after: dict[str, bytes]) -> None:
-    """G4: each view in the destination is the old version or the new one, and it is not missing between the two."""
+    """G4: each view in the destination is the old version or the new one, and is never missing in between."""
     now = world.tree(DESTINATION)
     for key, data in now.items():
         assert data in (before.get(key), after.get(key)), key

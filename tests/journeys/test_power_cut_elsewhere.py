@@ -1,4 +1,4 @@
-"""The power goes where root would not notice."""
+"""Power cuts where a process of root would not notice a mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README tells people to type does what it says."""
+"""The commands and settings of the README work as it says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
 def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
-    """First steps, undoing, a lost site (G6), a bucket's store, a disk that died (G7), and plain files at last."""
+    """First steps, undoing, a lost site (G6), a removed store, a dead disk (G7), and plain files in the end."""
     blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
     assert list(blocks) == [
         "first steps",
@@ -56,7 +56,7 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
 
 
 def test_the_settings_of_the_readme_are_settings(tmp_path: Path) -> None:
-    """Section 4: what it says about telling others is understood as it stands."""
+    """Section 4: its settings for events and metrics are valid as they stand."""
     (text,) = _SETTINGS.findall(README.read_text())
     found = reading.parse(f'[regions.east]\npath = "east"\n{text}', tmp_path / "fsrepl.toml", os.path.realpath)
     assert found.events.command == ("/usr/local/bin/page-me",)

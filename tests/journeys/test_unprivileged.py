@@ -1,4 +1,5 @@
-"""A daemon that is not root: files that shut their owner out, files of others, and no owner that can be set."""
+"""A daemon that is not root: files that their owner may not read, files of other users, and owners that cannot be
+set."""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ SHARINGS = {"linked": {}, "private": {"west": "private"}, "all-linked": {"east":
 @pytest.fixture(params=SHARINGS)
 def world(users_home: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     with World(users_home) as made:
-        with made.settings.path.open("a") as settings:  # who may not ask for a lease waits until a file was left alone
+        with made.settings.path.open("a") as settings:  # without leases a file must be left alone first
             settings.write("\n[capture]\nopen_quiet_s = 0.001\n")
         made.set_sharing(**SHARINGS[request.param])
         yield made
 
 
 def as_root(made: Path, data: bytes, posix: Posix, to: Path) -> None:
-    """A file of somebody else's is moved into the bucket."""
+    """Move a file of another user into the bucket."""
     os.seteuid(0)
     try:
         made.write_bytes(data)
@@ -48,8 +49,9 @@ def as_root(made: Path, data: bytes, posix: Posix, to: Path) -> None:
 MODES = (0o600, 0o444, 0o400, 0o000, 0o640, 0o200, 0o4755, 0o400, 0o644)
 
 
-def test_modes_that_shut_the_owner_out_and_let_him_in_again(world: World) -> None:
-    """Section 2: whatever the mode, the store is the daemon's; each edit crosses, and each later one after it."""
+def test_modes_without_rights_of_the_owner(world: World) -> None:
+    """Section 2: whatever the mode is, the store is the daemon's; each edit is replicated, and each later one after
+    it."""
     world.write("d/k", b"data")
     os.setxattr(world.path("d/k"), "user.colour", b"blue")
     world.settle()
@@ -67,8 +69,9 @@ def test_modes_that_shut_the_owner_out_and_let_him_in_again(world: World) -> Non
     world.stays_quiet()
 
 
-def test_a_replica_that_its_user_shuts(world: World) -> None:
-    """Section 2: an edit there like any other; its content and its record stay at hand, also after a restart."""
+def test_a_replica_without_rights_of_the_owner(world: World) -> None:
+    """Section 2: this is an edit like any other; content and record stay readable for the daemon, also after a
+    restart."""
     world.write("k", b"data")
     world.settle()
     for mode in MODES:
@@ -87,7 +90,8 @@ def test_a_replica_that_its_user_shuts(world: World) -> None:
 
 
 def test_files_of_others(world: World) -> None:
-    """Section 2: the record has their owner, the view is ours and lets nobody new in; nothing is taken for an edit."""
+    """Section 2: the record has their owner, the view belongs to the daemon and gives no user more access; nothing is
+    taken for an edit."""
     as_root(world.home / "theirs", b"data", Posix(0o2664, 77, 88, 0), world.path("k"))
     world.settle()
     found = world.path("k", DESTINATION).stat()
@@ -103,8 +107,8 @@ def test_files_of_others(world: World) -> None:
     world.stays_quiet()
 
 
-def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -> None:
-    """Section 2, G8: a file that the daemon may not read is no object of its own, and no marker."""
+def test_a_file_that_the_daemon_may_not_read_is_named_and_not_deleted(world: World) -> None:
+    """Section 2, G8: it makes neither a version nor a marker."""
     world.write("k", b"data")
     world.settle()
     as_root(world.home / "theirs", b"secret", Posix(0o600, 77, 88, 0), world.path("k"))
@@ -112,7 +116,7 @@ def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -
     assert b"k" in world.state().unreadable
     assert len(world.of("k")) == 1
     assert world.tree(DESTINATION) == {"k": b"data"}
-    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "1"})  # which that file does not hold up
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "1"})  # which that file does not delay
     world.settle()
     assert world.current("k", DESTINATION).tags == {"a": "1"}
     world.path("k").unlink()
@@ -120,8 +124,9 @@ def test_what_nobody_may_read_is_named_and_not_taken_for_deleted(world: World) -
     assert world.tree(DESTINATION) == {}
 
 
-def test_a_file_that_nobody_can_ask_about_is_waited_for(users_home: Path) -> None:
-    """Section 5, wait: only files known to be written into are not waited for; of others that is known by events."""
+def test_a_file_without_a_lease_is_waited_for(users_home: Path) -> None:
+    """Section 5, wait: only files known to be open for writing are not waited for; without leases only events show
+    that."""
     with World(users_home) as world:
         as_root(world.home / "theirs", b"data", Posix(0o644, 77, 88, 0), world.path("k"))
         world.settle()
@@ -136,7 +141,7 @@ def test_a_file_that_nobody_can_ask_about_is_waited_for(users_home: Path) -> Non
 
 
 def events(world: World, *found: tuple[bytes, int]) -> None:
-    """What the watcher would tell of directories."""
+    """The events that the watcher would report for directories."""
     region = world.region()
     region.changes.directories.extend(DirectoryEvent(SOURCE, path, flags, 0) for path, flags in found)
     schedule.follow_events(region)
@@ -145,7 +150,7 @@ def events(world: World, *found: tuple[bytes, int]) -> None:
 
 
 def test_a_directory_that_may_be_read_again_is_looked_into(world: World) -> None:
-    """G6, section 5: what was written where the daemon could not look is found as soon as it can."""
+    """G6, section 5: changes where the daemon could not read are found as soon as it can."""
     world.write("d/old", b"old")
     world.settle()
     top = world.path("d")
@@ -165,8 +170,8 @@ def test_a_directory_that_may_be_read_again_is_looked_into(world: World) -> None
     assert not world.state().trouble.unreadable
 
 
-def test_what_may_not_be_read_and_is_moved_out_is_no_trouble_any_more(world: World) -> None:
-    """Section 5, wait: it names what cannot be read, as long as that is there."""
+def test_an_unreadable_directory_that_is_moved_out_is_not_named_any_more(world: World) -> None:
+    """Section 5, wait: it is named only while it is there."""
     as_root(world.home / "theirs", b"secret", Posix(0o600, 77, 88, 0), world.path("k"))
     world.path("d").mkdir()
     world.path("k").rename(world.path("d/k"))
@@ -177,8 +182,8 @@ def test_what_may_not_be_read_and_is_moved_out_is_no_trouble_any_more(world: Wor
     assert not world.state().unreadable
 
 
-def test_edits_on_both_sides_of_what_may_not_be_read(users_home: Path) -> None:
-    """s3-semantics 2.2: with replica modification sync, the other way round as well."""
+def test_edits_on_both_sides_of_an_unreadable_file(users_home: Path) -> None:
+    """s3-semantics 2.2: with replica modification sync, also in the other direction."""
 
     def rule(to: str) -> Json:
         made = v2(to=to, markers=True)
@@ -198,8 +203,8 @@ def test_edits_on_both_sides_of_what_may_not_be_read(users_home: Path) -> None:
         world.stays_quiet()
 
 
-def test_a_role_that_runs_as_somebody_else(users_home: Path) -> None:
-    """s3-semantics 6.3: the daemon can be nobody but itself: AssumeRoleNotPermitted; as itself it works."""
+def test_a_role_that_runs_as_another_user(users_home: Path) -> None:
+    """s3-semantics 6.3: the daemon cannot change its user: AssumeRoleNotPermitted; as itself it works."""
     with World(users_home) as world:
         role = next(world.settings.roles.glob("*.json"))
         text = role.read_text()
@@ -212,8 +217,8 @@ def test_a_role_that_runs_as_somebody_else(users_home: Path) -> None:
 
 
 def test_root_sees_what_a_users_daemon_sees_and_leaves_nothing_of_its_own(world: World) -> None:
-    """Section 8: the socket obeys the daemon's user and root; where there is no daemon, what root made would shut that
-    user out, so root is told to do it as that user."""
+    """Section 8: the socket obeys the daemon's user and root. Without a daemon, files that root makes would exclude
+    that user, so root is told to run the command as that user."""
     world.write("k", b"k")
     world.settle()
     common.set_state(common.State(world.home))

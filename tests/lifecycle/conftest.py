@@ -1,4 +1,4 @@
-"""A site whose clock a test sets."""
+"""A site whose clock the test sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START = "2026-05-01T10:00:00Z"
 
 @pytest.fixture
 def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], object]:
-    """Sets what time it is."""
+    """Sets the current time."""
     path = tmp_path / "now"
     path.write_text(START)
     monkeypatch.setenv("FSREPL_CLOCK", str(path))

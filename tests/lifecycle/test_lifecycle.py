@@ -1,4 +1,4 @@
-"""Rules are carried out: s3-semantics, 5.2, 5.3 and 5.5, through a whole site with a clock that a test sets."""
+"""Rules are carried out: s3-semantics, 5.2, 5.3 and 5.5, through a whole site with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def put(world: World, *rules: Json, bucket: str = SOURCE) -> None:
 
 
 def run(world: World, bucket: str = SOURCE) -> Json:
-    """What `fsrepl lifecycle run` says it did."""
+    """The answer of `fsrepl lifecycle run`."""
     return {name: number for name, number in world.run("lifecycle.run", bucket=bucket)["Done"].items() if number}  # type: ignore[attr-defined]
 
 
 def events(world: World) -> list[tuple[str, str, str]]:
-    """(name, key, version id) of what lifecycle told, the oldest first."""
+    """(name, key, version id) of lifecycle's events, the oldest first."""
     path = Path(world.engine.site.state) / "events.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
@@ -60,11 +60,12 @@ def events(world: World) -> list[tuple[str, str, str]]:
     ]
 
 
-# -- 5.2: what each does
+# -- 5.2: each action
 
 
 def test_a_current_version_expires_under_a_marker(world: World, clock: Clock) -> None:
-    """5.2: nothing is removed but from view; restore brings it back; the marker is lifecycle's and owes nothing."""
+    """5.2: the view is hidden and nothing is removed; restore brings it back; the marker's origin is lifecycle and it
+    has no delivery."""
     world.write("d/k", b"data")
     world.settle()
     before = world.current("d/k")
@@ -79,7 +80,7 @@ def test_a_current_version_expires_under_a_marker(world: World, clock: Clock) ->
     assert world.leftovers(SOURCE) == []
     assert events(world) == [("LifecycleExpiration:DeleteMarkerCreated", "d/k", marker.id)]
     world.settle()
-    assert world.tree(DESTINATION) == {"d/k": b"data"}  # lifecycle's markers never cross
+    assert world.tree(DESTINATION) == {"d/k": b"data"}  # lifecycle's markers are never replicated
     assert run(world) == {}
     world.run("object.restore", bucket=SOURCE, key=b"d/k")
     assert world.tree(SOURCE) == {"d/k": b"data"}
@@ -89,7 +90,7 @@ def test_a_current_version_expires_under_a_marker(world: World, clock: Clock) ->
 
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_in_a_suspended_bucket(world: World, clock: Clock, sharing: str) -> None:
-    """5.2, the last column: a null marker, in the place of a null version, and on top of any other."""
+    """5.2, the last column: a null marker replaces a null version, and is added on top of any other."""
     world.set_sharing(east=sharing)
     world.run("replication.rm", source=SOURCE)
     world.write("named", b"named")
@@ -108,7 +109,7 @@ def test_in_a_suspended_bucket(world: World, clock: Clock, sharing: str) -> None
 
 
 def test_in_a_bucket_that_was_never_versioned(world: World, clock: Clock) -> None:
-    """5.2, the first column: removed for good, by the age of the file; noncurrent rules have no effect."""
+    """5.2, the first column: removed permanently, by the age of the file; noncurrent rules have no effect."""
     world.run("bucket.create", bucket=PLAIN)
     for key, age in (("d/old", 0), ("new", 1_790_000_000)):
         world.write(key, b"data", PLAIN)
@@ -121,7 +122,7 @@ def test_in_a_bucket_that_was_never_versioned(world: World, clock: Clock) -> Non
 
 
 class StuckFs(UnsyncedFs):
-    """What was taken out of a view cannot be removed for a while."""
+    """A file that was taken out of a view cannot be removed for a while."""
 
     is_stuck = True
 
@@ -149,7 +150,7 @@ def test_a_fault_in_a_bucket_that_was_never_versioned_passes(world: World, clock
     assert world.state(PLAIN).describe()["online"]
 
 
-def test_noncurrent_versions_go_for_good(world: World, clock: Clock) -> None:
+def test_noncurrent_versions_are_removed_permanently(world: World, clock: Clock) -> None:
     """5.2, 5.3: a day after their successor was made; they are remembered as removed, and the file stays."""
     for number in range(4):
         clock(f"2026-05-0{number + 1}T10:00:00Z")
@@ -166,12 +167,12 @@ def test_noncurrent_versions_go_for_good(world: World, clock: Clock) -> None:
     removed = world.path(".fsrepl/removed.jsonl").read_text()
     assert all(version_id in removed for version_id in ids[2:])
     world.settle()
-    assert len(world.of("k", DESTINATION)) == 4  # removals never cross
+    assert len(world.of("k", DESTINATION)) == 4  # removals are never replicated
     world.stays_quiet()
 
 
 def test_markers_of_which_no_version_is_left(world: World, clock: Clock) -> None:
-    """5.2, the third row: first the versions below go, and at the next run the marker itself."""
+    """5.2, the third row: first the versions below are removed, and at the next run the marker itself."""
     world.write("k", b"data")
     world.settle()
     world.unlink("k")
@@ -225,8 +226,8 @@ def test_a_transition_is_no_edit_and_no_version(world: World, clock: Clock, shar
     world.stays_quiet()
 
 
-def test_what_is_left_in_staging_is_given_up(world: World, clock: Clock) -> None:
-    """5.1, AbortIncompleteMultipartUpload: by a rule for the whole bucket, counted from when it was last worked at."""
+def test_old_staged_files_are_removed(world: World, clock: Clock) -> None:
+    """5.1, AbortIncompleteMultipartUpload: by a rule for the whole bucket, counted from the last write."""
     staged = world.path(".fsrepl/tmp/left")
     staged.write_bytes(b"a part")
     os.utime(staged, (0, 0))
@@ -245,8 +246,8 @@ def test_what_is_left_in_staging_is_given_up(world: World, clock: Clock) -> None
 # -- G1
 
 
-def test_what_is_not_recorded_becomes_a_version_and_nothing_expires(world: World, clock: Clock) -> None:
-    """G1: an edit that no event told of is captured first, and is newer than any rule asks for."""
+def test_an_unrecorded_change_becomes_a_version_and_nothing_expires(world: World, clock: Clock) -> None:
+    """G1: an edit without an event is captured first, and is too new for any rule."""
     world.write("k", b"one")
     world.settle()
     put(world, days(2))
@@ -257,8 +258,8 @@ def test_what_is_not_recorded_becomes_a_version_and_nothing_expires(world: World
     assert world.tree(SOURCE) == {"k": b"an edit"}
 
 
-def test_what_somebody_writes_is_left_alone(world: World, clock: Clock) -> None:
-    """G1, G4: a file that is open for writing waits for the next run, and the command says so."""
+def test_a_file_that_is_open_for_writing_is_left_alone(world: World, clock: Clock) -> None:
+    """G1, G4: it waits for the next run, and the command says so."""
     world.write("k", b"one")
     world.settle()
     put(world, days(2))
@@ -270,7 +271,7 @@ def test_what_somebody_writes_is_left_alone(world: World, clock: Clock) -> None:
 
 
 def test_old_versions_of_a_file_that_keeps_changing_go(world: World, clock: Clock) -> None:
-    """5.2: what is written just now keeps none of those for ever."""
+    """5.2: constant writes do not keep its old versions."""
     for data in (b"one", b"two"):
         world.write("k", data)
         world.settle()
@@ -285,8 +286,8 @@ def test_old_versions_of_a_file_that_keeps_changing_go(world: World, clock: Cloc
     assert [version.marker for version in world.of("k")] == [False, False]
 
 
-def test_a_rule_that_is_gone_holds_no_more(world: World, clock: Clock) -> None:
-    """G1: nothing goes that is not named by a rule, at that very moment."""
+def test_a_rule_that_is_gone_removes_nothing(world: World, clock: Clock) -> None:
+    """G1: a version is removed only if a rule names it at that very moment."""
     world.write("k", b"one")
     world.settle()
     put(world, days(2))
@@ -324,7 +325,7 @@ def test_a_run_a_day_after_midnight(world: World, clock: Clock) -> None:
 
 
 def test_rules_put_without_a_daemon(world: World, clock: Clock) -> None:
-    """5.3: their first midnight is the next one, whether anybody was there then or not."""
+    """5.3: they first run at the next midnight, whether a daemon was running then or not."""
     world.write("k", b"one")
     world.settle()
     put(world, days(2))
@@ -335,7 +336,7 @@ def test_rules_put_without_a_daemon(world: World, clock: Clock) -> None:
 
 
 def test_rules_that_were_away_are_new(world: World, clock: Clock) -> None:
-    """5.3: removed and put again, they wait for the next midnight as those that are new do."""
+    """5.3: rules removed and put again wait for the next midnight, like new ones."""
     world.write("k", b"one")
     put(world, days(2))
     world.settle()
@@ -352,7 +353,7 @@ def test_rules_that_were_away_are_new(world: World, clock: Clock) -> None:
 
 
 def test_a_run_that_was_missed_is_made_up_for(world: World, clock: Clock) -> None:
-    """5.3: after downtime; what was done in a tree meanwhile is captured first."""
+    """5.3: after downtime; changes made in a tree meanwhile are captured first."""
     world.write("k", b"one")
     world.write("edited", b"one")
     put(world, days(2))
@@ -366,7 +367,7 @@ def test_a_run_that_was_missed_is_made_up_for(world: World, clock: Clock) -> Non
 
 
 def test_a_clock_that_was_wrong(world: World, clock: Clock) -> None:
-    """5.3: early action never; set ahead and back again, days go on as they should."""
+    """5.3: no action is early; after the clock was set ahead and back, runs come daily again."""
     world.write("k", b"one")
     put(world, days(200))
     world.settle()
@@ -380,11 +381,11 @@ def test_a_clock_that_was_wrong(world: World, clock: Clock) -> None:
     assert world.tree(SOURCE) == {}
 
 
-# -- 5.5: meeting replication
+# -- 5.5: together with replication
 
 
 def test_a_replica_that_arrived_late_goes_by_its_source_s_creation_time(world: World, clock: Clock) -> None:
-    """GUIDE, S25; 5.3: it may be due the moment it lands, and a REPLICA is not kept back."""
+    """GUIDE, S25; 5.3: it may be due the moment it arrives, and a REPLICA does not wait."""
     world.away("west")
     world.write("k", b"data")
     world.settle()
@@ -398,7 +399,7 @@ def test_a_replica_that_arrived_late_goes_by_its_source_s_creation_time(world: W
     assert world.tree(SOURCE) == {"k": b"data"}
 
 
-def test_what_is_pending_waits_and_fires_once_it_is_completed(world: World, clock: Clock) -> None:
+def test_a_pending_version_expires_once_it_is_completed(world: World, clock: Clock) -> None:
     """GUIDE, S26; 5.5, 1 and 2."""
     put(world, days(2), old_versions())
     world.away("west")
@@ -417,7 +418,7 @@ def test_what_is_pending_waits_and_fires_once_it_is_completed(world: World, cloc
     assert [version.marker for version in world.of("k")] == [True, False]
 
 
-def test_what_failed_waits_until_it_is_sent(world: World, clock: Clock) -> None:
+def test_a_failed_version_expires_once_it_is_sent(world: World, clock: Clock) -> None:
     """5.5, 1: FAILED blocks as well; a retry that succeeds ends that."""
     put(world, days(2))
     world.run("replication.rm", source=SOURCE)
@@ -435,7 +436,7 @@ def test_what_failed_waits_until_it_is_sent(world: World, clock: Clock) -> None:
 
 
 def test_both_sides_configured(world: World, clock: Clock) -> None:
-    """5.5, 4: each bucket runs its own, and both come to the same."""
+    """5.5, 4: each bucket runs its own rules, and both end in the same state."""
     for bucket in (SOURCE, DESTINATION):
         put(world, days(2), old_versions(), TIDY, bucket=bucket)
     world.write("k", b"data")

@@ -1,4 +1,4 @@
-"""The power goes at every change that a lifecycle run makes: nothing is half done that the next run does not finish."""
+"""Power cuts at every change that a lifecycle run makes: the next run finishes any half-made change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Callable[[World], None], list[Json]]] = {
 
 @pytest.mark.slow
 def test_a_run_cut_short_where_nothing_was_versioned(memory: Path, clock: Callable[[str], object]) -> None:
-    """G7: a file is there or it is gone; the next run does the rest, and nothing stays hidden."""
+    """G7: a file is there or removed; the next run does the rest, and no file stays hidden."""
     for calls, world in worlds(memory, replicate=False):
         clock("2026-05-01T10:00:00Z")
         world.run("bucket.create", bucket=PLAIN)
@@ -81,7 +81,7 @@ def where(fs: DyingFs, calls: int) -> str:
 
 
 def _state(world: World) -> dict[str, Any]:
-    """All that a person would notice, without what is different each time."""
+    """All that a user would notice, without values that differ in each run."""
     stacks = {
         key: [(v.marker, v.digest, v.origin, v.storage_class, v.status) for v in versions]
         for key, versions in world.history(SOURCE).items()
@@ -90,15 +90,15 @@ def _state(world: World) -> dict[str, Any]:
 
 
 def _ended(world: World) -> dict[str, Any]:
-    """The state once a run was through, on top of whatever was done before it."""
+    """The state at the end of a run, after everything that was done before it."""
     world.settle()
     world.run("lifecycle.run", bucket=SOURCE)
     world.settle()
     return _state(world)
 
 
-def _told(world: World) -> list[tuple[str, str]]:
-    """What was told, by name and key: each once."""
+def _events(world: World) -> list[tuple[str, str]]:
+    """The events, by name and key, each once."""
     found = events(world)
     assert len(found) == len(set(found)), found
     return sorted((name, key) for name, key, _ in found)
@@ -108,7 +108,7 @@ def _told(world: World) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str, sharing: str) -> None:
-    """G1, G2, G7: done or not done, for each version; the next run does the rest, and events tell each of it."""
+    """G1, G2, G7: each action is done or not done; the next run does the rest, and there is an event for each."""
     prepare, rules = CASES[case]
     after: dict[str, Any] = {}
     told: list[tuple[str, str]] = []
@@ -123,18 +123,18 @@ def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str
         world.restart(fs=fs)
         world.capture(SOURCE)
         before = _state(world)
-        fs.calls_left = calls - 1 if calls else 1 << 60  # the first tells what it does
+        fs.calls_left = calls - 1 if calls else 1 << 60  # the first run is without a cut, and shows the expected state
         with contextlib.suppress(PowerCut):
             world.run("lifecycle.run", bucket=SOURCE)
         world.restart(without_journal=calls % 2 == 0)
         where = f"cut at change {calls - 1}, in {fs.died_in}"
         found = _ended(world)
         if not calls:
-            after, told = found, _told(world)
+            after, told = found, _events(world)
             assert after != before
             continue
         assert found == after, where
-        assert _told(world) == told, where
+        assert _events(world) == told, where
         if not fs.died:
             return
 
@@ -142,10 +142,10 @@ def test_a_run_cut_short(memory: Path, clock: Callable[[str], object], case: str
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case != "suspended"])
 def test_a_disk_that_fails(memory: Path, clock: Callable[[str], object], case: str) -> None:
-    """G7: any one change is refused: what is left is done by the next run, and nothing else is.
+    """G7: any one change fails: the next run does the rest, and nothing else.
 
-    In a suspended bucket the null version is gone before its file is: where that cannot be removed, it comes back as a
-    version, which is not lost.
+    In a suspended bucket the null version is removed before its file. Where the file cannot be removed, it comes back
+    as a version, which is not lost.
     """
     prepare, rules = CASES[case]
     after: dict[str, Any] = {}
@@ -165,7 +165,7 @@ def test_a_disk_that_fails(memory: Path, clock: Callable[[str], object], case: s
         fs.mend()
         for _ in range(3):
             world.settle()
-        world.restart()  # an intent that could not be removed says nothing any more, and goes then
+        world.restart()  # an intent that could not be removed has no effect any more, and is removed then
         found = _ended(world)
         if not calls:
             after = found

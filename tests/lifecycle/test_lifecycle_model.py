@@ -1,4 +1,5 @@
-"""Random weeks of a source and its replica: after each run both buckets have what a page of S3's text says."""
+"""Random weeks of a source and its replica: after each run both buckets have the versions that a model of S3's text
+predicts."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def rules(chance: random.Random) -> list[Json]:
 
 
 class Weeks:
-    """A site, and the same as a model: of each bucket, by key, the versions from the newest on."""
+    """A site and its model: for each bucket and key the versions, the newest first."""
 
     def __init__(self, world: World, set_clock: Callable[[str], object], seed: int) -> None:
         self.world, self.set_clock, self.chance = world, set_clock, random.Random(seed)
@@ -64,7 +65,7 @@ class Weeks:
         self.now += timedelta(hours=hours)
         self.set_clock(self.now.isoformat())
 
-    # -- what people do, and what breaks
+    # -- actions of users, and faults
 
     def do_something(self) -> None:
         deed = self.chance.choice(
@@ -96,7 +97,7 @@ class Weeks:
             self.stacks[SOURCE][key].insert(0, marker)
 
     def tag(self, key: str) -> None:
-        """Of a version that is where it shall be: an edit that is under way is another story."""
+        """Tag a version that has been delivered: an edit during a delivery is another test."""
         current = self.stacks[SOURCE].get(key, [])[:1]
         if (
             not current
@@ -117,7 +118,7 @@ class Weeks:
         self.is_away = not self.is_away
 
     def role_gone(self, _: str) -> None:
-        """What is sent meanwhile FAILED, and is retried once the role is back."""
+        """Versions sent meanwhile are FAILED, and are retried once the role is back."""
         aside = self.role.with_suffix(".away")
         if self.is_away:
             return
@@ -158,7 +159,7 @@ class Weeks:
                 self.follow(bucket, key, run(document, key, self.stacks[bucket][key], "Enabled", self.now, batch=False))
 
     def follow(self, bucket: str, key: str, done: list[tuple[str, str, str, str]]) -> None:
-        """Do in the model what the text says is done."""
+        """Carry out in the model what S3's text says."""
         stack = self.stacks[bucket][key]
         for version_id, action, storage_class, blocked in done:
             self.said.append(f"{self.now:%d %H:%M} {bucket} {action} {key} {storage_class} {blocked}")
@@ -174,7 +175,7 @@ class Weeks:
         if not stack:
             del self.stacks[bucket][key]
 
-    # -- what is there
+    # -- comparison
 
     def compare(self) -> None:
         for bucket, stacks in self.stacks.items():

@@ -1,4 +1,4 @@
-"""What happens in the last moment before a file expires, and what is not touched at all."""
+"""Changes in the last moment before a file expires, and files that are not touched at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.world import SOURCE, World
 LATER = "2026-06-01T00:00:01Z"
 
 
-class MeddlingFs(UnsyncedFs):
-    """Something is done to a file in the very moment in which its view is taken out."""
+class ActingFs(UnsyncedFs):
+    """A user changes a file in the very moment in which its view is taken out."""
 
     def __init__(self) -> None:
         self.meddle: Callable[[], object] | None = None
@@ -41,7 +41,7 @@ def _replace(path: Path) -> None:
 @pytest.mark.parametrize(
     ("meddle", "there"), [(_append, b"data, and more"), (_replace, b"another file")], ids=["written", "replaced"]
 )
-def test_what_comes_in_the_last_moment_is_kept(
+def test_a_change_in_the_last_moment_is_kept(
     world: World, clock: Callable[[str], object], meddle: Callable[[Path], None], there: bytes
 ) -> None:
     """G1, G4: it stays where it is, and becomes a version that is newer than the marker."""
@@ -49,7 +49,7 @@ def test_what_comes_in_the_last_moment_is_kept(
     world.settle()
     put(world, days(2))
     clock(LATER)
-    fs = MeddlingFs()
+    fs = ActingFs()
     world.restart(fs=fs)
     fs.meddle = lambda: meddle(world.path("k"))
     world.settle()
@@ -62,7 +62,7 @@ def test_what_comes_in_the_last_moment_is_kept(
 
 
 class CountingFs(UnsyncedFs):
-    """Names the files of the store that are opened."""
+    """Records the names of the store's files that are opened."""
 
     def __init__(self) -> None:
         self.opened: list[bytes] = []
@@ -74,7 +74,7 @@ class CountingFs(UnsyncedFs):
 
 
 def test_files_that_stay_are_not_touched(world: World, clock: Callable[[str], object]) -> None:
-    """The journal alone says that nothing is due, whatever the rules ask for, also once a class is written."""
+    """The journal alone shows that nothing is due, whatever the rules are, also once a class is written."""
     for number in range(20):
         world.drop(f"k{number}", b"data", tags={"keep": "yes"} if number % 2 else {})
     world.settle()

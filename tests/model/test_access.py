@@ -1,4 +1,4 @@
-"""Who may do what to a file, and modes that let nobody in whom the object kept out."""
+"""Rights to a file, and modes that give no user access whom the object excluded."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def minimal(user: int, group: int, other: int, *more: tuple[int, int, int], mask
         (0o600, 2, [1], READ, False),
         (0o640, 2, [1], READ, True),
         (0o640, 2, [1], WRITE, False),
-        (0o604, 2, [1], READ, False),  # the group is kept out, others are not
+        (0o604, 2, [1], READ, False),  # the group has no access, others have
         (0o604, 2, [2], READ, True),
-        (0o044, 1, [1], READ, False),  # so is the owner
+        (0o044, 1, [1], READ, False),  # the owner has none either
         (0o000, 0, [], READ | WRITE, True),
         (0o711, 2, [], EXECUTE, True),
     ],
 )
 def test_modes(mode: int, uid: int, groups: list[int], wanted: int, expected: bool) -> None:
-    """s3-semantics 6.3: plain modes bind the role's user as they bind everybody; root they do not bind."""
+    """s3-semantics 6.3: plain modes bind the role's user as they bind every user, but not root."""
     assert access.allows(Posix(mode, 1, 1, 0), uid, groups, wanted) is expected
 
 
 def test_acls() -> None:
-    """acl(5): the owner, then who is named, as far as the mask goes, then any group that grants it, then others."""
+    """acl(5): first the owner, then named users within the mask, then any group that grants the right, then others."""
     object_ = minimal(6, 0, 4, (USER, 4, 7), (USER, 0, 8), (NAMED_GROUP, 6, 9), mask=4)
     for uid, groups, wanted, expected in [
         (7, [], READ, True),
@@ -67,8 +67,8 @@ def test_acls() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"\1\0\0\0", acl((USER, 7, 5))[:-1], struct.pack("<I", 3)])
-def test_an_acl_that_cannot_be_read_lets_nobody_in_but_the_owner(raw: bytes) -> None:
-    """What is not understood is not believed to permit anything."""
+def test_an_acl_that_cannot_be_read_permits_its_owner_alone(raw: bytes) -> None:
+    """An ACL that cannot be parsed permits nothing."""
     object_ = Posix(0o660, 1, 1, 0, raw)
     assert access.allows(object_, 1, [], READ | WRITE)
     assert not access.allows(object_, 2, [1], READ)
@@ -80,10 +80,10 @@ named = st.lists(st.tuples(st.sampled_from([USER, NAMED_GROUP]), bits, st.intege
 
 
 @given(user=bits, group=bits, other=bits, more=named, mask=bits, special=st.sampled_from([0, 0o4000, 0o2000, 0o1000]))
-def test_without_an_acl_nobody_gets_in_who_did_not_before(
+def test_without_an_acl_no_user_gains_access(
     user: int, group: int, other: int, more: list[tuple[int, int, int]], mask: int, special: int
 ) -> None:
-    """Section 2: never readable by more people than its source, where an ACL cannot be had."""
+    """Section 2: never readable by more users than its source, where an ACL cannot be set."""
     unique = list({(tag, number): (tag, permissions, number) for tag, permissions, number in more}.values())
     before = minimal(user, group, other, *unique, mask=mask)
     before = Posix(before.mode | special, 1, 1, 0, before.acl)
@@ -93,8 +93,8 @@ def test_without_an_acl_nobody_gets_in_who_did_not_before(
 
 
 @given(mode=st.integers(0, 0o7777))
-def test_without_its_owner_nobody_gets_in_who_did_not_before(mode: int) -> None:
-    """Section 2: no setuid, no setgid, the group gets the others' bits; and whoever was kept out stays out."""
+def test_without_its_owner_no_user_gains_access(mode: int) -> None:
+    """Section 2: no setuid, no setgid, the group gets the others' bits, and excluded users stay excluded."""
     before = Posix(mode, 1, 1, 0)
     after = Posix(access.without_owner(before), 20, 20, 0)
     assert after.mode & 0o6000 == 0
@@ -126,7 +126,7 @@ def test_the_kernel_says_the_same(
     tmp_path_factory: pytest.TempPathFactory, user: int, group: int, other: int, more: list[tuple[int, int, int]],
     mask: int,
 ) -> None:  # fmt: skip
-    """acl(5), against the real thing: what access.allows says is what a thread with those rights gets."""
+    """acl(5), compared with the kernel: access.allows gives the rights that a thread of that user has."""
     from fsrepl.storage.fs import Fs
 
     unique = list({(tag, number): (tag, permissions, number) for tag, permissions, number in more}.values())

@@ -1,4 +1,4 @@
-"""Addresses: what people and commands write, read and written back."""
+"""Addresses as users and commands write them: parsed, and printed again."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def test_what_names_no_bucket_is_no_address(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["east/src/", "east/src/key", "east"])
 def test_an_object_is_no_bucket(text: str) -> None:
-    """Section 5: where a bucket is asked for."""
+    """Section 5: where a command needs a bucket."""
     with pytest.raises(Usage, match="does not name a bucket"):
         Address.parse_bucket(text)

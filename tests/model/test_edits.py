@@ -1,4 +1,5 @@
-"""What was edited, whose edit holds, and to whom it is owed: every case small, and both sides agree."""
+"""Which metadata was edited, which of two edits wins, and which destinations receive it: every case small; both sides
+agree."""
 
 from __future__ import annotations
 
@@ -43,21 +44,21 @@ EDITS = {
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))
-def test_each_group_is_told_apart(group: str) -> None:
-    """s3-semantics 2.2: each group has a stamp of its own; taking a value away is an edit too."""
+def test_each_group_of_metadata_has_its_own_stamp(group: str) -> None:
+    """s3-semantics 2.2: the removal of a value is an edit too."""
     assert metadata.changed(version(), version(**EDITS[group])) == {group}
     assert metadata.changed(version(), version()) == set()
 
 
 def test_a_view_as_it_was_shown_is_no_edit() -> None:
-    """Section 2: what a view could not be given says nothing of its version."""
+    """Section 2: values that a view could not be given are no edit of its version."""
     short = Shortfall(Posix(0o600, 0, 0, 5, None), frozenset({"user.a", "user.fsrepl.tag.t", attributes.VERSION_ID}))
     was = version(shortfall=short)
     assert short.posix is not None
     assert metadata.seen(was, short.posix, {}, {}, labelled=False) == was
 
 
-def test_an_edit_of_a_view_that_falls_short_changes_that_alone() -> None:
+def test_an_edit_of_an_incomplete_view_changes_the_edited_value_alone() -> None:
     """Section 2: chmod where the owner could not be set edits the mode, and leaves the owner on the record."""
     short = Shortfall(Posix(0o600, 0, 0, 9, None), frozenset({"user.a"}))
     seen = metadata.seen(version(shortfall=short), Posix(0o400, 0, 0, 9, None), {"user.b": b"2"}, {"t": "1"})
@@ -66,8 +67,8 @@ def test_an_edit_of_a_view_that_falls_short_changes_that_alone() -> None:
     assert seen.shortfall == Shortfall(Posix(0o400, 0, 0, 9, None), frozenset({"user.a"}))
 
 
-def test_what_a_view_has_again_it_is_no_longer_short_of() -> None:
-    """Once shown, a value can be taken away by its user."""
+def test_a_value_that_a_view_has_again_can_be_removed() -> None:
+    """Once it is shown, its user may remove it."""
     short = version(shortfall=Shortfall(None, frozenset({"user.a"})))
     shown = metadata.seen(short, OBJECT, {"user.a": b"1"}, {"t": "1"})
     assert not metadata.changed(short, shown)
@@ -85,20 +86,20 @@ def test_what_a_view_has_again_it_is_no_longer_short_of() -> None:
     ],
 )
 def test_tags_on_a_view(tags: Mapping[str, str], labelled: bool, expected: Mapping[str, str]) -> None:
-    """Section 2: a tag attribute is a tag; a file that replaces the view without any keeps the version's."""
+    """Section 2: a tag attribute is a tag; a file without tags that replaces the view keeps the version's."""
     assert metadata.seen(version(), OBJECT, {"user.a": b"1"}, tags, labelled=labelled).tags == expected
 
 
-def test_a_view_that_cannot_be_read_tells_its_mode() -> None:
-    """Section 2: chmod 0000 is an edit, and says nothing of the attributes that nobody can read."""
+def test_an_unreadable_view_still_shows_its_mode() -> None:
+    """Section 2: chmod 0000 is an edit, and does not change the attributes that cannot be read."""
     seen = metadata.seen(version(), replace(OBJECT, mode=0))
     assert metadata.changed(version(), seen) == {POSIX}
 
 
-# -- whose edit holds
+# -- which edit wins
 
 
-def test_an_edit_is_later_than_what_it_takes_the_place_of() -> None:
+def test_an_edit_is_later_than_the_one_it_replaces() -> None:
     """s3-semantics 2.2: an edit made with knowledge of another wins, also where the clock was set back."""
     first = metadata.stamped(version(), {TAGS}, 1000, THERE)
     second = metadata.stamped(first, {TAGS, ACL}, 10, HERE)
@@ -118,8 +119,9 @@ steps = st.lists(st.tuples(st.sampled_from([HERE, THERE, ELSEWHERE]), st.integer
 
 
 @given(steps, st.randoms())
-def test_sides_that_heard_of_each_other_agree(made: list[tuple[str, int, dict[str, object]]], random: object) -> None:
-    """s3-semantics 2.2: edits on any side, delivered in any order and any number of times, end in the same on all."""
+def test_sides_that_received_all_edits_agree(made: list[tuple[str, int, dict[str, object]]], random: object) -> None:
+    """s3-semantics 2.2: edits on any side, delivered in any order and any number of times, lead to the same state on
+    all."""
     sides = dict.fromkeys((HERE, THERE, ELSEWHERE), version())
     for place, now_ns, change in made:
         edited = replace(sides[place], **change)  # type: ignore[arg-type]
@@ -132,15 +134,15 @@ def test_sides_that_heard_of_each_other_agree(made: list[tuple[str, int, dict[st
                 for v in sides.values()}) == 1  # fmt: skip
 
 
-def test_a_group_that_must_not_travel_leaves_the_other_side_as_it_is() -> None:
-    """s3-semantics 6.1: without the permission for tags an object goes without, and takes none away."""
+def test_a_group_that_is_not_permitted_leaves_the_other_side_unchanged() -> None:
+    """s3-semantics 6.1: without the permission for tags an object is sent without them, and the replica loses none."""
     there = version(tags={"kept": "1"})
     sent = metadata.without(metadata.stamped(version(attrs={}), {ATTRS, TAGS}, 5, THERE), TAGS)
     now = metadata.merged(there, sent, GROUPS - {TAGS})
     assert (now.tags, now.attrs, now.edited) == ({"kept": "1"}, {}, {ATTRS: f"5 {THERE}"})
 
 
-# -- what travels
+# -- which edits are sent
 
 
 DONE, WAITS = DeliveryRecord("r", Status.COMPLETED), DeliveryRecord("r", Status.PENDING)
@@ -152,11 +154,13 @@ REFUSED, EDIT_REFUSED = DeliveryRecord("r", Status.FAILED, "x"), DeliveryRecord(
     [
         (DONE, (Status.PENDING, True)),
         (EDIT_REFUSED, (Status.PENDING, True)),  # another edit is another operation
-        (WAITS, (Status.PENDING, False)),  # it takes the edit along
+        (WAITS, (Status.PENDING, False)),  # the delivery includes the edit
         (REFUSED, (Status.FAILED, False)),  # s3-semantics 0.8: it never arrived, and FAILED is for good
     ],
 )
-def test_whoever_has_the_version_is_owed_the_edit(recorded: DeliveryRecord, expected: tuple[Status, bool]) -> None:
+def test_every_destination_that_has_the_version_receives_the_edit(
+    recorded: DeliveryRecord, expected: tuple[Status, bool]
+) -> None:
     """s3-semantics 2: tags and ACLs that change later reach replicated versions, under the same id."""
     was = version(deliveries={HERE: recorded})
     now = metadata.stamped(replace(was, tags={}), {TAGS}, 5, THERE)
@@ -179,8 +183,8 @@ def test_whoever_has_the_version_is_owed_the_edit(recorded: DeliveryRecord, expe
         ((), False),
     ],
 )
-def test_an_edit_needs_a_rule_of_now(rules: tuple[Rule, ...], travels: bool) -> None:
-    """s3-semantics 1.5: a rule that is off, or leads elsewhere, brings nothing."""
+def test_an_edit_needs_a_rule_in_effect(rules: tuple[Rule, ...], travels: bool) -> None:
+    """s3-semantics 1.5: a rule that is disabled, or has another destination, sends nothing."""
     was = version(deliveries={HERE: DONE})
     now = metadata.stamped(replace(was, tags={"t": "2"}), {TAGS}, 5, THERE)
     delivery = edit_rules.edit_deliveries(was, now, Replication("role", rules), home=THERE)
@@ -188,7 +192,7 @@ def test_an_edit_needs_a_rule_of_now(rules: tuple[Rule, ...], travels: bool) -> 
 
 
 def test_owner_override_stops_edits_of_the_acl_alone() -> None:
-    """s3-semantics 1.5: the ACL of such a replica is its owner's affair; all else travels."""
+    """s3-semantics 1.5: the ACL of such a replica belongs to its owner; all other edits are sent."""
     was = version(deliveries={HERE: replace(DONE, owner="Destination")})
     for change, travels in ((EDITS[ACL], False), (EDITS[POSIX], True), ({**EDITS[ACL], **EDITS[TAGS]}, True)):
         now = metadata.stamped(replace(was, **change), metadata.changed(was, replace(was, **change)), 5, THERE)  # type: ignore[arg-type]
@@ -212,7 +216,8 @@ def test_a_replicas_edit_goes_back_where_both_sides_say_so(back: bool, forth: bo
 
 
 def test_a_replica_is_not_handed_on() -> None:
-    """s3-semantics 0.4: what a backfill sent on from a replica gets its edits only where the rule says so."""
+    """s3-semantics 0.4: a copy that a backfill made from a replica gets the replica's edits only where the rule says
+    so."""
     was = version(origin=Origin.REPLICA, source=THERE, deliveries={ELSEWHERE: replace(DONE, job="job")})
     now = metadata.stamped(replace(was, tags={}), {TAGS}, 5, HERE)
     for sync in (False, True):

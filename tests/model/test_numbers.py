@@ -1,4 +1,4 @@
-"""Numbers of a filesystem that no 64-bit column and no four-digit year holds: they are kept, and carried."""
+"""Numbers from filesystems that exceed 64-bit columns or four-digit years are kept, and replicated."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ OTHER = "east/other"
 
 
 def dates_listed(world: World) -> list[int]:
-    """What `ls` prints of each object's date, read again."""
+    """The date of each object as `ls` prints it, parsed."""
     with world.engine.site.bucket(OTHER).open() as bucket:
         found, _ = listing.entries(bucket, b"", versions=False, page=listing.Page())
     return [clock.parse(str(documents.entry_document(each, versions=False)["LastModified"])) for each in found]
 
 
 def date(path: Path, seconds: int) -> int:
-    """Give a file a date; what its filesystem makes of it, in nanoseconds."""
+    """Give a file a date. Returns the date that its filesystem stored, in nanoseconds."""
     os.utime(path, (seconds, seconds))
     return path.stat().st_mtime_ns
 
 
 @pytest.mark.parametrize("seconds", DATES.values(), ids=DATES)
 def test_a_file_of_any_date_is_replicated_with_it(memory: Path, seconds: int) -> None:
-    """G5, G6: with its date, beside everything else, again after a restart, and without its region stopping."""
+    """G5, G6: with its date, among other files, again after a restart, and without stopping its region."""
     with World(memory / "w") as world:
         world.write("odd", b"content")
         mtime_ns = date(world.path("odd"), seconds)
@@ -69,7 +69,7 @@ def test_inode_numbers_may_have_64_bits(memory: Path) -> None:
 
 @pytest.mark.parametrize("seconds", DATES.values(), ids=DATES)
 def test_files_of_any_date_are_adopted_and_listed(memory: Path, seconds: int) -> None:
-    """G6: each file becomes its null version, created at a moment that S3 could print; its own date stays its date."""
+    """G6: each file becomes its null version, created at a time that S3 can print; its own date stays its date."""
     with World(memory / "w", replicate=False) as world:
         world.run("bucket.create", bucket=OTHER, versioning=False)
         mtime_ns = 0
@@ -87,7 +87,7 @@ def test_files_of_any_date_are_adopted_and_listed(memory: Path, seconds: int) ->
 
 
 def test_every_number_comes_back_from_the_journal(tmp_path: Path) -> None:
-    """G6: exactly as it was given, so that an unchanged file is recognised by it."""
+    """G6: exactly, so that an unchanged file is recognised."""
     journal = Journal(str(tmp_path / "journal.db"))
     numbers = [0, -1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -(1 << 63), -(1 << 63) - 1, 10**27, -(10**27)]
     with journal.transaction():
@@ -109,7 +109,7 @@ def test_every_number_comes_back_from_the_journal(tmp_path: Path) -> None:
 
 
 def test_no_clock_makes_a_moment_that_cannot_be_kept(tmp_path: Path) -> None:
-    """G7: a machine whose clock says 2500 goes on making versions, in order."""
+    """G7: a machine whose clock shows the year 2500 makes versions as before, in order."""
     ids = clock.VersionIds()
     made = [ids.next(clock.parse("2500-01-01T00:00:00Z")) for _ in range(3)]
     assert made == sorted(made)

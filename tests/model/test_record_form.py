@@ -1,4 +1,4 @@
-"""A version's record as it stands on a file: what was written is read, in today's form and those of earlier builds."""
+"""A version's record as stored on a file: written and read, in today's form and those of earlier builds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARKER = Version(b"d/k", ID, 1_700_000_000_000_000_001, True)
 
 
 def earlier(version: Version) -> dict[str, bytes]:
-    """The attributes of a version as earlier builds wrote them, each field one of its own."""
+    """The attributes of a version as earlier builds wrote them, one for each field."""
     out = attributes.encode(version)
     if version.status:
         out[attributes.STATUS] = version.status.encode()
@@ -41,7 +41,7 @@ def version_of(fields: dict[str, bytes], of: Version) -> Version:
 
 @pytest.mark.parametrize("version", [PLAIN, FULL, MARKER], ids=["plain", "full", "marker"])
 def test_a_record_is_read_as_it_was_written(version: Version) -> None:
-    """Section 2: on a file of its own, and whole in one attribute where the file is a view too."""
+    """Section 2: on a file of its own, and complete in one attribute where the file is a view too."""
     fields = {name: value for name, value in attributes.encode(version).items() if name != attributes.STATUS}
     for found in (record_form.read(record_form.on_file(fields)), record_form.read_whole(record_form.whole(fields))):
         assert found == fields
@@ -50,7 +50,7 @@ def test_a_record_is_read_as_it_was_written(version: Version) -> None:
 
 @pytest.mark.parametrize("version", [PLAIN, FULL, MARKER], ids=["plain", "full", "marker"])
 def test_records_of_earlier_builds_are_read(version: Version) -> None:
-    """Section 2: each name an attribute of its own, and whole records as objects of attribute names, for ever."""
+    """Section 2: one attribute for each name, and complete records as objects of attribute names; readable for ever."""
     former = earlier(version)
     assert version_of(record_form.read(former), version) == version
     whole = record_form.read_whole(attributes.encode_sidecar(former, compact=True))
@@ -58,8 +58,9 @@ def test_records_of_earlier_builds_are_read(version: Version) -> None:
     assert version_of(whole, version) == version
 
 
-def test_a_record_holds_over_attributes_that_are_left_of_an_earlier_build() -> None:
-    """G7: cut short while it is rewritten, a file has both; what the record lacks is gone, whatever the others say."""
+def test_a_record_wins_over_attributes_left_by_an_earlier_build() -> None:
+    """G7: a rewrite that was cut short leaves both; fields that the record lacks are gone, whatever the others
+    contain."""
     left = earlier(FULL)
     found = record_form.read({**left, **record_form.on_file(attributes.encode(PLAIN))})
     assert attributes.STORAGE_CLASS not in found
@@ -68,7 +69,7 @@ def test_a_record_holds_over_attributes_that_are_left_of_an_earlier_build() -> N
 
 
 def test_deliveries_are_read_in_both_forms() -> None:
-    """Section 2: a rule and a status take as little room as they can; what has more to say says it by name."""
+    """Section 2: a rule and a status are stored as briefly as possible; longer deliveries name their fields."""
     short = b'{"eu/a":"COMPLETED a rule","eu/b":{"rule":"r","status":"FAILED","reason":"DstBucketNotFound"}}'
     raw = {**attributes.encode(PLAIN), attributes.DELIVERIES: short}
     assert version_of(raw, PLAIN).deliveries == {
@@ -81,8 +82,8 @@ def test_deliveries_are_read_in_both_forms() -> None:
     "posix",
     [b'{"mode":"0644","uid":01,"gid":0,"mtime_ns":5}', b'{"mode":"0644"', b"[1]", b"\xff{", b'{"mode":"0644"} '],
 )
-def test_a_field_that_is_no_json_object_spoils_no_record(posix: bytes) -> None:
-    """Section 2: whoever decodes the field says what is wrong with it; the others are read."""
+def test_a_damaged_field_leaves_the_other_fields_readable(posix: bytes) -> None:
+    """Section 2: decoding that field reports the damage; the other fields are read."""
     fields = {**attributes.encode(PLAIN), attributes.POSIX: posix}
     for found in (record_form.read(record_form.on_file(fields)), record_form.read_whole(record_form.whole(fields))):
         assert found is not None
@@ -91,7 +92,7 @@ def test_a_field_that_is_no_json_object_spoils_no_record(posix: bytes) -> None:
 
 
 def test_a_record_without_an_acl_is_written_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 8: of each small file another, so nothing of it is parsed only to be written again."""
+    """Section 8: one of its kind for each small file, so it is not parsed only to be written again."""
     fields = attributes.encode(replace(PLAIN, posix=replace(POSIX, acl=None)))
     monkeypatch.setattr(record_form, "json", None)
     assert json.loads(record_form.on_file(fields)[attributes.RECORD])["posix"]["mtime_ns"] == POSIX.mtime_ns
@@ -100,14 +101,14 @@ def test_a_record_without_an_acl_is_written_as_it_is(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"1", b'{"version-id":1}', b'{"key":{"base64":1}}'])
 def test_a_value_that_is_no_record_is_damage(value: bytes) -> None:
-    """Section 5: it is said to be damaged, and rebuilt; nothing of it is made up."""
+    """Section 5: it is reported as damaged, and rebuilt; no field is invented."""
     with pytest.raises(StoreDamaged):
         record_form.read({attributes.RECORD: value})
 
 
 @pytest.mark.parametrize("field", ["deliveries", "posix", "edited", "shortfall"])
 def test_a_nested_value_that_is_damaged_stays_what_it_is(field: str) -> None:
-    """Section 5: what reads the record says so; writing another part of it down again does not fail for that."""
+    """Section 5: reading the record reports it; writing another field again does not fail for it."""
     fields = {**attributes.encode(PLAIN), attributes.OURS + field: b"{nonsense"}
     assert record_form.read_whole(record_form.whole(fields)) == fields
     with pytest.raises(StoreDamaged):
@@ -115,7 +116,7 @@ def test_a_nested_value_that_is_damaged_stays_what_it_is(field: str) -> None:
 
 
 def test_the_record_is_readable() -> None:
-    """Section 2: the names that design.md has, for whoever looks with getfattr."""
+    """Section 2: it has the names in design.md, for a person who uses getfattr."""
     document = json.loads(record_form.on_file(attributes.encode(PLAIN))[attributes.RECORD])
     assert document == {
         "version-id": ID, "blake3": bytes(range(32)).hex(), "last-modified": "2023-11-14T22:13:20.000000001Z",

@@ -1,4 +1,4 @@
-"""File times that are coarse: what is written within one step of them leaves them as they were, and is found."""
+"""Coarse file times: a write within one step of the clock leaves the times unchanged, and is found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 def test_a_change_that_leaves_the_same_coarse_times(world: World) -> None:
-    """G6: of the same size and within one step of the clock, and found all the same by a scan."""
+    """G6: of the same size and within one step of the clock; a scan finds it."""
     for number in range(20):
         world.write("k", b"%02d" % number)
         world.settle()
@@ -33,7 +33,7 @@ def test_a_change_that_leaves_the_same_coarse_times(world: World) -> None:
 
 
 def test_a_replica_that_is_edited_in_the_step_in_which_it_came(world: World) -> None:
-    """G1, G6: its view was recorded by us and not captured, and the edit is found by a scan as well."""
+    """G1, G6: its view was recorded by fsrepl and not captured; a scan finds the edit as well."""
     world.write("k", b"ours")
     world.settle()
     world.write("k", b"mine", DESTINATION)
@@ -43,7 +43,7 @@ def test_a_replica_that_is_edited_in_the_step_in_which_it_came(world: World) -> 
 
 
 def test_an_edit_of_a_replica_is_kept_where_the_next_version_comes_in_the_same_step(world: World) -> None:
-    """G1: no scan comes between. What is taken out of the view is compared by its hash, and becomes a version."""
+    """G1: no scan comes in between. A file taken out of the view is compared by its hash, and becomes a version."""
     world.write("k", b"ours")
     world.settle()
     world.write("k", b"mine", DESTINATION)
@@ -56,8 +56,9 @@ def test_an_edit_of_a_replica_is_kept_where_the_next_version_comes_in_the_same_s
     assert len(world.of("k", DESTINATION)) == 3
 
 
-def test_the_filesystem_is_asked_and_not_its_name(tmp_path: Path) -> None:
-    """Section 7: this kernel's own times are told from coarse ones by looking; ticks where that fails."""
+def test_coarse_times_are_recognised_by_measurement(tmp_path: Path) -> None:
+    """Section 7: this kernel's own times are recognised as fine or coarse by inspection; as clock ticks where that
+    fails."""
     at = os.open(tmp_path, os.O_RDONLY)
     try:
         assert times.coarse_ns(CoarseFs(TICK), at) == times.TICKS_NS
@@ -85,6 +86,6 @@ def test_the_filesystem_is_asked_and_not_its_name(tmp_path: Path) -> None:
         (SECOND, TWO + TICK, times.WHOLE_NS, True),  # on FAT, and the clock of files lags behind
     ],
 )
-def test_how_long_times_are_not_believed(ctime_ns: int, later_ns: int, coarse_ns: int, *, racy: bool) -> None:
-    """Section 7: as long as a change may leave them as they are; a whole second is coarse wherever it is met."""
+def test_how_long_times_are_not_trusted(ctime_ns: int, later_ns: int, coarse_ns: int, *, racy: bool) -> None:
+    """Section 7: for as long as a change may leave them unchanged; a whole second counts as coarse everywhere."""
     assert times.is_racy(ctime_ns, ctime_ns + later_ns, coarse_ns) is racy

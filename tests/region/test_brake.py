@@ -1,4 +1,4 @@
-"""Whether deletions cross, wait or are held: the whole table."""
+"""Whether deletions are replicated, wait or are held: the complete table."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SECOND = 1_000_000_000
         (Facts(1_000_000, 1_000_000, 1.0), 0, Decision.RELEASE),  # 1: never
         (Facts(2000, 2000, 0.5, has_deliveries=False), 0, Decision.RELEASE),  # no destination would follow
         (Facts(101, 2000, 0.5, is_burst=True), 0, Decision.WAIT),  # rm -r may be under way
-        (Facts(101, 1000, 0.5, is_burst=True), 0, Decision.RELEASE),  # never too much of so small a bucket
+        (Facts(101, 1000, 0.5, is_burst=True), 0, Decision.RELEASE),  # never too many in so small a bucket
         (Facts(2000, 2000, 0.5, is_burst=True), 0, Decision.WAIT),
         (Facts(500, 2000, 0.5, coming=500), 0, Decision.RELEASE),
         (Facts(500, 2000, 0.5, coming=501), 0, Decision.WAIT),
         (Facts(500, 2000, 0.5, coming=501, is_scanning=True), 0, Decision.WAIT),
-        (Facts(2000, 2000, 0.5, is_scanning=True), 0, Decision.WAIT),  # they may turn out to be renamed
+        (Facts(2000, 2000, 0.5, is_scanning=True), 0, Decision.WAIT),  # they may be renames
         (Facts(2000, 2000, 0.5, arriving=1000), 0, Decision.WAIT),
         (Facts(2000, 2000, 0.5, arriving=999), 0, Decision.HALT),
         (Facts(2000, 2000, 0.5, arriving=999), 1000, Decision.RELEASE),
@@ -48,8 +48,8 @@ def test_only_the_last_minute_counts() -> None:
     assert deletions.since_ns == 40 * SECOND
 
 
-def test_what_is_not_decided_yet_is_not_forgotten() -> None:
-    """A million deletions take longer to capture than the window is wide."""
+def test_undecided_deletions_still_count() -> None:
+    """Capturing a million deletions takes longer than the window."""
     deletions = Deletions()
     for second in range(100):
         deletions.add(b"%d" % second, Deleted(second * SECOND, b"", has_deliveries=True), is_undecided=second > 0)

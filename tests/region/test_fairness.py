@@ -1,4 +1,4 @@
-"""One bucket's burst holds up no other bucket of its region."""
+"""A burst in one bucket delays no other bucket of its region."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BURST = 200
 
 @pytest.fixture
 def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A bucket in the midst of a burst, and another one beside it that is replicated too; batches are small."""
+    """A bucket with a burst of changes, and another replicated bucket in the same region; batches are small."""
     for module, name, number in ((worker, "BATCH", 32), (outcome_queue, "_BATCH", 32), (rotation, "SHARE_MIN", 8)):
         monkeypatch.setattr(module, name, number)
     world = World(tmp_path, buckets=(SOURCE, DESTINATION, QUIET, QUIET_REPLICA))
@@ -34,7 +34,7 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_a_new_file_in_a_quiet_bucket_goes_before_the_rest_of_a_burst(busy: World) -> None:
-    """A burst holds up no other bucket: what is dropped beside it is captured and delivered in the next batches."""
+    """A file in the other bucket is captured and delivered in the next batches."""
     busy.write("note", b"1", QUIET)
     busy.region(QUIET).changes.add(QUIET, [b"note"], 0)
     for _ in range(2):
@@ -47,8 +47,8 @@ def test_a_new_file_in_a_quiet_bucket_goes_before_the_rest_of_a_burst(busy: Worl
     assert busy.tree(DESTINATION) == busy.tree(SOURCE)
 
 
-def test_what_is_put_aside_for_want_of_time_is_done_next(busy: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G6: a batch that is cut short, as large files make it, loses no key and no delivery, and keeps their order."""
+def test_the_rest_of_a_batch_that_was_cut_short_is_done_next(busy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6: a batch that large files cut short loses no key and no delivery, and keeps their order."""
     monkeypatch.setattr(ingest, "STEP_S", -1.0)
     monkeypatch.setattr(deliver, "STEP_S", -1.0)
     busy.write("f7", b"newer")

@@ -1,4 +1,4 @@
-"""`limit`: every byte that crosses counts, and nobody but who sends waits for it."""
+"""`limit`: every sent byte counts, and only senders wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATE = 256 << 10
 
 
 class Time:
-    """A monotonic clock that a test moves."""
+    """A monotonic clock that the test moves."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -26,14 +26,14 @@ class Time:
         return self.now_s
 
 
-def test_what_was_sent_is_paid_for_at_the_rate() -> None:
-    """Settings, limit: in the long run no more crosses than the rate allows, and an idle hour buys no burst."""
+def test_the_rate_holds_over_time() -> None:
+    """Settings, limit: in the long run no more is sent than the rate allows, and an idle hour allows no burst."""
     time = Time()
     found = Limiter(100, time)
     time.now_s += 3600
     found.sent(500)
     position = found.position
-    found.sent(200)  # by somebody else
+    found.sent(200)  # by another sender
     assert found.wait_s(position) == pytest.approx(5)
     time.now_s += 4
     assert found.wait_s(position) == pytest.approx(1)
@@ -42,8 +42,9 @@ def test_what_was_sent_is_paid_for_at_the_rate() -> None:
     assert found.wait_s(position) == 0
 
 
-def test_a_new_rate_holds_for_what_waits_already() -> None:
-    """Settings, limit: who waits under an old limit waits under the new one, and not at all where there is none."""
+def test_a_new_rate_holds_for_waiting_senders() -> None:
+    """Settings, limit: a sender that waits under the old limit waits under the new one, and not at all where there is
+    none."""
     time = Time()
     found = Limiter(1, time)
     found.sent(3600)
@@ -71,7 +72,8 @@ def paced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[World, Time]
 
 @pytest.mark.parametrize("remembered", [True, False])
 def test_small_files_count_and_are_shown_as_they_come(paced: tuple[World, Time], *, remembered: bool) -> None:
-    """Settings, limit: files still in memory count too; what is paid for is durable and visible, the rest waits."""
+    """Settings, limit: files still in memory count too; a file within the limit is durable and visible, the rest
+    waits."""
     world, time = paced
     files, size = 30, 10_000
     for number in range(files):
@@ -89,8 +91,9 @@ def test_small_files_count_and_are_shown_as_they_come(paced: tuple[World, Time],
     assert all(later - earlier <= 1 + RATE / 4 / size for earlier, later in itertools.pairwise(seen))
 
 
-def test_another_bucket_of_the_region_waits_for_nobody(paced: tuple[World, Time]) -> None:
-    """Settings, limit: while a way waits for the limit, what has nothing to send there goes on, commands too."""
+def test_another_bucket_of_the_region_does_not_wait(paced: tuple[World, Time]) -> None:
+    """Settings, limit: while one destination waits for the limit, work that sends nothing there continues, commands
+    too."""
     world, _ = paced
     world.run("bucket.create", bucket="west/own", versioning=True)
     for number in range(10):
@@ -103,10 +106,11 @@ def test_another_bucket_of_the_region_waits_for_nobody(paced: tuple[World, Time]
     assert world.remove("note", "west/own")
 
 
-def test_what_is_too_large_for_a_batch_goes_in_a_lane(
+def test_a_large_file_waits_for_the_limit_in_a_worker(
     paced: tuple[World, Time], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings, limit: a copy that takes seconds at the limit waits between its chunks, and in no region's thread."""
+    """Settings, limit: a copy that takes seconds at the limit waits between its chunks, and not in a region's
+    thread."""
     world, time = paced
 
     def sleep(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is: live deliveries at once, what backfills owe in portions and rounds. No disk, and no clock."""
+"""The order of deliveries: live ones at once, those of backfills in portions and rounds. No disk, and no clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def delivery(number: int, *, job: str = "J", size: int = 1) -> Delivery:
 
 
 class Table:
-    """What the journal has of a backlog: rows that are pending, in order."""
+    """A backlog as the journal has it: pending rows, in order."""
 
     def __init__(self, *rows: Delivery) -> None:
         self.rows = list(rows)
@@ -50,7 +50,7 @@ def numbers(rows: Sequence[Delivery]) -> list[int]:
 
 
 def settle(queue: Queue, table: Table, rows: Sequence[Delivery]) -> None:
-    """The destination has its word on these, and their source writes it down."""
+    """The destination reports these outcomes, and their source records them."""
     for row in rows:
         queue.done(row)
         table.rows.remove(row)
@@ -58,7 +58,7 @@ def settle(queue: Queue, table: Table, rows: Sequence[Delivery]) -> None:
 
 
 def test_a_portion_at_a_time_in_order(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than a portion is in hand, by number and by bytes, and one that is larger goes alone."""
+    """At most a portion is in memory, by number and by bytes; a delivery larger than that is sent alone."""
     monkeypatch.setattr(delivery_queue, "PORTION", 3)
     monkeypatch.setattr(delivery_queue, "PORTION_BYTES", 10)
     table = Table(*(delivery(n, size={5: 9, 6: 2, 7: 50}.get(n, 1)) for n in range(1, 9)))
@@ -70,8 +70,9 @@ def test_a_portion_at_a_time_in_order(queue: Queue, monkeypatch: pytest.MonkeyPa
     assert queue.next_s() is None
 
 
-def test_what_is_under_way_is_not_taken_twice(queue: Queue) -> None:
-    """A round begins anew while words are on their way back: the journal still says that those are pending."""
+def test_a_delivery_whose_outcome_is_not_recorded_yet_is_not_taken_twice(queue: Queue) -> None:
+    """A round begins again while outcomes are still to be recorded: the journal still calls those deliveries
+    pending."""
     table = Table(delivery(1), delivery(2))
     first = queue.take_backlog(table.read, LARGE, 0.0)
     for row in first:
@@ -83,8 +84,8 @@ def test_what_is_under_way_is_not_taken_twice(queue: Queue) -> None:
     assert numbers(queue.take_backlog(table.read, LARGE, 0.0)) == [1, 2], "it is owed again, and was only passed over"
 
 
-def test_what_was_added_behind_the_reader_is_read_too(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another round, after what was before it."""
+def test_rows_added_before_the_reader_are_read_in_the_next_round(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the rows that were there before."""
     monkeypatch.setattr(delivery_queue, "PORTION", 2)
     table = Table(*map(delivery, (10, 20, 30, 40)))
     rows = queue.take_backlog(table.read, LARGE, 0.0)
@@ -98,8 +99,8 @@ def test_what_was_added_behind_the_reader_is_read_too(queue: Queue, monkeypatch:
     assert taken == [30, 40, 5]
 
 
-def test_what_failed_for_now_is_passed_over_until_it_is_due(queue: Queue) -> None:
-    """One that cannot be sent holds up nobody, and comes back by itself; a kick brings it back at once."""
+def test_a_delivery_that_failed_for_now_is_skipped_until_it_is_due(queue: Queue) -> None:
+    """It delays no other, and is tried again by itself, or at once after a request."""
     table = Table(*map(delivery, (1, 2, 3)))
     rows = queue.take_backlog(table.read, LARGE, 0.0)
     queue.put_off(rows[0], 60.0, "no space")
@@ -114,8 +115,8 @@ def test_what_failed_for_now_is_passed_over_until_it_is_due(queue: Queue) -> Non
     assert numbers(queue.take_backlog(table.read, LARGE, 61.0)) == [1]
 
 
-def test_what_is_new_does_not_wait_for_all_that_is_tried_again(queue: Queue) -> None:
-    """Ten thousand that are retried, or are due again, go on all the while, and so does what was just written."""
+def test_new_deliveries_do_not_wait_for_retries(queue: Queue) -> None:
+    """Ten thousand deliveries are retried or due again; meanwhile a new one is sent."""
     for n in range(10_000):
         queue.add(replace(delivery(n, job=""), since_ns=10**18))
     taken = queue.take(64, 0.0)
@@ -134,8 +135,8 @@ def test_what_is_new_does_not_wait_for_all_that_is_tried_again(queue: Queue) -> 
     assert len(queue.take(20_000, 0.0)) == 9_994
 
 
-def test_a_destination_that_is_away_holds_back_all_of_it(queue: Queue) -> None:
-    """Live deliveries in memory, in their order; the backlog where it was, in the journal."""
+def test_a_destination_that_is_away_gets_no_deliveries(queue: Queue) -> None:
+    """Live deliveries stay in memory, in order; the backlog stays in the journal."""
     table = Table(*map(delivery, (1, 2)))
     live = [delivery(n, job="") for n in (7, 8)]
     for each in live:
@@ -150,8 +151,8 @@ def test_a_destination_that_is_away_holds_back_all_of_it(queue: Queue) -> None:
     assert queue.take_backlog(table.read, LARGE, 30.0) == rows
 
 
-def test_large_ones_leave_lanes_to_live_traffic(queue: Queue, copying: threading.BoundedSemaphore) -> None:
-    """Only so many at a time; the next as soon as one is done, and none is lost when the way ends."""
+def test_large_backfills_leave_workers_to_live_traffic(queue: Queue, copying: threading.BoundedSemaphore) -> None:
+    """Only some at a time; the next follows as soon as one is done, and none is lost when the destination goes away."""
     table = Table(*(delivery(n, size=100) for n in (1, 2, 3, 4)))
     rows = queue.take_backlog(table.read, 100, 0.0)
     assert numbers(rows) == [1, 2]
@@ -164,7 +165,7 @@ def test_large_ones_leave_lanes_to_live_traffic(queue: Queue, copying: threading
 
 
 def test_after_an_outage_of_the_source_it_starts_over(queue: Queue) -> None:
-    """What became of these was not written down: the words were lost with the outage."""
+    """The outcomes of these were not recorded: the queue of outcomes was lost with the outage."""
     table = Table(delivery(1))
     (row,) = queue.take_backlog(table.read, LARGE, 0.0)
     queue.done(row)
@@ -174,8 +175,8 @@ def test_after_an_outage_of_the_source_it_starts_over(queue: Queue) -> None:
     assert queue.take_backlog(table.read, LARGE, 0.0) == [row]
 
 
-def test_no_memory_for_a_million_faults(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Notes are kept of the first ones; the others are tried again with the next of those."""
+def test_a_million_faults_take_no_memory(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones are remembered; the others are tried again with the next of those."""
     monkeypatch.setattr(delivery_queue, "_NOTES_MAX", 2)
     table = Table(*map(delivery, range(1, 6)))
     for row in queue.take_backlog(table.read, LARGE, 0.0):

@@ -28,7 +28,7 @@ BAD = b"bad"
 
 
 def concerns(value: object) -> bool:
-    """Whether an argument of some function is about the key that nobody is prepared for."""
+    """Whether an argument of a function is about the key that causes the error."""
     match value:
         case Change() | Version() | Delivery():
             return value.key == BAD
@@ -74,8 +74,8 @@ def world(memory: Path) -> Any:
         yield world
 
 
-def told(world: World) -> dict[str, Any]:
-    """What `fsrepl status --json` says, by bucket."""
+def status_of_buckets(world: World) -> dict[str, Any]:
+    """`fsrepl status --json`, by bucket."""
     said = status.status(world.engine.site, {"running": True} | live.status(world.engine))
     return {each["bucket"]: each for each in said["buckets"]}
 
@@ -111,12 +111,12 @@ def test_an_unexpected_fault_sets_aside_one_key(world: World, monkeypatch: pytes
 
 @pytest.mark.parametrize("step", ["look", "publish", "stage"])
 def test_status_names_the_key_that_was_set_aside(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """G11: what waits for no reason that anybody knows is not passed over in silence."""
+    """G11: a key that waits for an unexpected error is shown, too."""
     Broken(monkeypatch, *STEPS[step])
     for name in ("a", "bad"):
         world.write(name, name.encode())
     settle(world)
-    said = told(world)[DESTINATION if step == "stage" else SOURCE]
+    said = status_of_buckets(world)[DESTINATION if step == "stage" else SOURCE]
     assert [each["Key"] for each in said["set_aside"]] == ["bad"]
     assert any("bad" in note.text and "unexpected" in note.text for note in notes_of(said, None))
 
@@ -148,7 +148,7 @@ def test_an_unexpected_fault_puts_down_one_bucket(world: World, monkeypatch: pyt
     settle(world)
     assert world.tree(OTHERS[1]) == {"a": b"a"}
     assert world.tree(DESTINATION) == {}
-    said = told(world)
+    said = status_of_buckets(world)
     if step != "deliveries":
         assert {address for address, each in said.items() if not each["online"]} == {DESTINATION}
         assert "unexpected" in said[DESTINATION]["trouble"]

@@ -1,4 +1,5 @@
-"""Turns: one thread at a time, others while one waits for a disk, and nobody behind a thread that hangs."""
+"""The lock of the regions' threads: one at a time, others while one waits for a disk, and a short wait for a thread
+that hangs."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from tests.waiting import DEADLINE_S
 
 
 def test_one_at_a_time() -> None:
-    """Section 7: two regions with work in hand do not take the interpreter from each other."""
+    """Section 7: two regions with work do not compete for the interpreter."""
     mine, inside, most = RunLock(), 0, 0
 
     def work() -> None:
@@ -29,7 +30,7 @@ def test_one_at_a_time() -> None:
 
 
 def test_others_go_on_while_one_waits_for_a_disk() -> None:
-    """Section 7: a sync holds up nobody; without a turn, aside does nothing."""
+    """Section 7: a sync delays no other thread; `aside` without the lock does nothing."""
     mine = RunLock()
     with mine.released():
         pass
@@ -49,8 +50,8 @@ def test_others_go_on_while_one_waits_for_a_disk() -> None:
         pass
 
 
-def test_nobody_waits_long_for_a_thread_that_hangs() -> None:
-    """Section 7: a region that hangs holds up the others once, for a moment, and not at each of their turns."""
+def test_a_thread_that_hangs_delays_the_others_once() -> None:
+    """Section 7: for a moment, and not each time they work."""
     mine, may_end, hangs = RunLock(), threading.Event(), threading.Event()
 
     def hang() -> None:

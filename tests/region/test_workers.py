@@ -1,4 +1,4 @@
-"""Lanes: workers of their own for each pair of regions, in turns between buckets, and never in the way of an end."""
+"""Workers: some for each pair of regions, shared by their buckets in rotation, and never an obstacle to a stop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunAsCheck:
 
 
 def test_buckets_take_turns() -> None:
-    """One bucket's large files hold up no other bucket: a worker that is free goes on with whoever waited longest."""
+    """One bucket's large files delay no other bucket: a free worker takes the work that waited longest."""
     run_as_check, done, order = RunAsCheck(), threading.Event(), list[str]()
     workers = Workers("worker", 1)
     workers.submit("burst", run_as_check.hang)
@@ -57,8 +57,8 @@ def test_buckets_take_turns() -> None:
     assert workers.close(DEADLINE_S)
 
 
-def test_one_that_hangs_does_not_hold_up_the_end() -> None:
-    """The daemon ends within seconds: what hangs is left behind, and what was not begun is not begun."""
+def test_hanging_work_does_not_delay_the_stop() -> None:
+    """The daemon ends within seconds: hanging work is left behind, and waiting work is not begun."""
     run_as_check, begun = RunAsCheck(), list[int]()
     workers = Workers("worker", 1)
     workers.submit("", run_as_check.hang)
@@ -70,8 +70,8 @@ def test_one_that_hangs_does_not_hold_up_the_end() -> None:
     assert begun == []
 
 
-def test_what_is_far_smaller_waits_for_none_of_the_largest() -> None:
-    """A file waits for none that is eight times its size or more, however many of these take all workers."""
+def test_a_small_file_does_not_wait_for_the_largest() -> None:
+    """A file waits for none of eight times its size or more, however many of these occupy all workers."""
     huge, large, order = [RunAsCheck() for _ in range(3)], RunAsCheck(), list[str]()
     workers = Workers("worker", 2)
     for run_as_check in huge:
@@ -101,8 +101,8 @@ def test_sizes_that_differ_eightfold_are_told_apart(size_bytes: int) -> None:
     assert magnitude(size_bytes) < magnitude(8 * size_bytes) <= 21
 
 
-def test_two_that_come_at_once_wake_two() -> None:
-    """Work never waits for other work while there may be one thread more."""
+def test_two_requests_at_once_wake_two_workers() -> None:
+    """Work never waits for other work while one more thread is allowed."""
     workers, first, gates = Workers("worker", 2), threading.Event(), (RunAsCheck(), RunAsCheck())
     workers.submit("", first.set)
     assert first.wait(DEADLINE_S)
@@ -129,7 +129,7 @@ class HangingFs(UnsyncedFs):
 
 @contextlib.contextmanager
 def at_work(world: World) -> Iterator[None]:
-    """With its threads."""
+    """Start the threads of a world."""
     world.settle()
     engine = world.engine
     engine.threaded = True
@@ -146,7 +146,7 @@ def at_work(world: World) -> Iterator[None]:
 
 
 def drop(world: World, name: str, size_bytes: int) -> None:
-    """A file that is almost all holes, as if it had been there for long."""
+    """Make a file that is almost all holes, and old."""
     with world.path(name).open("wb") as file:
         file.truncate(size_bytes)
         file.write(name.encode())
@@ -156,7 +156,7 @@ def drop(world: World, name: str, size_bytes: int) -> None:
 
 @pytest.fixture
 def hanging(tmp_path: Path) -> Iterator[tuple[World, HangingFs]]:
-    """Replicated to two regions, into one of which every copy hangs; at work with its threads."""
+    """A world replicated to two regions, with its threads; every copy into one of the regions hangs."""
     fs = HangingFs("west")
     with World(tmp_path, fs=fs, buckets=(SOURCE, DESTINATION, WELL)) as world:
         world.run("replication.enable", source=SOURCE, destination=WELL, add=True)
@@ -199,10 +199,9 @@ class SlowZeros(UnsyncedFs):
 
 
 @pytest.mark.parametrize("at", [SOURCE, DESTINATION])
-def test_sparse_files_hold_up_no_other_large_file(tmp_path: Path, at: str) -> None:
-    """Section 7: their holes are hashed, which takes minutes where they are of 2 TB; another large file of the same
-    region and direction is captured and delivered meanwhile, whether they are being captured or verified.
-    """
+def test_sparse_files_delay_no_other_large_file(tmp_path: Path, at: str) -> None:
+    """Section 7: hashing the holes of files of 2 TB takes minutes; another large file of the same region and direction
+    is captured and delivered meanwhile, whether these are being captured or verified."""
     fs, size = SlowZeros(at), 64 << 20
     with World(tmp_path, fs=fs) as world, at_work(world):
         sparse = {f"sparse{number}" for number in range(world.settings.replication.workers + 1)}
@@ -219,8 +218,8 @@ def test_sparse_files_hold_up_no_other_large_file(tmp_path: Path, at: str) -> No
 
 
 @pytest.mark.parametrize("at", [SOURCE, DESTINATION])
-def test_status_tells_how_far_a_capture_and_a_verification_are(tmp_path: Path, at: str) -> None:
-    """Section 5: a capture is a transfer within its bucket; what is being verified does not stand still."""
+def test_status_shows_the_progress_of_a_capture_and_a_verification(tmp_path: Path, at: str) -> None:
+    """Section 5: a capture is a transfer within its bucket; a verification shows progress, too."""
     fs, size = SlowZeros(at), 64 << 20
     with World(tmp_path, fs=fs) as world, at_work(world):
         try:
@@ -235,8 +234,8 @@ def test_status_tells_how_far_a_capture_and_a_verification_are(tmp_path: Path, a
         until(lambda: world.path("sparse", DESTINATION).exists() and not live.status(world.engine)["transfers"])
 
 
-def test_a_repair_says_how_large_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 7: so that repairs of the largest hold up no others of their region either."""
+def test_a_repair_has_the_size_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: so that repairs of the largest files delay no others of their region either."""
     with World(tmp_path) as world:
         world.write("k", b"12345")
         world.settle()
@@ -248,7 +247,7 @@ def test_a_repair_says_how_large_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
-    """Status: a region that works for long is not said to hang, and one that hangs is, until it moves again."""
+    """Status: a region that works for long is not shown as hanging; one that hangs is, until it works again."""
     run_as_check, spin = RunAsCheck(), threading.Event()
 
     def work() -> None:
@@ -273,7 +272,7 @@ def test_a_hanging_thread_is_told_from_a_busy_one() -> None:
 
 
 def test_nothing_touches_a_region_that_hangs(tmp_path: Path) -> None:
-    """Section 7: another region's thread would hang with it; what comes from there waits, and goes on at once."""
+    """Section 7: another region's thread would hang too; deliveries from there wait, and continue at once."""
     with World(tmp_path) as world:
         world.write("k", b"1")
         world.capture(SOURCE)
@@ -288,7 +287,7 @@ def test_nothing_touches_a_region_that_hangs(tmp_path: Path) -> None:
 
 
 class StuckReads(UnsyncedFs):
-    """What is read in one region's stores hangs, until it is released."""
+    """Reads from one region's stores hang, until they are released."""
 
     def __init__(self, region: str) -> None:
         super().__init__()
@@ -301,8 +300,8 @@ class StuckReads(UnsyncedFs):
         return super().attribute(fd, name)
 
 
-def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_path: Path) -> None:
-    """Section 7: the journal is not locked while a tree is read, so that other regions go on beside one that hangs."""
+def test_a_region_that_hangs_as_it_comes_up_does_not_lock_the_journal(tmp_path: Path) -> None:
+    """Section 7: the journal is not locked while a tree is read, so that other regions work meanwhile."""
     with World(tmp_path) as world:
         world.write("k", b"1")
         world.settle()
@@ -324,7 +323,7 @@ def test_a_region_that_hangs_as_it_comes_up_keeps_the_journal_from_nobody(tmp_pa
         assert world.tree(DESTINATION) == world.tree(SOURCE)
 
 
-# -- asking something of a region
+# -- requests to a region
 
 
 @pytest.fixture
@@ -347,10 +346,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         ("retry", {"scope": SOURCE}),
     ],
 )
-def test_a_region_that_hangs_is_said_to_and_does_nothing_later(
+def test_a_request_to_a_hanging_region_is_refused_and_never_carried_out(
     asked: World, operation: str, params: dict[str, object]
 ) -> None:
-    """Section 7: whoever asked is told, and what it has given up asking for is not done behind its back."""
+    """Section 7: the caller gets an error, and the request is withdrawn."""
     before = asked.records(SOURCE)
     asked.region().pulse.is_stuck = True
     with pytest.raises(Unavailable, match=r"region east does not answer \(no answer in .* nothing was done; try again"):
@@ -362,10 +361,10 @@ def test_a_region_that_hangs_is_said_to_and_does_nothing_later(
     assert asked.state().bucket.versioning is Versioning.ENABLED
 
 
-def test_what_a_region_that_hangs_had_begun_with_is_not_said_to_be_undone(
+def test_a_request_that_a_hanging_region_had_begun_is_not_reported_as_undone(
     asked: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Section 7: the outcome will be known."""
+    """Section 7: its outcome will be known."""
     monkeypatch.setattr(receiver, "_BEGUN_S", 0.1)
     run_as_check, region = RunAsCheck(), asked.region()
 
@@ -389,7 +388,7 @@ def test_a_region_that_is_busy_is_waited_for(asked: World, monkeypatch: pytest.M
 
 
 def test_a_retry_of_everything_leaves_out_a_region_that_hangs(asked: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 5: the others are tried again, and the one that was not is named."""
+    """Section 5: the others are tried again, and the skipped one is named."""
     tried = []
     for region in asked.engine.regions.values():
         if region.name == "east":

@@ -18,14 +18,14 @@ OLDER = "01M8K1ZMMT445TX2DVXVT2711T"
 
 
 def write_and_strip(path: Path, other: Path) -> None:
-    """What an edit in place leaves together with attributes removed by hand."""
+    """A write in place, with the attributes removed by hand."""
     path.write_bytes(other.read_bytes())
     for name in os.listxattr(path):
         os.removexattr(path, name)
 
 
 def write_and_label(path: Path, other: Path) -> None:
-    """The same with `rsync -X` of a file from when it showed an older version, by a record that stands alone."""
+    """The same with `rsync -X` of a file from when it showed an older version: the copied record is of that version."""
     write_and_strip(path, other)
     record = {"version-id": OLDER, "blake3": "00" * 32, "last-modified": "2026-01-01T00:00:00Z", "origin": "user"}
     os.setxattr(path, attributes.RECORD, json.dumps(record).encode())
@@ -33,7 +33,7 @@ def write_and_label(path: Path, other: Path) -> None:
 
 
 def copy_onto(path: Path, other: Path) -> None:
-    """`cp -a`, attributes of ours included."""
+    """`cp -a`, with fsrepl's attributes."""
     subprocess.run(["cp", "-a", other, path], check=True)
 
 
@@ -55,7 +55,7 @@ def rename(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """Its file has another name now, and another file its name."""
+    """Exchange the names of two files."""
     rename(path)
     path.write_bytes(b"3rd")
 
@@ -66,7 +66,7 @@ def replace(path: Path) -> None:
 def test_it_is_fetched_again(
     tmp_path: Path, overwrite: Callable[[Path, Path], None], then: Callable[[Path], None], without_journal: bool
 ) -> None:
-    """G5, sharing = "link": from the region that has it whole; what was written becomes a version, as always."""
+    """G5, sharing = "link": from the region that has it complete; the written content becomes a version, as always."""
     with World(tmp_path) as world:
         world.set_sharing(east="link")
         world.write("k", b"1st")
@@ -86,7 +86,7 @@ def test_it_is_fetched_again(
 
 
 def test_its_deletion_is_noticed(tmp_path: Path) -> None:
-    """G6: also where the record of what was deleted cannot be read at that moment."""
+    """G6: also where the record of the deleted version cannot be read at that moment."""
     with World(tmp_path) as world:
         world.set_sharing(east="link")
         world.write("k", b"1st")

@@ -1,6 +1,6 @@
-"""A state that is older than the trees: restored from a backup, of a machine that was set back, or of another site.
+"""A state that is older than the trees: restored from a backup, from a machine that was set back, or of another site.
 
-What the trees hold is believed, and no row of the old journal is taken for what a user did.
+The trees are the truth, and no row of the old journal is taken for a user's change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 class Backup:
-    """A copy of a site's state, made while nothing runs; restoring it is what a restart finds."""
+    """A copy of a site's state, made while no process runs. A restart after restoring it finds the old state."""
 
     def __init__(self, world: World) -> None:
         self.world, self.copy = world, world.home / "backup"
@@ -43,7 +43,7 @@ class Backup:
 
 
 def end(world: World) -> None:
-    """An orderly end of the process."""
+    """End the process in order."""
     for region in world.engine.regions.values():
         region.last_turn()
     world.engine.close()
@@ -51,7 +51,7 @@ def end(world: World) -> None:
 
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "at-once"])
 def test_a_new_file_is_shown_where_the_state_is_from_before_a_deletion(world: World, *, scanned: bool) -> None:
-    """G1, G5: the destination had the deletion already. It makes no marker of its own for the version that arrives."""
+    """G1, G5: the destination already had the deletion. It makes no marker of its own for the version that arrives."""
     world.write("k", b"one")
     world.settle()
     backup = Backup(world)
@@ -68,7 +68,7 @@ def test_a_new_file_is_shown_where_the_state_is_from_before_a_deletion(world: Wo
 
 
 def test_a_source_machine_that_was_set_back_sends_what_is_written_next(world: World) -> None:
-    """G5: its state and its region are those of a snapshot, and the destination has all that came since then."""
+    """G5: its state and its region are those of a snapshot, and the destination has everything since then."""
     world.write("k", b"one")
     world.write("gone", b"one")
     world.settle()
@@ -112,7 +112,8 @@ def _deleted_and_made_again(world: World) -> None:
 
 @pytest.mark.parametrize("change", [_replaced, _written, _edited, _deleted_and_made_again])
 def test_an_old_row_of_a_view_makes_no_version_beside_a_delivery(world: World, change: Callable[[World], None]) -> None:
-    """G5, G6: a delivery arrives before the destination was scanned. What stands there is a replica, not a user's."""
+    """G5, G6: a delivery arrives before the destination was scanned. The existing file is a replica, not a user's
+    write."""
     world.write("k", b"one")
     world.settle()
     backup = Backup(world)
@@ -123,7 +124,7 @@ def test_an_old_row_of_a_view_makes_no_version_beside_a_delivery(world: World, c
     backup.restore()
     for region in world.engine.regions.values():
         region.probe_buckets()
-    world.state(DESTINATION).scans = Scans()  # as if its scan had not come that far
+    world.state(DESTINATION).scans = Scans()  # as if its scan had not reached that directory
     world.engine.run_until_idle()
     world.settle()
     assert world.tree(DESTINATION) == {"k": b"three"}
@@ -131,7 +132,7 @@ def test_an_old_row_of_a_view_makes_no_version_beside_a_delivery(world: World, c
 
 
 def test_a_users_write_is_captured_though_an_old_row_knows_its_content(world: World) -> None:
-    """G1: what an old row says a view shows is what the user wrote again, into the same file, since then."""
+    """G1: the user wrote the content that an old row has again, into the same file, since then."""
     world.write("k", b"one")
     world.settle()
     backup = Backup(world)
@@ -146,8 +147,8 @@ def test_a_users_write_is_captured_though_an_old_row_knows_its_content(world: Wo
     assert world.tree(DESTINATION) == {"k": b"one"}
 
 
-def test_what_was_owed_since_then_is_delivered(world: World) -> None:
-    """G7, G11: an edit was recorded, and owed, when the journal of before that is put back."""
+def test_an_edit_that_was_pending_since_then_is_delivered(world: World) -> None:
+    """G7, G11: an edit was recorded and pending when the journal from before it is restored."""
     world.write("k", b"one")
     world.settle()
     backup = Backup(world)
@@ -172,8 +173,8 @@ class CountingFs(UnsyncedFs):
         return super().attribute(fd, name)
 
 
-def test_a_journal_that_was_not_put_back_is_believed(tmp_path: Path) -> None:
-    """Section 7: a restart is a comparison, not a re-read, after a crash as after an orderly end."""
+def test_a_current_journal_is_trusted(tmp_path: Path) -> None:
+    """Section 7: a restart compares instead of reading everything, after a crash as after an orderly end."""
     with World(tmp_path) as world:
         for number in range(40):
             world.write(f"{number}", b"k")

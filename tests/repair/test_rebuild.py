@@ -1,4 +1,4 @@
-"""Trees that lost their attributes: records are made again, ids and history stay, and nothing is doubled."""
+"""Trees that lost their attributes: records are rebuilt, ids and history stay, and nothing is doubled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def strip_all(top: Path) -> None:
 
 
 def restore_by_cp(top: Path) -> None:
-    """What `cp -r` from a backup leaves of a tree: other inodes, and no attributes."""
+    """Restore a tree with `cp -r` from a backup: other inodes, and no attributes."""
     copy = top.parent / "copy"
     shutil.copytree(top, copy, symlinks=True, copy_function=shutil.copyfile)
     for path in top.rglob("*"):
@@ -88,7 +88,7 @@ def test_records_come_back(tmp_path: Path, bucket: str, lose: object, without_jo
 
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
 def test_both_sides_lost_their_records(tmp_path: Path, without_journal: bool) -> None:
-    """Section 5: with names and contents alone, ids, order, contents and who replicated to whom are still there."""
+    """Section 5: from names and contents alone, ids, order, contents and the direction of replication are rebuilt."""
     with World(tmp_path) as world:
         fill(world)
         before = world.ids(SOURCE)
@@ -115,8 +115,8 @@ def _without_times(ids: dict[bytes, list[tuple[str, int, bool, bytes]]]) -> dict
     ("without_journal", "size"), [(False, 3000), (True, 100)], ids=["with-sidecar", "without-journal"]
 )
 def test_power_cut_while_rebuilding(tmp_path: Path, memory: Path, without_journal: bool, size: int) -> None:
-    """G7: a record that is half rebuilt counts as lost, and is rebuilt again."""
-    home = tmp_path if size > 1000 else memory  # a sidecar is made where the filesystem takes no more attributes
+    """G7: a half-rebuilt record counts as lost, and is rebuilt again."""
+    home = tmp_path if size > 1000 else memory  # a sidecar is made where the filesystem has no room for more attributes
     for calls in itertools.count():
         with World(home / str(calls)) as world:
             world.write("d/k", b"one")
@@ -154,7 +154,7 @@ def _without_posix(history: dict[bytes, list[Version]]) -> dict[bytes, list[Vers
 
 
 def test_no_record_is_guessed_while_a_region_is_away(tmp_path: Path) -> None:
-    """G8, section 5: what only an absent region knows is asked when it is back, and nothing is doubled until then."""
+    """G8, section 5: data that only an absent region has is read when it is back, and nothing is doubled until then."""
     with World(tmp_path) as world:
         fill(world)
         before = world.history(SOURCE)
@@ -175,7 +175,7 @@ def test_no_record_is_guessed_while_a_region_is_away(tmp_path: Path) -> None:
 
 
 def test_a_reader_writes_nothing(tmp_path: Path) -> None:
-    """G11: status of a site without a journal counts stripped versions too, and leaves them as they are."""
+    """G11: status of a site without a journal counts stripped versions too, and leaves them unchanged."""
     from fsrepl.commands import status
 
     with World(tmp_path) as world:
@@ -219,7 +219,8 @@ def rules(since_ns: int) -> dict[str, object]:
 
 
 def test_a_source_learns_from_its_replica() -> None:
-    """Section 5: it has the version, so the delivery is COMPLETED; metadata and time are those of the replica."""
+    """Section 5: the replica has the version, so the delivery is COMPLETED; metadata and time are those of the
+    replica."""
     found = rebuild(evidence(elsewhere={"west/dst": REPLICA}, seen_in=frozenset({"west/dst"}), **rules(0)))
     assert found == SENT
 
@@ -233,7 +234,7 @@ def test_a_replica_learns_from_its_source() -> None:
 
 
 def test_replicas_learn_from_each_other() -> None:
-    """Section 5: the source is away for good, another replica knows it."""
+    """Section 5: the source is permanently away, and another replica has the version."""
     other = replace(HERE, origin=Origin.REPLICA, source="lost/src")
     assert rebuild(evidence(elsewhere={"west/dst": other})) == other
 
@@ -241,14 +242,14 @@ def test_replicas_learn_from_each_other() -> None:
 @pytest.mark.parametrize(
     ("since_ns", "status"), [(BORN_NS - 10**9, Status.PENDING), (BORN_NS + 10**9, None)], ids=["owed", "older"]
 )
-def test_what_nobody_has_is_owed_by_rules_of_its_time(since_ns: int, status: Status | None) -> None:
-    """G7: rather sent once more than lost; but no rule reaches back."""
+def test_a_version_without_replicas_is_sent_by_the_rules_of_its_time(since_ns: int, status: Status | None) -> None:
+    """G7: it is rather sent once more than lost; but no rule applies to versions from before it."""
     found = rebuild(evidence(**rules(since_ns)))
     assert found.status is status
     assert (found.created_ns, found.origin, found.digest) == (BORN_NS, Origin.USER, bytes(32))
 
 
-def test_the_journal_remembers_what_was_owed() -> None:
+def test_the_journal_remembers_deliveries() -> None:
     """Section 5: status, reason and rule of a delivery, and the exact time."""
     delivery = Delivery("east/src", b"k", NAME.id, "west/dst", "old", "FAILED", "DstBucketNotFound", 0, 3, False, "", 4)
     found = rebuild(evidence(deliveries={"west/dst": delivery}, known_ns=BORN_NS + 77, known_digest=b"\1" * 32))
@@ -257,14 +258,14 @@ def test_the_journal_remembers_what_was_owed() -> None:
 
 
 @pytest.mark.parametrize(("face_ns", "created_ns"), [(BORN_NS + 123, BORN_NS + 123), (BORN_NS + 10**9, BORN_NS)])
-def test_a_view_tells_metadata_and_not_much_of_the_time(face_ns: int, created_ns: int) -> None:
-    """Section 2: attributes on a view are believed for nothing that matters; the id says when, to the millisecond."""
+def test_a_view_gives_metadata_and_the_id_gives_the_time(face_ns: int, created_ns: int) -> None:
+    """Section 2: attributes on a view decide nothing that matters; the id has the time, to the millisecond."""
     found = rebuild(evidence(view_evidence=ViewEvidence(POSIX, {"user.a": b"1"}, {"t": "v"}, face_ns)))
     assert found == replace(HERE, created_ns=created_ns)
 
 
-def test_what_is_left_counts_first() -> None:
-    """Section 5: only what is gone is asked for elsewhere."""
+def test_fields_that_are_left_count_first() -> None:
+    """Section 5: only missing fields are taken from elsewhere."""
     left = {"user.fsrepl.tag.t": b"mine", "user.fsrepl.blake3": (b"\2" * 32).hex().encode()}
     found = rebuild(evidence(left=left, elsewhere={"west/dst": REPLICA}))
     assert found.tags == {"t": "mine"}
@@ -278,7 +279,7 @@ def test_a_source_that_lost_its_record_too_is_still_the_source() -> None:
 
 
 def test_markers() -> None:
-    """Section 2: a marker has no content to learn from."""
+    """Section 2: a marker has no content to rebuild from."""
     name = replace(NAME, marker=True)
     found = rebuild(Evidence("west/dst", b"k", name, elsewhere={"east/src": Version(b"k", name.id, 5, True, deliveries={
         "west/dst": DeliveryRecord("r", Status.COMPLETED)})}))  # fmt: skip

@@ -23,7 +23,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def live_on(world: World, bucket: str, *, with_state: bool = False) -> None:
-    """Change, make and delete keys, then set the region of a bucket back to what it was before that."""
+    """Change, make and delete keys, then set a bucket's region back to its state before that."""
     for key in ("k", "gone", "same"):
         world.write(key, b"one")
     world.settle()
@@ -45,7 +45,7 @@ def live_on(world: World, bucket: str, *, with_state: bool = False) -> None:
 
 
 def is_whole(world: World) -> bool:
-    """Both sides have the same history and show the same, and nothing is left to do."""
+    """Check that both sides have the same history and views, and that nothing is left to do."""
     assert verify(world) == []
     assert world.tree(SOURCE) == world.tree(DESTINATION) == {"k": b"two", "d/new": b"new", "same": b"one"}
     assert world.ids(SOURCE) == world.ids(DESTINATION)
@@ -60,7 +60,7 @@ def is_whole(world: World) -> bool:
 def test_what_repair_puts_back_is_shown(
     world: World, bucket: str, *, with_state: bool, scanned: bool, restarted: bool
 ) -> None:
-    """G1, G5, section 5: a view that is behind a version that came back never becomes a new version."""
+    """G1, G5, section 5: a stale view of a restored version never becomes a new version."""
     live_on(world, bucket, with_state=with_state)
     if scanned:
         world.settle()
@@ -79,7 +79,7 @@ def test_what_repair_puts_back_is_shown(
 
 
 def test_a_view_that_cannot_be_shown_yet_waits(world: World) -> None:
-    """G7: it is held, also over a start that has lost the journal, and shown once nobody has it open."""
+    """G7: it is stale, also after a start that has lost the journal, and is shown once no program has it open."""
     live_on(world, DESTINATION)
     world.settle()
     with world.path("k", DESTINATION).open("r+b"):
@@ -94,7 +94,7 @@ def test_a_view_that_cannot_be_shown_yet_waits(world: World) -> None:
 
 
 def test_what_its_user_wrote_meanwhile_is_newer(world: World) -> None:
-    """G1: a file that is not as it was recorded becomes a version before anything is put back, and stays."""
+    """G1: a file that differs from its record becomes a version before anything is restored, and stays."""
     live_on(world, DESTINATION)
     world.settle()
     world.write("k", b"theirs", DESTINATION)
@@ -106,7 +106,7 @@ def test_what_its_user_wrote_meanwhile_is_newer(world: World) -> None:
 
 @pytest.mark.slow
 def test_power_cut_while_it_is_put_back(memory: Path) -> None:
-    """G1, G7: cut at any change, each view is the old one or the new, and no version is made of it."""
+    """G1, G7: cut at any change, each view is the old one or the new, and makes no version."""
     for calls in itertools.count():
         with World(memory / str(calls)) as world:
             live_on(world, DESTINATION)

@@ -1,4 +1,4 @@
-"""What is compared with what should be, and mended from whichever copy is good."""
+"""verify compares stores and views with what they should be, and repair uses whichever copy is good."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.world import DESTINATION, SOURCE, World
 
 
 def rot(path: Path) -> None:
-    """A byte changes, and nothing tells."""
+    """Change a byte without changing the times."""
     before = path.stat()
     with path.open("r+b") as file:
         first = file.read(1)
@@ -39,7 +39,7 @@ def rot(path: Path) -> None:
 
 
 def rot_view(world: World, key: str, bucket: str) -> None:
-    """The same for a view: not even its ctime tells."""
+    """The same for a view, with its ctime unchanged."""
     path = world.path(key, bucket)
     rot(path)
     journal = world.engine.journal
@@ -55,11 +55,11 @@ def fill(world: World) -> None:
     world.write("gone", b"soon gone")
     world.write("x" * 240, b"long")
     world.settle()
-    (world.home / "new").write_bytes(b"two")  # not written in place, as sharing = "link" wants it
+    (world.home / "new").write_bytes(b"two")  # not written in place, as sharing = "link" requires
     (world.home / "new").rename(world.path("d/k"))
     world.path("gone").unlink()
     world.settle()
-    world.settle()  # a view whose times are too fresh to be believed is looked at once more
+    world.settle()  # a view whose times are too recent to be trusted is inspected once more
 
 
 def everything(world: World) -> dict[str, tuple[object, ...]]:
@@ -67,17 +67,17 @@ def everything(world: World) -> dict[str, tuple[object, ...]]:
     out: dict[str, tuple[object, ...]] = {}
     for path in sorted([*(world.home / "east").rglob("*"), *(world.home / "west").rglob("*")]):
         if path.name == "tmp":
-            continue  # what was staged there, and is gone again
+            continue  # a staged file that is gone again
         found = path.lstat()
         out[str(path)] = (found.st_ino, found.st_size, found.st_mode, found.st_mtime_ns, found.st_ctime_ns)
     return out
 
 
-# -- looking
+# -- comparison
 
 
 def test_the_same(tmp_path: Path) -> None:
-    """Section 5: two sides in step, on each of which 5 versions and a marker were looked at; nothing is written."""
+    """Section 5: two equal sides, on each of which 5 versions and a marker were read; nothing is written."""
     with World(tmp_path) as world:
         fill(world)
         before = everything(world)
@@ -87,8 +87,8 @@ def test_the_same(tmp_path: Path) -> None:
         assert everything(world) == before
 
 
-def test_what_is_pending_is_no_difference(tmp_path: Path) -> None:
-    """Section 5: deliveries that are not done, and files that are just being changed, are counted apart."""
+def test_pending_deliveries_and_changes_are_no_difference(tmp_path: Path) -> None:
+    """Section 5: deliveries that are not done and files that are just being changed are counted separately."""
     with World(tmp_path) as world:
         world.set_sharing(east="private", west="private")
         fill(world)
@@ -121,7 +121,8 @@ def test_a_version_removed_for_good_is_not_missing(tmp_path: Path) -> None:
 def test_an_object_that_is_deleted_at_the_replica_alone_is_named(tmp_path: Path, *, by_command: bool) -> None:
     """Section 5: the replica has a delete marker, and its source the object. Nothing is changed by itself.
 
-    Also where a repair was asked for: the deletion is its user's, and the command that takes it back is told.
+    Also where a repair was requested: the deletion is the replica's user's own, and the command that undoes it is
+    printed.
     """
     with World(tmp_path) as world:
         fill(world)
@@ -158,7 +159,7 @@ def test_a_metadata_edit_of_the_replica_is_its_own(tmp_path: Path) -> None:
 
 
 def test_tags_that_the_role_keeps_back(tmp_path: Path) -> None:
-    """s3-semantics, 6.1: without s3:ReplicateTags the version goes without its tags, and is right so."""
+    """s3-semantics, 6.1: without s3:ReplicateTags the version is sent without its tags, and is correct so."""
     with World(tmp_path) as world:
         role = next(world.settings.roles.glob("*.json"))
         role.write_text(role.read_text().replace("s3:ReplicateTags", "s3:GetObject"))
@@ -171,7 +172,7 @@ def test_tags_that_the_role_keeps_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [DESTINATION.replace("dst", "nowhere"), "west/other"])
 def test_a_destination_that_is_none(tmp_path: Path, bad: str) -> None:
-    """Section 5: refused, with what could be meant."""
+    """Section 5: refused, with the possible destinations."""
     with World(tmp_path) as world:
         world.run("bucket.create", bucket="west/other", versioning=True)
         with pytest.raises(Refused, match=r"NoSuchBucket|InvalidRequest: west/other is no destination.*west/dst"):
@@ -179,7 +180,7 @@ def test_a_destination_that_is_none(tmp_path: Path, bad: str) -> None:
 
 
 def test_a_bucket_without_versions(tmp_path: Path) -> None:
-    """Section 5: nothing to verify is refused, not called right."""
+    """Section 5: a bucket with nothing to verify is refused, not called correct."""
     with World(tmp_path, replicate=False) as world:
         world.run("bucket.create", bucket="east/plain", versioning=False)
         site = Site(world.settings, ReadingFs())
@@ -211,7 +212,7 @@ def _content(world: World, bucket: str) -> None:
 
 
 def alone(file: Path) -> Path:
-    """The same file, and no longer a name of its view: a write into that would be its user's."""
+    """Make the same file no longer a name of its view: a write into that would be its user's."""
     copy = file.with_name("copy")
     shutil.copy2(file, copy)
     copy.rename(file)
@@ -292,8 +293,8 @@ over_all_damages = pytest.mark.parametrize(("damage", "problem"), DAMAGES, ids=l
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 @over_all_damages
-def test_either_side_is_mended(tmp_path: Path, damage: Damage, problem: str, bucket: str, sharing: str) -> None:
-    """Section 5: verify names it and writes nothing, repair mends it from the other side, and views stay."""
+def test_either_side_is_repaired(tmp_path: Path, damage: Damage, problem: str, bucket: str, sharing: str) -> None:
+    """Section 5: verify names the damage and writes nothing, repair uses the other side, and views stay."""
     with World(tmp_path) as world:
         world.set_sharing(east=sharing, west=sharing)
         fill(world)
@@ -319,7 +320,7 @@ def test_either_side_is_mended(tmp_path: Path, damage: Damage, problem: str, buc
 
 
 def test_nothing_is_shared_across_regions(tmp_path: Path) -> None:
-    """G10: what repair brings from another region is a copy."""
+    """G10: repair copies content from another region."""
     with World(tmp_path) as world:
         fill(world)
         _content(world, SOURCE)
@@ -329,7 +330,7 @@ def test_nothing_is_shared_across_regions(tmp_path: Path) -> None:
 
 
 def test_no_good_copy(tmp_path: Path) -> None:
-    """Section 5: what is bad on both sides stays as it is, and is named each time."""
+    """Section 5: a version damaged on both sides stays as it is, and is named each time."""
     with World(tmp_path) as world:
         fill(world)
         _content(world, SOURCE)
@@ -341,7 +342,7 @@ def test_no_good_copy(tmp_path: Path) -> None:
 
 
 def test_the_view_has_the_good_copy(tmp_path: Path) -> None:
-    """Section 5: nobody else has it yet, but the file that people see is what it should be; it stays as it is."""
+    """Section 5: no other copy exists yet, but the view is undamaged; it stays as it is."""
     with World(tmp_path) as world:
         (world.home / "west").rename(tmp_path / "away")
         world.write("k", b"one")
@@ -355,8 +356,8 @@ def test_the_view_has_the_good_copy(tmp_path: Path) -> None:
         assert world.tree(DESTINATION) == {"k": b"one"}
 
 
-def test_a_damaged_version_fails_and_is_sent_when_it_is_mended(tmp_path: Path) -> None:
-    """Section 5: it is never delivered but FAILED; once repaired it is owed again."""
+def test_a_damaged_version_fails_and_is_sent_once_repaired(tmp_path: Path) -> None:
+    """Section 5: it is never delivered but FAILED; once repaired it is pending again."""
     with World(tmp_path) as world:
         (world.home / "west").rename(tmp_path / "away")
         world.write("k", b"one")
@@ -374,8 +375,8 @@ def test_a_damaged_version_fails_and_is_sent_when_it_is_mended(tmp_path: Path) -
         assert world.statuses() == {Status.COMPLETED}
 
 
-def test_what_became_of_the_store_counts_and_not_what_is_remembered(tmp_path: Path) -> None:
-    """Section 5: damaged while its destination was away, however shortly: FAILED, though it was in memory before."""
+def test_damage_in_the_store_counts_and_not_a_copy_in_memory(tmp_path: Path) -> None:
+    """Section 5: damaged while its destination was briefly away: FAILED, though its content was in memory before."""
     with World(tmp_path) as world:
         (world.home / "west").rename(tmp_path / "away")
         world.write("k", b"one")
@@ -388,7 +389,7 @@ def test_what_became_of_the_store_counts_and_not_what_is_remembered(tmp_path: Pa
 
 
 def test_metadata_is_brought_into_line(tmp_path: Path) -> None:
-    """G5: a replica whose record says something else than what was sent."""
+    """G5: a replica whose record differs from the one sent."""
     with World(tmp_path) as world:
         world.set_sharing(east="private", west="private")
         world.write("k", b"one")
@@ -406,7 +407,7 @@ def test_metadata_is_brought_into_line(tmp_path: Path) -> None:
 
 
 def test_a_replica_of_other_content(tmp_path: Path) -> None:
-    """G5: it matches its own record, and that is not its source's."""
+    """G5: it matches its own record, which differs from its source's."""
     with World(tmp_path) as world:
         world.set_sharing(east="private", west="private")
         world.write("k", b"one")
@@ -437,8 +438,8 @@ def test_a_delivery_that_was_forgotten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["auto", "private"])
-def test_a_replica_that_rots_is_restored(tmp_path: Path, sharing: str) -> None:
-    """Section 5, G1: nobody wrote into it, as its inode and times say; so it is restored and no version is made."""
+def test_a_damaged_view_of_a_replica_is_restored(tmp_path: Path, sharing: str) -> None:
+    """Section 5, G1: its inode and times show that no user wrote into it, so it is restored and makes no version."""
     with World(tmp_path) as world:
         world.set_sharing(east=sharing, west=sharing)
         fill(world)
@@ -456,7 +457,7 @@ def test_a_replica_that_rots_is_restored(tmp_path: Path, sharing: str) -> None:
 
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_the_view_of_a_source_is_never_touched(tmp_path: Path, sharing: str) -> None:
-    """Section 5: it is named, each time; its stored version is mended where it is the same file."""
+    """Section 5: it is named, each time; its stored version is repaired where it is the same file."""
     with World(tmp_path) as world:
         world.set_sharing(east=sharing, west=sharing)
         fill(world)
@@ -474,7 +475,8 @@ def test_the_view_of_a_source_is_never_touched(tmp_path: Path, sharing: str) -> 
 
 
 def test_a_replica_that_was_edited_becomes_a_version(tmp_path: Path) -> None:
-    """Section 7: a write into a replica is its user's, even where it destroyed the stored version under it."""
+    """Section 7: a write into a replica is its user's, even where it destroyed the stored version that is the same
+    file."""
     with World(tmp_path) as world:
         fill(world)
         with world.path("d/k", DESTINATION).open("r+b") as file:
@@ -487,7 +489,7 @@ def test_a_replica_that_was_edited_becomes_a_version(tmp_path: Path) -> None:
 
 
 def test_a_view_conflict_is_named(tmp_path: Path) -> None:
-    """Section 5: the replica is in the store and COMPLETED, and cannot be seen."""
+    """Section 5: the replica is in the store and COMPLETED, and cannot be shown."""
     with World(tmp_path) as world:
         world.path("k", DESTINATION).mkdir()
         world.write("k", b"one")
@@ -507,19 +509,19 @@ def test_a_view_conflict_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 @pytest.mark.parametrize("damage", [_content, _content_of_the_current, _missing, _stripped, _stripped_marker])
 def test_power_cut_during_repair(memory: Path, damage: Damage, bucket: str) -> None:
-    """G2, G7: cut at any change, a repair is done or not, and can be done again; nothing is lost or doubled."""
+    """G2, G7: cut at any change, a repair is done or not, and can be repeated; nothing is lost or doubled."""
     _cut_everywhere(memory, lambda world: damage(world, bucket))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 def test_power_cut_while_a_view_is_restored(memory: Path, sharing: str) -> None:
-    """G1, G4, G7: what had rotten in a replica's view never becomes a version, and the view is never gone."""
+    """G1, G4, G7: damaged content of a replica's view never becomes a version, and the view is never missing."""
     _cut_everywhere(memory, lambda world: rot_view(world, "d/k", DESTINATION), sharing)
 
 
 def _cut_everywhere(home: Path, damage: Callable[[World], None], sharing: str = "auto") -> None:
-    """Repair with the power going at each change in turn, and once more."""
+    """Repair with a power cut at each change in turn, and once more without."""
     for calls in itertools.count():
         with World(home / str(calls)) as world:
             world.set_sharing(east=sharing, west=sharing)
@@ -576,14 +578,14 @@ def known(view: View | None, version: str = "2", *, marker: bool = False) -> Obj
         (MARKER, None, Seen.FILE, True, False, Verdict.PENDING),
     ],
 )
-def test_what_a_view_is_worth(
+def test_which_changes_of_a_view_are_a_difference(
     current: Object, journal: Object | None, seen: Seen, same: bool, as_recorded: bool, verdict: Verdict
 ) -> None:
-    """Section 5: only what changed without having been written is a difference; all else is somebody's act."""
+    """Section 5: only a change without a write is a difference; all others are users' changes."""
     assert judge_view(current, journal, seen, same=same, as_recorded=as_recorded) is verdict
 
 
-def test_the_words_are_a_closed_list() -> None:
+def test_the_problems_are_a_closed_list() -> None:
     """Section 5: JSON is a contract."""
     assert sorted(Problem) == [
         "AttributesLost", "DigestMismatch", "MetadataDiffers", "Missing", "RecordDamaged", "ReplicaDeleted",
@@ -596,7 +598,7 @@ def test_the_words_are_a_closed_list() -> None:
 
 @pytest.mark.parametrize("then", ["nothing", "newer", "removed", "replaced", "deleted there"])
 def test_a_destroyed_version_is_fetched_again(tmp_path: Path, then: str) -> None:
-    """Section 7: a write in place destroys a linked version, whatever else happens before that is seen."""
+    """Section 7: a write in place destroys a linked version, whatever else happens before that is noticed."""
     with World(tmp_path) as world:
         world.write("k", b"one")
         world.settle()
