@@ -12,6 +12,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from fsrepl.errors import UNEXPECTED, reason
 from fsrepl.model import keys
@@ -20,17 +21,26 @@ from fsrepl.region.change_queue import GONE as QUEUE_GONE
 from fsrepl.region.scan_queue import Scan, Trouble, is_below
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING, FileType
-from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.walk import VANISHED, Directory
 
 log = logging.getLogger("fsrepl")
 
 
+class Recorded(Protocol):
+    """What a scan compares files with: each key's current version, and its view as last seen. The journal has it."""
+
+    def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
+        """The keys of one directory, by name."""
+
+    def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
+        """A directory with keys, and those below it; without one, all of the bucket."""
+
+
 def advance(
     scan: Scan,
     bucket: OpenBucket,
-    journal: Journal,
+    recorded: Recorded,
     changes: ChangeQueue,
     watcher: Watcher | None,
     trouble: Trouble,
@@ -48,7 +58,7 @@ def advance(
         trouble.forget(path)
         try:
             with scan.walk.step(bucket.fs, bucket.fd) as directory:
-                _look_into(scan, bucket, journal, changes, watcher, trouble, is_stale, directory)
+                _look_into(scan, bucket, recorded, changes, watcher, trouble, is_stale, directory)
             listed(path)
         except OSError as error:
             _unlisted(scan, trouble, path, error)
@@ -60,8 +70,8 @@ def advance(
         if (now := trouble.of(path)) and now != before:  # once, and not at every look
             log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
         if time.monotonic() > until:
-            return not scan.walk.todo and _finish(scan, bucket, journal, changes, trouble, is_stale)
-    return _finish(scan, bucket, journal, changes, trouble, is_stale)
+            return not scan.walk.todo and _finish(scan, bucket, recorded, changes, trouble, is_stale)
+    return _finish(scan, bucket, recorded, changes, trouble, is_stale)
 
 
 def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None:
@@ -76,7 +86,7 @@ def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None
 
 
 def _look_into(
-    scan: Scan, bucket: OpenBucket, journal: Journal, changes: ChangeQueue, watcher: Watcher | None, trouble: Trouble,
+    scan: Scan, bucket: OpenBucket, recorded: Recorded, changes: ChangeQueue, watcher: Watcher | None, trouble: Trouble,
     is_stale: Callable[[bytes], bool], directory: Directory,
 ) -> None:  # fmt: skip
     path, fd = directory.path, directory.fd
@@ -86,7 +96,7 @@ def _look_into(
             watcher.watch(scan.address, path, fd)
         except WatchLimit:
             trouble.polled.add(path)
-    known = journal.versions.objects_in(scan.address, path)
+    known = recorded.objects_in(scan.address, path)
     trees = bucket.bucket.trees
     changed: list[bytes] = []
     itself = known.pop(b"", None)
@@ -126,7 +136,7 @@ def _queue_changed(
 def _finish(
     scan: Scan,
     bucket: OpenBucket,
-    journal: Journal,
+    recorded: Recorded,
     changes: ChangeQueue,
     trouble: Trouble,
     is_stale: Callable[[bytes], bool],
@@ -134,10 +144,10 @@ def _finish(
     """Queue the keys of removed directories, which are gone; but never those of directories that could not be read."""
     trouble.forget_others(scan.top, scan.seen)
     blind = [*trouble.mounts, *trouble.unreadable]
-    for directory in journal.versions.directories(scan.address, below=scan.top):
+    for directory in recorded.directories(scan.address, below=scan.top):
         if directory in scan.seen or any(is_below(directory, b) for b in blind):
             continue
-        known = journal.versions.objects_in(scan.address, directory)
+        known = recorded.objects_in(scan.address, directory)
         _queue_changed(
             scan, changes, (keys.join(directory, n) for n, o in known.items() if not o.marker), is_stale, gone=True
         )

@@ -185,8 +185,8 @@ def _step(region: Region, state: BucketState) -> None:
     with state.bucket.open() as bucket:
         while time.monotonic() < until_s and (scan := state.scans.next()) is not None:
             done = advance(
-                scan, bucket, engine.journal, region.changes, engine.watcher, state.trouble, state.stale.__contains__,
-                _STEP_S, lambda path: following.note(state, path, notified=state.is_scanned),
+                scan, bucket, engine.journal.versions, region.changes, engine.watcher, state.trouble,
+                state.stale.__contains__, _STEP_S, lambda path: following.note(state, path, notified=state.is_scanned),
             )  # fmt: skip
             if not done:
                 return

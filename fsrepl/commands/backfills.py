@@ -86,7 +86,7 @@ def cancel(region: Worker, address: str, job_id: str) -> dict[str, object]:
         backfill_jobs.save(bucket, run.job)
     log.info("backfill cancelled bucket=%s job=%s", address, job_id)
     region.wake()
-    return documents.job(run.job, backfill_jobs.tasks_of(region.engine.journal, run.job))
+    return documents.job(run.job, backfill_jobs.tasks_of(region.engine.journal.backlog, run.job))
 
 
 def listing(engine: Engine, address: str) -> list[dict[str, object]]:
@@ -101,7 +101,7 @@ def listing(engine: Engine, address: str) -> list[dict[str, object]]:
     out = []
     for job_id in sorted(known):
         job, run = known[job_id], runs.get(job_id)
-        tasks = backfill_jobs.tasks_of(engine.journal, job)
+        tasks = backfill_jobs.tasks_of(engine.journal.backlog, job)
         out.append(documents.job(job, tasks, pace(run, tasks, time.monotonic()) if run else None))
     return out
 
@@ -112,7 +112,7 @@ def read_all(site: Site, journal: Journal, addresses: Collection[str]) -> list[d
     for address in addresses:
         with contextlib.suppress(FsreplError, OSError), site.bucket(address).open() as bucket:
             found += backfill_jobs.load(bucket)[0]
-    return [documents.job(job, backfill_jobs.tasks_of(journal, job)) for job in found]
+    return [documents.job(job, backfill_jobs.tasks_of(journal.backlog, job)) for job in found]
 
 
 def pace(run: Run, tasks: Tasks, now_s: float) -> Pace:

@@ -75,7 +75,12 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "skipped": journal_.skipped(address) if skipped is None else skipped,
         "lag_seconds": _lag(pending, now_ns),
         "rules": _rules(
-            site, address, counts, metrics.of_bucket(journal_, address, now_ns), journal_.crossed(address), now_ns
+            site,
+            address,
+            counts,
+            metrics.of_bucket(journal_.deliveries, address, now_ns),
+            journal_.crossed(address),
+            now_ns,
         ),
     }
     if trouble:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Counts
@@ -39,10 +40,20 @@ class RuleMetrics:
         }
 
 
-def of_bucket(journal: Journal, address: str, now_ns: int) -> dict[Rule, RuleMetrics]:
+class DeliveryCounts(Protocol):
+    """The numbers that metrics are made of. The journal has them."""
+
+    def live_pending_counts(self, address: str) -> dict[Rule, Counts]:
+        """The pending deliveries of live replication from a source."""
+
+    def failed_counts(self, address: str, after_ns: int = 0) -> dict[Rule, int]:
+        """The number of deliveries from a source that failed since a moment."""
+
+
+def of_bucket(deliveries: DeliveryCounts, address: str, now_ns: int) -> dict[Rule, RuleMetrics]:
     """The metrics of each rule of a source that has pending or failed deliveries."""
-    pending = journal.deliveries.live_pending_counts(address)
-    failed = journal.deliveries.failed_counts(address, now_ns - _MINUTE_NS)
+    pending = deliveries.live_pending_counts(address)
+    failed = deliveries.failed_counts(address, now_ns - _MINUTE_NS)
     out = {}
     for rule in pending.keys() | failed.keys():
         counts = pending.get(rule, Counts())
@@ -82,7 +93,7 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         about = "1 while deletions of a bucket are held, since too much was deleted at once."
         yield Gauge("fsrepl_bucket_halted", about, halted, (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
-        found = of_bucket(journal, address, site.now())
+        found = of_bucket(journal.deliveries, address, site.now())
         failed, large = journal.deliveries.failed_counts(address), journal.crossed(address)
         rules = {(r.destination, r.id) for r in bucket.replication.rules} if bucket.replication else set()
         for rule in sorted(rules | found.keys() | failed.keys()):

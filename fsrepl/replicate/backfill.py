@@ -52,7 +52,7 @@ AN_OBJECT_BYTES = 64 << 10
 def begin(region: Region, state: BucketState, job: Job) -> None:
     """Start a job, or continue one after a restart."""
     run = state.jobs[job.id] = Run(job)
-    run.began_with = backfill_jobs.tasks_of(region.engine.journal, job)
+    run.began_with = backfill_jobs.tasks_of(region.engine.journal.backlog, job)
     _remember(region, state)
     region.wake()
 
@@ -166,7 +166,7 @@ def _prepare(region: Region, state: BucketState, run: Run, until_s: float) -> No
     if is_over:
         log.info(
             "backfill prepared bucket=%s job=%s versions=%d deliveries=%d",
-            address, run.job.id, run.job.examined, backfill_jobs.tasks_of(engine.journal, run.job).number,
+            address, run.job.id, run.job.examined, backfill_jobs.tasks_of(engine.journal.backlog, run.job).number,
         )  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def _report(region: Region, state: BucketState, run: Run, until_s: float) -> Non
                 return
         backfill_jobs.end_report(bucket, job)
         end = State.CANCELLED if job.state is State.CANCELLING else State.FAILED if job.why else State.COMPLETE
-        tasks = backfill_jobs.tasks_of(engine.journal, job)
+        tasks = backfill_jobs.tasks_of(engine.journal.backlog, job)
         job = replace(job, state=end, tasks=tasks, ended_ns=engine.site.now())
         backfill_jobs.save(bucket, job)
     del state.jobs[job.id]

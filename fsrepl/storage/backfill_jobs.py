@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock, keys
@@ -322,11 +322,18 @@ def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str,
 # -- queries
 
 
-def tasks_of(journal: Journal, job: Job) -> Tasks:
-    """Counts of a job's tasks from the journal; for an ended job, the counts at its end."""
+class JobCounts(Protocol):
+    """The deliveries that backfills requested, counted. The journal has them."""
+
+    def job_counts(self, source: str, job: str) -> dict[str, Counts]:
+        """The deliveries of one job, by status."""
+
+
+def tasks_of(backlog: JobCounts, job: Job) -> Tasks:
+    """Counts of a job's tasks so far; for an ended job, the counts at its end."""
     if job.tasks is not None:
         return job.tasks
-    counts = journal.backlog.job_counts(job.bucket, job.id)
+    counts = backlog.job_counts(job.bucket, job.id)
     succeeded = counts.get("COMPLETED", Counts())
     return Tasks(
         sum(c.number for c in counts.values()) + len(job.unreadable),

@@ -6,6 +6,7 @@ import stat
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 
@@ -19,6 +20,7 @@ from fsrepl.daemon.metrics import Daemon, Gauge
 from fsrepl.errors import Usage
 from fsrepl.settings import reading
 from fsrepl.storage.fs import Fs
+from fsrepl.storage.journal.rows import Counts
 from tests.timed import METRICS, Timed, timed_world
 from tests.waiting import DEADLINE_S
 from tests.world import SOURCE, v2
@@ -258,3 +260,32 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, line: str) -
     exporter.check(bare)
     with pytest.raises(Usage, match=rf"/x/fsrepl.toml: \[metrics\] {line.split()[0]} needs .*pip install"):
         exporter.check(asking)
+
+
+@dataclass
+class Numbers:
+    """DeliveryCounts, in memory. failed: by the moment since which they are counted."""
+
+    pending: dict[metrics.Rule, Counts]
+    failed: dict[int, dict[metrics.Rule, int]]
+
+    def live_pending_counts(self, address: str) -> dict[metrics.Rule, Counts]:
+        return self.pending
+
+    def failed_counts(self, address: str, after_ns: int = 0) -> dict[metrics.Rule, int]:
+        return self.failed[after_ns]
+
+
+def test_what_is_counted_of_a_rule() -> None:
+    """3.5: pending by number, bytes and the age of the oldest, never below zero; failures of the last minute."""
+    minute_ns = 60 * 10**9
+    late, early, failed = ("west/dst", "late"), ("west/dst", "early"), ("west/other", "failed")
+    numbers = Numbers(
+        {late: Counts(2, 10, minute_ns), early: Counts(1, 5, 9 * minute_ns)},
+        {2 * minute_ns: {late: 1, failed: 7}},
+    )
+    assert metrics.of_bucket(numbers, "east/src", 3 * minute_ns) == {
+        late: metrics.RuleMetrics(10, 120.0, 2, 1),
+        early: metrics.RuleMetrics(5, 0.0, 1, 0),  # the clock was set back since
+        failed: metrics.RuleMetrics(0, 0.0, 0, 7),
+    }

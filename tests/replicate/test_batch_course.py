@@ -18,7 +18,7 @@ from fsrepl.model.version import NULL, Status
 from fsrepl.region import bucket_state
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.storage import backfill_jobs
-from fsrepl.storage.journal.rows import Delivery, Stored
+from fsrepl.storage.journal.rows import Counts, Delivery, Stored
 from tests.backfills import OTHER, backfill, deliveries, enable, job, listed, rule, tasks
 from tests.world import DESTINATION, SOURCE, World, v2
 
@@ -327,6 +327,22 @@ def test_questions_about_jobs_are_answered_by_an_index(world: World) -> None:
     assert [p for p in plans if "SCAN" in p or "ORDER BY" in p] == [], plans
     assert all("backfilled (bucket=? AND batch=?" in p for p in plans[:2]), plans
     assert all("INDEX pending" in p for p in plans[2:5]), plans
+
+
+class Numbers:
+    """JobCounts, in memory."""
+
+    def job_counts(self, source: str, job: str) -> dict[str, Counts]:
+        assert (source, job) == (SOURCE, "J")
+        return {"COMPLETED": Counts(3, 30), "FAILED": Counts(2, 20), "PENDING": Counts(4, 40)}
+
+
+def test_the_tasks_of_a_job_are_counted_until_it_ends() -> None:
+    """S3 Batch: total, succeeded and failed; an unreadable version failed too. Afterwards the numbers stay."""
+    job = backfill_jobs.Job("J", SOURCE, 1, unreadable=((b"k", NULL),))
+    assert backfill_jobs.tasks_of(Numbers(), job) == backfill_jobs.Tasks(10, 90, 3, 30, 3)
+    ended = backfill_jobs.Tasks(1, 2, 1, 2, 0)
+    assert backfill_jobs.tasks_of(Numbers(), replace(job, tasks=ended)) is ended
 
 
 def test_how_long_it_will_take() -> None:
