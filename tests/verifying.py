@@ -41,6 +41,13 @@ def repair_version(world: World, bucket: str, path: bytes, version: str, *, mark
     world.run("verify.repair", bucket=bucket, path=path, version_id=version, marker=marker)
 
 
+def whys(world: World) -> list[str]:
+    """What verify says of each difference, while a daemon runs."""
+    with verification(world) as found:
+        found.hooks.is_daemon_running = lambda: True
+        return [difference.why for difference in found.differences()]
+
+
 def verify(world: World, *, repair: bool = False) -> Found:
     with verification(world, repair=repair) as found:
         return [(d.bucket, keys.shown(d.key), str(d.problem), d.repaired) for d in found.differences()]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fsrepl.errors import SourceMoved
 from fsrepl.model import attributes, digests
 from fsrepl.model.version import Kind, Posix, Version, is_file
-from fsrepl.storage import copying, records, staging, times, versions
+from fsrepl.storage import copying, hashing, records, staging, times, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.rows import Object
@@ -139,7 +139,7 @@ def _content(
     if same:
         return _Content(found, found.st_size, same)
     may_link = bucket.bucket.sharing == "link" and not held_open and _may_share(found)
-    is_small = found.st_size < copying.SMALL_BYTES
+    is_small = found.st_size < hashing.SMALL_BYTES
     if (may_link or not is_small) and (digest := _same_digest(bucket, fd, found, known, progress)):
         return _Content(found, found.st_size, digest)  # only its metadata was edited: no copy is needed
     if may_link and _link_aside(bucket, at, name, staged := staging.token()):

@@ -31,7 +31,7 @@ from fsrepl.cli.common import (
 )
 from fsrepl.cli.unrecorded import open_journal
 from fsrepl.daemon import requests
-from fsrepl.errors import FsreplError, reason
+from fsrepl.errors import FsreplError, Usage, reason
 from fsrepl.model import clock, keys
 from fsrepl.model.address import Address
 
@@ -69,13 +69,23 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Repair differences from the copy that matches the recorded hash.")
     ] = False,
+    limit: Annotated[
+        str, typer.Option("--limit", metavar="RATE", help='Read no faster than this, such as "50MiB/s"; "0": no limit.')
+    ] = "0",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a verification of the same that was interrupted.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare a source with its replicas, by hash.
 
+    Content is read from the disk, past the page cache. After an interruption, --resume reads again only what was not
+    read, or changed since.
+
     Exit status 0: no differences, or all were repaired; 1: differences are left. Pending deliveries, files that are
     being changed, and files over which another filesystem is mounted are counted separately.
     """
+    from fsrepl.repair.verified import Verified
     from fsrepl.repair.verify import Hooks, Verification
     from fsrepl.storage.fs import ReadingFs
     from fsrepl.storage.site import Site
@@ -86,12 +96,20 @@ def verify(
     with contextlib.ExitStack() as stack:
         performer = stack.enter_context(Performer())
         capture = _capturer(performer) if repair else _capture_by_daemon
-        hooks = Hooks(_settled, capture, _repairer(performer) if repair else None)
+        hooks = Hooks(_settled, capture, _repairer(performer) if repair else None, read=_paced(limit))
+        hooks.is_daemon_running = _runs
         journal = stack.enter_context(open_journal(site))
         found = stack.enter_context(Verification(site, source, destination, journal, hooks))
         if is_terminal() and not state().quiet:
             hooks.progress = stack.enter_context(_progress(found, journal))
-        _tell(found, repair=repair, json=json)
+        hooks.verified = stack.enter_context(Verified(site.state, source, destination, resume=resume))
+        if resume and not hooks.verified.resumes:
+            warn("no interrupted verification of this to go on with; all is read")
+        try:
+            _tell(found, repair=repair, json=json)
+        except KeyboardInterrupt:
+            warn("interrupted; the same command with --resume goes on")
+            raise
     if found.tally.left or found.tally.away:
         raise typer.Exit(1)
 
@@ -132,6 +150,31 @@ def _diagnose(finding: Finding) -> None:
     typer.echo(f"{typer.style(sign, fg=color, bold=True)} {line}")
     for number, text in enumerate(finding.do.splitlines()):
         typer.echo(f"    {'do: ' if not number else '    '}{shown(text)}")
+
+
+def _paced(limit: str) -> Callable[[int], None]:
+    """Waits after each number of bytes so long that the limit is kept. Raises Usage for a limit that is none."""
+    from fsrepl.region.limiter import Limiter
+    from fsrepl.settings import kinds
+
+    try:
+        limiter = Limiter(kinds.rate(limit))
+    except ValueError as error:
+        raise Usage(f"--limit {limit}: {error} is expected") from error
+
+    def read(count: int) -> None:
+        limiter.sent(count)
+        limiter.pause(lambda: False)
+
+    return read
+
+
+def _runs() -> bool:
+    try:
+        ask_daemon(requests.FinishTurn(), answer_within_s=_PASS_S)
+    except FsreplError:
+        return False
+    return True
 
 
 def _settled() -> None:
@@ -208,7 +251,8 @@ def _sum_up(tally: Tally, *, repair: bool) -> None:
     result = counted(tally.differences, "difference") if tally.differences else "no differences"
     if repair and tally.differences:
         result += f", {tally.differences - tally.left} of them repaired"
-    say(f"{counted(tally.checked, 'version')}, {size_text(tally.bytes)}: {result}")
+    known = f" and {size_text(tally.known)} that were read before" if tally.known else ""
+    say(f"{counted(tally.checked, 'version')}, {size_text(tally.bytes)}{known}: {result}")
     if tally.pending:
         pending = counted(tally.pending, "delivery or change", "deliveries or changes")
         say(f"{pending} pending; `fsrepl wait` waits for them")
@@ -233,7 +277,7 @@ def _name(difference: Difference) -> str:
 def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable[[Tally], None]]:
     """A bar on the terminal, of the bytes that are stored on both sides as far as the journal knows them."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     buckets = [found.source, *found.destinations]
     total = sum(journal.versions.object_counts(bucket)[2] for bucket in buckets) if journal is not None else None
@@ -242,6 +286,7 @@ def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
@@ -255,6 +300,6 @@ def _progress(found: Verification, journal: Journal | None) -> Iterator[Callable
             now_s = time.monotonic()
             if now_s - told_s >= _PROGRESS_S:
                 told_s = now_s
-                bar.update(task, completed=tally.bytes, description=f"{tally.checked} versions")
+                bar.update(task, completed=tally.bytes + tally.known, description=f"{tally.checked} versions")
 
         yield progress

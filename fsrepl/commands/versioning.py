@@ -18,7 +18,7 @@ from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED, Change
 from fsrepl.s3 import replication
 from fsrepl.settings import Settings
-from fsrepl.storage import copying, publishing, sharing, versions
+from fsrepl.storage import hashing, publishing, sharing, versions
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.documents import write_document
 from fsrepl.storage.fs import NO_SPACE, Fs
@@ -123,7 +123,7 @@ def measure(fs: Fs, top: int, settings: Settings, region: str, *, trees: bool = 
             with contextlib.suppress(OSError):
                 size = fs.stat(directory.fd, name).st_size
                 objects += 1
-                if size < copying.SMALL_BYTES:
+                if size < hashing.SMALL_BYTES:
                     small += size
                 else:
                     large += size

@@ -9,26 +9,30 @@ each difference, which is then checked once more. Source: design.md, section 5.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
-from fsrepl.model import attributes, clock, digests, keys
+from fsrepl.model import attributes, clock, keys
 from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem, Verdict
 from fsrepl.repair.sides import Side
+from fsrepl.repair.verified import Verified
 from fsrepl.repair.verify_records import Records, deleted_there_alone
 from fsrepl.repair.verify_views import Views, mount_over
-from fsrepl.storage import records, versions
+from fsrepl.storage import hashing, intents, records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
 from fsrepl.storage.fs import GONE
+from fsrepl.storage.intents import Act
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.site import Site
 from fsrepl.views import directories
 
+_LOOK_S = 0.2
 _AT_ONCE = 256
 """Number of suspected differences that are checked again together."""
 
@@ -57,6 +61,8 @@ class Tally:
 
     checked: int = 0
     bytes: int = 0
+    known: int = 0
+    """The bytes of versions that were not read, since an earlier verification that was interrupted had."""
     pending: int = 0
     failed: int = 0
     differences: int = 0
@@ -81,12 +87,17 @@ def _nothing() -> None:
 class Hooks:
     """Callbacks of a verification. settled: waits until a running daemon has finished its present work.
     capture: captures keys of a bucket whose files differ from their record. repair: repairs one difference.
-    progress: receives the tally now and then."""
+    progress: receives the tally now and then. read: called with each number of bytes read, and may wait. verified: what
+    an earlier verification has read, which need not be read again. is_daemon_running: whether a daemon repairs in the
+    background."""
 
     settled: Callable[[], None] = _nothing
     capture: Callable[[str, Sequence[bytes]], None] = lambda address, keys: None
     repair: Callable[[Difference], None] | None = None
     progress: Callable[[Tally], None] = lambda tally: None
+    read: Callable[[int], None] = lambda count: None
+    is_daemon_running: Callable[[], bool] = lambda: False
+    verified: Verified | None = None
 
 
 class Verification:
@@ -181,6 +192,8 @@ class Verification:
                     if len(self._found) >= _AT_ONCE:
                         yield from self._confirmed()
                 yield from self._confirmed()
+        if self.hooks.verified is not None:
+            self.hooks.verified.finish()
         self.hooks.progress(self.tally)
 
     def _confirmed(self) -> Iterator[Difference]:
@@ -197,9 +210,25 @@ class Verification:
             if self.hooks.repair is not None:
                 self.hooks.repair(difference)
                 after = look()
+                while after is not None and self._is_repairing(after):  # in the background: a large one takes a while
+                    self.hooks.settled()
+                    time.sleep(_LOOK_S)
+                    after = look()
                 difference = replace(difference, repaired=after is None, why=after.why if after else difference.why)
+            elif self._is_repairing(difference):
+                difference = replace(difference, why=f"repairing: {difference.why}; it is fetched from another bucket")
             self.tally.left += not difference.repaired
             yield difference
+
+    def _is_repairing(self, difference: Difference) -> bool:
+        """Whether a running daemon is about to restore the content of a version."""
+        side = self._sides.get(difference.bucket)
+        if difference.problem is not Problem.DIGEST or side is None or not self.hooks.is_daemon_running():
+            return False
+        with contextlib.suppress(OSError):
+            found = (intent for _, group in intents.read_intents(side.bucket) for intent in group)
+            return any((i.act, i.key, i.version) == (Act.FETCH, difference.key, difference.version) for i in found)
+        return False
 
     def _refresh(self) -> None:
         """Read changed documents again."""
@@ -278,7 +307,8 @@ class Verification:
             version = record.version(guess, stored)
             if version.marker:
                 return version, None
-            digest = self._digest(side, at, name) if version.place is None else self._digest_in_tier(side, version)
+            if self._matches(side, at, name, version):
+                return version, None
         except Unavailable as error:  # a tier that is away is no damage
             self.tally.away[side.address] = str(error)
             return version, None
@@ -290,34 +320,37 @@ class Verification:
         except OSError as error:
             self.tally.checked += 1
             return None, wrong(Problem.UNREADABLE, reason(error))
-        if digest != version.digest:
-            return version, wrong(Problem.DIGEST, "its stored content no longer matches its BLAKE3", version.key)
-        return version, None
+        return version, wrong(Problem.DIGEST, "its stored content no longer matches its BLAKE3", version.key)
 
-    def _digest(self, side: Side, at: int, name: bytes) -> bytes:
-        fd = side.bucket.fs.open_read(at, name)
+    def _matches(self, side: Side, at: int, name: bytes, version: Version) -> bool:
+        """Whether the content of a stored file matches its version's BLAKE3, read past the page cache."""
+        fs, verified, where = side.bucket.fs, self.hooks.verified, side.address
+        if version.place is None:
+            fd = fs.open_read(at, name)
+        else:
+            where += f" {version.place.tier}"
+            try:
+                fd = versions.open_content(side.bucket, version)
+            except FileNotFoundError:
+                return False  # it is lost
         try:
-            return digests.of_chunks(self._counted(side.bucket.fs.chunks(fd)))
+            found = fs.stat_fd(fd)
+            if verified is not None and verified.has(where, found):
+                self.tally.known += found.st_size
+                return True
+            before = self.tally.bytes
+
+            def told(done: int) -> None:
+                self.hooks.read(before + done - self.tally.bytes)
+                self.tally.bytes = before + done
+                self.hooks.progress(self.tally)
+
+            matches = hashing.digest_past_cache(fs, fd, found.st_size, told) == version.digest
         finally:
-            side.bucket.fs.close(fd)
-
-    def _digest_in_tier(self, side: Side, version: Version) -> bytes:
-        """The digest of content that lies in a tier; empty where it is lost."""
-        try:
-            fd = versions.open_content(side.bucket, version)
-        except FileNotFoundError:
-            return b""
-        try:
-            return digests.of_chunks(self._counted(side.bucket.fs.chunks(fd)))
-        finally:
-            side.bucket.fs.close(fd)
-
-    def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Chunks to be hashed, each reported as progress."""
-        for chunk in chunks:
-            yield chunk
-            self.tally.bytes += len(chunk)
-            self.hooks.progress(self.tally)
+            fs.close(fd)
+        if matches and verified is not None:
+            verified.add(where, found)
+        return matches
 
     def _examine_again(self, side: Side, path: bytes, name: bytes, stored: keys.StoredName) -> Difference | None:
         checked, size = self.tally.checked, self.tally.bytes

@@ -12,7 +12,7 @@ from fsrepl.model.delta import Span
 from fsrepl.model.version import Version
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.copying import SMALL_BYTES
+from fsrepl.storage.hashing import SMALL_BYTES
 from fsrepl.storage.posix import apply_posix
 from fsrepl.views.stage import stage_view
 

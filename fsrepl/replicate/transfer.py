@@ -20,7 +20,7 @@ from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.draft import Draft, StagedReplica
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.copying import SMALL_BYTES
+from fsrepl.storage.hashing import SMALL_BYTES
 from fsrepl.storage.journal.rows import Delivery, Object
 
 _CHUNK = 8 << 20

@@ -14,8 +14,6 @@ from fsrepl.storage.fs import UNSUPPORTED
 _ZEROS = bytes(1 << 20)
 _RESERVED_MAX = 256
 """So many separate parts of a sparse file are reserved in advance."""
-SMALL_BYTES = 1 << 20
-"""The size limit below which content is read and copied as a whole; larger content is cloned where possible."""
 
 
 def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], None] | None = None) -> bytes:

@@ -30,7 +30,7 @@ else:  # Python has these only on Linux
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_SYS_OPENAT2, _SYS_FACCESSAT2 = 437, 439
+_SYS_OPENAT2, _SYS_FACCESSAT2, _SYS_CACHESTAT = 437, 439, 451
 _SYS_SETGROUPS = {
     "x86_64": 116, "aarch64": 159, "riscv64": 159, "loongarch64": 159, "ppc64le": 81, "s390x": 206,
 }  # fmt: skip
@@ -379,6 +379,30 @@ class Fs:
     def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
         """Read a part of a file into a buffer; the number of bytes read, fewer at the end of the file."""
         return os.preadv(fd, [buffer], at)
+
+    def read_directly(self, fd: int, *, on: bool = True) -> bool:
+        """Have an open file read from the disk, past the page cache; whether the filesystem can.
+
+        Buffers, offsets and counts must then be multiples of a block. Source: open(2), O_DIRECT.
+        """
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED and error.errno != errno.EPERM:
+                raise
+            return False
+        return on
+
+    def is_cached(self, fd: int, at: int, count: int) -> bool:
+        """Whether any of a part of a file is in the page cache; False where the kernel cannot say (before Linux 6.5).
+
+        Source: mm/filemap.c, cachestat.
+        """
+        part, answer = struct.pack("QQ", at, count), ctypes.create_string_buffer(5 * 8)
+        if _libc.syscall(_SYS_CACHESTAT, fd, part, answer, 0):
+            return False
+        return ctypes.c_uint64.from_buffer(answer).value > 0
 
     def drop_cache(self, fd: int, at: int = 0, count: int = 0) -> None:
         """Drop a part of a file from the page cache, as far as it is on the disk; without a count, up to its end.

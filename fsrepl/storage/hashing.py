@@ -18,6 +18,10 @@ from fsrepl.model.blockmap import BlockMap, Cutter
 from fsrepl.storage.fs import Fs
 
 BUFFER_BYTES = 4 << 20
+SMALL_BYTES = 1 << 20
+"""The size limit below which content is read, hashed and copied as a whole."""
+_BLOCK_BYTES = 4096
+"""Whole blocks are read, as reading directly needs."""
 HOLE_BYTES = 16 << 20
 """A longer hole is more than one piece, so that progress is seen while its zeros are hashed."""
 
@@ -48,7 +52,7 @@ def pieces(fs: Fs, fd: int, read: Read | None = None) -> Iterator[Piece]:
     with ThreadPoolExecutor(1, thread_name_prefix="read") as ahead:
         coming: Future[Piece | None] | None = None
         for number, (at, size, is_hole) in enumerate(_steps(fs, fd)):
-            buffer = buffers[number % len(buffers)][:size] if not is_hole else None
+            buffer = buffers[number % len(buffers)] if not is_hole else None
             following = ahead.submit(_piece, read, fd, buffer, at, size)
             if coming is not None:
                 if (piece := coming.result()) is None:
@@ -82,10 +86,36 @@ def _piece(read: Read, fd: int, buffer: memoryview | None, at: int, size: int) -
     """Read one part, without a buffer a hole; None where the file ends before it."""
     if buffer is None:
         return Piece(at, size, None)
-    done = 0
-    while done < size and (count := read(fd, buffer[done:], at + done)):
+    done, whole = 0, -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+    while done < size and (count := read(fd, buffer[done:whole], at + done)):
         done += count
+    done = min(done, size)
     return Piece(at, done, buffer[:done]) if done else None
+
+
+class PastCache:
+    """Reads an open file without leaving it in the page cache, and without removing what others have there.
+
+    It reads directly where the filesystem can: what the cache has says nothing of the disk.
+    """
+
+    def __init__(self, fs: Fs, fd: int) -> None:
+        self._fs = fs
+        self._directly = fs.read_directly(fd)
+
+    def __call__(self, fd: int, buffer: memoryview, at: int) -> int:
+        if self._directly:
+            try:
+                return self._fs.read_into(fd, buffer, at)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            self._directly = self._fs.read_directly(fd, on=False)  # a part of a block is left, or blocks are larger
+        was_cached = self._fs.is_cached(fd, at, len(buffer))
+        count = self._fs.read_into(fd, buffer, at)
+        if not was_cached:
+            self._fs.drop_cache(fd, at, len(buffer))
+        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +168,14 @@ def _cut(cutter: Cutter, piece: Piece) -> None:
         cutter.data(piece.data)
     else:
         cutter.hole(piece.size)
+
+
+def digest_past_cache(fs: Fs, fd: int, size: int, told: Callable[[int], None] | None = None) -> bytes:
+    """The BLAKE3 of an open file of about a size, read past the page cache. told: as in content. Raises OSError."""
+    if size >= SMALL_BYTES:
+        return content(fs, fd, told=told, read=PastCache(fs, fd)).digest
+    was_cached = fs.is_cached(fd, 0, size)
+    digest = digests.of_chunks(digests.counted(fs.chunks(fd), told))
+    if not was_cached:
+        fs.drop_cache(fd)
+    return digest

@@ -10,8 +10,8 @@ from fsrepl.model import attributes, digests, metadata
 from fsrepl.model.version import NO_SHORTFALL, Kind, Shortfall, Version
 from fsrepl.storage import posix, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
-from fsrepl.storage.copying import SMALL_BYTES
 from fsrepl.storage.fs import UNSUPPORTED
+from fsrepl.storage.hashing import SMALL_BYTES
 from fsrepl.storage.posix import apply_posix, apply_to_link
 from fsrepl.views import view_attributes
 

@@ -10,7 +10,7 @@ import pytest
 
 from fsrepl.commands.versioning import measure
 from fsrepl.storage import sharing
-from fsrepl.storage.copying import SMALL_BYTES
+from fsrepl.storage.hashing import SMALL_BYTES
 from tests import mounts
 from tests.doubles import UnsyncedFs
 from tests.world import SOURCE, World

@@ -35,6 +35,7 @@ def totals(tally: Tally) -> Document:
     ]
     return (
         counts
+        | ({"BytesKnown": tally.known} if tally.known else {})
         | ({"Mounted": mounted} if mounted else {})
         | ({"Away": away} if away else {})
         | ({"DatesNotHeld": dates} if dates else {})
