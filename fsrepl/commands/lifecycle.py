@@ -95,11 +95,15 @@ def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:
     raise Unavailable(f"the lifecycle run of {address} has stopped: {state.why}; run the command again")
 
 
-def preview(site: Site, journal: Journal, address: str, at_ns: int) -> Iterator[Document]:
-    """The actions of a run at a given time, and what delays others. Raises Refused(NoSuchLifecycleConfiguration)."""
+def preview(
+    site: Site, journal: Journal, address: str, at_ns: int, document: object = None
+) -> Iterator[Document]:  # fmt: skip
+    """The actions of a run at a given time, and what delays others. document: a configuration to be tried; None: the
+    saved one. Raises Refused, with NoSuchLifecycleConfiguration where none is saved."""
     bucket = site.bucket(address)
     with bucket.open() as opened:
-        judge = Judge(site, journal, opened, _required(bucket.lifecycle, address), at_ns)
+        rules = _required(bucket.lifecycle, address) if document is None else lifecycle.read_lifecycle(document)
+        judge = Judge(site, journal, opened, rules, at_ns)
         for each in _all_due(opened, judge):
             yield describe(each)
 

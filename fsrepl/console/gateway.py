@@ -21,6 +21,7 @@ from fsrepl.commands import status as statuses
 from fsrepl.commands.documents import regions
 from fsrepl.commands.reader import Document
 from fsrepl.console import history
+from fsrepl.console.verifying import Verifications
 from fsrepl.daemon import control
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, Unavailable, Usage, reason
@@ -50,6 +51,8 @@ class Gateway:
         self._guard = threading.Lock()
         self.silent: frozenset[str] = frozenset()
         """Regions that did not answer when last asked."""
+        self.probes = probe.Threads()
+        self.verifications = Verifications(settings.path)
 
     @property
     def settings(self) -> Settings:
@@ -110,7 +113,8 @@ class Watch:
         self._look: Look | None = None
         self._wanted = self._stopping = False
         self._watched_s = 0.0
-        self._probes = probe.Threads()
+        self._look_again_s = float("inf")
+        """When a visitor need not wait for the end of the pause."""
         self.history = history.load(str(gateway.settings.state))
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -128,7 +132,11 @@ class Watch:
     def newest(self, *, wait_s: float = 0.1) -> Look | None:
         """The last look; None where not even the first is done within wait_s."""
         with self._changed:
-            self._watched_s = time.monotonic()
+            now_s, self._watched_s = time.monotonic(), time.monotonic()
+            if self._look_again_s < now_s:  # nobody watched for a while: the pause was a long one
+                self._look_again_s = float("inf")
+                self._wanted = True
+                self._changed.notify_all()
             self._changed.wait_for(lambda: self._look is not None, wait_s)
             return self._look
 
@@ -152,6 +160,7 @@ class Watch:
                 self._changed.notify_all()
                 is_watched = time.monotonic() - self._watched_s < _WATCHED_S
                 pause_s = max(_BUSY_S if is_watched else _IDLE_S, took_s * _SHARE)
+                self._look_again_s = time.monotonic() + max(_BUSY_S, took_s * _SHARE)
                 self._changed.wait_for(lambda: self._wanted or self._stopping, pause_s)
                 self._wanted = False
                 if self._stopping:
@@ -161,7 +170,7 @@ class Watch:
         gateway = self._gateway
         try:
             site = Site(gateway.settings, Fs())
-            site.ask_regions_in_threads(self._probes.ask)
+            site.ask_regions_in_threads(gateway.probes.ask)
             gateway.silent = site.silent
             status = statuses.status(site, reader.daemon_status(gateway.settings))
             look = Look(number, time.time(), status, regions.regions(site))

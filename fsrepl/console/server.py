@@ -70,6 +70,7 @@ def run(settings: Settings, options: Options) -> int:
             _cookie(settings),
             options.read_only or settings.console.read_only,
         )
+        stack.callback(gateway.verifications.stop_all)
         console.watch.start()
         stack.callback(console.watch.stop)
         if tcp is not None and not _goes_to_journal(sys.stdout.fileno()):

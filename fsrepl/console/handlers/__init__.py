@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.responses import Response
 
-from fsrepl.console.handlers import buckets, deliveries, jobs, objects, overview, replication, wizard
+from fsrepl.console.handlers import buckets, deliveries, doctor, jobs, lifecycle, objects, overview, replication, wizard
 from fsrepl.console.handlers.visit import Visit
 
 Handler = Callable[[Visit], Response]
@@ -20,6 +20,9 @@ PAGES: Mapping[str, Handler] = {
     "/replicate": wizard.wizard,
     "/replicate/existing": wizard.existing,
     "/jobs": jobs.jobs,
+    "/job": jobs.verification,
+    "/lifecycle": lifecycle.lifecycle,
+    "/doctor": doctor.doctor,
     "/failures": deliveries.failures,
     "/deliveries": deliveries.deliveries,
     "/acknowledge": deliveries.acknowledge_page,
@@ -41,6 +44,11 @@ ACTIONS: Mapping[str, Handler] = {
     "/replicate/save": wizard.save,
     "/backfill": wizard.backfill,
     "/job/cancel": jobs.cancel,
+    "/verify": jobs.verify,
+    "/verify/stop": jobs.stop,
+    "/lifecycle": lifecycle.change,
+    "/lifecycle/remove": lifecycle.remove,
+    "/lifecycle/run": lifecycle.run,
     "/retry": deliveries.retry,
     "/acknowledge": deliveries.acknowledge,
     "/undelete": deliveries.undelete,

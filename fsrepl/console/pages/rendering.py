@@ -16,7 +16,14 @@ from fsrepl.console.access import Notice
 from fsrepl.model import keys
 from fsrepl.model.amounts import counted, duration_text, size_text
 
-NAVIGATION = (("/", "Overview"), ("/replicate", "Replicate a bucket"), ("/failures", "Failures"), ("/jobs", "Jobs"))
+NAVIGATION = (
+    ("/", "Overview"),
+    ("/replicate", "Replicate a bucket"),
+    ("/failures", "Failures"),
+    ("/jobs", "Jobs"),
+    ("/lifecycle", "Lifecycle"),
+    ("/doctor", "Doctor"),
+)
 
 
 @dataclass(frozen=True, slots=True)
