@@ -202,7 +202,7 @@ def _discard(bucket: OpenBucket, staged: list[_Staged]) -> None:
 
 
 def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_Staged]) -> None:
-    """Show published versions, make that durable, record all of it at once, and hand over what they owe."""
+    """Show published versions, make that durable, record all of it at once, and hand over their deliveries."""
     engine, address = region.engine, bucket.address
     following.look_before_showing(region, state, bucket, [each.wanted.key for each in staged])
     shown: list[tuple[Version, View | None]] = []

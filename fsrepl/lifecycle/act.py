@@ -127,7 +127,7 @@ class ActionGroup:
     # -- markers
 
     def _expire(self, expired: Sequence[Version]) -> None:
-        """Put a marker on each, and show that. Markers that lifecycle made owe nothing to anybody."""
+        """Put a marker on each, and show that. Markers that lifecycle made have no deliveries."""
         if not expired:
             return
         address, now_ns = self.bucket.address, self.engine.site.now()

@@ -79,10 +79,10 @@ def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_resul
     return Seen(fields, home, shared, on_file, ACL in names)
 
 
-def is_anothers(seen: Seen, name: bytes, place: bytes) -> bool:
+def is_anothers(seen: Seen, name: bytes, path: bytes) -> bool:
     """Whether a hard-linked stored file has the record of another version, one of its other names."""
     stored = keys.parse(name)
-    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, place, stored.id)
+    return stored is not None and seen.home is not Home.SIDECAR and not attributes.is_of(seen.fields, path, stored.id)
 
 
 def is_ours_alone(bucket: OpenBucket, seen: Seen) -> bool:

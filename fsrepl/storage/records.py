@@ -142,8 +142,8 @@ class Record:
         return attributes.decode(key, stored, self.raw, self.inode, self.size)
 
 
-def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
-    """The record of a file of the store, by directory and name. place: its key, or the store's spelling of it.
+def read(bucket: OpenBucket, at: int, name: bytes, path: bytes) -> Record:
+    """The record of a file of the store, by directory and name. path: its key, or the store's spelling of it.
 
     Raises OSError, StoreDamaged (an invalid record or sidecar).
     """
@@ -154,7 +154,7 @@ def read(bucket: OpenBucket, at: int, name: bytes, place: bytes) -> Record:
         inode = posix_of(found, bucket.fs.acl(fd) if seen.has_acl else None)
     finally:
         bucket.fs.close(fd)
-    if found.st_nlink > 1 and record_homes.is_anothers(seen, name, place):
+    if found.st_nlink > 1 and record_homes.is_anothers(seen, name, path):
         return Record({}, inode, found.st_size, lost=True)
     lost = seen.shared and not (attributes.did_not_fit(seen.fields) or any(map(attributes.is_ours, seen.on_file)))
     return Record(seen.fields, inode, found.st_size, lost)
