@@ -92,6 +92,12 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         halted = bucket.halt is not None
         about = "1 while deletions of a bucket are held, since too much was deleted at once."
         yield Gauge("fsrepl_bucket_halted", about, halted, (("bucket", address),))
+    for address in sorted(site.buckets):
+        found_, repaired = journal.damage(address)
+        about = "How often stored content was found damaged."
+        yield Gauge("fsrepl_damage_found", about, found_, (("bucket", address),))
+        about = "How often damaged content was repaired from a good copy."
+        yield Gauge("fsrepl_damage_repaired", about, repaired, (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
         found = of_bucket(journal.deliveries, address, site.now())
         failed, large = journal.deliveries.failed_counts(address), journal.crossed(address)

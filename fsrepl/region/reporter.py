@@ -16,7 +16,7 @@ from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Replication
-from fsrepl.model.version import Result, Status
+from fsrepl.model.version import Result, Status, Version
 from fsrepl.s3 import events
 from fsrepl.storage.eventlog import EventLog
 from fsrepl.storage.journal.rows import Delivery, Outcome
@@ -109,6 +109,10 @@ class Reporter:
     def announce_halt(self, address: str, halt: events.Record) -> bool:
         """Write durably that a bucket's deletions are held; whether that succeeded."""
         return self._write([events.of_halt(address, halt, self._now())])
+
+    def announce_damage(self, address: str, version: Version, damaged_bytes: int, *, repaired: bool) -> bool:
+        """Write durably that stored content was damaged; whether that succeeded."""
+        return self._write([events.of_damage(address, version, damaged_bytes, self._now(), repaired=repaired)])
 
     def announce_lifecycle(self, records: Iterable[events.Record]) -> bool:
         """Write lifecycle's events durably; whether that succeeded."""

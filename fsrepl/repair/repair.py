@@ -16,8 +16,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, keys
+from fsrepl.model.delta import Span
 from fsrepl.model.version import Status, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState
@@ -25,9 +26,9 @@ from fsrepl.region.deliveries import redeliver
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import compare, evidence, rebuild
+from fsrepl.repair import compare, evidence, mend, rebuild
 from fsrepl.s3 import rules
-from fsrepl.storage import publishing, sharing, staging, versions
+from fsrepl.storage import damaged, hashing, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
@@ -85,7 +86,7 @@ def repair(region: Region, target: Target) -> bool:
             version = replace(version, digest=sender.digest, size=sender.size)
         with bucket.open() as opened:
             good = _matches(opened, target, version)
-            staged = b"" if good else stage_good_copy(engine.limiter, opened, elsewhere, target, version, records)
+            staged = b"" if good else _stage_whole(engine, opened, elsewhere, target, version, records)
             if staged:
                 version = replace(version, size=opened.fs.stat(opened.tmp, staged).st_size)
         if good or staged:
@@ -171,18 +172,86 @@ def _from_elsewhere(engine: Runtime, target: Target, records: dict[str, Version]
 def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
     """Whether the content of a version is whole, wherever it lies. Raises Unavailable where its tier is away."""
     try:
-        if version.place is None:
-            fd = bucket.fs.open_read(bucket.store.get(target.directory), target.name)
-        else:
-            fd = versions.open_content(bucket, version)
+        fd = _open(bucket, target, version)
     except OSError:
         return False
     try:
-        return version.marker or content_digest(bucket, fd) == version.digest
+        # from the disk: a damage there may not be in the page cache yet
+        return version.marker or hashing.digest_past_cache(bucket.fs, fd, version.size) == version.digest
     except OSError:
         return False  # a sector that cannot be read
     finally:
         bucket.fs.close(fd)
+
+
+def _open(bucket: OpenBucket, target: Target, version: Version) -> int:
+    if version.place is None:
+        return bucket.fs.open_read(bucket.store.get(target.directory), target.name)
+    return versions.open_content(bucket, version)
+
+
+def _stage_whole(
+    engine: Runtime,
+    bucket: OpenBucket,
+    elsewhere: rebuild.Elsewhere,
+    target: Target,
+    version: Version,
+    records: dict[str, Version],
+) -> bytes:
+    """Stage a whole copy: of a large version with its damaged blocks replaced, else from a good copy.
+
+    What is damaged is kept aside, and the finding reported; the result is empty where no copy is whole.
+    """
+    if version.marker or (fd := _open_damaged(bucket, target, version)) is None:
+        return stage_good_copy(engine.limiter, bucket, elsewhere, target, version, records)
+    try:
+        mended = None
+        if version.size >= engine.settings.replication.large_file_bytes:
+            with contextlib.ExitStack() as stack:
+                copies = []
+                for where, other, copy_fd in _copies(bucket, elsewhere, target, version, records):
+                    stack.callback(other.fs.close, copy_fd)
+                    copies.append(mend.Copy(where, other, copy_fd))
+                mended = mend.mend(engine.limiter, bucket, version, fd, copies)
+        if mended is not None:
+            staged, spans = mended.staged, mended.damaged
+        else:
+            staged = stage_good_copy(engine.limiter, bucket, elsewhere, target, version, records)
+            spans = [Span(0, version.size)]
+        now_ns = engine.site.now()
+        aside = damaged.keep(bucket, version, fd, spans, now_ns) if staged else ""
+    finally:
+        bucket.fs.close(fd)
+    _report(engine, bucket, version, spans, aside, is_repaired=bool(staged))
+    return staged
+
+
+def _open_damaged(bucket: OpenBucket, target: Target, version: Version) -> int | None:
+    """The stored file of a version, open; None where it is missing, or nothing but a hole in place of what is lost."""
+    try:
+        fd = _open(bucket, target, version)
+    except OSError:
+        return None
+    found = bucket.fs.stat_fd(fd)
+    if found.st_size and not found.st_blocks:
+        bucket.fs.close(fd)
+        return None
+    return fd
+
+
+def _report(
+    engine: Runtime, bucket: OpenBucket, version: Version, spans: list[Span], aside: str, *, is_repaired: bool
+) -> None:
+    """Report damaged content: in the log, as an event, and in the counts that metrics and status show."""
+    size = sum(span.size for span in spans)
+    log.error(
+        'damaged content bucket=%s key="%s" version=%s parts=%d damaged_bytes=%d kept="%s": %s',
+        bucket.address, keys.shown(version.key), version.id, len(spans), size, aside,
+        "it is repaired from a good copy" if is_repaired else "no copy is whole",
+    )  # fmt: skip
+    with engine.journal.transaction():
+        engine.journal.add_damage(bucket.address, repaired=is_repaired)
+    engine.reporter.announce_damage(bucket.address, version, size, repaired=is_repaired)
 
 
 def stage_good_copy(
@@ -225,8 +294,8 @@ def _copies(
     """Open files that may have a version's content: their description, and a descriptor that the caller closes."""
     for address in records:
         other = elsewhere.buckets[address]
-        with contextlib.suppress(OSError):
-            yield address, other, other.fs.open_read(other.store.get(target.directory), target.name)
+        with contextlib.suppress(OSError, Unavailable):  # its tier may be away
+            yield address, other, _open(other, target, records[address])
     directory, name = keys.split(version.key)
     for other in (bucket, *(elsewhere.buckets[address] for address in records)):
         with contextlib.suppress(OSError):

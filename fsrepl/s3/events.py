@@ -29,6 +29,8 @@ class Name(enum.StrEnum):
     UNTRACKED = "Replication:OperationNotTracked"
     HALTED = "Replication:DeletionsHalted"
     """fsrepl's own: so much was deleted at once that the markers are held until a person decides."""
+    DAMAGED = "Scrub:ContentDamaged"
+    """fsrepl's own: stored content no longer matched its BLAKE3."""
     EXPIRED = "LifecycleExpiration:Delete"
     MARKED = "LifecycleExpiration:DeleteMarkerCreated"
     MOVED = "LifecycleTransition"
@@ -98,6 +100,14 @@ def of_halt(bucket: str, halt: Record, now_ns: int) -> Record:
     """The record of a bucket whose deletions are held. halt: since when, and how much was deleted."""
     identity = _digest(b"", str(Name.HALTED), bucket, str(halt["since"]))
     return _record(Name.HALTED, identity, bucket, {}, now_ns) | {"haltEventData": dict(halt)}
+
+
+def of_damage(bucket: str, version: Version, damaged_bytes: int, now_ns: int, *, repaired: bool) -> Record:
+    """The record of a version whose stored content was found damaged, and whether a good copy replaced it."""
+    identity = _digest(version.key, str(Name.DAMAGED), bucket, version.id, str(now_ns))
+    stored = _object(version.key, version.id, version.size, version.digest, now_ns)
+    told = {"damagedBytes": damaged_bytes, "repaired": repaired}
+    return _record(Name.DAMAGED, identity, bucket, stored, now_ns) | {"scrubEventData": told}
 
 
 def _object(key: bytes, version_id: str, size_bytes: int, digest: bytes, at_ns: int) -> Record:

@@ -51,6 +51,15 @@ class Journal(Connection):
         before = json.loads(self.fact(name) or "[0, 0, 0, 0]")
         self.set_fact(name, json.dumps([destination, rule, before[2] + size, before[3] + crossed]))
 
+    def damage(self, address: str) -> tuple[int, int]:
+        """How often content was found damaged in a bucket, and how often it was repaired."""
+        found, repaired = json.loads(self.fact(f"damage {address}") or "[0, 0]")
+        return found, repaired
+
+    def add_damage(self, address: str, *, repaired: bool) -> None:
+        before = self.damage(address)
+        self.set_fact(f"damage {address}", json.dumps([before[0] + 1, before[1] + repaired]))
+
     # -- buckets
 
     def bucket_id(self, address: str, uuid: str = "") -> int:
