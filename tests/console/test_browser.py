@@ -1,0 +1,179 @@
+"""The console in Debian's Chromium: by keyboard alone, on a narrow screen, without JavaScript, and judged by axe-core.
+
+Skipped where Playwright, Chromium or axe-core is missing; tests/run installs the three.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.console.pages.rendering import url
+from tests.console.visitor import Console, settle
+from tests.site import DESTINATION, SOURCE, Site
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+AXE = Path(__file__).parents[2] / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
+needs_axe = pytest.mark.skipif(
+    not AXE.exists(), reason="axe-core is not installed: npm install --prefix .venv/axe axe-core"
+)
+
+REVIEW = (
+    f"/replicate?source={SOURCE}&region=west&destination={DESTINATION}&scope=whole&storage_class=&role=&existing=add"
+)
+PAGES = (
+    "/",
+    f"/bucket?bucket={SOURCE}&versions=1",
+    f"/bucket?bucket={SOURCE}&folder=hostile",
+    url("/object", bucket=SOURCE, key="hostile/<b>name"),
+    "/replicate",
+    f"/replicate?source={SOURCE}",
+    f"/replicate?source={SOURCE}&region=west",
+    f"/replicate?source={SOURCE}&region=west&destination={DESTINATION}",
+    f"/replicate?source={SOURCE}&region=west&destination={DESTINATION}&scope=whole",
+    f"/replicate?source={SOURCE}&region=west&destination={DESTINATION}&scope=whole&storage_class=",
+    REVIEW,
+    f"/replication?bucket={SOURCE}",
+    "/failures",
+    f"/deliveries?bucket={SOURCE}&status=COMPLETED",
+    "/jobs",
+    "/lifecycle",
+    f"/lifecycle?bucket={SOURCE}",
+    "/doctor",
+    f"/object?bucket={SOURCE}&key=none",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def filled(site: Site) -> Site:
+    """Hostile names, a name without a place to break it, and versions."""
+    for name in ("<b>name", "x" * 200, "\u202egpj.exe", "a b"):
+        site.write(f"hostile/{name}", b"content")
+    settle(site)
+    site.write("hostile/a b", b"changed")
+    settle(site)
+    return site
+
+
+def enter(browser: Any, console: Console, **context: Any) -> Any:
+    """A page of a new browser that is signed in; it fails on any fault that the browser reports."""
+    page = browser.new_context(base_url=f"http://127.0.0.1:{console.port}", **context).new_page()
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
+    page.goto(console.another_link())
+    page.wait_for_url("**/")
+    return page
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_accessible_and_fits(browser: Any, console: Console, filled: Site, scheme: str) -> None:
+    """axe-core finds no violation, and at 320 pixels nothing is cut off to the right; in the dark, colours again."""
+    page = enter(browser, console, color_scheme=scheme, viewport={"width": 320, "height": 640})
+    faults = []
+    for address in PAGES:
+        page.goto(address)
+        if page.evaluate("document.documentElement.scrollWidth") > 320:
+            faults.append(f"{address} is wider than 320 pixels")
+        page.evaluate(AXE.read_text())
+        found = page.evaluate("axe.run({runOnly: ['color-contrast']})" if scheme == "dark" else "axe.run()")
+        faults += [
+            f"{address}: {violation['id']}: {node['html'][:200]}: {node['failureSummary']}"
+            for violation in found["violations"]
+            for node in violation["nodes"][:3]
+        ]
+    page.context.close()
+    assert faults == []
+    assert [fault for fault in page.faults if "404" not in fault] == []
+
+
+def test_the_guide_by_keyboard_alone(browser: Any, console: Console, filled: Site) -> None:
+    """Tab, space, arrows and return lead through the five steps; where the focus is can be seen."""
+    page = enter(browser, console)
+
+    def tab_to(text: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            found = page.evaluate(
+                "(e => [e.innerText || e.labels?.[0]?.innerText || '', getComputedStyle(e).outlineStyle])"
+                "(document.activeElement)"
+            )
+            if text in found[0]:
+                assert found[1] != "none", f"no outline on {text}"
+                return
+        raise AssertionError(f"no way to {text} by keyboard on {page.url}")
+
+    def press(text: str) -> None:
+        tab_to(text)
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+
+    press("Replicate a bucket")
+    for choice in (SOURCE, "west", DESTINATION):
+        tab_to(choice)
+        page.keyboard.press("Space")
+        press("Next")
+    press("Whole bucket")
+    press("Next")
+    press("Next")
+    assert "Review" in page.title()
+    page.context.close()
+
+
+def test_the_overview_follows_without_a_reload(browser: Any, console: Console, filled: Site) -> None:
+    """A file is dropped into the folder by somebody else: its number appears, and no policy of the page is violated."""
+    page = enter(browser, console)
+    objects = f"xpath=//tr[th/a[text()='{SOURCE}']]/td[2]"
+    before = int(page.locator(objects).first.inner_text().replace(",", ""))
+    filled.write("appears", b"x")
+    sync_api.expect(page.locator(objects).first).to_have_text(f"{before + 1:,}", timeout=60_000)
+    page.context.close()
+    assert page.faults == []
+
+
+def test_files_are_dropped_on_a_folder(browser: Any, console: Console, filled: Site) -> None:
+    page = enter(browser, console)
+    page.goto(f"/bucket?bucket={SOURCE}&folder=dropped")
+    page.evaluate(
+        """() => {
+            const files = new DataTransfer();
+            files.items.add(new File(["by hand"], "dropped.txt"));
+            document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: files, bubbles: true, cancelable: true}));
+        }"""
+    )
+    sync_api.expect(page.get_by_text("1 file stored")).to_be_visible(timeout=60_000)
+    settle(filled)
+    assert filled.path("dropped/dropped.txt", DESTINATION).read_bytes() == b"by hand"
+    page.context.close()
+    assert page.faults == []
+
+
+def test_without_javascript_everything_is_still_done(browser: Any, console: Console, filled: Site) -> None:
+    page = enter(browser, console, java_script_enabled=False)
+    page.goto(f"/bucket?bucket={SOURCE}&folder=plain")
+    page.set_input_files("input[type=file]", [{"name": "plain.txt", "mimeType": "text/plain", "buffer": b"plain"}])
+    page.click("button:text('Upload')")
+    settle(filled)
+    page.goto(url("/bucket", bucket=SOURCE, folder="plain"))
+    page.click("button:text('Delete')")
+    assert "is deleted" in page.inner_text("main")
+    page.context.close()
