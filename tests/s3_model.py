@@ -1,7 +1,7 @@
-"""S3 on a page: what buckets hold after what users do to them. No files, no journal, no threads.
+"""A small model of S3: the content of buckets after users' actions. No files, no journal, no threads.
 
-A bucket's versions of a key are listed newest first. A replica shares its `Made` with its original, and so their
-place in time. Source: s3-semantics, sections 1 to 4.
+A bucket's versions of a key are listed newest first. A replica shares its `Made` with its original, and so their place
+in time. Source: s3-semantics, sections 1 to 4.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ModelRule:
 
 @dataclass(frozen=True)
 class Made:
-    """What is the same of a version wherever it is. content is None for a marker."""
+    """The properties of a version that are the same in every bucket. content is None for a marker."""
 
     at: int
     key: str
@@ -50,7 +50,7 @@ class Delivery:
 
 @dataclass
 class Held:
-    """A version in one bucket. edited: when its tags were last edited, here or where it comes from."""
+    """A version in one bucket. edited: when its tags were last edited, here or at its source."""
 
     made: Made
     tags: dict[str, str]
@@ -135,7 +135,7 @@ class Model:
         return [(owed, to) for held in every for to, owed in held.owes.items() if owed.status is status]
 
     def deliver(self) -> None:
-        """Let everything travel that can."""
+        """Make all deliveries that are possible."""
         for bucket in [bucket for bucket in self.buckets.values() if bucket.up]:
             for held in [held for stack in bucket.versions.values() for held in stack]:
                 for to, owed in held.owes.items():

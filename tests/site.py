@@ -1,7 +1,8 @@
-"""A site with real daemon processes: what a journey stands on.
+"""A site with real daemon processes, for the journeys.
 
-Everything goes through the command line and the directories, as a user's does; only making the site, and asking whether
-the daemon is ready, start no process. Waiting is for conditions, with a deadline that only a broken daemon reaches.
+Everything goes through the command line and the directories, as a user's actions do; only making the site, and asking
+whether the daemon is ready, start no process. Waiting is for conditions, with a deadline that only a broken daemon
+reaches.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SOURCE, DESTINATION = "east/src", "west/dst"
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a command did."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -47,7 +48,7 @@ def _argument(given: object) -> str | bytes:
 
 
 class Site:
-    """Two regions with a versioned bucket each, below a folder; more, or elsewhere, where told so.
+    """Two regions with a versioned bucket each, below a folder; more, or elsewhere, as the arguments say.
 
     regions: name to directory. settings: lines to add to fsrepl.toml. user: an uid to run everything as.
     """
@@ -120,7 +121,7 @@ class Site:
         return self.must(*arguments, "--json").json()
 
     def refused(self, code: str, *arguments: object, stdin: bytes = b"") -> Ran:
-        """The command is refused with S3's code, in words and not in a traceback."""
+        """Run a command that must be refused with S3's code, in a sentence and without a traceback."""
         done = self.run(*arguments, stdin=stdin)
         assert (done.code, done.err.split(":")[0]) == (3, code), done
         assert "Traceback" not in done.err
@@ -188,7 +189,7 @@ class Site:
             return False
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, and wait for the end; the exit status."""
+        """Send a signal, and wait for the end. Returns the exit status."""
         assert self.daemon is not None
         daemon, self.daemon = self.daemon, None
         daemon.send_signal(number)
@@ -201,7 +202,7 @@ class Site:
         return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
 
     def until(self, condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_S) -> T:
-        """Look until a condition holds; what it is then."""
+        """Wait until a condition holds. Returns its value."""
         return until(condition, lambda: f"{what}\n{self.tail()}", timeout_s=timeout_s, pause_s=0.02)
 
     def __enter__(self) -> Site:
@@ -233,7 +234,7 @@ class Site:
         return aside.rename(path)
 
     def tree(self, bucket: str) -> dict[str, bytes]:
-        """Every object a person would see: key to content."""
+        """Every object that a user sees: key to content."""
         top = self.path(bucket=bucket)
         return {
             str(p.relative_to(top)): p.read_bytes()
@@ -242,7 +243,7 @@ class Site:
         }
 
     def history(self, bucket: str) -> dict[bytes, list[tuple[str, str, bool]]]:
-        """Of each key (version id, creation time, whether it is a marker), newest first."""
+        """By key: (version id, creation time, whether it is a marker), newest first."""
         listed = self.json("ls", bucket, "--versions")
         out: dict[bytes, list[tuple[str, str, bool]]] = {}
         for name, marker in (("Versions", False), ("DeleteMarkers", True)):
@@ -261,6 +262,6 @@ class Site:
         return next(b for b in self.json("status")["buckets"] if b["bucket"] == bucket)
 
     def in_step(self, a: str = SOURCE, b: str = DESTINATION) -> None:
-        """Both buckets show the same files and have the same versions in the same order."""
+        """Check that both buckets show the same files and have the same versions in the same order."""
         assert self.tree(a) == self.tree(b)
         assert self.history(a) == self.history(b)

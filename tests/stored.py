@@ -1,4 +1,4 @@
-"""Files of the store: where they are; and their records changed by hand, damaged or as earlier builds wrote them."""
+"""Files of the store: their paths, and their records changed by hand, damaged or as earlier builds wrote them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def set_field(path: Path, name: str, value: object) -> None:
 
 
 def former(version: Version) -> dict[str, bytes]:
-    """The attributes of a version as earlier builds wrote them: each field one of its own."""
+    """The attributes of a version as earlier builds wrote them, one for each field."""
     out = attributes.encode(version)
     if version.status:
         out[attributes.STATUS] = version.status.encode()
@@ -32,7 +32,7 @@ def former(version: Version) -> dict[str, bytes]:
 
 
 def as_earlier_builds(world: World, bucket: str) -> int:
-    """Write every record of a bucket, and the labels of its views, as earlier builds did; how many there were."""
+    """Write every record of a bucket, and the labels of its views, as earlier builds did. Returns their number."""
     found = [v for versions in world.history(bucket).values() for v in versions]
     with world.engine.site.bucket(bucket).open() as opened:
         for version in found:
@@ -67,7 +67,7 @@ def _put(path: Path, raw: dict[str, bytes], *, shared: bool) -> None:
 
 
 def is_of_today(world: World, bucket: str) -> set[bool]:
-    """Of the stored files of a bucket, whether their records are in today's form; sidecars aside."""
+    """By stored file of a bucket, whether its record is in today's form; without sidecars."""
     out = set()
     for path in world.path(".fsrepl/versions", bucket).rglob("*;*"):
         if path.name.endswith(os.fsdecode(keys.SIDECAR)):
@@ -78,7 +78,7 @@ def is_of_today(world: World, bucket: str) -> set[bool]:
 
 
 def stored(world: World, key: str, bucket: str = SOURCE, number: int = -1) -> Path:
-    """The file of a version of a key, the newest unless told otherwise."""
+    """The file of a version of a key, by default the newest."""
     directory, _, name = key.rpartition("/")
     files = sorted(world.path(f".fsrepl/versions/{directory}", bucket).glob(f"{name};*"))
     return [f for f in files if not f.name.endswith(".json")][number]

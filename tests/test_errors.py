@@ -1,4 +1,4 @@
-"""What an error is called in messages."""
+"""The text of errors in messages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ from fsrepl.errors import Refused, reason
         (ValueError("No number"), "No number"),
     ],
 )
-def test_an_error_is_said_without_the_names_of_files_in_it(error: Exception, said: str) -> None:
-    """Section 5: names may be anybody's, and are said by whoever knows whose they are."""
+def test_the_text_of_an_error_has_no_file_names(error: Exception, said: str) -> None:
+    """Section 5: names may be chosen by other users; the caller that knows them adds them."""
     assert reason(error) == said

@@ -1,4 +1,4 @@
-"""The order of the package: a folder imports only what stands above it in ORDER, and no file stands in a circle."""
+"""The order of the package: a folder imports only folders above it in ORDER, and no file is in a circle."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_folder_imports_what_stands_above_it() -> None:
 
 
 def test_no_circle_of_files() -> None:
-    """Architecture: the files can be read one after the other, each after all that it imports."""
+    """Architecture: the files can be read one after the other, each after all its imports."""
     graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
 
 

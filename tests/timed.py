@@ -1,4 +1,4 @@
-"""A world whose clock is moved by hand, and what was told of replication in it."""
+"""A world whose clock the test moves, and its events of replication."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMED: Json = {**METRICS, "ReplicationTime": {"Status": "Enabled", "Time": {"Min
 
 @dataclass
 class Timed:
-    """A world whose clock stands still until it is moved, and what was told in it."""
+    """A world whose clock stands still until it is moved, and its events."""
 
     world: World
     clock_file: Path

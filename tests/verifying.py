@@ -1,4 +1,4 @@
-"""Verify and repair in a world, as `fsrepl verify` does it."""
+"""Verify and repair in a world, as `fsrepl verify` runs them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
 
 
 def repair_version(world: World, bucket: str, path: bytes, version: str, *, marker: bool = False) -> None:
-    """path: the key as the store spells it."""
+    """Repair one version. path: the key as the store spells it."""
     world.run("verify.repair", bucket=bucket, path=path, version_id=version, marker=marker)
 
 

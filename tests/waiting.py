@@ -1,4 +1,5 @@
-"""Waiting until something is so. One deadline for all: only a broken build reaches it, however busy the machine is."""
+"""Waiting for a condition. There is one deadline for all: only a broken build reaches it, however busy the machine
+is."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def until(
     timeout_s: float = DEADLINE_S,
     pause_s: float = 0.01,
 ) -> T:
-    """Look until a condition holds; what it is then. what: the condition in words, or what to say at the end."""
+    """Wait until a condition holds. Returns its value. what: the condition in words, or the message at the deadline."""
     until_s = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < until_s, f"not within {timeout_s} s: {what if isinstance(what, str) else what()}"

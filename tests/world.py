@@ -1,4 +1,4 @@
-"""A site in a temporary directory, driven in one thread: what a test of the engine stands on."""
+"""A site in a temporary directory, driven in one thread, for tests of the engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Json = dict[str, Any]
 
 
 def v1(prefix: str = "", *, to: str = DESTINATION, status: str = "Enabled", **destination: object) -> Json:
-    """A V1 rule: markers always cross."""
+    """A V1 rule: markers are always replicated."""
     return {"Prefix": prefix, "Status": status, "Destination": {"Bucket": arn.bucket_arn(to), **destination}}
 
 
@@ -64,7 +64,7 @@ def v2(
 
 
 def worlds(home: Path, **more: Any) -> Iterator[tuple[int, World]]:
-    """New worlds without end, each with its number, and gone when the next is asked for."""
+    """New worlds without end, each with its number; a world is removed when the next is requested."""
     for number in itertools.count():
         with World(home / str(number), **more) as world:
             yield number, world
@@ -90,10 +90,10 @@ def _as_json(value: object) -> object:
 
 
 class World:
-    """Two regions, a versioned bucket in each, the first replicated to the second; other buckets where told so.
+    """Two regions, a versioned bucket in each, the first replicated to the second; other buckets as the arguments say.
 
-    The engine has no threads and no watcher: `settle` lets scans find what was done, and turns every
-    region until nothing is left to do. `restart` is what a crash leads to: a new engine on the same disk.
+    The engine has no threads and no watcher: `settle` lets scans find all changes, and runs every region until nothing
+    is left to do. `restart` is the start after a crash: a new engine on the same disk.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class World:
         return operations.run(self.engine, request(name, **params))
 
     def refused(self, name: str, /, **params: object) -> str:
-        """An operation that must be refused: S3's code for it."""
+        """Run an operation that must be refused. Returns S3's code."""
         try:
             done = self.run(name, **params)
         except Refused as error:
@@ -129,7 +129,7 @@ class World:
         raise AssertionError(f"{name} {params} was not refused: {done}")
 
     def configure(self, *rules: Json, source: str = SOURCE, role: str = "") -> None:
-        """Put a configuration; without a role, with one that may take every bucket's objects to every other."""
+        """Put a configuration; without a role, with one that may send every bucket's objects to every other."""
         if not role:
             role = f"{ROLE}-{source.replace('/', '-')}"
             others = [bucket for bucket in self.engine.site.buckets if bucket != source]
@@ -154,7 +154,7 @@ class World:
                     schedule.begin(region, state)
 
     def capture(self, bucket: str) -> None:
-        """Take in what was done in one bucket, and deliver nothing of it yet."""
+        """Capture the changes in one bucket, and deliver nothing of it yet."""
         self.region(bucket).flush(bucket)
 
     def settle(self) -> None:
@@ -163,7 +163,7 @@ class World:
         assert self.engine.run_until_idle(), "it turns for ever"
 
     def flush_settling(self) -> None:
-        """Everything that waits for a next try is tried now."""
+        """Make everything due that waits for its next try."""
         for region in self.engine.regions.values():
             region.outcomes.retry_late()
             for queue in region.queues.values():
@@ -178,7 +178,7 @@ class World:
                     each.due_s = 0.0
 
     def restart(self, *, fs: Fs | None = None, without_journal: bool = False) -> None:
-        """What follows a crash: nothing of the old process is left but the disk."""
+        """Start again as after a crash: only the disk is left of the old process."""
         self.engine.journal.close()
         if without_journal:
             for path in Path(self.engine.site.state).glob("journal.db*"):
@@ -190,7 +190,7 @@ class World:
         self.engine.journal.execute("PRAGMA synchronous = OFF")  # as with UnsyncedFs: the power stays on
 
     def set_sharing(self, **regions: str) -> None:
-        """How view and store share, by region; the site starts anew with it."""
+        """Set how view and store share, by region, and start the site again."""
         text = self.settings.path.read_text()
         for region, sharing in regions.items():
             text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{sharing}"\n')
@@ -199,7 +199,8 @@ class World:
         self.restart()
 
     def stays_quiet(self) -> None:
-        """Nothing is left to do: further scans touch no file, and make no edit, no version and no delivery."""
+        """Check that nothing is left to do: further scans touch no file, and make no edit, no version and no
+        delivery."""
         before = self.snapshot()
         for _ in range(2):
             self.settle()
@@ -218,7 +219,7 @@ class World:
     def region(self, bucket: str = SOURCE) -> Worker:
         return self.engine.region_of(bucket)
 
-    # -- what people do
+    # -- actions of users
 
     def write(self, key: str, data: bytes, bucket: str = SOURCE) -> None:
         path = self.path(key, bucket)
@@ -226,7 +227,7 @@ class World:
         path.write_bytes(data)
 
     def drop(self, key: str, data: bytes, bucket: str = SOURCE, *, tags: Mapping[str, str] | None = None) -> None:
-        """Move a finished file in, with its tags on it already."""
+        """Move a finished file in, with its tags already set."""
         aside = self.home / "aside"
         aside.write_bytes(data)
         for name, value in (tags or {}).items():
@@ -247,11 +248,11 @@ class World:
         self.path(key, bucket).unlink()
 
     def remove(self, key: str, bucket: str = SOURCE, version: str | None = None) -> Json:
-        """By command: a marker, or with a version id that one for good."""
+        """By command: add a marker, or with a version id permanently remove that version."""
         return self.run("object.rm", bucket=bucket, key=key.encode(), version_id=version)
 
     def away(self, region: str) -> None:
-        """A region's disk is gone."""
+        """Take a region's disk away."""
         path = self.settings.regions[region].path
         path.rename(path.with_name(path.name + ".away"))
 
@@ -259,7 +260,7 @@ class World:
         path = self.settings.regions[region].path
         path.with_name(path.name + ".away").rename(path)
 
-    # -- what is there
+    # -- state
 
     def tree(self, bucket: str) -> dict[str, bytes]:
         top = self.path(bucket=bucket)
@@ -303,7 +304,7 @@ class World:
         return {v.status for versions in self.history(bucket).values() for v in versions}
 
     def records(self, bucket: str) -> dict[tuple[bytes, str], tuple[object, ...]]:
-        """The metadata of every version that two buckets have in common: what is on record."""
+        """The recorded metadata of every version that two buckets have in common."""
         return {
             (key, v.id): (v.posix, dict(v.attrs), dict(v.tags), dict(v.edited))
             for key, versions in self.history(bucket).items()
@@ -311,7 +312,7 @@ class World:
         }
 
     def look_of(self, key: str, bucket: str = SOURCE) -> tuple[Posix, dict[str, bytes]]:
-        """What people see of a view's metadata: mode, owner, time and ACL, and the attributes that are its own."""
+        """A view's metadata as users see it: mode, owner, time and ACL, and the attributes that are its own."""
         path = self.path(key, bucket)
         found = path.stat()
         raw = {name: os.getxattr(path, name) for name in os.listxattr(path)}
@@ -338,7 +339,7 @@ class World:
         return out
 
     def leftovers(self, bucket: str) -> list[str]:
-        """What lies in staging, displaced and intents."""
+        """The files in staging, displaced and intents."""
         meta = self.path(".fsrepl", bucket)
         return [
             f"{folder}/{name}"

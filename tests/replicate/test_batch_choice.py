@@ -1,4 +1,4 @@
-"""Backfill is S3 Batch Replication: what it takes, and what it leaves."""
+"""Backfill is S3 Batch Replication: which versions it sends, and which it leaves out."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield found
 
 
-# -- what it takes: the batch column of s3-semantics, 2
+# -- which versions are sent: the batch column of s3-semantics, 2
 
 
-def test_what_was_there_before_the_rule_is_sent_whole(world: World) -> None:
+def test_all_versions_from_before_the_rule_are_sent(world: World) -> None:
     """2: every version and marker, current or not, with its id, time, metadata and place in the order (G5)."""
     world.write("d/k", b"one")
     os.chmod(world.path("d/k"), 0o640)
@@ -53,7 +53,7 @@ def test_what_was_there_before_the_rule_is_sent_whole(world: World) -> None:
 
 
 def test_what_was_written_while_the_rule_was_disabled(world: World) -> None:
-    """2: re-enabling does not catch up; a backfill does."""
+    """2: enabling the rule again sends nothing; a backfill does."""
     enable(world)
     world.write("before", b"1")
     world.settle()
@@ -69,7 +69,7 @@ def test_what_was_written_while_the_rule_was_disabled(world: World) -> None:
 
 @pytest.mark.parametrize("markers", [True, False])
 def test_markers_go_as_the_rule_says(world: World, markers: bool) -> None:
-    """2: V2 markers only where they are Enabled; a marker that does not go is left without a status."""
+    """2: V2 markers only where they are Enabled; a marker that is not sent has no status."""
     world.write("k", b"1")
     world.settle()
     world.path("k").unlink()
@@ -100,7 +100,7 @@ def test_lifecycle_s_markers_and_archived_classes_stay(world: World) -> None:
 
 
 def test_tags_that_were_added_later_count(world: World) -> None:
-    """2: a tag rule that matches now; and only what it matches."""
+    """2: a tag rule that matches now; and only the versions that it matches."""
     world.write("tagged", b"1")
     world.write("plain", b"2")
     world.settle()
@@ -114,7 +114,8 @@ def test_tags_that_were_added_later_count(world: World) -> None:
 
 
 def test_replicas_are_sent_on_but_never_back_into_a_second_one(world: World) -> None:
-    """2 and 2.2: REPLICA versions go to the rules of the bucket they are in; where they came from has them already."""
+    """2 and 2.2: REPLICA versions are sent by the rules of the bucket they are in; their own source already has
+    them."""
     world.run("bucket.create", bucket=OTHER.replace("west", "east"), versioning=True)
     enable(world)
     rules = rule("on", "east/other", markers=True), rule("back", SOURCE, 2, markers=True)
@@ -135,8 +136,8 @@ def test_replicas_are_sent_on_but_never_back_into_a_second_one(world: World) -> 
     assert {v.source for v in world.history("east/other")[b"k"]} == {DESTINATION}
 
 
-def test_a_replica_with_less_does_not_take_anything_from_its_original(world: World) -> None:
-    """2.2: metadata goes from the source to its replicas; a replica without tags, sent back, strips nothing."""
+def test_a_replica_without_tags_takes_none_from_its_original(world: World) -> None:
+    """2.2: metadata goes from the source to its replicas; a replica without tags, sent back, removes nothing."""
     enable(world)
     enable(world, DESTINATION, SOURCE)
     world.write("k", b"1")
@@ -166,7 +167,7 @@ def test_a_version_that_is_complete_elsewhere_fills_a_new_destination(world: Wor
 
 
 def test_hard_deleted_replicas_are_remembered(world: World) -> None:
-    """2 and 3.3: a replica that was removed by its version id does not come back, and the report says why."""
+    """2 and 3.3: a replica that was removed by its version id does not come back, and the report has the reason."""
     enable(world)
     world.write("k", b"1")
     world.write("stays", b"2")
@@ -183,7 +184,7 @@ def test_hard_deleted_replicas_are_remembered(world: World) -> None:
 
 
 def test_a_bucket_that_was_made_again_remembers_nothing(world: World) -> None:
-    """2, "destination bucket deleted and recreated": nothing is resent by itself, a backfill sends all of it."""
+    """2, "destination bucket deleted and recreated": nothing is sent again by itself, a backfill sends all of it."""
     enable(world)
     world.write("k", b"1")
     world.write("removed there", b"2")
@@ -199,8 +200,8 @@ def test_a_bucket_that_was_made_again_remembers_nothing(world: World) -> None:
     assert world.ids(DESTINATION) == world.ids(SOURCE)
 
 
-def test_removed_versions_never_cross(world: World) -> None:
-    """2: the delete of a named version is never sent, by a backfill neither."""
+def test_removals_of_versions_are_never_sent(world: World) -> None:
+    """2: the deletion of a named version is never sent, by a backfill neither."""
     enable(world)
     world.write("k", b"1")
     world.settle()
@@ -216,7 +217,7 @@ def test_removed_versions_never_cross(world: World) -> None:
 
 
 def test_null_versions_are_sent_as_null(tmp_path: Path) -> None:
-    """2, "null version": as null, where the destination has none for that key; once."""
+    """2, "null version": as null, once, where the destination has none for that key."""
     with adopted(tmp_path, "east/old", a=b"1", b=b"2") as world:
         enable(world, "east/old")
         world.write("a", b"newer", "east/old")
@@ -230,7 +231,7 @@ def test_null_versions_are_sent_as_null(tmp_path: Path) -> None:
 
 
 def test_null_versions_never_replace_a_null_version(tmp_path: Path) -> None:
-    """2: the destination's own null version stays; SrcObjectNotEligible, and the others go on."""
+    """2: the destination's own null version stays; SrcObjectNotEligible, and the others continue."""
     with adopted(tmp_path, "east/old", "west/old", a=b"1") as world:
         world.write("b", b"new", "east/old")
         world.settle()
@@ -242,7 +243,7 @@ def test_null_versions_never_replace_a_null_version(tmp_path: Path) -> None:
 
 
 def test_null_markers_are_null_versions(world: World) -> None:
-    """2 and 4: a marker with the id null, from a time of suspension, is sent; but not onto another null version."""
+    """2 and 4: a marker with the id null, from a time of suspension, is sent; but not over another null version."""
     world.run("versioning.set", bucket=SOURCE, status="Suspended")
     world.write("k", b"1")
     world.settle()
@@ -279,13 +280,14 @@ def version_with(origin: Origin = Origin.USER, **statuses: str) -> Version:
         (version_with(Origin.ADOPTED), {"NONE"}),
     ],
 )
-def test_what_a_version_is_called(version: Version, called: set[str]) -> None:
-    """A version COMPLETED to one destination may be NONE to another; S3's own word for it counts as well."""
+def test_the_status_of_a_version_may_differ_by_destination(version: Version, called: set[str]) -> None:
+    """A version COMPLETED to one destination may be NONE to another; S3's own status for it counts as well."""
     assert rules.statuses_for(version, "west/dst") == called
 
 
 def test_every_status_against_every_filter() -> None:
-    """All that ask_for can meet: the status of a delivery, the filter, whether it is known to be there."""
+    """All combinations: the status of a delivery, the filter, and whether the destination is known to have the
+    version."""
     one = Replication("role", (Rule("r", True, b"", "west/dst"),))
     for status, wanted, there in itertools.product(
         ("", "PENDING", "FAILED", "COMPLETED", "mine"), ("", *rules.STATUSES), (True, False)
@@ -306,8 +308,9 @@ def test_every_status_against_every_filter() -> None:
         )
 
 
-def test_the_rule_that_decides_must_be_among_the_wanted_ones() -> None:
-    """1.3: a rule that was beaten sends none of its beater's keys, nor their markers; a disabled one sends nothing."""
+def test_the_rule_that_wins_must_be_among_the_chosen_ones() -> None:
+    """1.3: a rule that lost to another sends none of that rule's keys, nor their markers; a disabled rule sends
+    nothing."""
     rules = (
         Rule("all", True, b"", "west/dst", priority=1, v2=True, delete_markers=True, storage_class="STANDARD_IA"),
         Rule("logs", True, b"logs/", "west/dst", priority=2, v2=True, delete_markers=False),
@@ -326,7 +329,7 @@ def test_the_rule_that_decides_must_be_among_the_wanted_ones() -> None:
 
 
 def test_failed_deliveries_alone(world: World) -> None:
-    """2 and 3.2: FAILED is tried again when its cause is gone; the rest is not looked at twice."""
+    """2 and 3.2: FAILED is tried again when its cause is gone; other versions are not read twice."""
     enable(world)
     world.write("a", b"1")
     world.settle()
@@ -340,7 +343,7 @@ def test_failed_deliveries_alone(world: World) -> None:
 
 
 def test_chosen_rules_alone(world: World) -> None:
-    """To chosen rules: the others' destinations are left as they are."""
+    """A backfill of chosen rules: the others' destinations are left as they are."""
     world.run("bucket.create", bucket=OTHER, versioning=True)
     world.write("k", b"1")
     world.settle()
@@ -350,11 +353,11 @@ def test_chosen_rules_alone(world: World) -> None:
     assert world.history(DESTINATION)[b"k"][0].storage_class == "STANDARD_IA"
 
 
-# -- what is refused
+# -- refusals
 
 
-def test_what_a_backfill_cannot_be_asked_for(world: World) -> None:
-    """1.4 and 1.5: no configuration, no such rule, a disabled rule, no such status: nothing is begun."""
+def test_invalid_requests_for_a_backfill_are_refused(world: World) -> None:
+    """1.4 and 1.5: no configuration, no such rule, a disabled rule, no such status: no job begins."""
 
     def refused(code: str, **params: object) -> str:
         with pytest.raises(Refused, match=code) as caught:
@@ -379,7 +382,7 @@ def test_what_a_backfill_cannot_be_asked_for(world: World) -> None:
 
 
 def test_the_role_must_be_batch_s_too(world: World) -> None:
-    """6.1: it needs s3:InitiateReplication, and to be trusted by batchoperations; live replication needs neither."""
+    """6.1: the role needs s3:InitiateReplication, and must trust batchoperations; live replication needs neither."""
     world.write("old", b"1")
     world.settle()
     enable(world)

@@ -1,4 +1,4 @@
-"""The course of a backfill: in which order, how far it is, how it ends, and what is reported."""
+"""The course of a backfill: its order, its progress, its end, and its report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_late_old_versions_do_not_become_current(world: World) -> None:
-    """G5: what was dropped after the rule is current at the destination, however late its predecessors come."""
+    """G5: a version from after the rule is current at the destination, however late the older ones come."""
     for data in (b"1", b"2"):
         world.write("k", data)
         world.settle()
@@ -75,7 +75,7 @@ def test_live_deliveries_go_first(world: World, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_backlog_is_not_held_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor after a restart: it is read from the journal when its turn comes, while the destination is away too."""
+    """Nor after a restart: it is read from the journal when it is needed, while the destination is away too."""
     monkeypatch.setattr("fsrepl.region.delivery_queue.PORTION", 4)
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 4)
     for i in range(40):
@@ -101,7 +101,7 @@ def test_a_backlog_is_not_held_in_memory(world: World, monkeypatch: pytest.Monke
 
 
 def test_progress_is_counted_from_the_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G11: totals, what is done and how long it will take; the same after a restart, in the middle of it."""
+    """G11: totals, finished tasks and the remaining time; the same after a restart, in the middle of it."""
     monkeypatch.setattr("fsrepl.region.delivery_queue.PORTION", 5)
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 4)
     for i in range(20):
@@ -134,7 +134,7 @@ def test_progress_is_counted_from_the_record(world: World, monkeypatch: pytest.M
 
 
 def test_the_report_has_a_row_for_each_version_and_destination(world: World) -> None:
-    """A report: bucket, key, version, destination, what became of it and why; kept as it was when the job ended."""
+    """Bucket, key, version, destination, result and reason; the report stays as it was when the job ended."""
     world.run("bucket.create", bucket=OTHER, versioning=True)
     world.path().mkdir(exist_ok=True)
     Path(os.fsdecode(os.fsencode(world.path()) + b"/b\xff\n")).write_bytes(b"1")
@@ -159,8 +159,8 @@ def test_the_report_has_a_row_for_each_version_and_destination(world: World) -> 
     assert job(world, ended.id)["ProgressSummary"] == found["ProgressSummary"]
 
 
-def test_old_jobs_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job can be asked for as long as S3 keeps its own, 90 days."""
+def test_jobs_are_kept_for_90_days(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as S3 keeps its own."""
     enable(world)
     first = backfill(world)
     second = backfill(world)
@@ -175,10 +175,10 @@ def test_old_jobs_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_cancelled_job_undoes_what_it_has_not_done(
+def test_a_cancelled_job_restores_the_status_of_tasks_not_done(
     world: World, monkeypatch: pytest.MonkeyPatch, turns: int, restart: bool
 ) -> None:
-    """Cancelling: what is there stays COMPLETED, the rest is what it was before; and a new job takes it up."""
+    """Delivered versions stay COMPLETED, the others have their former status; a new job takes these up."""
     monkeypatch.setattr("fsrepl.region.delivery_queue.PORTION", 3)
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 4)
     enable(world)
@@ -206,7 +206,7 @@ def test_a_cancelled_job_undoes_what_it_has_not_done(
     for key in sorted(world.tree(SOURCE)):
         expected = ("COMPLETED", "") if key in there else ("FAILED", "DstBucketUnversioned") if "f" in key else ("", "")
         assert deliveries(world, key) == [expected]
-        if not restart or expected[0] != "COMPLETED":  # what a kill leaves unmarked is a courtesy left out
+        if not restart or expected[0] != "COMPLETED":  # labels that a kill prevented are not required
             assert ("user.fsrepl.replication-status" in os.listxattr(world.path(key))) == (expected[0] != "")
     assert tasks(job(world, job_id))[1] == len(there)
     assert {delivery.status for delivery in world.engine.journal.deliveries.select(SOURCE)} <= {"COMPLETED", "FAILED"}
@@ -217,14 +217,14 @@ def test_a_cancelled_job_undoes_what_it_has_not_done(
     assert world.statuses() == {Status.COMPLETED}
 
 
-def test_cancelling_what_nobody_knows(world: World) -> None:
-    """An unknown job is refused by name."""
+def test_cancelling_an_unknown_job_is_refused(world: World) -> None:
+    """By its name."""
     with pytest.raises(Refused, match="NoSuchJob"):
         world.run("replication.cancel", job="01K0000000000000000000000A")
 
 
 def test_a_job_ends_where_its_configuration_does(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.5: with the configuration gone nothing stays PENDING, and the job says why it failed."""
+    """1.5: without the configuration nothing stays PENDING, and the job has the reason why it failed."""
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 2)
     for i in range(8):
         world.write(f"{i}", b"x")
@@ -246,7 +246,7 @@ def test_a_job_ends_where_its_configuration_does(world: World, monkeypatch: pyte
 
 
 def test_a_region_that_left_the_site(world: World) -> None:
-    """3.3: DstBucketInvalidRegion is what a backfill says of a destination whose region is not there."""
+    """3.3: DstBucketInvalidRegion is a backfill's result for a destination whose region is not in the site."""
     world.write("k", b"1")
     world.settle()
     enable(world)
@@ -257,7 +257,7 @@ def test_a_region_that_left_the_site(world: World) -> None:
 
 
 def test_an_edit_of_what_was_backfilled_is_live(world: World) -> None:
-    """2.2: metadata that changes later goes at once, with live priority, and is no part of the job any more."""
+    """2.2: metadata that changes later is sent at once, with live priority, and is no part of the job any more."""
     world.write("k", b"1")
     world.settle()
     enable(world)
@@ -270,8 +270,8 @@ def test_an_edit_of_what_was_backfilled_is_live(world: World) -> None:
     assert tasks(job(world, str(found["JobId"]))) == (1, 1, 0)
 
 
-def test_versions_dropped_after_the_job_are_not_its_affair(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Existing versions: what comes while it looks through the bucket is for the live rules alone."""
+def test_versions_from_after_the_request_are_not_part_of_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Existing versions: those that arrive while the job reads the bucket are for the live rules alone."""
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 1)
     world.write("a", b"1")
     world.settle()
@@ -286,7 +286,7 @@ def test_versions_dropped_after_the_job_are_not_its_affair(world: World, monkeyp
 
 
 def test_lifecycle_can_ask_whether_a_bucket_is_being_filled(world: World) -> None:
-    """5.5, point 6: while a backfill to a bucket is under way, and not after."""
+    """5.5, point 6: while a backfill to a bucket is running, and not after."""
     world.write("a", b"1")
     world.settle()
     enable(world)
@@ -311,7 +311,7 @@ def test_jobs_are_written_and_read_back() -> None:
 
 
 def test_questions_about_jobs_are_answered_by_an_index(world: World) -> None:
-    """However large a bucket: what is asked every turn is found, not looked for."""
+    """However large a bucket is: a query that runs in every turn of the loop uses an index."""
     journal = world.engine.journal
     asked: list[str] = []
     execute = journal.execute
@@ -346,7 +346,8 @@ def test_the_tasks_of_a_job_are_counted_until_it_ends() -> None:
 
 
 def test_how_long_it_will_take() -> None:
-    """ETA: by number and bytes, at the pace since this process took it up, over what is still to be found as well."""
+    """The estimate: by number and bytes, at the rate since this process began with the job, including versions that are
+    still to be found."""
     job = backfill_jobs.Job("01K0000000000000000000000A", SOURCE, 1, versions=1000, examined=250)
     run = bucket_state.Run(job, began_s=100.0, began_with=backfill_jobs.Tasks(10, 0, 10, 0, 0))
     mib = 1 << 20

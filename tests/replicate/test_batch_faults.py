@@ -1,4 +1,4 @@
-"""A backfill that is cut short, and what cannot be read on its way."""
+"""A backfill that is cut short, and versions or jobs that cannot be read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _prepared(home: Path) -> World:
 @pytest.mark.slow
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
 def test_power_cut_at_every_change(memory: Path, monkeypatch: pytest.MonkeyPatch, without_journal: bool) -> None:
-    """G7: a backfill that was accepted is carried to its end, once, whichever change the power goes at."""
+    """G7: an accepted backfill is completed, once, whichever change the power cut comes at."""
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 2)
     monkeypatch.setattr("fsrepl.replicate.backfill._SAVE_S", 0.0)
     for calls in itertools.count(step=3 if without_journal else 1):
@@ -79,7 +79,7 @@ def test_power_cut_at_every_change(memory: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_power_cut_at_every_change_of_a_cancelled_job(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G7: a cancelled job ends, and every version is either there and COMPLETED, or what it was."""
+    """G7: a cancelled job ends, and every version is either delivered and COMPLETED, or has its former status."""
     monkeypatch.setattr("fsrepl.replicate.backfill.SLICE", 2)
     for calls in itertools.count():
         with _prepared(memory / str(calls)) as world:
@@ -108,8 +108,9 @@ def test_power_cut_at_every_change_of_a_cancelled_job(memory: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("for_ever", [False, True])
-def test_a_disk_that_takes_nothing_only_delays_it(memory: Path, for_ever: bool) -> None:
-    """G7: full at any one change, or read-only from any on until it is mended: the backfill is complete after that."""
+def test_a_full_or_read_only_disk_only_delays_a_backfill(memory: Path, for_ever: bool) -> None:
+    """G7: full at any one change, or read-only from any change on until it works again: the backfill is complete after
+    that."""
     for calls in itertools.count(step=3):
         with _prepared(memory / str(calls)) as world:
             fs = FailingFs(1 << 60, errno.EROFS if for_ever else errno.ENOSPC)
@@ -134,7 +135,7 @@ def test_a_disk_that_takes_nothing_only_delays_it(memory: Path, for_ever: bool) 
 
 
 def test_a_version_that_cannot_be_read_does_not_stop_the_others(world: World) -> None:
-    """Errors inside one item never stop the others: it is in the report, as failed."""
+    """The version is in the report, as failed."""
     for key in ("a", "b", "c"):
         world.write(key, b"x")
     world.settle()
@@ -156,7 +157,7 @@ def test_a_version_that_cannot_be_read_does_not_stop_the_others(world: World) ->
 
 
 def test_a_document_that_cannot_be_read_stops_nothing_else(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A damaged job is named in the log; the bucket, and other jobs, go on."""
+    """A damaged job is named in the log; the bucket, and other jobs, continue."""
     world.write("a", b"1")
     world.settle()
     enable(world)
@@ -172,7 +173,8 @@ def test_a_document_that_cannot_be_read_stops_nothing_else(world: World, caplog:
 
 
 def test_a_bucket_that_was_moved_to_another_region(world: World) -> None:
-    """3.3: SrcBucketInvalidRegion: a job is bound to where it was asked for. What it owes already is still sent."""
+    """3.3: SrcBucketInvalidRegion: a job belongs to the region in which it was requested. Its pending deliveries are
+    still sent."""
     world.write("a", b"1")
     world.settle()
     enable(world)

@@ -1,4 +1,4 @@
-"""A disk fails, or the daemon is killed, in the middle of a delivery: it arrives, once, and nothing else changes."""
+"""A disk fails, or the daemon is killed, during a delivery: the version arrives, once, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.world import DESTINATION, SOURCE, World, worlds
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "for_ever"), [(errno.EIO, False), (errno.EROFS, True)], ids=["once", "read-only"])
 def test_a_disk_that_fails_at_any_change(memory: Path, number: int, for_ever: bool) -> None:
-    """G3, G6, G7: once mended, both sides agree, and the destination has no version or marker of its own."""
+    """G3, G6, G7: once the disk works again, both sides agree, and the destination has no version or marker of its
+    own."""
     for calls, world in worlds(memory):
         world.write("k", b"1")
         world.write("gone", b"1")
@@ -47,8 +48,9 @@ def test_a_disk_that_fails_at_any_change(memory: Path, number: int, for_ever: bo
 
 
 @pytest.mark.parametrize("batch", ["", "01K0000000000000000000000A"])
-def test_what_a_kill_left_pending_in_the_index_alone(tmp_path: Path, batch: str) -> None:
-    """G7, G11: killed after the record was written and before the journal was: nothing is sent or told once more."""
+def test_a_delivery_that_only_the_journal_calls_pending_is_not_sent_again(tmp_path: Path, batch: str) -> None:
+    """G7, G11: the process was killed after the record was written and before the journal was: nothing is sent or
+    reported again."""
     with World(tmp_path) as world:
         world.write("k", b"1")
         world.settle()
@@ -63,8 +65,8 @@ def test_what_a_kill_left_pending_in_the_index_alone(tmp_path: Path, batch: str)
 
 @pytest.mark.parametrize("act", ["update", "remove", "edit"])
 @pytest.mark.parametrize("sharing", ["auto", "private"])
-def test_what_arrives_before_the_first_look_at_a_tree(tmp_path: Path, act: str, sharing: str) -> None:
-    """G6, G7: without a journal nothing is known of a view yet, and what it shows is not taken for a user's work."""
+def test_a_replica_that_arrives_before_the_first_scan_is_no_users_write(tmp_path: Path, act: str, sharing: str) -> None:
+    """G6, G7: without a journal no view is known yet, and the new view is not taken for a user's file."""
     with World(tmp_path) as world:
         if sharing != "auto":
             world.set_sharing(west=sharing)

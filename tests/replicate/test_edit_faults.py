@@ -21,13 +21,13 @@ from tests.world import DESTINATION, SOURCE, World
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 @pytest.mark.parametrize("act", [chmod, attribute, large, tag, replica_chmod], ids=lambda act: act.__name__)
 def test_a_fault_at_every_change(tmp_path: Path, act: Callable[[World], None], number: int) -> None:
-    """s3-semantics 3.2: a passing fault is tried again, and then both sides have the edit, and are quiet."""
+    """s3-semantics 3.2: a passing fault is tried again; then both sides have the edit, and nothing changes any more."""
     fail_at_every_change(tmp_path, act, number)
 
 
 @pytest.mark.slow
 def test_a_view_that_was_given_only_some_of_its_tags_is_no_edit(memory: Path) -> None:
-    """G1: what a fault kept from a replica's view is not taken for its user's edit, and sent back as one.
+    """G1: tags that a fault kept from a replica's view are not taken for its user's edit, and sent back as one.
 
     In memory the scan comes before the next try.
     """
@@ -53,11 +53,11 @@ def fail_at_every_change(home: Path, act: Callable[[World], None], number: int) 
                 try:
                     act(world)
                 except (FsreplError, OSError):
-                    act(world)  # a command that failed is given again
+                    act(world)  # a command that failed is run again
             for _ in range(3):
                 world.settle()
             where = f"fault at change {calls}"
-            if number != errno.ENOSPC:  # which says, too, that an attribute does not fit: then a view goes without
+            if number != errno.ENOSPC:  # this errno also means that an attribute does not fit: then a view lacks it
                 assert world.look_of("k") == world.look_of("k", DESTINATION), where
             a, b = world.current("k"), world.current("k", DESTINATION)
             assert (a.posix, a.attrs, a.tags) == (b.posix, b.attrs, b.tags), where

@@ -1,4 +1,4 @@
-"""What a role must permit for edits of metadata, and what becomes of tags, ACLs and owners where it does not."""
+"""Permissions that a role needs for edits of metadata, and the handling of tags, ACLs and owners without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def change_role(world: World, *, lacks: str = "", denies: str = "") -> None:
-    """The generated role, less an action, or with a Deny of one."""
+    """Change the generated role: without an action, or with a Deny of one."""
     path = next(world.settings.roles.glob("*.json"))
     document: Any = roles.generate(path.stem, SOURCE, [DESTINATION], owner_override=True)
     for statement in document["Policy"]["Statement"]:
@@ -61,10 +61,10 @@ def tags(world: World, bucket: str = DESTINATION) -> dict[str, str]:
         ({"denies": "s3:ReplicateTags"}, (COMPLETED, ""), BARE),
     ],
 )
-def test_tags_that_may_not_travel(
+def test_tags_without_permission_are_left_out(
     world: World, change: dict[str, str], result: tuple[Status, str], there: dict[str, str] | None
 ) -> None:
-    """s3-semantics 6.1: not allowed is without tags, reading denied is a failure; either way that is the end of it."""
+    """s3-semantics 6.1: without the permission the version has no tags, a denied read is a failure; both are final."""
     change_role(world, **change)
     world.drop("k", b"data", tags=TAGGED)
     world.settle()
@@ -84,10 +84,10 @@ def test_tags_that_may_not_travel(
         ({"lacks": "s3:GetObjectVersionForReplication"}, (FAILED, "SrcGetObjectNotPermitted")),
     ],
 )
-def test_edits_of_tags_that_may_not_travel(
+def test_edits_of_tags_without_permission_are_not_sent(
     world: World, change: dict[str, str], result: tuple[Status, str], edit: dict[str, str]
 ) -> None:
-    """s3-semantics 6.1: an edit needs what the object needed; the tags that the replica has are not taken away."""
+    """s3-semantics 6.1: an edit needs the permissions of its object; the replica keeps the tags that it has."""
     world.drop("k", b"data", tags=TAGGED)
     world.settle()
     assert tags(world) == TAGGED
@@ -100,7 +100,7 @@ def test_edits_of_tags_that_may_not_travel(
     assert outcome(world) == result
     assert tags(world) == TAGGED
     world.stays_quiet()
-    # what may travel does, with the tags still left out
+    # permitted metadata is sent, with the tags still left out
     if result[0] is COMPLETED:
         world.path("k").chmod(0o600)
         world.settle()
@@ -115,7 +115,7 @@ def test_edits_of_tags_that_may_not_travel(
 
 
 def test_acls_that_may_not_be_read(world: World) -> None:
-    """s3-semantics 6.1: SrcGetAclNotPermitted, for an object with one and for an edit that takes one away."""
+    """s3-semantics 6.1: SrcGetAclNotPermitted, for an object with an ACL and for an edit that removes one."""
     entries = ((1, 6, NONE), (2, 4, 1001), (4, 4, NONE), (16, 4, NONE), (32, 0, NONE))
     world.write("k", b"data")
     os.setxattr(world.path("k"), ACL_NAME, acl(*entries))
@@ -144,7 +144,8 @@ def override(world: World, *, on: bool) -> None:
 @pytest.mark.skipif(not ROOT, reason="gives files away")
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 def test_owner_override(world: World, sharing: str) -> None:
-    """s3-semantics 1.5, 2.1: the replica is its destination folder owner's, with the mode and no ACL, and stays so."""
+    """s3-semantics 1.5, 2.1: the replica belongs to the owner of its destination's folder, with the mode and no ACL,
+    and stays so."""
     if sharing != "auto":
         world.set_sharing(west=sharing)
     os.chown(world.path(bucket=DESTINATION), 77, 88)
@@ -157,14 +158,14 @@ def test_owner_override(world: World, sharing: str) -> None:
     world.settle()
     posix, _ = world.look_of("k", DESTINATION)
     assert (posix.uid, posix.gid, posix.mode, posix.acl) == (77, 88, 0o640, None)
-    # an edit of the ACL alone does not travel, and is not even owed
+    # an edit of the ACL alone is not sent, and makes no delivery
     entries = acl((1, 6, NONE), (2, 4, 1001), (4, 4, NONE), (16, 4, NONE), (32, 0, NONE))
     os.setxattr(path, ACL_NAME, entries)
     world.settle()
     assert world.current("k").posix is not None
     assert world.current("k").posix.acl == entries  # type: ignore[union-attr]
     assert world.look_of("k", DESTINATION)[0] == posix
-    # a mode travels, the owner does not
+    # a mode is sent, the owner is not
     path.chmod(0o600)
     os.chown(path, 5, 6)
     os.setxattr(path, "user.colour", b"blue")
@@ -177,7 +178,8 @@ def test_owner_override(world: World, sharing: str) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="gives files away")
 def test_owner_override_is_frozen_with_the_version(world: World) -> None:
-    """s3-semantics 1.5: versions from before the rule was edited keep their owner and ACL behaviour, both ways."""
+    """s3-semantics 1.5: versions from before an edit of the rule keep their owner and ACL behaviour, in both
+    directions."""
     os.chown(world.path(bucket=DESTINATION), 77, 88)
     change_role(world)
     override(world, on=False)
@@ -200,8 +202,8 @@ def test_owner_override_is_frozen_with_the_version(world: World) -> None:
 
 
 @pytest.mark.skipif(not ROOT, reason="gives files away")
-def test_an_acl_left_out_lets_nobody_in(world: World) -> None:
-    """Section 2: without its ACL the mask would become what the group may; nobody may read more than at the source."""
+def test_an_acl_left_out_gives_no_user_access(world: World) -> None:
+    """Section 2: without its ACL the mask would become the group's rights; no user may read more than at the source."""
     change_role(world)
     override(world, on=True)
     world.write("k", b"data")

@@ -1,4 +1,4 @@
-"""The power goes at every change while an edit of metadata is recorded, sent and applied."""
+"""Power cuts at every change while an edit of metadata is recorded, sent and applied."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ ONE_WAY = [chmod, touch_and_give_away, attribute, large, tag]
 def test_power_cut_at_every_change(
     tmp_path: Path, memory: Path, act: Callable[[World], None], sharing: str, two_way: bool, without_journal: bool
 ) -> None:
-    """G6, G7: after a cut at any change both sides end alike, nobody's edit is lost, and no edit was made by nobody."""
-    home = tmp_path if act is large else memory  # an attribute is large where the filesystem says so
+    """G6, G7: after a cut at any change both sides end equal, no user's edit is lost, and no edit is invented."""
+    home = tmp_path if act is large else memory  # whether an attribute is large depends on the filesystem
     expected: list[tuple[object, object]] = []
     for calls in itertools.count(-1):
         with World(home / str(calls), replicate=not two_way) as world:
@@ -97,7 +97,7 @@ def test_power_cut_at_every_change(
             world.restart(without_journal=without_journal)
             world.settle()
             if act in (tag, replica_tag):
-                act(world)  # a command that did not come back is given again
+                act(world)  # a command that did not return is run again
                 world.settle()
             where = f"cut at change {calls}, in {fs.died_in}"
             found = [(world.look_of("k", b)[0].mode, world.look_of("k", b)[1]) for b in (SOURCE, DESTINATION)]

@@ -1,4 +1,4 @@
-"""What the source makes of the words of its destinations: every record that a word can meet, and every word."""
+"""How the source records the outcomes of its destinations: every record with every outcome."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ RECORDS: dict[str, Version | None] = {
 }
 WORDS = [
     (Status.COMPLETED, VERSION),
-    (Status.COMPLETED, EDITED),  # it is not what was sent any more
+    (Status.COMPLETED, EDITED),  # it differs from the version that was sent
     (Status.FAILED, None),
     (Status.PENDING, None),
 ]
-EXPECTED = {  # by record and the job that asked, what becomes of each of the words above
+EXPECTED = {  # by record and the job that asked: the result of each outcome above
     ("removed", ""): "gone gone gone gone",
     ("removed", JOB): "gone gone gone gone",
     ("owes nothing", ""): "gone gone gone gone",
@@ -57,7 +57,7 @@ def delivery(version: Version = VERSION, destination: str = THERE, job: str = ""
 
 
 def summary(settlement: Settlement, about: Delivery) -> str:
-    """The one thing that became of a word, having checked that nothing else did."""
+    """The one result of an outcome, after checking that there is no other."""
     found = {
         "written": bool(settlement.changed),
         "again": bool(settlement.again),
@@ -76,8 +76,8 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.parametrize("is_indexed", [True, False])
 @pytest.mark.parametrize(("record", "job"), EXPECTED)
-def test_every_word_on_every_record(record: str, job: str, *, is_indexed: bool) -> None:
-    """G7: a delivery ends once, with what is so; what was said already is not said again."""
+def test_every_outcome_on_every_record(record: str, job: str, *, is_indexed: bool) -> None:
+    """G7: a delivery ends once, with the true result; an outcome that was recorded before is not reported again."""
     for (status, sent), expected in zip(WORDS, EXPECTED[record, job].split(), strict=True):
         about = delivery(job=job)
         settlement = interpret(
@@ -92,7 +92,7 @@ def test_every_word_on_every_record(record: str, job: str, *, is_indexed: bool) 
             assert written.since_ns == (0 if status is Status.COMPLETED else NOW_NS)
 
 
-def test_a_word_sees_what_those_before_it_changed() -> None:
+def test_an_outcome_sees_the_changes_of_those_before_it() -> None:
     version = replace(VERSION, deliveries={THERE: recorded(Status.PENDING), OTHER: recorded(Status.PENDING)})
     outcomes = [
         Outcome(delivery(destination=THERE), Status.COMPLETED, "", version),
@@ -108,8 +108,8 @@ def test_a_word_sees_what_those_before_it_changed() -> None:
     assert settlement.confirmed == [settlement.changed[AT]]
 
 
-def test_a_replica_owes_its_original_no_more_than_an_edit() -> None:
-    """Once its original has the edit, the delivery is gone from the record and from the index: it shows REPLICA."""
+def test_a_replica_sends_its_original_nothing_but_an_edit() -> None:
+    """Once its original has the edit, the delivery is removed from record and index: the replica is REPLICA again."""
     edit = replace(recorded(Status.PENDING), edit=True)
     version = replace(VERSION, origin=Origin.REPLICA, source=THERE, deliveries={THERE: edit})
     settlement = interpret([Outcome(delivery(), Status.COMPLETED, "", version)], {AT: version}, NOW_NS, lambda _: True)

@@ -1,4 +1,5 @@
-"""Edits of metadata, one way: in place, under the same id, of each group and each kind, and quiet again afterwards."""
+"""Edits of metadata, one way: in place, under the same id, of each group and each kind; and no further change
+afterwards."""
 
 from __future__ import annotations
 
@@ -106,8 +107,9 @@ KINDS: list[tuple[Edit, set[str]]] = [
 
 @pytest.mark.skipif(not ROOT, reason="gives files away")
 @pytest.mark.parametrize(("edit", "groups"), KINDS, ids=[edit.__name__ for edit, _ in KINDS])
-def test_an_edit_crosses_as_an_edit(world: World, edit: Edit, groups: set[str]) -> None:
-    """S3, S24, G5: metadata stays identical after later edits too; no version is made; all is quiet again."""
+def test_an_edit_is_replicated_as_an_edit(world: World, edit: Edit, groups: set[str]) -> None:
+    """S3, S24, G5: metadata stays identical after later edits too; no version is made, and nothing changes
+    afterwards."""
     world.write("d/k", b"data")
     world.settle()
     before, inode = world.ids(SOURCE), world.path("d/k", DESTINATION).stat().st_ino
@@ -123,7 +125,7 @@ def test_an_edit_crosses_as_an_edit(world: World, edit: Edit, groups: set[str]) 
 
 
 @pytest.mark.skipif(not ROOT, reason="gives files away")
-def test_what_is_taken_away_is_taken_away_there(world: World) -> None:
+def test_a_removed_value_is_removed_at_the_replica(world: World) -> None:
     """s3-semantics 2.2: removal of a value is a change like any other."""
     world.write("k", b"data")
     for edit in (let_bob_in, colour, tag_by_attribute, give_away):
@@ -143,7 +145,7 @@ def test_what_is_taken_away_is_taken_away_there(world: World) -> None:
 
 
 def test_nothing_and_the_same_again_are_no_edits(world: World) -> None:
-    """s3-semantics 2.2: chmod to the same mode, a link more, the same bytes written again in place."""
+    """s3-semantics 2.2: chmod to the same mode, another hard link, the same bytes written again in place."""
     world.write("k", b"data")
     world.settle()
     path = world.path("k")
@@ -163,7 +165,7 @@ def test_nothing_and_the_same_again_are_no_edits(world: World) -> None:
 
 
 def test_tags_by_command(world: World) -> None:
-    """s3-semantics 4: tags are edited in place, on the record and on both views; noncurrent versions too."""
+    """s3-semantics 4: tags are edited in place, on the record and on both views; on noncurrent versions too."""
     world.write("k", b"one")
     world.settle()
     world.drop("k", b"two")
@@ -200,8 +202,9 @@ def test_edits_while_the_daemon_was_away(world: World) -> None:
     world.stays_quiet()
 
 
-def test_an_edit_of_what_has_not_arrived_yet(tmp_path: Path) -> None:
-    """s3-semantics 3.1: PENDING takes the edit along; FAILED stays so, and a retry brings what it is by then."""
+def test_an_edit_of_a_version_that_has_not_arrived_yet(tmp_path: Path) -> None:
+    """s3-semantics 3.1: a PENDING delivery includes the edit; FAILED stays so, and a retry sends the metadata of that
+    moment."""
     with World(tmp_path) as world:
         world.away("west")
         world.write("pending", b"1")
@@ -228,7 +231,7 @@ def test_an_edit_of_what_has_not_arrived_yet(tmp_path: Path) -> None:
         world.stays_quiet()
 
 
-def test_edits_of_what_was_there_before_the_rule_do_not_travel(tmp_path: Path) -> None:
+def test_edits_of_versions_from_before_the_rule_are_not_sent(tmp_path: Path) -> None:
     """s3-semantics 2: only versions created after the configuration."""
     with World(tmp_path, replicate=False) as world:
         world.write("before", b"1")
@@ -242,8 +245,8 @@ def test_edits_of_what_was_there_before_the_rule_do_not_travel(tmp_path: Path) -
         assert world.ids(DESTINATION) == {}
 
 
-def test_edits_while_the_rule_is_off_do_not_travel(world: World) -> None:
-    """s3-semantics 1.5: what changes meanwhile is not picked up, until the next edit brings all of it."""
+def test_edits_while_the_rule_is_disabled_are_not_sent(world: World) -> None:
+    """s3-semantics 1.5: such changes are not sent until the next edit sends all metadata."""
     world.write("k", b"1")
     world.settle()
     world.run("replication.disable", source=SOURCE)
@@ -259,8 +262,8 @@ def test_edits_while_the_rule_is_off_do_not_travel(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "recreated"])
-def test_an_edit_of_what_the_destination_no_longer_has(tmp_path: Path, how: str) -> None:
-    """s3-semantics 3.3: DstVersionNotFound; a replica that was removed for good does not come back by a chmod."""
+def test_an_edit_of_a_version_that_the_destination_removed_fails(tmp_path: Path, how: str) -> None:
+    """s3-semantics 3.3: DstVersionNotFound; a chmod does not bring back a replica that was permanently removed."""
     with World(tmp_path) as world:
         world.write("k", b"1")
         world.settle()
@@ -281,8 +284,9 @@ def test_an_edit_of_what_the_destination_no_longer_has(tmp_path: Path, how: str)
         assert world.tree(DESTINATION) == {"k": b"2"}
 
 
-def test_what_views_say_of_themselves_is_believed_for_nothing(world: World) -> None:
-    """Section 2: whoever may write a view may write anything there; the record stands, and the view says it again."""
+def test_fsrepls_attributes_on_views_are_never_trusted(world: World) -> None:
+    """Section 2: a user who may write a view may write any attribute; the record decides, and the view gets its labels
+    again."""
     lies = {
         "version-id": b"01M86BR4BYESNWRWW29YNETWES", "blake3": b"00" * 32, "last-modified": b"1999-01-01T00:00:00Z",
         "replication-status": b"FAILED", "storage-class": b"GLACIER", "origin": b"lifecycle", "key": b"other",
@@ -313,8 +317,8 @@ def test_what_views_say_of_themselves_is_believed_for_nothing(world: World) -> N
 
 
 @pytest.mark.skipif(not ROOT, reason="only a daemon that is root could be tricked")
-def test_an_owner_cannot_write_down_that_his_file_is_roots(world: World) -> None:
-    """G1: the user of a bucket gains nothing: no mode, no owner and no key by what he writes on a view."""
+def test_an_owner_cannot_claim_that_a_file_is_roots(world: World) -> None:
+    """G1: a bucket's user gains no mode, no owner and no key by attributes written on a view."""
     world.write("k", b"1")
     os.chown(world.path("k"), 1234, 1234)
     world.settle()
@@ -334,8 +338,8 @@ def test_an_owner_cannot_write_down_that_his_file_is_roots(world: World) -> None
         assert set(world.history(bucket)) == {b"k"}
 
 
-def test_a_copy_that_brings_marks_of_another_file_along(world: World) -> None:
-    """Section 2: `cp -a` and `rsync -X` carry our attributes to new files, of which they say nothing."""
+def test_a_copy_with_the_labels_of_another_file_is_a_new_file(world: World) -> None:
+    """Section 2: `cp -a` and `rsync -X` copy fsrepl's attributes to new files, for which they mean nothing."""
     world.write("k", b"1")
     world.settle()
     copy = world.path("copy")
@@ -350,12 +354,12 @@ def test_a_copy_that_brings_marks_of_another_file_along(world: World) -> None:
     world.stays_quiet()
 
 
-def test_an_edit_in_the_moment_of_marking_is_not_lost(tmp_path: Path) -> None:
-    """s3-semantics 2.2: what a user does to a view between our two looks at it is noticed, not taken for ours."""
+def test_an_edit_in_the_moment_of_labelling_is_not_lost(tmp_path: Path) -> None:
+    """s3-semantics 2.2: a user's change of a view between two inspections is noticed, not taken for fsrepl's own."""
     from fsrepl.storage.fs import Fs
 
     class Meddling(Fs):
-        """A user who edits a view just when we have put a mark on it."""
+        """A user edits a view just when fsrepl has set a label on it."""
 
         def __init__(self) -> None:
             self.edits: list[Callable[[], None]] = []
@@ -385,12 +389,12 @@ def test_an_edit_in_the_moment_of_marking_is_not_lost(tmp_path: Path) -> None:
         world.stays_quiet()
 
 
-# -- attributes that need room
+# -- attributes and room
 
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[World]:
-    """The source where attributes have room (tmpfs), the destination where they have not (ext4, 4 KiB in all)."""
+    """The source where attributes have room (tmpfs), the destination where they do not (ext4, 4 KiB in all)."""
     shm = Path("/dev/shm")
     if not shm.is_dir() or not os.access(shm, os.W_OK):
         pytest.skip("there is no tmpfs")
@@ -411,7 +415,8 @@ def sidecars(world: World, bucket: str) -> int:
 
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 def test_attributes_that_do_not_fit_go_to_a_sidecar_and_come_back(roomy: World, sharing: str) -> None:
-    """Section 2: never to nowhere; what a view has no room for is no edit of it; and the sidecar goes when it can."""
+    """Section 2: they are never dropped; an attribute for which a view has no room is no edit of it; the sidecar is
+    removed when possible."""
     if sharing != "auto":
         roomy.set_sharing(west=sharing)
     values = {"user.large": os.urandom(60_000), "user.small": b"1", "user.fsrepl.tag.a": b"\xff\xfe"}
@@ -425,7 +430,7 @@ def test_attributes_that_do_not_fit_go_to_a_sidecar_and_come_back(roomy: World, 
     assert roomy.current("k", DESTINATION).attrs == {"user.large": values["user.large"], "user.small": b"1"}
     assert "user.large" not in roomy.look_of("k", DESTINATION)[1]
     roomy.stays_quiet()
-    # somebody edits the replica, whose view lacks the large one: that stays on the record
+    # a user edits the replica, whose view lacks the large attribute, which stays on the record
     roomy.path("k", DESTINATION).chmod(0o600)
     os.setxattr(roomy.path("k", DESTINATION), "user.there", b"1")
     roomy.settle()
@@ -439,7 +444,7 @@ def test_attributes_that_do_not_fit_go_to_a_sidecar_and_come_back(roomy: World, 
     assert sidecars(roomy, DESTINATION) == 0
     assert roomy.current("k", DESTINATION).attrs == {"user.large": b"not any more", "user.small": b"1"}
     assert roomy.look_of("k", DESTINATION)[1] == roomy.look_of("k")[1]
-    # and grows again, and goes
+    # it grows again, and is removed
     os.setxattr(roomy.path("k"), "user.large", b"x" * 65_000)
     roomy.settle()
     assert sidecars(roomy, DESTINATION) == 1
@@ -452,8 +457,8 @@ def test_attributes_that_do_not_fit_go_to_a_sidecar_and_come_back(roomy: World, 
     roomy.stays_quiet()
 
 
-def test_a_source_whose_own_attributes_leave_no_room_for_ours(tmp_path: Path) -> None:
-    """Section 2: a view that is full goes without our marks; edits of it count all the same, removals too."""
+def test_a_source_whose_attributes_leave_no_room_for_labels(tmp_path: Path) -> None:
+    """Section 2: a full view has no labels; edits of it count all the same, removals too."""
     with World(tmp_path) as world:
         world.write("k", b"data")
         path = world.path("k")
@@ -484,7 +489,7 @@ def _takes(path: Path, name: str, size: int) -> bool:
 
 
 def test_an_edit_during_a_backfill_that_is_cancelled(tmp_path: Path) -> None:
-    """s3-semantics 2: an edit of what has arrived is live; no job takes it along into its own end."""
+    """s3-semantics 2: an edit of a delivered version is live; the end of a job does not end it."""
     with World(tmp_path) as world:
         world.write("k", b"data")
         world.settle()
@@ -493,7 +498,7 @@ def test_an_edit_during_a_backfill_that_is_cancelled(tmp_path: Path) -> None:
         world.settle()
         world.path("k").chmod(0o600)
         world.settle()
-        with contextlib.suppress(Refused):  # it may have ended by that: nothing is left for it to look at
+        with contextlib.suppress(Refused):  # the job may have ended by that, since nothing is left for it
             world.run("replication.cancel", job=started["JobId"])
         world.settle()
         world.back("west")

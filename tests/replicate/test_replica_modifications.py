@@ -1,4 +1,4 @@
-"""Edits on replicas: they stay there, or go back to the original where both sides have ReplicaModifications Enabled."""
+"""Edits on replicas: they stay there, or are replicated back where both sides have ReplicaModifications Enabled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def in_step(world: World, *buckets: str, key: str = "k") -> None:
-    """The same versions, with the same metadata, on record and to be seen."""
+    """Check that both sides have the same versions with the same metadata, on record and on the views."""
     a, *others = buckets or (SOURCE, DESTINATION)
     for b in others:
         assert world.ids(a) == world.ids(b)
@@ -52,7 +52,7 @@ def in_step(world: World, *buckets: str, key: str = "k") -> None:
 def test_without_it_an_edit_on_a_replica_stays_there(
     tmp_path: Path, there: bool | None, back: bool | None, sharing: str
 ) -> None:
-    """s3-semantics 2.2: by default source to replica only; one side alone is not enough."""
+    """s3-semantics 2.2: by default only from source to replica; one side alone is not enough."""
     with World(tmp_path, replicate=there is None) as world:
         if sharing != "auto":
             world.set_sharing(west=sharing)
@@ -70,7 +70,7 @@ def test_without_it_an_edit_on_a_replica_stays_there(
         assert (world.statuses(), world.statuses(DESTINATION)) == ({COMPLETED}, {REPLICA})
         assert len(world.of("k", DESTINATION)) == 1
         world.stays_quiet()
-        # the source's next edit is later, and holds: of its group, and of no other
+        # the source's next edit is later, and wins: for its group, and no other
         world.run("tag.set", bucket=SOURCE, key=b"k", tags={"here": "2"})
         world.settle()
         replica = world.current("k", DESTINATION)
@@ -87,7 +87,7 @@ def test_without_it_an_edit_on_a_replica_stays_there(
 
 
 def test_an_edit_on_a_replica_goes_back(world: World) -> None:
-    """s3-semantics 2.2: only metadata, never data, never a version; and then the site is quiet."""
+    """s3-semantics 2.2: only metadata, never data, never a version; then nothing changes any more."""
     before, inode = world.ids(SOURCE), world.path("k").stat().st_ino
     world.path("k", DESTINATION).chmod(0o600)
     world.settle()
@@ -112,7 +112,7 @@ def test_an_edit_on_a_replica_goes_back(world: World) -> None:
     world.stays_quiet()
 
 
-def test_a_replica_says_pending_while_its_edit_is_in_flight(world: World) -> None:
+def test_a_replica_is_pending_while_its_edit_is_sent(world: World) -> None:
     """s3-semantics 3.1: PENDING, on record, on the view and in the numbers; then REPLICA again."""
     world.away("east")
     world.path("k", DESTINATION).chmod(0o600)
@@ -139,7 +139,7 @@ def test_a_replica_says_pending_while_its_edit_is_in_flight(world: World) -> Non
     ],
 )
 def test_an_edit_that_failed(world: World, lacks: str, reason: str) -> None:
-    """s3-semantics 2.2, 3.1: FAILED with the reason, and REPLICA again once a retry, or another edit, got through."""
+    """s3-semantics 2.2, 3.1: FAILED with the reason, and REPLICA again once a retry, or another edit, succeeded."""
     role = world.settings.roles / "courier-west-dst.json"
     text = role.read_text()
     role.write_text(text.replace(f'"{lacks}"', '"s3:None"'))
@@ -170,7 +170,7 @@ def test_an_edit_that_failed(world: World, lacks: str, reason: str) -> None:
 
 
 def test_an_original_that_is_gone(world: World) -> None:
-    """s3-semantics 3.3: DstVersionNotFound, and the original does not come back by it."""
+    """s3-semantics 3.3: DstVersionNotFound, and the original does not come back."""
     world.remove("k", SOURCE, world.current("k").id)
     world.path("k", DESTINATION).chmod(0o600)
     world.settle()
@@ -182,7 +182,8 @@ def test_an_original_that_is_gone(world: World) -> None:
 
 @pytest.mark.parametrize("first", [SOURCE, DESTINATION])
 def test_edits_on_both_sides_at_once(world: World, first: str) -> None:
-    """s3-semantics 2.2: the later edit of a group holds, the same on both sides; of different groups, both."""
+    """s3-semantics 2.2: the later edit of a group wins, the same on both sides; edits of different groups are both
+    kept."""
     second = DESTINATION if first == SOURCE else SOURCE
     world.path("k", first).chmod(0o600)
     os.setxattr(world.path("k", first), "user.first", b"1")
@@ -199,7 +200,7 @@ def test_edits_on_both_sides_at_once(world: World, first: str) -> None:
 
 
 def test_an_edit_that_is_not_recorded_yet_is_not_overwritten(world: World) -> None:
-    """s3-semantics 2.2: what a user just did to a view is an edit of its own, and the later one."""
+    """s3-semantics 2.2: a user's unrecorded change of a view is an edit of its own, and the later one."""
     world.path("k").chmod(0o600)
     world.capture(SOURCE)
     world.path("k", DESTINATION).chmod(0o606)
@@ -214,7 +215,7 @@ def test_an_edit_that_is_not_recorded_yet_is_not_overwritten(world: World) -> No
 
 
 def test_noncurrent_versions_and_edits_without_a_daemon(world: World) -> None:
-    """s3-semantics 2.2, G6: tags of an old version, and what was done to replicas while the daemon was down."""
+    """s3-semantics 2.2, G6: tags of an old version, and changes of replicas while the daemon was down."""
     old = world.current("k")
     world.write("k", b"newer")
     world.settle()
@@ -233,8 +234,8 @@ def test_noncurrent_versions_and_edits_without_a_daemon(world: World) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_an_edit_while_the_original_is_away_since_our_start(tmp_path: Path, there: bool) -> None:
-    """G11, 2.2: what the other side says of edits is what it said last, after a restart as before it."""
+def test_an_edit_while_the_original_is_away_since_the_start(tmp_path: Path, there: bool) -> None:
+    """G11, 2.2: the other side's rules on edits are the last known ones, after a restart as before it."""
     with World(tmp_path, replicate=False) as world:
         two_way(world, there=there)
         world.write("k", b"data")
@@ -251,7 +252,7 @@ def test_an_edit_while_the_original_is_away_since_our_start(tmp_path: Path, ther
 
 
 def test_versions_made_on_either_side(world: World) -> None:
-    """s3-semantics 2.2: what is a replica here is the original there; edits of both travel both ways."""
+    """s3-semantics 2.2: a replica here is the original there; edits of both are replicated both ways."""
     world.write("theirs", b"data", DESTINATION)
     world.settle()
     assert world.current("theirs").status is REPLICA
@@ -267,7 +268,7 @@ def test_versions_made_on_either_side(world: World) -> None:
 
 
 def test_the_rules_that_count_are_those_of_its_key_and_tags(tmp_path: Path) -> None:
-    """s3-semantics 1.3: the winner among the rules to that bucket says it for an object; one that is off does not."""
+    """s3-semantics 1.3: for an object, the winner among the rules to that bucket decides; a disabled rule does not."""
     with World(tmp_path, replicate=False) as world:
         world.configure(
             rule(DESTINATION, sync=True),
@@ -291,7 +292,7 @@ def test_the_rules_that_count_are_those_of_its_key_and_tags(tmp_path: Path) -> N
 
 
 def test_an_original_hands_an_edit_on_to_its_other_replicas(tmp_path: Path) -> None:
-    """G5, s3-semantics 2.2: replicas have their original's metadata, and nobody relays anything else."""
+    """G5, s3-semantics 2.2: replicas have their original's metadata, and no other bucket relays anything."""
     with World(tmp_path, replicate=False, buckets=(SOURCE, DESTINATION, FAR)) as world:
         world.configure(rule(DESTINATION, sync=True), rule(FAR, sync=False, priority=2), source=SOURCE)
         world.configure(rule(SOURCE, sync=True), rule(FAR, sync=True, priority=2), source=DESTINATION)
@@ -310,7 +311,7 @@ def test_an_original_hands_an_edit_on_to_its_other_replicas(tmp_path: Path) -> N
 
 
 def test_owner_override_is_respected_on_the_way_back(tmp_path: Path) -> None:
-    """s3-semantics 1.5: the replica's owner and ACL are its own affair, in both directions."""
+    """s3-semantics 1.5: the replica's owner and ACL are its own, in both directions."""
     if os.geteuid() != 0:
         pytest.skip("gives files away")
     with World(tmp_path, replicate=False) as world:

@@ -1,4 +1,4 @@
-"""Roles with RunAs: the files' own permissions bind, and what they refuse has S3's reason."""
+"""Roles with RunAs: the files' own permissions apply, and a refusal has S3's reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NONE = 0xFFFFFFFF
 
 
 def run_as(world: World, uid: int | None, gid: int = GROUP) -> None:
-    """Have the generated role work as somebody; None: as the daemon."""
+    """Let the generated role work as a user; None: as the daemon."""
     path = next(world.settings.roles.glob("*.json"))
     role = json.loads(path.read_text())
     role.pop("RunAs", None)
@@ -35,7 +35,7 @@ def run_as(world: World, uid: int | None, gid: int = GROUP) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A world in which that user may do everything: the destination is his."""
+    """A world in which that user has every right: the destination is theirs."""
     for above in (tmp_path, *tmp_path.parents):
         if above == Path("/tmp"):
             break
@@ -56,11 +56,11 @@ def acl(*entries: tuple[int, int, int]) -> bytes:
 
 
 def test_the_users_rights_suffice_and_the_owner_stays(world: World) -> None:
-    """G5: what he may read arrives with the source's owner and mode, not his."""
+    """G5: a file that the user may read arrives with the source's owner and mode, not the user's."""
     world.write("d/k", b"data")
     os.chown(world.path("d/k"), 1234, 4321)
     os.chmod(world.path("d"), 0o755)
-    os.chown(world.path("d"), USER, GROUP)  # the replica's directory is like it: his to write in, later too
+    os.chown(world.path("d"), USER, GROUP)  # the replica's directory is the user's own too
     world.settle()
     assert outcome(world, "d/k") == (Status.COMPLETED, "")
     found = world.path("d/k", DESTINATION).stat()
@@ -96,8 +96,8 @@ def _kept_out_by_acl(world: World) -> None:
 @pytest.mark.parametrize(
     "shut", [_private, _of_a_group, _shut_directory, _shut_bucket, _kept_out_by_acl], ids=lambda f: f.__name__[1:]
 )
-def test_what_he_may_not_read_does_not_travel(world: World, shut: Callable[[World], None]) -> None:
-    """s3-semantics 6.3: EACCES on reading is SrcGetObjectNotPermitted; nothing of it is in the destination."""
+def test_a_file_that_the_user_may_not_read_is_not_sent(world: World, shut: Callable[[World], None]) -> None:
+    """s3-semantics 6.3: EACCES on reading is SrcGetObjectNotPermitted; nothing of the file is in the destination."""
     world.write("d/k", b"data")
     shut(world)
     world.settle()
@@ -117,8 +117,8 @@ def _let_in_by_acl(world: World) -> None:
 
 
 @pytest.mark.parametrize("let_in", [_group_of_his, _let_in_by_acl], ids=lambda f: f.__name__[1:])
-def test_what_he_may_read_by_group_or_acl(world: World, let_in: Callable[[World], None]) -> None:
-    """s3-semantics 6.3: groups and ACLs count as they do for any program of his."""
+def test_groups_and_acls_of_the_user_count(world: World, let_in: Callable[[World], None]) -> None:
+    """s3-semantics 6.3: as they do for any program of that user."""
     world.write("d/k", b"data")
     let_in(world)
     world.settle()
@@ -152,7 +152,7 @@ def _read_only_for_him(world: World) -> None:
 
 
 @pytest.mark.parametrize("shut", [_not_his, _read_only_for_him], ids=lambda f: f.__name__[1:])
-def test_where_he_may_not_write_nothing_changes(world: World, shut: Callable[[World], None]) -> None:
+def test_where_the_user_may_not_write_nothing_changes(world: World, shut: Callable[[World], None]) -> None:
     """s3-semantics 6.3: EACCES on writing is DstPutObjectNotPermitted, on removing DstDelObjNotPermitted."""
     world.write("there", b"1")
     world.settle()
@@ -170,8 +170,9 @@ def test_where_he_may_not_write_nothing_changes(world: World, shut: Callable[[Wo
     assert world.tree(DESTINATION) == {"there": b"1"}
 
 
-def test_a_sticky_directory_protects_what_is_not_his(world: World) -> None:
-    """inode(7): in a directory like /tmp only the file's owner, and the directory's, may replace or remove it."""
+def test_a_sticky_directory_protects_files_of_other_users(world: World) -> None:
+    """inode(7): in a directory like /tmp only the owner of the file or of the directory may replace or remove the
+    file."""
     os.chown(world.path(bucket=DESTINATION), 0, 0)
     world.path(bucket=DESTINATION).chmod(0o1777)
     world.write("k", b"1")
@@ -187,8 +188,8 @@ def test_a_sticky_directory_protects_what_is_not_his(world: World) -> None:
     assert outcome(world, "k") == (Status.COMPLETED, "")
 
 
-def test_the_policy_is_asked_first(world: World) -> None:
-    """s3-semantics 6.3: two gates, our policy before the kernel."""
+def test_the_policy_is_checked_first(world: World) -> None:
+    """s3-semantics 6.3: two checks, fsrepl's policy before the kernel's."""
     path = next(world.settings.roles.glob("*.json"))
     path.write_text(path.read_text().replace("s3:ReplicateObject", "s3:ListBucket"))
     world.write("k", b"1")
@@ -197,8 +198,8 @@ def test_the_policy_is_asked_first(world: World) -> None:
     assert outcome(world, "k") == (Status.FAILED, "DstPutObjectNotPermitted")
 
 
-def test_root_is_bound_by_nothing(world: World) -> None:
-    """RunAs root is what the daemon is."""
+def test_run_as_root_has_the_daemons_rights(world: World) -> None:
+    """A daemon of root is such a process itself."""
     run_as(world, 0, 0)
     world.write("k", b"1")
     os.chmod(world.path("k"), 0)
@@ -206,8 +207,8 @@ def test_root_is_bound_by_nothing(world: World) -> None:
     assert outcome(world, "k") == (Status.COMPLETED, "")
 
 
-def test_a_role_file_of_somebody_else_is_not_believed(world: World) -> None:
-    """G1: who is not root cannot write down as whom root shall work, or what it may read."""
+def test_a_role_file_that_another_user_owns_is_refused(world: World) -> None:
+    """G1: a user who is not root cannot choose as whom root works, or what root reads."""
     world.write("before", b"1")
     world.settle()
     os.chown(next(world.settings.roles.glob("*.json")), USER, GROUP)
@@ -216,7 +217,7 @@ def test_a_role_file_of_somebody_else_is_not_believed(world: World) -> None:
     assert outcome(world, "k") == (Status.FAILED, "AssumeRoleNotPermitted")
 
 
-def test_only_this_thread_acts_as_somebody_else(tmp_path: Path) -> None:
+def test_only_this_thread_acts_as_the_user(tmp_path: Path) -> None:
     """setfsuid(2), nptl(7): other threads keep their rights meanwhile, and this one has its own again afterwards."""
     fs = Fs()
     tmp_path.chmod(0o700)

@@ -1,4 +1,4 @@
-"""What becomes of a delivery, and what is shown of it: s3-semantics, 1.5, 3.1, 3.2 and 3.3, row by row."""
+"""The outcomes of deliveries, and their status: s3-semantics, 1.5, 3.1, 3.2 and 3.3, row by row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def outcome(world: World, key: str = "k", bucket: str = SOURCE) -> dict[str, tuple[Status, str]]:
-    """Destination to status and reason, of a key's current version; the same in the record and in `why`."""
+    """Status and reason by destination, of a key's current version; the same in the record and in `why`."""
     version = world.current(key, bucket)
     said = why.why(world.engine.site, at(bucket, key.encode()), None, {"running": False})
     told = {d["Destination"]: (d["Status"], d["Reason"]) for d in said.document["Deliveries"]}
@@ -63,7 +63,7 @@ def outcome(world: World, key: str = "k", bucket: str = SOURCE) -> dict[str, tup
 def test_the_shown_status_is_computed_from_those_per_destination(
     origin: Origin, deliveries: list[Status], shown: Status | None
 ) -> None:
-    """3.1: FAILED before PENDING before COMPLETED; a replica that owes nothing any more is a REPLICA."""
+    """3.1: FAILED before PENDING before COMPLETED; a replica without open deliveries is a REPLICA."""
     assert shown_status(origin, {str(i): DeliveryRecord("r", status) for i, status in enumerate(deliveries)}) == shown
 
 
@@ -76,7 +76,7 @@ def test_complete_is_read_as_completed() -> None:
 
 
 def test_one_destination_is_done_while_another_is_away(world: World) -> None:
-    """3.1, several destinations; 3.2, first row: it comes by itself."""
+    """3.1, several destinations; 3.2, first row: the other is delivered later by itself."""
     world.configure(v2("", 1), v2("", 2, to=FAR))
     world.away("north")
     world.write("k", b"data")
@@ -90,7 +90,7 @@ def test_one_destination_is_done_while_another_is_away(world: World) -> None:
 
 
 def test_one_that_failed_and_one_that_waits_show_failed(world: World) -> None:
-    """3.1: FAILED comes first, and goes once it is tried again."""
+    """3.1: FAILED comes first, and ends once it is tried again."""
     world.configure(v2("", 1), v2("", 2, to=FAR))
     world.away("north")
     world.run("versioning.set", bucket=DESTINATION, status="Suspended")
@@ -166,7 +166,7 @@ def _document_unreadable(world: World) -> Callable[[], None]:
 def test_an_outage_keeps_it_pending(
     world: World, outage: Callable[[World], Callable[[], None]], restarted: bool
 ) -> None:
-    """3.2, first row; G7, G8: no attempt limit, and it resumes by itself; versions and markers alike."""
+    """3.2, first row; G7, G8: no limit of attempts, and deliveries resume by themselves; versions and markers alike."""
     world.configure(v1())
     world.write("gone", b"gone")
     world.settle()
@@ -188,7 +188,7 @@ def test_an_outage_keeps_it_pending(
 
 @pytest.mark.parametrize("number", ["EIO", "ENOSPC", "EDQUOT", "EROFS", "ESTALE", "ETIMEDOUT", "EBUSY", "EMFILE"])
 def test_a_passing_fault_keeps_it_pending(world: World, number: str) -> None:
-    """3.2, first row: whatever call of the filesystem it is that fails."""
+    """3.2, first row: whichever call of the filesystem fails."""
     world.configure(v1())
     world.away("west")
     world.write("k", b"data")
@@ -205,7 +205,7 @@ def test_a_passing_fault_keeps_it_pending(world: World, number: str) -> None:
     assert world.tree(DESTINATION) == {"k": b"data"}
 
 
-# -- 3.2 and 1.5: failed for good
+# -- 3.2 and 1.5: permanent failures
 
 
 def _bucket_folder_gone(world: World) -> Callable[[], None]:
@@ -293,7 +293,7 @@ FAULTS = {
 
 
 def _pending_at(world: World, key: str = "k") -> None:
-    """A version whose rule chose it, and which is not there yet."""
+    """A version that a rule chose, and that has not arrived yet."""
     world.configure({**v1(), "ID": "one"})
     world.away("west")
     world.write(key, b"data")
@@ -303,10 +303,10 @@ def _pending_at(world: World, key: str = "k") -> None:
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS.items(), ids=[f.__name__.strip("_") for f in FAULTS])
-def test_a_fault_that_a_person_must_mend_fails_it_until_it_is_retried(
+def test_a_fault_that_a_person_must_fix_fails_the_delivery_until_a_retry(
     world: World, fault: Callable[[World], Callable[[], None]], reason: str
 ) -> None:
-    """Section 0, 8; 1.5; 3.2; G11: mended, restarted, the journal lost: FAILED until `retry`."""
+    """Section 0, 8; 1.5; 3.2; G11: with the cause fixed, after a restart, without the journal: FAILED until `retry`."""
     _pending_at(world)
     mend = fault(world)
     world.settle()
@@ -326,10 +326,10 @@ def test_a_fault_that_a_person_must_mend_fails_it_until_it_is_retried(
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS.items(), ids=[f.__name__.strip("_") for f in FAULTS])
-def test_a_new_version_goes_its_own_way(
+def test_a_new_version_is_delivered_while_the_former_stays_failed(
     world: World, fault: Callable[[World], Callable[[], None]], reason: str
 ) -> None:
-    """3.2: upload again; the one that failed stays so."""
+    """3.2: upload again; the former version's delivery stays FAILED."""
     _pending_at(world)
     mend = fault(world)
     world.settle()
@@ -350,7 +350,7 @@ def test_a_new_version_goes_its_own_way(
 def test_nothing_stays_pending_for_a_rule_that_is_gone(
     world: World, fault: Callable[[World], Callable[[], None]], restarted: bool
 ) -> None:
-    """1.5: nothing gets stuck, not even while its destination is away."""
+    """1.5: no delivery is stuck, not even while its destination is away."""
     _pending_at(world)
     world.away("west")
     world.settle()
@@ -362,7 +362,7 @@ def test_nothing_stays_pending_for_a_rule_that_is_gone(
 
 
 def test_a_retry_without_a_rule_fails_at_once(world: World) -> None:
-    """1.5: not even a person's asking makes it wait for a destination that is away."""
+    """1.5: even a requested retry does not wait for a destination that is away."""
     _pending_at(world)
     _suspended(world)
     world.settle()
@@ -390,7 +390,7 @@ def test_a_destination_that_left_the_site_is_not_found(world: World) -> None:
 
 
 def test_a_source_version_removed_before_it_is_copied_leaves_nothing(world: World) -> None:
-    """3.2: nothing is left to show a status on, and nothing is pending."""
+    """3.2: no version is left to have a status, and nothing is pending."""
     world.configure(v1())
     world.away("west")
     world.write("k", b"one")
@@ -445,10 +445,10 @@ def test_a_large_object_s_reason_is_its_own(world: World) -> None:
     ],
     ids=["disabled", "removed", "suspended", "refused", "gone"],
 )
-def test_what_is_no_longer_to_be_sent_is_not_published(
+def test_a_delivery_that_was_called_off_during_the_copy_is_not_published(
     world: World, monkeypatch: pytest.MonkeyPatch, act: Callable[[World], object], reason: str
 ) -> None:
-    """1.5, 3.2, section 0, 8: a copy takes hours; what was decided meanwhile holds, and FAILED stays so."""
+    """1.5, 3.2, section 0, 8: a copy takes hours; a decision made meanwhile applies, and FAILED stays so."""
     world.configure(v1())
     lane: list[tuple[Callable[[], object], Callable[[object], None]]] = []
     with world.path("k").open("wb") as file:
@@ -469,8 +469,9 @@ def test_what_is_no_longer_to_be_sent_is_not_published(
     assert world.leftovers(DESTINATION) == []
 
 
-def test_why_tells_what_there_is_where_there_is_no_version(world: World) -> None:
-    """Section 2: a file that is not captured yet, and what never is an object, are more than "there is no such key"."""
+def test_why_explains_files_without_a_version(world: World) -> None:
+    """Section 2: for a file that is not captured yet, or that never is an object, the answer is more than "there is no
+    such key"."""
 
     def said(key: str) -> str:
         with pytest.raises(Refused) as refused:
@@ -489,7 +490,8 @@ def test_why_tells_what_there_is_where_there_is_no_version(world: World) -> None
 
 
 def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
-    """3.2: to try again is for what can be mended; a rule that is gone, or a version removed for good, cannot."""
+    """3.2: a retry helps where the cause can be fixed; not for a rule that is gone, or a version that is permanently
+    removed."""
 
     def next_() -> str:
         (told,) = why.why(world.engine.site, at(SOURCE, b"k"), None, {"running": False}).document["Deliveries"]
@@ -516,8 +518,8 @@ def test_why_knows_when_a_retry_is_of_no_use(world: World) -> None:
     assert next_() == "this version is never sent there again"
 
 
-def test_a_copy_that_nobody_wants_is_stopped(world: World) -> None:
-    """1.5: its rule is disabled under way, and it does not go on for hours; others do."""
+def test_a_copy_whose_rule_is_disabled_is_stopped(world: World) -> None:
+    """1.5: it does not continue for hours; other copies do."""
     world.configure(v1("k"))
     world.write("k", b"data")
     world.capture(SOURCE)
@@ -537,8 +539,8 @@ def _denying(role: Json, action: str, resource: str) -> Json:
     return role
 
 
-def test_one_failure_holds_up_nobody(world: World) -> None:
-    """3.2: other keys, other destinations, and later ones go on."""
+def test_one_failure_delays_no_other_delivery(world: World) -> None:
+    """3.2: other keys, other destinations, and later ones continue."""
     world.configure(v2("", 1, markers=True), v2("", 2, to=FAR, markers=True))
     _edited(world, lambda text: json.dumps(_denying(json.loads(text), "s3:ReplicateObject", "west::dst/secret/*")))
     for key in ("a", "secret/b", "z"):
@@ -549,8 +551,8 @@ def test_one_failure_holds_up_nobody(world: World) -> None:
     assert outcome(world, "secret/b") == {DESTINATION: (FAILED, "DstPutObjectNotPermitted"), FAR: (COMPLETED, "")}
 
 
-def test_retry_tries_what_it_is_told_alone(world: World) -> None:
-    """design.md, 5: a key, a folder, a bucket, everything; what is still broken fails again."""
+def test_retry_tries_only_what_was_asked_for(world: World) -> None:
+    """design.md, 5: a key, a folder, a bucket, everything; a delivery whose cause remains fails again."""
     _pending_at(world, "d/a")
     world.away("west")
     for key in ("d/b", "c", "da"):

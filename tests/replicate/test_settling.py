@@ -1,4 +1,4 @@
-"""What became of deliveries, written down at the source: one record that cannot take it holds up no other."""
+"""Outcomes of deliveries are recorded at the source: one record that cannot be written delays no other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StubbornFs(UnsyncedFs):
 
 
 def _captured(world: World) -> None:
-    """Three versions wait for a destination that is away."""
+    """Three versions that wait for a destination that is away."""
     world.away("west")
     for key in KEYS:
         world.write(key, key.encode())
@@ -40,8 +40,8 @@ def _statuses(world: World) -> dict[str, Status | None]:
     return {key: world.current(key).status for key in KEYS}
 
 
-def test_a_record_that_cannot_be_written_holds_up_no_other(tmp_path: Path) -> None:
-    """G7: the others are COMPLETED, and so is this one as soon as it can be."""
+def test_a_record_that_cannot_be_written_delays_no_other(tmp_path: Path) -> None:
+    """G7: the others are COMPLETED, and this one as soon as possible."""
     fs = StubbornFs()
     with World(tmp_path, fs=fs) as world:
         _captured(world)
@@ -55,8 +55,8 @@ def test_a_record_that_cannot_be_written_holds_up_no_other(tmp_path: Path) -> No
         assert set(_statuses(world).values()) == {"COMPLETED"}
 
 
-def test_a_record_that_cannot_be_read_holds_up_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """G7, G11: the others are COMPLETED, and so is this one once its record is rebuilt; it never FAILED."""
+def test_a_record_that_cannot_be_read_delays_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """G7, G11: the others are COMPLETED, and this one once its record is rebuilt; it is never FAILED."""
     with World(tmp_path) as world:
         _captured(world)
         damaged = next(world.path(".fsrepl/versions").glob("b;*"))
@@ -73,8 +73,8 @@ def test_a_record_that_cannot_be_read_holds_up_no_other(tmp_path: Path, caplog: 
 
 
 @pytest.mark.parametrize("kind", ["directory", "marker"])
-def test_a_view_that_may_be_shown_at_last_leaves_no_intent(tmp_path: Path, kind: str) -> None:
-    """G7: what was written down for a view that had to wait goes when a later version takes care of it."""
+def test_an_intent_of_a_waiting_view_goes_with_a_later_version(tmp_path: Path, kind: str) -> None:
+    """G7: the intent of a view that had to wait is removed when a later version replaces the view."""
     with World(tmp_path) as world:
         obstacle = world.path("k", DESTINATION)
         obstacle.mkdir()
@@ -93,8 +93,8 @@ def test_a_view_that_may_be_shown_at_last_leaves_no_intent(tmp_path: Path, kind:
         assert world.ids(DESTINATION)[b"k"] == world.ids(SOURCE)[b"k"]
 
 
-def test_a_view_is_behind_until_it_is_marked() -> None:
-    """Section 6: what is being marked counts as not told yet, for who waits for it from another thread."""
+def test_a_view_is_behind_until_it_is_labelled() -> None:
+    """Section 6: for a caller that waits in another thread, a label that is being set counts as not set yet."""
     labels = LabelQueue()
     version = Version(b"k", "01K0000000000000000000000A", 1)
     names = (b"", b"k", b"other")

@@ -1,4 +1,4 @@
-"""Who is told what, and when: failures where metrics are on, lateness where Replication Time Control is."""
+"""Which events are made, and when: failures where metrics are on, lateness where Replication Time Control is."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Timed]:
         yield found
 
 
-def test_a_failure_is_told_where_metrics_are_on(timed: Timed) -> None:
-    """3.4: OperationFailedReplication needs metrics, not RTC; with S3's reason, and in full."""
+def test_a_failure_makes_an_event_where_metrics_are_on(timed: Timed) -> None:
+    """3.4: OperationFailedReplication needs metrics, not RTC; with S3's reason, and all fields."""
     timed.configure(METRICS)
     timed.break_role()
     timed.world.write("a b", b"data")
@@ -47,7 +47,7 @@ def test_a_failure_is_told_where_metrics_are_on(timed: Timed) -> None:
     }
 
 
-def test_a_failure_is_not_told_where_metrics_are_off(timed: Timed) -> None:
+def test_a_failure_makes_no_event_where_metrics_are_off(timed: Timed) -> None:
     """3.4: without metrics there is no event, only the status and the log line."""
     timed.configure({})
     timed.break_role()
@@ -57,8 +57,8 @@ def test_a_failure_is_not_told_where_metrics_are_off(timed: Timed) -> None:
     assert timed.events() == []
 
 
-def test_a_retry_that_fails_is_news(timed: Timed) -> None:
-    """3.4: each operation that fails is told once: after a retry it was asked for anew."""
+def test_a_retry_that_fails_makes_another_event(timed: Timed) -> None:
+    """3.4: each operation that fails makes one event: a retry is a new operation."""
     timed.configure(METRICS)
     timed.break_role()
     timed.world.write("a", b"data")
@@ -73,8 +73,9 @@ def test_a_retry_that_fails_is_news(timed: Timed) -> None:
     assert timed.events()[1]["replicationEventData"]["requestTime"] == "2027-01-15T08:01:00.000Z"
 
 
-def test_lateness_is_told_once_and_its_end(timed: Timed) -> None:
-    """3.4, G11: missed after 15 minutes and not before, once whatever is restarted or lost; then that it came late."""
+def test_lateness_and_its_end_make_one_event_each(timed: Timed) -> None:
+    """3.4, G11: missed after 15 minutes and not before, once, whatever is restarted or lost; then an event that it was
+    replicated after the threshold."""
     timed.configure(TIMED)
     timed.world.away("west")
     timed.world.write("a", b"data")
@@ -101,8 +102,8 @@ def test_lateness_is_told_once_and_its_end(timed: Timed) -> None:
     assert (told["requestTime"], told["replicationTime"]) == ("2027-01-15T08:00:00.000Z", "2027-01-15T09:15:00.000Z")
 
 
-def test_lateness_that_nobody_looked_at_in_time(timed: Timed) -> None:
-    """3.4: what came late missed its threshold, even where its end was seen before the threshold was looked at."""
+def test_lateness_is_an_event_even_if_checked_too_late(timed: Timed) -> None:
+    """3.4: a late delivery missed its threshold, even where its end was seen before the threshold was checked."""
     timed.configure(TIMED)
     timed.world.away("west")
     timed.world.write("a", b"data")
@@ -114,7 +115,7 @@ def test_lateness_that_nobody_looked_at_in_time(timed: Timed) -> None:
 
 
 @pytest.mark.parametrize("destination", [{}, METRICS], ids=["off", "metrics"])
-def test_without_rtc_nobody_is_late(timed: Timed, destination: dict[str, object]) -> None:
+def test_without_rtc_nothing_is_late(timed: Timed, destination: dict[str, object]) -> None:
     """3.4: the thresholds need RTC."""
     timed.configure(destination)
     timed.world.away("west")
@@ -168,7 +169,7 @@ def test_every_version_and_in_time_ones_not(timed: Timed) -> None:
 
 
 def test_an_edit_is_late_from_its_own_time_on(timed: Timed) -> None:
-    """3.5: a tag set on an old version is an operation of that moment, told as what it is."""
+    """3.5: a tag set on an old version is an operation of that moment, and the event names it as such."""
     timed.configure(TIMED)
     timed.world.write("a", b"data")
     timed.settle()
@@ -190,7 +191,7 @@ def test_an_edit_is_late_from_its_own_time_on(timed: Timed) -> None:
 @pytest.mark.parametrize("restart", [False, True], ids=["", "restart"])
 @pytest.mark.parametrize("others", [False, True], ids=["key-gone", "version-gone"])
 def test_a_version_removed_before_it_was_copied(timed: Timed, others: bool, restart: bool) -> None:
-    """3.2: FAILED, with nothing left to show it on: the event alone says so, once, and nothing waits any longer."""
+    """3.2: FAILED without a version that has a status: only the event says so, once, and nothing waits any longer."""
     timed.configure(METRICS)
     timed.world.away("west")
     timed.world.write("a", b"one")
@@ -217,7 +218,7 @@ def test_a_version_removed_before_it_was_copied(timed: Timed, others: bool, rest
 
 
 def test_metrics_switched_off_under_way(timed: Timed) -> None:
-    """3.4: what is pending then is told to be no longer tracked, once, and nothing more of it."""
+    """3.4: for pending deliveries one event says that they are no longer tracked, and none follows."""
     timed.configure(TIMED)
     timed.world.away("west")
     timed.world.write("a", b"data")
@@ -236,7 +237,7 @@ def test_metrics_switched_off_under_way(timed: Timed) -> None:
 
 
 def test_rtc_switched_off_under_way(timed: Timed) -> None:
-    """3.4: with metrics alone failures are told, and lateness is not."""
+    """3.4: with metrics alone there are events for failures, and none for lateness."""
     timed.configure(TIMED)
     timed.world.away("west")
     timed.world.write("a", b"data")
@@ -248,7 +249,7 @@ def test_rtc_switched_off_under_way(timed: Timed) -> None:
 
 
 def test_a_rule_removed_under_way(timed: Timed) -> None:
-    """3.2, 3.4: the delivery fails for good, and that is told as the rule said when the version was made."""
+    """3.2, 3.4: the delivery fails permanently, with the events that the rule asked for when the version was made."""
     timed.configure(METRICS)
     timed.world.away("west")
     timed.world.write("a", b"data")
@@ -261,7 +262,7 @@ def test_a_rule_removed_under_way(timed: Timed) -> None:
 
 
 def test_events_that_cannot_be_written(timed: Timed, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing of replication waits for the events; lateness is told when they can be written again."""
+    """Replication does not wait for the events; lateness makes its event when they can be written again."""
     timed.configure(TIMED)
     timed.break_role()
     (Path(timed.world.engine.site.state) / "events.jsonl").mkdir()
@@ -279,7 +280,8 @@ def test_events_that_cannot_be_written(timed: Timed, capsys: pytest.CaptureFixtu
 
 
 def test_a_record_that_cannot_be_read(timed: Timed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """3.4: what fails since its record is damaged for good is told like any other failure, once, and counted."""
+    """3.4: a failure because of a permanently damaged record makes an event like any other failure, once, and is
+    counted."""
     monkeypatch.setattr(repair, "repair", lambda *_: False)
     timed.configure(METRICS)
     timed.world.away("west")
@@ -319,7 +321,7 @@ def _come_late(timed: Timed) -> None:
 def test_a_power_cut_loses_no_event_and_doubles_none(
     memory: Path, monkeypatch: pytest.MonkeyPatch, act: Act, expected: set[str], without_journal: bool
 ) -> None:
-    """G7, 3.4: cut at any change, what the record says in the end was told, and each of it once."""
+    """G7, 3.4: cut at any change, there is one event for each final result on record."""
     for calls in itertools.count():
         with timed_world(memory / str(calls), monkeypatch) as timed:
             timed.configure(TIMED)
@@ -337,7 +339,7 @@ def test_a_power_cut_loses_no_event_and_doubles_none(
 
 
 def test_a_power_cut_while_a_version_is_removed(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G7, 3.2: once the version is gone it was told, at the latest when its destination is back; and told once."""
+    """G7, 3.2: once the version is removed there is one event, at the latest when its destination is back."""
     for calls in itertools.count():
         with timed_world(memory / str(calls), monkeypatch) as timed:
             timed.configure(METRICS)

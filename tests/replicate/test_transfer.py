@@ -1,4 +1,4 @@
-"""Content on its way to a destination of any kind: it arrives whole and verified, or nothing of it is staged."""
+"""Content on its way to a destination of any kind: it arrives complete and verified, or nothing of it is staged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.world import SOURCE, World
 
 @dataclass
 class Memory:
-    """A destination without a filesystem. bits: what its storage does to content."""
+    """A destination without a filesystem. bits: a function that changes content as a faulty storage does."""
 
     address: str = "cloud/archive"
     bits: Callable[[bytes], bytes] = bytes
@@ -130,7 +130,7 @@ def test_a_marker_is_staged_without_content(world: World) -> None:
 
 
 def test_a_copy_that_went_wrong_is_never_staged(world: World) -> None:
-    """G3: what the destination made of it is read back; it is made again."""
+    """G3: the destination's copy is read back, and made again."""
     world.write("k", b"data")
     world.settle()
     memory = Memory(bits=lambda data: bytes(255 - byte for byte in data))
@@ -140,7 +140,7 @@ def test_a_copy_that_went_wrong_is_never_staged(world: World) -> None:
 
 
 def test_a_damaged_version_is_told_from_a_copy_that_went_wrong(world: World) -> None:
-    """G3: it is not tried for ever."""
+    """G3: a damaged version is not tried for ever."""
     world.write("k", b"data")
     world.settle()
     with stored(world, "k").open("r+b") as file:
@@ -151,7 +151,7 @@ def test_a_damaged_version_is_told_from_a_copy_that_went_wrong(world: World) -> 
     assert (memory.staged, memory.drafts) == ({}, [])
 
 
-def test_a_copy_that_nobody_wants_any_more_stops(world: World) -> None:
+def test_a_copy_that_was_called_off_stops(world: World) -> None:
     """Section 7: as when the daemon ends; nothing of it stays, in a tree neither."""
     world.write("k", b"data" * 100)
     world.settle()

@@ -1,4 +1,4 @@
-"""Buckets that replicate to each other: the same versions everywhere, in the same order, and then nothing more."""
+"""Buckets that replicate to each other: the same versions everywhere, in the same order, and then no further change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_each_sides_versions_are_replicas_on_the_other(world: World) -> None:
-    """s3-semantics 0.4, 2.2: a user's versions and deletions travel from either side, a replica never goes back."""
+    """s3-semantics 0.4, 2.2: a user's versions and deletions are replicated from either side, a replica never goes
+    back."""
     world.write("a", b"from east")
     world.write("b", b"from west", DESTINATION)
     world.settle()
@@ -72,7 +73,7 @@ def test_each_sides_versions_are_replicas_on_the_other(world: World) -> None:
 
 @pytest.mark.parametrize("first", [SOURCE, DESTINATION])
 def test_written_on_both_sides_at_once(world: World, first: str) -> None:
-    """s3-semantics 2.2: both versions end up in both, the one created later is current, nothing is merged or lost."""
+    """s3-semantics 2.2: both versions arrive in both, the one created later is current, nothing is merged or lost."""
     second = DESTINATION if first == SOURCE else SOURCE
     for bucket in (first, second):
         world.write("k", bucket.encode(), bucket)
@@ -98,7 +99,7 @@ def test_deleted_on_both_sides_at_once(world: World) -> None:
 
 
 def test_deleted_here_and_written_there(world: World) -> None:
-    """s3-semantics 2.2: the later act decides what is seen; the other is kept."""
+    """s3-semantics 2.2: the later action decides which version is shown; the other is kept."""
     world.write("k", b"data")
     world.settle()
     world.unlink("k")
@@ -110,7 +111,7 @@ def test_deleted_here_and_written_there(world: World) -> None:
 
 
 def test_a_marker_removed_on_one_side_does_not_come_back(world: World) -> None:
-    """s3-semantics 0.1, P14: the removal of a named version never crosses, and nothing resurrects what was removed."""
+    """s3-semantics 0.1, P14: the removal of a named version is never replicated, and nothing restores it."""
     world.write("k", b"data")
     world.settle()
     world.unlink("k")
@@ -126,8 +127,8 @@ def test_a_marker_removed_on_one_side_does_not_come_back(world: World) -> None:
     world.stays_quiet()
 
 
-def test_nobody_relays(tmp_path: Path) -> None:
-    """s3-semantics 2.2: A to B and B to C gives C only what users write in B; a ring does not turn."""
+def test_no_bucket_relays_replicas(tmp_path: Path) -> None:
+    """s3-semantics 2.2: A to B and B to C gives C only what users write in B; versions do not circulate in a ring."""
     with World(tmp_path, replicate=False, buckets=MESH) as world:
         for bucket, to in ((SOURCE, DESTINATION), (DESTINATION, FAR), (FAR, SOURCE)):
             world.configure(rule(to), source=bucket)
@@ -150,7 +151,8 @@ KEYS = ("a", "b", "d/c")
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_mesh_converges_whatever_happens(tmp_path: Path, seed: int) -> None:
-    """P14, G5, G6, G7: three regions, any acts of users, outages and restarts: one state in the end, and then rest."""
+    """P14, G5, G6, G7: three regions, any actions of users, outages and restarts: one state in the end, and then no
+    further change."""
     chance = random.Random(seed)
     with World(tmp_path, replicate=False, buckets=MESH) as world:
         connect(world, *MESH)

@@ -1,4 +1,4 @@
-"""Names, ARNs and replication settings: s3-semantics, section 1, row by row, with the codes S3 has for each fault."""
+"""Names, ARNs and replication settings: s3-semantics, section 1, row by row, with S3's code for each fault."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def without(document: Json, *names: str) -> Json:
 
 
 def several(rule: Callable[..., Json], *changes: Json) -> Json:
-    """A configuration of rules that are alike but for their ids and these changes."""
+    """A configuration of rules that differ only in their ids and these changes."""
     return configuration(*(rule(**{"ID": f"rule-{i}", **change}) for i, change in enumerate(changes)))
 
 
@@ -175,14 +175,14 @@ def test_of_a_role_arn_the_last_part_counts(text: str, name: str | None) -> None
         assert arn.parse_role_arn(text) == name
 
 
-# -- 1.1 and 1.2: what rules say
+# -- 1.1 and 1.2: the meaning of rules
 
 
 def test_a_v1_rule_copies_markers_and_has_no_priority() -> None:
     assert rule_of(v1("Tax")) == Rule("one", True, b"Tax", "west/dst", priority=0, v2=False, delete_markers=True)
 
 
-def test_a_v2_rule_says_everything_itself() -> None:
+def test_a_v2_rule_states_all_its_settings() -> None:
     tags = [{"Key": "class", "Value": "blue"}, {"Key": "empty", "Value": ""}]
     written = v2(
         Priority=7,
@@ -438,8 +438,8 @@ def test_a_source_must_be_there() -> None:
     assert refusal(configuration(v1()), world).startswith("NoSuchBucket: ")
 
 
-def test_a_saved_configuration_is_read_whatever_became_of_its_buckets() -> None:
-    """Destinations gone or suspended surface per object (3.2); a document that makes no sense does not pass."""
+def test_a_saved_configuration_is_read_whatever_the_state_of_its_buckets_is() -> None:
+    """A destination that is gone or suspended fails each object (3.2); an invalid document is refused."""
     saved = configuration(v1(Destination=to("arn:aws:s3:west::gone", Account="111122223333")))
     found = replication.read_replication(saved, source="east/src", named=lambda name: [])
     assert found.rules[0].destination == "west/gone"
@@ -455,7 +455,7 @@ def written_by_enable(destination: str = "west/dst", **more: Any) -> Json:
 
 
 def test_enable_writes_v1_for_the_whole_bucket() -> None:
-    """s3-semantics, section 7: S12, S21, and no word that V1 lacks."""
+    """s3-semantics, section 7: S12, S21, and no field that V1 lacks."""
     assert written_by_enable() == configuration(without(v1(), "ID"))
     assert [rule.id for rule in parse(written_by_enable()).rules] == ["src-to-dst"]
 
@@ -510,7 +510,7 @@ def test_adding_a_destination_makes_all_rules_v2_with_markers() -> None:
     ]
 
 
-def test_adding_to_v2_keeps_what_its_rules_say() -> None:
+def test_adding_to_v2_leaves_its_rules_unchanged() -> None:
     old = v2(Priority=40, Filter={"Tag": TAG})
     found = added(configuration(old), written_by_enable(prefixes=["a"]), written_by_enable(delete_markers=False))
     assert found.document["Rules"] == [
@@ -536,7 +536,7 @@ def test_disabling_and_enabling_again_is_the_same_configuration() -> None:
 
 
 def test_effective_content_is_what_chooses_versions() -> None:
-    """A rule with another name, form or class goes on; with another prefix, or after a pause, it begins anew."""
+    """A rule with another name, form or class continues; with another prefix, or after a pause, it begins anew."""
     content = replication.effective_content
     base = rule_of(v2(Filter={"And": {"Prefix": "a\udcff", "Tags": [TAG, {"Key": "a", "Value": ""}]}}))
     same = rule_of(
@@ -631,7 +631,7 @@ def v2_documents(draw: st.DrawFn) -> Json:
 
 @given(v1_documents() | v2_documents(), st.booleans())
 def test_what_is_accepted_comes_back_from_disk_and_from_s3(document: Json, wrapped: bool) -> None:
-    """Saved, read again, printed for AWS and put again, a configuration is the same; so is each word in it."""
+    """Saved, read again, printed for AWS and put again, a configuration is the same; so is each of its fields."""
     found = parse({"ReplicationConfiguration": document} if wrapped else document)
     on_disk = json.loads(json.dumps(found.document))
     assert replication.read_replication(on_disk, source="east/src", named=lambda name: []) == found

@@ -1,4 +1,4 @@
-"""What lifecycle does to a key, and when: s3-semantics, 5.2 to 5.5, line by line, and against a second reading."""
+"""Lifecycle actions on a key, and their times: s3-semantics, 5.2 to 5.5, line by line, and compared with a model."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def test_a_disabled_rule_does_nothing() -> None:
 
 
 def test_tags_that_are_not_known_may_be_the_right_ones() -> None:
-    """5.1: who has not looked yet is told to."""
+    """5.1: where tags have not been read yet, the answer says to read them."""
     tagged = rule({"Tag": {"Key": "a", "Value": "1"}}, Expiration={"Days": 1})
     assert done(tagged, [Facts("a", at(MAY_1), tags=None)], "2027-01-01")
 
 
-# -- 5.2: what each does
+# -- 5.2: each action
 
 
 @pytest.mark.parametrize("versioning", [OFF, ENABLED, SUSPENDED])
@@ -173,7 +173,7 @@ def test_a_transition_after_no_days() -> None:
 
 
 def test_a_noncurrent_version_counts_from_its_successor() -> None:
-    """5.3: an object or a marker; where the successor is removed, the next newer; where none is left, no clock."""
+    """5.3: an object or a marker; where the successor is removed, the next newer version; without one no age counts."""
     versions = stack("2026-05-10T10:00:00Z", "2026-05-05T10:00:00Z", "2026-01-01", markers="b")
     due_of = {each.version_id: each.due_ns for each in actions(noncurrent(3), versions, "2027-01-01")}
     assert due_of == {"b": at("2026-05-14"), "c": at("2026-05-09")}
@@ -183,7 +183,7 @@ def test_a_noncurrent_version_counts_from_its_successor() -> None:
 
 
 def test_a_date() -> None:
-    """5.3: in the past it makes all due, also what comes later; before it nothing is."""
+    """5.3: a date in the past makes all versions due, also later ones; a future date none."""
     on = rule(Expiration={"Date": "2026-05-01T00:00:00Z"})
     assert done(on, stack("2026-01-01"), "2026-04-30T23:59:59Z") == []
     assert done(on, stack("2026-01-01"), "2026-05-01") == [("a", Kind.EXPIRE)]
@@ -191,15 +191,15 @@ def test_a_date() -> None:
 
 
 def test_newer_noncurrent_versions_are_kept() -> None:
-    """5.3: both enough days and at least so many newer ones; so the newest of them are kept for ever."""
+    """5.3: both conditions must hold, enough days and enough newer versions; so the newest are kept for ever."""
     versions = stack("2026-05-05", "2026-05-04", "2026-05-03", "2026-05-02", "2026-05-01")
     assert done(noncurrent(1, 2), versions, "2027-01-01") == [("d", Kind.REMOVE_VERSION), ("e", Kind.REMOVE_VERSION)]
     assert done(noncurrent(1, 2), versions, "2026-05-03") == [("e", Kind.REMOVE_VERSION)]
     assert done(noncurrent(1, 2), versions[:3], "2027-01-01") == []
 
 
-def test_uploads_that_are_given_up() -> None:
-    """5.1: days after they began, rounded as all are; by the shortest of the rules for the whole bucket."""
+def test_abandoned_uploads_are_removed() -> None:
+    """5.1: days after they began, rounded as all ages are; by the shortest of the rules for the whole bucket."""
 
     def rule_of(number: int, prefix: str, status: str = "Enabled") -> Json:
         abort = {"DaysAfterInitiation": number}
@@ -223,7 +223,7 @@ def test_uploads_that_are_given_up() -> None:
 GLACIER_30 = {"Days": 30, "StorageClass": "GLACIER"}
 
 
-def test_removal_for_good_is_before_a_transition() -> None:
+def test_permanent_removal_is_before_a_transition() -> None:
     """5.4, the first sentence."""
     both = noncurrent(30)
     both["Rules"][0]["NoncurrentVersionTransitions"] = [{"NoncurrentDays": 1, "StorageClass": "GLACIER"}]
@@ -233,20 +233,20 @@ def test_removal_for_good_is_before_a_transition() -> None:
 
 
 def test_a_transition_is_before_a_marker() -> None:
-    """5.4: and at the next run, with nowhere to move to any more, it is the marker's turn."""
+    """5.4: at the next run, when no transition is left, the marker is made."""
     both = rule(Expiration={"Days": 30}, Transitions=[GLACIER_30])
     assert done(both, stack(MAY_1), "2027-01-01") == [("a", Kind.TRANSITION)]
     assert done(both, stack(MAY_1, storage_class="GLACIER"), "2027-01-01") == [("a", Kind.EXPIRE)]
 
 
-def test_of_two_expirations_the_earlier_holds() -> None:
+def test_of_two_expirations_the_earlier_wins() -> None:
     """5.4: and its rule is named."""
     late, early = days(9)["Rules"][0], {**days(3)["Rules"][0], "ID": "early"}
     (found,) = actions({"Rules": [late, early]}, stack(MAY_1), "2027-01-01")
     assert (found.rule, found.due_ns) == ("early", at("2026-05-05"))
 
 
-def test_of_two_transitions_the_cheaper_class_holds() -> None:
+def test_of_two_transitions_the_cheaper_class_wins() -> None:
     """5.4: GLACIER over IA."""
     two = rule(Transitions=[GLACIER_30, {"Days": 30, "StorageClass": "STANDARD_IA"}])
     (found,) = actions(two, stack(MAY_1), "2027-01-01")
@@ -274,7 +274,7 @@ def test_transitions_only_go_down(before: str, to: str) -> None:
 
 
 def test_small_objects_do_not_move() -> None:
-    """5.4: under 128 KB, unless the rule says something of their size."""
+    """5.4: under 128 KB, unless the rule limits their size."""
     move = {"Transitions": [GLACIER_30]}
     small, limit = [Facts("a", at(MAY_1), size=131071)], [Facts("a", at(MAY_1), size=131072)]
     assert done(rule(**move), small, "2027-01-01") == []
@@ -284,7 +284,7 @@ def test_small_objects_do_not_move() -> None:
     assert done(varies, small, "2027-01-01") == [("a", Kind.TRANSITION)]
 
 
-# -- 5.5: meeting replication
+# -- 5.5: together with replication
 
 
 BLOCKS = {None: "", Status.COMPLETED: "", Status.REPLICA: "", Status.PENDING: "PENDING", Status.FAILED: "FAILED"}
@@ -315,7 +315,7 @@ def test_what_is_not_replicated_yet_waits(document: Json, versions: list[Facts],
 
 
 def test_a_null_marker_waits_for_the_null_version_that_it_replaces() -> None:
-    """5.2, 5.5: in a suspended bucket it would remove that one for good."""
+    """5.2, 5.5: in a suspended bucket it would permanently remove that version."""
     versions = [Facts("a", at("2026-05-02")), Facts("null", at(MAY_1), status=Status.PENDING)]
     assert [each.blocked_by for each in actions(days(1), versions, "2027-01-01", SUSPENDED)] == ["PENDING"]
     assert [each.blocked_by for each in actions(days(1), versions, "2027-01-01", ENABLED)] == [""]
@@ -323,7 +323,7 @@ def test_a_null_marker_waits_for_the_null_version_that_it_replaces() -> None:
 
 @pytest.mark.parametrize(("status", "blocked"), [(Status.REPLICA, "BatchJob"), (None, ""), (Status.PENDING, "PENDING")])
 def test_replicated_markers_stay_during_a_backfill(status: Status | None, blocked: str) -> None:
-    """5.5, 6: the versions below them may still come."""
+    """5.5, 6: the versions below them may still arrive."""
     alone = [Facts("a", at(MAY_1), marker=True, status=status)]
     assert [each.blocked_by for each in actions(days(1), alone, "2027-01-01", batch=True)] == [blocked]
 
@@ -411,10 +411,10 @@ def _stacks(draw: st.DrawFn) -> list[lifecycle_model.HeldVersion]:
     st.lists(_rules(), min_size=1, max_size=3), _stacks(), st.sampled_from(Versioning), st.integers(0, 24 * 14),
     st.booleans(),
 )  # fmt: skip
-def test_as_a_second_reading_of_the_text(
+def test_the_same_actions_as_a_model_of_the_text(
     rules: list[Json], held: list[lifecycle_model.HeldVersion], versioning: Versioning, hours: int, batch: bool
 ) -> None:
-    """5.1 to 5.5: what is due, for which version, as which action, and what keeps it, whatever the rules are."""
+    """5.1 to 5.5: which action is due, for which version, and what keeps it, for any rules."""
     if versioning is OFF:
         held = [each for each in held if not each.marker][:1]
     document = {"Rules": [{"ID": str(number), **each} for number, each in enumerate(rules)]}

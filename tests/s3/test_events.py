@@ -73,14 +73,14 @@ def test_the_record_has_s3s_shape() -> None:
 
 
 @pytest.mark.parametrize("key", [b"a/b.txt", b"caf\xc3\xa9 \xff\n", b"a b+c%41"], ids=repr)
-def test_any_key_is_told_exactly(key: bytes) -> None:
-    """3.4: the key is URL-encoded, as application/x-www-form-urlencoded has it, and comes back byte for byte."""
+def test_any_key_is_encoded_exactly(key: bytes) -> None:
+    """3.4: as application/x-www-form-urlencoded defines it; decoded it is the same, byte for byte."""
     stored = events.record(Name.FAILED, replace(RESULT, key=key), ASKED_NS)["s3"]["object"]["key"]  # type: ignore[index]
     assert unquote_to_bytes(stored.replace("+", " ")) == key
 
 
-def test_threshold_events_tell_when() -> None:
-    """3.4: no reason where nothing failed; the threshold, and when it was done after all."""
+def test_threshold_events_have_their_times() -> None:
+    """3.4: no reason where nothing failed; the threshold, and the time of the delivery."""
     late = replace(RESULT, status=Status.COMPLETED, reason="")
     told = events.record(Name.LATE, late, ASKED_NS + THRESHOLD_NS)["replicationEventData"]
     assert isinstance(told, dict)
@@ -91,8 +91,8 @@ def test_threshold_events_tell_when() -> None:
     assert "replicationTime" not in missed
 
 
-def test_the_same_news_has_the_same_id() -> None:
-    """3.4: told again it is no second event; another operation, event or destination is another."""
+def test_the_same_event_has_the_same_id() -> None:
+    """3.4: sent again it is no second event; another operation, event or destination is another."""
     same = events.identify(Name.FAILED, RESULT)
     assert same == events.identify(Name.FAILED, replace(RESULT, reason="DstBucketNotFound"))
     others = {
@@ -139,8 +139,9 @@ def test_which_results_are_events(change: dict[str, object], now_ns: int, expect
 
 @pytest.mark.parametrize("frozen", Tracking)
 @pytest.mark.parametrize("rule", [None, *Tracking])
-def test_what_a_delivery_is_followed_by(frozen: Tracking, rule: Tracking | None) -> None:
-    """3.4: by what its rule says now, but by time only from the beginning; a rule that is gone leaves what it said."""
+def test_how_a_delivery_is_tracked(frozen: Tracking, rule: Tracking | None) -> None:
+    """3.4: by its rule of now, but for lateness only as decided at the beginning; a removed rule leaves its
+    settings."""
     said = None
     if rule is not None:
         said = Rule("r", True, b"", "w/d", metrics=rule is not Tracking.NONE, replication_time=rule is Tracking.TIME)
@@ -165,14 +166,15 @@ def test_what_a_delivery_is_followed_by(frozen: Tracking, rule: Tracking | None)
         (Version(b"k", "null", 5, edited={"tags": "7 e/b"}), 9, "OBJECT_PUT"),
     ],
 )
-def test_what_a_delivery_brings(version: Version, since_ns: int, expected: str) -> None:
-    """3.5: versions, markers, tags and ACLs are the operations that are counted and told of."""
+def test_the_operations_of_a_delivery(version: Version, since_ns: int, expected: str) -> None:
+    """3.5: versions, markers, tags and ACLs are the operations that are counted and reported."""
     assert operation(version, DeliveryRecord("r", Status.PENDING, since_ns=since_ns)) == expected
 
 
 @pytest.mark.parametrize("name", [Name.EXPIRED, Name.MARKED, Name.MOVED])
-def test_what_lifecycle_did(name: Name) -> None:
-    """3.4: its own three events, without replicationEventData; a transition names the class. News has one id."""
+def test_events_of_lifecycle(name: Name) -> None:
+    """3.4: its own three events, without replicationEventData; a transition names the class. The same event has one
+    id."""
     version = Version(b"a b", "01J72ABCDEFGHJKMNPQRSTVWXY", ASKED_NS, size=3, storage_class="GLACIER")
     found = json.loads(json.dumps(events.of_lifecycle(name, "us-east-1/photos", version, ASKED_NS)))
     assert (found["eventName"], found["s3"]["configurationId"]) == (str(name), f"s3:{name}")

@@ -1,4 +1,4 @@
-"""Lifecycle configurations: s3-semantics, 5.1 and 5.6, row by row, with the codes S3 has for each fault."""
+"""Lifecycle configurations: s3-semantics, 5.1 and 5.6, row by row, with S3's code for each fault."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PRINTED = """
 
 
 def rule(**more: object) -> Json:
-    """A rule that is right, and others like it; what is None is left out."""
+    """A valid rule, and others like it; a value of None is left out."""
     found = {"ID": "one", "Filter": {"Prefix": "a/"}, "Status": "Enabled", "Expiration": {"Days": 1}, **more}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -66,8 +66,8 @@ def refusal(*rules: Json, **more: object) -> Refused:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_aws_prints_is_taken_and_given_back_equal(wrapped: bool) -> None:
-    """5.1, design 4: with or without the wrapper; nothing of it is changed, and nothing of the caller's."""
+def test_a_document_from_aws_is_accepted_and_returned_equal(wrapped: bool) -> None:
+    """5.1, design 4: with or without the wrapper; neither the document nor the caller's object is changed."""
     document = json.loads(PRINTED)
     given = {"LifecycleConfiguration": document} if wrapped else document
     kept = copy.deepcopy(given)
@@ -77,7 +77,7 @@ def test_what_aws_prints_is_taken_and_given_back_equal(wrapped: bool) -> None:
     assert lifecycle.read_lifecycle(found.document) == found
 
 
-def test_every_word_of_a_rule_is_understood() -> None:
+def test_every_field_of_a_rule_is_understood() -> None:
     """5.1: filters, and the parameters of each action."""
     logs, tidy = lifecycle.read_lifecycle(json.loads(PRINTED)).rules
     assert (logs.id, logs.enabled, logs.prefix, dict(logs.tags)) == ("logs", True, b"logs/", {"keep": "no"})
@@ -91,7 +91,7 @@ def test_every_word_of_a_rule_is_understood() -> None:
 
 
 def test_rules_without_a_name_get_one() -> None:
-    """BC: S3 makes one up; it stays free of those that are given."""
+    """BC: S3 invents one; it differs from the given ones."""
     found = lifecycle.read_lifecycle({"Rules": [rule(ID=None), rule(ID="rule-1"), rule(ID="")]})
     assert [each.id for each in found.rules] == ["rule-2", "rule-1", "rule-3"]
     assert lifecycle.read_lifecycle(found.document).document == found.document
@@ -116,7 +116,7 @@ def test_a_prefix_of_the_rule_s_own_is_taken() -> None:
 
 @pytest.mark.parametrize("date", ["2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000Z"])
 def test_dates(date: str) -> None:
-    """5.1: a midnight UTC, however it is written, and given back as it was."""
+    """5.1: a midnight UTC, in any notation, and returned as it was."""
     found = lifecycle.read_lifecycle({"Rules": [rule(Expiration={"Date": date})]})
     assert found.rules[0].expiration == Term(date_ns=1_767_225_600 * 1_000_000_000)
     assert found.document == {"Rules": [rule(Expiration={"Date": date})]}

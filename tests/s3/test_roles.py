@@ -1,4 +1,4 @@
-"""Roles: s3-semantics, section 6, row by row; the role we generate; and roles people have written."""
+"""Roles: s3-semantics, section 6, row by row; generated roles, and roles that people have written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def role(*statements: Statement) -> Role:
 
 
 def changed(*, lacks: str = "", denies: str = "", on: str = "*", distrusts: str = "") -> Role:
-    """The generated role, less an action, or with a Deny, or without the trust of a service."""
+    """The generated role, changed: without an action, with a Deny, or without the trust of a service."""
     document = generated(owner_override=True)
     for statement in document["Policy"]["Statement"]:
         statement["Action"] = [action for action in statement["Action"] if action != lacks]
@@ -167,8 +167,9 @@ def test_another_destination_joins_the_statement_of_the_first() -> None:
     assert roles.add_destination(found, SOURCE, DESTINATION) == found
 
 
-def test_adding_a_destination_takes_back_nothing_that_people_changed() -> None:
-    """A right they took away stays away; the new destination has all of its own; the document given is not touched."""
+def test_adding_a_destination_keeps_manual_changes() -> None:
+    """A right that was removed stays removed; the new destination has all of its own; the given document is not
+    changed."""
     edited = generated()
     edited["Policy"]["Statement"][1]["Action"].remove("s3:GetObjectVersionTagging")
     edited["Policy"]["Statement"][2] = {
@@ -189,7 +190,7 @@ def test_adding_a_destination_takes_back_nothing_that_people_changed() -> None:
 @pytest.mark.parametrize(
     ("resource", "changes"), [("*", False), ("arn:aws:s3:::*", False), ("arn:aws:s3:east::*", True)]
 )
-def test_a_role_that_permits_it_already_in_its_own_words_stays_as_it_is(resource: str, changes: bool) -> None:
+def test_a_role_that_permits_it_already_stays_as_it_is(resource: str, changes: bool) -> None:
     broad = {**generated(), "Policy": {"Statement": {"Effect": "Allow", "Action": "s3:*", "Resource": resource}}}
     found = roles.add_destination(broad, SOURCE, DESTINATION)
     assert (found != broad) is changes
@@ -367,7 +368,7 @@ def test_resource_patterns(pattern: str, resource: str, matches: bool) -> None:
     assert found is (Verdict.DENIED if matches else Verdict.NOT_ALLOWED)
 
 
-def test_a_pattern_of_many_stars_is_no_trap() -> None:
+def test_a_pattern_of_many_stars_is_matched_fast() -> None:
     pattern = "arn:aws:s3:west::dst/" + "*a" * 50 + "b"
     assert may(role(denying("*", on=pattern)), "s3:A", "arn:aws:s3:west::dst/" + "a" * 1000) is Verdict.NOT_ALLOWED
 
@@ -387,7 +388,7 @@ STATEMENTS = st.lists(
 
 @given(STATEMENTS, ACTIONS.filter(lambda action: "*" not in action), st.sampled_from(["dst/k", "dst/other", "src"]))
 def test_no_statement_outweighs_a_deny(statements: list[Statement], action: str, place: str) -> None:
-    """The verdict is that of the statements one by one, in any order, with DENIED before ALLOWED."""
+    """The verdict is that of the single statements, in any order, with DENIED before ALLOWED."""
     resource = f"arn:aws:s3:west::{place}"
     alone = [may(role(statement), action, resource) for statement in statements]
     expected = next((v for v in (Verdict.DENIED, Verdict.ALLOWED) if v in alone), Verdict.NOT_ALLOWED)
@@ -396,7 +397,7 @@ def test_no_statement_outweighs_a_deny(statements: list[Statement], action: str,
     assert may(role(*statements, denying(action)), action, resource) is Verdict.DENIED
 
 
-# -- 6.1: what is missing, and what becomes of the delivery
+# -- 6.1: missing permissions, and the result of the delivery
 
 
 @pytest.mark.parametrize(
@@ -439,7 +440,7 @@ def test_what_is_missing_or_denied_is_the_reason(action: str, facts: dict[str, b
     ],
 )
 def test_tags_stay_behind_unless_reading_them_is_denied(changes: dict[str, str], expected: Permission) -> None:
-    """The [I] notes below the table; without tags none of it matters."""
+    """The [I] notes below the table; for an object without tags none of it matters."""
     assert permission(changed(**changes), tags=True) == expected
     assert permission(changed(**changes)) == Permission("", with_tags=True)
 
@@ -453,7 +454,7 @@ def test_a_role_that_is_missing_or_trusts_nobody_cannot_be_assumed() -> None:
 
 
 def test_roles_of_2017_read_with_another_action() -> None:
-    """s3-semantics, 6.1: then it was s3:GetObjectVersion. A Deny of today's word still wins."""
+    """s3-semantics, 6.1: s3:GetObjectVersion, at that time. A Deny of today's action still wins."""
     others = [allowing("s3:GetReplicationConfiguration", "s3:ReplicateObject", "s3:GetObjectVersion")]
     assert permission(role(*others)).reason == ""
     denied = denying("s3:GetObjectVersionForReplication")
@@ -461,6 +462,6 @@ def test_roles_of_2017_read_with_another_action() -> None:
 
 
 def test_permissions_may_be_for_some_keys_only() -> None:
-    """A Deny on other keys is no matter; here the key is a/k."""
+    """A Deny on other keys has no effect; here the key is a/k."""
     assert permission(changed(denies="s3:*", on="arn:aws:s3:::dst/a*")).reason == "DstPutObjectNotPermitted"
     assert permission(changed(denies="s3:*", on="arn:aws:s3:::dst/b*")).reason == ""

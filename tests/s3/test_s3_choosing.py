@@ -1,4 +1,4 @@
-"""Which versions cross, and why these: s3-semantics, 1.3, 1.5 and 2, row by row, through a whole site."""
+"""Which versions are replicated, and why: s3-semantics, 1.3, 1.5 and 2, row by row, through a whole site."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_highest_priority_decides_for_one_destination_alone(world: World) ->
         pytest.param([v2(tags={"t": "1"})], False, id="tag rule alone"),
     ],
 )
-def test_which_markers_cross(world: World, rules: list[Json], crosses: bool) -> None:
+def test_which_markers_are_replicated(world: World, rules: list[Json], crosses: bool) -> None:
     """Section 0, 2; 1.2; 1.3, 4. The file has the tag, its marker has none."""
     world.configure(v2(tags={"t": "1"}))
     world.drop("k", b"data", tags={"t": "1"})
@@ -148,8 +148,8 @@ def test_which_markers_cross(world: World, rules: list[Json], crosses: bool) -> 
     assert world.current("k").status == (Status.COMPLETED if crosses else None)
 
 
-def test_markers_go_where_each_destination_wants_them(world: World) -> None:
-    """1.3, 2: the winner of one destination says nothing for another."""
+def test_markers_are_decided_for_each_destination(world: World) -> None:
+    """1.3, 2: the winner of one destination decides nothing for another."""
     world.configure(v2("", 1, markers=True), v2("", 2, to=FAR))
     world.write("k", b"data")
     world.settle()
@@ -159,8 +159,8 @@ def test_markers_go_where_each_destination_wants_them(world: World) -> None:
     assert set(world.current("k").deliveries) == {DESTINATION}
 
 
-def test_deleting_again_adds_another_marker_and_each_crosses(world: World) -> None:
-    """Section 4: deleting what is deleted, or never was, adds a marker."""
+def test_deleting_again_adds_another_marker_and_each_is_replicated(world: World) -> None:
+    """Section 4: deleting a key that is deleted, or never existed, adds a marker."""
     world.configure(v1())
     world.write("k", b"data")
     world.settle()
@@ -176,7 +176,7 @@ def test_deleting_again_adds_another_marker_and_each_crosses(world: World) -> No
 
 
 @pytest.mark.parametrize("rule", [v1(), v2(markers=True)], ids=["V1", "V2"])
-def test_removals_by_id_never_cross(world: World, rule: Json) -> None:
+def test_removals_by_id_are_never_replicated(world: World, rule: Json) -> None:
     """Section 0, 1: neither of a version nor of a marker; undeleting at the source leaves the destination deleted."""
     world.configure(rule)
     world.write("k", b"one")
@@ -224,8 +224,8 @@ def _nothing_crosses(world: World) -> None:
     assert world.current("k").status is None
 
 
-def test_what_was_there_before_the_configuration_stays(world: World) -> None:
-    """Section 2: written before, with the site at work or not, captured or not."""
+def test_versions_from_before_the_configuration_are_not_sent(world: World) -> None:
+    """Section 2: written before, with the daemon running or not, captured or not."""
     world.write("k", b"before")
     world.settle()
     world.configure(v1())
@@ -237,15 +237,15 @@ def test_what_was_there_before_the_configuration_stays(world: World) -> None:
     assert len(world.of("k", DESTINATION)) == 1
 
 
-def test_what_was_dropped_just_before_the_configuration_stays(world: World) -> None:
-    """1.5, design.md, 5: what the command finds unrecorded is judged by the rules of its time."""
+def test_files_dropped_just_before_the_configuration_are_not_sent(world: World) -> None:
+    """1.5, design.md, 5: files that the command finds unrecorded are judged by the rules of their time."""
     world.write("k", b"before")
     world.configure(v1())
     _nothing_crosses(world)
 
 
-def test_what_was_deleted_before_the_configuration_stays_deleted_there_only(world: World) -> None:
-    """1.5: a deletion from before the rule owes nothing, and shows nothing there."""
+def test_deletions_from_before_the_configuration_are_not_sent(world: World) -> None:
+    """1.5: such a deletion makes no delivery, and hides nothing at the destination."""
     world.write("k", b"before")
     world.settle()
     world.unlink("k")
@@ -256,7 +256,7 @@ def test_what_was_deleted_before_the_configuration_stays_deleted_there_only(worl
 
 
 def test_the_rule_s_present_prefix_counts_from_when_it_was_put(world: World) -> None:
-    """Section 2: a widened prefix pulls nothing in."""
+    """Section 2: a widened prefix sends no older version."""
     world.configure({**v1("a/"), "ID": "one"})
     world.write("k", b"outside")
     world.settle()
@@ -264,8 +264,8 @@ def test_the_rule_s_present_prefix_counts_from_when_it_was_put(world: World) -> 
     _nothing_crosses(world)
 
 
-def test_what_was_written_while_the_rule_was_disabled_stays(world: World) -> None:
-    """1.5, pause: not even after re-enabling."""
+def test_versions_written_while_the_rule_was_disabled_are_not_sent(world: World) -> None:
+    """1.5, pause: not even after the rule is enabled again."""
     world.configure(v1())
     world.run("replication.disable", source=SOURCE)
     world.write("k", b"meanwhile")
@@ -317,7 +317,7 @@ def test_a_changed_destination_gets_new_versions_only(world: World) -> None:
     assert [v.marker for v in world.of("old", FAR)] == [True]
 
 
-def test_tags_set_later_pull_nothing_in(world: World) -> None:
+def test_tags_set_later_send_no_version(world: World) -> None:
     """Section 2: a tag rule that would match now."""
     world.configure(v2(tags={"class": "blue"}))
     world.write("k", b"data")
@@ -330,8 +330,8 @@ def test_tags_set_later_pull_nothing_in(world: World) -> None:
     assert world.current("by attribute").tags == {"class": "blue"}
 
 
-def test_tags_taken_away_later_keep_nothing_back(world: World) -> None:
-    """Section 0, 3: chosen is chosen; the edit follows."""
+def test_tags_removed_later_keep_no_version_back(world: World) -> None:
+    """Section 0, 3: a choice is final; the edit follows."""
     world.configure(v2(tags={"class": "blue"}))
     world.away("west")
     world.drop("k", b"data", tags={"class": "blue"})
@@ -345,7 +345,7 @@ def test_tags_taken_away_later_keep_nothing_back(world: World) -> None:
     assert world.current("k").status is Status.COMPLETED
 
 
-def test_every_version_crosses_not_just_the_last(world: World) -> None:
+def test_every_version_is_replicated_not_just_the_last(world: World) -> None:
     """Section 2, first row: also those that were overwritten while the destination was away."""
     world.configure(v1())
     world.away("west")
@@ -362,7 +362,7 @@ def test_every_version_crosses_not_just_the_last(world: World) -> None:
 
 
 def test_files_from_a_downtime_before_the_rule_was_put_by_hand_stay(world: World) -> None:
-    """Section 9, 6: ctime tells before from after, whatever mtime says."""
+    """Section 9, 6: ctime shows whether a file is older than the rule, whatever mtime is."""
     world.configure(v1())
     text = world.path(".fsrepl/replication.json").read_text()
     world.run("replication.rm", source=SOURCE)
@@ -378,7 +378,7 @@ def test_files_from_a_downtime_before_the_rule_was_put_by_hand_stay(world: World
     assert crossed(world) == {"after"}
 
 
-def test_files_from_a_downtime_with_a_rule_cross_whatever_their_times(world: World) -> None:
+def test_files_from_a_downtime_with_a_rule_are_sent_whatever_their_times(world: World) -> None:
     """Section 9, 6: moved in, with times and even a whole directory from before the rule."""
     old = world.home / "old"
     (old / "d").mkdir(parents=True)
@@ -395,7 +395,7 @@ def test_files_from_a_downtime_with_a_rule_cross_whatever_their_times(world: Wor
     assert crossed(world) == {"file", "d/deep"}
 
 
-def test_deletions_from_a_downtime_cross(world: World) -> None:
+def test_deletions_from_a_downtime_are_sent(world: World) -> None:
     """G6."""
     world.configure(v1())
     world.write("k", b"data")
@@ -407,8 +407,8 @@ def test_deletions_from_a_downtime_cross(world: World) -> None:
     assert crossed(world) == set()
 
 
-def test_deletions_from_before_a_rule_put_by_hand_stay(world: World) -> None:
-    """Section 9, 6: the directory's own change tells how late a deletion can have been."""
+def test_deletions_from_before_a_rule_put_by_hand_are_not_sent(world: World) -> None:
+    """Section 9, 6: the time of the directory's last change is the latest possible time of a deletion."""
     world.configure(v1())
     text = world.path(".fsrepl/replication.json").read_text()
     world.run("replication.rm", source=SOURCE)
@@ -426,7 +426,7 @@ def test_deletions_from_before_a_rule_put_by_hand_stay(world: World) -> None:
 
 
 @pytest.mark.parametrize("storage_class", ["STANDARD_IA", "GLACIER", "DEEP_ARCHIVE", "GLACIER_IR"])
-def test_a_replica_in_any_class_is_sent_on_by_nobody(world: World, storage_class: str) -> None:
+def test_a_replica_in_any_class_is_never_sent_on(world: World, storage_class: str) -> None:
     """Section 0, 4: no chaining; 1.1: each class may be a destination's."""
     world.configure(v1(StorageClass=storage_class))
     world.configure(v1(to=FAR), source=DESTINATION)
@@ -440,7 +440,7 @@ def test_a_replica_in_any_class_is_sent_on_by_nobody(world: World, storage_class
 
 
 def test_two_way_neither_loops_nor_loses(world: World) -> None:
-    """2.2: a user's write or delete travels, a replica does not; markers likewise."""
+    """2.2: a user's write or deletion is replicated, a replica is not; markers likewise."""
     world.configure(v1())
     world.configure(v1(to=SOURCE), source=DESTINATION)
     world.write("from here", b"1")
@@ -486,18 +486,18 @@ def test_symbolic_links_and_directories_are_no_objects(world: World) -> None:
     assert [p.name for p in world.path(bucket=DESTINATION).iterdir() if p.name != ".fsrepl"] == ["k"]
 
 
-# -- what `why` says of it
+# -- the answers of `why`
 
 
-def told(world: World, key: str) -> str:
-    """What `why` says of those destinations that a key's current version does not go to; empty where there are none."""
+def passed_over(world: World, key: str) -> str:
+    """By destination, why a key's current version is not sent there, from `why`; empty where it is sent everywhere."""
     said = why.why(world.engine.site, at(SOURCE, key.encode()), None, {"running": False})
     assert said.document.get("Explanation", "") in ("", said.sentences[-1])
     return str(said.document.get("Explanation", ""))
 
 
-def test_why_tells_of_each_destination_that_was_passed_by(world: World) -> None:
-    """1.3: to one destination and not to another is explained by the rules to the other alone."""
+def test_why_explains_each_destination_that_gets_no_copy(world: World) -> None:
+    """1.3: a version is sent to one destination and not to another because of the rules to the other alone."""
     world.configure(
         v2("logs/", priority=1, markers=True, to=FAR),
         v2("", priority=2, markers=True) | {"ID": "all"},
@@ -506,25 +506,25 @@ def test_why_tells_of_each_destination_that_was_passed_by(world: World) -> None:
     for key in ("logs/a", "k"):
         world.write(key, b"data")
     world.settle()
-    assert told(world, "logs/a") == ""
-    assert told(world, "k") == f"no rule to {FAR} chooses this version: src-to-far needs the prefix 'logs/'"
+    assert passed_over(world, "logs/a") == ""
+    assert passed_over(world, "k") == f"no rule to {FAR} chooses this version: src-to-far needs the prefix 'logs/'"
     world.remove("logs/a")
     world.settle()
-    assert told(world, "logs/a") == (
+    assert passed_over(world, "logs/a") == (
         f"no rule to {DESTINATION} chooses this version: all gives way to a rule of higher priority; "
         "winner does not replicate delete markers"
     )
 
 
-def test_why_tells_what_came_too_late(world: World) -> None:
-    """Section 0, 3: a tag, or a destination, that came after the version chooses nothing, and a backfill would."""
+def test_why_says_what_came_too_late(world: World) -> None:
+    """Section 0, 3: a tag or a destination from after the version chooses nothing, and a backfill would."""
     world.configure(v2(tags={"class": "blue"}) | {"ID": "blue"})
     world.write("k", b"data")
     world.settle()
-    assert told(world, "k") == "no rule chooses this version: blue needs the tags class=blue"
+    assert passed_over(world, "k") == "no rule chooses this version: blue needs the tags class=blue"
     world.run("tag.set", bucket=SOURCE, key=b"k", tags={"class": "blue"})
-    assert told(world, "k").startswith("a rule would choose this version now, and none did when it was made")
+    assert passed_over(world, "k").startswith("a rule would choose this version now, and none did when it was made")
     world.drop("l", b"data", tags={"class": "blue"})
     world.settle()
     world.configure(v2(tags={"class": "blue"}, to=FAR) | {"ID": "blue"})
-    assert told(world, "l").startswith(f"a rule to {FAR} would choose this version now")
+    assert passed_over(world, "l").startswith(f"a rule to {FAR} would choose this version now")

@@ -1,4 +1,4 @@
-"""When a file was last read is what its users did: they find by it what nobody uses any more."""
+"""atime shows when users last read a file, by which they find unused files; fsrepl does not change it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ LONG_AGO_NS = 1_000_000_000 * 10**9
 """So long before that a mount with relatime, too, notes the next read."""
 
 
-def test_no_look_of_ours_changes_it(tmp_path: Path) -> None:
-    """Section 7: capture, scans, a lost journal and verify read files and directories, and leave their atime alone."""
+def test_reads_by_fsrepl_leave_atime_alone(tmp_path: Path) -> None:
+    """Section 7: capture, scans, a lost journal and verify read files and directories, and leave their atime
+    unchanged."""
     with World(tmp_path) as world:
         world.write("d/small", b"s")
         world.write("d/large", b"l" * 3_000_000)
@@ -35,8 +36,8 @@ def test_no_look_of_ours_changes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, and makes files of others")
-def test_a_file_of_somebody_else_is_read_all_the_same(users_home: Path) -> None:
-    """Only its owner may leave the atime alone: the others read as anybody does."""
+def test_a_file_of_another_user_is_read_all_the_same(users_home: Path) -> None:
+    """Only its owner may leave atime unchanged: other readers change it as any program does."""
     assert os.geteuid() == USER
     os.seteuid(0)
     folder = Path(tempfile.mkdtemp())

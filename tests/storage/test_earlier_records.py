@@ -1,4 +1,4 @@
-"""Trees whose records earlier builds wrote: each field an attribute of its own, in the store and on the view."""
+"""Trees whose records earlier builds wrote: one attribute for each field, in the store and on the view."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _age(world: World, *buckets: str) -> None:
 @pytest.mark.parametrize("buckets", [BOTH, (SOURCE,), (DESTINATION,)], ids=["both", "source", "replica"])
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
 def test_they_are_read(world: World, buckets: tuple[str, ...], without_journal: bool) -> None:
-    """Section 2, G11: nothing differs, nothing is made or sent again; with and without the journal."""
+    """Section 2, G11: there is no difference, and nothing is made or sent again; with and without the journal."""
     fill(world)
     before = {bucket: world.history(bucket) for bucket in BOTH}
     _age(world, *buckets)
@@ -67,7 +67,8 @@ def test_they_are_read(world: World, buckets: tuple[str, ...], without_journal: 
 
 
 def test_they_are_rewritten_when_they_are_touched(world: World) -> None:
-    """Section 2: by an edit of metadata and by the word of a delivery; the rest stays as it is, and is read."""
+    """Section 2: by an edit of metadata and by the outcome of a delivery; other records stay as they are, and are
+    read."""
     world.away("west")
     fill(world)
     _age(world, SOURCE)
@@ -95,7 +96,7 @@ def test_they_are_rewritten_when_they_are_touched(world: World) -> None:
 
 
 def test_a_sidecar_of_an_earlier_build(tmp_path: Path) -> None:
-    """Section 2: where both exist the sidecar holds; it goes when there is room."""
+    """Section 2: where both exist the sidecar is the record; it is removed when there is room."""
     with World(tmp_path) as world:
         fill(world, large=True)
         before = {bucket: world.history(bucket) for bucket in BOTH}
@@ -131,7 +132,7 @@ def test_a_tree_without_attributes_is_rebuilt_from_them(tmp_path: Path, bucket: 
 
 
 def test_one_that_is_damaged_is_rebuilt_in_todays_form(world: World) -> None:
-    """Section 5: what is left of either form counts; the rest comes from the other side."""
+    """Section 5: the remaining fields of either form count; the others come from the other side."""
     fill(world)
     before = world.history(SOURCE)
     _age(world, SOURCE)
@@ -146,8 +147,8 @@ def test_one_that_is_damaged_is_rebuilt_in_todays_form(world: World) -> None:
     assert verify(world) == []
 
 
-def test_the_record_holds_where_a_rewriting_was_cut_short(tmp_path: Path) -> None:
-    """G7: the new form beside what is left of the earlier one."""
+def test_the_record_wins_where_a_rewrite_was_cut_short(tmp_path: Path) -> None:
+    """G7: the new form beside the rest of the earlier one."""
     with World(tmp_path) as world:
         fill(world)
         before = world.history(SOURCE)
@@ -164,7 +165,7 @@ def test_the_record_holds_where_a_rewriting_was_cut_short(tmp_path: Path) -> Non
 
 
 def test_a_record_that_cannot_be_parsed_is_damage(tmp_path: Path) -> None:
-    """Section 5: `verify` names it, and `--repair` makes it again from the other side."""
+    """Section 5: `verify` names it, and `--repair` rebuilds it from the other side."""
     with World(tmp_path) as world:
         fill(world)
         before = world.history(SOURCE)
@@ -183,7 +184,8 @@ def test_a_record_that_cannot_be_parsed_is_damage(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "private", "link"])
 def test_power_cut_while_they_are_rewritten(memory: Path, sharing: str) -> None:
-    """G5, G7: wherever it is cut short, also without the journal, each version has its whole record in the end."""
+    """G5, G7: whichever change the power cut comes at, also without the journal, each version has its complete record
+    in the end."""
     for calls, world in worlds(memory):
         if sharing != "auto":
             world.set_sharing(east=sharing, west=sharing)

@@ -36,7 +36,7 @@ def everything(state: Path) -> list[int]:
 
 
 def test_an_event_is_a_line_and_is_written_once(tmp_path: Path) -> None:
-    """3.4: what was told already is not told again, neither by this process nor by the next."""
+    """3.4: an event that was written is not written again, neither by this process nor by the next."""
     log = open_log(tmp_path)
     assert log.append([record(1), record(2), record(1)]) == 2
     assert log.append([record(2), record(3)]) == 1
@@ -47,7 +47,8 @@ def test_an_event_is_a_line_and_is_written_once(tmp_path: Path) -> None:
 
 
 def test_it_starts_anew_at_its_size(tmp_path: Path) -> None:
-    """Settings: events.jsonl is rotated; neither file is larger than max_bytes, and what they hold is told once."""
+    """Settings: events.jsonl is rotated; neither file is larger than max_bytes, and each event in them is there
+    once."""
     log = open_log(tmp_path, max_bytes=300)
     for number in range(20):
         log.append([record(number)])
@@ -70,7 +71,7 @@ def test_a_batch_over_several_files(tmp_path: Path) -> None:
 
 
 def test_a_reader_follows_through_rotations(tmp_path: Path) -> None:
-    """`events -f`: everything once and in order, whenever it looks, however the files turn."""
+    """`events -f`: everything once and in order, whenever it reads, however the files rotate."""
     chance = random.Random(7)
     log = open_log(tmp_path, max_bytes=700)
     with Reader(str(tmp_path)) as reader:
@@ -83,7 +84,7 @@ def test_a_reader_follows_through_rotations(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_fell_behind_reads_what_is_left(tmp_path: Path) -> None:
-    """The files are a bounded queue: whoever comes too late gets what they hold, in order and without repeats."""
+    """The files are a bounded queue: a late reader gets the events in them, in order and without repeats."""
     log = open_log(tmp_path, max_bytes=300)
     with Reader(str(tmp_path)) as reader:
         log.append([record(0)])
@@ -98,7 +99,7 @@ def test_a_reader_that_fell_behind_reads_what_is_left(tmp_path: Path) -> None:
 
 
 def test_a_removed_or_emptied_file(tmp_path: Path) -> None:
-    """A person may remove or empty events.jsonl: its reader goes on with what comes, and repeats nothing."""
+    """A user may remove or empty events.jsonl: its reader continues with new events, and repeats nothing."""
     log = open_log(tmp_path, max_bytes=300)
     for number in range(5):
         log.append([record(number)])
@@ -115,8 +116,8 @@ def test_a_removed_or_emptied_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"n":9,"responseElements":{"x-amz-request-id":"0000000000000009"}'])
-def test_what_a_power_cut_left_of_a_line(tmp_path: Path, torn: bytes) -> None:
-    """G7: half a line is no event: readers pass over it, and the event is told when it comes again."""
+def test_half_a_line_after_a_power_cut_is_skipped(tmp_path: Path, torn: bytes) -> None:
+    """G7: half a line is no event: readers skip it, and the event is written when it comes again."""
     (tmp_path / "events.jsonl").write_bytes(torn)
     assert everything(tmp_path) == []
     assert open_log(tmp_path).append([record(9)]) == 1
@@ -125,7 +126,8 @@ def test_what_a_power_cut_left_of_a_line(tmp_path: Path, torn: bytes) -> None:
 
 @pytest.mark.parametrize("call", range(5))
 def test_a_full_disk(tmp_path: Path, call: int) -> None:
-    """G7: whatever change fails, nothing half is read, and the same events can be written when there is room again."""
+    """G7: whichever change fails, no half event is read, and the same events can be written when there is room
+    again."""
     open_log(tmp_path).append([record(1), record(2)])
     fs = FailingFs(call, errno.ENOSPC)
     log = open_log(tmp_path, fs=fs, max_bytes=200)
@@ -144,8 +146,8 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
-def test_the_state_of_somebody_else(tmp_path: Path) -> None:
-    """Section 5: what may not be read is said in a sentence."""
+def test_the_state_of_another_user(tmp_path: Path) -> None:
+    """Section 5: a file that may not be read is reported in a sentence."""
     open_log(tmp_path).append([record(1)])
     os.chmod(tmp_path, 0o700)
     os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""Files that are given to their owners, and what is done where that cannot be."""
+"""Files are given to their owners; what is done where that is impossible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.doubles import UnsyncedFs
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL])
 def test_a_document_whose_owner_cannot_be_set_is_written(tmp_path: Path, number: int) -> None:
-    """Section 2: also where its owner is no id of this user namespace, and nothing is left half made."""
+    """Section 2: also where its owner has no id in this user namespace, and nothing half-made is left."""
 
     class Bound(UnsyncedFs):
         def chown(self, fd: int, uid: int, gid: int) -> None:
@@ -29,8 +29,8 @@ def test_a_document_whose_owner_cannot_be_set_is_written(tmp_path: Path, number:
 
 
 @pytest.mark.parametrize(("number", "given"), [(0, True), (errno.EPERM, False), (errno.EINVAL, False)])
-def test_what_cannot_be_given_is_told_from_what_failed(tmp_path: Path, number: int, given: bool) -> None:
-    """Section 2: one rule for files, directories and documents; a fault of the disk is none of its cases."""
+def test_an_owner_that_cannot_be_set_is_not_taken_for_a_fault(tmp_path: Path, number: int, given: bool) -> None:
+    """Section 2: one rule for files, directories and documents; a fault of the disk is another case."""
 
     class Answering(UnsyncedFs):
         answer = number

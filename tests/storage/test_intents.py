@@ -1,4 +1,4 @@
-"""Intents are files, and what they name may not be possible: one that could not be written down leaves nothing."""
+"""Intents are files: one that cannot be written leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def remove(world: World) -> None:
 def test_an_intent_that_cannot_be_written_leaves_nothing(
     tmp_path: Path, act: Callable[[World], None], call: str
 ) -> None:
-    """G7: once there is room again all is done, and nothing is left lying about, without a restart."""
+    """G7: once there is room again everything is done, and no file is left behind, without a restart."""
     with World(tmp_path, replicate=False) as world:
         world.configure(v2(markers=True))
         for data in (b"one", b"two"):
@@ -84,7 +84,7 @@ def test_an_intent_that_cannot_be_written_leaves_nothing(
         world.restart(fs=fs)
         world.settle()
         fs.failing = True
-        with contextlib.suppress(FsreplError):  # a command says so, and is given again
+        with contextlib.suppress(FsreplError):  # a command reports it, and is run again
             act(world)
         world.settle()
         world.settle()
@@ -96,7 +96,7 @@ def test_an_intent_that_cannot_be_written_leaves_nothing(
             act(world)
         world.settle()
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == []
-        if act is remove:  # a removal for good stays where it was made
+        if act is remove:  # a permanent removal stays where it was made
             assert world.tree(SOURCE) == {"k": b"one"}
         else:
             assert world.tree(SOURCE) == world.tree(DESTINATION)

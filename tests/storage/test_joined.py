@@ -59,8 +59,8 @@ def world(memory: Path) -> Iterator[World]:
 @pytest.mark.parametrize("which", ["store", "all", "all, views first"])
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 def test_every_version_keeps_its_record(world: World, bucket: str, which: str) -> None:
-    """G2, G5, G11: the files get inodes of their own again as they are repaired, once; nothing is listed wrongly."""
-    fill(world, tagged=which == "store")  # tags on a view are its user's, and who joins views joins those
+    """G2, G5, G11: the files get inodes of their own again as they are repaired, once; no listing is wrong."""
+    fill(world, tagged=which == "store")  # tags on a view are its user's, and joining views joins those
     world.settle()
     before = world.ids(SOURCE), world.ids(DESTINATION)
     tags = {key: dict(world.current(key, bucket).tags) for key in KEYS}
@@ -81,7 +81,8 @@ def test_every_version_keeps_its_record(world: World, bucket: str, which: str) -
 
 
 def test_they_are_noticed_at_a_start(world: World) -> None:
-    """G7, G11: where records are read again anyway, as without the journal, no version is left to a later repair."""
+    """G7, G11: where records are read again in any case, as without the journal, no version waits for a later
+    repair."""
     fill(world)
     world.settle()
     before = world.ids(SOURCE)
@@ -94,8 +95,8 @@ def test_they_are_noticed_at_a_start(world: World) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
-def test_what_is_owed_meanwhile_arrives(world: World, restarted: bool) -> None:
-    """G3, G7: versions that are joined before they are sent, and the words of those that were."""
+def test_joined_versions_are_delivered(world: World, restarted: bool) -> None:
+    """G3, G7: versions that are joined before they are sent, and the outcomes of those sent before."""
     world.away("west")
     fill(world)
     world.settle()
@@ -112,7 +113,7 @@ def test_what_is_owed_meanwhile_arrives(world: World, restarted: bool) -> None:
 
 
 def test_null_versions_are_told_apart(memory: Path) -> None:
-    """G5: an id that every key may have tells no file from another, so their records name their keys."""
+    """G5: every key may have the id null, so the records of null versions name their keys."""
     with World(memory, replicate=False) as world:
         fill(world, tagged=True)
         for key in (*KEYS, "other"):
@@ -148,7 +149,7 @@ def test_a_write_in_place_is_that_of_the_views_alone(world: World) -> None:
 
 
 def test_an_edit_of_one_replica_is_none_of_the_others(world: World) -> None:
-    """G5: metadata that arrives for one of several joined replicas is put on that one alone."""
+    """G5: metadata for one of several joined replicas is set on that one alone."""
     fill(world)
     world.settle()
     join(*of_content(world, DESTINATION, "all"))
@@ -164,7 +165,7 @@ def test_an_edit_of_one_replica_is_none_of_the_others(world: World) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 def test_power_cut_at_every_change(memory: Path, bucket: str) -> None:
-    """G2, G7: wherever it is cut short, every version has its record and its content in the end."""
+    """G2, G7: whichever change the power cut comes at, every version has its record and its content in the end."""
     for calls, world in worlds(memory):
         fill(world, number=2)
         world.settle()

@@ -1,4 +1,4 @@
-"""The disk under the journal is full, or faulty: that is waited for, and what was done meanwhile comes by itself."""
+"""The disk of the journal is full, or faulty: fsrepl waits, and processes all changes once it works again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.world import DESTINATION, SOURCE, worlds
 def test_a_fault_at_every_write(
     memory: Path, monkeypatch: pytest.MonkeyPatch, code: int, itself: bool, for_ever: bool
 ) -> None:
-    """G2, G7, G11: nothing FAILED, nothing lost or doubled, and the journal agrees with the records once it is over."""
+    """G2, G7, G11: nothing is FAILED, lost or doubled, and the journal agrees with the records once the fault is
+    over."""
     disk = FailingDisk(code, itself=itself)
     monkeypatch.setattr(sqlite3, "connect", disk.connect)
     for number, world in worlds(memory):
@@ -62,7 +63,7 @@ def test_a_fault_at_every_write(
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts filesystems")
 def test_a_daemon_whose_state_has_no_room(tmp_path: Path) -> None:
-    """G7, section 5: commands say so; what was done meanwhile comes when there is room, in the same process."""
+    """G7, section 5: commands say so; changes made meanwhile are processed when there is room, by the same process."""
     state = tmp_path / "state"
     with Site(tmp_path / "home", replicate=False) as site:
         (site.root / ".fsrepl-site").rename(state)
@@ -105,7 +106,7 @@ def test_a_daemon_whose_state_has_no_room(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(place: Path, size: str) -> Iterator[None]:
-    """A folder becomes a filesystem of its own, in memory, with what was in it."""
+    """Make a folder a small filesystem in memory, with its former content."""
     aside = place.with_name(place.name + ".aside")
     place.rename(aside)
     place.mkdir(0o700)
@@ -118,7 +119,7 @@ def small_disk(place: Path, size: str) -> Iterator[None]:
 
 
 def fill(path: Path) -> None:
-    """Take all the room that is left, to the last byte."""
+    """Use all the room that is left, to the last byte."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 16, 1 << 12, 1):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What is another mount, and what is not: one question, asked of the kernel, and never of device numbers."""
+"""Which directories are another mount: the kernel's answer counts, and never device numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def in_step(world: World) -> None:
 
 
 def test_a_subvolume_is_looked_into(on_btrfs: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 2, G8: it is its user's tree; a directory that becomes one loses nothing, and nothing is logged again."""
+    """Section 2, G8: it is part of its user's tree; a directory that becomes a subvolume loses nothing, and nothing is
+    logged again."""
     world = on_btrfs
     world.write("proj/a", b"one")
     world.settle()
@@ -76,7 +77,8 @@ def test_a_subvolume_is_looked_into(on_btrfs: World, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("sharing", ["private", "link"])
 def test_the_same_inode_number_in_a_subvolume_is_no_other_name(on_btrfs: World, sharing: str) -> None:
-    """G2: numbers begin anew in each subvolume; a view with that of its stored version has not destroyed it."""
+    """G2: each subvolume has its own inode numbers; a view with the number of its stored version has not destroyed that
+    version."""
     world = on_btrfs
     world.set_sharing(east=sharing)
     world.settle()
@@ -97,7 +99,7 @@ def test_the_same_inode_number_in_a_subvolume_is_no_other_name(on_btrfs: World, 
 
 
 def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: World) -> None:
-    """Section 2, G8: what lies below is as it was; a device in its place is no deletion either."""
+    """Section 2, G8: the covered file counts; a device in its place is no deletion either."""
     world.write("k", b"one")
     world.write("device", b"two")
     world.settle()
@@ -125,7 +127,7 @@ def test_a_file_that_another_is_mounted_over_is_not_gone_and_not_changed(world: 
 
 
 def test_a_mount_is_logged_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 2: it is reported, and not at every look; what cannot be read neither."""
+    """Section 2: it is reported, and not at every scan; the same for unreadable directories."""
     world.write("m/k", b"one")
     world.settle()
     (world.home / "other").mkdir()
@@ -166,7 +168,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_an_overlay_over_different_filesystems(tmp_path: Path, overlay: Path, sharing: str) -> None:
-    """Section 2, G6: all of it is adopted, captured and replicated; writing moves files to another layer meanwhile."""
+    """Section 2, G6: everything is adopted, captured and replicated; meanwhile writes move files to another layer."""
     buckets = ("east/other", DESTINATION)
     with World(tmp_path / "site", regions={"east": overlay / "east"}, buckets=buckets, replicate=False) as world:
         world.set_sharing(east=sharing)
@@ -177,7 +179,7 @@ def test_an_overlay_over_different_filesystems(tmp_path: Path, overlay: Path, sh
         world.unlink("a")
         for key in ("a", "new", "d/new"):
             world.write(key, key.encode())
-        if sharing == "link":  # nobody may write into a file then
+        if sharing == "link":  # no file may be written into then
             world.unlink("d/b")
         with world.path("d/b").open("ab") as file:
             file.write(b", and more")
@@ -195,7 +197,7 @@ def test_an_overlay_over_different_filesystems(tmp_path: Path, overlay: Path, sh
 
 
 def test_verify_names_what_another_mount_covers(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 2, 5: it is neither a difference nor pending, and no wait waits for it."""
+    """Section 2, 5: covered keys are neither a difference nor pending, and `wait` does not wait for them."""
     for key in ("m/n/a", "m/n/b", "file", "free"):
         world.write(key, b"data")
     world.settle()
@@ -217,8 +219,10 @@ def test_verify_names_what_another_mount_covers(world: World, capsys: pytest.Cap
         clear(world.path("file"))
 
 
-def test_what_cannot_be_adopted_is_named_and_no_success(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 5, exit status: files under another mount are not versions, and `adopt` does not end with 0."""
+def test_files_that_cannot_be_adopted_are_named_and_exit_with_1(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Section 5, exit status: files under another mount are not versions."""
     for key in ("a", "m/b", "open"):
         world.write(key, b"data", "east/old")
     (world.home / "other").mkdir()

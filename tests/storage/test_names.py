@@ -26,7 +26,8 @@ NAMES = [
 
 
 def test_names_of_all_kinds(tmp_path: Path) -> None:
-    """Section 2: each is captured, replicated, told apart from our own names, and survives the loss of the journal."""
+    """Section 2: each is captured, replicated, kept apart from fsrepl's own names, and survives the loss of the
+    journal."""
     wanted = {name: name.encode("utf-8", "surrogateescape") for name in NAMES}
     with World(tmp_path) as world:
         for name, data in wanted.items():
@@ -47,7 +48,7 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
 
 
 def make_deep(top: Path, names: Sequence[bytes], data: bytes) -> None:
-    """A file `f` below directories whose path no single call takes."""
+    """Make a file `f` below directories whose path is too long for one call."""
     with contextlib.ExitStack() as stack:
         at = _open(stack, top)
         for name in names:
@@ -79,7 +80,8 @@ def _open(stack: contextlib.ExitStack, path: bytes | Path, at: int | None = None
     "names", [[b"k" * 200] * 6, [b"p" * 200] * 40, [b"D" * 240] * 20, [b"s"] * 1200], ids=lambda names: str(len(names))
 )
 def test_paths_that_are_too_long_for_a_call(tmp_path: Path, names: list[bytes]) -> None:
-    """Section 2: a key may be longer than S3's 1,024 bytes, than PATH_MAX, and deeper than a program likes."""
+    """Section 2: a key may be longer than S3's 1,024 bytes and than PATH_MAX, and deeper than the stack of a
+    program."""
     try:
         with World(tmp_path) as world:
             make_deep(world.path(), names, b"deep")
@@ -99,7 +101,7 @@ def test_paths_that_are_too_long_for_a_call(tmp_path: Path, names: list[bytes]) 
 
 
 def test_what_is_no_file_is_no_version(tmp_path: Path) -> None:
-    """G9, section 2: a link or a FIFO in the store under a version's name is passed over, also where it is listed."""
+    """G9, section 2: a link or a FIFO in the store under a version's name is skipped, also in listings."""
     with World(tmp_path) as world:
         world.write("k", b"k")
         world.settle()
@@ -113,8 +115,8 @@ def test_what_is_no_file_is_no_version(tmp_path: Path) -> None:
             assert [group[0].key for group in listing.versions_below(bucket)] == [b"k"]
 
 
-def test_what_is_done_to_a_key_tells_its_exact_bytes(tmp_path: Path) -> None:
-    """Section 5: a key that is not UTF-8 is told with KeyBase64 by every command, those that change something too."""
+def test_commands_print_the_exact_bytes_of_a_key(tmp_path: Path) -> None:
+    """Section 5: for a key that is not UTF-8 every command prints KeyBase64, those that change something too."""
     key = b"k\xff"
     with World(tmp_path) as world:
         world.write(os.fsdecode(key), b"data")

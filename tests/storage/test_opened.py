@@ -1,4 +1,5 @@
-"""`.fsrepl` and the state are closed again when somebody opens them; what needs a person is said as a command."""
+"""`.fsrepl` and the state are made private again when a user opens them; where a person must act, a command is
+printed."""
 
 from __future__ import annotations
 
@@ -40,13 +41,13 @@ def sh(command: str) -> None:
 
 
 def probe(world: World) -> None:
-    """What each region does every second."""
+    """Run the check that each region makes every second."""
     for region in world.engine.regions.values():
         region.probe_buckets()
 
 
 def is_closed(world: World, bucket: str) -> bool:
-    """Whether nobody gets in, and nothing in it is open that is not a view too."""
+    """Whether other users have no access, and nothing in it is open that is not a view too."""
     meta = world.path(".fsrepl", bucket)
     below = [path for path in meta.rglob("*") if path.is_dir() or path.stat().st_nlink == 1]
     return not any(path.stat().st_mode & 0o077 for path in [meta, *below])
@@ -58,7 +59,7 @@ def found(world: World) -> list[Finding]:
 
 
 def typed(finding: Finding) -> str:
-    """The command that a finding says to type."""
+    """The command that a finding recommends."""
     match = re.search("`([^`]+)`", finding.do)
     assert match, finding
     return match[1]
@@ -68,7 +69,7 @@ def typed(finding: Finding) -> str:
 def test_what_opens_a_whole_bucket_opens_no_stored_version(
     world: World, acl: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Section 2: `chmod -R a+rX` and `setfacl -R` are undone where they were not meant, and that is said."""
+    """Section 2: `chmod -R a+rX` and `setfacl -R` are undone on the store, and that is reported."""
     caplog.set_level(logging.INFO)
     top = world.path()
     if acl:
@@ -114,7 +115,7 @@ def test_what_goes_meanwhile_keeps_nothing_else_open(tmp_path: Path) -> None:
 
 
 def test_the_command_that_leaves_it_out(world: World) -> None:
-    """What is said to type instead opens the bucket and nothing of the daemon's."""
+    """The recommended command opens the bucket and nothing of the daemon's."""
     sh(f"chmod -R a+rX {world.path()}")
     probe(world)
     world.path("d/k").chmod(0o600)
@@ -132,8 +133,9 @@ BREAKS = {
 
 @pytest.mark.parametrize("command", BREAKS.values(), ids=BREAKS.keys())
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
-def test_doctor_prints_the_command_that_mends_it(world: World, bucket: str, command: str) -> None:
-    """Section 2: what others could have written is not believed, until a person types what doctor says."""
+def test_doctor_prints_the_command_that_repairs_it(world: World, bucket: str, command: str) -> None:
+    """Section 2: files that other users could have written are not trusted until a person runs the command that doctor
+    prints."""
     sh(command.format(user=USER, top=world.path(bucket=bucket)))
     probe(world)
     assert world.state(bucket).bucket.trouble
@@ -152,8 +154,8 @@ def test_doctor_prints_the_command_that_mends_it(world: World, bucket: str, comm
 
 @pytest.mark.parametrize("owner", [0, USER])
 @pytest.mark.parametrize("document", [None, 0, USER], ids=["empty", "another-bucket", "forged"])
-def test_what_took_its_name_is_left_as_it_is(world: World, owner: int, document: int | None) -> None:
-    """G9: whoever owns a bucket's folder can call any directory `.fsrepl`; that is not closed for them."""
+def test_another_directory_of_that_name_is_left_as_it_is(world: World, owner: int, document: int | None) -> None:
+    """G9: the owner of a bucket's folder can name any directory `.fsrepl`; that one is not made private."""
     meta = world.path(".fsrepl")
     meta.rename(world.path("aside"))
     meta.mkdir()
@@ -172,7 +174,7 @@ def test_what_took_its_name_is_left_as_it_is(world: World, owner: int, document:
 
 
 def test_the_state_is_closed_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 2: it names every file of the site."""
+    """Section 2: the state contains the name of every file of the site."""
     state = Path(world.engine.site.state)
     sh(f"chmod -R a+rX {state}")
     probe(world)
@@ -181,7 +183,7 @@ def test_the_state_is_closed_again(world: World, caplog: pytest.LogCaptureFixtur
 
 
 def test_without_a_daemon_doctor_says_that_it_is_open(world: World) -> None:
-    """What only looks changes nothing."""
+    """A command that only reads changes nothing."""
     sh(f"chmod -R a+rX {world.path()}")
     world.engine.site.keeps_private = False
     finding = next(f for f in found(world) if f.area == "privacy")
@@ -191,7 +193,7 @@ def test_without_a_daemon_doctor_says_that_it_is_open(world: World) -> None:
 
 
 def test_a_bucket_whose_folder_is_wider_than_its_source(world: World) -> None:
-    """A bucket's folder is its administrator's: doctor says where replicas in it can be read by more people."""
+    """A bucket's folder belongs to its administrator: doctor says where replicas in it can be read by more users."""
     world.path().chmod(0o750)
     finding = next(f for f in found(world) if f.area == "privacy")
     assert (finding.level, finding.where) == (Level.WARNING, DESTINATION)

@@ -1,4 +1,4 @@
-"""No file that fsrepl stages, stores or shows is readable by more people than its source, at any moment."""
+"""No file that fsrepl stages, stores or shows is readable by more users than its source, at any moment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def readers(posix: Posix) -> set[tuple[int, tuple[int, ...]]]:
 
 
 class Watching(Fs):
-    """After every change that fsrepl makes: who could read what lies in the destination?"""
+    """After every change that fsrepl makes: which users could read the files in the destination?"""
 
     def __init__(self) -> None:
         self.top: Path | None = None
@@ -128,7 +128,7 @@ def test_a_new_replica(world: World, state: str) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.permutations(STATES, 2)])
 def test_an_edit_of_mode_owner_and_acl(world: World, before: str, after: str) -> None:
-    """Section 2: between an old state and a new one nobody gets in whom neither of them lets in."""
+    """Section 2: between an old state and a new one no user has access whom both of them exclude."""
     world.path("k").write_bytes(b"data")
     put(world.path("k"), STATES[before])
     world.settle()
@@ -142,7 +142,7 @@ def test_an_edit_of_mode_owner_and_acl(world: World, before: str, after: str) ->
 
 
 class Unprivileged(Watching):
-    """A daemon that may set no owner."""
+    """A daemon that cannot set an owner."""
 
     def chown(self, fd: int, uid: int, gid: int) -> None:
         found = os.fstat(fd)
@@ -152,7 +152,8 @@ class Unprivileged(Watching):
 
 @pytest.mark.parametrize("state", STATES)
 def test_where_the_owner_cannot_be_set(world: World, state: str) -> None:
-    """Section 2: no setuid, no setgid, the group gets the others' bits; the record has it all, and no edit is seen."""
+    """Section 2: no setuid, no setgid, the group gets the others' bits; the record has the true values, and this is no
+    edit."""
     world.path("k").write_bytes(b"data")
     put(world.path("k"), STATES[state])
     fs = Unprivileged()
@@ -173,7 +174,7 @@ def test_where_the_owner_cannot_be_set(world: World, state: str) -> None:
     edited = world.current("k", DESTINATION)
     assert edited.posix == replace(on_record, mode=0o602)
     assert set(edited.edited) == {"posix"}
-    # and the source's next one holds
+    # and the source's next edit wins
     put(world.path("k"), replace(STATES["group"], uid=5))
     world.settle()
     assert world.path("k", DESTINATION).stat().st_mode & 0o7777 == 0o600
@@ -182,7 +183,7 @@ def test_where_the_owner_cannot_be_set(world: World, state: str) -> None:
 
 
 def test_directories_that_a_replica_needs(world: World) -> None:
-    """Section 2: with the source's mode and owner, and never more open than these on the way."""
+    """Section 2: with the source's mode and owner, and never more open than these in between."""
     directory = world.path("d/e")
     directory.mkdir(parents=True)
     for each in (directory.parent, directory):
@@ -207,7 +208,7 @@ def test_directories_that_a_replica_needs(world: World) -> None:
 
 @pytest.mark.parametrize("umask", [0, 0o077], ids=["open", "shut"])
 def test_state_and_store_are_the_daemons_own(tmp_path: Path, umask: int) -> None:
-    """Section 2: `.fsrepl` and all below it, and the state, whatever the umask of whoever makes them."""
+    """Section 2: `.fsrepl` and all below it, and the state, whatever the umask of their creator is."""
     tmp_path.chmod(0o755)
     before = os.umask(umask)
     try:

@@ -1,4 +1,4 @@
-"""What a small file costs in attributes: calls and bytes do not vary with the machine, so they may not grow unseen."""
+"""The cost of a small file in attributes: calls and bytes do not vary with the machine, so an increase is noticed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ FILES = 20
 
 
 class Counting(UnsyncedFs):
-    """Counts the calls for attributes and opened files by name; those that set and remove one by the attribute too."""
+    """Counts the calls for attributes and opened files by name; calls that set and remove an attribute, by its name
+    too."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -49,7 +50,7 @@ def _setting(calls: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 def test_attributes_are_set_once_a_file(memory: Path, sharing: str) -> None:
-    """Section 2: two a version, one more once it has arrived, two a view; nothing is taken off, or set again."""
+    """Section 2: two a version, one more once it has arrived, two a view; none is removed, or set again."""
     fs = Counting()
     with World(memory, fs=fs) as world:
         if sharing == "private":
@@ -83,8 +84,9 @@ def test_deliveries_fit_the_inode_of_ext4(memory: Path) -> None:
         assert len(found) + len("eu-west-1") - len("west") <= 52
 
 
-def test_a_removal_looks_at_what_its_replica_showed_once(memory: Path) -> None:
-    """Sections 2 and 7: a view that was the stored file goes with one look at the record, which stays as it is."""
+def test_a_removal_reads_the_record_of_the_removed_view_once(memory: Path) -> None:
+    """Sections 2 and 7: a view that was the stored file is removed after one read of its record, which stays
+    unchanged."""
     fs = Counting()
     with World(memory, fs=fs) as world:
         for number in range(FILES):
@@ -96,8 +98,8 @@ def test_a_removal_looks_at_what_its_replica_showed_once(memory: Path) -> None:
         assert _setting(fs.taken()).keys() >= _sets(RECORD, DELIVERIES).keys()
         world.settle()
         calls = fs.taken()
-        assert _setting(calls) == _sets(RECORD, DELIVERIES)  # the replica of the marker, and what became of it
-        # has it this marker?; may the view go, twice; the record, and no sidecar; the word on the source's marker
+        assert _setting(calls) == _sets(RECORD, DELIVERIES)  # the replica of the marker, and its outcome
+        # is the marker there?; may the view go, twice; the record, and no sidecar; the outcome on the source's marker
         assert calls["open_read"] <= 6.5
         assert calls["attribute"] <= 6.5
 

@@ -11,7 +11,7 @@ from tests.world import DESTINATION, SOURCE, World
 
 
 def copy_attributes(a: Path, b: Path) -> None:
-    """What root's `rsync -X` does to a file of the same size and time."""
+    """The effect of root's `rsync -X` on a file of the same size and time."""
     for name in os.listxattr(b):
         if name not in os.listxattr(a):
             os.removexattr(b, name)
@@ -22,7 +22,7 @@ def copy_attributes(a: Path, b: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may write trusted attributes")
 @pytest.mark.parametrize("then", ["nothing", "written", "removed"])
 def test_attributes_of_another_view_damage_no_version(tmp_path: Path, then: str) -> None:
-    """Sections 2 and 7, G1, G11: the record is rebuilt, and what its user does to the file afterwards is captured."""
+    """Sections 2 and 7, G1, G11: the record is rebuilt, and later changes of the file are captured."""
     with World(tmp_path) as world:
         world.set_sharing(east="link", west="link")
         for key in ("a", "b"):

@@ -1,4 +1,4 @@
-"""What concerns one item costs what it costs for one item, however large its bucket is."""
+"""Work on one item has the cost of one item, however large its bucket is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STEPS = 10
 
 
 def steps_of(journal: Journal, question: Callable[[Journal], object]) -> int:
-    """How many tens of instructions SQLite carries out for an answer."""
+    """The number of SQLite's virtual machine instructions for an answer, in tens."""
     taken = 0
 
     def step() -> int:
@@ -55,7 +55,7 @@ QUESTIONS: dict[str, Callable[[Journal], object]] = {
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_journal_answers_without_going_through_a_bucket(question: str) -> None:
-    """G11: of ten times as many objects, all delivered, it looks at no more rows."""
+    """G11: among ten times as many objects, all delivered, it reads no more rows."""
     taken = []
     for directories in (20, 200):
         journal = Journal(":memory:")
@@ -76,7 +76,7 @@ def test_the_journal_answers_without_going_through_a_bucket(question: str) -> No
 
 
 class Walks:
-    """How often all keys of a bucket are gone through."""
+    """Counts how often all keys of a bucket are read."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.number = 0
@@ -91,7 +91,7 @@ class Walks:
 
 
 def test_displaced_files_are_known_by_their_names(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G1: also many of them, each with what nobody has recorded, become versions without a look through the bucket."""
+    """G1: many of them, each with unrecorded content, become versions without a walk through the bucket."""
     with World(memory / "w") as world:
         names = [f"d/f{n}" for n in range(20)]
         for name in names:
@@ -109,7 +109,7 @@ def test_displaced_files_are_known_by_their_names(memory: Path, monkeypatch: pyt
 
 
 def test_long_keys_of_displaced_files_are_looked_for_together(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G1: a key that no name can hold is found by going through the bucket, once for all of them."""
+    """G1: a key too long for a name is found by a walk through the bucket, one for all of them."""
     with World(memory / "w") as world:
         names = [f"{'d' * 200}/f{n}" for n in range(20)]
         for name in names:
@@ -139,7 +139,7 @@ def test_the_name_of_a_displaced_file_fits(length: int) -> None:
 
 
 def test_a_retry_of_many_lets_others_in(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G6: what FAILED is made pending again some at a time, and the region goes on with other work in between."""
+    """G6: FAILED deliveries become pending some at a time, and the region does other work in between."""
     with World(memory / "w") as world:
         role = next(world.settings.roles.glob("*.json"))
         document = role.read_bytes()
@@ -165,7 +165,7 @@ def test_a_retry_of_many_lets_others_in(memory: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_newest_moment_of_a_bucket_is_at_hand(memory: Path) -> None:
-    """G6: `wait` asks no journal for it, and leaves out no version."""
+    """G6: `wait` needs no query of the journal for it, and leaves out no version."""
     with World(memory / "w") as world:
         for n in range(3):
             world.write(f"f{n}", b"x")
@@ -178,7 +178,7 @@ def test_the_newest_moment_of_a_bucket_is_at_hand(memory: Path) -> None:
 
 
 def test_views_that_were_in_the_way_are_looked_at_once_a_turn(memory: Path) -> None:
-    """G6: however many keys are removed, and however many views wait for their ways to be free."""
+    """G6: however many keys are removed, and however many views wait for an obstacle to go."""
     with World(memory / "w") as world:
         world.write("x", b"in the way", DESTINATION)
         world.settle()
@@ -193,7 +193,7 @@ def test_views_that_were_in_the_way_are_looked_at_once_a_turn(memory: Path) -> N
 
 
 def test_watched_directories_below_another_are_found() -> None:
-    """G9: the same as by going through all of them, whatever came and went before."""
+    """G9: the same as a walk through all of them gives, whatever was added and removed before."""
     chance = random.Random(8)
     below, members = Subtrees(), set[tuple[str, bytes]]()
     parts = [b"a/", b"b/", b"ab/", b""]

@@ -1,4 +1,4 @@
-"""Small batches and slow disks: fsyncs side by side, which wait for nothing else."""
+"""Small batches and slow disks: fsyncs run side by side, and wait for nothing else."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fsrepl.storage import sync
 from tests.world import DESTINATION, SOURCE, World
 
 
-def test_an_fsync_does_not_wait_for_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 7, G7: lanes that are all taken, by copies or by repairs that wait for a region, hold up no region."""
-    monkeypatch.setattr(sync, "_SLOW_S", -1.0)  # every syncfs is taken for a slow one
+def test_an_fsync_does_not_wait_for_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7, G7: workers that are all occupied, by copies or by repairs that wait for a region, delay no region."""
+    monkeypatch.setattr(sync, "_SLOW_S", -1.0)  # every syncfs counts as slow
     with World(tmp_path) as world:
         world.write("first", b"1")
         world.settle()

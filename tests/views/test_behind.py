@@ -1,4 +1,4 @@
-"""Views that cannot follow their versions for a while: whatever happens meanwhile, they are nobody's new files."""
+"""Stale views: whatever happens meanwhile, they are not taken for users' new files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def in_step(world: World) -> None:
 
 @pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.parametrize("held_on", [False, True])
-def test_a_view_that_is_held_outlives_the_journal(world: World, gone: bool, held_on: bool) -> None:
-    """G1, G7, section 2: the disk alone says that an open view is merely behind; it is not taken for a user's file."""
+def test_a_stale_view_is_known_without_the_journal(world: World, gone: bool, held_on: bool) -> None:
+    """G1, G7, section 2: the disk alone shows that a view open for writing is merely stale; it is not taken for a
+    user's file."""
     world.write("k", b"one")
     world.settle()
     with world.path("k", DESTINATION).open("r+b"):
@@ -49,7 +50,7 @@ def test_a_view_that_is_held_outlives_the_journal(world: World, gone: bool, held
 
 @pytest.fixture
 def mount(world: World) -> Iterator[Path]:
-    """A directory of the destination, empty by now, over which another mount of the same filesystem can come."""
+    """An empty directory of the destination, over which another mount of the same filesystem can come."""
     state, other = world.path("m", DESTINATION), world.home / "other"
     other.mkdir()
     yield other
@@ -58,8 +59,8 @@ def mount(world: World) -> Iterator[Path]:
 
 @only_root
 @pytest.mark.parametrize("without_journal", [False, True])
-def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: Path, without_journal: bool) -> None:
-    """G1, section 2: what is deleted while a mount covers its view is hidden afterwards, and does not come back."""
+def test_views_under_a_mount_are_updated_once_it_is_gone(world: World, mount: Path, without_journal: bool) -> None:
+    """G1, section 2: a key deleted while a mount covers its view is hidden afterwards, and does not come back."""
     for key in ("m/gone", "m/new"):
         world.write(key, b"one")
     world.settle()
@@ -80,8 +81,8 @@ def test_what_lies_under_a_mount_follows_once_that_is_gone(world: World, mount: 
 
 
 @only_root
-def test_mounts_that_come_and_go_are_seen(world: World, mount: Path) -> None:
-    """G6, section 2: neither makes an event. One is named, and what is changed once it is gone is found."""
+def test_new_and_removed_mounts_are_noticed(world: World, mount: Path) -> None:
+    """G6, section 2: neither makes an event. A mount is named, and changes are found once it is gone."""
     world.write("m/k", b"one", DESTINATION)
     world.settle()
     region, state = world.region(DESTINATION), world.state(DESTINATION)

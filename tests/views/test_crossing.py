@@ -1,4 +1,5 @@
-"""Views in a directory that link and rename do not reach from .fsrepl: shown, replaced and hidden all the same."""
+"""Views in a directory that link and rename from .fsrepl do not reach: they are shown, replaced and hidden all the
+same."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def _strays(world: World) -> list[str]:
 
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_views_follow_where_rename_does_not_reach(tmp_path: Path, sharing: str) -> None:
-    """G1, G4, G5: content and metadata, one change after the other; with nothing left beside them."""
+    """G1, G4, G5: content and metadata, one change after the other; no other file is left beside them."""
     with World(tmp_path, fs=DividedFs()) as world:
         world.set_sharing(east=sharing, west=sharing)
         world.restart(fs=DividedFs())
@@ -68,11 +69,11 @@ def test_views_follow_where_rename_does_not_reach(tmp_path: Path, sharing: str) 
         world.stays_quiet()
 
 
-def test_what_its_user_wrote_in_the_last_moment_is_kept(tmp_path: Path) -> None:
-    """G1: what comes out of a view is looked at there as well; what is not recorded becomes a version first."""
+def test_a_write_in_the_last_moment_is_kept(tmp_path: Path) -> None:
+    """G1: a file taken out of a view is inspected there as well; unrecorded content becomes a version first."""
 
     class Late(DividedFs):
-        """Somebody writes into a view just before it is exchanged, or hidden."""
+        """A user writes into a view just before it is exchanged, or hidden."""
 
         late: Path | None = None
 
@@ -113,7 +114,7 @@ def test_what_its_user_wrote_in_the_last_moment_is_kept(tmp_path: Path) -> None:
     ids=lambda each: each if isinstance(each, str) else each.__name__.strip("_"),
 )
 def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str) -> None:
-    """G2, G4, G7: the same after a cut at any change; nothing is left beside a view, and nothing taken for a file."""
+    """G2, G4, G7: the same after a cut at any change; no file is left beside a view, or taken for a user's."""
     for calls, world in worlds(memory, fs=DividedFs()):
         world.restart(fs=DividedFs())
         _begin(world, sharing)
@@ -139,7 +140,7 @@ def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str) -> None
 
 @only_root
 def test_a_replica_tree_with_subvolumes(tmp_path: Path) -> None:
-    """Section 2: the real thing: the destination has a btrfs, and its user made a subvolume of a directory."""
+    """Section 2: on a real btrfs: the destination's user made a subvolume of a directory."""
     with btrfs(tmp_path) as at, World(tmp_path / "site", regions={"west": at / "west"}) as world:
         subvolume("create", world.path("sub", DESTINATION))
         for act in (_create, _update, _edit, _rename):

@@ -42,7 +42,7 @@ def verified(world: World) -> Tally:
 def test_the_record_has_it_and_verify_says_what_the_filesystem_cannot_hold(
     tmp_path: Path, regions: dict[str, Path], sharing: str
 ) -> None:
-    """G5: it is no difference and no edit; also after the loss of the journal. Whole seconds go without saying."""
+    """G5: it is no difference and no edit; also after the loss of the journal. Whole seconds are not reported."""
     with World(tmp_path / "home", regions=regions) as world:
         world.set_sharing(west=sharing)
         world.write("k", b"data")
@@ -68,8 +68,8 @@ def test_the_record_has_it_and_verify_says_what_the_filesystem_cannot_hold(
         assert world.path("k", DESTINATION).stat().st_mtime_ns == 1_000_000_000
 
 
-def test_what_a_source_shows_is_what_counts(tmp_path: Path, narrow: Path) -> None:
-    """G5: a date that the user's own filesystem could not hold is nobody's any more."""
+def test_the_date_that_a_source_shows_counts(tmp_path: Path, narrow: Path) -> None:
+    """G5: a date that the user's own filesystem could not store is not kept."""
     (narrow / "east").mkdir()
     with World(tmp_path / "home", regions={"east": narrow / "east", "west": tmp_path / "west"}) as world:
         world.write("k", b"data")
@@ -83,8 +83,8 @@ def test_what_a_source_shows_is_what_counts(tmp_path: Path, narrow: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_command_line_says_it_and_is_done(tmp_path: Path, regions: dict[str, Path]) -> None:
-    """Section 5, verify: exit status 0, for nothing is to be mended; `head` tells the version's own."""
+def test_verify_prints_the_dates_and_exits_with_0(tmp_path: Path, regions: dict[str, Path]) -> None:
+    """Section 5, verify: nothing is to be repaired; `head` prints the version's own date."""
     with Site(tmp_path / "home", regions=regions) as site:
         site.start()
         site.write("k", b"data")

@@ -1,4 +1,4 @@
-"""What may be done to a visible file: everything that can be found in its place, and everything that was expected."""
+"""What may be done to a view: everything that may be found in its place, with everything that was expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsrepl.model.view import view_of
 from fsrepl.views.decide import Answer, Found, Leaving, Left, Occupant, decide_left, decide_view
 
 CONTENT, MARKER = Version(b"k", "1", 1), Version(b"k", "2", 2, marker=True)
-EXPECTED = {  # by what is found and what was expected: for content, and for a marker
+EXPECTED = {  # by the found and the expected file: for content, and for a marker
     ("NOTHING", "none"): "MAKE DONE",
     ("NOTHING", "a view"): "USER_CHANGED DONE",
     ("NO_WAY", "none"): "BLOCKED DONE",

@@ -1,4 +1,5 @@
-"""A replica's directories let nobody in whom the source's keep out; none is changed by a name that others can take."""
+"""A replica's directories give no user more access than the source's; none is changed by a name that others can
+replace."""
 
 from __future__ import annotations
 
@@ -57,8 +58,8 @@ def differences(world: World) -> list[tuple[bytes, Problem]]:
 
 
 @pytest.mark.parametrize("downtime", [False, True], ids=["at-once", "after-downtime"])
-def test_what_is_done_to_a_source_directory_is_done_to_its_replica(world: World, downtime: bool) -> None:
-    """Section 2: mode, owner, access and default ACL, whether the daemon was there or a scan finds it."""
+def test_a_replicas_directory_follows_its_source(world: World, downtime: bool) -> None:
+    """Section 2: mode, owner, access and default ACL, whether the daemon was running or a scan finds the change."""
     world.write("d/e/k", b"k")
     world.settle()
     shut(world, "d")
@@ -78,7 +79,7 @@ def test_what_is_done_to_a_source_directory_is_done_to_its_replica(world: World,
 
 
 def test_an_event_leads_to_it_without_a_scan(world: World) -> None:
-    """Section 6: within a moment, as far as the kernel tells; and so does one of a change on the replica."""
+    """Section 6: within a moment, where the kernel makes an event; the same for a change on the replica."""
     world.write("d/k", b"k")
     world.settle()
     for bucket, mode in ((SOURCE, 0o700), (DESTINATION, 0o777)):
@@ -89,7 +90,7 @@ def test_an_event_leads_to_it_without_a_scan(world: World) -> None:
 
 
 def test_a_region_that_was_away_catches_up(world: World) -> None:
-    """G7: what was done to a directory meanwhile is found when it is back."""
+    """G7: changes of a directory made meanwhile are found when the region is back."""
     world.write("d/k", b"k")
     world.settle()
     world.away("west")
@@ -104,7 +105,7 @@ def test_a_region_that_was_away_catches_up(world: World) -> None:
 
 
 def test_no_new_content_is_shown_in_a_directory_that_is_wider_than_its_source(world: World) -> None:
-    """Section 2: it is shut before the first file is shown that was written after the source's was shut."""
+    """Section 2: the directory is restricted before the first file is shown that was written after the source's was."""
     world.write("d/k", b"k")
     world.settle()
     modes = []
@@ -127,14 +128,14 @@ def test_no_new_content_is_shown_in_a_directory_that_is_wider_than_its_source(wo
     world.path("d").chmod(0o700)
     world.write("d/new", b"private")
     world.capture(SOURCE)
-    world.state().directories.clear()  # the message of the change is lost
+    world.state().directories.clear()  # the event of the change is lost
     world.engine.run_until_idle()
     assert modes == [0o700]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["seen", "never-seen"])
 def test_a_directory_that_is_gone_at_the_source_is_as_it_was(world: World, known: bool) -> None:
-    """Section 2: as it was when its file was captured; the daemon's alone where nothing tells how that was."""
+    """Section 2: as it was when its file was captured; readable by the daemon alone where that is unknown."""
     world.away("west")
     world.path("secret/deep").mkdir(parents=True)
     shut(world, "secret")
@@ -149,14 +150,14 @@ def test_a_directory_that_is_gone_at_the_source_is_as_it_was(world: World, known
         region.probe_now()
     world.engine.turn()
     world.flush_settling()
-    world.engine.run_until_idle()  # without a scan, so that nobody knows yet that the file is gone as well
+    world.engine.run_until_idle()  # without a scan, so that it is not known yet that the file is gone as well
     assert world.path("secret/deep/note", DESTINATION).exists()
     assert look_of(world, "secret") == (Rights(0o700, 33, 33) if known else Rights(0o700, 0, 0))
     assert look_of(world, "secret/deep").mode == (0o755 if known else 0o700)
 
 
-def test_a_view_that_was_held_gets_its_directory_as_at_the_source(world: World) -> None:
-    """Section 2: also where something was in the way when the replica came, and the source is away since."""
+def test_a_stale_view_gets_its_directory_as_at_the_source(world: World) -> None:
+    """Section 2: also where there was an obstacle when the replica came, and the source is away since."""
     world.path("d").mkdir()
     shut(world, "d")
     world.write("d/k", b"k")
@@ -170,8 +171,8 @@ def test_a_view_that_was_held_gets_its_directory_as_at_the_source(world: World) 
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["held", "after-a-crash"])
-def test_what_is_shown_late_is_shown_in_a_directory_as_at_its_source(world: World, crash: bool) -> None:
-    """Section 2: also where no delivery leads to it, and no scan has looked at the directory before."""
+def test_a_view_shown_late_is_in_a_directory_as_at_its_source(world: World, crash: bool) -> None:
+    """Section 2: also where no delivery leads to it, and no scan has read the directory before."""
     world.write("d/other", b"o")
     world.settle()
     world.path("d/k", DESTINATION).mkdir()
@@ -199,11 +200,11 @@ def test_what_is_shown_late_is_shown_in_a_directory_as_at_its_source(world: Worl
     assert seen == [0o700]
 
 
-# -- whose directories are left alone
+# -- directories that are left alone
 
 
 def test_a_directory_of_the_destinations_own_is_left_alone(world: World) -> None:
-    """G1: whoever made it decides, before replicas come into it and after."""
+    """G1: its creator decides, before replicas come into it and after."""
     world.path("d", DESTINATION).mkdir()
     world.path("d", DESTINATION).chmod(0o750)
     world.write("d/k", b"k")
@@ -214,8 +215,9 @@ def test_a_directory_of_the_destinations_own_is_left_alone(world: World) -> None
     assert not differences(world)
 
 
-def test_a_directory_in_the_place_of_one_that_was_made_is_left_alone(world: World) -> None:
-    """G9: whoever may write above it puts another's there, mark and all, and does not become its owner."""
+def test_a_directory_that_replaced_one_of_fsrepls_is_left_alone(world: World) -> None:
+    """G9: a user who may write above it can put another user's directory there, with its mark, and does not become its
+    owner."""
     world.write("d/k", b"k")
     world.settle()
     world.path("d", DESTINATION).rename(world.path("was-d", DESTINATION))
@@ -229,8 +231,8 @@ def test_a_directory_in_the_place_of_one_that_was_made_is_left_alone(world: Worl
     assert look_of(world, "d") == Rights(0o770, 0, 0)
 
 
-def test_a_copy_of_a_tree_goes_on_following(world: World) -> None:
-    """A region on another disk: every inode is another there, and what replication made is still that."""
+def test_directories_of_a_copied_tree_still_follow(world: World) -> None:
+    """A region on another disk: every inode is another one, and the directories that replication made are known."""
     world.write("d/k", b"k")
     world.settle()
     top = world.path(bucket=DESTINATION)
@@ -246,7 +248,7 @@ def test_a_copy_of_a_tree_goes_on_following(world: World) -> None:
 
 
 def test_a_directory_of_the_destinations_own_that_is_gone_does_not_count(world: World) -> None:
-    """Section 2: the one that replication makes in its place is as the source's, and follows it."""
+    """Section 2: the directory that replication makes in its place is as the source's, and follows it."""
     theirs = world.path("d", DESTINATION)
     theirs.mkdir()
     (theirs / "mine").write_bytes(b"mine")
@@ -269,8 +271,8 @@ def test_a_directory_of_the_destinations_own_that_is_gone_does_not_count(world: 
 # -- several sources, and changes at the replica
 
 
-def test_a_directory_that_two_sources_share_lets_in_whom_both_let_in(memory: Path) -> None:
-    """Section 2: what one of them keeps from somebody, the replica does too, whichever came last."""
+def test_a_directory_of_two_sources_admits_users_whom_both_admit(memory: Path) -> None:
+    """Section 2: a user whom one source excludes is excluded at the replica too, whichever source came last."""
     other = "north/src"
     with World(memory, buckets=(SOURCE, DESTINATION, other), replicate=False) as world:
         world.configure(v1())
@@ -288,11 +290,11 @@ def test_a_directory_that_two_sources_share_lets_in_whom_both_let_in(memory: Pat
         world.path("d", other).chmod(0o755)
         world.path("d").chmod(0o705)
         world.settle()
-        assert look_of(world, "d").mode == 0o500  # the one's owner is anybody to the other
+        assert look_of(world, "d").mode == 0o500  # the owner of one is among the others of the other
 
 
-def test_what_is_changed_on_the_replica_takes_away_and_never_adds(world: World) -> None:
-    """Section 2: until the source's changes again; verify names it, and repairs it."""
+def test_changes_on_the_replica_remove_rights_and_never_add_any(world: World) -> None:
+    """Section 2: until the source's changes again; verify names added rights, and repairs them."""
     world.write("d/k", b"k")
     world.settle()
     world.path("d", DESTINATION).chmod(0o777)
@@ -308,8 +310,8 @@ def test_what_is_changed_on_the_replica_takes_away_and_never_adds(world: World) 
     assert not differences(world)
 
 
-def test_where_the_owner_of_a_directory_cannot_be_set_nobody_gains_by_it(world: World) -> None:
-    """Section 2: also by an id that this user namespace does not have; nothing is left half made."""
+def test_where_the_owner_of_a_directory_cannot_be_set_no_user_gains_rights(world: World) -> None:
+    """Section 2: also for an id that this user namespace does not have; nothing half-made is left."""
     fs = UnsyncedFs()
 
     def chown(fd: int, uid: int, gid: int) -> None:
@@ -330,11 +332,11 @@ def test_where_the_owner_of_a_directory_cannot_be_set_nobody_gains_by_it(world: 
     assert differences(world) == [(b"d/", Problem.METADATA)]
 
 
-# -- nothing is changed by a name
+# -- no directory is changed by its name
 
 
 def test_a_directory_is_hidden_until_it_is_complete(world: World) -> None:
-    """G9: no call changes a directory that was found by a name where others may write."""
+    """G9: no call changes a directory that was found by a name where other users may write."""
     wrong = []
     tmp = world.path(".fsrepl/tmp", DESTINATION)
 
@@ -373,7 +375,7 @@ def test_a_directory_is_hidden_until_it_is_complete(world: World) -> None:
 
 
 def test_the_name_of_a_new_directory_is_taken_meanwhile(world: World) -> None:
-    """G1: what was put there stays as it is; the replica goes into it, or waits."""
+    """G1: the user's file there stays as it is; the replica is put into that directory, or waits."""
     theirs = world.path("d", DESTINATION)
 
     class Racing(UnsyncedFs):
@@ -391,7 +393,7 @@ def test_the_name_of_a_new_directory_is_taken_meanwhile(world: World) -> None:
 
 
 def test_the_store_under_another_name_is_not_written_into(world: World) -> None:
-    """G9: whoever owns the bucket's folder calls .fsrepl `d` while a replica of `d/k` is about to be shown."""
+    """G9: the owner of the bucket's folder renames .fsrepl to `d` while a replica of `d/k` is about to be shown."""
     world.write("d/k", b"k")
     meta, theirs = world.path(".fsrepl", DESTINATION), world.path("d", DESTINATION)
 
@@ -426,8 +428,8 @@ MANY = [
 ]
 
 
-def test_what_two_directories_have_in_common() -> None:
-    """Nobody may do by it what either keeps from him."""
+def test_the_common_rights_of_two_directories() -> None:
+    """No user has a right that either of them denies."""
     for a, b in itertools.product(MANY, MANY):
         both = access.common(a, b)
         for uid, groups in PEOPLE:

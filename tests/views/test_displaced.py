@@ -1,4 +1,4 @@
-"""What lies in .fsrepl/displaced after a crash or a fault: nobody's content is let go before it is a version."""
+"""Files in .fsrepl/displaced after a crash or a fault: no content is removed before it is a version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def world(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def _displace(world: World, data: bytes, key: str = "d/k") -> Path:
-    """As an exchange leaves it, cut short before anybody looked at what came out."""
+    """The state after an exchange that was cut short before the displaced file was inspected."""
     aside = world.path(".fsrepl/displaced", DESTINATION) / f"1.1;{blake3(key.encode()).hexdigest()[:32]}"
     aside.write_bytes(data)
     return aside
@@ -45,8 +45,8 @@ def _pass(world: World, *, restarted: bool, without_journal: bool = False) -> No
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
-def test_what_is_recorded_is_let_go(world: World, restarted: bool) -> None:
-    """Section 2: compared, then removed; no intent is needed to tell whose it was."""
+def test_a_recorded_displaced_file_is_removed(world: World, restarted: bool) -> None:
+    """Section 2: it is compared, then removed; no intent is needed to know its key."""
     _displace(world, REPLICA)
     _pass(world, restarted=restarted)
     assert world.leftovers(DESTINATION) == []
@@ -55,8 +55,8 @@ def test_what_is_recorded_is_let_go(world: World, restarted: bool) -> None:
 
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
-def test_what_is_not_becomes_a_version(world: World, restarted: bool, without_journal: bool) -> None:
-    """G1: it goes back into the tree, and what was there instead is in the store."""
+def test_an_unrecorded_displaced_file_becomes_a_version(world: World, restarted: bool, without_journal: bool) -> None:
+    """G1: it goes back into the tree, and the file that replaced it is in the store."""
     _displace(world, WRITTEN)
     _pass(world, restarted=restarted, without_journal=without_journal)
     assert world.leftovers(DESTINATION) == []
@@ -66,7 +66,7 @@ def test_what_is_not_becomes_a_version(world: World, restarted: bool, without_jo
 
 
 def test_a_view_that_is_not_recorded_either_comes_first(world: World) -> None:
-    """G1: of two contents that nobody has recorded, both become versions."""
+    """G1: of two unrecorded contents, both become versions."""
     _displace(world, WRITTEN)
     world.path("d/k", DESTINATION).unlink()
     world.write("d/k", b"and another", DESTINATION)
@@ -76,7 +76,7 @@ def test_a_view_that_is_not_recorded_either_comes_first(world: World) -> None:
 
 
 def test_a_writer_that_holds_it_delays_it(world: World) -> None:
-    """Section 2: what it still writes is not lost."""
+    """Section 2: later writes through its descriptor are not lost."""
     aside = _displace(world, WRITTEN)
     with aside.open("ab") as held:
         _pass(world, restarted=True)
@@ -89,7 +89,7 @@ def test_a_writer_that_holds_it_delays_it(world: World) -> None:
 
 @pytest.mark.parametrize("obstacle", ["directory", "link"])
 def test_its_place_may_be_taken(world: World, obstacle: str) -> None:
-    """G1: nothing of theirs is removed; the bucket comes up all the same, and it goes back once it can."""
+    """G1: no user's file is removed; the bucket comes up all the same, and the displaced file goes back once it can."""
     aside = _displace(world, WRITTEN)
     view = world.path("d/k", DESTINATION)
     view.unlink()
@@ -112,8 +112,8 @@ def test_its_place_may_be_taken(world: World, obstacle: str) -> None:
     assert WRITTEN in _contents(world)
 
 
-def test_one_that_nothing_is_known_of_stays(world: World) -> None:
-    """Section 2: never swept; and the bucket is at work all the same."""
+def test_an_unknown_displaced_file_stays(world: World) -> None:
+    """Section 2: it is never swept, and the bucket works all the same."""
     aside = _displace(world, WRITTEN, key="never heard of")
     world.write("more", b"more")
     _pass(world, restarted=True)
@@ -122,7 +122,7 @@ def test_one_that_nothing_is_known_of_stays(world: World) -> None:
 
 
 class LeaselessFs(UnsyncedFs):
-    """A filesystem, or a file of somebody else's, where nobody can tell who has it open."""
+    """A filesystem, or a file of another user, where it is unknown which program has it open."""
 
     def is_written(self, fd: int) -> bool | None:
         return None
@@ -131,8 +131,8 @@ class LeaselessFs(UnsyncedFs):
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 @pytest.mark.parametrize("writes", [True, False], ids=["writes", "does-not"])
 @pytest.mark.parametrize("then", ["newer", "deleted"])
-def test_a_writer_that_nobody_can_know_of(tmp_path: Path, sharing: str, writes: bool, then: str) -> None:
-    """Section 7: the view changes at once, and what a writer of the old file still writes is not lost."""
+def test_writes_of_an_undetectable_writer_are_kept(tmp_path: Path, sharing: str, writes: bool, then: str) -> None:
+    """Section 7: the view changes at once, and later writes into the old file are not lost."""
     with World(tmp_path, fs=LeaselessFs()) as world:
         with world.settings.path.open("a") as file:
             file.write("\n[capture]\nopen_quiet_s = 0.2\n")
@@ -153,7 +153,7 @@ def test_a_writer_that_nobody_can_know_of(tmp_path: Path, sharing: str, writes: 
 
 
 def _until(world: World, condition: Callable[[], bool]) -> None:
-    """Settle until it is so: some things wait until a file was left alone for a while."""
+    """Settle until a condition holds: some steps wait until a file was left alone for a while."""
 
     def settled() -> bool:
         return condition() or (world.settle(), condition())[1]

@@ -1,4 +1,4 @@
-"""Several names of one file: what is written through one of them has changed them all."""
+"""Several names of one file: a write through one of them has changed them all."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def linked(world: World, data: bytes = b"one") -> None:
 
 
 def event(world: World, key: str, flags: int) -> None:
-    """What the watcher tells: of one name only. No scan helps."""
+    """An event of the watcher, for one name only. No scan helps."""
     world.region().changes.add(SOURCE, [key.encode()], 0, flags)
     world.flush_settling()
     world.engine.run_until_idle()
 
 
 @pytest.mark.parametrize("size", [3, 5 << 20])
-def test_what_is_written_through_one_name_is_captured_at_all(tmp_path: Path, size: int) -> None:
-    """G6: the kernel names one of them only; small ones and those that lanes copy alike."""
+def test_a_write_through_one_name_is_captured_at_all_names(tmp_path: Path, size: int) -> None:
+    """G6: the kernel reports one of them only; for small files and those that workers copy alike."""
     with World(tmp_path) as world:
         linked(world)
         world.path("b").write_bytes(b"x" * size)
@@ -56,8 +56,8 @@ def test_what_is_written_through_one_name_is_captured_at_all(tmp_path: Path, siz
         assert [len(world.of(name)) for name in NAMES] == [2, 2, 2]
 
 
-def test_what_is_edited_through_one_name_follows_at_all(world: World) -> None:
-    """G5: their mode is one; nothing is read for that, and no version made."""
+def test_an_edit_through_one_name_is_recorded_at_all_names(world: World) -> None:
+    """G5: they have one mode; no content is read for that, and no version made."""
     linked(world)
     world.path("d/c").chmod(0o600)
     event(world, "d/c", CHANGED)
@@ -66,8 +66,8 @@ def test_what_is_edited_through_one_name_follows_at_all(world: World) -> None:
     world.stays_quiet()
 
 
-def test_who_waits_for_one_name_may_count_on_the_others(tmp_path: Path) -> None:
-    """Section 5, wait: the others are of the same epoch as the event that told of the one."""
+def test_waiting_for_one_name_covers_the_others(tmp_path: Path) -> None:
+    """Section 5, wait: the others have the same epoch as the event of the one."""
     with World(tmp_path) as world:
         linked(world)
         world.path("a").write_bytes(b"two")
@@ -87,8 +87,8 @@ def test_who_waits_for_one_name_may_count_on_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["b", "d/c"])
-def test_who_waits_for_a_name_waits_for_what_was_written_through_another(world: World, scope: str) -> None:
-    """Section 5, wait: the kernel told of the other one only, also where that is no object yet."""
+def test_waiting_for_a_name_covers_a_write_through_another(world: World, scope: str) -> None:
+    """Section 5, wait: the kernel reported the other one only, also where that is no object yet."""
     linked(world)
     os.link(world.path("a"), world.path("new"))
     region, state = world.region(), world.state()
@@ -103,7 +103,7 @@ def test_who_waits_for_a_name_waits_for_what_was_written_through_another(world: 
         assert not is_waited_for("other")
         world.engine.run_until_idle()
         assert not is_waited_for(scope)
-    with world.path("a").open("wb") as file:  # then it is put off, and not marked any more
+    with world.path("a").open("wb") as file:  # then it is deferred, and not queued any more
         file.write(b"two")
         file.flush()
         region.changes.add(SOURCE, [b"a"], 3, CLOSED)
@@ -112,8 +112,8 @@ def test_who_waits_for_a_name_waits_for_what_was_written_through_another(world: 
         assert is_waited_for(scope)
 
 
-def test_the_other_names_are_told(world: World) -> None:
-    """Section 5, why and status: a person who wonders why three objects changed at once finds it there."""
+def test_the_other_names_are_shown(world: World) -> None:
+    """Section 5, why and status: they explain why three objects changed at once."""
     linked(world)
     os.link(world.path("a"), world.home / "outside")
     note = why.why(world.engine.site, at(SOURCE, b"a"), None, {}).document["Notes"][-1]
@@ -157,7 +157,7 @@ def _same_everywhere(world: World, expected: dict[str, bytes]) -> None:
 
 
 def test_a_name_whose_directory_has_another_name_now(world: World) -> None:
-    """G6: the old key is deleted, the new one an object, and the others follow; the event names the new one."""
+    """G6: the old key is deleted, the new one is an object, and the others follow; the event has the new name."""
     linked(world)
     world.path("d").rename(world.path("e"))
     world.path("e/c").write_bytes(b"two")
@@ -168,8 +168,8 @@ def test_a_name_whose_directory_has_another_name_now(world: World) -> None:
 
 
 @pytest.mark.parametrize("left", ["a", "d/c"])
-def test_a_name_that_is_left_alone(world: World, left: str) -> None:
-    """G1, G6: what is written once the others are removed changes none of their versions."""
+def test_a_write_after_the_other_names_are_removed(world: World, left: str) -> None:
+    """G1, G6: it changes none of their versions."""
     linked(world)
     for name in NAMES:
         if name != left:
@@ -186,7 +186,7 @@ def test_a_name_that_is_left_alone(world: World, left: str) -> None:
 
 
 def test_a_name_that_another_file_took(world: World) -> None:
-    """G1: as an editor saves: it is no name of that file any more, and what is written into it changes no other."""
+    """G1: as an editor saves: it is no name of that file any more, and a write into the new file changes no other."""
     linked(world)
     world.drop("b", b"own")
     event(world, "b", MOVED)
@@ -197,7 +197,7 @@ def test_a_name_that_another_file_took(world: World) -> None:
 
 
 def test_a_name_that_is_linked_over_another_object(world: World) -> None:
-    """G6: as `ln -f`: the object in its place was a version, and gets that file's content as the next one."""
+    """G6: as `ln -f`: the replaced object was a version, and gets that file's content as the next one."""
     linked(world)
     os.link(world.path("a"), world.home / "aside")
     (world.home / "aside").rename(world.path("other"))
@@ -211,7 +211,7 @@ def test_a_name_that_is_linked_over_another_object(world: World) -> None:
 
 @pytest.mark.parametrize("sharing", ["auto", "private", "link"])
 def test_replicas_that_a_person_links_and_writes_into(tmp_path: Path, sharing: str) -> None:
-    """G1, G2: each becomes a version there, the replicas of before stay, and later ones are shown again."""
+    """G1, G2: each becomes a version there, the former replicas stay, and later ones are shown again."""
     with World(tmp_path) as world:
         world.set_sharing(west=sharing)
         for name in NAMES[:2]:
@@ -236,7 +236,7 @@ def test_replicas_that_a_person_links_and_writes_into(tmp_path: Path, sharing: s
         assert world.leftovers(DESTINATION) == []
 
 
-def test_an_attribute_that_is_set_through_one_name_is_at_all(world: World) -> None:
+def test_an_attribute_set_through_one_name_is_recorded_at_all_names(world: World) -> None:
     """G5: tags and attributes are the file's; each object has its own edit."""
     linked(world)
     os.setxattr(world.path("b"), "user.colour", b"blue")

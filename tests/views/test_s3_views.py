@@ -1,4 +1,4 @@
-"""Keys that a tree cannot show together, and what a replica looks like: s3-semantics, 0 (14), 2.1, 9."""
+"""Keys that a tree cannot show together, and the properties of a replica: s3-semantics, 0 (14), 2.1, 9."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def conflicts(world: World, bucket: str = DESTINATION) -> list[str]:
-    """The keys that status calls a view conflict; `why` says the same of each, on both sides."""
+    """The keys that status calls a view conflict; checks that `why` says the same of each, on both sides."""
     buckets = status.status(world.engine.site, {"running": False})["buckets"]
     found = next(b for b in buckets if b["bucket"] == bucket)
     listed = [each["Key"] for each in found.get("view_conflicts", [])]
@@ -75,7 +75,7 @@ by_case = pytest.mark.parametrize(("case", "shown", "hidden"), CASES, ids=["a th
 def test_without_markers_both_are_there_and_one_is_shown(
     world: World, case: Callable[[World], None], shown: str, hidden: str
 ) -> None:
-    """Section 0, 14: stored, listed, COMPLETED, a ViewConflict, and nothing of anybody's is removed."""
+    """Section 0, 14: stored, listed, COMPLETED, a ViewConflict, and no user's file is removed."""
     world.configure(v2())
     case(world)
     assert set(world.tree(SOURCE)) == {hidden}
@@ -95,10 +95,10 @@ def test_without_markers_both_are_there_and_one_is_shown(
 
 
 @by_case
-def test_it_is_shown_as_soon_as_the_way_is_free(
+def test_the_hidden_key_is_shown_once_the_other_is_removed(
     world: World, case: Callable[[World], None], shown: str, hidden: str
 ) -> None:
-    """Section 0, 14; 9, 1: somebody removes what was shown there."""
+    """Section 0, 14; 9, 1: a user removes the shown file."""
     world.configure(v2())
     case(world)
     world.unlink(shown, DESTINATION)
@@ -110,10 +110,10 @@ def test_it_is_shown_as_soon_as_the_way_is_free(
 
 
 @by_case
-def test_a_removal_by_command_frees_the_way(
+def test_the_hidden_key_is_shown_after_a_removal_by_command(
     world: World, case: Callable[[World], None], shown: str, hidden: str
 ) -> None:
-    """Section 0, 14: a marker, or the last version removed for good."""
+    """Section 0, 14: a marker, or the permanent removal of the last version."""
     world.configure(v2())
     case(world)
     world.remove(shown, DESTINATION, world.current(shown, DESTINATION).id)
@@ -123,7 +123,7 @@ def test_a_removal_by_command_frees_the_way(
 
 
 @by_case
-def test_a_marker_from_the_source_frees_the_way(
+def test_the_hidden_key_is_shown_after_a_marker_from_the_source(
     world: World, case: Callable[[World], None], shown: str, hidden: str
 ) -> None:
     """Section 0, 14: the rule is changed, and the key is deleted once more."""
@@ -140,7 +140,7 @@ def test_a_marker_from_the_source_frees_the_way(
 def test_with_markers_there_is_no_conflict(
     world: World, case: Callable[[World], None], shown: str, hidden: str
 ) -> None:
-    """V1: what is deleted makes way, one by one or all at once."""
+    """V1: a deleted key's view is hidden in time, one by one or all at once."""
     world.configure(v1())
     case(world)
     assert world.tree(SOURCE) == world.tree(DESTINATION)
@@ -198,7 +198,7 @@ def test_a_hidden_key_is_updated_and_deleted_like_any_other(
 
 
 def test_a_user_s_own_file_ends_a_conflict(world: World) -> None:
-    """G1: what its user removes afterwards stays removed."""
+    """G1: a file that its user removes afterwards stays removed."""
     world.configure(v2())
     world.path("a", DESTINATION).mkdir()
     world.write("a", b"replica")
@@ -214,7 +214,7 @@ def test_a_user_s_own_file_ends_a_conflict(world: World) -> None:
     assert world.leftovers(DESTINATION) == []
 
 
-# -- other things in the way
+# -- other obstacles
 
 
 def _directory(world: World, path: Path) -> None:
@@ -258,8 +258,8 @@ IN_THE_WAY = [
 
 
 @pytest.mark.parametrize(("obstacle", "where"), IN_THE_WAY, ids=[f"{o.__name__.strip('_')}-{w}" for o, w in IN_THE_WAY])
-def test_what_stands_in_the_way_stays(world: World, obstacle: Callable[[World, Path], None], where: str) -> None:
-    """design.md, 5: in the store, COMPLETED, a ViewConflict; shown once a person takes it away."""
+def test_an_obstacle_stays(world: World, obstacle: Callable[[World, Path], None], where: str) -> None:
+    """design.md, 5: in the store, COMPLETED, a ViewConflict; shown once a person removes the obstacle."""
     world.configure(v1())
     path = world.path(where, DESTINATION)
     obstacle(world, path)
@@ -292,8 +292,8 @@ def test_a_file_where_a_replica_must_go_becomes_a_version_first(world: World) ->
 @pytest.mark.parametrize(
     "key", ["x" * 255, "x" * 219, "d" * 250 + "/k", "é" * 127, "~" + "0" * 32, "k;null", "k;deleted"]
 )
-def test_odd_names_cross_and_are_shown(world: World, key: str) -> None:
-    """9, 1: what the store keeps under another name is a file of its own name in the view."""
+def test_unusual_names_are_replicated_and_shown(world: World, key: str) -> None:
+    """9, 1: a file that the store keeps under another name has its own name in the view."""
     world.configure(v1())
     world.write(key, b"data")
     world.settle()
@@ -314,7 +314,7 @@ def test_odd_names_cross_and_are_shown(world: World, key: str) -> None:
     ("rule", "storage_class"),
     [(v1(), ""), (v1(StorageClass="ONEZONE_IA"), "ONEZONE_IA"), (v1(StorageClass="STANDARD"), "STANDARD")],
 )
-def test_what_a_replica_looks_like(world: World, rule: Json, storage_class: str) -> None:
+def test_the_properties_of_a_replica(world: World, rule: Json, storage_class: str) -> None:
     """2.1: the same id, time, content and metadata; another class only where the rule says so."""
     world.configure(rule)
     world.drop("d/k", b"data", tags={"class": "blue"})
@@ -339,7 +339,7 @@ def test_what_a_replica_looks_like(world: World, rule: Json, storage_class: str)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("override", [False, True])
 def test_owner_override(world: World, override: bool) -> None:
-    """1.1, 2.1: the destination's owner has the replica; needs s3:ObjectOwnerOverrideToBucketOwner."""
+    """1.1, 2.1: the replica belongs to the destination's owner; needs s3:ObjectOwnerOverrideToBucketOwner."""
     translation: Json = (
         {"Account": "000000000000", "AccessControlTranslation": {"Owner": "Destination"}} if override else {}
     )
@@ -384,8 +384,8 @@ def test_an_archived_source_is_not_chosen_and_its_copy_is(world: World) -> None:
 
 
 @pytest.mark.parametrize("without_journal", [False, True])
-def test_a_view_that_may_not_be_changed_holds_up_no_other(world: World, without_journal: bool) -> None:
-    """G7: an immutable file keeps showing what it shows, across a crash too, and the rest of the bucket goes on."""
+def test_a_view_that_may_not_be_changed_delays_no_other(world: World, without_journal: bool) -> None:
+    """G7: an immutable file stays shown, across a crash too, and the rest of the bucket continues."""
     world.configure(v1())
     for key in ("k", "gone"):
         world.write(key, b"one")

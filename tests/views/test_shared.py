@@ -1,4 +1,5 @@
-"""A view that is a hard link to its stored version is written into: nothing of anybody's is lost, or served wrongly."""
+"""Writes into a view that is a hard link to its stored version: no content is lost, and no version has wrong
+content."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ WAS, IS = b"as it was replicated", b"WRITTEN IN PLACE"
 
 
 def _write_into(path: Path) -> None:
-    """As a program does that opens the file and changes it."""
+    """Open the file and change it, as a program does."""
     with path.open("r+b") as file:
         file.write(IS)
         file.truncate()
@@ -34,7 +35,7 @@ def _is_linked(world: World, bucket: str, key: str = "k") -> bool:
 
 
 def _served(world: World, bucket: str, key: str = "k") -> dict[str, bytes]:
-    """What each version of a key is, for whoever asks; those that are refused are left out."""
+    """The content of each version of a key, as a command returns it; refused ones are left out."""
     out = {}
     with world.engine.site.bucket(bucket).open() as opened:
         for version in listing.versions_of(opened, key.encode()):
@@ -46,7 +47,7 @@ def _served(world: World, bucket: str, key: str = "k") -> dict[str, bytes]:
 
 
 def _link(world: World, sharing: str) -> str:
-    """Replicate one object; the bucket whose view of it is a hard link."""
+    """Replicate one object. Returns the bucket whose view of it is a hard link."""
     if sharing == "link":
         world.set_sharing(east="link")
     world.write("k", WAS)
@@ -59,7 +60,7 @@ def _link(world: World, sharing: str) -> str:
 @pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 @pytest.mark.parametrize("sharing", ["auto", "link"])
-def test_what_was_written_is_a_version_and_the_old_one_comes_back(
+def test_the_written_content_is_a_version_and_the_old_one_is_restored(
     tmp_path: Path, sharing: str, restarted: bool, without_journal: bool
 ) -> None:
     """Section 7, View and store; G1, G2: a replica's view under "auto", a user's file under "link"."""
@@ -86,7 +87,7 @@ def test_what_was_written_is_a_version_and_the_old_one_comes_back(
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 def test_it_comes_back_when_its_source_does(tmp_path: Path, restarted: bool) -> None:
-    """Section 7; G7: until then it is not served to anybody; also across restarts without a journal."""
+    """Section 7; G7: until then no command returns it; also across restarts without a journal."""
     with World(tmp_path) as world:
         bucket = _link(world, "auto")
         old = world.current("k", bucket).id
@@ -109,7 +110,7 @@ def test_it_comes_back_when_its_source_does(tmp_path: Path, restarted: bool) -> 
 def test_a_write_through_another_name_of_the_file(
     tmp_path: Path, sharing: str, act: Callable[[Path, Path], object]
 ) -> None:
-    """G6, section 7: the file knows whose it is, also under a name that nobody has looked at yet."""
+    """G6, section 7: the file's record says which version it is, also under a name that was not inspected yet."""
     with World(tmp_path) as world:
         bucket = _link(world, sharing)
         old = world.current("k", bucket).id
@@ -129,7 +130,7 @@ def test_a_write_through_another_name_of_the_file(
 def test_a_version_is_no_longer_reached_through_another_keys_file(
     tmp_path: Path, sharing: str, act: Callable[[Path, Path], object], then: Callable[[Path], object]
 ) -> None:
-    """Section 7; G2: once a file has another key, writing into it destroys nothing, however soon it is gone again."""
+    """Section 7; G2: once a file has another key, a write into it destroys nothing, however soon it is gone again."""
     with World(tmp_path) as world:
         bucket = _link(world, sharing)
         old = world.current("k", bucket).id
@@ -145,7 +146,7 @@ def test_a_version_is_no_longer_reached_through_another_keys_file(
 
 
 def test_a_view_that_is_left_by_another_name_takes_no_version_along(tmp_path: Path) -> None:
-    """Section 7; G2: also where the other name is not looked at before the view is seen to be gone."""
+    """Section 7; G2: also where the other name is not inspected before the view is seen to be gone."""
     with World(tmp_path) as world:
         bucket = _link(world, "link")
         old = world.current("k", bucket).id
@@ -171,7 +172,7 @@ def _strip(path: Path) -> None:
 
 
 def _forge(path: Path) -> None:
-    """Root's `rsync -X` and `cp -a` write all attributes of another file on this one."""
+    """Copy all attributes of another file to this one, as root's `rsync -X` and `cp -a` do."""
     for name in os.listxattr(path):
         value = os.getxattr(path, name)
         os.setxattr(path, name, re.sub(rb"01[A-Z0-9]{24}", b"01M86BR4BYESNWRWW29YNETWES", value))
@@ -180,10 +181,10 @@ def _forge(path: Path) -> None:
 @pytest.mark.parametrize("act", ["stays", "replaced", "removed"])
 @pytest.mark.parametrize("spoil", [_strip, _forge], ids=["stripped", "forged"])
 @pytest.mark.parametrize("sharing", ["auto", "link"])
-def test_a_record_that_is_lost_on_a_view_is_found_out_while_the_view_tells(
+def test_a_record_lost_on_a_view_is_noticed_at_the_next_inspection(
     tmp_path: Path, sharing: str, spoil: Callable[[Path], object], act: str
 ) -> None:
-    """G5, section 5: later nothing would lead to it but `verify`, and the version is not current any more."""
+    """G5, section 5: later only `verify` would find it, and the version is not current any more."""
     with World(tmp_path) as world:
         bucket = _link(world, sharing)
         before = world.current("k", bucket)
@@ -202,10 +203,10 @@ def test_a_record_that_is_lost_on_a_view_is_found_out_while_the_view_tells(
 
 @pytest.mark.parametrize("spoil", [_strip, _forge], ids=["stripped", "forged"])
 @pytest.mark.parametrize("sharing", ["auto", "link"])
-def test_a_record_that_is_lost_on_a_view_is_found_out_when_a_newer_version_comes(
+def test_a_record_lost_on_a_view_is_noticed_when_a_newer_version_comes(
     tmp_path: Path, sharing: str, spoil: Callable[[Path], object]
 ) -> None:
-    """G5, section 5: the version is not current any more, and is left by its view in this moment."""
+    """G5, section 5: the version is not current any more, and its view leaves it in this moment."""
     with World(tmp_path) as world:
         if sharing == "link":
             world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
@@ -225,10 +226,8 @@ def test_a_record_that_is_lost_on_a_view_is_found_out_when_a_newer_version_comes
 
 @pytest.mark.parametrize("act", ["replaced", "removed"])
 @pytest.mark.parametrize("sharing", ["auto", "link"])
-def test_a_version_that_was_destroyed_with_nothing_left_to_tell_but_itself(
-    tmp_path: Path, sharing: str, act: str
-) -> None:
-    """G7, section 7: written into and gone while the daemon was away, and the journal is lost."""
+def test_a_destroyed_version_is_noticed_by_its_own_file_alone(tmp_path: Path, sharing: str, act: str) -> None:
+    """G7, section 7: written into and removed while the daemon was away, and the journal is lost."""
     with World(tmp_path) as world:
         bucket = _link(world, sharing)
         before = world.current("k", bucket)
@@ -266,8 +265,8 @@ def test_a_version_that_was_destroyed_is_found_before_a_newer_one_takes_its_plac
 
 
 @pytest.mark.parametrize("sharing", ["auto", "link"])
-def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: Path, sharing: str) -> None:
-    """G5, section 7: `rsync -X --inplace` writes into a file and takes every attribute from it."""
+def test_a_destroyed_version_without_a_record_is_restored(tmp_path: Path, sharing: str) -> None:
+    """G5, section 7: `rsync -X --inplace` writes into a file and removes every attribute."""
     with World(tmp_path) as world:
         bucket = _link(world, sharing)
         before = world.current("k", bucket)
@@ -280,7 +279,7 @@ def test_a_destroyed_version_whose_record_is_gone_too_is_what_it_was(tmp_path: P
 
 
 def test_a_destroyed_version_whose_view_is_another_file_with_its_content(tmp_path: Path) -> None:
-    """G7, section 7: the view looks as if nothing had happened but an edit, and the version's own file is gone."""
+    """G7, section 7: the view looks as if only edited, and the version's own file is gone."""
     with World(tmp_path) as world:
         world.set_sharing(east="link", west="link")
         bucket = _link(world, "auto")
@@ -312,8 +311,8 @@ def test_a_destroyed_version_of_a_directory_that_is_a_link_now(tmp_path: Path, s
         assert _served(world, bucket, "d/k")[old] == WAS
 
 
-def test_a_view_that_is_late_and_was_touched_is_brought_up_to_its_version(tmp_path: Path) -> None:
-    """G5, section 7: under "link" the look at it makes a link and removes it, which is not its user's doing."""
+def test_a_stale_view_that_was_touched_is_updated(tmp_path: Path) -> None:
+    """G5, section 7: under "link" the inspection makes and removes a link, which is no action of its user."""
     with World(tmp_path) as world:
         world.set_sharing(east="link", west="link")
         world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
@@ -336,7 +335,7 @@ def test_a_view_that_is_late_and_was_touched_is_brought_up_to_its_version(tmp_pa
 
 @pytest.mark.parametrize("act", ["replaced", "removed"])
 def test_a_version_whose_file_only_looks_written_into_is_kept(tmp_path: Path, act: str) -> None:
-    """G7, section 7: `touch` changes the times and no byte; nothing is thrown away for that."""
+    """G7, section 7: `touch` changes the times and no byte; no version is discarded for that."""
     with World(tmp_path) as world:
         world.set_sharing(east="link")
         world.away("west")
@@ -353,7 +352,8 @@ def test_a_version_whose_file_only_looks_written_into_is_kept(tmp_path: Path, ac
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_power_cut_at_every_change(memory: Path, sharing: str) -> None:
-    """G2, G7: wherever it is cut short, also without the journal, both contents are versions in the end."""
+    """G2, G7: whichever change the power cut comes at, also without the journal, both contents are versions in the
+    end."""
     for calls, world in worlds(memory):
         bucket = _link(world, sharing)
         old = world.current("k", bucket).id
@@ -372,7 +372,7 @@ def test_power_cut_at_every_change(memory: Path, sharing: str) -> None:
 
 
 def _attributes(path: Path) -> dict[str, bytes]:
-    """As `rsync -X` and `cp -a` read them, to write them back later."""
+    """The attributes as `rsync -X` and `cp -a` read them, to write them back later."""
     return {name: os.getxattr(path, name) for name in os.listxattr(path)}
 
 
@@ -396,10 +396,10 @@ def _leave(world: World, act: str) -> None:
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
 @pytest.mark.parametrize("act", ["stays", "replaced", "removed", "superseded"])
 @pytest.mark.parametrize("home", ["tmp_path", "users_home"])
-def test_an_older_record_that_its_user_puts_back_is_mended(
+def test_an_older_record_that_its_user_restores_is_corrected(
     request: pytest.FixtureRequest, home: str, act: str, restarted: bool
 ) -> None:
-    """G11, section 2: a record on a file that people write to is not believed where the index knows better."""
+    """G11, section 2: a record on a file that users write to does not count where the index has newer data."""
     with World(request.getfixturevalue(home)) as world:
         world.set_sharing(east="link", west="link")
         world.configure(v2(to=SOURCE, markers=True), source=DESTINATION)
@@ -431,7 +431,7 @@ def test_an_older_record_that_its_user_puts_back_is_mended(
 
 @pytest.mark.parametrize("act", ["stays", "replaced"])
 def test_an_older_record_with_the_tags_of_its_time_is_an_edit_of_tags(tmp_path: Path, act: str) -> None:
-    """G5: whoever puts older attributes back wants those, here and there, also where the record among them has them."""
+    """G5: a user who restores older attributes wants those, on both sides, also where an older record is among them."""
     with World(tmp_path) as world:
         world.set_sharing(east="link")
         world.drop("k", WAS, tags={"colour": "red"})
@@ -453,8 +453,8 @@ def test_an_older_record_with_the_tags_of_its_time_is_an_edit_of_tags(tmp_path: 
 
 
 @pytest.mark.parametrize("act", ["stays", "replaced"])
-def test_a_record_that_is_taken_off_while_something_is_owed_is_whole_afterwards(tmp_path: Path, act: str) -> None:
-    """G5, G11: what came of a delivery is not written down in the place of all the rest."""
+def test_a_record_removed_during_a_delivery_is_complete_afterwards(tmp_path: Path, act: str) -> None:
+    """G5, G11: the outcome of the delivery does not become the whole record."""
     with World(tmp_path) as world:
         world.set_sharing(east="link")
         world.write("k", WAS)
@@ -474,20 +474,21 @@ def _completed(version: Version) -> dict[str, DeliveryRecord]:
 
 
 def _become(path: Path, other: Path) -> None:
-    """As `cp -a OTHER PATH`: its content and its attributes, ours included, in the file that is there."""
+    """Copy another file's content and attributes into the existing file, fsrepl's included, as `cp -a OTHER PATH`
+    does."""
     path.write_bytes(other.read_bytes())
     _put_back(path, _attributes(other))
 
 
-def test_a_file_that_becomes_a_copy_of_another_while_it_is_owed_is_destroyed_and_comes_back(tmp_path: Path) -> None:
-    """G2, G11: its version does not get a file of its own that holds what was copied into it."""
+def test_a_version_overwritten_during_its_delivery_is_restored(tmp_path: Path) -> None:
+    """G2, G11: its version does not get a file of its own with the copied content."""
     with World(tmp_path) as world:
         world.set_sharing(east="link", west="link")
         world.write("other", IS)
         world.write("k", WAS)
         world.capture(SOURCE)
         old = world.current("k")
-        world.region(DESTINATION).turn()  # it is there, and the word of that is on its way
+        world.region(DESTINATION).turn()  # it has arrived, and its outcome is not recorded yet
         assert world.current("k", DESTINATION).id == old.id
         _become(world.path("k"), world.path("other"))
         world.engine.run_until_idle()
@@ -523,7 +524,7 @@ def test_a_version_that_became_a_copy_of_an_older_one_is_repaired_at_the_start(t
 
 
 def test_an_edit_that_comes_to_a_replica_whose_record_is_lost_waits_for_it(tmp_path: Path) -> None:
-    """G5: what is left of a record is not written down as all of it."""
+    """G5: the rest of a record is not written as the whole of it."""
     with World(tmp_path) as world:
         _link(world, "auto")
         before = world.current("k", DESTINATION)
@@ -548,7 +549,7 @@ def _stored(world: World, key: str, version_id: str, bucket: str) -> os.stat_res
 @pytest.mark.parametrize("act", ["replaced", "removed", "superseded", "by-command"])
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_a_version_that_its_view_has_left_is_private(tmp_path: Path, sharing: str, act: str) -> None:
-    """Section 2: a stored version that is no view is 0600 and the daemon's; what the object's mode is, is on record."""
+    """Section 2: a stored version that is no view is 0600 and the daemon's; the object's mode is on record."""
     with World(tmp_path) as world:
         if sharing == "link":
             world.set_sharing(east="link", west="link")
@@ -581,7 +582,7 @@ def test_a_version_that_its_view_has_left_is_private(tmp_path: Path, sharing: st
 
 
 def test_a_replica_that_never_was_current_is_private(tmp_path: Path) -> None:
-    """Section 2: it came together with a newer one, and so no view shows it."""
+    """Section 2: it came together with a newer one, so no view shows it."""
     with World(tmp_path) as world:
         for data in (WAS, IS):
             world.drop("k", data)
@@ -597,7 +598,7 @@ def test_a_replica_that_never_was_current_is_private(tmp_path: Path) -> None:
         world.stays_quiet()
 
 
-def test_a_replica_that_something_stands_in_the_way_of_is_private_until_it_is_shown(tmp_path: Path) -> None:
+def test_a_replica_with_an_obstacle_is_private_until_it_is_shown(tmp_path: Path) -> None:
     """Section 2: then it is the view too, as it would have been at once."""
     with World(tmp_path) as world:
         world.path("k", DESTINATION).mkdir()

@@ -1,4 +1,4 @@
-"""What counts where a record on a file that people can write to says something else than what was recorded: pure."""
+"""Which fields count where a record on a file that users can write to differs from what was recorded: pure."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ PENDING = DeliveryRecord("rule", Status.PENDING, storage_class="STANDARD_IA", ow
     ],
 )
 def test_what_the_index_has_too_stays_as_it_is(recorded: DeliveryRecord) -> None:
-    """G11: the very same version, so that nothing is written."""
+    """G11: it is the very same version, so nothing is written."""
     version = owing(recorded)
     assert with_indexed(version, indexed(recorded)) is version
 
 
 def test_an_older_status_gives_way_to_that_of_the_index() -> None:
-    """G11: with what the index knows nothing of as the record says."""
+    """G11: fields that the index does not have are taken from the record."""
     ended = DeliveryRecord("rule", Status.FAILED, "DstBucketNotFound", since_ns=150)
     (found,) = with_indexed(owing(PENDING), indexed(ended)).deliveries.values()
     assert found == replace(ended, storage_class="STANDARD_IA", owner="Destination")
 
 
 def test_what_only_one_of_the_two_has() -> None:
-    """G11: the index has what was asked for since, and lacks what was cancelled."""
+    """G11: the index has newer deliveries, and lacks cancelled ones."""
     asked = DeliveryRecord("rule", Status.PENDING, job="job", since_ns=150)
     assert with_indexed(VERSION, indexed(asked)).deliveries == {DESTINATION: asked}
     assert with_indexed(owing(PENDING), {}).deliveries == {}
 
 
 def test_edits_that_a_record_knows_nothing_of_count() -> None:
-    """G5: but not what its view falls short of, which is its own."""
+    """G5: but not values that its view lacks, which are the view's own."""
     short = Shortfall(lacks=frozenset({"user.colour"}))
     said = replace(VERSION, shortfall=short)
     written = replace(VERSION, tags={"colour": "blue"}, edited={"tags": f"200 {SOURCE}"})

@@ -1,4 +1,4 @@
-"""Files that were changed without an event: commands that look at them hand them to capture, and say what is so."""
+"""Files that were changed without an event: commands that read them queue them for capture, and say so."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def world(memory: Path) -> Iterator[World]:
 
 @contextlib.contextmanager
 def unheard(world: World) -> Iterator[None]:
-    """No event is heard of from here on."""
+    """From here on no event is received."""
     world.engine.watcher = DeafWatcher()  # type: ignore[assignment]
     try:
         yield
@@ -54,7 +54,7 @@ def edit_elsewhere(path: Path, outside: Path) -> None:
 
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 def test_restore_makes_a_version_of_it_first(world: World, bucket: str) -> None:
-    """G1, G6: and then the version that was asked for is what the file shows, also where the write destroyed it."""
+    """G1, G6: then the file shows the requested version, also where the write destroyed that version."""
     old = world.current("k", bucket).id
     edit_elsewhere(world.path("k", bucket), world.home / "outside")
     with unheard(world):
@@ -71,7 +71,7 @@ def test_restore_makes_a_version_of_it_first(world: World, bucket: str) -> None:
 def test_restore_says_that_it_captured_what_is_current(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, edited: bool
 ) -> None:
-    """Section 5: without a version id that is the newest there is; it came just now, or nothing changed."""
+    """Section 5: without a version id that is the newest version; it was just captured, or nothing changed."""
 
     monkeypatch.setattr(cli_objects, "perform", lambda request: operations.run(world.engine, request))
     if edited:
@@ -86,7 +86,7 @@ def test_restore_says_that_it_captured_what_is_current(
 
 
 def test_restore_never_says_that_nothing_changed_while_the_file_differs(world: World) -> None:
-    """Section 5: a version that is current, and that the file does not show, is an error that says why."""
+    """Section 5: a current version that the file does not show is an error with the reason."""
     with world.path("k").open("r+b") as file:
         file.write(IS)
         file.flush()
@@ -94,8 +94,8 @@ def test_restore_never_says_that_nothing_changed_while_the_file_differs(world: W
             world.run("object.restore", bucket=SOURCE, key=b"k", version_id=None)
 
 
-def test_rm_takes_it_along(world: World) -> None:
-    """G1: what was written before the removal is a version below its marker, and does not bring the key back."""
+def test_rm_captures_it_first(world: World) -> None:
+    """G1: content written before the removal is a version below its marker, and does not bring the key back."""
     edit_elsewhere(world.path("k"), world.home / "outside")
     with unheard(world):
         world.remove("k")
@@ -105,7 +105,7 @@ def test_rm_takes_it_along(world: World) -> None:
 
 
 def test_tags_are_those_of_what_the_file_holds(world: World) -> None:
-    """Section 4: the version that a tag is set on is the one that people see."""
+    """Section 4: a tag is set on the version that users see."""
     edit_elsewhere(world.path("k"), world.home / "outside")
     with unheard(world):
         world.run("tag.set", bucket=SOURCE, key=b"k", tags={"class": "blue"})
@@ -114,7 +114,7 @@ def test_tags_are_those_of_what_the_file_holds(world: World) -> None:
 
 @pytest.mark.parametrize("bucket", [SOURCE, DESTINATION])
 def test_verify_has_it_captured(world: World, bucket: str) -> None:
-    """G6, section 5: what the file holds is a version afterwards, beside the one that was repaired."""
+    """G6, section 5: afterwards the file's content is a version, besides the repaired one."""
     old = world.current("k", bucket).id
     edit_elsewhere(world.path("k", bucket), world.home / "outside")
     with unheard(world):
@@ -126,7 +126,7 @@ def test_verify_has_it_captured(world: World, bucket: str) -> None:
 
 
 def test_all_names_of_a_file_are_captured_where_a_command_meets_one(world: World) -> None:
-    """G6: the write came through a name outside the bucket, so no event tells of any of those in it."""
+    """G6: the write came through a name outside the bucket, so no event names any in it."""
     os.link(world.path("k"), world.path("other"))
     world.settle()
     edit_elsewhere(world.path("k"), world.home / "outside")
@@ -137,7 +137,7 @@ def test_all_names_of_a_file_are_captured_where_a_command_meets_one(world: World
 
 
 def test_repair_alone_has_it_captured_too(world: World) -> None:
-    """Section 5: whoever asks for the repair."""
+    """Section 5: whoever requests the repair."""
     edit_elsewhere(world.path("k", DESTINATION), world.home / "outside")
     with unheard(world):
         repair_version(world, DESTINATION, b"k", world.current("k", DESTINATION).id)
@@ -164,15 +164,15 @@ def _stat(*, mode: int = 0o100644, ino: int = 1, size: int = 2, mtime_ns: int = 
     ],
 )
 def test_how_a_file_compares_with_its_record(view: View | None, found: os.stat_result | None, look: Look) -> None:
-    """Section 7, Capture: inode, size and mtime tell content; ctime and mode tell the rest."""
+    """Section 7, Capture: inode, size and mtime show a change of content; ctime and mode show others."""
     assert unrecorded.compare(view, found) is look
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "no-daemon"])
-def test_a_reader_hands_it_over_and_says_so(
+def test_a_reading_command_queues_it_and_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], running: bool
 ) -> None:
-    """Section 5: what is printed is from before the change, and stderr says what becomes of that."""
+    """Section 5: the printed data is from before the change, and stderr says what happens next."""
     asked: list[object] = []
 
     def ask(request: requests.Look, answer_within_s: float) -> dict[str, object]:
@@ -197,7 +197,7 @@ def test_a_reader_hands_it_over_and_says_so(
 
 @pytest.mark.slow
 def test_every_command_hands_it_to_a_running_daemon(tmp_path: Path) -> None:
-    """G6: head, cat, why and verify say what is so, and the change is captured long before the next scan."""
+    """G6: head, cat, why and verify print what is recorded, and the change is captured long before the next scan."""
     with Site(tmp_path) as site:
         site.start()
         commands = ("head", "cat", "why", "verify")
