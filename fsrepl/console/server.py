@@ -28,6 +28,7 @@ from fsrepl.console import app
 from fsrepl.console.access import Access
 from fsrepl.console.app import BY_SOCKET, LINK_HEADER
 from fsrepl.console.gateway import Gateway, Watch, check_user
+from fsrepl.console.pages import rendering
 from fsrepl.errors import FsreplError, Usage, reason
 from fsrepl.region.reporter import Formatter
 from fsrepl.settings import Settings, listening
@@ -72,6 +73,7 @@ def run(settings: Settings, options: Options) -> int:
         )
         stack.callback(gateway.verifications.stop_all)
         console.watch.start()
+        rendering.prepare()
         stack.callback(console.watch.stop)
         if tcp is not None and not _goes_to_journal(sys.stdout.fileno()):
             _print_links(settings, console.access.new_link(), f"console of {settings.path.parent}")

@@ -95,7 +95,7 @@ class _Collector:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         try:
             found = list(self._collect())
@@ -103,12 +103,13 @@ class _Collector:
             self._unread.say(error)  # no numbers rather than wrong ones
             return
         self._unread.over()
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for gauge in found:
             family = families.get(gauge.name)
             if family is None:
                 labels = [name for name, _ in gauge.labels]
-                family = families[gauge.name] = GaugeMetricFamily(gauge.name, gauge.about, labels=labels)
+                kind = CounterMetricFamily if gauge.is_counter else GaugeMetricFamily
+                family = families[gauge.name] = kind(gauge.name, gauge.about, labels=labels)
             family.add_metric([value for _, value in gauge.labels], float(gauge.value))
         yield from families.values()
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from fsrepl.capture.watch import open_watcher
 from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
@@ -208,10 +209,28 @@ class Daemon:
         """The exported gauges, through their own journal connection, for the exporter's threads."""
         journal = Journal(self.engine.journal.path, read_only=True)
         try:
-            daemon = metrics.Daemon(self.ready, self.watcher.watched, self.watcher.overflows)
+            daemon = metrics.Daemon(
+                self.ready, self.watcher.watched, self.watcher.overflows, self._spaces(),
+                self.engine.reporter.completed(),
+            )  # fmt: skip
             return list(metrics.gauges(self.engine.site, journal, daemon))
         finally:
             journal.close()
+
+    def _spaces(self) -> dict[str, tuple[int, int]]:
+        """Bytes free and in all of each region that answers in time."""
+        site = self.engine.site
+
+        def space(region: str) -> tuple[int, int] | None:
+            try:
+                with site.open_region(region) as at:
+                    return site.fs.space(at)
+            except (FsreplError, OSError):
+                return None
+
+        names = {f"space of {name}": name for name in site.settings.regions}
+        answers = self.engine.probes.ask({what: partial(space, name) for what, name in names.items()})
+        return {names[what]: found for what, found in answers.items() if found is not None}
 
     # -- commands
 

@@ -1,13 +1,13 @@
 """The metrics of s3-semantics, 3.5, per rule and destination: plain values, counted in the journal.
 
-Nothing is kept in memory, so a restart changes none of them (G11). They are counted for every rule,
-whether or not S3's metrics are on for it, since they cost nothing here.
+A restart changes none of them (G11), except for Prometheus' counters of what was replicated, which begin with a
+process. They are counted for every rule, whether or not S3's metrics are on for it, since they cost nothing here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fsrepl.storage.journal.database import Journal
@@ -70,6 +70,8 @@ class Gauge:
     about: str
     value: float
     labels: tuple[tuple[str, str], ...] = ()
+    is_counter: bool = False
+    """Whether it counts from the start of the daemon, and never falls until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,10 @@ class Daemon:
     ready: bool
     watched: int
     events_lost: int
+    spaces: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Bytes that are free for users, and all, of each region that answers."""
+    completed: Mapping[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+    """Number and bytes of the deliveries completed since the daemon was started, by source, destination and rule."""
 
 
 def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
@@ -86,6 +92,7 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
     yield Gauge("fsrepl_ready", "1 once every bucket has been scanned.", daemon.ready)
     yield Gauge("fsrepl_watched_directories", "Directories whose changes are noticed at once.", daemon.watched)
     yield Gauge("fsrepl_events_lost", "How often file events were lost, and scanned for.", daemon.events_lost)
+    yield from _spaces(site, daemon)
     for address, bucket in sorted(site.buckets.items()):
         yield Gauge("fsrepl_bucket_online", "1 while a bucket can be used.", not bucket.trouble, (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
@@ -105,12 +112,33 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         for rule in sorted(rules | found.keys() | failed.keys()):
             labels = (("source", address), ("destination", rule[0]), ("rule", rule[1]))
             yield from _of_rule(found.get(rule, RuleMetrics()), failed.get(rule, 0), labels)
+            yield from _of_completed(daemon.completed.get((address, *rule), (0, 0)), labels)
             size, crossed = large.get(rule, (0, 0))
             yield Gauge(
                 "fsrepl_large_bytes_replicated", "Bytes of the large objects that were delivered.", size, labels
             )
             about = "The part of them that crossed, since the destination lacked it."
             yield Gauge("fsrepl_large_bytes_crossed", about, crossed, labels)
+
+
+def _spaces(site: Site, daemon: Daemon) -> Iterator[Gauge]:
+    """Each region: whether it answers, and its space. One that is away or hangs has no numbers of that."""
+    for name in sorted(site.settings.regions):
+        label = (("region", name),)
+        yield Gauge("fsrepl_region_online", "1 while a region answers.", name in daemon.spaces, label)
+    for name, (free, total) in sorted(daemon.spaces.items()):
+        label = (("region", name),)
+        kept = site.settings.capture.keep_free.needed(total)
+        yield Gauge("fsrepl_region_free_bytes", "Bytes that are free in a region.", free, label)
+        yield Gauge("fsrepl_region_size_bytes", "The size of a region's filesystem.", total, label)
+        yield Gauge("fsrepl_region_keep_free_bytes", "With less space free, capture pauses there.", kept, label)
+
+
+def _of_completed(completed: tuple[int, int], labels: tuple[tuple[str, str], ...]) -> Iterator[Gauge]:
+    about = "Operations replicated since the daemon was started."
+    yield Gauge("fsrepl_operations_replicated", about, completed[0], labels, is_counter=True)
+    about = "Their bytes."
+    yield Gauge("fsrepl_bytes_replicated", about, completed[1], labels, is_counter=True)
 
 
 def _of_rule(found: RuleMetrics, failed: int, labels: tuple[tuple[str, str], ...]) -> Iterator[Gauge]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 
@@ -81,6 +82,8 @@ class Reporter:
 
     def __init__(self, eventlog: EventLog, now: Clock) -> None:
         self.eventlog, self._now = eventlog, now
+        self._guard = threading.Lock()
+        self._completed: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._unwritten = Complaint("events are lost, events.jsonl cannot be written")
 
     def captured(self, address: str, rows: Iterable[tuple[bytes, str, bool, int, str]]) -> None:
@@ -131,8 +134,11 @@ class Reporter:
         now_ns = self._now()
         prefixes = {level: line_prefix(level) for level in (logging.INFO, logging.WARNING)}
         lines = []
+        completed = []
         for result in results:
             done = result.status is Status.COMPLETED
+            if done:
+                completed.append(result)
             level = logging.INFO if done else logging.WARNING
             if not log.isEnabledFor(level):
                 continue
@@ -147,9 +153,23 @@ class Reporter:
                 f"version={result.version} to={result.destination} size_bytes={result.size_bytes}{crossed} "
                 f"seconds={seconds:.3f}{why}\n"
             )
+        if completed:
+            self._count(completed)
         if lines:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
+
+    def _count(self, completed: Iterable[Result]) -> None:
+        with self._guard:  # each region has a thread
+            for result in completed:
+                rule = result.source, result.destination, result.rule
+                number, size_bytes = self._completed.get(rule, (0, 0))
+                self._completed[rule] = number + 1, size_bytes + result.size_bytes
+
+    def completed(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """The number and bytes of deliveries completed by this process, by (source, destination, rule)."""
+        with self._guard:
+            return dict(self._completed)
 
     def close(self) -> None:
         """Nothing is buffered."""

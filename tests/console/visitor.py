@@ -19,6 +19,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 from fsrepl.daemon import control, requests
 from fsrepl.settings import FILE, reading
+from tests.scraping import free_port
 from tests.site import Site
 from tests.waiting import DEADLINE_S
 
@@ -244,10 +245,3 @@ def settle(site: Site) -> None:
     state = reading.load(site.root / FILE).state
     answer = control.ask(state, requests.Wait(timeout_s=DEADLINE_S))
     assert not answer["pending"] + answer["failed"], answer
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        found: int = listener.getsockname()[1]
-        return found

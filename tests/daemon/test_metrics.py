@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from fsrepl.errors import Usage
 from fsrepl.settings import reading
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.journal.rows import Counts
+from tests.scraping import free_port, scrape
 from tests.timed import METRICS, Timed, timed_world
-from tests.waiting import DEADLINE_S
 from tests.world import SOURCE, v2
 
 
@@ -142,18 +141,6 @@ fsrepl_pending{rule="c",source="east/src"} 4.0
 """
 
 
-def free_port() -> int:
-    with socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
-        return str(answer.read().decode())
-
-
 def test_everything_that_is_exported(timed: Timed) -> None:
     """3.5: the daemon, the buckets, and each rule, also one with nothing to show."""
     timed.world.configure({"ID": "docs", **v2("docs/", 1)}, {"ID": "rest", **v2("", 0)})
@@ -176,6 +163,8 @@ def test_everything_that_is_exported(timed: Timed) -> None:
         ("fsrepl_operations_pending_replication", "docs"): 1,
         ("fsrepl_operations_failed_replication", "docs"): 0,
         ("fsrepl_deliveries_failed", "docs"): 0,
+        ("fsrepl_operations_replicated", "docs"): 0,
+        ("fsrepl_bytes_replicated", "docs"): 0,
         ("fsrepl_large_bytes_replicated", "docs"): 0,
         ("fsrepl_large_bytes_crossed", "docs"): 0,
         ("fsrepl_bytes_pending_replication", "rest"): 0,
@@ -183,6 +172,8 @@ def test_everything_that_is_exported(timed: Timed) -> None:
         ("fsrepl_operations_pending_replication", "rest"): 0,
         ("fsrepl_operations_failed_replication", "rest"): 0,
         ("fsrepl_deliveries_failed", "rest"): 0,
+        ("fsrepl_operations_replicated", "rest"): 0,
+        ("fsrepl_bytes_replicated", "rest"): 0,
         ("fsrepl_large_bytes_replicated", "rest"): 0,
         ("fsrepl_large_bytes_crossed", "rest"): 0,
     }

@@ -95,6 +95,13 @@ def _environment() -> Environment:
     return environment
 
 
+def prepare() -> None:
+    """Compile all templates, so that the first visitor does not wait for that."""
+    environment = _environment()
+    for name in environment.list_templates():
+        environment.get_template(name)
+
+
 def render(template: str, frame: Frame, /, **values: object) -> str:
     """A page, or with a template whose name begins with an underscore a part of one."""
     return _environment().get_template(template).render(frame=frame, **values)
