@@ -97,7 +97,7 @@ def run(
 
 @contextlib.contextmanager
 def _memory(content: bytes = b"") -> Iterator[int]:
-    """A file in memory. Unlike a pipe it takes any number of bytes before somebody reads them."""
+    """A file in memory. Unlike a pipe it takes any number of bytes before they are read."""
     fd = os.memfd_create("stream")
     try:
         os.write(fd, content)

@@ -138,7 +138,7 @@ def test_a_source_that_is_away_is_named_if_it_has_something_to_retry(world: Worl
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to somebody else")
-def test_a_bucket_that_is_offline_holds_up_no_other(tmp_path: Path) -> None:
+def test_a_bucket_that_is_offline_delays_no_other(tmp_path: Path) -> None:
     """Section 5, retry: with --all the offline bucket is named; asked for alone it is refused with the reason."""
     with World(tmp_path, buckets=(SOURCE, "east/other", DESTINATION)) as world:
         world.run("replication.enable", source="east/other", destination=DESTINATION)

@@ -1,4 +1,4 @@
-"""Configurations and roles on a site at work: s3-semantics, 1.1, 1.4, 1.5, 6.1, 6.2, and S6 to S21 of section 7."""
+"""Configurations and roles on a running site: s3-semantics, 1.1, 1.4, 1.5, 6.1, 6.2, and S6 to S21 of section 7."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def saved(world: World, source: str = SOURCE) -> Json | None:
 
 
 def everything(world: World) -> dict[str, str]:
-    """All documents of the site: what a refusal must leave alone."""
+    """All documents of the site, which a refusal must leave unchanged."""
     found = [*world.home.glob("*/*/.fsrepl/*.json"), *world.settings.roles.glob("*")]
     return {str(path): path.read_text() for path in found}
 
@@ -107,7 +107,7 @@ def test_both_buckets_must_be_versioned_when_it_is_put(world: World, state: Vers
 
 
 def test_versioning_of_a_configured_source_is_not_suspended(world: World) -> None:
-    """Section 0, 11: a disabled configuration is one; once it is removed, it may."""
+    """Section 0, 11: also with a disabled configuration; once it is removed, versioning may be suspended."""
     world.configure(v1())
     suspend = {"bucket": SOURCE, "status": "Suspended"}
     assert world.refused("versioning.set", **suspend) == "InvalidBucketState"
@@ -122,8 +122,8 @@ def test_versioning_of_a_configured_source_is_not_suspended(world: World) -> Non
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_is_put_is_what_is_there(world: World, wrapped: bool) -> None:
-    """1: the whole of it is replaced; with or without the wrapper of `aws s3api`; what S3 prints is taken."""
+def test_a_put_replaces_the_whole_document(world: World, wrapped: bool) -> None:
+    """1: with or without the wrapper of `aws s3api`; S3's own output is accepted."""
     first = {**v2("a/", 3, StorageClass="GLACIER_IR", to=FAR), "ID": "first"}
     put(world, first)
     second = {**v2("", 1, markers=True), "ID": "second"}
@@ -186,7 +186,7 @@ def edit(world: World, text: str) -> None:
     path.with_name("new").rename(path)
 
 
-def test_an_edited_document_is_followed_at_once(world: World) -> None:
+def test_an_edited_document_is_in_effect_at_once(world: World) -> None:
     """design.md, 4."""
     world.configure({**v1("a/"), "ID": "one"})
     world.settle()
@@ -209,8 +209,9 @@ def test_an_edited_document_is_followed_at_once(world: World) -> None:
     "text",
     ["", "{", "[]", "null", '{"Rules": []}', json.dumps({"Role": arn.role_arn("r"), "Rules": [v1("x"), v1("x/y")]})],
 )
-def test_a_document_that_is_not_one_takes_its_bucket_offline_alone(world: World, text: str) -> None:
-    """design.md, 5: named, nothing captured, nothing lost; goes on by itself once mended."""
+def test_an_invalid_document_takes_its_bucket_alone_offline(world: World, text: str) -> None:
+    """design.md, 5: it is named, nothing is captured or lost, and the bucket continues by itself once the document is
+    valid."""
     world.configure(v1())
     world.configure(v1(to=SOURCE), source=FAR)
     world.write("before", b"data")
@@ -275,7 +276,7 @@ def test_enable_writes_role_and_rule_at_once(world: World) -> None:
 def test_enable_says_what_is_wrong_with_a_destination_and_what_could_be_chosen(
     world: World, destination: str, word: str
 ) -> None:
-    """S6, S10, S11: same region refused by this command."""
+    """S6, S10, S11: a destination in the same region is refused by this command."""
     with pytest.raises(Refused, match=r"^InvalidRequest") as caught:
         enable(world, destination=destination)
     assert word in str(caught.value)
@@ -294,7 +295,7 @@ def test_a_region_pair_of_the_same_region_can_be_put(world: World) -> None:
 
 
 def test_enable_dry_run_and_refusals_leave_nothing(world: World) -> None:
-    """S17: if any part fails none stays."""
+    """S17: if any part fails, no part stays."""
     enable(world, dry_run=True)
     assert saved(world) is None
     assert (
@@ -315,8 +316,9 @@ def test_enable_dry_run_and_refusals_leave_nothing(world: World) -> None:
     assert everything(world) == before
 
 
-def test_a_role_for_a_pair_is_always_to_be_had(world: World) -> None:
-    """S18: the generated policy names these two buckets, however often --add has let such a role write elsewhere."""
+def test_a_role_for_a_pair_can_always_be_generated(world: World) -> None:
+    """S18: the generated policy names these two buckets, however often --add has given such a role other
+    destinations."""
     names = set()
     for _ in range(4):
         name = str(enable(world, replace=True)["Role"])
@@ -329,7 +331,7 @@ def test_a_role_for_a_pair_is_always_to_be_had(world: World) -> None:
 
 @pytest.mark.parametrize("theirs", [False, True], ids=["as it was made", "as somebody has changed it"])
 def test_a_destination_joins_a_generated_role_and_no_other(world: World, theirs: bool) -> None:
-    """Section 5, --add: a role that a person has written, or changed under a name of its own, permits what it did."""
+    """Section 5, --add: a role that a person has written, or changed under a name of its own, keeps its permissions."""
     world.run("role.create", name="courier", source=SOURCE, destinations=[DESTINATION])
     file = world.settings.roles / "courier.json"
     if theirs:
@@ -406,7 +408,7 @@ def test_rules_can_be_disabled_while_their_destination_is_away(world: World) -> 
 
 
 def test_names_are_cut_at_64_and_pairs_that_collide_share_none(world: World) -> None:
-    """Section 0, 15: never shared by accident, and each is for its pair alone."""
+    """Section 0, 15: no role is shared by accident, and each is for its pair alone."""
     long = "a" * 40
     for bucket in (f"east/{long}-one", f"west/{long}-one", f"west/{long}-two", f"north/{long}-one"):
         world.run("bucket.create", bucket=bucket, versioning=True)
@@ -442,7 +444,7 @@ def test_an_existing_role_of_another_policy_is_not_overwritten(world: World) -> 
 
 
 def test_an_existing_role_is_taken_as_it_is(world: World) -> None:
-    """S16, S20: what it lacks shows when copying."""
+    """S16, S20: missing permissions show when copying."""
     world.run("role.create", name="mine", source=SOURCE, destinations=[FAR])
     before = (world.settings.roles / "mine.json").read_text()
     enable(world, role="mine")
@@ -504,7 +506,8 @@ ANY = "arn:aws:s3:::"
     ],
 )
 def test_what_a_policy_permits(world: World, statements: list[tuple[str, str, str]], reason: str, tagged: bool) -> None:
-    """6.1: an explicit deny wins, then an allow counts; unreadable tags stay behind, denied ones fail it."""
+    """6.1: an explicit deny wins, then an allow counts; tags that may not be read are left out, denied ones fail the
+    delivery."""
     world.configure(v1())
     policy(world, *statements)
     world.drop("key", b"data", tags={"class": "blue"})
@@ -532,7 +535,7 @@ def _with_a_condition(text: str) -> str:
 @pytest.mark.parametrize(
     "change", [_unreadable, _of_another_name, _with_a_condition], ids=lambda f: f.__name__.strip("_")
 )
-def test_a_role_that_is_not_understood_whole_permits_nothing(world: World, change: Callable[[str], str]) -> None:
+def test_a_role_that_is_only_partly_understood_permits_nothing(world: World, change: Callable[[str], str]) -> None:
     """6.3: half of a policy is no policy."""
     world.configure(v1())
     path = world.settings.roles / "courier-east-src.json"

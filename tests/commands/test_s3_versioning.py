@@ -1,4 +1,4 @@
-"""Versioning in its three states, and what is read from it: s3-semantics, section 4, line by line."""
+"""Versioning in its three states, and the answers of commands: s3-semantics, section 4, line by line."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_bucket_is_never_versioned_then_enabled_and_suspended_and_enabled(worl
     assert bucket.versioning == ENABLED
 
 
-def test_what_was_there_before_versioning_is_the_null_version(world: World) -> None:
+def test_a_file_from_before_versioning_is_the_null_version(world: World) -> None:
     """Section 4: kept as that version when it is overwritten; created when it was last changed."""
     world.run("bucket.create", bucket="east/plain", versioning=False)
     world.write("d/old", b"old", "east/plain")
@@ -163,7 +163,8 @@ def test_suspended_a_null_marker_goes_over_a_version_and_can_be_removed(world: W
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_suspended_commands_replace_what_the_view_shows(world: World, restarted: bool) -> None:
-    """Section 4, column Suspended: one null version has the id of another, and is another all the same."""
+    """Section 4, column Suspended: a null version has the id of the null version that it replaces, and is another
+    version all the same."""
     world.write("k", b"enabled")
     world.settle()
     turn(world, SUSPENDED)
@@ -182,7 +183,7 @@ def test_suspended_commands_replace_what_the_view_shows(world: World, restarted:
 
 
 @pytest.mark.parametrize("sharing", ["auto", "private", "link"])
-def test_suspended_what_is_removed_at_once_does_not_come_back(world: World, sharing: str) -> None:
+def test_suspended_a_file_removed_at_once_does_not_come_back(world: World, sharing: str) -> None:
     """Section 4, column Suspended, delete: also where the file is the null version's own, just written."""
     world.set_sharing(east=sharing)
     turn(world, SUSPENDED)
@@ -196,8 +197,10 @@ def test_suspended_what_is_removed_at_once_does_not_come_back(world: World, shar
 
 
 @pytest.mark.parametrize("before", [SUSPENDED, ENABLED])
-def test_what_was_written_just_before_a_change_belongs_to_the_state_before(world: World, before: str) -> None:
-    """design.md, 5: a command that changes settings is followed for what is written afterwards."""
+def test_a_file_written_just_before_a_change_of_versioning_belongs_to_the_former_state(
+    world: World, before: str
+) -> None:
+    """design.md, 5: a command that changes settings applies to files written afterwards."""
     turn(world, SUSPENDED if before == SUSPENDED else ENABLED)
     world.write("k", b"data")
     turn(world, ENABLED if before == SUSPENDED else SUSPENDED)
@@ -212,8 +215,8 @@ def stopped_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stopped_clock")
-def test_a_null_version_gives_way_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
-    """Section 2, a clock set back hides no save and no deletion: `null` is an id that does not tell the order."""
+def test_a_null_version_is_replaced_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
+    """Section 2, a clock set back hides no save and no deletion: the id `null` does not give the order."""
     with World(tmp_path / "world", replicate=False) as world:
         turn(world, SUSPENDED)
         for key in ("removed", "deleted", "written"):
@@ -260,8 +263,8 @@ def test_undelete_is_newer_than_a_null_marker_also_where_the_clock_does_not_adva
 
 
 @pytest.mark.usefixtures("stopped_clock")
-def test_what_is_older_than_versioning_is_overwritten_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
-    """Section 2: a file from later than now is created now when it is adopted, and the next save is current."""
+def test_an_adopted_version_is_followed_also_where_the_clock_does_not_advance(tmp_path: Path) -> None:
+    """Section 2: a file with a time in the future is created now when it is adopted, and the next save is current."""
     with World(tmp_path / "world", replicate=False) as world:
         world.run("bucket.create", bucket="east/plain", versioning=False)
         world.write("k", b"old", "east/plain")
@@ -273,8 +276,8 @@ def test_what_is_older_than_versioning_is_overwritten_also_where_the_clock_does_
         assert content(world, "k", bucket="east/plain") == b"new" == world.path("k", "east/plain").read_bytes()
 
 
-def test_a_null_version_that_is_replaced_takes_what_it_owed_with_it(world: World) -> None:
-    """G11: status counts nothing that is not there."""
+def test_deliveries_of_a_replaced_null_version_are_gone(world: World) -> None:
+    """G11: status counts no delivery of a version that does not exist."""
     turn(world, SUSPENDED)
     world.write("k", b"null")
     world.settle()
@@ -292,10 +295,10 @@ def test_a_null_version_that_is_replaced_takes_what_it_owed_with_it(world: World
     assert list(world.engine.journal.deliveries.select(SOURCE)) == []
 
 
-# -- reading and removing
+# -- reads and removals
 
 
-def test_what_reads_answer(world: World) -> None:
+def test_answers_of_reads(world: World) -> None:
     """Section 4, reads: 404, 404 with a marker, 405 for a marker by id."""
     world.write("k", b"one")
     world.settle()
@@ -313,8 +316,8 @@ def test_what_reads_answer(world: World) -> None:
     assert content(world, "k", one) == b"one"
 
 
-def test_what_removals_answer(world: World) -> None:
-    """Section 4: exactly that one, for good, and no marker."""
+def test_answers_of_removals(world: World) -> None:
+    """Section 4: exactly that version, permanently, and no marker."""
     for data in (b"one", b"two", b"three"):
         world.write("k", data)
         world.settle()
@@ -356,7 +359,7 @@ def test_the_next_older_becomes_current_marker_or_not(world: World) -> None:
 
 
 def test_a_restored_version_is_a_new_one_with_all_kept(world: World) -> None:
-    """Section 4, restore: and it crosses like any other write."""
+    """Section 4, restore: it is replicated like any other write."""
     world.configure(v1())
     os.umask(0o022)
     world.write("k", b"one")
@@ -381,7 +384,7 @@ def test_a_restored_version_is_a_new_one_with_all_kept(world: World) -> None:
     assert [v.marker for v in world.of("k", DESTINATION)] == [False, True, False, False, False]
 
 
-def test_what_cannot_be_restored(world: World) -> None:
+def test_a_version_that_cannot_be_restored(world: World) -> None:
     """Section 4."""
     world.write("k", b"one")
     world.settle()
@@ -448,7 +451,7 @@ def test_lists_are_in_the_order_of_bytes_and_newest_first(world: World) -> None:
     ],
 )
 def test_a_list_s_prefix_is_a_plain_string_test(world: World, prefix: str, found: list[str]) -> None:
-    """Section 4, lists."""
+    """Section 4, lists: no folder and no pattern."""
     for key in ("a/b/c", "a/b.c", "a/bc", "ab", "b"):
         world.write(key, b"1")
     world.settle()
@@ -526,7 +529,7 @@ def test_limits_of_tags(world: World, tags: dict[str, str], code: str) -> None:
         assert world.current("k").tags == tags
 
 
-def test_tags_of_what_is_not_there(world: World) -> None:
+def test_tags_of_markers_and_missing_versions_are_refused(world: World) -> None:
     """Section 4: a marker has none."""
     world.write("k", b"data")
     world.settle()
@@ -584,7 +587,7 @@ def test_a_marker_that_arrives_late_hides_nothing(world: World) -> None:
 
 
 def test_without_versioning_a_file_is_all_there_is_of_an_object(world: World) -> None:
-    """Section 4, column never versioned: `null`, replaced by a write, removed for good by a delete."""
+    """Section 4, column never versioned: `null`, replaced by a write, permanently removed by a deletion."""
     world.run("bucket.create", bucket="east/plain", versioning=False)
     keys = ["a/b", "a.txt", "k", "a/c d"]
     for key in keys:

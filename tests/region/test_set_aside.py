@@ -1,4 +1,5 @@
-"""An unexpected error: it is kept to the key or the bucket that it concerns, which status names; all else goes on."""
+"""An unexpected error: only the key or the bucket concerned is set aside, which status names; all other work
+continues."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def concerns(value: object) -> bool:
 
 
 class Broken:
-    """One function that raises an unexpected error, whenever it is to do with that key."""
+    """One function that raises an unexpected error when it is called for that key."""
 
     def __init__(self, patch: pytest.MonkeyPatch, state: object, name: str) -> None:
         self.whole = getattr(state, name)
@@ -87,7 +88,8 @@ def settle(world: World) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_an_unexpected_fault_sets_aside_one_key(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """G6, G7: its neighbours in the batch, its bucket and its region go on; once it is mended it comes by itself."""
+    """G6, G7: its neighbours in the batch, its bucket and its region continue; once the cause is gone it is processed
+    by itself."""
     broken = Broken(monkeypatch, *STEPS[step])
     for name in ("a", "bad", "c"):
         world.write(name, name.encode())
@@ -129,8 +131,9 @@ BUCKET_STEPS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("step", BUCKET_STEPS)
-def test_an_unexpected_fault_puts_down_one_bucket(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """G6, G7: the region's other buckets go on, status says which one does not, and mended it is up again."""
+def test_an_unexpected_fault_takes_one_bucket_offline(world: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """G6, G7: the region's other buckets continue, status names the one, and it is online again once the cause is
+    gone."""
     state, name = BUCKET_STEPS[step]
     whole: Callable[..., Any] = getattr(state, name)
     broken = True
@@ -158,8 +161,8 @@ def test_an_unexpected_fault_puts_down_one_bucket(world: World, monkeypatch: pyt
     assert world.statuses() == {"COMPLETED"}
 
 
-def test_a_bucket_whose_record_nobody_foresaw_stays_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G6, G7: without its row in the index the file would become a version once more. Its neighbours go on."""
+def test_a_bucket_with_an_unexpected_record_stays_offline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6, G7: without its row in the index the file would become a version once more. Its neighbours continue."""
     for name in ("a", "bad", "c"):
         world.write(name, name.encode())
     world.settle()

@@ -167,7 +167,7 @@ def hanging(tmp_path: Path) -> Iterator[tuple[World, HangingFs]]:
                 fs.release.set()
 
 
-def test_a_region_that_hangs_holds_up_no_other(hanging: tuple[World, HangingFs]) -> None:
+def test_a_region_that_hangs_delays_no_other(hanging: tuple[World, HangingFs]) -> None:
     """Section 7: large objects are captured and delivered elsewhere while all copies into one region hang."""
     world, fs = hanging
     size = world.settings.replication.large_file_bytes
