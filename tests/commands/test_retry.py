@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from fsrepl.cli import app
 from fsrepl.cli import wait as cli_wait
 from fsrepl.errors import Usage
 from fsrepl.model.version import Status
 from tests.world import DESTINATION, SOURCE, World
+
+app = typer.Typer()
+cli_wait.register(app)
 
 
 @pytest.fixture
