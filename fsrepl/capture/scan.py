@@ -103,8 +103,9 @@ def _look_into(
     if trees and path and not _is_recorded(itself, bucket, fd, b"."):
         changed.append(path + b"/")
     skipped: set[bytes] = set()
+    regular = FileType.REGULAR  # in Python 3.11 finding a member of an Enum takes 0.1 µs
     for name, kind in directory.entries:
-        if kind is FileType.REGULAR or (trees and kind is FileType.LINK):
+        if kind is regular or (trees and kind is FileType.LINK):
             scan.files += 1
             if not _is_recorded(known.pop(name, None), bucket, fd, name):
                 changed.append(keys.join(path, name))

@@ -72,7 +72,7 @@ class Walk:
     def _entries(self, fs: Fs, path: bytes, fd: int) -> Generator[Entry, None, None]:
         but, directory = b"" if path else self.but, FileType.DIRECTORY
         for entry in fs.entries(fd):
-            if entry[0] == but:
+            if but and entry[0] == but:
                 continue
             if entry[1] is directory:
                 self.todo.append(keys.join(path, entry[0]))
