@@ -155,6 +155,7 @@ class Attaching(Region):
         for region in self.receivers.values():
             if region is not self:
                 region.post(RetryNow(address))
+        schedule.watch_known(self, bucket)
         schedule.begin(self, state)
         log.info("online bucket=%s", address)
 
