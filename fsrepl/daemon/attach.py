@@ -146,6 +146,7 @@ class Attaching(Region):
         state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
         state.placing.begin_again()
         state.placing.swept.clear()
+        state.placing.checks_links = True
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
         deliveries.enqueue_all(self, state)
