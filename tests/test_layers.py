@@ -9,8 +9,8 @@ from pathlib import Path
 
 import fsrepl
 
-ORDER = ("errors", "temporary", "settings", "model", "s3", "storage", "region", "views", "capture", "replicate",
-         "repair", "lifecycle", "daemon", "commands", "console", "cli")  # fmt: skip
+ORDER = ("errors", "temporary", "settings", "model", "s3", "remote", "storage", "region", "views", "capture",
+         "replicate", "repair", "lifecycle", "daemon", "commands", "console", "cli")  # fmt: skip
 STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""
 

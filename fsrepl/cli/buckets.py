@@ -21,6 +21,7 @@ from fsrepl.cli.common import (
     print_json,
     print_table,
     say,
+    services_of,
     size_text,
     tell,
     umask,
@@ -197,12 +198,14 @@ def bucket_ls(
     json: Json = False,
 ) -> None:
     """List the buckets and their settings."""
+    from fsrepl.commands import services
     from fsrepl.commands.documents import buckets as documents
 
     site = open_answering_site()
-    if region is not None:
+    if region is not None and region not in site.services:
         site.buckets_of(region)  # raises for an unknown one
-    rows = documents.buckets(site, region)
+    there = [each for service in services_of(site) if region in (None, service["name"]) for each in service["buckets"]]
+    rows = [*documents.buckets(site, region), *map(services.bucket_document, there)]
     if json:
         print_json({"Buckets": rows})
         return

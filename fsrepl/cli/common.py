@@ -18,8 +18,8 @@ import typer
 from fsrepl.cli import completion, utf8
 from fsrepl.daemon import control
 from fsrepl.daemon.lock import WAIT_S, Lock
-from fsrepl.daemon.requests import Request
-from fsrepl.errors import NotRunning, Refused, Usage
+from fsrepl.daemon.requests import LookAtServices, Request
+from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
 from fsrepl.model.address import Address
 from fsrepl.model.amounts import counted as counted
 from fsrepl.model.amounts import duration_text as duration_text
@@ -29,6 +29,7 @@ from fsrepl.settings import reading
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from fsrepl.commands.services import ServiceFacts
     from fsrepl.daemon.engine import Engine
     from fsrepl.settings import Settings
     from fsrepl.storage.site import Site
@@ -199,6 +200,21 @@ def await_daemon(
             if time.monotonic() >= until_s:
                 raise
         time.sleep(_LOOK_S)
+
+
+_SERVICES_S = 60.0
+
+
+def services_of(site: Site) -> list[ServiceFacts]:
+    """The regions that are S3 services: as the daemon sees them, whose credentials count, else as this process does."""
+    from fsrepl.commands import services
+
+    if not site.services:
+        return []
+    with contextlib.suppress(FsreplError):
+        found: list[ServiceFacts] = ask_daemon(LookAtServices(), answer_within_s=_SERVICES_S)["Services"]
+        return found
+    return services.look(site)
 
 
 def umask() -> int:

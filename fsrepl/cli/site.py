@@ -15,6 +15,7 @@ from fsrepl.cli.common import (
     print_json,
     print_table,
     say,
+    services_of,
     umask,
     warn,
 )
@@ -98,8 +99,10 @@ def check(json: Json = False) -> None:
 def region_ls(json: Json = False) -> None:
     """List the regions, and whether each is online."""
     from fsrepl.commands.documents.regions import regions
+    from fsrepl.commands.services import region_document
 
-    rows = regions(open_answering_site())
+    site = open_answering_site()
+    rows = [*regions(site), *map(region_document, services_of(site))]
     if json:
         print_json({"Regions": rows})
         return
@@ -115,14 +118,14 @@ def region_ls(json: Json = False) -> None:
 
 @region.command("add")
 def region_add(
-    region: Annotated[str, typer.Argument(metavar="NAME=PATH")],
+    region: Annotated[str, typer.Argument(metavar="NAME=PATH|URL")],
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Replace a lost region by a new directory, and fill it from the other regions."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Attach a directory as a region.
+    """Attach a directory as a region, or an S3 service, whose buckets can take replicas.
 
     A directory with a region's identity is attached with its buckets; any other directory becomes a new region. A
     region of this site that was moved is attached at its new path.
@@ -130,13 +133,16 @@ def region_add(
     name, equals, path = region.partition("=")
     if not (name and equals and path):
         raise Usage(f"{region!r} is not NAME=PATH, such as eu-west-1=/mnt/eu/fsrepl")
-    answer = perform(requests.AddRegion(name, str(Path(path).absolute()), replace, umask()))
+    place = path if "://" in path else str(Path(path).absolute())
+    answer = perform(requests.AddRegion(name, place, replace, umask()))
     if json:
         print_json(answer)
         return
     say(f"region {answer['Name']} at {answer['Path']}")
     for bucket in answer["Buckets"]:
         say(f"  bucket {bucket}")
+    if answer.get("Trouble"):
+        warn(str(answer["Trouble"]))
     if replace:
         say(f"{counted(answer['Refilled'], 'version')} will be sent to it; `fsrepl wait` waits for them")
         for each in answer["NotAsked"]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 from fsrepl.daemon import exporter, hooks
+from fsrepl.daemon.main import check_services
 from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
 from fsrepl.model.keys import Document
 from fsrepl.s3 import roles
@@ -34,6 +35,7 @@ class Checked:
 def check(site: Site) -> Checked:
     """Check a whole site. Raises Usage for metrics that cannot be exported as the settings say."""
     exporter.check(site.settings)
+    check_services(site.settings)
     checked = Checked(site)
     if trouble := hooks.check(site.settings.events):
         checked.notes.append(f"{site.settings.path}: {trouble}")

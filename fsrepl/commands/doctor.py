@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region, Tier
+from fsrepl.commands.services import ServiceFacts
 from fsrepl.model.address import region_of
 from fsrepl.storage import privacy
 
@@ -75,6 +76,7 @@ def findings(facts: Facts) -> list[Finding]:
         *_watches(facts),
         *_rights(facts),
         *(f for region in facts["regions"] for f in _region(facts, region)),
+        *(f for service in facts["services"] for f in _service(service)),
         *(f for tier in facts["tiers"] for f in _tier(tier)),
         *(f for bucket in facts["buckets"] for f in _bucket(facts, bucket)),
         *_journal(facts),
@@ -235,6 +237,24 @@ def _tier(tier: Tier) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "tier", name, what, "make room there; what does not fit stays in the region")
     else:
         yield Finding(Level.OK, "tier", name, what)
+
+
+def _service(service: ServiceFacts) -> Iterator[Finding]:
+    name = service["name"]
+    if service["trouble"]:
+        yield Finding(
+            Level.ERROR, "region", name, service["trouble"],
+            "deliveries to it wait, and are made once it answers",
+        )  # fmt: skip
+        return
+    yield Finding(Level.OK, "region", name, f"{service['url']} answers, and accepts the credentials")
+    for bucket in service["buckets"]:
+        if bucket["trouble"]:
+            what, _, do = bucket["trouble"].partition("; ")
+            do = f"{do}; then `fsrepl retry --all`" if do else ""
+            yield Finding(Level.ERROR, "bucket", bucket["address"], what, do)
+        else:
+            yield Finding(Level.OK, "bucket", bucket["address"], f"{bucket['place']}, versioning Enabled")
 
 
 def _writable(facts: Facts, region: Region) -> Iterator[Finding]:

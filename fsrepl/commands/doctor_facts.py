@@ -17,7 +17,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypedDict
 
+from fsrepl.commands import services
 from fsrepl.commands.documents.tiers import Held, held
+from fsrepl.commands.services import ServiceFacts
 from fsrepl.errors import Disowned, FsreplError, reason
 from fsrepl.model import keys
 from fsrepl.model.rule import Role, Rule
@@ -123,6 +125,7 @@ class Facts(TypedDict):
     said: dict[str, object]
     machine: Machine
     regions: list[Region]
+    services: list[ServiceFacts]
     mounted_rw: list[str]
     buckets: list[Bucket]
     tiers: list[Tier]
@@ -433,7 +436,7 @@ def _silent(site: Site, name: str) -> Region:
 
 def where_it_works(site: Site, ask: probe.Asker = probe.by_process) -> dict[str, object]:
     """The facts that depend on the process that does the work."""
-    return {"machine": machine(), "regions": regions(site, ask)}
+    return {"machine": machine(), "regions": regions(site, ask), "services": services.look(site)}
 
 
 def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | None) -> Facts:
@@ -450,6 +453,7 @@ def facts(site: Site, said: Mapping[str, object], there: Mapping[str, object] | 
         "said": dict(said),
         "machine": here["machine"],  # type: ignore[typeddict-item]
         "regions": here["regions"],  # type: ignore[typeddict-item]
+        "services": here.get("services", []),  # type: ignore[typeddict-item]
         "mounted_rw": [
             name
             for name, settings in site.settings.regions.items()

@@ -17,6 +17,7 @@ from fsrepl.commands import (
     objects,
     replication,
     roles,
+    services,
     sites,
     tiers,
     trees,
@@ -43,6 +44,7 @@ _PASS_S = 5.0
 
 Answer = dict[str, object]
 R = TypeVar("R", bound=Request)
+B = TypeVar("B", bound=OnBucket)
 L = TypeVar("L", bound=OnBucket | OnSource | OnObject)
 Row = tuple[type[Request], Callable[[Engine, Any], Answer]]
 
@@ -70,6 +72,8 @@ def local_engine(settings: Settings) -> Iterator[Engine]:
 
 def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer]) -> Answer:
     """Run a step in the thread of its region."""
+    if request.region in engine.site.services:
+        engine.site.bucket(f"{request.region}/bucket")  # raises: what is asked is of a bucket here
     if request.region not in engine.regions:
         raise Usage(
             f"there is no region {request.region!r} in {engine.settings.path}; it names {engine.site.region_names()}"
@@ -214,17 +218,32 @@ def _in_region(kind: type[L], step: Callable[[Engine, L], Answer]) -> Row:
     return kind, lambda engine, request: _ask_region(engine, request, step)
 
 
+def _of_bucket(kind: type[B], step: Callable[[Engine, B], Answer], of_service: Callable[[Engine, B], Answer]) -> Row:
+    """A row about a bucket here, whose step runs in the thread of its region, or about a bucket of an S3 service."""
+
+    def run(engine: Engine, request: B) -> Answer:
+        if request.region in engine.site.services:
+            return of_service(engine, request)
+        return _ask_region(engine, request, step)
+
+    return kind, run
+
+
 OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
     [
-        _does(requests.AddRegion, sites.add_region),
+        _does(requests.AddRegion, lambda e, r: services.add(e, r) if "://" in r.path else sites.add_region(e, r)),
         _does(requests.AddTier, tiers.add_tier),
         _does(requests.RemoveTier, tiers.remove_tier),
         _does(requests.ForgetRegion, lambda e, r: sites.forget_region(e, r.name)),
-        _in_region(requests.CreateBucket, buckets.create_bucket),
+        _of_bucket(requests.CreateBucket, buckets.create_bucket, services.create_bucket),
         _does(requests.AdoptBucket, _adopt),
         _in_region(requests.SetTrees, lambda e, r: trees.set_trees(e, str(r.bucket), on=r.on)),
         _in_region(requests.RemoveBucket, lambda e, r: buckets.remove_bucket(e, str(r.bucket), purge=r.purge)),
-        _in_region(requests.SetVersioning, lambda e, r: versioning.set_versioning(e, str(r.bucket), r.status)),
+        _of_bucket(
+            requests.SetVersioning,
+            lambda e, r: versioning.set_versioning(e, str(r.bucket), r.status),
+            services.set_versioning,
+        ),
         _in_region(requests.EnableReplication, replication.enable_replication),
         _in_region(requests.PutReplication, replication.put_replication),
         _in_region(requests.DisableReplication, lambda e, r: replication.disable_replication(e, str(r.source))),
@@ -248,6 +267,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _in_region(requests.Capture, _capture),
         _does(requests.FinishTurn, _finish_turn),
         _does(requests.Diagnose, lambda e, r: doctor_facts.where_it_works(e.site, e.probes.ask)),
+        _does(requests.LookAtServices, lambda e, r: {"Services": services.look(e.site)}),
         _does(requests.GetSite, lambda e, r: {"Site": str(Path(e.settings.path).parent)}),
         _does(requests.Retry, _retry),
     ]

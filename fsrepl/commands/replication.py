@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 
 from fsrepl.commands.roles import generated_role, role_with, write_role
 from fsrepl.commands.versioning import versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import EnableReplication, PutReplication
-from fsrepl.errors import BucketMissing, Refused, Unavailable, Usage
+from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
+from fsrepl.remote.service import Service, versioning_there
 from fsrepl.s3 import arn, replication, roles
 from fsrepl.storage.documents import remove_document, write_document
 from fsrepl.storage.site import Site
@@ -34,6 +36,9 @@ class _Buckets:
 
     def versioning(self, address: str) -> Versioning | None:
         """The state of a bucket's versioning. Raises Unavailable for a bucket that is away and was never read."""
+        service = self._site.services.get(region_of(address))
+        if service is not None:
+            return self._there(service, address)
         if address not in self._site.buckets:
             return None
         try:
@@ -48,6 +53,15 @@ class _Buckets:
                 raise
             return last_seen
 
+    def _there(self, service: Service, address: str) -> Versioning | None:
+        """The state of versioning in a bucket of an S3 service. Raises Unavailable."""
+        try:
+            return service.ask(lambda: versioning_there(service.bucket(address)))
+        except Unavailable:
+            if address in self._configured:
+                return Versioning.ENABLED
+            raise
+
     def account(self, address: str) -> str:
         return "000000000000"
 
@@ -55,9 +69,13 @@ class _Buckets:
 def candidates(site: Site, source: Address) -> list[str]:
     """Buckets that a source can be replicated to: versioned, online, in another region."""
     buckets = _Buckets(site)
+    there: list[str] = []
+    for service in site.services.values():
+        with contextlib.suppress(FsreplError):
+            there += service.ask(service.buckets)
     return [
         address
-        for address in sorted(site.buckets)
+        for address in [*sorted(site.buckets), *there]
         if region_of(address) != source.region and _is_enabled(buckets, address)
     ]
 
@@ -137,7 +155,7 @@ def _check_pair(site: Site, source: Address, destination: Address) -> None:
     buckets = _Buckets(site)
     offered = ", ".join(candidates(site, source)) or "none yet"
     region = destination.region
-    if region not in site.settings.regions:
+    if region not in site.settings.regions and region not in site.services:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
     if buckets.versioning(str(source)) is not Versioning.ENABLED:
         raise Refused(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsrepl.errors import Usage
-from fsrepl.settings import FILE, REGION_NAME, STATE, TABLES, RegionSettings, kinds, settings_of
+from fsrepl.settings import FILE, REGION_NAME, STATE, TABLES, EndpointSettings, RegionSettings, kinds, settings_of
 from fsrepl.settings.reading import bad_name
 from fsrepl.settings.toml import quoted, statements, title_of
 
@@ -58,18 +58,40 @@ def _region(name: str, path: str) -> str:
     )
 
 
+def _service(name: str, url: str) -> str:
+    """The table of a region that is an S3 service. Raises Usage."""
+    if not REGION_NAME.fullmatch(name):
+        raise Usage(bad_name(name))
+    try:
+        kinds.service(url)
+    except ValueError as error:
+        raise Usage(f"region {name}: {quoted(url)} must be {error}") from None
+    known = settings_of(EndpointSettings)
+    others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != "endpoint"]
+    return f"[{title_of(('regions', name))}]\nendpoint = {quoted(url)}\n" + "".join(others)
+
+
 def add_region(text: str, name: str, path: str) -> str:
     """The text of a file with one more region after the others, and nothing else changed.
 
     The given text is one that `parse` accepts. The caller parses the result before it is written, since the new region
     may overlap an old one. Raises Usage.
     """
+    return _added(text, name, _region(name, path), {"path": path})
+
+
+def add_service(text: str, name: str, url: str) -> str:
+    """The same, for a region that is an S3 service. Raises Usage."""
+    return _added(text, name, _service(name, url), {"endpoint": url})
+
+
+def _added(text: str, name: str, table: str, settings: dict[str, str]) -> str:
     expected = tomllib.loads(text)
     regions = expected.setdefault("regions", {})
     if name in regions:
         raise Usage(f"there is a region {name} already; `fsrepl region forget {name}` removes it from the settings")
-    new = _region(name, path).rstrip("\n").split("\n")
-    regions[name] = {"path": path}
+    new = table.rstrip("\n").split("\n")
+    regions[name] = settings
     lines, found = text.split("\n"), [s for s in statements(text) if s.keys]
     at = len(text.rstrip().split("\n"))
     last = max((i for i, s in enumerate(found) if s.keys[0][0] == "regions"), default=None)
@@ -80,7 +102,7 @@ def add_region(text: str, name: str, path: str) -> str:
     block = [*([""] if "".join(lines[:at]) else []), *new, *([""] if at < len(lines) and lines[at].strip() else [])]
     block = [line + "\r" for line in block] if "\r\n" in text else block
     result = "\n".join(lines[:at] + block + (lines[at:] or [""]))
-    return _checked(result, expected, f"add [{title_of(('regions', name))}] with its path to {FILE} by hand")
+    return _checked(result, expected, f"add [{title_of(('regions', name))}] to {FILE} by hand")
 
 
 def move_region(text: str, name: str, path: str) -> str:

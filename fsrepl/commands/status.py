@@ -15,6 +15,7 @@ from fsrepl.daemon import metrics
 from fsrepl.daemon.metrics import RuleMetrics
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
+from fsrepl.model.version import Versioning
 from fsrepl.storage import halt
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
@@ -31,6 +32,7 @@ def status(site: Site, said: Document) -> Document:
     """The document of `status --json`. said: the daemon's status."""
     with reader.reader(site) as journal_:
         buckets = [_bucket(site, journal_, address, said) for address in sorted(site.buckets)]
+        buckets += [_of_service(journal_, a, said) for name in site.services for a in site.destinations_in(name)]
         tiers_ = tiers.tiers(site, journal_)
     return {
         "daemon": {
@@ -123,6 +125,28 @@ def _moving(site: Site, journal_: Journal, address: str, why: str) -> list[Docum
         for tier, each in sorted(found.items())
         if each.waiting
     ]
+
+
+def _of_service(journal_: Journal, address: str, said: Document) -> Document:
+    """A bucket of an S3 service: what the journal has of it, and what the daemon last saw."""
+    alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
+    found = journal_.remote.counts(address)
+    trouble = alive.get("trouble", "")
+    return {
+        "bucket": address,
+        "online": not trouble,
+        "versioning": str(Versioning.ENABLED) if alive.get("seen") else "",
+        "objects": found.objects,
+        "versions": found.versions,
+        "bytes": found.bytes,
+        "pending": 0,
+        "pending_bytes": 0,
+        "failed": 0,
+        "skipped": 0,
+        "lag_seconds": 0,
+        "rules": [],
+        **({"trouble": trouble} if trouble else {}),
+    }
 
 
 def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:

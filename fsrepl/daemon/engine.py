@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import time
 
+from fsrepl.daemon.uplink import Uplink
 from fsrepl.daemon.worker import Worker
 from fsrepl.model.address import region_of
 from fsrepl.region.change_queue import Watcher
 from fsrepl.region.mailbox import Probe, Reconfigure, Requeue, RetryNowFrom
 from fsrepl.region.receiver import Receiver
-from fsrepl.region.runtime import Runtime
+from fsrepl.region.runtime import PUTS, Runtime
 from fsrepl.settings import Settings
 from fsrepl.storage.fs import Fs
 
@@ -35,6 +36,8 @@ class Engine(Runtime):
         """The threads of all regions by name, those of `regions` among them."""
         for name in settings.regions:
             self._add_region(name)
+        for name in settings.endpoints:
+            self.receivers[name] = Uplink(self, name, self.regions)
 
     def _begin(self) -> None:
         journal = self.journal
@@ -81,8 +84,9 @@ class Engine(Runtime):
         self.settings = self.site.settings = settings
         self.limiter.rate = settings.replication.limit_bytes_s
         with self._guard:
-            for workers in self._workers.values():
-                workers.number = max(2, settings.replication.workers)
+            for pool, workers in self._workers.items():
+                if pool[0] != PUTS:
+                    workers.number = max(2, settings.replication.workers)
         self.reporter.eventlog.max_bytes = settings.events.max_bytes
         self.site.load_identities()
         with self.journal.transaction():
@@ -101,11 +105,23 @@ class Engine(Runtime):
                 region = self._add_region(name)
                 if self.threaded:
                     region.start()
+        self._follow_services(settings)
         for region in self.regions.values():
             region.changes.configure(settings.capture)
             region.post(Reconfigure())
             region.post(Probe())
             region.post(Requeue())
+
+    def _follow_services(self, settings: Settings) -> None:
+        """Stop the threads of services that left the site, and start those of new ones."""
+        for name in self.receivers.keys() - settings.regions.keys() - settings.endpoints.keys():
+            gone = self.receivers.pop(name)
+            gone.stopping = True
+            gone.wake()
+        for name in settings.endpoints.keys() - self.receivers.keys():
+            receiver = self.receivers[name] = Uplink(self, name, self.regions)
+            if self.threaded:
+                receiver.start()
 
     def stop_workers(self, within_s: float) -> bool:
         """Stop background workers; whether all of them ended in time."""

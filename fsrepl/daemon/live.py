@@ -12,6 +12,7 @@ import time
 from operator import itemgetter
 
 from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.uplink import Uplink
 from fsrepl.errors import Usage
 from fsrepl.model import keys
 from fsrepl.model.address import Address
@@ -31,7 +32,8 @@ def status(engine: Engine) -> Document:
             address: state.describe() | _first(state)
             for region in list(engine.regions.values())
             for address, state in list(region.states.items())
-        },
+        }
+        | _of_services(engine),
         "blocked": _blocked(engine),
         "retrying": [each for queue in _queues(engine) for each in queue.reasons()],
         "transfers": _transfers(engine),
@@ -68,6 +70,12 @@ def of_key(engine: Engine, address: Address) -> Document:
         "blocked": _blocked(engine),
         "transfers": _transfers(engine),
     }
+
+
+def _of_services(engine: Engine) -> Document:
+    """The buckets of S3 services that deliveries went to since the start."""
+    uplinks = [each for each in list(engine.receivers.values()) if isinstance(each, Uplink)]
+    return {address: state.describe() for each in uplinks for address, state in list(each.states.items())}
 
 
 def _first(state: BucketState) -> Document:

@@ -28,6 +28,7 @@ from fsrepl.daemon.requests import Request, Wait
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock
 from fsrepl.region.reporter import Formatter
+from fsrepl.remote import client
 from fsrepl.replicate import thresholds
 from fsrepl.settings import Settings, reading
 from fsrepl.storage.journal.database import Journal
@@ -63,6 +64,7 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     exporter.check(found)
+    check_services(found)
     _raise_file_limit()
     os.umask(0o077)
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # the signal of a broken lease
@@ -76,6 +78,12 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
             logging.shutdown()
             os._exit(status)  # the interpreter would wait for threads that may never end
         return status
+
+
+def check_services(found: Settings) -> None:
+    """Raises Usage where a region is an S3 service, and the package for it is not installed."""
+    for name in found.endpoints:
+        client.check_installed(name)
 
 
 def _raise_file_limit() -> None:
@@ -171,6 +179,7 @@ class Daemon:
         try:
             found = reading.load(self.engine.settings.path)
             exporter.check(found)
+            check_services(found)
             with self.engine.journal_faults_as_unavailable():
                 self.engine.reload(found)
             self.hooks.configure(found.events)

@@ -126,6 +126,13 @@ class Diagnose(Request):
 
 
 @dataclass(frozen=True)
+class LookAtServices(Request):
+    """Ask the regions that are S3 services whether they answer, with the daemon's own credentials."""
+
+    op = "services"
+
+
+@dataclass(frozen=True)
 class Look(OnBucket):
     """Queue keys for capture whose files may differ from their record without an event. Waits for nothing."""
 

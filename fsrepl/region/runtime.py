@@ -27,6 +27,9 @@ from fsrepl.storage.probe import Threads
 from fsrepl.storage.site import Site
 from fsrepl.storage.sync import Syncer
 
+PUTS = "puts"
+"""The pools of workers that send small objects to an S3 service, as many as its settings say."""
+
 
 class Runtime:
     """See the module. The daemon has threads and a watcher, a single command has neither."""
@@ -69,12 +72,15 @@ class Runtime:
 
     # -- background workers
 
-    def workers(self, *pool: str) -> Workers:
-        """The threads for one kind of work: captures or repairs in a region, deliveries from one to another."""
+    def workers(self, *pool: str, number: int = 0) -> Workers:
+        """The threads for one kind of work: captures or repairs in a region, deliveries from one to another.
+
+        number: how many, where the settings of replication do not say it.
+        """
         with self._guard:
             if pool not in self._workers:
                 name = f"worker {' '.join(pool)}"
-                self._workers[pool] = Workers(name, max(2, self.settings.replication.workers))
+                self._workers[pool] = Workers(name, number or max(2, self.settings.replication.workers))
             return self._workers[pool]
 
     def backfill_slots(self, source: str, destination: str) -> threading.BoundedSemaphore:

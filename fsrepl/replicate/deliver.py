@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fsrepl.errors import UNEXPECTED, BucketMissing, Unavailable
 from fsrepl.model import keys
 from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.replicate import decide, large
 from fsrepl.replicate.group import DeliveryGroup
@@ -95,6 +96,6 @@ def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -
             region.queue(source_name, state.bucket.address).give_back(deliveries[done:])
 
 
-def settle_all(region: Region, deliveries: Sequence[Delivery], action: decide.Action) -> None:
+def settle_all(region: Receiver, deliveries: Sequence[Delivery], action: decide.Action) -> None:
     assert isinstance(action, decide.Settle)
     region.report_outcomes([Outcome(each, action.status, action.why, None) for each in deliveries])

@@ -6,20 +6,21 @@ import logging
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from fsrepl.errors import UNEXPECTED, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys, metadata
-from fsrepl.model.rule import Replication, Role
-from fsrepl.model.version import ARCHIVED_CLASSES, NULL, DeliveryRecord, Status, Version
+from fsrepl.model.version import NULL, DeliveryRecord, Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
-from fsrepl.replicate import decide, metadata_updates, publish, run_as, transfer
+from fsrepl.replicate import decide, metadata_updates, publish, transfer
 from fsrepl.replicate.destination import Destination, LocalTree
 from fsrepl.replicate.draft import StagedReplica
+from fsrepl.replicate.sending import Sending
 from fsrepl.replicate.settle import is_pending
 from fsrepl.replicate.transfer import Item
-from fsrepl.s3 import permissions, rules
+from fsrepl.s3 import rules
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
@@ -38,11 +39,8 @@ class DeliveryGroup:
         self.region, self.state, self.source, self.destination = region, state, source, destination
         self.tree: Destination = LocalTree(destination)
         self.engine = region.engine
-        self.replication: Replication | None = source.bucket.replication
-        self.rules = {rule.id: rule for rule in self.replication.rules} if self.replication else {}
-        self.role: Role | None = self.engine.role(self.replication.role) if self.replication else None
+        self.sending = Sending(self.engine, source, destination)
         self.known: Mapping[bytes, Object] = {}
-        self.run_as_check: run_as.RunAsCheck | None = None
         self.ready: list[Item] = []
         self.large: list[Item] = []
         """Items that a background worker copies."""
@@ -74,11 +72,11 @@ class DeliveryGroup:
         """Settle a delivery, postpone it, or send it. An error of one delivery affects no other."""
         try:
             item = Item(delivery)
-            item.version = self._version(delivery)
+            item.version = self.sending.version(delivery)
             if item.version is not None and not is_pending(item.version, delivery):
                 self.outcomes.append(Outcome(delivery, Status.PENDING, "", None))
                 return
-            match decide.decide(self._facts(item)):
+            match decide.decide(self.sending.facts(delivery, item.version, self._there)):
                 case decide.Wait(why):
                     self.region.try_later([delivery], why)
                 case decide.Settle(status, why):
@@ -117,45 +115,15 @@ class DeliveryGroup:
         self.state.damaged.append(Damaged(delivery.source, delivery.key, delivery.id, delivery.marker))
         self.region.try_later([delivery], str(error))
 
-    def _version(self, delivery: Delivery) -> Version | None:
-        version = self.engine.recent.version(delivery.source, delivery.key, delivery.id)
-        if version is None:
-            version = versions.read(self.source, delivery.key, delivery.id, marker=delivery.marker)
-        return versions.ensure_whole(version) if version else None
-
-    def _facts(self, item: Item) -> decide.Facts:
-        delivery, version = item.delivery, item.version
-        rule = self.rules.get(delivery.rule)
-        recorded = version.deliveries.get(delivery.destination) if version else None
-        if version is None or recorded is None:
-            there = self.engine.journal.versions.object(delivery.source, delivery.key) is not None
-            return decide.Facts(source_configured=self.replication is not None, source_there=False, key_there=there,
-                              rule_enabled=rule is not None and rule.enabled)  # fmt: skip
-        permission = permissions.permission_to_send(
-            self.role,
-            source=delivery.source,
-            destination=delivery.destination,
-            key=delivery.key.decode("utf-8", "surrogateescape"),
-            marker=version.marker,
-            tags=bool(version.tags) or (recorded.edit and metadata.TAGS in version.edited),
-            acl=bool(version.posix and version.posix.acl) or (recorded.edit and metadata.ACL in version.edited),
-            owner_override=bool(recorded.owner),
-            batch=bool(recorded.job),
-            large=not recorded.edit and version.size >= self.engine.settings.replication.large_file_bytes,
-        )
-        refusal = permission.reason or self._run_as_refusal(version)
-        return decide.Facts(
-            source_configured=self.replication is not None,
-            rule_enabled=rule is not None and rule.enabled and rule.destination == delivery.destination,
-            destination_versioning=self.destination.bucket.versioning,
-            permission=refusal,
-            with_tags=permission.with_tags,
-            archived=version.storage_class in ARCHIVED_CLASSES,
-            hard_deleted=(delivery.key, delivery.id) in self.destination.bucket.documents.removed,
-            edit=recorded.edit,
-            replica_there=not recorded.edit or self.tree.has(delivery.key, delivery.id),
-            null_taken=version.id == NULL and self._has_other_null(version),
-        )
+    def _there(self, version: Version) -> dict[str, Any]:
+        """The facts of the destination that decide about a version."""
+        edit = version.deliveries[self.destination.address].edit
+        return {
+            "destination_versioning": self.destination.bucket.versioning,
+            "hard_deleted": (version.key, version.id) in self.destination.bucket.documents.removed,
+            "replica_there": not edit or self.tree.has(version.key, version.id),
+            "null_taken": version.id == NULL and self._has_other_null(version),
+        }
 
     def _has_other_null(self, version: Version) -> bool:
         """Whether the destination has a null version or null marker of this key that is not a replica of this one."""
@@ -163,18 +131,6 @@ class DeliveryGroup:
         if there is None:
             return False
         return (there.created_ns, there.marker, there.digest) != (version.created_ns, version.marker, version.digest)
-
-    def _run_as_refusal(self, version: Version) -> str:
-        """S3's reason where the filesystem refuses the version to the user of the role; empty where it does not."""
-        try:
-            if self.role is None or (user := run_as.run_as(self.role)) is None:
-                return ""
-            if self.run_as_check is None:
-                self.run_as_check = run_as.RunAsCheck(user, self.source, self.destination)
-            return self.run_as_check.refusal(version)
-        except Failed as error:
-            log.warning("role refused bucket=%s: %s", self.source.address, error)
-            return error.reason
 
     def _send(self, item: Item) -> None:
         version = item.version

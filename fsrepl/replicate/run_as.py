@@ -57,15 +57,16 @@ def run_as(role: Role) -> RunAs | None:
 class RunAsCheck:
     """The permissions of one user in two buckets, during one batch."""
 
-    def __init__(self, user: RunAs, source: OpenBucket, destination: OpenBucket) -> None:
+    def __init__(self, user: RunAs, source: OpenBucket, destination: OpenBucket | None) -> None:
+        """destination: None where it is no tree, so that no file permits or refuses anything there."""
         self._user = user
-        self._from, self._to = _Tree(source, user), _Tree(destination, user)
+        self._from, self._to = _Tree(source, user), _Tree(destination, user) if destination else None
 
     def refusal(self, version: Version) -> str:
         """S3's reason why a version, or an edit of it, may not be sent; empty where it may. Raises Failed."""
         if not version.marker and not self._may_read(version):
             return "SrcGetObjectNotPermitted"
-        if not self._to.is_writable(version.key):
+        if self._to is not None and not self._to.is_writable(version.key):
             return "DstDelObjNotPermitted" if version.marker else "DstPutObjectNotPermitted"
         return ""
 

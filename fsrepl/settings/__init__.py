@@ -53,6 +53,26 @@ class RegionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointSettings:
+    """A region that is an S3 service: its buckets take replicas, and are no trees."""
+
+    name: str
+    url: str = _setting(kinds.service, None, "", "endpoint")
+    s3_region: str = _setting(kinds.text, "us-east-1", "the service's name for its region, which signatures contain")
+    credentials: kinds.Credentials = _setting(
+        kinds.credentials, "env", "env | profile:NAME | file:PATH: where AWS's tools would look, or a file as theirs"
+    )
+    prefix: str = _setting(kinds.key_prefix, "", 'what all keys there begin with, such as "host7/"')
+    addressing: str = _setting(kinds.one_of("auto", "path", "virtual"), "auto", "auto | path | virtual")
+    checksums: str = _setting(
+        kinds.one_of("auto", "read-back"),
+        "auto",
+        "auto: a service that refuses a wrong checksum is believed; read-back: each object is read again",
+    )
+    puts: int = _setting(kinds.whole(1, 1024), 64, "requests at once")
+
+
+@dataclass(frozen=True, slots=True)
 class Capture:
     """Capture of changes as versions."""
 
@@ -166,6 +186,8 @@ class Settings:
     events: Events = Events()
     metrics: Metrics = Metrics()
     console: Console = Console()
+    endpoints: Mapping[str, EndpointSettings] = field(default_factory=dict)
+    """The regions that are S3 services; `regions` has those that are directories."""
 
     @property
     def roles(self) -> Path:

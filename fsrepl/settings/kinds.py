@@ -159,6 +159,41 @@ def url(value: object) -> str:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Where the credentials of an S3 service come from: `env`, `profile` or `file`. name: the profile, or the path."""
+
+    source: str
+    name: str = ""
+
+
+def credentials(value: object) -> Credentials:
+    source, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if (source == "env" and value == "env") or (source in ("profile", "file") and name and "\0" not in name):
+        return Credentials(source, name)
+    raise ValueError('"env", "profile:NAME" or "file:PATH"; keys themselves do not belong in this file')
+
+
+def service(value: object) -> str:
+    """The address of an S3 service, without a slash at its end."""
+    try:
+        found = url(value)
+        parts = urlsplit(found)
+    except ValueError:
+        found = ""
+    if not found or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError('the address of an S3 service, such as "https://s3.eu-west-1.amazonaws.com"')
+    return found.rstrip("/")
+
+
+def key_prefix(value: object) -> str:
+    """What the keys of a bucket begin with: nothing, or a path that ends in a slash."""
+    found = text(value)
+    if found and (not found.endswith("/") or found.startswith("/") or "//" in found or len(found.encode()) > 256):
+        raise ValueError('a path of at most 256 bytes that ends in a "/", such as "backups/host7/", or ""')
+    return found
+
+
 def listen(value: object) -> tuple[str, int] | None:
     found = text(value)
     if not found:

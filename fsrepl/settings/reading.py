@@ -25,6 +25,7 @@ from fsrepl.settings import (
     TABLES,
     TIERS,
     ClassSettings,
+    EndpointSettings,
     RegionSettings,
     Settings,
     kinds,
@@ -113,6 +114,7 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
     file = _Text(text, path)
     state = SYSTEM_STATE if path == SYSTEM else path.parent / STATE
     regions: dict[str, RegionSettings] = {}
+    endpoints: dict[str, EndpointSettings] = {}
     tables: dict[str, Any] = {}
     for name, value in file.values.items():
         if name == "state":
@@ -124,13 +126,31 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
                 keys = ("regions", region)
                 if not REGION_NAME.fullmatch(region):
                     raise file.wrong(keys, bad_name(region))
-                regions[region] = _region(file, keys, file.table(keys, below))
+                if _is_service(below):
+                    endpoints[region] = _endpoint(path, file.read(keys, below, EndpointSettings, name=region))
+                else:
+                    regions[region] = _region(file, keys, file.table(keys, below))
         elif name in TABLES:
             tables[name] = file.read((name,), value, TABLES[name])
         else:
             raise file.unknown((name,), dict.fromkeys(_TOP), value)
     _check_apart(file, regions, state, real)
-    return Settings(path, state, MappingProxyType(regions), **tables)
+    return Settings(path, state, MappingProxyType(regions), **tables, endpoints=MappingProxyType(endpoints))
+
+
+def _is_service(table: object) -> bool:
+    """Whether a region's table is that of an S3 service: it names one, or has settings that only one has."""
+    if not isinstance(table, dict):
+        return False
+    return "endpoint" in table or ("path" not in table and bool(table.keys() & settings_of(EndpointSettings).keys()))
+
+
+def _endpoint(path: Path, found: EndpointSettings) -> EndpointSettings:
+    """The settings of a service, with the path of its credentials absolute."""
+    if found.credentials.source != "file":
+        return found
+    name = os.path.join(path.parent, found.credentials.name)
+    return dataclasses.replace(found, credentials=dataclasses.replace(found.credentials, name=name))
 
 
 def _region(file: _Text, keys: Keys, table: dict[str, object]) -> RegionSettings:

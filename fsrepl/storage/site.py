@@ -19,6 +19,7 @@ from fsrepl.model import clock
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Role
+from fsrepl.remote.service import Service
 from fsrepl.s3 import roles
 from fsrepl.settings import Settings
 from fsrepl.storage import documents, probe
@@ -35,6 +36,8 @@ class Site:
         self.fs, self.now = fs or Fs(), now or clock.system_clock()
         self.identities = Identities()
         self.roots: dict[str, Root] = {}
+        self.services: dict[str, Service] = {}
+        """The regions that are S3 services. Their buckets are none of `buckets`, which are trees."""
         self.buckets: dict[str, Bucket] = {}
         self._keeps_private = False
         self.settings = settings
@@ -54,6 +57,11 @@ class Site:
             else:
                 root = self.roots[name] = Root(self.fs, self.now, self.identities, region)
                 root.keeps_private = self._keeps_private
+        for name, endpoint in settings.endpoints.items():
+            if name not in self.services or self.services[name].settings != endpoint:
+                self.services[name] = Service(endpoint)
+        for name in self.services.keys() - settings.endpoints.keys():
+            del self.services[name]
         for name in self.roots.keys() - settings.regions.keys():
             self.roots.pop(name).left = self._no_region(name)
 
@@ -158,7 +166,7 @@ class Site:
         return sorted((tier for tier in found if tier is not None), key=lambda tier: tier.address)
 
     def region_names(self) -> str:
-        return ", ".join(sorted(self.settings.regions)) or "none"
+        return ", ".join(sorted({*self.settings.regions, *self.settings.endpoints})) or "none"
 
     def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
         """Find the regions and tiers that do not answer, using child processes. For commands."""
@@ -208,6 +216,12 @@ class Site:
     def bucket(self, address: str) -> Bucket:
         """A bucket by its address. Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
         region = Address.parse_bucket(address).region
+        if region in self.services:
+            raise Refused(
+                "InvalidRequest",
+                f"{address} is a bucket of the S3 service {self.services[region].settings.url}, which takes replicas "
+                "and is no folder here; name the bucket that is replicated to it",
+            )
         if region not in self.settings.regions:
             raise Usage(self._no_region(region))
         if address not in self.buckets:
@@ -232,6 +246,11 @@ class Site:
         for bucket in self.buckets.values():
             with contextlib.suppress(FsreplError), bucket.open():
                 pass
+
+    def destinations_in(self, region: str) -> list[str]:
+        """The addresses of the buckets of a region that some bucket is replicated to."""
+        found = {rule.destination for b in self.buckets.values() if b.replication for rule in b.replication.rules}
+        return sorted(address for address in found if region_of(address) == region)
 
     def sources_of(self, address: str) -> list[str]:
         """The buckets whose configuration replicates into this one."""

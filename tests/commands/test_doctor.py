@@ -46,7 +46,8 @@ def facts(**more: Any) -> Facts:
             "capabilities": list(CAPABILITIES.values()),
             "limits": {"max_user_watches": 100_000, "max_user_instances": 128, "max_queued_events": 16384},
         },
-        "regions": [region()], "mounted_rw": ["east"], "buckets": [bucket()], "tiers": [], "journal": "",
+        "regions": [region()], "services": [], "mounted_rw": ["east"], "buckets": [bucket()], "tiers": [],
+        "journal": "",
         "rescan_s": 3600, "state": "/var/lib/fsrepl", "state_free": 1 << 30,
     }  # fmt: skip
     return {**good, **more}  # type: ignore[no-any-return]

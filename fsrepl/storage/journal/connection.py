@@ -45,6 +45,9 @@ _ADDED = (
     "CREATE INDEX IF NOT EXISTS large ON version (bucket, size, created) WHERE size >= 1048576",
     "CREATE INDEX IF NOT EXISTS classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
     "CREATE INDEX IF NOT EXISTS unread ON version (bucket) WHERE traits IS NULL",
+    "CREATE TABLE IF NOT EXISTS remote (bucket INTEGER, key BLOB, created INTEGER, id TEXT, marker INTEGER, "
+    "size INTEGER, remote TEXT, upload TEXT, PRIMARY KEY (bucket, key, created, id)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS remote_listed (bucket INTEGER, key BLOB, PRIMARY KEY (bucket, key)) WITHOUT ROWID",
 )
 """Added to a journal of an earlier build when it is opened."""
 

@@ -18,7 +18,10 @@ from fsrepl.storage.journal.backlog import Backlog
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import Deliveries
 from fsrepl.storage.journal.folders import Folders
+from fsrepl.storage.journal.remote import Remote
 from fsrepl.storage.journal.versions import Versions
+
+_OF_BUCKET = ("version", "object", "delivery", "remote", "remote_listed")
 
 
 class Journal(Connection):
@@ -28,6 +31,7 @@ class Journal(Connection):
         super().__init__(path, read_only=read_only)
         self.versions, self.deliveries, self.backlog = Versions(self), Deliveries(self), Backlog(self)
         self.folders = Folders(self)
+        self.remote = Remote(self)
 
     # -- facts about the journal itself
 
@@ -106,7 +110,7 @@ class Journal(Connection):
         """Forget all trees, so that every bucket is read again before its rows are trusted."""
         self.execute("DELETE FROM fact WHERE name LIKE 'tree %'")
 
-    def forget_bucket(self, address: str, *, tables: Sequence[str] = ("version", "object", "delivery")) -> None:
+    def forget_bucket(self, address: str, *, tables: Sequence[str] = _OF_BUCKET) -> None:
         number = self.ids.get(address)
         if number is None:
             return

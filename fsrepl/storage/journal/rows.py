@@ -55,8 +55,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Classed:
-    """A version in the journal that has a storage class, tags or a tier. size in bytes. view_mode: that of its view, 0
-    where no view shows it."""
+    """A version in the journal that has a storage class, tags or a tier. size in bytes."""
 
     traits: str
     directory: bytes
@@ -64,7 +63,7 @@ class Classed:
     created_ns: int
     id: str
     size: int
-    view_mode: int
+    is_current: bool
 
     @property
     def key(self) -> bytes:

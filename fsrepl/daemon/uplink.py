@@ -1,0 +1,424 @@
+"""The loop of a region that is an S3 service: it takes deliveries, and has many requests under way at once.
+
+The thread itself never waits for the service. Each delivery is carried by a worker (replicate/remote.py), one at a time
+for a key, and what became of it is recorded here, a batch at a time. A bucket is looked at before its first delivery:
+whether it is there, keeps versions, and whether the service compares checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fsrepl.errors import FsreplError, reason
+from fsrepl.model.address import region_of
+from fsrepl.model.keys import Document
+from fsrepl.model.version import Versioning
+from fsrepl.region import limits
+from fsrepl.region.bucket_state import Damaged
+from fsrepl.region.delivery_queue import Queue
+from fsrepl.region.mailbox import Call
+from fsrepl.region.receiver import Receiver
+from fsrepl.region.region import Region
+from fsrepl.region.rotation import Rotation
+from fsrepl.region.runtime import PUTS, Runtime
+from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.remote.service import versioning_there
+from fsrepl.replicate import decide, remote
+from fsrepl.replicate.deliver import settle_all
+from fsrepl.replicate.remote import Done, Task
+from fsrepl.storage.journal import database
+from fsrepl.storage.journal.rows import Delivery
+
+log = logging.getLogger("fsrepl")
+
+_LOOK_AGAIN_S = 60.0
+"""How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
+_LOOK_MIN_S = 1.0
+_JOURNAL_S = 1.0
+"""The wait for a journal that cannot be used."""
+
+T = TypeVar("T")
+
+
+class Phase(enum.Enum):
+    UNKNOWN = "not looked at yet"
+    ONLINE = "there, and keeps versions"
+    REFUSED = "missing, or keeps no versions"
+    AWAY = "cannot be reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at a bucket found. versioning: None where there is no bucket. is_empty: asked where the journal is
+    new; is_believed: whether a wrong checksum was refused."""
+
+    versioning: Versioning | None
+    is_believed: bool
+    is_empty: bool
+
+
+@dataclass(slots=True)
+class BucketState:
+    """What is known of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
+
+    bucket: RemoteBucket
+    phase: Phase = Phase.UNKNOWN
+    why: str = ""
+    looks: bool = False
+    looked_at_s: float = 0.0
+    is_believed: bool | None = None
+    trusted_ns: int | None = None
+    under_way: dict[bytes, list[Delivery]] = field(default_factory=dict)
+    """Keys with a delivery under way, and the deliveries of each that wait for it."""
+
+    def describe(self) -> Document:
+        """Document for `status`."""
+        return {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
+
+
+class Uplink(Receiver):
+    """See the module. Other threads use its mailbox only."""
+
+    def __init__(self, engine: Runtime, name: str, regions: Mapping[str, Region]) -> None:
+        super().__init__(engine, name, regions)
+        self.regions = regions
+        self.states: dict[str, BucketState] = {}
+        self._ways: Rotation[tuple[str, str]] = Rotation()
+        self._under_way = 0
+        self._done: list[Done] = []
+        self._faulty_until_s = 0.0
+
+    # -- the loop
+
+    def turn(self) -> bool:
+        try:
+            return self._turn()
+        except sqlite3.Error as error:
+            if not database.is_passing(error):
+                raise
+            self._begin_again(error)
+            return False
+
+    def _turn(self) -> bool:
+        busy = self.read_inbox() | self.finish_background()
+        if time.monotonic() < self._faulty_until_s:
+            return busy
+        return self._record() | self._deliver() | busy
+
+    def _begin_again(self, error: sqlite3.Error) -> None:
+        """Wait after the journal could not be written: what is to be recorded, or to begin, is kept until then."""
+        log.warning("waiting region=%s: the journal %s cannot be used: %s", self.name, self.engine.journal.path, error)
+        self._faulty_until_s = time.monotonic() + _JOURNAL_S
+
+    def next_s(self) -> float | None:
+        if self.inbox or self.background_done:
+            return 0.0
+        if self._done:
+            return self._faulty_until_s
+        if self._under_way >= self._puts:
+            return None  # a result wakes the thread
+        due = [
+            max(at, self._ready_at_s(queue.destination))
+            for queue in self.queues.values()
+            if (at := queue.next_s()) is not None
+        ]
+        return max(min(due), self._faulty_until_s) if due else None
+
+    def _ready_at_s(self, address: str) -> float:
+        """The monotonic time from which deliveries to a bucket may begin, or it is looked at again."""
+        state = self._state(address)
+        if state.looks:
+            return time.monotonic() + _LOOK_MIN_S  # the result wakes the thread
+        return 0.0 if state.phase is Phase.ONLINE else state.looked_at_s + _LOOK_MIN_S
+
+    def last_turn(self) -> None:
+        with contextlib.suppress(FsreplError, OSError, sqlite3.Error):
+            self.finish_background()
+            self._record()
+
+    def has_looked(self) -> bool:
+        return True  # nothing is scanned
+
+    @property
+    def _puts(self) -> int:
+        return self.engine.settings.endpoints[self.name].puts if self.name in self.engine.settings.endpoints else 1
+
+    # -- buckets
+
+    def _state(self, address: str) -> BucketState:
+        service = self.engine.site.services[self.name]
+        state = self.states.get(address)
+        if state is None:
+            state = self.states[address] = BucketState(service.bucket(address))
+        elif state.bucket.client is not service.client:  # its settings have changed
+            state.bucket, state.phase, state.is_believed = service.bucket(address), Phase.UNKNOWN, None
+        return state
+
+    def _is_ready(self, address: str) -> bool:
+        """Whether a bucket can take deliveries; it is looked at where that is not known, or was long ago."""
+        state, now_s = self._state(address), time.monotonic()
+        age_s = now_s - state.looked_at_s
+        if not state.looks and (age_s > _LOOK_AGAIN_S or (state.phase is not Phase.ONLINE and age_s > _LOOK_MIN_S)):
+            self._look(state)
+        return state.phase is Phase.ONLINE and not state.looks
+
+    def _look(self, state: BucketState) -> None:
+        state.looks = True
+        address, known = state.bucket.address, state.is_believed
+        journal = self.engine.journal
+        if state.trusted_ns is None and journal.knows(address) and (text := journal.tree(address)):
+            state.trusted_ns = int(text)
+        is_new = state.trusted_ns is None
+
+        def look() -> Look:
+            bucket = state.bucket
+            versioning = versioning_there(bucket)
+            if versioning is not Versioning.ENABLED:
+                return Look(versioning, False, False)
+            believed = known
+            if believed is None:
+                read_back = bucket.client.settings.checksums == "read-back"
+                believed = not read_back and bucket.refuses_wrong_sums()
+            return Look(versioning, believed, is_new and bucket.is_empty())
+
+        self._in_background(look, functools.partial(self._looked, state), address)
+
+    def _looked(self, state: BucketState, found: Look | Exception) -> None:
+        state.looks, state.looked_at_s = False, time.monotonic()
+        address, before = state.bucket.address, state.phase
+        if isinstance(found, Exception):
+            state.phase, state.why = Phase.AWAY, reason(found)
+            if before is not Phase.AWAY:
+                log.warning("offline bucket=%s: %s", address, state.why)
+            self._wait_for_service(address, state.why)
+        elif found.versioning is not Versioning.ENABLED:
+            state.phase, state.why = Phase.REFUSED, describe_refusal(address, found.versioning)
+            if before is not Phase.REFUSED:
+                log.warning("refused bucket=%s: %s", address, state.why)
+            self._refuse(address, found.versioning)
+        else:
+            state.phase, state.why, state.is_believed = Phase.ONLINE, "", found.is_believed
+            if state.trusted_ns is None:
+                self._trust(state, 0 if found.is_empty else self.engine.site.now())
+            if before is not Phase.ONLINE:
+                log.info("online bucket=%s reads_back=%s", address, "no" if found.is_believed else "yes")
+                self.retry_now(address)
+        self.engine.notify()
+
+    def _trust(self, state: BucketState, from_ns: int) -> None:
+        """Believe the journal about all versions that are created from now on."""
+        journal, address = self.engine.journal, state.bucket.address
+        with journal.transaction():
+            journal.bucket_id(address)
+            journal.remote.forget_listed(address)
+            journal.set_tree(address, str(from_ns))
+        state.trusted_ns = from_ns
+
+    def _wait_for_service(self, address: str, why: str) -> None:
+        for queue in self.queues.values():
+            if queue.destination == address:
+                self._put_back(queue, [], why)
+
+    def _put_back(self, queue: Queue, deliveries: Sequence[Delivery], why: str) -> None:
+        """Wait before the next try of all deliveries to a bucket. Those that failed together count once."""
+        now_s = time.monotonic()
+        if now_s < queue.blocked_until_s:
+            queue.put_back(deliveries, queue.blocked_until_s, why)
+        elif deliveries:
+            self.try_later(deliveries, why, whole=True)
+        elif taken := self._next_of(queue, now_s):
+            self.try_later(taken, why, whole=True)
+
+    def _next_of(self, queue: Queue, now_s: float) -> list[Delivery]:
+        return queue.take(1, now_s) or queue.take_backlog(self._reader(queue), self.engine.background_bytes, now_s)
+
+    def _refuse(self, address: str, versioning: Versioning | None) -> None:
+        """Fail the deliveries that are ready for a bucket that is missing or keeps no versions."""
+        facts = decide.Facts(
+            destination_missing=versioning is None, destination_versioning=versioning or Versioning.OFF
+        )
+        now_s = time.monotonic()
+        for queue in self.queues.values():
+            while queue.destination == address and (taken := self._next_of(queue, now_s)):
+                settle_all(self, taken, decide.decide(facts))
+
+    # -- deliveries
+
+    def _deliver(self) -> bool:
+        """Begin deliveries that are ready, as many as may be under way; whether there were any."""
+        now_s, limiter = time.monotonic(), self.engine.limiter
+        for queue in self.queues.values():
+            queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
+        due = {at: queue for at, queue in self.queues.items() if (at_s := queue.next_s()) is not None and at_s <= now_s}
+        ready = {at: queue for at, queue in due.items() if self._is_ready(queue.destination)}
+        free, busy = self._puts - self._under_way, False
+        if free <= 0:
+            return False
+        waiting = {at: queue.count_ready(now_s) for at, queue in ready.items()}
+        for at, share in self._ways.shares(waiting, free, now_s).items():
+            if taken := ready[at].take(min(share, free), now_s, limiter.batch_bytes):
+                self._begin(ready[at], taken)
+                free, busy = free - len(taken), True
+        for at, queue in ready.items():
+            if free > 0 and not waiting[at]:
+                taken = queue.take_backlog(
+                    self._reader(queue), self.engine.background_bytes, now_s, limiter.batch_bytes
+                )
+                if taken:
+                    self._begin(queue, taken)
+                    free, busy = free - len(taken), True
+        return busy
+
+    def _reader(self, queue: Queue) -> functools.partial[list[Delivery]]:
+        return functools.partial(self.engine.journal.backlog.read, queue.source, queue.destination)
+
+    def _begin(self, queue: Queue, deliveries: Sequence[Delivery]) -> None:
+        """Begin deliveries of one queue, the intents of all of them in one transaction."""
+        if self.is_stuck(queue.source):
+            why = f"region {region_of(queue.source)} hangs; it is not touched from here until it moves"
+            self.try_later(deliveries, why, whole=True)
+            return
+        state = self._state(queue.destination)
+        begun: list[Delivery] = []
+        for each in sorted(deliveries, key=lambda d: (d.created_ns, d.id)):
+            if each.key in state.under_way:
+                state.under_way[each.key].append(each)
+            else:
+                state.under_way[each.key] = []
+                begun.append(each)
+        if not begun:
+            return
+        try:
+            tasks = self._intend(state, begun)
+        except sqlite3.Error:
+            queue.give_back([*begun, *(each for at in begun for each in state.under_way.pop(at.key))])
+            raise
+        for task in tasks:
+            self._start(state, task)
+        queue.paid_at = self.engine.limiter.position
+
+    def _intend(self, state: BucketState, begun: Sequence[Delivery]) -> list[Task]:
+        """The tasks of some deliveries, whose intents are in the journal then."""
+        journal, address = self.engine.journal, state.bucket.address
+        names = [each.key for each in begun]
+        trusted_ns = state.trusted_ns or 0
+        doubtful = any(each.created_ns < trusted_ns for each in begun)
+        listed = journal.remote.listed(address, names) if doubtful else set()
+        known, tasks = journal.remote.of_keys(address, names), []
+        for each in begun:
+            rows, is_left = remote.with_intent(known.get(each.key, []), each)
+            is_old = each.created_ns < trusted_ns and not any(row.remote for row in rows if row.order == order_of(each))
+            in_doubt = is_left or (is_old and (each.marker or each.key not in listed))
+            tasks.append(Task(each, rows, in_doubt, bool(state.is_believed)))
+        with journal.transaction():
+            journal.remote.put(address, [r for task in tasks for r in task.rows if not r.remote and not r.upload])
+        return tasks
+
+    def _start(self, state: BucketState, task: Task) -> None:
+        engine, delivery = self.engine, task.delivery
+        self._under_way += 1
+        large = delivery.size >= engine.background_bytes and not delivery.marker
+
+        def carry() -> Done:
+            if not large:
+                return remote.carry(engine, state.bucket, task)
+            progress = limits.Progress(delivery.key, delivery.id, delivery.source, delivery.destination, delivery.size)
+            with engine.progress(progress):
+                return remote.carry(engine, state.bucket, task, progress)
+
+        def finish(done: Done | Exception) -> None:
+            self._under_way -= 1
+            if isinstance(done, Exception):  # the journal's, or one that nobody foresaw
+                done = Done(task, later=reason(done))
+                done.rows = list(task.rows)
+            self._done.append(done)
+
+        whose = delivery.source, delivery.destination
+        if large:
+            way = region_of(delivery.source), self.name
+            self.in_background(carry, finish, pool=("deliver", *way), whose=whose, size_bytes=delivery.size)
+        else:
+            self._in_background(carry, finish, delivery.source)
+
+    def _in_background(self, work: Callable[[], T], finish: Callable[[T | Exception], None], whose: str) -> None:
+        """Run one of many short pieces of work, each of which waits for the service most of its time."""
+        self.engine.workers(PUTS, self.name, number=self._puts).number = self._puts
+        self.in_background(work, finish, pool=(PUTS, self.name), whose=whose)
+
+    def _record(self) -> bool:
+        """Record what became of deliveries, and report it; then begin those that waited for the same keys."""
+        done = list(self._done)
+        by_bucket: dict[str, list[Done]] = {}
+        for each in done:
+            by_bucket.setdefault(each.task.delivery.destination, []).append(each)
+        journal = self.engine.journal
+        for address, group in by_bucket.items():
+            with journal.transaction():
+                journal.remote.remove(address, [r for each in group for r in (*each.gone, *each.task.rows)])
+                journal.remote.put(address, [r for each in group for r in remote.without_intent(each)])
+                journal.remote.note_listed(address, [each.task.delivery.key for each in group if each.is_listed])
+        self._done.clear()
+        self.report_outcomes([each.outcome for each in done if each.outcome is not None])
+        for each in done:
+            if each.outcome is None:
+                self._again(each)
+        for each in done:
+            self._free(each.task.delivery)
+        return bool(done)
+
+    def _again(self, done: Done) -> None:
+        delivery = done.task.delivery
+        if done.is_damaged:
+            self._have_repaired(delivery)
+        if done.is_whole:
+            self._put_back(self.queue(delivery.source, delivery.destination), [delivery], done.later)
+        else:
+            self.try_later([delivery], done.later)
+
+    def _have_repaired(self, delivery: Delivery) -> None:
+        """Have the source's region rebuild the record of a version."""
+        region = self.regions.get(region_of(delivery.source))
+        if region is None:
+            return
+
+        def repair() -> None:
+            if (state := region.states.get(delivery.source)) is not None:
+                state.damaged.append(Damaged(delivery.source, delivery.key, delivery.id, delivery.marker))
+
+        region.post(Call(repair))
+
+    def _free(self, delivery: Delivery) -> None:
+        """Begin the next delivery of a key, oldest version first."""
+        state = self._state(delivery.destination)
+        waiting = state.under_way.pop(delivery.key, [])
+        if waiting:
+            waiting.sort(key=lambda each: (each.created_ns, each.id))
+            by_queue: dict[str, list[Delivery]] = {}
+            for each in waiting:
+                by_queue.setdefault(each.source, []).append(each)
+            for source, group in by_queue.items():
+                queue = self.queue(source, delivery.destination)
+                if time.monotonic() < queue.blocked_until_s:
+                    queue.give_back(group)
+                else:
+                    self._begin(queue, group)
+
+
+def order_of(delivery: Delivery) -> tuple[int, str]:
+    return delivery.created_ns, delivery.id
+
+
+def describe_refusal(address: str, versioning: Versioning | None) -> str:
+    """What a bucket lacks, as S3 says it, and what to do."""
+    if versioning is None:
+        return f"NoSuchBucket: the bucket {address} does not exist; `fsrepl bucket create {address} --versioning`"
+    state = str(versioning) or "never enabled"
+    return f"the versioning of {address} is {state}, and must be Enabled: `fsrepl versioning enable {address}`"

@@ -1,0 +1,102 @@
+"""What an S3 service's refusal means: an outage, a failed delivery, or something that is not there. Pure.
+
+An outage ends by itself, or when a person mends what concerns all deliveries (credentials, clock, network): deliveries
+stay PENDING. A refusal of one delivery is FAILED, with S3's words. Source: S3's list of error codes.
+"""
+
+from __future__ import annotations
+
+from fsrepl.errors import BucketMissing, Failed, FsreplError, Unavailable
+
+_WORDS_MAX = 200
+
+_BUSY = frozenset(
+    {
+        "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
+        "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests", "OperationAborted",
+        "RequestThrottled", "RequestThrottledException", "ServerBusy",
+    }
+)  # fmt: skip
+_MENDED = {
+    "ExpiredToken": "its credentials have expired: renew them",
+    "TokenRefreshRequired": "its credentials have expired: renew them",
+    "InvalidToken": "its session token is not valid: renew the credentials",
+    "InvalidAccessKeyId": "it does not know the access key: correct the credentials",
+    "SignatureDoesNotMatch": "it does not accept the secret key: correct the credentials, or s3_region",
+    "AuthorizationHeaderMalformed": "s3_region is wrong",
+    "InvalidSecurity": "it does not accept the credentials",
+    "NotSignedUp": "the account is not set up there",
+    "AccountProblem": "there is a problem with the account there",
+    "AllAccessDisabled": "all access to it is disabled there",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the service differ: set this machine's clock",
+    "PermanentRedirect": "the bucket is in another region of the service: correct endpoint or s3_region",
+    "IllegalLocationConstraintException": "the bucket is in another region of the service: correct s3_region",
+}
+"""Codes that concern every delivery until a person mends the cause, and what to mend."""
+_FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "StorageFull", "XMinioStorageFull", "ServiceQuotaExceeded"})
+_CORRUPT = frozenset(
+    {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}
+)
+_ABSENT = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
+_DENIED = {
+    "delete_object": "DstDelObjNotPermitted",
+    "put_object_tagging": "DstPutTaggingNotPermitted",
+    "create_multipart_upload": "DstMultipartInitNotPermitted",
+    "upload_part": "DstMultipartUploadNotPermitted",
+    "upload_part_copy": "DstMultipartUploadNotPermitted",
+    "complete_multipart_upload": "DstMultipartCompleteNotPermitted",
+}
+"""S3's reasons of failed replication, by the operation that was denied; else DstPutObjectNotPermitted."""
+
+
+class ServiceAway(Unavailable):
+    """The service as a whole cannot be used now: all deliveries to it wait."""
+
+
+class ServiceRefused(Failed):
+    """The service refuses one delivery, or one bucket. words: what it said."""
+
+    def __init__(self, reason: str, words: str, where: str) -> None:
+        super().__init__(reason, f"{where}: {words}")
+        self.words = words
+
+    @property
+    def recorded(self) -> str:
+        """The reason as the delivery's record has it: S3's reason for replication, and the service's words."""
+        return self.words if self.words.startswith(f"{self.reason}:") else f"{self.reason} ({self.words})"
+
+
+class NoSuchBucket(BucketMissing):
+    """The service has no such bucket."""
+
+
+class Absent(FsreplError):
+    """The service has no such object, version or upload."""
+
+
+def words_of(code: str, message: str) -> str:
+    """What the service said, on one line."""
+    text = " ".join(f"{code}: {message}".split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= _WORDS_MAX else text[: _WORDS_MAX - 3] + "..."
+
+
+def error_of(region: str, operation: str, code: str, message: str, status: int) -> FsreplError:
+    """The error for an answer that is no success. region, operation: what was asked of whom."""
+    words = words_of(code, message)
+    if code in _MENDED:
+        return ServiceAway(f"region {region}: {_MENDED[code]} ({words}); it goes on by itself then")
+    if code == "NoSuchBucket":
+        return NoSuchBucket(f"region {region}: {words}")
+    if code in _BUSY or status == 429 or (status >= 500 and status not in (501, 507)):
+        return ServiceAway(f"region {region}: the service is busy ({words})")
+    if code in _FULL or status == 507:
+        return ServiceAway(f"region {region} has no room left ({words}): make room there; it goes on by itself")
+    if code in _CORRUPT:
+        return Unavailable(f"region {region}: it arrived damaged, and is sent again ({words})")
+    if code in _ABSENT or (status == 404 and code == "404"):
+        return Absent(f"region {region}: {words}")
+    if status == 403:
+        reason = _DENIED.get(operation, "DstPutObjectNotPermitted")
+        return ServiceRefused(reason, words, f"region {region}: {operation}")
+    return ServiceRefused(code or str(status), words, f"region {region}: {operation}")

@@ -1,0 +1,250 @@
+"""The content of a version -> an object of an S3 service: read, verified, and sent in one request or in parts.
+
+Content is read from the source's store and compared with its BLAKE3 before it is sent, and the service compares what
+arrives with an MD5 and a SHA-256. A service that was seen to accept wrong ones is not believed: what it has is read
+back. Large content is sent in parts. The upload's id is in the journal, so that a restart sends only the parts that
+are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from fsrepl.errors import Failed, Unavailable
+from fsrepl.model.version import Version
+from fsrepl.region.limiter import Limiter
+from fsrepl.region.limits import Progress
+from fsrepl.remote.bucket import Part, RemoteBucket, Sums
+from fsrepl.remote.failures import Absent
+from fsrepl.remote.form import Form
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
+
+PART_MIN_BYTES = 5 << 20
+_PART_BYTES = 16 << 20
+PARTS_MAX = 10_000
+_PARTS_AT_ONCE = 4
+_CHUNK = 1 << 20
+_WHOLE_BYTES = 256 << 10
+"""Content up to this size is read once, into memory."""
+
+
+class Section(io.RawIOBase):
+    """A section of an open file, as the body of a request."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes], start: int, size: int) -> None:
+        """read_at: reads at most a number of bytes from a position of the file."""
+        self._read_at, self._start, self._size, self._at = read_at, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        left = self._size - self._at
+        data = self._read_at(left if size < 0 else min(size, left), self._start + self._at)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def __len__(self) -> int:
+        return self._size
+
+    def chunks(self) -> Iterator[bytes]:
+        """The whole section."""
+        self.seek(0)
+        while chunk := self.read(_CHUNK):
+            yield chunk
+        self.seek(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One version to be made an object. note_upload: records the id of an upload in parts, before any part is sent."""
+
+    source: OpenBucket
+    version: Version
+    bucket: RemoteBucket
+    name: str
+    form: Form
+    tags: dict[str, str]
+    storage_class: str
+    limiter: Limiter
+    progress: Progress | None = None
+    upload: str = ""
+    note_upload: Callable[[str], None] = lambda _: None
+
+
+def send(upload: Upload, *, data: bytes | None, large_bytes: int) -> str:
+    """Make a version; the service's id of it. data: the content, already hashed, where it is in memory.
+
+    Raises Failed (the stored version is damaged or gone, or the service refuses it), Unavailable, OSError.
+    """
+    bucket, version, form = upload.bucket, upload.version, upload.form
+    if form.sidecar:
+        put_sidecar(bucket, form)
+    if data is None:
+        with _opened(upload) as section:
+            if version.size >= max(large_bytes, PART_MIN_BYTES + 1):
+                return _send_in_parts(upload, section)
+            if version.size > _WHOLE_BYTES:
+                sums = _verified(version, section)
+                found = _put(upload, section, sums)
+                upload.limiter.sent(version.size)
+                return found
+            data = section.read()
+    md5, sha256 = hashlib.md5(data, usedforsecurity=False), hashlib.sha256(data)
+    if blake3(data).digest() != version.digest:
+        raise _damaged()
+    found = _put(upload, data, Sums(md5.digest(), sha256.digest()))
+    upload.limiter.sent(len(data))
+    return found
+
+
+def put_sidecar(bucket: RemoteBucket, form: Form) -> None:
+    """Make the sidecar of an object, which is there before the object."""
+    md5, sha256 = hashlib.md5(form.sidecar, usedforsecurity=False), hashlib.sha256(form.sidecar)
+    sums = Sums(md5.digest(), sha256.digest())
+    bucket.put(bucket.prefix + form.sidecar_name, form.sidecar, len(form.sidecar), sums, {})
+
+
+def _put(upload: Upload, body: bytes | Section, sums: Sums) -> str:
+    return upload.bucket.put(
+        upload.name, body, upload.version.size, sums, upload.form.metadata,
+        tags=upload.tags, storage_class=upload.storage_class,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _opened(upload: Upload) -> Iterator[Section]:
+    source, version = upload.source, upload.version
+    try:
+        fd = versions.open_content(source, version)
+    except FileNotFoundError as error:
+        raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
+    try:
+        yield Section(lambda size, at: source.fs.read_at(fd, size, at), 0, version.size)
+    finally:
+        source.fs.close(fd)
+
+
+def _damaged() -> Failed:
+    return Failed(
+        "SrcObjectNotEligible",
+        "the stored version no longer matches its BLAKE3; `fsrepl verify --repair` looks for a good copy",
+    )
+
+
+def _verified(version: Version, section: Section) -> Sums:
+    """The checksums of a version's content, once that matches its BLAKE3. Raises Failed where it does not."""
+    md5, sha256, whole = hashlib.md5(usedforsecurity=False), hashlib.sha256(), blake3()
+    for chunk in section.chunks():
+        md5.update(chunk)
+        sha256.update(chunk)
+        whole.update(chunk)
+    if whole.digest() != version.digest:
+        raise _damaged()
+    return Sums(md5.digest(), sha256.digest())
+
+
+# -- in parts
+
+
+def part_bytes(size: int, rate: float) -> int:
+    """The size of the parts of an object. Under a limit they are about a second's bytes, as far as S3 permits."""
+    wanted = _PART_BYTES if not rate else max(PART_MIN_BYTES, min(_PART_BYTES, int(rate)))
+    least = -(-size // PARTS_MAX)
+    return max(wanted, -(-least // _CHUNK) * _CHUNK)
+
+
+def _send_in_parts(upload: Upload, section: Section) -> str:
+    bucket, version, name = upload.bucket, upload.version, upload.name
+    whole = blake3()
+    for chunk in section.chunks():
+        whole.update(chunk)
+        _stop_if_asked(upload)
+    if whole.digest() != version.digest:
+        raise _damaged()
+    there = bucket.parts(name, upload.upload) if upload.upload else None
+    upload_id = upload.upload
+    if there is None:
+        upload_id = bucket.begin_upload(
+            name, upload.form.metadata, tags=upload.tags, storage_class=upload.storage_class
+        )
+        upload.note_upload(upload_id)
+    size = max((part.size for part in (there or {}).values()), default=0)
+    size = size if size >= PART_MIN_BYTES else part_bytes(version.size, upload.limiter.rate)
+    if -(-version.size // size) > PARTS_MAX:
+        size = part_bytes(version.size, upload.limiter.rate)
+    parts = _send_parts(upload, upload_id, size, there or {})
+    try:
+        return bucket.end_upload(name, upload_id, parts)
+    except Absent as error:
+        upload.note_upload("")
+        raise Unavailable(f"the upload of {name} is gone from {bucket.address}; it begins again") from error
+
+
+def _send_parts(upload: Upload, upload_id: str, size: int, there: dict[int, Part]) -> list[Part]:
+    total, source, version = upload.version.size, upload.source, upload.version
+    numbers = range(1, -(-total // size) + 1)
+    parts: dict[int, Part] = {}
+    done = 0
+
+    def send_part(number: int) -> tuple[Part, int]:
+        start = (number - 1) * size
+        length = min(size, total - start)
+        fd = versions.open_content(source, version)
+        try:
+            section = Section(lambda count, at: source.fs.read_at(fd, count, at), start, length)
+            md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+            for chunk in section.chunks():
+                md5.update(chunk)
+                sha256.update(chunk)
+            _stop_if_asked(upload)
+            known = there.get(number)
+            if known is not None and known.size == length and known.etag.strip('"') == md5.hexdigest():
+                return known, length
+            sums = Sums(md5.digest(), sha256.digest())
+            part = upload.bucket.put_part(upload.name, upload_id, number, section, length, sums)
+        finally:
+            source.fs.close(fd)
+        upload.limiter.sent(length)
+        if upload.progress is not None:
+            upload.progress.pause(upload.limiter)
+        return part, length
+
+    with ThreadPoolExecutor(_PARTS_AT_ONCE if not upload.limiter.rate else 1) as pool:
+        waiting = [pool.submit(send_part, number) for number in numbers]
+        try:
+            for future in as_completed(waiting):
+                part, length = future.result()
+                parts[part.number] = part
+                done += length
+                if upload.progress is not None:
+                    upload.progress.came_to(done)
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+    return [parts[number] for number in numbers]
+
+
+def _stop_if_asked(upload: Upload) -> None:
+    if upload.progress is not None and upload.progress.stop:
+        raise Unavailable("its copy was stopped")

@@ -1,0 +1,128 @@
+"""The journal's tables of versions in buckets of S3 services: the service's id of each version, and intents.
+
+An intent is a row without the service's id, written before the request that makes the version. After a crash it says
+that the version may be there already. A row is remade from the bucket's own list when it is lost (replicate/remote.py).
+
+Of the versions that were created before `trusted_ns` it is not known whether they were sent, since the journal is newer
+or lost its last rows in a power cut. A key with such a version is listed once before it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fsrepl.storage.journal.connection import Connection
+
+_KEYS_MAX = 500
+
+
+COPYING = "copying"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RemoteVersion:
+    """A version or marker in a bucket of a service. remote: the service's id, empty for an intent.
+
+    upload: the id of an upload in parts that is under way; for a version that is there, COPYING where it may be there
+    once more, under another id.
+    """
+
+    created_ns: int
+    id: str
+    key: bytes
+    marker: bool
+    size: int
+    remote: str = ""
+    upload: str = ""
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the bucket's list tells what is there, and not this row."""
+        return not self.remote or bool(self.upload)
+
+    @property
+    def order(self) -> tuple[int, str]:
+        return self.created_ns, self.id
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCounts:
+    """Objects (keys whose newest version is no marker), versions without markers, and their bytes."""
+
+    objects: int
+    versions: int
+    bytes: int
+
+
+class Remote:
+    """Versions in buckets of S3 services."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def of_keys(self, address: str, keys: Sequence[bytes]) -> dict[bytes, list[RemoteVersion]]:
+        """The rows of some keys, oldest version first."""
+        found: dict[bytes, list[RemoteVersion]] = {}
+        number = self._connection.ids.get(address)
+        for start in range(0, len(keys), _KEYS_MAX):
+            some = keys[start : start + _KEYS_MAX]
+            rows = self._connection.execute(
+                "SELECT created, id, key, marker, size, remote, upload FROM remote "
+                f"WHERE bucket = ? AND key IN ({','.join('?' * len(some))}) ORDER BY key, created, id",
+                (number, *some),
+            )
+            for created, version_id, key, marker, size, remote, upload in rows:
+                row = RemoteVersion(created, version_id, key, bool(marker), size, remote, upload)
+                found.setdefault(key, []).append(row)
+        return found
+
+    def listed(self, address: str, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of some keys that were listed since the journal is trusted."""
+        number, found = self._connection.ids.get(address), set[bytes]()
+        for start in range(0, len(keys), _KEYS_MAX):
+            some = keys[start : start + _KEYS_MAX]
+            rows = self._connection.execute(
+                f"SELECT key FROM remote_listed WHERE bucket = ? AND key IN ({','.join('?' * len(some))})",
+                (number, *some),
+            )
+            found.update(key for (key,) in rows)
+        return found
+
+    def put(self, address: str, rows: Iterable[RemoteVersion]) -> None:
+        number = self._connection.ids[address]
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO remote VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(number, r.key, r.created_ns, r.id, r.marker, r.size, r.remote, r.upload) for r in rows],
+        )
+
+    def remove(self, address: str, rows: Iterable[RemoteVersion]) -> None:
+        number = self._connection.ids[address]
+        self._connection.executemany(
+            "DELETE FROM remote WHERE bucket = ? AND key = ? AND created = ? AND id = ?",
+            [(number, r.key, r.created_ns, r.id) for r in rows],
+        )
+
+    def note_listed(self, address: str, keys: Iterable[bytes]) -> None:
+        number = self._connection.ids[address]
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO remote_listed VALUES (?, ?)", [(number, key) for key in keys]
+        )
+
+    def forget_listed(self, address: str) -> None:
+        """Have every key listed again."""
+        self._connection.execute("DELETE FROM remote_listed WHERE bucket = ?", (self._connection.ids.get(address),))
+
+    def counts(self, address: str) -> RemoteCounts:
+        number = self._connection.ids.get(address)
+        (objects,) = self._connection.execute(
+            "SELECT count(*) FROM (SELECT marker, max(created) FROM remote WHERE bucket = ? AND remote != '' "
+            "GROUP BY key) WHERE NOT marker",  # with max(), the other columns are of its row: sqlite.org/lang_select
+            (number,),
+        ).fetchone()
+        versions, size = self._connection.execute(
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM remote "
+            "WHERE bucket = ? AND remote != '' AND NOT marker",
+            (number,),
+        ).fetchone()
+        return RemoteCounts(objects, versions, size)

@@ -1,0 +1,257 @@
+"""Commands about regions that are S3 services."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl import settings
+from fsrepl.commands import doctor, doctor_facts, services, status, why
+from fsrepl.commands import replication as replications
+from fsrepl.errors import Refused, Usage
+from fsrepl.model.address import Address
+from fsrepl.model.version import Status, Versioning
+from fsrepl.remote import client
+from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.settings import reading
+from fsrepl.settings.kinds import Credentials
+from tests.services import KEYS, THERE, RemoteWorld, Service, current
+from tests.waiting import until
+from tests.world import SOURCE
+
+HEAD = '[regions.east]\npath = "east"\n[regions.aws]\n'
+
+
+def parse(lines: str) -> settings.EndpointSettings:
+    return reading.parse(HEAD + lines, Path("/site/fsrepl.toml")).endpoints["aws"]
+
+
+# -- settings
+
+
+def test_a_region_may_be_a_service() -> None:
+    """an endpoint, and never keys in the file; the path of credentials is relative to it."""
+    found = parse('endpoint = "https://s3.eu-west-1.amazonaws.com/"\ns3_region = "eu-west-1"\nprefix = "host7/"')
+    assert (found.url, found.s3_region, found.prefix) == ("https://s3.eu-west-1.amazonaws.com", "eu-west-1", "host7/")
+    assert (found.credentials, found.checksums, found.puts) == (Credentials("env"), "auto", 64)
+    kept = parse('endpoint = "http://nas:9000"\ncredentials = "file:keys/nas"')
+    assert kept.credentials == Credentials("file", "/site/keys/nas")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('endpoint = "s3.example.org"', r"line 4: \[regions.aws\] endpoint must be the address of an S3 service"),
+        ('endpoint = "https://s3.example.org/bucket"', "endpoint must be the address of an S3 service"),
+        ('endpoint = "https://key:secret@s3.example.org"', "endpoint must be the address of an S3 service"),
+        ('endpoint = "http://nas"\ncredentials = "AKIA123:secret"', "keys themselves do not belong in this file"),
+        ('endpoint = "http://nas"\nprefix = "host7"', 'prefix must be a path of at most 256 bytes that ends in a "/"'),
+        ('endpoint = "http://nas"\npath = "aws"', r'line 5: \[regions.aws\] has no setting "path"'),
+        ('endpoint = "http://nas"\nsharing = "link"', r'line 5: \[regions.aws\] has no setting "sharing"'),
+        ('s3_region = "eu-west-1"', r"\[regions.aws\] needs a endpoint"),
+        ('endpoint = "http://nas"\nputs = 0', "puts must be a whole number from 1 to 1,024"),
+    ],
+)
+def test_mistakes_are_said_with_their_line(lines: str, message: str) -> None:
+    """Settings: the file, the line and a valid value."""
+    with pytest.raises(Usage, match=message):
+        parse(lines)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore is an extra; without it the daemon and `check` say what to install."""
+    monkeypatch.setitem(__import__("sys").modules, "botocore.session", None)
+    with pytest.raises(Usage, match=r"pip install 'fsrepl\[s3\]' brings it"):
+        client.check_installed("aws")
+
+
+def test_credentials_in_a_file(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """a file that others may read is refused; one that is the daemon's own is used, and nothing else."""
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    path = tmp_path / "keys"
+    path.write_text("[default]\naws_access_key_id = AKIAFILE\naws_secret_access_key = secret\n")
+    path.chmod(0o644)
+    found = dataclasses.replace(service.client().settings, credentials=Credentials("file", str(path)))
+    with pytest.raises(Exception, match=f"others may read its credentials: `chmod 600 {path}`"):
+        client.Client(found).call("list_buckets")
+    path.chmod(0o600)
+    assert "Buckets" in client.Client(found).call("list_buckets")
+
+
+def test_missing_credentials_are_an_outage(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """what concerns all deliveries is no failure of one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    with pytest.raises(Exception, match="there are no credentials in the environment"):
+        service.client().call("list_buckets")
+
+
+# -- what is shown
+
+
+def test_regions_and_buckets_are_shown(tmp_path: Path, service: Service) -> None:
+    """`region ls`, `bucket ls`, `status` and `doctor` know them."""
+    service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("k", b"data")
+        world.settle()
+        (found,) = services.look(world.engine.site)
+        assert services.region_document(found) == {
+            "Name": "aws", "Path": service.url, "Online": True, "Buckets": ["copies"], "UUID": None,
+        }  # fmt: skip
+        (bucket,) = found["buckets"]
+        assert services.bucket_document(bucket)["Versioning"] == "Enabled"
+        said = {"running": True, "buckets": {THERE: world.engine.receivers["aws"].states[THERE].describe()}}  # type: ignore[attr-defined]
+        rows = {row["bucket"]: row for row in status.status(world.engine.site, said)["buckets"]}
+        assert (rows[THERE]["online"], rows[THERE]["objects"], rows[THERE]["bytes"]) == (True, 1, 4)
+        assert rows[THERE].keys() == rows[SOURCE].keys()
+        (rule,) = rows[SOURCE]["rules"]
+        assert (rule["destination"], rule["completed"]) == (THERE, 1)
+        facts = doctor_facts.facts(world.engine.site, {"running": False}, None)
+        lines = [f.what for f in doctor.findings(facts) if f.where in ("aws", THERE)]
+        assert lines == [
+            f"{service.url} answers, and accepts the credentials", f"{service.url}/copies/, versioning Enabled",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", ["bucket", "service"])
+def test_what_is_missing_is_shown(tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """with what to do."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with Service(tmp_path / "log") as service:
+        bucket = service.make_bucket()
+        with RemoteWorld(tmp_path / "site", service) as world:
+            if gone == "bucket":
+                bucket.client.call("delete_bucket", Bucket=bucket.name)
+            else:
+                service.stop()
+            (found,) = services.look(world.engine.site)
+            facts = doctor_facts.facts(world.engine.site, {"running": False}, None)
+            (finding,) = [f for f in doctor.findings(facts) if f.where in ("aws", THERE) and f.level == "error"]
+            if gone == "bucket":
+                assert found["buckets"][0]["trouble"].startswith("NoSuchBucket: the bucket aws/copies does not exist; ")
+                assert finding.do == f"`fsrepl bucket create {THERE} --versioning`; then `fsrepl retry --all`"
+            else:
+                assert f"{service.url} cannot be reached" in found["trouble"]
+                assert "cannot be reached" in finding.what
+
+
+def test_why_says_what_a_delivery_waits_for(tmp_path: Path, service: Service) -> None:
+    """`why` names the service's words, and helps with what they mean."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        bucket.client.call("delete_bucket", Bucket=bucket.name)
+        world.write("k", b"data")
+        world.settle()
+        said: dict[str, Any] = {"running": False}
+        answer = why.why(world.engine.site, Address.parse(f"{SOURCE}/k"), None, said)
+        text = "\n".join(answer.sentences)
+        assert "FAILED to aws/copies" in text
+        assert "DstBucketNotFound" in text
+
+
+# -- what is changed
+
+
+def test_a_bucket_is_made_there_and_keeps_versions(tmp_path: Path, service: Service) -> None:
+    """`bucket create`, `versioning enable`; the state is read back."""
+    with RemoteWorld(tmp_path, service, replicate=False) as world:
+        world.run("bucket.create", bucket=THERE, versioning=False)
+        bucket = RemoteBucket(service.client(), THERE)
+        assert bucket.versioning() is Versioning.OFF
+        assert replications.candidates(world.engine.site, Address.parse_bucket(SOURCE)) == []
+        world.run("versioning.set", bucket=THERE, status="Enabled")
+        assert bucket.versioning() is Versioning.ENABLED
+        assert replications.candidates(world.engine.site, Address.parse_bucket(SOURCE)) == [THERE]
+        world.run("replication.enable", source=SOURCE, destination=THERE)
+        assert world.refused("versioning.set", bucket=THERE, status="Suspended") == "InvalidBucketState"
+        assert world.refused("versioning.set", bucket="aws/nothere", status="Enabled") == "NoSuchBucket"
+        assert world.refused("bucket.create", bucket="aws/A", versioning=True) == "InvalidBucketName"
+
+
+def test_versioning_without_effect_is_refused(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """some services answer 200 to PutBucketVersioning, and keep no versions."""
+    service.make_bucket(versioning=False)
+    with RemoteWorld(tmp_path, service, replicate=False) as world:
+        call = client.Client.call
+        monkeypatch.setattr(
+            client.Client, "call",
+            lambda self, op, **params: {} if op == "put_bucket_versioning" else call(self, op, **params),
+        )  # fmt: skip
+        with pytest.raises(Refused, match=r"NotImplemented: .* the service does not support it"):
+            world.run("versioning.set", bucket=THERE, status="Enabled")
+
+
+@pytest.mark.parametrize(
+    ("operation", "params"),
+    [
+        ("object.rm", {"bucket": THERE, "key": b"k"}),
+        ("bucket.rm", {"bucket": THERE}),
+        ("replication.enable", {"source": THERE, "destination": SOURCE}),
+    ],
+)
+def test_what_only_a_bucket_here_can_do_is_refused(
+    tmp_path: Path, service: Service, operation: str, params: dict[str, object]
+) -> None:
+    """a destination only."""
+    service.make_bucket()
+    with (
+        RemoteWorld(tmp_path, service) as world,
+        pytest.raises(Refused, match=r"is a bucket of the S3 service .* name the bucket that is replicated to it"),
+    ):
+        world.run(operation, **params)
+
+
+def test_a_service_is_added_and_forgotten(tmp_path: Path, service: Service) -> None:
+    """`region add NAME=URL`; the file keeps everything else, and a running engine follows."""
+    service.make_bucket("nas/copies")
+    with RemoteWorld(tmp_path, service) as world:
+        service.make_bucket()
+        answer = world.run("region.add", name="nas", path=service.url)
+        assert (answer["Path"], answer["Trouble"]) == (service.url, "")
+        assert world.engine.settings.endpoints["nas"].url == service.url
+        world.run("replication.enable", source=SOURCE, destination="nas/copies", replace=True)
+        world.write("k", b"data")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        with pytest.raises(Usage, match="region nas is at"):
+            world.run("region.add", name="nas", path=service.url)
+        world.run("region.forget", name="nas")
+        assert "nas" not in world.engine.receivers
+        assert "nas" not in (world.settings.path.read_text())
+
+
+# -- a service that hangs
+
+
+def test_a_service_that_hangs_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7: the request ends, and the delivery is made once the service goes on."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(client, "_READ_S", 0.5)
+    with Service(tmp_path / "log") as service:
+        bucket = service.make_bucket()
+        with RemoteWorld(tmp_path / "site", service) as world:
+            world.write("k", b"one")
+            world.settle()
+            service.hang()
+            world.write("k", b"two")
+            world.settle()
+            assert Status.PENDING in world.statuses()
+            (queue,) = world.engine.receivers["aws"].queues.values()
+            assert "cannot be reached (ReadTimeoutError" in queue.blocked_why
+            service.go_on()
+            until(lambda: current(bucket), lambda: "the service goes on")
+            world.settle()
+            assert world.statuses() == {Status.COMPLETED}
+            assert current(bucket) == {"k": b"two"}
+            assert sum(not row.marker for row in bucket.all_versions()) == 2

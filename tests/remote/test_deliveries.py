@@ -1,0 +1,402 @@
+"""Deliveries to a bucket of an S3 service."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.model import attributes
+from fsrepl.model.version import Status
+from fsrepl.remote import bucket as buckets
+from fsrepl.remote import form
+from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.remote.client import Client
+from fsrepl.remote.failures import ServiceAway
+from fsrepl.replicate import upload
+from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
+from tests.world import SOURCE
+
+
+def test_versions_and_markers_arrive_in_order(tmp_path: Path, service: Service) -> None:
+    """G5: every version, with its id, content and time in metadata that any client reads; a deletion is a marker."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("2026/cat.jpg", b"one")
+        world.settle()
+        world.write("2026/cat.jpg", b"two")
+        world.write("dog", b"dog")
+        world.settle()
+        world.unlink("2026/cat.jpg")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        found = [each for each in found_in(bucket) if each.key == "2026/cat.jpg"]
+        assert [(each.data, each.marker, each.latest) for each in found] == [
+            (b"one", False, False), (b"two", False, False), (b"", True, True),
+        ]  # fmt: skip
+        mine = [v for v in world.of("2026/cat.jpg")[::-1] if not v.marker]
+        assert [each.id for each in found[:2]] == [v.id for v in mine]
+        assert [each.metadata["fsrepl-blake3"] for each in found[:2]] == [v.digest.hex() for v in mine]
+        assert found[0].metadata["fsrepl-origin"] == f"replica:{SOURCE}"
+        assert current(bucket) == {"dog": b"dog"}
+
+
+def test_metadata_is_as_rclone_writes_it(tmp_path: Path, service: Service) -> None:
+    """G5: mode, owner and time can be restored without fsrepl; attributes and tags are there too."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.drop("k", b"data", tags={"class": "blue green", "ünï": "ö"})
+        path = world.path("k")
+        path.chmod(0o640)
+        os.utime(path, ns=(0, 1_700_000_000_123_456_700))
+        os.setxattr(path, "user.comment", b"\xff\x00")
+        world.settle()
+        (found,) = found_in(bucket)
+        assert found.metadata["mtime"] == "1700000000.1234567"
+        assert found.metadata["mode"] == "100640"
+        assert found.metadata["uid"] == str(os.geteuid())
+        assert found.tags == {"class": "blue green", "ünï": "ö"}
+        said = json.loads(base64.b64decode(found.metadata["fsrepl-attributes"]))
+        assert said["user.comment"] == {"base64": base64.b64encode(b"\xff\x00").decode()}
+        version = world.current("k")
+        read = form.version_of(found.key, found.metadata, 4, tags=found.tags)
+        assert (read.id, read.created_ns, read.digest) == (version.id, version.created_ns, version.digest)
+        assert (read.posix, dict(read.attrs), dict(read.tags)) == (
+            version.posix, dict(version.attrs), dict(version.tags),
+        )  # fmt: skip
+
+
+def test_what_metadata_cannot_hold_is_in_a_sidecar(tmp_path: Path, service: Service) -> None:
+    """G5: S3 takes 2 KB of metadata; more is an object of its own, and is replaced and removed with its version."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("k", b"data")
+        os.setxattr(world.path("k"), "user.long", b"x" * 3000)
+        world.settle()
+        (found,) = found_in(bucket)
+        (name,) = sidecars(bucket)
+        assert found.metadata["fsrepl-sidecar"] == name
+        said = b"".join(bucket.content(name))
+        read = form.version_of(found.key, found.metadata, 4, said, tags={})
+        assert (read.key, read.attrs["user.long"]) == (b"k", b"x" * 3000)
+        os.removexattr(world.path("k"), "user.long")
+        world.settle()
+        assert sidecars(bucket) == []
+        assert [(each.data, "fsrepl-sidecar" in each.metadata) for each in found_in(bucket)] == [(b"data", False)]
+
+
+@pytest.mark.parametrize("key", [b"caf\xe9", b"d/" * 700 + b"k"], ids=["not UTF-8", "long"])
+def test_a_key_that_s3_cannot_hold_is_whole_in_metadata(tmp_path: Path, service: Service, key: bytes) -> None:
+    """G5: such a name is a digest, and nothing else differs."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service, lines='prefix = "host7/"') as world:
+        world.write(os.fsdecode(key), b"data")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        (found,) = [each for each in found_in(bucket) if not form.is_ours(each.key, "host7/")]
+        assert found.key == form.name_of(key, "host7/")
+        assert found.key.startswith("host7/.fsrepl/keys/")
+        sidecar = b"".join(bucket.content("host7/" + name)) if (name := found.metadata.get(form.SIDECAR)) else b""
+        assert form.version_of(found.key, found.metadata, 4, sidecar, tags={}, prefix="host7/").key == key
+        world.path(os.fsdecode(key)).unlink()
+        world.settle()
+        assert found.key not in current(bucket)
+
+
+def test_edits_change_the_object_and_double_nothing(tmp_path: Path, service: Service) -> None:
+    """G5: tags are changed in place; a mode can only be changed by a copy, whose former object is removed."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("k", b"one")
+        world.settle()
+        world.write("k", b"two")
+        world.settle()
+        before = {row.id for row in bucket.all_versions()}
+        os.setxattr(world.path("k"), attributes.TAG + "class", b"blue")
+        world.settle()
+        assert {row.id for row in bucket.all_versions()} == before
+        assert [each.tags for each in found_in(bucket)] == [{}, {"class": "blue"}]
+        world.path("k").chmod(0o600)
+        world.settle()
+        found = found_in(bucket)
+        assert [(each.data, each.latest) for each in found] == [(b"one", False), (b"two", True)]
+        assert (found[1].metadata["mode"], found[1].tags) == ("100600", {"class": "blue"})
+        assert world.statuses() == {Status.COMPLETED}
+
+
+def test_the_storage_class_is_passed_on(tmp_path: Path, service: Service) -> None:
+    """a rule's storage class is the object's, also after an edit."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.run("replication.enable", source=SOURCE, destination=THERE, storage_class="STANDARD_IA", replace=True)
+        world.write("k", b"data")
+        world.settle()
+        world.path("k").chmod(0o600)
+        world.settle()
+        assert [each.storage_class for each in found_in(bucket)] == ["STANDARD_IA"]
+
+
+def test_a_refusal_is_failed_with_the_words_of_the_service(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAILED says what S3 said, and a retry sends it once the cause is mended."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.drop("k", b"data", tags={f"n{i}": "v" for i in range(11)})
+        world.settle()
+        (recorded,) = world.current("k").deliveries.values()
+        assert recorded.status is Status.FAILED
+        assert recorded.reason == "BadRequest: Object tags cannot be greater than 10"
+        world.run("tag.rm", bucket=SOURCE, key=b"k", names=["n0"])
+        world.run("retry", scope=SOURCE)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert len(found_in(bucket)) == 1
+
+
+# -- the bucket
+
+
+@pytest.mark.parametrize(("made", "words"), [(False, "does not exist"), (True, "must be Enabled")])
+def test_a_rule_needs_a_bucket_that_keeps_versions(tmp_path: Path, service: Service, made: bool, words: str) -> None:
+    """what is missing is said as S3 says it, before a rule is accepted."""
+    if made:
+        service.make_bucket(versioning=False)
+    with RemoteWorld(tmp_path, service, replicate=False) as world:
+        with pytest.raises(Exception, match=words) as caught:
+            world.run("replication.enable", source=SOURCE, destination=THERE)
+        assert str(caught.value).startswith("InvalidRequest: ")
+
+
+@pytest.mark.parametrize("after", ["suspended", "removed"])
+def test_a_bucket_that_keeps_no_versions_any_more_gets_nothing(tmp_path: Path, service: Service, after: str) -> None:
+    """FAILED with S3's reason, and nothing there is overwritten."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        if after == "suspended":
+            bucket.client.call(
+                "put_bucket_versioning", Bucket=bucket.name, VersioningConfiguration={"Status": "Suspended"}
+            )
+        else:
+            bucket.client.call("delete_bucket", Bucket=bucket.name)
+        world.write("k", b"data")
+        world.settle()
+        (recorded,) = world.current("k").deliveries.values()
+        reason = "DstBucketUnversioned" if after == "suspended" else "DstBucketNotFound"
+        assert (recorded.status, recorded.reason) == (Status.FAILED, reason)
+
+
+# -- outages
+
+
+def test_a_service_that_is_away_is_an_outage(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7: PENDING with the reason, and made once the service answers."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        call = Client.call
+
+        def away(self: Client, operation: str, **params: Any) -> Any:
+            raise ServiceAway("region aws: the service is busy (SlowDown: Please reduce your request rate.)")
+
+        monkeypatch.setattr(Client, "call", away)
+        world.write("k", b"data")
+        world.settle()
+        assert world.statuses() == {Status.PENDING}
+        (queue,) = world.engine.receivers["aws"].queues.values()
+        assert "SlowDown" in queue.blocked_why
+        monkeypatch.setattr(Client, "call", call)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert current(bucket) == {"k": b"data"}
+
+
+# -- crashes and a lost journal
+
+
+class Cut(Exception):
+    """The process is gone."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_a_crash_after_any_request_doubles_nothing(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool
+) -> None:
+    """G6, G7: a kill between any two requests; the journal survives, or is lost too."""
+    call = Client.call
+    for number in range(1, 30):
+        service.reset()
+        bucket = service.make_bucket()
+        with RemoteWorld(tmp_path / str(number), service) as world:
+            world.write("k", b"one")
+            world.settle()
+            left = number
+
+            def cut(self: Client, operation: str, **params: Any) -> Any:
+                nonlocal left
+                if left <= 0:
+                    raise ServiceAway("cut")
+                answer = call(self, operation, **params)
+                left -= 1
+                if not left:
+                    raise ServiceAway("cut")  # the request was carried out, and nobody heard of it
+                return answer
+
+            monkeypatch.setattr(Client, "call", cut)
+            world.path("k").chmod(0o600)
+            world.settle()
+            world.write("k", b"two")
+            world.settle()
+            world.unlink("k")
+            world.settle()
+            monkeypatch.setattr(Client, "call", call)
+            world.restart(without_journal=without_journal)
+            world.settle()
+            assert world.statuses() == {Status.COMPLETED}, f"cut after {number}"
+            found = found_in(bucket)
+            assert [(each.data, each.marker, each.latest) for each in found] == [
+                (b"one", False, False), (b"two", False, False), (b"", True, True),
+            ], f"cut after {number}"  # fmt: skip
+            assert found[0].metadata["mode"] == "100600"
+            if left > 0:
+                assert number > 6
+                return
+
+
+def test_a_lost_journal_sends_nothing_again(tmp_path: Path, service: Service) -> None:
+    """G6: a retry or a backfill after that finds the versions by their metadata, and the marker by its place."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        for data in (b"one", b"two"):
+            world.write("k", data)
+            world.settle()
+        world.unlink("k")
+        world.settle()
+        before = {row.id for row in bucket.all_versions()}
+        world.restart(without_journal=True)
+        world.settle()
+        world.run("replication.backfill", source=SOURCE, statuses=["COMPLETED"])
+        world.settle()
+        assert {row.id for row in bucket.all_versions()} == before
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.engine.journal.remote.counts(THERE).versions == 2
+
+
+def test_a_version_that_comes_late_does_not_become_current(tmp_path: Path, service: Service) -> None:
+    """G5: the newest is copied over it, once; a newest marker is put again."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.run("replication.disable", source=SOURCE)
+        for data in (b"one", b"two"):
+            world.write("k", data)
+            world.write("gone", data)
+            world.settle()
+        world.run("replication.enable", source=SOURCE)
+        world.write("k", b"three")
+        world.unlink("gone")
+        world.settle()
+        world.run("replication.backfill", source=SOURCE)
+        world.settle()
+        found = found_in(bucket)
+        assert sorted(each.data for each in found if each.key == "k") == [b"one", b"three", b"two"]
+        assert sorted((each.data, each.marker) for each in found if each.key == "gone") == [
+            (b"", True), (b"one", False), (b"two", False),
+        ]  # fmt: skip
+        assert current(bucket) == {"k": b"three"}
+
+
+# -- content
+
+
+def test_what_arrives_damaged_is_not_kept(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3: a service that accepts a wrong checksum is not believed; what it has is read back."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        put, bad = RemoteBucket.put, [b"damaged!"]
+
+        def damage(self: RemoteBucket, name: str, body: Any, *args: Any, **more: Any) -> str:
+            return put(self, name, bad.pop() if bad and name == "k" else body, *args, **more)
+
+        monkeypatch.setattr(RemoteBucket, "put", damage)
+        world.write("k", b"original")
+        world.settle()
+        assert [world.statuses(), found_in(bucket)] == [{Status.PENDING}, []]
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert [each.data for each in found_in(bucket)] == [b"original"]
+
+
+def test_damage_at_the_source_is_never_sent(tmp_path: Path, service: Service) -> None:
+    """G3: the stored content is compared with its BLAKE3 before it is sent."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("k", b"x" * 500_000)
+        world.capture(SOURCE)
+        version = world.current("k")
+        world.engine.recent.forget_data()
+        stored = world.path(f".fsrepl/versions/k;{version.id}")
+        stored.write_bytes(b"y" * 500_000)
+        world.settle()
+        (recorded,) = world.of("k")[-1].deliveries.values()
+        assert (recorded.status, recorded.reason) == (Status.FAILED, "SrcObjectNotEligible")
+        assert [each.data for each in found_in(bucket) if each.id == version.id] == []
+
+
+def test_large_content_goes_in_parts_and_is_resumed(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: parts that arrived before a crash are not sent again, and one object comes of it."""
+    bucket = service.make_bucket()
+    data = os.urandom(1 << 20) * 12
+    monkeypatch.setattr(upload, "_PART_BYTES", upload.PART_MIN_BYTES)
+    monkeypatch.setattr(upload, "_PARTS_AT_ONCE", 1)
+    with RemoteWorld(tmp_path, service) as world:
+        put_part, sent = RemoteBucket.put_part, list[int]()
+
+        def part(self: RemoteBucket, name: str, upload_id: str, number: int, *args: Any) -> Any:
+            if len(sent) == 2:
+                raise ServiceAway("cut")
+            sent.append(number)
+            return put_part(self, name, upload_id, number, *args)
+
+        monkeypatch.setattr(RemoteBucket, "put_part", part)
+        world.write("big", data)
+        world.settle()
+        assert world.statuses() == {Status.PENDING}
+        monkeypatch.setattr(RemoteBucket, "put_part", put_part)
+        world.restart()
+        sent.clear()
+        sent.append(0)
+
+        def rest(self: RemoteBucket, name: str, upload_id: str, number: int, *args: Any) -> Any:
+            sent.append(number)
+            return put_part(self, name, upload_id, number, *args)
+
+        monkeypatch.setattr(RemoteBucket, "put_part", rest)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert sent == [0, 3]
+        assert current(bucket) == {"big": data}
+        uploads = bucket.client.call("list_multipart_uploads", Bucket=bucket.name)
+        assert not uploads.get("Uploads")
+
+
+def test_an_object_that_one_request_may_not_copy_is_copied_in_parts(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: an edit of an object over 5 GB."""
+    bucket = service.make_bucket()
+    monkeypatch.setattr(buckets, "COPY_MAX_BYTES", 6 << 20)
+    monkeypatch.setattr(buckets, "COPY_PART_BYTES", 5 << 20)
+    data = os.urandom(1 << 20) * 11
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("big", data)
+        world.settle()
+        world.path("big").chmod(0o600)
+        world.settle()
+        (found,) = found_in(bucket)
+        assert (found.data == data, found.metadata["mode"]) == (True, "100600")
