@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fsrepl.errors import SourceMoved
+from fsrepl.errors import SourceMoved, StoreDamaged
 from fsrepl.model import attributes, digests
 from fsrepl.model.version import Kind, Posix, Version, is_file
 from fsrepl.storage import copying, hashing, records, staging, times, versions
@@ -16,6 +16,7 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.posix import inode_posix, posix_of, view_metadata
+from fsrepl.storage.view_file import ViewFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Taken:
     linked: bool = False
     """staged is another name of the view itself (sharing = "link")."""
     moving: bool = False
+    is_placed: bool = False
+    """The view is a symlink to content in a tier, with the metadata of that version."""
     is_closed: bool = False
     """It is a directory whose attributes the daemon may not read."""
 
@@ -112,6 +115,24 @@ def take_link(bucket: OpenBucket, fd: int, found: os.stat_result, now_ns: int) -
     target = bucket.fs.read_link(fd)
     racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
     return Taken(found, len(target), digests.of(target), posix_of(found), {}, {}, {}, racy, target)
+
+
+def take_placed(bucket: OpenBucket, version: Version, entry: ViewFile, known: Object | None, now_ns: int) -> Taken:
+    """What a symlink to content in a tier shows: the content and metadata of a version, copied where a new one is made
+    of it. Raises Unavailable where the tier is away."""
+    found, staged = entry.found, b""
+    if known is None or known.marker or known.digest != version.digest:
+        staged = staging.token()
+        if entry.copy_aside(staged) != version.digest:
+            staging.unstage(bucket, staged)
+            raise StoreDamaged(f"the content of version {version.id} in its tier no longer matches its BLAKE3")
+    posix = version.posix or posix_of(found)
+    racy = times.is_racy(found.st_ctime_ns, now_ns, bucket.coarse_ns)
+    labels = attributes.label(version)
+    return Taken(
+        found, version.size, version.digest, posix, version.attrs, version.tags, labels, racy, staged=staged,
+        is_placed=True,
+    )  # fmt: skip
 
 
 def take_directory(bucket: OpenBucket, fd: int, now_ns: int, *, is_closed: bool) -> Taken:

@@ -225,7 +225,9 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
         data, linked = (new.taken.data, new.taken.linked) if new.taken else (None, False)
         engine.recent.put(bucket.address, new.version, data, plain=not (new.staged.sidecar or linked))
         stale.mark_fresh(region, state, bucket, new.version.key)  # the view is its user's now, whatever it waited for
-        if new.taken:
+        if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
+            stale.show_anew(region, state, bucket, new.version.key)
+        elif new.taken:
             state.labels.add(new.version, now_s)
         else:
             state.labels.drop(new.version.key)

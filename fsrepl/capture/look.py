@@ -20,10 +20,11 @@ from fsrepl.errors import SourceMoved, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Posix
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Change, WriterWait
-from fsrepl.storage import posix, staging
+from fsrepl.storage import placed, posix, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Object
+from fsrepl.storage.view_file import open_entry
 from fsrepl.temporary import CONTROL_FILES
 
 MOUNTED = "another filesystem is mounted there"
@@ -105,6 +106,8 @@ def look(
         if not bucket.fs.is_regular(found):
             if stat.S_ISDIR(found.st_mode):
                 return Missing()
+            if bucket.link_target(at, name, found) is not None:
+                return _look_at_placed(bucket, change, known, at, name, found, now_ns)
             if bucket.is_object(change.key, found):
                 return Same(found) if _is_unchanged(known, found) else _look_at_link(bucket, at, name, now_ns)
             if _is_left_alone(bucket, known, found):
@@ -162,6 +165,24 @@ def look(
         return Skipped(reason(error))
     finally:
         bucket.fs.close(fd)
+
+
+def _look_at_placed(
+    bucket: OpenBucket, change: Change, known: Object | None, at: int, name: bytes, found: os.stat_result, now_ns: int
+) -> Seen:
+    """A symlink that the daemon made to content in a tier: as recorded, moved here by a user, or not on record.
+
+    Raises Unavailable where a tier is away that may know whose content it is: no file is gone because of that.
+    """
+    if _is_unchanged(known, found):
+        return Same(found)
+    with open_entry(bucket, at, name, change.key) as entry:
+        if entry.target is None:
+            return Later(0.0, "it was replaced")
+        version = placed.version_of(bucket, change.key, entry.target)
+        if version is None:
+            return Missing("a symlink to content that is no version any more")
+        return copy.take_placed(bucket, version, entry, known, now_ns)
 
 
 def _look_at_link(bucket: OpenBucket, at: int, name: bytes, now_ns: int) -> Seen:

@@ -97,7 +97,7 @@ def _look_into(
         except WatchLimit:
             trouble.polled.add(path)
     known = recorded.objects_in(scan.address, path)
-    trees = bucket.bucket.trees
+    trees, has_tiers = bucket.bucket.trees, bool(bucket.bucket.root.settings.classes)
     changed: list[bytes] = []
     itself = known.pop(b"", None)
     if trees and path and not _is_recorded(itself, bucket, fd, b"."):
@@ -110,6 +110,11 @@ def _look_into(
             if not _is_recorded(known.pop(name, None), bucket, fd, name):
                 changed.append(keys.join(path, name))
         elif kind is not FileType.DIRECTORY:
+            if kind is FileType.LINK and has_tiers and bucket.link_target(fd, name, bucket.fs.stat(fd, name)):
+                scan.files += 1
+                if not _is_recorded(known.pop(name, None), bucket, fd, name):
+                    changed.append(keys.join(path, name))
+                continue
             skipped.add(name)
             if (left := known.get(name)) is not None and _is_recorded(left, bucket, fd, name):
                 del known[name]  # a symlink that was an object while the bucket was a tree bucket

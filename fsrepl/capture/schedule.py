@@ -21,7 +21,7 @@ from fsrepl.capture.scan import advance
 from fsrepl.errors import FsreplError
 from fsrepl.region import delivery_queue
 from fsrepl.region.bucket_state import BucketState, Phase
-from fsrepl.region.change_queue import CHANGED, FOUND, GONE, MOVED
+from fsrepl.region.change_queue import CHANGED, FOUND, GONE, MOVED, WatchLimit
 from fsrepl.region.region import Region
 from fsrepl.region.scan_queue import Scan, is_below
 from fsrepl.storage.bucket import OpenBucket
@@ -47,6 +47,25 @@ def begin(
     if not top:
         state.rescan_at_s = time.monotonic() + region.engine.settings.capture.rescan_s
     state.scans.add(Scan(state.bucket.address, top, arrived, region.engine.epoch if epoch is None else epoch))
+
+
+def watch_known(region: Region, bucket: OpenBucket) -> None:
+    """Watch the directories that have keys, before the first scan of a bucket comes to them.
+
+    A file that is dropped meanwhile is captured at once, and not when the comparison of a million others reaches it.
+    The scan watches the other directories, and reports those that cannot be watched.
+    """
+    watcher = region.engine.watcher
+    if watcher is None:
+        return
+    with contextlib.suppress(WatchLimit):
+        for path in {b"", *region.engine.journal.versions.directories(bucket.address)}:
+            with contextlib.suppress(OSError):
+                fd = bucket.fs.open_dir(bucket.fd, path)
+                try:
+                    watcher.watch(bucket.address, path, fd)
+                finally:
+                    bucket.fs.close(fd)
 
 
 def poll(region: Region, state: BucketState) -> None:

@@ -146,6 +146,7 @@ class Attaching(Region):
         state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
         state.placing.begin_again()
         state.placing.swept.clear()
+        state.placing.checks_links = True
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
         deliveries.enqueue_all(self, state)
@@ -155,6 +156,7 @@ class Attaching(Region):
         for region in self.receivers.values():
             if region is not self:
                 region.post(RetryNow(address))
+        schedule.watch_known(self, bucket)
         schedule.begin(self, state)
         log.info("online bucket=%s", address)
 

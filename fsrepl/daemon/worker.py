@@ -40,7 +40,7 @@ from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following, labels, stale
 
-BATCH = 512
+BATCH, _BATCH_MIN = 512, 64
 _REQUEUED_S = 1.0
 _JOURNAL_MAX_S, _JOURNAL_WELL_S = 15.0, 60.0
 """The longest wait for a journal that cannot be used; the time without a fault after which waits are short again."""
@@ -63,6 +63,7 @@ class Worker(Attaching):
         super().__init__(engine, name, regions, receivers)
         self._routes: Rotation[tuple[str, str]] = Rotation()
         self._journal_faults, self._journal_fault_at_s = 0, 0.0
+        self._take_max = BATCH
 
     # -- the thread
 
@@ -206,7 +207,8 @@ class Worker(Attaching):
         return busy
 
     def _take_now(self, now_s: float) -> bool:
-        changes = self.changes.take(BATCH)
+        changes = self.changes.take(self._take_max)
+        left_number = 0
         in_hand = {(change.address, change.key) for change in changes}  # a batch has a key once
         for address, state in self.states.items():
             for each in state.deferred.values() if state.is_up else ():
@@ -228,11 +230,14 @@ class Worker(Attaching):
                 with state_.bucket.open() as bucket:
                     self.follow_documents(state_, bucket)
                     left = ingest.take(self, state_, bucket, group)
-                self.changes.put_back(
-                    change for change in left if (address, change.key) in in_hand
-                )  # the others are still deferred
+                left = [change for change in left if (address, change.key) in in_hand]  # the others are still deferred
+                self.changes.put_back(left)
+                left_number += len(left)
                 state_.failures = 0
                 halting.settle(self, state_)
+        # Taking a key and putting it back costs a tenth of its capture: the next batch is what this one had time for.
+        done = len(in_hand) - left_number
+        self._take_max = min(BATCH, max(_BATCH_MIN, done if left_number else 2 * self._take_max))
         for state in self.states.values():
             if state.withheld and state.is_up:
                 with self.at_work(state):

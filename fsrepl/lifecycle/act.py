@@ -235,7 +235,7 @@ class ActionGroup:
             self._note(action.kind, version, f"class={version.storage_class}")
         with self.journal.transaction():
             self.journal.versions.set_traits(address, [(v.key, v.id, traits_of(v)) for v in after])
-        self.state.placing.begin_again()
+        self.state.ask_to_place(version.key for version in after)
 
     # -- telling
 

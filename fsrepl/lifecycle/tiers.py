@@ -16,7 +16,9 @@ back versions that the store has lost.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,15 +26,20 @@ from dataclasses import dataclass, field, replace
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, digests, keys, record_form
 from fsrepl.model.version import NULL, Place, Version, Versioning
+from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, Damaged, Placing
 from fsrepl.region.region import Region
-from fsrepl.storage import publishing, record_homes, staging, tiers, versions
+from fsrepl.storage import placed, publishing, record_homes, staging, tiers, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
+from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Classed, read_tier, read_traits, traits_of
 from fsrepl.storage.tiers import OpenTier
+from fsrepl.views import stale
 
 log = logging.getLogger("fsrepl")
 
+PLACED_MIN_BYTES = 4096
+"""Smaller content stays with its record, whose file takes an inode and mostly a block in any case."""
 _STEP_S = 0.02
 _ROWS = 1000
 _BATCH, _BATCH_BYTES = 256, 64 << 20
@@ -73,58 +80,128 @@ def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
     if sweepable := [name for name in state.bucket.root.settings.classes if placing.sweep_due(name) <= now_s]:
         _sweep(region, state, placing, sweepable)
         return True
-    if placing.is_over and placing.pass_due_s > now_s:
-        return False
-    if placing.is_over:
+    if placing.is_over and placing.pass_due_s <= now_s:
         placing.begin_again()
-    moves = _next(region, state, placing)
-    if not moves:
-        return not placing.is_over
+    elif placing.is_over and not placing.asked:
+        return False
+    found = _next(region, state, placing)
+    if found.views or found.links:
+        with state.bucket.open() as bucket:
+            for key in [*found.views, *(key for key, id_ in found.links if _leads_elsewhere(bucket, key, id_))]:
+                stale.show_anew(region, state, bucket, key)
+    if not found.moves:
+        return bool(found.views or found.links) or not placing.is_over
     placing.in_hand = True
 
-    def work() -> list[_Copy | Damaged]:
+    def work() -> list[_Copy | _Placed | Damaged]:
         with state.bucket.open() as bucket:
-            found = [copy for each in moves if (copy := _copy(bucket, each)) is not None]
-            _name(bucket, [copy for copy in found if isinstance(copy, _Copy)])
-        return found
+            copies = [copy for each in found.moves.values() if (copy := _copy(bucket, each)) is not None]
+            _name(bucket, [copy for copy in copies if isinstance(copy, _Copy)])
+        return copies
 
-    def finish(found: list[_Copy | Damaged] | Exception) -> None:
+    def finish(copies: list[_Copy | _Placed | Damaged] | Exception) -> None:
         placing.in_hand = False
-        if isinstance(found, Exception):
-            _later(state, placing, found)
+        if isinstance(copies, Exception):
+            _later(state, placing, copies)
         elif state.is_up:
-            state.damaged += [each for each in found if isinstance(each, Damaged)]
+            state.damaged += [each for each in copies if isinstance(each, Damaged)]
             with region.at_work(state):
-                _record(region, state, [copy for copy in found if isinstance(copy, _Copy)])
+                _record(region, state, [copy for copy in copies if isinstance(copy, _Copy)])
+                _index(region, state, [each.version for each in copies if isinstance(each, _Placed)])
             placing.tries, placing.why = 0, ""
 
     region.in_background(
         work, finish, pool=("tiers", region.name), whose=state.bucket.address,
-        size_bytes=sum(each.size for each in moves),
+        size_bytes=found.size,
     )  # fmt: skip
     return True
 
 
-def _next(region: Region, state: BucketState, placing: Placing) -> list[Classed]:
-    """The next versions that do not lie where they should, as the journal has it."""
+@dataclass(slots=True)
+class _Found:
+    """What a part of a pass found: versions to be moved, and keys whose views are to be made anew."""
+
+    moves: dict[tuple[bytes, str], Classed] = field(default_factory=dict)
+    views: list[bytes] = field(default_factory=list)
+    links: list[tuple[bytes, str]] = field(default_factory=list)
+    """Keys and versions whose views are symlinks, of which it is not known whether they lead to the content."""
+    size: int = 0
+
+    def is_full(self, more_bytes: int) -> bool:
+        if not (self.moves or self.views or self.links):
+            return False
+        most = max(len(self.moves), len(self.views), len(self.links))
+        return most >= _BATCH or self.size + more_bytes > _BATCH_BYTES
+
+
+def _next(region: Region, state: BucketState, placing: Placing) -> _Found:
+    """The next versions that do not lie where they should, as the journal has it; those first that are asked for."""
     until_s = time.monotonic() + _STEP_S
+    journal, address, found = region.engine.journal.versions, state.bucket.address, _Found()
+    while placing.asked and time.monotonic() < until_s:
+        key = next(iter(placing.asked))
+        for row in journal.classed_of(address, key):
+            if found.is_full(row.size):
+                return found
+            _judge(state, row, found)
+        del placing.asked[key]
+    if placing.is_over:
+        return found
     if placing.last is None:
         _read_traits(region, state)
-    found: list[Classed] = []
-    size = 0
+        placing.checks_links |= region.engine.journal.fact(_fact(state)) != _paths(state)
     while time.monotonic() < until_s:
-        rows = region.engine.journal.versions.classed(state.bucket.address, placing.last, _ROWS)
+        rows = journal.classed(address, placing.last, _ROWS)
         for row in rows:
-            if to_be_moved(state.bucket, row.traits) is not None and not row.is_current:
-                if found and (len(found) >= _BATCH or size + row.size > _BATCH_BYTES):
-                    return found
-                found.append(row)
-                size += row.size
+            if found.is_full(row.size):
+                return found
+            _judge(state, row, found)
             placing.last = row
         if not rows:
             placing.is_over, placing.pass_due_s = True, time.monotonic() + _PASS_S
+            if placing.checks_links:
+                with region.engine.journal.transaction():
+                    region.engine.journal.set_fact(_fact(state), _paths(state))
+                placing.checks_links = False
             break
     return found
+
+
+def _judge(state: BucketState, row: Classed, found: _Found) -> None:
+    if to_be_moved(state.bucket, row.traits, row.size) is not None:
+        found.moves[row.key, row.id] = row
+        found.size += row.size
+    elif row.view_mode and row.size >= PLACED_MIN_BYTES:
+        is_placed = bool(read_tier(row.traits))
+        if stat.S_ISLNK(row.view_mode) != is_placed:
+            found.views.append(row.key)
+        elif is_placed and state.placing.checks_links:
+            found.links.append((row.key, row.id))
+
+
+def _fact(state: BucketState) -> str:
+    return f"tiers {state.bucket.address}"
+
+
+def _paths(state: BucketState) -> str:
+    """The directories of a region's tiers, to which symlinks lead."""
+    classes = state.bucket.root.settings.classes
+    return json.dumps({name: str(classes[name].path) for name in sorted(classes)})
+
+
+def _leads_elsewhere(bucket: OpenBucket, key: bytes, version_id: str) -> bool:
+    """Whether the symlink in the place of a view leads to where its content was before, or its tier was mounted."""
+    with contextlib.suppress(OSError, StoreDamaged, Unavailable):
+        directory, name = keys.split(key)
+        fd = bucket.fs.open_inode(bucket.views.get(directory), name)
+        try:
+            target = bucket.fs.read_link(fd) if bucket.fs.is_link(bucket.fs.stat_fd(fd)) else b""
+        finally:
+            bucket.fs.close(fd)
+        version = versions.read(bucket, key, version_id, marker=False)
+        if target and version is not None and version.place is not None:
+            return placed.path_of(bucket, version) != target
+    return False
 
 
 def _read_traits(region: Region, state: BucketState) -> None:
@@ -146,8 +223,13 @@ def _traits(bucket: OpenBucket, key: bytes, version_id: str) -> str:
     return ""
 
 
-def to_be_moved(bucket: Bucket, traits: str) -> str | None:
-    """The tier to which content is to be moved, empty for the bucket's store; None where it lies as its class says."""
+def to_be_moved(bucket: Bucket, traits: str, size: int) -> str | None:
+    """The tier to which content is to be moved, empty for the bucket's store; None where it lies as its class says.
+
+    size: of the content, in bytes; so are symlinks and directories of tree buckets left out.
+    """
+    if size < PLACED_MIN_BYTES:
+        return None
     storage_class, _ = read_traits(traits)
     tier = read_tier(traits)
     to = wanted_tier(bucket, storage_class or "", tier)
@@ -177,7 +259,14 @@ class _Copy:
     name: bytes = b""
 
 
-def _copy(bucket: OpenBucket, wanted: Classed) -> _Copy | Damaged | None:
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A version that lies where it should, which the journal does not know yet, as after a crash."""
+
+    version: Version
+
+
+def _copy(bucket: OpenBucket, wanted: Classed) -> _Copy | _Placed | Damaged | None:
     """Copy a version's content, hidden, to where it is to lie; None where there is nothing to do any more.
 
     Raises OSError, Unavailable: then nothing is left of it. A version that is damaged stays where it is.
@@ -192,7 +281,7 @@ def _copy(bucket: OpenBucket, wanted: Classed) -> _Copy | Damaged | None:
     tier = version.place.tier if version.place else ""
     to = wanted_tier(bucket.bucket, version.storage_class, tier)
     if to == tier:
-        return None
+        return _Placed(version)
     try:
         fd = versions.open_content(bucket, version)
     except FileNotFoundError:
@@ -269,7 +358,7 @@ def _record(region: Region, state: BucketState, copies: Sequence[_Copy]) -> None
     """
     if not copies:
         return
-    journal, address = region.engine.journal, state.bucket.address
+    address = state.bucket.address
     with state.bucket.open() as bucket:
         staged: list[tuple[Version, versions.Staged]] = []
         for each in copies:
@@ -283,22 +372,70 @@ def _record(region: Region, state: BucketState, copies: Sequence[_Copy]) -> None
                 staged.append((was, versions.stage_placed(bucket, replace(was, place=each.place))))
         if staged:
             region.engine.syncer.staged(bucket, [(bucket.tmp, new.name) for _, new in staged])
+        _expect_other_ctimes(region, bucket, [was for was, _ in staged])
         for _, new in staged:
             versions.publish_moved(bucket, new)
         bucket.sync()
         for was, new in staged:
             region.engine.recent.forget(address, was.key, was.id)
-            if was.place is not None:
-                with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
-                    bucket.tier(was.place.tier).remove(was.key, was.place)
             log.info(
                 'moved bucket=%s key="%s" version=%s size_bytes=%d to=%s', address, keys.shown(was.key), was.id,
                 was.size, new.version.place.tier if new.version.place else "STANDARD",
             )  # fmt: skip
-        with journal.transaction():
-            journal.versions.set_traits(
-                address, [(n.version.key, n.version.id, traits_of(n.version)) for _, n in staged]
-            )
+        _index_in(region, state, bucket, [new.version for _, new in staged])
+        for was, _ in staged:
+            if was.place is not None and not _is_shown(bucket, was.key, was.place):
+                with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
+                    bucket.tier(was.place.tier).remove(was.key, was.place)
+
+
+def _index(region: Region, state: BucketState, moved: Sequence[Version]) -> None:
+    if moved:
+        with state.bucket.open() as bucket:
+            _index_in(region, state, bucket, moved)
+
+
+def _index_in(region: Region, state: BucketState, bucket: OpenBucket, moved: Sequence[Version]) -> None:
+    """Record in the journal where versions lie now, and make the views of current ones anew."""
+    journal = region.engine.journal
+    with journal.transaction():
+        journal.versions.set_traits(bucket.address, [(each.key, each.id, traits_of(each)) for each in moved])
+    for version in moved:
+        known = journal.versions.object(bucket.address, version.key)
+        if known is None or known.view is None or known.id != version.id:
+            continue
+        is_right = _is_shown(bucket, version.key, version.place) if version.place else not known.view.is_link
+        if not is_right:
+            stale.show_anew(region, state, bucket, version.key)
+            stale.show_current(region, state, bucket, version.key)
+    bucket.sync()
+
+
+def _is_shown(bucket: OpenBucket, key: bytes, place: Place) -> bool:
+    """Whether the view of a key still leads to a content; also where that is unknown."""
+    directory, name = keys.split(key)
+    try:
+        at = bucket.views.get(directory)
+        target = bucket.link_target(at, name, bucket.fs.stat(at, name))
+    except OSError as error:
+        return error.errno not in GONE
+    return target is not None and target.token == place.token
+
+
+def _expect_other_ctimes(region: Region, bucket: OpenBucket, moved: Sequence[Version]) -> None:
+    """Record of views that are hard links to their stored files that these are about to lose a name."""
+    journal = region.engine.journal
+    seen: list[tuple[bytes, View | None]] = []
+    for version in moved:
+        known = journal.versions.object(bucket.address, version.key)
+        if known is None or known.view is None or known.view.shown != version.id:
+            continue
+        with contextlib.suppress(OSError):
+            found = bucket.view_status(version.key)
+            if known.view.is_like(found) and versions.is_file_of(bucket, version, found):
+                seen.append((version.key, replace(known.view, ctime_ns=0)))
+    with journal.transaction():
+        journal.versions.see_all(bucket.address, seen)
 
 
 def _unchanged(bucket: OpenBucket, version: Version) -> Version | None:
@@ -391,9 +528,15 @@ def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swe
         return  # its record is rebuilt first
     if stored is None and not _is_gone(bucket, content):
         swept.lost.append(content)
-    elif stored is None or stored.place != content.place:
+    elif stored is None or (stored.place != content.place and not _leads_to(bucket, content)):
         bucket.fs.unlink(tier.fd, entry)
         swept.removed += 1
+    elif stored.place == content.place and not _leads_to(bucket, content):
+        placed.close_to_readers(bucket, content.key, content.id)
+
+
+def _leads_to(bucket: OpenBucket, content: Version) -> bool:
+    return content.place is not None and _is_shown(bucket, content.key, content.place)
 
 
 def _is_gone(bucket: OpenBucket, content: Version) -> bool:

@@ -28,6 +28,11 @@ class View:
     shown: str = ""
     """The id of the version shown; empty where that was a null version that another one replaced."""
 
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a symlink: an object of a tree bucket, or a file whose content lies in a tier."""
+        return stat.S_ISLNK(self.mode)
+
     def is_like(self, found: os.stat_result) -> bool:
         return self.has_content_of(found) and self.ctime_ns in (0, found.st_ctime_ns)
 

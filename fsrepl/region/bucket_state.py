@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fsrepl.model import keys
@@ -42,6 +42,8 @@ class StaleView:
     conflict: bool
     intent: bytes = b""
     attempts: int = 0
+    is_made_anew: bool = False
+    """It shows the current version, but not in the form in which it is to be shown."""
 
 
 @dataclass(slots=True)
@@ -100,11 +102,14 @@ class LifecycleRun:
 class Placing:
     """A pass through a bucket for versions that do not lie in the tier of their class.
 
-    last: the position reached. in_hand: a background worker copies, or sweeps a tier. why: what the moves wait for.
-    swept: by tier, the monotonic time of the next sweep.
+    asked: keys of which something may have to be moved. last: the position reached. in_hand: a background worker
+    copies, or sweeps a tier. why: what the moves wait for.
+    checks_links: symlinks may lead to where a tier was before. swept: by tier, the monotonic time of the next sweep.
     """
 
+    asked: dict[bytes, None] = field(default_factory=dict)
     last: Classed | None = None
+    checks_links: bool = False
     is_over: bool = False
     pass_due_s: float = 0.0
     in_hand: bool = False
@@ -232,6 +237,11 @@ class BucketState:
             "exposed": self.bucket.exposed,
             "moves_wait": self.placing.why,
         }
+
+    def ask_to_place(self, found: Iterable[bytes]) -> None:
+        """Have keys looked at whose versions may have to be moved to a tier."""
+        if self.bucket.root.settings.classes:
+            self.placing.asked.update(dict.fromkeys(found))
 
     @property
     def is_up(self) -> bool:

@@ -35,6 +35,11 @@ def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
     with rebuild.Rebuilder(engine.site, bucket, engine.journal) as rebuilder:
         away = tuple(sorted({*rebuilder.elsewhere.away.values()}))
         batch = _Batch(engine, bucket)
+        for version in rebuilder.in_tiers.versions:
+            if not versions.has(bucket, version.key, version.id):
+                batch.add(versions.stage_placed(bucket, version))
+                kept += 1
+        batch.publish()
         for staged in _from_elsewhere(engine, bucket, rebuilder):
             batch.add(staged)
             fetched += 1

@@ -134,8 +134,14 @@ class InTiers:
     def _add(self, bucket: OpenBucket, tier: OpenTier, entry: bytes) -> None:
         with contextlib.suppress(StoreDamaged):
             found = tier.read(entry)
-            if found is not None and found[0] == bucket.bucket.uuid:
+            is_removed = found is not None and (found[1].key, found[1].id) in bucket.bucket.documents.removed
+            if found is not None and found[0] == bucket.bucket.uuid and not is_removed:
                 self._found[keys.stored_path(found[1].key), found[1].id] = found[1]
+
+    @property
+    def versions(self) -> list[Version]:
+        """All of them, but those that were removed for good."""
+        return list(self._found.values())
 
     def find(self, path: bytes, version_id: str) -> Version | None:
         """A version by the path of its stored file."""

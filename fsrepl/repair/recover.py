@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Callable
 
-from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View, view_of
@@ -194,8 +194,9 @@ _Content = tuple[Kind | None, bytes]
 
 
 def _shown_content(bucket: OpenBucket, key: bytes) -> _Content:
-    with open_view_if_there(bucket, key, LASTING) as view:
+    with contextlib.suppress(Unavailable), open_view_if_there(bucket, key, LASTING) as view:
         return (view.kind, view.digest()) if view is not None else (None, b"")
+    return None, b""  # another version's content, in a tier that is away
 
 
 def _version_content(bucket: OpenBucket, key: bytes, version_id: str) -> _Content:

@@ -11,7 +11,7 @@ from fsrepl.model.version import Kind
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem, Seen, Verdict
 from fsrepl.repair.sides import Side
-from fsrepl.storage import versions
+from fsrepl.storage import placed, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
@@ -81,6 +81,9 @@ class Views:
     def _shows(self, side: Side, key: bytes, current: Object) -> bool:
         """Whether a view has the content of a version, and its kind; a directory: whether it has its metadata."""
         with open_view(side.bucket, key) as view:
+            if view.target is not None:  # the content has been checked already
+                version = versions.read(side.bucket, key, current.id, marker=False)
+                return version is not None and placed.leads_to(view.target, version)
             if view.digest() != current.digest:
                 return False
             if not side.bucket.bucket.trees:

@@ -180,3 +180,4 @@ def _recorded(region: Region, state: BucketState, bucket: OpenBucket, done: Sequ
             state.bucket.ids.saw(item.replica.id, item.replica.created_ns)
             if (item.replica.key, item.replica.id) not in now_shown:
                 journal.versions.add(bucket.address, item.replica)
+    state.ask_to_place(item.replica.key for item in done if item.replica and item.replica.storage_class)

@@ -22,11 +22,11 @@ from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.s3 import lifecycle, replication
-from fsrepl.storage import documents, privacy, times
+from fsrepl.storage import documents, privacy, tiers, times
 from fsrepl.storage.fs import GONE, Fs
 from fsrepl.storage.halt import Halt
 from fsrepl.storage.root import Root
-from fsrepl.storage.tiers import OpenTier
+from fsrepl.storage.tiers import LinkTarget, OpenTier
 
 T = TypeVar("T")
 META = keys.RESERVED
@@ -154,11 +154,37 @@ class OpenBucket:
         self.device = self.fs.stat_fd(fd).st_dev
 
     def is_object(self, key: bytes, found: os.stat_result) -> bool:
-        """Whether an entry of this status is a key's object: a regular file; in a tree bucket also a symlink, or a
-        directory where the key is one."""
+        """Whether an entry of this status is a key's object: a regular file; a symlink that the daemon made to content
+        in a tier; in a tree bucket also any other symlink, or a directory where the key is one."""
         if keys.is_directory(key):
             return self.bucket.trees and self.fs.is_directory(found)
-        return self.fs.is_regular(found) or (self.bucket.trees and self.fs.is_link(found))
+        if self.fs.is_regular(found):
+            return True
+        return self.fs.is_link(found) and (self.bucket.trees or self._leads_to_tier(key, found))
+
+    def _leads_to_tier(self, key: bytes, found: os.stat_result) -> bool:
+        directory, name = keys.place(key)
+        with contextlib.suppress(OSError):
+            return self.link_target(self.views.get(directory), name, found) is not None
+        return False
+
+    def link_target(self, at: int, name: bytes, found: os.stat_result) -> LinkTarget | None:
+        """What a symlink of this status leads to, if the daemon made it as the view of content in a tier; else None.
+
+        Only a symlink of the daemon's own user is believed, and its text alone is read: it is never followed.
+        """
+        if not self.fs.is_link(found) or found.st_uid != self.fs.uid:
+            return None
+        try:
+            fd = self.fs.open_inode(at, name)
+        except FileNotFoundError:
+            return None
+        try:
+            if not self.fs.is_link(self.fs.stat_fd(fd)):
+                return None
+            return tiers.link_target(self.bucket.name, self.fs.read_link(fd))
+        finally:
+            self.fs.close(fd)
 
     def view_status(self, key: bytes) -> os.stat_result:
         """The status of the entry in the place of a key's view. Raises OSError where there is none."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ TIER_IDENTITY = b".fsrepl-tier.json"
 TMP = b".tmp"
 BUCKET = attributes.OURS + "bucket"
 """An attribute of a content: the uuid of its bucket. A bucket that was removed may have had the same name."""
+_LINK = re.compile(rb"(?s)/(?P<bucket>[^/]+)/(?P<name>(?P<token>[0-9a-f]{32});[^/]+)")
+_SEARCHABLE = 0o711
+"""The mode of a bucket's folder in a tier. Who has a symlink to a content may open that, if its own mode permits;
+nobody can list the others, whose tokens cannot be guessed."""
 _NO_INODE = Posix(0o600, 0, 0, 0)
 
 
@@ -96,6 +101,8 @@ class Tier:
                     self.fs.make_dir(at, name)
                     self.fs.sync_file(at)
                     fd = self.fs.open_dir(at, name)
+                if self.fs.stat_fd(fd).st_mode & 0o777 != _SEARCHABLE and not self.fs.read_only:
+                    self.fs.chmod(fd, _SEARCHABLE)
             except OSError as error:
                 raise Unavailable(f"{self}: the folder of bucket {bucket} cannot be opened: {reason(error)}") from error
         try:
@@ -159,6 +166,25 @@ class Tier:
         return f"tier {self.address}"
 
 
+@dataclass(frozen=True, slots=True)
+class LinkTarget:
+    """What a symlink into a tier leads to: the token of a content, and its file name there."""
+
+    token: str
+    name: bytes
+
+
+def link_target(bucket: str, target: bytes) -> LinkTarget | None:
+    """What a symlink leads to if it is one into a tier, wherever that was mounted when it was made; else None.
+
+    Nothing but the text is looked at: whether a version has that token is another question.
+    """
+    match = _LINK.search(target) if target.startswith(b"/") else None
+    if match is None or match["bucket"] != os.fsencode(bucket) or match.end() != len(target):
+        return None
+    return LinkTarget(match["token"].decode(), match["name"])
+
+
 def tier_address(region: str, storage_class: str) -> str:
     return f"{region}/{storage_class}"
 
@@ -184,6 +210,9 @@ class OpenTier:
     def open_content(self, key: bytes, place: Place) -> int:
         """The content of a version, opened to read. Raises FileNotFoundError where it is lost."""
         return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
+
+    def stat_content(self, key: bytes, place: Place) -> os.stat_result:
+        return self.fs.stat(self.fd, keys.tier_name(place.token, key))
 
     def read(self, entry: bytes) -> tuple[str, Version] | None:
         """The uuid of a content's bucket, and the version as the copy of its record on the content says.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from fsrepl.model import digests, keys
 from fsrepl.model.version import Kind
-from fsrepl.storage import copying, staging
+from fsrepl.storage import copying, placed, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.tiers import LinkTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,20 @@ class ViewFile:
     found: os.stat_result
     kind: Kind | None
     """The kind of object; None for an entry that can be no object here."""
+    target: LinkTarget | None = None
+    """For a file whose content lies in a tier: what the symlink in its place leads to."""
+    key: bytes = b""
 
     @property
     def is_regular(self) -> bool:
         return self.bucket.fs.is_regular(self.found)
 
     def digest(self) -> bytes:
-        """The BLAKE3 of the view's content, 32 bytes."""
+        """The BLAKE3 of the view's content, 32 bytes. Of content in a tier, that of its version, empty where there is
+        none. Raises Unavailable where a tier is away that may know."""
+        if self.target is not None:
+            version = placed.version_of(self.bucket, self.key, self.target)
+            return version.digest if version is not None else b""
         if self.kind is Kind.FILE or self.kind is None:
             return content_digest(self.bucket, self.fd)
         return digests.of(self._small_content())
@@ -40,6 +48,8 @@ class ViewFile:
 
     def copy_aside(self, name: bytes) -> bytes:
         """Copy the content to a name in .fsrepl/tmp; its BLAKE3. On failure nothing is left."""
+        if self.target is not None:
+            return self._copy_from_tier(self.target, name)
         if self.kind is Kind.FILE or self.kind is None:
             return copying.copy_aside(self.bucket, self.fd, name)
         content = self._small_content()
@@ -53,19 +63,39 @@ class ViewFile:
             self.bucket.fs.close(fd)
         return digests.of(content)
 
+    def _copy_from_tier(self, target: LinkTarget, name: bytes) -> bytes:
+        version = placed.version_of(self.bucket, self.key, target)
+        if version is None:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        fd = versions.open_content(self.bucket, version)
+        try:
+            return copying.copy_aside(self.bucket, fd, name)
+        finally:
+            self.bucket.fs.close(fd)
+
     def is_written(self) -> bool | None:
         """Whether a program has the file open for writing; None where that cannot be known."""
+        if self.target is not None:
+            return False
         return self.bucket.fs.is_written(self.fd) if self.kind is Kind.FILE or self.kind is None else False
 
 
 @contextlib.contextmanager
-def open_entry(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
+def open_entry(bucket: OpenBucket, at: int, name: bytes, key: bytes = b"") -> Iterator[ViewFile]:
     """A file or symlink by directory and name, open for a `with` block. Raises OSError where it cannot be opened, and
-    ELOOP for a symlink in a bucket that is no tree bucket."""
+    ELOOP for a symlink in a bucket that is no tree bucket, unless the daemon made it to content in a tier.
+
+    key: that of the view, if it is one.
+    """
+    target = None
     try:
         fd = bucket.fs.open_read(at, name)
     except OSError as error:
-        if error.errno != errno.ELOOP or not bucket.bucket.trees:
+        if error.errno != errno.ELOOP:
+            raise
+        if bucket.bucket.root.settings.classes:
+            target = bucket.link_target(at, name, bucket.fs.stat(at, name))
+        if target is None and not bucket.bucket.trees:
             raise
         fd = bucket.fs.open_inode(at, name)
         if not bucket.fs.is_link(bucket.fs.stat_fd(fd)):  # just replaced: its event follows
@@ -74,7 +104,7 @@ def open_entry(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
     try:
         found = bucket.fs.stat_fd(fd)
         kind = Kind.FILE if bucket.fs.is_regular(found) else Kind.LINK if bucket.fs.is_link(found) else None
-        yield ViewFile(bucket, fd, found, kind)
+        yield ViewFile(bucket, fd, found, Kind.FILE if target is not None else kind, target, key)
     finally:
         bucket.fs.close(fd)
 
@@ -90,7 +120,7 @@ def open_view(bucket: OpenBucket, key: bytes) -> Iterator[ViewFile]:
         finally:
             bucket.fs.close(fd)
         return
-    with open_entry(bucket, bucket.views.get(directory), name) as view:
+    with open_entry(bucket, bucket.views.get(directory), name, key) as view:
         yield view
 
 

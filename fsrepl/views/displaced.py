@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from fsrepl.errors import StoreDamaged, reason
+from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.model import digests, keys
 from fsrepl.model.version import Kind
 from fsrepl.storage import intents, records, versions
@@ -43,7 +43,7 @@ def clear(
     for aside in names:
         try:
             why = _clear(bucket, journal, quiet_s, aside, owners.get(aside), intents or ())
-        except OSError as error:
+        except (OSError, Unavailable) as error:
             why = reason(error)
         if why:
             shown = keys.shown(aside)
@@ -62,6 +62,9 @@ def _clear(
     if key is None:
         return "its key is unknown"
     with _opened(bucket, bucket.displaced, aside) as entry:
+        if entry.target is not None:  # the daemon's own symlink: the content is in its tier
+            bucket.fs.unlink(bucket.displaced, aside)
+            return ""
         written, looks = entry.is_written(), entry.found
         if written is True:
             return "a program still has it open for writing"
@@ -106,7 +109,8 @@ def _clear_beside(bucket: OpenBucket, journal: Journal, at: int, name: bytes, ke
     with _opened(bucket, at, name) as entry:
         if entry.is_written():
             return
-        digest, kind = entry.digest(), entry.kind
+        is_whole &= entry.target is None
+        digest, kind = (entry.digest(), entry.kind) if is_whole else (b"", None)
     directory, own_name = keys.split(key)
     bucket.views.changed.add(directory)
     if not is_whole or _is_recorded(bucket, journal, key, digest, kind):

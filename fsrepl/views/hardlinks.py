@@ -20,7 +20,7 @@ from fsrepl.model.version import NO_SHORTFALL, NULL, Posix, Version, Versioning
 from fsrepl.region.bucket_state import BucketState, Overwritten
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
-from fsrepl.storage import copying, intents, publishing, records, sharing, staging, versions
+from fsrepl.storage import copying, intents, placed, publishing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_FILE
 from fsrepl.storage.journal.rows import Object
@@ -94,8 +94,8 @@ def _same_file(region: Region, bucket: OpenBucket, key: bytes, taken: Content) -
     file is not named, but may be one of this key's.
     """
     with open_view_if_there(bucket, key, NO_FILE) as view:
-        if view is None:
-            return None  # just removed: its event follows
+        if view is None or view.target is not None:
+            return None  # just removed or replaced: its event follows
         owner = records.owner(bucket, view.fd) if view.is_regular else None
     versions = region.engine.journal.versions.versions_of(bucket.address, key)
     for at in [*([owner] if owner else []), *((key, i) for i, _, marker in versions if not marker)]:
@@ -144,6 +144,8 @@ def make_left_private(
     view = known.view if known else None
     shown = (view.shown if view else "") or (known.id if known and not known.marker else "")
     is_named = taken is not None and not taken.linked and taken.found.st_nlink > 1
+    if view is not None and view.is_link and (taken is None or taken.found.st_ino != view.ino):
+        placed.close_to_readers(bucket, key, shown)
     leaving = Leaving(view, None, taken.found if taken else None, is_named)
     if not is_named and not (shown and leaving.has_left):
         return None

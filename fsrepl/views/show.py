@@ -21,7 +21,7 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View
-from fsrepl.storage import records, staging, versions
+from fsrepl.storage import placed, records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.view_file import open_entry
@@ -278,6 +278,8 @@ def _let_go(
     if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):
         return None
     record = None
+    if expected.is_link:
+        placed.close_to_readers(bucket, key, expected.shown)
     if written is False or where != bucket.displaced:
         bucket.fs.unlink(where, aside)
         if found.st_nlink > 1 and expected.shown:
@@ -296,6 +298,9 @@ def _has_content_of(bucket: OpenBucket, where: int, aside: bytes, key: bytes, ve
     if version.kind is Kind.LINK:
         with open_entry(bucket, where, aside) as entry:
             return entry.kind is Kind.LINK and entry.digest() == version.digest
+    found = bucket.fs.stat(where, aside)
+    if bucket.fs.is_link(found):
+        return placed.leads_to(bucket.link_target(where, aside, found), version)
     fd = records.open_file(bucket, where, aside)
     try:
         return content_digest(bucket, fd) == version.digest

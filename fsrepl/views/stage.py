@@ -8,7 +8,7 @@ from dataclasses import replace
 from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, metadata
 from fsrepl.model.version import NO_SHORTFALL, Kind, Shortfall, Version
-from fsrepl.storage import posix, records, sharing, staging, versions
+from fsrepl.storage import placed, posix, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.hashing import SMALL_BYTES
@@ -20,11 +20,13 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     """Stage a view of a stored version; empty where it will be a hard link, or a directory."""
     if version.marker or version.kind is Kind.DIRECTORY:
         return b""
+    if version.place is not None and version.kind is Kind.FILE:
+        return _stage_placed(bucket, version)
     fd = versions.open_content(bucket, version)
     try:
         if content_digest(bucket, fd) != version.digest:
             raise StoreDamaged(f"the stored version {version.id} no longer matches its BLAKE3; it is not shown")
-        if version.place is None and sharing.is_linked(bucket, version.posix) and _becomes_view(bucket, version, fd):
+        if sharing.is_linked(bucket, version.posix) and _becomes_view(bucket, version, fd):
             return b""
         staged, shortfall = stage_view(bucket, version, fd)
     finally:
@@ -32,6 +34,14 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     if shortfall != version.shortfall:
         records.amend(bucket, replace(version, shortfall=shortfall))
     return staged
+
+
+def _stage_placed(bucket: OpenBucket, version: Version) -> bytes:
+    """Stage a symlink to a version's content in its tier, which is opened to those who may read the object."""
+    placed.open_to_readers(bucket, version)
+    name = staging.token()
+    bucket.fs.symlink(placed.path_of(bucket, version), bucket.tmp, name)
+    return name
 
 
 def _becomes_view(bucket: OpenBucket, version: Version, fd: int) -> bool:

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 
-from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
+from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, StaleView
@@ -101,7 +101,8 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
     waiting = state.stale.get(key)
     known = journal.versions.object(address, key)
     current = None
-    if known is not None and not (known.view and known.view.shown == known.id):
+    is_shown = known is not None and known.view is not None and known.view.shown == known.id
+    if known is not None and not (is_shown and not (waiting and waiting.is_made_anew)):
         current = versions.read(bucket, key, known.id, marker=known.marker)
     if known is None or current is None or (current.marker and known.view is None and waiting is None):
         mark_fresh(region, state, bucket, key)
@@ -110,7 +111,7 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         following.look_before_showing(region, state, bucket, [key])
         staged = stage.stage_current(bucket, current)
         outcome = show.show(bucket, current, known.view, staged)
-    except (StoreDamaged, OSError) as error:
+    except (StoreDamaged, Unavailable, OSError) as error:
         mark_stale(region, state, key, reason(error))
         return
     match outcome:
@@ -127,6 +128,16 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         case show.UserChanged():
             mark_stale(region, state, key, "its file has content not recorded yet", bucket=bucket, was=known.view)
             recapture(region, state, key)
+
+
+def show_anew(region: Region, state: BucketState, bucket: OpenBucket, key: bytes) -> None:
+    """Have a view made anew that has the content of its version, but not in the form in which it is to be shown."""
+    journal, address = region.engine.journal, bucket.address
+    known = journal.versions.object(address, key)
+    if known is None or known.view is None or known.marker or known.view.shown != known.id:
+        return  # it is to be shown anyway
+    mark_stale(region, state, key, "its content lies elsewhere now", durable=False)
+    state.stale[key].is_made_anew, state.stale[key].due_s = True, 0.0
 
 
 def show_changed(region: Region, state: BucketState, bucket: OpenBucket, key: bytes, intended: Intended) -> None:

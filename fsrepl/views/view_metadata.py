@@ -10,7 +10,7 @@ from dataclasses import replace
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Kind, Version
 from fsrepl.model.view import View, view_of
-from fsrepl.storage import records, sharing, versions
+from fsrepl.storage import placed, records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.journal.database import Journal
@@ -32,6 +32,9 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     RACE: a user's edit within these few system calls is taken for the daemon's: it stays on the view, unreported
     until the next one.
     """
+    if view.is_link and version.place is not None:
+        placed.open_to_readers(bucket, version)
+        return view
     if version.kind is not Kind.FILE:
         return _show_anew(bucket, view, version)
     directory, name = keys.split(version.key)

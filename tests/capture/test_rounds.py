@@ -13,6 +13,7 @@ from fsrepl.capture.barrier import pass_barrier
 from fsrepl.capture.watch import NoWatches
 from fsrepl.region.change_queue import ARRIVED, GONE, DirectoryEvent
 from fsrepl.region.scan_queue import Scan, Scans
+from tests.doubles import DeafWatcher
 from tests.world import DESTINATION, SOURCE, World
 
 # -- which scan is next
@@ -68,6 +69,33 @@ def test_the_highest_of_some_directories() -> None:
     assert schedule.highest([b"a/b", b"a", b"a-b", b"a/b/c", b"x/y", b"a-b/c"]) == [b"a", b"a-b", b"x/y"]
     assert schedule.highest([b"z", b""]) == [b""]
     assert schedule.highest([]) == []
+
+
+class _Recording(DeafWatcher):
+    """Notes what is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watching: set[tuple[str, bytes]] = set()
+
+    def watch(self, address: str, path: bytes, fd: int) -> None:
+        self.watching.add((address, path))
+
+
+def test_known_directories_are_watched_before_the_first_scan(memory: Path) -> None:
+    """Section 7: after a start a new file waits for no comparison of all others. One that is gone is left out."""
+    with World(memory) as world:
+        for key in ("k", "d/e/k", "gone/k"):
+            world.write(key, b"one")
+        world.settle()
+        world.restart()
+        shutil.rmtree(world.path("gone"))
+        watcher = world.engine.watcher = _Recording()
+        world.region().probe_buckets()
+        assert world.state().scans, "no scan has begun"
+        assert {path for address, path in watcher.watching if address == SOURCE} == {b"", b"d/e"}
+        world.settle()
+        assert world.tree(DESTINATION) == {"k": b"one", "d/e/k": b"one"}
 
 
 # -- a world without watches

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import DyingFs, FailingFs, PowerCut
-from tests.lifecycle.test_lifecycle import put, run
-from tests.lifecycle.test_tiers import DEEP, OLD, add_tier, content, contents, stored, two_versions
+from tests.lifecycle.test_lifecycle import put, rule, run
+from tests.lifecycle.test_tiers import DEEP, IA, OLD, ONE, add_tier, content, contents, stored, two_versions
 from tests.world import SOURCE, World, worlds
 
 
@@ -41,9 +41,9 @@ def _back(world: World, clock: Callable[[str], object]) -> None:
 
 
 CASES: dict[str, tuple[Callable[[World, Callable[[str], object]], None], dict[str, int], list[int]]] = {
-    "into": (_into, {"STANDARD_IA": 2}, [0, 11000]),
-    "across": (_across, {"STANDARD_IA": 0, "GLACIER_IR": 2}, [0, 11000]),
-    "back": (_back, {"STANDARD_IA": 0}, [3000, 11000]),
+    "into": (_into, {"STANDARD_IA": 2}, [0, 22000]),
+    "across": (_across, {"STANDARD_IA": 0, "GLACIER_IR": 2}, [0, 22000]),
+    "back": (_back, {"STANDARD_IA": 0}, [6000, 22000]),
 }
 
 
@@ -54,11 +54,11 @@ def _ended(world: World, case: str, where: str) -> None:
     _, held, sizes = CASES[case]
     for name, number in held.items():
         tier = world.home / "tiers" / f"east-{name}"
-        assert contents(tier) == [b"one" * 1000] * number, where
+        assert contents(tier) == [ONE] * number, where
         assert not (tier / "src" / ".tmp").exists() or list((tier / "src" / ".tmp").iterdir()) == [], where
     for key in ("k", "d/k2"):
         assert stored(world, key) == sizes, where
-        assert [content(world, version) for version in world.of(key)] == [b"two, longer" * 1000, b"one" * 1000], where
+        assert [content(world, version) for version in world.of(key)] == [b"two, longer" * 2000, ONE], where
     assert world.leftovers(SOURCE) == [], where
 
 
@@ -77,7 +77,7 @@ def test_a_move_cut_short(memory: Path, clock: Callable[[str], object], case: st
             world.settle()
         world.restart(without_journal=calls % 2 == 0)
         where = f"cut at change {calls}, in {fs.died_in}"
-        assert [content(world, version) for version in world.of("k")] == [b"two, longer" * 1000, b"one" * 1000], where
+        assert [content(world, version) for version in world.of("k")] == [b"two, longer" * 2000, ONE], where
         world.settle()
         _ended(world, case, where)
         if not fs.died:
@@ -104,4 +104,58 @@ def test_a_move_that_fails(memory: Path, clock: Callable[[str], object], case: s
         world.restart()  # the sweep removes what could not be removed
         _ended(world, case, where)
         if not failed:
+            return
+
+
+def _shown(world: World, clock: Callable[[str], object], case: str) -> None:
+    """A current version that is about to be moved into a tier, to another one, or back."""
+    add_tier(world)
+    world.write("d/k", ONE)
+    world.settle()
+    put(world, IA)
+    clock("2026-06-01T00:00:01Z")
+    if case != "into":
+        run(world)
+        world.settle()
+    if case == "across":
+        add_tier(world, "east/GLACIER_IR")
+        put(world, rule(Filter={"ObjectSizeGreaterThan": 0}, Transitions=[{"Days": 30, "StorageClass": "GLACIER_IR"}]))
+    if case == "back":
+        world.run("tier.rm", tier="east/STANDARD_IA")
+        world.settings = world.engine.settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "sharing"), [("into", "auto"), ("into", "link"), ("across", "auto"), ("back", "auto"), ("back", "link")]
+)
+def test_a_view_cut_short(memory: Path, clock: Callable[[str], object], case: str, sharing: str) -> None:
+    """G1, G4, G7: the file reads the same at every cut, and neither a version nor a marker comes of it."""
+    for calls, world in worlds(memory, replicate=False):
+        clock("2026-05-01T10:00:00Z")
+        world.set_sharing(east=sharing)
+        _shown(world, clock, case)
+        before = world.ids(SOURCE)
+        fs = DyingFs(1 << 60)
+        world.restart(fs=fs)
+        fs.calls_left = calls
+        with contextlib.suppress(PowerCut):
+            world.run("lifecycle.run", bucket=SOURCE)
+            world.settle()
+        where = f"cut at change {calls}, in {fs.died_in}"
+        assert world.path("d/k").read_bytes() == ONE, where
+        world.restart(without_journal=calls % 2 == 0)
+        world.settle()
+        world.run("lifecycle.run", bucket=SOURCE)
+        world.settle()
+        world.restart()  # the sweep removes what a view still led to
+        world.settle()
+        tier = world.home / "tiers" / "east-STANDARD_IA"
+        assert world.ids(SOURCE) == before, where
+        assert world.path("d/k").read_bytes() == ONE, where
+        assert world.path("d/k").is_symlink() is (case != "back"), where
+        assert (contents(tier), world.leftovers(SOURCE)) == ([ONE] if case == "into" else [], []), where
+        if case == "across":
+            assert contents(world.home / "tiers" / "east-GLACIER_IR") == [ONE], where
+        if not fs.died:
             return

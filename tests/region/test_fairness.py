@@ -58,3 +58,19 @@ def test_the_rest_of_a_batch_that_was_cut_short_is_done_next(busy: World, monkey
     assert not busy.region().changes
     assert not busy.state().deferred
     busy.stays_quiet()
+
+
+def test_a_slow_machine_takes_only_what_it_has_time_for(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: keys that no time is left for are not taken and put back again and again."""
+    monkeypatch.setattr(worker, "_BATCH_MIN", 4)
+    with World(memory) as world:
+        for number in range(BURST):
+            world.write(f"f{number}", b"x")
+        monkeypatch.setattr(ingest, "STEP_S", -1.0)  # time for one
+        taken: list[int] = []
+        changes = world.region().changes
+        take = changes.take
+        monkeypatch.setattr(changes, "take", lambda limit: taken.append(len(found := take(limit))) or found)
+        world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert BURST <= sum(taken) <= worker.BATCH + 4 * BURST

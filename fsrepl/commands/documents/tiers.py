@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fsrepl.errors import FsreplError
-from fsrepl.lifecycle.tiers import to_be_moved
+from fsrepl.lifecycle.tiers import PLACED_MIN_BYTES, to_be_moved
 from fsrepl.model.keys import Document
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import read_tier
@@ -32,11 +32,11 @@ def held(site: Site, journal: Journal, addresses: Iterable[str] | None = None) -
         bucket = site.buckets[address]
         if not bucket.root.settings.classes:
             continue
-        for traits, _, number, size in journal.versions.classed_sizes(address):
+        for traits, is_small, number, size in journal.versions.classed_sizes(address, PLACED_MIN_BYTES):
             if tier := read_tier(traits):
                 each = found[tier_address(bucket.region, tier)]
                 each.versions, each.bytes = each.versions + number, each.bytes + size
-            if (to := to_be_moved(bucket, traits)) is not None:
+            if (to := to_be_moved(bucket, traits, 0 if is_small else PLACED_MIN_BYTES)) is not None:
                 each = found[tier_address(bucket.region, to or "STANDARD")]
                 each.waiting, each.waiting_bytes = each.waiting + number, each.waiting_bytes + size
     return found

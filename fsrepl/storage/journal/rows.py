@@ -55,7 +55,8 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Classed:
-    """A version in the journal that has a storage class, tags or a tier. size in bytes."""
+    """A version in the journal that has a storage class, tags or a tier. size in bytes. view_mode: that of its view, 0
+    where no view shows it."""
 
     traits: str
     directory: bytes
@@ -63,7 +64,7 @@ class Classed:
     created_ns: int
     id: str
     size: int
-    is_current: bool
+    view_mode: int
 
     @property
     def key(self) -> bytes:

@@ -33,6 +33,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (bucket, dir, name
     mode = excluded.mode, racy = excluded.racy, shown = excluded.shown
 """
 
+_CLASSED = (
+    "v.traits, v.dir, v.name, v.created, v.id, v.size, "
+    "CASE WHEN v.id = o.id AND v.created = o.created AND o.shown = v.id THEN o.mode ELSE 0 END"
+)
+
 _LAST = b"\xff" * 5000
 """Appended to a prefix, this sorts after all keys with that prefix: no path is as long."""
 
@@ -392,22 +397,29 @@ class Versions:
         """The next versions of a bucket that have a storage class, tags or a tier, by their traits."""
         last = after.order if after else ("", b"", b"", 0, "")
         rows = self._connection.execute(
-            "SELECT v.traits, v.dir, v.name, v.created, v.id, v.size, v.id = o.id AND v.created = o.created "
-            "FROM version v INDEXED BY classed LEFT JOIN object o USING (bucket, dir, name) "
+            f"SELECT {_CLASSED} FROM version v INDEXED BY classed LEFT JOIN object o USING (bucket, dir, name) "
             "WHERE v.bucket = ? AND v.traits != '' AND NOT v.marker "
             "AND (v.traits, v.dir, v.name, v.created, v.id) > (?, ?, ?, ?, ?) "
             "ORDER BY v.traits, v.dir, v.name, v.created, v.id LIMIT ?",
             (self._connection.ids.get(address), *last, limit),
         )
-        return [Classed(t, d, n, c, i, s, bool(o)) for t, d, n, c, i, s, o in rows]
+        return [Classed(*row) for row in rows]
 
-    def classed_sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
-        """Counts of the versions of `classed`: (traits, whether they are current, number, bytes)."""
+    def classed_of(self, address: str, key: bytes) -> list[Classed]:
+        """The versions of one key that have a storage class, tags or a tier."""
+        rows = self._connection.execute(
+            f"SELECT {_CLASSED} FROM version v LEFT JOIN object o USING (bucket, dir, name) "
+            "WHERE v.bucket = ? AND v.dir = ? AND v.name = ? AND v.traits != '' AND NOT v.marker",
+            (self._connection.ids.get(address), *keys.split(key)),
+        )
+        return [Classed(*row) for row in rows]
+
+    def classed_sizes(self, address: str, small_bytes: int = 0) -> list[tuple[str, bool, int, int]]:
+        """Counts of the versions of `classed`: (traits, whether they are smaller than small_bytes, number, bytes)."""
         return self._connection.execute(
-            "SELECT v.traits, v.id = o.id AND v.created = o.created, count(*), CAST(total(v.size) AS INTEGER) "
-            "FROM version v INDEXED BY classed LEFT JOIN object o USING (bucket, dir, name) "
-            "WHERE v.bucket = ? AND v.traits != '' AND NOT v.marker GROUP BY 1, 2",
-            (self._connection.ids.get(address),),
+            "SELECT traits, size < ?, count(*), CAST(total(size) AS INTEGER) FROM version INDEXED BY classed "
+            "WHERE bucket = ? AND traits != '' AND NOT marker GROUP BY 1, 2",
+            (small_bytes, self._connection.ids.get(address)),
         ).fetchall()
 
     def sizes(self, address: str) -> list[tuple[str, bool, int, int]]:

@@ -1,0 +1,105 @@
+"""Current versions whose content lies in a tier: their views are symlinks that the daemon made, and never follows.
+
+The symlink leads to the content in the tier, which then has the object's owner, ACL and mode, but may not be written:
+programs read it as a file, and who replaces the symlink makes a version. A content that no view shows is private.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fsrepl.errors import FsreplError, Unavailable
+from fsrepl.model import keys
+from fsrepl.model.version import Version
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.posix import apply_posix
+from fsrepl.storage.tiers import LinkTarget
+
+_MAY_NOT_WRITE = 0o555
+_OWNER_READS = 0o400
+
+
+def path_of(bucket: OpenBucket, version: Version) -> bytes:
+    """The target of a symlink to a version's content. Raises Unavailable where the settings lack its tier."""
+    assert version.place is not None
+    tier = bucket.bucket.root.tier(version.place.tier)
+    if tier is None:
+        raise Unavailable(f"the settings of region {bucket.bucket.region} have no tier of {version.place.tier}")
+    return tier.path_of(bucket.bucket.name, version.key, version.place)
+
+
+def leads_to(target: LinkTarget | None, version: Version) -> bool:
+    """Whether a symlink leads to the content of a version."""
+    return target is not None and version.place is not None and target.token == version.place.token
+
+
+def version_of(bucket: OpenBucket, key: bytes, target: LinkTarget) -> Version | None:
+    """The version to whose content a symlink leads; None where there is none.
+
+    key: the place of the symlink, whose versions are the likeliest. Raises Unavailable where a tier is away that may
+    know; OSError, StoreDamaged.
+    """
+    for own in _versions_of(bucket, key) if key else ():
+        if leads_to(target, own):
+            return own
+    for name in bucket.bucket.root.settings.classes:
+        found = bucket.tier(name).read(target.name)
+        if found is not None and found[0] == bucket.bucket.uuid:
+            version = versions.read(bucket, found[1].key, found[1].id, marker=False)
+            return version if version is not None and version.digest == found[1].digest else None
+    return None
+
+
+def _versions_of(bucket: OpenBucket, key: bytes) -> Iterator[Version]:
+    """The versions of a key, without markers, in no order."""
+    directory, last = keys.split(key)
+    try:
+        names = bucket.fs.names(bucket.stored_directory(directory))
+    except FileNotFoundError:
+        return
+    component = keys.stored_component(last)
+    for stored in map(keys.parse, names):
+        if stored is not None and not (stored.marker or stored.sidecar) and stored.name == component:
+            version = versions.read(bucket, key, stored.id, marker=False)
+            if version is not None:
+                yield version
+
+
+def open_to_readers(bucket: OpenBucket, version: Version) -> None:
+    """Let those read the content of a version in its tier who may read the object. Raises Unavailable, OSError."""
+    assert version.place is not None
+    fd = versions.open_content(bucket, version)
+    try:
+        posix = version.posix
+        if posix is not None:
+            posix = replace(posix, mode=posix.mode & _MAY_NOT_WRITE | _OWNER_READS)
+        apply_posix(bucket, fd, posix)
+        bucket.fs.chmod(fd, bucket.fs.stat_fd(fd).st_mode & _MAY_NOT_WRITE)  # an ACL has a mask of its own
+    finally:
+        bucket.fs.close(fd)
+
+
+def close_to_readers(bucket: OpenBucket, key: bytes, version_id: str) -> None:
+    """Make the content of a version private that no view shows any more. One in a tier that is away stays so until the
+    sweep."""
+    with contextlib.suppress(OSError, FsreplError):
+        version = versions.read(bucket, key, version_id, marker=False) if version_id else None
+        if version is not None and version.place is not None:
+            fd = versions.open_content(bucket, version)
+            try:
+                make_private(bucket, fd, bucket.fs.stat_fd(fd))
+            finally:
+                bucket.fs.close(fd)
+
+
+def make_private(bucket: OpenBucket, fd: int, found: os.stat_result) -> None:
+    if found.st_mode & 0o7777 != 0o600 or found.st_uid != bucket.fs.uid:
+        bucket.fs.chmod(fd, 0)
+        if found.st_uid != bucket.fs.uid:
+            bucket.fs.give(fd, bucket.fs.uid, found.st_gid)
+        bucket.fs.remove_acl(fd)
+        bucket.fs.chmod(fd, 0o600)
