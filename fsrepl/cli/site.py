@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,10 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder for the site's settings.")] = Path(),
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="The folder for the site's settings. Default: the current one."),
+    ] = None,
     region: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[=PATH]", help="A region and its directory. Default: DIR/NAME. Repeatable."),
@@ -45,8 +49,13 @@ def init(
 ) -> None:
     """Create a new site: its settings and its regions.
 
-    Without --region: two regions below DIR.
+    Without --region: two regions below DIR. On a terminal, without arguments, the command asks for two folders and what
+    to replicate, and can run the daemon at the end.
     """
+    if directory is None and not region and not json and sys.stdin.isatty() and sys.stdout.isatty():
+        from fsrepl.cli import first_steps
+
+        raise typer.Exit(first_steps.run())
     from fsrepl.commands import sites
 
     regions: dict[str, str | None] = {}
@@ -57,7 +66,7 @@ def init(
         if name in regions:
             raise Usage(f"--region {name} is given twice")
         regions[name] = path or None
-    answer = sites.init(directory, regions)
+    answer = sites.init(directory or Path(), regions)
     if json:
         print_json(answer)
         return

@@ -127,12 +127,19 @@ def retry(
         ),
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="All failed deliveries of this site.")] = False,
+    destination: Annotated[
+        str,
+        typer.Option(metavar="DST", help="Only failures to this bucket.", autocompletion=completion.buckets),
+    ] = "",
+    reason: Annotated[
+        str, typer.Option(metavar="REASON", help="Only failures for this reason, as `why` gives it.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Try deliveries again at once that FAILED or wait for their next try."""
     if (scope is not None) == all_:
         raise Usage("the scope is missing, or given twice; name either REGION/BUCKET, REGION/BUCKET/KEY, or --all")
-    answer = await_daemon(requests.Retry(scope))
+    answer = await_daemon(requests.Retry(scope, destination=destination, reason=reason))
     print_json(answer) if json else say(f"tried again: {counted(answer['Retried'], 'delivery', 'deliveries')}")
     for why in answer.get("LeftOut", []):
         warn(f"left out: {why}")

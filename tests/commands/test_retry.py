@@ -61,6 +61,19 @@ def test_what_failed_is_pending_from_then_on_and_arrives(world: World) -> None:
     assert world.run("retry") == {"Retried": 1}
 
 
+def test_failures_of_one_kind_are_retried_alone(world: World) -> None:
+    """What was mended is tried again; what has another reason, or goes elsewhere, stays FAILED."""
+    fail(world, "a", "b")
+    assert world.run("retry", scope=SOURCE, reason="AssumeRoleNotPermitted") == {"Retried": 0}
+    assert world.run("retry", scope=SOURCE, destination="west/other") == {"Retried": 0}
+    assert world.run("retry", scope=SOURCE, rule="other") == {"Retried": 0}
+    mend(world)
+    asked = {"reason": "DstBucketUnversioned", "destination": DESTINATION}
+    assert world.run("retry", scope=SOURCE, **asked) == {"Retried": 2}
+    world.settle()
+    assert set(world.tree(DESTINATION)) == {"a", "b"}
+
+
 @pytest.mark.parametrize("scope", ["", SOURCE, f"{SOURCE}/k", f"{SOURCE}/d/", DESTINATION])
 def test_where_nothing_failed_nothing_is_tried(world: World, scope: str) -> None:
     """Section 5, retry: a replica has no deliveries either."""
