@@ -45,6 +45,8 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        if self._process is not None:
+            return
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
@@ -89,8 +91,11 @@ class Service:
     def client(self, region: str = "aws") -> Client:
         return Client(EndpointSettings(region, self.url))
 
+    def bucket(self, address: str = THERE) -> RemoteBucket:
+        return RemoteBucket(self.client(), address)
+
     def make_bucket(self, address: str = THERE, *, versioning: bool = True) -> RemoteBucket:
-        bucket = RemoteBucket(self.client(), address)
+        bucket = self.bucket(address)
         bucket.create()
         if versioning:
             bucket.client.call(

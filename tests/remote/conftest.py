@@ -19,5 +19,6 @@ def running_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servic
 def service(running_service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
+    running_service.start()  # where a test has stopped it
     running_service.reset()
     return running_service
