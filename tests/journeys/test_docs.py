@@ -1,0 +1,67 @@
+"""Every command of the task pages is run, on a machine of its own for each page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "README.md")
+
+MACHINE = """
+set -eu
+work=$1
+mount -t tmpfs none "$work"
+mkdir "$work/upper" "$work/work" "$work/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/work" "$work/root"
+for place in srv mnt etc/fsrepl var/lib/fsrepl var/lib/postgresql; do
+    mkdir -p "$work/root/$place"
+    mount -t tmpfs none "$work/root/$place"
+done
+mount --rbind /dev "$work/root/dev"
+mount -t proc none "$work/root/proc"
+mkdir "$work/root/tmp/there"
+exec chroot "$work/root" /bin/bash -c "$2"
+"""
+"""The root of this machine is the lower part of an overlay: paths are as in the pages, and nothing here changes."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a machine of its own")
+@pytest.mark.skipif(not shutil.which("rsync"), reason="rsync is not installed here")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_work_one_after_the_other(tmp_path: Path, page: Path) -> None:
+    """They are copied by people who have something else to do: none may fail, ask, or be out of date."""
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        pytest.skip("mount namespaces are not permitted here")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/local/bin"
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks
+    script = "set -eux -o pipefail\ncd /tmp/there\n" + "\n".join(blocks)
+    (tmp_path / "machine").mkdir()
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MACHINE, "sh", str(tmp_path / "machine"),
+         f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"],
+        env={"PATH": path, "NO_COLOR": "1", "HOME": "/root", "EXAMPLES": str(ROOT / "examples")},
+        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_page_is_in_the_list_and_leads_somewhere() -> None:
+    """The list names each page once; no link of a page leads to nowhere, and no page has a command that is not run."""
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text())
+    assert sorted(listed) == [page.name for page in PAGES]
+    for page in (*PAGES, DOCS / "README.md"):
+        text = page.read_text()
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            assert (DOCS / target).resolve().exists(), f"{page.name}: {target}"
+        assert set(re.findall(r"^```(\w+)$", text, re.MULTILINE)) <= {"bash"}, page.name
+        assert max(map(len, text.splitlines())) <= 160, page.name
