@@ -1,31 +1,75 @@
-"""The course of an attack: users work and the daemon is killed, then everything stops, and the faults are listed."""
+"""The course of an attack: users work, an administrator disables and enables rules, the clock steps, and the daemon is
+killed again and again. Then all of it stops, the site comes to rest by itself, and what must not be is listed."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
+import itertools
 import json
 import os
 import random
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.attack.ledger import Rest, Verdict, judge
+from tests.attack import history
+from tests.attack.history import History, Kind
+from tests.attack.stores import Stores
 from tests.attack.users import Users
 from tests.site import DESTINATION, SOURCE, Site
 
-BUCKETS = (SOURCE, DESTINATION)
+THIRD = "north/third"
+SHAPES = {"one-way": (SOURCE, DESTINATION), "two-way": (SOURCE, DESTINATION), "mesh": (SOURCE, DESTINATION, THIRD)}
 REST_DEADLINE_S = 120.0
+_STEPS_S = (-3600.0, -5.0, -0.5, 0.0, 5.0, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is attacked, and how.
+
+    The course ends after so many kills, or after so many seconds where kills is 0. shape: a key of SHAPES. rules: rules
+    are disabled and enabled again, and all is replicated after the fact in the end. suspend: versioning of the source
+    is suspended now and then, its rules being removed. clock: the daemon's clock steps.
+    """
+
+    seed: int
+    seconds: float = 60.0
+    kills: int = 0
+    sharing: str = "auto"
+    shape: str = "two-way"
+    trees: bool = False
+    rules: bool = False
+    suspend: bool = False
+    clock: bool = False
+
+    @property
+    def buckets(self) -> tuple[str, ...]:
+        return SHAPES[self.shape]
+
+    @property
+    def destinations(self) -> dict[str, tuple[str, ...]]:
+        """The buckets to which each bucket with users replicates."""
+        sources = self.buckets[:1] if self.shape == "one-way" else self.buckets
+        return {bucket: tuple(each for each in self.buckets if each != bucket) for bucket in sources}
 
 
 @dataclass(slots=True)
 class Outcome:
-    """faults: states that are forbidden. unpromised: losses that `sharing = "link"` or a missing event explains."""
+    """faults: states that are forbidden. unpromised: losses that `sharing = "link"` or a missing event explains.
+
+    late: saves that were listed after later ones. A save that an exchange took out of its view, and that a crash kept
+    from being recorded, becomes a version only when the file of the next save is one.
+    """
 
     faults: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     unpromised: list[str] = field(default_factory=list)
     deeds: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -37,177 +81,270 @@ class Outcome:
             f"{sum(self.deeds.values())} deeds, {self.kills} kills, {self.versions} versions",
             *(f"{count:6} {what}" for what, count in self.verdicts.most_common()),
             *(f"not promised: {each}" for each in self.unpromised),
+            *(f"late: {each}" for each in self.late),
             *(f"FAULT: {each}" for each in self.faults),
         ]
 
 
-def run(home: Path, *, seed: int, seconds: float, sharing: str) -> Outcome:
+def run(home: Path, plan: Plan) -> Outcome:
     """Attack a new site below a folder. The site is left there."""
-    with Site(home, replicate=False) as site:
-        _configure(site, sharing)
+    regions = {bucket.partition("/")[0] for bucket in plan.buckets}
+    places = {region: home / "site" / region for region in sorted(regions)}
+    with Site(home, regions=places, buckets=(), replicate=False) as site, _stepping_clock(site, plan) as step_clock:
+        _configure(site, plan)
         users = [
-            Users(bucket, site.path(bucket=bucket), site.regions[bucket.split("/")[0]] / ".aside", f"{seed}{bucket[0]}")
-            for bucket in BUCKETS
+            Users(
+                bucket,
+                site.path(bucket=bucket),
+                site.regions[bucket.partition("/")[0]] / ".aside",
+                f"{plan.seed}{bucket[0]}",
+                trees=plan.trees,
+            )
+            for bucket in plan.destinations
         ]
+        attack = _Attack(site, plan, step_clock)
         for each in users:
             each.start()
         try:
-            up = _kill_and_start(site, random.Random(seed), seconds)
+            attack.kill_and_start()
         finally:
             for each in users:
                 each.stop()
-        return _judge(site, users, up, sharing)
+        return attack.judge(users)
 
 
-def _configure(site: Site, sharing: str) -> None:
+def _configure(site: Site, plan: Plan) -> None:
     path = site.root / "fsrepl.toml"
     text = path.read_text()
     for region in site.regions:
-        text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{sharing}"\n')
+        text = text.replace(f"[regions.{region}]\n", f'[regions.{region}]\nsharing = "{plan.sharing}"\n')
     path.write_text(text)
-    site.must("replication", "enable", SOURCE, DESTINATION)
-    site.must("replication", "enable", DESTINATION, SOURCE)
+    for bucket in plan.buckets:
+        site.must("bucket", "create", bucket, "--versioning", *(["--trees"] if plan.trees else []))
+    for bucket, others in plan.destinations.items():
+        for other in others:
+            site.must("replication", "enable", bucket, other, *([] if other == others[0] else ["--add"]))
 
 
-def _kill_and_start(site: Site, chance: random.Random, seconds: float) -> list[tuple[float, float]]:
-    """Kill the daemon now and then, sometimes with its journal. Returns the periods in which a daemon was ready."""
-    until_s = time.monotonic() + seconds
-    up = []
-    while True:
-        site.start("-v")
-        since_s = time.monotonic()
-        time.sleep(max(0.0, min(chance.choice((0.2, 1.0, 3.0, 10.0)), until_s - since_s)))
-        up.append((since_s, time.monotonic()))
-        if time.monotonic() >= until_s:
-            return up
-        site.kill()
-        if chance.random() < 0.2:
-            for path in (site.root / ".fsrepl-site").glob("journal.db*"):
-                path.unlink()
+@contextlib.contextmanager
+def _stepping_clock(site: Site, plan: Plan) -> Iterator[Callable[[float], None]]:
+    """The clock of all processes of a site; what it yields sets how far that is from the true time, in seconds."""
+    if not plan.clock:
+        yield lambda offset_s: None
+        return
+    path, end, offset = site.home / "clock", threading.Event(), [0.0]
+
+    def write() -> None:
+        now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=offset[0])
+        aside = path.with_suffix(".new")
+        aside.write_text(now.isoformat())
+        aside.rename(path)
+
+    def tick() -> None:
+        while not end.wait(0.01):
+            write()
+
+    write()
+    site.environ["FSREPL_CLOCK"] = str(path)
+    thread = threading.Thread(target=tick, name="clock")
+    thread.start()
+    try:
+        yield lambda offset_s: offset.__setitem__(0, offset_s)
+    finally:
+        end.set()
+        thread.join()
 
 
-def _judge(site: Site, users: list[Users], up: list[tuple[float, float]], sharing: str) -> Outcome:
-    out = Outcome(kills=len(up) - 1)
-    for each in users:
-        out.deeds += each.deeds
-        out.faults += [f"a deed failed: {error}" for error in each.errors]
-    since_s = time.monotonic()
-    _come_to_rest(site, out, "running on")
-    up.append((since_s, time.monotonic()))
-    site.kill()
-    site.start("-v")
-    _come_to_rest(site, out, "after a scan")
-    destroyed = _verify(site, out, sharing, {digest for each in users for digest in each.ledger.overwritten})
-    _compare(site, out, destroyed)
-    for each in users:
-        versions = _digests(site, each.ledger.bucket)
-        rests = each.ledger.close(time.monotonic())
-        for rest in rests:
-            _judge_rest(out, rest, up, versions.get(rest.key, {}), destroyed, each.ledger.overwritten, sharing)
-    _look_for_leftovers(site, out, {key for _, key, _ in destroyed} if sharing == "link" else set())
-    site.stop()
-    log = site.log.read_text(errors="replace")
-    if "Traceback" in log:
-        out.faults.append("a traceback in the log: " + log[log.index("Traceback") :][:2000])
-    return out
+class _Attack:
+    """A site under attack, and what was observed of it."""
 
+    def __init__(self, site: Site, plan: Plan, step_clock: Callable[[float], None]) -> None:
+        self.site, self.plan, self.step_clock = site, plan, step_clock
+        self.stores = Stores(site)
+        self.history = History()
+        self.out = Outcome()
+        self.chance = random.Random(plan.seed)
+        self.disabled: set[str] = set()
+        self.document = b""
+        """The configuration of the source while it is removed, its versioning being suspended."""
+        self.suspended_s = 0.0
 
-def _judge_rest(
-    out: Outcome, rest: Rest, up: list[tuple[float, float]], versions: dict[str, str],
-    destroyed: set[tuple[str, str, str]], overwritten: set[str], sharing: str,
-) -> None:  # fmt: skip
-    whole = {d for version, d in versions.items() if (rest.bucket, rest.key, version) not in destroyed}
-    verdict = judge(rest, up, whole, {*versions.values()} - whole, overwritten if sharing == "link" else ())
-    out.verdicts[verdict.value] += 1
-    if verdict is Verdict.LOST:
-        out.faults.append(
-            f"lost: {rest.bucket}/{rest.key} {rest.file.digest[:12]} rested {rest.until_s - rest.since_s:.1f} s"
-        )
+    # -- users work
 
+    def kill_and_start(self) -> None:
+        """Kill the daemon now and then, sometimes with its journal. At the end one runs."""
+        until_s = time.monotonic() + self.plan.seconds
+        uptimes_s = (0.1, 0.2, 0.5, 1.0) if self.plan.kills else (0.2, 1.0, 3.0, 10.0)
+        while True:
+            self.site.start("-v")
+            since_s = time.monotonic()
+            self._administer()
+            left_s = 10.0 if self.plan.kills else until_s - time.monotonic()
+            time.sleep(max(0.0, min(self.chance.choice(uptimes_s), left_s)))
+            self.history.up.append((since_s, time.monotonic()))
+            if self.out.kills >= self.plan.kills if self.plan.kills else time.monotonic() >= until_s:
+                return
+            self.site.kill()
+            self.out.kills += 1
+            self._check(self.stores.read(self.plan.buckets))
+            if self.chance.random() < 0.2:
+                for path in (self.site.root / ".fsrepl-site").glob("journal.db*"):
+                    path.unlink()
 
-def _come_to_rest(site: Site, out: Outcome, when: str) -> None:
-    """Wait until both sides are equal without any help. Only a site that is stuck reaches the time limit."""
-    until_s = time.monotonic() + REST_DEADLINE_S
-    while True:
-        done = site.run("wait", "--timeout", 30, timeout_s=90)
-        if done.code == 0 and site.tree(SOURCE) == site.tree(DESTINATION):
-            return
-        if time.monotonic() > until_s or (done.code == 1 and time.monotonic() > until_s - REST_DEADLINE_S / 2):
-            trees = [site.tree(bucket) for bucket in BUCKETS]
-            differ = sorted(k for k in trees[0].keys() | trees[1].keys() if trees[0].get(k) != trees[1].get(k))
-            for key in differ[:3]:
-                out.faults += [f"{bucket}: " + str(site.run("why", f"{bucket}/{key}").out)[:400] for bucket in BUCKETS]
-            out.faults.append(f"{when}: no rest: wait exits {done.code} {done.err.strip()[:500]!r}; differ: {differ}")
-            return
-        time.sleep(0.2)
-
-
-def _verify(site: Site, out: Outcome, sharing: str, overwritten: set[str]) -> set[tuple[str, str, str]]:
-    """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version."""
-    destroyed: dict[tuple[str, str, str], dict[str, Any]] = {}
-    others: set[str] = set()
-    for source in BUCKETS:
-        found = site.run("verify", source, "--json", timeout_s=300).json()
-        for each in found["Differences"]:
-            at = (each["Bucket"], each["Key"], each["VersionId"])
-            if each["Problem"] == "DigestMismatch":
-                destroyed[at] = each
-            else:
-                others.add(f"verify: {each['Problem']} {'/'.join(at)}")
-    out.faults += sorted(others)
-    digests = {bucket: _digests(site, bucket) for bucket in BUCKETS}
-    for bucket, key, version in sorted(destroyed):
-        digest = digests[bucket].get(key, {}).get(version, "")
-        there = [b for b in BUCKETS if digests[b].get(key, {}).get(version) and (b, key, version) not in destroyed]
-        line = f"destroyed: {bucket}/{key} version {version} {digest[:12]}"
-        if sharing != "link" or there or digest not in overwritten:
-            why = f"{there[0]} has it whole" if there else "nobody overwrote it in place"
-            out.faults.append(f"{line}; {why}")
-        else:
-            out.unpromised.append(line)
-    return set(destroyed)
-
-
-def _compare(site: Site, out: Outcome, destroyed: set[tuple[str, str, str]]) -> None:
-    histories = [site.history(bucket) for bucket in BUCKETS]
-    gone = {(os.fsencode(key), version) for _, key, version in destroyed}
-    out.versions = sum(map(len, histories[0].values()))
-    for key in sorted(histories[0].keys() | histories[1].keys()):
-        one, two = ({row for row in h.get(key, []) if (key, row[0]) not in gone} for h in histories)
-        if one != two:
-            out.faults.append(f"histories differ: {os.fsdecode(key)}: {sorted(one ^ two)}")
-    for bucket in BUCKETS:
-        for each in site.json("ls", bucket, "--versions")["Versions"]:
-            at = (os.fsencode(each["Key"]), each["VersionId"])
-            if each.get("ReplicationStatus") not in ("COMPLETED", "REPLICA"):
-                line = f"{each.get('ReplicationStatus')}: {bucket}/{each['Key']} version {each['VersionId']}"
-                (out.unpromised if at in gone else out.faults).append(line)
-
-
-def _digests(site: Site, bucket: str) -> dict[str, dict[str, str]]:
-    """The recorded BLAKE3 of each version, by key and version id."""
-    out: dict[str, dict[str, str]] = {}
-    for each in site.json("ls", bucket, "--versions")["Versions"]:
-        out.setdefault(each["Key"], {})[each["VersionId"]] = each.get("ETag", "").strip('"')
-    return out
-
-
-def _look_for_leftovers(site: Site, out: Outcome, destroyed: set[str]) -> None:
-    """Files left in staging. destroyed: keys of versions that an intent says are still looked for in other regions."""
-
-    def is_search(path: Path) -> bool:
-        return all(
-            each["act"] == "fetch" and os.fsdecode(base64.b64decode(each["key"])) in destroyed
-            for each in json.loads(path.read_bytes())
-        )
-
-    def left() -> list[str]:
-        folders = [
-            site.path(f".fsrepl/{name}", bucket) for bucket in BUCKETS for name in ("tmp", "displaced", "intents")
+    def _check(self, listing: history.Listing) -> None:
+        """Check what the disks hold after a kill, against what they held after the one before."""
+        linked = {each.digest for found in listing.values() for each in found} if self.plan.sharing == "link" else ()
+        pair = [*self.history.listings, listing]
+        self.out.faults += [
+            f"after {self.out.kills} kills: {each}" for each in history.check_listings(pair, overwritten=linked)
         ]
-        found = [path for folder in folders for path in folder.iterdir() if path.name != "barrier"]
-        return [str(path) for path in found if not (path.parent.name == "intents" and is_search(path))]
+        self.history.listings = pair[-1:]
 
-    with contextlib.suppress(AssertionError):
-        site.until(lambda: not left(), "nothing is left over", timeout_s=20)
-    out.faults += [f"left over: {name}" for name in left()]
+    def _administer(self) -> None:
+        if self.plan.clock:
+            self.step_clock(self.chance.choice(_STEPS_S))
+        if self.plan.rules and self.chance.random() < 0.5 and not self.document:
+            bucket = self.chance.choice([*self.plan.destinations])
+            if bucket in self.disabled:
+                self._enable(bucket)
+            else:
+                self.site.must("replication", "disable", bucket)
+                self.disabled.add(bucket)
+        if self.plan.suspend and self.chance.random() < 0.5:
+            if self.document:
+                self._resume()
+            elif SOURCE not in self.disabled:
+                self.document = self.site.must("replication", "get", SOURCE).out.encode()
+                self.site.must("replication", "rm", SOURCE)
+                self.suspended_s = time.monotonic()
+                self.site.must("versioning", "suspend", SOURCE)
+
+    def _enable(self, bucket: str) -> None:
+        self.site.must("replication", "enable", bucket)
+        self.disabled.discard(bucket)
+
+    def _resume(self) -> None:
+        self.site.must("versioning", "enable", SOURCE)
+        self.history.suspended.append((self.suspended_s, time.monotonic()))
+        self.site.must("replication", "put", SOURCE, "-", stdin=self.document)
+        self.document = b""
+
+    # -- what became of it
+
+    def judge(self, users: list[Users]) -> Outcome:
+        site, plan, out = self.site, self.plan, self.out
+        for user in users:
+            out.deeds += user.deeds
+            out.faults += [f"a deed failed: {error}" for error in user.errors]
+            self.history.contents |= user.ledger.contents
+        if plan.sharing == "link":
+            self.history.overwritten = {digest for each in users for digest in each.ledger.overwritten}
+        since_s = time.monotonic()
+        self._restore_rules()
+        self._come_to_rest("running on")
+        self.history.up.append((since_s, time.monotonic()))
+        site.kill()
+        site.start("-v")
+        self._come_to_rest("after a scan")
+        destroyed = self._verify()
+        site.stop()
+        for user in users:
+            self.history.rests += user.ledger.close(time.monotonic())
+        last = self.stores.read(plan.buckets, again=True)
+        self.history.listings.append(last)
+        out.versions = len(last[SOURCE])
+        for each in history.check(self.history):
+            (out.late if each.kind is Kind.SWAPPED else out.faults).append(str(each))
+        for each in history.out_of_step(last, plan.destinations):
+            (out.unpromised if (each.bucket, each.key) in {at[:2] for at in destroyed} else out.faults).append(
+                str(each)
+            )
+        for _, verdict in history.verdicts(self.history):
+            out.verdicts[verdict.value] += 1
+        self._look_for_leftovers({key for _, key, _ in destroyed} if plan.sharing == "link" else set())
+        log = site.log.read_text(errors="replace")
+        if "Traceback" in log:
+            out.faults.append("a traceback in the log: " + log[log.index("Traceback") :][:2000])
+        return out
+
+    def _restore_rules(self) -> None:
+        if not (self.plan.rules or self.plan.suspend):
+            return
+        if self.document:
+            self._resume()
+        for bucket in sorted(self.disabled):
+            self._enable(bucket)
+        statuses = [word for status in ("NONE", "FAILED", "COMPLETED", "REPLICA") for word in ("--status", status)]
+        for bucket in self.plan.destinations:  # also what is there already, since its metadata may have been edited
+            self.site.run("wait", "--timeout", REST_DEADLINE_S, timeout_s=2 * REST_DEADLINE_S)
+            done = self.site.run("replication", "backfill", bucket, *statuses, "--wait", timeout_s=REST_DEADLINE_S)
+            if done.code:
+                self.out.faults.append(f"backfill of {bucket} exits {done.code}: {done.err[:500]}")
+
+    def _is_at_rest(self) -> bool:
+        if self.plan.rules or self.plan.suspend:  # then a marker may be here, and not there
+            return not history.out_of_step(self.stores.read(self.plan.buckets), self.plan.destinations)
+        trees = [self.site.tree(bucket) for bucket in self.plan.buckets]
+        return all(tree == trees[0] for tree in trees)
+
+    def _come_to_rest(self, when: str) -> None:
+        """Wait until all sides are equal without any help. Only a site that is stuck reaches the time limit."""
+        site, until_s = self.site, time.monotonic() + REST_DEADLINE_S
+        while True:
+            done = site.run("wait", "--timeout", 30, timeout_s=90)
+            if done.code == 0 and self._is_at_rest():
+                return
+            if time.monotonic() > until_s or (done.code == 1 and time.monotonic() > until_s - REST_DEADLINE_S / 2):
+                trees = {bucket: site.tree(bucket) for bucket in self.plan.buckets}
+                every = set().union(*trees.values())
+                differ = sorted(key for key in every if len({tree.get(key) for tree in trees.values()}) > 1)
+                for key, bucket in itertools.product(differ[:3], self.plan.buckets):
+                    self.out.faults.append(f"{bucket}: " + str(site.run("why", f"{bucket}/{key}").out)[:400])
+                said = f"wait exits {done.code} {done.err.strip()[:500]!r}"
+                self.out.faults.append(f"{when}: no rest: {said}; differ: {differ}")
+                return
+            time.sleep(0.2)
+
+    def _verify(self) -> set[tuple[str, str, str]]:
+        """Differences that are forbidden, and the stored versions that are destroyed, by bucket, key and version."""
+        destroyed: dict[tuple[str, str, str], dict[str, Any]] = {}
+        others: set[str] = set()
+        for source in self.plan.destinations:
+            found = self.site.run("verify", source, "--json", timeout_s=300).json()
+            for each in found["Differences"]:
+                at = (each["Bucket"], each["Key"], each["VersionId"])
+                if each["Problem"] == "DigestMismatch":
+                    destroyed[at] = each
+                elif each["Problem"] == "MetadataDiffers" and self.plan.rules:
+                    # a replica's edit goes back to its original by a rule that is enabled at that moment, or never
+                    self.out.unpromised.append(f"verify: {each['Problem']} {'/'.join(at)}")
+                else:
+                    others.add(f"verify: {each['Problem']} {'/'.join(at)}")
+        self.out.faults += sorted(others)
+        listing = self.stores.read(self.plan.buckets, again=True)
+        there = {(bucket, v.key, v.id): v for bucket, versions in listing.items() for v in versions if v.is_whole}
+        digests = {(b, v.key, v.id): v.digest for b, versions in listing.items() for v in versions}
+        for bucket, key, version in sorted(destroyed):
+            digest = digests.get((bucket, key, version), "")
+            whole = [other for other in self.plan.buckets if (other, key, version) in there]
+            line = f"destroyed: {bucket}/{key} version {version} {digest[:12]}"
+            if self.plan.sharing != "link" or whole or digest not in self.history.overwritten:
+                why = f"{whole[0]} has it whole" if whole else "nobody overwrote it in place"
+                self.out.faults.append(f"{line}; {why}")
+            else:
+                self.out.unpromised.append(line)
+        return set(destroyed)
+
+    def _look_for_leftovers(self, destroyed: set[str]) -> None:
+        """Files left in staging. destroyed: keys of versions that an intent says are still looked for elsewhere."""
+        for bucket, name in itertools.product(self.plan.buckets, ("tmp", "displaced", "intents")):
+            for path in self.site.path(f".fsrepl/{name}", bucket).iterdir():
+                if path.name != "barrier" and not (name == "intents" and _is_search(path, destroyed)):
+                    self.out.faults.append(f"left over: {path}")
+
+
+def _is_search(path: Path, destroyed: set[str]) -> bool:
+    return all(
+        each["act"] == "fetch" and os.fsdecode(base64.b64decode(each["key"])) in destroyed
+        for each in json.loads(path.read_bytes())
+    )

@@ -47,10 +47,13 @@ class Ledger:
     rests: list[Rest] = field(default_factory=list)
     overwritten: set[str] = field(default_factory=set)
     """Digests of bytes that were overwritten in place: the file stayed, and its bytes went."""
+    contents: set[str] = field(default_factory=set)
+    """Digests of all bytes that a file had, also those that a look came too late for."""
     _now: dict[str, tuple[File, float]] = field(default_factory=dict)
 
     def saw(self, tree: Mapping[str, File], now_s: float) -> None:
         """Record how the tree looks now. A file that looks as it did last time has rested since it was first seen."""
+        self.contents |= {file.digest for file in tree.values()}
         was = {file.ino: file.digest for file, _ in self._now.values()}
         for file in tree.values():
             if was.get(file.ino, file.digest) != file.digest:

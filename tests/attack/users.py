@@ -6,10 +6,12 @@ import contextlib
 import os
 import random
 import shutil
+import stat
 import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -24,11 +26,16 @@ _LINKED = ".real"
 Key = str
 
 
+def _digest(data: bytes) -> str:
+    return blake3(data).hexdigest()
+
+
 class Users:
     """All users of one bucket. Their actions do not overlap; only the daemon works at the same time."""
 
-    def __init__(self, bucket: str, top: Path, aside: Path, seed: str) -> None:
-        self.top, self.aside = top, aside
+    def __init__(self, bucket: str, top: Path, aside: Path, seed: str, *, trees: bool = False) -> None:
+        """trees: the bucket is a tree bucket, in which symlinks are objects."""
+        self.top, self.aside, self.trees = top, aside, trees
         self.ledger = Ledger(bucket)
         self.chance = random.Random(seed)
         self.deeds: Counter[str] = Counter()
@@ -55,15 +62,19 @@ class Users:
         found: dict[Key, tuple[int, int, str]] = {}
         for folder, directories, names in os.walk(self.top):
             directories[:] = [name for name in directories if name != ".fsrepl"]
-            for name in names:
+            for name in (*names, *directories):
                 path = Path(folder, name)
+                key = str(path.relative_to(self.top))
                 with contextlib.suppress(OSError):  # the daemon replaced it in this moment
-                    if not path.is_symlink():
+                    status = path.lstat()
+                    if stat.S_ISLNK(status.st_mode):
+                        if self.trees:
+                            digest = _digest(os.fsencode(os.readlink(path)))
+                            found[key] = (status.st_ino, status.st_mtime_ns, digest)
+                    elif stat.S_ISREG(status.st_mode):
                         with path.open("rb") as file:
                             status = os.fstat(file.fileno())
-                            digest = blake3(file.read()).hexdigest()
-                        key = str(path.relative_to(self.top))
-                        found[key] = (status.st_ino, status.st_mtime_ns, digest)
+                            found[key] = (status.st_ino, status.st_mtime_ns, _digest(file.read()))
         names_of = Counter(ino for ino, _, _ in found.values())
         tree = {key: File(ino, mtime_ns, digest, names_of[ino]) for key, (ino, mtime_ns, digest) in found.items()}
         self.ledger.saw(tree, time.monotonic())
@@ -108,38 +119,53 @@ class Users:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    @contextlib.contextmanager
+    def _open(self, path: Path, flags: int = 0) -> Iterator[int]:
+        """A file opened for writing in place. What it holds in the end is recorded, whatever became of its name."""
+        fd = os.open(path, os.O_RDWR | flags, 0o644)
+        try:
+            yield fd
+            self._wrote(fd)
+        finally:
+            os.close(fd)
+
+    def _wrote(self, fd: int) -> None:
+        self.ledger.contents.add(_digest(os.pread(fd, os.fstat(fd).st_size, 0)))
+
     # -- actions
 
     def write(self) -> None:
         """Write in place; the file is truncated first, as by `>`."""
-        self._make_room(self._any()).write_bytes(self._data())
+        with self._open(self._make_room(self._any()), os.O_CREAT | os.O_TRUNC) as fd:
+            os.write(fd, self._data())
 
     def put(self) -> None:
         """Write beside the bucket, and rename into place."""
         aside = self.aside / "put"
-        aside.write_bytes(self._data())
+        with self._open(aside, os.O_CREAT | os.O_TRUNC) as fd:
+            os.write(fd, self._data())
         aside.rename(self._make_room(self._any()))
 
     def append(self) -> None:
-        with self._existing().open("ab") as file:
-            file.write(self._data(40))
+        with self._open(self._existing(), os.O_APPEND) as fd:
+            os.write(fd, self._data(40))
 
     def slowly(self) -> None:
-        with self._existing().open("r+b") as file:
-            file.write(self._data(40))
-            file.flush()
+        with self._open(self._existing()) as fd:
+            os.write(fd, self._data(40))
+            self._wrote(fd)
             time.sleep(self.chance.choice((0.02, 0.2)))
-            file.write(self._data(40))
+            os.write(fd, self._data(40))
 
     def same_size(self) -> None:
         """Write other bytes of the same number."""
-        path = self._existing()
-        with path.open("r+b") as file:
-            file.write(self._data(max(40, path.stat().st_size))[: path.stat().st_size])
+        with self._open(self._existing()) as fd:
+            size = os.fstat(fd).st_size
+            os.write(fd, self._data(max(40, size))[:size])
 
     def truncate(self) -> None:
-        path = self._existing()
-        os.truncate(path, self.chance.randrange(path.stat().st_size + 1))
+        with self._open(self._existing()) as fd:
+            os.ftruncate(fd, self.chance.randrange(os.fstat(fd).st_size + 1))
 
     def delete(self) -> None:
         self._existing().unlink()
@@ -149,6 +175,9 @@ class Users:
 
     def attribute(self) -> None:
         os.setxattr(self._existing(), "user.colour", self._data(40))
+
+    def tag(self) -> None:
+        os.setxattr(self._existing(), "user.fsrepl.tag.colour", self.chance.choice((b"red", b"blue")))
 
     def link(self) -> None:
         os.link(self._existing(), self._make_room(self._any()))
@@ -214,15 +243,20 @@ class Users:
                 self.top, tree, symlinks=True, ignore=lambda folder, names: {".fsrepl"} & {*names}, dirs_exist_ok=True
             )
         for _ in range(3):
-            self._make_room(tree / self.chance.choice(DIRECTORIES) / self.chance.choice(NAMES)).write_bytes(
-                self._data()
-            )
+            path = self._make_room(tree / self.chance.choice(DIRECTORIES) / self.chance.choice(NAMES))
+            path.write_bytes(self._data())
         extra = self.chance.choice(([], ["--checksum"], ["--inplace"], ["--delete", "--exclude=/.fsrepl"]))
+        for path in tree.rglob("*"):
+            with contextlib.suppress(OSError):
+                new, place = path.read_bytes(), self.top / path.relative_to(tree)
+                self.ledger.contents.add(_digest(new))
+                if "--inplace" in extra:  # which writes over the old bytes, and cuts the file afterwards
+                    self.ledger.contents.add(_digest(new + place.read_bytes()[len(new) :]))
         subprocess.run(["rsync", options, *extra, f"{tree}/", f"{self.top}/"], capture_output=True, check=False)
 
 
 _WEIGHTS = {
-    "write": 20, "put": 20, "append": 10, "slowly": 4, "same_size": 15, "truncate": 6, "delete": 12, "chmod": 4,
-    "attribute": 4, "link": 6, "link_over": 3, "rename": 8, "rename_directory": 3, "link_directory": 2,
-    "unlink_directory": 4, "copy": 4, "rsync": 1, "rsync_attributes": 1,
+    "write": 20, "put": 20, "append": 10, "slowly": 4, "same_size": 15, "truncate": 6, "delete": 12,
+    "chmod": 4, "attribute": 4, "tag": 2, "link": 6, "link_over": 3, "rename": 8, "rename_directory": 3,
+    "link_directory": 2, "unlink_directory": 4, "copy": 4, "rsync": 1, "rsync_attributes": 1,
 }  # fmt: skip

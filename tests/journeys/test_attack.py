@@ -1,4 +1,4 @@
-"""A short run of the attack in each sharing mode. See tests/attack; run it by hand for longer."""
+"""Short runs of the attack, one of each kind. See tests/attack; run it by hand for longer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from tests.attack.ledger import REST_S, File, Ledger, Rest, Verdict, judge
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["auto", "private", "link"])
-def test_a_two_way_site_under_attack_comes_to_rest_and_loses_nothing(tmp_path: Path, sharing: str) -> None:
-    """G1 to G7: users on both sides, kills, links, renames; losses that `link` allows are counted apart."""
-    outcome = course.run(tmp_path, seed=1, seconds=3.0, sharing=sharing)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        course.Plan(1, kills=5),
+        course.Plan(2, kills=5, sharing="private", clock=True),
+        course.Plan(3, kills=5, sharing="link"),
+        course.Plan(4, kills=5, shape="one-way", rules=True, suspend=True),
+        course.Plan(5, kills=5, shape="mesh", rules=True),
+        course.Plan(6, kills=5, trees=True),
+    ],
+    ids=["auto", "private-clock", "link", "one-way-suspended", "mesh-rules", "trees"],
+)
+def test_a_site_under_attack_comes_to_rest_and_loses_nothing(tmp_path: Path, plan: course.Plan) -> None:
+    """G1 to G7: users on all sides, 30 kills, links, renames, rules, the clock; losses that `link` allows are apart."""
+    outcome = course.run(tmp_path, plan)
     assert not outcome.faults, "\n".join(outcome.lines())
     assert outcome.deeds
+    assert outcome.kills == plan.kills
 
 
 def _rest(*, names: int = 1, rested_s: float = REST_S) -> Rest:

@@ -1,0 +1,60 @@
+"""What the stores of a site hold, read from the disks without a daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from fsrepl.errors import FsreplError
+from fsrepl.model.version import Origin, Status, Version
+from fsrepl.settings import FILE, reading
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.site import Site as Disks
+from tests.attack.history import Listed, Listing
+from tests.site import Site
+
+
+class Stores:
+    """Reads listings. Content that was whole once is read again only on request: that is most of the work."""
+
+    def __init__(self, site: Site) -> None:
+        self._disks = Disks(reading.load(site.root / FILE))
+        self._whole: set[tuple[str, bytes, str, bytes]] = set()
+
+    def read(self, buckets: tuple[str, ...], *, again: bool = False) -> Listing:
+        """The versions and markers of these buckets. again: all content is read, not only what is new."""
+        if again:
+            self._whole.clear()
+        out = {}
+        for address in buckets:
+            with self._disks.bucket(address).open() as bucket:
+                out[address] = [self._listed(bucket, each) for each in versions.read_all(bucket)]
+        return out
+
+    def _listed(self, bucket: OpenBucket, version: Version) -> Listed:
+        completed = (other for other, each in version.deliveries.items() if each.status is Status.COMPLETED)
+        maker = version.source if version.origin is Origin.REPLICA else bucket.address
+        return Listed(
+            os.fsdecode(version.key),
+            version.id,
+            version.created_ns,
+            version.digest.hex(),
+            maker,
+            version.marker,
+            self._is_whole(bucket, version),
+            frozenset(completed),
+        )
+
+    def _is_whole(self, bucket: OpenBucket, version: Version) -> bool:
+        at = (bucket.address, version.key, version.id, version.digest)
+        if version.marker or version.key.endswith(b"/") or at in self._whole:
+            return True
+        with contextlib.suppress(FsreplError, OSError):
+            fd = versions.open_content(bucket, version)
+            try:
+                if content_digest(bucket, fd) == version.digest:
+                    self._whole.add(at)
+            finally:
+                bucket.fs.close(fd)
+        return at in self._whole
