@@ -18,6 +18,8 @@ from fsrepl.commands.notes import notes_of
 _PIPE_WIDTH = 10_000
 
 
+_NARROW = 100
+"""On a terminal with fewer columns the names of a rule stand in one column."""
 _NAMES_MAX = 5
 """How many names of a kind are shown of a bucket, so that the screen stays short."""
 
@@ -26,27 +28,30 @@ def show(document: dict[str, Any], *, every_name: bool = False) -> None:
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH  # output for a program: lines are not cut off
-    console.print(render(document, None if every_name else _NAMES_MAX))
+    console.print(render(document, None if every_name else _NAMES_MAX, narrow=console.width < _NARROW))
 
 
 def watch(now: Callable[[], dict[str, Any]], every_s: float) -> NoReturn:
     """Refresh the screen until interrupted."""
-    with Live(render(now()), refresh_per_second=4, screen=True) as live:
+    with Live(refresh_per_second=4, screen=True) as live:
         while True:
+            live.update(render(now(), narrow=live.console.width < _NARROW), refresh=True)
             time.sleep(every_s)
-            live.update(render(now()))
 
 
-def render(document: dict[str, Any], names_max: int | None = _NAMES_MAX) -> RenderableType:
+def render(
+    document: dict[str, Any], names_max: int | None = _NAMES_MAX, *, narrow: bool = False
+) -> RenderableType:  # fmt: skip
+    """The screen. narrow: for a terminal of 80 columns: names are folded, and numbers are never cut."""
     parts: list[RenderableType] = [
         _daemon(document["daemon"]),
         _buckets(document["buckets"], document.get("unattached", [])),
     ]
     rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
     if rules:
-        parts += ["", _rules(rules), *_large(rules)]
+        parts += ["", _rules(rules, narrow=narrow), *_large(rules)]
     if document["transfers"]:
-        parts += ["", _transfers(document["transfers"])]
+        parts += ["", _transfers(document["transfers"], narrow=narrow)]
     notes = dict.fromkeys(note.text for bucket in document["buckets"] for note in notes_of(bucket, names_max))
     troubles = [tier["Trouble"] for tier in document.get("tiers", []) if tier.get("Trouble")]
     notes = dict.fromkeys([*document.get("unattached", []), *troubles, *notes])
@@ -74,9 +79,10 @@ def _daemon(daemon: dict[str, Any]) -> Text:
 
 
 def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    """A table whose first column holds names, which are folded where the terminal is too narrow."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i in right else "left", no_wrap=True)
+        table.add_column(column, justify="right" if i in right else "left", no_wrap=i > 0, overflow="fold")
     return table
 
 
@@ -124,16 +130,18 @@ def _number(count: int, style: str) -> Text:
     return Text(f"{count:,}", style=style if count else "")
 
 
-def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]], *, narrow: bool) -> Table:
+    names = ("RULE",) if narrow else ("SOURCE", "RULE", "DESTINATION")
+    first = len(names) + 1
     table = _table(
-        "SOURCE", "RULE", "DESTINATION", "STATUS", "PENDING", "FAILED", "COMPLETED", "LAG", right=(4, 5, 6, 7)
+        *names, "STATUS", "PENDING", "FAILED", "COMPLETED", "LAG", right=(first, first + 1, first + 2, first + 3)
     )
     for bucket, rule in rules:
         style = {"Enabled": "green", "Disabled": "dim"}.get(rule["status"], "yellow")
+        source, name, destination = bucket["bucket"], shown(rule["id"]), rule["destination"]
+        told = (f"{source} to {destination}, {name}",) if narrow else (source, name, destination)
         table.add_row(
-            Text(bucket["bucket"]),
-            Text(shown(rule["id"])),  # as Text: brackets in a name are not markup
-            Text(rule["destination"]),
+            *(Text(each) for each in told),  # as Text: brackets in a name are not markup
             Text(rule["status"], style=style),
             _number(rule["pending"], "yellow"),
             _number(rule["failed"], "red"),
@@ -143,13 +151,15 @@ def _rules(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
     return table
 
 
-def _transfers(transfers: list[dict[str, Any]]) -> Table:
-    table = _table("TRANSFER", "TO", "", "DONE", right=(3,))
+def _transfers(transfers: list[dict[str, Any]], *, narrow: bool) -> Table:
+    table = _table(*(("TRANSFER",) if narrow else ("TRANSFER", "TO")), "", "DONE", right=(2 if narrow else 3,))
+    table.columns[-1].no_wrap = not narrow
     for t in transfers:
+        to = f"{t['source']}, being captured" if t["source"] == t["destination"] else t["destination"]
+        key = shown(t["key"])
         table.add_row(
-            Text(shown(t["key"])),
-            Text(f"{t['source']}, being captured" if t["source"] == t["destination"] else t["destination"]),
-            ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=30),
+            *(Text(each) for each in ((f"{key} to {to}",) if narrow else (key, to))),
+            ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=10 if narrow else 30),
             f"{_share(t, 'bytes_done')} of {size_text(t['bytes_total'])}"
             + (f", {_share(t, 'bytes_verified')} verified" if "bytes_verified" in t else "")
             + _pace(t)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fsrepl.cli import status_screen
 
@@ -88,3 +90,25 @@ def test_a_daemon_that_does_not_answer_is_shown(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert trouble in shown
     assert "east/src" in shown
+
+
+def test_at_80_columns_no_number_is_cut() -> None:
+    """A terminal as it opens: names are folded, lines stay within it, and every number is whole."""
+    rule: Json = {
+        "id": "photographs-to-photographs-copy",
+        "status": "Enabled",
+        "destination": "eu-west-1/photographs-copy",
+    }
+    rule |= {"pending": 12_345, "failed": 67, "completed": 1_234_567, "lag_seconds": 3700}
+    made = bucket("us-east-1/photographs", rules=[rule])
+    made |= {"objects": 1_234_567, "versions": 2_345_678, "bytes": 5 << 40, "pending": 12_345, "failed": 67}
+    transfer = {"key": "2026/holidays/video.mp4", "source": "us-east-1/photographs", "destination": rule["destination"]}
+    transfer |= {"bytes_done": 1 << 30, "bytes_total": 5 << 30, "bytes_verified": 1 << 29}
+    console = Console(width=80, no_color=True, file=io.StringIO())
+    console.print(status_screen.render(document(buckets=[made], transfers=[transfer]), narrow=True))
+    assert isinstance(console.file, io.StringIO)
+    out = console.file.getvalue()
+    assert max(map(len, out.splitlines())) <= 80
+    for text in ("1,234,567", "2,345,678", "5.0 TiB", "12,345", "Enabled", "61.7 min", "COMPLETED", "online"):
+        assert text in out, out
+    assert "…" not in out
