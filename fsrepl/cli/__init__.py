@@ -83,6 +83,7 @@ FILES: Mapping[str, Sequence[str]] = {
     "usage": ("du",),
     "wait": ("wait", "retry"),
     "verify": ("verify", "doctor"),
+    "scrub": ("scrub",),
     "console": ("console",),
 }
 """The commands of each file of this folder, in the order of the help text."""

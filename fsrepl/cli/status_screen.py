@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fsrepl.cli.common import duration_text, shown, size_text
+from fsrepl.cli.common import counted, duration_text, shown, size_text
 from fsrepl.commands.notes import notes_of
 
 _PIPE_WIDTH = 10_000
@@ -50,6 +50,8 @@ def render(
     rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
     if rules:
         parts += ["", _rules(rules, narrow=narrow), *_large(rules)]
+    if (scrub := _scrub(document["buckets"])) is not None:
+        parts.append(scrub)
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"], narrow=narrow)]
     notes = dict.fromkeys(note.text for bucket in document["buckets"] for note in notes_of(bucket, names_max))
@@ -117,6 +119,22 @@ def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> Renderable
     return table
 
 
+def _scrub(buckets: list[dict[str, Any]]) -> Text | None:
+    """The last results of all scrubs in one line; `fsrepl scrub status` has one for each bucket."""
+    found = [bucket["scrub"] for bucket in buckets if "scrub" in bucket]
+    ended = [each["last"] for each in found if "last" in each]
+    damaged = sum(each["damaged"] for each in ended) + sum(each.get("current", {}).get("damaged", 0) for each in found)
+    if not ended and not damaged:
+        return None
+    parts = [f"scrub: {damaged:,} damaged"]
+    if ended:
+        oldest = min(each["ended"] for each in ended)[:19]
+        parts.append(f"{len(ended)} of {counted(len(found), 'bucket')} complete, the oldest {oldest}Z")
+    if paused := sum(each["paused"] for each in found):
+        parts.append(f"paused in {counted(paused, 'bucket')}")
+    return Text("; ".join(parts), style="red" if damaged else "dim")
+
+
 def _large(rules: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[Text]:
     """How much of the large objects crossed, by rule."""
     for bucket, rule in rules:
@@ -155,8 +173,7 @@ def _transfers(transfers: list[dict[str, Any]], *, narrow: bool) -> Table:
     table = _table(*(("TRANSFER",) if narrow else ("TRANSFER", "TO")), "", "DONE", right=(2 if narrow else 3,))
     table.columns[-1].no_wrap = not narrow
     for t in transfers:
-        to = f"{t['source']}, being captured" if t["source"] == t["destination"] else t["destination"]
-        key = shown(t["key"])
+        key, to = shown(t["key"]), _doing(t)
         table.add_row(
             *(Text(each) for each in ((f"{key} to {to}",) if narrow else (key, to))),
             ProgressBar(total=max(1, t["bytes_total"]), completed=t["bytes_done"], width=10 if narrow else 30),
@@ -170,6 +187,13 @@ def _transfers(transfers: list[dict[str, Any]], *, narrow: bool) -> Table:
 
 def _share(transfer: dict[str, Any], done: str) -> str:
     return f"{100 * transfer[done] / max(1, transfer['bytes_total']):.0f} %"
+
+
+def _doing(transfer: dict[str, Any]) -> str:
+    """Where a transfer goes, or what is done within its bucket."""
+    if transfer["source"] != transfer["destination"]:
+        return str(transfer["destination"])
+    return f"{transfer['source']}, being {'scrubbed' if transfer.get('what') == 'scrubbing' else 'captured'}"
 
 
 def _pace(transfer: dict[str, Any]) -> str:

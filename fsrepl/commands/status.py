@@ -16,6 +16,7 @@ from fsrepl.daemon.metrics import RuleMetrics
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
+from fsrepl.repair import scrub
 from fsrepl.storage import halt
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
@@ -85,6 +86,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
             now_ns,
         ),
     }
+    if bucket.versioning is not Versioning.OFF:
+        document["scrub"] = scrub.load(journal_, address).document()
     if trouble:
         document["trouble"] = trouble
     if halted is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fsrepl.repair import scrub
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Counts
 from fsrepl.storage.site import Site
@@ -101,6 +102,10 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         yield Gauge("fsrepl_bucket_halted", about, halted, (("bucket", address),))
     for address in sorted(site.buckets):
         found_, repaired = journal.damage(address)
+        scrubbed = scrub.load(journal, address)
+        about = "When the last complete scrub of a bucket ended, in seconds since the epoch; 0 without one."
+        ended_s = scrubbed.result.ended_ns / 1e9 if scrubbed.result is not None else 0
+        yield Gauge("fsrepl_scrub_ended_seconds", about, ended_s, (("bucket", address),))
         about = "How often stored content was found damaged."
         yield Gauge("fsrepl_damage_found", about, found_, (("bucket", address),))
         about = "How often damaged content was repaired from a good copy."

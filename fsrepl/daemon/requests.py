@@ -315,6 +315,23 @@ class RunLifecycle(OnBucket):
 
 
 @dataclass(frozen=True)
+class RunScrub(Request):
+    """Read the stored versions of a bucket now, or of all buckets, from where the scrub is."""
+
+    op = "scrub.run"
+    bucket: Address | None = None
+
+
+@dataclass(frozen=True)
+class PauseScrub(Request):
+    """Pause the scrub of a bucket, or of all buckets; on=False: let it go on at its own pace."""
+
+    op = "scrub.pause"
+    bucket: Address | None = None
+    on: bool = True
+
+
+@dataclass(frozen=True)
 class CreateRole(Request):
     op = "role.create"
     name: str

@@ -34,7 +34,7 @@ from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import reconcile, refetch
+from fsrepl.repair import reconcile, refetch, scrub
 from fsrepl.replicate import backfill, decide, deliver, settle
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Delivery
@@ -130,6 +130,7 @@ class Worker(Attaching):
             self._backfill,
             functools.partial(run.step, self),
             functools.partial(tiers.step, self),
+            functools.partial(scrub.step, self),
         ):
             busy |= step()
         self._label_views(busy=busy)

@@ -215,6 +215,12 @@ class BucketState:
     """False once it is known to have no rules, and the journal to remember none."""
     placing: Placing = field(default_factory=Placing)
     """The moves between tiers."""
+    scrubbing: bool = False
+    """A part of it is being read by the scrub."""
+    scrub_count_s: float = 0.0
+    """Time of the next count of the bytes that the scrub is to read."""
+    scrub_look_s: float = 0.0
+    """Time of the next check whether the scrub may read on."""
     deletions: Deletions = field(default_factory=Deletions)
     """The deletions of users within the last minute."""
     withheld: dict[tuple[bytes, str], Withheld] = field(default_factory=dict)

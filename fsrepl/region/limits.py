@@ -56,6 +56,8 @@ class Progress:
     bytes_done: int = 0
     bytes_verified: int = 0
     """The part of bytes_done that was read back and hashed."""
+    what: str = ""
+    """What is done, where it is neither a transfer nor a capture."""
     bytes_crossed: int = 0
     """The bytes that were sent: the destination had the others."""
     stop: bool = False
@@ -86,7 +88,7 @@ class Progress:
         rate, left_s = self._rate.per_s(now_s), ""
         if rate >= 1 and self.bytes_done < self.bytes_total:
             left_s = f" left_s={(self.bytes_total - self.bytes_done) / rate:.0f}"
-        what = "capturing" if self.source == self.destination else "replicating"
+        what = self.what or ("capturing" if self.source == self.destination else "replicating")
         where = "" if self.source == self.destination else f" to={self.destination} crossed_bytes={self.bytes_crossed}"
         return (
             f'{what} bucket={self.source} key="{keys.shown(self.key)}"{where} done_bytes={self.bytes_done} '
@@ -102,6 +104,7 @@ class Progress:
             "destination": self.destination,
             "bytes_done": self.bytes_done,
             "bytes_total": self.bytes_total,
+            **({"what": self.what} if self.what else {}),
             **({"bytes_verified": self.bytes_verified} if self.bytes_verified else {}),
             **({"bytes_crossed": self.bytes_crossed} if self.source != self.destination else {}),
             **self._pace(now_s),

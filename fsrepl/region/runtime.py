@@ -48,6 +48,8 @@ class Runtime:
         self._guard = threading.Lock()
         self.syncer = Syncer()
         self.limiter = Limiter(settings.replication.limit_bytes_s)
+        self.scrub_limiter = Limiter(settings.scrub.limit_bytes_s)
+        """All scrubs together."""
         self.recent = Recent()
         self.transfers: list[Progress] = []
         self.probes = Threads()

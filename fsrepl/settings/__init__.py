@@ -113,15 +113,17 @@ class ReplicationSettings:
 
 @dataclass(frozen=True, slots=True)
 class Scrub:
-    """The interval at which stored versions are to be read and compared with their hashes. An every_s of 0 means never.
-
-    These settings are parsed but have no effect yet. Until then `fsrepl verify` reads the versions on request.
-    """
+    """The interval at which stored versions are read and compared with their hashes. An every_s of 0 means never."""
 
     every_s: int = _setting(
-        kinds.duration, "30d", "without effect yet: read stored versions again in this time", "every"
+        kinds.duration,
+        "30d",
+        'read all stored versions in this time, evenly, and compare their hashes; "0": never',
+        "every",
     )
-    limit_bytes_s: int = _setting(kinds.rate, "20MiB/s", 'without effect yet: reading for that; "0": no limit', "limit")
+    limit_bytes_s: int = _setting(
+        kinds.rate, "20MiB/s", 'reading for that, all buckets together, at most; "0": no limit', "limit"
+    )
 
 
 @dataclass(frozen=True, slots=True)

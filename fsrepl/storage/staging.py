@@ -36,6 +36,13 @@ def sweep(bucket: OpenBucket) -> int:
     return swept
 
 
+def sweep_lasting(bucket: OpenBucket) -> None:
+    """Remove the unfinished copies of large files that nobody goes on with."""
+    for name, _ in list(bucket.fs.entries(bucket.tmp)):
+        if _LASTING.fullmatch(name) and not _may_last(bucket, name):
+            unstage(bucket, name)
+
+
 def _may_last(bucket: OpenBucket, name: bytes) -> bool:
     if _LASTING.fullmatch(name) is None:
         return False

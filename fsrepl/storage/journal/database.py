@@ -118,6 +118,8 @@ class Journal(Connection):
             for table in tables:
                 self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
             self.execute("DELETE FROM bucket WHERE id = ?", (number,))
+            self.execute("DELETE FROM fact WHERE name IN (?, ?)", (f"scrub {address}", f"damage {address}"))
+            self.execute("DELETE FROM fact WHERE name GLOB ?", (f"crossed {address} *",))
         del self.ids[address], self.names[number]
 
 

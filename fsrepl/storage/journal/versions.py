@@ -422,6 +422,17 @@ class Versions:
             (small_bytes, self._connection.ids.get(address)),
         ).fetchall()
 
+    def sizes_after(
+        self, address: str, last: tuple[bytes, bytes, int, str] | None, limit: int
+    ) -> list[tuple[Stored, int]]:
+        """As versions_after, from a position on, each with its size in bytes."""
+        rows = self._connection.execute(
+            "SELECT dir, name, created, id, marker, size FROM version "
+            "WHERE bucket = ? AND (dir, name, created, id) > (?, ?, ?, ?) ORDER BY dir, name, created, id LIMIT ?",
+            (self._connection.ids.get(address), *(last or (b"", b"", 0, "")), limit),
+        )
+        return [(Stored(d, n, c, i, bool(m)), size or 0) for d, n, c, i, m, size in rows]
+
     def sizes(self, address: str) -> list[tuple[str, bool, int, int]]:
         """Counts of a bucket's versions with known traits: (traits, whether they are current, number, bytes)."""
         return self._connection.execute(

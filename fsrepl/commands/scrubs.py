@@ -1,0 +1,79 @@
+"""The scrub by command: begun at once, paused, and how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.requests import PauseScrub, RunScrub
+from fsrepl.errors import FsreplError, Refused
+from fsrepl.model.address import Address
+from fsrepl.model.keys import Document
+from fsrepl.model.scrub import Scrub
+from fsrepl.model.version import Versioning
+from fsrepl.repair import scrub
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.site import Site
+
+
+def run_scrub(engine: Engine, request: RunScrub) -> Document:
+    """Have all stored versions read now, at the limit; a running daemon does it, or the next one that starts."""
+    now_ns, journal = engine.site.now(), engine.journal
+    return _change(
+        engine, request.bucket, lambda address, found: found.asked(now_ns, journal.versions.object_counts(address)[2])
+    )
+
+
+def pause_scrub(engine: Engine, request: PauseScrub) -> Document:
+    """Pause the scrub, or end the pause. A part that is being read is finished."""
+
+    def change(address: str, found: Scrub) -> Scrub:
+        if found.current is not None and request.on:  # what a person asked for ends with the pause
+            found = replace(found, current=replace(found.current, asked=False))
+        return replace(found, paused=request.on)
+
+    return _change(engine, request.bucket, change)
+
+
+def _change(engine: Engine, bucket: Address | None, change: Callable[[str, Scrub], Scrub]) -> Document:
+    for address in _chosen(engine.site, bucket):
+        region = engine.region_of(address)
+
+        def apply(address: str = address) -> None:
+            scrub.save(engine.journal, address, change(address, scrub.load(engine.journal, address)))
+            for state in engine.region_of(address).states.values():
+                state.scrub_look_s = 0.0
+
+        region.ask(apply)
+        region.wake()
+    return status(engine.site, engine.journal, bucket)
+
+
+def _chosen(site: Site, bucket: Address | None) -> list[str]:
+    """The versioned buckets that are meant. Raises Refused for one that was never versioned, FsreplError."""
+    if bucket is None:
+        return [address for address in sorted(site.buckets) if _is_versioned(site, address)]
+    address = site.bucket(str(bucket)).address
+    if not _is_versioned(site, address):
+        raise Refused("InvalidRequest", f"{address} was never versioned: it has no stored versions to read")
+    return [address]
+
+
+def _is_versioned(site: Site, address: str) -> bool:
+    bucket = site.buckets[address]
+    if not bucket.seen:
+        with contextlib.suppress(FsreplError), bucket.open():
+            pass
+    return bucket.versioning is not Versioning.OFF
+
+
+def status(site: Site, journal: Journal, bucket: Address | None = None) -> Document:
+    """`scrub status --json`: of each bucket what is under way, and the last complete one."""
+    settings = site.settings.scrub
+    return {
+        "every_seconds": settings.every_s,
+        "limit": settings.limit_bytes_s,
+        "buckets": [{"bucket": address} | scrub.load(journal, address).document() for address in _chosen(site, bucket)],
+    }

@@ -1,0 +1,142 @@
+"""The scrub of a bucket: how far it is, what the last one found, and what may be read now. Pure: no I/O, no clock.
+
+A pass takes as long as `every` says: its bytes are read evenly over that time, so that a disk is never busy with it for
+long. One that a person asks for goes on at once, as fast as the limit allows.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, replace
+
+from fsrepl.model import clock
+from fsrepl.model.keys import Document
+
+BATCH_BYTES = 64 << 20
+"""About so much is read at a time."""
+
+Position = tuple[bytes, bytes, int, str]
+"""A version in the order of the journal: directory, name, creation time in nanoseconds, id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass through the stored versions of a bucket, under way.
+
+    size: the bytes that are stored, as last counted. last: the version that was read last. asked: a person wants it
+    done now.
+    """
+
+    began_ns: int
+    size: int
+    last: Position | None = None
+    checked: int = 0
+    bytes: int = 0
+    damaged: int = 0
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A pass that is complete."""
+
+    began_ns: int
+    ended_ns: int
+    checked: int
+    bytes: int
+    damaged: int
+
+    def document(self) -> Document:
+        return {
+            "began": clock.stamp(self.began_ns), "ended": clock.stamp(self.ended_ns), "checked": self.checked,
+            "bytes": self.bytes, "damaged": self.damaged,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """What is remembered of a bucket's scrub."""
+
+    current: Pass | None = None
+    result: Result | None = None
+    paused: bool = False
+
+    def is_due(self, every_s: int, now_ns: int) -> bool:
+        """Whether a new pass begins now. every_s: 0 for never."""
+        if self.paused or self.current is not None or not every_s:
+            return False
+        return self.result is None or now_ns >= self.result.began_ns + every_s * 1_000_000_000
+
+    def may_read(self, every_s: int, now_ns: int) -> bool:
+        """Whether the next part of the pass may be read: each has its place in the middle of its share of the time."""
+        found = self.current
+        if found is None or self.paused:
+            return False
+        if found.asked or not every_s:
+            return found.asked
+        share = (now_ns - found.began_ns) / (every_s * 1_000_000_000)
+        coming = max(0, min(BATCH_BYTES, found.size - found.bytes))
+        return share >= 0.5 if not found.size else found.bytes + coming / 2 <= found.size * share
+
+    def may_end(self, every_s: int, now_ns: int) -> bool:
+        """Whether the pass is over once nothing is left to read: what is added until then is read too."""
+        found = self.current
+        if found is None or self.paused:
+            return False
+        return found.asked or (every_s > 0 and now_ns >= found.began_ns + every_s * 1_000_000_000)
+
+    def begun(self, now_ns: int, size: int) -> Scrub:
+        return replace(self, current=Pass(now_ns, size))
+
+    def asked(self, now_ns: int, size: int) -> Scrub:
+        """As a person wants it: at once, from where it is."""
+        current = replace(self.current or Pass(now_ns, size), asked=True, size=size)
+        return replace(self, current=current, paused=False)
+
+    def ended(self, now_ns: int) -> Scrub:
+        found = self.current
+        assert found is not None
+        return replace(
+            self, current=None, result=Result(found.began_ns, now_ns, found.checked, found.bytes, found.damaged)
+        )
+
+    def document(self) -> Document:
+        """For `status` and `scrub status`."""
+        found: Document = {"paused": self.paused}
+        if (now := self.current) is not None:
+            found["current"] = {
+                "began": clock.stamp(now.began_ns), "checked": now.checked, "bytes_done": now.bytes,
+                "bytes_total": max(now.size, now.bytes), "damaged": now.damaged, "asked": now.asked,
+            }  # fmt: skip
+        return found | ({"last": self.result.document()} if self.result is not None else {})
+
+
+def encode(scrub: Scrub) -> str:
+    now, result = scrub.current, scrub.result
+    said: dict[str, object] = {"paused": scrub.paused}
+    if now is not None:
+        last = [_text(now.last[0]), _text(now.last[1]), *now.last[2:]] if now.last is not None else None
+        said["current"] = [now.began_ns, now.size, last, now.checked, now.bytes, now.damaged, now.asked]
+    if result is not None:
+        said["result"] = [result.began_ns, result.ended_ns, result.checked, result.bytes, result.damaged]
+    return json.dumps(said)
+
+
+def decode(text: str) -> Scrub:
+    """What is remembered; nothing where that cannot be read, since it can only cost another pass."""
+    try:
+        said = json.loads(text)
+        current = None
+        if "current" in said:
+            began_ns, size, last, *counts = said["current"]
+            if last is not None:
+                last = (base64.b64decode(last[0]), base64.b64decode(last[1]), int(last[2]), str(last[3]))
+            current = Pass(began_ns, size, last, *counts)
+        return Scrub(current, Result(*said["result"]) if "result" in said else None, bool(said["paused"]))
+    except (ValueError, KeyError, TypeError, IndexError):
+        return Scrub()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
