@@ -122,11 +122,26 @@ def cat(address: Object, version_id: VersionId = None) -> None:
         sys.stdout.buffer.flush()
 
 
-def restore(address: Object, version_id: VersionId = None, json: Json = False) -> None:
-    """Make an old version current again, as a new version.
+def restore(
+    address: Object,
+    version_id: VersionId = None,
+    days: Annotated[
+        int | None, typer.Option(metavar="N", help="Make archived content readable, until midnight UTC after N days.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make an old version current again, as a new version; or archived content readable.
 
-    Without --version-id: the newest version that is not a delete marker.
+    Without --version-id: the newest version that is not a delete marker. With --days: a version of class GLACIER or
+    DEEP_ARCHIVE that lies in a tier gets a copy that can be read; everything else about it stays as it is.
     """
+    if days is not None:
+        answer = perform(requests.RestoreArchived(address, version_id, days))
+        until = str(answer["Restore"]).partition("expiry-date=")[2].strip('"')
+        print_json(answer) if json else say(
+            f"{shown(str(address))}: version {answer['VersionId']} can be read until {until}"
+        )
+        return
     answer = perform(requests.RestoreObject(address, version_id))
     if json:
         print_json(answer)

@@ -36,17 +36,21 @@ def add(
     tier: Annotated[
         str, typer.Argument(metavar="REGION/CLASS=PATH", help="Such as eu-west-1/STANDARD_IA=/mnt/hdd/eu.")
     ],
+    compress: Annotated[
+        str, typer.Option(metavar="zstd|none", help="For GLACIER and DEEP_ARCHIVE: compress what is put there.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Give a storage class a directory, mostly on another disk.
 
     Versions of that class are moved there, those that have the class already and those that lifecycle rules or
-    replication give it later.
+    replication give it later. Content of GLACIER and DEEP_ARCHIVE is archived there: `fsrepl restore --days` makes it
+    readable for some days.
     """
     name, equals, path = tier.partition("=")
     if not (name and equals and path):
         raise Usage(f"{tier!r} is not REGION/CLASS=PATH, such as eu-west-1/STANDARD_IA=/mnt/hdd/eu-west-1")
-    answer = perform(requests.AddTier(name, str(Path(path).absolute()), umask()))
+    answer = perform(requests.AddTier(name, str(Path(path).absolute()), compress, umask()))
     print_json(answer) if json else say(f"tier {answer['Tier']} at {answer['Path']}")
 
 

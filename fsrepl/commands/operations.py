@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fsrepl.commands import (
+    archives,
     backfills,
     buckets,
     doctor_facts,
@@ -260,6 +261,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.CreateRole, roles.create_role),
         _does(requests.RemoveRole, lambda e, r: roles.remove_role(e, r.name)),
         _does(requests.RestoreObject, _restore),
+        _does(requests.RestoreArchived, archives.restore),
         _in_region(requests.RemoveObject, objects.remove),
         _in_region(requests.Acknowledge, undelete.acknowledge),
         _in_region(requests.Undelete, undelete.undelete),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from fsrepl.commands import requirements, settings_text
@@ -12,7 +13,7 @@ from fsrepl.commands.sites import make_directory, write_settings
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import AddTier, RemoveTier
 from fsrepl.errors import FsreplError, Usage
-from fsrepl.settings import TIERS, reading
+from fsrepl.settings import TIERS, ClassSettings, reading
 from fsrepl.storage import tiers
 from fsrepl.storage.documents import open_directory, read_document, remove_document, write_document
 from fsrepl.storage.fs import Fs
@@ -29,8 +30,11 @@ def add_tier(engine: Engine, request: AddTier) -> dict[str, object]:
     file = engine.settings.path
     text, known = file.read_text(), engine.settings.regions[region].classes.get(name)
     path = os.path.abspath(os.path.join(file.parent, request.path))
-    if known is None or known.drain or os.path.realpath(known.path) != os.path.realpath(path):
-        text = settings_text.put_class(text, region, name, {"path": path})
+    compress = request.compress or (known.compress if known is not None else "none")
+    values: Mapping[str, object] = {"path": path} | ({"compress": compress} if compress != "none" else {})
+    is_other = known is None or known.drain or known.compress != compress
+    if is_other or known is None or os.path.realpath(known.path) != os.path.realpath(path):
+        text = settings_text.put_class(text, region, name, values)
     parsed = reading.parse(text, file, os.path.realpath)
     site = Site(parsed, engine.fs, engine.site.now)
     with contextlib.ExitStack() as undo:
@@ -81,6 +85,10 @@ def _attach(site: Site, region: str, name: str, undo: contextlib.ExitStack, *, u
     site.identities.tiers[address] = str(identity["uuid"])
 
 
+def _values(known: ClassSettings) -> Mapping[str, object]:
+    return {"path": str(known.path)} | ({"compress": known.compress} if known.compress != "none" else {})
+
+
 def _remove_identity(fs: Fs, path: Path) -> None:
     with open_directory(fs, path) as at:
         remove_document(fs, at, TIER_IDENTITY)
@@ -100,7 +108,7 @@ def remove_tier(engine: Engine, request: RemoveTier) -> dict[str, object]:
             assert tier is not None
             with tier.open():
                 pass  # one that is away cannot be emptied
-            text = settings_text.put_class(file.read_text(), region, name, {"path": str(known.path), "drain": True})
+            text = settings_text.put_class(file.read_text(), region, name, {**_values(known), "drain": True})
             write_settings(engine.fs, file, text)
             engine.reload(reading.parse(text, file, os.path.realpath))
         return {"Tier": address, "Removed": False, "Versions": held.versions, "Bytes": held.bytes}

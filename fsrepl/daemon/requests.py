@@ -164,11 +164,12 @@ class AddRegion(Request):
 
 @dataclass(frozen=True)
 class AddTier(Request):
-    """tier: REGION/CLASS. umask: the caller's."""
+    """tier: REGION/CLASS. compress: as in fsrepl.toml; empty: as it is. umask: the caller's."""
 
     op = "tier.add"
     tier: str
     path: str
+    compress: str = ""
     umask: int | None = None
 
 
@@ -351,6 +352,14 @@ class RemoveRole(Request):
 @dataclass(frozen=True)
 class RestoreObject(OnObject):
     op = "object.restore"
+
+
+@dataclass(frozen=True)
+class RestoreArchived(OnObject):
+    """Make archived content readable for some days."""
+
+    op = "object.restore_archived"
+    days: int = 1
 
 
 @dataclass(frozen=True)

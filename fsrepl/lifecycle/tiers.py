@@ -25,12 +25,13 @@ from dataclasses import dataclass, field, replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, digests, keys, record_form
-from fsrepl.model.version import NULL, Place, Version, Versioning
+from fsrepl.model.version import NULL, Form, Place, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, Damaged, Placing
 from fsrepl.region.region import Region
-from fsrepl.storage import placed, publishing, record_homes, staging, tiers, versions
-from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
+from fsrepl.s3.lifecycle import DAY_NS
+from fsrepl.storage import compression, placed, publishing, record_homes, staging, tiers, versions
+from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Classed, read_tier, read_traits, traits_of
 from fsrepl.storage.tiers import OpenTier
@@ -43,7 +44,7 @@ PLACED_MIN_BYTES = 4096
 _STEP_S = 0.02
 _ROWS = 1000
 _BATCH, _BATCH_BYTES = 256, 64 << 20
-_PASS_S, _SWEEP_S = 3600.0, 86400.0
+_PASS_S, _SWEEP_S = 3600.0, 2 * 86400.0
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 300.0
 
 
@@ -77,6 +78,10 @@ def step(region: Region) -> bool:
 
 def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
     now_s = time.monotonic()
+    day = region.engine.site.now() // DAY_NS
+    if day != placing.day:  # copies of archived content go at midnight
+        placing.day = day
+        placing.swept.clear()
     if sweepable := [name for name in state.bucket.root.settings.classes if placing.sweep_due(name) <= now_s]:
         _sweep(region, state, placing, sweepable)
         return True
@@ -283,7 +288,7 @@ def _copy(bucket: OpenBucket, wanted: Classed) -> _Copy | _Placed | Damaged | No
     if to == tier:
         return _Placed(version)
     try:
-        fd = versions.open_content(bucket, version)
+        fd = versions.open_stored(bucket, version)
     except FileNotFoundError:
         return None  # removed just now, or lost, which `verify` names
     try:
@@ -300,26 +305,33 @@ def _copy_to_tier(bucket: OpenBucket, version: Version, fd: int, to: str) -> _Co
     tier, token = bucket.tier(to), tiers.new_token()
     name = token.encode()
     new = bucket.fs.create(tier.tmp, name)
-    return _filled(bucket, version, fd, new, _Copy(version, Place(to, token)), tier.tmp, name)
+    place = Place(to, token, tier.tier.form)
+    return _filled(bucket, version, fd, new, _Copy(version, place), tier.tmp, name)
 
 
 def _filled(
     bucket: OpenBucket, version: Version, fd: int, new: int, copy: _Copy, at: int, name: bytes
 ) -> _Copy | Damaged:  # fmt: skip
     """Write the content and the record of a copy, read it back, and close it; Damaged where its original is."""
+    place, read = copy.place, digests.Passing(tiers.decoded(bucket.fs, fd, version.place))
     try:
         try:
-            if copy.place is not None:
-                record = {**attributes.encode(replace(version, place=copy.place)), attributes.KEY: version.key}
+            if place is not None:
+                record = {**attributes.encode(replace(version, place=place)), attributes.KEY: version.key}
                 values = {tiers.BUCKET: bucket.bucket.uuid.encode(), **record_form.on_file(record)}
                 record_homes.put_values(bucket, new, values)
-            read = digests.Passing(bucket.fs.chunks(fd))
             with bucket.fs.released():
-                bucket.fs.write_sparse(new, read)
+                if place is not None and place.form is Form.ZSTD:
+                    for chunk in compression.compressed(read):
+                        bucket.fs.write(new, chunk)
+                else:
+                    bucket.fs.write_sparse(new, read)
                 bucket.fs.sync_file(new)
-                whole = content_digest(bucket, new) == version.digest
+                whole = digests.of_chunks(tiers.decoded(bucket.fs, new, place)) == version.digest
             if whole:
                 return copy
+        except StoreDamaged:
+            whole = False
         finally:
             bucket.fs.close(new)
         bucket.fs.unlink(at, name)
@@ -342,7 +354,7 @@ def _name(bucket: OpenBucket, copies: Sequence[_Copy]) -> None:
     for each in copies:
         if each.place is not None:
             tier = changed[each.place.tier] = bucket.tier(each.place.tier)
-            name = keys.tier_name(each.place.token, each.version.key)
+            name = tiers.content_name(each.version.key, each.place)
             bucket.fs.rename_new(tier.tmp, each.place.token.encode(), tier.fd, name)
     for tier in changed.values():
         bucket.fs.sync_file(tier.fd)
@@ -518,6 +530,9 @@ def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swe
     """Remove a content that the record of its version does not name; note it where the version is unknown."""
     try:
         found = tier.read(entry)
+        if found is None and (copied := _archived(tier, entry)) is not None:
+            _sweep_restored(bucket, tier, entry, copied, swept)
+            return
         if found is None or found[0] != bucket.bucket.uuid:
             swept.strange += 1
             return
@@ -533,6 +548,23 @@ def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swe
         swept.removed += 1
     elif stored.place == content.place and not _leads_to(bucket, content):
         placed.close_to_readers(bucket, content.key, content.id)
+
+
+def _archived(tier: OpenTier, entry: bytes) -> Version | None:
+    """The version of whose archived content an entry is a restored copy, by its name; None for any other."""
+    for suffix in tiers.SUFFIXES.values():
+        if suffix and (found := tier.read(entry + suffix)) is not None:
+            return found[1]
+    return None
+
+
+def _sweep_restored(bucket: OpenBucket, tier: OpenTier, entry: bytes, content: Version, swept: _Swept) -> None:
+    """Remove a copy of archived content whose days are over, or that a crash left."""
+    stored = versions.read(bucket, content.key, content.id, marker=False)
+    until_ns = stored.place.until_ns if stored is not None and stored.place == content.place and stored.place else 0
+    if until_ns <= bucket.bucket.root.now():
+        bucket.fs.unlink(tier.fd, entry)
+        swept.removed += 1
 
 
 def _leads_to(bucket: OpenBucket, content: Version) -> bool:

@@ -21,6 +21,7 @@ from fsrepl.model.version import (
     NO_SHORTFALL,
     NULL,
     DeliveryRecord,
+    Form,
     Origin,
     Place,
     Posix,
@@ -303,14 +304,20 @@ def _decode_shortfall(data: bytes) -> Shortfall:
 
 def _encode_place(place: Place, size: int) -> bytes:
     """A place as JSON, with the size of the content, which the empty stored file does not have."""
-    return _compact({"tier": place.tier, "token": place.token, "size": size}).encode()
+    document: dict[str, object] = {"tier": place.tier, "token": place.token, "size": size}
+    if place.is_archived:
+        document["form"] = str(place.form)
+    if place.until_ns:
+        document["until"] = clock.stamp(place.until_ns)
+    return _compact(document).encode()
 
 
 def _decode_place(data: bytes) -> tuple[Place, int]:
     said = json.loads(data)
     if not _TOKEN.fullmatch(said["token"]):  # it names a file
         raise ValueError(f"{said['token']!r} names no file of a tier")
-    return Place(str(said["tier"]), said["token"]), int(said["size"])
+    until_ns = clock.within(clock.parse(said["until"])) if "until" in said else 0
+    return Place(str(said["tier"]), said["token"], Form(said.get("form", "")), until_ns), int(said["size"])
 
 
 def _encode_posix(posix: Posix) -> bytes:

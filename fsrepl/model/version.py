@@ -145,15 +145,34 @@ class Shortfall:
 NO_SHORTFALL = Shortfall()
 
 
+class Form(enum.StrEnum):
+    """How content lies in a tier."""
+
+    PLAIN = ""
+    """As a file to be read by anybody who may."""
+    ARCHIVED = "archived"
+    """As it is, but to be restored before it is read."""
+    ZSTD = "zstd"
+    """Compressed, and to be restored before it is read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a version's content lies that is not in its bucket's store: in a tier of its region, under a token.
 
     tier: the storage class whose directory holds the content; that of the version, or of the move before.
+    until_ns: of archived content, the time until which a copy can be read that was restored last; 0 where none was.
     """
 
     tier: str
     token: str
+    form: Form = Form.PLAIN
+    until_ns: int = field(default=0, compare=False)
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether the content has to be restored before it can be read."""
+        return self.form is not Form.PLAIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,8 @@ class Placing:
     """A pass through a bucket for versions that do not lie in the tier of their class.
 
     asked: keys of which something may have to be moved. last: the position reached. in_hand: a background worker
-    copies, or sweeps a tier. why: what the moves wait for.
-    checks_links: symlinks may lead to where a tier was before. swept: by tier, the monotonic time of the next sweep.
+    copies, or sweeps a tier. why: what the moves wait for. checks_links: symlinks may lead to where a content was
+    before. swept: by tier, the monotonic time of the next sweep; day: the last UTC day on which tiers were swept.
     """
 
     asked: dict[bytes, None] = field(default_factory=dict)
@@ -117,6 +117,7 @@ class Placing:
     due_s: float = 0.0
     why: str = ""
     swept: dict[str, float] = field(default_factory=dict)
+    day: int = 0
 
     def begin_again(self) -> None:
         """Go through the bucket from its beginning, at once."""

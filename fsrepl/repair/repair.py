@@ -28,7 +28,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, mend, rebuild
 from fsrepl.s3 import rules
-from fsrepl.storage import damaged, hashing, publishing, sharing, staging, versions
+from fsrepl.storage import damaged, hashing, publishing, sharing, staging, tiers, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
@@ -176,9 +176,11 @@ def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
     except OSError:
         return False
     try:
+        if version.place is not None and version.place.is_archived:
+            return digests.of_chunks(tiers.decoded(bucket.fs, fd, version.place)) == version.digest
         # from the disk: a damage there may not be in the page cache yet
         return version.marker or hashing.digest_past_cache(bucket.fs, fd, version.size) == version.digest
-    except OSError:
+    except (OSError, StoreDamaged):
         return False  # a sector that cannot be read
     finally:
         bucket.fs.close(fd)
@@ -187,7 +189,7 @@ def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
 def _open(bucket: OpenBucket, target: Target, version: Version) -> int:
     if version.place is None:
         return bucket.fs.open_read(bucket.store.get(target.directory), target.name)
-    return versions.open_content(bucket, version)
+    return versions.open_stored(bucket, version)
 
 
 def _stage_whole(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
-from fsrepl.model import attributes, clock, keys
+from fsrepl.model import attributes, clock, digests, keys
 from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem, Verdict
@@ -23,7 +23,7 @@ from fsrepl.repair.sides import Side
 from fsrepl.repair.verified import Verified
 from fsrepl.repair.verify_records import Records, deleted_there_alone
 from fsrepl.repair.verify_views import Views, mount_over
-from fsrepl.storage import hashing, intents, records, versions
+from fsrepl.storage import hashing, intents, records, tiers, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
 from fsrepl.storage.fs import GONE
@@ -330,7 +330,7 @@ class Verification:
         else:
             where += f" {version.place.tier}"
             try:
-                fd = versions.open_content(side.bucket, version)
+                fd = versions.open_stored(side.bucket, version)
             except FileNotFoundError:
                 return False  # it is lost
         try:
@@ -345,7 +345,11 @@ class Verification:
                 self.tally.bytes = before + done
                 self.hooks.progress(self.tally)
 
-            matches = hashing.digest_past_cache(fs, fd, found.st_size, told) == version.digest
+            if version.place is not None and version.place.is_archived:
+                digest = digests.of_chunks(digests.counted(tiers.decoded(fs, fd, version.place), told))
+            else:
+                digest = hashing.digest_past_cache(fs, fd, found.st_size, told)
+            matches = digest == version.digest
         finally:
             fs.close(fd)
         if matches and verified is not None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from fsrepl.model import attributes
+from fsrepl.model import attributes, digests
 from fsrepl.model.version import Version
 from fsrepl.replicate import large_draft
 from fsrepl.replicate.draft import Draft, LargeDraft, StagedFile, StagedReplica
-from fsrepl.storage import records, sharing, staging, versions
+from fsrepl.storage import records, sharing, staging, tiers, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 
 
@@ -72,8 +72,10 @@ class LocalTree:
 
     def is_whole(self, version: Version) -> bool:
         bucket = self._bucket
-        fd = versions.open_content(bucket, version)
+        fd = versions.open_stored(bucket, version)
         try:
+            if version.place is not None and version.place.is_archived:
+                return digests.of_chunks(tiers.decoded(bucket.fs, fd, version.place)) == version.digest
             return bucket.fs.stat_fd(fd).st_size == version.size and content_digest(bucket, fd) == version.digest
         finally:
             bucket.fs.close(fd)

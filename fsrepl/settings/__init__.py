@@ -35,6 +35,11 @@ class ClassSettings:
 
     name: str
     path: Path = _setting(kinds.path, None, "")
+    compress: str = _setting(
+        kinds.one_of("none", "zstd"),
+        "none",
+        "none | zstd: for GLACIER and DEEP_ARCHIVE, whose content must be restored first",
+    )
     drain: bool = _setting(kinds.flag, False, "true: move the content that lies there back into the region")
 
 
@@ -216,6 +221,8 @@ TIERS = (
     "REDUCED_REDUNDANCY",
 )
 """The storage classes that may have a directory of their own. STANDARD has the region's."""
+ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
+"""Storage classes whose content has to be restored before it can be read."""
 REGION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 

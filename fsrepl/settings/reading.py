@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from fsrepl.errors import Usage
 from fsrepl.settings import (
+    ARCHIVES,
     FILE,
     REGION_NAME,
     STATE,
@@ -165,6 +166,12 @@ def _region(file: _Text, keys: Keys, table: dict[str, object]) -> RegionSettings
                 advice = "STANDARD lies in the region's own path"
             raise file.wrong((*above, name), f"[{title_of(above)}] has no storage class {quoted(name)}; {advice}")
         classes[name] = file.read((*above, name), below, ClassSettings, name=name)
+        if classes[name].compress != "none" and name not in ARCHIVES:
+            raise file.wrong(
+                (*above, name, "compress"),
+                f"[{title_of((*above, name))}] cannot be compressed: its content is read without being restored first; "
+                f"compress is for {' and '.join(ARCHIVES)}",
+            )
     own = {name: value for name, value in table.items() if name != "classes"}
     return file.read(keys, own, RegionSettings, name=keys[-1], classes=MappingProxyType(classes))
 

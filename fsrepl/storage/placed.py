@@ -17,7 +17,7 @@ from fsrepl.model.version import Version
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.posix import apply_posix
-from fsrepl.storage.tiers import LinkTarget
+from fsrepl.storage.tiers import SUFFIXES, LinkTarget
 
 _MAY_NOT_WRITE = 0o555
 _OWNER_READS = 0o400
@@ -29,7 +29,7 @@ def path_of(bucket: OpenBucket, version: Version) -> bytes:
     tier = bucket.bucket.root.tier(version.place.tier)
     if tier is None:
         raise Unavailable(f"the settings of region {bucket.bucket.region} have no tier of {version.place.tier}")
-    return tier.path_of(bucket.bucket.name, version.key, version.place)
+    return tier.link_to(bucket.bucket.name, version.key, version.place)
 
 
 def leads_to(target: LinkTarget | None, version: Version) -> bool:
@@ -47,7 +47,8 @@ def version_of(bucket: OpenBucket, key: bytes, target: LinkTarget) -> Version | 
         if leads_to(target, own):
             return own
     for name in bucket.bucket.root.settings.classes:
-        found = bucket.tier(name).read(target.name)
+        tier = bucket.tier(name)
+        found = next((each for suffix in SUFFIXES.values() if (each := tier.read(target.name + suffix))), None)
         if found is not None and found[0] == bucket.bucket.uuid:
             version = versions.read(bucket, found[1].key, found[1].id, marker=False)
             return version if version is not None and version.digest == found[1].digest else None
@@ -70,8 +71,14 @@ def _versions_of(bucket: OpenBucket, key: bytes) -> Iterator[Version]:
 
 
 def open_to_readers(bucket: OpenBucket, version: Version) -> None:
-    """Let those read the content of a version in its tier who may read the object. Raises Unavailable, OSError."""
+    """Let those read the content of a version in its tier who may read the object; archived content once it is
+    restored.
+
+    Raises Unavailable, OSError.
+    """
     assert version.place is not None
+    if version.place.is_archived and version.place.until_ns <= bucket.bucket.root.now():
+        return
     fd = versions.open_content(bucket, version)
     try:
         posix = version.posix

@@ -2,6 +2,8 @@
 
     TIER/.fsrepl-tier.json           identity: uuid, region, class; without it the tier is offline
     TIER/BUCKET/TOKEN;cat.jpg        the content of one version, with a copy of its record
+    TIER/BUCKET/TOKEN;cat.jpg.zst    archived content (GLACIER, DEEP_ARCHIVE), .arc where it is not compressed; the name
+                                     without that is then a copy that was restored for some days, or is missing
     TIER/BUCKET/.tmp/                staging, swept at start
 
 A version whose content lies in a tier keeps its file in the bucket's store: empty, with the record, which names tier
@@ -15,19 +17,27 @@ import contextlib
 import os
 import re
 import secrets
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from fsrepl.errors import Away, Disowned, Unavailable, reason
+from fsrepl.errors import Away, Disowned, Refused, Unavailable, reason
 from fsrepl.model import attributes, clock, keys, record_form
-from fsrepl.model.version import Place, Posix, Version
-from fsrepl.settings import ClassSettings
-from fsrepl.storage import documents, probe
+from fsrepl.model.version import Form, Place, Posix, Version
+from fsrepl.settings import ARCHIVES, ClassSettings
+from fsrepl.storage import compression, documents, probe
 from fsrepl.storage.fs import GONE, FileType, Fs
 
 TIER_IDENTITY = b".fsrepl-tier.json"
 TMP = b".tmp"
+SUFFIXES: Mapping[Form, bytes] = MappingProxyType({Form.PLAIN: b"", Form.ARCHIVED: b".arc", Form.ZSTD: b".zst"})
+RESTORED = b".restored"
+"""The end of the name of a staged copy of archived content."""
+_RESTORED_MAX_S = 86400.0
+INVALID_STATE = "InvalidObjectState"
+_RESTORE = "`fsrepl restore ADDRESS --days N` makes it readable for some days"
 BUCKET = attributes.OURS + "bucket"
 """An attribute of a content: the uuid of its bucket. A bucket that was removed may have had the same name."""
 _LINK = re.compile(rb"(?s)/(?P<bucket>[^/]+)/(?P<name>(?P<token>[0-9a-f]{32});[^/]+)")
@@ -71,11 +81,22 @@ class Tier:
         return tier_address(self.region, self.storage_class)
 
     @property
+    def form(self) -> Form:
+        """How content is put there now."""
+        if self.storage_class not in ARCHIVES:
+            return Form.PLAIN
+        return Form.ZSTD if self.settings.compress == "zstd" else Form.ARCHIVED
+
+    @property
     def not_attached(self) -> str:
         return f"{self} is not attached; `fsrepl tier add {self.address}={self.settings.path}` attaches it"
 
     def path_of(self, bucket: str, key: bytes, place: Place) -> bytes:
         """The path of a content, for people."""
+        return b"/".join([os.fsencode(self.settings.path), os.fsencode(bucket), content_name(key, place)])
+
+    def link_to(self, bucket: str, key: bytes, place: Place) -> bytes:
+        """The target of a symlink to a content, or to where its restored copies are."""
         return b"/".join([os.fsencode(self.settings.path), os.fsencode(bucket), keys.tier_name(place.token, key)])
 
     @contextlib.contextmanager
@@ -174,6 +195,16 @@ class LinkTarget:
     name: bytes
 
 
+def content_name(key: bytes, place: Place) -> bytes:
+    """The file name of a version's content in its tier."""
+    return keys.tier_name(place.token, key) + SUFFIXES[place.form]
+
+
+def decoded(fs: Fs, fd: int, place: Place | None) -> Iterator[bytes]:
+    """The content in an open file, in pieces. Raises StoreDamaged where it cannot be decompressed."""
+    return compression.decompressed(fd) if place is not None and place.form is Form.ZSTD else fs.chunks(fd)
+
+
 def link_target(bucket: str, target: bytes) -> LinkTarget | None:
     """What a symlink leads to if it is one into a tier, wherever that was mounted when it was made; else None.
 
@@ -207,12 +238,18 @@ class OpenTier:
                 self._tmp = self.fs.open_dir(self.fd, TMP)
         return self._tmp
 
-    def open_content(self, key: bytes, place: Place) -> int:
-        """The content of a version, opened to read. Raises FileNotFoundError where it is lost."""
+    def open_content(self, key: bytes, place: Place, now_ns: int) -> int:
+        """The content of a version, opened to read, archived content as a restored copy.
+
+        Raises FileNotFoundError where it is lost, Refused(InvalidObjectState) where it has to be restored first.
+        """
+        if place.is_archived and place.until_ns <= now_ns:
+            raise Refused(INVALID_STATE, f"{keys.shown(key)} is archived in {self.tier}; {_RESTORE}")
         return self.fs.open_read(self.fd, keys.tier_name(place.token, key))
 
-    def stat_content(self, key: bytes, place: Place) -> os.stat_result:
-        return self.fs.stat(self.fd, keys.tier_name(place.token, key))
+    def open_stored(self, key: bytes, place: Place) -> int:
+        """The file of a version's content, opened as it lies there; see decoded. Raises FileNotFoundError."""
+        return self.fs.open_read(self.fd, content_name(key, place))
 
     def read(self, entry: bytes) -> tuple[str, Version] | None:
         """The uuid of a content's bucket, and the version as the copy of its record on the content says.
@@ -237,13 +274,17 @@ class OpenTier:
         stored = keys.StoredName(keys.split(key)[1], version_id, False, False)
         version = attributes.decode(key, stored, fields, _NO_INODE, 0)
         token = entry.partition(b";")[0].decode("ascii", "replace")
-        return found.get(BUCKET, b"").decode("ascii", "replace"), replace(
-            version, place=Place(self.tier.storage_class, token)
-        )
+        place = replace(version.place, tier=self.tier.storage_class, token=token) if version.place else None
+        if place is None or content_name(key, place) != entry:
+            return None
+        version = replace(version, place=place)
+        return found.get(BUCKET, b"").decode("ascii", "replace"), version
 
     def remove(self, key: bytes, place: Place) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.unlink(self.fd, keys.tier_name(place.token, key))
+        """Remove the content of a version, and a restored copy of it."""
+        for name in {keys.tier_name(place.token, key), content_name(key, place)}:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.unlink(self.fd, name)
 
     def entries(self) -> Iterator[bytes]:
         """The names of all contents."""
@@ -252,10 +293,12 @@ class OpenTier:
                 yield name
 
     def sweep(self) -> None:
-        """Remove an earlier process's staged files."""
-        for name, _ in list(self.fs.entries(self.tmp)):
+        """Remove an earlier process's staged files; copies that a command restores just now only after a day."""
+        for name in self.fs.names(self.tmp):
             with contextlib.suppress(OSError):
-                self.fs.unlink(self.tmp, name)
+                age_s = time.time() - self.fs.stat(self.tmp, name).st_ctime
+                if not name.endswith(RESTORED) or age_s > _RESTORED_MAX_S:
+                    self.fs.unlink(self.tmp, name)
 
     def close(self) -> None:
         if self._tmp >= 0:

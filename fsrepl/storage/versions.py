@@ -232,11 +232,24 @@ def open_version(bucket: OpenBucket, key: bytes, version_id: str, *, marker: boo
 
 
 def open_content(bucket: OpenBucket, version: Version) -> int:
-    """The content of a version, opened to read, wherever it lies. FileNotFoundError where there is none; Unavailable
-    where it lies in a tier that is away."""
+    """The content of a version, opened to read, wherever it lies.
+
+    Raises FileNotFoundError where there is none, Unavailable where it lies in a tier that is away,
+    Refused(InvalidObjectState) where it is archived and not restored.
+    """
     if version.place is None:
         return open_version(bucket, version.key, version.id)
-    return bucket.tier(version.place.tier).open_content(version.key, version.place)
+    return bucket.tier(version.place.tier).open_content(version.key, version.place, bucket.bucket.root.now())
+
+
+def open_stored(bucket: OpenBucket, version: Version) -> int:
+    """The file that has the content of a version, opened as it lies there, archived or not; see tiers.decoded.
+
+    Raises FileNotFoundError where there is none, Unavailable where it lies in a tier that is away.
+    """
+    if version.place is None:
+        return open_version(bucket, version.key, version.id)
+    return bucket.tier(version.place.tier).open_stored(version.key, version.place)
 
 
 def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:

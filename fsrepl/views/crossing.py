@@ -34,6 +34,10 @@ def bring(bucket: OpenBucket, at: int, version: Version) -> bytes:
     """Stage a version's view beside its place, already durable; its name there. Raises OSError."""
     name = beside(version.key)
     part = name.removesuffix(_WHOLE) + _PART
+    if version.place is not None:
+        stage.stage_placed(bucket, version, at=at, name=name)
+        bucket.views.changed.add(keys.split(version.key)[0])
+        return name
     fd = versions.open_content(bucket, version)
     try:
         stage.stage_view(bucket, version, fd, at=at, name=part)

@@ -21,7 +21,7 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     if version.marker or version.kind is Kind.DIRECTORY:
         return b""
     if version.place is not None and version.kind is Kind.FILE:
-        return _stage_placed(bucket, version)
+        return stage_placed(bucket, version)
     fd = versions.open_content(bucket, version)
     try:
         if content_digest(bucket, fd) != version.digest:
@@ -36,11 +36,15 @@ def stage_current(bucket: OpenBucket, version: Version) -> bytes:
     return staged
 
 
-def _stage_placed(bucket: OpenBucket, version: Version) -> bytes:
-    """Stage a symlink to a version's content in its tier, which is opened to those who may read the object."""
+def stage_placed(bucket: OpenBucket, version: Version, *, at: int = -1, name: bytes = b"") -> bytes:
+    """Stage a symlink to a version's content in its tier, which is opened to those who may read the object; its name.
+
+    It lies in .fsrepl/tmp, unless another directory and a name in it are given. Of archived content the symlink leads
+    to where a restored copy is, or will be.
+    """
     placed.open_to_readers(bucket, version)
-    name = staging.token()
-    bucket.fs.symlink(placed.path_of(bucket, version), bucket.tmp, name)
+    at, name = (bucket.tmp, staging.token()) if at < 0 else (at, name)
+    bucket.fs.symlink(placed.path_of(bucket, version), at, name)
     return name
 
 

@@ -27,3 +27,16 @@ def test_a_tier_is_added_listed_and_removed(tmp_path: Path) -> None:
         assert "is removed" in site.must("tier", "rm", tier).out
         assert site.json("tier", "ls")["Tiers"] == []
         assert "classes" not in settings.read_text()
+
+
+def test_restoring_for_days_what_is_not_archived(tmp_path: Path) -> None:
+    """Refused with S3's code; a class that may not be compressed is named, with those that may."""
+    with Site(tmp_path) as site:
+        site.start()
+        site.write("k", b"content")
+        site.wait()
+        found = site.run("restore", f"{SOURCE}/k", "--days", "7")
+        assert (found.code, found.err.startswith("InvalidObjectState: ")) == (3, True)
+        region = SOURCE.split("/")[0]
+        found = site.run("tier", "add", f"{region}/STANDARD_IA={tmp_path / 'hdd'}", "--compress", "zstd")
+        assert (found.code, "compress is for GLACIER and DEEP_ARCHIVE" in found.err) == (2, True)

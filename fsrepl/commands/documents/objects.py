@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import email.utils
 import os
 from collections.abc import Mapping
 
@@ -79,6 +80,8 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         "Posix": _posix_document(version.posix),
         "StoredAs": keys.text(_stored_as(bucket, version)),
     }
+    if version.place is not None and version.place.until_ns > bucket.bucket.root.now():
+        document["Restore"] = restore_header(version.place.until_ns)
     if version.deliveries:
         document["Deliveries"] = {
             name: {"Rule": d.rule, "Status": str(d.status), **({"Reason": d.reason} if d.reason else {}), **_crossed(d)}
@@ -89,6 +92,11 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
 
 def _crossed(recorded: DeliveryRecord) -> Document:
     return {} if recorded.crossed_bytes is None else {"CrossedBytes": recorded.crossed_bytes}
+
+
+def restore_header(until_ns: int) -> str:
+    """When a restored copy of archived content goes, as S3's x-amz-restore says it."""
+    return f'ongoing-request="false", expiry-date="{email.utils.formatdate(until_ns / 1e9, usegmt=True)}"'
 
 
 def _stored_as(bucket: OpenBucket, version: Version) -> bytes:
