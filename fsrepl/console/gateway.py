@@ -173,7 +173,7 @@ class Watch:
             site.ask_regions_in_threads(gateway.probes.ask)
             gateway.silent = site.silent
             status = statuses.status(site, reader.daemon_status(gateway.settings))
-            look = Look(number, time.time(), status, regions.regions(site))
+            look = Look(number, time.time(), status, [*regions.regions(site), *_services(site)])
             if self.history.add(history.sample_of(status, look.time_s)):
                 history.save(site, self.history)
             return look
@@ -183,6 +183,11 @@ class Watch:
                 number, time.time(), before.status if before else _NOTHING, before.regions if before else [],
                 reason(error),
             )  # fmt: skip
+
+
+def _services(site: Site) -> list[Document]:
+    """The regions that are S3 services, in the form of `region ls`. They are not asked: deliveries say how they are."""
+    return [{"Name": name, "Path": each.url, "Service": True} for name, each in sorted(site.settings.endpoints.items())]
 
 
 _NOTHING: dict[str, Any] = {"daemon": {"running": False, "ready": False}, "buckets": [], "transfers": []}

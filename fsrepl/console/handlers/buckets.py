@@ -31,7 +31,7 @@ def bucket(visit: Visit) -> Response:
             site, address, path, starts=os.fsencode(where.starts), at=_cursor(visit), with_versions=where.versions
         )
     (found,) = (each for each in documents.buckets(site) if each["Bucket"] == address)
-    return visit.html(pages.page(visit.frame(), where, found, _status(visit, address), page))
+    return visit.html(pages.page(visit.frame(), where, found, _status(visit, address), page, site.buckets))
 
 
 def _cursor(visit: Visit) -> Cursor:
@@ -51,8 +51,10 @@ def _status(visit: Visit, address: str) -> Document | None:
 
 def create(visit: Visit) -> Response:
     wanted = Address.parse_bucket(f"{visit.given('region').strip()}/{visit.given('name').strip()}")
-    visit.perform(requests.CreateBucket(wanted, versioning=bool(visit.given("versioning")), umask=visit.gateway.umask))
-    return visit.done(f"Bucket {wanted} is created.", url("/bucket", bucket=str(wanted)))
+    versioning, trees = bool(visit.given("versioning")), bool(visit.given("trees"))
+    visit.perform(requests.CreateBucket(wanted, versioning, visit.gateway.umask, trees))
+    is_tree = wanted.region in visit.gateway.settings.regions  # one of an S3 service has no page here
+    return visit.done(f"Bucket {wanted} is created.", url("/bucket", bucket=str(wanted)) if is_tree else "/")
 
 
 def set_versioning(visit: Visit) -> Response:

@@ -47,6 +47,7 @@ def _page(visit: Visit, text: str | None, trouble: str) -> Response:
             status,
             role,
             role_trouble,
+            known=site.buckets,
             text=text,
             trouble=trouble,
         ),

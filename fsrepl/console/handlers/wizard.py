@@ -34,7 +34,7 @@ def wizard(visit: Visit) -> Response:
             source = Address.parse_bucket(answers.source)
             offered = {
                 region: list(some)
-                for region, some in itertools.groupby(replication.candidates(site, source), region_of)
+                for region, some in itertools.groupby(sorted(replication.candidates(site, source)), region_of)
             }
             return visit.html(pages.destination(frame, answers, offered, replication.unsuitable(site, source)))
         case 2:

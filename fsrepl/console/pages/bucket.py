@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from fsrepl.commands.folder import Cursor
@@ -31,12 +32,16 @@ class Place:
         return replace(self, folder=folder, starts="").url()
 
 
-def page(frame: Frame, place: Place, bucket: Document, status: Document | None, folder: Document) -> str:
-    """bucket: its document of `bucket ls`; status: that of `status`, None where not counted yet; folder: the page."""
+def page(
+    frame: Frame, place: Place, bucket: Document, status: Document | None, folder: Document, known: Collection[str]
+) -> str:  # fmt: skip
+    """bucket: its document of `bucket ls`; status: that of `status`, None where not counted yet; folder: the page of
+    objects; known: the buckets that have a page of their own."""
     return render(
         "bucket.html", frame,
         place=place,
         bucket=bucket,
+        known=known,
         status=status,
         notes=[shown(note.text) for note in notes_of(status, 5)] if status else [],
         crumbs=_crumbs(place),

@@ -49,6 +49,7 @@ def live(frame: Frame, status: Document | None, regions: Sequence[Document], rec
         daemon=status["daemon"],
         regions=regions,
         buckets=status["buckets"],
+        known={bucket["bucket"] for bucket in status["buckets"]},
         rules=[(bucket, rule) for bucket in status["buckets"] for rule in bucket["rules"]],
         transfers=status["transfers"],
         problems=problems(status),
@@ -66,7 +67,8 @@ def problems(status: Document) -> list[Problem]:
         found[""] = Problem(shown(daemon["trouble"]))
     for region in daemon.get("stuck") or ():
         found[region] = Problem(f"No progress in region {region}: its filesystem hangs.")
-    for text in status.get("unattached", ()):
+    tiers = [tier["Trouble"] for tier in status.get("tiers", ()) if tier.get("Trouble")]
+    for text in (*status.get("unattached", ()), *tiers):
         found[text] = Problem(shown(text))
     for tier in status.get("tiers", ()):
         if tier.get("Trouble"):

@@ -85,7 +85,7 @@ def _number(value: int) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("fsrepl.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"],
     )  # fmt: skip
     environment.filters.update(
         size=size_text, duration=duration_text, when=_when, shown=shown, number=_number, key=key_text, name=name_text,
