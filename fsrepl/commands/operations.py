@@ -182,6 +182,9 @@ def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
 
 def _repair(engine: Engine, request: requests.Repair) -> Answer:
     """Repair one version, or a directory, whose path ends in a slash. The caller checks the result."""
+    if request.region in engine.site.services:
+        services.repair(engine, request)
+        return {}
     address, path = engine.site.bucket(str(request.bucket)).address, request.path
     if path.endswith(b"/"):
         region = engine.region_of(address)

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
+from dataclasses import replace
 from typing import TypedDict
 
 from fsrepl.commands import settings_text
 from fsrepl.commands.sites import write_settings
 from fsrepl.daemon.engine import Engine
-from fsrepl.daemon.requests import AddRegion, CreateBucket, SetVersioning
+from fsrepl.daemon.requests import AddRegion, CreateBucket, Repair, SetVersioning
 from fsrepl.daemon.uplink import describe_refusal
-from fsrepl.errors import BucketMissing, FsreplError, Refused, Usage
+from fsrepl.daemon.worker import Worker
+from fsrepl.errors import BucketMissing, FsreplError, Refused, StoreDamaged, Usage
+from fsrepl.model import digests, keys
+from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
-from fsrepl.model.version import Versioning
+from fsrepl.model.version import Version, Versioning
+from fsrepl.region import deliveries
 from fsrepl.remote import client
-from fsrepl.remote.failures import ServiceRefused
+from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.remote.failures import Absent, ServiceRefused
 from fsrepl.remote.service import Service, versioning_there
 from fsrepl.s3 import arn
+from fsrepl.s3.rules import renewed
 from fsrepl.settings import reading
+from fsrepl.storage import versions
+from fsrepl.storage.journal.rows import delivery_of
+from fsrepl.storage.remote_key import RemoteKey
 from fsrepl.storage.site import Site
+
+_REPAIR_S = 60.0
+"""How long a repair waits for its delivery."""
+_LOOK_S = 0.2
 
 
 class BucketFacts(TypedDict):
@@ -88,6 +104,73 @@ def bucket_document(found: BucketFacts) -> Document:
 
 
 # -- what a command changes
+
+
+def repair(engine: Engine, request: Repair) -> None:
+    """Have a version sent again to a bucket there, by each bucket that delivered it, and wait for that.
+
+    An object whose content is damaged is removed first; what is there otherwise is brought into line.
+    """
+    address = str(request.bucket)
+    remote = engine.site.services[request.bucket.region].bucket(address)
+    for source in engine.site.sources_of(address):
+        region = engine.region_of(source)
+        version = region.ask(functools.partial(_read, engine, source, request))
+        if version is None or address not in version.deliveries:
+            continue
+        _remove_if_damaged(engine, remote, version)
+        region.ask(functools.partial(_send_again, region, source, address, version))
+        _await_delivery(engine, source, address, version)
+
+
+def _read(engine: Engine, source: str, request: Repair) -> Version | None:
+    """The version of a source that a repair names by its stored path."""
+    directory, last = keys.split(request.path)
+    stored = keys.StoredName(last, request.version_id, request.marker, False)
+    name = last + b";" + request.version_id.encode() + (keys.MARKER if request.marker else b"")
+    with engine.site.bucket(source).open() as bucket:
+        try:
+            return versions.read_stored(bucket, bucket.store.get(directory), request.path, stored, name)
+        except (OSError, StoreDamaged):
+            return None
+
+
+def _remove_if_damaged(engine: Engine, remote: RemoteBucket, version: Version) -> None:
+    journal = engine.journal
+    key = RemoteKey(remote, version.key, journal.remote.of_keys(remote.address, [version.key]).get(version.key, []))
+    key.look()
+    row = key.get(version)
+    if row is not None and not version.marker:
+        try:
+            if digests.of_chunks(remote.content(key.name, row.remote)) != version.digest:
+                remote.remove(key.name, row.remote)
+                key.forget(version)
+        except Absent:
+            key.forget(version)
+    with journal.transaction():
+        journal.bucket_id(remote.address)
+        journal.remote.remove(remote.address, key.gone)
+        journal.remote.put(remote.address, key.rows.values())
+
+
+def _send_again(region: Worker, source: str, address: str, version: Version) -> None:
+    with region.ready(source).bucket.open() as bucket:
+        recorded = version.deliveries[address]
+        if recorded.settled:
+            again = replace(renewed(recorded), edit=False)
+            deliveries.redeliver(region, bucket, version, {**version.deliveries, address: again})
+
+
+def _await_delivery(engine: Engine, source: str, address: str, version: Version) -> None:
+    until_s = time.monotonic() + _REPAIR_S
+    delivery = delivery_of(source, version, address, version.deliveries[address])
+    while engine.journal.deliveries.is_pending(delivery) and time.monotonic() < until_s:
+        if engine.threaded:
+            with engine.changed:
+                engine.changed.wait(_LOOK_S)
+        else:
+            engine.receivers[region_of(address)].turn()
+            engine.region_of(source).turn()
 
 
 def create_bucket(engine: Engine, request: CreateBucket) -> dict[str, object]:

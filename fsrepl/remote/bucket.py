@@ -228,6 +228,9 @@ class RemoteBucket:
 
     def set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Replace the tags of a version, in place."""
+        if not tags:  # some services take no empty set
+            self._call("delete_object_tagging", Key=name, VersionId=version)
+            return
         tag_set = [{"Key": key, "Value": value} for key, value in tags.items()]
         self._call("put_object_tagging", Key=name, VersionId=version, Tagging={"TagSet": tag_set})
 

@@ -122,13 +122,14 @@ def as_sent(
         if replica.posix and there.posix:
             posix = replace(replica.posix, uid=there.posix.uid, gid=there.posix.gid, mode=there.posix.mode)
             replica = replace(replica, posix=posix)
-    if not there.tags and not _carries_tags(sent, role, source, at):
+    if not there.tags and not carries_tags(sent, role, source, at):
         groups -= {metadata.TAGS}
     merged = metadata.merged(there, replica, groups)
     return replace(merged, created_ns=sent.created_ns, digest=sent.digest, size=sent.size)
 
 
-def _carries_tags(sent: Version, role: Role | None, source: str, at: str) -> bool:
+def carries_tags(sent: Version, role: Role | None, source: str, at: str) -> bool:
+    """Whether a role permits a version's tags, and not the version alone."""
     permission = permissions.permission_to_send(
         role, source=source, destination=at, key=sent.key.decode("utf-8", "surrogateescape"), marker=sent.marker,
         tags=True, acl=False, owner_override=False, batch=False,

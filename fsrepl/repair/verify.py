@@ -16,12 +16,14 @@ from functools import partial
 
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, clock, digests, keys
+from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem, Verdict
 from fsrepl.repair.sides import Side
 from fsrepl.repair.verified import Verified
 from fsrepl.repair.verify_records import Records, deleted_there_alone
+from fsrepl.repair.verify_remote import BATCH, RemoteSide
 from fsrepl.repair.verify_views import Views, mount_over
 from fsrepl.storage import hashing, intents, records, tiers, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -118,6 +120,8 @@ class Verification:
         self._sides: dict[str, Side | None] = {}
         self._found: list[tuple[Difference, Look]] = []
         self.records, self.views = Records(site), Views(journal)
+        self._remotes: dict[str, RemoteSide] = {}
+        """The buckets of S3 services that versions were delivered to."""
         bucket = site.bucket(source)
         opened = bucket.open()
         self._sides[source] = self._prepare(source, opened)
@@ -131,9 +135,11 @@ class Verification:
             self.destinations = [destination]
 
     def _check_destination(self, destination: str) -> None:
-        self.site.bucket(destination)
+        is_tree = region_of(destination) not in self.site.services
+        if is_tree:
+            self.site.bucket(destination)
         sent = self.journal.deliveries.counts(self.source) if self.journal is not None else {}
-        back = self.site.buckets[destination].replication
+        back = self.site.buckets[destination].replication if is_tree else None
         returns = back is not None and any(rule.destination == self.source for rule in back.rules)
         if destination in self.destinations or any(to == destination for to, _, _ in sent) or returns:
             return
@@ -155,6 +161,8 @@ class Verification:
             return None
         if address not in self._sides:
             self._sides[address] = None
+            if region_of(address) in self.site.services:
+                return None
             try:
                 bucket = self.site.bucket(address)
                 opened = bucket.open()
@@ -241,6 +249,8 @@ class Verification:
         source = self._side(self.source)
         assert source is not None
         yield from self._store(source, self._sent)
+        for remote in list(self._remotes.values()):
+            yield from self._compare_remote(remote)
         for address in [*self.destinations, *self._sides]:
             self._side(address)
         for side in [s for s in self._sides.values() if s is not None and s is not source]:
@@ -377,11 +387,53 @@ class Verification:
                 self.tally.pending += recorded.status is Status.PENDING
                 self.tally.failed += recorded.status is Status.FAILED
         for address in {a for a, d in version.deliveries.items() if d.status is Status.COMPLETED} | {version.source}:
+            if address in version.deliveries and region_of(address) in self.site.services:
+                yield from self._sent_to_service(address, version)
+                continue
             there = self._side(address) if address in version.deliveries or address in self._wanted() else None
             if there is not None and not self._has(there, version):
                 look = partial(self.records.compare_afresh, source, there, version)
                 if (difference := look()) is not None:
                     yield difference, look
+
+    def _sent_to_service(self, address: str, version: Version) -> Iterator[tuple[Difference, Look]]:
+        """Have a version compared with its object; with many others together, since each takes a few requests."""
+        if self.only not in (None, address) or address in self.tally.away:
+            return
+        if address not in self._remotes:
+            bucket = self.site.services[region_of(address)].bucket(address)
+            source = self._sides[self.source]
+            assert source is not None
+            self._remotes[address] = RemoteSide(bucket, self.source, self.records.role_of(source), self.journal)
+        remote = self._remotes[address]
+        remote.waiting.append(version)
+        if len(remote.waiting) >= BATCH:
+            yield from self._compare_remote(remote)
+
+    def _compare_remote(self, remote: RemoteSide) -> Iterator[tuple[Difference, Look]]:
+        for compared in remote.compare_waiting():
+            if compared.away:
+                self.tally.away[remote.address] = compared.away
+                continue
+            self.tally.checked += 1
+            self.tally.bytes += compared.read_bytes
+            self.hooks.read(compared.read_bytes)
+            self.hooks.progress(self.tally)
+            if compared.difference is not None:
+                yield compared.difference, partial(self._compare_again, remote, compared.version)
+
+    def _compare_again(self, remote: RemoteSide, version: Version) -> Difference | None:
+        """The difference of an object now, from its source's version as it is now."""
+        source = self._side(self.source)
+        assert source is not None
+        now = versions.read_whole(source.bucket, version.key, version.id, marker=version.marker)
+        recorded = now.deliveries.get(remote.address) if now is not None else None
+        if now is None or recorded is None or recorded.status is not Status.COMPLETED:
+            return None
+        compared = remote.compare(now)
+        if compared.away:
+            self.tally.away[remote.address] = compared.away
+        return compared.difference
 
     def _wanted(self) -> set[str]:
         return {self.only} if self.only is not None else {*self.destinations, *self._sides}

@@ -66,12 +66,12 @@ class Records:
             return receiver.wrong(got, Problem.DIGEST, f"its recorded BLAKE3 is not that of {sender.address}")
         if compare.is_alike(sent, got):
             return None
-        role = self._role_of(sender)
+        role = self.role_of(sender)
         expected = compare.as_sent(sent, got, recorded, role, sender.address, receiver.address)
         why = compare.metadata_difference(got, expected)
         return receiver.wrong(got, Problem.METADATA, why) if why else None
 
-    def _role_of(self, side: Side) -> Role | None:
+    def role_of(self, side: Side) -> Role | None:
         replication = side.bucket.bucket.replication
         if replication is None:
             return None

@@ -2,7 +2,7 @@
 
 An object is complete or absent by itself, and is shown at once: nothing is staged, published or synced here. What is
 not atomic is the word of it. An intent in the journal precedes each request that makes a version, and where an intent
-is left over, or the journal may lack one, the key's list says whether the version is there (remote_key.py).
+is left over, or the journal may lack one, the key's list says whether the version is there (storage/remote_key.py).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.remote.bucket import Head, RemoteBucket
-from fsrepl.remote.failures import NoSuchBucket, ServiceAway, ServiceRefused
-from fsrepl.remote.form import form_of
+from fsrepl.remote.failures import Absent, NoSuchBucket, ServiceAway, ServiceRefused
+from fsrepl.remote.form import Form, form_of
 from fsrepl.replicate import decide, upload
-from fsrepl.replicate.remote_key import RemoteKey
 from fsrepl.replicate.sending import Sending
 from fsrepl.replicate.settle import is_pending
 from fsrepl.s3 import rules
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.remote import COPYING, RemoteVersion
 from fsrepl.storage.journal.rows import Delivery, Outcome
+from fsrepl.storage.remote_key import RemoteKey
 
 log = logging.getLogger("fsrepl")
 
@@ -145,10 +145,11 @@ class _Carrying:
     def _find(self, version: Version) -> Head | None:
         """A version that the bucket has, by the journal and by the bucket itself; None where it has none."""
         row = self._key.get(version)
-        if row is None:
-            return None
-        head = self._bucket.head(self._key.name, row.remote)
-        if head is None:
+        head = self._bucket.head(self._key.name, row.remote) if row is not None else None
+        if row is not None and head is None and not self._key.is_listed:
+            self._key.look()  # somebody has removed it, or copied it
+            return self._find(version)
+        if row is not None and head is None:
             self._key.forget(version)
         return head
 
@@ -248,9 +249,17 @@ class _Carrying:
                 upload.put_sidecar(self._bucket, form)
             self._put_row(replace(row, upload=COPYING))
             return self._key.update(replica, head, form, tags)
+        if form.sidecar and not self._has_sidecar(form):
+            upload.put_sidecar(self._bucket, form)
         if tags != there:
             self._bucket.set_tags(self._key.name, row.remote, tags)
         return ""
+
+    def _has_sidecar(self, form: Form) -> bool:
+        try:
+            return b"".join(self._bucket.content(self._bucket.prefix + form.sidecar_name)) == form.sidecar
+        except Absent:
+            return False
 
 
 def _replica(version: Version, recorded: DeliveryRecord, source: str, groups: frozenset[str]) -> Version:

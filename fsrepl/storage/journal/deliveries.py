@@ -92,6 +92,10 @@ class Deliveries:
             is not None
         )
 
+    def is_pending(self, delivery: Delivery) -> bool:
+        row = self._connection.execute(f"SELECT status FROM delivery {AT}", _at(self._connection, delivery)).fetchone()
+        return row is not None and row[0] == Status.PENDING
+
     def unfinished(self, source: str, key: bytes) -> dict[str, Status]:
         """PENDING or FAILED by version id, for the versions of a key; FAILED where both apply."""
         rows = self._connection.execute(

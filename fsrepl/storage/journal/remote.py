@@ -1,7 +1,7 @@
 """The journal's tables of versions in buckets of S3 services: the service's id of each version, and intents.
 
 An intent is a row without the service's id, written before the request that makes the version. After a crash it says
-that the version may be there already. A row is remade from the bucket's own list when it is lost (replicate/remote.py).
+that the version may be there already. A row that is lost is remade from the bucket's own list (storage/remote_key.py).
 
 Of the versions that were created before `trusted_ns` it is not known whether they were sent, since the journal is newer
 or lost its last rows in a power cut. A key with such a version is listed once before it is sent.

@@ -55,8 +55,8 @@ class RemoteKey:
 
     # -- looking
 
-    def look(self) -> None:
-        """Make the rows agree with the bucket's list."""
+    def look(self, *, repairs: bool = True) -> None:
+        """Make the rows agree with the bucket's list. repairs: of two objects of one version one is removed."""
         self._listed = {each.id: each for each in self.bucket.versions_of(self.name)}
         self.is_listed = True
         for row in list(self.rows.values()):
@@ -71,14 +71,14 @@ class RemoteKey:
             head = self.bucket.head(self.name, each.id)
             identity = head.identity if head is not None else None
             if identity is not None:
-                self._adopt(identity, each)
+                self._adopt(identity, each, repairs=repairs)
 
-    def _adopt(self, identity: Identity, found: Listed) -> None:
+    def _adopt(self, identity: Identity, found: Listed, *, repairs: bool) -> None:
         """Take a version that the journal did not know for what its metadata says. Of two, the one put last stays."""
         order = (identity.created_ns, identity.id)
         known = self.rows.get(order)
         self.rows[order] = RemoteVersion(*order, self.key, False, found.size, found.id)
-        if known is not None and known.remote:
+        if known is not None and known.remote and repairs:
             self._remove(known.remote)
 
     def adopt_marker(self, version: Version) -> bool:
