@@ -72,6 +72,8 @@ class _Evidence:
         shown = self._with_its_content()
         if not shown or not self.bucket.bucket.trees:
             return shown
+        if names.is_linked_anew(self.region, self.bucket, self.key, known, taken):
+            return ""
         # a file whose content is the target of the symlink that it replaced is another object
         version = versions.read(self.bucket, self.key, shown, marker=False)
         return shown if version is not None and version.kind is taken.kind else ""
@@ -196,6 +198,9 @@ def _new_version(
     )  # fmt: skip
     if taken.kind is Kind.DIRECTORY and known is not None and not known.marker:
         version = _changed_directory(bucket, version, known, taken)
+    if bucket.bucket.trees and taken.kind is Kind.FILE and taken.found.st_nlink > 1:
+        version = replace(version, link=names.linked_to(region, bucket, change.key, taken))
+        state.new_names.setdefault(taken.found.st_ino, []).append(version)
     in_effect = _in_effect(region, state, change, taken.found.st_ctime_ns)
     if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
         version = replace(version, deliveries=chosen)

@@ -55,6 +55,7 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
             region.defer(state, change, AGAIN_S, paused)
         return []
     state.paused = ""
+    state.new_names.clear()
     batch: list[NewVersion] = []
     held_bytes = 0
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])

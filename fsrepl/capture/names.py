@@ -10,13 +10,15 @@ import os
 
 from fsrepl.capture import copy
 from fsrepl.model import keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import Kind, Version
 from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, FOUND, MOVED, NAMED, WRITING, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import Object
+from fsrepl.views import link_groups
 
 _SHOWN_MAX = 3
 
@@ -36,6 +38,38 @@ def look_at_others(region: Region, change: Change, taken: copy.Taken) -> None:
             continue
         only_edited = known.digest == taken.digest and view.shown == known.id
         region.changes.add(change.address, [key], change.epoch, NAMED | (CHANGED if only_edited else ARRIVED))
+
+
+def linked_to(region: Region, bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[bytes, str] | None:
+    """Another key whose file this one is, and its version, the oldest where there are several; None without one."""
+    found = taken.found
+    rows = region.engine.journal.versions.names_of(bucket.address, found.st_ino)
+    named = [
+        (*known.order, other)
+        for other, known in rows.items()
+        if known.digest == taken.digest and known.view and known.view.shown == known.id
+    ]  # fmt: skip
+    of_batch = region.states[bucket.address].new_names.get(found.st_ino, ())
+    named += [(*version.order, version.key) for version in of_batch if version.digest == taken.digest]
+    for _, version_id, other in sorted(named):
+        if other != key and _is_file(bucket, other, found):
+            return other, version_id
+    return None
+
+
+def is_linked_anew(region: Region, bucket: OpenBucket, key: bytes, known: Object, taken: copy.Taken) -> bool:
+    """Whether a file of the recorded content was replaced by another name of a file, or by a separate file where it was
+    one with others. So it is a new version, though its content is the same."""
+    view = known.view
+    if taken.kind is not Kind.FILE or (view is not None and view.ino == taken.found.st_ino):
+        return False
+    other = linked_to(region, bucket, key, taken) if taken.found.st_nlink > 1 else None
+    if other is not None:
+        return link_groups.origin(bucket, (key, known.id)) != link_groups.origin(bucket, other)
+    if view is None:
+        return False
+    rows = region.engine.journal.versions.names_of(bucket.address, view.ino)
+    return any(other != key and not row.marker for other, row in rows.items())
 
 
 def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:

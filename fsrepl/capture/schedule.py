@@ -236,4 +236,4 @@ def _finished(state: BucketState, scan: Scan) -> None:
             "seconds instead; `fsrepl doctor` shows how many are needed",
             address, polled,
         )  # fmt: skip
-    state.phase, state.reported_polled = Phase.ONLINE, bool(polled)
+    state.phase, state.reported_polled, state.may_lack_links = Phase.ONLINE, bool(polled), True

@@ -92,6 +92,7 @@ def as_new_version(state: BucketState, version: Version, now_ns: int, known: Obj
         deliveries={},
         edited={},
         shortfall=NO_SHORTFALL,
+        link=None,
         place=None,
     )
     return replace(new, deliveries=rules.choose(state.bucket.replication, new))

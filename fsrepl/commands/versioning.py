@@ -6,14 +6,14 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fsrepl.capture import copy, look
 from fsrepl.commands import requirements
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import Refused, reason
 from fsrepl.model import clock, keys
-from fsrepl.model.version import NULL, Origin, Version, Versioning
+from fsrepl.model.version import NULL, Kind, Origin, Version, Versioning
 from fsrepl.model.view import view_of
 from fsrepl.region.change_queue import ARRIVED, Change
 from fsrepl.s3 import replication
@@ -103,6 +103,8 @@ class Adopted:
     number: int = 0
     left: dict[bytes, str] = field(default_factory=dict)
     waiting: list[bytes] = field(default_factory=list)
+    names: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    """In a tree bucket, the first key of each file with several names, by inode number and BLAKE3."""
 
     def document(self) -> dict[str, object]:
         """The JSON, with the first names only, so that an answer stays small."""
@@ -218,6 +220,9 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
                 key, NULL, created_ns, False, seen.size, seen.digest, Origin.ADOPTED,
                 posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
             )  # fmt: skip
+            if bucket.bucket.trees and seen.kind is Kind.FILE and seen.found.st_nlink > 1:
+                first = adopted.names.setdefault((seen.found.st_ino, seen.digest), key)
+                version = replace(version, link=(first, NULL) if first != key else None)
             batch.append((copy.stage(bucket, seen, version), seen))
         elif isinstance(seen, look.Skipped):
             adopted.left[key] = seen.why

@@ -38,7 +38,7 @@ from fsrepl.repair import reconcile, refetch, scrub
 from fsrepl.replicate import backfill, decide, deliver, settle
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Delivery
-from fsrepl.views import following, labels, stale
+from fsrepl.views import following, labels, relinking, stale
 
 BATCH, _BATCH_MIN = 512, 64
 _REQUEUED_S = 1.0
@@ -126,6 +126,7 @@ class Worker(Attaching):
             self._deliver,
             functools.partial(stale.show_due, self),
             functools.partial(following.look_due, self),
+            functools.partial(relinking.relink_due, self),
             functools.partial(refetch.fetch_due, self),
             self._backfill,
             functools.partial(run.step, self),

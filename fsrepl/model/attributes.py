@@ -43,6 +43,7 @@ POSIX = OURS + "posix"
 KEY = OURS + "key"
 EDITED = OURS + "edited"
 SHORTFALL = OURS + "shortfall"
+LINK = OURS + "link"
 PLACE = OURS + "place"
 TAG = OURS + "tag."
 MADE = OURS + "made"
@@ -79,6 +80,8 @@ def encode(version: Version) -> dict[str, bytes]:
         out[KEY] = version.key
     if version.edited:
         out[EDITED] = _compact(dict(version.edited)).encode()
+    if version.link:
+        out[LINK] = version.link[1].encode() + b" " + version.link[0]
     if version.shortfall:
         out[SHORTFALL] = _encode_shortfall(version.shortfall)
     if version.posix is not None:
@@ -173,6 +176,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
             edited=json.loads(raw[EDITED]) if EDITED in raw else {},
             shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
+            link=_decode_link(raw[LINK]) if LINK in raw else None,
             place=place,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -318,6 +322,11 @@ def _decode_place(data: bytes) -> tuple[Place, int]:
         raise ValueError(f"{said['token']!r} names no file of a tier")
     until_ns = clock.within(clock.parse(said["until"])) if "until" in said else 0
     return Place(str(said["tier"]), said["token"], Form(said.get("form", "")), until_ns), int(said["size"])
+
+
+def _decode_link(data: bytes) -> tuple[bytes, str]:
+    version_id, _, key = data.partition(b" ")
+    return key, version_id.decode()
 
 
 def _encode_posix(posix: Posix) -> bytes:

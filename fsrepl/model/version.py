@@ -229,6 +229,8 @@ class Version:
     """The shortfall of this bucket's view; it is not replicated."""
     place: Place | None = None
     """None: the content is that of the stored file. Else the stored file is empty and has only the record."""
+    link: tuple[bytes, str] | None = None
+    """In a tree bucket: another key, and the version of it, whose file this one was too when it was captured."""
 
     @property
     def kind(self) -> Kind:

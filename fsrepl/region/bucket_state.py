@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
+from fsrepl.model.version import Version
 from fsrepl.model.view import View
 from fsrepl.region.brake import Deletions
 from fsrepl.region.change_queue import Change
@@ -162,6 +163,10 @@ class BucketState:
     """Keys that a background worker is copying."""
     copy_again_at_s: dict[bytes, float] = field(default_factory=dict)
     """Keys whose copying took a while, and the time until which their next change waits."""
+    new_names: dict[int, list[Version]] = field(default_factory=dict)
+    """In a tree bucket, by inode number: new versions of the batch being captured whose files have several names."""
+    may_lack_links: bool = False
+    """In a tree bucket: views that are to be one file may be several."""
     labels: LabelQueue = field(default_factory=LabelQueue)
     unreadable: dict[bytes, str] = field(default_factory=dict)
     """Files that the daemon may not read, and why. Only a change of the file makes another try worthwhile."""

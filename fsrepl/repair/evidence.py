@@ -131,6 +131,7 @@ def _like(version: Version, other: Version, address: str, r: Evidence) -> Versio
         attrs=other.attrs,
         tags=other.tags,
         edited=other.edited,
+        link=other.link,
     )
 
 

@@ -18,7 +18,7 @@ from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import directories, displaced, folders, show, stage, view_metadata
+from fsrepl.views import directories, displaced, folders, link_groups, show, stage, view_metadata
 from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 
 log = logging.getLogger("fsrepl")
@@ -47,7 +47,7 @@ def finish(
     staging.sweep(bucket)
     for name, group in files:
         fetched |= {(i.key, i.version): name for i in group if i.act is Act.FETCH}
-    for intent in intents:
+    for intent in _in_order(journal, bucket, intents):
         if intent.act is Act.FETCH:
             continue
         outcome = _finish_one(bucket, journal, intent)
@@ -64,6 +64,25 @@ def finish(
             if name not in fetched.values() and not any(intent.key in kept for intent in group):
                 drop_intents(bucket, name)
     return fetched
+
+
+def _in_order(journal: Journal, bucket: OpenBucket, found: list[intents.Intent]) -> list[intents.Intent]:
+    """The intents; in a tree bucket other names of a file after that file, and last removed directories, of these one
+    after those in it."""
+    if not bucket.bucket.trees:
+        return found
+    current = journal.versions.look_up(bucket.address, [intent.key for intent in found])
+    removed = {key for key, known in current.items() if known.marker and keys.is_directory(key)}
+    linked = {key for key, known in current.items() if not known.marker and _is_linked(bucket, key, known.id)}
+    last = sorted((i for i in found if i.key in removed), key=lambda intent: intent.key, reverse=True)
+    return sorted((i for i in found if i.key not in removed), key=lambda intent: intent.key in linked) + last
+
+
+def _is_linked(bucket: OpenBucket, key: bytes, version_id: str) -> bool:
+    with contextlib.suppress(StoreDamaged, OSError):
+        version = versions.read(bucket, key, version_id, marker=False)
+        return version is not None and version.link is not None
+    return False
 
 
 def _finish_removal(bucket: OpenBucket, journal: Journal, key: bytes) -> None:
@@ -115,13 +134,16 @@ def _finish_view(bucket: OpenBucket, journal: Journal, intent: intents.Intent) -
         view = view_of(found.status, current.id, racy=True)  # an edit since then must still be noticed
         journal.versions.see(bucket.address, intent.key, view)
         return show.Shown(view)
+    links = link_groups.LinkGroups(journal, bucket)
     try:
-        staged = stage.stage_current(bucket, current)
+        staged = links.stage(current) or stage.stage_current(bucket, current)
     except (StoreDamaged, FileNotFoundError) as error:
         return show.NotShown(str(error))
     outcome = _show(bucket, current, expected, staged)
     if isinstance(outcome, show.Shown):
         journal.versions.see(bucket.address, intent.key, outcome.view)
+        links.showed(current, expected, outcome.view)
+        links.refresh()
     elif isinstance(outcome, show.NotShown) and expected is not None:
         journal.versions.see(
             bucket.address, intent.key, expected
@@ -142,6 +164,8 @@ def _finish_directory(
     outcome = show.show_directory(bucket, current, was, surely=True)
     if isinstance(outcome, show.Shown):
         journal.versions.see(bucket.address, intent.key, outcome.view)
+    elif isinstance(outcome, show.NotShown) and was is not None:
+        journal.versions.see(bucket.address, intent.key, was)  # a new journal does not know what is to be removed
     return outcome
 
 

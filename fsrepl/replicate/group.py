@@ -44,6 +44,9 @@ class DeliveryGroup:
         self.ready: list[Item] = []
         self.large: list[Item] = []
         """Items that a background worker copies."""
+        self.postponed: list[Delivery] = []
+        """Other names of files that may still be prepared in this group; prepared last, when it is_complete."""
+        self.is_complete = False
         self.updates: list[metadata_updates.MetadataUpdate] = []
         self.outcomes: list[Outcome] = []
 
@@ -143,6 +146,11 @@ class DeliveryGroup:
         if self._is_unlooked_at(version.key, item.known):
             stale.recapture(self.region, self.state, version.key)
             raise Unavailable("its view there is captured first")
+        if version.link is not None and self._comes_first(*version.link):
+            if self.is_complete:
+                raise Unavailable("the file of which it is another name is delivered first")
+            self.postponed.append(item.delivery)
+            return
         hardlinks.set_free_unseen(self.region, self.state, self.destination, version.key, item.known)
         if version.size >= self.engine.background_bytes and not recorded.edit:
             self.large.append(item)
@@ -153,6 +161,16 @@ class DeliveryGroup:
             return
         item.staged = stage(self.region, self.source, self.tree, item)
         self.ready.append(item)
+
+    def _comes_first(self, key: bytes, version_id: str) -> bool:
+        """Whether a version is still to be delivered, and its view is to be one file with another one's."""
+        if not self.destination.bucket.trees or self.tree.has(key, version_id):
+            return False
+        if any((item.delivery.key, item.delivery.id) == (key, version_id) for item in self.ready):
+            return False
+        there = versions.read(self.source, key, version_id, marker=False)
+        recorded = there.deliveries.get(self.destination.address) if there is not None else None
+        return recorded is not None and recorded.status is Status.PENDING
 
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
         """Whether the view must be captured before its key gets a newer version.
@@ -209,6 +227,9 @@ class DeliveryGroup:
 
     def publish(self) -> None:
         """Make the batch durable, then stored, then shown; then report its outcomes."""
+        self.is_complete = True
+        for delivery in self.postponed:
+            self.prepare(delivery)
         try:
             if self.ready:
                 self.outcomes += publish.publish(

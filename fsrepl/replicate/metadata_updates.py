@@ -15,7 +15,7 @@ from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Act, Intent, intend
 from fsrepl.storage.journal.rows import Delivery
-from fsrepl.views import edits, view_metadata
+from fsrepl.views import edits, link_groups, view_metadata
 
 _FEW = 4
 """Up to so many edits are made durable one by one, since the disk may be busy with other writes."""
@@ -97,6 +97,7 @@ def _carry_out(region: Region, bucket: OpenBucket, updates: Sequence[MetadataUpd
                 versions.write_record(bucket, each.now, applied=True)
             if each.view is not None and (looks := view_metadata.show(bucket, each.view, each.now)) is not None:
                 seen.append((each.now.key, looks))
+                seen += link_groups.others_after(journal, bucket, each.view, looks)
             state.unapplied.pop(each.now.key, None)
             done.append(each)
         except (OSError, FsreplError) as error:

@@ -12,12 +12,13 @@ from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.replicate.destination import Destination
+from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Outcome
-from fsrepl.views import directories, narrowing, shared_record, show, stale
+from fsrepl.views import directories, link_groups, narrowing, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
 """Versions that their views show now, and how those views look."""
@@ -41,13 +42,17 @@ def publish(
         done = _published(region, tree, items)
         current = _newest(state, done)  # where the newest of a key failed, the version before it is shown
         narrower = narrowing.Narrower(region.engine, bucket)
+        links = link_groups.LinkGroups(region.engine.journal, bucket) if bucket.bucket.trees else None
         follower = directories.Follower(bucket, {source.address: source}, narrower)
-        seen = _shown(region, state, bucket, list(current.values()), views, follower, narrower)
+        seen = _shown(region, state, bucket, list(current.values()), views, follower, narrower, links)
         shown = {(version.key, version.id) for version, _ in seen}
         _without_views(bucket, [item for item in done if (item.delivery.key, item.delivery.id) not in shown])
         fault = _synced(bucket)
         # Recorded even where the sync failed: these views are shown, and are not their users' writes.
         _recorded(region, state, bucket, done, seen)
+        if links is not None:
+            links.refresh()
+            state.may_lack_links |= links.lacks_links
         ids = [(item.delivery.key, item.delivery.id) for item in done]
         if fault is not None:
             state.unsynced.update(ids)
@@ -109,6 +114,7 @@ def _newest(state: BucketState, items: Sequence[Item]) -> dict[bytes, Item]:
 def _shown(
     region: Region, state: BucketState, bucket: OpenBucket, items: Sequence[Item], views: dict[bytes, View | None],
     follower: directories.Follower, narrower: narrowing.Narrower,
+    links: link_groups.LinkGroups | None,
 ) -> Seen:  # fmt: skip
     """Update views to their new versions. A view that cannot change yet becomes stale; its delivery is COMPLETED."""
     seen: Seen = []
@@ -119,7 +125,7 @@ def _shown(
         try:
             if not item.delivery.marker:
                 follower.before_showing(keys.place(key)[0])
-            outcome = show.show(bucket, item.replica, views[key], item.staged.view)
+            outcome = _show(bucket, item.replica, item.staged, views[key], links)
         except OSError as error:
             outcome = show.NotShown(reason(error))
         match outcome:
@@ -139,16 +145,37 @@ def _shown(
                     region, state, key, "its file has content that is not recorded yet", bucket=bucket, was=views[key]
                 )
                 stale.recapture(region, state, key)
+    if links is not None:  # a view that another one was linked to may be a file of its own since
+        return [(version, links.latest(version.key, view)) for version, view in seen]
     return seen
 
 
+def _show(
+    bucket: OpenBucket, version: Version, staged: StagedReplica, was: View | None, links: link_groups.LinkGroups | None
+) -> show.ShowResult:
+    """Show a staged replica; in a tree bucket in the file of another view, where it is one with that."""
+    if links is None:
+        return show.show(bucket, version, was, staged.view)
+    linked = links.stage(version)
+    if linked and staged.view:
+        staging.unstage(bucket, staged.view)
+    outcome = show.show(bucket, version, links.expected(was), linked or staged.view)
+    if isinstance(outcome, show.Shown):
+        links.showed(version, was, outcome.view)
+        if linked and not staged.view:
+            versions.make_private(bucket, version.key, version.id)  # it was prepared to be the view
+    return outcome
+
+
 def _in_order(items: Iterable[Item]) -> list[Item]:
-    """Directories before what is in them; markers last, and of those a directory's after those of what is in it."""
+    """Directories before what is in them, a file before other names of it; markers last, and of those a directory's
+    after those of what is in it."""
     of: dict[tuple[bool, bool], list[Item]] = {(m, d): [] for m in (False, True) for d in (False, True)}
     for item in items:
         of[item.delivery.marker, keys.is_directory(item.delivery.key)].append(item)
     made, removed = (sorted(of[marker, True], key=lambda item: item.delivery.key) for marker in (False, True))
-    return [*made, *of[False, False], *of[True, False], *reversed(removed)]
+    files = sorted(of[False, False], key=lambda item: bool(item.replica and item.replica.link))
+    return [*made, *files, *of[True, False], *reversed(removed)]
 
 
 def _without_views(bucket: OpenBucket, items: Sequence[Item]) -> None:

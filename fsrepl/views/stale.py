@@ -20,7 +20,7 @@ from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
-from fsrepl.views import following, shared_record, show, stage
+from fsrepl.views import following, link_groups, shared_record, show, stage
 
 log = logging.getLogger("fsrepl")
 
@@ -109,7 +109,8 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         return
     try:
         following.look_before_showing(region, state, bucket, [key])
-        staged = stage.stage_current(bucket, current)
+        links = link_groups.LinkGroups(journal, bucket)
+        staged = links.stage(current) or stage.stage_current(bucket, current)
         outcome = show.show(bucket, current, known.view, staged)
     except (StoreDamaged, Unavailable, OSError) as error:
         mark_stale(region, state, key, reason(error))
@@ -120,6 +121,9 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
                 shared_record.repair_left(journal, region.engine.recent, state, bucket, key, left, record)
             with journal.transaction():
                 journal.versions.see(address, key, view)
+                links.showed(current, known.view, view)
+                links.refresh()
+            state.may_lack_links |= links.lacks_links
             mark_fresh(region, state, bucket, key)
             if current.marker:
                 retry_blocked(region, state)

@@ -110,9 +110,9 @@ def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
 def _is_others_too(bucket: OpenBucket, version: Version, found: os.stat_result) -> bool:
     """Whether a view is the file of something else as well, to which this version's metadata does not belong.
 
-    Where users write, they choose what their hard links share.
+    Where users write, they choose what their hard links share; and in a tree bucket hard links are kept.
     """
-    if sharing.receives_writes(bucket.bucket):
+    if sharing.receives_writes(bucket.bucket) or bucket.bucket.trees:
         return False
     return found.st_nlink > 1 + versions.is_file_of(bucket, version, found)
 

@@ -1,0 +1,210 @@
+"""Hard links in a tree bucket: files that were one file when they were captured are one file in the replica's views.
+
+A version that was captured as another name of a file names the key and the version of that file: see Version.link. Each
+version has a stored file of its own all the same. Its view is made as a hard link to the other key's view, if that
+shows the named version; otherwise it is a separate file. In a bucket whose views are hard links to their stored
+versions, the other view becomes a separate file first; with sharing = "link" views are not linked with one another.
+
+A change of the number of names changes the ctime of every name. The journal's rows of the other names are brought up to
+date, unless their users changed the file before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, keys, metadata
+from fsrepl.model.version import Kind, Version
+from fsrepl.model.view import View, view_of
+from fsrepl.storage import records, staging, versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import LASTING, UNSUPPORTED
+from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.posix import apply_posix, inode_posix
+from fsrepl.storage.view_file import open_view
+from fsrepl.views import show, stage, view_attributes
+
+_NO_LINK = UNSUPPORTED | {errno.EMLINK, errno.EPERM}
+
+
+class LinkGroups:
+    """The views of one bucket during one batch, and which of them are to be one file."""
+
+    def __init__(self, journal: Journal, bucket: OpenBucket) -> None:
+        self._journal, self._bucket = journal.versions, bucket
+        self._shown: dict[bytes, View] = {}
+        """Views that were changed in this batch, which the journal does not know yet."""
+        self._ctimes: dict[int, int] = {}
+        """Of files whose number of names was changed here, the ctime before, by inode number."""
+        self.lacks_links = False
+        """Whether a view that is to be linked could not be."""
+
+    def expected(self, view: View | None) -> View | None:
+        """A view as it must be found now: the ctime does not count where it was changed here."""
+        if view is not None and self._ctimes.get(view.ino) == view.ctime_ns:
+            return replace(view, ctime_ns=0)
+        return view
+
+    def stage(self, version: Version) -> bytes:
+        """Stage a version's view as a hard link to another one, in .fsrepl/tmp; empty where it is a separate file."""
+        if version.link is None or version.kind is not Kind.FILE or not self._bucket.bucket.trees:
+            return b""
+        for at in self._names(version, version.link):
+            if staged := self.stage_as(version, *at):
+                return staged
+        self.lacks_links = True
+        return b""
+
+    def stage_as(self, version: Version, key: bytes, version_id: str) -> bytes:
+        """Stage a version's view as a hard link to that of another key; empty where that does not show this version, or
+        cannot have another name."""
+        if self._bucket.bucket.sharing == "link":
+            return b""
+        with contextlib.suppress(StoreDamaged):
+            try:
+                return self._stage(version, key, version_id)
+            except OSError as error:
+                if error.errno not in LASTING | _NO_LINK:
+                    raise
+        return b""
+
+    def _names(self, version: Version, link: tuple[bytes, str]) -> Iterator[tuple[bytes, str]]:
+        """Versions here whose views are to be one file with a version's: the one that it names; then, where that is
+        gone, the other names of its source's file."""
+        yield link
+        source = self._journal.object(version.source, version.key) if version.source else None
+        if source is None or source.view is None:
+            return
+        first = origin(self._bucket, link)
+        others = self._journal.names_of(version.source, source.view.ino).keys() - {version.key, link[0]}
+        for key, known in self._journal.look_up(self._bucket.address, others).items():
+            if not known.marker and origin(self._bucket, (key, known.id)) == first:
+                yield key, known.id
+
+    def _stage(self, version: Version, key: bytes, version_id: str) -> bytes:
+        bucket, view = self._bucket, self._shown.get(key)
+        if view is None:
+            known = self._journal.object(bucket.address, key)
+            view = known.view if known is not None and not known.marker else None
+        if view is None or view.shown != version_id:
+            return b""
+        found = bucket.view_status(key)
+        other = versions.read(bucket, key, version_id, marker=False)
+        if other is None or other.digest != version.digest or not bucket.fs.is_regular(found):
+            return b""
+        if not (view.has_content_of(found) and (key in self._shown or self._is_as_recorded(view, found.st_ctime_ns))):
+            if not self._shows(other):
+                return b""
+            view = view_of(found, version_id, racy=True)  # as after a crash
+        if versions.is_file_of(bucket, other, found):
+            separate = self._separate(other, view)
+            if separate is None:
+                return b""
+            view = separate
+        self._ctimes.setdefault(view.ino, view.ctime_ns)
+        return self._link(version, other, view)
+
+    def _shows(self, version: Version) -> bool:
+        """Whether the file in a view's place has a version's content and metadata."""
+        with open_view(self._bucket, version.key) as opened:
+            if not opened.is_regular or opened.is_written() is not False or opened.digest() != version.digest:
+                return False
+            raw, posix = self._bucket.fs.attributes(opened.fd), inode_posix(self._bucket, opened.fd, opened.found)
+        return not metadata.changed(version, metadata.seen(version, posix, attributes.own(raw), labelled=False))
+
+    def _is_as_recorded(self, view: View, ctime_ns: int) -> bool:
+        return ctime_ns == view.ctime_ns or self._ctimes.get(view.ino) == view.ctime_ns
+
+    def _separate(self, version: Version, view: View) -> View | None:
+        """Show a version in a file that is not its stored file; the view then, None where it cannot change now."""
+        bucket = self._bucket
+        fd = versions.open_content(bucket, version)
+        try:
+            staged, shortfall = stage.stage_view(bucket, version, fd)
+        finally:
+            bucket.fs.close(fd)
+        outcome = show.show(bucket, version, self.expected(view), staged)
+        if not isinstance(outcome, show.Shown) or outcome.view is None:
+            return None
+        if shortfall != version.shortfall:
+            records.amend(bucket, replace(version, shortfall=shortfall))
+        self._journal.see(bucket.address, version.key, outcome.view)
+        if version.key in self._shown:
+            self._shown[version.key] = outcome.view
+        return outcome.view
+
+    def _link(self, version: Version, other: Version, view: View) -> bytes:
+        """Another name in .fsrepl/tmp of the file of a view, with a version's metadata."""
+        bucket, name = self._bucket, staging.token()
+        directory, own_name = keys.split(other.key)
+        bucket.fs.link(bucket.views.get(directory), own_name, bucket.tmp, name)
+        try:
+            if not view.has_content_of(bucket.fs.stat(bucket.tmp, name)):  # another file was put there in this moment
+                staging.unstage(bucket, name)
+                return b""
+            if (other.posix, other.attrs) != (version.posix, version.attrs):  # its edit is on the way
+                fd = records.open_file(bucket, bucket.tmp, name)
+                try:
+                    view_attributes.write(bucket, fd, version)
+                    apply_posix(bucket, fd, version.posix)
+                    self._shown[other.key] = view_of(bucket.fs.stat_fd(fd), view.shown, racy=view.racy)
+                finally:
+                    bucket.fs.close(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                staging.unstage(bucket, name)
+            raise
+        return name
+
+    def showed(self, version: Version, was: View | None, view: View | None) -> None:
+        """Note how a key's view looks, and that the file shown before has a name less."""
+        if not self._bucket.bucket.trees:
+            return
+        if was is not None:
+            self._ctimes.setdefault(was.ino, was.ctime_ns)
+        if view is not None:
+            self._shown[version.key] = view
+
+    def latest(self, key: bytes, view: View | None) -> View | None:
+        """How a view looks that was shown in this batch."""
+        return self._shown.get(key, view)
+
+    def refresh(self) -> None:
+        """Bring the journal up to date about the other names of files that have a name more or less."""
+        for ino, ctime_ns in self._ctimes.items():
+            self._journal.see_all(self._bucket.address, list(self._others(ino, ctime_ns)))
+
+    def _others(self, ino: int, ctime_ns: int) -> Iterator[tuple[bytes, View]]:
+        for key, known in self._journal.names_of(self._bucket.address, ino).items():
+            view = self._shown.get(key) or known.view
+            if view is None or (view.ctime_ns != ctime_ns and key not in self._shown):
+                continue
+            with contextlib.suppress(OSError):
+                found = self._bucket.view_status(key)
+                if view.has_content_of(found):
+                    yield key, view_of(found, view.shown, racy=view.racy)
+
+
+def origin(bucket: OpenBucket, at: tuple[bytes, str]) -> tuple[bytes, str]:
+    """The key and version that the links of a version lead to: the same for all names of a file."""
+    seen = set()
+    while at not in seen:
+        seen.add(at)
+        with contextlib.suppress(StoreDamaged):
+            version = versions.read(bucket, *at, marker=False)
+            if version is not None and version.link is not None:
+                at = version.link
+    return at
+
+
+def others_after(journal: Journal, bucket: OpenBucket, was: View, now: View) -> list[tuple[bytes, View]]:
+    """The other keys whose views are the same file, after its metadata was changed through one of them; their views."""
+    found = []
+    for key, known in journal.versions.names_of(bucket.address, was.ino).items() if bucket.bucket.trees else ():
+        if known.view is not None and known.view.ctime_ns == was.ctime_ns and known.view.shown != now.shown:
+            found.append((key, replace(now, shown=known.view.shown, racy=known.view.racy)))
+    return found

@@ -1,0 +1,82 @@
+"""Hard links of a tree bucket that its replica's views lack: found by comparing two buckets' rows, and made.
+
+A replica's view is linked when it is shown (link_groups.py), if the other name is there then. Where it was not, as
+after a crash, the keys that are one file at the source are found in the journal: when a view could not be linked, and
+after each whole scan. Only views that show the versions of the source are linked, and that are as recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+
+from fsrepl.errors import FsreplError, reason
+from fsrepl.model import keys
+from fsrepl.region.bucket_state import BucketState
+from fsrepl.region.region import Region
+from fsrepl.storage import versions
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.intents import Intent, intend
+from fsrepl.storage.journal.rows import Object
+from fsrepl.views import show
+from fsrepl.views.link_groups import LinkGroups
+
+log = logging.getLogger("fsrepl")
+
+
+def relink_due(region: Region) -> bool:
+    """Link the views of buckets where some may lack it; whether there were such buckets."""
+    busy = False
+    for state in region.states.values():
+        if not (state.may_lack_links and state.is_scanned):
+            continue
+        state.may_lack_links = False
+        if state.bucket.trees:
+            busy = True
+            with region.at_work(state), contextlib.suppress(FsreplError), state.bucket.open() as bucket:
+                for source in region.engine.site.sources_of(bucket.address):
+                    for first, others in _apart(region, state, source):
+                        _join(region, state, bucket, first, others)
+                bucket.sync()
+    return busy
+
+
+_Row = tuple[bytes, Object]
+
+
+def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[_Row, Sequence[_Row]]]:
+    """Keys that are one file at a source and several here: the oldest, and those that are another file."""
+    journal, address = region.engine.journal.versions, state.bucket.address
+    for names in journal.linked(source):
+        there, here = journal.look_up(source, names), journal.look_up(address, names)
+        shown = sorted(
+            (
+                (key, known)
+                for key, known in here.items()
+                if known.view is not None and known.view.shown == known.id == there[key].id and key not in state.stale
+            ),
+            key=lambda row: row[1].order,
+        )
+        inodes = [known.view.ino for _, known in shown if known.view is not None]
+        if len(set(inodes)) > 1:
+            yield shown[0], [row for row, ino in zip(shown, inodes, strict=True) if ino != inodes[0]]
+
+
+def _join(region: Region, state: BucketState, bucket: OpenBucket, first: _Row, others: Sequence[_Row]) -> None:
+    """Make views names of one file, under an intent: a crash leaves each with its content."""
+    links = LinkGroups(region.engine.journal, bucket)
+    try:
+        intents = [Intent(key, known.id, known.view) for key, known in (first, *others)]
+        with intend(region.engine.syncer, bucket, intents):
+            for key, known in others:
+                version = versions.read(bucket, key, known.id, marker=False)
+                if version is None or not (staged := links.stage_as(version, first[0], first[1].id)):
+                    continue
+                outcome = show.show(bucket, version, links.expected(known.view), staged)
+                if isinstance(outcome, show.Shown):
+                    links.showed(version, known.view, outcome.view)
+                    region.engine.journal.versions.see(bucket.address, key, outcome.view)
+            links.refresh()
+    except (OSError, FsreplError) as error:
+        log.warning('not linked bucket=%s key="%s": %s', bucket.address, keys.shown(first[0]), reason(error))

@@ -1,0 +1,166 @@
+"""Hard links in tree buckets: names of one file are names of one file in the replica."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model.version import Status
+from tests.doubles import DyingFs, PowerCut
+from tests.verifying import verify
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+
+def groups(world: World, bucket: str) -> list[list[str]]:
+    """The keys of each file that has several."""
+    top = world.path(bucket=bucket)
+    found: dict[int, list[str]] = {}
+    for name in world.tree(bucket):
+        found.setdefault((top / name).stat().st_ino, []).append(name)
+    return sorted(names for names in found.values() if len(names) > 1)
+
+
+@pytest.mark.parametrize("sharing", ["auto", "private"])
+def test_names_of_one_file_are_so_in_the_replica(tmp_path: Path, sharing: str) -> None:
+    """Linked before the first is captured, and after; each name is an object with its own version."""
+    with World(tmp_path, trees=True) as world:
+        if sharing != "auto":
+            world.set_sharing(west=sharing)
+        world.write("a", b"content")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        world.path("below").mkdir()
+        os.link(world.path("a"), world.path("below/c"))
+        world.settle()
+        assert groups(world, DESTINATION) == groups(world, SOURCE) == [["a", "b", "below/c"]]
+        assert [len(world.of(key, DESTINATION)) for key in ("a", "b", "below/c")] == [1, 1, 1]
+        assert world.statuses(SOURCE) == {Status.COMPLETED}
+        assert verify(world) == []
+        world.stays_quiet()
+        world.restart(without_journal=True)
+        world.settle()
+        world.stays_quiet()
+        assert [len(world.of(key)) for key in ("a", "b", "below/c")] == [1, 1, 1]
+        assert [len(world.of(key, DESTINATION)) for key in ("a", "b", "below/c")] == [1, 1, 1]
+
+
+def test_hard_links_are_separate_objects_elsewhere(tmp_path: Path) -> None:
+    with World(tmp_path) as world:
+        world.write("a", b"content")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        assert groups(world, DESTINATION) == []
+        assert {v[0].link for v in world.history(SOURCE).values()} == {None}
+
+
+def test_a_write_and_an_edit_through_one_name_are_seen_at_all(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        world.write("a", b"content")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        with world.path("b").open("ab") as file:
+            file.write(b", and more")
+        world.settle()
+        assert world.tree(DESTINATION) == {"a": b"content, and more", "b": b"content, and more"}
+        assert groups(world, DESTINATION) == [["a", "b"]]
+        world.path("a").chmod(0o600)
+        os.setxattr(world.path("a"), "user.note", b"value")
+        world.settle()
+        assert world.look_of("b", DESTINATION) == world.look_of("b")
+        assert world.look_of("a", DESTINATION) == world.look_of("a")
+        assert groups(world, DESTINATION) == [["a", "b"]]
+        assert [len(world.of(key, DESTINATION)) for key in ("a", "b")] == [2, 2]
+        assert verify(world) == []
+        world.stays_quiet()
+
+
+def test_a_removed_name_leaves_the_others(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        world.write("a", b"content")
+        for name in ("b", "c"):
+            os.link(world.path("a"), world.path(name))
+        world.settle()
+        world.unlink("a")
+        world.settle()
+        assert groups(world, DESTINATION) == [["b", "c"]]
+        os.link(world.path("c"), world.path("d"))
+        world.settle()
+        assert groups(world, DESTINATION) == [["b", "c", "d"]]
+        assert [len(world.of(key, DESTINATION)) for key in ("a", "b", "c", "d")] == [2, 1, 1, 1]
+        world.stays_quiet()
+
+
+def test_a_file_of_the_same_content_joins_and_leaves_a_group(tmp_path: Path) -> None:
+    """`ln -f`, and a copy that replaces a name: a new version, though the content is the same."""
+    with World(tmp_path, trees=True) as world:
+        world.write("a", b"content")
+        world.write("b", b"content")
+        world.settle()
+        assert groups(world, DESTINATION) == []
+        world.unlink("b")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        assert groups(world, DESTINATION) == [["a", "b"]]
+        world.drop("b", b"content")
+        world.settle()
+        assert groups(world, DESTINATION) == []
+        world.path("b").chmod(0o600)
+        world.settle()
+        assert world.look_of("a", DESTINATION) == world.look_of("a")
+        world.stays_quiet()
+
+
+def test_a_replica_whose_first_name_is_not_replicated_is_a_separate_file(tmp_path: Path) -> None:
+    """A rule that chooses only one of the names: its replica is whole all the same."""
+    with World(tmp_path, trees=True, replicate=False) as world:
+        world.run("replication.enable", source=SOURCE, destination=DESTINATION, prefixes=["wanted/"])
+        world.write("a", b"content")
+        world.path("wanted").mkdir()
+        os.link(world.path("a"), world.path("wanted/b"))
+        world.settle()
+        assert world.tree(DESTINATION) == {"wanted/b": b"content"}
+        assert world.statuses(SOURCE) == {Status.COMPLETED, None}
+
+
+def test_adopted_hard_links_are_kept(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True, buckets=(DESTINATION, "east/other"), replicate=False) as world:
+        folder = world.path(bucket="east/other").parent / "src"
+        folder.mkdir()
+        (folder / "a").write_bytes(b"content")
+        os.link(folder / "a", folder / "b")
+        world.run("bucket.adopt", bucket=SOURCE, trees=True)
+        world.run("replication.enable", source=SOURCE, destination=DESTINATION)
+        world.run("replication.backfill", source=SOURCE)
+        world.settle()
+        assert groups(world, DESTINATION) == [["a", "b"]]
+        world.stays_quiet()
+
+
+@pytest.mark.slow
+def test_power_cut_while_hard_links_are_made_and_written(memory: Path) -> None:
+    """G4, G7: after a cut at any change the content is whole, and nothing is doubled."""
+    for calls, world in worlds(memory, trees=True):
+        world.write("a", b"content")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            os.link(world.path("a"), world.path("c"))
+            world.settle()
+            world.path("a").write_bytes(b"other content")
+            world.settle()
+        world.path("a").write_bytes(b"other content")
+        if not world.path("c").exists():
+            os.link(world.path("a"), world.path("c"))
+        world.restart()
+        for _ in range(3):
+            world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE), f"cut at {calls}, in {fs.died_in}"
+        assert groups(world, DESTINATION) == [["a", "b", "c"]], f"cut at {calls}, in {fs.died_in}"
+        assert world.leftovers(DESTINATION) == world.leftovers(SOURCE) == []
+        if not fs.died:
+            return
