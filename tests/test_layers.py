@@ -70,10 +70,9 @@ def test_imports_stand_at_the_top() -> None:
     assert hidden == []
 
 
-def test_the_map_in_the_readme_is_the_tree() -> None:
-    """README, Finding one's way: all folders, in the order of their imports, and no file that is not there."""
-    text = (PACKAGE.parent / "README.md").read_text()
-    section = text[text.index("## Finding one's way") :]
+def test_the_map_in_the_docs_is_the_tree() -> None:
+    """docs/reference/code.md: all folders, in the order of their imports, and no file that is not there."""
+    section = (PACKAGE.parent / "docs" / "reference" / "code.md").read_text()
     tops, missing = [], []
     for indent, entry in re.findall(r"^    ( *)(\w\S*(?:, \w\S*)*)  ", section, re.MULTILINE):
         for name in entry.split(", "):

@@ -106,7 +106,7 @@ def run() -> int:
         raise
     command = f"fsrepl --site {shlex.quote(str(site))}"
     if not typer.confirm("\nRun the daemon now, in this terminal?", default=True):
-        say(f"`{command} daemon` runs it; README, “As a service”, has it started with the machine")
+        say(f"`{command} daemon` runs it; docs/reference/operations.md says how it is started with the machine")
         if existing:
             say(f"then `{command} replication backfill {source.address}` replicates the files of before")
         return 0

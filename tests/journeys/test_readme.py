@@ -1,4 +1,4 @@
-"""The commands and settings of the README work as it says."""
+"""The commands and settings of the README and of the reference pages work as they say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import pytest
 
 from fsrepl.settings import reading
 
-README = Path(__file__).parent.parent.parent / "README.md"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+README = ROOT / "README.md"
+PAGES = (README, REFERENCE / "setting-up.md", REFERENCE / "recovery.md")
+"""The pages with commands to be run, which go on where the one before ended."""
 _TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?)```", re.DOTALL)
 
 _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
@@ -23,7 +27,7 @@ _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 @pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
 def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
     """First steps, undoing, a lost site (G6), a removed store, a dead disk (G7), and plain files in the end."""
-    blocks = {m["name"]: m["script"] for m in _TESTED.finditer(README.read_text())}
+    blocks = {m["name"]: m["script"] for page in PAGES for m in _TESTED.finditer(page.read_text())}
     assert list(blocks) == [
         "first steps",
         "undoing",
@@ -56,10 +60,24 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> 
 
 
 def test_the_settings_of_the_readme_are_settings(tmp_path: Path) -> None:
-    """Section 4: its settings for events and metrics are valid as they stand."""
-    (text,) = _SETTINGS.findall(README.read_text())
+    """Section 4: the settings for events and metrics are valid as they stand."""
+    (text,) = _SETTINGS.findall((REFERENCE / "operations.md").read_text())
     found = reading.parse(f'[regions.east]\npath = "east"\n{text}', tmp_path / "fsrepl.toml", os.path.realpath)
     assert found.events.command == ("/usr/local/bin/page-me",)
     assert found.events.webhook.startswith("https://")
     assert found.metrics.listen == ("127.0.0.1", 9750)
     assert found.metrics.textfile == Path("/var/lib/node_exporter/fsrepl.prom")
+
+
+def test_the_readme_is_for_newcomers_and_leads_to_the_rest() -> None:
+    """At most 150 lines; and no link of it, or of a reference page, leads to nowhere."""
+    assert len(README.read_text().splitlines()) <= 150
+    linked = {(README.parent / target).resolve() for target in _links(README)}
+    assert {page.resolve() for page in REFERENCE.glob("*.md")} <= linked
+    for page in (README, *REFERENCE.glob("*.md")):
+        for target in _links(page):
+            assert (page.parent / target).resolve().exists(), f"{page.name}: {target}"
+
+
+def _links(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
