@@ -65,6 +65,25 @@ def test_a_comparison_finds_what_differs_and_repairs_it(visitor: Visitor, site: 
     visitor.get("/job?number=99", 404)
 
 
+def test_the_scrub_is_run_paused_and_resumed(visitor: Visitor, site: Site) -> None:
+    """How far it is, and what the last one found, as `scrub status` has it."""
+    site.write("scrubbed", b"content")
+    settle(site)
+    run, pause, resume = (f"/scrub/{what}?bucket={SOURCE}" for what in ("run", "pause", "resume"))
+
+    def submit(page: Page, action: str) -> Page:
+        (form,) = [form for form in page.forms if form.action == action]
+        page.forms = [form]
+        return visitor.submit(page, form.text)
+
+    assert "is paused" in submit(visitor.get("/jobs"), pause).text
+    assert "goes on" in submit(visitor.get("/jobs"), resume).text
+    assert "are read now" in submit(visitor.get("/jobs"), run).text
+    until(lambda: "last" in site.json("scrub", "status", SOURCE)["buckets"][0], "the scrub has ended")
+    found = site.json("scrub", "status", SOURCE)["buckets"][0]["last"]
+    assert f"{found['checked']} versions" in visitor.get("/jobs").text.replace("1 version,", "1 versions,")
+
+
 def ended(visitor: Visitor, page: Page) -> Page:
     """The page of a comparison once it is over."""
     address = page.address

@@ -1,10 +1,10 @@
-"""Jobs: backfills, and comparisons of a source with its replicas."""
+"""Jobs: backfills, the scrub, and comparisons of a source with its replicas."""
 
 from __future__ import annotations
 
 from starlette.responses import Response
 
-from fsrepl.commands import backfills, reader
+from fsrepl.commands import backfills, reader, scrubs
 from fsrepl.commands.reader import Document
 from fsrepl.console.handlers.visit import Visit
 from fsrepl.console.pages import jobs as pages
@@ -28,7 +28,14 @@ def _sources(visit: Visit) -> list[str]:
 def live(visit: Visit) -> str:
     """The part of the page that changes."""
     compared = [each.document() for each in reversed(visit.gateway.verifications.all())]
-    return pages.live(visit.live_frame(), _backfills(visit), compared)
+    return pages.live(visit.live_frame(), _backfills(visit), _scrubs(visit), compared)
+
+
+def _scrubs(visit: Visit) -> Document:
+    """How far the scrub of each bucket is."""
+    site = visit.gateway.site()
+    with reader.reader(site) as journal:
+        return scrubs.status(site, journal)
 
 
 def _backfills(visit: Visit) -> list[Document]:
@@ -46,6 +53,27 @@ def cancel(visit: Visit) -> Response:
     job = visit.get("job")
     visit.perform(requests.CancelBackfill(job))
     return visit.done(f"Job {job} is being cancelled. Replicas that it sent stay.")
+
+
+# -- the scrub
+
+
+def run_scrub(visit: Visit) -> Response:
+    address = visit.bucket()
+    visit.perform(requests.RunScrub(address))
+    return visit.done(f"All stored versions of {address} are read now.")
+
+
+def pause_scrub(visit: Visit) -> Response:
+    address = visit.bucket()
+    visit.perform(requests.PauseScrub(address))
+    return visit.done(f"The scrub of {address} is paused.")
+
+
+def resume_scrub(visit: Visit) -> Response:
+    address = visit.bucket()
+    visit.perform(requests.PauseScrub(address, on=False))
+    return visit.done(f"The scrub of {address} goes on at its own pace.")
 
 
 # -- comparisons

@@ -18,8 +18,13 @@ def page(frame: Frame, live: str, sources: Sequence[str]) -> str:
     return render("jobs.html", frame, live=Markup(live), sources=sources)
 
 
-def live(frame: Frame, backfills: Sequence[Document], verifications: Sequence[Document]) -> str:
-    return render("_jobs.html", frame, backfills=backfills, verifications=verifications, running=RUNNING)
+def live(
+    frame: Frame, backfills: Sequence[Document], scrub: Document, verifications: Sequence[Document]
+) -> str:  # fmt: skip
+    """scrub: the document of `scrub status`."""
+    return render(
+        "_jobs.html", frame, backfills=backfills, scrub=scrub, verifications=verifications, running=RUNNING
+    )  # fmt: skip
 
 
 def verification(frame: Frame, found: Document, result: Document | None, said: str) -> str:
