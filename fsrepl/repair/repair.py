@@ -28,7 +28,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, mend, rebuild
 from fsrepl.s3 import rules
-from fsrepl.storage import damaged, hashing, publishing, sharing, staging, tiers, versions
+from fsrepl.storage import damaged, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
@@ -176,10 +176,8 @@ def _matches(bucket: OpenBucket, target: Target, version: Version) -> bool:
     except OSError:
         return False
     try:
-        if version.place is not None and version.place.is_archived:
-            return digests.of_chunks(tiers.decoded(bucket.fs, fd, version.place)) == version.digest
         # from the disk: a damage there may not be in the page cache yet
-        return version.marker or hashing.digest_past_cache(bucket.fs, fd, version.size) == version.digest
+        return version.marker or versions.stored_digest(bucket, version, fd) == version.digest
     except (OSError, StoreDamaged):
         return False  # a sector that cannot be read
     finally:

@@ -168,7 +168,7 @@ def _check(region: Region, bucket: OpenBucket, stored: Stored, found: _Found, pr
 
 def _matches(region: Region, bucket: OpenBucket, version: Version, found: _Found, progress: limits.Progress) -> bool:
     limiter, before = region.engine.scrub_limiter, found.bytes
-    fd = versions.open_content(bucket, version)
+    fd = versions.open_stored(bucket, version)
 
     def told(done: int) -> None:
         limiter.sent(before + done - found.bytes)
@@ -178,7 +178,7 @@ def _matches(region: Region, bucket: OpenBucket, version: Version, found: _Found
 
     try:
         size = bucket.fs.stat_fd(fd).st_size
-        matches = hashing.digest_past_cache(bucket.fs, fd, size, told) == version.digest
+        matches = versions.stored_digest(bucket, version, fd, told) == version.digest
     finally:
         bucket.fs.close(fd)
     if matches and size >= hashing.SMALL_BYTES:

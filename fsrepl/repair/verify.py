@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
-from fsrepl.model import attributes, clock, digests, keys
+from fsrepl.model import attributes, clock, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version, Versioning
 from fsrepl.repair import compare
@@ -25,7 +25,7 @@ from fsrepl.repair.verified import Verified
 from fsrepl.repair.verify_records import Records, deleted_there_alone
 from fsrepl.repair.verify_remote import BATCH, RemoteSide
 from fsrepl.repair.verify_views import Views, mount_over
-from fsrepl.storage import hashing, intents, records, tiers, versions
+from fsrepl.storage import intents, records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
 from fsrepl.storage.fs import GONE
@@ -355,11 +355,7 @@ class Verification:
                 self.tally.bytes = before + done
                 self.hooks.progress(self.tally)
 
-            if version.place is not None and version.place.is_archived:
-                digest = digests.of_chunks(digests.counted(tiers.decoded(fs, fd, version.place), told))
-            else:
-                digest = hashing.digest_past_cache(fs, fd, found.st_size, told)
-            matches = digest == version.digest
+            matches = versions.stored_digest(side.bucket, version, fd, told) == version.digest
         finally:
             fs.close(fd)
         if matches and verified is not None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from fsrepl.errors import RecordLost, StoreDamaged, Unavailable
-from fsrepl.model import attributes, keys
+from fsrepl.model import attributes, digests, keys
 from fsrepl.model.version import Version
-from fsrepl.storage import record_homes, records, staging
+from fsrepl.storage import hashing, record_homes, records, staging, tiers
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE, LASTING, FileType
 from fsrepl.storage.walk import Failed, directories
@@ -250,6 +250,16 @@ def open_stored(bucket: OpenBucket, version: Version) -> int:
     if version.place is None:
         return open_version(bucket, version.key, version.id)
     return bucket.tier(version.place.tier).open_stored(version.key, version.place)
+
+
+def stored_digest(
+    bucket: OpenBucket, version: Version, fd: int, told: Callable[[int], None] | None = None
+) -> bytes:  # fmt: skip
+    """The BLAKE3 of the content in a file from open_stored, read past the page cache; decompressed where it is archived
+    so. told: called with the number of bytes hashed. Raises OSError, StoreDamaged."""
+    if version.place is not None and version.place.is_archived:
+        return digests.of_chunks(digests.counted(tiers.decoded(bucket.fs, fd, version.place), told))
+    return hashing.digest_past_cache(bucket.fs, fd, bucket.fs.stat_fd(fd).st_size, told)
 
 
 def has(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool = False) -> bool:

@@ -197,6 +197,21 @@ def test_a_rule_may_archive_replicas(world: World, clock: Clock) -> None:
     assert verify(world) == []
 
 
+def test_archived_content_is_scrubbed(world: World, clock: Clock) -> None:
+    """It is read and decompressed like any other, and what is damaged is repaired."""
+    tier = add_archive(world)
+    archived(world, clock)
+    (path,) = [path for path in (tier / "src").iterdir() if path.is_file()]
+    path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
+    world.run("scrub.run", bucket=SOURCE)
+    for _ in range(3):
+        world.settle()
+    world.restart()
+    world.settle()
+    assert verify(world) == []
+    assert names(tier) == ["k.zst"]
+
+
 @pytest.mark.slow
 def test_a_restore_cut_short(memory: Path, clock: Clock) -> None:
     """G2, G7: cut after any change the archived content is whole, and a copy that no record speaks for goes."""
