@@ -15,6 +15,7 @@ from fsrepl.cli.common import (
     Yes,
     confirm,
     counted,
+    is_terminal,
     open_answering_site,
     open_site,
     perform,
@@ -62,6 +63,11 @@ def bucket_create(
     answer = perform(requests.CreateBucket(bucket, versioning, umask(), trees))
     text = f"bucket {bucket}" + (", versioning Enabled" if versioning else "") + (", a tree bucket" if trees else "")
     print_json(answer) if json else say(text)
+    if versioning and not json and is_terminal():
+        from fsrepl.commands import versioning_cost
+
+        warn(versioning_cost.cost(open_site().settings.regions[bucket.region]))
+        warn(f"This keeps it in bounds: {versioning_cost.command(str(bucket))}")
 
 
 @bucket.command("adopt")

@@ -111,6 +111,8 @@ def enable(
         print_json(answer)
     else:
         _print_enabled(wanted, answer)
+    if source is None and not dry_run:
+        _offer_lifecycle(wanted.source)
 
 
 def _check_may_ask(*, has_options: bool) -> None:
@@ -127,6 +129,16 @@ def _ask() -> requests.EnableReplication:
     from fsrepl.cli import wizard
 
     return wizard.ask(open_site())
+
+
+def _offer_lifecycle(source: Address) -> None:
+    """Ask, on a terminal, whether old versions of a new source are to be removed, and set the rule for that."""
+    from fsrepl.cli import wizard
+    from fsrepl.commands.versioning_cost import IN_WORDS, OLD_VERSIONS
+
+    if wizard.ask_old_versions(open_site(), source):
+        perform(requests.PutLifecycle(source, OLD_VERSIONS))
+        say(f"old versions of {source} are removed {IN_WORDS}; `fsrepl lifecycle preview {source}` shows which")
 
 
 def _print_enabled(wanted: requests.EnableReplication, answer: dict[str, Any]) -> None:

@@ -50,8 +50,7 @@ def render(
     rules = [(bucket, rule) for bucket in document["buckets"] for rule in bucket["rules"]]
     if rules:
         parts += ["", _rules(rules, narrow=narrow), *_large(rules)]
-    if (scrub := _scrub(document["buckets"])) is not None:
-        parts.append(scrub)
+    parts += [line for line in (_noncurrent(document["buckets"]), _scrub(document["buckets"])) if line is not None]
     if document["transfers"]:
         parts += ["", _transfers(document["transfers"], narrow=narrow)]
     notes = dict.fromkeys(note.text for bucket in document["buckets"] for note in notes_of(bucket, names_max))
@@ -117,6 +116,16 @@ def _buckets(buckets: list[dict[str, Any]], unattached: list[str]) -> Renderable
             duration_text(b["lag_seconds"]),
         )
     return table
+
+
+def _noncurrent(buckets: list[dict[str, Any]]) -> Text | None:
+    """How much of all content is that of noncurrent versions; `fsrepl du` has it by bucket and class."""
+    held = sum(bucket.get("noncurrent_bytes", 0) for bucket in buckets)
+    if not held:
+        return None
+    return Text(
+        f"noncurrent versions hold {size_text(held)} of {size_text(sum(b['bytes'] for b in buckets))}", style="dim"
+    )
 
 
 def _scrub(buckets: list[dict[str, Any]]) -> Text | None:

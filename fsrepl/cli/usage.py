@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fsrepl.cli import completion
-from fsrepl.cli.common import Json, open_site, print_json, print_table, size_text, tell
+from fsrepl.cli.common import Json, is_terminal, open_site, print_json, print_table, size_text, tell
+
+_TOLD_FILES = 1000
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +26,14 @@ def du(
             metavar="REGION[/BUCKET]", help="A bucket, or all buckets of a region.", autocompletion=completion.buckets
         ),
     ],
+    disk: Annotated[
+        bool,
+        typer.Option(
+            "--disk",
+            help="Also look at every file: bytes on disk, what hard links and reflinks share, and what the "
+            "removal of noncurrent versions would free.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show the bytes of objects and of their noncurrent versions, by storage class."""
@@ -30,7 +43,10 @@ def du(
     where = where.rstrip("/")
     addresses = [site.bucket(where).address] if "/" in where else site.buckets_of(where)
     with reader.reader(site) as journal:
-        document = usage.usage(site, journal, addresses)
+        document: dict[str, Any] = dict(usage.usage(site, journal, addresses))
+        if disk:
+            with _counted() as told:
+                document["Disk"] = usage.disk_usage(site, journal, addresses, told).document()
     if json:
         print_json(document)
         return
@@ -45,3 +61,30 @@ def du(
         print_table(rows, ["CLASS", "CURRENT", "OBJECTS", "NONCURRENT", "VERSIONS"], right=(1, 2, 3, 4))
     else:
         tell(f"{where} holds nothing")
+    if disk:
+        _say_disk(document["Disk"])
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[Callable[[int], None]]:
+    """Says on a terminal how many files were looked at so far."""
+    if not is_terminal():
+        yield lambda number: None
+        return
+    console = Console(stderr=True)
+    with console.status("looking at the files") as status:
+
+        def told(number: int) -> None:
+            if number % _TOLD_FILES == 0:
+                status.update(f"looking at the files: {number:,}")
+
+        yield told
+
+
+def _say_disk(found: dict[str, int]) -> None:
+    tell(
+        f"on disk: {size_text(found['Used'])}; hard links and reflinks save {size_text(found['Shared'])}; without "
+        f"noncurrent versions {size_text(found['FreedWithoutNoncurrent'])} would be free"
+    )
+    if found["InTiers"]:
+        tell(f"in tiers: {size_text(found['InTiers'])}")

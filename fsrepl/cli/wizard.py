@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from fsrepl.cli.common import shown
-from fsrepl.commands import replication
+from fsrepl.commands import replication, versioning_cost
 from fsrepl.daemon.requests import EnableReplication
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model.address import Address, region_of
@@ -47,6 +47,15 @@ def ask(site: Site) -> EnableReplication:
         role="" if role == "create a new role" else role,
         replace=existing,
     )
+
+
+def ask_old_versions(site: Site, source: Address) -> bool:
+    """Whether old versions of a source that has no lifecycle rules are to be removed, after saying what they take."""
+    bucket = site.bucket(str(source))
+    if bucket.lifecycle is not None:
+        return False
+    typer.echo(f"\n{versioning_cost.cost(site.settings.regions[source.region])}")
+    return typer.confirm(f"Remove old versions of {source} {versioning_cost.IN_WORDS}?", default=False)
 
 
 def _prefixes() -> dict[str, str]:

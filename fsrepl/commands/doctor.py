@@ -24,6 +24,7 @@ _WATCHES_MIN = 524_288
 _NEARLY = 0.7
 _INODES_LOW = 0.05
 _TIER_LOW = 0.02
+_ROOM_BUCKETS = 3
 _STATE_FULL_BYTES = 1 << 20
 _STATE_LOW_BYTES = 64 << 20
 _AHEAD_S = 2.0
@@ -219,7 +220,7 @@ def _region(facts: Facts, region: Region) -> Iterator[Finding]:
     else:
         yield Finding(Level.OK, "region", name, where)
     yield from _attributes(facts, region)
-    yield from _free(region)
+    yield from _free(facts, region)
     yield from _sharing(facts, region)
 
 
@@ -275,7 +276,7 @@ def _writable(facts: Facts, region: Region) -> Iterator[Finding]:
     elif region["errno"] in (errno.ENOSPC, errno.EDQUOT):
         yield Finding(
             Level.ERROR, "region", name, f"{path} is full: no file can be created there",
-            "remove files there; deliveries continue by themselves",
+            f"remove files there; deliveries continue by themselves{_room(facts, region)}",
         )  # fmt: skip
     else:
         yield Finding(
@@ -301,16 +302,31 @@ def _attributes(facts: Facts, region: Region) -> Iterator[Finding]:
     yield Finding(Level.OK, "attributes", name, f"{room}{more}")
 
 
-def _free(region: Region) -> Iterator[Finding]:
+def _room(facts: Facts, region: Region) -> str:
+    """Which old versions would make how much room, for people; empty where there are none."""
+    held = {b["address"]: b["noncurrent_bytes"] for b in facts["buckets"] if region_of(b["address"]) == region["name"]}
+    most = sorted((address for address in held if held[address]), key=lambda address: -held[address])[:_ROOM_BUCKETS]
+    if not most:
+        return ""
+    named = ", ".join(f"{_size(held[address])} in {address}" for address in most)
+    return (
+        f"; noncurrent versions hold up to {named}: a lifecycle rule such as examples/lifecycle/old-versions.json "
+        f"removes them, `fsrepl lifecycle preview {most[0]}` shows which"
+    )
+
+
+def _free(facts: Facts, region: Region) -> Iterator[Finding]:
     name, free, total, needed = region["name"], region["free"], region["total"], region["needed"]
     if total:
         what = f"{_size(free)} of {_size(total)} are free, and keep_free leaves {_size(needed)} to the user"
         if free < needed:
             yield Finding(
-                Level.ERROR, "space", name, f"{what}: capture waits", "make room, or set keep_free in [capture] lower"
-            )
+                Level.ERROR, "space", name, f"{what}: capture waits",
+                f"make room, or set keep_free in [capture] lower{_room(facts, region)}",
+            )  # fmt: skip
         elif free < 2 * needed:
-            yield Finding(Level.WARNING, "space", name, what, "make room before capture must wait")
+            do = f"make room before capture must wait{_room(facts, region)}"
+            yield Finding(Level.WARNING, "space", name, what, do)
         else:
             yield Finding(Level.OK, "space", name, what)
     if region["inodes"]:

@@ -30,6 +30,7 @@ from fsrepl.storage import tiers as tiers_
 from fsrepl.storage.bucket import META, OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED, FileType
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.rows import read_tier
 from fsrepl.storage.site import Site
 from fsrepl.storage.walk import directories, leave_out
 
@@ -89,6 +90,8 @@ class Bucket(TypedDict):
     halted: bool
     ahead_s: float
     current_bytes: int
+    noncurrent_bytes: int
+    """Of content in the region itself, not in tiers."""
     unshown: int
     roles: list[str]
     path: str
@@ -165,7 +168,7 @@ class _Mount(TypedDict):
     read_only: bool
 
 
-def _mount_of(path: str, table: str = "/proc/self/mountinfo") -> _Mount | None:
+def mount_of(path: str, table: str = "/proc/self/mountinfo") -> _Mount | None:
     """The mount that a path lies on, in the namespace of a process. Source: proc_pid_mountinfo(5)."""
     try:
         lines = Path(table).read_text(errors="surrogateescape").splitlines()
@@ -185,7 +188,7 @@ def _mount_of(path: str, table: str = "/proc/self/mountinfo") -> _Mount | None:
 def is_mounted_rw(path: str) -> bool:
     """Whether a path is on a writable mount for this process, or for process 1."""
     real = os.path.realpath(path)
-    mounts = [_mount_of(real, f"/proc/{who}/mountinfo") for who in ("self", "1")]
+    mounts = [mount_of(real, f"/proc/{who}/mountinfo") for who in ("self", "1")]
     return any(mount is not None and not mount["read_only"] for mount in mounts)
 
 
@@ -206,7 +209,7 @@ def region(site: Site, name: str) -> Region:
     """A region as this process sees it. Creates a file there, so the call hangs where the filesystem does."""
     found = _unknown(site, name)
     path = found["path"]
-    if mount := _mount_of(os.path.realpath(path)):
+    if mount := mount_of(os.path.realpath(path)):
         found["mount"], found["fstype"], found["read_only"] = mount["at"], mount["fstype"], mount["read_only"]
     try:
         with site.open_region(name) as at:
@@ -262,6 +265,7 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
     found: Bucket = {
         "address": address, "trouble": "", "versioning": "", "uid": -1, "source": False, "directories": 0,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 0,
+        "noncurrent_bytes": 0,
         "unshown": 0, "roles": [], "path": "", "disowned": False, "open": False,
         "wider_than": {}, "leaving": [],
     }  # fmt: skip
@@ -292,6 +296,11 @@ def bucket(site: Site, address: str, journal: Journal | None, now_s: float) -> B
         with contextlib.suppress(sqlite3.Error):
             found["ahead_s"] = max(0.0, (journal.versions.newest(address)[1] - site.now()) / 1e9)
             found["current_bytes"] = journal.versions.current_bytes(address)
+            found["noncurrent_bytes"] = sum(
+                size
+                for traits, is_current, _, size in journal.versions.sizes(address)
+                if not (is_current or read_tier(traits))
+            )
             found["unshown"] = journal.versions.count_unshown(address)
     return found
 

@@ -72,6 +72,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         "objects": objects,
         "versions": versions,
         "bytes": size,
+        "noncurrent_bytes": size - journal_.versions.current_bytes(address) if versions > objects else 0,
         "pending": pending.number,
         "pending_bytes": pending.bytes,
         "failed": _sum(counts, "FAILED").number,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from fsrepl.commands.versioning_cost import OLD_VERSIONS
 from tests.site import SOURCE, Site
 from tests.waiting import DEADLINE_S
 
@@ -66,8 +69,14 @@ def test_the_whole_bucket_by_the_names_of_things(site: Site) -> None:
         ("Replicate", "\n"),
         ("Storage class", "\n"),
         ("Role", "\n"),
+        ("3 newest", "y\n"),
     )
     assert code == 0, shown
+    assert "until a lifecycle rule removes it" in shown
+    assert site.json("lifecycle", "get", SOURCE) == OLD_VERSIONS
+    example = Path(__file__).parent.parent.parent / "examples/lifecycle/old-versions.json"
+    assert json.loads(example.read_text()) == OLD_VERSIONS
+    site.must("lifecycle", "rm", SOURCE)
     offered = shown.partition("Destination region")[2]
     assert "near" not in offered, "it is in the source's own region"
     assert "plain" not in shown, "it has no versioning"
@@ -91,6 +100,7 @@ def test_prefixes_each_with_its_storage_class(site: Site) -> None:
         ("Storage class of the replicas of logs/", "as\n"),
         ("Prefix", "\n"),
         ("Role", "create\n"),
+        ("3 newest", "\n"),
     )
     assert code == 0, shown
     rules = site.json("replication", "get", SOURCE)["ReplicationConfiguration"]["Rules"]
@@ -117,6 +127,7 @@ def test_prefixes_are_added_and_removed(site: Site) -> None:
         ("Storage class of the replicas of Tax/2026", "\n"),
         ("Prefixes so far: Tax/2026", "\n"),
         ("Role", "\n"),
+        ("3 newest", "\n"),
     )
     assert code == 0, shown
     (rule,) = site.json("replication", "get", SOURCE)["ReplicationConfiguration"]["Rules"]

@@ -30,6 +30,7 @@ def bucket(**more: Any) -> Bucket:
     good: Any = {
         "address": "east/src", "trouble": "", "versioning": "Enabled", "uid": 0, "source": True, "directories": 9,
         "unreadable": [], "sidecars": 0, "displaced": 0, "halted": False, "ahead_s": 0.0, "current_bytes": 1 << 30,
+        "noncurrent_bytes": 0,
         "unshown": 0, "roles": [], "path": "/srv/east/src", "disowned": False, "open": False,
         "wider_than": {},
         "leaving": [],
@@ -278,7 +279,7 @@ def test_a_mount_is_found_by_its_longest_name(tmp_path: Path) -> None:
         "2 1 8:2 / /mnt/a\\040b ro,noatime - xfs /dev/b rw\n"
         "3 1 0:9 / /mnt/a rw shared:7 - nfs4 host:/x ro\n"
     )
-    found = [doctor_facts._mount_of(path, str(table)) for path in ("/mnt/a b/c", "/mnt/a/c", "/mnt/ab")]
+    found = [doctor_facts.mount_of(path, str(table)) for path in ("/mnt/a b/c", "/mnt/a/c", "/mnt/ab")]
     assert [(m["at"], m["fstype"], m["read_only"]) for m in found if m] == [
         ("/mnt/a b", "xfs", True), ("/mnt/a", "nfs4", True), ("/", "ext4", False),
     ]  # fmt: skip
@@ -317,3 +318,14 @@ def test_a_tier_that_is_away_or_nearly_full() -> None:
     assert found(trouble="it is offline").level is Level.ERROR
     assert "2 wait" in found(trouble="it is offline").do
     assert found(trouble="it is offline", versions=0).level is Level.WARNING
+
+
+def test_a_disk_that_runs_full_names_what_old_versions_hold() -> None:
+    """Which buckets' noncurrent versions would free how much, the largest first, and how to remove them."""
+    held = [bucket(noncurrent_bytes=1 << 30), bucket(address="east/other", noncurrent_bytes=3 << 30)]
+    for full in ({"free": 1 << 30}, {"free": 6 << 30}, {"errno": errno.ENOSPC}):
+        found = [f for f in findings(facts(regions=[region(**full)], buckets=held)) if "noncurrent" in f.do]
+        assert found, full
+        assert "3.0 GiB in east/other, 1.0 GiB in east/src" in found[0].do
+        assert "fsrepl lifecycle preview east/other" in found[0].do
+    assert all("noncurrent" not in f.do for f in findings(facts(regions=[region(free=1 << 30)])))
