@@ -330,6 +330,21 @@ def test_what_arrives_damaged_is_not_kept(tmp_path: Path, service: Service, monk
         assert [each.data for each in found_in(bucket)] == [b"original"]
 
 
+@pytest.mark.parametrize("size", [0, 1, 300_000, 6 << 20])
+def test_content_of_any_size_arrives(tmp_path: Path, service: Service, size: int) -> None:
+    """G3: in memory, as a stream, and in parts, with and without a limit."""
+    bucket, data = service.make_bucket(), os.urandom(size)
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("k", data)
+        world.settle()
+        world.engine.limiter.rate = 50 << 20
+        world.write("again", data[::-1])
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert current(bucket) == {"k": data, "again": data[::-1]}
+        assert size <= 1 << 20 or world.engine.limiter.position >= 2 * size
+
+
 def test_damage_at_the_source_is_never_sent(tmp_path: Path, service: Service) -> None:
     """G3: the stored content is compared with its BLAKE3 before it is sent."""
     bucket = service.make_bucket()
