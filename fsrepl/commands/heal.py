@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
 from fsrepl.model import clock, keys
+from fsrepl.model.address import region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Origin, Version, Versioning
 from fsrepl.repair import rebuild
@@ -227,10 +228,21 @@ def _is_known_elsewhere(site: Site, bucket: Bucket) -> bool:
 # -- files that are missing
 
 
+def services_of(site: Site, address: str) -> list[str]:
+    """The buckets of S3 services that a bucket's rules lead to, by the site's copy of them."""
+    document = remembered.document(site, address, remembered.REPLICATION)
+    if document is None:
+        return []
+    found = replication.read_replication(document, source=address, named=site.named)
+    return sorted({rule.destination for rule in found.rules if region_of(rule.destination) in site.services})
+
+
 def not_asked(site: Site, bucket: Bucket) -> tuple[str, ...]:
     """Why buckets that may have versions of a lost bucket cannot be read now."""
+    services = {region_of(address) for address in services_of(site, bucket.address)}
+    away = {why for name in services if (why := site.services[name].trouble())}
     with rebuild.Elsewhere(site, bucket) as elsewhere:
-        return tuple(sorted({*elsewhere.away.values()}))
+        return tuple(sorted(away | {*elsewhere.away.values()}))
 
 
 def require_all(site: Site, bucket: Bucket) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fsrepl import settings
-from fsrepl.commands import requirements, settings_text
+from fsrepl.commands import heal, requirements, settings_text
 from fsrepl.commands.buckets import make_bucket
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.lock import is_locked
@@ -192,9 +192,17 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
     answer: dict[str, object] = {"Name": name, "Path": absolute, "Buckets": sorted({*found, *lost})}
     if not replace:
         return answer
-    filled = [_fill_again(engine, address) for address in lost]
+    from_services = [address for address in lost if address not in found and heal.services_of(engine.site, address)]
+    filled = [_bring_back(engine, address) for address in from_services]
+    filled += [_fill_again(engine, address) for address in lost if address not in from_services]
     away = sorted({why for _, whys in filled for why in whys})
     return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
+
+
+def _bring_back(engine: Engine, address: str) -> tuple[int, list[str]]:
+    """Fill a lost bucket with all that others have of it, S3 services among them; as _fill_again."""
+    healed = heal.heal(engine, address)
+    return healed.brought.fetched, list(healed.brought.away)
 
 
 def _put_back_settings(site: Site, address: Address) -> None:

@@ -143,6 +143,7 @@ def _of_service(journal_: Journal, address: str, said: Document) -> Document:
         "objects": found.objects,
         "versions": found.versions,
         "bytes": found.bytes,
+        "noncurrent_bytes": found.bytes - found.current_bytes,
         "pending": 0,
         "pending_bytes": 0,
         "failed": 0,

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fsrepl.errors import StoreDamaged
+from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import clock, keys
 from fsrepl.model.version import NULL, Status, Version
 from fsrepl.region.runtime import Runtime
-from fsrepl.repair import evidence, rebuild, repair
+from fsrepl.repair import evidence, from_services, rebuild, repair
 from fsrepl.storage import posix, publishing, remembered, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.view_file import open_view
@@ -44,6 +44,17 @@ def bring_back(engine: Runtime, bucket: OpenBucket) -> BroughtBack:
             batch.add(staged)
             fetched += 1
         batch.publish()
+        for remote in from_services.destinations(engine, bucket):
+            try:
+                for brought in from_services.restore(engine, bucket, remote):
+                    if brought is None:
+                        lost += 1
+                    else:
+                        batch.add(brought)
+                        fetched += 1
+            except FsreplError as error:
+                away = (*away, f"{remote.address}: {error}")
+            batch.publish()
         for found in _from_journal(engine, bucket, rebuilder):
             if found is None:
                 lost += 1

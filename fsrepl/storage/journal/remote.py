@@ -48,11 +48,12 @@ class RemoteVersion:
 
 @dataclass(frozen=True, slots=True)
 class RemoteCounts:
-    """Objects (keys whose newest version is no marker), versions without markers, and their bytes."""
+    """Objects (keys whose newest version is no marker), versions without markers, their bytes, and those of objects."""
 
     objects: int
     versions: int
     bytes: int
+    current_bytes: int
 
 
 class Remote:
@@ -115,8 +116,9 @@ class Remote:
 
     def counts(self, address: str) -> RemoteCounts:
         number = self._connection.ids.get(address)
-        (objects,) = self._connection.execute(
-            "SELECT count(*) FROM (SELECT marker, max(created) FROM remote WHERE bucket = ? AND remote != '' "
+        objects, current = self._connection.execute(
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM "
+            "(SELECT marker, size, max(created) FROM remote WHERE bucket = ? AND remote != '' "
             "GROUP BY key) WHERE NOT marker",  # with max(), the other columns are of its row: sqlite.org/lang_select
             (number,),
         ).fetchone()
@@ -125,4 +127,4 @@ class Remote:
             "WHERE bucket = ? AND remote != '' AND NOT marker",
             (number,),
         ).fetchone()
-        return RemoteCounts(objects, versions, size)
+        return RemoteCounts(objects, versions, size, current)
