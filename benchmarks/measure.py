@@ -5,6 +5,7 @@
               `fsrepl wait` returns, beside `rsync -a` of the same, and lsyncd and Syncthing where they are installed;
               with what is written to the disk
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
+    expiry    100,000 files of 4 KiB expire by lifecycle, and their versions after that, beside `find -mtime -delete`
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -32,7 +33,7 @@ from peers import PEERS, Peer
 
 from fsrepl.settings import FILE, Capture
 
-SOURCE, DESTINATION = "east/src", "west/dst"
+SOURCE, DESTINATION, OLD = "east/src", "west/dst", "east/old"
 RATE_HZ = 20
 LOOK_S = 0.0002
 PATIENCE_S = 30.0
@@ -295,6 +296,57 @@ def _timed(command: list[str]) -> float:
     return time.monotonic() - began
 
 
+# -- lifecycle
+
+
+def expiry(folder: Path, count: int) -> None:
+    """Objects of 4 KiB expire in a versioned bucket, and are removed for good, beside `find -mtime -delete`."""
+    print(f"expiry: {count:,} files of 4 KiB on {_filesystem(folder)}")
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    clock, today = home / "now", int(time.time()) // 86400 * 86400
+    os.environ["FSREPL_CLOCK"] = str(clock)
+    clock.write_text(_rfc3339(today))
+    try:
+        tree = _make_tree(home / "tree", count)
+        _run("find", tree, "-type", "f", "-exec", "touch", "-d", f"@{today - 10 * 86400}", "{}", "+")
+        with daemon(folder) as site:
+            site.fsrepl("bucket", "create", OLD, "--versioning")
+            _run("cp", "-r", f"{tree}/.", site.path(OLD))
+            site.fsrepl("wait", OLD)
+            done = _timed_expiry(site, home, clock, today, count)
+        find = _cost(home, lambda: _run("find", tree, "-type", "f", "-mtime", "+3", "-delete"))
+    finally:
+        del os.environ["FSREPL_CLOCK"]
+        shutil.rmtree(home)
+    print(f"  find -mtime -delete   {_text(find)}")
+    for what, cost in done.items():
+        print(f"  {what:21} {_text(cost)}   {cost.wall_s / find.wall_s:5.1f} times find")
+
+
+def _timed_expiry(site: Daemon, home: Path, clock: Path, today: int, count: int) -> dict[str, Cost]:
+    """Expiration makes markers and removes the files; then NoncurrentVersionExpiration removes the versions."""
+    rule: dict[str, object] = {"ID": "old", "Filter": {}, "Status": "Enabled"}
+    steps = {
+        "Expiration": ({"Expiration": {"Days": 1}}, 3),
+        "NoncurrentExpiration": ({"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}, 6),
+    }
+    done = {}
+    for what, (action, days) in steps.items():
+        (document := home / "rule.json").write_text(json.dumps({"Rules": [rule | action]}))
+        site.fsrepl("lifecycle", "put", OLD, document)
+        clock.write_text(_rfc3339(today + days * 86400 - 3600))  # not midnight: the run is asked for
+        done[what] = _cost(home, lambda: site.fsrepl("lifecycle", "run", OLD), site)
+        (found,) = [each for each in json.loads(site.fsrepl("status", "--json"))["buckets"] if each["bucket"] == OLD]
+        left = found["objects"] if what == "Expiration" else found["versions"]
+        if left:
+            raise SystemExit(f"{left} of {count} objects are left after {what}")
+    return done
+
+
+def _rfc3339(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
 # -- the system calls alone
 
 
@@ -403,7 +455,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst", "calls", "arrivals"))
+    parser.add_argument("--only", choices=("latency", "burst", "calls", "expiry", "arrivals"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
@@ -421,6 +473,8 @@ def main() -> None:
                 options.plot,
                 f"{options.files:,} files of 4 KiB on {_filesystem(options.folder)}, two sides of one disk",
             )
+    if options.only in (None, "expiry"):
+        expiry(options.folder, 5 * options.files)
     if options.only in (None, "arrivals"):
         arrivals(options.folder)
 
