@@ -178,11 +178,19 @@ class Watch:
                 history.save(site, self.history)
             return look
         except (FsreplError, OSError, sqlite3.Error) as error:
-            before = self._look
-            return Look(
-                number, time.time(), before.status if before else _NOTHING, before.regions if before else [],
-                reason(error),
-            )  # fmt: skip
+            return self._without(number, reason(error))
+        except Exception as error:
+            log.exception("console: the status cannot be shown")
+            return self._without(
+                number, f"the status cannot be shown: {type(error).__name__}; the console's log has it"
+            )
+
+    def _without(self, number: int, trouble: str) -> Look:
+        """The last look again, with the reason why there is no new one."""
+        before = self._look
+        return Look(
+            number, time.time(), before.status if before else _NOTHING, before.regions if before else [], trouble
+        )  # fmt: skip
 
 
 def _services(site: Site) -> list[Document]:

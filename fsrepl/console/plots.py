@@ -14,12 +14,18 @@ Points = Sequence[tuple[float, float]]
 """(time, value) in the order of time."""
 
 
-def plot(points: Points, from_s: float, to_s: float, *, title: str, text: Callable[[float], str], ago: str) -> Markup:
-    """An area from a time to another. text: a value in words; ago: the beginning of the axis in words."""
+def plot(
+    points: Points, from_s: float, to_s: float, *, title: str, text: Callable[[float], str], ago: str,
+    of_bytes: bool = False,
+) -> Markup:  # fmt: skip
+    """An area from a time to another. text: a value in words; ago: the beginning of the axis in words. of_bytes: values
+    are bytes, of which 1,024 are the next unit."""
     shown = [(at, max(0.0, value)) for at, value in points if from_s <= at <= to_s]
     if len(shown) < 2:
         return _framed(title, "no data yet", Markup(""), ago, "")
-    top = _ceiling(max(value for _, value in shown))
+    most = max(value for _, value in shown)
+    unit = 1024.0 ** int(math.log(most, 1024)) if of_bytes and most >= 1 else 1.0
+    top = _ceiling(most / unit) * unit
     inner = _HEIGHT - _TOP - _BOTTOM
 
     def place(at: float, value: float) -> str:
@@ -31,7 +37,6 @@ def plot(points: Points, from_s: float, to_s: float, *, title: str, text: Callab
     drawn = Markup('<polygon class="area" points="{} {}"/><polyline class="line" points="{}"/>').format(
         line, floor, line
     )
-    most = max(value for _, value in shown)
     return _framed(title, f"{text(shown[-1][1])} now, {text(most)} at most", drawn, ago, text(top))
 
 

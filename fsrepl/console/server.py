@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ def run(settings: Settings, options: Options) -> int:
     if trouble := listening.trouble(settings.console):
         raise Usage(f"{settings.path}: {trouble}")
     check_user(settings)
+    _check_certificate(settings)
     umask = os.umask(0o077)
     if (token := _link_of_running(settings.state)) is not None:
         _print_links(settings, token, "a console of this site runs already")
@@ -82,6 +84,20 @@ def run(settings: Settings, options: Options) -> int:
     sys.stdout.flush()
     logging.shutdown()
     os._exit(0)  # the interpreter would wait for threads that may be in a filesystem that does not answer
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Raises Usage where the certificate or its key cannot be used."""
+    certificate, key = settings.console.certificate, settings.console.key
+    if certificate is None or key is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        why = error.reason if isinstance(error, ssl.SSLError) else reason(error)
+        raise Usage(
+            f"{settings.path}: [console] certificate and key, {certificate} and {key}, cannot be used: {why}"
+        ) from error
 
 
 def _log_to_stderr(options: Options) -> None:

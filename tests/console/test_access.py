@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import shutil
+import ssl
 import stat
 import subprocess
 import sys
@@ -220,6 +223,33 @@ def test_an_unsafe_address_is_said_by_check(tmp_path: Path) -> None:
     for command in ("check", "console"):
         ran = site.run(command)
         assert (ran.code, "without TLS" in ran.err, "[console]" in ran.err) == (2, True, True), ran
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_with_a_certificate_it_speaks_tls_alone(tmp_path: Path) -> None:
+    """The cookie is Secure then, and plain HTTP gets no answer. Files that cannot be used are named at the start."""
+    (tmp_path / "bad.pem").write_text("nothing")
+    bad = Site(tmp_path / "bad", replicate=False, settings='[console]\ncertificate = "../../bad.pem"\nkey = "none"')
+    ran = bad.run("console")
+    assert (ran.code, "bad.pem" in ran.err, "cannot be used" in ran.err) == (2, True, True), ran
+    names = ("cert.pem", "key.pem")
+    certificate, key = (str(tmp_path / name) for name in names)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    lines = f'[console]\ncertificate = "{certificate}"\nkey = "{key}"'
+    site = Site(tmp_path / "good", replicate=False, settings=lines)
+    with Console(site) as console:
+        context = ssl.create_default_context(cafile=certificate)
+        connection = http.client.HTTPSConnection("localhost", console.port, context=context, timeout=60)
+        connection.request("GET", console.link)
+        answer = connection.getresponse()
+        assert (answer.status, "Secure" in answer.getheader("set-cookie", "")) == (200, True)
+        connection.close()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            Visitor(console.port).get("/")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, console: Console) -> None:

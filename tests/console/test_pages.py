@@ -13,6 +13,7 @@ from fsrepl.console import history, plots
 from fsrepl.console.history import DAY_S, HOUR_S, History, Sample
 from fsrepl.console.pages import overview
 from fsrepl.console.pages.rendering import Frame
+from fsrepl.model.amounts import size_text
 from tests.console.visitor import read
 
 FRAME = Frame(site="/srv/<site>", path="/", csrf="token")
@@ -128,4 +129,8 @@ def test_a_plot_stays_in_its_frame() -> None:
     assert len(places) == 101
     assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
     assert "up to 10" in drawn
+    in_bytes = plots.plot(
+        [(0.0, 0.0), (1.0, 430.0 * 1024)], 0, 1, title="t", text=size_text, ago="then", of_bytes=True
+    )  # fmt: skip
+    assert "up to 500.0 KiB" in str(in_bytes)
     assert "no data yet" in str(plots.plot([], 0, 1, title="t", text=str, ago="then"))

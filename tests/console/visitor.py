@@ -209,7 +209,7 @@ class Console:
         )  # fmt: skip
         assert self.process.stdout is not None
         lines = [self.process.stdout.readline() for _ in range(3)]
-        match = re.search(r"http://127\.0\.0\.1:(\d+)(/enter\?token=\S+)", lines[1])
+        match = re.search(r"https?://127\.0\.0\.1:(\d+)(/enter\?token=\S+)", lines[1])
         assert match, lines
         self.port, self.link = int(match[1]), match[2]
         self.unix = site.root / ".fsrepl-site" / "console"

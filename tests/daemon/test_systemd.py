@@ -14,15 +14,16 @@ import pytest
 from tests.waiting import DEADLINE_S
 
 UNIT = Path(__file__).parent.parent.parent / "systemd" / "fsrepl.service"
+CONSOLE = UNIT.with_name("fsrepl-console.service")
 PROGRAM = "/opt/fsrepl/bin/fsrepl"
 
 needs_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed here")
 
 
-def options() -> list[tuple[str, str, str]]:
-    """Section, name and value of each option. The unit has no continued lines."""
+def options(unit: Path = UNIT) -> list[tuple[str, str, str]]:
+    """Section, name and value of each option. The units have no continued lines."""
     section, found = "", []
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if match := re.fullmatch(r"\[(\w+)\]", line):
             section = match[1]
         elif line and not line.startswith("#"):
@@ -86,11 +87,26 @@ def test_each_option_has_a_comment_above_it() -> None:
     assert max(map(len, lines)) <= 120
 
 
+def test_the_console_may_do_no_more_than_the_daemon() -> None:
+    """A fault in a page is not worth more than one in the daemon; and neither keeps the other from starting."""
+    console, daemon = ({name: value for _, name, value in options(unit)} for unit in (CONSOLE, UNIT))
+    capabilities = [set(unit["CapabilityBoundingSet"].split()) for unit in (console, daemon)]
+    assert capabilities[0] < capabilities[1]
+    strict = {
+        name for name in daemon if name.startswith(("Protect", "Private", "Restrict", "Memory", "System", "IP", "Lock"))
+    }
+    assert {name: console.get(name) for name in strict} == {name: daemon[name] for name in strict}
+    assert console["ExecStart"] == f"{PROGRAM} console"
+    assert console["Environment"] == daemon["Environment"]
+    assert "Requires" not in console
+
+
 @needs_analyze
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", [UNIT, CONSOLE], ids=lambda unit: unit.stem)
+def test_systemd_accepts_the_unit(tmp_path: Path, unit: Path) -> None:
     """With a program that exists, since fsrepl is not installed where tests run."""
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text().replace(PROGRAM, "/bin/true"))
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace(PROGRAM, "/bin/true"))
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     said = done.stdout + done.stderr

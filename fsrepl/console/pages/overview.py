@@ -110,12 +110,12 @@ def _plots(record: History, now_s: float) -> list[Markup]:
                 _pending(kept), now_s - span_s, now_s, title=f"{name}, pending:", text=lambda v: f"{v:,.0f}", ago=ago
             ),
             plots.plot(
-                history.rates(kept, "completed"), now_s - span_s, now_s, title=f"{name}, replicated:",
-                text=lambda v: f"{v * 60:,.0f}/min", ago=ago,
+                [(at, 60 * rate) for at, rate in history.rates(kept, "completed")], now_s - span_s, now_s,
+                title=f"{name}, replicated:", text=lambda v: f"{v:,.0f}/min", ago=ago,
             ),
             plots.plot(
                 history.rates(kept, "completed_bytes"), now_s - span_s, now_s, title=f"{name}, throughput:",
-                text=lambda v: f"{size_text(v)}/s", ago=ago,
+                text=lambda v: f"{size_text(v)}/s", ago=ago, of_bytes=True,
             ),
         ]  # fmt: skip
     return found
