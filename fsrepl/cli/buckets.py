@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fsrepl.cli import completion
+from fsrepl.cli import completion, progress
 from fsrepl.cli.common import (
     Bucket,
     DryRun,
@@ -24,6 +24,7 @@ from fsrepl.cli.common import (
     say,
     services_of,
     size_text,
+    state,
     tell,
     umask,
     warn,
@@ -91,7 +92,8 @@ def bucket_adopt(
     if room.get("NotAsked") and not yes:  # no question on a terminal: what would be lost is unknown
         raise Refused("InvalidRequest", f"{what}. Attach it first, or continue without it with --yes")
     confirm(f"{what}. " + ("Restore it?" if "Healed" in room else "Adopt it?"), yes)
-    answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes, trees=trees))
+    with progress.bar(f"adopting {bucket}", room["Objects"], lambda: _recorded(bucket)):
+        answer = perform(requests.AdoptBucket(bucket, umask=umask(), although_away=yes, trees=trees))
     if "Healed" in answer:
         print_json(answer) if json else tell_healed(bucket, answer)
         return
@@ -99,6 +101,17 @@ def bucket_adopt(
         f"bucket {bucket}: {counted(answer['Adopted'], 'file')} adopted, versioning Enabled"
     )
     tell_left(answer)
+
+
+def _recorded(bucket: Address) -> int:
+    """How many versions of a bucket are recorded by now."""
+    from fsrepl.storage.journal.database import Journal
+
+    journal = Journal(str(state().settings.state / "journal.db"), read_only=True)
+    try:
+        return journal.versions.count_versions(str(bucket))
+    finally:
+        journal.close()
 
 
 def _is_lost(bucket: Address, room: dict[str, Any]) -> str:
@@ -248,7 +261,8 @@ def bucket_rm(bucket: Bucket, yes: Yes = False, json: Json = False) -> None:
 
 
 def _set(bucket: Address, status: str, json: bool) -> None:
-    answer = perform(requests.SetVersioning(bucket, status))
+    with progress.bar(f"versioning of {bucket}", 0, lambda: _recorded(bucket)):
+        answer = perform(requests.SetVersioning(bucket, status))
     if json:
         print_json(answer)
     else:

@@ -38,6 +38,8 @@ log = logging.getLogger("fsrepl")
 
 _TURN_S = 0.2
 _WORKERS_S = 2.0
+_TELL_S = 10.0
+"""How often a daemon that is not ready yet logs how far it is."""
 _SWITCH_S = 0.001
 """Seconds that a busy thread keeps others waiting: the thread that reads events must never wait long."""
 
@@ -108,6 +110,7 @@ class Daemon:
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
         self.ready = False
+        self._tell_s = time.monotonic() + _TELL_S
         self.hangs = False
         """Whether threads outlived the stop: they are in a filesystem that does not answer."""
         self.hooks = Hooks(self.engine.reporter.eventlog)
@@ -156,7 +159,7 @@ class Daemon:
             log.info("ready watching=%d directories", self.watcher.watched)
             systemd.notify(f"READY=1\nSTATUS=watching {self.watcher.watched} directories")
         elif not self.ready:
-            systemd.notify("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=looking through the buckets")
+            self._tell_scans()
         # The file that FSREPL_CLOCK names may be half written, or the journal's disk full.
         with contextlib.suppress(FsreplError), self.engine.journal_faults_as_unavailable():
             thresholds.check(self.engine)
@@ -172,6 +175,20 @@ class Daemon:
         for progress in list(self.engine.transfers):
             if news := progress.news(now_s):
                 log.info("%s", news)
+
+    def _tell_scans(self) -> None:
+        """Say how far the first scans are: always to systemd, and now and then in the log."""
+        states = [state for region in list(self.engine.regions.values()) for state in list(region.states.values())]
+        left = sum(state.is_up and not state.is_scanned for state in states)
+        watched = self.watcher.watched
+        systemd.notify(
+            "EXTEND_TIMEOUT_USEC=60000000\n"
+            f"STATUS=scanning, {left} of {len(states)} buckets left; watching {watched} directories"
+        )
+        now_s = time.monotonic()
+        if now_s >= self._tell_s:
+            self._tell_s = now_s + _TELL_S
+            log.info("scanning buckets_left=%d of=%d watching=%d directories", left, len(states), watched)
 
     def reload(self) -> None:
         """Read the settings again; where they cannot be read the old ones stay in force."""

@@ -7,14 +7,16 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fsrepl.commands import operations, status
-from fsrepl.daemon import control, requests
+from fsrepl.daemon import control, main, requests
 from fsrepl.daemon.lock import FILE, Lock
 from fsrepl.errors import Refused, Unavailable, Usage
 from fsrepl.model.address import Address
+from fsrepl.region.bucket_state import Phase
 from fsrepl.storage.journal import connection, database
 from fsrepl.storage.site import Site
 from tests.waiting import DEADLINE_S, until
@@ -172,3 +174,23 @@ def test_a_deleted_socket_is_there_again(tmp_path: Path) -> None:
         assert (tmp_path / control.SOCKET).stat().st_mode & 0o777 == 0o600
     server.close()
     assert not (tmp_path / control.SOCKET).exists()
+
+
+def test_a_long_first_scan_says_how_far_it_is(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is not ready yet tells systemd, and now and then the log, what is left; it does not look dead."""
+    told: list[str] = []
+    monkeypatch.setattr(main.systemd, "notify", told.append)
+    monkeypatch.setattr(main.log, "propagate", True)
+    caplog.set_level("INFO", "fsrepl")
+    world.settle()
+    world.engine.region_of(SOURCE).states[SOURCE].phase = Phase.SCANNING
+    daemon = SimpleNamespace(engine=world.engine, watcher=SimpleNamespace(watched=3), _tell_s=0.0)
+    for _ in range(2):
+        main.Daemon._tell_scans(daemon)  # type: ignore[arg-type]
+    assert told == [told[0]] * 2
+    assert "STATUS=scanning, 1 of 2 buckets left; watching 3 directories" in told[0]
+    assert [record.getMessage() for record in caplog.records if "scanning" in record.getMessage()] == [
+        "scanning buckets_left=1 of=2 watching=3 directories"
+    ]
