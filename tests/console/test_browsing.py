@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from urllib.parse import quote
 
+from fsrepl.console.handlers import PAGES
 from fsrepl.console.pages.rendering import url
-from tests.console.visitor import Page, Visitor, settle
+from tests.console.visitor import Console, Page, Visitor, settle
 from tests.site import DESTINATION, SOURCE, Site
 from tests.waiting import until
 
@@ -258,3 +261,14 @@ def test_what_does_not_exist_is_said(visitor: Visitor) -> None:
     ):
         page = visitor.get(address, status)
         assert "Traceback" not in page.text
+
+
+def test_the_console_stays_small(visitor: Visitor, console: Console) -> None:
+    """60 MiB at most, after every page was opened: it runs beside the daemon on a small NAS."""
+    for address in PAGES:
+        if "{" not in address and address not in ("/download", "/job", "/object", "/bucket", "/deliveries"):
+            visitor.request("GET", address)
+    visitor.get(f"/bucket?bucket={SOURCE}&versions=1")
+    status = Path(f"/proc/{console.process.pid}/status").read_text()
+    (resident_kib,) = map(int, re.findall(r"VmRSS:\s+(\d+) kB", status))
+    assert resident_kib < 60 * 1024
