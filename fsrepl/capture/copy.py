@@ -75,17 +75,27 @@ class _Content:
 def take_copy(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None, now_ns: int,
     *, same: bytes, held_open: bool, wait_exceeded: bool, lasting: bytes = b"",
-    progress: Callable[[int], None] | None = None,
+    alike: copying.Alike | None = None, progress: Callable[[int], None] | None = None,
 ) -> Taken:  # fmt: skip
     """Copy an open file. Raises SourceMoved where it changed meanwhile, or a writer opened it.
 
     same: the digest of its content, where that is known and need not be read. held_open: a program has it open for
     writing. wait_exceeded: it has been open for so long that it is copied even if it changes meanwhile.
     lasting: the name of the unfinished copy of a large file, which survives a crash. progress: called with the number
-    of bytes read.
+    of bytes read. alike: see copying.copy_large.
     """
     content = _content(
-        bucket, at, name, fd, found, known, same=same, held_open=held_open, lasting=lasting, progress=progress
+        bucket,
+        at,
+        name,
+        fd,
+        found,
+        known,
+        same=same,
+        held_open=held_open,
+        lasting=lasting,
+        alike=alike,
+        progress=progress,
     )
     found, staged = content.found, content.staged
     try:
@@ -154,7 +164,8 @@ def _times(status: os.stat_result) -> tuple[int, int, int, int]:
 
 def _content(
     bucket: OpenBucket, at: int, name: bytes, fd: int, found: os.stat_result, known: Object | None,
-    *, same: bytes, held_open: bool, lasting: bytes, progress: Callable[[int], None] | None,
+    *, same: bytes, held_open: bool, lasting: bytes, alike: copying.Alike | None,
+    progress: Callable[[int], None] | None,
 ) -> _Content:  # fmt: skip
     """The content of a file, by the cheapest way: known, compared, linked, read into memory, or copied."""
     if same:
@@ -172,7 +183,7 @@ def _content(
     staged = staging.token()
     with bucket.fs.released():
         if lasting:
-            digest = copying.copy_large(bucket, fd, lasting, staged, progress)
+            digest = copying.copy_large(bucket, fd, lasting, staged, progress, alike=alike)
         else:
             digest = copying.copy_aside(bucket, fd, staged, progress)
     return _Content(found, bucket.fs.stat(bucket.tmp, staged).st_size, digest, staged=staged)

@@ -35,6 +35,8 @@ SET_ASIDE_S = 60.0
 AGAIN_MAX_S = 30.0
 LOGGED = (1, 10)
 """Numbers of failed tries in a row that are logged: the first, and the one after some minutes."""
+_ALIKE_MAX = 16
+"""So many stored versions of a large file's size are looked at for its content, as after a rename."""
 _BATCH_BYTES = 16 << 20
 """Limit of the content held in memory, to be sent without another read."""
 
@@ -267,6 +269,7 @@ def copy_in_background(region: Region, state: BucketState, change: Change, size_
             return look.look(
                 bucket, change, known, region.writer_wait, time.time_ns(),
                 open_for_s=open_for_s, in_background=True, progress=progress.came_to,
+                alike=lambda size: region.engine.journal.versions.of_size(change.address, size, _ALIKE_MAX),
             )  # fmt: skip
 
     def finish(seen: look.Seen | Exception) -> None:

@@ -20,7 +20,7 @@ from fsrepl.errors import SourceMoved, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Posix
 from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, NAMED, WRITING, Change, WriterWait
-from fsrepl.storage import placed, posix, staging
+from fsrepl.storage import copying, placed, posix, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import GONE
 from fsrepl.storage.journal.rows import Object
@@ -85,13 +85,14 @@ Seen = Same | Missing | Later | Skipped | Large | Taken | Closed
 
 def look(
     bucket: OpenBucket, change: Change, known: Object | None, writer_wait: WriterWait, now_ns: int, *,
-    open_for_s: float = 0.0, in_background: bool = False, progress: Callable[[int], None] | None = None,
+    open_for_s: float = 0.0, in_background: bool = False, alike: copying.Alike | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Seen:  # fmt: skip
     """The state of a key. now_ns is the machine's time, with which file times are compared.
 
     Raises OSError for errors that may pass, that is all but a refusal: the key is tried again.
     open_for_s: time since the key was queued; it counts while a program has the file open for writing.
-    progress: called with the number of bytes read.
+    progress: called with the number of bytes read. alike: the bucket's versions that may have a large file's content.
     """
     directory, name = keys.place(change.key)
     try:
@@ -157,6 +158,7 @@ def look(
             held_open=held_open,
             wait_exceeded=wait_exceeded,
             lasting=staging.capture_name(change.key) if is_large else b"",
+            alike=alike,
             progress=progress,
         )
     except SourceMoved:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
-from fsrepl.model import digests
-from fsrepl.storage import blocks, hashing, staging
+from fsrepl.errors import StoreDamaged
+from fsrepl.model import attributes, digests
+from fsrepl.storage import blocks, hashing, record_homes, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
@@ -42,18 +43,24 @@ def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], N
         bucket.fs.close(to)
 
 
+Alike = Callable[[int], Sequence[tuple[bytes, str]]]
+"""The stored versions of a bucket with a size: key and id of each."""
+
+
 def copy_large(
-    bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, told: Callable[[int], None] | None = None
-) -> bytes:
+    bucket: OpenBucket, fd: int, lasting: bytes, name: bytes, told: Callable[[int], None] | None = None,
+    *, alike: Alike | None = None,
+) -> bytes:  # fmt: skip
     """Copy a large open file to a name in .fsrepl/tmp, durably, and map it; the BLAKE3 of the copy.
 
     Until it is complete it has a lasting name. What an earlier try left there is compared with the file, and not
-    written again. It is kept for the next try where the process ends, and removed after any other failure. told: as in
-    copy_aside.
+    written again. It is kept for the next try where the process ends, and removed after any other failure. A clone that
+    shares all of its blocks with a stored version is not read: it has that version's content. told: as in copy_aside.
+    alike: the versions that may have the content.
     """
     to, again = staging.open_lasting(bucket, lasting)
     try:
-        found = _cloned(bucket, to, fd, told) or _copied(bucket, to, fd, told, again=again)
+        found = _cloned(bucket, to, fd, told, alike) or _copied(bucket, to, fd, told, again=again)
         bucket.fs.sync_file(to)
         bucket.fs.rename(bucket.tmp, lasting, bucket.tmp, name)
     except OSError as error:
@@ -68,8 +75,8 @@ def copy_large(
 
 
 def _cloned(
-    bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None
-) -> hashing.Hashed | None:  # fmt: skip
+    bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, alike: Alike | None
+) -> hashing.Hashed | None:
     if bucket.bucket.sharing == "private":
         return None
     try:
@@ -78,8 +85,41 @@ def _cloned(
         if error.errno not in UNSUPPORTED:
             raise
         return None
-    bucket.fs.truncate(to, bucket.fs.stat_fd(fd).st_size)
+    size = bucket.fs.stat_fd(fd).st_size
+    if bucket.fs.stat_fd(to).st_size > size:  # left longer by an earlier try; else xfs would unshare the last block
+        bucket.fs.truncate(to, size)
+    for key, version_id in alike(size) if alike is not None else ():
+        if digest := _shared_digest(bucket, to, key, version_id):
+            return hashing.Hashed(digest, size)
     return hashing.content(bucket.fs, to, blocks=True, told=told)
+
+
+def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> bytes:
+    """The recorded digest of a stored version whose blocks are all those of an open file, and no others; else empty."""
+    with contextlib.suppress(OSError, StoreDamaged):
+        at, name = bucket.stored_file(key, version_id)
+        other = bucket.fs.open_read(at, name)
+        try:
+            fields = record_homes.look(bucket, other, at, name, found := bucket.fs.stat_fd(other)).fields
+            same_size = found.st_size == bucket.fs.stat_fd(fd).st_size > 0
+            if same_size and _joined(bucket.fs.extents(fd)) == _joined(bucket.fs.extents(other)):
+                return bytes.fromhex(fields[attributes.BLAKE3].decode())
+        except (KeyError, ValueError):
+            pass
+        finally:
+            bucket.fs.close(other)
+    return b""
+
+
+def _joined(extents: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Extents without boundaries between neighbours: these may differ between files that share them."""
+    found: list[tuple[int, int, int]] = []
+    for at, place, size in extents:
+        if found and (sum(found[-1][::2]), found[-1][1] + found[-1][2]) == (at, place):
+            found[-1] = (found[-1][0], found[-1][1], found[-1][2] + size)
+        else:
+            found.append((at, place, size))
+    return found
 
 
 def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, *, again: bool) -> hashing.Hashed:

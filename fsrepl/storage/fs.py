@@ -40,6 +40,11 @@ _KEEP = -1
 _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
+_FS_IOC_FIEMAP, _FIEMAP_SYNC, _EXTENTS = 0xC020660B, 1, 512
+_FIEMAP, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")
+_EXTENT_LAST, _EXTENT_ELSEWHERE = 0x01, 0x02 | 0x04 | 0x08 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+"""Flags of an extent: the last one; and unknown, not allocated yet, encoded, encrypted, not aligned, inline, in a tail,
+or not written."""
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 0x01, 0x02
 _SYNC_FILE_RANGE_WRITE = 0x02
 _FIEMAP = 0xC020660B
@@ -384,6 +389,28 @@ class Fs:
     def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
         """Read a part of a file into a buffer; the number of bytes read, fewer at the end of the file."""
         return os.preadv(fd, [buffer], at)
+
+    def extents(self, fd: int) -> Iterator[tuple[int, int, int]]:
+        """Where the content of an open file lies: place in the file, place on the disk, size in bytes, in order.
+
+        Two files with equal extents have equal content, since they share it. Raises OSError in UNSUPPORTED where a
+        place is not that of the content itself, as of what is compressed, inline or not written yet. Source: the
+        kernel's Documentation/filesystems/fiemap.rst.
+        """
+        at, is_last = 0, False
+        while not is_last:
+            request = bytearray(_FIEMAP.pack(at, (1 << 64) - 1 - at, _FIEMAP_SYNC, 0, _EXTENTS, 0))
+            request += bytes(_EXTENTS * _EXTENT.size)
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, request)
+            count = _FIEMAP.unpack_from(request)[3]
+            if not count:
+                return
+            for number in range(count):
+                at, place, size, flags = _EXTENT.unpack_from(request, _FIEMAP.size + number * _EXTENT.size)
+                if flags & _EXTENT_ELSEWHERE:
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+                yield at, place, size
+                at, is_last = at + size, bool(flags & _EXTENT_LAST)
 
     def read_directly(self, fd: int, *, on: bool = True) -> bool:
         """Have an open file read from the disk, past the page cache; whether the filesystem can.

@@ -1,0 +1,97 @@
+"""Large files that share all their blocks with a stored version are not read: renamed ones, and reflink copies."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.storage import hashing
+from fsrepl.storage.fs import Fs
+from tests import mounts
+from tests.replicate.test_large import set_up
+from tests.stored import stored
+from tests.world import DESTINATION, SOURCE, World
+
+SIZE = 4 << 20
+
+
+def content(seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(SIZE)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """On a filesystem with reflinks; nothing is synced but by the calls that need it."""
+    with mounts.btrfs(tmp_path) as at, World(at / "world", fs=Fs()) as made:
+        set_up(made)
+        made.restart(fs=Fs())
+        yield made
+
+
+def reads(world: World, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Settle; the bytes of large files that were hashed in the source."""
+    real, found = hashing.content, 0
+
+    def counted(fs: Fs, fd: int, **more: object) -> hashing.Hashed:
+        nonlocal found
+        hashed = real(fs, fd, **more)  # type: ignore[arg-type]
+        found += hashed.size if "/src/" in os.readlink(f"/proc/self/fd/{fd}") else 0
+        return hashed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashing, "content", counted)
+        world.settle()
+    return found
+
+
+@mounts.only_root
+def test_what_is_renamed_or_cloned_is_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: a rename is a new key and a marker, made from what is stored; the replica is verified all the same."""
+    data = content()[:-100]  # ends within a block
+    world.write("k", data)
+    assert reads(world, monkeypatch) == len(data)
+    world.path("k").rename(world.path("renamed"))
+    assert reads(world, monkeypatch) == 0
+    subprocess.run(["cp", "--reflink=always", world.path("renamed"), world.path("cloned")], check=True)
+    assert reads(world, monkeypatch) == 0
+    assert world.tree(DESTINATION) == world.tree(SOURCE) == {"renamed": data, "cloned": data}
+    assert world.current("cloned").digest == world.of("k")[-1].digest
+    assert stored(world, "cloned").read_bytes() == data
+
+
+@mounts.only_root
+def test_what_differs_in_a_page_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G2: a clone that was written to since, and another file of the same size, have content of their own."""
+    world.write("k", content())
+    world.settle()
+    subprocess.run(["cp", "--reflink=always", world.path("k"), world.path("changed")], check=True)
+    with world.path("changed").open("r+b") as file:
+        file.seek(SIZE // 2)
+        file.write(b"x")
+    assert reads(world, monkeypatch) == SIZE
+    world.write("other", content(2))
+    assert reads(world, monkeypatch) == SIZE
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert len({version.digest for (version,) in world.history(SOURCE).values()}) == 3
+
+
+@mounts.only_root
+def test_extents_of_what_is_not_written_are_not_compared(tmp_path: Path) -> None:
+    """G2: reserved space of two files may be equal nowhere."""
+    fs = Fs()
+    with mounts.ext4(tmp_path) as at:
+        with (at / "k").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, SIZE)
+            with pytest.raises(OSError, match="not supported"):
+                list(fs.extents(file.fileno()))
+        with (at / "written").open("w+b") as file:
+            file.write(content())
+            file.flush()
+            found = list(fs.extents(file.fileno()))
+            assert sum(size for _, _, size in found) == SIZE
+            assert found[0][0] == 0
