@@ -6,6 +6,7 @@
               with what is written to the disk
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     expiry    100,000 files of 4 KiB expire by lifecycle, and their versions after that, beside `find -mtime -delete`
+    large     a file of 2 GiB: new, changed, renamed, interrupted, verified (only when it is asked for: see large.py)
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -25,69 +26,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemons import DESTINATION, SOURCE, Daemon, daemon
+from large import large
 from peers import PEERS, Peer
 
-from fsrepl.settings import FILE, Capture
+from fsrepl.settings import Capture, kinds
 
-SOURCE, DESTINATION, OLD = "east/src", "west/dst", "east/old"
+OLD = "east/old"
 RATE_HZ = 20
 LOOK_S = 0.0002
 PATIENCE_S = 30.0
 TEMPORARY = Capture().temporary
-
-
-class Daemon:
-    """A site of two regions below a folder, and its daemon."""
-
-    def __init__(self, home: Path) -> None:
-        self.root = home / "site"
-        self.fsrepl("init", self.root, "--region", "east", "--region", "west")
-        with (self.root / FILE).open("a") as settings:
-            settings.write("\n[safety]\ndelete_share = 1\n")  # all of a bucket is removed, and shall cross
-        for bucket in (SOURCE, DESTINATION):
-            self.fsrepl("bucket", "create", bucket, "--versioning")
-        self.fsrepl("replication", "enable", SOURCE, DESTINATION)
-        self._log = (home / "daemon.log").open("wb")
-        self.process = subprocess.Popen(self._command("daemon"), stdout=self._log, stderr=self._log)
-        while '"ready": true' not in self.fsrepl("status", "--json"):
-            time.sleep(0.1)
-
-    def _command(self, *arguments: object) -> list[str]:
-        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(str, arguments)]
-
-    def fsrepl(self, *arguments: object) -> str:
-        return subprocess.run(self._command(*arguments), check=True, capture_output=True, text=True).stdout
-
-    def path(self, bucket: str, name: str = "") -> Path:
-        return self.root / bucket / name
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def peak_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-        self._log.close()
-
-
-@contextmanager
-def daemon(folder: Path) -> Iterator[Daemon]:
-    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
-    found = Daemon(home)
-    try:
-        yield found
-    finally:
-        found.stop()
-        shutil.rmtree(home)
 
 
 # -- latency
@@ -455,11 +407,12 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst", "calls", "expiry", "arrivals"))
+    parser.add_argument("--only", choices=("latency", "burst", "calls", "expiry", "arrivals", "large"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the burst, as SVG or PNG by the file's name")
+    parser.add_argument("--size", type=kinds.size, default=2 << 30, help='of the large file, such as "512MiB"')
     options = parser.parse_args()
     if options.only in (None, "latency"):
         latency(options.folder, options.times)
@@ -477,6 +430,8 @@ def main() -> None:
         expiry(options.folder, 5 * options.files)
     if options.only in (None, "arrivals"):
         arrivals(options.folder)
+    if options.only == "large":
+        large(options.folder, options.size)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""A site of two regions and its daemon, to be measured."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fsrepl.settings import FILE
+
+SOURCE, DESTINATION = "east/src", "west/dst"
+
+
+class Daemon:
+    """A site of two regions below a folder, and its daemon."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "site"
+        self.fsrepl("init", self.root, "--region", "east", "--region", "west")
+        with (self.root / FILE).open("a") as settings:
+            settings.write("\n[safety]\ndelete_share = 1\n")  # all of a bucket is removed, and shall cross
+        for bucket in (SOURCE, DESTINATION):
+            self.fsrepl("bucket", "create", bucket, "--versioning")
+        self.fsrepl("replication", "enable", SOURCE, DESTINATION)
+        self._log = (home / "daemon.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command("daemon"), stdout=self._log, stderr=self._log)
+        while '"ready": true' not in self.fsrepl("status", "--json"):
+            time.sleep(0.1)
+
+    def _command(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "fsrepl", "--site", str(self.root), *map(str, arguments)]
+
+    def fsrepl(self, *arguments: object) -> str:
+        return subprocess.run(self._command(*arguments), check=True, capture_output=True, text=True).stdout
+
+    def path(self, bucket: str, name: str = "") -> Path:
+        return self.root / bucket / name
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def daemon(folder: Path) -> Iterator[Daemon]:
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    found = Daemon(home)
+    try:
+        yield found
+    finally:
+        found.stop()
+        shutil.rmtree(home)
