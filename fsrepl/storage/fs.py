@@ -40,17 +40,16 @@ _KEEP = -1
 _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _FICLONE = 0x40049409
-_FS_IOC_FIEMAP, _FIEMAP_SYNC, _EXTENTS = 0xC020660B, 1, 512
-_FIEMAP, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQ16xI12x")
-_EXTENT_LAST, _EXTENT_ELSEWHERE = 0x01, 0x02 | 0x04 | 0x08 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
-"""Flags of an extent: the last one; and unknown, not allocated yet, encoded, encrypted, not aligned, inline, in a tail,
-or not written."""
+_EXTENT_ELSEWHERE = 0x02 | 0x04 | 0x08 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
+"""Flags of an extent whose place is not that of its content: unknown, not allocated yet, encoded, encrypted, not
+aligned, inline, in a tail, or not written."""
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 0x01, 0x02
 _SYNC_FILE_RANGE_WRITE = 0x02
 _FIEMAP = 0xC020660B
 _FIEMAP_HEAD = struct.Struct("=QQIIII")
 _FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")
 _FIEMAP_MOST = 256
+_FIEMAP_SYNC = 1
 _EXTENT_LAST, _EXTENT_SHARED = 0x1, 0x2000
 _CHUNK = 1 << 20
 _LONG_BYTES = 64 << 20
@@ -397,20 +396,25 @@ class Fs:
         place is not that of the content itself, as of what is compressed, inline or not written yet. Source: the
         kernel's Documentation/filesystems/fiemap.rst.
         """
+        for at, place, size, flags in self._extents(fd, _FIEMAP_SYNC):
+            if flags & _EXTENT_ELSEWHERE:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            yield at, place, size
+
+    def _extents(self, fd: int, request_flags: int = 0) -> Iterator[tuple[int, int, int, int]]:
+        """The extents of an open file: place in the file, place on the disk, size in bytes, flags. Raises OSError."""
         at, is_last = 0, False
         while not is_last:
-            request = bytearray(_FIEMAP.pack(at, (1 << 64) - 1 - at, _FIEMAP_SYNC, 0, _EXTENTS, 0))
-            request += bytes(_EXTENTS * _EXTENT.size)
-            fcntl.ioctl(fd, _FS_IOC_FIEMAP, request)
-            count = _FIEMAP.unpack_from(request)[3]
-            if not count:
+            request = bytearray(_FIEMAP_HEAD.size + _FIEMAP_MOST * _FIEMAP_EXTENT.size)
+            _FIEMAP_HEAD.pack_into(request, 0, at, (1 << 64) - 1 - at, request_flags, 0, _FIEMAP_MOST, 0)
+            fcntl.ioctl(fd, _FIEMAP, request)
+            mapped = _FIEMAP_HEAD.unpack_from(request)[3]
+            if not mapped:
                 return
-            for number in range(count):
-                at, place, size, flags = _EXTENT.unpack_from(request, _FIEMAP.size + number * _EXTENT.size)
-                if flags & _EXTENT_ELSEWHERE:
-                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-                yield at, place, size
-                at, is_last = at + size, bool(flags & _EXTENT_LAST)
+            for number in range(mapped):
+                found = _FIEMAP_EXTENT.unpack_from(request, _FIEMAP_HEAD.size + number * _FIEMAP_EXTENT.size)
+                yield found
+                at, is_last = found[0] + found[2], bool(found[3] & _EXTENT_LAST)
 
     def read_directly(self, fd: int, *, on: bool = True) -> bool:
         """Have an open file read from the disk, past the page cache; whether the filesystem can.
@@ -517,28 +521,12 @@ class Fs:
 
         None of a filesystem that does not tell. Source: ioctl FS_IOC_FIEMAP, FIEMAP_EXTENT_SHARED.
         """
-        out: list[tuple[int, int]] = []
-        at, is_last = 0, False
-        while not is_last:
-            request = bytearray(_FIEMAP_HEAD.size + _FIEMAP_MOST * _FIEMAP_EXTENT.size)
-            _FIEMAP_HEAD.pack_into(request, 0, at, (1 << 64) - 1 - at, 0, 0, _FIEMAP_MOST, 0)
-            try:
-                fcntl.ioctl(fd, _FIEMAP, request)
-            except OSError as error:
-                if error.errno in UNSUPPORTED:
-                    return []
-                raise
-            mapped = _FIEMAP_HEAD.unpack_from(request)[3]
-            if not mapped:
-                break
-            for number in range(mapped):
-                logical, physical, length, flags = _FIEMAP_EXTENT.unpack_from(
-                    request, _FIEMAP_HEAD.size + number * _FIEMAP_EXTENT.size
-                )
-                if flags & _EXTENT_SHARED:
-                    out.append((physical, length))
-                at, is_last = logical + length, bool(flags & _EXTENT_LAST)
-        return out
+        try:
+            return [(place, size) for _, place, size, flags in self._extents(fd) if flags & _EXTENT_SHARED]
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                return []
+            raise
 
     def space(self, fd: int) -> tuple[int, int]:
         """Bytes free for ordinary users, and the total."""
