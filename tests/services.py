@@ -1,11 +1,13 @@
 """An S3 service in a process of its own, and worlds that replicate into it.
 
-The service is moto's. It keeps versions, markers, tags, metadata and uploads in parts as S3 does, and accepts any
-checksum, so that what is sent to it is read back.
+There are two, which keep versions, markers, tags, metadata and uploads in parts as S3 does. moto accepts any checksum,
+so that what is sent to it is read back; ministack refuses a wrong one, so that it is believed. They also differ in what
+they say with an object, and in what they find of versions below a marker.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -33,8 +35,8 @@ THERE = "aws/copies"
 class Service:
     """A service that runs until the end of a `with` block; it forgets everything then."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self, log: Path, kind: str = "moto") -> None:
+        self._log, self.kind = log, kind
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -48,22 +50,27 @@ class Service:
         if self._process is not None:
             return
         with self._log.open("ab") as log:
+            module = {"moto": "moto.server", "ministack": "ministack"}[self.kind]
+            arguments = ["-H", "127.0.0.1", "-p", str(self.port)] if self.kind == "moto" else []
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+                [sys.executable, "-m", module, *arguments],
+                env=os.environ | {"GATEWAY_PORT": str(self.port)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         until(self._answers, lambda: f"the service answers\n{self._log.read_text()[-2000:]}")
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/moto-api/", timeout=5):
+            path = {"moto": "/moto-api/", "ministack": "/_ministack/health"}[self.kind]
+            with urllib.request.urlopen(self.url + path, timeout=5):
                 return True
         except (OSError, urllib.error.URLError):
             return False
 
     def reset(self) -> None:
         """Remove all buckets."""
-        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/moto-api/reset", method="POST"), timeout=30):
+        path = {"moto": "/moto-api/reset", "ministack": "/_ministack/reset"}[self.kind]
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, method="POST"), timeout=30):
             pass
 
     def hang(self) -> None:
@@ -134,7 +141,7 @@ def found_in(bucket: RemoteBucket) -> list[Found]:
             continue
         at: dict[str, Any] = {"Bucket": name, "Key": row.name, "VersionId": row.id}
         answer = call("get_object", **at)
-        tags = {t["Key"]: t["Value"] for t in call("get_object_tagging", **at)["TagSet"]}
+        tags = bucket.tags(row.name, row.id)
         metadata, data = answer["Metadata"], answer["Body"].read()
         found.append(
             Found(row.name, row.latest, False, data, metadata, tags, answer.get("StorageClass", "STANDARD"))

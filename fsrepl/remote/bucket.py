@@ -27,6 +27,10 @@ COPY_MAX_BYTES = 5 << 30
 COPY_PART_BYTES = 1 << 30
 
 
+_UNSUPPORTED = frozenset({"NotImplemented", "MethodNotAllowed", "UnsupportedOperation"})
+"""Answers of a service that has no tags."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
     """The checksums of some content, which the service compares. md5 and sha256 as bytes."""
@@ -66,7 +70,6 @@ class Head:
     metadata: Mapping[str, str]
     size: int
     storage_class: str
-    tags: int
 
     @property
     def identity(self) -> form.Identity | None:
@@ -214,16 +217,22 @@ class RemoteBucket:
         except Absent:
             return None
         metadata = {str(n).lower(): str(v) for n, v in found.get("Metadata", {}).items()}
-        headers = found.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        tags = int(found.get("TagCount") or headers.get("x-amz-tagging-count") or 0)
-        return Head(metadata, int(found.get("ContentLength", 0)), str(found.get("StorageClass") or ""), tags)
+        return Head(metadata, int(found.get("ContentLength", 0)), str(found.get("StorageClass") or ""))
 
     def content(self, name: str, version: str = "") -> Iterator[bytes]:
         """The content of a version, or of the current one."""
         return self.client.content(Bucket=self.name, Key=name, **({"VersionId": version} if version else {}))
 
     def tags(self, name: str, version: str) -> dict[str, str]:
-        found = self._call("get_object_tagging", Key=name, VersionId=version)
+        """The tags of a version. They are asked for, since few services say with an object how many it has."""
+        try:
+            found = self._call("get_object_tagging", Key=name, VersionId=version)
+        except Absent:
+            return {}
+        except ServiceRefused as error:
+            if error.reason in _UNSUPPORTED:
+                return {}
+            raise
         return {str(tag["Key"]): str(tag["Value"]) for tag in found.get("TagSet", ())}
 
     def set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:

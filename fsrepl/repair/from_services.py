@@ -84,7 +84,7 @@ def _fetch(bucket: OpenBucket, remote: RemoteBucket, rows: Sequence[Listed]) -> 
         sidecar = b""
         if name := head.metadata.get(form.SIDECAR):
             sidecar = b"".join(remote.content(remote.prefix + name))
-        tags = remote.tags(row.name, row.id) if head.tags else {}
+        tags = remote.tags(row.name, row.id)
         try:
             version = form.version_of(row.name, head.metadata, head.size, sidecar, tags=tags, prefix=remote.prefix)
         except StoreDamaged as error:

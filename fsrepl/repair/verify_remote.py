@@ -117,7 +117,7 @@ class RemoteSide:
                 return "the object with its attributes, below .fsrepl/meta/, is gone"
             if there != form.sidecar:
                 return "the object with its attributes, below .fsrepl/meta/, is not as it was sent"
-        tags = self.bucket.tags(name, remote) if head.tags else {}
+        tags = self.bucket.tags(name, remote)
         if with_tags and tags != dict(replica.tags):
             return "its tags differ from those of the source"
         return ""

@@ -241,7 +241,7 @@ class _Carrying:
             return ""
         row = self._key.rows[replica.order]
         tags = dict(replica.tags)
-        there = self._bucket.tags(self._key.name, row.remote) if head.tags else {}
+        there = self._bucket.tags(self._key.name, row.remote)
         if metadata.TAGS not in groups:
             tags = there
         if dict(head.metadata) != dict(form.metadata):

@@ -121,7 +121,7 @@ class RemoteKey:
                 self.gone.append(newest)
                 self.bring_newest_on_top(latest)
                 return
-            tags = self.bucket.tags(self.name, newest.remote) if head.tags else {}
+            tags = self.bucket.tags(self.name, newest.remote)
             remote = self.bucket.copy(
                 self.name, newest.remote, head.metadata, size=head.size, tags=tags, storage_class=head.storage_class
             )

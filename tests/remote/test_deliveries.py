@@ -18,10 +18,12 @@ from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.client import Client
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.replicate import upload
+from tests.remote.conftest import BOTH
 from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
 from tests.world import SOURCE
 
 
+@BOTH
 def test_versions_and_markers_arrive_in_order(tmp_path: Path, service: Service) -> None:
     """G5: every version, with its id, content and time in metadata that any client reads; a deletion is a marker."""
     bucket = service.make_bucket()
@@ -45,6 +47,7 @@ def test_versions_and_markers_arrive_in_order(tmp_path: Path, service: Service) 
         assert current(bucket) == {"dog": b"dog"}
 
 
+@BOTH
 def test_metadata_is_as_rclone_writes_it(tmp_path: Path, service: Service) -> None:
     """G5: mode, owner and time can be restored without fsrepl; attributes and tags are there too."""
     bucket = service.make_bucket()
@@ -107,6 +110,7 @@ def test_a_key_that_s3_cannot_hold_is_whole_in_metadata(tmp_path: Path, service:
         assert found.key not in current(bucket)
 
 
+@BOTH
 def test_edits_change_the_object_and_double_nothing(tmp_path: Path, service: Service) -> None:
     """G5: tags are changed in place; a mode can only be changed by a copy, whose former object is removed."""
     bucket = service.make_bucket()
@@ -128,6 +132,7 @@ def test_edits_change_the_object_and_double_nothing(tmp_path: Path, service: Ser
         assert world.statuses() == {Status.COMPLETED}
 
 
+@BOTH
 def test_the_storage_class_is_passed_on(tmp_path: Path, service: Service) -> None:
     """a rule's storage class is the object's, also after an edit."""
     bucket = service.make_bucket()
@@ -222,7 +227,7 @@ class Cut(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("without_journal", [False, True])
+@pytest.mark.parametrize(("service", "without_journal"), [("moto", False), ("ministack", True)], indirect=["service"])
 def test_a_crash_after_any_request_doubles_nothing(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool
 ) -> None:
@@ -267,6 +272,7 @@ def test_a_crash_after_any_request_doubles_nothing(
                 return
 
 
+@BOTH
 def test_a_lost_journal_sends_nothing_again(tmp_path: Path, service: Service) -> None:
     """G6: a retry or a backfill after that finds the versions by their metadata, and the marker by its place."""
     bucket = service.make_bucket()
@@ -286,6 +292,7 @@ def test_a_lost_journal_sends_nothing_again(tmp_path: Path, service: Service) ->
         assert world.engine.journal.remote.counts(THERE).versions == 2
 
 
+@BOTH
 def test_a_version_that_comes_late_does_not_become_current(tmp_path: Path, service: Service) -> None:
     """G5: the newest is copied over it, once; a newest marker is put again."""
     bucket = service.make_bucket()
@@ -330,6 +337,7 @@ def test_what_arrives_damaged_is_not_kept(tmp_path: Path, service: Service, monk
         assert [each.data for each in found_in(bucket)] == [b"original"]
 
 
+@BOTH
 @pytest.mark.parametrize("size", [0, 1, 300_000, 6 << 20])
 def test_content_of_any_size_arrives(tmp_path: Path, service: Service, size: int) -> None:
     """G3: in memory, as a stream, and in parts, with and without a limit."""
@@ -361,6 +369,7 @@ def test_damage_at_the_source_is_never_sent(tmp_path: Path, service: Service) ->
         assert [each.data for each in found_in(bucket) if each.id == version.id] == []
 
 
+@BOTH
 def test_large_content_goes_in_parts_and_is_resumed(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +409,7 @@ def test_large_content_goes_in_parts_and_is_resumed(
         assert not uploads.get("Uploads")
 
 
+@BOTH
 def test_an_object_that_one_request_may_not_copy_is_copied_in_parts(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,11 +12,13 @@ from fsrepl.errors import Refused
 from fsrepl.model import attributes
 from fsrepl.model.version import Status
 from fsrepl.remote.bucket import sums_of
+from tests.remote.conftest import BOTH
 from tests.services import RemoteWorld, Service, found_in
 from tests.verifying import verify
 from tests.world import SOURCE
 
 
+@BOTH
 @pytest.mark.parametrize("without_journal", [False, True])
 def test_a_dead_source_comes_back_from_the_service(tmp_path: Path, service: Service, without_journal: bool) -> None:
     """G5, G7: all versions, with ids, times and metadata; what was deleted stays so, and nothing is sent again."""
