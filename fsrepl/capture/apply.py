@@ -17,7 +17,7 @@ from fsrepl.capture import copy, judge, look, names
 from fsrepl.capture.judge import AddMarker, AddVersion, CopyInBackground, Defer, Detach, Edit, Nothing, ShowCurrent
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
-from fsrepl.model.version import NULL, Kind, Origin, Version, Versioning
+from fsrepl.model.version import NULL, TAKEN_CHANGING, TAKEN_OPEN, Kind, Origin, Version, Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Change
@@ -195,6 +195,7 @@ def _new_version(
     version = Version(
         change.key, version_id, created_ns, False, taken.size, taken.digest, Origin.USER,
         posix=taken.posix, attrs=taken.attrs, tags=taken.tags,
+        taken=TAKEN_CHANGING if taken.moving else TAKEN_OPEN if taken.held_open else "",
     )  # fmt: skip
     if taken.kind is Kind.DIRECTORY and known is not None and not known.marker:
         version = _changed_directory(bucket, version, known, taken)

@@ -40,6 +40,8 @@ class Taken:
     linked: bool = False
     """staged is another name of the view itself (sharing = "link")."""
     moving: bool = False
+    held_open: bool = False
+    """A program had it open for writing."""
     is_placed: bool = False
     """The view is a symlink to content in a tier, with the metadata of that version."""
     is_closed: bool = False
@@ -116,7 +118,7 @@ def take_copy(
     labels = {name: value for name, value in raw.items() if attributes.is_ours(name) and name not in others}
     return Taken(
         found, content.size, content.digest, posix, attributes.own(raw), attributes.tags(raw), labels, racy,
-        content.data, staged, content.linked, moving,
+        content.data, staged, content.linked, moving, held_open,
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ KEY = OURS + "key"
 EDITED = OURS + "edited"
 SHORTFALL = OURS + "shortfall"
 LINK = OURS + "link"
+TAKEN = OURS + "taken"
 PLACE = OURS + "place"
 TAG = OURS + "tag."
 MADE = OURS + "made"
@@ -80,6 +81,8 @@ def encode(version: Version) -> dict[str, bytes]:
         out[KEY] = version.key
     if version.edited:
         out[EDITED] = _compact(dict(version.edited)).encode()
+    if version.taken:
+        out[TAKEN] = version.taken.encode()
     if version.link:
         out[LINK] = version.link[1].encode() + b" " + version.link[0]
     if version.shortfall:
@@ -176,6 +179,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
             edited=json.loads(raw[EDITED]) if EDITED in raw else {},
             shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
+            taken=raw[TAKEN].decode() if TAKEN in raw else "",
             link=_decode_link(raw[LINK]) if LINK in raw else None,
             place=place,
         )

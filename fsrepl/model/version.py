@@ -202,6 +202,10 @@ class DeliveryRecord:
         return self.status is not Status.PENDING
 
 
+TAKEN_OPEN, TAKEN_CHANGING = "open", "changing"
+"""A program had the file open for writing; or it changed while it was captured, since it never stopped to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """One version of a key, or one marker. Content never changes; metadata and deliveries may.
@@ -231,6 +235,8 @@ class Version:
     """None: the content is that of the stored file. Else the stored file is empty and has only the record."""
     link: tuple[bytes, str] | None = None
     """In a tree bucket: another key, and the version of it, whose file this one was too when it was captured."""
+    taken: str = ""
+    """How the file was when it was captured, where it was not closed: TAKEN_OPEN or TAKEN_CHANGING."""
 
     @property
     def kind(self) -> Kind:

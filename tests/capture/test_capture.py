@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from watchdog.observers.inotify_c import InotifyConstants as In
 
+from fsrepl.commands.documents import objects
+from fsrepl.storage import listing
 from fsrepl.storage.fs import Fs
 from tests.doubles import FailingFs
 from tests.world import DESTINATION, SOURCE, World
@@ -100,11 +102,26 @@ def test_a_file_that_keeps_changing_is_captured_after_open_max_s(tmp_path: Path,
             writer_wait(world, open_max_s=0.0)
             world.settle()
             assert contents(world, "log")[0].startswith(b"a" * size)
+            assert {version.taken for version in world.of("log")} == {"changing"}
         fs.path = None
         world.settle()
         assert contents(world, "log")[-1] == world.path("log").read_bytes()
         assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert [v.taken for v in world.of("log")] == [v.taken for v in world.of("log", DESTINATION)]
+        assert world.current("log").taken == ""
         assert world.leftovers(SOURCE) == []
+
+
+def test_head_says_that_a_file_was_captured_while_a_program_had_it_open(world: World) -> None:
+    """Section 9: the state of a database or an image that is never closed may be in the midst of a change."""
+    with world.path("image").open("wb") as file:
+        file.write(b"data")
+        file.flush()
+        writer_wait(world, open_quiet_s=-1.0, open_max_s=0.0)
+        world.settle()
+        with listing.open_bucket(world.engine.site, DESTINATION) as bucket:
+            document = objects.head_document(bucket, listing.find(bucket, b"image", None))
+    assert document["CapturedWhile"] == "open"
 
 
 def test_a_copy_is_private(world: World) -> None:

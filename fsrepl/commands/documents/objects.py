@@ -75,6 +75,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         document["ReplicationStatus"] = str(version.status)
     document |= {
         "Origin": f"{version.origin}:{version.source}" if version.source else str(version.origin),
+        **({"CapturedWhile": version.taken} if version.taken else {}),
         "TagCount": len(version.tags),
         "Metadata": {name.removeprefix("user."): _value(value) for name, value in sorted(version.attrs.items())},
         "Posix": _posix_document(version.posix),
