@@ -63,6 +63,7 @@ class _Evidence:
     key: bytes
     known: Object | None
     taken: copy.Taken | None
+    is_stale: bool
 
     def shown(self) -> str:
         """An older version that the view still shows, or the current one."""
@@ -87,7 +88,21 @@ class _Evidence:
             behind = versions.read(self.bucket, self.key, view.shown, marker=False)
             if behind is not None and behind.digest == taken.digest:
                 return view.shown
-        return known.id if not known.marker and taken.digest == known.digest else ""
+        if not known.marker and taken.digest == known.digest:
+            return known.id
+        return self._older_with_its_content() if view is None and self.is_stale else ""
+
+    def _older_with_its_content(self) -> str:
+        """An older version with the content of a view that is known to be behind, and of which nothing else is known.
+
+        So it is where the journal was lost, and a newer replica arrives before the scan has come to the key.
+        """
+        assert self.taken is not None
+        for version_id, _, marker in self.region.engine.journal.versions.versions_of(self.bucket.address, self.key):
+            version = None if marker else versions.read(self.bucket, self.key, version_id, marker=False)
+            if version is not None and version.digest == self.taken.digest:
+                return version_id
+        return ""
 
     def is_made(self) -> bool:
         return directories.is_made(self.bucket, self.key[:-1])
@@ -118,8 +133,9 @@ def apply(
     _note(region, state, change, known, seen)
     if taken is not None and taken.kind is Kind.FILE:
         names.look_at_others(region, change, taken)
+    is_stale = key in state.stale
     decision = judge.judge(
-        seen, known, _Evidence(region, bucket, key, known, taken), is_stale=key in state.stale,
+        seen, known, _Evidence(region, bucket, key, known, taken, is_stale), is_stale=is_stale,
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
         copy_again_in_s=state.copy_again_at_s.get(key, 0.0) - time.monotonic(),
     )  # fmt: skip

@@ -59,7 +59,10 @@ def retry_blocked(region: Region, state: BucketState) -> None:
 
 
 def recapture(region: Region, state: BucketState, key: bytes) -> None:
-    """Queue a key whose view has unrecorded content: that becomes a version first."""
+    """Queue a key whose view has unrecorded content: that becomes a version first. One that is being copied is not
+    queued, since that would discard the copy."""
+    if key in state.copying:
+        return
     region.changes.add(state.bucket.address, [key], region.engine.epoch, ARRIVED)
 
 
