@@ -99,8 +99,15 @@ def make_bucket(
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)
         fs.sync_file(at)
+    undo.callback(_save_again, site)
     undo.callback(site.identities.buckets.pop, str(address), None)
     site.identities.buckets[str(address)] = str(identity["uuid"])
+
+
+def _save_again(site: Site) -> None:
+    """Save the identities without a bucket that was not made: the first try may have failed in its last step."""
+    with contextlib.suppress(OSError, FsreplError):
+        site.save_identities()
 
 
 def _unmake(site: Site, address: Address, folder: bytes = b"") -> None:
