@@ -1,0 +1,308 @@
+"""Every journey, with every fault, at every change of the disk: in the end all is as without the fault.
+
+CI tries some of the changes; FSREPL_LONG=1 tries all of them:
+
+    FSREPL_LONG=1 .venv/bin/python -m pytest -q tests/journeys/test_every_step.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.errors import FsreplError
+from fsrepl.storage.fs import Fs
+from tests import deeds
+from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.lifecycle.test_lifecycle import days, old_versions, put
+from tests.lifecycle.test_tiers import OLD, add_tier
+from tests.replicate.test_large import content, set_up
+from tests.world import DESTINATION, SOURCE, World
+
+ALL = bool(os.environ.get("FSREPL_LONG"))
+CHANGES_TRIED = 4
+PLAIN = "east/plain"
+START, LATER = "2026-05-01T10:00:00Z", "2026-06-01T00:00:01Z"
+
+Clock = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Journey:
+    """prepare: what comes before, the acts of users included. command: a command that is then given, if any.
+
+    Its faults are those of the daemon: a command that failed is given again.
+    """
+
+    prepare: Callable[[World, Clock], object]
+    command: Callable[[World, Clock], object] | None = None
+    trees: bool = False
+    finish: Callable[[World], object] | None = None
+    """What is done anyway some time later."""
+
+
+def _acts(world: World, clock: Clock) -> None:
+    deeds.begin(world)
+    deeds.act(world)
+
+
+def _tree_objects(world: World, clock: Clock) -> None:
+    world.path("changed").mkdir(mode=0o755)
+    world.write("removed/file", b"content")
+    world.path("renamed/below").mkdir(parents=True)
+    world.link("link", "removed/file")
+    world.link("gone", "removed/file")
+    world.settle()
+    world.path("changed").chmod(0o700)
+    shutil.rmtree(world.path("removed"))
+    world.path("renamed").rename(world.path("renamed-now"))
+    world.path("made/below").mkdir(parents=True, mode=0o750)
+    world.link("link", "changed")
+    world.link("made/below/link", "../elsewhere")
+    world.unlink("gone")
+
+
+def _hard_links(world: World, clock: Clock) -> None:
+    world.write("one", b"content")
+    world.write("other", b"other")
+    os.link(world.path("one"), world.path("two"))
+    world.settle()
+    os.link(world.path("one"), world.path("three"))
+    world.unlink("two")
+    aside = world.home / "aside"
+    os.link(world.path("one"), aside)
+    aside.rename(world.path("other"))
+
+
+def _delta(world: World, clock: Clock) -> None:
+    set_up(world)
+    world.write("k", content(1 << 20))
+    world.settle()
+    world.write("k", content(30_000, 2) + content(1 << 20))
+
+
+def _two_versions(world: World, *keys: str) -> None:
+    for data in (b"one" * 2000, b"two, longer" * 2000):
+        for key in keys:
+            world.write(key, data)
+        world.settle()
+
+
+def _old(world: World, clock: Clock) -> None:
+    _two_versions(world, "k", "d/k")
+    put(world, old_versions())
+
+
+def _expired(world: World, clock: Clock) -> None:
+    _two_versions(world, "k", "d/k")
+    put(world, days(2))
+
+
+def _tiered(world: World, clock: Clock) -> None:
+    add_tier(world)
+    _two_versions(world, "k", "d/k")
+    put(world, OLD)
+
+
+def _time_passes(world: World, clock: Clock) -> None:
+    """The daemon carries out what is due by itself."""
+    clock(LATER)
+
+
+def _midnight(world: World) -> None:
+    world.run("lifecycle.run", bucket=SOURCE)
+    world.settle()
+
+
+def _deleted(world: World, clock: Clock) -> None:
+    _two_versions(world, "k", "d/k")
+    shutil.rmtree(world.path("d"))
+    world.settle()
+
+
+def _unreplicated(world: World, clock: Clock) -> None:
+    world.run("replication.disable", source=SOURCE)
+    _two_versions(world, "k", "d/k")
+    world.run("replication.enable", source=SOURCE)
+
+
+def _plain(world: World, clock: Clock) -> None:
+    for key in ("a", "d/b", "d/e/c"):
+        world.write(key, key.encode(), PLAIN)
+
+
+def _damaged(world: World, clock: Clock) -> None:
+    _two_versions(world, "k", "d/k")
+    stored = world.path(f".fsrepl/versions/d/k;{world.of('d/k')[1].id}", DESTINATION)
+    with stored.open("r+b") as file:
+        file.write(b"rot")
+
+
+JOURNEYS = {
+    "acts": Journey(_acts),
+    "trees": Journey(_tree_objects, trees=True),
+    "hard-links": Journey(_hard_links),
+    "delta": Journey(_delta),
+    "expiry": Journey(_expired, _time_passes, finish=_midnight),
+    "old-versions": Journey(_old, _time_passes, finish=_midnight),
+    "tiers": Journey(_tiered, _time_passes, finish=_midnight),
+    "restore": Journey(
+        _deleted, lambda world, clock: world.run("object.restore", bucket=SOURCE, key=b"d/k", version_id=None)
+    ),
+    "undelete": Journey(
+        _deleted, lambda world, clock: world.run("bucket.undelete", address=f"{SOURCE}/", since=START, after=b"")
+    ),
+    "rm": Journey(
+        lambda world, clock: _two_versions(world, "k", "d/k"), lambda world, clock: world.remove("d/k")
+    ),
+    "backfill": Journey(
+        _unreplicated,
+        lambda world, clock: world.run("replication.backfill", source=SOURCE, statuses=("NONE",), rules=()),
+    ),
+    "adopt": Journey(_plain, lambda world, clock: world.run("bucket.adopt", bucket=PLAIN)),
+}  # fmt: skip
+
+ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EINTR", "EMFILE")
+FAULTS = ("crash", *ERRORS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_a_journey_with_any_fault_at_any_change_ends_as_without(
+    memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """G1, G2, G7: a crash, with and without the journal, or an error, once and until it is mended."""
+    monkeypatch.setenv("FSREPL_CLOCK", str(tmp_path / "now"))
+    run = _Run(JOURNEYS[name], memory, (tmp_path / "now").write_text)
+    changes, wanted = run.without_fault()
+    for number, fault in enumerate(FAULTS):
+        for change in _tried(changes, number / len(FAULTS)):
+            found, where = run.with_fault(fault, change)
+            assert found == wanted, f"{name}: {where}"
+
+
+def _tried(changes: int, shift: float) -> Iterator[int]:
+    """Which changes the fault is tried at: all of them, or some, others for each fault."""
+    if ALL:
+        yield from range(changes)
+    else:
+        yield from sorted({int(changes * (number + shift) / CHANGES_TRIED) for number in range(CHANGES_TRIED)})
+
+
+class _Run:
+    """One journey, travelled again and again in new worlds."""
+
+    def __init__(self, journey: Journey, home: Path, clock: Clock) -> None:
+        self.journey, self.home, self.clock = journey, home, clock
+        self.numbers = itertools.count()
+        self.wanted: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def _world(self, fs: Fs) -> Iterator[World]:
+        """A world in which all is prepared, with a disk on which the fault is still to come."""
+        self.clock(START)
+        home = self.home / str(next(self.numbers))
+        try:
+            with World(home, trees=self.journey.trees) as world:
+                self.journey.prepare(world, self.clock)
+                world.restart(fs=fs)
+                if self.journey.command:
+                    world.settle()
+                yield world
+        finally:
+            shutil.rmtree(home)
+
+    def _travel(self, world: World) -> None:
+        if self.journey.command:
+            self.journey.command(world, self.clock)
+        for _ in range(2):
+            world.settle()
+
+    def without_fault(self) -> tuple[int, dict[str, Any]]:
+        """How many changes the journey makes, and what is there in the end."""
+        fs = DyingFs(1 << 60)
+        with self._world(fs) as world:
+            fs.calls_left = 1 << 60
+            self._travel(world)
+            changes = (1 << 60) - fs.calls_left
+            self.wanted = _end(world)
+            return changes, self.wanted
+
+    def with_fault(self, fault: str, change: int) -> tuple[dict[str, Any], str]:
+        """What is there in the end, and where the fault was."""
+        is_crash, for_ever = fault == "crash", change % 2 == 1
+        fs: Any = DyingFs(1 << 60) if is_crash else FailingFs(1 << 60, getattr(errno, fault))
+        with self._world(fs) as world:
+            fs.calls_left = change
+            if not is_crash:
+                fs.for_ever = for_ever
+            failed = False
+            try:
+                self._travel(world)
+            except PowerCut:
+                failed = True
+            except (FsreplError, OSError):
+                failed = True
+                if not self.journey.command:
+                    raise  # only a command may fail, never the loop
+            if is_crash:
+                where = f"crash at change {change} of {fs.died_in}"
+                world.restart(without_journal=for_ever)
+            else:
+                where = f"{fault} at change {change}, {fs.failed_in}{', until mended' if for_ever else ''}"
+                fs.mend()
+            for _ in range(3):
+                world.settle()
+            if fault == "EACCES":  # which a person must mend: FAILED, until `fsrepl retry`
+                world.run("retry", scope=SOURCE)
+                world.settle()
+            if self.journey.finish:
+                self.journey.finish(world)
+            found = _end(world)
+            if failed and self.journey.command and found != self.wanted:
+                with contextlib.suppress(FsreplError):  # refused where it is done already
+                    self._travel(world)
+                found = _end(world)
+            return found, where
+
+
+def _end(world: World) -> dict[str, Any]:
+    """All that a user would notice in the end, without values that differ in each run. Starts the daemon anew: what
+    is in the way of a tidy end is swept then."""
+    world.restart()
+    world.settle()
+    out: dict[str, Any] = {}
+    for bucket, known in sorted(world.engine.site.buckets.items()):
+        try:
+            known.open().close()
+        except FsreplError as error:
+            out[bucket] = {"trouble": str(error)}
+            continue
+        if not known.versioning:
+            out[bucket] = {"trouble": "it is not versioned"}
+            continue
+        tree = world.tree(bucket)
+        out[bucket] = {
+            "tree": tree,
+            "modes": {key: oct(world.path(key, bucket).stat().st_mode) for key in tree},
+            "links": world.links(bucket),
+            "versions": {
+                key: [
+                    (v.marker, v.digest.hex()[:8], str(v.origin), str(v.status), v.storage_class, v.place is not None)
+                    for v in versions
+                ]
+                for key, versions in world.history(bucket).items()
+            },
+            "leftovers": world.leftovers(bucket),
+        }
+    out["one history"] = world.ids(SOURCE) == world.ids(DESTINATION)
+    return out
