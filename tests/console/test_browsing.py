@@ -208,6 +208,21 @@ def test_an_upload_replaces_nothing_that_would_be_lost(visitor: Visitor, site: S
     assert "1 file stored" in visitor.upload(folder(visitor, bucket=plain), {"f": b"two"}).text
 
 
+def test_a_folder_with_files_is_adopted(visitor: Visitor, site: Site) -> None:
+    """What that takes is said first; then each file is a version, and stays where it is."""
+    path = site.regions["east"] / "grown"
+    path.mkdir()
+    (path / "old").write_bytes(b"before")
+    page = visitor.submit(visitor.get("/"), "Say what that takes", region="east", name="grown")
+    assert "holds 1 file, 6 B" in page.text
+    assert not (path / ".fsrepl").exists()
+    page = visitor.submit(page, "Adopt it")
+    assert "1 file adopted" in page.text
+    assert (path / "old").read_bytes() == b"before"
+    assert site.history("east/grown")[b"old"][0][0] == "null"
+    visitor.get("/adopt?region=east&name=none", 404)
+
+
 def test_a_form_leads_back_to_no_other_site(visitor: Visitor) -> None:
     for back in (
         "https://evil.example/",

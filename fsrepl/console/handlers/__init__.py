@@ -14,6 +14,7 @@ Handler = Callable[[Visit], Response]
 PAGES: Mapping[str, Handler] = {
     "/": overview.overview,
     "/bucket": buckets.bucket,
+    "/adopt": buckets.adopt_page,
     "/object": objects.object_page,
     "/download": objects.download,
     "/replication": replication.replication,
@@ -32,6 +33,7 @@ PAGES: Mapping[str, Handler] = {
 
 ACTIONS: Mapping[str, Handler] = {
     "/bucket/create": buckets.create,
+    "/adopt": buckets.adopt,
     "/bucket/versioning": buckets.set_versioning,
     "/object/restore": objects.restore,
     "/object/delete": objects.delete,

@@ -17,6 +17,7 @@ from fsrepl.console.pages.rendering import url
 from fsrepl.daemon import requests
 from fsrepl.model import keys
 from fsrepl.model.address import Address
+from fsrepl.model.amounts import counted
 
 
 def bucket(visit: Visit) -> Response:
@@ -55,6 +56,21 @@ def create(visit: Visit) -> Response:
     visit.perform(requests.CreateBucket(wanted, versioning, visit.gateway.umask, trees))
     is_tree = wanted.region in visit.gateway.settings.regions  # one of an S3 service has no page here
     return visit.done(f"Bucket {wanted} is created.", url("/bucket", bucket=str(wanted)) if is_tree else "/")
+
+
+def adopt_page(visit: Visit) -> Response:
+    """What it takes to make a bucket of a folder with files. Nothing is changed."""
+    wanted = Address.parse_bucket(f"{visit.get('region').strip()}/{visit.get('name').strip()}")
+    trees = bool(visit.get("trees"))
+    room = visit.gateway.ask(requests.AdoptBucket(wanted, dry_run=True, trees=trees))
+    return visit.html(pages.adopt(visit.frame(), str(wanted), room, trees=trees))
+
+
+def adopt(visit: Visit) -> Response:
+    wanted, trees = visit.bucket(), bool(visit.get("trees"))
+    answer = visit.perform(requests.AdoptBucket(wanted, umask=visit.gateway.umask, trees=trees))
+    what = counted(answer["Adopted"], "file") if "Adopted" in answer else "it"
+    return visit.done(f"{wanted}: {what} adopted, versioning Enabled.", url("/bucket", bucket=str(wanted)))
 
 
 def set_versioning(visit: Visit) -> Response:

@@ -12,7 +12,7 @@ from fsrepl.console.pages import overview as pages
 
 def overview(visit: Visit) -> Response:
     frame = visit.frame()
-    return visit.html(pages.page(frame, _live(visit, wait_s=0.1)))
+    return visit.html(pages.page(frame, _live(visit, wait_s=0.05)))
 
 
 def live(visit: Visit) -> str:

@@ -57,3 +57,8 @@ def _crumbs(place: Place) -> list[tuple[str, str]]:
     """The folders from the top of the bucket to the one shown: name and address."""
     parts = place.folder.split(b"/") if place.folder else []
     return [(keys.shown(part), place.of(b"/".join(parts[: n + 1]))) for n, part in enumerate(parts)]
+
+
+def adopt(frame: Frame, bucket: str, room: Document, *, trees: bool) -> str:
+    """Before a folder becomes a bucket. room: the answer of a dry run."""
+    return render("adopt.html", frame, bucket=bucket, room=room, trees=trees, heals="Healed" in room)
