@@ -94,7 +94,11 @@ def make_bucket(
         if versioning is not Versioning.OFF:
             write_document(fs, meta, b"versioning.json", replication.versioning_document(versioning))
         known = read_document(fs, meta, b"bucket.json")
-        identity = known or {**new_identity(name, site.now(), region=region), **({"trees": True} if trees else {})}
+        identity: dict[str, object] = known or {
+            **new_identity(name, site.now(), region=region), **({"trees": True} if trees else {}),
+        }  # fmt: skip
+        if known is None and (lost := site.identities.buckets.get(str(address))):
+            identity["replaces"] = [lost]  # on a new disk; its content in tiers is still there
         if known is None:
             write_document(fs, meta, b"bucket.json", identity)
         fs.sync_file(fd)

@@ -533,7 +533,7 @@ def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swe
         if found is None and (copied := _archived(tier, entry)) is not None:
             _sweep_restored(bucket, tier, entry, copied, swept)
             return
-        if found is None or found[0] != bucket.bucket.uuid:
+        if found is None or not bucket.bucket.owns(found[0]):
             swept.strange += 1
             return
         content = found[1]

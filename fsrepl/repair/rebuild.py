@@ -135,7 +135,7 @@ class InTiers:
         with contextlib.suppress(StoreDamaged):
             found = tier.read(entry)
             is_removed = found is not None and (found[1].key, found[1].id) in bucket.bucket.documents.removed
-            if found is not None and found[0] == bucket.bucket.uuid and not is_removed:
+            if found is not None and bucket.bucket.owns(found[0]) and not is_removed:
                 self._found[keys.stored_path(found[1].key), found[1].id] = found[1]
 
     @property

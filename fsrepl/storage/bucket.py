@@ -56,6 +56,8 @@ class Documents:
     removed: frozenset[tuple[bytes, str]] = frozenset()
     lifecycle: Lifecycle | None = None
     trees: bool = False
+    replaces: frozenset[str] = frozenset()
+    """The uuids of lost buckets in whose place this one was made: content in tiers may still say that it is theirs."""
     """Whether directories and symlinks are objects too."""
 
 
@@ -326,6 +328,10 @@ class Bucket:
     def lifecycle(self) -> Lifecycle | None:
         return self.documents.lifecycle
 
+    def owns(self, uuid: str) -> bool:
+        """Whether content in a tier is this bucket's, by the uuid on it."""
+        return uuid == self.uuid or uuid in self.documents.replaces
+
     @property
     def trees(self) -> bool:
         """Whether this is a tree bucket."""
@@ -460,6 +466,7 @@ class Bucket:
             self._removed.ids,
             self._document(opened, b"lifecycle.json", lifecycle.read_lifecycle, None),
             self._document(opened, b"bucket.json", _parse_trees, False),
+            self._document(opened, b"bucket.json", _parse_replaces, frozenset()),
         )
 
     def _parse_replication(self, document: dict[str, object]) -> Replication | None:
@@ -479,6 +486,10 @@ class Bucket:
         except (Refused, TypeError) as error:
             why = f"is not valid: {error}"
         raise DocumentInvalid(f"bucket {self.address}: .fsrepl/{name.decode()} {why}; correct the file")
+
+
+def _parse_replaces(identity: dict[str, Any]) -> frozenset[str]:
+    return frozenset(map(str, identity.get("replaces", ())))
 
 
 def _parse_trees(identity: dict[str, Any]) -> bool:

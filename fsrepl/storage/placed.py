@@ -49,7 +49,7 @@ def version_of(bucket: OpenBucket, key: bytes, target: LinkTarget) -> Version | 
     for name in bucket.bucket.root.settings.classes:
         tier = bucket.tier(name)
         found = next((each for suffix in SUFFIXES.values() if (each := tier.read(target.name + suffix))), None)
-        if found is not None and found[0] == bucket.bucket.uuid:
+        if found is not None and bucket.bucket.owns(found[0]):
             version = versions.read(bucket, found[1].key, found[1].id, marker=False)
             return version if version is not None and version.digest == found[1].digest else None
     return None

@@ -20,6 +20,7 @@ from fsrepl.settings import TIERS
 from fsrepl.storage import listing
 from tests.doubles import FailingFs
 from tests.lifecycle.test_lifecycle import LATER, days, put, rule, run
+from tests.mounts import only_root
 from tests.verifying import verification, verify
 from tests.world import DESTINATION, SOURCE, USER, World, v2
 
@@ -268,6 +269,7 @@ def test_a_user_renames_the_symlink(world: World, clock: Clock) -> None:
     world.stays_quiet()
 
 
+@only_root
 def test_nobody_elses_symlink_is_followed(world: World, clock: Clock, tmp_path: Path) -> None:
     """G9: a symlink that a user made to a tier, or with such a name elsewhere, is no object and is left alone."""
     tier = add_tier(world)
@@ -643,6 +645,23 @@ def test_a_lost_store_gets_its_versions_back_from_the_tier(world: World, clock: 
     found = [v for v in world.of("k") if v.id == old.id]
     assert [(v.digest, v.size) for v in found] == [(old.digest, old.size)]
     assert content(world, found[0]) == ONE
+
+
+def test_a_dead_disk_whose_tier_is_alive(world: World, clock: Clock, tmp_path: Path) -> None:
+    """`region add --replace`: what no replica has, and lay in a tier, is there again with its id."""
+    add_tier(world)
+    moved(world, clock)
+    old = world.of("k")[1]
+    world.remove("k", bucket=DESTINATION, version=old.id)
+    world.path().parent.rename(tmp_path / "dead")
+    world.run("region.add", name="east", path=str(tmp_path / "new"), replace=True)
+    world.settings = world.engine.settings
+    world.restart()
+    for _ in range(3):
+        world.settle()
+    assert old.id in [v.id for v in world.of("k")]
+    found = next(v for v in world.of("k") if v.id == old.id)
+    assert content(world, found) == ONE
 
 
 def test_a_bucket_that_is_removed_leaves_nothing_in_tiers(world: World, clock: Clock) -> None:
