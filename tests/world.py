@@ -173,7 +173,7 @@ class World:
                 if state.lifecycle is not None:
                     state.lifecycle.due_s = 0.0
                 state.copy_again_at_s.clear()
-                state.placing.due_s = 0.0
+                state.placing.waits = dict.fromkeys(state.placing.waits, 0.0)
                 for each in (*state.deferred.values(), *state.stale.values()):
                     each.due_s = 0.0
 

@@ -104,7 +104,8 @@ class Placing:
     """A pass through a bucket for versions that do not lie in the tier of their class.
 
     asked: keys of which something may have to be moved. last: the position reached. in_hand: a background worker
-    copies, or sweeps a tier. why: what the moves wait for. checks_links: symlinks may lead to where a content was
+    copies, or sweeps a tier. waits: by tier, empty for the bucket's store, the monotonic time of the next try where the
+    last one failed; why: what it failed for. checks_links: symlinks may lead to where a content was
     before. swept: by tier, the monotonic time of the next sweep; day: the last UTC day on which tiers were swept.
     """
 
@@ -115,7 +116,7 @@ class Placing:
     pass_due_s: float = 0.0
     in_hand: bool = False
     tries: int = 0
-    due_s: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
     why: str = ""
     swept: dict[str, float] = field(default_factory=dict)
     day: int = 0

@@ -64,7 +64,7 @@ class Region(Receiver, Sources):
         )
         for state in self.states.values():
             state.placing.begin_again()
-            state.placing.due_s = 0.0
+            state.placing.waits.clear()
 
     # -- the loop's services for a step (daemon/worker.py)
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.model import keys
-from fsrepl.model.version import Version
+from fsrepl.model.version import Place, Version
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import GONE
 from fsrepl.storage.posix import apply_posix
 from fsrepl.storage.tiers import SUFFIXES, LinkTarget
 
@@ -68,6 +69,17 @@ def _versions_of(bucket: OpenBucket, key: bytes) -> Iterator[Version]:
             version = versions.read(bucket, key, stored.id, marker=False)
             if version is not None:
                 yield version
+
+
+def is_shown(bucket: OpenBucket, key: bytes, place: Place) -> bool:
+    """Whether the view of a key still leads to a content; also where that is unknown."""
+    directory, name = keys.split(key)
+    try:
+        at = bucket.views.get(directory)
+        target = bucket.link_target(at, name, bucket.fs.stat(at, name))
+    except OSError as error:
+        return error.errno not in GONE
+    return target is not None and target.token == place.token
 
 
 def open_to_readers(bucket: OpenBucket, version: Version) -> None:

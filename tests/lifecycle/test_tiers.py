@@ -647,6 +647,52 @@ def test_a_lost_store_gets_its_versions_back_from_the_tier(world: World, clock: 
     assert content(world, found[0]) == ONE
 
 
+def test_a_store_that_was_set_back_finds_its_content(world: World, clock: Clock, tmp_path: Path) -> None:
+    """A snapshot of the region from before content went on to another tier: what is there now is named again."""
+    first, second = add_tier(world), add_tier(world, "east/GLACIER_IR")
+    moved(world, clock)
+    stored_file = next(p for p in world.path(".fsrepl/versions").rglob("k;*") if p.stat().st_size == 0)
+    before = {name: os.getxattr(stored_file, name) for name in os.listxattr(stored_file)}
+    put(world, DEEP)
+    run(world)
+    world.settle()
+    assert (contents(first), contents(second)) == ([], [ONE])
+    for name, value in before.items():
+        os.setxattr(stored_file, name, value)
+    world.restart(without_journal=True)
+    for _ in range(3):
+        world.settle()
+    assert [len(contents(tier)) for tier in (first, second)] in ([1, 0], [0, 1])
+    assert content(world, world.of("k")[1]) == ONE
+
+
+def test_a_tier_that_fails_delays_no_other(world: World, clock: Clock) -> None:
+    """One disk is away, and what goes to the other one is moved."""
+    away, there = add_tier(world), add_tier(world, "east/GLACIER_IR")
+    two_versions(world, "a/k")
+    two_versions(world, "b/k")
+    away.rename(away.with_name("away"))
+    filters = [("a/", "STANDARD_IA"), ("b/", "GLACIER_IR")]
+    put(
+        world,
+        *(
+            rule(
+                Filter={"And": {"Prefix": prefix, "ObjectSizeGreaterThan": 0}},
+                NoncurrentVersionTransitions=[{"NoncurrentDays": 30, "StorageClass": name}],
+            )
+            for prefix, name in filters
+        ),
+    )
+    clock(LATER)
+    run(world)
+    world.settle()
+    assert contents(there) == [ONE]
+    assert "is offline" in world.state().placing.why
+    away.with_name("away").rename(away)
+    world.settle()
+    assert (contents(away), world.state().placing.why) == ([ONE], "")
+
+
 def test_a_dead_disk_whose_tier_is_alive(world: World, clock: Clock, tmp_path: Path) -> None:
     """`region add --replace`: what no replica has, and lay in a tier, is there again with its id."""
     add_tier(world)

@@ -1,0 +1,277 @@
+"""One batch of content is moved to its tier: copied and named in a background worker, recorded in the region's thread.
+
+copied      to the new place, hidden; durable, read back, compared with the BLAKE3
+named       in the new place, durably; nothing refers to it yet, and a crash leaves it to the sweep
+recorded    the stored file is replaced in one step; from then on the content is there
+removed     from the old place, once no view leads there; a crash leaves it to the sweep
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from fsrepl.errors import StoreDamaged, Unavailable, reason
+from fsrepl.model import attributes, digests, keys, record_form
+from fsrepl.model.version import Form, Place, Version
+from fsrepl.model.view import View
+from fsrepl.region.bucket_state import BucketState, Damaged
+from fsrepl.region.region import Region
+from fsrepl.storage import compression, placed, record_homes, staging, tiers, versions
+from fsrepl.storage.bucket import Bucket, OpenBucket
+from fsrepl.storage.journal.rows import Classed, traits_of
+from fsrepl.storage.tiers import OpenTier
+from fsrepl.views import stale
+
+log = logging.getLogger("fsrepl")
+
+
+def wanted_tier(bucket: Bucket, storage_class: str, tier: str) -> str:
+    """The tier in which content of a class is to lie; empty for the bucket's store.
+
+    tier: where it lies. A class without a directory is a label, and so is one whose directory is not attached yet. What
+    lies in a tier that the settings do not name any more stays there.
+    """
+    if tier and bucket.root.tier(tier) is None:
+        return tier
+    found = bucket.root.tier(storage_class)
+    return storage_class if found is not None and found.expected and not found.settings.drain else ""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What came of the copying of a batch. placed: versions that lie where they should, which the journal does not know
+    yet, as after a crash. failed: by tier, empty for the bucket's store, why nothing could be moved there."""
+
+    copies: list[Copy] = field(default_factory=list)
+    placed: list[Version] = field(default_factory=list)
+    damaged: list[Damaged] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A version whose content was copied. name: of the copy in .fsrepl/tmp; place: or else in a tier."""
+
+    version: Version
+    place: Place | None
+    name: bytes = b""
+
+
+# -- copied and named
+
+
+def copy(bucket: OpenBucket, wanted: Sequence[Classed]) -> Batch:
+    """Copy the content of versions to where it is to lie, and name it there. A tier that fails delays no other."""
+    batch = Batch()
+    for each in wanted:
+        _copy(bucket, each, batch)
+    try:
+        _name(bucket, batch.copies)
+    except (OSError, Unavailable) as error:
+        for copied in batch.copies:
+            _drop(bucket, copied)
+            batch.failed[copied.place.tier if copied.place else ""] = reason(error)
+        batch.copies.clear()
+    return batch
+
+
+def _copy(bucket: OpenBucket, wanted: Classed, batch: Batch) -> None:
+    """Copy a version's content, hidden. A version that is damaged stays where it is."""
+    try:
+        version = versions.read(bucket, wanted.key, wanted.id, marker=False)
+        version = versions.ensure_whole(version) if version else None
+    except StoreDamaged:
+        batch.damaged.append(Damaged(bucket.address, wanted.key, wanted.id))
+        return
+    if version is None:
+        return
+    tier = version.place.tier if version.place else ""
+    to = wanted_tier(bucket.bucket, version.storage_class, tier)
+    if to == tier:
+        batch.placed.append(version)
+    elif to not in batch.failed:
+        try:
+            found = _copied(bucket, version, to)
+        except FileNotFoundError:
+            return  # removed just now, or lost, which `verify` names
+        except (OSError, Unavailable) as error:
+            batch.failed[to] = reason(error)
+            return
+        (batch.copies if isinstance(found, Copy) else batch.damaged).append(found)  # type: ignore[arg-type]
+
+
+def _copied(bucket: OpenBucket, version: Version, to: str) -> Copy | Damaged:
+    """Raises OSError, Unavailable: then nothing is left of the copy."""
+    fd = versions.open_stored(bucket, version)
+    try:
+        if not to:
+            name = staging.token()
+            return _filled(bucket, version, fd, Copy(version, None, name), bucket.tmp, name)
+        tier, token = bucket.tier(to), tiers.new_token()
+        place = Place(to, token, tier.tier.form)
+        return _filled(bucket, version, fd, Copy(version, place), tier.tmp, token.encode())
+    finally:
+        bucket.fs.close(fd)
+
+
+def _filled(
+    bucket: OpenBucket, version: Version, fd: int, copy: Copy, at: int, name: bytes
+) -> Copy | Damaged:  # fmt: skip
+    """Write the content and the record of a copy, and read it back; Damaged where its original is."""
+    new = bucket.fs.create(at, name)
+    place, read = copy.place, digests.Passing(tiers.decoded(bucket.fs, fd, version.place))
+    try:
+        try:
+            if place is not None:
+                record = {**attributes.encode(replace(version, place=place)), attributes.KEY: version.key}
+                values = {tiers.BUCKET: bucket.bucket.uuid.encode(), **record_form.on_file(record)}
+                record_homes.put_values(bucket, new, values)
+            with bucket.fs.released():
+                if place is not None and place.form is Form.ZSTD:
+                    for chunk in compression.compressed(read):
+                        bucket.fs.write(new, chunk)
+                else:
+                    bucket.fs.write_sparse(new, read)
+                bucket.fs.sync_file(new)
+                whole = digests.of_chunks(tiers.decoded(bucket.fs, new, place)) == version.digest
+            if whole:
+                return copy
+        except StoreDamaged:
+            whole = False
+        finally:
+            bucket.fs.close(new)
+        bucket.fs.unlink(at, name)
+        if read.digest() == version.digest:
+            raise Unavailable("the copy in the tier does not match its version; it is made again")
+        log.error(
+            'not moved bucket=%s key="%s" version=%s: its content no longer matches its BLAKE3',
+            bucket.address, keys.shown(version.key), version.id,
+        )  # fmt: skip
+        return Damaged(bucket.address, version.key, version.id)
+    except OSError:
+        with contextlib.suppress(OSError):  # a file that stays is swept
+            bucket.fs.unlink(at, name)
+        raise
+
+
+def _name(bucket: OpenBucket, copies: Sequence[Copy]) -> None:
+    """Give copies in tiers their names, durably."""
+    changed: dict[str, OpenTier] = {}
+    for each in copies:
+        if each.place is not None:
+            tier = changed[each.place.tier] = bucket.tier(each.place.tier)
+            name = tiers.content_name(each.version.key, each.place)
+            bucket.fs.rename_new(tier.tmp, each.place.token.encode(), tier.fd, name)
+    for tier in changed.values():
+        bucket.fs.sync_file(tier.fd)
+
+
+# -- recorded
+
+
+def record(region: Region, state: BucketState, batch: Batch) -> None:
+    """Replace the stored files of versions whose content was copied, then remove the content from its old place.
+
+    A version that changed meanwhile is moved later, if it is still to be moved. Raises OSError where something is half
+    done; where nothing is, `failed` says why.
+    """
+    state.damaged += batch.damaged
+    if not (batch.copies or batch.placed):
+        return
+    with state.bucket.open() as bucket:
+        staged = _staged(region, state, bucket, batch)
+        _expect_other_ctimes(region, bucket, [was for was, _ in staged])
+        for _, new in staged:
+            versions.publish_moved(bucket, new)
+        bucket.sync()
+        for was, new in staged:
+            region.engine.recent.forget(bucket.address, was.key, was.id)
+            log.info(
+                'moved bucket=%s key="%s" version=%s size_bytes=%d to=%s', bucket.address, keys.shown(was.key), was.id,
+                was.size, new.version.place.tier if new.version.place else "STANDARD",
+            )  # fmt: skip
+        _index(region, state, bucket, [*batch.placed, *(new.version for _, new in staged)])
+        for was, _ in staged:
+            if was.place is not None and not placed.is_shown(bucket, was.key, was.place):
+                with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
+                    bucket.tier(was.place.tier).remove(was.key, was.place)
+
+
+def _staged(
+    region: Region, state: BucketState, bucket: OpenBucket, batch: Batch
+) -> list[tuple[Version, versions.Staged]]:
+    """The versions whose content was copied, each with its new stored file, durable; none where that failed."""
+    staged: list[tuple[Version, versions.Staged]] = []
+    try:
+        for each in batch.copies:
+            was = _unchanged(bucket, each.version)
+            if was is None:
+                _drop(bucket, each)
+                state.ask_to_place([each.version.key])
+            elif each.place is None:
+                staged.append((was, versions.stage_copy(bucket, each.name, was)))
+            else:
+                staged.append((was, versions.stage_placed(bucket, replace(was, place=each.place))))
+        if staged:
+            region.engine.syncer.staged(bucket, [(bucket.tmp, new.name) for _, new in staged])
+    except OSError as error:
+        for _, new in staged:
+            with contextlib.suppress(OSError):  # what stays is swept at the next start
+                versions.discard(bucket, new)
+        for each in batch.copies:
+            _drop(bucket, each)
+        batch.failed[""] = reason(error)
+        return []
+    return staged
+
+
+def _index(region: Region, state: BucketState, bucket: OpenBucket, moved: Sequence[Version]) -> None:
+    """Record in the journal where versions lie now, and make the views of current ones anew."""
+    journal = region.engine.journal
+    with journal.transaction():
+        journal.versions.set_traits(bucket.address, [(each.key, each.id, traits_of(each)) for each in moved])
+    for version in moved:
+        known = journal.versions.object(bucket.address, version.key)
+        if known is None or known.view is None or known.id != version.id:
+            continue
+        is_right = placed.is_shown(bucket, version.key, version.place) if version.place else not known.view.is_link
+        if not is_right:
+            stale.show_anew(region, state, bucket, version.key)
+            stale.show_current(region, state, bucket, version.key)
+    bucket.sync()
+
+
+def _expect_other_ctimes(region: Region, bucket: OpenBucket, moved: Sequence[Version]) -> None:
+    """Record of views that are hard links to their stored files that these are about to lose a name."""
+    journal = region.engine.journal
+    seen: list[tuple[bytes, View | None]] = []
+    for version in moved:
+        known = journal.versions.object(bucket.address, version.key)
+        if known is None or known.view is None or known.view.shown != version.id:
+            continue
+        with contextlib.suppress(OSError):
+            found = bucket.view_status(version.key)
+            if known.view.is_like(found) and versions.is_file_of(bucket, version, found):
+                seen.append((version.key, replace(known.view, ctime_ns=0)))
+    with journal.transaction():
+        journal.versions.see_all(bucket.address, seen)
+
+
+def _unchanged(bucket: OpenBucket, version: Version) -> Version | None:
+    """The record of a version as it is now, where its content still lies where it was copied from."""
+    with contextlib.suppress(StoreDamaged):
+        now = versions.read(bucket, version.key, version.id, marker=False)
+        if now is not None and now.digest == version.digest and now.place == version.place:
+            return now
+    return None
+
+
+def _drop(bucket: OpenBucket, copy: Copy) -> None:
+    with contextlib.suppress(OSError, Unavailable):  # the sweep removes what stays
+        if copy.place is None:
+            staging.unstage(bucket, copy.name)
+        else:
+            bucket.tier(copy.place.tier).remove(copy.version.key, copy.place)
