@@ -20,7 +20,7 @@ from typing import TypeVar
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
-from fsrepl.model.version import Versioning
+from fsrepl.model.version import Status, Versioning
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import Damaged
 from fsrepl.region.delivery_queue import Queue
@@ -30,18 +30,24 @@ from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import PUTS, Runtime
 from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.remote.failures import Absent
+from fsrepl.remote.form import name_of
 from fsrepl.remote.service import versioning_there
 from fsrepl.replicate import decide, remote
 from fsrepl.replicate.deliver import settle_all
 from fsrepl.replicate.remote import Done, Task
 from fsrepl.storage.journal import database
-from fsrepl.storage.journal.rows import Delivery
+from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
 
 _LOOK_AGAIN_S = 60.0
 """How old what is known of a bucket may be: its versioning may have been suspended, and it may have been removed."""
 _LOOK_MIN_S = 1.0
+_REFUSED_MAX = 4096
+"""How many deliveries fail after one look."""
+_REBUILDS_MAX = 3
+"""How often a version whose record cannot be read is tried, while the record is rebuilt."""
 _JOURNAL_S = 1.0
 """The wait for a journal that cannot be used."""
 
@@ -92,7 +98,8 @@ class Uplink(Receiver):
         self.regions = regions
         self.states: dict[str, BucketState] = {}
         self._ways: Rotation[tuple[str, str]] = Rotation()
-        self._under_way = 0
+        self._service = engine.site.services[name]
+        self._under_way = self._bytes_under_way = 0
         self._done: list[Done] = []
         self._faulty_until_s = 0.0
 
@@ -123,7 +130,7 @@ class Uplink(Receiver):
             return 0.0
         if self._done:
             return self._faulty_until_s
-        if self._under_way >= self._puts:
+        if self._is_full:
             return None  # a result wakes the thread
         due = [
             max(at, self._ready_at_s(queue.destination))
@@ -149,12 +156,18 @@ class Uplink(Receiver):
 
     @property
     def _puts(self) -> int:
-        return self.engine.settings.endpoints[self.name].puts if self.name in self.engine.settings.endpoints else 1
+        return self._service.settings.puts
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether as much is under way as may be: of requests, and under a limit of bytes."""
+        return self._under_way >= self._puts or self._bytes_under_way >= self.engine.limiter.batch_bytes
 
     # -- buckets
 
     def _state(self, address: str) -> BucketState:
-        service = self.engine.site.services[self.name]
+        # a service that has left the site is used until this thread ends
+        service = self._service = self.engine.site.services.get(self.name, self._service)
         state = self.states.get(address)
         if state is None:
             state = self.states[address] = BucketState(service.bucket(address))
@@ -208,6 +221,7 @@ class Uplink(Receiver):
             state.phase, state.why, state.is_believed = Phase.ONLINE, "", found.is_believed
             if state.trusted_ns is None:
                 self._trust(state, 0 if found.is_empty else self.engine.site.now())
+            self._abort_left_over(state)
             if before is not Phase.ONLINE:
                 log.info("online bucket=%s reads_back=%s", address, "no" if found.is_believed else "yes")
                 self.retry_now(address)
@@ -221,6 +235,28 @@ class Uplink(Receiver):
             journal.remote.forget_listed(address)
             journal.set_tree(address, str(from_ns))
         state.trusted_ns = from_ns
+
+    def _abort_left_over(self, state: BucketState) -> None:
+        """Abort the uploads in parts of versions that are not to be sent any more: their parts are charged for."""
+        journal, bucket = self.engine.journal, state.bucket
+        rows = [r for r in journal.remote.uploads(bucket.address) if r.key not in state.under_way]
+        left = [row for row in rows if not journal.deliveries.is_wanted(bucket.address, row.key, row.id)]
+
+        def abort() -> None:
+            for row in left:
+                with contextlib.suppress(Absent):
+                    bucket.abort_upload(name_of(row.key, bucket.prefix), row.upload)
+
+        def finish(result: Exception | None) -> None:
+            if isinstance(result, Exception):
+                log.warning("not aborted bucket=%s uploads=%d: %s", bucket.address, len(left), reason(result))
+                return
+            with journal.transaction():
+                journal.remote.remove(bucket.address, left)
+            log.info("aborted bucket=%s uploads=%d: their versions are not to be sent", bucket.address, len(left))
+
+        if left:
+            self._in_background(abort, finish, bucket.address)
 
     def _wait_for_service(self, address: str, why: str) -> None:
         for queue in self.queues.values():
@@ -245,10 +281,11 @@ class Uplink(Receiver):
         facts = decide.Facts(
             destination_missing=versioning is None, destination_versioning=versioning or Versioning.OFF
         )
-        now_s = time.monotonic()
+        now_s, number = time.monotonic(), 0
         for queue in self.queues.values():
-            while queue.destination == address and (taken := self._next_of(queue, now_s)):
+            while queue.destination == address and number < _REFUSED_MAX and (taken := self._next_of(queue, now_s)):
                 settle_all(self, taken, decide.decide(facts))
+                number += len(taken)
 
     # -- deliveries
 
@@ -260,7 +297,7 @@ class Uplink(Receiver):
         due = {at: queue for at, queue in self.queues.items() if (at_s := queue.next_s()) is not None and at_s <= now_s}
         ready = {at: queue for at, queue in due.items() if self._is_ready(queue.destination)}
         free, busy = self._puts - self._under_way, False
-        if free <= 0:
+        if self._is_full:
             return False
         waiting = {at: queue.count_ready(now_s) for at, queue in ready.items()}
         for at, share in self._ways.shares(waiting, free, now_s).items():
@@ -324,7 +361,9 @@ class Uplink(Receiver):
 
     def _start(self, state: BucketState, task: Task) -> None:
         engine, delivery = self.engine, task.delivery
+        size = 0 if delivery.marker else delivery.size
         self._under_way += 1
+        self._bytes_under_way += size
         large = delivery.size >= engine.background_bytes and not delivery.marker
 
         def carry() -> Done:
@@ -336,6 +375,7 @@ class Uplink(Receiver):
 
         def finish(done: Done | Exception) -> None:
             self._under_way -= 1
+            self._bytes_under_way -= size
             if isinstance(done, Exception):  # the journal's, or one that nobody foresaw
                 done = Done(task, later=reason(done))
                 done.rows = list(task.rows)
@@ -376,10 +416,14 @@ class Uplink(Receiver):
 
     def _again(self, done: Done) -> None:
         delivery = done.task.delivery
+        queue = self.queue(delivery.source, delivery.destination)
+        if done.is_damaged and queue.attempts_of(delivery) >= _REBUILDS_MAX:
+            self.report_outcomes([Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None)])
+            return
         if done.is_damaged:
             self._have_repaired(delivery)
         if done.is_whole:
-            self._put_back(self.queue(delivery.source, delivery.destination), [delivery], done.later)
+            self._put_back(queue, [delivery], done.later)
         else:
             self.try_later([delivery], done.later)
 

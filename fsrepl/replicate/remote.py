@@ -70,11 +70,11 @@ def carry(engine: Runtime, bucket: RemoteBucket, task: Task, progress: Progress 
     carrying = _Carrying(engine, bucket, task, key, done, progress)
     try:
         source = engine.site.buckets.get(delivery.source)
-        if source is None:
+        if source is None:  # it left the site, and its deliveries with it
             done.outcome = Outcome(delivery, Status.PENDING, "", None)
-            return done
-        with source.open() as opened:
-            done.outcome = carrying.carry(opened)
+        else:
+            with source.open() as opened:
+                done.outcome = carrying.carry(opened)
     except ServiceRefused as error:
         log.warning('refused to=%s key="%s": %s', delivery.destination, keys.shown(delivery.key), error)
         done.outcome = Outcome(delivery, Status.FAILED, error.recorded, None)

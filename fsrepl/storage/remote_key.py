@@ -58,7 +58,6 @@ class RemoteKey:
     def look(self, *, repairs: bool = True) -> None:
         """Make the rows agree with the bucket's list. repairs: of two objects of one version one is removed."""
         self._listed = {each.id: each for each in self.bucket.versions_of(self.name)}
-        self.is_listed = True
         for row in list(self.rows.values()):
             if row.remote and row.remote not in self._listed:
                 self.rows.pop(row.order)
@@ -72,6 +71,7 @@ class RemoteKey:
             identity = head.identity if head is not None else None
             if identity is not None:
                 self._adopt(identity, each, repairs=repairs)
+        self.is_listed = True
 
     def _adopt(self, identity: Identity, found: Listed, *, repairs: bool) -> None:
         """Take a version that the journal did not know for what its metadata says. Of two, the one put last stays."""

@@ -409,6 +409,85 @@ def test_large_content_goes_in_parts_and_is_resumed(
         assert not uploads.get("Uploads")
 
 
+def test_an_upload_that_nobody_wants_any_more_is_aborted(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are charged for: they go when the version's delivery is settled otherwise."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        put_part = RemoteBucket.put_part
+
+        def cut(*_: Any) -> Any:
+            raise ServiceAway("cut")
+
+        monkeypatch.setattr(RemoteBucket, "put_part", cut)
+        world.write("big", os.urandom(1 << 20) * 9)
+        world.settle()
+        monkeypatch.setattr(RemoteBucket, "put_part", put_part)
+        uploads = lambda: bucket.client.call("list_multipart_uploads", Bucket=bucket.name).get("Uploads", [])  # noqa: E731
+        assert len(uploads()) == 1
+        world.restart()
+        world.settle()
+        assert uploads() == []
+        monkeypatch.setattr(RemoteBucket, "put_part", cut)
+        world.write("other", os.urandom(1 << 20) * 9)
+        world.settle()
+        assert len(uploads()) == 1
+        world.run("replication.rm", source=SOURCE)
+        world.restart()
+        world.settle()
+        world.run("replication.enable", source=SOURCE, destination=THERE)
+        world.write("k", b"k")
+        world.settle()
+        assert uploads() == []
+        assert set(current(bucket)) == {"big", "k"}
+
+
+def test_a_list_that_was_cut_short_counts_for_nothing(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: a key is only known once all that is there of it was looked at; else a version would be sent again."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        for data in (b"one", b"two"):
+            world.write("k", data)
+            world.settle()
+        before = {row.id for row in bucket.all_versions()}
+        world.restart(without_journal=True)
+        world.settle()
+        head, asked = RemoteBucket.head, [0]
+
+        def cut(self: RemoteBucket, *args: str) -> Any:
+            asked[0] += 1
+            if asked[0] == 2:
+                raise ServiceAway("cut")
+            return head(self, *args)
+
+        monkeypatch.setattr(RemoteBucket, "head", cut)
+        world.run("replication.backfill", source=SOURCE, statuses=["COMPLETED"])
+        for _ in range(3):
+            world.settle()
+        assert {row.id for row in bucket.all_versions()} == before
+        assert world.statuses() == {Status.COMPLETED}
+
+
+def test_a_limit_holds_for_what_is_under_way(tmp_path: Path, service: Service) -> None:
+    """Not as many files as there may be requests are begun at once, but about a quarter of a second's bytes."""
+    service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        for number in range(20):
+            world.write(f"k{number}", os.urandom(50_000))
+        world.capture(SOURCE)
+        uplink = world.engine.receivers["aws"]
+        world.engine.limiter.rate = 100_000
+        uplink.turn()  # looks at the bucket
+        begun: list[int] = []
+        uplink.in_background = lambda *_, **__: begun.append(1)  # type: ignore[method-assign]
+        for _ in range(50):
+            uplink.turn()
+        assert 0 < len(begun) <= 2
+
+
 @BOTH
 def test_an_object_that_one_request_may_not_copy_is_copied_in_parts(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,15 @@ class Deliveries:
         row = self._connection.execute(f"SELECT status FROM delivery {AT}", _at(self._connection, delivery)).fetchone()
         return row is not None and row[0] == Status.PENDING
 
+    def is_wanted(self, destination: str, key: bytes, version_id: str) -> bool:
+        """Whether a version is to be delivered to a destination, from whatever source."""
+        row = self._connection.execute(
+            f"SELECT 1 FROM delivery WHERE bucket IN ({','.join('?' * len(self._connection.names))}) "
+            "AND key = ? AND id = ? AND destination = ? AND status = 'PENDING'",
+            (*self._connection.names, key, version_id, destination),
+        ).fetchone()
+        return row is not None
+
     def unfinished(self, source: str, key: bytes) -> dict[str, Status]:
         """PENDING or FAILED by version id, for the versions of a key; FAILED where both apply."""
         rows = self._connection.execute(

@@ -90,6 +90,15 @@ class Remote:
             found.update(key for (key,) in rows)
         return found
 
+    def uploads(self, address: str) -> list[RemoteVersion]:
+        """Versions whose upload in parts was begun and not ended."""
+        rows = self._connection.execute(
+            "SELECT created, id, key, marker, size, remote, upload FROM remote "
+            "WHERE bucket = ? AND remote = '' AND upload != ''",
+            (self._connection.ids.get(address),),
+        )
+        return [RemoteVersion(c, i, k, bool(m), s, r, u) for c, i, k, m, s, r, u in rows]
+
     def put(self, address: str, rows: Iterable[RemoteVersion]) -> None:
         number = self._connection.ids[address]
         self._connection.executemany(
