@@ -172,6 +172,20 @@ class ForgetfulFs(Fs):
         self._touch(to_fd)
         return super().copy(from_fd, to_fd, at, count)
 
+    def copy_within(
+        self, from_fd: int, to_fd: int, from_at: int, to_at: int, count: int, *, share: bool = True
+    ) -> int:  # fmt: skip
+        self._touch(to_fd)
+        return super().copy_within(from_fd, to_fd, from_at, to_at, count, share=share)
+
+    def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
+        self._touch(fd)
+        super().write_at(fd, data, at)
+
+    def punch(self, fd: int, at: int, count: int) -> bool:
+        self._touch(fd)
+        return super().punch(fd, at, count)
+
     # -- names
 
     def _named(self, *at: int, undo: Callable[[str], None], name: bytes) -> None:
