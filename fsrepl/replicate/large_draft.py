@@ -18,13 +18,12 @@ from fsrepl.model.delta import Plan, Span
 from fsrepl.model.version import Version
 from fsrepl.replicate.draft import Base, LargeDraft, StagedFile, StagedReplica
 from fsrepl.storage import blocks as maps
-from fsrepl.storage import hashing, records, sharing, staging, versions
+from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
 
 PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
-_COPY_BYTES = 64 << 20
 _RESERVED_MAX = 256
 """So many separate parts are reserved in advance; more, as after scattered changes, are small."""
 
@@ -113,14 +112,14 @@ class _LargeFile(StagedFile):
                 missing = sorted([*missing, *plan.holes])
         else:
             for span in plan.kept:
-                self._copy_from(base, span.at, span.at, span.size, share=share)
+                copying.copy_part(self.bucket, base.fd, self.fd, span.at, span.at, span.size, share=share)
         for move in plan.moved:
-            self._copy_from(base, move.base_at, move.at, move.size, share=share)
+            copying.copy_part(self.bucket, base.fd, self.fd, move.base_at, move.at, move.size, share=share)
         if plan.kept:
             self.compares = True
             for span in missing if not cloned else ():
                 if (size := min(span.end, base.blocks.size) - span.at) > 0:
-                    self._copy_from(base, span.at, span.at, size, share=share)
+                    copying.copy_part(self.bucket, base.fd, self.fd, span.at, span.at, size, share=share)
         return missing
 
     def _clone(self, base: Base) -> bool:
@@ -131,21 +130,6 @@ class _LargeFile(StagedFile):
                 raise
             return False
         return True
-
-    def _copy_from(self, base: Base, base_at: int, at: int, size: int, *, share: bool) -> None:
-        """Copy a part of the base, without its holes."""
-        fs, done = self.bucket.fs, 0
-        while done < size:
-            start, end = fs.next_data(base.fd, base_at + done, base_at + size)
-            done = start - base_at
-            if done >= size:
-                return
-            count = min(end - start, _COPY_BYTES)
-            copied = fs.copy_within(base.fd, self.fd, start, at + done, count, share=share)
-            if not copied:  # the base is shorter than its map says
-                return
-            fs.start_writing(self.fd, at + done, copied)
-            done += copied
 
     def differing(self, at: int, data: bytes) -> list[Span]:
         return delta.differing(at, data, self.bucket.fs.read_at(self.fd, len(data), at), PAGE_BYTES)

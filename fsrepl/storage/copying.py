@@ -13,6 +13,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
 _ZEROS = bytes(1 << 20)
+_COPY_BYTES = 64 << 20
 _RESERVED_MAX = 256
 """So many separate parts of a sparse file are reserved in advance."""
 
@@ -41,6 +42,25 @@ def copy_aside(bucket: OpenBucket, fd: int, name: bytes, told: Callable[[int], N
         raise
     finally:
         bucket.fs.close(to)
+
+
+def copy_part(
+    bucket: OpenBucket, from_fd: int, to_fd: int, from_at: int, to_at: int, size: int, *, share: bool
+) -> None:
+    """Copy a part of an open file within a bucket, without its holes, and not through this process.
+
+    share: see Fs.copy_within. It ends early where the file does.
+    """
+    fs, done = bucket.fs, 0
+    while done < size:
+        start, end = fs.next_data(from_fd, from_at + done, from_at + size)
+        if (done := start - from_at) >= size:
+            return
+        copied = fs.copy_within(from_fd, to_fd, start, to_at + done, min(end - start, _COPY_BYTES), share=share)
+        if not copied:
+            return
+        fs.start_writing(to_fd, to_at + done, copied)
+        done += copied
 
 
 Alike = Callable[[int], Sequence[tuple[bytes, str]]]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, metadata
 from fsrepl.model.version import NO_SHORTFALL, Kind, Shortfall, Version
-from fsrepl.storage import placed, posix, records, sharing, staging, versions
+from fsrepl.storage import copying, placed, posix, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import UNSUPPORTED
 from fsrepl.storage.hashing import SMALL_BYTES
@@ -89,7 +89,12 @@ def stage_view(
                 if error.errno not in UNSUPPORTED:
                     raise
         if not cloned:
-            fs.write_sparse(fd, fs.chunks(stored_fd))
+            if version.size >= SMALL_BYTES:
+                share = bucket.bucket.sharing == "auto"
+                copying.copy_part(bucket, stored_fd, fd, 0, 0, version.size, share=share)
+                fs.truncate(fd, version.size)  # the content may end in a hole
+            else:
+                fs.write_sparse(fd, fs.chunks(stored_fd))
             if content_digest(bucket, fd) != version.digest:
                 raise Unavailable("the copy for the view does not match its version")
         posix = apply_posix(bucket, fd, version.posix)
