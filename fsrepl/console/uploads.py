@@ -110,7 +110,7 @@ class Upload:
         if not self._admitted:
             self._admit(self.fields)
             self._admitted = True
-        if name := os.fsencode(self._part.filename).replace(b"\\", b"/").rpartition(b"/")[2]:
+        if name := os.fsencode(self._part.filename).rpartition(b"/")[2]:
             self._file = _File(self._bucket, _place(self._folder, self.fields.get("below", "")), name)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -123,9 +123,9 @@ class Upload:
 
     def _end_part(self) -> None:
         if self._file is not None:
-            self._file.place()
-            self.written.append(self._file.key)
-            self._file = None
+            file, self._file = self._file, None  # from here on it cleans up by itself
+            file.place()
+            self.written.append(file.key)
         elif self._part.filename is None:
             self.fields[self._part.name] = self._field.decode("utf-8", "replace")
 
@@ -156,7 +156,7 @@ class _File:
         self._bucket.fs.write(self._fd, data)
 
     def place(self) -> None:
-        """Make the complete file the object's. Raises FsreplError; then nothing of it is left."""
+        """Make the complete file the object's. Raises FsreplError; then nothing of it is left. The file is closed."""
         fs, bucket = self._bucket.fs, self._bucket
         try:
             owner = fs.stat_fd(self._at)

@@ -156,14 +156,15 @@ def test_tags_are_set_and_removed(visitor: Visitor, site: Site) -> None:
 def test_an_upload_is_a_file_drop(visitor: Visitor, site: Site) -> None:
     """It has the name, becomes a version, and crosses; a second one of the same name is the next version."""
     big = bytes(range(256)) * 4096 * 3
-    page = visitor.upload(folder(visitor, "up"), {"a b.txt": b"first", "big.bin": big, "empty": b""})
-    assert "3 files stored" in page.text
+    page = visitor.upload(folder(visitor, "up"), {"a b.txt": b"first", "big.bin": big, "empty": b"", "é;x": b"e"})
+    assert "4 files stored" in page.text
     settle(site)
     assert visitor.upload(folder(visitor, "up"), {"a b.txt": b"second"}, below="more/deep").status == 200
     assert "1 file stored" in visitor.upload(folder(visitor, "up"), {"a b.txt": b"third"}).text
     settle(site)
     found = {key: data for key, data in site.tree(DESTINATION).items() if key.startswith("up/")}
-    assert found == {"up/a b.txt": b"third", "up/big.bin": big, "up/empty": b"", "up/more/deep/a b.txt": b"second"}
+    assert found == {"up/a b.txt": b"third", "up/big.bin": big, "up/empty": b"", "up/more/deep/a b.txt": b"second",
+                     "up/é;x": b"e"}  # fmt: skip
     assert len(site.history(SOURCE)[b"up/a b.txt"]) == 2
     assert not list(site.path("up").glob(".fsrepl-upload*"))
 

@@ -72,6 +72,8 @@ def test_prefixes_each_with_its_class(visitor: Visitor, site: Site) -> None:
     page = visitor.submit(page, "Prefix in this bucket", new_prefix="2026/01/", do="add")
     assert "overlaps" in page.text
     page = visitor.submit(page, "Prefix in this bucket", new_prefix="<b>&", do="add")
+    # the return key presses a form's first button
+    assert page.body.index(b'name="do" value="add"') < page.body.index(b'name="do" value="remove:')
     page = visitor.submit(page, "Prefix in this bucket", do="remove:<b>&")
     page = visitor.submit(
         page, "Prefix in this bucket", new_prefix="originals/", new_class="GLACIER_IR", scope="prefixes"
