@@ -44,6 +44,7 @@ BY_SOCKET = "fsrepl.by_socket"
 """In a request's scope: it came by the Unix socket."""
 LINK_HEADER = "x-fsrepl-link"
 """What a command sends to be given a link: a browser never sends it for another site without asking."""
+READ_ONLY_HEADER = "x-fsrepl-read-only"
 _FORM_MAX_BYTES = 2 << 20
 _STREAMS_MAX = 32
 _LIVE_S = 1.0
@@ -68,15 +69,21 @@ _STATIC = {
 
 @dataclass(slots=True)
 class Console:
-    """What all requests share. cookie: the name of the session's; two sites of one machine have different ones."""
+    """What all requests share. cookie: the name of the session's; two sites of one machine have different ones. base:
+    what addresses for a browser begin with, empty where none reaches it."""
 
     gateway: Gateway
     watch: Watch
     access: Access
     cookie: str
+    base: str = ""
     read_only: bool = False
     streams: int = 0
     stopping: bool = False
+
+    def new_link(self) -> str:
+        """An address that opens one session, once."""
+        return f"{self.base}/enter?token={self.access.new_link()}"
 
 
 class _NoEntry(Exception):
@@ -303,10 +310,12 @@ async def _enter(console: Console, request: Request) -> Response:
 
 
 async def _link(console: Console, request: Request) -> Response:
-    """Another link, for the command: only by the Unix socket, which nobody else can open."""
+    """Another link, for the command: only by the Unix socket, which nobody else can open. Empty where no browser
+    reaches the console."""
     if not _by_socket(request) or LINK_HEADER not in request.headers:
         raise _NoEntry(403, "Not here", "Links are given to the command `fsrepl console` only.")
-    return PlainTextResponse(console.access.new_link())
+    link = console.new_link() if console.base else ""
+    return PlainTextResponse(link, headers={READ_ONLY_HEADER: "1" if console.read_only else "0"})
 
 
 async def _leave(console: Console, request: Request) -> Response:

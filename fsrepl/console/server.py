@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fsrepl.console import app
 from fsrepl.console.access import Access
-from fsrepl.console.app import BY_SOCKET, LINK_HEADER
+from fsrepl.console.app import BY_SOCKET, LINK_HEADER, READ_ONLY_HEADER
 from fsrepl.console.gateway import Gateway, Watch, check_user
 from fsrepl.console.pages import rendering
 from fsrepl.errors import FsreplError, Usage, reason
@@ -40,6 +40,7 @@ SOCKET = "console"
 _BACKLOG = 128
 _STOP_S = 2
 _ANSWER_S = 10.0
+_LINK_MAX_BYTES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ def run(settings: Settings, options: Options) -> int:
     check_user(settings)
     _check_certificate(settings)
     umask = os.umask(0o077)
-    if (token := _link_of_running(settings.state)) is not None:
-        _print_links(settings, token, "a console of this site runs already")
+    read_only = options.read_only or settings.console.read_only
+    if (link := _link_of_running(settings.state, read_only=read_only)) is not None:
+        _print_link(settings, link, "a console of this site runs already")
         return 0
     _log_to_stderr(options)
     with contextlib.ExitStack() as stack:
@@ -71,14 +73,15 @@ def run(settings: Settings, options: Options) -> int:
             Watch(gateway),
             Access(time.monotonic),
             _cookie(settings),
-            options.read_only or settings.console.read_only,
+            _base(settings),
+            read_only,
         )
         stack.callback(gateway.verifications.stop_all)
         console.watch.start()
         rendering.prepare()
         stack.callback(console.watch.stop)
-        if tcp is not None and not _goes_to_journal(sys.stdout.fileno()):
-            _print_links(settings, console.access.new_link(), f"console of {settings.path.parent}")
+        if not _goes_to_journal(sys.stdout.fileno()):
+            _print_link(settings, console.new_link() if tcp is not None else "", f"console of {settings.path.parent}")
         log.info("console listens site=%s socket=%s", settings.path.parent, settings.state / SOCKET)
         asyncio.run(_serve(console, settings, by_socket, tcp))
     sys.stdout.flush()
@@ -210,8 +213,9 @@ def _tcp_socket(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _link_of_running(state: Path) -> str | None:
-    """Another link of a running console; None where none runs."""
+def _link_of_running(state: Path, *, read_only: bool) -> str | None:
+    """Another link of a running console; None where none runs. Raises FsreplError where it is not read-only and should
+    be."""
     connection = http.client.HTTPConnection("localhost", timeout=_ANSWER_S)
     try:
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -227,13 +231,15 @@ def _link_of_running(state: Path) -> str | None:
     try:
         connection.request("POST", "/link", headers={LINK_HEADER: "1"})
         answer = connection.getresponse()
-        text = answer.read(200).decode("ascii", "replace")
+        text = answer.read(_LINK_MAX_BYTES).decode("ascii", "replace")
     except (OSError, http.client.HTTPException) as error:
         raise FsreplError(f"the console at {state / SOCKET} does not answer: {error}") from error
     finally:
         connection.close()
     if answer.status != 200:
         raise FsreplError(f"the console at {state / SOCKET} gave no link: {answer.status}; restart it")
+    if read_only and answer.getheader(READ_ONLY_HEADER) != "1":
+        raise FsreplError("a console of this site runs already, and is not read-only; stop it first")
     return text
 
 
@@ -245,19 +251,25 @@ def _cookie(settings: Settings) -> str:
     return f"fsrepl-{hashlib.sha256(os.fsencode(settings.path)).hexdigest()[:8]}"
 
 
-def _print_links(settings: Settings, token: str, what: str) -> None:
-    print(what)
-    listen = settings.console.listen
-    if listen is None:
-        print(f"  it listens at the Unix socket {settings.state / SOCKET} alone")
-        return
-    scheme = "https" if settings.console.certificate is not None else "http"
-    host, port = listen
+def _base(settings: Settings) -> str:
+    """What addresses for a browser begin with; empty where only the Unix socket is there."""
+    if settings.console.listen is None:
+        return ""
+    host, port = settings.console.listen
     if not listening.is_loopback(host) and settings.console.hosts:
         host = settings.console.hosts[0]
     name = f"[{host}]" if ":" in host else host
-    print(f"  {scheme}://{name}:{port}/enter?token={token}")
-    print("  opens it once, within 15 minutes; `fsrepl console` again prints another link", flush=True)
+    return f"{'https' if settings.console.certificate is not None else 'http'}://{name}:{port}"
+
+
+def _print_link(settings: Settings, link: str, what: str) -> None:
+    """link: empty where no browser reaches the console."""
+    print(what)
+    if link:
+        print(f"  {link}")
+        print("  opens it once, within 15 minutes; `fsrepl console` again prints another link", flush=True)
+    else:
+        print(f"  it listens at the Unix socket {settings.state / SOCKET} alone", flush=True)
 
 
 def _goes_to_journal(fd: int) -> bool:

@@ -38,9 +38,11 @@ def test_the_link_that_is_printed_opens_the_console_once(console: Console) -> No
     first.get(console.link)
     assert first.get("/").status == 200
     first.get(console.link, 403)
-    again = console.site.must("console", "--listen", f"127.0.0.1:{console.port}").out
-    link = again.split("/enter?")[1].split()[0]
-    Visitor(console.port).get(f"/enter?{link}")
+    again = console.site.must("console").out  # which listens elsewhere by its settings: the one that runs knows where
+    link = again.split(f"http://127.0.0.1:{console.port}")[1].split()[0]
+    Visitor(console.port).get(link)
+    ran = console.site.run("console", "--read-only")
+    assert (ran.code, "is not read-only" in ran.err) == (1, True)
 
 
 def test_a_link_works_for_one_visitor(console: Console) -> None:

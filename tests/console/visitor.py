@@ -224,7 +224,9 @@ class Console:
         """What the command prints while a console runs, without its process."""
         answer = Visitor(unix=self.unix, host="localhost").post("/link", b"", {"X-Fsrepl-Link": "1"})
         assert answer.status == 200
-        return f"/enter?token={answer.body.decode()}"
+        link = answer.body.decode()
+        assert link.startswith("http"), link
+        return "/enter" + link.partition("/enter")[2]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
