@@ -112,7 +112,8 @@ class _Evidence:
         assert known is not None
         assert taken is not None
         shown = known.view.shown or known.id if known.view else known.id
-        version = versions.read(self.bucket, self.key, shown, marker=False)
+        version = self.region.engine.recent.version(self.bucket.address, self.key, shown)
+        version = version or versions.read(self.bucket, self.key, shown, marker=False)
         return "" if version is None or metadata.changed(version, _seen_directory(version, taken)) else shown
 
     def make_left_private(self) -> Version | None:
@@ -341,7 +342,8 @@ def _edit(
 
     labels: the labels on the view, which must not stay wrong for long.
     """
-    version = versions.read(bucket, key, shown, marker=False)
+    version = region.engine.recent.version(bucket.address, key, shown) if keys.is_directory(key) else None
+    version = version or versions.read(bucket, key, shown, marker=False)
     if version is None:
         raise StoreDamaged(f"version {shown} is in the journal and not in the store")
     after, looks = version, view_of(found, shown, racy=racy)

@@ -18,7 +18,7 @@ from fsrepl.model.version import NULL, Versioning
 from fsrepl.model.view import view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
-from fsrepl.region.change_queue import FOUND, Change
+from fsrepl.region.change_queue import ARRIVED, FOUND, GONE, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -60,6 +60,8 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
     state.new_names.clear()
     batch: list[NewVersion] = []
     held_bytes = 0
+    if state.bucket.trees:
+        changes = _with_directories(region, state, changes)
     objects = region.engine.journal.versions.look_up(bucket.address, [change.key for change in changes])
     left: Sequence[Change] = []
     for number, change in enumerate(changes):
@@ -81,6 +83,29 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         _publish(region, state, bucket, batch)
     state.captures_singly &= bool(left)
     return left
+
+
+def _with_directories(region: Region, state: BucketState, changes: Sequence[Change]) -> list[Change]:
+    """Changes in a tree bucket, directories first, and with those above new keys that have no version yet.
+
+    So no replica gets a file before the version of its directory, and has to make that without one.
+    """
+    address = state.bucket.address
+    first = {each.key: each for each in changes if keys.is_directory(each.key) and not each.flags & GONE}
+    above: dict[bytes, Change] = {}
+    for change in changes:
+        parent = keys.place(change.key)[0]
+        if not change.flags & GONE and parent + b"/" not in above:
+            for path in directories.with_parents([parent]):
+                above.setdefault(path + b"/", change._replace(key=path + b"/", flags=change.flags & FOUND or ARRIVED))
+    known = region.engine.journal.versions.look_up(address, above)
+    missing = {
+        key: change
+        for key, change in above.items()
+        if key not in first and key not in state.stale and (key not in known or known[key].marker)
+    }
+    rest = [each for each in changes if each.key not in first]
+    return [*(change for _, change in sorted((missing | first).items())), *rest]
 
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:

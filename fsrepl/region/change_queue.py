@@ -190,7 +190,8 @@ class ChangeQueue:
             self.lost_since = epoch
 
     def add(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
-        """Add keys that a scan found to differ from the record. They are ready now, except temporary names."""
+        """Add keys that a scan found to differ from the record. They are ready now, except temporary names, and
+        directories that an event told of: what is made or removed in these settles too, and one batch has it all."""
         now_s = time.monotonic()
         with self.guard:
             bucket = self._buckets.setdefault(address, _Bucket())
@@ -207,6 +208,8 @@ class ChangeQueue:
                 temporary = self.is_temporary(keys.split(key)[1]) is not None
                 bucket.changes[key] = _Waiting(flags, epoch, now_s, now_s, temporary)
                 queue = bucket.temporary if temporary and not flags & GONE else bucket.ready
+                if keys.is_directory(key) and not flags & FOUND:
+                    queue = bucket.settling
                 queue[key] = None
 
     # -- taking
