@@ -89,7 +89,10 @@ def enable(
     has_options = bool(prefix or storage_class or role or create_role or add)
     if source is None:
         _check_may_ask(has_options=has_options or replace)
-        wanted = dataclasses.replace(_ask(), id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
+        asked, trees = _ask()
+        wanted = dataclasses.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
+        for each in () if dry_run else trees:
+            perform(requests.SetTrees(each, True))
     elif destination is None and (has_options or id_ or no_delete_markers):
         raise Usage("DST is missing; with SRC alone, `enable` takes no options and enables disabled rules again")
     else:
@@ -125,7 +128,7 @@ def _check_may_ask(*, has_options: bool) -> None:
         )
 
 
-def _ask() -> requests.EnableReplication:
+def _ask() -> tuple[requests.EnableReplication, list[Address]]:
     from fsrepl.cli import wizard
 
     return wizard.ask(open_site())

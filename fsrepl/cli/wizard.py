@@ -22,8 +22,8 @@ from fsrepl.storage.site import Site
 _WHOLE, _SAME_CLASS = "the whole bucket", "as in the source"
 
 
-def ask(site: Site) -> EnableReplication:
-    """Ask for what `replication enable` needs."""
+def ask(site: Site) -> tuple[EnableReplication, list[Address]]:
+    """Ask for what `replication enable` needs; that, and the buckets that are to become tree buckets first."""
     source = _choose("Source bucket", _sources(site), "no bucket has versioning enabled; `fsrepl versioning enable`")
     existing = replication.has_configuration(site, source)
     if existing and not typer.confirm(f"{source} has a configuration. Replace it?", default=False):
@@ -38,7 +38,7 @@ def ask(site: Site) -> EnableReplication:
     selected = _prefixes() if _choose("Replicate", [_WHOLE, "keys with certain prefixes"], "") != _WHOLE else {}
     storage_class = "" if selected else _storage_class("the replicas")
     role = _choose("Role", ["create a new role", *_roles(site)], "")
-    return EnableReplication(
+    wanted = EnableReplication(
         Address.parse_bucket(source),
         Address.parse_bucket(destination),
         prefixes=tuple(selected),
@@ -47,6 +47,16 @@ def ask(site: Site) -> EnableReplication:
         role="" if role == "create a new role" else role,
         replace=existing,
     )
+    return wanted, _trees(site, source, destination)
+
+
+def _trees(site: Site, *addresses: str) -> list[Address]:
+    """The buckets that are no tree buckets yet and are to be; an S3 service has none."""
+    plain = [each for each in addresses if each in site.buckets and not site.buckets[each].trees]
+    asked = "\nDirectories, symlinks and hard links too, as a git repository needs them (tree buckets)?"
+    if not plain or any(each not in site.buckets for each in addresses) or not typer.confirm(asked, default=False):
+        return []
+    return [Address.parse_bucket(each) for each in plain]
 
 
 def ask_old_versions(site: Site, source: Address) -> bool:

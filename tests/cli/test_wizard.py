@@ -69,6 +69,7 @@ def test_the_whole_bucket_by_the_names_of_things(site: Site) -> None:
         ("Replicate", "\n"),
         ("Storage class", "\n"),
         ("Role", "\n"),
+        ("tree buckets", "\n"),
         ("3 newest", "y\n"),
     )
     assert code == 0, shown
@@ -100,6 +101,7 @@ def test_prefixes_each_with_its_storage_class(site: Site) -> None:
         ("Storage class of the replicas of logs/", "as\n"),
         ("Prefix", "\n"),
         ("Role", "create\n"),
+        ("tree buckets", "n\n"),
         ("3 newest", "\n"),
     )
     assert code == 0, shown
@@ -127,11 +129,15 @@ def test_prefixes_are_added_and_removed(site: Site) -> None:
         ("Storage class of the replicas of Tax/2026", "\n"),
         ("Prefixes so far: Tax/2026", "\n"),
         ("Role", "\n"),
+        ("tree buckets", "y\n"),
         ("3 newest", "\n"),
     )
     assert code == 0, shown
     (rule,) = site.json("replication", "get", SOURCE)["ReplicationConfiguration"]["Rules"]
     assert rule["Prefix"] == "Tax/2026"
+    for bucket in (SOURCE, "west/dst"):
+        assert site.must("bucket", "trees", bucket).out == "on\n"
+        site.must("bucket", "trees", bucket, "off")
 
 
 @pytest.mark.parametrize("options", [("--prefix", "x/"), ("--storage-class", "GLACIER"), ("--add",), ("--role", "r")])
