@@ -38,7 +38,7 @@ from fsrepl.repair import reconcile, refetch, scrub
 from fsrepl.replicate import backfill, decide, deliver, settle
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Delivery
-from fsrepl.views import following, labels, relinking, stale
+from fsrepl.views import following, labels, relinking, resting, stale
 
 BATCH, _BATCH_MIN = 512, 64
 _REQUEUED_S = 1.0
@@ -127,6 +127,7 @@ class Worker(Attaching):
             functools.partial(stale.show_due, self),
             functools.partial(following.look_due, self),
             functools.partial(relinking.relink_due, self),
+            functools.partial(resting.rest_due, self),
             functools.partial(refetch.fetch_due, self),
             self._backfill,
             functools.partial(run.step, self),
@@ -166,6 +167,8 @@ class Worker(Attaching):
             due += [each.due_s for each in state.deferred.values()] + [each.due_s for each in state.stale.values()]
             if (labels := state.labels.next_s()) is not None:
                 due.append(labels)
+            if state.is_up and (rest_s := resting.next_s(state)) is not None:
+                due.append(rest_s)
             if state.withheld and state.is_up:
                 due.append(time.monotonic() + _WITHHELD_S)
             if state.is_scanned and (fetch_s := refetch.next_s(state)) is not None:

@@ -166,6 +166,8 @@ class BucketState:
     """Keys whose copying took a while, and the time until which their next change waits."""
     new_names: dict[int, list[Version]] = field(default_factory=dict)
     """In a tree bucket, by inode number: new versions of the batch being captured whose files have several names."""
+    resting: dict[bytes, float] = field(default_factory=dict)
+    """In a tree bucket: directories of replicas and the monotonic times when they are at rest, the earliest first."""
     may_lack_links: bool = False
     """In a tree bucket: views that are to be one file may be several."""
     labels: LabelQueue = field(default_factory=LabelQueue)

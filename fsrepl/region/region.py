@@ -98,6 +98,7 @@ class Region(Receiver, Sources):
         state.set_aside.clear()
         state.undelivered.clear()
         state.directories.clear()
+        state.resting.clear()
         state.faults.clear()
         state.trouble = Trouble()
         self.changes.forget(state.bucket.address)

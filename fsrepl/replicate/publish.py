@@ -18,7 +18,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Outcome
-from fsrepl.views import directories, link_groups, narrowing, shared_record, show, stale
+from fsrepl.views import directories, link_groups, narrowing, resting, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
 """Versions that their views show now, and how those views look."""
@@ -134,6 +134,7 @@ def _shown(
                     engine = region.engine
                     shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left, record)
                 seen.append((item.replica, view))
+                resting.note(state, keys.place(key)[0], changed=True)
                 if view is not None and item.replica.kind is Kind.DIRECTORY:
                     narrower.show(item.replica)
                 if item.replica.marker:

@@ -17,7 +17,7 @@ from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.mailbox import LookAtDirectories
 from fsrepl.region.region import Region
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.views import directories, narrowing
+from fsrepl.views import directories, narrowing, resting
 
 _BATCH = 256
 
@@ -63,6 +63,7 @@ def look(
         for path in paths:
             with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
                 follower.follow(path)
+                resting.note(state, path, changed=False)
                 if state.bucket.replication is not None and (directories.remember(bucket, path) or path in unnotified):
                     changed.add(path)
     if changed:

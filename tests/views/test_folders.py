@@ -339,3 +339,27 @@ def test_power_cut_while_directories_are_made_changed_and_removed(memory: Path) 
         assert world.leftovers(DESTINATION) == world.leftovers(SOURCE) == []
         if not fs.died:
             return
+
+
+def test_a_directory_at_rest_has_the_time_of_its_source(tmp_path: Path) -> None:
+    """It makes no version, follows what is put into the directory, and is set again after a restart."""
+    with World(tmp_path, trees=True) as world:
+        world.write("a/b/file", b"content")
+        os.utime(world.path("a/b"), ns=(0, 1_000_000_000))
+        os.utime(world.path("a"), ns=(0, 2_000_000_000))
+        world.settle()
+        world.settle()
+        assert world.path("a/b", DESTINATION).stat().st_mtime_ns == 1_000_000_000
+        assert world.path("a", DESTINATION).stat().st_mtime_ns == 2_000_000_000
+        world.unlink("a/b/file")
+        world.settle()
+        world.settle()
+        times = [world.path("a/b", bucket).stat().st_mtime_ns for bucket in (SOURCE, DESTINATION)]
+        assert times[0] == times[1]
+        assert [len(world.of(key, DESTINATION)) for key in ("a/", "a/b/")] == [1, 1]
+        os.utime(world.path("a"), ns=(0, 3_000_000_000))
+        world.restart()
+        world.settle()
+        world.settle()
+        assert world.path("a", DESTINATION).stat().st_mtime_ns == 3_000_000_000
+        world.stays_quiet()
