@@ -2,7 +2,7 @@
 
 A map says nothing that the content itself does not say, so it is never synced, a damaged one is made again, and a build
 that does not know the folder is no worse off without it. Two versions of the same content, in whatever keys, have one
-map. A map is removed with its version, and those that no version needs any more by the scrub (see forget_unused).
+map. Maps that no version needs any more are removed by the scrub (see forget_unused).
 """
 
 from __future__ import annotations
@@ -92,16 +92,6 @@ def matches(bucket: OpenBucket, fd: int, block: Block) -> bool:
             return False
         at += len(data)
     return fs.stat_fd(fd).st_size >= block.end
-
-
-def forget(bucket: OpenBucket, digest: bytes) -> None:
-    """Remove the map of a content that a version had. Where another version has it too, it is made again."""
-    with contextlib.suppress(OSError):
-        at = _folder(bucket)
-        try:
-            bucket.fs.unlink(at, _name(digest))
-        finally:
-            bucket.fs.close(at)
 
 
 def note_used(bucket: OpenBucket, digest: bytes, now_ns: int) -> None:

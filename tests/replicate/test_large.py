@@ -21,6 +21,7 @@ from fsrepl.daemon import engine
 from fsrepl.model.version import Status
 from fsrepl.replicate import blockwise
 from fsrepl.settings import reading
+from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.forgetful import ForgetfulFs
 from tests.stored import stored
@@ -100,6 +101,35 @@ def test_an_update_sends_what_changed(world: World, edit: str) -> None:
     assert (large, sent) == (SIZE + len(change(before)), SIZE + crossed(world, "k"))
     assert world.current("k").status is Status.COMPLETED
     world.stays_quiet()
+
+
+@mounts.only_root
+def test_an_update_by_reflinks_sends_what_changed(tmp_path: Path) -> None:
+    """Section 9: where the filesystem can, the replica is a clone of the version before, and takes little space."""
+    with (
+        mounts.btrfs(tmp_path) as at,
+        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+    ):
+        set_up(world)
+        before = content()
+        for name in ("appended", "inserted at the front", "one percent in place", "cut short"):
+            change, most = EDITS[name]
+            world.write("k", before)
+            world.settle()
+            world.write("k", change(before))
+            world.settle()
+            assert world.tree(DESTINATION) == {"k": change(before)}, name
+            assert crossed(world, "k") <= most, name
+        with world.path("k").open("wb") as file:  # a hole where the version before has data, and one at the end
+            file.write(before[: 1 << 20])
+            file.seek(2 << 20)
+            file.write(before[2 << 20 : 3 << 20])
+            file.truncate(SIZE)
+        world.settle()
+        assert world.tree(DESTINATION) == world.tree(SOURCE)
+        assert crossed(world, "k") <= 4 * BLOCK_MAX
+        assert world.path("k", DESTINATION).stat().st_blocks * 512 <= 3 << 20
+        assert verify(world) == []
 
 
 @pytest.mark.parametrize("how", ["renamed", "copied"])
