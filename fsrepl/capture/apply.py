@@ -23,7 +23,7 @@ from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.change_queue import ARRIVED, CLOSED, FOUND, MOVED, WRITING, Change
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
-from fsrepl.storage import records, staging, versions
+from fsrepl.storage import placed, records, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
@@ -264,8 +264,16 @@ def _record_edit(
     )  # fmt: skip
     if shown == known.id:
         stale.mark_fresh(region, state, bucket, key)
+        if taken.is_placed and not _leads_to(bucket, key, shown):
+            stale.show_anew(region, state, bucket, key)
     elif key not in state.stale:
         stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
+
+
+def _leads_to(bucket: OpenBucket, key: bytes, version_id: str) -> bool:
+    """Whether the symlink in the place of a key leads to a version's content, and not to equal content elsewhere."""
+    version = versions.read(bucket, key, version_id, marker=False)
+    return version is not None and version.place is not None and placed.is_shown(bucket, key, version.place)
 
 
 def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.stat_result, bool]:

@@ -15,7 +15,7 @@ from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
 from fsrepl.model.version import NULL, Versioning
-from fsrepl.model.view import view_of
+from fsrepl.model.view import View, view_of
 from fsrepl.region import delivery_queue, halting, limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.change_queue import ARRIVED, FOUND, GONE, Change
@@ -242,9 +242,7 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
             put_off(region, state, new.change, error)
     _remember_directories(bucket, published)
     bucket.sync()
-    shown = [
-        (n.version, view_of(n.taken.found, n.version.id, racy=n.taken.racy) if n.taken else None) for n in published
-    ]
+    shown = [(n.version, _view(n)) for n in published]
     with engine.journal.transaction():
         engine.journal.versions.add_shown(bucket.address, shown)
     now_s = time.monotonic()
@@ -254,7 +252,8 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
         engine.recent.put(bucket.address, new.version, data, plain=not (new.staged.sidecar or linked))
         stale.mark_fresh(region, state, bucket, new.version.key)  # the view is its user's now, whatever it waited for
         if new.taken and new.taken.is_placed:  # the symlink leads to the content of another version
-            stale.show_anew(region, state, bucket, new.version.key)
+            stale.mark_stale(region, state, new.version.key, "its symlink leads to another version", durable=False)
+            state.stale[new.version.key].due_s = 0.0
         elif new.taken:
             state.labels.add(new.version, now_s)
         else:
@@ -269,6 +268,13 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],
     )
     engine.notify()
+
+
+def _view(new: NewVersion) -> View | None:
+    """How the view of a new version is recorded. A symlink to the content of another version does not show it."""
+    if new.taken is None:
+        return None
+    return view_of(new.taken.found, "" if new.taken.is_placed else new.version.id, racy=new.taken.racy)
 
 
 def _remember_directories(bucket: OpenBucket, published: Collection[NewVersion]) -> None:

@@ -159,3 +159,54 @@ def test_a_view_cut_short(memory: Path, clock: Callable[[str], object], case: st
             assert contents(world.home / "tiers" / "east-GLACIER_IR") == [ONE], where
         if not fs.died:
             return
+
+
+def _renamed(world: World) -> None:
+    world.path("d/k").rename(world.path("d/renamed"))
+
+
+def _replaced(world: World) -> None:
+    world.drop("d/k", b"new")
+
+
+def _removed(world: World) -> None:
+    world.path("d/k").unlink()
+
+
+ACTS: dict[str, tuple[Callable[[World], None], dict[str, bytes], dict[bytes, list[bool]]]] = {
+    "renamed": (_renamed, {"d/renamed": ONE}, {b"d/k": [False, True], b"d/renamed": [False]}),
+    "replaced": (_replaced, {"d/k": b"new"}, {b"d/k": [False, False]}),
+    "removed": (_removed, {}, {b"d/k": [False, True]}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ACTS)
+def test_what_a_user_does_to_a_symlink_is_captured_through_a_cut(
+    memory: Path, clock: Callable[[str], object], act: str
+) -> None:
+    """G1, G6, G7: each act makes its versions and markers once, wherever the power goes; the old content stays."""
+    do, tree, markers = ACTS[act]
+    for calls, world in worlds(memory, replicate=False):
+        clock("2026-05-01T10:00:00Z")
+        _shown(world, clock, "into")
+        run(world)
+        world.settle()
+        fs = DyingFs(1 << 60)
+        world.restart(fs=fs)
+        world.settle()
+        do(world)
+        fs.calls_left = calls
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        world.restart(without_journal=calls % 2 == 0)
+        world.settle()
+        world.settle()
+        where = f"cut at change {calls}, in {fs.died_in}"
+        assert world.tree(SOURCE) == tree, where
+        history = world.history(SOURCE)
+        assert {key: [v.marker for v in found] for key, found in history.items()} == markers, where
+        assert content(world, history[b"d/k"][0]) == ONE, where
+        assert world.leftovers(SOURCE) == [], where
+        if not fs.died:
+            return
