@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 from fsrepl.daemon import exporter, hooks
 from fsrepl.daemon.main import check_services
 from fsrepl.errors import BucketMissing, DocumentInvalid, FsreplError, Refused, Unavailable, Usage
+from fsrepl.model import json_text
 from fsrepl.model.keys import Document
 from fsrepl.s3 import roles
 from fsrepl.settings import listening
@@ -70,7 +70,7 @@ def _check_roles(checked: Checked) -> None:
     folder = checked.site.settings.roles
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
-            roles.parse_role(json.loads(path.read_text()), path.stem)
+            roles.parse_role(json_text.loads(path.read_text()), path.stem)
         except FsreplError as error:
             checked.wrong.append(error)
         except (OSError, ValueError) as error:

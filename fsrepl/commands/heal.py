@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import stat
 from collections import Counter
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
-from fsrepl.model import clock, keys
+from fsrepl.model import clock, json_text, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Origin, Version, Versioning
@@ -210,7 +209,7 @@ def _write_what_else_is_known(engine: Engine, bucket: Bucket, meta: int) -> None
         write_document(fs, meta, remembered.VERSIONING, replication.versioning_document(Versioning.ENABLED))
         text = engine.journal.fact(f"replication {address}")
         if text and not _is_there(fs, meta, remembered.REPLICATION):
-            write_document(fs, meta, remembered.REPLICATION, json.loads(text))
+            write_document(fs, meta, remembered.REPLICATION, json_text.loads(text))
 
 
 def _is_known_elsewhere(site: Site, bucket: Bucket) -> bool:
@@ -277,7 +276,7 @@ def _configuration(engine: Engine, bucket: Bucket) -> Replication | None:
     document = remembered.document(engine.site, bucket.address, remembered.REPLICATION)
     text = engine.journal.fact(f"replication {bucket.address}")
     if document is None and text and not remembered.has(engine.site, bucket.address, remembered.VERSIONING):
-        document = json.loads(text)
+        document = json_text.loads(text)
     if document is None:
         return None
     return replication.read_replication(document, source=bucket.address, named=engine.site.named)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import CreateRole
 from fsrepl.errors import Refused
+from fsrepl.model import json_text
 from fsrepl.model.address import Address
 from fsrepl.s3 import arn, roles
 from fsrepl.storage.documents import open_directory, remove_document, write_bytes, write_document
@@ -24,7 +24,7 @@ def _role_path(engine: Engine, name: str) -> Path:
 
 def read_role(engine: Engine, name: str) -> dict[str, object] | None:
     try:
-        found = json.loads(_role_path(engine, name).read_text())
+        found = json_text.loads(_role_path(engine, name).read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -6,7 +6,6 @@ Its answer is a file without a name, which goes with it.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import IO
 
 from fsrepl.commands.reader import Document
 from fsrepl.errors import Refused
+from fsrepl.model import json_text
 
 _KEPT = 20
 _RUNNING_MAX = 2
@@ -67,7 +67,7 @@ class Verification:
         if len(data) > _ANSWER_MAX_BYTES:
             return None, f"there are too many differences to show; `fsrepl verify {self.source}` prints them"
         try:
-            found: Document = json.loads(data)
+            found: Document = json_text.loads(data)
         except ValueError:
             return None, said
         return found, said

@@ -22,6 +22,7 @@ from fsrepl import errors
 from fsrepl.daemon import requests
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, NotRunning, Refused, Usage, reason
+from fsrepl.model import json_text
 
 log = logging.getLogger("fsrepl")
 
@@ -220,7 +221,7 @@ def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(line)  # a daemon that stops reading has sent its reason
-            answer = json.loads(_read_line(connection, None))
+            answer = json_text.loads(_read_line(connection, None))
             if "error" not in answer:
                 found: dict[str, Any] = answer["ok"]
                 return found

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import clock, keys
+from fsrepl.model import clock, json_text, keys
 from fsrepl.model.version import (
     NO_SHORTFALL,
     NULL,
@@ -177,7 +177,7 @@ def decode(key: bytes, stored: keys.StoredName, raw: Mapping[str, bytes], inode:
             attrs=own(raw),
             tags=tags(raw),
             deliveries=_decode_deliveries(raw[DELIVERIES]) if DELIVERIES in raw else {},
-            edited=json.loads(raw[EDITED]) if EDITED in raw else {},
+            edited=json_text.loads(raw[EDITED]) if EDITED in raw else {},
             shortfall=_decode_shortfall(raw[SHORTFALL]) if SHORTFALL in raw else NO_SHORTFALL,
             taken=raw[TAKEN].decode() if TAKEN in raw else "",
             link=_decode_link(raw[LINK]) if LINK in raw else None,
@@ -231,7 +231,7 @@ def encode_sidecar(raw: Mapping[str, bytes], *, compact: bool = False) -> bytes:
 def decode_sidecar(data: bytes) -> dict[str, bytes]:
     """The attributes in a sidecar. Raises StoreDamaged where the data is not a sidecar."""
     try:
-        document = json.loads(data)
+        document = json_text.loads(data)
         return {n: base64.b64decode(v["base64"]) if isinstance(v, dict) else v.encode() for n, v in document.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StoreDamaged(f"a sidecar cannot be read: {error}") from error
@@ -266,7 +266,7 @@ def _encode_delivery(recorded: DeliveryRecord) -> dict[str, object] | str:
 
 
 def _decode_deliveries(data: bytes) -> dict[str, DeliveryRecord]:
-    return {name: _decode_delivery(d) for name, d in json.loads(data).items()}
+    return {name: _decode_delivery(d) for name, d in json_text.loads(data).items()}
 
 
 def _decode_delivery(d: dict[str, Any] | str) -> DeliveryRecord:
@@ -299,14 +299,14 @@ def did_not_fit(raw: Mapping[str, bytes]) -> bool:
 def _encode_shortfall(shortfall: Shortfall) -> bytes:
     document: dict[str, object] = {}
     if shortfall.posix is not None:
-        document["posix"] = json.loads(_encode_posix(shortfall.posix))
+        document["posix"] = json_text.loads(_encode_posix(shortfall.posix))
     if shortfall.lacks:
         document["lacks"] = sorted(shortfall.lacks)
     return _compact(document).encode()
 
 
 def _decode_shortfall(data: bytes) -> Shortfall:
-    said = json.loads(data)
+    said = json_text.loads(data)
     return Shortfall(_posix_of(said["posix"]) if "posix" in said else None, frozenset(said.get("lacks", ())))
 
 
@@ -321,7 +321,7 @@ def _encode_place(place: Place, size: int) -> bytes:
 
 
 def _decode_place(data: bytes) -> tuple[Place, int]:
-    said = json.loads(data)
+    said = json_text.loads(data)
     if not _TOKEN.fullmatch(said["token"]):  # it names a file
         raise ValueError(f"{said['token']!r} names no file of a tier")
     until_ns = clock.within(clock.parse(said["until"])) if "until" in said else 0
@@ -343,7 +343,7 @@ def _encode_posix(posix: Posix) -> bytes:
 
 
 def _decode_posix(data: bytes) -> Posix:
-    return _posix_of(json.loads(data))
+    return _posix_of(json_text.loads(data))
 
 
 def _posix_of(said: Mapping[str, Any]) -> Posix:

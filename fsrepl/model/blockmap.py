@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pyfastcdc import FastCDC
 
-from fsrepl.model import digests
+from fsrepl.model import digests, json_text
 
 HOLE = bytes(32)
 """In place of a digest: the block is a hole, or zeros."""
@@ -76,7 +76,7 @@ def decode(data: bytes) -> BlockMap | None:
         return None
     head, _, packed = content[len(_MAGIC) :].partition(b"\n")
     try:
-        about = json.loads(head)
+        about = json_text.loads(head)
         found = BlockMap(bytes.fromhex(about["blake3"]), int(about["size"]), int(about["average"]), packed)
     except (ValueError, KeyError, TypeError):
         return None

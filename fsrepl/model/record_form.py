@@ -21,6 +21,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 
 from fsrepl.errors import StoreDamaged
+from fsrepl.model import json_text
 from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, PLACE, POSIX, RECORD, SHORTFALL, STATUS, is_ours
 
 _NESTED = frozenset({DELIVERIES, EDITED, PLACE, POSIX, SHORTFALL})
@@ -93,7 +94,7 @@ def _parsed(value: bytes) -> str:
     The values are cached, as the versions of a burst mostly have the same deliveries.
     """
     try:
-        nested = json.loads(value)
+        nested = json_text.loads(value)
     except ValueError:
         nested = None
     return _compact(nested if isinstance(nested, dict) else _text(value))
@@ -165,7 +166,7 @@ def _fields(document: Mapping[str, object]) -> dict[str, bytes]:
 
 def _parse(data: bytes) -> dict[str, object]:
     try:
-        document = json.loads(data)
+        document = json_text.loads(data)
     except ValueError as error:
         raise StoreDamaged(f"a record cannot be read: {error}") from error
     if not isinstance(document, dict):

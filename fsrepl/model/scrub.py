@@ -10,7 +10,7 @@ import base64
 import json
 from dataclasses import dataclass, replace
 
-from fsrepl.model import clock
+from fsrepl.model import clock, json_text
 from fsrepl.model.keys import Document
 
 BATCH_BYTES = 64 << 20
@@ -126,7 +126,7 @@ def encode(scrub: Scrub) -> str:
 def decode(text: str) -> Scrub:
     """What is remembered; nothing where that cannot be read, since it can only cost another pass."""
     try:
-        said = json.loads(text)
+        said = json_text.loads(text)
         current = None
         if "current" in said:
             began_ns, size, last, *counts = said["current"]
@@ -134,7 +134,7 @@ def decode(text: str) -> Scrub:
                 last = (base64.b64decode(last[0]), base64.b64decode(last[1]), int(last[2]), str(last[3]))
             current = Pass(began_ns, size, last, *counts)
         return Scrub(current, Result(*said["result"]) if "result" in said else None, bool(said["paused"]))
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return Scrub()
 
 

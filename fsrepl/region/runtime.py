@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 from fsrepl.errors import FsreplError, Refused, Unavailable, reason
+from fsrepl.model import json_text
 from fsrepl.model.rule import Replication, Role
 from fsrepl.region.change_queue import Watcher
 from fsrepl.region.limiter import Limiter
@@ -121,7 +122,7 @@ class Runtime:
             known = self._roles.get(name)
             if known is None or known[0] != change:
                 with open(path, encoding="utf-8") as file:
-                    known = self._roles[name] = (change, roles.parse_role(json.load(file), name))
+                    known = self._roles[name] = (change, roles.parse_role(json_text.loads(file.read()), name))
             return known[1]
         except (ValueError, FsreplError):
             pass
@@ -145,7 +146,7 @@ class Runtime:
             return bucket.replication if bucket else None
         with contextlib.suppress(Refused, ValueError):
             if text := self.journal.fact(f"replication {address}"):
-                return replication.read_replication(json.loads(text), source=address, named=self.site.named)
+                return replication.read_replication(json_text.loads(text), source=address, named=self.site.named)
         return bucket.replication
 
     @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fsrepl.errors import FsreplError, Refused
-from fsrepl.model import clock, keys
+from fsrepl.model import clock, json_text, keys
 from fsrepl.model.version import NULL, Status
 from fsrepl.s3.rules import Wanted
 from fsrepl.storage.bucket import OpenBucket
@@ -316,7 +316,7 @@ def report(bucket: OpenBucket, journal: Journal, job: Job) -> Iterator[dict[str,
         fd = bucket.fs.open_read(at, _report(job.id))
     with open(fd, encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            yield json_text.loads(line)
 
 
 # -- queries

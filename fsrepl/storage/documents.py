@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsrepl.model import json_text
 from fsrepl.storage.fs import Fs
 
 
@@ -41,7 +42,7 @@ def read_document(fs: Fs, at: int, name: bytes) -> dict[str, object] | None:
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(fs.read_all(fd))
+        found = json_text.loads(fs.read_all(fd))
     finally:
         fs.close(fd)
     if not isinstance(found, dict):
@@ -123,6 +124,6 @@ def read_removed(fs: Fs, meta: int, known: Removed) -> Removed:
     added = set()
     for line in data.splitlines():
         with contextlib.suppress(ValueError, KeyError):
-            entry = json.loads(line)
+            entry = json_text.loads(line)
             added.add((os.fsencode(entry["key"]), entry["version"]))
     return Removed(known.ids | added, found.st_ino, known.size + data.rfind(b"\n") + 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from fsrepl.model import json_text
 from fsrepl.model.view import View
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import OpenBucket
@@ -132,8 +133,8 @@ def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
         finally:
             bucket.fs.close(fd)
         try:
-            yield name, [_read_intent(d) for d in json.loads(data)]
-        except (ValueError, KeyError, TypeError):
+            yield name, [_read_intent(d) for d in json_text.loads(data)]
+        except (ValueError, KeyError, TypeError, IndexError):
             yield name, []
 
 

@@ -8,14 +8,13 @@ Source: design.md, sections 2 and 3 (G8, G9).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 
 from fsrepl.errors import FsreplError, Refused, Usage, reason
-from fsrepl.model import clock
+from fsrepl.model import clock, json_text
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Role
@@ -98,7 +97,7 @@ class Site:
         path = os.path.join(self.state, "identities.json")
         try:
             with open(path, encoding="utf-8") as file:
-                found = json.load(file)
+                found = json_text.loads(file.read())
             self.identities.regions, self.identities.buckets = dict(found["regions"]), dict(found["buckets"])
             self.identities.tiers = dict(found.get("tiers") or {})
             self.identities.site = str(found.get("site") or self.uuid or uuid.uuid4())
@@ -209,7 +208,7 @@ class Site:
     def role(self, name: str) -> Role:
         """A replication role from its file. Raises OSError, ValueError (not JSON), Refused."""
         with open(self.settings.roles / f"{name}.json", encoding="utf-8") as file:
-            return roles.parse_role(json.load(file), name)
+            return roles.parse_role(json_text.loads(file.read()), name)
 
     # -- buckets
 

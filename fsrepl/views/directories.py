@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fsrepl.model import access, attributes, keys
+from fsrepl.model import access, attributes, json_text, keys
 from fsrepl.model.version import Rights
 from fsrepl.storage import staging
 from fsrepl.storage.bucket import OpenBucket
@@ -81,9 +81,9 @@ def replicated(bucket: OpenBucket, path: bytes) -> Replicated:
 
 
 def _read(bucket: OpenBucket, at: int) -> Replicated:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         if raw := bucket.fs.attribute(at, attributes.REPLICATED):
-            stored = json.loads(raw)
+            stored = json_text.loads(raw)
             return Replicated(
                 {address: _decode(each) for address, each in stored["sources"].items()},
                 int(stored["made"]), _decode(stored["given"]) if stored["given"] else None, int(stored["home"]),
@@ -143,9 +143,9 @@ def _common(sources: Mapping[str, Rights]) -> Rights | None:
 
 
 def _last_seen(bucket: OpenBucket, at: int) -> Rights | None:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         if raw := bucket.fs.attribute(at, attributes.DIRECTORY):
-            return _decode(json.loads(raw))
+            return _decode(json_text.loads(raw))
     return None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from fsrepl.errors import FsreplError, Refused
+from fsrepl.model import json_text
 from fsrepl.model.keys import Document
 from fsrepl.s3 import arn
 from fsrepl.settings import Settings
@@ -26,7 +26,7 @@ def role(settings: Settings, name: str) -> Document:
     arn.check_role_name(name)
     path = settings.roles / f"{name}.json"
     try:
-        found: Document = json.loads(path.read_text())
+        found: Document = json_text.loads(path.read_text())
     except FileNotFoundError as error:
         raise Refused("NoSuchEntity", f"there is no role {name!r} in {path.parent}") from error
     except (OSError, ValueError) as error:
