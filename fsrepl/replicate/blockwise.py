@@ -144,7 +144,7 @@ def base_of(
 ) -> Iterator[Base | None]:  # fmt: skip
     """The version of a bucket that has most of a version's content, open; None where none has any of it.
 
-    held: the candidates, the likeliest first. Raises Failed where the version's own content is damaged.
+    held: the candidates, the likeliest first.
     """
     blocks: BlockMap | None = None
     best: Base | None = None

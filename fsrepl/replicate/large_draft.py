@@ -8,13 +8,14 @@ back and compared with the BLAKE3 and, where that does not match, block by block
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fsrepl.errors import Failed
 from fsrepl.model import attributes, delta
 from fsrepl.model.blockmap import HOLE, Block, BlockMap
-from fsrepl.model.delta import Plan, Span
+from fsrepl.model.delta import Move, Plan, Span
 from fsrepl.model.version import Version
 from fsrepl.replicate.draft import Base, LargeDraft, StagedFile, StagedReplica
 from fsrepl.storage import blocks as maps
@@ -41,15 +42,15 @@ def open_draft(bucket: OpenBucket, replica: Version) -> Iterator[LargeDraft]:
         staging.unstage(bucket, name)
         raise
     except OSError as error:
-        # after a fault of the disk nothing is left to go on with; a full one shall not stay so for a part of a file
-        if error.errno in NO_SPACE or not _is_kept(bucket, fd, error):
+        # a refusal does not pass, a full disk shall not stay full for a part of a file, and a sync that failed loses it
+        if isinstance(error, PermissionError) or error.errno in NO_SPACE or not _is_durable(bucket, fd):
             staging.unstage(bucket, name)
         raise
     finally:
         bucket.fs.close(fd)
 
 
-def _is_kept(bucket: OpenBucket, fd: int, error: OSError) -> bool:
+def _is_durable(bucket: OpenBucket, fd: int) -> bool:
     try:
         bucket.fs.sync_file(fd)
     except OSError:
@@ -89,11 +90,16 @@ class _LargeFile(StagedFile):
         return delta.spans_of(lacks) if len(lacks) < len(blocks) else None
 
     def _has(self, block: Block) -> bool:
-        """Whether the file has the content of a block."""
+        """Whether the file has the content of a block. One that cannot be read is written again."""
         start, _ = self.bucket.fs.next_data(self.fd, block.at, block.end)
         if start >= block.end:
             return block.digest == HOLE
-        return block.digest != HOLE and maps.matches(self.bucket, self.fd, block)
+        try:
+            return block.digest != HOLE and maps.matches(self.bucket, self.fd, block)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
 
     def _reserve(self, spans: list[Span]) -> None:
         """Find out now whether there is room for what is missing. Raises ENOSPC."""
@@ -106,21 +112,29 @@ class _LargeFile(StagedFile):
         fs, share = self.bucket.fs, self.bucket.bucket.sharing != "private"
         cloned = share and bool(plan.kept) and self._clone(base)
         fs.truncate(self.fd, blocks.size)
-        missing = plan.missing
+        missing = list(plan.missing)
         if cloned:
             if not all(fs.punch(self.fd, hole.at, hole.size) for hole in plan.holes):
-                missing = sorted([*missing, *plan.holes])
+                missing += plan.holes
         else:
-            for span in plan.kept:
-                copying.copy_part(self.bucket, base.fd, self.fd, span.at, span.at, span.size, share=share)
-        for move in plan.moved:
-            copying.copy_part(self.bucket, base.fd, self.fd, move.base_at, move.at, move.size, share=share)
+            missing += [span for span in plan.kept if not self._takes(base, Move(span.at, *span), share=share)]
+        missing += [Span(move.at, move.size) for move in plan.moved if not self._takes(base, move, share=share)]
         if plan.kept:
             self.compares = True
-            for span in missing if not cloned else ():
+            for span in plan.missing if not cloned else ():
                 if (size := min(span.end, base.blocks.size) - span.at) > 0:
-                    copying.copy_part(self.bucket, base.fd, self.fd, span.at, span.at, size, share=share)
-        return missing
+                    self._takes(base, Move(span.at, span.at, size), share=share)
+        return sorted(missing)
+
+    def _takes(self, base: Base, move: Move, *, share: bool) -> bool:
+        """Copy a part of the base; False where the base cannot be read there, so that it must be sent."""
+        try:
+            copying.copy_part(self.bucket, base.fd, self.fd, *move, share=share)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+        return True
 
     def _clone(self, base: Base) -> bool:
         try:

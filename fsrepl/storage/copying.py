@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 from fsrepl.errors import StoreDamaged
@@ -49,10 +50,12 @@ def copy_part(
 ) -> None:
     """Copy a part of an open file within a bucket, without its holes, and not through this process.
 
-    share: see Fs.copy_within. It ends early where the file does.
+    share: see Fs.copy_within. It ends early where the file does. ECANCELED when the process is about to end.
     """
     fs, done = bucket.fs, 0
     while done < size:
+        if fs.interrupted:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         start, end = fs.next_data(from_fd, from_at + done, from_at + size)
         if (done := start - from_at) >= size:
             return

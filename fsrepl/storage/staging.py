@@ -47,7 +47,7 @@ def _may_last(bucket: OpenBucket, name: bytes) -> bool:
     if _LASTING.fullmatch(name) is None:
         return False
     with contextlib.suppress(OSError):
-        return time.time() - bucket.fs.stat(bucket.tmp, name).st_mtime < _LASTING_S
+        return time.time() - bucket.fs.stat(bucket.tmp, name).st_ctime < _LASTING_S  # its mtime may be its object's
     return False
 
 

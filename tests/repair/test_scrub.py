@@ -12,6 +12,7 @@ import pytest
 from fsrepl.commands import status
 from fsrepl.model import clock
 from fsrepl.settings import reading
+from fsrepl.storage import staging
 from fsrepl.storage.journal.database import Journal
 from tests.replicate.test_large import content, set_up
 from tests.stored import stored
@@ -147,7 +148,7 @@ def test_a_person_may_have_it_done_now_or_pause_it(world: World, days: Days, eve
     assert world.refused("scrub.run", bucket="east/nobucket") == "NoSuchBucket"
 
 
-def test_a_pass_removes_what_nobody_needs(world: World, days: Days) -> None:
+def test_a_pass_removes_what_nobody_needs(world: World, days: Days, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 2: maps without a version, old damaged content, unfinished copies; maps in use stay."""
     folder = world.path(".fsrepl/blocks")
     (used,) = folder.iterdir()
@@ -158,6 +159,7 @@ def test_a_pass_removes_what_nobody_needs(world: World, days: Days) -> None:
         path.write_bytes(b"")
     for path in (*left, used):
         os.utime(path, (1, 1))
+    monkeypatch.setattr(staging, "_LASTING_S", -1.0)
     world.run("scrub.run")
     turn(world)
     assert [path.exists() for path in (*left, used)] == [False, False, False, True]

@@ -21,6 +21,7 @@ from fsrepl.daemon import engine
 from fsrepl.model.version import Status
 from fsrepl.replicate import blockwise
 from fsrepl.settings import reading
+from fsrepl.storage import staging
 from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.forgetful import ForgetfulFs
@@ -268,7 +269,7 @@ def test_a_file_that_changed_since_is_captured_as_it_is(world: World) -> None:
     assert [len(versions) for versions in world.history(SOURCE).values()] == [1]
 
 
-def test_what_is_no_longer_wanted_is_swept(world: World) -> None:
+def test_what_is_no_longer_wanted_is_swept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 2: an unfinished copy that nobody went on with for a week is gone after a start."""
     left = world.path(".fsrepl/tmp", DESTINATION) / ("large." + "0" * 32)
     other = world.path(".fsrepl/tmp", DESTINATION) / "1.2"
@@ -277,7 +278,7 @@ def test_what_is_no_longer_wanted_is_swept(world: World) -> None:
     world.restart()
     world.settle()
     assert (left.exists(), other.exists()) == (True, False)
-    os.utime(left, (0, 0))
+    monkeypatch.setattr(staging, "_LASTING_S", -1.0)
     world.restart()
     world.settle()
     assert world.leftovers(DESTINATION) == []
@@ -355,6 +356,24 @@ def test_a_version_that_vanishes_while_it_is_built_upon(world: World) -> None:
     world.settle()
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert not base.exists()
+
+
+@pytest.mark.parametrize("edit", ["one percent in place", "inserted at the front"])
+def test_a_version_that_cannot_be_read_is_not_waited_for(world: World, edit: str) -> None:
+    """G7: a bad sector in the version that is built upon: those blocks are sent, and the delivery is made."""
+
+    class BadSector(UnsyncedFs):
+        def copy_within(self, *args: int, share: bool = True) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    world.write("k", content())
+    world.settle()
+    world.write("k", EDITS[edit][0](content()))
+    capture(world)
+    world.restart(fs=BadSector())
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert world.current("k").status is Status.COMPLETED
 
 
 def test_a_source_that_rotted_is_not_delivered(world: World) -> None:
