@@ -163,8 +163,12 @@ class RemoteBucket:
         return found
 
     def put_marker(self, name: str) -> str:
-        """Add a delete marker; its id."""
-        return self._id(self._call("delete_object", Key=name))
+        """Add a delete marker; its id. A service that adds none to a deleted key gives that of the marker there."""
+        answer = self._call("delete_object", Key=name)
+        if answer.get("VersionId") in (None, "", "null"):
+            markers = [each for each in self.versions_of(name) if each.marker and each.latest]
+            answer = {"VersionId": markers[0].id} if markers else {}
+        return self._id(answer)
 
     def remove(self, name: str, version: str) -> None:
         """Remove one version or marker for good."""

@@ -162,6 +162,8 @@ class _Carrying:
             latest = self._send_marker(replica) or latest
         else:
             head = self._find(replica)
+            if head is not None and not self._is_sound(replica):
+                head = None
             if head is None:
                 latest = self._put(source, version, replica)
             else:
@@ -169,6 +171,19 @@ class _Carrying:
         self.may_be_there = False
         if latest:
             self._key.bring_newest_on_top(latest)
+
+    def _is_sound(self, replica: Version) -> bool:
+        """Whether what was found after a crash is what was sent. It is read back where the service is not believed, and
+        removed where it is not.
+        """
+        if self._task.is_believed or not self._task.in_doubt:
+            return True
+        remote = self._key.rows[replica.order].remote
+        if self._digest(self._key.name, remote) == replica.digest:
+            return True
+        self._bucket.remove(self._key.name, remote)
+        self._key.forget(replica)
+        return False
 
     def _send_marker(self, replica: Version) -> str:
         """The id of a marker that was put now; empty where it was there."""
@@ -284,9 +299,10 @@ def intent_of(delivery: Delivery) -> RemoteVersion:
 
 
 def with_intent(rows: Sequence[RemoteVersion], delivery: Delivery) -> tuple[list[RemoteVersion], bool]:
-    """The rows of a key with an intent for a delivery, and whether one was left over from before."""
+    """The rows of a key with an intent for a delivery, and whether one was left over, or a copy, from before."""
     intent = intent_of(delivery)
     known = next((row for row in rows if row.order == intent.order), None)
+    is_left = any(row.remote and row.is_in_doubt for row in rows)
     if known is None:
-        return [*rows, intent], False
-    return list(rows), known.is_in_doubt
+        return [*rows, intent], is_left
+    return list(rows), is_left or known.is_in_doubt

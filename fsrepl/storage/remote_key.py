@@ -20,7 +20,7 @@ from fsrepl.model.version import Version
 from fsrepl.remote.bucket import Head, Listed, RemoteBucket
 from fsrepl.remote.failures import Absent
 from fsrepl.remote.form import SIDECAR, Form, Identity, name_of
-from fsrepl.storage.journal.remote import RemoteVersion
+from fsrepl.storage.journal.remote import COPYING, RemoteVersion
 
 log = logging.getLogger("fsrepl")
 
@@ -36,6 +36,7 @@ class RemoteKey:
         self.gone: list[RemoteVersion] = []
         self.is_listed = False
         self._listed: dict[str, Listed] = {}
+        """By the service's id, of each kind the newest first."""
 
     def get(self, version: Version) -> RemoteVersion | None:
         """The row of a version that is there; None for an intent too."""
@@ -63,23 +64,30 @@ class RemoteKey:
                 self.rows.pop(row.order)
                 self.gone.append(row)
         claimed = {row.remote for row in self.rows.values()}
-        newest_first = sorted(self._listed.values(), key=lambda each: (-each.modified_s, not each.latest))
-        for each in reversed(newest_first):  # times are to the second, and a list has the newest first
+        for each in self._listed.values():
             if each.marker or each.id in claimed:
                 continue
             head = self.bucket.head(self.name, each.id)
             identity = head.identity if head is not None else None
             if identity is not None:
                 self._adopt(identity, each, repairs=repairs)
+        for row in [row for row in self.rows.values() if row.remote and row.upload and repairs]:
+            self.rows[row.order] = replace(row, upload="")  # it is there once now
         self.is_listed = True
 
     def _adopt(self, identity: Identity, found: Listed, *, repairs: bool) -> None:
         """Take a version that the journal did not know for what its metadata says. Of two, the one put last stays."""
         order = (identity.created_ns, identity.id)
-        known = self.rows.get(order)
-        self.rows[order] = RemoteVersion(*order, self.key, False, found.size, found.id)
-        if known is not None and known.remote and repairs:
-            self._remove(known.remote)
+        known, ids = self.rows.get(order), list(self._listed)
+        row = RemoteVersion(*order, self.key, False, found.size, found.id)
+        if known is None or not known.remote:
+            self.rows[order] = row
+            return
+        former = found.id
+        if ids.index(found.id) < ids.index(known.remote):
+            self.rows[order], former = row, known.remote
+        if repairs:
+            self._remove(former)
 
     def adopt_marker(self, version: Version) -> bool:
         """Take a marker in the list that is no other version's for this one; whether there was one."""
@@ -140,10 +148,11 @@ class RemoteKey:
         return remote
 
     def _replace(self, row: RemoteVersion, remote: str) -> None:
-        """Record the new object of a version, and remove the former one."""
-        self.rows[row.order] = replace(row, remote=remote, upload="")
+        """Record the new object of a version, and remove the former one; in doubt until that is done."""
+        self.rows[row.order] = replace(row, remote=remote, upload=COPYING)
         if remote != row.remote and not any(each.remote == row.remote for each in self.rows.values()):
             self._remove(row.remote)
+        self.rows[row.order] = replace(row, remote=remote, upload="")
 
     def _remove(self, remote: str) -> None:
         """Remove an object whose version is there once more. Where that is refused both stay: they are the same."""

@@ -227,11 +227,18 @@ class Cut(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("service", "without_journal"), [("moto", False), ("ministack", True)], indirect=["service"])
+@pytest.mark.parametrize(
+    ("service", "without_journal", "lost"),
+    [("moto", False, "answer"), ("ministack", True, "answer"), ("ministack", False, "request")],
+    indirect=["service"],
+)
 def test_a_crash_after_any_request_doubles_nothing(
-    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool, lost: str
 ) -> None:
-    """G6, G7: a kill between any two requests; the journal survives, or is lost too."""
+    """G6, G7: a kill between any two requests; the journal survives, or is lost too.
+
+    lost: the last request was carried out and its answer is lost, or it never arrived.
+    """
     call = Client.call
     for number in range(1, 30):
         service.reset()
@@ -243,7 +250,8 @@ def test_a_crash_after_any_request_doubles_nothing(
 
             def cut(self: Client, operation: str, **params: Any) -> Any:
                 nonlocal left
-                if left <= 0:
+                if left <= 0 or (left == 1 and lost == "request"):
+                    left = 0
                     raise ServiceAway("cut")
                 answer = call(self, operation, **params)
                 left -= 1
@@ -351,6 +359,48 @@ def test_content_of_any_size_arrives(tmp_path: Path, service: Service, size: int
         assert world.statuses() == {Status.COMPLETED}
         assert current(bucket) == {"k": data, "again": data[::-1]}
         assert size <= 1 << 20 or world.engine.limiter.position >= 2 * size
+
+
+def test_what_a_crash_left_is_read_back(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3: between the request and the reading back; what is there is damaged, and is not taken for the version."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        put = RemoteBucket.put
+
+        def cut(self: RemoteBucket, name: str, body: Any, *args: Any, **more: Any) -> str:
+            put(self, name, b"damaged!" if name == "k" else body, *args, **more)
+            raise ServiceAway("cut")
+
+        monkeypatch.setattr(RemoteBucket, "put", cut)
+        world.write("k", b"original")
+        world.settle()
+        assert [each.data for each in found_in(bucket)] == [b"damaged!"]
+        monkeypatch.setattr(RemoteBucket, "put", put)
+        world.restart()
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert [each.data for each in found_in(bucket)] == [b"original"]
+
+
+def test_a_service_that_adds_no_second_marker(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ceph RGW: a marker for a deleted key is the marker that is there."""
+    bucket = service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("k", b"data")
+        world.settle()
+        world.unlink("k")
+        world.settle()
+        call = Client.call
+        monkeypatch.setattr(
+            Client, "call", lambda self, op, **params: {} if op == "delete_object" else call(self, op, **params)
+        )
+        world.remove("k")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert len(world.of("k")) == 3
+        assert sum(row.marker for row in bucket.all_versions()) == 1
 
 
 def test_damage_at_the_source_is_never_sent(tmp_path: Path, service: Service) -> None:
