@@ -79,11 +79,17 @@ def _daemon(daemon: dict[str, Any]) -> Text:
     return text
 
 
+_SHORT = ("STATE", "STATUS", "")
+"""Columns that are left whole, beside those of numbers."""
+
+
 def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
-    """A table whose first column holds names, which are folded where the terminal is too narrow."""
+    """A table. Names are folded where the terminal is too narrow, numbers and states never."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i in right else "left", no_wrap=i > 0, overflow="fold")
+        table.add_column(
+            column, justify="right" if i in right else "left", no_wrap=i in right or column in _SHORT, overflow="fold"
+        )
     return table
 
 

@@ -104,11 +104,16 @@ def test_at_80_columns_no_number_is_cut() -> None:
     made |= {"objects": 1_234_567, "versions": 2_345_678, "bytes": 5 << 40, "pending": 12_345, "failed": 67}
     transfer = {"key": "2026/holidays/video.mp4", "source": "us-east-1/photographs", "destination": rule["destination"]}
     transfer |= {"bytes_done": 1 << 30, "bytes_total": 5 << 30, "bytes_verified": 1 << 29}
-    console = Console(width=80, no_color=True, file=io.StringIO())
-    console.print(status_screen.render(document(buckets=[made], transfers=[transfer]), narrow=True))
-    assert isinstance(console.file, io.StringIO)
-    out = console.file.getvalue()
-    assert max(map(len, out.splitlines())) <= 80
+    for width in (80, 105):
+        console = Console(width=width, no_color=True, file=io.StringIO())
+        console.print(status_screen.render(document(buckets=[made], transfers=[transfer]), narrow=width < 100))
+        assert isinstance(console.file, io.StringIO)
+        out = console.file.getvalue()
+        assert max(map(len, out.splitlines())) <= width
+        _is_whole(out)
+
+
+def _is_whole(out: str) -> None:
     for text in ("1,234,567", "2,345,678", "5.0 TiB", "12,345", "Enabled", "61.7 min", "COMPLETED", "online"):
         assert text in out, out
     assert "…" not in out
