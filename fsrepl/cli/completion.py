@@ -14,7 +14,9 @@ from fsrepl.settings import Settings, reading
 
 
 def regions(context: typer.Context, incomplete: str) -> list[str]:
-    return [name for name in _regions(context) if name.startswith(incomplete)]
+    found = _settings(context)
+    names = [*found.regions, *found.endpoints] if found else []
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def buckets(context: typer.Context, incomplete: str) -> list[str]:

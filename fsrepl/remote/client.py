@@ -6,6 +6,7 @@ sends it again. The time limits are those of a service that hangs; a slow transf
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -84,7 +85,10 @@ class Client:
             )
         if kind in ("ParamValidationError", "UnknownParameterError"):
             return Unavailable(f"region {self.region}: {words}")
-        return ServiceAway(f"region {self.region}: {settings.url} cannot be reached ({words})")
+        cause = str(getattr(error, "kwargs", {}).get("error", "")).rpartition(": ")[2].rstrip("')")
+        denied = "; under systemd, IPAddressAllow= in the unit permits it" if f"[Errno {errno.EPERM}]" in cause else ""
+        words += f": {cause}" if cause else ""
+        return ServiceAway(f"region {self.region}: {settings.url} cannot be reached ({words}){denied}")
 
     def _client(self) -> Any:
         with self._guard:

@@ -140,6 +140,7 @@ def test_what_is_missing_is_shown(tmp_path: Path, gone: str, monkeypatch: pytest
                 assert finding.do == f"`fsrepl bucket create {THERE} --versioning`; then `fsrepl retry --all`"
             else:
                 assert f"{service.url} cannot be reached" in found["trouble"]
+                assert "Connection refused" in found["trouble"]
                 assert "cannot be reached" in finding.what
 
 

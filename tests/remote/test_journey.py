@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +96,30 @@ def test_rclone_restores_the_files(site: Site, service: Service, tmp_path: Path)
     for name in ("a/one", "two", "ünï"):
         here, there = site.path(name).stat(), (back / name).stat()
         assert (there.st_mode, there.st_mtime_ns) == (here.st_mode, here.st_mtime_ns)
+
+
+@pytest.mark.slow
+def test_amazons_own_client_reads_what_is_there(site: Site, service: Service) -> None:
+    """Without fsrepl: `aws s3api` lists versions and markers, and shows what a version is."""
+    site.write("2026/cat.jpg", b"one")
+    site.wait()
+    site.write("2026/cat.jpg", b"two")
+    site.wait()
+    site.path("2026/cat.jpg").unlink()
+    site.wait()
+
+    def aws(*arguments: str) -> Any:
+        environ = {n: v for n, v in os.environ.items() if n != "AWS_CA_BUNDLE"} | KEYS
+        environ["AWS_DEFAULT_REGION"] = "us-east-1"
+        command = [sys.executable, "-m", "awscli", "--endpoint-url", service.url, "s3api"]
+        command += [*arguments, "--bucket", "copies"]
+        done = subprocess.run(command, env=environ, check=True, capture_output=True, timeout=60)
+        return json.loads(done.stdout)
+
+    found = aws("list-object-versions")
+    assert [(row["Key"], row["IsLatest"]) for row in found["Versions"]] == [("2026/cat.jpg", False)] * 2
+    assert [(row["Key"], row["IsLatest"]) for row in found["DeleteMarkers"]] == [("2026/cat.jpg", True)]
+    mine = [row for row in site.json("ls", SOURCE, "--versions")["Versions"] if row["Key"] == "2026/cat.jpg"]
+    heads = [aws("head-object", "--key", row["Key"], "--version-id", row["VersionId"]) for row in found["Versions"]]
+    assert {head["Metadata"]["fsrepl-version-id"] for head in heads} == {row["VersionId"] for row in mine}
+    assert {head["Metadata"]["fsrepl-last-modified"] for head in heads} == {row["LastModified"] for row in mine}
