@@ -181,12 +181,13 @@ def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
 
 
 def _repair(engine: Engine, request: requests.Repair) -> Answer:
-    """Repair one version, or a directory, whose path ends in a slash. The caller checks the result."""
+    """Repair one version; or, without its id, the rights of a directory that is no object. The caller checks the
+    result."""
     if request.region in engine.site.services:
         services.repair(engine, request)
         return {}
     address, path = engine.site.bucket(str(request.bucket)).address, request.path
-    if path.endswith(b"/"):
+    if not request.version_id:
         region = engine.region_of(address)
         region.ask(functools.partial(following.restore, region, address, path[:-1]))
         return {}
