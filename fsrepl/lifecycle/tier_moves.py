@@ -190,7 +190,7 @@ def record(region: Region, state: BucketState, batch: Batch) -> None:
         for was, new in staged:
             region.engine.recent.forget(bucket.address, was.key, was.id)
             log.info(
-                'moved bucket=%s key="%s" version=%s size_bytes=%d to=%s', bucket.address, keys.shown(was.key), was.id,
+                'placed bucket=%s key="%s" version=%s size_bytes=%d in=%s', bucket.address, keys.shown(was.key), was.id,
                 was.size, new.version.place.tier if new.version.place else "STANDARD",
             )  # fmt: skip
         _index(region, state, bucket, [*batch.placed, *(new.version for _, new in staged)])

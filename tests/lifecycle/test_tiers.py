@@ -20,7 +20,7 @@ from fsrepl.settings import TIERS
 from fsrepl.storage import listing
 from tests.doubles import FailingFs
 from tests.lifecycle.test_lifecycle import LATER, days, put, rule, run
-from tests.mounts import only_root
+from tests.mounts import btrfs, only_root
 from tests.verifying import verification, verify
 from tests.world import DESTINATION, SOURCE, USER, World, v2
 
@@ -337,6 +337,27 @@ def test_a_current_version_moves_from_one_tier_to_another(world: World, clock: C
     assert Path(os.readlink(view)).parent == second / "src"
     assert view.read_bytes() == ONE
     world.stays_quiet()
+
+
+@only_root
+@pytest.mark.parametrize("sharing", ["auto", "link"])
+def test_a_tier_on_another_filesystem(world: World, clock: Clock, tmp_path: Path, sharing: str) -> None:
+    """As it is meant: nothing can be linked, renamed or shared between the region and its tier."""
+    world.set_sharing(east=sharing)
+    with btrfs(tmp_path) as disk:
+        world.run("tier.add", tier="east/STANDARD_IA", path=str(disk))
+        world.settings = world.engine.settings
+        view = placed(world, clock)
+        assert (view.is_symlink(), view.read_bytes(), contents(disk)) == (True, ONE, [ONE])
+        assert view.stat().st_dev != view.parent.stat().st_dev
+        view.rename(view.with_name("renamed"))
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/renamed": ONE}
+        world.run("object.restore", bucket=SOURCE, key=b"d/k")
+        world.run("tier.rm", tier="east/STANDARD_IA")
+        world.settle()
+        assert (contents(disk), world.tree(SOURCE)) == ([], {"d/k": ONE, "d/renamed": ONE})
+        assert verify(world) == []
 
 
 def test_symlinks_follow_a_tier_that_is_mounted_elsewhere(world: World, clock: Clock) -> None:
