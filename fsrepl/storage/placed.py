@@ -52,7 +52,10 @@ def version_of(bucket: OpenBucket, key: bytes, target: LinkTarget) -> Version | 
         found = next((each for suffix in SUFFIXES.values() if (each := tier.read(target.name + suffix))), None)
         if found is not None and bucket.bucket.owns(found[0]):
             version = versions.read(bucket, found[1].key, found[1].id, marker=False)
-            return version if version is not None and version.digest == found[1].digest else None
+            if version is None or version.digest != found[1].digest:
+                return None
+            # the owner of a content may write on it: only the record in the store says whose content it is
+            return version if leads_to(target, version) or version.key == key else None
     return None
 
 

@@ -339,6 +339,29 @@ def test_a_current_version_moves_from_one_tier_to_another(world: World, clock: C
     world.stays_quiet()
 
 
+def test_what_its_owner_writes_on_a_content_is_not_believed(world: World, clock: Clock) -> None:
+    """G1: the owner of an object makes its content claim to be another's, and moves the symlink: that gives nothing."""
+    tier = add_tier(world)
+    for key, data in {"mine/k": ONE, "other/k": b"secret" * 1000}.items():
+        world.write(key, data)
+    world.settle()
+    put(world, IA)
+    clock(LATER)
+    run(world)
+    world.settle()
+    files = {path.read_bytes(): path for path in (tier / "src").iterdir() if path.is_file()}
+    mine, other = files[ONE], files[b"secret" * 1000]
+    for name in os.listxattr(other):
+        os.setxattr(mine, name, os.getxattr(other, name))
+    world.path("mine/k").rename(world.path("mine/moved"))
+    world.settle()
+    assert b"mine/moved" not in world.history(SOURCE)
+    assert content(world, world.current("other/k")) == b"secret" * 1000
+    world.restart()  # with a sweep
+    world.settle()
+    assert content(world, world.current("other/k")) == b"secret" * 1000
+
+
 @only_root
 @pytest.mark.parametrize("sharing", ["auto", "link"])
 def test_a_tier_on_another_filesystem(world: World, clock: Clock, tmp_path: Path, sharing: str) -> None:
