@@ -13,13 +13,13 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, keys
 from fsrepl.model.delta import Span
-from fsrepl.model.version import Status, Version
+from fsrepl.model.version import Place, Status, Version
 from fsrepl.model.view import View, view_of
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.deliveries import redeliver
@@ -28,7 +28,7 @@ from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, mend, rebuild
 from fsrepl.s3 import rules
-from fsrepl.storage import damaged, publishing, sharing, staging, versions
+from fsrepl.storage import damaged, publishing, sharing, staging, tiers, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
 from fsrepl.storage.intents import Intent, intend
@@ -209,9 +209,10 @@ def _stage_whole(
         if version.size >= engine.settings.replication.large_file_bytes:
             with contextlib.ExitStack() as stack:
                 copies = []
-                for where, other, copy_fd in _copies(bucket, elsewhere, target, version, records):
+                for where, other, copy_fd, place in _copies(bucket, elsewhere, target, version, records):
                     stack.callback(other.fs.close, copy_fd)
-                    copies.append(mend.Copy(where, other, copy_fd))
+                    if place is None or not place.is_archived:  # else no block lies in its place
+                        copies.append(mend.Copy(where, other, copy_fd))
                 mended = mend.mend(engine.limiter, bucket, version, fd, copies)
         if mended is not None:
             staged, spans = mended.staged, mended.damaged
@@ -267,12 +268,15 @@ def stage_good_copy(
         name = staging.token()
         bucket.fs.close(bucket.fs.create(bucket.tmp, name))
         return name
-    for where, other, fd in _copies(bucket, elsewhere, target, version, records):
+    for where, other, fd, place in _copies(bucket, elsewhere, target, version, records):
         name = staging.token()
         try:
-            if _copy(limiter, bucket, other, fd, name) == version.digest:
+            if _copy(limiter, bucket, other, tiers.decoded(other.fs, fd, place), name) == version.digest:
                 log.info('found good copy bucket=%s key="%s" version=%s in=%s', *_named(target, version), where)
                 return name
+        except StoreDamaged:  # it cannot be decompressed
+            staging.unstage(bucket, name)
+            continue
         except OSError as error:
             staging.unstage(bucket, name)
             if error.errno in NO_SPACE:
@@ -290,29 +294,31 @@ def stage_good_copy(
 
 def _copies(
     bucket: OpenBucket, elsewhere: rebuild.Elsewhere, target: Target, version: Version, records: dict[str, Version]
-) -> Iterator[tuple[str, OpenBucket, int]]:
-    """Open files that may have a version's content: their description, and a descriptor that the caller closes."""
+) -> Iterator[tuple[str, OpenBucket, int, Place | None]]:
+    """Open files that may have a version's content: their description, and a descriptor that the caller closes; and
+    their place in a tier, see tiers.decoded."""
     for address in records:
         other = elsewhere.buckets[address]
         with contextlib.suppress(OSError, Unavailable):  # its tier may be away
-            yield address, other, _open(other, target, records[address])
+            yield address, other, _open(other, target, records[address]), records[address].place
     directory, name = keys.split(version.key)
     for other in (bucket, *(elsewhere.buckets[address] for address in records)):
         with contextlib.suppress(OSError):
             fd = other.fs.open_read(other.views.get(directory), name)
             found = other.fs.stat_fd(fd)
             if other.fs.is_regular(found) and found.st_size == version.size:
-                yield f"the file in {other.address}", other, fd
+                yield f"the file in {other.address}", other, fd, None
             else:
                 other.fs.close(fd)
 
 
-def _copy(limiter: Limiter, bucket: OpenBucket, other: OpenBucket, from_fd: int, name: bytes) -> bytes:
-    """Copy an open file into tmp, durably; the BLAKE3 of the copy as read back."""
+def _copy(
+    limiter: Limiter, bucket: OpenBucket, other: OpenBucket, chunks: Iterable[bytes], name: bytes
+) -> bytes:  # fmt: skip
+    """Write content from a bucket into tmp, durably; the BLAKE3 of the copy as read back."""
     fd = bucket.fs.create(bucket.tmp, name)
     try:
         crosses = other.bucket.region != bucket.bucket.region
-        chunks = other.fs.chunks(from_fd)
         sent = digests.Passing(limiter.paced(chunks, lambda: other.fs.interrupted) if crosses else chunks)
         bucket.fs.write_sparse(fd, sent)
         bucket.fs.sync_file(fd)

@@ -17,6 +17,7 @@ from fsrepl.storage import listing
 from tests.doubles import DyingFs, PowerCut
 from tests.lifecycle.test_lifecycle import LATER, put, rule, run
 from tests.lifecycle.test_tiers import ONE, add_tier, content, contents, stored, two_versions
+from tests.stored import stored as path_of
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, v2, worlds
 
@@ -195,6 +196,21 @@ def test_a_rule_may_archive_replicas(world: World, clock: Clock) -> None:
     world.settle()
     assert world.current("d/k").status == "COMPLETED"
     assert verify(world) == []
+
+
+def test_an_archived_replica_is_a_good_copy(world: World, clock: Clock) -> None:
+    """It is decompressed, and the version in the other region is repaired from it."""
+    add_archive(world, "west/DEEP_ARCHIVE")
+    world.configure(v2(markers=True, StorageClass="DEEP_ARCHIVE"))
+    world.write("k", ONE)
+    world.settle()
+    world.settle()
+    path = path_of(world, "k")
+    path.write_bytes(b"x" * len(ONE))
+    world.unlink("k")
+    world.settle()
+    assert (SOURCE, "k", "DigestMismatch", True) in verify(world, repair=True)
+    assert path.read_bytes() == ONE
 
 
 def test_archived_content_is_scrubbed(world: World, clock: Clock) -> None:
