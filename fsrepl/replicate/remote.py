@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ def carry(engine: Runtime, bucket: RemoteBucket, task: Task, progress: Progress 
     """Carry one delivery as far as possible now. Raises sqlite3.Error."""
     delivery, done = task.delivery, Done(task)
     key = RemoteKey(bucket, delivery.key, task.rows)
-    carrying = _Carrying(engine, bucket, task, key, done, progress)
+    carrying = _Carrying(engine, bucket, task, key, progress)
     try:
         source = engine.site.buckets.get(delivery.source)
         if source is None:  # it left the site, and its deliveries with it
@@ -110,10 +110,9 @@ class _Carrying:
     """One delivery under way."""
 
     def __init__(
-        self, engine: Runtime, bucket: RemoteBucket, task: Task, key: RemoteKey, done: Done, progress: Progress | None
+        self, engine: Runtime, bucket: RemoteBucket, task: Task, key: RemoteKey, progress: Progress | None
     ) -> None:
-        self._engine, self._bucket, self._task, self._key, self._done = engine, bucket, task, key, done
-        self._progress = progress
+        self._engine, self._bucket, self._task, self._key, self._progress = engine, bucket, task, key, progress
         self.may_be_there = task.in_doubt
         """A request that makes the version was sent, and its answer is not known."""
 
@@ -201,7 +200,7 @@ class _Carrying:
         row = key.rows.get(replica.order)
         sent = upload.Upload(
             source, version, self._bucket, key.name, form_of(replica), dict(replica.tags), replica.storage_class,
-            engine.limiter, self._progress, row.upload if row else "", self._note_upload(replica),
+            engine.limiter, task.is_believed, self._progress, row.upload if row else "", self._note_upload(replica),
         )  # fmt: skip
         data = engine.recent.data(version.digest) if version.digest and self._progress is None else None
         self.may_be_there = True
@@ -217,7 +216,7 @@ class _Carrying:
         key.note(replica, remote)
         return remote
 
-    def _note_upload(self, replica: Version) -> Any:
+    def _note_upload(self, replica: Version) -> Callable[[str], None]:
         """Records the id of an upload in parts with the version's intent, durably enough for a restart."""
 
         def note(upload_id: str) -> None:
@@ -261,11 +260,11 @@ class _Carrying:
             tags = there
         if dict(head.metadata) != dict(form.metadata):
             if form.sidecar:
-                upload.put_sidecar(self._bucket, form)
+                upload.put_sidecar(self._bucket, form, is_believed=self._task.is_believed)
             self._put_row(replace(row, upload=COPYING))
             return self._key.update(replica, head, form, tags)
         if form.sidecar and not self._has_sidecar(form):
-            upload.put_sidecar(self._bucket, form)
+            upload.put_sidecar(self._bucket, form, is_believed=self._task.is_believed)
         if tags != there:
             self._bucket.set_tags(self._key.name, row.remote, tags)
         return ""

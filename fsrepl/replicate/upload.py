@@ -21,7 +21,7 @@ from fsrepl.errors import Failed, Unavailable
 from fsrepl.model.version import Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
-from fsrepl.remote.bucket import Part, RemoteBucket, Sums
+from fsrepl.remote.bucket import Part, RemoteBucket, Sums, sums_of
 from fsrepl.remote.failures import Absent
 from fsrepl.remote.form import Form
 from fsrepl.storage import versions
@@ -32,6 +32,8 @@ _PART_BYTES = 16 << 20
 PARTS_MAX = 10_000
 _PARTS_AT_ONCE = 4
 _CHUNK = 1 << 20
+_ONE_MAX_BYTES = 1 << 30
+"""Content of this size goes in parts, whatever the settings call large: S3 takes 5 GB in one request."""
 _WHOLE_BYTES = 256 << 10
 """Content up to this size is read once, into memory."""
 
@@ -86,6 +88,7 @@ class Upload:
     tags: dict[str, str]
     storage_class: str
     limiter: Limiter
+    is_believed: bool
     progress: Progress | None = None
     upload: str = ""
     note_upload: Callable[[str], None] = lambda _: None
@@ -98,10 +101,10 @@ def send(upload: Upload, *, data: bytes | None, large_bytes: int) -> str:
     """
     bucket, version, form = upload.bucket, upload.version, upload.form
     if form.sidecar:
-        put_sidecar(bucket, form)
+        put_sidecar(bucket, form, is_believed=upload.is_believed)
     if data is None:
         with _opened(upload) as section:
-            if version.size >= max(large_bytes, PART_MIN_BYTES + 1):
+            if version.size >= max(min(large_bytes, _ONE_MAX_BYTES), PART_MIN_BYTES + 1):
                 return _send_in_parts(upload, section)
             if version.size > _WHOLE_BYTES:
                 sums = _verified(version, section)
@@ -109,19 +112,20 @@ def send(upload: Upload, *, data: bytes | None, large_bytes: int) -> str:
                 upload.limiter.sent(version.size)
                 return found
             data = section.read()
-    md5, sha256 = hashlib.md5(data, usedforsecurity=False), hashlib.sha256(data)
     if blake3(data).digest() != version.digest:
         raise _damaged()
-    found = _put(upload, data, Sums(md5.digest(), sha256.digest()))
+    found = _put(upload, data, sums_of(data))
     upload.limiter.sent(len(data))
     return found
 
 
-def put_sidecar(bucket: RemoteBucket, form: Form) -> None:
-    """Make the sidecar of an object, which is there before the object."""
-    md5, sha256 = hashlib.md5(form.sidecar, usedforsecurity=False), hashlib.sha256(form.sidecar)
-    sums = Sums(md5.digest(), sha256.digest())
-    bucket.put(bucket.prefix + form.sidecar_name, form.sidecar, len(form.sidecar), sums, {})
+def put_sidecar(bucket: RemoteBucket, form: Form, *, is_believed: bool) -> None:
+    """Make the sidecar of an object, which is there before the object. Raises Unavailable where it arrived damaged."""
+    name, data = bucket.prefix + form.sidecar_name, form.sidecar
+    made = bucket.put(name, data, len(data), sums_of(data), {})
+    if not is_believed and b"".join(bucket.content(name, made)) != data:
+        bucket.remove(name, made)
+        raise Unavailable(f"what arrived in {bucket.address} does not match the source; it is sent again")
 
 
 def _put(upload: Upload, body: bytes | Section, sums: Sums) -> str:

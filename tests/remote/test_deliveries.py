@@ -327,19 +327,23 @@ def test_a_version_that_comes_late_does_not_become_current(tmp_path: Path, servi
 # -- content
 
 
-def test_what_arrives_damaged_is_not_kept(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G3: a service that accepts a wrong checksum is not believed; what it has is read back."""
+@pytest.mark.parametrize("where", ["k", ".fsrepl/meta/"])
+def test_what_arrives_damaged_is_not_kept(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """G3: a service that accepts a wrong checksum is not believed; what it has is read back, a sidecar too."""
     bucket = service.make_bucket()
     with RemoteWorld(tmp_path, service) as world:
         put, bad = RemoteBucket.put, [b"damaged!"]
 
         def damage(self: RemoteBucket, name: str, body: Any, *args: Any, **more: Any) -> str:
-            return put(self, name, bad.pop() if bad and name == "k" else body, *args, **more)
+            return put(self, name, bad.pop() if bad and name.startswith(where) else body, *args, **more)
 
         monkeypatch.setattr(RemoteBucket, "put", damage)
-        world.write("k", b"original")
+        world.drop("k", b"original", tags={})
+        os.setxattr(world.path("k"), "user.long", b"x" * 3000)
         world.settle()
-        assert [world.statuses(), found_in(bucket)] == [{Status.PENDING}, []]
+        assert [world.statuses(), found_in(bucket), bad] == [{Status.PENDING}, [], []]
         world.settle()
         assert world.statuses() == {Status.COMPLETED}
         assert [each.data for each in found_in(bucket)] == [b"original"]

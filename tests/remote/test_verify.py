@@ -13,7 +13,6 @@ from fsrepl.remote.bucket import RemoteBucket, sums_of
 from tests.remote.conftest import BOTH
 from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
 from tests.verifying import tally, verification, verify
-from tests.world import SOURCE
 
 
 def filled(world: RemoteWorld) -> None:
@@ -115,4 +114,3 @@ def test_one_destination_can_be_named(tmp_path: Path, service: Service) -> None:
             assert found.tally.checked == 2
         with pytest.raises(Refused, match="aws/other is no destination of"), verification(world, "aws/other"):
             pass
-        assert SOURCE
