@@ -41,6 +41,9 @@ def init(directory: Path, regions: dict[str, str | None], *, fs: Fs | None = Non
     path = directory / settings.FILE
     if path.exists():
         raise Usage(f"{path} exists already; `fsrepl region add` adds regions to it")
+    for name, given in regions.items():
+        if given and "://" in given:
+            raise Usage(f"{given} is no directory; make the site first, then `fsrepl region add {name}={given}`")
     wanted = {name: given or name for name, given in (regions or dict.fromkeys(DEFAULT_REGIONS)).items()}
     wanted = {n: p if p == n else os.path.abspath(p) for n, p in wanted.items()}
     text = settings_text.render(wanted)

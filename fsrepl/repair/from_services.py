@@ -30,7 +30,7 @@ _AT_ONCE = 16
 _NAMES = 64
 """How many names are fetched together."""
 _SMALL_BYTES = 1 << 20
-"""Content up to this size is fetched beside that of others, into memory."""
+"""The content of a name's versions up to this size together is fetched beside that of other names, into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def restore(engine: Runtime, bucket: OpenBucket, remote: RemoteBucket) -> Iterat
 
 def _fetch(bucket: OpenBucket, remote: RemoteBucket, rows: Sequence[Listed]) -> list[Fetched]:
     """The versions of one name that are this bucket's. Runs beside others."""
-    found = []
+    found, left_bytes = [], _SMALL_BYTES
     for row in rows:
         head = remote.head(row.name, row.id) if not row.marker else None
         if head is None or head.identity is None or head.metadata.get("fsrepl-origin") != _origin(bucket):
@@ -92,7 +92,8 @@ def _fetch(bucket: OpenBucket, remote: RemoteBucket, rows: Sequence[Listed]) -> 
             continue
         if (version.key, version.id) in bucket.bucket.documents.removed:
             continue
-        data = b"".join(remote.content(row.name, row.id)) if head.size <= _SMALL_BYTES else None
+        data = b"".join(remote.content(row.name, row.id)) if head.size <= left_bytes else None
+        left_bytes -= len(data or b"")
         found.append(Fetched(_as_it_was(bucket, remote.address, version), row.name, row.id, data))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fsrepl import settings
-from fsrepl.commands import doctor, doctor_facts, services, status, why
+from fsrepl.commands import doctor, doctor_facts, services, sites, status, why
 from fsrepl.commands import replication as replications
 from fsrepl.errors import Refused, Usage
 from fsrepl.model.address import Address
@@ -229,6 +229,13 @@ def test_a_service_is_added_and_forgotten(tmp_path: Path, service: Service) -> N
         world.run("region.forget", name="nas")
         assert "nas" not in world.engine.receivers
         assert "nas" not in (world.settings.path.read_text())
+
+
+def test_a_site_begins_with_directories(tmp_path: Path) -> None:
+    """A service is added afterwards; its address is not taken for a path."""
+    with pytest.raises(Usage, match=r"make the site first, then `fsrepl region add aws=https://s3\.example\.org`"):
+        sites.init(tmp_path / "site", {"east": None, "aws": "https://s3.example.org"})
+    assert not (tmp_path / "site").exists()
 
 
 # -- a service that hangs

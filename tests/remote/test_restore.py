@@ -12,6 +12,7 @@ from fsrepl.errors import Refused
 from fsrepl.model import attributes
 from fsrepl.model.version import Status
 from fsrepl.remote.bucket import sums_of
+from fsrepl.repair import from_services
 from tests.remote.conftest import BOTH
 from tests.services import RemoteWorld, Service, found_in
 from tests.verifying import verify
@@ -20,7 +21,9 @@ from tests.world import SOURCE
 
 @BOTH
 @pytest.mark.parametrize("without_journal", [False, True])
-def test_a_dead_source_comes_back_from_the_service(tmp_path: Path, service: Service, without_journal: bool) -> None:
+def test_a_dead_source_comes_back_from_the_service(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool
+) -> None:
     """G5, G7: all versions, with ids, times and metadata; what was deleted stays so, and nothing is sent again."""
     bucket = service.make_bucket()
     with RemoteWorld(tmp_path / "site", service) as world:
@@ -39,6 +42,7 @@ def test_a_dead_source_comes_back_from_the_service(tmp_path: Path, service: Serv
         world.settle()
         tree, ids, records = world.tree(SOURCE), world.ids(SOURCE), world.records(SOURCE)
         look, there = world.look_of("d/k"), found_in(bucket)
+        monkeypatch.setattr(from_services, "_SMALL_BYTES", 5)
         shutil.rmtree(world.settings.regions["east"].path)
         world.restart(without_journal=without_journal)
         answer = world.run("region.add", name="east", path=str(tmp_path / "disk2"), replace=True)
