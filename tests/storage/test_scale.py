@@ -49,8 +49,14 @@ QUESTIONS: dict[str, Callable[[Journal], object]] = {
     "the deliveries that are pending": lambda j: list(j.deliveries.select(SOURCE, status=Status.PENDING, live=True)),
     "the deliveries that failed": lambda j: list(j.deliveries.select(SOURCE, status=Status.FAILED)),
     "views that are behind": lambda j: j.versions.unshown(SOURCE, 100),
+    "the large versions of one size": lambda j: j.versions.of_size(SOURCE, 8 << 20, 16),
     "one key": lambda j: j.versions.look_up(SOURCE, [b"d7/f7"]),
 }
+
+
+def _delivered(directory: int, file: int, done: dict[str, DeliveryRecord]) -> Version:
+    key, version_id = f"d{directory}/f{file}".encode(), f"{directory}-{file}"
+    return Version(key, version_id, directory, size=(directory + 1) << 20, deliveries=done)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -65,7 +71,7 @@ def test_the_journal_answers_without_going_through_a_bucket(question: str) -> No
             journal.versions.add_shown(
                 SOURCE,
                 [
-                    (Version(f"d{d}/f{f}".encode(), f"{d}-{f}", d, deliveries=done), View(1, 1, 1, 1, shown=f"{d}-{f}"))
+                    (_delivered(d, f, done), View(1, 1, 1, 1, shown=f"{d}-{f}"))
                     for d in range(directories)
                     for f in range(10)
                 ],

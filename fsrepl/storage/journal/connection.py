@@ -42,7 +42,9 @@ CREATE INDEX backfilled ON delivery (bucket, batch, status, size) WHERE batch !=
 """
 _ADDED = (
     "CREATE INDEX IF NOT EXISTS inode ON object (bucket, ino) WHERE ino IS NOT NULL",
-    "CREATE INDEX IF NOT EXISTS large ON version (bucket, size, created) WHERE size >= 1048576",
+    # not `size >= 1048576`: SQLite would search by that, and not by the size that is asked for
+    "CREATE INDEX IF NOT EXISTS alike ON version (bucket, size, created) WHERE size / 1048576 > 0",
+    "DROP INDEX IF EXISTS large",
     "CREATE INDEX IF NOT EXISTS classed ON version (bucket, traits, dir, name, created, id) WHERE traits != ''",
     "CREATE INDEX IF NOT EXISTS unread ON version (bucket) WHERE traits IS NULL",
     "CREATE TABLE IF NOT EXISTS remote (bucket INTEGER, key BLOB, created INTEGER, id TEXT, marker INTEGER, "

@@ -305,7 +305,7 @@ class Versions:
     def of_size(self, address: str, size: int, limit: int) -> list[tuple[bytes, str]]:
         """Key and id of versions of one size, the newest first: candidates for equal content. None below one MiB."""
         rows = self._connection.execute(
-            "SELECT dir, name, id FROM version WHERE bucket = ? AND size = ? AND size >= 1048576 AND NOT marker "
+            "SELECT dir, name, id FROM version WHERE bucket = ? AND size = ? AND size / 1048576 > 0 AND NOT marker "
             "ORDER BY created DESC LIMIT ?",
             (self._connection.ids.get(address), size, limit),
         )
