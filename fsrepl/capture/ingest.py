@@ -105,7 +105,9 @@ def _with_directories(region: Region, state: BucketState, changes: Sequence[Chan
         if key not in first and key not in state.stale and (key not in known or known[key].marker)
     }
     rest = [each for each in changes if each.key not in first]
-    return [*(change for _, change in sorted((missing | first).items())), *rest]
+    named = {each.key for each in rest}
+    before = first | {key: change for key, change in missing.items() if key not in named}
+    return [*(before[key] for key in sorted(before)), *rest]
 
 
 def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None) -> None:

@@ -71,16 +71,26 @@ def remove(bucket: OpenBucket, path: bytes) -> bool:
 
 
 def _give(bucket: OpenBucket, fd: int, version: Version) -> Shortfall:
-    """Set rights, attributes and tags. The attributes come first, and those refused once more afterwards: only a
-    directory that may be written to takes any."""
+    """Set rights, attributes and tags.
+
+    People whom the new rights do not admit lose their access first, so that they see no new attribute. The attributes
+    come before the new rights, and those refused once more afterwards: only a directory that may be written to takes
+    any.
+    """
     wanted = attributes.of_object(version)
+    assert version.posix is not None
+    has, rights = directories.rights_of(bucket, fd), version.posix.rights
+    kept = has.mode & (rights.mode | 0o700)
+    if (has.uid, has.gid, has.acl) != (rights.uid, rights.gid, rights.acl):
+        kept &= ~0o077
+    if wanted and kept != has.mode:
+        bucket.fs.chmod(fd, kept)
     with contextlib.suppress(PermissionError):
         for name in bucket.fs.attributes(fd):
             if name == attributes.MADE or (not attributes.is_ours(name) and name not in wanted):
                 bucket.fs.remove_attribute(fd, name)
     refused = _put(bucket, fd, wanted)
-    assert version.posix is not None
-    given = directories.give(bucket, fd, directories.rights_of(bucket, fd), version.posix.rights)
+    given = directories.give(bucket, fd, directories.rights_of(bucket, fd), rights)
     refused = _put(bucket, fd, {name: wanted[name] for name in refused})
     posix = Posix(stat.S_IFDIR | given.mode, given.uid, given.gid, 0, given.acl, given.default_acl)
     return metadata.shortfall(version, posix, refused)

@@ -117,3 +117,26 @@ def test_a_directory_is_never_wider_than_at_its_source(memory: Path) -> None:
         world.settle()
         assert {path.stat().st_mode & 0o777 for path in world.path(bucket=DESTINATION).glob("[a-z]*")} == {0o700, 0o705}
         assert seen <= {0o750, 0o705, 0o700}
+
+
+def test_people_whom_new_rights_exclude_see_no_new_attribute(memory: Path) -> None:
+    """A directory that is closed and gets an attribute at once: it is closed first."""
+    with World(memory / "world", trees=True) as world:
+        world.path("folder").mkdir()
+        world.path("folder").chmod(0o755)
+        world.settle()
+        modes: list[int] = []
+
+        class Watching(UnsyncedFs):
+            def set_attribute(self, fd: int, name: str, value: bytes) -> None:
+                if name == "user.secret":
+                    modes.append(os.fstat(fd).st_mode & 0o077)
+                super().set_attribute(fd, name, value)
+
+        world.restart(fs=Watching())
+        world.path("folder").chmod(0o700)
+        os.setxattr(world.path("folder"), "user.secret", b"value")
+        world.settle()
+        assert os.getxattr(world.path("folder", DESTINATION), "user.secret") == b"value"
+        assert set(modes) == {0}
+        world.stays_quiet()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import os
+import stat
 from collections.abc import Mapping
 
 from fsrepl.model import clock, keys
@@ -126,7 +127,7 @@ def _posix_document(posix: Posix | None) -> Document:
         "mode": f"{posix.mode:04o}",
         "uid": posix.uid,
         "gid": posix.gid,
-        "mtime_ns": posix.mtime_ns,
+        **({} if stat.S_ISDIR(posix.mode) else {"mtime_ns": posix.mtime_ns}),  # it changes with each entry
     }
     for name, acl in (("acl", posix.acl), ("default_acl", posix.default_acl)):
         if acl:
