@@ -39,9 +39,9 @@ def main() -> int:
     print(f"{plan} in {home}", flush=True)
     outcome = course.run(home, plan)
     print("\n".join(outcome.lines()))
-    if not (outcome.faults or outcome.late) and options.home is None:
+    if not outcome.faults and options.home is None:
         shutil.rmtree(home)
-    return 1 if outcome.faults or outcome.late else 0
+    return 1 if outcome.faults else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.attack import history
-from tests.attack.history import History, Kind
+from tests.attack.history import History
 from tests.attack.stores import Stores
 from tests.attack.users import Users
 from tests.site import DESTINATION, SOURCE, Site
@@ -62,14 +62,9 @@ class Plan:
 
 @dataclass(slots=True)
 class Outcome:
-    """faults: states that are forbidden. unpromised: losses that `sharing = "link"` or a missing event explains.
-
-    late: saves that were listed after later ones. A save that an exchange took out of its view, and that a crash kept
-    from being recorded, becomes a version only when the file of the next save is one.
-    """
+    """faults: states that are forbidden. unpromised: losses that `sharing = "link"` or a missing event explains."""
 
     faults: list[str] = field(default_factory=list)
-    late: list[str] = field(default_factory=list)
     unpromised: list[str] = field(default_factory=list)
     deeds: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -81,7 +76,6 @@ class Outcome:
             f"{sum(self.deeds.values())} deeds, {self.kills} kills, {self.versions} versions",
             *(f"{count:6} {what}" for what, count in self.verdicts.most_common()),
             *(f"not promised: {each}" for each in self.unpromised),
-            *(f"late: {each}" for each in self.late),
             *(f"FAULT: {each}" for each in self.faults),
         ]
 
@@ -236,7 +230,9 @@ class _Attack:
         for user in users:
             out.deeds += user.deeds
             out.faults += [f"a deed failed: {error}" for error in user.errors]
-            self.history.contents |= user.ledger.contents
+            for digest, since_s in user.ledger.contents.items():
+                self.history.contents[digest] = min(since_s, self.history.contents.get(digest, since_s))
+            self.history.copied |= user.ledger.copied
         if plan.sharing == "link":
             self.history.overwritten = {digest for each in users for digest in each.ledger.overwritten}
         since_s = time.monotonic()
@@ -253,8 +249,7 @@ class _Attack:
         last = self.stores.read(plan.buckets, again=True)
         self.history.listings.append(last)
         out.versions = len(last[SOURCE])
-        for each in history.check(self.history):
-            (out.late if each.kind is Kind.SWAPPED else out.faults).append(str(each))
+        out.faults += [str(each) for each in history.check(self.history)]
         for each in history.out_of_step(last, plan.destinations):
             (out.unpromised if (each.bucket, each.key) in {at[:2] for at in destroyed} else out.faults).append(
                 str(each)

@@ -74,14 +74,16 @@ class Violation:
 class History:
     """All that was observed.
 
-    contents: digests of all bytes that users ever gave a file, also for a moment. up: the periods in which a daemon was
+    contents: the digest of all bytes that users ever gave a file, also for a moment; and since when, at most. copied:
+    digests of bytes that are kept elsewhere, and may come back at any time. up: the periods in which a daemon was
     ready. suspended: those in which versioning was suspended, so that a save replaces the one before. overwritten:
     digests of bytes that were overwritten in place where files share an inode with their version; what became of those
     is not promised.
     """
 
     rests: list[Rest] = field(default_factory=list)
-    contents: set[str] = field(default_factory=set)
+    contents: dict[str, float] = field(default_factory=dict)
+    copied: set[str] = field(default_factory=set)
     listings: list[Listing] = field(default_factory=list)
     up: list[tuple[float, float]] = field(default_factory=list)
     suspended: list[tuple[float, float]] = field(default_factory=list)
@@ -94,7 +96,7 @@ def check(history: History) -> list[Violation]:
     found = check_listings(history.listings, history.overwritten)
     found += _mixed(last, history.contents)
     found += _doubled(last)
-    found += _swapped(last, history.rests)
+    found += _swapped(last, history)
     found += (
         Violation(Kind.LOST, rest.bucket, rest.key, f"{rest.file.digest[:12]} for {rest.until_s - rest.since_s:.1f} s")
         for rest, verdict in verdicts(history)
@@ -219,21 +221,25 @@ def _doubled(listing: Listing) -> Iterable[Violation]:
                     yield Violation(Kind.DOUBLED, bucket, key, f"{one.id} and {two.id}, {one.digest[:12] or 'markers'}")
 
 
-def _swapped(listing: Listing, rests: Iterable[Rest]) -> Iterable[Violation]:
-    """A version whose content was first seen when the content of a later version was gone for good."""
-    first: dict[tuple[str, str, str], float] = {}
+def _swapped(listing: Listing, history: History) -> Iterable[Violation]:
+    """A version whose content did not exist when the content of a later version was gone for good.
+
+    Content that was seen at several keys, or is kept elsewhere, may have come back for a moment in which nobody looked.
+    """
     last: dict[tuple[str, str, str], float] = {}
-    for rest in rests:
+    keys: dict[str, set[str]] = defaultdict(set)
+    for rest in history.rests:
         at = (rest.bucket, rest.key, rest.file.digest)
-        first[at] = min(first.get(at, rest.since_s), rest.since_s)
         last[at] = max(last.get(at, rest.until_s), rest.until_s)
+        keys[rest.file.digest].add(rest.key)
     for bucket, versions in listing.items():
         for key, of_key in _by_key(versions).items():
             latest: tuple[float, str] = (-1.0, "")
             for each in of_key:
                 at = (bucket, key, each.digest)
-                if each.is_marker or each.maker != bucket or each.digest == EMPTY or at not in first:
+                if each.is_marker or each.maker != bucket or each.digest not in history.contents:
                     continue
-                if latest[0] >= last[at]:
+                stays_gone = len(keys[each.digest]) == 1 and each.digest not in history.copied
+                if at in last and stays_gone and each.digest != EMPTY and latest[0] >= last[at]:
                     yield Violation(Kind.SWAPPED, bucket, key, f"{latest[1]} is listed before {each.id}")
-                latest = max(latest, (first[at], each.id))
+                latest = max(latest, (history.contents[each.digest], each.id))

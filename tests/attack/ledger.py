@@ -47,13 +47,16 @@ class Ledger:
     rests: list[Rest] = field(default_factory=list)
     overwritten: set[str] = field(default_factory=set)
     """Digests of bytes that were overwritten in place: the file stayed, and its bytes went."""
-    contents: set[str] = field(default_factory=set)
-    """Digests of all bytes that a file had, also those that a look came too late for."""
+    contents: dict[str, float] = field(default_factory=dict)
+    """The digest of all bytes that a file had, also those that a look came too late for; and since when, at most."""
+    copied: set[str] = field(default_factory=set)
+    """Digests of bytes that are kept elsewhere, and may come back to their key at any time."""
     _now: dict[str, tuple[File, float]] = field(default_factory=dict)
 
     def saw(self, tree: Mapping[str, File], now_s: float) -> None:
         """Record how the tree looks now. A file that looks as it did last time has rested since it was first seen."""
-        self.contents |= {file.digest for file in tree.values()}
+        for file in tree.values():
+            self.made(file.digest, now_s)
         was = {file.ino: file.digest for file, _ in self._now.values()}
         for file in tree.values():
             if was.get(file.ino, file.digest) != file.digest:
@@ -65,6 +68,10 @@ class Ledger:
             key: self._now[key] if key in self._now and self._now[key][0] == file else (file, now_s)
             for key, file in tree.items()
         }
+
+    def made(self, digest: str, since_s: float) -> None:
+        """Record bytes that a file has, or will have; they did not exist before since_s."""
+        self.contents.setdefault(digest, since_s)
 
     def close(self, now_s: float) -> list[Rest]:
         """All that rested, up to now."""

@@ -25,7 +25,7 @@ def history(*source: Listed, replicas: tuple[Listed, ...] | None = None, before:
     there = replicas if replicas is not None else tuple(replace(each, completed=frozenset()) for each in source)
     return History(
         rests=[rest("one", 0, 2 * REST_S), rest("two", 2 * REST_S, 4 * REST_S)],
-        contents={"one", "two"},
+        contents={"one": 0, "two": 2 * REST_S},
         listings=[{EAST: before, WEST: before}, {EAST: source, WEST: there}],
         up=[(0, 100)],
     )
@@ -43,6 +43,9 @@ def test_a_history_in_order_has_no_violation() -> None:
     again = history(ONE, TWO, replace(ONE, id="01D", created_ns=4))
     assert kinds(again) == {Kind.SWAPPED}
     again.rests.append(rest("one", 5 * REST_S, 6 * REST_S))
+    assert check(again) == []
+    again.rests.pop()
+    again.copied = {"one"}
     assert check(again) == []
     elsewhere = Listed("k", "01D", 4, "", WEST, is_marker=True)
     assert check(history(ONE, TWO, MARKER, elsewhere)) == []

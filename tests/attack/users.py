@@ -40,7 +40,7 @@ class Users:
         self.chance = random.Random(seed)
         self.deeds: Counter[str] = Counter()
         self.errors: list[str] = []
-        self._number, self._tag = 0, seed
+        self._number, self._tag, self._since_s = 0, seed, 0.0
         self._thread = threading.Thread(target=self._work, name=bucket)
         self._end = threading.Event()
         aside.mkdir(parents=True, exist_ok=True)
@@ -122,6 +122,7 @@ class Users:
     @contextlib.contextmanager
     def _open(self, path: Path, flags: int = 0) -> Iterator[int]:
         """A file opened for writing in place. What it holds in the end is recorded, whatever became of its name."""
+        self._since_s = time.monotonic()
         fd = os.open(path, os.O_RDWR | flags, 0o644)
         try:
             yield fd
@@ -130,7 +131,7 @@ class Users:
             os.close(fd)
 
     def _wrote(self, fd: int) -> None:
-        self.ledger.contents.add(_digest(os.pread(fd, os.fstat(fd).st_size, 0)))
+        self.ledger.made(_digest(os.pread(fd, os.fstat(fd).st_size, 0)), self._since_s)
 
     # -- actions
 
@@ -236,7 +237,7 @@ class Users:
         self._rsync("-aX")
 
     def _rsync(self, options: str) -> None:
-        tree = self.aside / "tree"
+        tree, now_s = self.aside / "tree", time.monotonic()
         if self.chance.random() < 0.2:  # what is in the bucket now, with its attributes
             shutil.rmtree(tree, ignore_errors=True)
             shutil.copytree(
@@ -249,9 +250,10 @@ class Users:
         for path in tree.rglob("*"):
             with contextlib.suppress(OSError):
                 new, place = path.read_bytes(), self.top / path.relative_to(tree)
-                self.ledger.contents.add(_digest(new))
+                self.ledger.made(_digest(new), now_s)
+                self.ledger.copied.add(_digest(new))
                 if "--inplace" in extra:  # which writes over the old bytes, and cuts the file afterwards
-                    self.ledger.contents.add(_digest(new + place.read_bytes()[len(new) :]))
+                    self.ledger.made(_digest(new + place.read_bytes()[len(new) :]), now_s)
         subprocess.run(["rsync", options, *extra, f"{tree}/", f"{self.top}/"], capture_output=True, check=False)
 
 
