@@ -146,11 +146,12 @@ class LinkGroups:
             if not view.has_content_of(bucket.fs.stat(bucket.tmp, name)):  # another file was put there in this moment
                 staging.unstage(bucket, name)
                 return b""
-            if (other.posix, other.attrs) != (version.posix, version.attrs):  # its edit is on the way
+            latest = latest_of(version, other)
+            if (other.posix, other.attrs) != (latest.posix, latest.attrs):  # its edit is on the way
                 fd = records.open_file(bucket, bucket.tmp, name)
                 try:
-                    view_attributes.write(bucket, fd, version)
-                    apply_posix(bucket, fd, version.posix)
+                    view_attributes.write(bucket, fd, latest)
+                    apply_posix(bucket, fd, latest.posix)
                     self._shown[other.key] = view_of(bucket.fs.stat_fd(fd), view.shown, racy=view.racy)
                 finally:
                     bucket.fs.close(fd)
@@ -187,6 +188,19 @@ class LinkGroups:
                 found = self._bucket.view_status(key)
                 if view.has_content_of(found):
                     yield key, view_of(found, view.shown, racy=view.racy)
+
+
+def latest_of(version: Version, other: Version) -> Version:
+    """A version with the metadata of its file: another name's, where that was edited since. Pure.
+
+    An edit is recorded at each name, and may have arrived at one and be on its way to another.
+    """
+    newer = {
+        group
+        for group in metadata.GROUPS - {metadata.TAGS}
+        if metadata.stamp_of(other, group)[0] > max(version.created_ns, metadata.stamp_of(version, group)[0])
+    }
+    return metadata.merged(version, other, newer)
 
 
 def origin(bucket: OpenBucket, at: tuple[bytes, str]) -> tuple[bytes, str]:

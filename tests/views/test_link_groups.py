@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fsrepl.model.version import Status
+from fsrepl.model.version import Posix, Status, Version
+from fsrepl.views.link_groups import latest_of
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
@@ -162,5 +164,40 @@ def test_power_cut_while_hard_links_are_made_and_written(memory: Path) -> None:
         assert world.tree(DESTINATION) == world.tree(SOURCE), f"cut at {calls}, in {fs.died_in}"
         assert groups(world, DESTINATION) == [["a", "b", "c"]], f"cut at {calls}, in {fs.died_in}"
         assert world.leftovers(DESTINATION) == world.leftovers(SOURCE) == []
+        if not fs.died:
+            return
+
+
+def test_an_edit_that_arrived_at_one_name_is_not_undone_by_another_name(tmp_path: Path) -> None:
+    """The metadata of a file is that of the latest edit, through whichever name it was made."""
+    first = Version(b"a", "1", 100, posix=Posix(0o600, 7, 7, 1), edited={"posix": "300 east/src"})
+    second = Version(b"b", "2", 200, posix=Posix(0o644, 7, 7, 1), attrs={"user.note": b"x"})
+    assert latest_of(second, first).posix == first.posix
+    assert latest_of(second, first).attrs == second.attrs
+    assert latest_of(replace(second, created_ns=400), first).posix == second.posix
+    assert latest_of(replace(second, edited={"posix": "301 east/src"}), first).posix == second.posix
+
+
+@pytest.mark.slow
+def test_power_cut_while_a_version_of_the_same_content_is_shown(memory: Path) -> None:
+    """G7: after a cut the former file, of the same content and other metadata, is not taken for a user's edit."""
+    for calls, world in worlds(memory, trees=True):
+        world.write("a", b"content")
+        os.link(world.path("a"), world.path("b"))
+        world.settle()
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        world.drop("b", b"content")
+        world.path("b").chmod(0o600)
+        os.setxattr(world.path("b"), "user.note", b"value")
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        world.restart()
+        for _ in range(3):
+            world.settle()
+        assert world.look_of("b", DESTINATION) == world.look_of("b"), f"cut at {calls}, in {fs.died_in}"
+        assert world.look_of("a", DESTINATION) == world.look_of("a"), f"cut at {calls}, in {fs.died_in}"
+        edits = "".join(stamp for v in world.of("b", DESTINATION) for stamp in v.edited.values())
+        assert DESTINATION not in edits, f"cut at {calls}, in {fs.died_in}"
         if not fs.died:
             return
