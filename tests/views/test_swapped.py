@@ -57,7 +57,7 @@ def test_a_directory_swapped_for_a_symlink_before_a_change(memory: Path, side: s
             os.link(top / "file", top / "name")
         world.settle()
         before = looks(outside)
-        fs = SwappingFs(3 * calls + 1)  # every third change: the others differ little
+        fs = SwappingFs(5 * calls + 1)  # every fifth change: the others differ little
         swapped = world.path("folder", side)
 
         def swap(swapped: Path = swapped, outside: Path = outside) -> None:
