@@ -52,8 +52,9 @@ class Service:
         with self._log.open("ab") as log:
             module = {"moto": "moto.server", "ministack": "ministack"}[self.kind]
             arguments = ["-H", "127.0.0.1", "-p", str(self.port)] if self.kind == "moto" else []
+            dies_with_pytest = ["setpriv", "--pdeathsig", "KILL"]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*dies_with_pytest, sys.executable, "-m", module, *arguments],
                 env=os.environ | {"GATEWAY_PORT": str(self.port)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
