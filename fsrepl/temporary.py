@@ -8,11 +8,10 @@ before they are settled in any case.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Temporary:
+class Temporary(Struct, frozen=True):
     """A pattern of temporary names. pattern: for fnmatch, without a directory. example: a matching name.
 
     source: "seen" where the program was run; otherwise its manual or source text.

@@ -11,7 +11,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.capture import copy, judge, look, names
 from fsrepl.capture.judge import AddMarker, AddVersion, CopyInBackground, Defer, Detach, Edit, Nothing, ShowCurrent
@@ -33,8 +35,7 @@ from fsrepl.views import directories, edits, hardlinks, shared_record, stale
 log = logging.getLogger("fsrepl")
 
 
-@dataclass(slots=True)
-class NewVersion:
+class NewVersion(Struct):
     """A version of this batch. taken is None for a marker."""
 
     change: Change
@@ -54,8 +55,7 @@ def no_room(region: Region, bucket: OpenBucket, size_bytes: int = 0) -> str:
     return f"capture waits: {free >> 20} MiB are free{copy}, and keep_free leaves {needed >> 20} MiB to the user"
 
 
-@dataclass(frozen=True, slots=True)
-class _Evidence:
+class _Evidence(Struct, frozen=True):
     """Answers to judge.Evidence, from the disk, for one inspection of a key."""
 
     region: Region

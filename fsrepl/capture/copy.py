@@ -6,7 +6,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import SourceMoved, StoreDamaged
 from fsrepl.model import attributes, digests
@@ -19,8 +20,7 @@ from fsrepl.storage.posix import inode_posix, posix_of, view_metadata
 from fsrepl.storage.view_file import ViewFile
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """A stable copy: its content in data, or in .fsrepl/tmp under the name staged.
 
     moving: the file kept changing during the copy, and open_max_s was over.
@@ -59,8 +59,7 @@ class Taken:
         return self.data is not None or bool(self.staged)
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
+class _Content(Struct, frozen=True):
     """A file's content, and the place of its copy: data, .fsrepl/tmp under the name staged, or none.
 
     found: the file's status just before its content was read.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from fsrepl.capture import look
 from fsrepl.capture.copy import Taken
@@ -36,18 +37,15 @@ class Evidence(Protocol):
         """Why the filesystem has no space for a copy of size_bytes; empty where it has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Nothing:
+class Nothing(Struct, frozen=True):
     """The record is right, or the key cannot be captured before it changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShowCurrent:
+class ShowCurrent(Struct, frozen=True):
     """The view is as recorded, and shows an older version than the current one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Defer:
+class Defer(Struct, frozen=True):
     """The key is inspected again after after_s. opened: a program has the file open for writing."""
 
     after_s: float
@@ -57,35 +55,30 @@ class Defer:
     """The log reports the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class CopyInBackground:
+class CopyInBackground(Struct, frozen=True):
     """The file is large: a background worker copies it."""
 
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(Struct, frozen=True):
     """The content is that of a recorded version: at most its metadata was edited."""
 
     shown: str
 
 
-@dataclass(frozen=True, slots=True)
-class Detach:
+class Detach(Struct, frozen=True):
     """The view's file is that of a stored version, which gets a separate file; then the key is inspected again."""
 
     version: Version
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class AddVersion:
+class AddVersion(Struct, frozen=True):
     """The content is new."""
 
 
-@dataclass(frozen=True, slots=True)
-class AddMarker:
+class AddMarker(Struct, frozen=True):
     """The view is gone. detach: a stored version whose file people can still reach, or have written into."""
 
     detach: Version | None = None

@@ -12,7 +12,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.capture import copy
 from fsrepl.capture.copy import Taken
@@ -32,23 +33,20 @@ _LEASED_S = 1.0
 """After this, the holder of a lease has released it or is about to: the kernel breaks it after 45 s."""
 
 
-@dataclass(frozen=True, slots=True)
-class Same:
+class Same(Struct, frozen=True):
     """The view shows the current version; found is its status now."""
 
     found: os.stat_result
     racy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """No object is there. why describes the entry there instead."""
 
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
+class Later(Struct, frozen=True):
     """The file is being written, or moved during the copy. opened: a program has it open for writing."""
 
     after_s: float
@@ -56,23 +54,20 @@ class Later:
     opened: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(Struct, frozen=True):
     """The file cannot be read, and does not count as deleted either."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Large:
+class Large(Struct, frozen=True):
     """A large file, to be inspected by a background worker. allocated_bytes: its size on disk, without holes."""
 
     size_bytes: int
     allocated_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Struct, frozen=True):
     """The file may not be read any more, as by chmod 0000, and shows no sign of other content."""
 
     found: os.stat_result

@@ -10,11 +10,11 @@ import os
 import shlex
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
+from msgspec import Struct
 
 from fsrepl.cli.common import (
     Performer,
@@ -42,8 +42,7 @@ SOURCE_REGION, COPY_REGION = "here", "there"
 _STARTED_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Struct, frozen=True):
     """A folder that is to be a bucket, by its whole path."""
 
     region: str

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Annotated, Any
 
 import typer
+from msgspec import structs
 
 from fsrepl.cli import backfill, completion
 from fsrepl.cli.common import (
@@ -90,7 +90,7 @@ def enable(
     if source is None:
         _check_may_ask(has_options=has_options or replace)
         asked, trees = _ask()
-        wanted = dataclasses.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
+        wanted = structs.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
         for each in () if dry_run else trees:
             perform(requests.SetTrees(each, True))
     elif destination is None and (has_options or id_ or no_delete_markers):

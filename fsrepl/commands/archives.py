@@ -7,7 +7,9 @@ the record says until when; one that no record speaks for is swept.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.commands.documents.objects import restore_header
 from fsrepl.commands.objects import find
@@ -24,8 +26,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.tiers import INVALID_STATE
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     version: Version
     place: Place
 

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.commands.documents import jobs as documents
 from fsrepl.commands.documents.jobs import Pace

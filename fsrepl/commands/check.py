@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from fsrepl.daemon import exporter, hooks
 from fsrepl.daemon.main import check_services
@@ -14,8 +14,7 @@ from fsrepl.settings import listening
 from fsrepl.storage.site import Site
 
 
-@dataclass(slots=True)
-class Checked:
+class Checked(Struct):
     """The results of a check. wrong: errors. notes: states that may be intended."""
 
     site: Site

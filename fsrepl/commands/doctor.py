@@ -11,8 +11,9 @@ import errno
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from fsrepl.commands.doctor_facts import CAPABILITIES, Bucket, Facts, Region, Tier
 from fsrepl.commands.services import ServiceFacts
@@ -54,8 +55,7 @@ class Level(enum.StrEnum):
     OK = "ok"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """The result of one check. do: the remedy, empty where none is needed."""
 
     level: Level

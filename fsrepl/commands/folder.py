@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.commands import reader
 from fsrepl.commands.documents import objects as documents
@@ -28,8 +29,7 @@ VERSIONS_MAX = 20
 """How many versions of a key are listed in its folder."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(Struct, frozen=True):
     """Where a page begins: after a subfolder, or after a key. Subfolders come first."""
 
     after_folder: bytes | None = None

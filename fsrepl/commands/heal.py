@@ -19,7 +19,8 @@ import logging
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import BucketMissing, Refused, StoreDamaged, reason
@@ -45,8 +46,7 @@ REMOVED_IDENTITY = b"removed-bucket.json"
 _BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Healed:
+class Healed(Struct, frozen=True):
     """The result of a restore. put_back: how many missing files will be shown again."""
 
     brought: BroughtBack
@@ -59,8 +59,7 @@ class Healed:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """How many objects have no file in a bucket's folder, by the journal, and what will happen to them.
 
     deleted_at: how many will also be deleted at each destination. away: why other buckets cannot be read now.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import Usage, reason
 from fsrepl.storage.fs import Fs
@@ -21,8 +22,7 @@ _LONG, _ATTRIBUTES, _NEW, _RENAMED, _ONE, _OTHER = _NAMES = (
 _GOOD = "use ext4, xfs, btrfs or a tmpfs of Linux 6.6"
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
+class Requirement(Struct, frozen=True):
     """One needed ability. check raises OSError where it is missing; lacks continues "this filesystem ..."."""
 
     lacks: str

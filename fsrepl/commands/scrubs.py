@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import PauseScrub, RunScrub

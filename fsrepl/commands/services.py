@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import time
-from dataclasses import replace
 from typing import TypedDict
+
+from msgspec.structs import replace
 
 from fsrepl.commands import settings_text
 from fsrepl.commands.sites import write_settings

@@ -7,8 +7,9 @@ import errno
 import functools
 import os
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from fsrepl import settings
 from fsrepl.commands import heal, requirements, settings_text

@@ -11,7 +11,9 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.commands.objects import as_new_version
 from fsrepl.daemon.engine import Engine
@@ -48,8 +50,7 @@ def acknowledge(engine: Engine, request: Acknowledge) -> dict[str, object]:
     return {"Bucket": address, "Halted": True, "Released": held}
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     """A key to bring back: its marker, and the version whose content it gets."""
 
     key: bytes
@@ -57,8 +58,7 @@ class _Wanted:
     version: Version
 
 
-@dataclass(frozen=True, slots=True)
-class _Staged:
+class _Staged(Struct, frozen=True):
     """A version that lies staged, and the file that becomes its view; empty where that will be a hard link."""
 
     wanted: _Wanted

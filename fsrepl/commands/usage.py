@@ -6,8 +6,9 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import keys
@@ -25,8 +26,7 @@ from fsrepl.storage.walk import directories, leave_out
 _STANDARD = "STANDARD"
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(Struct):
     """Bytes of content, and the number of versions that hold them. Delete markers hold no bytes."""
 
     current: int = 0
@@ -86,8 +86,7 @@ def _class_of(bucket: OpenBucket, key: bytes, version_id: str) -> str:
 # -- on the disk
 
 
-@dataclass(slots=True)
-class DiskUsage:
+class DiskUsage(Struct):
     """Bytes on disk. used: each block once; shared: what hard links and reflinks save; freed: what the removal of all
     noncurrent versions would free, without what current versions and files share with them; tiers: content in them."""
 

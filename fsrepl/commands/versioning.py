@@ -6,7 +6,9 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.capture import copy, look
 from fsrepl.commands import requirements
@@ -61,8 +63,7 @@ def set_versioning(engine: Engine, address: str, status: str) -> dict[str, objec
     return {"Bucket": address, "Status": str(wanted)}
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Struct, frozen=True):
     """The bytes that versions of all files below a directory need, and the bytes that are free.
 
     kept: the bytes that keep_free leaves to the user. A filesystem that does not report its space counts as sufficient.
@@ -92,8 +93,7 @@ def _mib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.1f} MiB"
 
 
-@dataclass(slots=True)
-class Adopted:
+class Adopted(Struct):
     """The outcome for files from before versioning: how many are null versions, and which are not.
 
     left: files and directories (these with a slash at the end) that cannot be read, with the reason. waiting: files

@@ -14,7 +14,9 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.capture import barrier
 from fsrepl.commands.backfills import unfinished
@@ -39,8 +41,7 @@ _SHOWN_MAX_S = 1.0
 _NAMED_MAX = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """The whole site, one bucket, or one key of a bucket.
 
     linked: the key's file has other names, which events may have named instead. names: the known ones of these.
@@ -63,8 +64,7 @@ class Scope:
         return not self.key or is_below(self.key, directory)
 
 
-@dataclass(slots=True)
-class Waited:
+class Waited(Struct):
     """The result of a wait. pending: deliveries that are not made yet, and one for each bucket not captured yet."""
 
     failures: list[str] = field(default_factory=list)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from fsrepl.capture import names
 from fsrepl.commands import lifecycle, reader
@@ -24,8 +25,7 @@ from fsrepl.views import obstacles
 # -- why
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The answer about one key: the JSON, and sentences for people."""
 
     document: Document

@@ -11,7 +11,8 @@ import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 LINK_S = 15 * 60.0
 """How long a link works that nobody has used."""
@@ -22,16 +23,14 @@ _SESSIONS_MAX = 64
 _NOTICES_MAX = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Struct, frozen=True):
     """What became of the last form, shown with the next page."""
 
     text: str
     is_error: bool = False
 
 
-@dataclass(slots=True)
-class Session:
+class Session(Struct):
     """One browser. csrf: the token that each of its forms contains, which no other site can read."""
 
     id: str

@@ -12,10 +12,10 @@ import json
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from importlib import resources
 from urllib.parse import parse_qsl
 
+from msgspec import Struct
 from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -67,8 +67,7 @@ _STATIC = {
 }
 
 
-@dataclass(slots=True)
-class Console:
+class Console(Struct):
     """What all requests share. cookie: the name of the session's; two sites of one machine have different ones. base:
     what addresses for a browser begin with, empty where none reaches it."""
 

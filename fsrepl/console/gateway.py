@@ -13,8 +13,10 @@ import os
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+from msgspec import Struct
 
 from fsrepl.commands import reader
 from fsrepl.commands import status as statuses
@@ -93,8 +95,7 @@ def _stamp(settings: Settings) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """The status of the site at a moment. number counts the looks, from 1."""
 
     number: int

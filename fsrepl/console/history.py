@@ -9,8 +9,10 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from fsrepl.storage import documents
 from fsrepl.storage.fs import Fs
@@ -22,8 +24,7 @@ FINE_S, COARSE_S = 10.0, 300.0
 """The steps of the last hour, and of the last day."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """All buckets together. time_s counts from the epoch; completed and completed_bytes since a rule began."""
 
     time_s: float

@@ -19,10 +19,10 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from msgspec import Struct
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fsrepl.console import app
@@ -43,8 +43,7 @@ _ANSWER_S = 10.0
 _LINK_MAX_BYTES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """What the command line says beside the settings."""
 
     read_only: bool = False

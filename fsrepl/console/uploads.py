@@ -13,8 +13,8 @@ import os
 import secrets
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from msgspec import Struct
 from python_multipart import multipart
 from python_multipart.exceptions import MultipartParseError
 
@@ -27,8 +27,7 @@ _FIELD_MAX_BYTES = 8192
 _NAME_MAX_BYTES = 255
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(Struct):
     """One part of the body: a field, or a file."""
 
     name: str = ""

@@ -11,9 +11,10 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
 
 from fsrepl.commands.reader import Document
 from fsrepl.errors import Refused
@@ -25,8 +26,7 @@ _ANSWER_MAX_BYTES = 16 << 20
 _TROUBLE_MAX_BYTES = 4096
 
 
-@dataclass(slots=True)
-class Verification:
+class Verification(Struct):
     """One comparison. began_s counts from the epoch; took_s is None while it runs."""
 
     number: int

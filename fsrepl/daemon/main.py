@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+
+from msgspec import Struct
 
 from fsrepl.capture.watch import open_watcher
 from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
@@ -44,8 +45,7 @@ _SWITCH_S = 0.001
 """Seconds that a busy thread keeps others waiting: the thread that reads events must never wait long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commands:
+class Commands(Struct, frozen=True):
     """Handlers of requests that need more than the daemon itself; passed in, since they are above the daemon in the
     import order.
     """

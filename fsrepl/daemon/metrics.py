@@ -7,8 +7,9 @@ process. They are counted for every rule, whether or not S3's metrics are on for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from fsrepl.repair import scrub
 from fsrepl.storage.journal.database import Journal
@@ -21,8 +22,7 @@ Rule = tuple[str, str]
 """A destination, and the id of the rule that sends there."""
 
 
-@dataclass(frozen=True, slots=True)
-class RuleMetrics:
+class RuleMetrics(Struct, frozen=True):
     """S3's metrics of one rule. Pending counts live replication alone; failures of the last minute count both kinds."""
 
     bytes_pending: int = 0
@@ -63,8 +63,7 @@ def of_bucket(deliveries: DeliveryCounts, address: str, now_ns: int) -> dict[Rul
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class Gauge:
+class Gauge(Struct, frozen=True):
     """One number for Prometheus, with its name and labels."""
 
     name: str
@@ -75,8 +74,7 @@ class Gauge:
     """Whether it counts from the start of the daemon, and never falls until then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(Struct, frozen=True):
     """Numbers that only the running daemon knows."""
 
     ready: bool

@@ -11,8 +11,10 @@ import base64
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+from msgspec import NODEFAULT, Struct, field
+from msgspec.structs import FieldInfo, fields
 
 from fsrepl.errors import Usage
 from fsrepl.model.address import Address
@@ -20,21 +22,19 @@ from fsrepl.model.address import Address
 _VERSIONS = "restart it if it is of another version of fsrepl than this command"
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """op: the name of the request on the socket, in the log and in messages."""
 
     op: ClassVar[str]
 
     def __str__(self) -> str:
         """The request and its subject: `bucket create east/photos`."""
-        value = next((getattr(self, each.name) for each in fields(self)), None)
+        value = next((getattr(self, each) for each in self.__struct_fields__), None)
         name = self.op.replace(".", " ")
         return f"{name} {value}" if isinstance(value, str | Address) else name
 
 
-@dataclass(frozen=True)
-class OnBucket(Request):
+class OnBucket(Request, frozen=True):
     """A request about one bucket."""
 
     bucket: Address
@@ -45,8 +45,7 @@ class OnBucket(Request):
         return self.bucket.region
 
 
-@dataclass(frozen=True)
-class OnSource(Request):
+class OnSource(Request, frozen=True):
     """A request about the replication of one bucket."""
 
     source: Address
@@ -57,8 +56,7 @@ class OnSource(Request):
         return self.source.region
 
 
-@dataclass(frozen=True)
-class OnObject(Request):
+class OnObject(Request, frozen=True):
     """A request about one object: its current version, or another of its versions."""
 
     address: Address
@@ -73,15 +71,13 @@ class OnObject(Request):
 # -- requests that need a running daemon
 
 
-@dataclass(frozen=True)
-class GetStatus(Request):
+class GetStatus(Request, frozen=True):
     """Get the state of the daemon: running steps, waiting items and their reasons."""
 
     op = "status"
 
 
-@dataclass(frozen=True)
-class GetStatusPage(OnBucket):
+class GetStatusPage(OnBucket, frozen=True):
     """More names of one of the lists of which `status` has the first names."""
 
     op = "status.page"
@@ -89,16 +85,14 @@ class GetStatusPage(OnBucket):
     after: bytes = b""
 
 
-@dataclass(frozen=True)
-class ExplainObject(Request):
+class ExplainObject(Request, frozen=True):
     """The state of one key."""
 
     op = "why"
     address: Address
 
 
-@dataclass(frozen=True)
-class Wait(Request):
+class Wait(Request, frozen=True):
     """Wait until all in scope is captured and delivered, at most timeout_s. Without a scope: the whole site."""
 
     op = "wait"
@@ -106,42 +100,36 @@ class Wait(Request):
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True)
-class FinishTurn(Request):
+class FinishTurn(Request, frozen=True):
     """Wait until every region has finished the turn it was in when the request came."""
 
     op = "pass"
 
 
-@dataclass(frozen=True)
-class GetSite(Request):
+class GetSite(Request, frozen=True):
     op = "site"
 
 
-@dataclass(frozen=True)
-class Diagnose(Request):
+class Diagnose(Request, frozen=True):
     """Checks of the daemon's own process, which `doctor` cannot make from its own."""
 
     op = "doctor"
 
 
-@dataclass(frozen=True)
-class LookAtServices(Request):
+class LookAtServices(Request, frozen=True):
     """Ask the regions that are S3 services whether they answer, with the daemon's own credentials."""
 
     op = "services"
 
 
-@dataclass(frozen=True)
-class Look(OnBucket):
+class Look(OnBucket, frozen=True):
     """Queue keys for capture whose files may differ from their record without an event. Waits for nothing."""
 
     op = "look"
     keys: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class Capture(OnBucket):
+class Capture(OnBucket, frozen=True):
     """Queue such keys for capture, and wait until they are captured, as far as possible now."""
 
     op = "capture"
@@ -151,8 +139,7 @@ class Capture(OnBucket):
 # -- regions and buckets
 
 
-@dataclass(frozen=True)
-class AddRegion(Request):
+class AddRegion(Request, frozen=True):
     """replace: the path is a new disk for a lost region. umask: the caller's."""
 
     op = "region.add"
@@ -162,8 +149,7 @@ class AddRegion(Request):
     umask: int | None = None
 
 
-@dataclass(frozen=True)
-class AddTier(Request):
+class AddTier(Request, frozen=True):
     """tier: REGION/CLASS. compress: as in fsrepl.toml; empty: as it is. umask: the caller's."""
 
     op = "tier.add"
@@ -173,30 +159,26 @@ class AddTier(Request):
     umask: int | None = None
 
 
-@dataclass(frozen=True)
-class RemoveTier(Request):
+class RemoveTier(Request, frozen=True):
     """tier: REGION/CLASS."""
 
     op = "tier.rm"
     tier: str
 
 
-@dataclass(frozen=True)
-class ForgetRegion(Request):
+class ForgetRegion(Request, frozen=True):
     op = "region.forget"
     name: str
 
 
-@dataclass(frozen=True)
-class CreateBucket(OnBucket):
+class CreateBucket(OnBucket, frozen=True):
     op = "bucket.create"
     versioning: bool = False
     umask: int | None = None
     trees: bool = False
 
 
-@dataclass(frozen=True)
-class AdoptBucket(OnBucket):
+class AdoptBucket(OnBucket, frozen=True):
     """although_away: restore a lost bucket without the versions of regions that are away now."""
 
     op = "bucket.adopt"
@@ -206,24 +188,21 @@ class AdoptBucket(OnBucket):
     trees: bool = False
 
 
-@dataclass(frozen=True)
-class SetTrees(OnBucket):
+class SetTrees(OnBucket, frozen=True):
     """Make a bucket a tree bucket, or no longer one."""
 
     op = "bucket.trees"
     on: bool
 
 
-@dataclass(frozen=True)
-class RemoveBucket(OnBucket):
+class RemoveBucket(OnBucket, frozen=True):
     """purge: remove the bucket with all its contents."""
 
     op = "bucket.rm"
     purge: bool = False
 
 
-@dataclass(frozen=True)
-class SetVersioning(OnBucket):
+class SetVersioning(OnBucket, frozen=True):
     op = "versioning.set"
     status: str
 
@@ -231,8 +210,7 @@ class SetVersioning(OnBucket):
 # -- replication
 
 
-@dataclass(frozen=True)
-class EnableReplication(OnSource):
+class EnableReplication(OnSource, frozen=True):
     """The console's five steps. Without a destination: the existing rules are enabled again.
 
     storage_classes: by prefix, for some of the prefixes. role: the name or ARN of an existing one. id: the rule's.
@@ -251,8 +229,7 @@ class EnableReplication(OnSource):
     dry_run: bool = False
 
 
-@dataclass(frozen=True)
-class PutReplication(OnSource):
+class PutReplication(OnSource, frozen=True):
     """document: S3's ReplicationConfiguration; size_bytes: the size of its text."""
 
     op = "replication.put"
@@ -261,18 +238,15 @@ class PutReplication(OnSource):
     dry_run: bool = False
 
 
-@dataclass(frozen=True)
-class DisableReplication(OnSource):
+class DisableReplication(OnSource, frozen=True):
     op = "replication.disable"
 
 
-@dataclass(frozen=True)
-class RemoveReplication(OnSource):
+class RemoveReplication(OnSource, frozen=True):
     op = "replication.rm"
 
 
-@dataclass(frozen=True)
-class Backfill(OnSource):
+class Backfill(OnSource, frozen=True):
     """statuses, rules: only versions with one of these statuses, only to destinations of these rules."""
 
     op = "replication.backfill"
@@ -280,8 +254,7 @@ class Backfill(OnSource):
     rules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ListBackfills(Request):
+class ListBackfills(Request, frozen=True):
     """List jobs of a source or of all; one job where it is named."""
 
     op = "replication.jobs"
@@ -289,42 +262,36 @@ class ListBackfills(Request):
     job: str | None = None
 
 
-@dataclass(frozen=True)
-class CancelBackfill(Request):
+class CancelBackfill(Request, frozen=True):
     op = "replication.cancel"
     job: str
 
 
-@dataclass(frozen=True)
-class PutLifecycle(OnBucket):
+class PutLifecycle(OnBucket, frozen=True):
     """document: S3's LifecycleConfiguration."""
 
     op = "lifecycle.put"
     document: object
 
 
-@dataclass(frozen=True)
-class RemoveLifecycle(OnBucket):
+class RemoveLifecycle(OnBucket, frozen=True):
     op = "lifecycle.rm"
 
 
-@dataclass(frozen=True)
-class RunLifecycle(OnBucket):
+class RunLifecycle(OnBucket, frozen=True):
     """Carry out all due lifecycle actions now."""
 
     op = "lifecycle.run"
 
 
-@dataclass(frozen=True)
-class RunScrub(Request):
+class RunScrub(Request, frozen=True):
     """Read the stored versions of a bucket now, or of all buckets, from where the scrub is."""
 
     op = "scrub.run"
     bucket: Address | None = None
 
 
-@dataclass(frozen=True)
-class PauseScrub(Request):
+class PauseScrub(Request, frozen=True):
     """Pause the scrub of a bucket, or of all buckets; on=False: let it go on at its own pace."""
 
     op = "scrub.pause"
@@ -332,16 +299,14 @@ class PauseScrub(Request):
     on: bool = True
 
 
-@dataclass(frozen=True)
-class CreateRole(Request):
+class CreateRole(Request, frozen=True):
     op = "role.create"
     name: str
     source: Address
     destinations: tuple[Address, ...]
 
 
-@dataclass(frozen=True)
-class RemoveRole(Request):
+class RemoveRole(Request, frozen=True):
     op = "role.rm"
     name: str
 
@@ -349,45 +314,38 @@ class RemoveRole(Request):
 # -- objects
 
 
-@dataclass(frozen=True)
-class RestoreObject(OnObject):
+class RestoreObject(OnObject, frozen=True):
     op = "object.restore"
 
 
-@dataclass(frozen=True)
-class RestoreArchived(OnObject):
+class RestoreArchived(OnObject, frozen=True):
     """Make archived content readable for some days."""
 
     op = "object.restore_archived"
     days: int = 1
 
 
-@dataclass(frozen=True)
-class RemoveObject(OnObject):
+class RemoveObject(OnObject, frozen=True):
     op = "object.rm"
 
 
-@dataclass(frozen=True)
-class SetTags(OnObject):
+class SetTags(OnObject, frozen=True):
     op = "tag.set"
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class RemoveTags(OnObject):
+class RemoveTags(OnObject, frozen=True):
     op = "tag.rm"
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Acknowledge(OnBucket):
+class Acknowledge(OnBucket, frozen=True):
     """Let the held deletions of a bucket that is HALTED cross."""
 
     op = "bucket.ack"
 
 
-@dataclass(frozen=True)
-class Undelete(OnObject):
+class Undelete(OnObject, frozen=True):
     """Bring back the keys of a bucket that users deleted since a time in RFC 3339. address: with a prefix of the keys.
 
     One batch of them. after: the last key of the batch before; count: only say what there is.
@@ -399,8 +357,7 @@ class Undelete(OnObject):
     count: bool = False
 
 
-@dataclass(frozen=True)
-class Repair(OnBucket):
+class Repair(OnBucket, frozen=True):
     """Repair one version, or a directory: its path ends in a slash."""
 
     op = "verify.repair"
@@ -409,8 +366,7 @@ class Repair(OnBucket):
     marker: bool
 
 
-@dataclass(frozen=True)
-class Retry(Request):
+class Retry(Request, frozen=True):
     """Retry failed deliveries in scope. Without a scope: all in the site.
 
     destination, rule, reason: only failures of these, and nothing that waits.
@@ -456,14 +412,14 @@ def decode(line: bytes) -> Request:
     known = {each.name: _default(each) for each in fields(kind)}
     if unknown := sorted(given.keys() - known.keys()):
         raise Usage(f"the daemon knows no {unknown[0]!r} of {op}, which the command gives; {_VERSIONS}")
-    if missing := [name for name, default in known.items() if default is MISSING and name not in given]:
+    if missing := [name for name, default in known.items() if default is NODEFAULT and name not in given]:
         raise Usage(f"the daemon needs {missing[0]!r} for {op}, which the command does not give; {_VERSIONS}")
     return kind(**{name: _read(kind, name, value) for name, value in given.items()})
 
 
-def _default(each: Field[Any]) -> object:
-    """The value of an omitted parameter; MISSING where it is required."""
-    return each.default_factory() if each.default_factory is not MISSING else each.default
+def _default(each: FieldInfo) -> object:
+    """The value of an omitted parameter; NODEFAULT where it is required."""
+    return each.default if each.default_factory is NODEFAULT else each.default_factory()
 
 
 def _plain(value: object) -> object:

@@ -14,8 +14,9 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model.address import region_of
@@ -61,8 +62,7 @@ class Phase(enum.Enum):
     AWAY = "cannot be reached"
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """What a look at a bucket found. versioning: None where there is no bucket. is_empty: asked where the journal is
     new; is_believed: whether a wrong checksum was refused."""
 
@@ -71,8 +71,7 @@ class Look:
     is_empty: bool
 
 
-@dataclass(slots=True)
-class BucketState:
+class BucketState(Struct):
     """What is known of a bucket of the service. trusted_ns: see storage/journal/remote.py; None until it is known."""
 
     bucket: RemoteBucket

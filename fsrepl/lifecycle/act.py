@@ -15,7 +15,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle.judge import Due, Judge

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
@@ -28,16 +30,14 @@ _ROWS = 1000
 _HOLDS = "a directory that holds objects"
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(Struct, frozen=True):
     """An action that is due for a version of a key."""
 
     key: bytes
     action: Action
 
 
-@dataclass(slots=True)
-class Slice:
+class Slice(Struct):
     """The result for a part of a bucket. last: the directory and name of its last key; is_over: the bucket ends there.
     read: key, version id and traits that the journal lacked."""
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, digests, keys, record_form
@@ -40,8 +42,7 @@ def wanted_tier(bucket: Bucket, storage_class: str, tier: str) -> str:
     return storage_class if found is not None and found.expected and not found.settings.drain else ""
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(Struct):
     """What came of the copying of a batch. placed: versions that lie where they should, which the journal does not know
     yet, as after a crash. failed: by tier, empty for the bucket's store, why nothing could be moved there."""
 
@@ -51,8 +52,7 @@ class Batch:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Struct, frozen=True):
     """A version whose content was copied. name: of the copy in .fsrepl/tmp; place: or else in a tier."""
 
     version: Version

@@ -10,7 +10,9 @@ import enum
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys
@@ -35,8 +37,7 @@ class _Fate(enum.Enum):
     """Its version is to be brought back with it: the store has lost it, or where its content is."""
 
 
-@dataclass(slots=True)
-class _Swept:
+class _Swept(Struct):
     """What came of a sweep. lost: by their records on the contents, versions that the store does not know any more.
     troubles: by tier, why it could not be swept."""
 

@@ -14,7 +14,8 @@ import logging
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle import tier_moves
@@ -99,8 +100,7 @@ def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
     return True
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     """What a part of a pass found: versions to be moved, and keys whose views are to be made anew."""
 
     moves: dict[tuple[bytes, str], Classed] = field(default_factory=dict)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model.version import Posix, Rights
 
@@ -18,8 +19,7 @@ _VERSION = 2
 _USER, _GROUP_OBJ, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 
 
-@dataclass(frozen=True, slots=True)
-class _Acl:
+class _Acl(Struct, frozen=True):
     """ACL entries that a mode lacks, already limited by the ACL's mask."""
 
     users: tuple[tuple[int, int], ...]

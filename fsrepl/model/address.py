@@ -6,14 +6,14 @@ Documents and the journal store the text REGION/BUCKET itself. Source: design.md
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import Usage
 from fsrepl.model import keys
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Struct, frozen=True):
     """A bucket; with a key, an object in it, or all objects under a prefix where one is accepted.
 
     region and name are not empty. They need not exist.

@@ -11,9 +11,10 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import clock, json_text, keys

@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import Struct
 from pyfastcdc import FastCDC
 
 from fsrepl.model import digests, json_text
@@ -44,8 +44,7 @@ class Block(NamedTuple):
         return self.at + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class BlockMap:
+class BlockMap(Struct, frozen=True):
     """The blocks of a content, in order and without gaps. digest and size: of the whole content."""
 
     digest: bytes

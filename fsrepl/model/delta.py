@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from fsrepl.model.blockmap import HOLE, Block, BlockMap
 
@@ -28,8 +29,7 @@ class Move(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """How a new content is put together: the parts are in order, and each byte is in one of them.
 
     kept: in the same place in the base. moved: elsewhere in the base. holes: zeros. missing: to be sent.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from fsrepl.model import digests
 
@@ -29,8 +30,7 @@ _HASHED = re.compile(rb"~[0-9a-f]{32}")
 _STORED = re.compile(rb"(?s)(?P<name>.*);(?P<id>" + _ID + rb")(?P<kind>;deleted|;meta\.json)?")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredName:
+class StoredName(Struct, frozen=True):
     """The parts of a file name in the version store. name is the last component as stored."""
 
     name: bytes

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.model.version import EMPTY
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True):
     """The due time of an action: days after a version was made, or a date, at midnight UTC."""
 
     days: int = 0
     date_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(Struct, frozen=True):
     """A transition of current versions to a storage class."""
 
     storage_class: str
     term: Term
 
 
-@dataclass(frozen=True, slots=True)
-class Noncurrent:
+class Noncurrent(Struct, frozen=True):
     """The due time of an action on noncurrent versions: days after the successor was made. The `newer` newest
     noncurrent versions are never due."""
 
@@ -33,16 +31,14 @@ class Noncurrent:
     newer: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class NoncurrentTransition:
+class NoncurrentTransition(Struct, frozen=True):
     """A transition of noncurrent versions to a storage class."""
 
     storage_class: str
     term: Noncurrent
 
 
-@dataclass(frozen=True, slots=True)
-class LifecycleRule:
+class LifecycleRule(Struct, frozen=True):
     """One rule of a lifecycle configuration, after validation. Sizes are exclusive bounds, in bytes."""
 
     id: str
@@ -65,8 +61,7 @@ class LifecycleRule:
         return self.larger_than is not None or self.smaller_than is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Lifecycle:
+class Lifecycle(Struct, frozen=True):
     """A lifecycle configuration and its source document.
 
     small_to_archive: objects under 128 KiB move to GLACIER and DEEP_ARCHIVE without a size filter, which S3 calls

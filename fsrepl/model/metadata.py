@@ -9,7 +9,8 @@ back. Removing a value is an edit as well. Source: s3-semantics, 2.2.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.model import access, attributes
 from fsrepl.model.version import EMPTY, NO_SHORTFALL, Posix, Shortfall, Version

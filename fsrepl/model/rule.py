@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.model.version import Tracking
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule of a replication configuration, V1 or V2, after validation.
 
     prefix is compared byte for byte. The object must have all tags. Priorities decide between rules to the same
@@ -37,8 +37,7 @@ class Rule:
         return Tracking.TIME if self.replication_time else Tracking.METRICS if self.metrics else Tracking.NONE
 
 
-@dataclass(frozen=True, slots=True)
-class Replication:
+class Replication(Struct, frozen=True):
     """A bucket's replication configuration: one role for all rules."""
 
     role: str
@@ -48,8 +47,7 @@ class Replication:
     """The configuration as S3 writes it: {"Role", "Rules"}."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(Struct, frozen=True):
     """One statement of a role's policy."""
 
     allow: bool
@@ -57,8 +55,7 @@ class Statement:
     resources: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(Struct, frozen=True):
     """A replication role: the services that may use it, its permissions, and the user its file work runs as."""
 
     name: str

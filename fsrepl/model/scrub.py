@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.model import clock, json_text
 from fsrepl.model.keys import Document
@@ -20,8 +22,7 @@ Position = tuple[bytes, bytes, int, str]
 """A version in the order of the journal: directory, name, creation time in nanoseconds, id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(Struct, frozen=True):
     """One pass through the stored versions of a bucket, under way.
 
     size: the bytes that are stored, as last counted. last: the version that was read last. asked: a person wants it
@@ -37,8 +38,7 @@ class Pass:
     asked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """A pass that is complete."""
 
     began_ns: int
@@ -54,8 +54,7 @@ class Result:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Scrub:
+class Scrub(Struct, frozen=True):
     """What is remembered of a bucket's scrub."""
 
     current: Pass | None = None

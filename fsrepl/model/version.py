@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from msgspec import Struct, field
 
 NULL = "null"
 """The version id of an object from before versioning, as in S3."""
@@ -96,8 +97,7 @@ def is_file(posix: Posix) -> bool:
     return not stat.S_IFMT(posix.mode)
 
 
-@dataclass(frozen=True, slots=True)
-class Posix:
+class Posix(Struct, frozen=True):
     """Metadata of an object that its inode holds. The ACLs are raw attributes; only a directory has a default ACL.
 
     mode: see recorded_mode. mtime_ns is 0 for a directory, since it changes with each entry.
@@ -116,8 +116,7 @@ class Posix:
         return Rights(stat.S_IMODE(self.mode), self.uid, self.gid, self.acl, self.default_acl)
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
+class Rights(Struct, frozen=True):
     """Access rights to a directory, and the default ACL for files created in it. Both ACLs are raw."""
 
     mode: int
@@ -127,8 +126,7 @@ class Rights:
     default_acl: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Shortfall:
+class Shortfall(Struct, frozen=True):
     """Metadata of a version that its view could not take, so that the difference is no edit.
 
     posix: the file's values where its owner, ACL or time could not be set; None: the version's own. lacks: names of the
@@ -156,8 +154,7 @@ class Form(enum.StrEnum):
     """Compressed, and to be restored before it is read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where a version's content lies that is not in its bucket's store: in a tier of its region, under a token.
 
     tier: the storage class whose directory holds the content; that of the version, or of the move before.
@@ -167,7 +164,14 @@ class Place:
     tier: str
     token: str
     form: Form = Form.PLAIN
-    until_ns: int = field(default=0, compare=False)
+    until_ns: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same content: a restored copy does not change where that lies."""
+        return isinstance(other, Place) and (self.tier, self.token, self.form) == (other.tier, other.token, other.form)
+
+    def __hash__(self) -> int:
+        return hash((self.tier, self.token, self.form))
 
     @property
     def is_archived(self) -> bool:
@@ -175,8 +179,7 @@ class Place:
         return self.form is not Form.PLAIN
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryRecord:
+class DeliveryRecord(Struct, frozen=True):
     """The state of a version's delivery to one destination, with the winning rule's settings at its creation."""
 
     rule: str
@@ -206,8 +209,7 @@ TAKEN_OPEN, TAKEN_CHANGING = "open", "changing"
 """A program had the file open for writing; or it changed while it was captured, since it never stopped to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(Struct, frozen=True):
     """One version of a key, or one marker. Content never changes; metadata and deliveries may.
 
     A replica has the values of its source, except origin, source, place and deliveries, and except storage_class and
@@ -285,8 +287,7 @@ def shown_status(origin: Origin, deliveries: Mapping[str, DeliveryRecord]) -> St
     return Status.COMPLETED if statuses else None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """The outcome of one delivery, from which the log line, the events and the metrics are made.
 
     asked_ns: when the version was made, or when an edit, a retry or a backfill requested the delivery again. operation

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model.version import recorded_mode
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Struct, frozen=True):
     """The inode and times of a view when it was last known to show a version.
 
     racy: the view had changed so recently that a later change may have left the same times. ctime_ns is 0 while the

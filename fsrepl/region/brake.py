@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 KEYS_MIN = 1000
 """So many keys may always be deleted at once, whatever share of a bucket that is."""
@@ -27,8 +28,7 @@ class Decision(enum.Enum):
     HALT = "too much was deleted at once"
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """deleted: keys deleted within the window; keys: current ones before that; share: of those, may go at once.
 
     coming, arriving: removals, and other changes, that are queued and not captured yet. has_deliveries: whether a
@@ -63,8 +63,7 @@ def decide(facts: Facts, renamed: Callable[[], int]) -> Decision:
     return Decision.HALT if facts.deleted - renamed() > most else Decision.RELEASE
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
+class Deleted(Struct, frozen=True):
     """A key that a user deleted: when, what it held (empty: not known), and whether a destination is to follow."""
 
     at_ns: int
@@ -72,8 +71,7 @@ class Deleted:
     has_deliveries: bool
 
 
-@dataclass(slots=True)
-class Deletions:
+class Deletions(Struct):
     """The keys of one bucket that users deleted within the window, in the order of their deletion."""
 
     keys: dict[bytes, Deleted] = field(default_factory=dict)

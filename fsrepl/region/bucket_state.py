@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
@@ -22,8 +23,7 @@ from fsrepl.storage.journal.rows import Classed, Delivery
 from fsrepl.storage.remembered import Keeper
 
 
-@dataclass(slots=True)
-class Deferred:
+class Deferred(Struct):
     """A key whose capture is deferred."""
 
     due_s: float
@@ -34,8 +34,7 @@ class Deferred:
     """The epoch of the last look at the key."""
 
 
-@dataclass(slots=True)
-class StaleView:
+class StaleView(Struct):
     """A view that does not show its key's current version yet."""
 
     due_s: float
@@ -47,8 +46,7 @@ class StaleView:
     """It shows the current version, but not in the form in which it is to be shown."""
 
 
-@dataclass(slots=True)
-class Overwritten:
+class Overwritten(Struct):
     """A destroyed version whose content is to be fetched again. intent: the intent that records it."""
 
     intent: bytes
@@ -57,8 +55,7 @@ class Overwritten:
     in_background: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Damaged:
+class Damaged(Struct, frozen=True):
     """A stored version whose record was found wrong or lost. Its bucket may be one of another region."""
 
     address: str
@@ -67,8 +64,7 @@ class Damaged:
     marker: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Withheld:
+class Withheld(Struct, frozen=True):
     """The deliveries of a marker that are not handed over until it is decided whether too much was deleted at once.
 
     found: a scan told of it, and the decision waits until that scan is over.
@@ -78,8 +74,7 @@ class Withheld:
     found: bool
 
 
-@dataclass(slots=True)
-class LifecycleRun:
+class LifecycleRun(Struct):
     """One run of a bucket's lifecycle through all its keys, as of one moment.
 
     last: the position reached, directory and name; todo: the directories left in a bucket that was never
@@ -99,8 +94,7 @@ class LifecycleRun:
     blocked: int = 0
 
 
-@dataclass(slots=True)
-class Placing:
+class Placing(Struct):
     """A pass through a bucket for versions that do not lie in the tier of their class.
 
     asked: keys of which something may have to be moved. last: the position reached. in_hand: a background worker
@@ -138,8 +132,7 @@ class Phase(enum.Enum):
     ONLINE = "its first scan is complete"
 
 
-@dataclass(slots=True, eq=False)
-class BucketState:
+class BucketState(Struct, eq=False):
     """State of one bucket."""
 
     bucket: Bucket
@@ -315,8 +308,7 @@ NAMES: Mapping[str, Callable[[BucketState], Names]] = {
 """Lists that may be very long, by name: keys or directories, each with its reason where there is one."""
 
 
-@dataclass(slots=True)
-class Run:
+class Run(Struct):
     """A job at work. faults: number of failures in a row; due_s: time of the next try."""
 
     job: Job

@@ -15,9 +15,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct, field
 from watchdog.observers.inotify_c import InotifyConstants as In
 from watchdog.observers.inotify_c import Mask
 
@@ -96,8 +96,7 @@ def temporary_pattern(patterns: tuple[str, ...]) -> re.Pattern[bytes]:
     return re.compile(b"|".join(parts) or rb"(?!)")
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     flags: int
     epoch: int
     first_s: float
@@ -105,8 +104,7 @@ class _Waiting:
     temporary: bool
 
 
-@dataclass(slots=True)
-class _Bucket:
+class _Bucket(Struct):
     """The changes of one bucket. Each is in `changes` and in one of three queues, in the order of its events."""
 
     changes: dict[bytes, _Waiting] = field(default_factory=dict)
@@ -354,8 +352,7 @@ class ChangeQueue:
         return sum(len(bucket.changes) for bucket in self._buckets.values())
 
 
-@dataclass(frozen=True, slots=True)
-class WriterWait:
+class WriterWait(Struct, frozen=True):
     """How long to wait for writers, from settings; is_temporary matches names that are never taken while open."""
 
     open_quiet_s: float

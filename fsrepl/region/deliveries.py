@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Status, Version

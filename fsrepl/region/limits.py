@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
@@ -40,8 +41,7 @@ class Rate:
         return max(0.0, (last - first) / max(_SAMPLE_S, last_s - first_s)) if now_s - last_s < _RATE_S else 0.0
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(Struct):
     """Progress of one transfer; read by status while it runs. stop: the transfer is no longer needed.
 
     A capture has one too: from a bucket's view into its store, so that source and destination are the

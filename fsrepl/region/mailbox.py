@@ -6,20 +6,19 @@ Outcomes of deliveries have their own queue (outcome_queue.py), which is also wr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.storage.journal.rows import Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class TakeOver:
+class TakeOver(Struct, frozen=True):
     """Deliveries to buckets of the region."""
 
     deliveries: Sequence[Delivery]
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(Struct, frozen=True):
     """Outcomes of backfill deliveries to a bucket of the region are recorded at their source."""
 
     source: str
@@ -27,8 +26,7 @@ class Acknowledged:
     deliveries: Sequence[Delivery]
 
 
-@dataclass(frozen=True, slots=True)
-class WakeBacklog:
+class WakeBacklog(Struct, frozen=True):
     """Backfill deliveries from a source to a bucket of the region are pending. start_over: read from the beginning."""
 
     source: str
@@ -36,59 +34,50 @@ class WakeBacklog:
     start_over: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LookAtDirectories:
+class LookAtDirectories(Struct, frozen=True):
     """Permissions of directories of a source have changed: their replicas are compared with them."""
 
     address: str
     paths: frozenset[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class RetryNow:
+class RetryNow(Struct, frozen=True):
     """A bucket came back, or its settings changed: deliveries that wait for it are tried again."""
 
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class RetryNowFrom:
+class RetryNowFrom(Struct, frozen=True):
     """A region that hung responds again: deliveries from it continue."""
 
     region: str
 
 
-@dataclass(frozen=True, slots=True)
-class DropQueues:
+class DropQueues(Struct, frozen=True):
     """A source was removed, and its delivery queues are dropped."""
 
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class WithdrawMarkers:
+class WithdrawMarkers(Struct, frozen=True):
     """A source is HALTED: its markers that wait in the delivery queues are not delivered."""
 
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Requeue:
+class Requeue(Struct, frozen=True):
     """A region left the site, or lost its queues: all pending deliveries from this one are handed over again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reconfigure:
+class Reconfigure(Struct, frozen=True):
     """The settings have changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Struct, frozen=True):
     """Buckets appeared or disappeared, or their documents changed: the region probes them in its next pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """A command or a repair, carried out in the region's thread between its batches."""
 
     run: Callable[[], None]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.model import keys
 from fsrepl.storage.walk import Walk
 
 
-@dataclass(slots=True)
-class Trouble:
+class Trouble(Struct):
     """A bucket's findings that a person may want to know. Paths are below the bucket."""
 
     polled: set[bytes] = field(default_factory=set)
@@ -43,8 +43,7 @@ class Trouble:
                 self.forget(path)
 
 
-@dataclass(slots=True)
-class Scan:
+class Scan(Struct):
     """One pass over a directory of a bucket and all below it.
 
     arrived: a live event led here, so that files found are new, whatever their times say.

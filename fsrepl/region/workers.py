@@ -17,7 +17,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _IDLE_S = 10.0
 
@@ -29,8 +30,7 @@ def magnitude(size_bytes: int) -> int:
     return max(0, size_bytes.bit_length() - 1) // 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
+class _Task(Struct, frozen=True):
     ticket: int
     """Position in the order of submission."""
     magnitude: int

@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from io import RawIOBase
 from typing import Any
 from urllib.parse import urlencode
+
+from msgspec import Struct
 
 from fsrepl.errors import Failed, FsreplError, Unavailable
 from fsrepl.model.address import Address
@@ -31,8 +32,7 @@ _UNSUPPORTED = frozenset({"NotImplemented", "MethodNotAllowed", "UnsupportedOper
 """Answers of a service that has no tags."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(Struct, frozen=True):
     """The checksums of some content, which the service compares. md5 and sha256 as bytes."""
 
     md5: bytes
@@ -51,8 +51,7 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """A version or marker in a list. id: the service's. modified_s: seconds since the epoch."""
 
     name: str
@@ -63,8 +62,7 @@ class Listed:
     modified_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """What is known of one version without its content."""
 
     metadata: Mapping[str, str]
@@ -76,8 +74,7 @@ class Head:
         return form.identity_of(self.metadata)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """An uploaded part of an object."""
 
     number: int

@@ -19,7 +19,8 @@ import binascii
 import json
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, clock, digests, keys
@@ -61,8 +62,7 @@ def is_ours(name: str, prefix: str = "") -> bool:
 # -- one object
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(Struct, frozen=True):
     """A version as an object: its metadata, and the content of its sidecar, empty where it needs none."""
 
     metadata: Mapping[str, str]
@@ -133,8 +133,7 @@ def _nanoseconds(text: str) -> int:
 # -- read back
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Identity:
+class Identity(Struct, frozen=True, order=True):
     """The identity of a version: its creation time and its id. A null version's id does not identify it alone."""
 
     created_ns: int

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged
 from fsrepl.model import clock, keys
@@ -18,8 +20,7 @@ from fsrepl.storage.view_file import open_view
 _BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class BroughtBack:
+class BroughtBack(Struct, frozen=True):
     """Numbers of versions and markers: fetched from other buckets, kept in files and journal, and lost."""
 
     fetched: int = 0

@@ -6,7 +6,9 @@ Source: design.md, section 5.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.model import clock, metadata
 from fsrepl.model.rule import Role
@@ -36,8 +38,7 @@ class Problem(enum.StrEnum):
     """Something other than the key's file is at the path of its view."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """One difference: its bucket, its version, and the reason for people."""
 
     bucket: str

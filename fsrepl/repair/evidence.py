@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, clock, keys
@@ -17,8 +19,7 @@ from fsrepl.storage.journal.rows import Delivery
 # -- the evidence, and the version it yields: pure
 
 
-@dataclass(frozen=True, slots=True)
-class ViewEvidence:
+class ViewEvidence(Struct, frozen=True):
     """Metadata of a view that shows a version's content. Its user may have set all of it."""
 
     posix: Posix
@@ -27,8 +28,7 @@ class ViewEvidence:
     created_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """All that is known of a version whose record is gone.
 
     left: the attributes that its file still has. digest: of its present content. elsewhere: its

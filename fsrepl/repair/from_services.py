@@ -11,7 +11,9 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import clock, digests, keys
@@ -33,8 +35,7 @@ _SMALL_BYTES = 1 << 20
 """The content of a name's versions up to this size together is fetched beside that of other names, into memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """A version there. data: its content, None where it is large. id: the service's."""
 
     version: Version

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model import delta, digests
 from fsrepl.model.blockmap import HOLE, Block, BlockMap
@@ -24,8 +25,7 @@ from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
 _COPY_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Struct, frozen=True):
     """An open file that may have the content, where it is, and its bucket."""
 
     where: str
@@ -33,8 +33,7 @@ class Copy:
     fd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mended:
+class Mended(Struct, frozen=True):
     """A whole copy in .fsrepl/tmp, and what was damaged."""
 
     staged: bytes

@@ -11,8 +11,9 @@ import contextlib
 import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
+
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import attributes, clock, keys, metadata

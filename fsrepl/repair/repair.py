@@ -14,7 +14,9 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, keys
@@ -43,8 +45,7 @@ log = logging.getLogger("fsrepl")
 _FAILED_BY_DAMAGE = frozenset({"SrcObjectNotEligible", "SrcVersionNotFound", "SrcKeyNotFound"})
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """A version to repair. path: its key as stored, which is always known."""
 
     address: str
@@ -331,8 +332,7 @@ def _copy(
 # -- in the region's thread
 
 
-@dataclass(frozen=True, slots=True)
-class _ViewContent:
+class _ViewContent(Struct, frozen=True):
     """A version's view, if it looks as recorded when it showed the version; else None.
 
     rotten: the view has other content without having been written into.

@@ -12,7 +12,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys, scrub
@@ -100,8 +102,7 @@ def _next(journal: Journal, address: str, current: Pass) -> list[tuple[Stored, i
 # -- one part
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     """What was found in a part."""
 
     checked: int = 0

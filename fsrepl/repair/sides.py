@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
@@ -13,8 +13,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Object
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """One bucket of the comparison, open for reading. since_ns: the creation time of the bucket."""
 
     address: str

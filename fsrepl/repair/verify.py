@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, clock, keys
@@ -42,8 +44,7 @@ PathInBucket = tuple[str, bytes]
 """The address of a bucket, and a path in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dates:
+class Dates(Struct, frozen=True):
     """Versions of a bucket with a modification time that its filesystem cannot hold: how many, and one of them."""
 
     number: int
@@ -51,8 +52,7 @@ class Dates:
     mtime_ns: int
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """The counts of a verification so far.
 
     checked: versions and markers read, on either side, and bytes their size. pending: deliveries that are
@@ -85,8 +85,7 @@ def _nothing() -> None:
     return None
 
 
-@dataclass(slots=True)
-class Hooks:
+class Hooks(Struct):
     """Callbacks of a verification. settled: waits until a running daemon has finished its present work.
     capture: captures keys of a bucket whose files differ from their record. repair: repairs one difference.
     progress: receives the tally now and then. read: called with each number of bytes read, and may wait. verified: what

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import digests, keys, metadata
@@ -28,8 +29,7 @@ BATCH = 128
 """How many versions are compared together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(Struct, frozen=True):
     """The comparison of one version. difference: None where there is none. away: why it could not be compared."""
 
     version: Version
@@ -38,8 +38,7 @@ class Compared:
     away: str = ""
 
 
-@dataclass(slots=True)
-class RemoteSide:
+class RemoteSide(Struct):
     """See the module. source: the address of the source; role: the one that sends."""
 
     bucket: RemoteBucket

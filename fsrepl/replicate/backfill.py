@@ -16,7 +16,8 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged, reason
 from fsrepl.model import keys

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import Failed, FsreplError, Unavailable
 from fsrepl.model import delta, keys
@@ -35,8 +36,7 @@ Held = tuple[bytes, str]
 """A key and a version id that the destination may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """A staged replica. damaged: the version that it was built upon, where that no longer matches its map."""
 
     staged: StagedReplica

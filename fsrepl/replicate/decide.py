@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fsrepl.model.version import Status, Versioning
 
 # -- one delivery
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """A decision to send: the destination lacks this version, or metadata of it."""
 
     why: str
     with_tags: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Struct, frozen=True):
     """A final status: COMPLETED, or FAILED with S3's reason."""
 
     status: Status
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """A decision to try later: the delivery stays PENDING."""
 
     why: str
@@ -35,8 +32,7 @@ class Wait:
 Action = Send | Settle | Wait
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """The facts that decide about one delivery. permission is S3's failure reason, empty where the role permits it."""
 
     source_configured: bool = True

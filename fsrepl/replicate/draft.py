@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.model import attributes, digests
 from fsrepl.model.blockmap import BlockMap
@@ -17,8 +19,7 @@ from fsrepl.storage.posix import apply_posix
 from fsrepl.views.stage import stage_view
 
 
-@dataclass(frozen=True, slots=True)
-class StagedReplica:
+class StagedReplica(Struct, frozen=True):
     """A replica hidden in the destination's .fsrepl/tmp.
 
     view names a second file, for the view, where view and store are to be independent. view is empty where
@@ -71,8 +72,7 @@ class LargeDraft(Protocol):
     def stage(self) -> StagedReplica: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(Struct, frozen=True):
     """A version that a destination has, open to read, and the map of what it should contain."""
 
     key: bytes

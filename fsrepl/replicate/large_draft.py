@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.errors import Failed
 from fsrepl.model import attributes, delta

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import keys, metadata
@@ -24,8 +26,7 @@ _FEW = 4
 # -- applying an edit at its destination
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataUpdate:
+class MetadataUpdate(Struct, frozen=True):
     """A version at a destination, as it is and as it will be.
 
     sent: the version as its source has it. view: the file that shows it, as it was recorded; None where none does.

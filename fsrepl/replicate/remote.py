@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import UNEXPECTED, Failed, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import digests, keys, metadata
@@ -33,8 +35,7 @@ from fsrepl.storage.remote_key import RemoteKey
 log = logging.getLogger("fsrepl")
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """One delivery to carry. rows: what the journal has of its key. in_doubt: the key is listed first.
 
     is_believed: the service refuses what does not match its checksum, so that nothing is read back.
@@ -46,8 +47,7 @@ class Task:
     is_believed: bool
 
 
-@dataclass(slots=True)
-class Done:
+class Done(Struct):
     """What became of a task: an outcome, or why it is tried again. is_whole: the same holds for the whole service."""
 
     task: Task

@@ -21,7 +21,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import Failed
 from fsrepl.model import access, keys
@@ -34,8 +35,7 @@ _NO_DIRECTORY = GONE | {errno.ELOOP, errno.EXDEV, errno.ENAMETOOLONG}
 """Nothing, or no directory, is at the path of a view's directory: the replica is in the store alone then."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunAs:
+class RunAs(Struct, frozen=True):
     """A user that a role works as, and that the daemon may work as."""
 
     uid: int

@@ -11,7 +11,9 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.errors import UNEXPECTED, BucketMissing, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import attributes, keys, metadata
@@ -128,8 +130,7 @@ def _settled(recorded: DeliveryRecord, outcome: Outcome, now_ns: int) -> Deliver
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(Struct, frozen=True):
     """The effect of outcomes: what is recorded, and what is reported.
 
     changed: records, by key and version id, as they will be.

@@ -8,7 +8,8 @@ of an index, and a restart loses nothing. Source: s3-semantics, 3.4 and 3.6.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.model.version import Result, Status, Tracking
 from fsrepl.region.reporter import result_of

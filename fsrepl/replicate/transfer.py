@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import Failed, Unavailable
 from fsrepl.model import metadata
@@ -106,8 +107,7 @@ def _verify(source: OpenBucket, version: Version, draft: Draft, on_read: Callabl
     raise Unavailable("the copy does not match the source; it is made again")
 
 
-@dataclass(slots=True)
-class Item:
+class Item(Struct):
     """One delivery in progress."""
 
     delivery: Delivery

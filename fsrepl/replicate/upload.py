@@ -13,9 +13,9 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 
 from blake3 import blake3
+from msgspec import Struct
 
 from fsrepl.errors import Failed, Unavailable
 from fsrepl.model.version import Version
@@ -76,8 +76,7 @@ class Section(io.RawIOBase):
         self.seek(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """One version to be made an object. note_upload: records the id of an upload in parts, before any part is sent."""
 
     source: OpenBucket

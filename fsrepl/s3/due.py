@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.model.clock import within
 from fsrepl.model.lifecycle import Lifecycle, LifecycleRule, Term
@@ -49,8 +51,7 @@ class Kind(enum.StrEnum):
     TRANSITION_NONCURRENT = "NoncurrentVersionTransition"
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     """An action that a rule requests for one version. due_ns: the time it becomes due. blocked_by: why it waits all the
     same, empty where nothing blocks it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from fsrepl.model import metadata
 from fsrepl.model.metadata import ACL

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model.rule import Role
 from fsrepl.s3 import policy
@@ -13,8 +14,7 @@ from fsrepl.s3.policy import Verdict
 from fsrepl.s3.roles import BATCH, OWNER_OVERRIDE, REPLICATOR
 
 
-@dataclass(frozen=True, slots=True)
-class Permission:
+class Permission(Struct, frozen=True):
     """A role's answer for one delivery: S3's failure reason, empty where it is permitted, and whether tags are
     included."""
 

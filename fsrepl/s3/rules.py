@@ -6,7 +6,9 @@ Source: s3-semantics, 1.3, 2 and 3.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.model import metadata
 from fsrepl.model.rule import Replication, Rule
@@ -85,8 +87,7 @@ NONE = "NONE"
 STATUSES = (NONE, str(Status.FAILED), str(Status.COMPLETED), str(Status.REPLICA))
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """The scope of one backfill: destinations of these rules (none: of all), versions of these statuses (none: of any).
     job is its id."""
 

@@ -15,8 +15,9 @@ import enum
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model import clock, json_text, keys
@@ -50,8 +51,7 @@ class State(enum.StrEnum):
         return self in (State.COMPLETE, State.CANCELLED, State.FAILED)
 
 
-@dataclass(frozen=True, slots=True)
-class Tasks:
+class Tasks(Struct, frozen=True):
     """Counts of a job's tasks, each a version and a destination, by outcome."""
 
     number: int = 0
@@ -65,8 +65,7 @@ class Tasks:
         return self.succeeded + self.failed
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """One backfill. versions: how many the bucket had when the job was created. examined: how many have been examined.
     there: destinations known to have a version already. unreadable: versions whose record cannot be read. last: the
     last version examined. tasks: counted when the job ended. why: the reason of an early end."""

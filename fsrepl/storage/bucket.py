@@ -9,10 +9,11 @@ import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
 
 from fsrepl.errors import Away, BucketMissing, Disowned, DocumentInvalid, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, digests, keys
@@ -37,8 +38,7 @@ BARRIER = b"barrier"
 _OPEN_DIRECTORIES_MAX = 128
 
 
-@dataclass(frozen=True, slots=True)
-class RuleSince:
+class RuleSince(Struct, frozen=True):
     """The start of a rule's effect: by the clock, and as a ctime of the bucket's filesystem."""
 
     content: str
@@ -46,8 +46,7 @@ class RuleSince:
     since: str
 
 
-@dataclass(frozen=True, slots=True)
-class Documents:
+class Documents(Struct, frozen=True):
     """A bucket's settings as last read."""
 
     versioning: Versioning = Versioning.OFF

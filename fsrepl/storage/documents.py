@@ -7,8 +7,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from fsrepl.model import json_text
 from fsrepl.storage.fs import Fs
@@ -95,8 +96,7 @@ def remove_document(fs: Fs, at: int, name: bytes) -> None:
     fs.sync_file(at)
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
+class Removed(Struct, frozen=True):
     """Entries of removed.jsonl: the (key, version id) of each permanently removed version. ino: the file's inode
     number. size: the bytes read so far, all of them whole lines."""
 

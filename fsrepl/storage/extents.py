@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 BLOCK_BYTES = 512
 """The unit of st_blocks. Source: stat(2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """A part of a file on its disk, in bytes, that other files may have too."""
 
     at: int
     size: int
 
 
-@dataclass(slots=True)
-class Blocks:
+class Blocks(Struct):
     """The blocks of some files. allocated: their sizes on disk, as `ls -s` and `du` without sharing add them up."""
 
     allocated: int = 0

@@ -6,7 +6,7 @@ first delivery is held, and is removed by `fsrepl ack` and `fsrepl undelete` alo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from fsrepl.model import clock
 from fsrepl.storage.documents import read_document, remove_document, write_document
@@ -15,8 +15,7 @@ from fsrepl.storage.fs import Fs
 NAME = b"halt.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(Struct, frozen=True):
     """A mass deletion. keys: the number of current keys at since_ns, when the first of them was deleted."""
 
     since_ns: int

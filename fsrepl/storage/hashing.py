@@ -11,7 +11,8 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model import blockmap, digests
 from fsrepl.model.blockmap import BlockMap, Cutter
@@ -26,8 +27,7 @@ HOLE_BYTES = 16 << 20
 """A longer hole is more than one piece, so that progress is seen while its zeros are hashed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """The next part of a file: its place, its size, and its bytes; None for a hole.
 
     The bytes are valid until the piece after the next one is asked for.
@@ -118,8 +118,7 @@ class PastCache:
         return count
 
 
-@dataclass(frozen=True, slots=True)
-class Hashed:
+class Hashed(Struct, frozen=True):
     """The BLAKE3 of a content, its size in bytes, and its block map where one was wanted."""
 
     digest: bytes

@@ -8,9 +8,10 @@ import enum
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
+from msgspec import Struct
 
 from fsrepl.model import json_text
 from fsrepl.model.view import View
@@ -35,8 +36,7 @@ class Act(enum.StrEnum):
     """A stored version was destroyed, and its content is being fetched again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(Struct, frozen=True):
     """The planned change of a view, and its state before; was is None where there was no view.
 
     version: its id; CURRENT for the newest at that time; empty where no version remains.

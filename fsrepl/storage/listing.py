@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import Refused, StoreDamaged
 from fsrepl.model import keys
@@ -25,8 +26,7 @@ _Stored = tuple[bytes, keys.StoredName]
 """A file name in the store, and its parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """A part of a list: its start (after a key, or a version of it), and its length; 0: to the end."""
 
     after_key: bytes | None = None
@@ -34,8 +34,7 @@ class Page:
     most: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One version or marker in a list."""
 
     version: Version
@@ -58,8 +57,7 @@ def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Ver
             yield group
 
 
-@dataclass(frozen=True, slots=True)
-class _Unread:
+class _Unread(Struct, frozen=True):
     """The stored versions of one key, whose records are read when the list comes to them."""
 
     path: bytes

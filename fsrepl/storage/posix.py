@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.model import access
 from fsrepl.model.version import Posix, recorded_mode

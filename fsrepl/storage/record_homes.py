@@ -18,7 +18,8 @@ import errno
 import itertools
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, record_form
@@ -40,8 +41,7 @@ class Home(enum.Enum):
 # -- reading
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """The record of a stored file, and its home.
 
     on_file: the attributes of the file, whatever home the record has. shared: others may write those attributes, since
@@ -190,8 +190,7 @@ def write_sidecar(bucket: OpenBucket, name: bytes, fields: Mapping[str, bytes]) 
 # -- writing and moving a record
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(Struct, frozen=True):
     """The open file of a stored version: its directory, its name there, and its stat result."""
 
     bucket: OpenBucket

@@ -16,7 +16,9 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata, record_form
@@ -124,8 +126,7 @@ def put_shared(
 # -- reading a record
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """A stored file's record, inode and size, not yet trusted.
 
     lost: the file has lost its attributes, though the record also has another home; or it has those of another version

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from fsrepl.errors import Away, Unavailable, Usage, reason
 from fsrepl.model.clock import Clock
@@ -21,8 +22,7 @@ from fsrepl.storage.tiers import Tier, tier_address
 REGION_IDENTITY = b".fsrepl-region.json"
 
 
-@dataclass(slots=True)
-class Identities:
+class Identities(Struct):
     """The identities of the site and of the regions, buckets and tiers attached to it."""
 
     site: str = ""

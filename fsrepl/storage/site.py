@@ -11,7 +11,8 @@ import contextlib
 import os
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+
+from msgspec.structs import asdict
 
 from fsrepl.errors import FsreplError, Refused, Usage, reason
 from fsrepl.model import clock, json_text

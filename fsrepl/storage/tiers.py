@@ -20,8 +20,10 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import Away, Disowned, Refused, Unavailable, reason
 from fsrepl.model import attributes, clock, keys, record_form
@@ -61,8 +63,7 @@ def new_tier_identity(region: str, region_uuid: str, storage_class: str, now_ns:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
+class Tier(Struct, frozen=True):
     """One tier of a region: its settings and its expected identity, empty where it is not attached."""
 
     fs: Fs
@@ -187,8 +188,7 @@ class Tier:
         return f"tier {self.address}"
 
 
-@dataclass(frozen=True, slots=True)
-class LinkTarget:
+class LinkTarget(Struct, frozen=True):
     """What a symlink into a tier leads to: the token of a content, and its file name there."""
 
     token: str

@@ -10,7 +10,9 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.errors import RecordLost, StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, keys
@@ -21,8 +23,7 @@ from fsrepl.storage.fs import GONE, LASTING, FileType
 from fsrepl.storage.walk import Failed, directories
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(Struct, frozen=True):
     """A complete hidden version in .fsrepl/tmp."""
 
     version: Version

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model import digests, keys
 from fsrepl.model.version import Kind
@@ -15,8 +16,7 @@ from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.tiers import LinkTarget
 
 
-@dataclass(frozen=True, slots=True)
-class ViewFile:
+class ViewFile(Struct, frozen=True):
     """An open view, and its stat result when opened. The descriptor of a symlink permits neither reads nor changes."""
 
     bucket: OpenBucket

@@ -12,8 +12,9 @@ import contextlib
 import errno
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from fsrepl.model import keys
 from fsrepl.storage.fs import GONE, Entry, FileType, Fs
@@ -30,8 +31,7 @@ def leave_out(path: bytes, error: OSError) -> None:
     """For `failed`: a directory that cannot be read counts as one that is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(Struct, frozen=True):
     """One directory of a walk, open until the walk goes on. entries: can be read once."""
 
     path: bytes
@@ -44,8 +44,7 @@ class Directory:
         return [name for name, kind in self.entries if kind in kinds]
 
 
-@dataclass(slots=True)
-class Walk:
+class Walk(Struct):
     """The rest of a walk. todo: the directories to read, the last first, relative to the top of the tree.
 
     but: a name at the top of the tree that is left out.

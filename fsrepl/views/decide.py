@@ -9,8 +9,9 @@ import enum
 import errno
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+
+from msgspec import Struct
 
 from fsrepl.model.version import Version
 from fsrepl.model.view import View
@@ -39,8 +40,7 @@ ABSENT: Mapping[int | None, Occupant] = MappingProxyType(
 """The occupant that an error number implies. Any other error may pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """The entry in the place of a key's view, with its status where there is one."""
 
     occupant: Occupant
@@ -85,8 +85,7 @@ def decide_view(found: Found, expected: View | None, version: Version, *, is_sho
             return Answer.MAKE
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
+class Leaving(Struct, frozen=True):
     """A stored version's file that may have been a key's view, beside the file that is the view now.
 
     view: as recorded, None where that is unknown. stored: the file of the version that it showed, None where there is

@@ -21,8 +21,10 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fsrepl.model import access, attributes, json_text, keys
 from fsrepl.model.version import Rights
@@ -34,8 +36,7 @@ from fsrepl.views import crossing
 # -- the record
 
 
-@dataclass(frozen=True, slots=True)
-class Replicated:
+class Replicated(Struct, frozen=True):
     """A bucket's record of a directory that sources deliver into.
 
     made: the inode that replication made for it, 0 where none; given: its permissions afterwards. home: the inode

@@ -9,7 +9,8 @@ is no edit of its user's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError
 from fsrepl.model import metadata

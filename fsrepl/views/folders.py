@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Posix, Rights, Shortfall, Version

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys

@@ -7,7 +7,7 @@ as it loses that name.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from fsrepl.model import keys
 from fsrepl.model.version import NULL

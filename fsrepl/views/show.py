@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
@@ -31,8 +32,7 @@ from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 # -- views
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Struct, frozen=True):
     """The view shows the version now; view is None where it is absent for a marker.
 
     left: the version shown before, if the view was its stored file, whose record its user could write.
@@ -44,16 +44,14 @@ class Shown:
     record: Version | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NotShown:
+class NotShown(Struct, frozen=True):
     """The view cannot change now. conflict: its place is taken by something that is not this key's file."""
 
     why: str
     conflict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class UserChanged:
+class UserChanged(Struct, frozen=True):
     """The view has unrecorded content, which becomes a version first."""
 
 

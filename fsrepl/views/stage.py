@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged, Unavailable
 from fsrepl.model import attributes, digests, metadata

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Kind, Version

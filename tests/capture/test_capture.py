@@ -8,10 +8,10 @@ import os
 import time
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from watchdog.observers.inotify_c import InotifyConstants as In
 
 from fsrepl.commands.documents import objects

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import get_type_hints
 
 import pytest
+from msgspec import NODEFAULT, structs
 
 from fsrepl.commands import operations
 from fsrepl.daemon import requests
@@ -38,7 +38,7 @@ def example(wanted: object) -> object:
 
 def filled(kind: type[Request], *, whole: bool) -> Request:
     hints = get_type_hints(kind)
-    needed = [each for each in dataclasses.fields(kind) if whole or requests._default(each) is dataclasses.MISSING]
+    needed = [each for each in structs.fields(kind) if whole or requests._default(each) is NODEFAULT]
     return kind(**{each.name: example(hints[each.name]) for each in needed})
 
 
@@ -57,7 +57,7 @@ def test_a_request_comes_out_as_it_went_in(kind: type[Request], whole: bool) -> 
 def test_what_is_at_its_default_is_not_sent(kind: type[Request]) -> None:
     """Section 5: a daemon that does not know a new parameter still accepts all requests that do not use it."""
     sent = json.loads(requests.encode(filled(kind, whole=False)))["params"].keys()
-    assert all(requests._default(each) is dataclasses.MISSING for each in dataclasses.fields(kind) if each.name in sent)
+    assert all(requests._default(each) is NODEFAULT for each in structs.fields(kind) if each.name in sent)
 
 
 def test_every_request_is_answered() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fsrepl.model import attributes, metadata
 from fsrepl.model.metadata import ACL, ATTRS, GROUPS, POSIX, TAGS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.region import delivery_queue
 from fsrepl.region.delivery_queue import Queue

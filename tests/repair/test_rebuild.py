@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model import attributes, keys
 from fsrepl.model.rule import Replication, Rule

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.version import DeliveryRecord, Origin, Status, Version
 from fsrepl.replicate.settle import Settlement, interpret

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.rule import Rule
 from fsrepl.model.version import THRESHOLD_NS, DeliveryRecord, Result, Status, Tracking, Version, operation

@@ -6,10 +6,10 @@ import itertools
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model import access
 from fsrepl.model.version import Posix

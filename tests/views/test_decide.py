@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.version import Version
 from fsrepl.model.view import view_of

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.version import Posix, Status, Version
 from fsrepl.views.link_groups import latest_of

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from fsrepl.model.version import DeliveryRecord, Shortfall, Status, Version
 from fsrepl.storage.journal.rows import Delivery, delivery_of

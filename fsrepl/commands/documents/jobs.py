@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.model.keys import Document
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.backfill_jobs import Job, Tasks
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(Struct, frozen=True):
     """The average speed of a running job since this process began it; None where not known yet."""
 
     tasks_per_s: float | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.errors import FsreplError
 from fsrepl.lifecycle.tiers import PLACED_MIN_BYTES, to_be_moved
@@ -15,8 +16,7 @@ from fsrepl.storage.site import Site
 from fsrepl.storage.tiers import Tier, tier_address
 
 
-@dataclass(slots=True)
-class Held:
+class Held(Struct):
     """Versions whose content lies in a tier, and those that are to be moved there. bytes: of the content itself."""
 
     versions: int = 0

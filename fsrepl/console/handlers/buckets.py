@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from fsrepl.commands import folder as folders

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from fsrepl.commands import lifecycle as commands

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from fsrepl.commands import replication as commands

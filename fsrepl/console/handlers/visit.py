@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
+from msgspec.structs import replace
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from fsrepl.commands.reader import Document

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.commands.folder import Cursor
 from fsrepl.commands.notes import notes_of
@@ -12,8 +14,7 @@ from fsrepl.console.pages.rendering import Frame, render, shown, url
 from fsrepl.model import keys
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """What of a bucket is shown. folder: without a slash at its end."""
 
     bucket: str

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
+from msgspec import Struct
 
 from fsrepl.commands.notes import Kind, notes_of
 from fsrepl.commands.reader import Document
@@ -20,8 +20,7 @@ _SILENT = frozenset({Kind.SKIPPED, Kind.MOVING})
 """Notes that are no problem."""
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
+class Remedy(Struct, frozen=True):
     """A button that mends something (a form to `action`), or a link to where that is done."""
 
     label: str
@@ -29,8 +28,7 @@ class Remedy:
     is_form: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     text: str
     remedies: tuple[Remedy, ...] = ()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from msgspec import Struct
 
 from fsrepl.commands.folder import key_of
 from fsrepl.console.access import Notice
@@ -26,8 +26,7 @@ NAVIGATION = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """What every page shows around its content.
 
     path: the address of the page, to which its forms lead back. csrf: the token of its forms. can_leave: whether there

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from urllib.parse import urlencode
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fsrepl.commands.reader import Document
 from fsrepl.console.pages.rendering import Frame, render
@@ -25,8 +27,7 @@ SAME = ""
 """The storage class of a replica is its source's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(Struct, frozen=True):
     """What was answered so far; empty where a question was not answered yet.
 
     prefixes: each with the storage class of its replicas. role None: not answered, empty: a new one. existing: add or

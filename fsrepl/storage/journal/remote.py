@@ -10,7 +10,8 @@ or lost its last rows in a power cut. A key with such a version is listed once b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.storage.journal.connection import Connection
 
@@ -20,8 +21,7 @@ _KEYS_MAX = 500
 COPYING = "copying"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RemoteVersion:
+class RemoteVersion(Struct, frozen=True, order=True):
     """A version or marker in a bucket of a service. remote: the service's id, empty for an intent.
 
     upload: the id of an upload in parts that is under way; for a version that is there, COPYING where it may be there
@@ -46,8 +46,7 @@ class RemoteVersion:
         return self.created_ns, self.id
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteCounts:
+class RemoteCounts(Struct, frozen=True):
     """Objects (keys whose newest version is no marker), versions without markers, their bytes, and those of objects."""
 
     objects: int

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from fsrepl.model import keys
 from fsrepl.model.version import EMPTY, NULL, DeliveryRecord, Status, Tracking, Version, operation
 from fsrepl.model.view import View
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
+class Object(Struct, frozen=True):
     """A key's current version according to the journal, and its view."""
 
     id: str
@@ -34,8 +34,7 @@ class Object:
         return self.created_ns if self.id == NULL else -1
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """A version or marker in the journal, with its position in the order of versions_after."""
 
     directory: bytes
@@ -53,8 +52,7 @@ class Stored:
         return self.directory, self.name, self.created_ns, self.id
 
 
-@dataclass(frozen=True, slots=True)
-class Classed:
+class Classed(Struct, frozen=True):
     """A version in the journal that has a storage class, tags or a tier. size in bytes. view_mode: that of its view, 0
     where no view shows it."""
 
@@ -101,8 +99,7 @@ def read_tier(text: str | None) -> str:
     return found[2] if len(found) > 2 else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True):
     """A delivery in the journal."""
 
     source: str
@@ -133,8 +130,7 @@ def delivery_of(source: str, version: Version, destination: str, recorded: Deliv
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """The outcome of one delivery at the destination, to be recorded at the source. sent: the delivery when it was
     sent.
 
@@ -149,8 +145,7 @@ class Outcome:
     crossed_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(Struct, frozen=True):
     """A count of items, their bytes, and the time since the oldest of them has been so."""
 
     number: int = 0
