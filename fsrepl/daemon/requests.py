@@ -403,7 +403,9 @@ def decode(line: bytes) -> Request:
     """The request of a line. Raises Usage, in one sentence, for a request unknown to this version of fsrepl."""
     try:
         document = json.loads(line)
-        op, given = str(document["op"]), dict(document["params"])
+        op, given = str(document["op"]), document["params"]
+        if not isinstance(given, dict):
+            raise ValueError(f"its params are {json.dumps(given)[:80]}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Usage(f"the daemon was asked something it does not understand: {error}") from error
     kind = KINDS.get(op)
