@@ -15,8 +15,6 @@ from fsrepl.cli.common import (
     DryRun,
     Json,
     Performer,
-    Yes,
-    confirm,
     counted,
     perform,
     print_json,
@@ -58,28 +56,23 @@ def undelete(
     since: Annotated[
         str, typer.Option(metavar="TIME", help="Deleted then or later: 2026-11-24T10:00:00Z; `status` says when.")
     ],
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", hidden=True, help="Accepted: it asks nothing.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Bring back every file that users deleted since a time, as new versions.
 
-    Each gets the content and metadata that it had. Files that were written again since stay as they are, and so does
-    what lifecycle deleted, or what was deleted by a replicated marker. The bucket is HALTED no longer when every
-    deletion that is held was taken back.
+    Each gets the content and metadata that it had; --dry-run says first which. Files that were written again since stay
+    as they are, and so does what lifecycle deleted, or what was deleted by a replicated marker. The bucket is HALTED no
+    longer when every deletion that is held was taken back.
     """
     since = _moment(since)
     with Performer() as performer:
-        if dry_run or not yes:  # who says yes is not kept waiting for a count
+        if dry_run:
             found = _count(performer, address, since)
             what = f"{counted(found['Keys'], 'file')}, {size_text(found['Bytes'])}, deleted since {since}"
-            if dry_run:
-                print_json(found) if json else _preview(found, what)
-                return
-            if found["Keys"]:
-                if not json:
-                    _preview(found, what)
-                confirm(f"{shown(str(address))}: {what}. Bring them back?", yes)
+            print_json(found) if json else _preview(found, what)
+            return
         answer = _restore(performer, address, since)
     if json:
         print_json(answer)

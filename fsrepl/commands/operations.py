@@ -72,14 +72,22 @@ def local_engine(settings: Settings) -> Iterator[Engine]:
         engine.close()
 
 
+def _bucket_of(request: OnBucket | OnSource | OnObject) -> str:
+    match request:
+        case OnBucket():
+            return request.bucket.bucket
+        case OnSource():
+            return request.source.bucket
+        case OnObject():
+            return request.address.bucket
+
+
 def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer]) -> Answer:
     """Run a step in the thread of its region."""
     if request.region in engine.site.services:
-        engine.site.bucket(f"{request.region}/bucket")  # raises: what is asked is of a bucket here
+        engine.site.bucket(_bucket_of(request))  # raises: what is asked is of a bucket here
     if request.region not in engine.regions:
-        raise Usage(
-            f"there is no region {request.region!r} in {engine.settings.path}; it names {engine.site.region_names()}"
-        )
+        raise Usage(engine.site.no_region(request.region))
     return engine.regions[request.region].ask(lambda: step(engine, request))
 
 

@@ -278,7 +278,7 @@ def _renewed(version: Version, lost: str, rules: Collection[Rule]) -> DeliveryRe
 def forget_region(engine: Engine, name: str) -> dict[str, object]:
     """Remove a region from the site; its directory stays unchanged."""
     if name not in {*engine.settings.regions, *engine.settings.endpoints}:
-        raise Usage(f"there is no region {name!r} in {engine.settings.path}; it names {engine.site.region_names()}")
+        raise Usage(engine.site.no_region(name))
     if [*engine.settings.regions] == [name]:
         raise Usage(f"{name} is the only region of this site")
     file = engine.settings.path

@@ -49,7 +49,7 @@ def add_tier(engine: Engine, request: AddTier) -> dict[str, object]:
 def _named(site: Site, tier: str) -> tuple[str, str]:
     region, _, name = tier.partition("/")
     if region not in site.settings.regions:
-        raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
+        raise Usage(site.no_region(region))
     if name not in TIERS:
         raise Usage(f"{tier!r} is not REGION/CLASS: the storage classes with a tier are {', '.join(TIERS)}")
     if region not in site.identities.regions:

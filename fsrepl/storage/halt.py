@@ -38,8 +38,9 @@ class Halt(Struct, frozen=True):
             f"{self.deleted:,} of {self.keys:,} keys were deleted at once" if self.deleted else "many keys were deleted"
         )
         return (
-            f"HALTED since {since}: {what}, and their replicas are kept; `fsrepl undelete {address} --since {since}` "
-            f"brings the files back, `fsrepl ack {address}` lets the deletions cross"
+            f"HALTED since {since}: {what}, and deletions not sent by then are held; "
+            f"`fsrepl undelete {address} --since {since}` brings the files back, `fsrepl ack {address}` lets the "
+            "deletions cross"
         )
 
 

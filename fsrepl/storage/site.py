@@ -63,7 +63,7 @@ class Site:
         for name in self.services.keys() - settings.endpoints.keys():
             del self.services[name]
         for name in self.roots.keys() - settings.regions.keys():
-            self.roots.pop(name).left = self._no_region(name)
+            self.roots.pop(name).left = self.no_region(name)
 
     @property
     def uuid(self) -> str:
@@ -145,10 +145,13 @@ class Site:
         """A region's root, with its identity verified. Raises Unavailable where it is offline or foreign."""
         root = self.roots.get(name)
         if root is None:
-            raise Usage(self._no_region(name))
+            raise Usage(self.no_region(name))
         return root.open()
 
-    def _no_region(self, name: str) -> str:
+    def no_region(self, name: str) -> str:
+        """Why a name is none of a region with a directory, for messages."""
+        if name in self.services:
+            return f"region {name} is the S3 service {self.services[name].settings.url}, and has no directory here"
         return f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}"
 
     def unattached(self) -> list[str]:
@@ -223,7 +226,7 @@ class Site:
                 "and is no folder here; name the bucket that is replicated to it",
             )
         if region not in self.settings.regions:
-            raise Usage(self._no_region(region))
+            raise Usage(self.no_region(region))
         if address not in self.buckets:
             if region not in self.identities.regions:
                 raise Refused("NoSuchBucket", f"{address} is not known: {self.roots[region].not_attached}")
@@ -234,7 +237,7 @@ class Site:
     def buckets_of(self, region: str) -> list[str]:
         """The addresses of the buckets of a region. Raises Usage for an unknown region."""
         if region not in self.settings.regions:
-            raise Usage(self._no_region(region))
+            raise Usage(self.no_region(region))
         return sorted(address for address, bucket in self.buckets.items() if bucket.region == region)
 
     def named(self, name: str) -> list[str]:
