@@ -13,6 +13,7 @@ from fsrepl.commands.sites import make_directory, write_settings
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import AddTier, RemoveTier
 from fsrepl.errors import FsreplError, Usage
+from fsrepl.region.region import Region
 from fsrepl.settings import TIERS, ClassSettings, reading
 from fsrepl.storage import tiers
 from fsrepl.storage.documents import open_directory, read_document, remove_document, write_document
@@ -112,6 +113,9 @@ def remove_tier(engine: Engine, request: RemoveTier) -> dict[str, object]:
             write_settings(engine.fs, file, text)
             engine.reload(reading.parse(text, file, os.path.realpath))
         return {"Tier": address, "Removed": False, "Versions": held.versions, "Bytes": held.bytes}
+    if left := _left(site, region, name):  # by a crash, and at the start still shown: a sweep now removes it
+        engine.regions[region].ask(lambda: _sweep_now(engine.regions[region]))
+        return {"Tier": address, "Removed": False, "Versions": left, "Bytes": 0}
     text = settings_text.remove_class(file.read_text(), region, name)
     parsed = reading.parse(text, file, os.path.realpath)
     with contextlib.suppress(FsreplError, OSError):
@@ -121,3 +125,24 @@ def remove_tier(engine: Engine, request: RemoveTier) -> dict[str, object]:
     write_settings(engine.fs, file, text)
     engine.reload(parsed)
     return {"Tier": address, "Removed": True, "Versions": 0, "Bytes": 0}
+
+
+def _left(site: Site, region: str, name: str) -> int:
+    """The number of contents of a region's buckets in a tier that no version names any more. 0 where it is away."""
+    tier, number = site.roots[region].tier(name), 0
+    for address in site.buckets_of(region) if tier is not None else ():
+        bucket = site.buckets[address]
+        with contextlib.suppress(FsreplError, OSError):
+            assert tier is not None
+            opened = tier.open_bucket(bucket.name)
+            try:
+                found = [opened.read(entry) for entry in opened.entries()]
+            finally:
+                opened.close()
+            number += sum(each is not None and bucket.owns(each[0]) for each in found)
+    return number
+
+
+def _sweep_now(region: Region) -> None:
+    for state in region.states.values():
+        state.placing.swept.clear()

@@ -188,7 +188,11 @@ class DeliveryGroup:
             found = self.destination.view_status(key)
         except OSError as error:
             return error.errno in NO_FILE
-        return not self.destination.is_object(key, found) or not (self.state.is_scanned or known.view.is_like(found))
+        if not self.destination.is_object(key, found):
+            # A symlink or directory that was shown while this was a tree bucket: nothing captures it now, and it stays.
+            is_former = not self.destination.bucket.trees and known.view.has_content_of(found)
+            return not is_former or self.destination.fs.is_regular(found)
+        return not (self.state.is_scanned or known.view.is_like(found))
 
     def _replica(self, item: Item, version: Version, recorded: DeliveryRecord) -> Version:
         """The version as it is sent: the metadata that may travel, and another owner where the rule says so."""

@@ -71,6 +71,8 @@ def decide_view(found: Found, expected: View | None, version: Version, *, is_sho
             return Answer.REPLACE if is_recorded else Answer.USER_CHANGED
         case Occupant.MOUNT if expected is not None:
             return Answer.BLOCKED  # the recorded file still exists below the mount
+        case Occupant.OTHER if expected and found.status and expected.is_link and expected.has_content_of(found.status):
+            return Answer.BLOCKED  # the recorded symlink, of a bucket that is no tree bucket any more
         case _ if version.marker:
             return Answer.DONE
         case Occupant.MOUNT | Occupant.TOO_LONG:

@@ -314,7 +314,8 @@ def show_directory(bucket: OpenBucket, version: Version, expected: View | None, 
     surely: the directory was about to be changed when a crash came, so that no difference is a user's change.
     """
     if not bucket.bucket.trees:
-        return Shown(None) if version.marker else _needs_trees(bucket, version)
+        is_gone = expected is None or look(bucket, version.key).occupant is not Occupant.OTHER
+        return Shown(None) if version.marker and is_gone else _needs_trees(bucket, version)
     path = version.key[:-1]
     bucket.views.forget(path)  # another one may have its name since
     found = look(bucket, version.key)

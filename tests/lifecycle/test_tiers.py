@@ -114,6 +114,22 @@ def test_a_tier_that_is_added_later_is_filled(world: World, clock: Clock) -> Non
     assert (contents(tier), stored(world)) == ([ONE], [0, 22000])
 
 
+def test_a_tier_is_removed_only_once_nothing_of_ours_is_left_in_it(world: World, clock: Clock) -> None:
+    """G7: content that a crash left while it was moved back is swept first, and its disk is free."""
+    tier = add_tier(world)
+    moved(world, clock)
+    (there,) = [path for path in (tier / "src").iterdir() if path.is_file()]
+    os.link(there, kept := world.home / "kept")
+    world.run("tier.rm", tier="east/STANDARD_IA")
+    world.settle()
+    os.link(kept, there)  # as if the daemon had died before it was removed
+    answer = world.run("tier.rm", tier="east/STANDARD_IA")
+    assert (answer["Removed"], answer["Versions"]) == (False, 1)
+    world.settle()
+    assert contents(tier) == []
+    assert world.run("tier.rm", tier="east/STANDARD_IA")["Removed"]
+
+
 def test_a_tier_is_emptied_before_it_is_removed(world: World, clock: Clock) -> None:
     tier = add_tier(world)
     moved(world, clock)

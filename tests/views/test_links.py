@@ -165,6 +165,33 @@ def test_a_symlink_waits_in_the_store_of_a_bucket_that_is_no_tree_bucket(tmp_pat
         world.stays_quiet()
 
 
+def test_turning_trees_off_at_a_destination_leaves_nothing_pending(tmp_path: Path) -> None:
+    """What it shows stays; newer versions and markers are COMPLETED in its store, until `trees on` shows them."""
+    with World(tmp_path, trees=True) as world:
+        for name in ("gone", "other"):
+            world.link(name, "target")
+        world.path("dir").mkdir()
+        world.path("narrow").mkdir()
+        world.settle()
+        world.run("bucket.trees", bucket=DESTINATION, on=False)
+        world.unlink("gone")
+        world.unlink("other")
+        world.link("other", "elsewhere")
+        world.path("dir").rmdir()
+        world.path("narrow").chmod(0o700)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.links(DESTINATION) == {"gone": "target", "other": "target"}
+        world.run("bucket.trees", bucket=DESTINATION, on=True)
+        world.settle()
+        assert world.links(DESTINATION) == {"other": "elsewhere"}
+        assert [p.name for p in world.path("", DESTINATION).iterdir() if p.is_dir() and p.name != ".fsrepl"] == [
+            "narrow"
+        ]
+        assert world.path("narrow", DESTINATION).stat().st_mode & 0o777 == 0o700
+        world.stays_quiet()
+
+
 def test_turning_trees_off_deletes_nothing(tmp_path: Path) -> None:
     """What is recorded stays; a symlink made meanwhile becomes an object when they are on again."""
     with World(tmp_path, trees=True) as world:
