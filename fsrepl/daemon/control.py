@@ -212,7 +212,8 @@ def _error(error: FsreplError) -> dict[str, object]:
 def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None = None) -> dict[str, Any]:
     """The daemon's answer, however long, or the error that the operation raised there.
 
-    Raises NotRunning only where nothing listens: an answer that cannot be read comes from a running daemon.
+    Raises NotRunning only where nothing listens, or the daemon is ending: an answer that cannot be read comes from a
+    running daemon.
     """
     op, line = request.op, requests.encode(request)
     if len(line) > _REQUEST_MAX_BYTES:
@@ -292,7 +293,10 @@ def _raised(document: dict[str, Any]) -> FsreplError:
         code = str(document["code"])
         return Refused(code, message.removeprefix(f"{code}: "))
     found = getattr(errors, str(kind), FsreplError)
-    if found in (errors.Usage, errors.Unavailable, errors.BucketMissing, errors.StoreDamaged, errors.TimedOut):
+    known = (
+        errors.Usage, errors.Unavailable, errors.BucketMissing, errors.StoreDamaged, errors.TimedOut, NotRunning
+    )  # fmt: skip
+    if found in known:
         error: FsreplError = found(message)
         return error
     return FsreplError(message)

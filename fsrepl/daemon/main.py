@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
 from fsrepl.daemon.lock import Lock
 from fsrepl.daemon.requests import Request, Wait
-from fsrepl.errors import FsreplError, Refused
+from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.model import clock
 from fsrepl.region.reporter import Formatter
 from fsrepl.remote import client
@@ -281,8 +282,16 @@ class Daemon:
             raise Refused(control.TOO_MANY, f"{most:,} commands wait already, which is as many as may; try again later")
         try:
             given_up = lambda: self._stop.is_set() or not alive()  # noqa: E731
-            with self.engine.journal_faults_as_unavailable():
-                return self.commands.wait(self.engine, request, given_up)
+            try:
+                with self.engine.journal_faults_as_unavailable():
+                    answer = self.commands.wait(self.engine, request, given_up)
+            except (sqlite3.Error, FsreplError):
+                if not self._stop.is_set():
+                    raise
+                raise _ended() from None  # the journal may be closed by now
+            if self._stop.is_set() and answer["pending"]:
+                raise _ended()
+            return answer
         finally:
             self._waits.release()
 
@@ -299,3 +308,7 @@ class Daemon:
             "stuck": [r.name for r in regions if r.pulse.is_stuck],
             **live.status(self.engine),
         }
+
+
+def _ended() -> NotRunning:
+    return NotRunning("the daemon of this site is ending before all is done; once it runs again, wait again")

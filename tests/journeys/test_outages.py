@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_wait_sees_that_a_region_is_back(site: Site) -> None:
     (site.home / "identity").rename(identity)
     site.wait()
     assert site.tree(DESTINATION) == {}
+
+
+@pytest.mark.slow
+def test_a_wait_says_that_the_daemon_ended(site: Site) -> None:
+    """Section 5: neither a timeout nor a traceback; what was pending is not known any more."""
+    identity = site.regions["west"] / ".fsrepl-region.json"
+    identity.rename(site.home / "identity")
+    site.until(lambda: not site.bucket_status(DESTINATION)["online"], "the destination is offline")
+    site.write("k", b"k")
+    site.until(lambda: site.bucket_status(SOURCE)["pending"] == 1, "it is captured")
+    threads = Path(f"/proc/{site.json('status')['daemon']['pid']}/task")
+    idle = len(list(threads.iterdir()))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(site.run, "wait", "--timeout", "60")
+        site.until(lambda: len(list(threads.iterdir())) > idle, "the daemon has a thread for it")
+        site.stop()
+        assert waiting.result().code == 5
+    assert "Traceback" not in site.tail(100_000)
 
 
 @pytest.mark.parametrize(
