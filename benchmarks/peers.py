@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,7 +63,7 @@ class Peer(ABC):
     def wait_for(self, files: int, patience_s: float = 600.0) -> None:
         """Wait until the destination has so many files, all complete. Raises SystemExit."""
         until_s = time.monotonic() + patience_s
-        while sum(1 for path in self.destination.rglob("*") if _is_complete(path)) != files:
+        while sum(map(_is_complete, _files(self.destination))) != files:
             if time.monotonic() > until_s:
                 raise SystemExit(f"{self.name} did not bring {files:,} files within {patience_s:.0f} s")
             time.sleep(_LOOK_S)
@@ -92,9 +93,15 @@ def _stats() -> dict[int, list[str]]:
     return found
 
 
+def _files(top: Path) -> Iterator[Path]:
+    """The files below a directory; what is removed meanwhile is left out."""
+    for folder, _, names in os.walk(top):
+        yield from (Path(folder, name) for name in names)
+
+
 def _is_complete(path: Path) -> bool:
-    """Whether a file is there under its own name: rsync and Syncthing write beside it under another one."""
-    return path.is_file() and not path.name.startswith((".", "~syncthing~")) and ".stfolder" not in path.parts
+    """Whether a file has its own name: rsync and Syncthing write beside it under another one."""
+    return not path.name.startswith((".", "~syncthing~")) and ".stfolder" not in path.parts
 
 
 class Lsyncd(Peer):
