@@ -37,7 +37,6 @@ from fsrepl.remote.service import versioning_there
 from fsrepl.replicate import decide, remote
 from fsrepl.replicate.deliver import settle_all
 from fsrepl.replicate.remote import Done, Task
-from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
@@ -96,7 +95,7 @@ class Uplink(Receiver):
         super().__init__(engine, name, regions)
         self.regions = regions
         self.states: dict[str, BucketState] = {}
-        self._ways: Rotation[tuple[str, str]] = Rotation()
+        self._routes: Rotation[tuple[str, str]] = Rotation()
         self._service = engine.site.services[name]
         self._under_way = self._bytes_under_way = 0
         self._done: list[Done] = []
@@ -104,22 +103,13 @@ class Uplink(Receiver):
 
     # -- the loop
 
-    def turn(self) -> bool:
-        try:
-            return self._turn()
-        except sqlite3.Error as error:
-            if not database.is_passing(error):
-                raise
-            self._begin_again(error)
-            return False
-
-    def _turn(self) -> bool:
+    def take_turn(self) -> bool:
         busy = self.read_inbox() | self.finish_background()
         if time.monotonic() < self._faulty_until_s:
             return busy
         return self._record() | self._deliver() | busy
 
-    def _begin_again(self, error: sqlite3.Error) -> None:
+    def begin_again(self, error: sqlite3.Error) -> None:
         """Wait after the journal could not be written: what is to be recorded, or to begin, is kept until then."""
         log.warning("waiting region=%s: the journal %s cannot be used: %s", self.name, self.engine.journal.path, error)
         self._faulty_until_s = time.monotonic() + _JOURNAL_S
@@ -299,7 +289,7 @@ class Uplink(Receiver):
         if self._is_full:
             return False
         waiting = {at: queue.count_ready(now_s) for at, queue in ready.items()}
-        for at, share in self._ways.shares(waiting, free, now_s).items():
+        for at, share in self._routes.shares(waiting, free, now_s).items():
             if taken := ready[at].take(min(share, free), now_s, limiter.batch_bytes):
                 self._begin(ready[at], taken)
                 free, busy = free - len(taken), True

@@ -36,7 +36,6 @@ from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import reconcile, refetch, scrub
 from fsrepl.replicate import backfill, decide, deliver, settle
-from fsrepl.storage.journal import database
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following, labels, relinking, resting, stale
 
@@ -67,7 +66,7 @@ class Worker(Attaching):
 
     # -- the thread
 
-    def _begin_again(self, error: sqlite3.Error) -> None:
+    def begin_again(self, error: sqlite3.Error) -> None:
         """Start over after the journal could not be written, as on a full disk: current work may be recorded in part.
 
         So none of it is trusted. The buckets come up again, after a growing delay, from what trees and records
@@ -104,16 +103,7 @@ class Worker(Attaching):
                     with state.bucket.open() as bucket:
                         reconcile.sign(bucket, self.engine.journal)
 
-    def turn(self) -> bool:
-        try:
-            return self._turn()
-        except sqlite3.Error as error:
-            if not database.is_passing(error):
-                raise
-            self._begin_again(error)
-            return False
-
-    def _turn(self) -> bool:
+    def take_turn(self) -> bool:
         self.worked_for.clear()
         busy = self.read_inbox() | self.finish_background()
         now_s = time.monotonic()

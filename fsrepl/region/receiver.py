@@ -82,9 +82,24 @@ class Receiver(abc.ABC):
 
     # -- the thread
 
-    @abc.abstractmethod
     def turn(self) -> bool:
-        """Run one step of each kind; whether there was anything to do."""
+        """Run one step of each kind; whether there was anything to do. A journal that cannot be written now is waited
+        for."""
+        try:
+            return self.take_turn()
+        except sqlite3.Error as error:
+            if not database.is_passing(error):
+                raise
+            self.begin_again(error)
+            return False
+
+    @abc.abstractmethod
+    def take_turn(self) -> bool:
+        """Run one step of each kind. Raises sqlite3.Error, also for a fault of the journal's disk that may pass."""
+
+    @abc.abstractmethod
+    def begin_again(self, error: sqlite3.Error) -> None:
+        """Start over after the journal could not be written, later and later while that lasts."""
 
     @abc.abstractmethod
     def next_s(self) -> float | None:
