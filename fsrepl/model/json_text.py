@@ -10,8 +10,9 @@ def loads(text: str | bytes) -> Any:
     """As json.loads, with ValueError for all that is no JSON, and for values nested so deep that Python gives up.
 
     Some 1,000 brackets are enough for that, and an attribute of a file can hold them that a user shares with the store.
+    Bytes are UTF-8: json would take zero bytes near the beginning for UTF-16 or UTF-32; only damage puts them there.
     """
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode())
     except RecursionError as error:
         raise ValueError("its values are nested too deep") from error

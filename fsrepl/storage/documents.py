@@ -123,7 +123,7 @@ def read_removed(fs: Fs, meta: int, known: Removed) -> Removed:
         fs.close(fd)
     added = set()
     for line in data.splitlines():
-        with contextlib.suppress(ValueError, KeyError):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json_text.loads(line)
             added.add((os.fsencode(entry["key"]), entry["version"]))
     return Removed(known.ids | added, found.st_ino, known.size + data.rfind(b"\n") + 1)

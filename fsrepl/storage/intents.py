@@ -9,9 +9,9 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
 from fsrepl.model import json_text
 from fsrepl.model.view import View
@@ -134,7 +134,7 @@ def read_intents(bucket: OpenBucket) -> Iterator[tuple[bytes, list[Intent]]]:
             bucket.fs.close(fd)
         try:
             yield name, [_read_intent(d) for d in json_text.loads(data)]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, TypeError):
             yield name, []
 
 
@@ -148,8 +148,20 @@ def _intent_document(intent: Intent) -> dict[str, object]:
     }
 
 
-def _read_intent(document: dict[str, Any]) -> Intent:
-    was = document["was"]
-    racy = bool(was) and was[6:] == [True]  # absent in earlier builds
-    view = View(was[0], was[1], was[2], was[3], was[4], racy, was[5]) if was else None
-    return Intent(base64.b64decode(document["key"]), document["version"], view, Act(document["act"]))
+class _Written(Struct):
+    """An intent as its file has it. was: the values of a view, in the order of _VIEW; earlier builds left racy out."""
+
+    key: str
+    version: str
+    was: list[int | bool | str] | None
+    act: Act
+
+
+_VIEW = ("ino", "size", "mtime_ns", "ctime_ns", "mode", "shown", "racy")
+
+
+def _read_intent(document: object) -> Intent:
+    """Raise ValueError where the document is damaged: msgspec's own are ValueErrors."""
+    found = convert(document, _Written)
+    was = convert(dict(zip(_VIEW, found.was, strict=False)), View) if found.was else None
+    return Intent(base64.b64decode(found.key), found.version, was, found.act)

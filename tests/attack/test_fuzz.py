@@ -218,9 +218,12 @@ def test_damaged_documents_on_disk_end_no_loop(memory: Path, caplog: pytest.LogC
         world.run("lifecycle.put", bucket=SOURCE, document=LIFECYCLE)
         world.settle()
         meta = world.path(".fsrepl")
-        (meta / "intents" / "1-x").write_text('[{"key": "ZC9r", "version": "", "was": null, "act": "show"}]')
+        view = [1, 3, 5, 5, 33188, "", True]
+        intents = [{"key": "ZC9r", "version": "", "was": was, "act": "show"} for was in (None, view)]
+        (meta / "intents" / "1-x").write_text(json.dumps(intents))
+        (meta / "removed.jsonl").write_text('{"key": "gone", "version": "01M8KJ3YBH6BRFRECPKNX5GBNR"}\n')
         stored = next(meta.glob("versions/d/k;*"))
-        whole = {path: path.read_bytes() for path in (*meta.glob("*.json"), meta / "intents" / "1-x")}
+        whole = {path: path.read_bytes() for path in (*meta.glob("*.json*"), meta / "intents" / "1-x")}
         record = os.getxattr(stored, "user.fsrepl.record")
 
         @settings(max_examples=40 * TIMES)
