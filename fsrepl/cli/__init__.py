@@ -51,7 +51,14 @@ def options(
             "--verbose", "-v", count=True, show_default=False, help="Print more; the daemon also logs captures."
         ),
     ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Say nothing of what was done; lists and other answers, warnings and errors are printed.",
+        ),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -269,6 +269,11 @@ def _set(bucket: Address, status: str, json: bool) -> None:
         if answer.get("Objects"):
             say(_takes(bucket, answer))
         say(f"versioning of {bucket}: {status}")
+    for source in answer.get("ReplicatedFrom", ()):
+        warn(
+            f"{source} is replicated to {bucket}, and its deliveries fail from now on (DstBucketUnversioned); after "
+            f"`fsrepl versioning enable {bucket}`, `fsrepl retry {source}` sends them"
+        )
     if "Left" in answer:
         tell_left(answer)
 
@@ -283,7 +288,8 @@ def versioning_enable(bucket: Bucket, json: Json = False) -> None:
 def versioning_suspend(bucket: Bucket, json: Json = False) -> None:
     """Create no more versions, and keep the existing ones.
 
-    A write replaces the version `null` of its key.
+    A write replaces the version `null` of its key. Deliveries to a bucket that is suspended fail until it is enabled
+    again, as in S3; a source with a replication configuration cannot be suspended.
     """
     _set(bucket, "Suspended", json)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -34,6 +34,8 @@ from fsrepl.storage.journal.rows import Delivery, Object
 from fsrepl.views import edits, null_view, show, stale
 
 TAGS_MAX, TAG_KEY_MAX, TAG_VALUE_MAX = 10, 128, 256
+TAG_RESERVED = "aws:"
+"""How names of tags begin that only AWS itself sets, in any case of letters. Source: S3's user guide, object tags."""
 
 
 def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
@@ -263,7 +265,7 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
         if version.marker:
             raise Refused("MethodNotAllowed", f"{keys.shown(key)} is deleted: a delete marker has no tags")
         tags = change(version.tags)
-        _check_tags(tags)
+        _check_tags(tags, {name for name in tags if tags[name] != version.tags.get(name)})
         if tags != version.tags:
             try:
                 edits.edit(region, state, bucket, version, replace(version, tags=tags))
@@ -273,9 +275,19 @@ def _tag(engine: Engine, request: OnObject, change: Callable[[Mapping[str, str]]
     return keys.key_document(key) | {"VersionId": version.id, "TagSet": tags_document(tags)}
 
 
-def _check_tags(tags: Mapping[str, str]) -> None:
+def _check_tags(tags: Mapping[str, str], changed: Collection[str]) -> None:
+    """Raises Refused as S3 does. changed: names that get a value; that an attribute of the file brought a reserved one
+    is no reason to refuse another tag."""
     if len(tags) > TAGS_MAX:
-        raise Refused("BadRequest", f"an object takes at most {TAGS_MAX} tags, and this would make {len(tags)}")
+        raise Refused(
+            "BadRequest",
+            f"an object takes at most {TAGS_MAX} tags, and this would make {len(tags)}; `fsrepl tag rm` removes some",
+        )
+    if reserved := sorted(name for name in changed if name.lower().startswith(TAG_RESERVED)):
+        raise Refused(
+            "InvalidTag",
+            f"tag {reserved[0]!r}: names that begin with {TAG_RESERVED} are reserved in S3; choose another name",
+        )
     for name, value in tags.items():
         if not name or len(name) > TAG_KEY_MAX or len(value) > TAG_VALUE_MAX:
             raise Refused(

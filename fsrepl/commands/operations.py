@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from fsrepl.commands import (
     undelete,
     versioning,
 )
+from fsrepl.commands.why import REMEDIES, reason_code
 from fsrepl.daemon import requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnBucket, OnObject, OnSource, Request
@@ -108,6 +109,7 @@ def _retry(engine: Engine, request: requests.Retry) -> Answer:
     key = scope.key if scope else b""
     addresses = [scope.bucket] if scope else sorted(engine.site.buckets)
     number, left_out = 0, dict[str, str]()
+    _check_reason(engine, addresses, request.reason)
     for address in addresses:
         engine.site.bucket(address)
         home = engine.region_of(address)
@@ -124,6 +126,22 @@ def _retry(engine: Engine, request: requests.Retry) -> Answer:
                 raise
             left_out[home.name] = str(error)
     return {"Retried": number, **({"LeftOut": [*dict.fromkeys(left_out.values())]} if left_out else {})}
+
+
+def _check_reason(engine: Engine, addresses: Sequence[str], reason: str) -> None:
+    """Raises Usage for a reason that neither fsrepl knows nor any failure has: it is misspelt."""
+    if not reason or reason in REMEDIES:
+        return
+    with engine.journal.guard:
+        found = {each for address in addresses for _, _, each, _, _ in engine.journal.deliveries.failures(address)}
+    if not any(_is_for(reason, each) for each in found):
+        there = f"failures here have {', '.join(sorted(found))}; " if found else ""
+        raise Usage(f"no reason is called {keys.shown(reason.encode())!r}; {there}known are {', '.join(REMEDIES)}")
+
+
+def _is_for(wanted: str, reason: str) -> bool:
+    """Whether a recorded reason is the one that is wanted, by S3's name for it or as it is recorded."""
+    return wanted in (reason, reason_code(reason))
 
 
 def _why_away(home: Worker, address: str, *, asked: bool) -> str:
@@ -155,7 +173,7 @@ def _is_asked(delivery: Delivery, request: requests.Retry) -> bool:
     return (
         request.destination in ("", delivery.destination)
         and request.rule in ("", delivery.rule)
-        and request.reason in ("", delivery.reason)
+        and (not request.reason or _is_for(request.reason, delivery.reason))
     )
 
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from msgspec.structs import replace
 
-from fsrepl.commands import settings_text
+from fsrepl.commands import settings_text, versioning
 from fsrepl.commands.sites import write_settings
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import AddRegion, CreateBucket, Repair, SetVersioning
@@ -195,14 +195,8 @@ def set_versioning(engine: Engine, request: SetVersioning) -> dict[str, object]:
     if request.status not in (Versioning.ENABLED, Versioning.SUSPENDED):
         raise Refused("MalformedXML", f"versioning is Enabled or Suspended, not {request.status!r}")
     wanted = Versioning(request.status)
-    if wanted is Versioning.SUSPENDED and (sources := engine.site.sources_of(address)):
-        raise Refused(
-            "InvalidBucketState",
-            f"{', '.join(sources)} is replicated to {address}, so its versioning cannot be suspended; "
-            f"`fsrepl replication rm {sources[0]}` removes the rules",
-        )
     _set_versioning(engine.site.services[request.bucket.region], address, wanted)
-    return {"Bucket": address, "Status": str(wanted)}
+    return {"Bucket": address, "Status": str(wanted)} | versioning.cut_off(engine.site, address, wanted)
 
 
 def _set_versioning(service: Service, address: str, wanted: Versioning) -> None:

@@ -60,7 +60,14 @@ def set_versioning(engine: Engine, address: str, status: str) -> dict[str, objec
             write_document(engine.fs, opened.meta, b"versioning.json", replication.versioning_document(wanted))
             bucket.refresh(opened)
         engine.region_of(address).follow(address)
-    return {"Bucket": address, "Status": str(wanted)}
+    return {"Bucket": address, "Status": str(wanted)} | cut_off(engine.site, address, wanted)
+
+
+def cut_off(site: Site, address: str, wanted: Versioning) -> dict[str, object]:
+    """The sources whose deliveries to a bucket fail once its versioning is suspended, as a part of the answer. S3 lets
+    a destination be suspended (s3-semantics, rule 11)."""
+    sources = site.sources_of(address) if wanted is Versioning.SUSPENDED else []
+    return {"ReplicatedFrom": sources} if sources else {}
 
 
 class Room(Struct, frozen=True):

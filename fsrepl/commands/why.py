@@ -172,9 +172,19 @@ def _sentence(recorded: Document) -> str:
     text = f"{recorded['Status']} to {recorded['Destination']} by rule {recorded['Rule']}"
     if recorded["Reason"]:
         text += f": {recorded['Reason']}"
-        if help_ := REMEDIES.get(recorded["Reason"]):
+        if help_ := remedy(recorded["Reason"]):
             text += f" ({help_})"
     return f"{text}; {recorded['Next']}" if recorded["Next"] else text
+
+
+def reason_code(reason: str) -> str:
+    """S3's name of a recorded reason, without the words that an S3 service added."""
+    return reason.partition(" ")[0].rstrip(":")
+
+
+def remedy(reason: str) -> str:
+    """What a person can do about a recorded reason; empty where nothing is known about it."""
+    return REMEDIES.get(reason_code(reason), "")
 
 
 REMEDIES: Mapping[str, str] = {

@@ -217,9 +217,16 @@ class Site:
     # -- buckets
 
     def bucket(self, address: str) -> Bucket:
-        """A bucket by its address. Raises Usage for an unknown region, Refused(NoSuchBucket) for an unknown bucket."""
+        """A bucket by its address. Raises Usage for an unknown region, Refused: NoSuchBucket for an unknown bucket,
+        InvalidRequest for one of an S3 service that takes replicas."""
         region = Address.parse_bucket(address).region
         if region in self.services:
+            if address not in (known := self.destinations_in(region)):
+                there = ", ".join(each.partition("/")[2] for each in known) or "none"
+                raise Refused(
+                    "NoSuchBucket",
+                    f"no bucket of this site is replicated to {address}; those that take replicas in {region}: {there}",
+                )
             raise Refused(
                 "InvalidRequest",
                 f"{address} is a bucket of the S3 service {self.services[region].settings.url}, which takes replicas "

@@ -35,6 +35,15 @@ def test_what_a_command_finds_is_its_exit_status(site: Site) -> None:
     assert site.run("ls").code == 2
 
 
+def test_quiet_keeps_the_answers(site: Site) -> None:
+    """`-q` leaves out what was done; what a command is asked for is printed, as are warnings."""
+    assert site.must("-q", "bucket", "create", "east/quiet").out == ""
+    assert "east/quiet" in site.must("-q", "bucket", "ls").out
+    site.must("-q", "replication", "enable", SOURCE, DESTINATION)
+    suspended = site.must("-q", "versioning", "suspend", DESTINATION)
+    assert (suspended.out, SOURCE in suspended.err, "DstBucketUnversioned" in suspended.err) == ("", True, True)
+
+
 def test_a_daemon_that_is_just_being_started_is_waited_for(site: Site) -> None:
     """The README's first steps, pasted: `fsrepl daemon &` on one line, `fsrepl wait && echo safe` on the next."""
     with site:

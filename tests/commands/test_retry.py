@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from fsrepl.cli import wait as cli_wait
+from fsrepl.commands.why import reason_code, remedy
 from fsrepl.errors import Usage
 from fsrepl.model.version import Status
 from tests.world import DESTINATION, SOURCE, World
@@ -72,6 +73,25 @@ def test_failures_of_one_kind_are_retried_alone(world: World) -> None:
     assert world.run("retry", scope=SOURCE, **asked) == {"Retried": 2}
     world.settle()
     assert set(world.tree(DESTINATION)) == {"a", "b"}
+
+
+def test_a_reason_that_is_misspelt_is_refused_with_the_known_ones(world: World) -> None:
+    """Section 5, retry: `tried again: 0` would look as if nothing had failed for it."""
+    fail(world, "a")
+    with pytest.raises(
+        Usage, match=r"'DstBucketUnversionned'; failures here have DstBucketUnversioned; known are .*Dst"
+    ):
+        world.run("retry", scope=SOURCE, reason="DstBucketUnversionned")
+    with pytest.raises(Usage, match="no reason is called 'nonsense'; known are AssumeRole"):
+        world.run("retry", scope=DESTINATION, reason="nonsense")
+
+
+def test_words_of_a_service_belong_to_its_reason() -> None:
+    """An S3 service's answer is recorded with S3's reason, by which people ask, and which the remedy is for."""
+    recorded = "DstPutObjectNotPermitted (AccessDenied: Access Denied)"
+    assert reason_code(recorded) == "DstPutObjectNotPermitted"
+    assert "s3:ReplicateObject" in remedy(recorded)
+    assert reason_code("EntityTooLarge: Your proposed upload exceeds the maximum") == "EntityTooLarge"
 
 
 @pytest.mark.parametrize("scope", ["", SOURCE, f"{SOURCE}/k", f"{SOURCE}/d/", DESTINATION])

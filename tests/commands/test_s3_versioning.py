@@ -512,6 +512,9 @@ def test_an_edit_of_tags_makes_no_version(world: World) -> None:
         ({"k" * 129: "v"}, "InvalidTag"),
         ({"k": "v" * 257}, "InvalidTag"),
         ({"": "v"}, "InvalidTag"),
+        ({"aws:cost": "v"}, "InvalidTag"),
+        ({"AWS:cost": "v"}, "InvalidTag"),
+        ({"aws": "v"}, ""),
         ({f"k{i}": "é" * 256 for i in range(10)}, ""),
         ({"é" * 128: ""}, ""),
     ],
@@ -527,6 +530,16 @@ def test_limits_of_tags(world: World, tags: dict[str, str], code: str) -> None:
     else:
         world.run("tag.set", bucket=SOURCE, key=b"k", tags=tags)
         assert world.current("k").tags == tags
+
+
+def test_a_reserved_tag_that_came_with_the_file_hinders_no_other(world: World) -> None:
+    """Section 4: as an attribute, a user may set any; then other tags are set and removed, and this one is removed."""
+    world.drop("k", b"data", tags={"aws:cost": "1"})
+    world.settle()
+    world.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "1", "aws:cost": "1"})
+    assert world.refused("tag.set", bucket=SOURCE, key=b"k", tags={"aws:cost": "2"}) == "InvalidTag"
+    world.run("tag.rm", bucket=SOURCE, key=b"k", names=["aws:cost"])
+    assert world.current("k").tags == {"a": "1"}
 
 
 def test_tags_of_markers_and_missing_versions_are_refused(world: World) -> None:

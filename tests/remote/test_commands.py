@@ -18,6 +18,9 @@ from fsrepl.remote import client
 from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.settings import reading
 from fsrepl.settings.kinds import Credentials
+from fsrepl.storage import listing
+from fsrepl.storage.fs import Fs
+from fsrepl.storage.site import Site
 from tests.services import KEYS, THERE, RemoteWorld, Service, current
 from tests.waiting import until
 from tests.world import SOURCE
@@ -120,6 +123,17 @@ def test_regions_and_buckets_are_shown(tmp_path: Path, service: Service) -> None
         ]  # fmt: skip
 
 
+def test_objects_are_listed_where_they_are_replicated_from(tmp_path: Path, service: Service) -> None:
+    """`ls` of the bucket that takes replicas says where to look; of a bucket that is none, that there is none."""
+    service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        site = Site(world.settings, Fs())  # as a command opens it: no document is read yet
+        for address, code in ((THERE, "InvalidRequest"), ("aws/nothere", "NoSuchBucket")):
+            with pytest.raises(Refused, match=THERE.partition("/")[2]) as refused:
+                listing.open_bucket(site, address)
+            assert refused.value.code == code
+
+
 @pytest.mark.parametrize("gone", ["bucket", "service"])
 def test_what_is_missing_is_shown(tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """with what to do."""
@@ -162,7 +176,7 @@ def test_why_says_what_a_delivery_waits_for(tmp_path: Path, service: Service) ->
 
 
 def test_a_bucket_is_made_there_and_keeps_versions(tmp_path: Path, service: Service) -> None:
-    """`bucket create`, `versioning enable`; the state is read back."""
+    """`bucket create`, `versioning enable`, `suspend`; the state is read back. S3 lets a destination be suspended."""
     with RemoteWorld(tmp_path, service, replicate=False) as world:
         world.run("bucket.create", bucket=THERE, versioning=False)
         bucket = RemoteBucket(service.client(), THERE)
@@ -172,7 +186,9 @@ def test_a_bucket_is_made_there_and_keeps_versions(tmp_path: Path, service: Serv
         assert bucket.versioning() is Versioning.ENABLED
         assert replications.candidates(world.engine.site, Address.parse_bucket(SOURCE)) == [THERE]
         world.run("replication.enable", source=SOURCE, destination=THERE)
-        assert world.refused("versioning.set", bucket=THERE, status="Suspended") == "InvalidBucketState"
+        suspended = world.run("versioning.set", bucket=THERE, status="Suspended")
+        assert suspended == {"Bucket": THERE, "Status": "Suspended", "ReplicatedFrom": [SOURCE]}
+        assert bucket.versioning() is Versioning.SUSPENDED
         assert world.refused("versioning.set", bucket="aws/nothere", status="Enabled") == "NoSuchBucket"
         assert world.refused("bucket.create", bucket="aws/A", versioning=True) == "InvalidBucketName"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsrepl.commands.why import REMEDIES
+from fsrepl.commands.why import remedy
 from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
 from fsrepl.storage.journal.database import Journal
@@ -17,7 +17,7 @@ def failures(journal: Journal, source: str) -> list[Document]:
             "Destination": destination,
             "Rule": rule,
             "Reason": reason,
-            "Remedy": REMEDIES.get(reason, ""),
+            "Remedy": remedy(reason),
             "Number": number,
             "Last": clock.stamp(clock.within(since_ns)),
         }
