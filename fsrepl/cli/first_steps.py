@@ -29,6 +29,7 @@ from fsrepl.cli.common import (
     umask,
     warn,
 )
+from fsrepl.cli.wizard import TREES
 from fsrepl.commands import sites
 from fsrepl.daemon import requests
 from fsrepl.errors import FsreplError, Refused, Usage
@@ -91,6 +92,7 @@ def run() -> int:
     copy = _answer("Folder for the copies, new or empty", "", lambda text: folder(COPY_REGION, text, source))
     prefix = str(typer.prompt("Only names that begin with (a folder ends in /; empty: everything)", default="",
                               show_default=False))  # fmt: skip
+    trees = typer.confirm(TREES, default=False)
     home = "/etc/fsrepl" if os.geteuid() == 0 else str(Path.home() / "fsrepl")
     site = _answer("Folder for the settings", home, lambda text: _site(text, (source, copy)))
     existing = source.has_files
@@ -99,7 +101,7 @@ def run() -> int:
     sites.init(site, {each.region: str(each.path.parent) for each in (source, copy)})
     say(f"\nsite {site}")
     try:
-        _make(site, source, copy, prefix)
+        _make(site, source, copy, prefix, trees=trees)
     except FsreplError:
         warn(f"the site is made, and something in it is not: `fsrepl --site {site} bucket ls` shows how far it came")
         raise
@@ -134,18 +136,18 @@ def _site(text: str, folders: tuple[Folder, ...]) -> Path:
     return path
 
 
-def _make(site: Path, source: Folder, copy: Folder, prefix: str) -> None:
-    """Both buckets and the rule."""
+def _make(site: Path, source: Folder, copy: Folder, prefix: str, *, trees: bool) -> None:
+    """Both buckets and the rule. trees: they are tree buckets."""
     set_state(State(site, state().verbose, state().quiet))
     with Performer() as performer:
         if source.has_files:
-            room = performer.perform(requests.AdoptBucket(source.address, dry_run=True))
+            room = performer.perform(requests.AdoptBucket(source.address, dry_run=True, trees=trees))
             say(f"bucket {source.address}: {_takes(room)}")
-            performer.perform(requests.AdoptBucket(source.address, umask=umask()))
+            performer.perform(requests.AdoptBucket(source.address, umask=umask(), trees=trees))
         else:
-            performer.perform(requests.CreateBucket(source.address, True, umask()))
+            performer.perform(requests.CreateBucket(source.address, True, umask(), trees))
             say(f"bucket {source.address} at {shown(str(source.path))}")
-        performer.perform(requests.CreateBucket(copy.address, True, umask()))
+        performer.perform(requests.CreateBucket(copy.address, True, umask(), trees))
         say(f"bucket {copy.address} at {shown(str(copy.path))}")
         prefixes = (prefix,) if prefix else ()
         answer = performer.perform(requests.EnableReplication(source.address, copy.address, prefixes=prefixes))

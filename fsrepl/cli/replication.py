@@ -74,6 +74,9 @@ def enable(
     ] = False,
     add: Annotated[bool, typer.Option("--add", help="Add to the existing configuration.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the existing configuration.")] = False,
+    trees: Annotated[
+        bool, typer.Option("--trees", help="Directories, symlinks and hard links too: SRC and DST become tree buckets.")
+    ] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -86,13 +89,11 @@ def enable(
         raise Usage("--role names an existing role and --create-role creates one; give one of the two")
     if add and replace:
         raise Usage("--add and --replace exclude each other")
-    has_options = bool(prefix or storage_class or role or create_role or add)
+    has_options = bool(prefix or storage_class or role or create_role or add or trees)
     if source is None:
         _check_may_ask(has_options=has_options or replace)
         asked, trees = _ask()
         wanted = structs.replace(asked, id=id_ or "", delete_markers=not no_delete_markers, dry_run=dry_run)
-        for each in () if dry_run else trees:
-            perform(requests.SetTrees(each, True))
     elif destination is None and (has_options or id_ or no_delete_markers):
         raise Usage("DST is missing; with SRC alone, `enable` takes no options and enables disabled rules again")
     else:
@@ -114,6 +115,8 @@ def enable(
         print_json(answer)
     else:
         _print_enabled(wanted, answer)
+    if trees and not dry_run:
+        _make_trees(wanted, is_told=not json)
     if source is None and not dry_run:
         _offer_lifecycle(wanted.source)
 
@@ -128,10 +131,21 @@ def _check_may_ask(*, has_options: bool) -> None:
         )
 
 
-def _ask() -> tuple[requests.EnableReplication, list[Address]]:
+def _ask() -> tuple[requests.EnableReplication, bool]:
     from fsrepl.cli import wizard
 
     return wizard.ask(open_site())
+
+
+def _make_trees(wanted: requests.EnableReplication, *, is_told: bool) -> None:
+    """Make the source a tree bucket, and the destination where it is no S3 service."""
+    from fsrepl.commands import trees
+
+    assert wanted.destination is not None
+    for bucket in trees.plain(open_site(), (str(wanted.source), str(wanted.destination))):
+        perform(requests.SetTrees(Address.parse_bucket(bucket), True))
+        if is_told:
+            say(f"trees of {bucket}: on")
 
 
 def _offer_lifecycle(source: Address) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from fsrepl.cli.common import shown
-from fsrepl.commands import replication, versioning_cost
+from fsrepl.commands import replication, trees, versioning_cost
 from fsrepl.daemon.requests import EnableReplication
 from fsrepl.errors import FsreplError, Refused
 from fsrepl.model.address import Address, region_of
@@ -22,8 +22,11 @@ from fsrepl.storage.site import Site
 _WHOLE, _SAME_CLASS = "the whole bucket", "as in the source"
 
 
-def ask(site: Site) -> tuple[EnableReplication, list[Address]]:
-    """Ask for what `replication enable` needs; that, and the buckets that are to become tree buckets first."""
+TREES = "Directories, symlinks and hard links too, as a git repository needs them (tree buckets)?"
+
+
+def ask(site: Site) -> tuple[EnableReplication, bool]:
+    """Ask for what `replication enable` needs; that, and whether its buckets are to be tree buckets."""
     source = _choose("Source bucket", _sources(site), "no bucket has versioning enabled; `fsrepl versioning enable`")
     existing = replication.has_configuration(site, source)
     if existing and not typer.confirm(f"{source} has a configuration. Replace it?", default=False):
@@ -47,16 +50,7 @@ def ask(site: Site) -> tuple[EnableReplication, list[Address]]:
         role="" if role == "create a new role" else role,
         replace=existing,
     )
-    return wanted, _trees(site, source, destination)
-
-
-def _trees(site: Site, *addresses: str) -> list[Address]:
-    """The buckets that are no tree buckets yet and are to be; an S3 service has none."""
-    plain = [each for each in addresses if each in site.buckets and not site.buckets[each].trees]
-    asked = "\nDirectories, symlinks and hard links too, as a git repository needs them (tree buckets)?"
-    if not plain or any(each not in site.buckets for each in addresses) or not typer.confirm(asked, default=False):
-        return []
-    return [Address.parse_bucket(each) for each in plain]
+    return wanted, bool(trees.plain(site, (source, destination))) and typer.confirm(f"\n{TREES}", default=False)
 
 
 def ask_old_versions(site: Site, source: Address) -> bool:

@@ -194,6 +194,7 @@ def _make_folders(engine: Engine, bucket: Bucket, fd: int) -> dict[str, object]:
         remove_document(fs, meta, remembered.IDENTITY)  # until everything is restored
         return remembered.identity(site, bucket) or {
             "uuid": bucket.uuid, "name": bucket.name, "region": bucket.region, "created": clock.stamp(0),
+            **({"trees": True} if remembered.was_tree(site, bucket.address) else {}),
         }  # fmt: skip
     finally:
         fs.close(meta)

@@ -187,7 +187,7 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
         for address in lost:
             if address not in found:
                 bucket = Address.parse_bucket(address)
-                make_bucket(site, bucket, Versioning.ENABLED, undo, umask)
+                make_bucket(site, bucket, Versioning.ENABLED, undo, umask, trees=remembered.was_tree(site, address))
                 _put_back_settings(site, bucket)
         site.save_identities()
         write_settings(engine.fs, file, text)

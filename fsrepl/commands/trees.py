@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
+
 from fsrepl.capture import schedule
 from fsrepl.daemon.engine import Engine
 from fsrepl.errors import FsreplError
@@ -42,14 +45,16 @@ def _write(bucket: Bucket, *, on: bool) -> bool:
 def partners(site: Site, bucket: Bucket) -> list[str]:
     """The destinations of a tree bucket that are no tree buckets, so that they do not show all of its objects."""
     rules = bucket.replication.rules if bucket.replication else ()
+    return plain(site, sorted({rule.destination for rule in rules}))
+
+
+def plain(site: Site, addresses: Iterable[str]) -> list[str]:
+    """Which of some buckets are no tree buckets. Left out: buckets of S3 services, and those that are away."""
     found = []
-    for address in sorted({rule.destination for rule in rules}):
-        try:
-            other = site.bucket(address)
-            with other.open():
-                pass
-        except FsreplError:
-            continue  # not known while it is away
-        if not other.trees:
-            found.append(address)
+    for address in addresses:
+        with contextlib.suppress(FsreplError):
+            bucket = site.bucket(address)
+            with bucket.open():
+                if not bucket.trees:
+                    found.append(address)
     return found

@@ -86,6 +86,14 @@ class Kind(enum.Enum):
     DIRECTORY = "a directory"
     """Its key ends in a slash, and it has no content."""
 
+    @property
+    def content_type(self) -> str:
+        """The Content-Type of such an object, empty for a file.
+
+        Source: s3fs, lookupMimeType (application/x-directory); freedesktop.org, shared-mime-info (inode/symlink).
+        """
+        return {Kind.LINK: "inode/symlink", Kind.DIRECTORY: "application/x-directory"}.get(self, "")
+
 
 def recorded_mode(st_mode: int) -> int:
     """The mode on record of an inode: the permissions, and for all but a regular file the file type as well."""

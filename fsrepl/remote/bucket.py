@@ -146,10 +146,8 @@ class RemoteBucket:
         tags: Mapping[str, str] | None = None, storage_class: str = "",
     ) -> str:  # fmt: skip
         """Make a version; the service's id of it. Raises ServiceRefused where it kept none."""
-        params = {**sums.params, **_settings(tags or {}, storage_class)}
-        answer = self._call(
-            "put_object", Key=name, Body=body, ContentLength=size, Metadata=dict(metadata), **params
-        )  # fmt: skip
+        params = {**sums.params, **_settings(metadata, tags or {}, storage_class)}
+        answer = self._call("put_object", Key=name, Body=body, ContentLength=size, **params)
         return self._id(answer)
 
     def _id(self, answer: Mapping[str, Any]) -> str:
@@ -183,9 +181,8 @@ class RemoteBucket:
             Key=name,
             CopySource={"Bucket": self.name, "Key": name, "VersionId": version},
             MetadataDirective="REPLACE",
-            Metadata=dict(metadata),
             TaggingDirective="REPLACE",
-            **_settings(tags, storage_class),
+            **_settings(metadata, tags, storage_class),
         )
         return self._id(answer)
 
@@ -278,8 +275,8 @@ class RemoteBucket:
     ) -> str:
         """Begin an upload in parts; its id."""
         answer = self._call(
-            "create_multipart_upload", Key=name, Metadata=dict(metadata), ChecksumAlgorithm="SHA256",
-            **_settings(tags, storage_class),
+            "create_multipart_upload", Key=name, ChecksumAlgorithm="SHA256",
+            **_settings(metadata, tags, storage_class),
         )  # fmt: skip
         return str(answer["UploadId"])
 
@@ -319,8 +316,12 @@ class RemoteBucket:
         self._call("abort_multipart_upload", Key=name, UploadId=upload)
 
 
-def _settings(tags: Mapping[str, str], storage_class: str) -> dict[str, str]:
-    out = {"Tagging": urlencode(list(tags.items()))} if tags else {}
+def _settings(metadata: Mapping[str, str], tags: Mapping[str, str], storage_class: str) -> dict[str, Any]:
+    out: dict[str, Any] = {"Metadata": dict(metadata)}
+    if content_type := form.content_type_of(metadata):
+        out["ContentType"] = content_type
+    if tags:
+        out["Tagging"] = urlencode(list(tags.items()))
     return out | ({"StorageClass": storage_class} if storage_class else {})
 
 

@@ -8,6 +8,10 @@ them, so that `rclone copy --metadata` restores files. fsrepl's own begin with `
     fsrepl-key             base64 of the whole key, where S3 cannot hold it as a name
     fsrepl-sidecar         the object that has attributes and key, where the metadata would pass S3's 2 KB
 
+In a tree bucket `mode` has the file type. A directory is an empty object whose name ends in a slash, a symlink has its
+target as content; their Content-Type says so. Names of one file are objects of their own, and the attributes of each
+later one name the first.
+
 A service gives each version an id of its own. Ours stays in the metadata.
 Source: AWS, "Working with object metadata"; rclone, docs/content/s3.md and backend/local/metadata.go.
 """
@@ -26,7 +30,7 @@ from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, clock, digests, keys
 from fsrepl.model.attributes import decode_sidecar, encode_sidecar
 from fsrepl.model.metadata import TAGS
-from fsrepl.model.version import Posix, Version, recorded_mode
+from fsrepl.model.version import Kind, Posix, Version, recorded_mode
 
 _OURS = "fsrepl-"
 _ID, _MADE, _DIGEST, _ORIGIN = "fsrepl-version-id", "fsrepl-last-modified", "fsrepl-blake3", "fsrepl-origin"
@@ -111,6 +115,16 @@ def _other_fields(replica: Version) -> dict[str, bytes]:
     else:  # tags can be changed in place, and have no time of their own there
         fields.pop(attributes.EDITED, None)
     return {name: value for name, value in fields.items() if not name.startswith(attributes.TAG)}
+
+
+def content_type_of(metadata: Mapping[str, str]) -> str:
+    """The Content-Type of an object with this metadata; empty for a file, and where somebody else made the object."""
+    try:
+        mode = int(metadata.get("mode", ""), 8)
+    except ValueError:
+        return ""
+    kinds = {stat.S_IFLNK: Kind.LINK, stat.S_IFDIR: Kind.DIRECTORY}
+    return kinds.get(stat.S_IFMT(mode), Kind.FILE).content_type
 
 
 def _size(metadata: Mapping[str, str]) -> int:

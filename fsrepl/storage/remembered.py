@@ -82,6 +82,13 @@ def document(site: Site, address: str, name: bytes) -> dict[str, object] | None:
         return read_document(site.fs, at, _copy(address, name))
 
 
+def was_tree(site: Site, address: str) -> bool:
+    """Whether a bucket was a tree bucket, as remembered, whatever disk it was on."""
+    with contextlib.suppress(ValueError):
+        return (document(site, address, IDENTITY) or {}).get("trees") is True
+    return False
+
+
 def identity(site: Site, bucket: Bucket) -> dict[str, object] | None:
     """The identity of a bucket as remembered; None without one."""
     with site.open_state() as at, contextlib.suppress(ValueError):

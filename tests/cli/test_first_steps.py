@@ -64,18 +64,23 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_five_answers_and_it_runs(home: Path) -> None:
-    """Files that are there, and files that come, are in the other folder while the command still runs."""
+def test_a_few_answers_and_it_runs(home: Path) -> None:
+    """What is there and what comes is in the other folder while the command runs, directories and symlinks too."""
     terminal = Terminal(home)
     terminal.answer("Folder to replicate", f"{home}/disk1/photos")
     terminal.answer("Folder for the copies", f"{home}/disk2/photos-copy")
     terminal.answer("Only names that begin with", "")
+    terminal.answer("symlinks and hard links too", "y")
     terminal.answer("Folder for the settings", f"{home}/site")
     terminal.answer("already, too?", "")
     terminal.answer("Run the daemon now", "")
     copies = home / "disk2/photos-copy"
     until(lambda: (copies / "2026/cat.jpg").exists(), lambda: f"the old file is there: {terminal.shown}")
     (home / "disk1/photos/new").write_bytes(b"purr")
+    (home / "disk1/photos/empty").mkdir()
+    (home / "disk1/photos/link").symlink_to("new")
+    until(lambda: (copies / "empty").is_dir(), lambda: f"the empty directory is there: {terminal.shown}")
+    until(lambda: (copies / "link").is_symlink(), lambda: f"the symlink is there: {terminal.shown}")
     until(lambda: (copies / "new").exists(), lambda: f"the new file is there: {terminal.shown}")
     assert terminal.stop() == 0
     assert (copies / "2026/cat.jpg").read_bytes() == b"meow"
@@ -92,6 +97,7 @@ def test_a_bad_answer_is_explained_and_asked_again(home: Path) -> None:
     terminal.answer("two regions", f"{home}/disk1/photos/copies")
     terminal.answer("two regions", f"{home}/disk2/copies")
     terminal.answer("Only names that begin with", "2026/")
+    terminal.answer("symlinks and hard links too", "")
     terminal.answer("Folder for the settings", f"{home}/disk1/photos/site")
     assert not (home / "disk1/.fsrepl-region.json").exists()
     terminal.answer("are replicated; choose", f"{home}/site")
@@ -99,6 +105,7 @@ def test_a_bad_answer_is_explained_and_asked_again(home: Path) -> None:
     terminal.answer("Run the daemon now", "n")
     assert terminal.end() == 0
     assert f"fsrepl --site {home}/site daemon" in terminal.shown
+    assert "trees" not in (home / "disk1/photos/.fsrepl/bucket.json").read_text()
     assert (home / "disk1/photos/.fsrepl/replication.json").exists()
     assert "2026/" in (home / "disk1/photos/.fsrepl/replication.json").read_text()
 

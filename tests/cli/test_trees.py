@@ -48,3 +48,13 @@ def test_symlinks_at_the_command_line(site: Site) -> None:
         site.must("restore", f"{SOURCE}/link")
         site.must("wait")
         assert os.readlink(site.path("link", DESTINATION)) == "/target"
+
+
+def test_a_rule_and_tree_buckets_in_one_command(site: Site) -> None:
+    """`replication enable --trees` turns both on; a dry run turns on nothing."""
+    site.must("replication", "enable", SOURCE, DESTINATION, "--trees", "--dry-run")
+    assert site.must("bucket", "trees", SOURCE).out == "off\n"
+    done = site.must("replication", "enable", SOURCE, DESTINATION, "--trees")
+    assert f"trees of {SOURCE}: on" in done.out + done.err
+    assert [site.must("bucket", "trees", each).out for each in (SOURCE, DESTINATION)] == ["on\n", "on\n"]
+    assert site.run("replication", "enable", SOURCE, "--trees").code == 2

@@ -113,6 +113,21 @@ def test_a_source_with_rules_asks_what_becomes_of_them(visitor: Visitor, site: S
     assert [rule["Destination"]["Bucket"].rpartition(":")[2] for rule in rules] == ["again-1", "again-2"]
 
 
+def test_directories_and_symlinks_are_offered(visitor: Visitor, site: Site) -> None:
+    """Ticked at the end, both buckets are tree buckets; where they are, nothing is offered."""
+    source, destination = create(visitor, "east", "tree"), create(visitor, "west", "tree-copy")
+    page = visitor.get(Answers(source, "west", destination, WHOLE, storage_class="", role="").url())
+    visitor.submit(page, "Save", trees="1")
+    assert [site.must("bucket", "trees", each).out for each in (source, destination)] == ["on\n", "on\n"]
+    site.path("empty", source).mkdir()
+    site.path("link", source).symlink_to("empty")
+    settle(site)
+    assert site.path("empty", destination).is_dir()
+    assert site.path("link", destination).is_symlink()
+    again = Answers(source, "west", destination, WHOLE, storage_class="", role="", existing="replace")
+    assert "symlinks" not in visitor.get(again.url()).text
+
+
 def test_rules_are_disabled_enabled_edited_and_removed(visitor: Visitor, site: Site) -> None:
     source, destination = create(visitor, "east", "edited"), create(visitor, "west", "edited-copy")
     site.must("replication", "enable", source, destination)

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 
 from fsrepl.model import clock, keys
 from fsrepl.model.keys import Document
-from fsrepl.model.version import DeliveryRecord, Kind, Posix, Version, Versioning
+from fsrepl.model.version import DeliveryRecord, Posix, Version, Versioning
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.listing import Entry
-
-_CONTENT_TYPES = {Kind.LINK: "inode/symlink", Kind.DIRECTORY: "application/x-directory"}
 
 
 def entry_document(entry: Entry, *, versions: bool) -> Document:
@@ -68,7 +66,7 @@ def head_document(bucket: OpenBucket, entry: Entry) -> Document:
         "IsLatest": entry.latest,
         "LastModified": clock.stamp(version.created_ns),
         "ContentLength": version.size,
-        **({"ContentType": _CONTENT_TYPES[version.kind]} if version.kind in _CONTENT_TYPES else {}),
+        **({"ContentType": version.kind.content_type} if version.kind.content_type else {}),
         "ETag": version.digest.hex(),
         "StorageClass": storage_class(version),
     }

@@ -6,7 +6,7 @@ import itertools
 
 from starlette.responses import Response
 
-from fsrepl.commands import replication
+from fsrepl.commands import replication, trees
 from fsrepl.commands.documents import buckets as bucket_documents
 from fsrepl.commands.documents import roles as role_documents
 from fsrepl.console.handlers.visit import Visit
@@ -96,7 +96,8 @@ def _review(visit: Visit, frame: Frame, site: Site, answers: Answers) -> str:
             answer = visit.gateway.ask(answers.request(dry_run=True))
         except FsreplError as error:
             trouble = str(error)
-    return pages.review(frame, answers, answer, trouble=trouble, has_rules=has_rules)
+    offers_trees = bool(trees.plain(site, (answers.source, answers.destination)))
+    return pages.review(frame, answers, answer, trouble=trouble, has_rules=has_rules, offers_trees=offers_trees)
 
 
 def save(visit: Visit) -> Response:
@@ -106,6 +107,9 @@ def save(visit: Visit) -> Response:
     answer = visit.perform(request)
     if unmatched := answer.get("Unmatched"):
         visit.session.tell(f"No object begins with {' or '.join(unmatched)} yet: the rule waits for such objects.")
+    if visit.given("trees"):
+        for bucket in trees.plain(visit.gateway.site(), (answers.source, answers.destination)):
+            visit.perform(requests.SetTrees(Address.parse_bucket(bucket), True))
     return visit.done(
         f"{answers.source} is replicated to {answers.destination} from now on.",
         url("/replicate/existing", source=answers.source),

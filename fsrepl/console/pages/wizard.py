@@ -170,8 +170,13 @@ def role(frame: Frame, answers: Answers, roles: Sequence[str], generated: str) -
     return _step("wizard_role.html", frame, answers, 4, roles=roles, generated=generated)
 
 
-def review(frame: Frame, answers: Answers, answer: Document | None, *, trouble: str, has_rules: bool) -> str:
-    """Step 5. answer: that of a dry run; None with the reason as trouble. has_rules: the source has rules already."""
+def review(
+    frame: Frame, answers: Answers, answer: Document | None, *, trouble: str, has_rules: bool, offers_trees: bool
+) -> str:
+    """Step 5. answer: that of a dry run; None with the reason as trouble. has_rules: the source has rules already.
+
+    offers_trees: one of the buckets is no tree bucket yet.
+    """
     shown = {name: answer[name] for name in ("ReplicationConfiguration",) if name in answer} if answer else None
     return _step(
         "wizard_review.html", frame, answers, 5,
@@ -180,6 +185,7 @@ def review(frame: Frame, answers: Answers, answer: Document | None, *, trouble: 
         commands=commands(answers.request(dry_run=False)),
         trouble=trouble,
         has_rules=has_rules,
+        offers_trees=offers_trees,
     )  # fmt: skip
 
 
