@@ -297,12 +297,10 @@ def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Se
     table = [[str(cell) for cell in row] for row in rows]
     if not table:
         return
-    widths = [max(len(line[i]) for line in [list(head), *table]) for i in range(len(head))]
-    for line in [list(head), *table]:
-        cells = [
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        tell("  ".join(cells).rstrip())
+    lines = [list(head), *table]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    format_ = "  ".join(f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths))
+    tell("\n".join(format_.format(*line).rstrip() for line in lines))
 
 
 def is_terminal() -> bool:

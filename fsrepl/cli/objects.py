@@ -53,6 +53,7 @@ def ls(
     json: Json = False,
 ) -> None:
     """List objects, in the order of their keys."""
+    from fsrepl.commands import reader
     from fsrepl.commands.documents import objects as documents
     from fsrepl.model import clock, keys
     from fsrepl.storage import listing
@@ -60,8 +61,9 @@ def ls(
     if version_id_marker and start_after is None:
         raise Usage("--version-id-marker needs --key-marker; name the version's key there")
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
-    with listing.open_bucket(open_site(), address.bucket) as bucket:
-        found, truncated = listing.entries(bucket, address.key, versions=versions, page=page)
+    site = open_site()
+    with listing.open_bucket(site, address.bucket) as bucket, reader.listed(site, bucket) as known:
+        found, truncated = listing.entries(bucket, address.key, versions=versions, page=page, known=known)
     if json:
         print_json(documents.list_document(found, truncated, versions=versions))
         return

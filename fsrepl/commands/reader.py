@@ -16,8 +16,10 @@ from fsrepl.errors import FsreplError, NotRunning
 from fsrepl.model.address import Address
 from fsrepl.repair import reconcile
 from fsrepl.settings import Settings
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal import database
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.journal.listed import Listed
 from fsrepl.storage.site import Site
 
 Document = dict[str, Any]
@@ -87,6 +89,23 @@ def reader(site: Site) -> Iterator[Journal]:
                     reconcile.reconcile(opened, found, afresh=True)
     try:
         yield found
+    finally:
+        found.close()
+
+
+@contextlib.contextmanager
+def listed(site: Site, bucket: OpenBucket) -> Iterator[Listed | None]:
+    """What the journal has of an open bucket's versions, for a list; None where it may be behind the trees.
+
+    It is believed while the site's daemon keeps it, and for the very tree that it was built from: without a daemon, a
+    crash may have come between the two.
+    """
+    found = _on_disk(site) if bucket.versions >= 0 and is_locked(site.state) else None
+    if found is None:
+        yield None
+        return
+    try:
+        yield found.listed(bucket.address) if found.tree(bucket.address) == reconcile.tree_of(bucket) else None
     finally:
         found.close()
 

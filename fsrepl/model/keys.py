@@ -30,7 +30,7 @@ _HASHED = re.compile(rb"~[0-9a-f]{32}")
 _STORED = re.compile(rb"(?s)(?P<name>.*);(?P<id>" + _ID + rb")(?P<kind>;deleted|;meta\.json)?")
 
 
-class StoredName(Struct, frozen=True):
+class StoredName(Struct, frozen=True, gc=False):
     """The parts of a file name in the version store. name is the last component as stored."""
 
     name: bytes

@@ -217,7 +217,7 @@ TAKEN_OPEN, TAKEN_CHANGING = "open", "changing"
 """A program had the file open for writing; or it changed while it was captured, since it never stopped to."""
 
 
-class Version(Struct, frozen=True):
+class Version(Struct, frozen=True, gc=False):
     """One version of a key, or one marker. Content never changes; metadata and deliveries may.
 
     A replica has the values of its source, except origin, source, place and deliveries, and except storage_class and

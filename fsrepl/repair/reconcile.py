@@ -39,7 +39,7 @@ def reconcile(
     """
     address = bucket.address
     journal.bucket_id(address, bucket.bucket.uuid)
-    tree = _tree(bucket)
+    tree = tree_of(bucket)
     if afresh or journal.tree(address) != tree:
         afresh = True
         journal.set_tree(address, "")
@@ -91,10 +91,10 @@ def sign(bucket: OpenBucket, journal: Journal) -> None:
             fs.set_mtime(fd, time.time_ns())  # ctime follows, and no program can set it
         finally:
             fs.close(fd)
-    journal.set_tree(bucket.address, _tree(bucket))
+    journal.set_tree(bucket.address, tree_of(bucket))
 
 
-def _tree(bucket: OpenBucket) -> str:
+def tree_of(bucket: OpenBucket) -> str:
     """The identity of a tree, which differs from that of a copy and of its own past. See sign.
 
     A copy has other inodes, and its attributes may be gone.

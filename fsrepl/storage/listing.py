@@ -1,7 +1,8 @@
 """Queries on a bucket's trees for readers: objects, their versions, one record, its content.
 
-All results come from the version store, which is the truth, without the daemon or the journal. Lists are in S3's order:
-keys ascending byte by byte, and the newest version of a key first. Source: s3-semantics, section 4; the JSON is that of
+Which versions there are, the version store says, which is the truth. Records come from there too, but for those of a
+list that the caller's journal has: a list of many keys need not read as many files. Lists are in S3's order: keys
+ascending byte by byte, and the newest version of a key first. Source: s3-semantics, section 4; the JSON is that of
 design.md, section 5.
 """
 
@@ -20,6 +21,7 @@ from fsrepl.model.version import Version, Versioning
 from fsrepl.storage import unversioned, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket, content_digest
 from fsrepl.storage.fs import FileType
+from fsrepl.storage.journal.listed import Listed
 from fsrepl.storage.site import Site
 from fsrepl.storage.walk import Directory, in_key_order
 
@@ -35,38 +37,52 @@ class Page(Struct, frozen=True):
     most: int = 0
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, gc=False):
     """One version or marker in a list."""
 
     version: Version
     latest: bool
 
 
-def versions_below(bucket: OpenBucket, prefix: bytes = b"") -> Iterator[list[Version]]:
+class Wanted(Struct, frozen=True):
+    """What of a bucket is listed. start: keys before this one may be left out. known: what the journal has of its
+    versions, None where that is not to be believed. newest: of each key only the newest version or marker."""
+
+    prefix: bytes = b""
+    start: bytes = b""
+    known: Listed | None = None
+    newest: bool = False
+
+
+def versions_below(bucket: OpenBucket, wanted: Wanted | None = None) -> Iterator[list[Version]]:
     """The versions and markers of each key with a prefix, newest first; keys in byte order.
 
     A directory's names are sorted when it is reached, so that memory depends on one directory and not on the bucket.
-    Contradictory records are skipped; `fsrepl verify` reports them.
+    Contradictory records are skipped; `fsrepl verify` reports them. Those that the journal has are not read: versions
+    from there lack their metadata.
     """
+    wanted = wanted or Wanted()
     if bucket.bucket.versioning is Versioning.OFF:
-        yield from ([version] for version in unversioned.below(bucket, prefix))
+        yield from ([version] for version in unversioned.below(bucket, wanted.prefix))
         return
-    directory, _ = keys.split(prefix)
+    directory, _ = keys.split(wanted.prefix)
     path = keys.stored_directory(directory)
-    for group in _in_order(bucket, path, prefix) if path == directory else _sorted(bucket, path):
-        if group[0].key.startswith(prefix):
+    for group in _in_order(bucket, path, wanted) if path == directory else _sorted(bucket, path):
+        if group[0].key.startswith(wanted.prefix):
             yield group
 
 
-class _Unread(Struct, frozen=True):
+class _Unread(Struct, frozen=True, gc=False):
     """The stored versions of one key, whose records are read when the list comes to them."""
 
     path: bytes
+    name: bytes
     names: list[_Stored]
 
 
-def _in_order(bucket: OpenBucket, start: bytes, prefix: bytes) -> Iterator[list[Version]]:
+def _in_order(bucket: OpenBucket, start: bytes, wanted: Wanted) -> Iterator[list[Version]]:
     """The versions in one directory of the store and below, in the order of keys."""
+    prefix = wanted.prefix
 
     def read(directory: Directory) -> Iterator[tuple[bytes, list[Version] | _Unread]]:
         path, spelled, hidden = directory.path, defaultdict[bytes, list[_Stored]](list), list[_Stored]()
@@ -77,19 +93,41 @@ def _in_order(bucket: OpenBucket, start: bytes, prefix: bytes) -> Iterator[list[
                 (hidden if keys.is_digest(stored.name) else spelled[stored.name]).append((name, stored))
         yield from ((group[0].key, group) for group in _read(bucket, directory.fd, path, hidden))
         for component, names in spelled.items():
-            if (key := keys.join(path, component)).startswith(prefix):
-                yield key, _Unread(path, names)
+            if (key := keys.join(path, component)).startswith(prefix) and key >= wanted.start:
+                yield key, _Unread(path, component, names)
 
     def enters(path: bytes) -> bool:
         is_spelled = not keys.is_digest(keys.split(path)[1])
-        return is_spelled and (path.startswith(prefix) or prefix.startswith(path + b"/"))
+        is_wanted = path.startswith(prefix) or prefix.startswith(path + b"/")
+        return is_spelled and is_wanted and path + b"0" > wanted.start  # 0 follows the slash
 
     for found in in_key_order(bucket.fs, bucket.versions, start, read, enters):
         if isinstance(found, _Unread):
             with contextlib.suppress(FileNotFoundError):
-                yield from _read(bucket, bucket.store.get(found.path), found.path, found.names)
+                yield from _group(bucket, found, wanted)
         else:
             yield found
+
+
+def _group(bucket: OpenBucket, unread: _Unread, wanted: Wanted) -> list[list[Version]]:
+    """The versions of one key, or the newest, from the journal as far as that has them; else from their records."""
+    names = unread.names
+    known = wanted.known.of(unread.path, unread.name) if wanted.known is not None else {}
+    if len(names) == 1 and (one := known.get((names[0][1].id, names[0][1].marker))) and (one.marker or one.digest):
+        return [[one]]  # the common case
+    told = [(version, each) for each in names if (version := known.get((each[1].id, each[1].marker)))]
+    if len(told) == len(names):
+        told.sort(key=lambda each: each[0].order, reverse=True)
+        found = [version for version, _ in (told[:1] if wanted.newest else told)]
+        if all(version.marker or version.digest for version in found):
+            return [found]
+        if not wanted.newest:
+            found = [version for version in found if version.marker or version.digest]
+            names = [each for version, each in told if not (version.marker or version.digest)]
+            for read in _read(bucket, bucket.store.get(unread.path), unread.path, names):
+                found += read
+            return [sorted(found, key=lambda version: version.order, reverse=True)] if found else []
+    return _read(bucket, bucket.store.get(unread.path), unread.path, names)
 
 
 def _sorted(bucket: OpenBucket, start: bytes) -> list[list[Version]]:
@@ -110,10 +148,15 @@ def _read(bucket: OpenBucket, fd: int, path: bytes, names: Iterable[_Stored]) ->
     return [sorted(group, key=lambda version: version.order, reverse=True) for group in groups.values()]
 
 
-def entries(bucket: OpenBucket, prefix: bytes, *, versions: bool, page: Page) -> tuple[list[Entry], bool]:
-    """The entries of one page, and whether more follow. Without versions: current versions that are no markers."""
+def entries(
+    bucket: OpenBucket, prefix: bytes, *, versions: bool, page: Page, known: Listed | None = None
+) -> tuple[list[Entry], bool]:
+    """The entries of one page, and whether more follow. Without versions: current versions that are no markers.
+
+    known: as in Wanted.
+    """
     out: list[Entry] = []
-    for group in versions_below(bucket, prefix):
+    for group in versions_below(bucket, Wanted(prefix, page.after_key or b"", known, not versions)):
         key = group[0].key
         if page.after_key is not None and (key < page.after_key or (key == page.after_key and not page.after_version)):
             continue

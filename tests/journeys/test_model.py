@@ -22,7 +22,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from fsrepl.commands.documents import objects as documents
 from fsrepl.model.version import NULL, Origin, Version
+from fsrepl.storage import listing
 from tests.s3_model import Held, Model, ModelRule
 from tests.world import Json, World, v1, v2
 
@@ -319,6 +321,17 @@ class Deeds(RuleBasedStateMachine):
         assert {
             (d.key, d.id, d.destination): d.status for d in self.world.engine.journal.deliveries.select(name)
         } == recorded
+        with self.world.engine.site.bucket(name).open() as opened:
+            for versions in (False, True):
+                known = self.world.engine.journal.listed(name)
+                of_journal, of_records = (
+                    documents.list_document(
+                        *listing.entries(opened, b"", versions=versions, page=listing.Page(), known=each),
+                        versions=versions,
+                    )
+                    for each in (known, None)
+                )
+                assert of_journal == of_records
 
 
 class TwoBuckets(Deeds):

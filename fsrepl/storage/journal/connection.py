@@ -17,10 +17,11 @@ _SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE bucket (id INTEGER PRIMARY KEY, address TEXT UNIQUE, uuid TEXT, scanned INTEGER DEFAULT 0,
     skipped INTEGER DEFAULT 0);
--- one row a version or marker. traits: its tags, storage class and tier (see rows.traits_of), NULL where not known
+-- one row a version or marker. traits: its tags, storage class and tier (see rows.traits_of), NULL where not known;
+-- replica: whether it is one, NULL in rows of earlier builds
 CREATE TABLE version (
     bucket INTEGER, dir BLOB, name BLOB, created INTEGER, id TEXT, marker INTEGER, size INTEGER,
-    traits TEXT, PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
+    traits TEXT, replica INTEGER, PRIMARY KEY (bucket, dir, name, created, id)) WITHOUT ROWID;
 -- one row a key: its current version, and the view as last seen (ino NULL: nothing of it is shown)
 CREATE TABLE object (
     bucket INTEGER, dir BLOB, name BLOB, id TEXT, created INTEGER, marker INTEGER, digest BLOB,
@@ -101,6 +102,8 @@ class Connection:
         return True
 
     def _add(self) -> None:
+        if not self._db.execute("SELECT 1 FROM pragma_table_info('version') WHERE name = 'replica'").fetchone():
+            self._db.execute("ALTER TABLE version ADD COLUMN replica INTEGER")
         for statement in _ADDED:
             self._db.execute(statement)
 

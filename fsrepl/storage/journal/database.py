@@ -18,6 +18,7 @@ from fsrepl.storage.journal.backlog import Backlog
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import Deliveries
 from fsrepl.storage.journal.folders import Folders
+from fsrepl.storage.journal.listed import Listed
 from fsrepl.storage.journal.remote import Remote
 from fsrepl.storage.journal.versions import Versions
 
@@ -41,6 +42,10 @@ class Journal(Connection):
 
     def set_fact(self, name: str, value: str) -> None:
         self.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+
+    def listed(self, address: str) -> Listed:
+        """What is known of a bucket's versions, for one list."""
+        return Listed(self, address)
 
     def crossed(self, address: str) -> dict[tuple[str, str], tuple[int, int]]:
         """Of a source's large objects, by destination and rule: the bytes delivered, and those that crossed for it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fsrepl.model import keys
-from fsrepl.model.version import NULL, Version
+from fsrepl.model.version import NULL, Origin, Version
 from fsrepl.model.view import View
 from fsrepl.storage.journal import deliveries
 from fsrepl.storage.journal.connection import Connection
@@ -42,13 +42,17 @@ _LAST = b"\xff" * 5000
 """Appended to a prefix, this sorts after all keys with that prefix: no path is as long."""
 
 
-_PUT_VERSION = "INSERT OR REPLACE INTO version VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT_VERSION = (
+    "INSERT OR REPLACE INTO version (bucket, dir, name, created, id, marker, size, traits, replica) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def _version_columns(number: int, version: Version) -> tuple[object, ...]:
     directory, name = keys.split(version.key)
     return (
         number, directory, name, version.created_ns, version.id, version.marker, version.size, traits_of(version),
+        version.origin is Origin.REPLICA,
     )  # fmt: skip
 
 
