@@ -45,8 +45,9 @@ class Plan(Struct, frozen=True):
         return sum(span.size for span in self.missing)
 
 
-def plan(new: BlockMap, base: BlockMap | None) -> Plan:
-    """Compare two maps. Blocks of the base are believed to be as their map says: the caller verifies the result."""
+def plan(new: Iterable[Block], base: BlockMap | None) -> Plan:
+    """Compare blocks of a content with a map. Those of the base are believed to be as their map says: the caller
+    verifies the result."""
     places: dict[bytes, Block] = {}
     in_place: dict[int, Block] = {}
     for block in base or ():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from blake3 import blake3
@@ -25,6 +27,38 @@ class Passing:
         return self._hasher.digest()
 
 
+_STATES_MAX = 1024
+"""So many states are remembered, of two KiB each."""
+
+
+class _States:
+    """States of BLAKE3 after long runs of zeros, by the digest of all before and the number of zeros.
+
+    BLAKE3 counts positions, so that zeros cost as much as other bytes. The content of a sparse file is hashed several
+    times: when it is captured, read back and verified; its holes but once. The latest ones are kept; for all threads.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._known: OrderedDict[tuple[bytes, int], blake3] = OrderedDict()
+
+    def get(self, place: tuple[bytes, int]) -> blake3 | None:
+        with self._guard:
+            if (found := self._known.get(place)) is None:
+                return None
+            self._known.move_to_end(place)
+            return found.copy()
+
+    def put(self, place: tuple[bytes, int], state: blake3) -> None:
+        with self._guard:
+            self._known[place] = state.copy()
+            while len(self._known) > _STATES_MAX:
+                self._known.popitem(last=False)
+
+
+_after_zeros = _States()
+
+
 class Hasher:
     """A digest computed piece by piece. Large pieces are hashed on all processors."""
 
@@ -33,6 +67,16 @@ class Hasher:
 
     def update(self, data: bytes | memoryview) -> None:
         self._hasher.update(data)
+
+    def zeros(self, count: int, made: Iterable[bytes]) -> None:
+        """Hash so many zeros, which `made` yields; where they followed the same content before, none are asked for."""
+        place = self._hasher.digest(), count
+        if (known := _after_zeros.get(place)) is not None:
+            self._hasher = known
+            return
+        for zeros in made:
+            self._hasher.update(zeros)
+        _after_zeros.put(place, self._hasher)
 
     def digest(self) -> bytes:
         """The digest of the pieces so far, 32 bytes."""

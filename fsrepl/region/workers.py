@@ -7,8 +7,9 @@ of several buckets starts round robin. The threads are daemons: one that hangs d
 A sparse file of 2 TB takes little space and is hashed for ten minutes, so that a few of them would occupy all
 workers for long. Therefore work far smaller than everything under way gets an extra worker: a file never waits for
 one of eight times its size or more. That is one extra worker for each power of eight, twelve from 8 MiB to the
-largest possible file. Holes cannot be hashed any faster: each KiB of BLAKE3's input counts its own position in the
-file, so that no two stretches of zeros have a common result.
+largest possible file. Holes cannot be hashed any faster the first time: each KiB of BLAKE3's input counts its own
+position in the file, so that no two stretches of zeros have a common result. The second time they are skipped, as
+where the replica is read back (see digests.Hasher).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
 from fsrepl.model.view import View, view_of
 from fsrepl.s3 import lifecycle, replication
-from fsrepl.storage import documents, privacy, tiers, times
+from fsrepl.storage import documents, hashing, privacy, tiers, times
 from fsrepl.storage.fs import GONE, Fs
 from fsrepl.storage.halt import Halt
 from fsrepl.storage.root import Root
@@ -504,4 +504,6 @@ def _parse_since(document: dict[str, Any]) -> dict[str, RuleSince]:
 
 def content_digest(bucket: OpenBucket, fd: int, told: Callable[[int], None] | None = None) -> bytes:
     """The BLAKE3 of an open file, 32 bytes. told: called with the number of bytes hashed."""
+    if bucket.fs.stat_fd(fd).st_size >= hashing.PARALLEL_BYTES:
+        return hashing.content(bucket.fs, fd, told=told).digest
     return digests.of_chunks(digests.counted(bucket.fs.chunks(fd), told))

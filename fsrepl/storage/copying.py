@@ -158,7 +158,7 @@ def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | 
             return
         for at in range(0, piece.size, len(_ZEROS)):
             part = piece.data[at : at + len(_ZEROS)]
-            if again or bytes(part) != _ZEROS[: len(part)]:
+            if again or part[0] or part[-1] or bytes(part) != _ZEROS[: len(part)]:
                 fs.write_at(to, part, piece.at + at)
         fs.start_writing(to, piece.at, piece.size)
 

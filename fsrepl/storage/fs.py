@@ -440,6 +440,11 @@ class Fs:
             return False
         return ctypes.c_uint64.from_buffer(answer).value > 0
 
+    def read_ahead_never(self, fd: int) -> None:
+        """Have no more of an open file read into the page cache than is asked for. Source: posix_fadvise(2)."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
     def drop_cache(self, fd: int, at: int = 0, count: int = 0) -> None:
         """Drop a part of a file from the page cache, as far as it is on the disk; without a count, up to its end.
 

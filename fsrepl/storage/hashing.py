@@ -1,15 +1,18 @@
-"""Hashing of large files: read into two buffers in turn, while other threads hash what was read before.
+"""Hashing of large files: one thread reads ahead, others hash what was read and cut it into blocks.
 
-A file is read once, from its start to its end, without its holes; memory does not grow with it. The BLAKE3 of the whole
-content and, where a block map is wanted, the blocks are computed side by side.
+A file is read once, from its start to its end, without its holes; memory does not grow with it. A few pieces are on
+their way at once, so that no thread waits for another one's turn on a busy machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from msgspec import Struct
@@ -18,19 +21,23 @@ from fsrepl.model import blockmap, digests
 from fsrepl.model.blockmap import BlockMap, Cutter
 from fsrepl.storage.fs import Fs
 
-BUFFER_BYTES = 4 << 20
+BUFFER_BYTES = 2 << 20
+_AHEAD, _BEHIND = 3, 3
+"""So many pieces are read ahead of the latest one, and so many before it may still be in use."""
 SMALL_BYTES = 1 << 20
 """The size limit below which content is read, hashed and copied as a whole."""
 _BLOCK_BYTES = 4096
 """Whole blocks are read, as reading directly needs."""
 HOLE_BYTES = 16 << 20
-"""A longer hole is more than one piece, so that progress is seen while its zeros are hashed."""
+"""The zeros of a longer hole take a while: progress is seen while they are hashed."""
+PARALLEL_BYTES = 8 << 20
+"""From here on more than one thread is worth its start."""
 
 
 class Piece(Struct, frozen=True):
     """The next part of a file: its place, its size, and its bytes; None for a hole.
 
-    The bytes are valid until the piece after the next one is asked for.
+    The bytes are valid until so many further pieces were asked for: _BEHIND.
     """
 
     at: int
@@ -40,46 +47,44 @@ class Piece(Struct, frozen=True):
 
 Read = Callable[[int, memoryview, int], int]
 """Reads into a buffer: descriptor, buffer, offset; the number of bytes."""
+Final = Callable[[int], int]
+"""Up to where a file is as it stays, beyond a place: waits until there is more. The place itself: the file ends."""
 
 
-def pieces(fs: Fs, fd: int, read: Read | None = None) -> Iterator[Piece]:
-    """A file's content from its start to its end. ECANCELED when the process is about to end.
-
-    The next piece is read while the caller works on one, by another thread.
-    """
+def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None) -> Generator[Piece, None, None]:
+    """A file's content from its start to its end. ECANCELED when the process is about to end."""
     read = read or fs.read_into
-    buffers = [memoryview(mmap.mmap(-1, BUFFER_BYTES)) for _ in range(3)]  # aligned to pages, as direct reads need
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as ahead:
-        coming: Future[Piece | None] | None = None
-        for number, (at, size, is_hole) in enumerate(_steps(fs, fd)):
-            buffer = buffers[number % len(buffers)] if not is_hole else None
-            following = ahead.submit(_piece, read, fd, buffer, at, size)
-            if coming is not None:
-                if (piece := coming.result()) is None:
+    buffers: list[memoryview] = []
+    coming: deque[Future[Piece | None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read") as ahead:
+        for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
+            if len(buffers) <= _AHEAD + _BEHIND:  # aligned to pages, as direct reads need
+                buffers.append(memoryview(mmap.mmap(-1, BUFFER_BYTES)))
+            buffer = None if is_hole else buffers[number % (_AHEAD + _BEHIND + 1)]
+            coming.append(ahead.submit(_piece, read, fd, buffer, at, size))
+            if len(coming) > _AHEAD:
+                if (piece := coming.popleft().result()) is None:
                     return
                 yield piece
             if fs.interrupted:
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-            coming = following
-        if coming is not None and (piece := coming.result()) is not None:
+        while coming and (piece := coming.popleft().result()) is not None:
             yield piece
 
 
-def _steps(fs: Fs, fd: int) -> Iterator[tuple[int, int, bool]]:
+def _steps(fs: Fs, fd: int, final: Final | None) -> Iterator[tuple[int, int, bool]]:
     """The parts of a file to read: place, size, and whether it is a hole. The file may grow or shrink meanwhile."""
-    found = fs.stat_fd(fd)
-    size, at = found.st_size, 0
-    has_holes = found.st_blocks * 512 < size
-    while at < size:
-        start, end = fs.next_data(fd, at, size) if has_holes else (at, size)
-        while at < start:
-            count = min(HOLE_BYTES, start - at)
-            yield at, count, True
-            at += count
-        while at < end:
-            count = min(BUFFER_BYTES, end - at)
-            yield at, count, False
-            at += count
+    at, whole = 0, fs.stat_fd(fd).st_size
+    while (until := final(at) if final is not None else whole) > at:
+        found = fs.stat_fd(fd)
+        has_holes = found.st_blocks * 512 < found.st_size
+        while at < until:
+            start, end = fs.next_data(fd, at, until) if has_holes else (at, until)
+            if at < start:
+                yield at, start - at, True
+            for place in range(start, end, BUFFER_BYTES):
+                yield place, min(BUFFER_BYTES, end - place), False
+            at = end
 
 
 def _piece(read: Read, fd: int, buffer: memoryview | None, at: int, size: int) -> Piece | None:
@@ -102,6 +107,7 @@ class PastCache:
     def __init__(self, fs: Fs, fd: int) -> None:
         self._fs = fs
         self._directly = fs.read_directly(fd)
+        fs.read_ahead_never(fd)  # else the next piece seems to have been in the cache before
 
     def __call__(self, fd: int, buffer: memoryview, at: int) -> int:
         if self._directly:
@@ -131,35 +137,56 @@ Seen = Callable[[Piece], None]
 
 def content(
     fs: Fs, fd: int, *, blocks: bool = False, seen: Seen | None = None,
-    told: Callable[[int], None] | None = None, read: Read | None = None,
+    told: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
 ) -> Hashed:  # fmt: skip
-    """Hash a file. seen: called with each piece, in order; told: with the number of bytes hashed so far.
+    """Hash a file. seen: called with each piece, in order; told: with the number of bytes hashed so far. final: where
+    the file is being written meanwhile, in order.
 
     Raises OSError.
     """
     hasher = digests.Hasher()
     cutter = Cutter(blockmap.average_of(fs.stat_fd(fd).st_size)) if blocks else None
-    size = 0
-    with ThreadPoolExecutor(1, thread_name_prefix="blocks") as other:
-        cut: Future[None] | None = None
-        try:
-            for piece in pieces(fs, fd, read):
-                if cut is not None:
-                    cut.result()
-                cut = other.submit(_cut, cutter, piece) if cutter is not None else None
-                if seen is not None:
-                    seen(piece)
-                # BLAKE3 counts positions, so that the zeros of a hole have to be hashed too
-                for data in fs.zeros(piece.size) if piece.data is None else (piece.data,):
-                    hasher.update(data)
-                size = piece.at + piece.size
-                if told is not None:
-                    told(size)
-        finally:
-            if cut is not None:
-                cut.result()  # before the buffer is gone
+    size, name = 0, threading.current_thread().name
+    working: deque[tuple[int, list[Future[None]]]] = deque()
+
+    def wait(most: int) -> None:
+        """Until so many pieces are in use at most."""
+        while len(working) > most:
+            end, jobs = working.popleft()
+            for job in jobs:
+                job.result()
+            if told is not None:
+                told(end)
+
+    with (
+        contextlib.closing(pieces(fs, fd, read, final)) as found,
+        ThreadPoolExecutor(1, thread_name_prefix=f"{name}-hash") as hashing,
+        ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocks") as cutting,
+    ):
+        for piece in found:
+            jobs = [cutting.submit(_cut, cutter, piece)] if cutter is not None else []
+            if piece.data is not None:
+                jobs.append(hashing.submit(hasher.update, piece.data))
+            if seen is not None:
+                seen(piece)
+            if piece.data is None:
+                wait(0)
+                _hash_hole(fs, hasher, piece, told)
+            size = piece.at + piece.size
+            working.append((size, jobs))
+            wait(_BEHIND)
+        wait(0)
     digest = hasher.digest()
     return Hashed(digest, size, cutter.map(digest) if cutter is not None else None)
+
+
+def _hash_hole(fs: Fs, hasher: digests.Hasher, hole: Piece, told: Callable[[int], None] | None) -> None:
+    if hole.size < HOLE_BYTES:
+        for zeros in fs.zeros(hole.size):
+            hasher.update(zeros)
+        return
+    note = (lambda done: told(hole.at + done)) if told is not None else None
+    hasher.zeros(hole.size, digests.counted(fs.zeros(hole.size), note))
 
 
 def _cut(cutter: Cutter, piece: Piece) -> None:

@@ -115,15 +115,15 @@ def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
 @mounts.only_root
 def test_a_filesystem_that_cannot_read_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 9: it is read through the page cache, of which nothing is left."""
-    fs, path = Fs(), tmp_path / "k"
-    path.write_bytes(random.Random(1).randbytes(SIZE))
+    fs, path, size = Fs(), tmp_path / "k", 9 << 20
+    path.write_bytes(random.Random(1).randbytes(size))
     monkeypatch.setattr(Fs, "read_directly", lambda *_args, **_more: False)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         fs.drop_cache(file.fileno())
-        was_cached = fs.is_cached(file.fileno(), 0, SIZE)
-        hashing.digest_past_cache(fs, file.fileno(), SIZE)
-        assert fs.is_cached(file.fileno(), 0, SIZE) == was_cached
+        was_cached = fs.is_cached(file.fileno(), 0, size)
+        hashing.digest_past_cache(fs, file.fileno(), size)
+        assert fs.is_cached(file.fileno(), 0, size) == was_cached
 
 
 def test_a_version_that_is_being_fetched_again_is_said_to_be(tmp_path: Path) -> None:
