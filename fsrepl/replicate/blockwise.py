@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -55,15 +55,15 @@ def stage(
         blocks = maps.of_file(source, version.digest, fd)
         if blocks is None or source.fs.stat_fd(fd).st_size != version.size:
             raise _damaged()
-        missing = draft.missing(blocks, base)
-        progress.came_to(version.size - sum(span.size for span in missing))
-        _Sending(source, fd, draft, progress, limiter).send(missing)
+        sending = _Sending(source, fd, draft, progress, limiter)
+        sent = sending.send(draft.missing(blocks, base, progress.verified_to))
+        progress.came_to(version.size)
         damaged: Held | None = None
         for _ in range(_TRIES):
             if not (bad := draft.damaged(blocks, progress.verified_to)):
                 return Sent(draft.stage(), damaged)
-            damaged = _built_upon(base, bad, missing) or damaged
-            _Sending(source, fd, draft, progress, limiter).send(bad)
+            damaged = _built_upon(base, bad, sent) or damaged
+            sending.send(bad)
         draft.forget()
         if content_digest(source, fd, progress.verified_to) != version.digest:
             raise _damaged()
@@ -91,19 +91,22 @@ class _Sending:
         self._source, self._fd, self._draft = source, fd, draft
         self._progress, self._limiter = progress, limiter
 
-    def send(self, spans: Sequence[Span]) -> None:
+    def send(self, spans: Iterable[Span]) -> list[Span]:
+        """Send these; which they were. It ends early where the stored file does: what is read back says so."""
+        sent: list[Span] = []
         for span in spans:
-            before = self._progress.bytes_done
+            sent.append(span)
+            self._progress.came_to(span.at)
             for part in self._parts(span):
                 at = part.at
                 while at < part.end:
                     count = self._draft.copy(self._fd, at, min(part.end - at, self._limiter.chunk_bytes(_CHUNK)))
                     if not count:
-                        return  # the stored file is shorter than it was: what is read back says so
+                        return sent
                     at += count
-                    self._progress.came_to(before + at - span.at)
+                    self._progress.came_to(at)
                     self._crossed(count)
-            self._progress.came_to(before + span.size)
+        return sent
 
     def _parts(self, span: Span) -> Iterator[Span]:
         """The parts of a span that differ from what the destination has in its place."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from msgspec import Struct
@@ -48,10 +48,18 @@ class Draft(Protocol):
 
 
 class LargeDraft(Protocol):
-    """The content of a large replica, put together from what the destination has and what is sent."""
+    """The content of a large replica, put together from what the destination has and what is sent, in order.
 
-    def missing(self, blocks: BlockMap, base: Base | None) -> list[Span]:
-        """Take over what is there of a content; what must be sent. base: a version there that has a part of it."""
+    What is before the latest part is read back meanwhile.
+    """
+
+    def missing(
+        self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
+    ) -> Iterator[Span]:
+        """Take over what is there of a content; what must be sent, in order, each once all before it is there.
+
+        base: a version there that has a part of it. on_read: called with the number of bytes read back.
+        """
 
     @property
     def compares(self) -> bool:
@@ -61,7 +69,7 @@ class LargeDraft(Protocol):
         """The parts of a missing span that differ from what is there."""
 
     def copy(self, fd: int, at: int, count: int) -> int:
-        """As Draft.copy."""
+        """As Draft.copy. Parts of what is missing are copied in order."""
 
     def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
         """The parts of the content that do not match, once it is complete and read back: none where it is whole."""

@@ -1,15 +1,19 @@
 """The draft of a large replica in a bucket of this site.
 
 Its content comes from an earlier try, from a version that the bucket has, by reflink or copy_file_range within the
-bucket's own filesystem, and for the rest from the source. None of these is believed: once complete, all of it is read
-back and compared with the BLAKE3 and, where that does not match, block by block with the map.
+bucket's own filesystem, and for the rest from the source. None of these is believed: all of it is read back, while it
+is written, and compared with the BLAKE3 and, where that does not match, block by block with the map.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -22,10 +26,12 @@ from fsrepl.replicate.draft import Base, LargeDraft, StagedFile, StagedReplica
 from fsrepl.storage import blocks as maps
 from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
+from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED, Fs
 
 PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
+_FOLLOWS_BYTES = 2 << 20
+"""What is written is read back in parts of at least this size."""
 _RESERVED_MAX = 256
 """So many separate parts are reserved in advance; more, as after scattered changes, are small."""
 
@@ -38,7 +44,11 @@ def open_draft(bucket: OpenBucket, replica: Version) -> Iterator[LargeDraft]:
     try:
         linked = sharing.is_linked(bucket, replica.posix)
         sidecar = not linked and records.put(bucket, fd, name, attributes.encode(replica))
-        yield _LargeFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar, again=again)
+        draft = _LargeFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar, again=again)
+        try:
+            yield draft
+        finally:
+            draft.end_reading()
     except Failed:
         staging.unstage(bucket, name)
         raise
@@ -67,28 +77,54 @@ class _LargeFile(StagedFile):
     ) -> None:
         super().__init__(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
         self._again = again
+        self._read_back: _ReadBack | None = None
         self.compares = False
 
-    def missing(self, blocks: BlockMap, base: Base | None) -> list[Span]:
-        if self._again and (left := self._of_earlier_try(blocks)) is not None:
-            self._reserve(left)
-            return left
-        self.bucket.fs.truncate(self.fd, 0)
-        plan = delta.plan(blocks, base.blocks if base else None)
+    def missing(
+        self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
+    ) -> Iterator[Span]:
+        fs = self.bucket.fs
+        lacks = self._of_earlier_try(blocks) if self._again else list(blocks)
+        if is_new := len(lacks) == len(blocks):
+            fs.truncate(self.fd, 0)
+        plan = delta.plan(lacks, base.blocks if base is not None else None)
         self._reserve(plan.missing)
-        if base is None:
-            self.bucket.fs.truncate(self.fd, blocks.size)
-            return plan.missing
-        return self._take_over(blocks, base, plan)
+        cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
+        fs.truncate(self.fd, blocks.size)
+        self.compares = bool(plan.kept)
+        self._read_back = read_back = _ReadBack(fs, self.fd, on_read)
+        for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
+            read_back.follow(span.at)
+            if not is_filled():
+                yield span
 
-    def _of_earlier_try(self, blocks: BlockMap) -> list[Span] | None:
-        """What an earlier try lacks; None where it has nothing that can be used."""
-        size = self.bucket.fs.stat_fd(self.fd).st_size
-        if size > blocks.size:
-            return None
-        self.bucket.fs.truncate(self.fd, blocks.size)
-        lacks = [block for block in blocks if not self._has(block)]
-        return delta.spans_of(lacks) if len(lacks) < len(blocks) else None
+    def _steps(
+        self, plan: Plan, base: Base | None, *, cloned: bool, is_new: bool
+    ) -> list[tuple[Span, Callable[[], bool]]]:  # fmt: skip
+        """The parts in order, each with what fills it in from here; that returns False where it must be sent."""
+        steps: list[tuple[Span, Callable[[], bool]]] = []
+        if base is not None:
+            moves = plan.moved if cloned else [*plan.moved, *(Move(span.at, *span) for span in plan.kept)]
+            steps += [(Span(move.at, move.size), partial(self._takes, base, move)) for move in moves]
+        if cloned or not is_new:  # else there are zeros
+            steps += [(hole, partial(self.bucket.fs.punch, self.fd, *hole)) for hole in plan.holes]
+        like = base if self.compares and not cloned else None
+        steps += [(span, partial(self._prepares, like, span)) for span in plan.missing]
+        return sorted(steps, key=lambda step: step[0])
+
+    def _prepares(self, base: Base | None, span: Span) -> bool:
+        """Fill in what the base has in the place of a missing part, to be compared with it. False: it must be sent."""
+        if base is not None and (size := min(span.end, base.blocks.size) - span.at) > 0:
+            self._takes(base, Move(span.at, span.at, size))
+        return False
+
+    def _of_earlier_try(self, blocks: BlockMap) -> list[Block]:
+        """The blocks that an earlier try lacks."""
+        fs = self.bucket.fs
+        if fs.stat_fd(self.fd).st_size > blocks.size:
+            return list(blocks)
+        fs.truncate(self.fd, blocks.size)
+        return [block for block in blocks if not self._has(block)]
 
     def _has(self, block: Block) -> bool:
         """Whether the file has the content of a block. One that cannot be read is written again."""
@@ -108,36 +144,23 @@ class _LargeFile(StagedFile):
             if not self.bucket.fs.reserve(self.fd, span.at, span.size):
                 return
 
-    def _take_over(self, blocks: BlockMap, base: Base, plan: Plan) -> list[Span]:
-        """Fill in what the base has; what is missing then."""
-        fs, share = self.bucket.fs, self.bucket.bucket.sharing != "private"
-        cloned = share and bool(plan.kept) and self._clone(base)
-        fs.truncate(self.fd, blocks.size)
-        missing = list(plan.missing)
-        if cloned:
-            if not all(fs.punch(self.fd, hole.at, hole.size) for hole in plan.holes):
-                missing += plan.holes
-        else:
-            missing += [span for span in plan.kept if not self._takes(base, Move(span.at, *span), share=share)]
-        missing += [Span(move.at, move.size) for move in plan.moved if not self._takes(base, move, share=share)]
-        if plan.kept:
-            self.compares = True
-            for span in plan.missing if not cloned else ():
-                if (size := min(span.end, base.blocks.size) - span.at) > 0:
-                    self._takes(base, Move(span.at, span.at, size), share=share)
-        return sorted(missing)
-
-    def _takes(self, base: Base, move: Move, *, share: bool) -> bool:
+    def _takes(self, base: Base, move: Move) -> bool:
         """Copy a part of the base; False where the base cannot be read there, so that it must be sent."""
         try:
-            copying.copy_part(self.bucket, base.fd, self.fd, *move, share=share)
+            copying.copy_part(self.bucket, base.fd, self.fd, *move, share=self._may_share)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             return False
         return True
 
+    @property
+    def _may_share(self) -> bool:
+        return self.bucket.bucket.sharing != "private"
+
     def _clone(self, base: Base) -> bool:
+        if not self._may_share:
+            return False
         try:
             self.bucket.fs.clone(self.fd, base.fd)
         except OSError as error:
@@ -152,16 +175,24 @@ class _LargeFile(StagedFile):
     def copy(self, fd: int, at: int, count: int) -> int:
         copied = super().copy(fd, at, count)
         self.bucket.fs.start_writing(self.fd, at, copied)
+        if self._read_back is not None:
+            self._read_back.follow(at + copied)
         return copied
 
     def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
-        found = hashing.content(self.bucket.fs, self.fd, told=on_read)
+        read_back, self._read_back = self._read_back, None
+        found = read_back.result(blocks.size) if read_back else hashing.content(self.bucket.fs, self.fd, told=on_read)
         if (found.digest, found.size) == (blocks.digest, blocks.size):
             maps.write(self.bucket, blocks)
             return []
         self.compares = True
         bad = [block for block in blocks if not maps.matches(self.bucket, self.fd, block)]
         return delta.spans_of(bad) or [Span(0, blocks.size)]
+
+    def end_reading(self) -> None:
+        """Stop reading back; before the file is closed."""
+        if self._read_back is not None:
+            self._read_back.cancel()
 
     def forget(self) -> None:
         staging.unstage(self.bucket, self.name)
@@ -188,3 +219,49 @@ class _LargeFile(StagedFile):
                 self.bucket.fs.sync_file(fd)
             finally:
                 self.bucket.fs.close(fd)
+
+
+class _ReadBack:
+    """A thread that reads a file back and hashes it while it is written, in order, by others."""
+
+    def __init__(self, fs: Fs, fd: int, on_read: Callable[[int], None] | None) -> None:
+        self._on_read = on_read
+        self._changed = threading.Condition()
+        self._final, self._complete, self._cancelled = 0, False, False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read-back")
+        self._found = self._thread.submit(hashing.content, fs, fd, told=self._told, final=self._wait)
+
+    def follow(self, at: int) -> None:
+        """All before a place is as it stays."""
+        with self._changed:
+            self._final = max(self._final, at)
+            self._changed.notify()
+
+    def _wait(self, at: int) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: self._final >= at + _FOLLOWS_BYTES or self._complete or self._cancelled)
+            self._raise_if_cancelled()
+            return self._final
+
+    def _told(self, done: int) -> None:
+        self._raise_if_cancelled()
+        if self._on_read is not None:
+            self._on_read(done)
+
+    def _raise_if_cancelled(self) -> None:
+        if self._cancelled:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+    def result(self, size: int) -> hashing.Hashed:
+        """The digest of the whole file, which is complete. Raises OSError."""
+        with self._changed:
+            self._final, self._complete = size, True
+            self._changed.notify()
+        with self._thread:
+            return self._found.result()
+
+    def cancel(self) -> None:
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify()
+        self._thread.shutdown()

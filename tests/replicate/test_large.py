@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,44 @@ def test_an_interrupted_transfer_goes_on(world: World) -> None:
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert crossed(world, "k") <= SIZE // 2 + BLOCK_MAX
     assert world.leftovers(DESTINATION) == []
+
+
+def test_an_interrupted_update_goes_on(world: World) -> None:
+    """G7: what an update lacks comes from the version before, as it would have without the interruption."""
+    world.write("k", content())
+    world.settle()
+    world.write("k", EDITS["one percent in place"][0](content()))
+    capture(world)
+    world.restart(fs=DiesInTheMiddle("copy_within", 12))
+    with pytest.raises(PowerCut):
+        world.settle()
+    assert world.tree(DESTINATION) == {"k": content()}
+    world.restart()
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "k") <= 11 * 4096
+    assert world.leftovers(DESTINATION) == []
+
+
+def test_what_was_sent_is_read_back_while_the_rest_is_sent(world: World) -> None:
+    """G3: reading a large replica back adds little to the time until it is complete."""
+
+    class Waiting(UnsyncedFs):
+        is_read = threading.Event()
+
+        def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+            if "/dst/" in os.readlink(f"/proc/self/fd/{fd}"):
+                self.is_read.set()
+            return super().read_into(fd, buffer, at)
+
+        def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+            assert at < SIZE * 3 // 4 or self.is_read.wait(20)
+            return super().copy(from_fd, to_fd, at, count)
+
+    world.restart(fs=Waiting())
+    world.write("k", content())
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
 
 
 def test_nothing_of_an_interrupted_transfer_is_believed(world: World) -> None:
