@@ -142,7 +142,7 @@ def apply(
     )  # fmt: skip
     if isinstance(decision, AddVersion):
         assert taken is not None
-        return _new_version(region, state, bucket, change, known, taken)
+        return new_version(region, state, bucket, change, known, taken)
     if taken is not None and taken.staged:
         staging.unstage(bucket, taken.staged)
     match decision:
@@ -203,9 +203,10 @@ def _is_shared(bucket: OpenBucket) -> bool:
     return sharing == "link" or (sharing == "auto" and can_reflink(bucket))
 
 
-def _new_version(
+def new_version(
     region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object | None, taken: copy.Taken
 ) -> NewVersion:
+    """The version of a copied file, staged."""
     version_id, created_ns = state.bucket.ids.next(region.engine.site.now(), known.null_ns if known else -1)
     if state.bucket.versioning is Versioning.SUSPENDED:
         version_id = NULL

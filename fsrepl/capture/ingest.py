@@ -77,10 +77,10 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         batch.append(new)
         held_bytes += len(new.taken.data) if new.taken and new.taken.data else 0
         if held_bytes >= _BATCH_BYTES:
-            _publish(region, state, bucket, batch)
+            publish(region, state, bucket, batch)
             batch, held_bytes = [], 0
     if batch:
-        _publish(region, state, bucket, batch)
+        publish(region, state, bucket, batch)
     state.captures_singly &= bool(left)
     return left
 
@@ -116,7 +116,7 @@ def _take_singly(region: Region, state: BucketState, bucket: OpenBucket, change:
         return
     with _set_aside(region, state, change):
         try:
-            _publish(region, state, bucket, [new])
+            publish(region, state, bucket, [new])
         except Exception:
             if new.version.id != NULL and not region.engine.journal.versions.has_version(bucket.address, new.version):
                 versions.remove(bucket, new.version)  # not visible yet, and the next try makes another one
@@ -138,7 +138,7 @@ def finish_large(region: Region, state: BucketState, change: Change, seen: look.
             known = region.engine.journal.versions.object(change.address, change.key)
             if (new := _apply(region, state, bucket, change, known, seen)) is None:
                 return
-        _publish(region, state, bucket, [new])
+        publish(region, state, bucket, [new])
 
 
 def look_at_key(
@@ -223,8 +223,11 @@ def _have_repaired(region: Region, state: BucketState, change: Change) -> None:
         state.damaged.append(Damaged(change.address, change.key, shown))
 
 
-def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[NewVersion]) -> None:
-    """Make a batch durable, then visible in the store, then recorded. New keys precede markers: a rename is no gap."""
+def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[NewVersion]) -> list[NewVersion]:
+    """Make a batch durable, then visible in the store, then recorded; what was. The changes of the rest are deferred.
+
+    New keys precede markers: a rename is no gap.
+    """
     engine = region.engine
     try:
         engine.syncer.staged(bucket, [(bucket.tmp, new.staged.name) for new in batch])
@@ -233,7 +236,7 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
         for new in batch:
             versions.discard(bucket, new.staged)
             put_off(region, state, new.change, error)
-        return
+        return []
     published: list[NewVersion] = []
     for new in sorted(batch, key=lambda new: new.version.marker):
         try:
@@ -270,6 +273,7 @@ def _publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],
     )
     engine.notify()
+    return published
 
 
 def _view(new: NewVersion) -> View | None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 
-from fsrepl.capture import barrier, schedule
+from fsrepl.capture import barrier, overtaken, schedule
 from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.lifecycle import act
 from fsrepl.model.version import Version, Versioning
@@ -80,7 +80,8 @@ class Attaching(Region):
                     self._bring_up(state, bucket)
                 elif state.is_scanned and time.monotonic() >= state.displaced_at_s:
                     state.displaced_at_s = time.monotonic() + _DISPLACED_S
-                    displaced.clear(bucket, self.engine.journal, self.engine.settings.capture.open_quiet_s)
+                    quiet_s = self.engine.settings.capture.open_quiet_s
+                    overtaken.record_all(self, state, bucket, displaced.clear(bucket, self.engine.journal, quiet_s))
                     bucket.sync()
         except (FsreplError, OSError) as error:
             why = self.why_not(error)
@@ -137,8 +138,8 @@ class Attaching(Region):
         intents = [intent.key for _, group in read_intents(bucket) for intent in group]
         following.look_before_showing(self, state, bucket, intents)
         act.tell_again(self, bucket)
-        lost = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
-        refetch.resume(state, lost)
+        left = recover.finish(bucket, engine.journal, engine.settings.capture.open_quiet_s, mark_stale)
+        refetch.resume(state, left.fetched)
         thresholds.untrack(engine, address)
         ignore_in_git(bucket.fs, bucket.meta)
         barrier.watch_barrier(self, state, bucket)
@@ -149,6 +150,7 @@ class Attaching(Region):
         state.placing.checks_links = True
         engine.recent.forget_data()
         halting.resume(self, state, bucket)
+        overtaken.record_all(self, state, bucket, left.overtaken)
         deliveries.enqueue_all(self, state)
         for queue in self.queues.values():
             if queue.destination == address:

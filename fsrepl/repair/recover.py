@@ -7,6 +7,8 @@ import logging
 import sqlite3
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.model import keys
 from fsrepl.model.version import Kind, Version
@@ -24,16 +26,27 @@ from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 log = logging.getLogger("fsrepl")
 
 
+class Left(Struct, frozen=True):
+    """What recovery leaves to the daemon.
+
+    fetched: the versions still to be fetched again, each with the name of the intent that records it. overtaken: see
+    views/displaced.py.
+    """
+
+    fetched: dict[tuple[bytes, str], bytes]
+    overtaken: list[displaced.Overtaken]
+
+
 def finish(
     bucket: OpenBucket, journal: Journal, quiet_s: float, mark_stale: Callable[[intents.Intent, show.NotShown], bool]
-) -> dict[tuple[bytes, str], bytes]:
+) -> Left:
     """Carry out the intents that a crash left, examine displaced files, sweep staging.
 
     Afterwards every view shows its key's current version, or is stale. The journal's row of any other view is older
     than the tree, and is forgotten: the view is then compared with the versions, as without a journal.
     quiet_s: see displaced.clear.
     mark_stale: receives a view that cannot change yet; whether that is recorded durably, so that its intent may be
-    removed. Returns the versions still to be fetched again, each with the name of the intent that records it.
+    removed.
     """
     files = list(read_intents(bucket))
     intents = [intent for _, group in files for intent in group]
@@ -42,7 +55,7 @@ def finish(
     fetched: dict[tuple[bytes, str], bytes] = {}
     for intent in intents:
         _finish_removal(bucket, journal, intent.key)
-    displaced.clear(bucket, journal, quiet_s, intents)
+    overtaken = displaced.clear(bucket, journal, quiet_s, intents)
     displaced.clear_beside(bucket, journal, intents)
     staging.sweep(bucket)
     for name, group in files:
@@ -63,7 +76,7 @@ def finish(
         for name, group in files:
             if name not in fetched.values() and not any(intent.key in kept for intent in group):
                 drop_intents(bucket, name)
-    return fetched
+    return Left(fetched, overtaken)
 
 
 def _in_order(journal: Journal, bucket: OpenBucket, found: list[intents.Intent]) -> list[intents.Intent]:

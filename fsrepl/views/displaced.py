@@ -1,9 +1,11 @@
 """Files that an exchange took out of a view, and that a crash or a fault kept from being inspected.
 
 They lie in .fsrepl/displaced, and may hold a user's last write: they are never swept, but
-compared with the recorded versions. Unrecorded content is moved back into the tree, to become a version; recorded
-content is removed. A writer that still has the file open delays that, and so does an unrecorded file in its place.
-Where writers cannot be detected, the file stays until it was unchanged for a while.
+compared with the recorded versions. Recorded content is removed. Unrecorded content is moved back into the tree, to
+become a version, where its place has what the daemon put there. Where a user saved or removed the file since then, that
+is the later change and stays: the displaced file is overtaken, and becomes a version before that change does
+(capture/overtaken.py). A writer that still has the file open delays all of that. Where writers cannot be detected, the
+file stays until it was unchanged for a while.
 Source: design.md, sections 2 and 7.
 """
 
@@ -15,9 +17,11 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 
+from msgspec import Struct
+
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.model import digests, keys
-from fsrepl.model.version import Kind
+from fsrepl.model.version import Kind, Origin, Version
 from fsrepl.storage import intents, records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import Entry, FileType
@@ -28,10 +32,17 @@ from fsrepl.views import crossing, directories
 log = logging.getLogger("fsrepl")
 
 
+class Overtaken(Struct, frozen=True):
+    """A file in .fsrepl/displaced that a later change of its view overtook: it becomes a version, and is removed."""
+
+    key: bytes
+    aside: bytes
+
+
 def clear(
     bucket: OpenBucket, journal: Journal, quiet_s: float, intents: Collection[intents.Intent] | None = None
-) -> None:
-    """Remove recorded content, put unrecorded content back, and leave the rest for the next look.
+) -> list[Overtaken]:
+    """Remove recorded content, put unrecorded content back, and leave the rest for the next look; what was overtaken.
 
     quiet_s: how long a file must be unchanged where writers cannot be detected.
     intents: at a start, those of the crash that may have left these files. The file that an intent expected was
@@ -40,14 +51,18 @@ def clear(
     level = logging.DEBUG if intents is None else logging.WARNING
     names = bucket.fs.names(bucket.displaced)
     owners = _owners(bucket, journal, names, intents or ())
+    overtaken: list[Overtaken] = []
     for aside in names:
         try:
-            why = _clear(bucket, journal, quiet_s, aside, owners.get(aside), intents or ())
+            left = _clear(bucket, journal, quiet_s, aside, owners.get(aside), intents or ())
         except (OSError, Unavailable) as error:
-            why = reason(error)
-        if why:
+            left = reason(error)
+        if isinstance(left, Overtaken):
+            overtaken.append(left)
+        elif left:
             shown = keys.shown(aside)
-            log.log(level, "displaced bucket=%s file=%s: left in place: %s", bucket.address, shown, why)
+            log.log(level, "displaced bucket=%s file=%s: left in place: %s", bucket.address, shown, left)
+    return overtaken
 
 
 def _clear(
@@ -57,7 +72,7 @@ def _clear(
     aside: bytes,
     key: bytes | None,
     intents: Collection[intents.Intent],
-) -> str:
+) -> str | Overtaken:
     """Handle one file; the reason why it stays, empty where it does not."""
     if key is None:
         return "its key is unknown"
@@ -80,7 +95,8 @@ def _clear(
         if owner is not None:
             versions.make_private(bucket, *owner)
         return ""
-    return _put_back(bucket, journal, aside, key)
+    planned = {i.version for i in intents if i.key == key}
+    return _put_back(bucket, journal, aside, key, planned, looks.st_ctime_ns)
 
 
 def clear_beside(bucket: OpenBucket, journal: Journal, intents: Collection[intents.Intent]) -> None:
@@ -159,29 +175,47 @@ def _opened(bucket: OpenBucket, at: int, name: bytes) -> Iterator[ViewFile]:
 
 def _is_recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes, kind: Kind | None) -> bool:
     """Whether a version of a key is of this kind and has this content."""
+    return _recorded(bucket, journal, key, digest, kind) is not None
+
+
+def _recorded(bucket: OpenBucket, journal: Journal, key: bytes, digest: bytes, kind: Kind | None) -> Version | None:
+    """The newest version of a key that is of this kind and has this content."""
     for version_id, _, marker in journal.versions.versions_of(bucket.address, key):
         with contextlib.suppress(StoreDamaged):
             version = None if marker else versions.read(bucket, key, version_id, marker=False)
             if version is not None and version.digest == digest and version.kind is kind:
-                return True
-    return False
+                return version
+    return None
 
 
-def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) -> str:
+def _put_back(
+    bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes, planned: Collection[str], changed_ns: int
+) -> str | Overtaken:
+    """Put an unrecorded file back, over the version that was exchanged for it; the reason where it stays.
+
+    planned: the versions that intents of the crash show. changed_ns: the file's ctime, which the exchange set.
+    """
     directory, name = keys.split(key)
+    known = journal.versions.object(bucket.address, key)
     at = directories.get_or_make(bucket, directory)
-    try:
-        bucket.fs.rename_new(bucket.displaced, aside, at, name)
-        bucket.views.changed.add(directory)
-        return ""
-    except FileExistsError:
-        pass
+    if known is None or known.marker or known.id not in planned or _is_taken(bucket, at, name):
+        try:
+            bucket.fs.rename_new(bucket.displaced, aside, at, name)
+            bucket.views.changed.add(directory)
+            return ""
+        except FileExistsError:
+            pass
+    else:
+        return Overtaken(key, aside)  # its user removed the file that was exchanged for it
     with open_view(bucket, key) as view:  # its mode belongs to the user
         found = view.found
-        if view.kind is None or view.is_written() is True:
+        if view.kind is None:
             return "its place is taken"
-        if not _is_recorded(bucket, journal, key, view.digest(), view.kind):
-            return "the file in its place is not a version yet"
+        shown = _recorded(bucket, journal, key, view.digest(), view.kind)
+        if shown is None or _is_later_save(shown, planned, changed_ns):
+            return Overtaken(key, aside)
+        if view.is_written() is True:
+            return "its place is taken"
     bucket.fs.exchange(bucket.displaced, aside, at, name)
     bucket.views.changed.add(directory)
     out = bucket.fs.stat(bucket.displaced, aside)
@@ -189,3 +223,16 @@ def _put_back(bucket: OpenBucket, journal: Journal, aside: bytes, key: bytes) ->
         return "the file in its place has just changed"  # and is inspected next
     bucket.fs.unlink(bucket.displaced, aside)
     return ""
+
+
+def _is_taken(bucket: OpenBucket, at: int, name: bytes) -> bool:
+    try:
+        bucket.fs.stat(at, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_later_save(shown: Version, planned: Collection[str], changed_ns: int) -> bool:
+    """Whether a view shows what a user saved after the exchange, and not what the daemon exchanged."""
+    return shown.id not in planned and shown.origin is not Origin.REPLICA and shown.created_ns > changed_ns

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
-from tests.doubles import UnsyncedFs
+from fsrepl.model.view import View
+from fsrepl.storage import intents
+from tests.doubles import DyingFs, PowerCut, UnsyncedFs
 from tests.waiting import until
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, worlds
 
-REPLICA, WRITTEN = b"replica", b"written in the last moment"
+REPLICA, WRITTEN, LATER = b"replica", b"written in the last moment", b"and another, later"
 
 
 @pytest.fixture
@@ -65,14 +68,71 @@ def test_an_unrecorded_displaced_file_becomes_a_version(world: World, restarted:
     assert world.tree(SOURCE) == {"d/k": REPLICA}
 
 
-def test_a_view_that_is_not_recorded_either_comes_first(world: World) -> None:
-    """G1: of two unrecorded contents, both become versions."""
+@pytest.mark.parametrize("without_journal", [False, True], ids=["", "without-journal"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+def test_a_later_save_stays_in_its_place(world: World, restarted: bool, without_journal: bool) -> None:
+    """G1: the displaced file was saved before the file that is there now, so it becomes a version before that one, and
+    no reader meets it again."""
     _displace(world, WRITTEN)
-    world.path("d/k", DESTINATION).unlink()
-    world.write("d/k", b"and another", DESTINATION)
+    world.drop("d/k", LATER, DESTINATION)
+    if restarted:
+        world.restart(without_journal=without_journal)
+    world.look()
+    assert world.tree(DESTINATION) == {"d/k": LATER}
+    _pass(world, restarted=False)
+    assert world.leftovers(DESTINATION) == []
+    assert _contents(world) == [REPLICA, WRITTEN, LATER]
+    assert world.tree(DESTINATION) == {"d/k": LATER}
+    world.stays_quiet()
+
+
+def test_a_later_deletion_stays(world: World) -> None:
+    """G1: after a crash the file that was exchanged for it is gone: its user removed it, and it is not back."""
+    _displace(world, WRITTEN)
+    current = world.current("d/k", DESTINATION)
+    was = View(1, 7, 1, 1, 0, shown="01K0000000000000000000000A")
+    with world.engine.site.bucket(DESTINATION).open() as bucket:
+        intents.write_intents(bucket, [intents.Intent(b"d/k", current.id, was)])
+    world.unlink("d/k", DESTINATION)
     _pass(world, restarted=True)
     assert world.leftovers(DESTINATION) == []
-    assert sorted(_contents(world)) == sorted([REPLICA, WRITTEN, b"and another"])
+    assert [v.marker for v in world.history(DESTINATION)[b"d/k"]] == [False, False, True]
+    assert _contents(world) == [REPLICA, WRITTEN]
+    assert world.tree(DESTINATION) == {}
+
+
+def test_a_later_save_that_is_a_version_already(world: World) -> None:
+    """G1: a writer held the displaced file open until then. Its content is kept, and the later save is current."""
+    aside = _displace(world, WRITTEN)
+    with aside.open("ab"):
+        world.drop("d/k", LATER, DESTINATION)
+        _pass(world, restarted=True)
+        assert _contents(world) == [REPLICA, LATER]
+    _pass(world, restarted=False)
+    assert world.leftovers(DESTINATION) == []
+    assert _contents(world) == [REPLICA, LATER, WRITTEN, LATER]
+    assert world.tree(DESTINATION) == {"d/k": LATER}
+    world.stays_quiet()
+
+
+@pytest.mark.slow
+def test_a_crash_at_every_step_of_that(memory: Path) -> None:
+    """G1, G7: three saves are three versions in their order, and the last one is in its place."""
+    for calls, world in worlds(memory):
+        world.write("d/k", REPLICA)
+        world.settle()
+        _displace(world, WRITTEN)
+        world.drop("d/k", LATER, DESTINATION)
+        fs = DyingFs(calls)
+        with contextlib.suppress(PowerCut):
+            world.restart(fs=fs)
+            world.settle()
+        _pass(world, restarted=True)
+        assert _contents(world) == [REPLICA, WRITTEN, LATER], f"cut at {calls}, in {fs.died_in}"
+        assert world.tree(DESTINATION) == {"d/k": LATER}, f"cut at {calls}, in {fs.died_in}"
+        assert world.leftovers(DESTINATION) == [], f"cut at {calls}, in {fs.died_in}"
+        if not fs.died:
+            return
 
 
 def test_a_writer_that_holds_it_delays_it(world: World) -> None:
