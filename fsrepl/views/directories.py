@@ -254,6 +254,15 @@ def is_made(bucket: OpenBucket, path: bytes) -> bool:
         return False
 
 
+def adopt(bucket: OpenBucket, path: bytes) -> None:
+    """Count a directory as made for the files below it, with its present permissions. Raises OSError."""
+    at, fd = bucket.stored_directory(path), bucket.views.get(path)
+    remember(bucket, path)
+    bucket.fs.set_attribute(fd, attributes.MADE, b"1")
+    known = replace(_read(bucket, at), made=bucket.fs.stat_fd(fd).st_ino, given=rights_of(bucket, fd))
+    _write(bucket, at, known)
+
+
 def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:
     """The differences of a directory that replication made from its sources, for people; empty where none."""
     try:

@@ -18,7 +18,8 @@ from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import Posix, Rights, Shortfall, Version
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED
+from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED, FileType
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.posix import inode_posix
 from fsrepl.views import directories
 
@@ -69,6 +70,24 @@ def remove(bucket: OpenBucket, path: bytes) -> bool:
     bucket.views.changed.discard(path)
     bucket.views.changed.add(parent)
     return True
+
+
+def leave_to_contents(bucket: OpenBucket, journal: Journal, key: bytes) -> bool:
+    """Let a deleted directory that holds objects belong to these, as one that was made for them: it goes with the last.
+
+    So it is where one side removed the directory, and the other one put a file into it meanwhile. Whether it could be
+    left; False where nothing in it is an object: it may be another program's, or not captured yet. Raises OSError.
+    """
+    path = key[:-1]
+    found = list(bucket.fs.entries(bucket.views.get(path)))
+    below = [keys.join(path, name) + (b"/" if kind is FileType.DIRECTORY else b"") for name, kind in found]
+    known = journal.versions.look_up(bucket.address, below)
+    is_needed = any(not each.marker for each in known.values()) or any(
+        keys.is_directory(each) and directories.is_made(bucket, each[:-1]) for each in below
+    )
+    if is_needed:
+        directories.adopt(bucket, path)
+    return is_needed
 
 
 def _give(bucket: OpenBucket, fd: int, version: Version) -> Shortfall:

@@ -20,7 +20,7 @@ from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
-from fsrepl.views import following, link_groups, shared_record, show, stage
+from fsrepl.views import folders, following, link_groups, shared_record, show, stage
 
 log = logging.getLogger("fsrepl")
 
@@ -115,6 +115,9 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
         links = link_groups.LinkGroups(journal, bucket)
         staged = links.stage(current) or stage.stage_current(bucket, current)
         outcome = show.show(bucket, current, known.view, staged)
+        is_deleted_directory = current.marker and keys.is_directory(key)
+        if isinstance(outcome, show.NotShown) and is_deleted_directory and bucket.bucket.trees:
+            outcome = show.Shown(None) if folders.leave_to_contents(bucket, journal, key) else outcome
     except (StoreDamaged, Unavailable, OSError) as error:
         mark_stale(region, state, key, reason(error))
         return

@@ -363,3 +363,40 @@ def test_a_directory_at_rest_has_the_time_of_its_source(tmp_path: Path) -> None:
         world.settle()
         assert world.path("a", DESTINATION).stat().st_mtime_ns == 3_000_000_000
         world.stays_quiet()
+
+
+def two_sides(home: Path) -> World:
+    world = World(home, trees=True)
+    world.run("replication.enable", source=DESTINATION, destination=SOURCE)
+    return world
+
+
+def test_a_directory_removed_while_the_other_side_saves_into_it(tmp_path: Path) -> None:
+    """Both sides come to rest: the file is everywhere, its directory belongs to it from then on, keeps its rights, and
+    goes with it. Nothing waits for a directory that will never be empty."""
+    with two_sides(tmp_path) as world:
+        world.write("d/deep/old", b"old")
+        world.path("d").chmod(0o750)
+        world.path("d/deep").chmod(0o705)
+        world.settle()
+        shutil.rmtree(world.path("d"))
+        world.write("d/deep/new", b"new", DESTINATION)
+        world.settle()
+        world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/deep/new": b"new"}
+        assert world.state(SOURCE).stale == world.state(DESTINATION).stale == {}
+        assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
+        assert folders(world, SOURCE) == folders(world, DESTINATION)
+        assert {name: each[0] for name, each in folders(world, DESTINATION).items()} == {"d": 0o750, "d/deep": 0o705}
+        assert verify(world) == []
+        world.stays_quiet()
+        world.restart(without_journal=True)
+        world.settle()
+        world.stays_quiet()
+        world.path("d/deep").chmod(0o700)
+        world.settle()
+        assert folders(world, SOURCE) == folders(world, DESTINATION)
+        world.unlink("d/deep/new")
+        world.settle()
+        assert world.tree(DESTINATION) == {}
+        assert folders(world, DESTINATION) == {}
