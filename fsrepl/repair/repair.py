@@ -29,7 +29,7 @@ from fsrepl.region.limiter import Limiter
 from fsrepl.region.region import Region
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import compare, evidence, mend, rebuild
-from fsrepl.s3 import rules
+from fsrepl.s3 import edit_rules, rules
 from fsrepl.storage import damaged, publishing, sharing, staging, tiers, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import GONE, NO_SPACE
@@ -548,7 +548,8 @@ def _settle(
     *,
     was_repaired: bool,
 ) -> None:
-    """Redeliver a repaired version: deliveries missing from its record, and those that failed for the damage."""
+    """Redeliver a repaired version: deliveries missing from its record, those that failed for the damage or because the
+    version is lost there, and edits that its original lacks."""
     deliveries = dict(version.deliveries)
     sent = [address for address, other in records.items() if other.source == bucket.address]
     if any(address not in deliveries for address in sent):
@@ -559,8 +560,15 @@ def _settle(
         rebuilt = evidence.rebuild(gathered).deliveries
         deliveries |= {address: rebuilt[address] for address in sent if address not in deliveries}
     for destination, recorded in version.deliveries.items():
-        if was_repaired and recorded.status is Status.FAILED and recorded.reason in _FAILED_BY_DAMAGE:
+        is_mended = was_repaired and recorded.status is Status.FAILED and recorded.reason in _FAILED_BY_DAMAGE
+        if is_mended or (recorded.reason == edit_rules.LOST_THERE and destination != version.source):
             deliveries[destination] = replace(rules.renewed(recorded), since_ns=0, edit=False)
+    if (original := records.get(version.source)) is not None:
+        source = region.engine.site.buckets[version.source]
+        unsent = edit_rules.unsent_edit(
+            version, original, home=bucket.address, replication=bucket.bucket.replication, there=source.replication
+        )
+        deliveries |= {version.source: unsent} if unsent is not None else {}
     if deliveries != version.deliveries:
         redeliver(region, bucket, version, deliveries)
 

@@ -27,6 +27,7 @@ from fsrepl.repair.verified import Verified
 from fsrepl.repair.verify_records import Records, deleted_there_alone
 from fsrepl.repair.verify_remote import BATCH, RemoteSide
 from fsrepl.repair.verify_views import Views, mount_over
+from fsrepl.s3.edit_rules import LOST_THERE
 from fsrepl.storage import intents, records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.documents import read_document
@@ -381,9 +382,11 @@ class Verification:
             if self.only in (None, address):
                 self.tally.pending += recorded.status is Status.PENDING
                 self.tally.failed += recorded.status is Status.FAILED
-        for address in {a for a, d in version.deliveries.items() if d.status is Status.COMPLETED} | {version.source}:
+        had = {a for a, d in version.deliveries.items() if d.status is Status.COMPLETED or d.reason == LOST_THERE}
+        for address in had | {version.source}:
             if address in version.deliveries and region_of(address) in self.site.services:
-                yield from self._sent_to_service(address, version)
+                if version.deliveries[address].status is Status.COMPLETED:
+                    yield from self._sent_to_service(address, version)
                 continue
             there = self._side(address) if address in version.deliveries or address in self._wanted() else None
             if there is not None and not self._has(there, version):

@@ -11,6 +11,7 @@ from fsrepl.model.version import NULL, Origin, Status, Version
 from fsrepl.repair import compare
 from fsrepl.repair.compare import Difference, Problem
 from fsrepl.repair.sides import Side
+from fsrepl.s3 import edit_rules
 from fsrepl.storage import versions
 from fsrepl.storage.site import Site
 
@@ -35,10 +36,14 @@ class Records:
         return self.compare(source, there, *found)
 
     def compare(self, source: Side, there: Side, original: Version | None, other: Version | None) -> Difference | None:
-        """The difference of two records of one version, of which one was made from the other."""
-        if (original and there.address in original.deliveries) or (other and other.source == source.address):
+        """The difference of two records of one version, of which one was made from the other, or sent on to it."""
+        if other and other.source == source.address:
             return self._judge(source, there, original, other)
-        if (original and original.source == there.address) or (other and source.address in other.deliveries):
+        if original and original.source == there.address:
+            return self._judge(there, source, other, original)
+        if original and there.address in original.deliveries:
+            return self._judge(source, there, original, other)
+        if other and source.address in other.deliveries:
             return self._judge(there, source, other, original)
         return None
 
@@ -47,7 +52,12 @@ class Records:
         recorded = sent.deliveries.get(receiver.address) if sent else None
         completed = recorded is not None and recorded.status is Status.COMPLETED
         if got is None:
-            if sent is None or not completed or receiver.is_removed(sent.key, sent.id):
+            if sent is None or recorded is None or receiver.is_removed(sent.key, sent.id):
+                return None
+            if recorded.reason == edit_rules.LOST_THERE:
+                why = f"{receiver.address} has lost it, so that its later edit failed; --repair sends it again, whole"
+                return sender.wrong(sent, Problem.MISSING, why)
+            if not completed:
                 return None
             return receiver.wrong(sent, Problem.MISSING, f"{sender.address} delivered it, and it is not there")
         if sent is None:
@@ -64,12 +74,20 @@ class Records:
             return None
         if got.digest != sent.digest:
             return receiver.wrong(got, Problem.DIGEST, f"its recorded BLAKE3 is not that of {sender.address}")
-        if compare.is_alike(sent, got):
-            return None
+        if got.source != sender.address or compare.is_alike(sent, got):
+            return None  # a backfill sent it on, and it was there already: metadata travels from the original alone
         role = self.role_of(sender)
         expected = compare.as_sent(sent, got, recorded, role, sender.address, receiver.address)
-        why = compare.metadata_difference(got, expected)
-        return receiver.wrong(got, Problem.METADATA, why) if why else None
+        if why := compare.metadata_difference(got, expected):
+            return receiver.wrong(got, Problem.METADATA, why)
+        unsent = edit_rules.unsent_edit(
+            got, sent, home=receiver.address, replication=receiver.bucket.bucket.replication,
+            there=sender.bucket.bucket.replication,
+        )  # fmt: skip
+        if unsent is None:
+            return None
+        why = f"it was edited here while no rule sent that back to {sender.address}; --repair sends it"
+        return receiver.wrong(got, Problem.METADATA, why)
 
     def role_of(self, side: Side) -> Role | None:
         replication = side.bucket.bucket.replication

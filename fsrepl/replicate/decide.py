@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from fsrepl.model.version import Status, Versioning
+from fsrepl.s3.edit_rules import LOST_THERE
 
 # -- one delivery
 
@@ -75,7 +76,7 @@ def decide(facts: Facts) -> Action:
     if facts.permission:
         return Settle(Status.FAILED, facts.permission)
     if facts.edit and not facts.replica_there:
-        return Settle(Status.FAILED, "DstVersionNotFound")
+        return Settle(Status.FAILED, LOST_THERE)
     if facts.hard_deleted and not facts.edit:
         # S3 answers batch jobs with this code; here a live delivery of a version removed there gets the same
         return Settle(Status.FAILED, "DstObjectHardDeleted")

@@ -10,6 +10,9 @@ from fsrepl.model.rule import Replication, Rule
 from fsrepl.model.version import DeliveryRecord, Origin, Status, Version
 from fsrepl.s3 import rules
 
+LOST_THERE = "DstVersionNotFound"
+"""Why an edit failed: its destination had the version, and has it no more."""
+
 
 def edit_deliveries(
     was: Version, now: Version, replication: Replication | None, *, home: str = "",
@@ -50,6 +53,37 @@ def edit_deliveries(
                 back.id, Status.PENDING, tracking=back.tracking, since_ns=since_ns, edit=True
             )
     return out
+
+
+def unsent_edit(
+    replica: Version, original: Version, *, home: str, replication: Replication | None, there: Replication | None
+) -> DeliveryRecord | None:
+    """The delivery of a replica's edits that its original lacks, where both sides enable that; None without any.
+
+    So it is where a rule was disabled when the edit was made: enabling it sends nothing after the fact, as in S3. home:
+    the bucket of the replica. replication, there: the configurations of that bucket and of the original's.
+    """
+    known, sent = replica.deliveries.get(replica.source), original.deliveries.get(home)
+    if replication is None or (known is not None and (not known.settled or known.status is Status.FAILED)):
+        return None
+    edited = {
+        group
+        for group in replica.edited
+        if metadata.stamp_of(replica, group) > metadata.stamp_of(original, group)
+        and not (group == ACL and sent is not None and sent.owner)
+    }
+    after = metadata.merged(original, _with_owner_of(original, replica) if sent and sent.owner else replica, edited)
+    back = _rule_back(replica, replica, replication, there, home) if metadata.changed(original, after) else None
+    if back is None:
+        return None
+    since_ns = max(metadata.stamp_of(replica, group)[0] for group in edited)
+    return DeliveryRecord(back.id, Status.PENDING, since_ns=since_ns, edit=True)
+
+
+def _with_owner_of(original: Version, replica: Version) -> Version:
+    if original.posix is None or replica.posix is None:
+        return replica
+    return replace(replica, posix=replace(replica.posix, uid=original.posix.uid, gid=original.posix.gid))
 
 
 def _rule_now(

@@ -155,7 +155,7 @@ class _Attack:
     def __init__(self, site: Site, plan: Plan, step_clock: Callable[[float], None]) -> None:
         self.site, self.plan, self.step_clock = site, plan, step_clock
         self.stores = Stores(site)
-        self.history = History()
+        self.history = History(groups_links=plan.trees)
         self.out = Outcome()
         self.chance = random.Random(plan.seed)
         self.disabled: set[str] = set()
@@ -310,9 +310,6 @@ class _Attack:
                 at = (each["Bucket"], each["Key"], each["VersionId"])
                 if each["Problem"] == "DigestMismatch":
                     destroyed[at] = each
-                elif each["Problem"] == "MetadataDiffers" and self.plan.rules:
-                    # a replica's edit goes back to its original by a rule that is enabled at that moment, or never
-                    self.out.unpromised.append(f"verify: {each['Problem']} {'/'.join(at)}")
                 else:
                     others.add(f"verify: {each['Problem']} {'/'.join(at)}")
         self.out.faults += sorted(others)

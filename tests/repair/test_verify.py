@@ -25,7 +25,7 @@ from tests.doubles import DyingFs, PowerCut
 from tests.repair.test_rebuild import strip
 from tests.stored import set_field, stored
 from tests.verifying import tally, verification, verify
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, v2
 
 
 def rot(path: Path) -> None:
@@ -633,4 +633,71 @@ def test_a_record_stays_when_its_file_is_no_view_any_more(tmp_path: Path) -> Non
         world.write("k", b"two")
         world.settle()
         assert world.history(DESTINATION)[b"k"][:1] == before
+        assert verify(world) == []
+
+
+def test_an_edit_of_a_version_that_the_destination_has_lost(tmp_path: Path) -> None:
+    """Section 5: the edit fails, since there is nothing to edit; verify names the version, and --repair has it sent
+    again, whole, with the edit."""
+    with World(tmp_path) as world:
+        world.write("d/k", b"one")
+        world.settle()
+        stored(world, "d/k", DESTINATION).unlink()
+        world.path("d/k", DESTINATION).unlink()
+        world.restart()
+        world.path("d/k").chmod(0o600)
+        world.settle()
+        assert world.current("d/k").deliveries[DESTINATION].reason == "DstVersionNotFound"
+        assert verify(world) == [(SOURCE, "d/k", "Missing", False)]
+        assert verify(world, repair=True) == [(SOURCE, "d/k", "Missing", True)]
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.records(SOURCE) == world.records(DESTINATION)
+        assert world.look_of("d/k") == world.look_of("d/k", DESTINATION)
+        assert verify(world) == []
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("syncs", [True, False], ids=["synced", "one-way"])
+def test_a_replica_edited_while_its_rule_was_disabled(tmp_path: Path, syncs: bool) -> None:
+    """s3-semantics 2.2: enabling the rule sends nothing after the fact. Where edits of replicas go back, verify names
+    that one, and --repair sends it; elsewhere it stays at the replica, which is right."""
+    with World(tmp_path, replicate=False) as world:
+        for source, to in ((SOURCE, DESTINATION), (DESTINATION, SOURCE)):
+            rule = v2(to=to, markers=True)
+            rule["SourceSelectionCriteria"] = {"ReplicaModifications": {"Status": "Enabled" if syncs else "Disabled"}}
+            world.configure(rule, source=source)
+        world.write("k", b"data")
+        world.settle()
+        world.run("replication.disable", source=DESTINATION)
+        world.path("k", DESTINATION).chmod(0o600)
+        world.settle()
+        world.run("replication.enable", source=DESTINATION)
+        world.settle()
+        assert world.look_of("k")[0].mode == 0o644
+        assert verify(world) == ([(DESTINATION, "k", "MetadataDiffers", False)] if syncs else [])
+        if syncs:
+            assert verify(world, repair=True) == [(DESTINATION, "k", "MetadataDiffers", True)]
+            world.settle()
+            assert world.look_of("k")[0].mode == 0o600
+            assert world.records(SOURCE) == world.records(DESTINATION)
+            assert world.statuses(DESTINATION) == {Status.REPLICA}
+            assert verify(world) == []
+        world.stays_quiet()
+
+
+def test_metadata_of_a_version_that_a_backfill_sent_on(tmp_path: Path) -> None:
+    """s3-semantics 2.2: it travels from the original alone, so an edit of one replica is no fault of another one."""
+    with World(tmp_path, replicate=False, buckets=(SOURCE, DESTINATION, "north/far")) as world:
+        world.configure(v2(to=DESTINATION), v2(to="north/far", priority=2), source=SOURCE)
+        world.configure(v2(to=SOURCE), v2(to="north/far", priority=2), source=DESTINATION)
+        world.write("k", b"data")
+        world.settle()
+        world.path("k", DESTINATION).chmod(0o600)
+        world.settle()
+        world.run("replication.backfill", source=DESTINATION, statuses=["REPLICA"])
+        world.settle()
+        assert {str(each.status) for each in world.current("k", DESTINATION).deliveries.values()} == {"COMPLETED"}
+        with Verification(world.engine.site, DESTINATION, None, world.engine.journal) as found:
+            assert list(found.differences()) == []
         assert verify(world) == []
