@@ -88,6 +88,8 @@ class History:
     up: list[tuple[float, float]] = field(default_factory=list)
     suspended: list[tuple[float, float]] = field(default_factory=list)
     overwritten: Collection[str] = ()
+    groups_links: bool = False
+    """Tree buckets: a name that joins the names of one file, or leaves them, is a new version of the same content."""
 
 
 def check(history: History) -> list[Violation]:
@@ -95,7 +97,7 @@ def check(history: History) -> list[Violation]:
     last = history.listings[-1]
     found = check_listings(history.listings, history.overwritten)
     found += _mixed(last, history.contents)
-    found += _doubled(last)
+    found += _doubled(last, _relinked(history) if history.groups_links else set())
     found += _swapped(last, history)
     found += (
         Violation(Kind.LOST, rest.bucket, rest.key, f"{rest.file.digest[:12]} for {rest.until_s - rest.since_s:.1f} s")
@@ -211,13 +213,19 @@ def _by_key(versions: Iterable[Listed]) -> Mapping[str, list[Listed]]:
     return out
 
 
-def _doubled(listing: Listing) -> Iterable[Violation]:
+def _relinked(history: History) -> set[tuple[str, str, str]]:
+    """Bucket, key and digest of files that had other names too, for a time."""
+    return {(rest.bucket, rest.key, rest.file.digest) for rest in history.rests if rest.file.names > 1}
+
+
+def _doubled(listing: Listing, relinked: Collection[tuple[str, str, str]]) -> Iterable[Violation]:
     """Two versions in a row with one content, or two markers, made by one bucket: the same save, captured twice."""
     for bucket, versions in listing.items():
         for key, of_key in _by_key(versions).items():
             for one, two in pairwise(of_key):
                 is_made_here = one.maker == two.maker == bucket and NULL not in (one.id, two.id)
-                if is_made_here and (one.digest, one.is_marker) == (two.digest, two.is_marker):
+                is_same = (one.digest, one.is_marker) == (two.digest, two.is_marker)
+                if is_made_here and is_same and (bucket, key, one.digest) not in relinked:
                     yield Violation(Kind.DOUBLED, bucket, key, f"{one.id} and {two.id}, {one.digest[:12] or 'markers'}")
 
 

@@ -97,6 +97,17 @@ def test_null_versions_are_replaced_by_the_next() -> None:
     assert check(lost) == []
 
 
+def test_a_name_that_joins_or_leaves_the_names_of_a_file_is_a_version_in_tree_buckets() -> None:
+    """The content is the same, and what changed is recorded; without other names it is one save, captured twice."""
+    found = history(ONE, TWO, replace(TWO, id="01C", created_ns=3))
+    found.groups_links = True
+    assert kinds(found) == {Kind.DOUBLED}
+    found.rests.append(replace(rest("two", 4 * REST_S, 5 * REST_S), file=File(1, 1, "two", names=2)))
+    assert check(found) == []
+    found.groups_links = False
+    assert kinds(found) == {Kind.DOUBLED}
+
+
 def test_content_overwritten_in_place_is_not_promised_where_files_are_linked() -> None:
     found = history(replace(ONE, is_whole=False), TWO)
     found.overwritten = {"one"}
