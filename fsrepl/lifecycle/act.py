@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -31,15 +32,34 @@ from fsrepl.s3.due import Action, Kind
 from fsrepl.storage import publishing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE, FileType
-from fsrepl.storage.intents import Intent, intend, read_intents
-from fsrepl.storage.journal.rows import traits_of
-from fsrepl.views import null_view, show, stale, unrecorded
+from fsrepl.storage.intents import Act, Intent, intend, read_intents
+from fsrepl.storage.journal.rows import Object, traits_of
+from fsrepl.views import null_view, shared_record, show, stale, unrecorded
 
 log = logging.getLogger("fsrepl")
 
 
 class NotBegun(Unavailable):
     """An action cannot begin now, has changed nothing, and is tried again later."""
+
+
+class _Ready(NamedTuple):
+    """An action that may be done now: the version's record, and its key by the journal."""
+
+    action: Action
+    version: Version
+    known: Object | None
+
+    @property
+    def view(self) -> View | None:
+        return self.known.view if self.known else None
+
+
+_OUTCOMES: Mapping[Kind, str] = {
+    Kind.EXPIRE: "expired", Kind.TRANSITION: "moved", Kind.TRANSITION_NONCURRENT: "moved",
+    Kind.REMOVE_VERSION: "removed", Kind.REMOVE_MARKER: "removed",
+}  # fmt: skip
+"""The first word of a log line."""
 
 
 class ActionGroup:
@@ -55,22 +75,22 @@ class ActionGroup:
 
     def carry_out(self, found: Sequence[Due]) -> None:
         """Do what is due, as far as nothing keeps it."""
-        ready = [(each, version) for each in found if (version := self._ready(each)) is not None]
-        self._expire([version for each, version in ready if each.action.kind is Kind.EXPIRE])
-        removals = (Kind.REMOVE_VERSION, Kind.REMOVE_MARKER)
-        self._remove([(each.action.kind, version) for each, version in ready if each.action.kind in removals])
-        self._move([(each.action, version) for each, version in ready if each.action.storage_class])
+        known = self.journal.versions.look_up(self.bucket.address, dict.fromkeys(each.key for each in found))
+        ready = [ready for each in found if (ready := self._ready(each, known.get(each.key))) is not None]
+        self._expire([each for each in ready if each.action.kind is Kind.EXPIRE])
+        self._remove([each for each in ready if each.action.kind in (Kind.REMOVE_VERSION, Kind.REMOVE_MARKER)])
+        self._move([(each.action, each.version) for each in ready if each.action.storage_class])
 
     # -- may it be done
 
-    def _ready(self, wanted: Due) -> Version | None:
-        """The record of the version, where it may be acted on now."""
-        key, kind = wanted.key, wanted.action.kind
+    def _ready(self, wanted: Due, known: Object | None) -> _Ready | None:
+        """An action with the record of its version, where it may be done now. known: the key, by the journal."""
+        key = wanted.key
         if wanted.action.blocked_by:
             self.run.blocked += 1
             return None
         try:
-            version = versions.read(self.bucket, key, wanted.action.version_id)
+            version = versions.read(self.bucket, key, wanted.action.version_id, marker=wanted.marker)
             version = versions.ensure_whole(version) if version else None
         except StoreDamaged:
             self.state.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
@@ -81,20 +101,24 @@ class ActionGroup:
         if confirmed.blocked_by:
             self.run.blocked += 1
             return None
-        if not self._may_go(key, kind, version):
+        ready = self._if_at_rest(_Ready(wanted.action, version, known))
+        if ready is None:
             self.run.again[key] = None
-            return None
-        return version
+        return ready
 
-    def _may_go(self, key: bytes, kind: Kind, version: Version) -> bool:
-        """Whether an action meets nothing that is going on just now. A noncurrent version may go while its key changes,
+    def _if_at_rest(self, ready: _Ready) -> _Ready | None:
+        """An action that meets nothing that is going on just now. A noncurrent version may go while its key changes,
         and changes again: what is current is another one."""
-        if kind is Kind.REMOVE_VERSION:
-            known = self.journal.versions.object(self.bucket.address, key)
-            return known is None or known.view is None or known.view.shown != version.id
-        if kind in (Kind.EXPIRE, Kind.REMOVE_MARKER):
-            return not self._is_in_hand(key) and (kind is Kind.REMOVE_MARKER or self._is_as_recorded(key))
-        return True
+        match ready.action.kind:
+            case Kind.REMOVE_VERSION:
+                view = ready.view
+                return ready if view is None or view.shown != ready.version.id else None
+            case Kind.REMOVE_MARKER:
+                return None if self._is_in_hand(ready.version.key) else ready
+            case Kind.EXPIRE:
+                return None if self._is_in_hand(ready.version.key) else self._if_as_recorded(ready)
+            case _:
+                return ready
 
     def _is_in_hand(self, key: bytes) -> bool:
         """Whether something of a key waits to be captured or shown: then what is current may change just now."""
@@ -105,41 +129,41 @@ class ActionGroup:
             return True
         return self.region.changes.is_queued(self.bucket.address, key)
 
-    def _is_as_recorded(self, key: bytes) -> bool:
-        """Whether the file that people see is the one on record, and no program writes into it. Else it is captured."""
-        known = self.journal.versions.object(self.bucket.address, key)
-        view = known.view if known else None
-        if unrecorded.look(self.bucket, key, view) is not unrecorded.Look.RECORDED:
+    def _if_as_recorded(self, ready: _Ready) -> _Ready | None:
+        """An expiration whose key's file is the one on record, and written by no program. Else the file is captured."""
+        key, view = ready.version.key, ready.view
+        looks, is_written = unrecorded.look_closely(self.bucket, key, view)
+        if looks is not unrecorded.Look.RECORDED:
             self.region.look_at(self.bucket.address, [key])
-            return False
+            return None
         if view is None:
-            return True
-        directory, name = keys.split(key)
-        if show.is_written(self.bucket, self.bucket.views.get(directory), name):
-            return False
+            return ready
+        if is_written:
+            return None
         if not view.racy:
-            return True
+            return ready
         if not null_view.has_its_content(self.journal, self.bucket, key, view):
             self.region.look_at(self.bucket.address, [key])
-            return False
+            return None
         known = self.journal.versions.object(self.bucket.address, key)
-        return known is not None and known.view is not None and not known.view.racy
+        return _Ready(ready.action, ready.version, known) if known and known.view and not known.view.racy else None
 
     # -- markers
 
-    def _expire(self, expired: Sequence[Version]) -> None:
+    def _expire(self, expired: Sequence[_Ready]) -> None:
         """Put a marker on each, and show that. Markers that lifecycle made have no deliveries."""
         if not expired:
             return
-        address, now_ns = self.bucket.address, self.engine.site.now()
+        now_ns = self.engine.site.now()
         markers, was = [], {}
-        for version in expired:
+        for each in expired:
+            version = each.version
             null_ns = version.created_ns if version.id == NULL else -1
             version_id, created_ns = self.state.bucket.ids.next(now_ns, null_ns)
             if self.state.bucket.versioning is Versioning.SUSPENDED:
                 version_id = NULL
             markers.append(Version(version.key, version_id, created_ns, marker=True, origin=Origin.LIFECYCLE))
-            was[version.key] = self._view(version.key)
+            was[version.key] = self._view(each)
         staged: list[versions.Staged] = []
         try:
             for marker in markers:
@@ -149,67 +173,75 @@ class ActionGroup:
                 self.engine.syncer, self.bucket, intents, [(self.bucket.tmp, each.name) for each in staged]
             )
         except OSError as error:
-            for each in staged:
+            for each_staged in staged:
                 with contextlib.suppress(OSError):  # what stays is swept at the next start
-                    versions.discard(self.bucket, each)
+                    versions.discard(self.bucket, each_staged)
             raise NotBegun(reason(error)) from error
         with intended:
             publishing.publish_durable(self.bucket, staged)
             self._tell(events.Name.MARKED, markers)
-            with self.journal.transaction():
-                for marker in markers:
-                    self.journal.versions.add(address, marker)
-            for marker in markers:
-                self.engine.recent.put(address, marker)
-                self.state.labels.drop(marker.key)
-                stale.show_current(self.region, self.state, self.bucket, marker.key)
+            self._show(markers, was)
             if not all(self.state.stale[m.key].intent for m in markers if m.key in self.state.stale):
                 intended.keep()
-        for version, marker in zip(expired, markers, strict=True):
-            self._note(Kind.EXPIRE, version, f"marker={marker.id}")
+        self._note(
+            (Kind.EXPIRE, each.version, f" marker={marker.id}") for each, marker in zip(expired, markers, strict=True)
+        )
         stale.retry_blocked(self.region, self.state)
 
-    def _view(self, key: bytes) -> View | None:
+    def _view(self, expired: _Ready) -> View | None:
         """How the view of an expiring version is known."""
-        known = self.journal.versions.object(self.bucket.address, key)
         if self.state.bucket.versioning is Versioning.SUSPENDED:
-            return null_view.before_replacing(self.journal, self.bucket, key, known)
-        return known.view if known else None
+            return null_view.before_replacing(self.journal, self.bucket, expired.version.key, expired.known)
+        return expired.view
+
+    def _show(self, markers: Sequence[Version], was: Mapping[bytes, View | None]) -> None:
+        """Remove the views of keys that have markers now, and record both. What cannot be removed like that, since it
+        has just changed or is linked with others, is shown as any other view.
+
+        A crash before the record is written leaves the intent, which says the same.
+        """
+        address, is_plain = self.bucket.address, not self.bucket.bucket.trees
+        views = {m.key: v for m in markers if is_plain and m.key not in self.state.stale and (v := was[m.key])}
+        gone = show.take_out_all(self.bucket, views)
+        with self.journal.transaction():
+            left = ((m, None if m.key in gone else _without(was[m.key], m)) for m in markers)
+            self.journal.versions.add_shown(address, list(left))
+        for marker in markers:
+            self.engine.recent.put(address, marker)
+            self.state.labels.drop(marker.key)
+            if (hidden := gone.get(marker.key)) is None:
+                stale.show_current(self.region, self.state, self.bucket, marker.key)
+            elif hidden.left:
+                shared_record.repair_left(
+                    self.journal, self.engine.recent, self.state, self.bucket, marker.key, hidden.left, hidden.record
+                )
 
     # -- removal for good
 
-    def _remove(self, gone: Sequence[tuple[Kind, Version]]) -> None:
+    def _remove(self, gone: Sequence[_Ready]) -> None:
         """Remove noncurrent versions, and markers of which no version is left. No view changes by that."""
         if not gone:
             return
-        address = self.bucket.address
-        by_key: dict[bytes, set[str]] = {}
-        for _, version in gone:
-            by_key.setdefault(version.key, set()).add(version.id)
-        intents = []
-        for key, ids in by_key.items():
-            known = self.journal.versions.object(address, key)
-            left = [i for i, _, _ in self.journal.versions.versions_of(address, key) if i not in ids]
-            intents.append(Intent(key, left[0] if left else "", known.view if known else None))
+        noncurrent = [each.version for each in gone if each.action.kind is Kind.REMOVE_VERSION]
+        markers = [each for each in gone if each.action.kind is Kind.REMOVE_MARKER]
+        intents = [Intent(key, "", None, Act.REMOVE) for key in dict.fromkeys(version.key for version in noncurrent)]
+        intents += [Intent(each.version.key, "", each.view) for each in markers]
         try:
             intended = intend(self.engine.syncer, self.bucket, intents)
         except OSError as error:
             raise NotBegun(reason(error)) from error
+        address, removed = self.bucket.address, [each.version for each in gone]
         with intended:
-            self._tell(events.Name.EXPIRED, [version for _, version in gone])
-            versions.remember_removed(self.bucket, *(version for _, version in gone))
-            for _, version in gone:
-                versions.remove(self.bucket, version)
+            self._tell(events.Name.EXPIRED, removed)
+            versions.remember_removed(self.bucket, *removed)
+            versions.remove_all(self.bucket, removed)
             self.bucket.sync()
             with self.journal.transaction():
-                for kind, version in gone:
-                    if kind is Kind.REMOVE_MARKER:
-                        self.journal.versions.remove(address, version.key, version.id, None)
-                    else:
-                        self.journal.versions.remove_noncurrent(address, version.key, version.id)
-        for kind, version in gone:
+                self.journal.versions.remove_noncurrent(address, [(v.key, v.id) for v in noncurrent])
+                self.journal.versions.remove_last(address, [(e.version.key, e.version.id) for e in markers])
+        for version in removed:
             self.engine.recent.forget(address, version.key, version.id)
-            self._note(kind, version)
+        self._note((each.action.kind, each.version, "") for each in gone)
 
     # -- classes
 
@@ -233,10 +265,11 @@ class ActionGroup:
             after.append(version)
             if action.kind is Kind.TRANSITION:  # where it is the view too, that looks different now
                 self.state.labels.add(version, now_s)
-            self._note(action.kind, version, f"class={version.storage_class}")
         with self.journal.transaction():
             self.journal.versions.set_traits(address, [(v.key, v.id, traits_of(v)) for v in after])
         self.state.ask_to_place(version.key for version in after)
+        kinds = {(version.key, version.id): action.kind for action, version in moved}
+        self._note((kinds[version.key, version.id], version, f" class={version.storage_class}") for version in after)
 
     # -- telling
 
@@ -245,16 +278,22 @@ class ActionGroup:
         records = [events.of_lifecycle(name, self.bucket.address, version, now_ns) for version in of]
         self.engine.reporter.announce_lifecycle(records)
 
-    def _note(self, kind: Kind, version: Version, more: str = "") -> None:
-        self.run.done[str(kind)] = self.run.done.get(str(kind), 0) + 1
-        outcome = {Kind.EXPIRE: "expired", Kind.TRANSITION: "moved", Kind.TRANSITION_NONCURRENT: "moved"}.get(
-            kind, "removed"
-        )
-        log.info(
-            '%s bucket=%s key="%s" version=%s size_bytes=%d by=%s%s',
-            outcome, self.bucket.address, keys.shown(version.key), version.id, version.size, kind,
-            f" {more}" if more else "",
-        )  # fmt: skip
+    def _note(self, done: Iterable[tuple[Kind, Version, str]]) -> None:
+        """Count and log what was done to each version."""
+        lines = []
+        for kind, version, more in done:
+            self.run.done[str(kind)] = self.run.done.get(str(kind), 0) + 1
+            lines.append(
+                f'{_OUTCOMES[kind]} bucket={self.bucket.address} key="{keys.shown(version.key)}" '
+                f"version={version.id} size_bytes={version.size} by={kind}{more}"
+            )
+        self.engine.reporter.carried_out(lines)
+
+
+def _without(view: View | None, marker: Version) -> View | None:
+    """A view that could not be removed yet; it shows no version any more where its null version was replaced."""
+    is_replaced = view is not None and marker.id == view.shown == NULL
+    return replace(view, shown="") if view is not None and is_replaced else view
 
 
 def _in_class(version: Version, action: Action) -> Version:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import keys
 from fsrepl.model.lifecycle import Lifecycle
-from fsrepl.model.version import NULL, Version, Versioning
+from fsrepl.model.version import NULL, Status, Version, Versioning
 from fsrepl.s3 import due
 from fsrepl.s3.due import Action, Facts, Kind
 from fsrepl.storage import backfill_jobs, unversioned, versions
@@ -31,10 +31,16 @@ _HOLDS = "a directory that holds objects"
 
 
 class Due(Struct, frozen=True):
-    """An action that is due for a version of a key."""
+    """An action that is due for a version of a key. facts: what it was judged by; None where it is judged anew."""
 
     key: bytes
     action: Action
+    facts: Facts | None = None
+
+    @property
+    def marker(self) -> bool | None:
+        """Whether its version is a marker; None where that is unknown."""
+        return None if self.facts is None else self.facts.marker
 
 
 class Slice(Struct):
@@ -46,6 +52,10 @@ class Slice(Struct):
     is_over: bool = False
     judged: int = 0
     read: list[tuple[bytes, str, str]] = field(default_factory=list)
+
+
+_Asked = tuple[list[Facts], Sequence[Action]]
+"""What the journal says of a key's versions, and the actions that may be due by that."""
 
 
 class Judge:
@@ -64,30 +74,44 @@ class Judge:
     def look(self, after: tuple[bytes, bytes] | None, until_s: float, most: int) -> Slice:
         """Judge the keys that come next in the journal, until a moment or until so many actions are due."""
         found = Slice(last=after)
-        stacks = self.journal.versions.stacks(self.bucket.address, after, _ROWS)
+        stacks = self.journal.versions.stacks(self.bucket.address, after, min(_ROWS, 2 * most))
+        asked: dict[bytes, _Asked] = {}
+        number = 0
         for at, rows in stacks:
-            self._judge(keys.join(*at), [_facts(*row) for row in rows], found)
+            key, facts = keys.join(*at), [_facts(*row) for row in rows]
             found.last, found.judged = at, found.judged + 1
-            if len(found.due) >= most or time.monotonic() > until_s:
-                return found
-        found.is_over = not stacks
+            if actions := self._asked(key, facts):
+                asked[key] = facts, actions
+                number += len(actions)
+            if number >= most or time.monotonic() > until_s:
+                break
+        else:
+            found.is_over = not stacks
+        self._judge(asked, found)
         return found
 
     def look_at(self, keys_: Sequence[bytes]) -> Slice:
         """Judge some keys."""
-        found = Slice(is_over=True)
+        found, asked = Slice(is_over=True), {}
         for key in keys_:
-            self._judge(key, self.facts(key), found)
+            if actions := self._asked(key, facts := self.facts(key)):
+                asked[key] = facts, actions
+        self._judge(asked, found)
         return found
 
     def confirmed(self, wanted: Due, version: Version) -> Action | None:
         """An action as the record of its version has it; None where that says that it is not due."""
+        if wanted.facts is not None and _says_the_same(version, wanted.facts):
+            return wanted.action
         facts = [
-            each._replace(tags=version.tags, storage_class=version.storage_class, status=version.status)
+            each._replace(
+                created_ns=version.created_ns, tags=version.tags, storage_class=version.storage_class,
+                status=version.status,
+            )
             if each.id == version.id
             else each
             for each in self.whole(wanted.key, self.facts(wanted.key), set(), [])[0]
-        ]
+        ]  # fmt: skip
         actions = self._of_key(wanted.key, due.actions(
             self.lifecycle, wanted.key, facts, self._versioning, self.now_ns, batch=self.is_filled
         ))  # fmt: skip
@@ -107,15 +131,24 @@ class Judge:
         """The journal's facts about the versions of a key, the newest first."""
         return [_facts(*row) for row in self.journal.versions.stack_of(self.bucket.address, key)]
 
-    def _judge(self, key: bytes, facts: list[Facts], found: Slice) -> None:
-        maybe = self._of_key(key, due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns))
-        if not maybe:
-            return
-        facts, unknown = self.whole(key, facts, {each.version_id for each in maybe}, found.read)
-        actions = self._of_key(
-            key, due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns, batch=self.is_filled)
-        )
-        found.due += [Due(key, each) for each in actions if each.version_id not in unknown]
+    def _asked(self, key: bytes, facts: Sequence[Facts]) -> Sequence[Action]:
+        """The actions that may be due for a key: what the journal lacks may speak against them."""
+        found = due.actions(self.lifecycle, key, facts, self._versioning, self.now_ns)
+        return self._of_key(key, found) if found else found
+
+    def _judge(self, asked: Mapping[bytes, _Asked], found: Slice) -> None:
+        """Judge keys that have actions, with all that is known of them; most are as they were without."""
+        statuses = self.journal.deliveries.unfinished_of(self.bucket.address, asked)
+        for key, (facts, actions) in asked.items():
+            ids = {each.version_id for each in actions}
+            whole, unknown = self._completed(key, facts, ids, statuses.get(key, {}), found.read)
+            if whole != facts or self.is_filled:
+                whole_actions = due.actions(
+                    self.lifecycle, key, whole, self._versioning, self.now_ns, batch=self.is_filled
+                )
+                actions = self._of_key(key, whole_actions)
+            by_id = {each.id: each for each in whole}
+            found.due += [Due(key, each, by_id[each.version_id]) for each in actions if each.version_id not in unknown]
 
     def _of_key(self, key: bytes, actions: Sequence[Action]) -> Sequence[Action]:
         """The actions without the expiration of a directory that holds objects."""
@@ -130,7 +163,12 @@ class Judge:
     ) -> tuple[list[Facts], set[str]]:
         """The facts, completed from the records of versions with these ids; and the ids of unreadable versions, which
         get no action."""
-        statuses = self.journal.deliveries.unfinished(self.bucket.address, key)
+        return self._completed(key, facts, ids, self.journal.deliveries.unfinished(self.bucket.address, key), read)
+
+    def _completed(
+        self, key: bytes, facts: list[Facts], ids: set[str], statuses: Mapping[str, Status],
+        read: list[tuple[bytes, str, str]],
+    ) -> tuple[list[Facts], set[str]]:  # fmt: skip
         whole, unknown = [], set()
         for each in facts:
             status = statuses.get(each.id)
@@ -143,7 +181,7 @@ class Judge:
                     read.append((key, each.id, traits_of(version)))
                     each = each._replace(tags=version.tags, storage_class=version.storage_class)
                     status = status or version.status
-            whole.append(each._replace(status=status))
+            whole.append(each._replace(status=status) if status is not each.status else each)
         return whole, unknown
 
     def _read(self, key: bytes, facts: Facts) -> Version | None:
@@ -186,6 +224,16 @@ class Judge:
         facts = facts._replace(tags=unversioned.tags(self.bucket, version.key))
         actions = due.actions(self.lifecycle, version.key, [facts], Versioning.OFF, self.now_ns)
         return [Due(version.key, each) for each in actions]
+
+
+def _says_the_same(version: Version, facts: Facts) -> bool:
+    """Whether the record of a version has the facts by which it was judged, and nothing blocks an action on it."""
+    return (
+        facts.status is None
+        and version.status not in due.WAITS
+        and (version.created_ns, version.marker, version.size) == (facts.created_ns, facts.marker, facts.size)
+        and (version.tags, version.storage_class) == (facts.tags, facts.storage_class)
+    )
 
 
 def _facts(version_id: str, created_ns: int, marker: int, size: int, traits: str | None) -> Facts:

@@ -24,8 +24,8 @@ from fsrepl.storage.journal.database import Journal
 log = logging.getLogger("fsrepl")
 
 _LOOK_S = 1.0
-_STEP_S = 0.02
-_BATCH = 256
+_STEP_S = 0.05
+_BATCH = 512
 _TRIES = 5
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 60.0
 

@@ -159,6 +159,13 @@ class Reporter:
             sys.stderr.write("".join(lines))
             sys.stderr.flush()
 
+    def carried_out(self, lines: Sequence[str]) -> None:
+        """Log actions of lifecycle, a line each."""
+        if lines and log.isEnabledFor(logging.INFO):
+            prefix = line_prefix(logging.INFO)
+            sys.stderr.write("".join([f"{prefix}{line}\n" for line in lines]))
+            sys.stderr.flush()
+
     def _count(self, completed: Iterable[Result]) -> None:
         with self._guard:  # each region has a thread
             for result in completed:

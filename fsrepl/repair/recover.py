@@ -61,7 +61,7 @@ def finish(
     for name, group in files:
         fetched |= {(i.key, i.version): name for i in group if i.act is Act.FETCH}
     for intent in _in_order(journal, bucket, intents):
-        if intent.act is Act.FETCH:
+        if intent.act in (Act.FETCH, Act.REMOVE):
             continue
         outcome = _finish_one(bucket, journal, intent)
         if isinstance(outcome, show.NotShown):

@@ -33,7 +33,8 @@ _BELOW: Mapping[str, frozenset[str]] = {
 }
 """Storage classes that a version may move to, by its class; from any other class, which is STANDARD, to all."""
 _CHEAPNESS = {name: number for number, name in enumerate(CLASSES)}
-_WAITS = frozenset({Status.PENDING, Status.FAILED})
+WAITS = frozenset({Status.PENDING, Status.FAILED})
+"""Statuses that block every action on a version."""
 BATCH_JOB = "BatchJob"
 """Why a replicated marker is not removed: a backfill into its bucket may still bring the versions below it."""
 
@@ -211,7 +212,7 @@ def _blocked(action: Action, versions: Sequence[Facts], versioning: Versioning, 
     if action.kind is Kind.EXPIRE and versioning is Versioning.SUSPENDED:
         gone += [facts for facts in versions if facts.id == NULL]  # the null marker replaces it
     for facts in gone:
-        if facts.status in _WAITS:
+        if facts.status in WAITS:
             return str(facts.status)
     if batch and action.kind is Kind.REMOVE_MARKER and gone[0].status is Status.REPLICA:
         return BATCH_JOB

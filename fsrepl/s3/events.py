@@ -10,6 +10,7 @@ import enum
 import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote_plus
 
 from fsrepl.model.address import Address
@@ -118,11 +119,11 @@ def _object(key: bytes, version_id: str, size_bytes: int, digest: bytes, at_ns: 
 
 
 def _record(name: Name, identity: str, bucket: str, stored: Record, now_ns: int) -> Record:
-    source = Address.parse_bucket(bucket)
+    region, described = _bucket(bucket)
     return {
         "eventVersion": "2.2",
         "eventSource": "aws:s3",
-        "awsRegion": source.region,
+        "awsRegion": region,
         "eventTime": time(now_ns),
         "eventName": str(name),
         "userIdentity": {"principalId": "s3.amazonaws.com"},
@@ -132,14 +133,22 @@ def _record(name: Name, identity: str, bucket: str, stored: Record, now_ns: int)
             "s3SchemaVersion": "1.0",
             # S3 puts the subscription's name here; fsrepl sends every event of a type.
             "configurationId": f"s3:{name}",
-            "bucket": {
-                "name": source.name,
-                "ownerIdentity": {"principalId": arn.ACCOUNT},
-                "arn": arn.bucket_arn(bucket),
-            },
+            "bucket": described,
             "object": stored,
         },
     }
+
+
+@lru_cache(maxsize=256)
+def _bucket(address: str) -> tuple[str, Record]:
+    """The region of a bucket, and its part of a record."""
+    source = Address.parse_bucket(address)
+    described: Record = {
+        "name": source.name,
+        "ownerIdentity": {"principalId": arn.ACCOUNT},
+        "arn": arn.bucket_arn(address),
+    }
+    return source.region, described
 
 
 def identify(name: Name, result: Result) -> str:
@@ -157,6 +166,7 @@ def sequencer(asked_ns: int) -> str:
     return f"{seconds:010X}{rest:08X}"
 
 
+@lru_cache(maxsize=256)  # the records of a batch have one time
 def time(ns: int) -> str:
     """A time in the form of S3's events: 2024-09-05T21:04:32.527Z."""
     seconds, rest = divmod(ns, 1_000_000_000)

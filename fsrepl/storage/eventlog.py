@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
+import msgspec
+
 from fsrepl.errors import Refused, Usage, reason
 from fsrepl.s3.events import Record
 from fsrepl.storage.fs import Fs
@@ -125,7 +127,7 @@ class EventLog:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+    return msgspec.json.encode(record) + b"\n"
 
 
 def _ids(fs: Fs, state: str, name: bytes) -> set[str]:

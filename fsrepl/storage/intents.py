@@ -34,6 +34,8 @@ class Act(enum.StrEnum):
     """A view already shows that version, and edited metadata is being applied to it."""
     FETCH = "fetch"
     """A stored version was destroyed, and its content is being fetched again."""
+    REMOVE = "remove"
+    """Versions of a key that removed.jsonl names are about to be removed permanently, and no view changes."""
 
 
 class Intent(Struct, frozen=True):

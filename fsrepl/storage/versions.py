@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -160,17 +160,35 @@ def make_private(bucket: OpenBucket, key: bytes, version_id: str) -> Version | N
 def remove(bucket: OpenBucket, version: Version) -> None:
     """Remove a version's file, then its sidecar, then directories of the store that became empty.
 
-    Content in a tier is removed last: a tier that is away has it removed later (lifecycle/sweep.py).
+    Content in a tier is removed last: a tier that is away has it removed later (lifecycle/tier_sweep.py).
     """
-    placed = _placed(bucket, version)
-    directory, last = keys.split(version.key)
-    path = keys.stored_directory(directory)
-    with contextlib.suppress(FileNotFoundError):
-        at = bucket.store.get(path)
-        name = keys.stored_name(last, version.id, marker=version.marker)
-        _unlink_if_there(bucket, at, name)
-        _unlink_if_there(bucket, at, name + keys.SIDECAR)
-    bucket.store.changed.add(path)
+    remove_all(bucket, [_placed(bucket, version)])
+
+
+def remove_all(bucket: OpenBucket, gone: Sequence[Version]) -> None:
+    """Remove many versions, as remove does; a directory that became empty is removed once. Their places are as their
+    records say."""
+    paths = set()
+    for version in gone:
+        directory, last = keys.split(version.key)
+        path = keys.stored_directory(directory)
+        with contextlib.suppress(FileNotFoundError):
+            at = bucket.store.get(path)
+            name = keys.stored_name(last, version.id, marker=version.marker)
+            _unlink_if_there(bucket, at, name)
+            _unlink_if_there(bucket, at, name + keys.SIDECAR)
+        paths.add(path)
+    bucket.store.changed |= paths
+    for path in sorted(paths, reverse=True):
+        _remove_empty(bucket, path)
+    for version in gone:
+        if version.place is not None:
+            with contextlib.suppress(OSError, Unavailable):
+                bucket.tier(version.place.tier).remove(version.key, version.place)
+
+
+def _remove_empty(bucket: OpenBucket, path: bytes) -> None:
+    """Remove a directory of the store if it is empty, and then those above it."""
     while path:
         parent, last = keys.split(path)
         bucket.store.forget(path)
@@ -181,16 +199,13 @@ def remove(bucket: OpenBucket, version: Version) -> None:
         bucket.store.changed.discard(path)
         bucket.store.changed.add(parent)
         path = parent
-    if placed is not None and placed.place is not None:
-        with contextlib.suppress(OSError, Unavailable):
-            bucket.tier(placed.place.tier).remove(placed.key, placed.place)
 
 
-def _placed(bucket: OpenBucket, version: Version) -> Version | None:
+def _placed(bucket: OpenBucket, version: Version) -> Version:
     """The record of a version that is about to be removed, where it may lie in a tier."""
     if version.place is None and not version.marker and bucket.bucket.root.settings.classes:
         with contextlib.suppress(OSError, StoreDamaged):
-            return read(bucket, version.key, version.id, marker=False)
+            return read(bucket, version.key, version.id, marker=False) or version
     return version
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -57,6 +58,22 @@ class UserChanged(Struct, frozen=True):
 
 ShowResult = Shown | NotShown | UserChanged
 _UNREACHED = NotShown("rename does not reach it, as in another subvolume, and writers cannot be detected there")
+
+
+def take_out_all(bucket: OpenBucket, views: Mapping[bytes, View]) -> dict[bytes, Shown]:
+    """Remove the views of many keys, each as take_out does; what became of those that are gone.
+
+    Directories that replication made go too, once they are empty. Those that stay are left to `show`.
+    """
+    gone = {}
+    for key, view in views.items():
+        with contextlib.suppress(OSError):
+            outcome = take_out(bucket, key, view)
+            if isinstance(outcome, Shown):
+                gone[key] = outcome
+    for directory in {keys.split(key)[0] for key in gone}:
+        obstacles.remove_made_directories(bucket, directory)
+    return gone
 
 
 def nothing(key: bytes) -> Version:
@@ -139,7 +156,10 @@ def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes
     if is_written(bucket, at, name):
         return NotShown("a program has the file open for writing")
     if version.marker:
-        return _hide(bucket, at, directory, name, expected)
+        outcome = take_out(bucket, version.key, expected)
+        if isinstance(outcome, Shown):
+            obstacles.remove_made_directories(bucket, directory)
+        return outcome
     return _exchange(bucket, at, directory, name, version, expected, staged)
 
 
@@ -199,8 +219,13 @@ def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
             staging.unstage(bucket, staged)
 
 
-def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: View) -> ShowResult:
-    key = keys.join(directory, name)
+def take_out(bucket: OpenBucket, key: bytes, expected: View) -> ShowResult:
+    """Remove a view that was as recorded and without writers a moment ago, and leave the directory that it was in.
+
+    Where that is not so any more, it is put back. Raises OSError.
+    """
+    directory, name = keys.split(key)
+    at = bucket.views.get(directory)
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), key)
     try:
         bucket.fs.rename_new(at, name, where, aside)
@@ -216,7 +241,6 @@ def _hide(bucket: OpenBucket, at: int, directory: bytes, name: bytes, expected: 
         with contextlib.suppress(FileExistsError):  # a new file is there already; the displaced one is captured too
             bucket.fs.rename_new(where, aside, at, name)
         return UserChanged()
-    obstacles.remove_made_directories(bucket, directory)
     return Shown(None, *left)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import enum
 import os
 
+from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
+from fsrepl.storage.view_file import open_view
 
 
 class Look(enum.Enum):
@@ -30,6 +32,19 @@ def compare(view: View | None, found: os.stat_result | None) -> Look:
     if not view.has_content_of(found):
         return Look.CHANGED
     return Look.RECORDED if view.is_same(found) else Look.TOUCHED
+
+
+def look_closely(bucket: OpenBucket, key: bytes, view: View | None) -> tuple[Look, bool | None]:
+    """As look, and whether a program has the file open for writing; None where that cannot be known."""
+    written = None
+    if view is not None and not keys.is_directory(key):
+        try:
+            with open_view(bucket, key) as opened:
+                found = opened.found if bucket.is_object(key, opened.found) else None
+                return compare(view, found), opened.is_written()
+        except OSError as error:  # BlockingIOError: another program has a lease on it
+            written = True if isinstance(error, BlockingIOError) else None
+    return look(bucket, key, view), written
 
 
 def look(bucket: OpenBucket, key: bytes, view: View | None) -> Look:

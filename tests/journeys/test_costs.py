@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from fsrepl.capture import ingest
+from fsrepl.lifecycle import run
 from fsrepl.replicate import deliver
 from tests.doubles import UnsyncedFs
-from tests.world import World
+from tests.world import SOURCE, World
 
 FILES = 200
 SIZE = 4096
@@ -56,6 +57,8 @@ class Cost:
             self._statements["changed rows"] += 1
         elif words[0] == "SELECT":
             self._statements["queries"] += 1
+        elif words[0] == "BEGIN":
+            self._statements["transactions"] += 1
 
     def of(self, act: Callable[[], None]) -> tuple[dict[str, float], dict[str, float], float]:
         """Calls and journal statements a file, and bytes written a byte of content, of an act and what follows it."""
@@ -118,3 +121,47 @@ def test_a_small_file_costs_no_more_calls_and_bytes_than_before(memory: Path, mo
                 name: (round(n, 2), LIMITS[what].get(name, LIMITS["any"].get(name, 0.1))) for name, n in found.items()
             }
             assert not {name: each for name, each in over.items() if each[0] > each[1]}, what
+
+
+LIFECYCLE_LIMITS = {
+    "any": {"open_dir": 0.3, "queries": 0.1, "transactions": 0.1, "sync_file": 0.1, "sync_all": 0.05},
+    "expired": {
+        "close": 4.4, "open_read": 4.1, "stat_fd": 3.3, "stat": 2.3, "is_written": 2, "create": 1.1, "set_attribute": 1,
+        "attribute": 1.1, "attribute_names": 1, "rename": 1, "rename_new": 1, "unlink": 1.1, "write": 0.1,
+        "changed rows": 2.1,
+    },
+    "removed": {
+        "close": 1.4, "open_read": 2.1, "stat_fd": 1.3, "stat": 0.3, "attribute": 1.1, "attribute_names": 1,
+        "unlink": 2.1, "changed rows": 2.1,
+    },
+}  # fmt: skip
+"""`stat` includes one look of a scan at each view that is there; an open of a record also looks for a sidecar."""
+
+
+def test_what_lifecycle_does_to_an_object_costs_no_more_than_before(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marker is made and a view removed, then a version is removed for good. Queries, transactions and syncs are a
+    batch's, and not an object's."""
+    monkeypatch.setattr(run, "_STEP_S", 60.0)
+    clock, fs = memory / "now", Counting()
+    monkeypatch.setenv("FSREPL_CLOCK", str(clock))
+    clock.write_text("2026-05-01T23:00:00Z")
+    with World(memory / "world", fs=fs, replicate=False) as world:
+        for i in range(FILES):
+            world.write(f"d/{i:04}", b"%4d" % i * (SIZE // 4))
+        world.settle()
+        cost = Cost(world, fs)
+        acts = {
+            "expired": ({"Expiration": {"Days": 1}}, "2026-05-03T01:00:00Z"),
+            "removed": ({"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}, "2026-05-06T01:00:00Z"),
+        }
+        for what, (action, now) in acts.items():
+            rule = {"ID": "r", "Filter": {}, "Status": "Enabled", **action}
+            world.run("lifecycle.put", bucket=SOURCE, document={"Rules": [rule]})
+            world.settle()
+            clock.write_text(now)
+            calls, statements, _ = cost.of(lambda: None)
+            limits = LIFECYCLE_LIMITS["any"] | LIFECYCLE_LIMITS[what]
+            found = {name: round(number, 2) for name, number in {**calls, **statements}.items()}
+            assert {name: n for name, n in found.items() if n > limits.get(name, 0.1)} == {}, what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from fsrepl.model.version import THRESHOLD_NS, Status, Tracking, Version, operat
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.rows import Counts, Delivery
 
+_KEYS_MAX = 500
 AT = "WHERE bucket = ? AND key = ? AND id = ? AND destination = ?"
 # The announcement that a delivery is late is kept, however often its row is written meanwhile.
 PUT_DELIVERY = """
@@ -107,14 +109,22 @@ class Deliveries:
 
     def unfinished(self, source: str, key: bytes) -> dict[str, Status]:
         """PENDING or FAILED by version id, for the versions of a key; FAILED where both apply."""
-        rows = self._connection.execute(
-            "SELECT id, status FROM delivery WHERE bucket = ? AND key = ? AND status != 'COMPLETED'",
-            (self._connection.ids.get(source), key),
-        )
-        found: dict[str, Status] = {}
-        for version_id, status in rows:
-            if found.get(version_id) is not Status.FAILED:
-                found[version_id] = Status(status)
+        return self.unfinished_of(source, [key]).get(key, {})
+
+    def unfinished_of(self, source: str, keys_: Iterable[bytes]) -> dict[bytes, dict[str, Status]]:
+        """The same for many keys, by key; keys without any are left out."""
+        found: dict[bytes, dict[str, Status]] = {}
+        wanted = iter(keys_)
+        while some := list(itertools.islice(wanted, _KEYS_MAX)):
+            rows = self._connection.execute(
+                "SELECT key, id, status FROM delivery WHERE bucket = ? AND status != 'COMPLETED' "
+                f"AND key IN ({','.join('?' * len(some))})",
+                (self._connection.ids.get(source), *some),
+            )
+            for key, version_id, status in rows:
+                of_key = found.setdefault(key, {})
+                if of_key.get(version_id) is not Status.FAILED:
+                    of_key[version_id] = Status(status)
         return found
 
     def late(self, now_ns: int, limit: int) -> list[Delivery]:

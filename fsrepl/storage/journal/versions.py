@@ -334,23 +334,32 @@ class Versions:
         directory, name = keys.split(key)
         at = (number, directory, name)
         with self._connection.transaction():
-            self.remove_noncurrent(address, key, version_id)
+            self.remove_noncurrent(address, [(key, version_id)])
             if current is None:
                 self._connection.execute("DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?", at)
             else:
                 self._set_current(number, directory, name, current)
 
-    def remove_noncurrent(self, address: str, key: bytes, version_id: str) -> None:
-        """Delete a version removed from the store that was not the current one."""
+    def remove_noncurrent(self, address: str, gone: Sequence[tuple[bytes, str]]) -> None:
+        """Delete versions removed from the store, by key and id, that were not their keys' current ones."""
         number = self._connection.ids[address]
-        self._connection.execute(
+        self._connection.executemany(
             "DELETE FROM version WHERE bucket = ? AND dir = ? AND name = ? AND id = ?",
-            (number, *keys.split(key), version_id),
+            [(number, *keys.split(key), version_id) for key, version_id in gone],
         )
-        # Pending deliveries of it stay until their failure is reported; then settling.settle deletes them.
-        self._connection.execute(
+        # Pending deliveries stay until their failure is reported; then settling.settle deletes them.
+        self._connection.executemany(
             "DELETE FROM delivery WHERE bucket = ? AND key = ? AND id = ? AND status != 'PENDING'",
-            (number, key, version_id),
+            [(number, key, version_id) for key, version_id in gone],
+        )
+
+    def remove_last(self, address: str, gone: Sequence[tuple[bytes, str]]) -> None:
+        """Delete versions removed from the store, by key and id, that were the last of their keys."""
+        number = self._connection.ids[address]
+        self.remove_noncurrent(address, gone)
+        self._connection.executemany(
+            "DELETE FROM object WHERE bucket = ? AND dir = ? AND name = ?",
+            [(number, *keys.split(key)) for key, _ in gone],
         )
 
     def set_traits(self, address: str, rows: Iterable[tuple[bytes, str, str | None]]) -> None:
