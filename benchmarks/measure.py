@@ -5,7 +5,7 @@
               `fsrepl wait` returns, beside `rsync -a` of the same, and lsyncd and Syncthing where they are installed;
               with what is written to the disk
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
-    expiry    100,000 files of 4 KiB expire by lifecycle, and their versions after that, beside `find -mtime -delete`
+    lifecycle 1,000,000 objects are judged; 100,000 expire, and their versions are removed, beside `find -mtime -delete`
     large     a file of 2 GiB: new, changed, renamed, interrupted, verified (only when it is asked for: see large.py)
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
@@ -29,13 +29,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from costs import Cost, cost_of, filesystem, make_tree, run, text, timed
 from daemons import DESTINATION, SOURCE, Daemon, daemon
 from large import large
+from lifecycle import lifecycle
 from peers import PEERS, Peer
 
 from fsrepl.settings import Capture, kinds
 
-OLD = "east/old"
 RATE_HZ = 20
 LOOK_S = 0.0002
 PATIENCE_S = 30.0
@@ -84,15 +85,6 @@ def _one(site: Daemon, name: str, drop: Callable[[Daemon, str], float]) -> float
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What something took: wall and CPU seconds, and what was written to the disk until it was all there."""
-
-    wall_s: float
-    cpu_s: float
-    written_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """What one program took for one act: `cp -r` of the tree, `mv` of its directory, `rm -r` of it."""
 
@@ -106,7 +98,7 @@ YARDSTICK = "rsync -a"
 
 
 def burst(folder: Path, count: int) -> list[Row]:
-    print(f"burst: {count:,} files of 4 KiB on {_filesystem(folder)}: each act until all of it is on the other side")
+    print(f"burst: {count:,} files of 4 KiB on {filesystem(folder)}: each act until all of it is on the other side")
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
     rows: list[Row] = []
 
@@ -114,19 +106,19 @@ def burst(folder: Path, count: int) -> list[Row]:
         rows.append(Row(program, act, cost))
 
     try:
-        tree = _make_tree(home / "tree" / "all", count).parent
+        tree = make_tree(home / "tree" / "all", count).parent
         note(
             "rsync -a --fsync",
             "cp -r",
-            _cost(home, lambda: _run("rsync", "-a", "--fsync", f"{tree}/", home / "synced")),
+            cost_of(home, lambda: run("rsync", "-a", "--fsync", f"{tree}/", home / "synced")),
         )
-        note(YARDSTICK, "cp -r", _cost(home, lambda: _run("rsync", "-a", f"{tree}/", home / "copy")))
+        note(YARDSTICK, "cp -r", cost_of(home, lambda: run("rsync", "-a", f"{tree}/", home / "copy")))
         with daemon(folder) as site:
             source = site.path(SOURCE)
-            note("fsrepl", "cp -r", _cost(home, lambda: _run("cp", "-r", f"{tree}/.", source), site))
+            note("fsrepl", "cp -r", cost_of(home, lambda: run("cp", "-r", f"{tree}/.", source), site))
             peak = site.peak_bytes()
-            note("fsrepl", "mv", _cost(home, lambda: _run("mv", source / "all", source / "moved"), site))
-            note("fsrepl", "rm -r", _cost(home, lambda: _run("rm", "-r", source / "moved"), site))
+            note("fsrepl", "mv", cost_of(home, lambda: run("mv", source / "all", source / "moved"), site))
+            note("fsrepl", "rm -r", cost_of(home, lambda: run("rm", "-r", source / "moved"), site))
         for peer in filter(lambda each: each.is_installed(), PEERS):
             for act, cost in _of_peer(home, peer, tree, count):
                 note(peer.name, act, cost)
@@ -135,7 +127,7 @@ def burst(folder: Path, count: int) -> list[Row]:
             ("rm -r", lambda: shutil.rmtree(tree / "moved")),
         ):
             change()
-            note(YARDSTICK, act, _cost(home, lambda: _run("rsync", "-a", "--delete", f"{tree}/", home / "copy")))
+            note(YARDSTICK, act, cost_of(home, lambda: run("rsync", "-a", "--delete", f"{tree}/", home / "copy")))
     finally:
         shutil.rmtree(home)
     _print_table(rows)
@@ -153,13 +145,13 @@ def _of_peer(home: Path, kind: type[Peer], tree: Path, count: int) -> Iterator[t
         ):
 
             def do(command: Sequence[object] = command, files: int = files, act: str = act) -> None:
-                _run(*command)
+                run(*command)
                 if act == "mv":
                     while (peer.destination / "all").exists():
                         time.sleep(LOOK_S)
                 peer.wait_for(files)
 
-            yield act, _cost(home, do, peer)
+            yield act, cost_of(home, do, peer)
 
 
 def _print_table(rows: Sequence[Row]) -> None:
@@ -167,7 +159,7 @@ def _print_table(rows: Sequence[Row]) -> None:
         some = sorted((row for row in rows if row.act == act), key=lambda row: row.cost.wall_s)
         yardstick_s = next(row.cost.wall_s for row in some if row.program == YARDSTICK)
         for row in some:
-            print(f"  {act:6} {row.program:17} {_text(row.cost)}   {row.cost.wall_s / yardstick_s:6.1f} x {YARDSTICK}")
+            print(f"  {act:6} {row.program:17} {text(row.cost)}   {row.cost.wall_s / yardstick_s:6.1f} x {YARDSTICK}")
 
 
 def plot(rows: Sequence[Row], where: Path, title: str) -> None:
@@ -191,114 +183,6 @@ def plot(rows: Sequence[Row], where: Path, title: str) -> None:
     figure.savefig(where)
 
 
-def _filesystem(folder: Path) -> str:
-    """The type of the filesystem where a folder is. Source: proc(5), mountinfo."""
-    device = folder.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return next((line[line.index("-") + 1] for line in lines if line[2] == number), "an unknown filesystem")
-
-
-def _text(cost: Cost) -> str:
-    return f"{cost.wall_s:6.2f} s   {cost.cpu_s:5.2f} CPU s   {cost.written_bytes / 2**20:5.0f} MiB written"
-
-
-def _cost(folder: Path, act: Callable[[], object], site: Daemon | Peer | None = None) -> Cost:
-    """What something costs, with our daemon until that has done its part. CPU: the daemon's, else the children's."""
-    os.sync()
-    written, cpu_s, began = _written_bytes(folder), _cpu_s(site), time.monotonic()
-    act()
-    if isinstance(site, Daemon):
-        site.fsrepl("wait")
-    wall_s, cpu_s = time.monotonic() - began, _cpu_s(site) - cpu_s
-    os.sync()
-    return Cost(wall_s, cpu_s, _written_bytes(folder) - written)
-
-
-def _cpu_s(site: Daemon | Peer | None) -> float:
-    if site is not None:
-        return site.cpu_s()
-    found = os.times()
-    return found.children_user + found.children_system
-
-
-def _written_bytes(folder: Path) -> int:
-    """What a folder's disk was told to write so far, by all programs. 0: it has none. Source: Linux, block/stat.rst."""
-    device = folder.stat().st_dev
-    at = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    return int(at.read_text().split()[6]) * 512 if at.exists() else 0
-
-
-def _run(*command: object) -> None:
-    subprocess.run(list(map(str, command)), check=True)
-
-
-def _make_tree(top: Path, count: int, in_each: int = 200) -> Path:
-    for i in range(count):
-        if i % in_each == 0:
-            folder = top / f"d{i // in_each:03}"
-            folder.mkdir(parents=True)
-        (folder / f"f{i:05}").write_bytes(os.urandom(4096))
-    return top
-
-
-def _timed(command: list[str]) -> float:
-    began = time.monotonic()
-    subprocess.run(command, check=True)
-    return time.monotonic() - began
-
-
-# -- lifecycle
-
-
-def expiry(folder: Path, count: int) -> None:
-    """Objects of 4 KiB expire in a versioned bucket, and are removed for good, beside `find -mtime -delete`."""
-    print(f"expiry: {count:,} files of 4 KiB on {_filesystem(folder)}")
-    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
-    clock, today = home / "now", int(time.time()) // 86400 * 86400
-    os.environ["FSREPL_CLOCK"] = str(clock)
-    clock.write_text(_rfc3339(today))
-    try:
-        tree = _make_tree(home / "tree", count)
-        _run("find", tree, "-type", "f", "-exec", "touch", "-d", f"@{today - 10 * 86400}", "{}", "+")
-        with daemon(folder) as site:
-            site.fsrepl("bucket", "create", OLD, "--versioning")
-            _run("cp", "-r", f"{tree}/.", site.path(OLD))
-            site.fsrepl("wait", OLD)
-            done = _timed_expiry(site, home, clock, today, count)
-        find = _cost(home, lambda: _run("find", tree, "-type", "f", "-mtime", "+3", "-delete"))
-    finally:
-        del os.environ["FSREPL_CLOCK"]
-        shutil.rmtree(home)
-    print(f"  find -mtime -delete   {_text(find)}")
-    for what, cost in done.items():
-        print(f"  {what:21} {_text(cost)}   {cost.wall_s / find.wall_s:5.1f} times find")
-
-
-def _timed_expiry(site: Daemon, home: Path, clock: Path, today: int, count: int) -> dict[str, Cost]:
-    """Expiration makes markers and removes the files; then NoncurrentVersionExpiration removes the versions."""
-    rule: dict[str, object] = {"ID": "old", "Filter": {}, "Status": "Enabled"}
-    steps = {
-        "Expiration": ({"Expiration": {"Days": 1}}, 3),
-        "NoncurrentExpiration": ({"NoncurrentVersionExpiration": {"NoncurrentDays": 1}}, 6),
-    }
-    done = {}
-    for what, (action, days) in steps.items():
-        (document := home / "rule.json").write_text(json.dumps({"Rules": [rule | action]}))
-        site.fsrepl("lifecycle", "put", OLD, document)
-        clock.write_text(_rfc3339(today + days * 86400 - 3600))  # not midnight: the run is asked for
-        done[what] = _cost(home, lambda: site.fsrepl("lifecycle", "run", OLD), site)
-        (found,) = [each for each in json.loads(site.fsrepl("status", "--json"))["buckets"] if each["bucket"] == OLD]
-        left = found["objects"] if what == "Expiration" else found["versions"]
-        if left:
-            raise SystemExit(f"{left} of {count} objects are left after {what}")
-    return done
-
-
-def _rfc3339(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
 # -- the system calls alone
 
 
@@ -306,9 +190,9 @@ def calls(folder: Path, count: int) -> None:
     print(f"calls: {count:,} files of 4 KiB, stored, replicated and marked by system calls alone; beside `rsync -a`")
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
     try:
-        tree = _make_tree(home / "tree", count, in_each=count)
+        tree = make_tree(home / "tree", count, in_each=count)
         os.sync()
-        rsync_s = _timed(["rsync", "-a", f"{tree}/", str(home / "copy")])
+        rsync_s = timed(["rsync", "-a", f"{tree}/", str(home / "copy")])
         os.sync()
         began = time.monotonic()
         _call_each(home, sorted((tree / "d000").iterdir()))
@@ -407,7 +291,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst", "calls", "expiry", "arrivals", "large"))
+    parser.add_argument("--only", choices=("latency", "burst", "calls", "lifecycle", "arrivals", "large"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
@@ -424,10 +308,10 @@ def main() -> None:
             plot(
                 rows,
                 options.plot,
-                f"{options.files:,} files of 4 KiB on {_filesystem(options.folder)}, two sides of one disk",
+                f"{options.files:,} files of 4 KiB on {filesystem(options.folder)}, two sides of one disk",
             )
-    if options.only in (None, "expiry"):
-        expiry(options.folder, 5 * options.files)
+    if options.only in (None, "lifecycle"):
+        lifecycle(options.folder, 5 * options.files, 50 * options.files)
     if options.only in (None, "arrivals"):
         arrivals(options.folder)
     if options.only == "large":
