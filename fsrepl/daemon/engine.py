@@ -84,6 +84,7 @@ class Engine(Runtime):
         self.settings = self.site.settings = settings
         self.limiter.rate = settings.replication.limit_bytes_s
         self.scrub_limiter.rate = settings.scrub.limit_bytes_s
+        self.moves_limiter.rate = settings.lifecycle.limit_bytes_s
         with self._guard:
             for pool, workers in self._workers.items():
                 if pool[0] != PUTS:

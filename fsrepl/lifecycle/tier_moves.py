@@ -1,6 +1,6 @@
 """One batch of content is moved to its tier: copied and named in a background worker, recorded in the region's thread.
 
-copied      to the new place, hidden; durable, read back, compared with the BLAKE3
+copied      to the new place, hidden; durable, read back, compared with the BLAKE3 (tier_copy.py)
 named       in the new place, durably; nothing refers to it yet, and a crash leaves it to the sweep
 recorded    the stored file is replaced in one step; from then on the content is there
 removed     from the old place, once no view leads there; a crash leaves it to the sweep
@@ -16,12 +16,14 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged, Unavailable, reason
-from fsrepl.model import attributes, digests, keys, record_form
-from fsrepl.model.version import Form, Place, Version
+from fsrepl.lifecycle import tier_copy
+from fsrepl.lifecycle.tier_copy import Pace
+from fsrepl.model import keys
+from fsrepl.model.version import Place, Version
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
-from fsrepl.storage import compression, placed, record_homes, staging, tiers, versions
+from fsrepl.storage import placed, staging, tiers, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.journal.rows import Classed, traits_of
 from fsrepl.storage.tiers import OpenTier
@@ -53,21 +55,21 @@ class Batch(Struct):
 
 
 class Copy(Struct, frozen=True):
-    """A version whose content was copied. name: of the copy in .fsrepl/tmp; place: or else in a tier."""
+    """A version whose content was copied. place: in a tier; None: in .fsrepl/tmp. name: of the staged copy."""
 
     version: Version
     place: Place | None
-    name: bytes = b""
+    name: bytes
 
 
 # -- copied and named
 
 
-def copy(bucket: OpenBucket, wanted: Sequence[Classed]) -> Batch:
+def copy(bucket: OpenBucket, wanted: Sequence[Classed], pace: Pace) -> Batch:
     """Copy the content of versions to where it is to lie, and name it there. A tier that fails delays no other."""
     batch = Batch()
     for each in wanted:
-        _copy(bucket, each, batch)
+        _copy(bucket, each, batch, pace)
     try:
         _name(bucket, batch.copies)
     except (OSError, Unavailable) as error:
@@ -78,7 +80,7 @@ def copy(bucket: OpenBucket, wanted: Sequence[Classed]) -> Batch:
     return batch
 
 
-def _copy(bucket: OpenBucket, wanted: Classed, batch: Batch) -> None:
+def _copy(bucket: OpenBucket, wanted: Classed, batch: Batch, pace: Pace) -> None:
     """Copy a version's content, hidden. A version that is damaged stays where it is."""
     try:
         version = versions.read(bucket, wanted.key, wanted.id, marker=False)
@@ -94,67 +96,21 @@ def _copy(bucket: OpenBucket, wanted: Classed, batch: Batch) -> None:
         batch.placed.append(version)
     elif to not in batch.failed:
         try:
-            found = _copied(bucket, version, to)
+            target = tier_copy.target(bucket, version, to, large=version.size >= pace.large_bytes)
+            is_whole = tier_copy.is_whole_copy(bucket, version, target, pace)
         except FileNotFoundError:
             return  # removed just now, or lost, which `verify` names
         except (OSError, Unavailable) as error:
             batch.failed[to] = reason(error)
             return
-        (batch.copies if isinstance(found, Copy) else batch.damaged).append(found)  # type: ignore[arg-type]
-
-
-def _copied(bucket: OpenBucket, version: Version, to: str) -> Copy | Damaged:
-    """Raises OSError, Unavailable: then nothing is left of the copy."""
-    fd = versions.open_stored(bucket, version)
-    try:
-        if not to:
-            name = staging.token()
-            return _filled(bucket, version, fd, Copy(version, None, name), bucket.tmp, name)
-        tier, token = bucket.tier(to), tiers.new_token()
-        place = Place(to, token, tier.tier.form)
-        return _filled(bucket, version, fd, Copy(version, place), tier.tmp, token.encode())
-    finally:
-        bucket.fs.close(fd)
-
-
-def _filled(
-    bucket: OpenBucket, version: Version, fd: int, copy: Copy, at: int, name: bytes
-) -> Copy | Damaged:  # fmt: skip
-    """Write the content and the record of a copy, and read it back; Damaged where its original is."""
-    new = bucket.fs.create(at, name)
-    place, read = copy.place, digests.Passing(tiers.decoded(bucket.fs, fd, version.place))
-    try:
-        try:
-            if place is not None:
-                record = {**attributes.encode(replace(version, place=place)), attributes.KEY: version.key}
-                values = {tiers.BUCKET: bucket.bucket.uuid.encode(), **record_form.on_file(record)}
-                record_homes.put_values(bucket, new, values)
-            with bucket.fs.released():
-                if place is not None and place.form is Form.ZSTD:
-                    for chunk in compression.compressed(read):
-                        bucket.fs.write(new, chunk)
-                else:
-                    bucket.fs.write_sparse(new, read)
-                bucket.fs.sync_file(new)
-                whole = digests.of_chunks(tiers.decoded(bucket.fs, new, place)) == version.digest
-            if whole:
-                return copy
-        except StoreDamaged:
-            whole = False
-        finally:
-            bucket.fs.close(new)
-        bucket.fs.unlink(at, name)
-        if read.digest() == version.digest:
-            raise Unavailable("the copy in the tier does not match its version; it is made again")
+        if is_whole:
+            batch.copies.append(Copy(version, target.place, target.name))
+            return
         log.error(
             'not moved bucket=%s key="%s" version=%s: its content no longer matches its BLAKE3',
             bucket.address, keys.shown(version.key), version.id,
         )  # fmt: skip
-        return Damaged(bucket.address, version.key, version.id)
-    except OSError:
-        with contextlib.suppress(OSError):  # a file that stays is swept
-            bucket.fs.unlink(at, name)
-        raise
+        batch.damaged.append(Damaged(bucket.address, version.key, version.id))
 
 
 def _name(bucket: OpenBucket, copies: Sequence[Copy]) -> None:
@@ -164,7 +120,7 @@ def _name(bucket: OpenBucket, copies: Sequence[Copy]) -> None:
         if each.place is not None:
             tier = changed[each.place.tier] = bucket.tier(each.place.tier)
             name = tiers.content_name(each.version.key, each.place)
-            bucket.fs.rename_new(tier.tmp, each.place.token.encode(), tier.fd, name)
+            bucket.fs.rename_new(tier.tmp, each.name, tier.fd, name)
     for tier in changed.values():
         bucket.fs.sync_file(tier.fd)
 

@@ -19,10 +19,12 @@ from msgspec import Struct, field
 
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle import tier_moves
+from fsrepl.lifecycle.tier_copy import Pace
 from fsrepl.lifecycle.tier_moves import Batch, wanted_tier
 from fsrepl.lifecycle.tier_sweep import sweep
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
+from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Placing
 from fsrepl.region.region import Region
 from fsrepl.s3.lifecycle import DAY_NS
@@ -79,15 +81,17 @@ def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
     if not found.moves:
         return bool(found.views or found.links) or not placing.is_over
     placing.in_hand = True
+    engine, rows, address = region.engine, list(found.moves.values()), state.bucket.address
+    progress = limits.Progress(rows[0].key, "", address, address, found.size, what="moving")
+    pace = Pace(engine.moves_limiter, progress, engine.settings.replication.large_file_bytes)
 
     def work() -> Batch:
-        with state.bucket.open() as bucket:
-            return tier_moves.copy(bucket, list(found.moves.values()))
+        with engine.progress(progress), state.bucket.open() as bucket:
+            return tier_moves.copy(bucket, rows, pace)
 
     def finish(batch: Batch | Exception) -> None:
         placing.in_hand = False
         if isinstance(batch, Exception):
-            rows = found.moves.values()
             _later(state, {to_be_moved(state.bucket, r.traits, r.size) or "": reason(batch) for r in rows})
         elif state.is_up:
             with region.at_work(state):
@@ -95,7 +99,7 @@ def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
             _later(state, batch.failed)
 
     region.in_background(
-        work, finish, pool=("tiers", region.name), whose=state.bucket.address, size_bytes=found.size
+        work, finish, pool=("tiers", region.name), whose=address, size_bytes=found.size
     )  # fmt: skip
     return True
 

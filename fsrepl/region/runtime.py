@@ -51,6 +51,8 @@ class Runtime:
         self.limiter = Limiter(settings.replication.limit_bytes_s)
         self.scrub_limiter = Limiter(settings.scrub.limit_bytes_s)
         """All scrubs together."""
+        self.moves_limiter = Limiter(settings.lifecycle.limit_bytes_s)
+        """All moves of content between disks together."""
         self.recent = Recent()
         self.transfers: list[Progress] = []
         self.probes = Threads()

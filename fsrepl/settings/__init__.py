@@ -132,6 +132,15 @@ class Scrub:
 
 
 @dataclass(frozen=True, slots=True)
+class LifecycleSettings:
+    """Moves of content to the disk of its storage class. A limit of 0 means no limit."""
+
+    limit_bytes_s: int = _setting(
+        kinds.rate, "100MiB/s", 'moving content between disks, all buckets together, at most; "0": no limit', "limit"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Safety:
     """Limits beyond which deletions look like a mistake. Source: region/brake.py."""
 
@@ -189,6 +198,7 @@ class Settings:
     capture: Capture = Capture()
     replication: ReplicationSettings = ReplicationSettings()
     scrub: Scrub = Scrub()
+    lifecycle: LifecycleSettings = LifecycleSettings()
     safety: Safety = Safety()
     events: Events = Events()
     metrics: Metrics = Metrics()
@@ -206,6 +216,7 @@ TABLES: Mapping[str, type[Any]] = {
     "capture": Capture,
     "replication": ReplicationSettings,
     "scrub": Scrub,
+    "lifecycle": LifecycleSettings,
     "safety": Safety,
     "events": Events,
     "metrics": Metrics,

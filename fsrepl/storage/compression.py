@@ -21,7 +21,7 @@ _CHUNK = 1 << 20
 
 
 def compressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Content as one zstd frame, in pieces. `zstd -d` reads it too."""
+    """A part of some content as one zstd frame, in pieces. `zstd -d` reads a file of several frames too."""
     if sys.version_info >= (3, 14):
         options = {zstd.CompressionParameter.compression_level: _LEVEL, zstd.CompressionParameter.checksum_flag: 1}
         stream = zstd.ZstdCompressor(options=options)

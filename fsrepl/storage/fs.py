@@ -610,9 +610,11 @@ class Fs:
         while view:
             view = view[os.write(fd, view) :]
 
-    def write_sparse(self, fd: int, chunks: Iterable[bytes]) -> None:
-        """Write a new file from its start, leaving holes where a whole chunk is zeros."""
-        size, in_hole = 0, False
+    def write_sparse(self, fd: int, chunks: Iterable[bytes], at: int = 0) -> int:
+        """Write a file from its end at `at` on, with holes where a whole chunk is zeros; its size then."""
+        size, in_hole = at, False
+        if at:
+            os.lseek(fd, at, os.SEEK_SET)
         for chunk in chunks:
             # the comparison ends at the first nonzero byte
             in_hole = chunk == (_ZEROS if len(chunk) == _CHUNK else _ZEROS[: len(chunk)])
@@ -623,6 +625,7 @@ class Fs:
             size += len(chunk)
         if in_hole:
             self.truncate(fd, size)
+        return size
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

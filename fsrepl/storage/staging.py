@@ -17,7 +17,7 @@ from fsrepl.model import digests, keys
 from fsrepl.storage.bucket import BARRIER, OpenBucket
 from fsrepl.storage.fs import FileType
 
-_LASTING = re.compile(rb"(?:large|capture)\.[0-9a-f]{32}")
+_LASTING = re.compile(rb"(?:large|capture|move)\.[0-9a-f]{32}")
 _LASTING_S = 7 * 86_400.0
 """A lasting file that was not written for so long is no longer wanted."""
 

@@ -4,7 +4,7 @@
     TIER/BUCKET/TOKEN;cat.jpg        the content of one version, with a copy of its record
     TIER/BUCKET/TOKEN;cat.jpg.zst    archived content (GLACIER, DEEP_ARCHIVE), .arc where it is not compressed; the name
                                      without that is then a copy that was restored for some days, or is missing
-    TIER/BUCKET/.tmp/                staging, swept at start
+    TIER/BUCKET/.tmp/                staging, swept at start, except the unfinished copies of large contents
 
 A version whose content lies in a tier keeps its file in the bucket's store: empty, with the record, which names tier
 and token (model/version.py, Place). So versions are listed, and their records changed, while a tier is away; only their
@@ -26,7 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fsrepl.errors import Away, Disowned, Refused, Unavailable, reason
-from fsrepl.model import attributes, clock, keys, record_form
+from fsrepl.model import attributes, clock, digests, keys, record_form
 from fsrepl.model.version import Form, Place, Posix, Version
 from fsrepl.settings import ARCHIVES, ClassSettings
 from fsrepl.storage import compression, documents, probe
@@ -35,6 +35,9 @@ from fsrepl.storage.fs import GONE, FileType, Fs
 TIER_IDENTITY = b".fsrepl-tier.json"
 TMP = b".tmp"
 SUFFIXES: Mapping[Form, bytes] = MappingProxyType({Form.PLAIN: b"", Form.ARCHIVED: b".arc", Form.ZSTD: b".zst"})
+_MOVE = re.compile(rb"move\.[0-9a-f]{32}")
+_MOVE_MAX_S = 7 * 86_400.0
+"""The copy of a large content that was not written for so long is no longer wanted."""
 RESTORED = b".restored"
 """The end of the name of a staged copy of archived content."""
 _RESTORED_MAX_S = 86400.0
@@ -51,6 +54,12 @@ _NO_INODE = Posix(0o600, 0, 0, 0)
 
 def new_token() -> str:
     return secrets.token_hex(16)
+
+
+def move_name(key: bytes, version_id: str, digest: bytes, tier: str) -> bytes:
+    """The name of the unfinished copy of a large version, by which the next try finds it. tier: where it is to lie,
+    empty for the bucket's store."""
+    return b"move." + digests.short(b"\0".join((key, version_id.encode(), digest, tier.encode()))).encode()
 
 
 def new_tier_identity(region: str, region_uuid: str, storage_class: str, now_ns: int) -> dict[str, str]:
@@ -293,11 +302,13 @@ class OpenTier:
                 yield name
 
     def sweep(self) -> None:
-        """Remove an earlier process's staged files; copies that a command restores just now only after a day."""
+        """Remove an earlier process's staged files; copies that a command restores just now only after a day, and
+        unfinished copies of large contents after a week."""
         for name in self.fs.names(self.tmp):
             with contextlib.suppress(OSError):
                 age_s = time.time() - self.fs.stat(self.tmp, name).st_ctime
-                if not name.endswith(RESTORED) or age_s > _RESTORED_MAX_S:
+                kept_s = _RESTORED_MAX_S if name.endswith(RESTORED) else _MOVE_MAX_S if _MOVE.fullmatch(name) else 0
+                if age_s > kept_s:
                     self.fs.unlink(self.tmp, name)
 
     def close(self) -> None:

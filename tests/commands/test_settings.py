@@ -49,6 +49,7 @@ def test_a_file_of_regions_has_the_defaults_of_the_design() -> None:
         "retry_max_s": 300,
     }
     assert dataclasses.asdict(found.scrub) == {"every_s": 30 * 86400, "limit_bytes_s": 20 << 20}
+    assert dataclasses.asdict(found.lifecycle) == {"limit_bytes_s": 100 << 20}
     assert dataclasses.asdict(found.safety) == {"delete_share": 0.5}
     assert dataclasses.asdict(found.events) == {"command": (), "webhook": "", "max_bytes": 16 << 20}
     assert dataclasses.asdict(found.metrics) == {"listen": None, "textfile": None}
