@@ -35,7 +35,7 @@ COMMANDS_MAX = 1024
 _REQUEST_MAX_BYTES = 8 << 20
 _PEER = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")
-_ACCEPT_S = 0.5
+_ACCEPT_S = 1.0
 _HANDSHAKE_S = 10.0
 
 Alive = Callable[[], bool]

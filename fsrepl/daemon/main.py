@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from msgspec import Struct
@@ -38,7 +38,8 @@ from fsrepl.storage.journal.database import Journal
 log = logging.getLogger("fsrepl")
 
 
-_TURN_S = 0.2
+_TURN_S, _STARTING_S = 1.0, 0.2
+"""Between two turns; and before the daemon is ready, since that is waited for."""
 _WORKERS_S = 2.0
 _TELL_S = 10.0
 """How often a daemon that is not ready yet logs how far it is."""
@@ -59,8 +60,8 @@ class Commands(Struct, frozen=True):
 
 def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = False) -> int:
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
-    reload = threading.Event()
-    signal.signal(signal.SIGHUP, lambda *_: reload.set())  # from now on: its default ends the process
+    signals = Signals()
+    signals.listen({signal.SIGHUP: signals.reload})  # from now on: its default ends the process
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     log.addHandler(handler)
@@ -75,7 +76,7 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with Lock(found.state) as lock:
         lock.acquire()
-        daemon = Daemon(found, commands, lock, reload)
+        daemon = Daemon(found, commands, lock, signals)
         status = daemon.run()
         if daemon.hangs:
             logging.shutdown()
@@ -104,8 +105,28 @@ def commands_max(descriptors: int) -> tuple[int, int]:
     return served, served * 3 // 4
 
 
+class Signals:
+    """What signals ask of the daemon. Each ends a wait at once."""
+
+    def __init__(self) -> None:
+        self.stop, self.reload, self._came = threading.Event(), threading.Event(), threading.Event()
+
+    def listen(self, wanted: Mapping[int, threading.Event]) -> None:
+        """wanted: signal to the event that it sets."""
+        for number, event in wanted.items():
+            signal.signal(number, partial(self._note, event))
+
+    def _note(self, event: threading.Event, *_: object) -> None:
+        event.set()
+        self._came.set()
+
+    def wait(self, seconds: float) -> None:
+        self._came.wait(seconds)
+        self._came.clear()
+
+
 class Daemon:
-    def __init__(self, found: Settings, commands: Commands, lock: Lock, reload: threading.Event) -> None:
+    def __init__(self, found: Settings, commands: Commands, lock: Lock, signals: Signals) -> None:
         self.commands, self.lock = commands, lock
         self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)
@@ -118,12 +139,10 @@ class Daemon:
         self.exporter = Exporter(self._gauges, self.engine.fs)
         self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._waits = threading.BoundedSemaphore(self._waits_max)
-        self._stop = threading.Event()
-        self._reload = reload
+        self._signals, self._stop = signals, signals.stop
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
+        self._signals.listen({signal.SIGTERM: self._stop, signal.SIGINT: self._stop})
         engine = self.engine
         engine.threaded = True
         self.hooks.configure(engine.settings.events)
@@ -141,15 +160,15 @@ class Daemon:
                 status = self._turn()
                 if status:
                     break
-                self._stop.wait(_TURN_S)
+                self._signals.wait(_TURN_S if self.ready else _STARTING_S)
         finally:
             self._finish(server)
         return status
 
     def _turn(self) -> int:
         """Run one turn of the loop: notice changes, keep the site's lock, feed the watchdog."""
-        if self._reload.is_set():
-            self._reload.clear()
+        if self._signals.reload.is_set():
+            self._signals.reload.clear()
             self.reload()
         dead = [r.name for r in self.engine.receivers.values() if r.thread and not r.thread.is_alive()]
         if dead or not self.watcher.is_alive():
