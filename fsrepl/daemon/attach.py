@@ -144,6 +144,7 @@ class Attaching(Region):
         ignore_in_git(bucket.fs, bucket.meta)
         barrier.watch_barrier(self, state, bucket)
         backfill.resume(self, state, bucket)
+        state.was_scanned = self.engine.watcher is not None and engine.journal.scanned_ns(address) > 0
         state.phase, state.why, state.unsettled = Phase.SCANNING, "", False
         state.placing.begin_again()
         state.placing.swept.clear()
@@ -229,8 +230,9 @@ class Attaching(Region):
                     deliveries.enqueue_all(self, state)
 
     def has_looked(self) -> bool:
-        """Whether every bucket is scanned, or away."""
-        return self.probed and all(state.is_scanned or not state.is_up for state in list(self.states.values()))
+        """Whether every bucket is watched, or away: one that was never scanned is watched once it is."""
+        states = list(self.states.values())
+        return self.probed and all(state.is_scanned or state.was_scanned or not state.is_up for state in states)
 
     def put_down(self, address: str) -> None:
         """Suspend a bucket that is about to be removed."""

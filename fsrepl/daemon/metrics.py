@@ -88,7 +88,11 @@ class Daemon(Struct, frozen=True):
 
 def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
     """All exported gauges: the daemon's, and each rule's, including rules without deliveries."""
-    yield Gauge("fsrepl_ready", "1 once every bucket has been scanned.", daemon.ready)
+    yield Gauge(
+        "fsrepl_ready",
+        "1 once every bucket is watched; a bucket without an earlier scan is watched once it is scanned.",
+        daemon.ready,
+    )
     yield Gauge("fsrepl_watched_directories", "Directories whose changes are noticed at once.", daemon.watched)
     yield Gauge("fsrepl_events_lost", "How often file events were lost, and scanned for.", daemon.events_lost)
     yield from _spaces(site, daemon)

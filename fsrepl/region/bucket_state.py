@@ -184,6 +184,8 @@ class BucketState(Struct, eq=False):
     paused: str = ""
     skipped_recorded: int = -1
     """Number of entries that are no objects, as recorded in the journal."""
+    was_scanned: bool = False
+    """A scan was completed before the bucket came up: the directories it found are watched while they are compared."""
     scan_began_ns: int = 0
     """Start of the last complete scan while some of its findings are not recorded yet; else 0."""
     set_aside: dict[bytes, str] = field(default_factory=dict)

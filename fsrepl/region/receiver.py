@@ -111,7 +111,7 @@ class Receiver(abc.ABC):
 
     @abc.abstractmethod
     def has_looked(self) -> bool:
-        """Whether every bucket was looked at once since the start, or is away."""
+        """Whether every bucket is served, or away: see Attaching."""
 
     def start(self) -> None:
         self.thread = threading.Thread(target=self.run, name=f"region {self.name}", daemon=True)

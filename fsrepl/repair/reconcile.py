@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Collection
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
@@ -19,6 +20,7 @@ from fsrepl.repair import rebuild
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.database import Journal
+from fsrepl.storage.walk import directories
 
 log = logging.getLogger("fsrepl")
 
@@ -44,12 +46,17 @@ def reconcile(
         afresh = True
         journal.set_tree(address, "")
     seen_directories: set[bytes] = set()
-    for path, fd, found in versions.walk(bucket):
+    for step in directories(bucket.fs, bucket.versions):
+        path, fd, names = step.path, step.fd, step.files()
         spelled = not any(map(keys.is_digest, path.split(b"/")))
         if spelled:
             seen_directories.add(path)
+        known = journal.versions.versions_in(address, path) if spelled else set()
+        if not afresh and _is_as_known(bucket, path, fd, names, known):
+            continue
+        found = [(name, stored) for name in names if (stored := keys.parse(name)) and not stored.sidecar]
         found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
-        lost, damaged = _directory(bucket, journal, path, fd, found, afresh=afresh, spelled=spelled)
+        lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
         if rebuilder is not None and spelled:
             rebuilder.damaged += [
                 (keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)
@@ -107,14 +114,28 @@ def tree_of(bucket: OpenBucket) -> str:
     return f"{bucket.fs.stat_fd(bucket.versions).st_ino} {identity.st_ino} {identity.st_ctime_ns} {indexed_ns}"
 
 
+def _is_as_known(
+    bucket: OpenBucket, path: bytes, fd: int, names: list[bytes], known: Collection[tuple[bytes, str, bool]]
+) -> bool:
+    """Whether the files in a directory of the store are those of the versions known, by names that spell the keys.
+
+    Most directories are, and comparing their names whole takes a third of the time that reading each one takes.
+    """
+    expected = {
+        name + b";" + version_id.encode() + (keys.MARKER if marker else b"") for name, version_id, marker in known
+    }
+    if len(names) != len(expected) or not expected.issuperset(names):
+        return False
+    return not any(_is_lost(bucket, fd, path, name, stored) for name in names[:1] if (stored := keys.parse(name)))
+
+
 def _directory(
     bucket: OpenBucket, journal: Journal, path: bytes, fd: int, found: list[tuple[bytes, keys.StoredName]],
-    *, afresh: bool, spelled: bool,
+    known: Collection[tuple[bytes, str, bool]], *, afresh: bool,
 ) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
     """Index one directory of the store; the versions in it whose records are missing, and those whose records
-    contradict themselves."""
-    address = bucket.address
-    known = journal.versions.versions_in(address, path) if spelled else set()
+    contradict themselves. known: the versions there by the journal."""
+    known = set(known)
     # one record is read in any case: attributes are lost by whole trees, not one by one
     afresh = afresh or any(_is_lost(bucket, fd, path, *each) for each in found[:1])
     lost: list[tuple[bytes, keys.StoredName]] = []

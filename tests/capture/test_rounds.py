@@ -94,8 +94,22 @@ def test_known_directories_are_watched_before_the_first_scan(memory: Path) -> No
         world.region().probe_buckets()
         assert world.state().scans, "no scan has begun"
         assert {path for address, path in watcher.watching if address == SOURCE} == {b"", b"d/e"}
+        assert world.region().has_looked(), "the daemon is not ready while it compares"
         world.settle()
         assert world.tree(DESTINATION) == {"k": b"one", "d/e/k": b"one"}
+
+
+def test_a_bucket_that_was_never_scanned_is_ready_once_it_is(memory: Path) -> None:
+    """Without a journal no directory is known, so that nothing is watched yet."""
+    with World(memory) as world:
+        world.write("d/k", b"one")
+        world.settle()
+        world.restart(without_journal=True)
+        world.engine.watcher = _Recording()
+        world.region().probe_buckets()
+        assert not world.region().has_looked()
+        world.settle()
+        assert world.region().has_looked()
 
 
 # -- a world without watches
