@@ -13,20 +13,18 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from fsrepl.cli import completion
+from fsrepl.cli import completion, progress
 from fsrepl.cli.common import (
     Json,
     Source,
     ask_daemon,
     await_daemon,
     duration_text,
-    is_terminal,
     open_site,
     print_json,
     print_table,
     say,
     size_text,
-    state,
     umask,
     warn,
 )
@@ -123,7 +121,7 @@ def _wait(source: Address, job: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    if state().quiet or not is_terminal():
+    if not progress.is_wanted():
         yield lambda job: None
         return
     from rich.console import Console
@@ -133,13 +131,13 @@ def _bar() -> Iterator[Callable[[Mapping[str, Any]], None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[size]}"),
         TextColumn("{task.fields[left]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("backfill", total=None, size="", left="")
+    with progress.alone(), Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("backfill", total=None, size="", left="")
 
         def show(job: Mapping[str, Any]) -> None:
             counts = job["ProgressSummary"]
             eta_s, rate = job["EtaSeconds"], job["BytesPerSecond"]
-            progress.update(
+            shown.update(
                 task,
                 description=f"backfill, {job['Status'].lower()}",
                 completed=_ended(counts),
@@ -270,11 +268,21 @@ def _write_report(job_id: str, form: str, file: IO[str]) -> None:
     from fsrepl.commands import reader
     from fsrepl.storage import backfill_jobs
 
+    written = 0
+
+    def counted_rows(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+        nonlocal written
+        for row in rows:
+            written += 1
+            yield row
+
+    bar = progress.bar(f"reporting job {job_id}", done=lambda: written)
     site = open_site()
-    job = backfill_jobs.find(site, job_id)
-    with reader.reader(site) as journal, site.bucket(job.bucket).open() as bucket:
-        rows = backfill_jobs.report(bucket, journal, job)
-        _write_csv(rows, file) if form == "csv" else _write_json(rows, file)
+    with contextlib.nullcontext() if file.isatty() else bar:  # on a terminal the rows themselves show how far it is
+        job = backfill_jobs.find(site, job_id)
+        with reader.reader(site) as journal, site.bucket(job.bucket).open() as bucket:
+            rows = counted_rows(backfill_jobs.report(bucket, journal, job))
+            _write_csv(rows, file) if form == "csv" else _write_json(rows, file)
 
 
 def _write_csv(rows: Iterator[dict[str, str]], file: IO[str]) -> None:

@@ -16,6 +16,7 @@ from fsrepl.cli.common import (
     confirm,
     counted,
     is_terminal,
+    journal_on_disk,
     open_answering_site,
     open_site,
     perform,
@@ -24,7 +25,6 @@ from fsrepl.cli.common import (
     say,
     services_of,
     size_text,
-    state,
     tell,
     umask,
     warn,
@@ -105,13 +105,8 @@ def bucket_adopt(
 
 def _recorded(bucket: Address) -> int:
     """How many versions of a bucket are recorded by now."""
-    from fsrepl.storage.journal.database import Journal
-
-    journal = Journal(str(state().settings.state / "journal.db"), read_only=True)
-    try:
+    with journal_on_disk() as journal:
         return journal.versions.count_versions(str(bucket))
-    finally:
-        journal.close()
 
 
 def _is_lost(bucket: Address, room: dict[str, Any]) -> str:

@@ -8,15 +8,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fsrepl.cli import completion, utf8
-from fsrepl.daemon import control
+from fsrepl.cli import completion, progress, utf8
+from fsrepl.cli.state import State as State
+from fsrepl.cli.state import is_terminal as is_terminal
+from fsrepl.cli.state import set_state as set_state
+from fsrepl.cli.state import state as state
+from fsrepl.daemon import control, requests
 from fsrepl.daemon.lock import WAIT_S, Lock
 from fsrepl.daemon.requests import LookAtServices, Request
 from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
@@ -24,7 +27,6 @@ from fsrepl.model.address import Address
 from fsrepl.model.amounts import counted as counted
 from fsrepl.model.amounts import duration_text as duration_text
 from fsrepl.model.amounts import size_text as size_text
-from fsrepl.settings import reading
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from fsrepl.commands.services import ServiceFacts
     from fsrepl.daemon.engine import Engine
     from fsrepl.settings import Settings
+    from fsrepl.storage.journal.database import Journal
     from fsrepl.storage.site import Site
 
 
@@ -71,39 +74,6 @@ STARTING_S = 3.0
 _LOOK_S = 0.05
 
 
-@dataclass
-class State:
-    """The options before the command, and the settings once they were read."""
-
-    site: Path | None = None
-    verbose: int = 0
-    quiet: bool = False
-    _settings: Settings | None = field(default=None, repr=False)
-
-    @property
-    def settings(self) -> Settings:
-        """The site's settings. Raises Usage where there is no site, or its settings are invalid."""
-        return self._settings or self.read_settings(os.path.realpath)
-
-    def read_settings(self, real: Callable[[str], str]) -> Settings:
-        """Read the settings. real: resolves the symlinks of a region's path."""
-        self._settings = reading.load(reading.find(self.site, os.environ), real)
-        return self._settings
-
-
-_current = State()
-
-
-def set_state(given: State) -> None:
-    """Keep the options before the command: a process runs one command."""
-    global _current
-    _current = given
-
-
-def state() -> State:
-    return _current
-
-
 def open_site() -> Site:
     """The site, for reading. Raises Refused(AccessDenied) where this user may not read its state."""
     from fsrepl.storage.fs import Fs
@@ -112,6 +82,18 @@ def open_site() -> Site:
     fs = Fs()
     fs.owner = owner(state().settings)
     return Site(state().settings, fs)
+
+
+@contextlib.contextmanager
+def journal_on_disk() -> Iterator[Journal]:
+    """The site's journal as it is on disk, for a look at how far something is. Raises sqlite3.Error."""
+    from fsrepl.storage.journal.database import Journal
+
+    journal = Journal(str(state().settings.state / "journal.db"), read_only=True)
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 def open_answering_site() -> Site:
@@ -154,6 +136,10 @@ class Performer:
         self._engine: Engine | None = None
 
     def perform(self, request: Request) -> dict[str, Any]:
+        with progress.bar(_doing(request)):
+            return self._perform(request)
+
+    def _perform(self, request: Request) -> dict[str, Any]:
         from fsrepl.commands import operations
 
         if self._engine is None:
@@ -183,9 +169,48 @@ class Performer:
         self._kept.__exit__(kind, error, tb)
 
 
+_DOING: Mapping[type[Request], str] = {
+    requests.Acknowledge: "letting deletions cross",
+    requests.AddRegion: "attaching the region",
+    requests.AddTier: "attaching the tier",
+    requests.Backfill: "asking for a backfill",
+    requests.CreateBucket: "creating",
+    requests.DisableReplication: "disabling the rules of",
+    requests.EnableReplication: "enabling the replication of",
+    requests.ForgetRegion: "forgetting the region",
+    requests.LookAtServices: "asking the S3 services",
+    requests.PutLifecycle: "saving the lifecycle rules of",
+    requests.PutReplication: "saving the replication of",
+    requests.RemoveBucket: "removing",
+    requests.RemoveObject: "deleting",
+    requests.RemoveReplication: "removing the replication of",
+    requests.RemoveTier: "removing the tier",
+    requests.RestoreArchived: "making readable",
+    requests.RestoreObject: "restoring",
+    requests.Retry: "trying again",
+    requests.RunLifecycle: "carrying out what is due in",
+    requests.SetTrees: "setting trees of",
+    requests.SetVersioning: "setting the versioning of",
+    requests.Undelete: "bringing back",
+}
+
+
+def _doing(request: Request) -> str:
+    """What a request does, for a person who waits for it."""
+    if isinstance(request, requests.AdoptBucket):
+        verb = "measuring" if request.dry_run else "adopting"
+    elif (verb := _DOING.get(type(request), "")) == "":
+        return "waiting for the site"
+    for name in ("bucket", "source", "address", "scope", "name"):
+        if what := getattr(request, name, None):
+            return f"{verb} {shown(str(what))}"
+    return verb
+
+
 def ask_daemon(request: Request, *, answer_within_s: float | None = None) -> dict[str, Any]:
     """Send a request that only the daemon can run. Raises NotRunning, and TimedOut where no answer comes in time."""
-    return control.ask(state().settings.state, request, answer_within_s)
+    with progress.bar(_doing(request)):
+        return control.ask(state().settings.state, request, answer_within_s)
 
 
 def await_daemon(
@@ -301,8 +326,3 @@ def print_table(rows: Iterable[Sequence[object]], head: Sequence[str], right: Se
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     format_ = "  ".join(f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths))
     tell("\n".join(format_.format(*line).rstrip() for line in lines))
-
-
-def is_terminal() -> bool:
-    """Whether a person watches stderr: progress and colours are for people only."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fsrepl.cli import progress
 from fsrepl.cli.common import (
     Bucket,
     Json,
@@ -102,7 +103,7 @@ def preview(
     site = open_site()
     site.look()
     at_ns = site.now() if at is None else _moment(at)
-    with reader.reader(site) as journal:
+    with progress.bar(f"looking at {bucket}"), reader.reader(site) as journal:
         items = list(commands.preview(site, journal, str(bucket), at_ns))
     if json:
         print_json({"Items": items})

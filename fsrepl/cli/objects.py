@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from fsrepl.cli import completion
+from fsrepl.cli import completion, progress
 from fsrepl.cli.common import (
     Json,
     Object,
@@ -62,7 +63,11 @@ def ls(
         raise Usage("--version-id-marker needs --key-marker; name the version's key there")
     page = listing.Page(os.fsencode(start_after) if start_after is not None else None, version_id_marker, max_keys)
     site = open_site()
-    with listing.open_bucket(site, address.bucket) as bucket, reader.listed(site, bucket) as known:
+    with (
+        progress.bar(f"listing {shown(str(address))}"),
+        listing.open_bucket(site, address.bucket) as bucket,
+        reader.listed(site, bucket) as known,
+    ):
         found, truncated = listing.entries(bucket, address.key, versions=versions, page=page, known=known)
     if json:
         print_json(documents.list_document(found, truncated, versions=versions))
@@ -119,7 +124,10 @@ def cat(address: Object, version_id: VersionId = None) -> None:
     with listing.open_bucket(site, address.bucket) as bucket:
         hand_to_capture(site, bucket, address.key)
         entry = listing.find(bucket, address.key, version_id)
-        for chunk in listing.content(bucket, entry.version):
+        chunks = listing.content(bucket, entry.version)
+        with progress.bar(f"comparing {shown(str(address))} with its hash"):
+            first = next(chunks, b"")
+        for chunk in itertools.chain([first], chunks):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
 

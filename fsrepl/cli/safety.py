@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from msgspec.structs import replace
 
-from fsrepl.cli import completion
+from fsrepl.cli import completion, progress
 from fsrepl.cli.common import (
     Bucket,
     DryRun,
     Json,
     Performer,
     counted,
+    journal_on_disk,
     perform,
     print_json,
     say,
@@ -26,6 +28,7 @@ from fsrepl.cli.common import (
 )
 from fsrepl.daemon import requests
 from fsrepl.errors import Usage
+from fsrepl.model import clock
 from fsrepl.model.address import Address
 
 _NAMED = 20
@@ -88,20 +91,36 @@ def undelete(
 
 def _count(performer: Performer, address: Address, since: str) -> dict[str, Any]:
     found: dict[str, Any] = {"Keys": 0, "Bytes": 0, "First": []}
-    for batch in _batches(performer, requests.Undelete(address, since=since, count=True)):
-        found["Keys"] += batch["Keys"]
-        found["Bytes"] += batch["Bytes"]
-        found["First"] += batch["First"][: _NAMED - len(found["First"])]
+    with progress.bar(f"looking at {shown(str(address))}", _most(address, since), lambda: found["Keys"]):
+        for batch in _batches(performer, requests.Undelete(address, since=since, count=True)):
+            found["Keys"] += batch["Keys"]
+            found["Bytes"] += batch["Bytes"]
+            found["First"] += batch["First"][: _NAMED - len(found["First"])]
     return found
 
 
 def _restore(performer: Performer, address: Address, since: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"Restored": 0, "Left": [], "Halted": False}
-    for batch in _batches(performer, requests.Undelete(address, since=since)):
-        answer["Restored"] += batch["Restored"]
-        answer["Left"] += batch["Left"]
-        answer["Halted"] = batch["Halted"]
+    done = lambda: answer["Restored"] + len(answer["Left"])  # noqa: E731
+    with progress.bar(f"bringing back {shown(str(address))}", _most(address, since), done):
+        for batch in _batches(performer, requests.Undelete(address, since=since)):
+            answer["Restored"] += batch["Restored"]
+            answer["Left"] += batch["Left"]
+            answer["Halted"] = batch["Halted"]
     return answer
+
+
+def _most(address: Address, since: str) -> int:
+    """The most keys that may be brought back, for a bar: lifecycle or a replica's marker may have deleted some of them.
+    0 where nobody sees the bar, or that is unknown."""
+    if not progress.is_wanted():
+        return 0
+    try:
+        with journal_on_disk() as journal:
+            since_ns = clock.within(clock.parse(since))
+            return journal.versions.count_deleted_since(address.bucket, since_ns, address.key)
+    except sqlite3.Error:
+        return 0
 
 
 def _batches(performer: Performer, request: requests.Undelete) -> Iterator[dict[str, Any]]:
@@ -123,8 +142,6 @@ def _preview(found: dict[str, Any], what: str) -> None:
 
 
 def _moment(text: str) -> str:
-    from fsrepl.model import clock
-
     try:
         return clock.stamp(clock.within(clock.parse(text if "T" in text or " " in text else f"{text}T00:00:00Z")))
     except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fsrepl.cli import progress
 from fsrepl.cli.common import (
     Json,
     Object,
@@ -44,16 +45,18 @@ def status(
 
     site = open_answering_site()
 
-    def now() -> dict[str, Any]:
+    def now(*, again: bool = True) -> dict[str, Any]:
         site.load_identities()
-        if watch:  # regions may go offline and come back
+        if again:  # regions may go offline and come back
             site.ask_regions()
         said = reader.daemon_status(site.settings)
         return statuses.status(site, reader.with_all_names(site.settings, said) if every_name else said)
 
     if watch and sys.stdout.isatty() and not json:
         status_screen.watch(now, _REFRESH_S)
-    _show(now(), json=json, every_name=every_name)
+    with progress.bar("looking at the buckets"):
+        document = now(again=False)
+    _show(document, json=json, every_name=every_name)
     while watch:  # into a file or a program: one screen after another
         sys.stdout.flush()
         time.sleep(_REFRESH_S)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fsrepl.cli import completion
-from fsrepl.cli.common import Json, is_terminal, open_site, print_json, print_table, size_text, tell
+from fsrepl.cli import completion, progress
+from fsrepl.cli.common import Json, open_site, print_json, print_table, shown, size_text, tell
 
 _TOLD_FILES = 1000
 
@@ -43,7 +43,8 @@ def du(
     where = where.rstrip("/")
     addresses = [site.bucket(where).address] if "/" in where else site.buckets_of(where)
     with reader.reader(site) as journal:
-        document: dict[str, Any] = dict(usage.usage(site, journal, addresses))
+        with progress.bar(f"adding up {shown(where)}"):
+            document: dict[str, Any] = dict(usage.usage(site, journal, addresses))
         if disk:
             with _counted() as told:
                 document["Disk"] = usage.disk_usage(site, journal, addresses, told).document()
@@ -68,11 +69,11 @@ def du(
 @contextlib.contextmanager
 def _counted() -> Iterator[Callable[[int], None]]:
     """Says on a terminal how many files were looked at so far."""
-    if not is_terminal():
+    if not progress.is_wanted():
         yield lambda number: None
         return
     console = Console(stderr=True)
-    with console.status("looking at the files") as status:
+    with progress.alone(), console.status("looking at the files") as status:
 
         def told(number: int) -> None:
             if number % _TOLD_FILES == 0:

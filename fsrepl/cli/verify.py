@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fsrepl.cli import completion
+from fsrepl.cli import completion, progress
 from fsrepl.cli.common import (
     Json,
     Performer,
     ask_daemon,
     counted,
-    is_terminal,
     json_text,
     open_answering_site,
     owner,
@@ -100,7 +99,8 @@ def verify(
         hooks.is_daemon_running = _runs
         journal = stack.enter_context(open_journal(site))
         found = stack.enter_context(Verification(site, source, destination, journal, hooks))
-        if is_terminal() and not state().quiet:
+        if progress.is_wanted():
+            stack.enter_context(progress.alone())
             hooks.progress = stack.enter_context(_progress(found, journal))
         hooks.verified = stack.enter_context(Verified(site.state, source, destination, resume=resume))
         if resume and not hooks.verified.resumes:
@@ -129,7 +129,10 @@ def doctor(json: Json = False) -> None:
     if said["running"] and "trouble" not in said:
         with contextlib.suppress(FsreplError):
             there = ask_daemon(requests.Diagnose(), answer_within_s=_DOCTOR_S)
-    found = findings(doctor_facts.facts(site, said, there))
+    if there is None:  # in child processes, which begin before a bar has its thread
+        there = doctor_facts.where_it_works(site)
+    with progress.bar("looking at the buckets"):
+        found = findings(doctor_facts.facts(site, said, there))
     if json:
         print_json({"Findings": [finding.document() for finding in found]})
     else:

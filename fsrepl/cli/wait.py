@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
-from fsrepl.cli import completion
+from fsrepl.cli import completion, progress
 from fsrepl.cli.common import (
     STARTING_S,
     Json,
     await_daemon,
     counted,
-    is_terminal,
     print_json,
     say,
     shown,
@@ -60,15 +61,10 @@ def wait(
     captured or shown, are held after a mass deletion, or may lie in a region that is away, and are named; 4: timed
     out; 5: the daemon is not running.
     """
-    stop = threading.Event()
-    if is_terminal() and not state().quiet:
-        threading.Thread(target=_progress, args=(stop,), daemon=True).start()
-    try:
-        within_s = None if timeout is None else timeout + _GRACE_S
-        patience_s = STARTING_S if timeout is None else min(STARTING_S, timeout)
+    within_s = None if timeout is None else timeout + _GRACE_S
+    patience_s = STARTING_S if timeout is None else min(STARTING_S, timeout)
+    with _told():
         answer = await_daemon(requests.Wait(scope, timeout), answer_within_s=within_s, patience_s=patience_s)
-    finally:
-        stop.set()
     for each in answer["failures"]:
         warn(f"failed: {each}")
     for name in answer["open"]:
@@ -100,8 +96,22 @@ def wait(
         raise typer.Exit(4)
 
 
-def _progress(stop: threading.Event) -> None:
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
     """Show a waiting person what is left, on one line."""
+    if not progress.is_wanted():
+        yield
+        return
+    stop = threading.Event()
+    threading.Thread(target=_tell_left, args=(stop,), daemon=True).start()
+    try:
+        with progress.alone():
+            yield
+    finally:
+        stop.set()
+
+
+def _tell_left(stop: threading.Event) -> None:
     from rich.console import Console
 
     from fsrepl.cli.common import open_site
@@ -110,10 +120,19 @@ def _progress(stop: threading.Event) -> None:
     console = Console(stderr=True)
     with console.status("waiting") as line:
         while not stop.wait(_PROGRESS_S):
-            found = status.status(open_site(), reader.daemon_status(state().settings))
-            pending = sum(b["pending"] for b in found["buckets"])
-            size = sum(b["pending_bytes"] for b in found["buckets"])
-            line.update(f"waiting: {pending} deliveries, {size_text(size)}")
+            line.update(left(status.status(open_site(), reader.daemon_status(state().settings))))
+
+
+def left(found: dict[str, Any]) -> str:
+    """What is left, in a document of `fsrepl status`: first the scans, without which nothing is known of changes."""
+    scanning = [b for b in found["buckets"] if b.get("scanning")]
+    pending = sum(b["pending"] for b in found["buckets"])
+    size = sum(b["pending_bytes"] for b in found["buckets"])
+    text = f"waiting: {counted(pending, 'delivery', 'deliveries')}, {size_text(size)}"
+    if scanning:
+        of, objects = len(found["buckets"]), sum(b["objects"] for b in scanning)
+        return f"scanning {len(scanning)} of {counted(of, 'bucket')}, {counted(objects, 'object')} so far; {text}"
+    return text
 
 
 def retry(

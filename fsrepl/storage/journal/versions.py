@@ -526,6 +526,15 @@ class Versions:
         )
         return rows.fetchall()
 
+    def count_deleted_since(self, address: str, since_ns: int, prefix: bytes) -> int:
+        """The number of keys with a prefix whose current version is a marker made since a moment. Scans all keys."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ? AND marker AND created >= ? AND "
+            "substr(CASE WHEN dir = x'' THEN name ELSE CAST(dir || '/' || name AS BLOB) END, 1, ?) = ?",
+            (self._connection.ids.get(address), since_ns, len(prefix), prefix),
+        ).fetchone()
+        return int(number)
+
     def count_unshown(self, address: str) -> int:
         """The number of keys whose view does not show their current version, or exists although that is a marker."""
         (number,) = self._connection.execute(

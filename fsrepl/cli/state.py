@@ -1,0 +1,53 @@
+"""The options before the command, and whether a person watches."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsrepl.settings import reading
+
+if TYPE_CHECKING:
+    from fsrepl.settings import Settings
+
+
+@dataclass
+class State:
+    """The options before the command, and the settings once they were read."""
+
+    site: Path | None = None
+    verbose: int = 0
+    quiet: bool = False
+    _settings: Settings | None = field(default=None, repr=False)
+
+    @property
+    def settings(self) -> Settings:
+        """The site's settings. Raises Usage where there is no site, or its settings are invalid."""
+        return self._settings or self.read_settings(os.path.realpath)
+
+    def read_settings(self, real: Callable[[str], str]) -> Settings:
+        """Read the settings. real: resolves the symlinks of a region's path."""
+        self._settings = reading.load(reading.find(self.site, os.environ), real)
+        return self._settings
+
+
+_current = State()
+
+
+def set_state(given: State) -> None:
+    """Keep the options before the command: a process runs one command."""
+    global _current
+    _current = given
+
+
+def state() -> State:
+    return _current
+
+
+def is_terminal() -> bool:
+    """Whether a person watches stderr: progress and colours are for people only."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
