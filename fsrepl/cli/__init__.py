@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 import fsrepl
-from fsrepl.cli import utf8
+from fsrepl.cli import next_steps, utf8
 from fsrepl.cli.common import State, printable, set_state, state
 from fsrepl.errors import FsreplError
 
@@ -107,6 +107,19 @@ def files_of(arguments: Iterable[str]) -> list[str]:
     return [*FILES]
 
 
+def _words(arguments: Iterable[str]) -> list[str]:
+    """The words of these arguments that name the command: one, or two of a group of commands."""
+    words = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--site":
+            next(rest, None)
+        elif not argument.startswith("-"):
+            words.append(argument)
+    groups = {each.name for each in app.registered_groups}
+    return words[:2] if words and words[0] in groups else words[:1]
+
+
 def register(files: Iterable[str]) -> None:
     """Add the commands of some files to the parser."""
     for file in files:
@@ -128,7 +141,8 @@ def _run() -> int:
         typer.echo("cancelled; nothing was changed", err=True)
         return 1
     except FsreplError as error:
-        typer.echo(printable(str(error)), err=True)
+        arguments = sys.argv[1:]
+        typer.echo(printable(next_steps.said(error, arguments, _words(arguments))), err=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -187,30 +187,52 @@ def remedy(reason: str) -> str:
     return REMEDIES.get(reason_code(reason), "")
 
 
+_ROLE = "`fsrepl role show NAME` prints the role"
+_AGAIN = "then `fsrepl retry`"
+_BACKFILL = "`fsrepl replication backfill` sends the object again"
+
 REMEDIES: Mapping[str, str] = {
     "AssumeRoleNotPermitted": "the role is missing or cannot be read, its trust policy does not name "
-    "s3.amazonaws.com, or the daemon cannot run as its user",
+    f"s3.amazonaws.com, or the daemon cannot run as its user: `fsrepl check` says which; mend that, {_AGAIN}",
     "InitiateReplicationNotPermitted": "the role lacks s3:InitiateReplication, or does not trust "
-    "batchoperations.s3.amazonaws.com",
-    "DstBucketInvalidRegion": "the destination's region is not one of this site's any more",
-    "DstBucketNotFound": "the destination bucket's folder is not in its region",
-    "DstBucketUnversioned": "`fsrepl versioning enable` on the destination",
+    f"batchoperations.s3.amazonaws.com: {_ROLE}; mend it, then `fsrepl replication backfill` again",
+    "DstBucketInvalidRegion": "the destination's region is not one of this site's any more: "
+    f"`fsrepl region add` attaches it, {_AGAIN}",
+    "DstBucketNotFound": "the destination bucket's folder is not in its region: bring it back, or make it with "
+    f"`fsrepl bucket create --versioning`, {_AGAIN}",
+    "DstBucketUnversioned": f"`fsrepl versioning enable` on the destination, {_AGAIN}",
     "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
-    "for a rule that changes the owner, or the destination's files refuse it",
+    f"for a rule that changes the owner, or the destination's files refuse it: {_ROLE}; mend that, {_AGAIN}",
+    "DstPutTaggingNotPermitted": "the role, or the key for the service, may not set tags there (s3:ReplicateTags, "
+    f"s3:PutObjectVersionTagging): {_ROLE}; permit it, {_AGAIN}",
     "DstMultipartInitNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
-    "for a rule that changes the owner",
-    "DstDelObjNotPermitted": "the role lacks s3:ReplicateDelete there, or the destination's files refuse it",
-    "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version",
-    "DstVersionNotFound": "its metadata was edited, and the destination does not have this version any more",
+    f"for a rule that changes the owner: {_ROLE}; mend it, {_AGAIN}",
+    "DstMultipartUploadNotPermitted": f"the service takes no parts of an upload with this key: permit that there, "
+    f"{_AGAIN}",
+    "DstMultipartCompleteNotPermitted": f"the service lets this key complete no upload: permit that there, {_AGAIN}",
+    "DstDelObjNotPermitted": "the role lacks s3:ReplicateDelete there, or the destination's files refuse it: "
+    f"{_ROLE}; mend that, {_AGAIN}",
+    "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version, "
+    "`fsrepl restore` makes one of an old one",
+    "DstVersionNotFound": "its metadata was edited, and the destination does not have this version any more: "
+    f"{_BACKFILL}",
+    "SrcBucketInvalidRegion": f"the source's region is not one of this site's any more: `fsrepl region add`, {_AGAIN}",
     "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more, or the role lacks "
-    "s3:GetReplicationConfiguration",
-    "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication, or its user may not read the file",
-    "SrcHeadObjectNotPermitted": "the role lacks s3:ListBucket on the source, without which no marker is seen",
-    "SrcGetAclNotPermitted": "the role lacks s3:GetObjectVersionAcl",
-    "SrcGetTaggingNotPermitted": "the role is denied s3:GetObjectVersionTagging",
+    f"s3:GetReplicationConfiguration: `fsrepl replication show` tells; enable it again, {_AGAIN}",
+    "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication, or its user may not read the file: "
+    f"{_ROLE}; mend that, {_AGAIN}",
+    "SrcHeadObjectNotPermitted": "the role lacks s3:ListBucket on the source, without which no marker is seen: "
+    f"{_ROLE}; mend it, {_AGAIN}",
+    "SrcGetAclNotPermitted": f"the role lacks s3:GetObjectVersionAcl: {_ROLE}; mend it, {_AGAIN}",
+    "SrcGetTaggingNotPermitted": f"the role is denied s3:GetObjectVersionTagging: {_ROLE}; mend it, {_AGAIN}",
+    "SrcKeyNotFound": "the object was removed for good before it was copied: nothing is left to send; "
+    "`fsrepl ls --versions` lists what there is",
+    "SrcVersionNotFound": "this version was removed for good before it was copied: nothing is left to send; "
+    "`fsrepl ls --versions` lists what there is",
     "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged, or it is "
-    "a null version and the destination has another one",
+    f"a null version and the destination has another one: `fsrepl why` says which; {_BACKFILL} once it is eligible",
 }
+"""By S3's reason, for every reason that a delivery may have: its cause, and what to do."""
 
 
 def unchosen(site: Site, address: str, version: Version) -> str:

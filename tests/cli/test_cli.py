@@ -239,4 +239,7 @@ def test_a_site_cannot_be_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = subprocess.run([sys.executable, "-m", "fsrepl", "init", tmp_path / "file/site"], capture_output=True)
     assert done.returncode == 2
-    assert done.stderr.decode() == f"the site cannot be created at {tmp_path}/file/site: not a directory\n"
+    assert (
+        done.stderr.decode()
+        == f"the site cannot be created at {tmp_path}/file/site: not a directory; `fsrepl init --help` describes it\n"
+    )
