@@ -20,13 +20,14 @@ SOURCE, DESTINATION = "east/src", "west/dst"
 class Daemon:
     """A site of two regions below a folder, and its daemon."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, trees: bool = False) -> None:
+        """trees: of tree buckets."""
         self.root = home / "site"
         self.fsrepl("init", self.root, "--region", "east", "--region", "west")
         with (self.root / FILE).open("a") as settings:
             settings.write("\n[safety]\ndelete_share = 1\n")  # all of a bucket is removed, and shall cross
         for bucket in (SOURCE, DESTINATION):
-            self.fsrepl("bucket", "create", bucket, "--versioning")
+            self.fsrepl("bucket", "create", bucket, "--versioning", *(["--trees"] if trees else []))
         self.fsrepl("replication", "enable", SOURCE, DESTINATION)
         self._log = (home / "daemon.log").open("ab")
         self.start()
@@ -60,9 +61,9 @@ class Daemon:
 
 
 @contextmanager
-def daemon(folder: Path) -> Iterator[Daemon]:
+def daemon(folder: Path, *, trees: bool = False) -> Iterator[Daemon]:
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
-    found = Daemon(home)
+    found = Daemon(home, trees=trees)
     try:
         yield found
     finally:

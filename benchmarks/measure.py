@@ -4,6 +4,7 @@
     burst     20,000 files of 4 KiB, dropped with `cp -r`, then moved with their directory, then removed: each until
               `fsrepl wait` returns, beside `rsync -a` of the same, and lsyncd and Syncthing where they are installed;
               with what is written to the disk
+    trees     20,000 files of 4 KiB in 2,000 directories, dropped with `cp -r`: tree buckets beside plain ones, in turns
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     lifecycle 1,000,000 objects are judged; 100,000 expire, and their versions are removed, beside `find -mtime -delete`
     large     a file of 2 GiB: new, changed, renamed, interrupted, verified (only when it is asked for: see large.py)
@@ -133,6 +134,32 @@ def burst(folder: Path, count: int) -> list[Row]:
     _print_table(rows)
     print(f"  fsrepl: peak {peak / 2**20:.0f} MiB resident in the burst")
     return rows
+
+
+PAIRS = 3
+FILES_IN_EACH = 10
+
+
+def trees(folder: Path, count: int) -> None:
+    """A tree bucket has an object more for each directory. Pairs in turns, since other load comes and goes."""
+    print(f"trees: {count:,} files of 4 KiB in {count // FILES_IN_EACH:,} directories on {filesystem(folder)}")
+    home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
+    costs: dict[bool, list[Cost]] = {False: [], True: []}
+    try:
+        tree = make_tree(home / "tree", count, FILES_IN_EACH)
+        for number in range(PAIRS):
+            for on in (False, True) if number % 2 else (True, False):
+                with daemon(folder, trees=on) as site:
+                    source = site.path(SOURCE)
+                    costs[on].append(cost_of(home, lambda to=source: run("cp", "-r", f"{tree}/.", to), site))
+                    print(f"  {'tree buckets' if on else 'plain buckets':13} {text(costs[on][-1])}")
+    finally:
+        shutil.rmtree(home)
+    wall, cpu = (
+        statistics.median(read(with_) / read(without) for with_, without in zip(costs[True], costs[False], strict=True))
+        for read in (lambda cost: cost.wall_s, lambda cost: cost.cpu_s)
+    )
+    print(f"  tree buckets take {wall:.2f} times the wall time and {cpu:.2f} times the CPU time (medians of pairs)")
 
 
 def _of_peer(home: Path, kind: type[Peer], tree: Path, count: int) -> Iterator[tuple[str, Cost]]:
@@ -291,7 +318,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst", "calls", "lifecycle", "arrivals", "large"))
+    parser.add_argument("--only", choices=("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
@@ -310,6 +337,8 @@ def main() -> None:
                 options.plot,
                 f"{options.files:,} files of 4 KiB on {filesystem(options.folder)}, two sides of one disk",
             )
+    if options.only in (None, "trees"):
+        trees(options.folder, options.files)
     if options.only in (None, "lifecycle"):
         lifecycle(options.folder, 5 * options.files, 50 * options.files)
     if options.only in (None, "arrivals"):

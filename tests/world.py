@@ -175,7 +175,7 @@ class World:
                     state.lifecycle.due_s = 0.0
                 state.copy_again_at_s.clear()
                 state.placing.waits = dict.fromkeys(state.placing.waits, 0.0)
-                state.resting = dict.fromkeys(state.resting, 0.0)
+                state.resting = {path: replace(each, due_s=0.0) for path, each in state.resting.items()}
                 for each in (*state.deferred.values(), *state.stale.values()):
                     each.due_s = 0.0
 

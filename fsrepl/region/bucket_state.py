@@ -23,6 +23,17 @@ from fsrepl.storage.journal.rows import Classed, Delivery
 from fsrepl.storage.remembered import Keeper
 
 
+class Resting(Struct, frozen=True):
+    """A directory of a replica in a tree bucket, at rest from a monotonic time on.
+
+    version_id, source: the replicated version that it was made to show, as far as that is known here, and its source.
+    """
+
+    due_s: float
+    version_id: str = ""
+    source: str = ""
+
+
 class Deferred(Struct):
     """A key whose capture is deferred."""
 
@@ -159,8 +170,8 @@ class BucketState(Struct, eq=False):
     """Keys whose copying took a while, and the time until which their next change waits."""
     new_names: dict[int, list[Version]] = field(default_factory=dict)
     """In a tree bucket, by inode number: new versions of the batch being captured whose files have several names."""
-    resting: dict[bytes, float] = field(default_factory=dict)
-    """In a tree bucket: directories of replicas and the monotonic times when they are at rest, the earliest first."""
+    resting: dict[bytes, Resting] = field(default_factory=dict)
+    """In a tree bucket: directories of replicas by path, the one that is at rest first before the others."""
     may_lack_links: bool = False
     """In a tree bucket: views that are to be one file may be several."""
     labels: LabelQueue = field(default_factory=LabelQueue)

@@ -136,6 +136,7 @@ def _shown(
                 seen.append((item.replica, view))
                 resting.note(state, keys.place(key)[0], changed=True)
                 if view is not None and item.replica.kind is Kind.DIRECTORY:
+                    resting.note_shown(state, item.replica)
                     narrower.show(item.replica)
                 if item.replica.marker:
                     stale.retry_blocked(region, state)

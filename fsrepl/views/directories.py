@@ -427,10 +427,10 @@ def give(bucket: OpenBucket, fd: int, has: Rights, wanted: Rights) -> Rights:
             mode, acl, default = access.without_acl(wanted), None, None
     if acl is None and has.acl is not None:
         fs.remove_acl(fd)
-    if default is None:
-        fs.remove_default_acl(fd)
-    elif default != has.default_acl:
+    if default is not None and default != has.default_acl:
         fs.set_default_acl(fd, default)
+    elif default is None and has.default_acl is not None:
+        fs.remove_default_acl(fd)
     if fs.stat_fd(fd).st_mode & 0o7777 != mode:
         fs.chmod(fd, mode)
     return rights_of(bucket, fd)

@@ -42,8 +42,9 @@ def make(bucket: OpenBucket, version: Version) -> int:
     shortfalls: list[Shortfall] = []
 
     def prepare(fd: int) -> Rights:
-        shortfalls.append(_give(bucket, fd, version))
-        return directories.rights_of(bucket, fd)
+        given, shortfall = _give(bucket, fd, version)
+        shortfalls.append(shortfall)
+        return given
 
     directories.make(bucket, above, path, name, prepare)
     bucket.views.changed.add(parent)
@@ -53,7 +54,8 @@ def make(bucket: OpenBucket, version: Version) -> int:
 
 def change(bucket: OpenBucket, fd: int, version: Version) -> None:
     """Give an open directory the metadata of a version; what it cannot have is recorded as the shortfall."""
-    _record(bucket, version, _give(bucket, fd, version))
+    _, shortfall = _give(bucket, fd, version)
+    _record(bucket, version, shortfall)
 
 
 def remove(bucket: OpenBucket, path: bytes) -> bool:
@@ -90,8 +92,8 @@ def leave_to_contents(bucket: OpenBucket, journal: Journal, key: bytes) -> bool:
     return is_needed
 
 
-def _give(bucket: OpenBucket, fd: int, version: Version) -> Shortfall:
-    """Set rights, attributes and tags.
+def _give(bucket: OpenBucket, fd: int, version: Version) -> tuple[Rights, Shortfall]:
+    """Set rights, attributes and tags; the rights that the directory has now, and what it cannot have.
 
     People whom the new rights do not admit lose their access first, so that they see no new attribute. The attributes
     come before the new rights, and those refused once more afterwards: only a directory that may be written to takes
@@ -105,15 +107,16 @@ def _give(bucket: OpenBucket, fd: int, version: Version) -> Shortfall:
         kept &= ~0o077
     if wanted and kept != has.mode:
         bucket.fs.chmod(fd, kept)
+        has = directories.rights_of(bucket, fd)
     with contextlib.suppress(PermissionError):
         for name in bucket.fs.attributes(fd):
             if name == attributes.MADE or (not attributes.is_ours(name) and name not in wanted):
                 bucket.fs.remove_attribute(fd, name)
     refused = _put(bucket, fd, wanted)
-    given = directories.give(bucket, fd, directories.rights_of(bucket, fd), rights)
+    given = directories.give(bucket, fd, has, rights)
     refused = _put(bucket, fd, {name: wanted[name] for name in refused})
     posix = Posix(stat.S_IFDIR | given.mode, given.uid, given.gid, 0, given.acl, given.default_acl)
-    return metadata.shortfall(version, posix, refused)
+    return given, metadata.shortfall(version, posix, refused)
 
 
 def _put(bucket: OpenBucket, fd: int, wanted: dict[str, bytes]) -> set[str]:

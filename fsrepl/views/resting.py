@@ -8,12 +8,16 @@ scan of the directory asks again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+
+from msgspec.structs import replace
 
 from fsrepl.errors import FsreplError, StoreDamaged
-from fsrepl.model.version import Origin, Version
-from fsrepl.region.bucket_state import BucketState
+from fsrepl.model.version import Version
+from fsrepl.model.view import View
+from fsrepl.region.bucket_state import BucketState, Resting
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
@@ -25,62 +29,76 @@ _BATCH = 256
 def note(state: BucketState, path: bytes, *, changed: bool) -> None:
     """Note that something changed in a directory, or that its time may differ."""
     if path and state.bucket.trees and (changed or path not in state.resting):
-        state.resting.pop(path, None)  # the order of the dict is that of the times
-        state.resting[path] = time.monotonic() + _REST_S
+        known = state.resting.pop(path, Resting(0.0))  # the order of the dict is that of the times
+        state.resting[path] = replace(known, due_s=time.monotonic() + _REST_S)
+
+
+def note_shown(state: BucketState, version: Version) -> None:
+    """Note that a directory shows a replicated version now, so that this need not be read again."""
+    path = version.key[:-1]
+    state.resting.pop(path, None)
+    state.resting[path] = Resting(time.monotonic() + _REST_S, version.id, version.source)
 
 
 def next_s(state: BucketState) -> float | None:
     """The monotonic time when the next directory is at rest."""
-    return next(iter(state.resting.values()), None)
+    return next((each.due_s for each in state.resting.values()), None)
 
 
 def rest_due(region: Region) -> bool:
     """Set the times of directories that are at rest; whether there were any."""
     busy, now_s = False, time.monotonic()
     for state in region.states.values():
-        if not state.is_up or not state.resting or next(iter(state.resting.values())) > now_s:
+        due_s = next_s(state)
+        if not state.is_up or due_s is None or due_s > now_s:
             continue
         busy = True
-        paths = [path for path, due_s in [*state.resting.items()][:_BATCH] if due_s <= now_s]
-        for path in paths:
+        due = {path: each for path, each in itertools.islice(state.resting.items(), _BATCH) if each.due_s <= now_s}
+        for path in due:
             del state.resting[path]
         with contextlib.suppress(FsreplError), state.bucket.open() as bucket:
-            _set_times(region, bucket, paths)
+            _set_times(region, bucket, due)
     return busy
 
 
-def _set_times(region: Region, bucket: OpenBucket, paths: Sequence[bytes]) -> None:
+def _set_times(region: Region, bucket: OpenBucket, due: Mapping[bytes, Resting]) -> None:
+    """Set the times of directories, and record how these look then: their ctimes have changed."""
+    journal = region.engine.journal.versions
+    seen: list[tuple[bytes, View | None]] = []
+    known = journal.look_up(bucket.address, [path + b"/" for path in due])
     with contextlib.ExitStack() as closing:
         sources: dict[str, OpenBucket] = {}
         for address in region.engine.site.sources_of(bucket.address):
             with contextlib.suppress(FsreplError):  # while it is away nothing is known of it
                 sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
-        for path in paths:
+        for path, resting in due.items():
+            key = path + b"/"
+            row = known.get(key)
+            if row is None or row.marker or row.view is None or row.view.shown != row.id:
+                continue
             with contextlib.suppress(OSError, StoreDamaged):  # gone, or not the daemon's to change
-                version = _replica(region, bucket, path + b"/")
-                if version is not None and version.source in sources:
-                    _set_time(region, bucket, sources[version.source], version)
+                is_known = row.id == resting.version_id
+                source = sources.get(resting.source if is_known else _source(region, bucket, key, row.id))
+                if source is not None and (view := _set_time(bucket, source, path, row.view)) is not None:
+                    seen.append((key, view))
+    journal.see_all(bucket.address, seen)
 
 
-def _replica(region: Region, bucket: OpenBucket, key: bytes) -> Version | None:
-    """The version that a directory shows, if it is a replica."""
-    known = region.engine.journal.versions.object(bucket.address, key)
-    if known is None or known.marker or known.view is None or known.view.shown != known.id:
-        return None
-    version = region.engine.recent.version(bucket.address, key, known.id)
-    version = version or versions.read(bucket, key, known.id, marker=False)
-    return version if version is not None and version.origin is Origin.REPLICA else None
+def _source(region: Region, bucket: OpenBucket, key: bytes, version_id: str) -> str:
+    """The source of a directory's version; empty where that is no replica."""
+    version = region.engine.recent.version(bucket.address, key, version_id)
+    version = version or versions.read(bucket, key, version_id, marker=False)
+    return version.source if version is not None else ""
 
 
-def _set_time(region: Region, bucket: OpenBucket, source: OpenBucket, version: Version) -> None:
-    """Set the time of a directory through its descriptor, and record how it looks: its ctime has changed."""
-    path, journal = version.key[:-1], region.engine.journal.versions
+def _set_time(bucket: OpenBucket, source: OpenBucket, path: bytes, view: View) -> View | None:
+    """Set the time of a directory through its descriptor; how it looks then, if nobody else has changed it."""
     mtime_ns = source.fs.stat_fd(source.views.get(path)).st_mtime_ns
     fd = bucket.views.get(path)
     found = bucket.fs.stat_fd(fd)
-    known = journal.object(bucket.address, version.key)
-    if found.st_mtime_ns == mtime_ns or known is None or known.view is None or not known.view.has_content_of(found):
-        return
+    if found.st_mtime_ns == mtime_ns or not view.has_content_of(found):
+        return None
     bucket.fs.set_mtime(fd, mtime_ns)
-    if known.view.is_same(found):  # else it was changed, perhaps by a user, which the next look tells
-        journal.see(bucket.address, version.key, bucket.view(bucket.fs.stat_fd(fd), version.id, racy=known.view.racy))
+    if not view.is_same(found):  # changed, perhaps by a user, which the next look tells
+        return None
+    return bucket.view(bucket.fs.stat_fd(fd), view.shown, racy=view.racy)

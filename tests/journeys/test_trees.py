@@ -112,7 +112,7 @@ def test_rsync_finds_nothing_to_do_after_random_acts(memory: Path, two_way: bool
                 world.restart(fs=DyingFs(chance.randrange(1, 300)))
                 with contextlib.suppress(PowerCut):
                     world.settle()
-                world.restart(without_journal=chance.random() < 0.3)
+                world.restart(without_journal=chance.random() < min(0.3, 100 / ROUNDS))
             if chance.random() < 0.5:
                 world.settle()
         for _ in range(4):

@@ -99,13 +99,22 @@ class Versions:
         return object_of(row) if row else None
 
     def look_up(self, address: str, keys_: Iterable[bytes]) -> dict[bytes, Object]:
-        """Objects by key, for many keys at once: one query per directory."""
+        """Objects by key, for many keys at once: one query per directory, and one for keys of directories."""
         number = self._connection.ids.get(address)
         by_directory: dict[bytes, list[bytes]] = {}
+        themselves: list[bytes] = []
         for key in keys_:
             directory, name = keys.split(key)
-            by_directory.setdefault(directory, []).append(name)
+            if name:
+                by_directory.setdefault(directory, []).append(name)
+            else:
+                themselves.append(directory)
         found: dict[bytes, Object] = {}
+        for start in range(0, len(themselves), NAMES_MAX):
+            some = themselves[start : start + NAMES_MAX]
+            where = f"AND name = x'' AND dir IN ({','.join('?' * len(some))})"
+            for row in self._connection.execute(f"{OBJECT_ANYWHERE} {where}", (number, *some)):
+                found[keys.join(row[12], b"")] = object_of(row)
         for directory, names in by_directory.items():
             for start in range(0, len(names), NAMES_MAX):
                 some = names[start : start + NAMES_MAX]
