@@ -107,6 +107,9 @@ class _Evidence(Struct, frozen=True):
     def is_made(self) -> bool:
         return directories.is_made(self.bucket, self.key[:-1])
 
+    def is_made_and_edited(self) -> bool:
+        return directories.is_edited(self.bucket, self.key[:-1])
+
     def same_directory(self) -> str:
         known, taken = self.known, self.taken
         assert known is not None
@@ -142,6 +145,8 @@ def apply(
     )  # fmt: skip
     if isinstance(decision, AddVersion):
         assert taken is not None
+        if taken.kind is Kind.DIRECTORY:
+            directories.disown(bucket, key[:-1])
         return new_version(region, state, bucket, change, known, taken)
     if taken is not None and taken.staged:
         staging.unstage(bucket, taken.staged)

@@ -24,7 +24,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_SPACE
 from fsrepl.storage.journal.rows import Object
-from fsrepl.views import directories, edits, stale
+from fsrepl.views import directories, edits, obstacles, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -250,6 +250,8 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
     shown = [(n.version, _view(n)) for n in published]
     with engine.journal.transaction():
         engine.journal.versions.add_shown(bucket.address, shown)
+    if bucket.bucket.trees:
+        _remove_left_directories(bucket, published)
     now_s = time.monotonic()
     for new in published:
         state.faults.pop(new.change.key, None)
@@ -289,6 +291,12 @@ def _remember_directories(bucket: OpenBucket, published: Collection[NewVersion])
     for path in directories.with_parents(paths):
         with contextlib.suppress(OSError):  # a directory that is gone keeps its last record
             directories.remember(bucket, path)
+
+
+def _remove_left_directories(bucket: OpenBucket, published: Collection[NewVersion]) -> None:
+    """Remove directories that were left to what is in them when they were deleted, and whose last file is gone now."""
+    for path in {keys.place(new.version.key)[0] for new in published if new.version.marker}:
+        obstacles.remove_made_directories(bucket, path)
 
 
 def copy_in_background(region: Region, state: BucketState, change: Change, size_bytes: int) -> None:

@@ -30,6 +30,9 @@ class Evidence(Protocol):
     def is_made(self) -> bool:
         """Whether replication made the directory for the files below it, so that it is no object."""
 
+    def is_made_and_edited(self) -> bool:
+        """Whether a user has changed the rights of a directory that was left to what is in it when it was deleted."""
+
     def same_directory(self) -> str:
         """The id of the recorded version whose metadata the directory has; empty where it was changed."""
 
@@ -127,7 +130,9 @@ def _judge_directory(known: Object | None, evidence: Evidence, *, is_stale: bool
     """The decision on a directory of a tree bucket: changed metadata makes a new version."""
     if known is None or known.marker:
         # a directory whose marker has arrived, and that is not empty yet, is about to be removed
-        return Nothing() if is_stale or evidence.is_made() else AddVersion()
+        if is_stale:
+            return Nothing()
+        return AddVersion() if not evidence.is_made() or (known and evidence.is_made_and_edited()) else Nothing()
     if shown := evidence.same_directory():
         return Edit(shown)
     return Nothing() if known.view is None and evidence.is_made() else AddVersion()

@@ -197,7 +197,7 @@ class Follower:
     def follow(self, path: bytes, *, anew: bool = False) -> None:
         """Update a directory that may have changed at a source. anew: or that was changed here. Raises OSError."""
         known = replicated(self._bucket, path)
-        if known.made:
+        if known.made and known.sources:  # else it was adopted where no source delivers into it, and is its users'
             there = {address: self._sources[address] for address in known.sources if address in self._sources}
             self._follow(path, there, anew=anew)
 
@@ -261,6 +261,25 @@ def adopt(bucket: OpenBucket, path: bytes) -> None:
     bucket.fs.set_attribute(fd, attributes.MADE, b"1")
     known = replace(_read(bucket, at), made=bucket.fs.stat_fd(fd).st_ino, given=rights_of(bucket, fd))
     _write(bucket, at, known)
+
+
+def is_edited(bucket: OpenBucket, path: bytes) -> bool:
+    """Whether a directory that was adopted here has other permissions than it was given. Those of one that sources
+    deliver into are brought into line with theirs instead."""
+    at = bucket.stored_directory(path)
+    known = _read(bucket, at)
+    fd = _made(bucket, at, path, known)
+    return fd is not None and not known.sources and known.given is not None and rights_of(bucket, fd) != known.given
+
+
+def disown(bucket: OpenBucket, path: bytes) -> None:
+    """Count a directory as made by people again, who have changed it: it stays when it is empty. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):  # nothing is stored below it, so that it was not made here
+        at = bucket.stored_directory(path)
+        known = _read(bucket, at)
+        if (fd := _made(bucket, at, path, known)) is not None:
+            bucket.fs.remove_attribute(fd, attributes.MADE)
+            _write(bucket, at, replace(known, made=0, given=None))
 
 
 def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:

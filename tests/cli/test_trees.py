@@ -42,6 +42,11 @@ def test_symlinks_at_the_command_line(site: Site) -> None:
             assert "link" in site.must("ls", bucket).out
         assert "COMPLETED" in site.must("why", f"{SOURCE}/link").out
         assert site.must("verify", SOURCE).code == 0
+        site.write("folder/file", b"data")
+        site.must("wait")
+        site.must("rm", f"{SOURCE}/folder/")  # the directory remains, as the object below it does
+        site.must("wait")
+        assert site.path("folder/file", DESTINATION).read_bytes() == b"data"
         Path(site.path("link")).unlink()
         site.must("wait")
         assert not os.path.lexists(site.path("link", DESTINATION))

@@ -400,3 +400,42 @@ def test_a_directory_removed_while_the_other_side_saves_into_it(tmp_path: Path) 
         world.settle()
         assert world.tree(DESTINATION) == {}
         assert folders(world, DESTINATION) == {}
+
+
+@pytest.mark.parametrize("without_journal", [False, True])
+def test_a_deleted_directory_remains_while_it_holds_objects(tmp_path: Path, without_journal: bool) -> None:
+    """S3: the objects below a deleted folder object stay. Nobody waits for that, it is no conflict, and a change of the
+    directory is a new version; it goes when it is empty, and nobody has changed it."""
+    with World(tmp_path, trees=True) as world:
+        for name in ("folder", "other"):
+            world.write(f"{name}/file", b"data")
+        world.settle()
+        world.remove("folder/")
+        world.remove("other/")
+        world.settle()
+        world.settle()
+        if without_journal:
+            world.restart(without_journal=True)
+            world.settle()
+        for bucket in (SOURCE, DESTINATION):
+            assert world.tree(bucket) == {"folder/file": b"data", "other/file": b"data"}
+            assert not world.state(bucket).stale
+        assert world.current("folder/").marker
+        assert verify(world) == []
+        world.write("folder/another", b"data")  # makes no new version of the directory
+        world.settle()
+        assert world.current("folder/").marker
+        world.path("folder").chmod(0o711)
+        for _ in range(3):
+            world.settle()
+        assert [v.marker for v in world.of("folder/", DESTINATION)] == [False, True, False]
+        assert [folders(world, bucket)["folder"][0] for bucket in (SOURCE, DESTINATION)] == [0o711] * 2
+        for key in ("folder/file", "folder/another", "other/file"):
+            world.unlink(key)
+        for _ in range(3):
+            world.settle()
+        assert [*folders(world, SOURCE)] == [*folders(world, DESTINATION)] == ["folder"]
+        assert not world.state(SOURCE).stale
+        assert not world.state(DESTINATION).stale
+        assert verify(world) == []
+        world.stays_quiet()
