@@ -1,6 +1,8 @@
 """What the plots show: the site's backlog and completed deliveries, looked at now and then, over a day.
 
-Kept in console.json in the site's state, so that a restart of the console keeps the plots.
+Kept in console.json in the site's state, so that a restart of the console keeps the plots. Nothing else has figures of
+the past: the journal has what is so now, and the events only what a person asked to be told. So the page says since
+when there are any, and while no console looked.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ FILE = "console.json"
 HOUR_S, DAY_S = 3600.0, 86400.0
 FINE_S, COARSE_S = 10.0, 300.0
 """The steps of the last hour, and of the last day."""
+GAP_S = 3 * COARSE_S
+"""Between samples so far apart no console looked: of what an earlier one saw, the steps of the day are kept."""
 
 
 class Sample(Struct, frozen=True):
@@ -73,6 +77,13 @@ class History:
             while kept[0].time_s < sample.time_s - span_s:
                 kept.popleft()
         return added
+
+
+def unknown(samples: Sequence[Sample], from_s: float) -> list[tuple[float, float]]:
+    """Since a time, when no console looked: before the first sample, and between two that are far apart."""
+    kept = [sample.time_s for sample in samples if sample.time_s >= from_s]
+    times = [from_s, *kept]
+    return [(a, b) for a, b in zip(times, kept, strict=False) if b - a > GAP_S]
 
 
 def rates(samples: Sequence[Sample], of: str) -> list[tuple[float, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,10 +18,10 @@ Points = Sequence[tuple[float, float]]
 
 def plot(
     points: Points, from_s: float, to_s: float, *, title: str, text: Callable[[float], str], ago: str,
-    of_bytes: bool = False,
+    of_bytes: bool = False, unknown: Sequence[tuple[float, float]] = (),
 ) -> Markup:  # fmt: skip
     """An area from a time to another. text: a value in words; ago: the beginning of the axis in words. of_bytes: values
-    are bytes, of which 1,024 are the next unit."""
+    are bytes, of which 1,024 are the next unit. unknown: times of which nothing is known, where nothing is drawn."""
     shown = [(at, max(0.0, value)) for at, value in points if from_s <= at <= to_s]
     if len(shown) < 2:
         return _framed(title, "no data yet", Markup(""), ago, "")
@@ -32,12 +34,20 @@ def plot(
         x = _LEFT + (at - from_s) / (to_s - from_s) * (_WIDTH - 2 * _LEFT)
         return f"{x:.1f},{_TOP + inner * (1 - value / top):.1f}"
 
-    line = " ".join(place(*each) for each in shown)
-    floor = f"{place(shown[-1][0], 0)} {place(shown[0][0], 0)}"
-    drawn = Markup('<polygon class="area" points="{} {}"/><polyline class="line" points="{}"/>').format(
-        line, floor, line
-    )
+    drawn = Markup("")
+    for part in _parts(shown, [until_s for _, until_s in unknown]):
+        line = " ".join(place(*each) for each in part)
+        floor = f"{place(part[-1][0], 0)} {place(part[0][0], 0)}"
+        drawn += Markup('<polygon class="area" points="{} {}"/><polyline class="line" points="{}"/>').format(
+            line, floor, line
+        )
     return _framed(title, f"{text(shown[-1][1])} now, {text(most)} at most", drawn, ago, text(top))
+
+
+def _parts(points: Points, ends: Sequence[float]) -> list[Points]:
+    """Points cut at times: the first at or after each of these begins a new part."""
+    cuts = sorted({bisect.bisect_left(points, (end,)) for end in ends} | {0, len(points)})
+    return [points[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def _framed(title: str, summary: str, drawn: Markup, ago: str, top: str) -> Markup:

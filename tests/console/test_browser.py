@@ -15,6 +15,7 @@ import pytest
 from fsrepl.console.pages.rendering import url
 from tests.console.visitor import Console, settle
 from tests.site import DESTINATION, SOURCE, Site
+from tests.world import World
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -71,6 +72,20 @@ def filled(site: Site) -> Site:
     site.write("hostile/a b", b"changed")
     settle(site)
     return site
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    """A console of a site with 10,000 keys in one folder, captured in this process; no daemon runs."""
+    home = tmp_path_factory.mktemp("crowded")
+    with World(home, buckets=(SOURCE,), replicate=False) as world:
+        top = world.path("camera")
+        top.mkdir()
+        for number in range(10_000):
+            (top / f"img-{number:05}.jpg").write_bytes(b"")
+        world.settle()
+    with Console(home) as console:
+        yield console
 
 
 def enter(browser: Any, console: Console, **context: Any) -> Any:
@@ -143,7 +158,8 @@ def test_the_overview_follows_without_a_reload(browser: Any, console: Console, f
     """A file is dropped into the folder by somebody else: its number appears, and no policy of the page is violated."""
     page = enter(browser, console)
     objects = f"xpath=//tr[th/a[text()='{SOURCE}']]/td[2]"
-    before = int(page.locator(objects).first.inner_text().replace(",", ""))
+    before = filled.bucket_status(SOURCE)["objects"]
+    sync_api.expect(page.locator(objects).first).to_have_text(f"{before:,}", timeout=60_000)  # it looked a while ago
     filled.write("appears", b"x")
     sync_api.expect(page.locator(objects).first).to_have_text(f"{before + 1:,}", timeout=60_000)
     page.context.close()
@@ -163,6 +179,36 @@ def test_files_are_dropped_on_a_folder(browser: Any, console: Console, filled: S
     sync_api.expect(page.get_by_text("1 file stored")).to_be_visible(timeout=60_000)
     settle(filled)
     assert filled.path("dropped/dropped.txt", DESTINATION).read_bytes() == b"by hand"
+    page.context.close()
+    assert page.faults == []
+
+
+@needs_axe
+@pytest.mark.parametrize("script", [True, False])
+def test_a_folder_of_ten_thousand_keys_is_browsed(browser: Any, crowded: Console, script: bool) -> None:
+    """A page has 200 of them and is no larger than that; the next page, and what begins with a prefix, are one click
+    away, also without JavaScript; axe-core finds no violation."""
+    page = enter(browser, crowded, java_script_enabled=script, viewport={"width": 320, "height": 640})
+    page.goto(f"/bucket?bucket={SOURCE}")
+    page.click("a:text('camera/')")
+    rows = page.locator("tbody tr")
+
+    def first() -> str:
+        return str(rows.first.locator("th").inner_text())
+
+    assert (rows.count(), first()) == (200, "img-00000.jpg")
+    assert len(page.content()) < 250_000
+    if script:
+        assert page.evaluate("document.documentElement.scrollWidth") == 320
+        page.evaluate(AXE.read_text())
+        assert page.evaluate("axe.run()")["violations"] == []
+    page.click("a:text('Next page')")
+    assert (rows.count(), first()) == (200, "img-00200.jpg")
+    page.fill("input[name=starts]", "img-0999")
+    page.press("input[name=starts]", "Enter")
+    page.wait_for_url("**starts=img-0999*")
+    assert (rows.count(), first()) == (10, "img-09990.jpg")
+    assert page.locator("a:text('Next page')").count() == 0
     page.context.close()
     assert page.faults == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import pytest
 
 from fsrepl.commands.notes import Kind
 from fsrepl.console import history, plots
+from fsrepl.console.access import Access
+from fsrepl.console.gateway import Gateway, Watch
+from fsrepl.console.handlers import overview as handlers
+from fsrepl.console.handlers.visit import Visit
 from fsrepl.console.history import DAY_S, HOUR_S, History, Sample
 from fsrepl.console.pages import overview
 from fsrepl.console.pages.rendering import Frame
 from fsrepl.model.amounts import size_text
 from tests.console.visitor import read
+from tests.world import SOURCE, World
 
 FRAME = Frame(site="/srv/<site>", path="/", csrf="token")
 BUCKET: dict[str, Any] = {
@@ -82,6 +88,26 @@ def test_transfers_show_their_progress() -> None:
     assert "&lt;big&gt;" in html
 
 
+# -- the first page
+
+
+def test_the_first_page_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a million objects a status takes a second: the page shows the last one, or says that the first is being taken;
+    it opens no site, asks no daemon, and waits a moment at most."""
+    with World(tmp_path) as world:
+        gateway = Gateway(world.settings)
+        watch = Watch(gateway)
+        session = Access(time.monotonic).by_socket
+        visit = Visit(gateway, watch, session, "/")
+        for name in ("site", "site_with", "ask"):
+            monkeypatch.setattr(Gateway, name, lambda *_: pytest.fail("the page looked by itself"))
+        first = bytes(handlers.overview(visit).body).decode()
+        assert "being counted" in first
+        assert "Look again" in first  # without JavaScript
+        watch._look = watch._take(1)
+        assert SOURCE in bytes(handlers.overview(visit).body).decode()
+
+
 # -- plots, and what they show
 
 
@@ -106,6 +132,22 @@ def test_rates_are_what_was_added() -> None:
     """A count that fell, as when lifecycle removed versions, is no delivery that was undone."""
     rates = history.rates([sample(0, 10), sample(10, 40), sample(20, 5), sample(30, 15)], "completed")
     assert rates == [(10, 3.0), (20, 0.0), (30, 1.0)]
+
+
+def test_the_page_says_of_what_time_nothing_is_known() -> None:
+    """The day before the console was first started, and the hours in which it did not run; then nothing is drawn."""
+    now_s = 1_800_000_000.0  # 2027-01-15, 08:00 UTC
+    record = History(sample(now_s - back, pending=5) for back in (7200, 6900, 6600, 600, 300, 0))
+    assert history.unknown(list(record.day), now_s - DAY_S) == [
+        (now_s - DAY_S, now_s - 7200), (now_s - 6600, now_s - 600),
+    ]  # fmt: skip
+    said = overview.looked(record, now_s)
+    assert "They begin on 2027-01-15 at 06:00 UTC. It did not look from 06:10 to 07:50 UTC" in said
+    (drawn,) = (str(each) for each in overview._plots(record, now_s) if "Last day, pending:" in each)
+    assert [len(line.split()) for line in re.findall(r'polyline class="line" points="([^"]*)"', drawn)] == [3, 3]
+    whole = History(sample(now_s - back) for back in range(0, int(DAY_S), 300))
+    assert overview.looked(whole, now_s) == ""
+    assert "no figures yet" in overview.looked(History(), now_s)
 
 
 def test_history_survives_a_restart_and_damage(tmp_path: Path) -> None:

@@ -197,12 +197,13 @@ class Visitor:
 
 
 class Console:
-    """A console of a site, in its own process."""
+    """A console of a site, in its own process. site: or the folder of one."""
 
-    def __init__(self, site: Site, *options: str) -> None:
-        self.site = site
+    def __init__(self, site: Site | Path, *options: str) -> None:
+        self._site = site
+        root = site if isinstance(site, Path) else site.root
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fsrepl", "--site", str(site.root), "console",
+            [sys.executable, "-m", "fsrepl", "--site", str(root), "console",
              "--listen", f"127.0.0.1:{free_port()}", *options],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={name: value for name, value in os.environ.items() if name != "JOURNAL_STREAM"},
@@ -212,7 +213,12 @@ class Console:
         match = re.search(r"https?://127\.0\.0\.1:(\d+)(/enter\?token=\S+)", lines[1])
         assert match, lines
         self.port, self.link = int(match[1]), match[2]
-        self.unix = site.root / ".fsrepl-site" / "console"
+        self.unix = root / ".fsrepl-site" / "console"
+
+    @property
+    def site(self) -> Site:
+        assert isinstance(self._site, Site)
+        return self._site
 
     def visitor(self) -> Visitor:
         """A visitor who is signed in by a link."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ def live(frame: Frame, status: Document | None, regions: Sequence[Document], rec
         transfers=status["transfers"],
         problems=problems(status),
         plots=_plots(record, now_s),
+        looked=looked(record, now_s),
     )  # fmt: skip
 
 
@@ -102,10 +104,12 @@ def _plots(record: History, now_s: float) -> list[Markup]:
     found = []
     for samples, span_s, ago in ((record.hour, history.HOUR_S, "1 h ago"), (record.day, history.DAY_S, "24 h ago")):
         kept = list(samples)
+        unknown = history.unknown(kept, now_s - span_s)
         name = "Last hour" if span_s == history.HOUR_S else "Last day"
         found += [
             plots.plot(
-                _pending(kept), now_s - span_s, now_s, title=f"{name}, pending:", text=lambda v: f"{v:,.0f}", ago=ago
+                _pending(kept), now_s - span_s, now_s, title=f"{name}, pending:", text=lambda v: f"{v:,.0f}", ago=ago,
+                unknown=unknown,
             ),
             plots.plot(
                 [(at, 60 * rate) for at, rate in history.rates(kept, "completed")], now_s - span_s, now_s,
@@ -117,6 +121,26 @@ def _plots(record: History, now_s: float) -> list[Markup]:
             ),
         ]  # fmt: skip
     return found
+
+
+def looked(record: History, now_s: float) -> str:
+    """Of what time the plots know nothing, in a sentence; empty where they have the whole day."""
+    unknown = history.unknown(list(record.day), now_s - history.DAY_S)
+    if not record.day:
+        return "There are no figures yet: the console takes them while it runs."
+    if not unknown:
+        return ""
+    before = [until_s for from_s, until_s in unknown if from_s <= now_s - history.DAY_S]
+    gaps = [f"from {_time(a)} to {_time(b)}" for a, b in unknown if a > now_s - history.DAY_S]
+    since = f" They begin on {_time(before[0], dated=True)} UTC." if before else ""
+    without = f" It did not look {', '.join(gaps)} UTC: what was pending then is not known." if gaps else ""
+    return (
+        f"The console takes these figures while it runs.{since}{without} The service fsrepl-console keeps it running."
+    )
+
+
+def _time(time_s: float, *, dated: bool = False) -> str:
+    return time.strftime("%Y-%m-%d at %H:%M" if dated else "%H:%M", time.gmtime(time_s))
 
 
 def _pending(samples: Sequence[Sample]) -> list[tuple[float, float]]:
