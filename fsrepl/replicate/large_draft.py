@@ -26,7 +26,7 @@ from fsrepl.replicate.draft import Base, LargeDraft, StagedFile, StagedReplica
 from fsrepl.storage import blocks as maps
 from fsrepl.storage import copying, hashing, records, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED, Fs
+from fsrepl.storage.fs import NO_SPACE, UNSUPPORTED
 
 PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
@@ -92,7 +92,7 @@ class _LargeFile(StagedFile):
         cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
-        self._read_back = read_back = _ReadBack(fs, self.fd, on_read)
+        self._read_back = read_back = _ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
             read_back.follow(span.at)
             if not is_filled():
@@ -222,14 +222,27 @@ class _LargeFile(StagedFile):
 
 
 class _ReadBack:
-    """A thread that reads a file back and hashes it while it is written, in order, by others."""
+    """A thread that reads a file back and hashes it while it is written, in order, by others.
 
-    def __init__(self, fs: Fs, fd: int, on_read: Callable[[int], None] | None) -> None:
-        self._on_read = on_read
+    past_cache: the file is a clone, of which the page cache has nothing yet, and needs nothing.
+    """
+
+    def __init__(
+        self, bucket: OpenBucket, name: bytes, on_read: Callable[[int], None] | None, *, past_cache: bool
+    ) -> None:
+        self._fs, self._on_read = bucket.fs, on_read
+        self._fd = bucket.fs.open_read(bucket.tmp, name)  # of its own: it may be read directly, and not be written so
         self._changed = threading.Condition()
         self._final, self._complete, self._cancelled = 0, False, False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read-back")
-        self._found = self._thread.submit(hashing.content, fs, fd, told=self._told, final=self._wait)
+        self._read = hashing.PastCache(self._fs, self._fd) if past_cache else None
+        self._found = self._thread.submit(self._hash)
+
+    def _hash(self) -> hashing.Hashed:
+        try:
+            return hashing.content(self._fs, self._fd, told=self._told, read=self._read, final=self._wait)
+        finally:
+            self._fs.close(self._fd)
 
     def follow(self, at: int) -> None:
         """All before a place is as it stays."""
@@ -241,7 +254,7 @@ class _ReadBack:
         with self._changed:
             self._changed.wait_for(lambda: self._final >= at + _FOLLOWS_BYTES or self._complete or self._cancelled)
             self._raise_if_cancelled()
-            return self._final
+            return self._final if self._complete else self._final // PAGE_BYTES * PAGE_BYTES  # as direct reads need
 
     def _told(self, done: int) -> None:
         self._raise_if_cancelled()
