@@ -1,10 +1,12 @@
 """`[replication] limit`: the rate at which bytes may cross between regions, all transfers together.
 
-A sender reports its bytes (sent), and sends no more before they are paid for at the rate of the limit (wait_s).
-A region's thread never sleeps: a delivery queue whose bytes are not paid for yet is passed over, like a
-blocked one, and its batches hold a quarter of a second's bytes, so that they become durable and visible that often.
-A larger object is sent by a background worker, whose thread waits between chunks. Every byte counts, those of small
-files that were in memory included; known holes do not cross.
+No more than the rate allows crosses in any ten seconds, within 5 %, which is half a second's bytes. A background worker
+claims the bytes that it is about to send, a tenth of a second's at a time, and waits until all that was claimed before
+is paid for at the rate of the limit; so any number of workers together is ahead by one piece.
+A region's thread never sleeps: it reports its bytes (sent), and a delivery queue whose bytes are not paid for yet is
+passed over, like a blocked one. Its batches hold a tenth of a second's bytes too, so that they become durable and
+visible that often; a larger object goes to a worker. Every byte counts, those of small files that were in memory
+included; known holes do not cross.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-_BATCH_S, _CHUNK_S = 0.25, 0.1
-_BATCH_MIN_BYTES = 64 << 10
+_PIECE_S = 0.1
+_PIECE_MIN_BYTES = 16 << 10
 _SLICE_S = 0.1
 
 
 class Limiter:
     """All transfers together, in bytes a second. 0: no limit. Used by all threads."""
 
-    def __init__(self, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rate: float, monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
         self._guard = threading.Lock()
-        self._monotonic = monotonic
+        self._monotonic, self._sleep = monotonic, sleep
         self._rate = rate
         self._sent = self._paid = 0.0
         self._paid_at_s = monotonic()
@@ -59,26 +64,46 @@ class Limiter:
         """Time until the bytes up to a position are paid for. Bytes that others send meanwhile do not prolong it."""
         with self._guard:
             self._pay()
-            return max(0.0, (position - self._paid) / self._rate) if self._rate else 0.0
+            owed = min(position, self._sent) - self._paid  # a claim before it may have been given back
+            return max(0.0, owed / self._rate) if self._rate else 0.0
 
     def pause(self, stopped: Callable[[], bool]) -> None:
         """Wait until all bytes sent so far are paid for, or the wait is stopped. Not in a region's thread."""
-        position = self.position
+        self._wait(self.position, stopped)
+
+    def claim(self, count: int, stopped: Callable[[], bool]) -> bool:
+        """Count bytes that are to be sent, and wait until those before are paid for. Not in a region's thread.
+
+        Where fewer are sent, the others are given back by sent(), as a negative number. False: the wait was stopped,
+        and nothing is counted.
+        """
+        with self._guard:
+            self._pay()
+            position = self._sent
+            self._sent += count
+        self._wait(position, stopped)
+        if is_stopped := stopped():
+            self.sent(-count)
+        return not is_stopped
+
+    def _wait(self, position: float, stopped: Callable[[], bool]) -> None:
         while (left_s := self.wait_s(position)) > 0 and not stopped():
-            time.sleep(min(left_s, _SLICE_S))
+            self._sleep(min(left_s, _SLICE_S))
 
     def paced(self, chunks: Iterable[bytes], stopped: Callable[[], bool]) -> Iterator[bytes]:
-        """Chunks to another region, no faster than the limit. Not in a region's thread."""
+        """Chunks to another region, in pieces, no faster than the limit. Not in a region's thread."""
         for chunk in chunks:
-            yield chunk
-            self.sent(len(chunk))
-            self.pause(stopped)
+            most = self.chunk_bytes(len(chunk))
+            for at in range(0, len(chunk), most):
+                piece = chunk[at : at + most]
+                self.claim(len(piece), stopped)
+                yield piece
 
     @property
     def batch_bytes(self) -> float:
         """Number of bytes that a region's thread may send at once. A larger object goes to a background worker."""
-        return max(_BATCH_MIN_BYTES, self._rate * _BATCH_S) if self._rate else float("inf")
+        return max(_PIECE_MIN_BYTES, self._rate * _PIECE_S) if self._rate else float("inf")
 
     def chunk_bytes(self, most: int) -> int:
-        """Number of bytes that a background worker sends between two pauses."""
-        return max(_BATCH_MIN_BYTES, min(most, int(self._rate * _CHUNK_S))) if self._rate else most
+        """Number of bytes that a background worker claims at once."""
+        return min(most, max(_PIECE_MIN_BYTES, int(self._rate * _PIECE_S))) if self._rate else most

@@ -119,6 +119,13 @@ class Progress(Struct):
         left_s = (self.bytes_total - self.bytes_done) / rate
         return {"bytes_per_second": round(rate), "eta_seconds": round(left_s, 1)}
 
+    def claim(self, limiter: Limiter, count: int) -> bool:
+        """Wait for the limit, to send so many bytes; False where the transfer is not needed: see Limiter.claim."""
+        self.paced = True
+        may_send = limiter.claim(count, lambda: self.stop)
+        self.paced, self.moved_at_s = False, time.monotonic()
+        return may_send
+
     def pause(self, limiter: Limiter) -> None:
         """Wait for the limit, or until the transfer is no longer needed."""
         self.paced = True

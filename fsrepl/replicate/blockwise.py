@@ -100,12 +100,11 @@ class _Sending:
             for part in self._parts(span):
                 at = part.at
                 while at < part.end:
-                    count = self._draft.copy(self._fd, at, min(part.end - at, self._limiter.chunk_bytes(_CHUNK)))
+                    count = self._copy(at, part.end)
                     if not count:
                         return sent
                     at += count
                     self._progress.came_to(at)
-                    self._crossed(count)
         return sent
 
     def _parts(self, span: Span) -> Iterator[Span]:
@@ -128,14 +127,20 @@ class _Sending:
             yield Span(at, end - at)
             at = end
 
-    def _crossed(self, count: int) -> None:
-        self._limiter.sent(count)
-        self._progress.bytes_crossed += count
-        self._progress.pause(self._limiter)
-        if self._progress.unwanted:
-            self._draft.forget()
-        if self._progress.stop:
+    def _copy(self, at: int, end: int) -> int:
+        """Copy the next bytes once the limit allows it; their number. Raises Unavailable where that was stopped."""
+        most = min(end - at, self._limiter.chunk_bytes(_CHUNK))
+        if not self._progress.claim(self._limiter, most):
+            if self._progress.unwanted:
+                self._draft.forget()
             raise Unavailable("its copy was stopped")
+        count = 0
+        try:
+            count = self._draft.copy(self._fd, at, most)
+        finally:
+            self._limiter.sent(count - most)
+        self._progress.bytes_crossed += count
+        return count
 
 
 # -- what the destination has already

@@ -67,25 +67,34 @@ def _copy(
         at = written = 0
         while True:
             at, until = source.fs.next_data(fd, at, version.size)
-            most = limiter.chunk_bytes(_CHUNK) if limiter and progress else _CHUNK
-            count = draft.copy(fd, at, min(most, until - at)) if at < until else 0
+            count = _copy_some(fd, draft, at, until - at, progress, limiter) if at < until else 0
             if not count:
                 break
             at = written = at + count
-            if limiter:
-                limiter.sent(count)
-            if progress:  # in a background worker
+            if progress:
                 progress.came_to(at)
-                if limiter:
-                    progress.pause(limiter)
-                if progress.stop:
-                    raise Unavailable("its copy was stopped")
         if progress:
             progress.came_to(at)
         if written < at:  # the content ends in a hole
             draft.end_at(at)
     finally:
         source.fs.close(fd)
+
+
+def _copy_some(
+    fd: int, draft: Draft, at: int, most: int, progress: Progress | None, limiter: Limiter | None
+) -> int:  # fmt: skip
+    """Copy the next bytes; their number. A background worker, which has a progress, waits until the limit allows it."""
+    most = min(most, limiter.chunk_bytes(_CHUNK) if limiter and progress else _CHUNK)
+    if progress and not (progress.claim(limiter, most) if limiter else not progress.stop):
+        raise Unavailable("its copy was stopped")
+    claimed, count = most if progress else 0, 0
+    try:
+        count = draft.copy(fd, at, most)
+    finally:
+        if limiter:
+            limiter.sent(count - claimed)
+    return count
 
 
 def _verify(source: OpenBucket, version: Version, draft: Draft, on_read: Callable[[int], None] | None = None) -> None:
