@@ -22,7 +22,7 @@ from fsrepl.views import hardlinks
 
 
 class _Buckets:
-    """The site's buckets, as validation reads them.
+    """The site's buckets, as validation reads them: each once, whatever number of rules name it.
 
     configured: destinations that were accepted before. A configured destination that is away cannot be read, and is
     accepted again, so that other rules can be changed or disabled during an outage.
@@ -30,12 +30,18 @@ class _Buckets:
 
     def __init__(self, site: Site, configured: Collection[str] = ()) -> None:
         self._site, self._configured = site, configured
+        self._found: dict[str, Versioning | None] = {}
 
     def named(self, name: str) -> list[str]:
         return self._site.named(name)
 
     def versioning(self, address: str) -> Versioning | None:
         """The state of a bucket's versioning. Raises Unavailable for a bucket that is away and was never read."""
+        if address not in self._found:
+            self._found[address] = self._read(address)
+        return self._found[address]
+
+    def _read(self, address: str) -> Versioning | None:
         service = self._site.services.get(region_of(address))
         if service is not None:
             return self._there(service, address)
@@ -153,7 +159,6 @@ def enable_replication(engine: Engine, request: EnableReplication) -> dict[str, 
 def _check_pair(site: Site, source: Address, destination: Address) -> None:
     """Check both buckets (S6, S11). Raises Refused, naming the bucket and the possible destinations; Usage."""
     buckets = _Buckets(site)
-    offered = ", ".join(candidates(site, source)) or "none yet"
     region = destination.region
     if region not in site.settings.regions and region not in site.services:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
@@ -162,21 +167,25 @@ def _check_pair(site: Site, source: Address, destination: Address) -> None:
             "InvalidRequest",
             f"versioning must be Enabled on the source {source} first: `fsrepl versioning enable {source}`",
         )
+
+    def choose() -> str:
+        return f"choose one of: {', '.join(candidates(site, source)) or 'none yet'}"
+
     if source == destination:
-        raise Refused("InvalidRequest", f"destination {destination} is the source; choose one of: {offered}")
+        raise Refused("InvalidRequest", f"destination {destination} is the source; {choose()}")
     there = buckets.versioning(str(destination))
     if there is None:
-        raise Refused("InvalidRequest", f"destination {destination} does not exist; choose one of: {offered}")
+        raise Refused("InvalidRequest", f"destination {destination} does not exist; {choose()}")
     if region == source.region:
         raise Refused(
             "InvalidRequest",
-            f"destination {destination} must be in another region than {source}; choose one of: {offered}",
+            f"destination {destination} must be in another region than {source}; {choose()}",
         )
     if there is not Versioning.ENABLED:
         raise Refused(
             "InvalidRequest",
             f"versioning must be Enabled on the destination {destination}: `fsrepl versioning enable {destination}`; "
-            f"or choose one of: {offered}",
+            f"or {choose()}",
         )
 
 

@@ -134,6 +134,25 @@ def test_objects_are_listed_where_they_are_replicated_from(tmp_path: Path, servi
             assert refused.value.code == code
 
 
+def test_a_service_is_asked_for_its_buckets_only_where_they_are_offered(
+    tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destination that is as it should be needs no list of the others, which may be long, or not permitted."""
+    service.make_bucket()
+    call, asked = client.Client.call, list[str]()
+
+    def counted(self: client.Client, operation: str, **params: Any) -> Any:
+        asked.append(operation)
+        return call(self, operation, **params)
+
+    with RemoteWorld(tmp_path, service, replicate=False) as world:
+        monkeypatch.setattr(client.Client, "call", counted)
+        world.run("replication.enable", source=SOURCE, destination=THERE)
+        assert "list_buckets" not in asked
+        assert world.refused("replication.enable", source=SOURCE, destination=SOURCE, add=True) == "InvalidRequest"
+        assert "list_buckets" in asked
+
+
 @pytest.mark.parametrize("gone", ["bucket", "service"])
 def test_what_is_missing_is_shown(tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """with what to do."""
