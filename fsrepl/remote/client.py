@@ -7,6 +7,7 @@ sends it again. The time limits are those of a service that hangs; a slow transf
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import threading
@@ -104,6 +105,7 @@ class Client:
 
         settings = self.settings
         session = botocore.session.Session()
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
         if settings.credentials.source == "profile":
             session.set_config_variable("profile", settings.credentials.name)
         elif settings.credentials.source == "file":
@@ -126,6 +128,15 @@ class Client:
             )
         except BotoCoreError as error:
             raise self._unreachable(error) from error
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Any:
+    """botocore's descriptions of S3 and of its endpoints, read once a process: they are five sixths of the time in
+    which a client is made, and the settings of a site may name several services."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def check_installed(region: str) -> None:

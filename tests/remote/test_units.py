@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import botocore.loaders
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,3 +151,12 @@ def test_a_section_is_a_file_of_its_own() -> None:
     assert section.read() == b""
     assert b"".join(section.chunks()) == data[50:150]
     assert section.tell() == 0
+
+
+def test_the_descriptions_of_s3_are_read_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading them is most of what a client costs; a site may name several services, and reads its settings again."""
+    with pytest.raises(ServiceAway):
+        Client(EndpointSettings("one", "http://127.0.0.1:1")).call("list_buckets")
+    monkeypatch.setattr(botocore.loaders.JSONFileLoader, "load_file", None)
+    with pytest.raises(ServiceAway):
+        Client(EndpointSettings("other", "http://127.0.0.1:2")).call("list_buckets")
