@@ -8,10 +8,11 @@ of different versions understand each other in all that both know; otherwise the
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import types
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin
 
 from msgspec import NODEFAULT, Struct, field
 from msgspec.structs import FieldInfo, fields
@@ -394,8 +395,10 @@ KINDS: Mapping[str, type[Request]] = _kinds(Request)
 
 def encode(request: Request) -> bytes:
     """The line that decode reads."""
-    given = {each.name: getattr(request, each.name) for each in fields(request)}
-    params = {each.name: _plain(given[each.name]) for each in fields(request) if given[each.name] != _default(each)}
+    given = {each.name: getattr(request, each.name) for each in _fields(type(request))}
+    params = {
+        each.name: _plain(given[each.name]) for each in _fields(type(request)) if given[each.name] != _default(each)
+    }
     return json.dumps({"op": request.op, "params": params}).encode() + b"\n"
 
 
@@ -411,12 +414,19 @@ def decode(line: bytes) -> Request:
     kind = KINDS.get(op)
     if kind is None:
         raise Usage(f"the daemon knows no operation {op!r}, which the command asks for; {_VERSIONS}")
-    known = {each.name: _default(each) for each in fields(kind)}
+    wanted = {each.name: each.type for each in _fields(kind)}
+    known = {each.name: _default(each) for each in _fields(kind)}
     if unknown := sorted(given.keys() - known.keys()):
         raise Usage(f"the daemon knows no {unknown[0]!r} of {op}, which the command gives; {_VERSIONS}")
     if missing := [name for name, default in known.items() if default is NODEFAULT and name not in given]:
         raise Usage(f"the daemon needs {missing[0]!r} for {op}, which the command does not give; {_VERSIONS}")
-    return kind(**{name: _read(kind, name, value) for name, value in given.items()})
+    return kind(**{name: _read(kind, name, wanted[name], value) for name, value in given.items()})
+
+
+@functools.cache
+def _fields(kind: type[Request]) -> tuple[FieldInfo, ...]:
+    """The parameters of an operation with their types, which msgspec evaluates anew at each call."""
+    return fields(kind)
 
 
 def _default(each: FieldInfo) -> object:
@@ -438,9 +448,9 @@ def _plain(value: object) -> object:
             return value
 
 
-def _read(kind: type[Request], name: str, value: object) -> object:
+def _read(kind: type[Request], name: str, wanted: Any, value: object) -> object:
     try:
-        return _typed(get_type_hints(kind)[name], value)
+        return _typed(wanted, value)
     except (ValueError, Usage) as error:
         raise Usage(f"the daemon cannot read {name!r} of {kind.op}: {error}; {_VERSIONS}") from error
 

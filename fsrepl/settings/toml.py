@@ -29,17 +29,23 @@ def statements(text: str) -> Iterator[Statement]:
     """The statements of a valid TOML text.
 
     tomllib keeps no line numbers. A statement ends with its line unless a bracket or a multi-line string is open, and
-    until then the text is not valid. Lines are therefore added until tomllib accepts them.
+    until then the text is not valid. Lines are therefore added until tomllib accepts them; comments and blank lines,
+    which are most of a new site's file, are accepted without it.
     """
     lines = text.split("\n")
     table: Keys = ()
     first = 0
     while first < len(lines):
         end = first + 1
+        begins = lines[first].lstrip(" \t\r")[:1]
+        if begins in ("", "#"):
+            yield Statement(first, end, table, (), False)
+            first = end
+            continue
         while (found := _parsed(lines[first:end])) is None:
             end += 1
             assert end <= len(lines), "not valid TOML"
-        header = lines[first].lstrip(" \t").startswith("[")
+        header = begins == "["
         keys = tuple(_walk(found, () if header else table))
         table = keys[-1] if header else table
         yield Statement(first, end, table, keys, header)
