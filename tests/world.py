@@ -37,6 +37,9 @@ USER = 65533
 """An ordinary user, whom tests become that root would pass without noticing."""
 
 Json = dict[str, Any]
+History = dict[bytes, list[Version]]
+"""The versions and markers of each key, oldest first. Reading them opens every stored version: several assertions share
+one history where worlds are built by the hundred."""
 
 
 def v1(prefix: str = "", *, to: str = DESTINATION, status: str = "Enabled", **destination: object) -> Json:
@@ -70,6 +73,14 @@ def worlds(home: Path, **more: Any) -> Iterator[tuple[int, World]]:
         with World(home / str(number), **more) as world:
             yield number, world
         shutil.rmtree(world.home)
+
+
+def ids(history: History) -> dict[bytes, list[tuple[str, int, bool, bytes]]]:
+    return {key: [(v.id, v.created_ns, v.marker, v.digest) for v in found] for key, found in history.items()}
+
+
+def statuses(history: History) -> set[Status | None]:
+    return {v.status for found in history.values() for v in found}
 
 
 def at(bucket: str, key: bytes = b"") -> Address:
@@ -281,19 +292,16 @@ class World:
             if p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
         }
 
-    def history(self, bucket: str) -> dict[bytes, list[Version]]:
+    def history(self, bucket: str) -> History:
         """Every version and marker of every key in the store, oldest first."""
-        out: dict[bytes, list[Version]] = {}
+        out: History = {}
         with self.engine.site.bucket(bucket).open() as opened:
             for version in versions.read_all(opened):
                 out.setdefault(version.key, []).append(version)
         return {key: sorted(versions, key=lambda v: v.order) for key, versions in sorted(out.items())}
 
     def ids(self, bucket: str) -> dict[bytes, list[tuple[str, int, bool, bytes]]]:
-        return {
-            key: [(v.id, v.created_ns, v.marker, v.digest) for v in versions]
-            for key, versions in self.history(bucket).items()
-        }
+        return ids(self.history(bucket))
 
     def of(self, key: str, bucket: str = SOURCE) -> list[Version]:
         """The versions and markers of one key, newest first."""
@@ -303,7 +311,7 @@ class World:
         return self.of(key, bucket)[0]
 
     def statuses(self, bucket: str = SOURCE) -> set[Status | None]:
-        return {v.status for versions in self.history(bucket).values() for v in versions}
+        return statuses(self.history(bucket))
 
     def records(self, bucket: str) -> dict[tuple[bytes, str], tuple[object, ...]]:
         """The recorded metadata of every version that two buckets have in common."""

@@ -11,7 +11,7 @@ import pytest
 from fsrepl.errors import FsreplError
 from tests import deeds
 from tests.doubles import FailingFs
-from tests.world import DESTINATION, SOURCE, worlds
+from tests.world import DESTINATION, SOURCE, ids, statuses, worlds
 
 FAULTS = [(errno.EIO, False), (errno.EDQUOT, False), (errno.ENOSPC, True), (errno.EROFS, True)]
 
@@ -43,10 +43,11 @@ def test_a_fault_at_every_change(memory: Path, number: int, for_ever: bool, shar
         for _ in range(3):
             world.settle()
         assert world.tree(SOURCE) == there == world.tree(DESTINATION), where
-        assert world.ids(SOURCE) == world.ids(DESTINATION), where
-        assert {key: len(found) for key, found in world.ids(SOURCE).items()} == deeds.VERSIONS, where
-        assert world.statuses() == {"COMPLETED"}, where
-        assert world.statuses(DESTINATION) == {"REPLICA"}, where
+        source, destination = world.history(SOURCE), world.history(DESTINATION)
+        assert ids(source) == ids(destination), where
+        assert {key: len(found) for key, found in source.items()} == deeds.VERSIONS, where
+        assert statuses(source) == {"COMPLETED"}, where
+        assert statuses(destination) == {"REPLICA"}, where
         assert world.look_of("moved") == world.look_of("moved", DESTINATION), where
         world.restart()
         world.settle()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.world import DESTINATION, SOURCE, World, ids, statuses, worlds
 
 Act = Callable[[World], None]
 
@@ -68,11 +68,12 @@ def test_power_cut_at_every_change(memory: Path, act: Act, sharing: str, without
         where = f"cut at change {calls}, in {fs.died_in}"
         assert world.tree(SOURCE) == there, where
         assert world.tree(DESTINATION) == there, where
-        assert world.ids(SOURCE) == world.ids(DESTINATION), where
-        assert len(world.ids(SOURCE)[b"other"]) == 1, where
-        assert max(len(v) for v in world.ids(SOURCE).values()) <= 2, where
-        assert world.statuses() == {"COMPLETED"}, where
-        assert world.statuses(DESTINATION) == {"REPLICA"}, where
+        source, destination = world.history(SOURCE), world.history(DESTINATION)
+        assert ids(source) == ids(destination), where
+        assert len(source[b"other"]) == 1, where
+        assert max(len(found) for found in source.values()) <= 2, where
+        assert statuses(source) == {"COMPLETED"}, where
+        assert statuses(destination) == {"REPLICA"}, where
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
         if not fs.died:
             return
