@@ -5,7 +5,8 @@ nothing (G11). The running daemon adds what only it knows: what waits, why, and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsrepl.commands import reader
@@ -25,6 +26,7 @@ from fsrepl.storage.site import Site
 from fsrepl.views import obstacles
 
 _UNSHOWN_MAX = 1000
+_LINKED_MAX = 200
 _COUNTED = {name: name for name in ("polled", "mounts", "unreadable", "set_aside")} | {"behind": "views_behind"}
 """The daemon's lists of which status names the first entries only, and their names in its document."""
 
@@ -54,10 +56,12 @@ def status(site: Site, said: Document) -> Document:
 def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Document:
     bucket = site.buckets[address]
     conflicts: list[Document] = []
+    linked = 0
     halted: halt.Halt | None = None
     with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
         halted = halt.read(opened.fs, opened.meta)
         conflicts = _conflicts(opened, journal_)
+        linked = _linked(opened, journal_)
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     skipped = alive.get("skipped")
     objects, versions, size = journal_.versions.object_counts(address)
@@ -95,7 +99,7 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["halted"] = halted.document() | {"held": journal_.deliveries.count_held(address)}
     if moving := _moving(site, journal_, address, alive.get("moves_wait", "")):
         document["moving"] = moving
-    if linked := journal_.versions.count_linked(address):
+    if linked:
         document["linked"] = linked
     for name in ("scanning", "paused", "exposed", "unreadable"):
         if alive.get(name):
@@ -159,6 +163,28 @@ def _conflicts(bucket: OpenBucket, journal_: Journal) -> list[Document]:
     unshown = journal_.versions.unshown(bucket.address, _UNSHOWN_MAX)
     found = ((key, obstacles.describe(bucket, key)) for key in unshown)
     return [keys.key_document(key) | {"Reason": "ViewConflict", "Why": why} for key, why in found if why]
+
+
+def _linked(bucket: OpenBucket, journal_: Journal) -> int:
+    """The number of keys whose file is also another key's file.
+
+    While a directory is renamed the journal has files under their old names and their new ones. So some of the files
+    are looked at, and where these have one name only, just those that have more are counted.
+    """
+    number = journal_.versions.count_linked(bucket.address)
+    if not number:
+        return 0
+    looked = [_there(bucket, group) for group in journal_.versions.linked(bucket.address, limit=_LINKED_MAX)]
+    return number if all(looked) else sum(looked)
+
+
+def _there(bucket: OpenBucket, group: Sequence[bytes]) -> int:
+    """How many of some keys have the same file as another one of them; 0 where they are different ones."""
+    inodes: Counter[int] = Counter()
+    for key in group:
+        with contextlib.suppress(OSError):
+            inodes[bucket.view_status(key).st_ino] += 1
+    return sum(number for number in inodes.values() if number > 1)
 
 
 def _sum(counts: Mapping[tuple[str, str, str], Counts], status: str, destination: str = "", rule: str = "") -> Counts:

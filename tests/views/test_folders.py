@@ -9,7 +9,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from fsrepl.commands import status, why
+from fsrepl.daemon import live
+from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
@@ -177,7 +181,8 @@ def test_a_file_and_a_directory_replace_each_other(tmp_path: Path, directory_fir
 
 
 def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> None:
-    """A ViewConflict in either direction; nothing is lost, and the object is shown when the way is free."""
+    """A ViewConflict in either direction, to status, why, doctor and verify; nothing is lost, and the object is shown
+    when the way is free."""
     with World(tmp_path, trees=True) as world:
         world.write("one", b"theirs", DESTINATION)
         world.write("two/file", b"theirs", DESTINATION)
@@ -188,6 +193,17 @@ def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> Non
         assert world.state(DESTINATION).stale[b"one/"].conflict
         assert world.state(DESTINATION).stale[b"two"].conflict
         assert world.tree(DESTINATION) == {"one": b"theirs", "two/file": b"theirs"}
+        site, said = world.engine.site, {"running": True, **live.status(world.engine)}
+        found = {each["bucket"]: each for each in status.status(site, said)["buckets"]}
+        conflicts = {each["Key"]: each["Reason"] for each in found[DESTINATION]["view_conflicts"]}
+        assert conflicts == {"one/": "ViewConflict", "two": "ViewConflict"}
+        assert said["buckets"][DESTINATION]["conflicts"].keys() == {"one/", "two"}  # what doctor says
+        for key, what in ((b"one/", "one, another key's file"), (b"two", "two, a directory")):
+            sentences = why.why(site, replace(Address.parse_bucket(SOURCE), key=key), None, said).sentences
+            assert f"ViewConflict in {DESTINATION}: {what}, is in the way" in sentences
+        assert verify(world) == [
+            (DESTINATION, "two", "ViewConflict", False), (DESTINATION, "one/", "ViewConflict", False),
+        ]  # fmt: skip
         world.unlink("one", DESTINATION)
         shutil.rmtree(world.path("two", DESTINATION))
         for _ in range(3):

@@ -11,7 +11,7 @@ import pytest
 from fsrepl.commands import status, why
 from fsrepl.commands import wait as barrier
 from fsrepl.commands.notes import notes_of
-from fsrepl.region.change_queue import CHANGED, CLOSED, MOVED, Change
+from fsrepl.region.change_queue import ARRIVED, CHANGED, CLOSED, MOVED, Change
 from fsrepl.storage import listing
 from tests.world import DESTINATION, SOURCE, World, at
 
@@ -128,6 +128,25 @@ def test_the_other_names_are_shown(world: World) -> None:
     note = why.why(world.engine.site, at(SOURCE, b"a"), None, {}).document["Notes"][-1]
     assert "(hard links): 1 that are no objects of this bucket;" in note
     assert "linked" not in status.status(world.engine.site, {})["buckets"][0]
+
+
+def test_a_rename_under_way_is_no_hard_link(tmp_path: Path) -> None:
+    """status: files are under their new names in the journal already, and under their old ones still."""
+    with World(tmp_path) as world:
+        world.write("d/one", b"1")
+        world.write("d/two", b"2")
+        world.settle()
+        world.path("d").rename(world.path("e"))
+        region = world.engine.regions["east"]
+        region.changes.add(SOURCE, [b"e/one", b"e/two"], 0, ARRIVED)
+        region.turn()
+        journal = world.engine.journal.versions
+        assert journal.count_linked(SOURCE) == 4
+        assert "linked" not in status.status(world.engine.site, {})["buckets"][0]
+        os.link(world.path("e/one"), world.path("three"))
+        region.changes.add(SOURCE, [b"three"], 0, ARRIVED)
+        region.turn()
+        assert status.status(world.engine.site, {})["buckets"][0]["linked"] == 2
 
 
 def test_a_journal_of_an_earlier_build_finds_them_too(tmp_path: Path) -> None:

@@ -578,14 +578,14 @@ class Versions:
         )
         return {keys.join(row[12], row[11]): object_of(row) for row in rows}
 
-    def linked(self, address: str) -> list[list[bytes]]:
-        """The keys of each file of a bucket that is several keys' view."""
+    def linked(self, address: str, *, limit: int = -1) -> list[list[bytes]]:
+        """The keys of each file of a bucket that is several keys' view. limit: how many keys at most, -1 all."""
         number = self._connection.ids.get(address)
         rows = self._connection.execute(
             "SELECT ino, size, mtime, dir, name FROM object WHERE bucket = ? AND NOT marker AND ino IN "
             "(SELECT ino FROM object WHERE bucket = ? AND ino IS NOT NULL GROUP BY ino HAVING count(*) > 1) "
-            "ORDER BY ino, size, mtime",  # inode numbers repeat across subvolumes
-            (number, number),
+            "ORDER BY ino, size, mtime LIMIT ?",  # inode numbers repeat across subvolumes
+            (number, number, limit),
         ).fetchall()
         groups = ([keys.join(*row[3:]) for row in group] for _, group in itertools.groupby(rows, lambda row: row[:3]))
         return [group for group in groups if len(group) > 1]
