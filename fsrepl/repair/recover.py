@@ -20,7 +20,7 @@ from fsrepl.storage.fs import LASTING
 from fsrepl.storage.intents import Act, drop_intents, read_intents
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.view_file import open_view_if_there
-from fsrepl.views import directories, displaced, folders, link_groups, show, stage, view_metadata
+from fsrepl.views import directories, displaced, folders, link_groups, show, stage, view_metadata, writable
 from fsrepl.views.decide import Answer, Found, Occupant, decide_view
 
 log = logging.getLogger("fsrepl")
@@ -58,6 +58,7 @@ def finish(
     overtaken = displaced.clear(bucket, journal, quiet_s, intents)
     displaced.clear_beside(bucket, journal, intents)
     staging.sweep(bucket)
+    writable.close_again(bucket, journal, [intent.key for intent in intents])
     for name, group in files:
         fetched |= {(i.key, i.version): name for i in group if i.act is Act.FETCH}
     for intent in _in_order(journal, bucket, intents):

@@ -342,9 +342,9 @@ def _make(bucket: OpenBucket, above: int, path: bytes, name: bytes) -> None:
         wanted = Rights(parent.st_mode & 0o700, parent.st_uid, parent.st_gid)
 
     def prepare(fd: int) -> Rights:
-        given = give(bucket, fd, rights_of(bucket, fd), wanted)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # first, since only a directory that may be written to takes any
             fs.set_attribute(fd, attributes.MADE, b"1")
+        given = give(bucket, fd, rights_of(bucket, fd), wanted)
         if at is not None and known.sources:
             _write(bucket, at, replace(known, made=fs.stat_fd(fd).st_ino, given=given))
         return given

@@ -15,6 +15,7 @@ from fsrepl.model import attributes, keys
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import FileType
 from fsrepl.storage.walk import Directory, directories
+from fsrepl.views import writable
 
 
 def describe(bucket: OpenBucket, key: bytes) -> str:
@@ -87,7 +88,11 @@ def remove_made(bucket: OpenBucket, path: bytes) -> bool:
         if bucket.fs.attribute(fd, attributes.MADE) is None or not _is_at(bucket, fd, above, name):
             return False
         # RACE: another empty directory, put there in this moment, is removed instead; its user could remove it too.
-        bucket.fs.remove_dir(above, name)
+        try:
+            bucket.fs.remove_dir(above, name)
+        except PermissionError:
+            with writable.made_writable(bucket, parent):
+                bucket.fs.remove_dir(above, name)
     except OSError:
         return False  # not empty, or gone
     bucket.views.forget(path)

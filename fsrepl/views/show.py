@@ -27,7 +27,7 @@ from fsrepl.storage import placed, records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.view_file import open_entry
-from fsrepl.views import crossing, directories, folders, obstacles
+from fsrepl.views import crossing, directories, folders, obstacles, writable
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
 # -- views
@@ -90,7 +90,13 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
     """
     outcome = None
     try:
-        outcome = _show(bucket, version, expected, staged)
+        try:
+            outcome = _show(bucket, version, expected, staged)
+        except PermissionError:
+            with writable.made_writable(bucket, keys.place(version.key)[0]) as is_writable:
+                if not is_writable:
+                    raise
+                outcome = _show(bucket, version, expected, staged)
         return outcome
     finally:
         if staged and not isinstance(outcome, Shown):
@@ -257,6 +263,10 @@ def _exchange(
     except OSError as error:
         if error.errno == errno.ENOENT:  # just removed by its user
             return UserChanged()
+        if error.errno == errno.EACCES and staged:
+            bucket.fs.rename_new(where, aside, bucket.tmp, staged)  # for the next try
+        elif error.errno == errno.EACCES:
+            bucket.fs.unlink(where, aside)
         if error.errno != errno.EXDEV:
             raise
         if is_written(bucket, at, name) is not False:
@@ -273,12 +283,14 @@ def _exchange(
 
 
 def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) -> int:
-    """Exchange a staged file for a view; the inode number of the staged file, removed on failure. Raises OSError."""
+    """Exchange a staged file for a view; the staged file's inode number. Raises OSError; the staged file is removed
+    then, except after EACCES."""
     try:
         staged_ino = bucket.fs.stat(where, aside).st_ino
         bucket.fs.exchange(where, aside, at, name)
-    except OSError:
-        bucket.fs.unlink(where, aside)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            bucket.fs.unlink(where, aside)
         raise
     return staged_ino
 

@@ -1,0 +1,112 @@
+"""Directories whose owner may not write to them, as 0555, and a daemon that is their owner and no root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fsrepl.model.version import Origin, Status
+from tests.doubles import DyingFs, PowerCut
+from tests.verifying import verify
+from tests.world import DESTINATION, SOURCE, World, worlds
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else")
+ACTS = ("new", "changed", "one gone", "all gone")
+
+
+def act(world: World, what: str) -> None:
+    """Change what is in a directory that is closed afterwards, and was before."""
+    top = world.path("d")
+    if top.exists():
+        top.chmod(0o755)
+    match what:
+        case "new":
+            world.write("d/k", b"one")
+        case "changed":
+            world.write("d/new", b"new")
+            world.write("d/k", b"two")
+        case "one gone":
+            world.unlink("d/new")
+        case "all gone":
+            shutil.rmtree(top)
+    if top.exists():
+        top.chmod(0o555)
+
+
+def settle(world: World) -> None:
+    for _ in range(3):
+        world.settle()
+
+
+def alike(world: World, where: str = "") -> None:
+    assert world.tree(DESTINATION) == world.tree(SOURCE), where
+    modes = [{p.name: p.stat().st_mode for p in world.path(bucket=b).iterdir() if p.name != ".fsrepl"}
+             for b in (SOURCE, DESTINATION)]  # fmt: skip
+    assert modes[0] == modes[1], where
+    assert not world.state(DESTINATION).stale, where
+    assert world.ids(SOURCE) == world.ids(DESTINATION), where
+    assert world.statuses() <= {Status.COMPLETED}, where
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_what_is_in_a_closed_directory_is_shown_changed_and_removed(users_home: Path, trees: bool) -> None:
+    """As at the source; the directory has the source's mode afterwards, and goes when it is empty."""
+    with World(users_home, trees=trees) as world:
+        for what in ACTS:
+            act(world, what)
+            settle(world)
+            alike(world, what)
+            assert verify(world) == []
+        assert not world.path("d", DESTINATION).exists()
+        world.stays_quiet()
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_only_the_owner_may_write_meanwhile(users_home: Path, trees: bool) -> None:
+    """G4: and readers see the old file or the new one."""
+    with World(users_home, trees=trees) as world:
+        act(world, "new")
+        settle(world)
+        seen = set()
+        real = world.engine.fs.chmod
+
+        def chmod(fd: int, mode: int) -> None:
+            real(fd, mode)
+            seen.add(os.stat(world.path("d", DESTINATION)).st_mode & 0o777)
+            assert world.path("d/k", DESTINATION).read_bytes() in (b"one", b"two")
+
+        world.engine.fs.chmod = chmod  # type: ignore[method-assign]
+        act(world, "changed")
+        settle(world)
+        del world.engine.fs.chmod
+        assert seen == {0o555, 0o755}
+        alike(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trees", [False, True])
+def test_power_cut_while_the_daemon_may_write(users_memory: Path, trees: bool) -> None:
+    """G7: after a cut at any change the directory has its mode again, and that is no user's change."""
+    for calls, world in worlds(users_memory, trees=trees):
+        act(world, "new")
+        settle(world)
+        act(world, "changed")
+        world.look()
+        fs = DyingFs(calls)
+        world.restart(fs=fs)
+        with contextlib.suppress(PowerCut):
+            settle(world)
+        world.restart(without_journal=calls % 2 == 1)
+        settle(world)
+        where = f"cut at {calls}, in {fs.died_in}"
+        alike(world, where)
+        if trees:
+            assert {v.origin for v in world.of("d/", DESTINATION)} == {Origin.REPLICA}, where
+        for bucket in (SOURCE, DESTINATION):
+            world.path("d", bucket).chmod(0o755)  # so that it can be removed
+        if not fs.died:
+            return
