@@ -27,6 +27,7 @@ HOLE = bytes(32)
 
 _MAGIC = b"fsrepl blocks 1\n"
 _RECORD = struct.Struct("<Q32s")
+_SHORTENED = struct.Struct("<QQ24x")
 _DIGEST_BYTES = 32
 _AVERAGE_MIN, _AVERAGE_MAX = 64 << 10, 2 << 20
 _BLOCKS_MAX = 32 << 10
@@ -61,6 +62,10 @@ class BlockMap(Struct, frozen=True):
 
     def __len__(self) -> int:
         return len(self.packed) // _RECORD.size
+
+    def short_digests(self) -> set[int]:
+        """The first eight bytes of the digest of each block that is no hole."""
+        return {short for _, short in _SHORTENED.iter_unpack(self.packed)} - {0}
 
     def encode(self) -> bytes:
         about = {"blake3": self.digest.hex(), "size": self.size, "average": self.average}

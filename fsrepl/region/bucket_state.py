@@ -17,6 +17,7 @@ from fsrepl.region.change_queue import Change
 from fsrepl.region.label_queue import LabelQueue
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
 from fsrepl.storage import backfill_jobs
+from fsrepl.storage.alike import Alike
 from fsrepl.storage.backfill_jobs import Job
 from fsrepl.storage.bucket import Bucket, Documents
 from fsrepl.storage.journal.rows import Classed, Delivery
@@ -162,6 +163,8 @@ class BucketState(Struct, eq=False):
     """Something was removed since the last check of the obstacles to stale views."""
     overwritten: dict[tuple[bytes, str], Overwritten] = field(default_factory=dict)
     """Destroyed stored versions that are being fetched again: key and version id."""
+    alike: Alike = field(default_factory=Alike)
+    """Samples of the blocks of its large contents."""
     damaged: list[Damaged] = field(default_factory=list)
     """Damage that capture and delivery found here in this pass of the loop, which has each repaired once."""
     copying: dict[bytes, Change] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
@@ -29,6 +29,8 @@ log = logging.getLogger("fsrepl")
 
 _CHUNK = 8 << 20
 _COMPARED_BYTES = 1 << 20
+_MADE_MAX = 4
+"""Of so many candidates a lost map is made again: each is a pass over the content."""
 _TRIES = 3
 """So often is what does not match sent again before the whole copy is given up."""
 
@@ -148,53 +150,66 @@ class _Sending:
 
 @contextlib.contextmanager
 def base_of(
-    source: OpenBucket, bucket: OpenBucket, version: Version, held: Sequence[Held]
+    source: OpenBucket, bucket: OpenBucket, version: Version, held: Sequence[Held],
+    others: Callable[[BlockMap], Iterable[Held]] = lambda _: (),
 ) -> Iterator[Base | None]:  # fmt: skip
     """The version of a bucket that has most of a version's content, open; None where none has any of it.
 
-    held: the candidates, the likeliest first.
+    held: the candidates, the likeliest first. others: those to be looked at where none of them has half of the content.
     """
-    blocks: BlockMap | None = None
-    best: Base | None = None
-    most = 0
-    try:
-        for key, version_id in held:
-            if most == version.size:
-                break
-            there = _look(source, bucket, key, version_id, version, may_make=best is None)
-            if there is None:
-                continue
-            blocks = blocks or maps.read(source, version.digest)
-            has = version.size
-            if there.blocks.digest != version.digest:
-                has = version.size - delta.plan(blocks, there.blocks).missing_bytes if blocks else 0
-            if has > most:
-                if best is not None:
-                    bucket.fs.close(best.fd)
-                best, most = there, has
-            else:
-                bucket.fs.close(there.fd)
+    blocks = maps.read(source, version.digest)
+    with contextlib.ExitStack() as opened:
+        best, has = _best(source, bucket, version, blocks, held, opened)
+        if blocks is not None and has * 2 < version.size:
+            better = _best(
+                source, bucket, version, blocks, [each for each in others(blocks) if each not in held], opened
+            )
+            best, has = max((best, has), better, key=lambda each: each[1])
         if best is not None:
             log.debug('builds upon bucket=%s key="%s" version=%s', bucket.address, keys.shown(best.key), best.id)
         yield best
-    finally:
-        if best is not None:
-            bucket.fs.close(best.fd)
+
+
+def _best(
+    source: OpenBucket, bucket: OpenBucket, version: Version, blocks: BlockMap | None, candidates: Sequence[Held],
+    opened: contextlib.ExitStack,
+) -> tuple[Base | None, int]:  # fmt: skip
+    """The candidate that has most of a content, and how many bytes. All that are opened are closed with `opened`."""
+    best, most = None, 0
+    for number, (key, version_id) in enumerate(candidates):
+        if most == version.size:
+            break
+        may_make = best is None and number < _MADE_MAX
+        there = _look(source, bucket, key, version_id, version, blocks, may_make=may_make)
+        if there is None:
+            continue
+        opened.callback(bucket.fs.close, there.fd)
+        has = version.size
+        if there.blocks.digest != version.digest:
+            has = version.size - delta.plan(blocks, there.blocks).missing_bytes if blocks else 0
+        if has > most:
+            best, most = there, has
+    return best, most
 
 
 def _look(
-    source: OpenBucket, bucket: OpenBucket, key: bytes, version_id: str, version: Version, *, may_make: bool
-) -> Base | None:
-    """A candidate with its map; None where it is gone, or where its map is lost and would take too long to make."""
+    source: OpenBucket, bucket: OpenBucket, key: bytes, version_id: str, version: Version, wanted: BlockMap | None, *,
+    may_make: bool,
+) -> Base | None:  # fmt: skip
+    """A candidate with its map; None where it is gone, or where its map is lost and would take too long to make.
+
+    A map whose blocks are of another average size, since the content has grown or shrunk, is made again.
+    """
     with contextlib.suppress(OSError, FsreplError):
         there = versions.read(bucket, key, version_id, marker=False)
         if there is None or not there.digest:
             return None
         blocks = maps.read(bucket, there.digest) or maps.read(source, there.digest)
+        average = wanted.average if wanted is not None and there.digest != version.digest else 0
         fd = versions.open_content(bucket, there)
         try:
-            if blocks is None and may_make:
-                blocks = maps.of_file(bucket, there.digest, fd)
+            if may_make and (blocks is None or average not in (0, blocks.average)):
+                blocks = maps.of_file(bucket, there.digest, fd, average)
         except BaseException:
             bucket.fs.close(fd)
             raise

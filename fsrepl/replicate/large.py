@@ -8,12 +8,13 @@ import sqlite3
 from fsrepl.errors import UNEXPECTED, Failed, FsreplError
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
+from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
 from fsrepl.replicate import blockwise, group
-from fsrepl.replicate.blockwise import Sent
+from fsrepl.replicate.blockwise import Held, Sent
 from fsrepl.replicate.destination import Destination, LocalTree
 from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.group import DeliveryGroup
@@ -44,7 +45,7 @@ def send_in_background(region: Region, state: BucketState, item: Item) -> None:
                 return there
             if version.size < region.engine.settings.replication.large_file_bytes:
                 return group.stage(region, source, tree, item, progress)
-            return _stage_large(region, source, destination, tree, item, progress)
+            return _stage_large(region, state, source, destination, tree, item, progress)
 
     def finish(staged: Sent | StagedReplica | Version | Exception) -> None:
         if isinstance(staged, Exception):
@@ -76,8 +77,9 @@ def send_in_background(region: Region, state: BucketState, item: Item) -> None:
 
 
 def _stage_large(
-    region: Region, source: OpenBucket, bucket: OpenBucket, tree: Destination, item: Item, progress: limits.Progress
-) -> Sent:
+    region: Region, state: BucketState, source: OpenBucket, bucket: OpenBucket, tree: Destination, item: Item,
+    progress: limits.Progress,
+) -> Sent:  # fmt: skip
     """Stage a large object, of which only what the destination lacks crosses."""
     version, replica = item.version, item.replica
     assert version is not None
@@ -89,10 +91,16 @@ def _stage_large(
         if not marker and version_id != version.id
     ]
     held += [each for each in versions.of_size(bucket.address, version.size, _ALIKE_MAX) if each not in held]
+
+    def others(blocks: BlockMap) -> list[Held]:
+        """Versions of content that shares blocks with this one."""
+        sizes = state.alike.sizes(bucket, blocks)
+        return [each for size in sizes for each in versions.of_size(bucket.address, size, _OWN_VERSIONS_MAX)]
+
     with (
         source.fs.released(),
         blockwise.base_of(
-            source, bucket, version, [each for each in held if each != (version.key, version.id)]
+            source, bucket, version, [each for each in held if each != (version.key, version.id)], others
         ) as base,
         tree.large_draft(replica) as draft,
     ):

@@ -66,18 +66,34 @@ def write(bucket: OpenBucket, blocks: BlockMap) -> None:
             bucket.fs.close(at)
 
 
-def of_file(bucket: OpenBucket, digest: bytes, fd: int) -> BlockMap | None:
+def of_file(bucket: OpenBucket, digest: bytes, fd: int, average: int = 0) -> BlockMap | None:
     """The map of an open file's content: the one that is kept, else made and kept now.
 
-    None where the content has another digest. Raises OSError.
+    average: the wanted average size of its blocks, to compare it with another map; 0: any. None where the content has
+    another digest. Raises OSError.
     """
-    if (found := read(bucket, digest)) is not None:
+    if (found := read(bucket, digest)) is not None and average in (0, found.average):
         return found
-    made = hashing.content(bucket.fs, fd, blocks=True)
+    made = hashing.content(bucket.fs, fd, blocks=True, average=average)
     if made.digest != digest or made.blocks is None:
         return None
     write(bucket, made.blocks)
     return made.blocks
+
+
+def latest(bucket: OpenBucket, most: int) -> list[bytes]:
+    """The digests of contents that have a map here; of more than so many the latest ones."""
+    with contextlib.suppress(OSError):
+        at = _folder(bucket)
+        try:
+            names = [name for name, _ in bucket.fs.entries(at) if _NAME.fullmatch(name)]
+            if len(names) > most:
+                with contextlib.suppress(FileNotFoundError):
+                    names.sort(key=lambda name: bucket.fs.stat(at, name).st_mtime_ns)
+            return [bytes.fromhex(name.decode()) for name in names[-most:]]
+        finally:
+            bucket.fs.close(at)
+    return []
 
 
 def matches(bucket: OpenBucket, fd: int, block: Block) -> bool:

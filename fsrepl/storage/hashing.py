@@ -136,16 +136,16 @@ Seen = Callable[[Piece], None]
 
 
 def content(
-    fs: Fs, fd: int, *, blocks: bool = False, seen: Seen | None = None,
+    fs: Fs, fd: int, *, blocks: bool = False, average: int = 0, seen: Seen | None = None,
     told: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
 ) -> Hashed:  # fmt: skip
-    """Hash a file. seen: called with each piece, in order; told: with the number of bytes hashed so far. final: where
-    the file is being written meanwhile, in order.
+    """Hash a file. blocks: cut it into blocks, too, of an average size or, with 0, of that which its size suggests.
 
-    Raises OSError.
+    seen: called with each piece, in order; told: with the number of bytes hashed so far. final: where the file is being
+    written meanwhile, in order. Raises OSError.
     """
     hasher = digests.Hasher()
-    cutter = Cutter(blockmap.average_of(fs.stat_fd(fd).st_size)) if blocks else None
+    cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size)) if blocks else None
     size, name = 0, threading.current_thread().name
     working: deque[tuple[int, list[Future[None]]]] = deque()
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from fsrepl.daemon import engine
+from fsrepl.model import blockmap
 from fsrepl.model.version import Status
 from fsrepl.replicate import blockwise
 from fsrepl.settings import reading
@@ -146,6 +147,44 @@ def test_content_that_is_there_under_any_key_does_not_cross(world: World, how: s
     world.settle()
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert crossed(world, "other") == 0
+
+
+def test_a_file_that_was_renamed_and_edited_sends_what_changed(world: World) -> None:
+    """Section 9: blocks come from the content that the destination has the most of it in, whatever its key and size."""
+    for number in range(3, 6):
+        world.write(f"other{number}", content(SIZE, number))
+    world.write("k", content())
+    world.settle()
+    world.path("k").rename(world.path("renamed"))
+    world.write("renamed", content(100_000, 2) + content())
+    world.write("dump-2", content()[: SIZE // 2] + content(50_000, 9) + content()[SIZE // 2 :])
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert crossed(world, "renamed") <= 100_000 + 2 * BLOCK_MAX
+    assert crossed(world, "dump-2") <= 50_000 + 2 * BLOCK_MAX
+    world.write("foreign", content(SIZE + 1, 8))
+    world.settle()
+    assert crossed(world, "foreign") == SIZE + 1
+    world.remove("renamed", DESTINATION, world.of("renamed", DESTINATION)[-1].id)  # its map is left
+    world.write("again", content(100_000, 2) + content() + b"x")
+    world.settle()
+    assert world.tree(DESTINATION).pop("again") == content(100_000, 2) + content() + b"x"
+    assert crossed(world, "again") <= 100_000 + 4 * BLOCK_MAX
+
+
+def test_a_file_that_outgrows_its_block_size_sends_what_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Section 9: at 2 GiB, and at each doubling after that, blocks become larger, and share none with those before."""
+    monkeypatch.setattr(blockmap, "_BLOCKS_MAX", SIZE // (64 << 10))
+    world.write("k", content())
+    world.settle()
+    for size in (SIZE + 50_000, SIZE * 5 // 2, SIZE - 1):
+        before = world.path("k").stat().st_size
+        world.write("k", content(size))
+        world.settle()
+        assert world.path("k", DESTINATION).read_bytes() == content(size)
+        assert crossed(world, "k") <= max(0, size - before) + 8 * BLOCK_MAX
 
 
 def test_without_block_maps_all_is_as_with_them(world: World) -> None:
