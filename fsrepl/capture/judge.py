@@ -121,16 +121,17 @@ def judge(
         case look.Closed():
             return Edit(known.view.shown) if known and known.view else Nothing()
         case Taken() if seen.kind is Kind.DIRECTORY:
-            return _judge_directory(known, evidence, is_stale=is_stale)
+            return _judge_directory(seen, known, evidence, is_stale=is_stale)
         case Taken():
             return _judge_copy(seen, known, evidence, is_removed=is_removed)
 
 
-def _judge_directory(known: Object | None, evidence: Evidence, *, is_stale: bool) -> Decision:
+def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, is_stale: bool) -> Decision:
     """The decision on a directory of a tree bucket: changed metadata makes a new version."""
     if known is None or known.marker:
-        # a directory whose marker has arrived, and that is not empty yet, is about to be removed
-        if is_stale:
+        # a directory whose marker has arrived, and that is not empty yet, is about to be removed; one that its user put
+        # in its place since then is not
+        if is_stale and (known is None or known.view is None or known.view.has_content_of(seen.found)):
             return Nothing()
         return AddVersion() if not evidence.is_made() or (known and evidence.is_made_and_edited()) else Nothing()
     if shown := evidence.same_directory():

@@ -454,4 +454,23 @@ def test_a_deleted_directory_remains_while_it_holds_objects(tmp_path: Path, with
         assert not world.state(SOURCE).stale
         assert not world.state(DESTINATION).stale
         assert verify(world) == []
+
+
+def test_a_directory_put_in_the_place_of_one_that_the_other_side_removed(tmp_path: Path) -> None:
+    """The marker meets another directory, which nobody has recorded: that becomes a version, and is not waited for."""
+    with two_sides(tmp_path) as world:
+        world.write("d/old", b"old")
+        world.write("other/new", b"new")
+        world.settle()
+        shutil.rmtree(world.path("d"))
+        world.path("d", DESTINATION).rename(world.path("gone", DESTINATION))
+        world.path("other", DESTINATION).rename(world.path("d", DESTINATION))
+        world.capture(SOURCE)
+        assert world.engine.run_until_idle()
+        for _ in range(6):  # the marker is tried again now and then while the directory is captured
+            world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/new": b"new", "gone/old": b"old"}
+        assert world.state(SOURCE).stale == world.state(DESTINATION).stale == {}
+        assert folders(world, SOURCE) == folders(world, DESTINATION)
+        assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
         world.stays_quiet()
