@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from fsrepl.settings import reading
 from tests import deeds
 from tests.doubles import FailingDisk
+from tests.mounts import btrfs, only_root
 from tests.site import Site
 from tests.world import DESTINATION, SOURCE, worlds
 
@@ -102,6 +104,58 @@ def test_a_daemon_whose_state_has_no_room(tmp_path: Path) -> None:
             assert site.daemon is daemon
             assert site.stop() == 0
         assert "Traceback" not in site.log.read_text()
+
+
+_ON_A_FULL_DISK = """
+import contextlib, os, sqlite3, sys
+from pathlib import Path
+from fsrepl.storage.journal.database import Journal, open_or_replace
+folder = Path(sys.argv[1])
+journal = open_or_replace(str(folder / "journal.db"))
+reader = Journal(str(folder / "journal.db"), read_only=True)
+failed = 0
+for turn in range(4):
+    if turn:
+        for number in range(50):
+            journal.set_fact(f"more {turn} {number}", "x" * 1000)
+        with (folder / "filler").open("ab", buffering=0) as filler:
+            for size in (1 << 20, 1 << 16, 4096):
+                try:
+                    while filler.write(os.urandom(size)) == size:
+                        pass
+                except OSError:
+                    os.sync()  # what was written back needs space when it is written again
+        with contextlib.suppress(sqlite3.Error):  # both write into the shared memory, and not into the log
+            Journal(str(folder / "journal.db"), read_only=True).fact("0 1")
+            journal.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    for number in range(200):
+        try:
+            with journal.transaction():
+                journal.set_fact(f"{turn} {number}", "x" * 1000)
+        except sqlite3.Error:
+            failed += 1
+        reader.fact("0 1")
+    if turn and turn < 3:
+        (folder / "filler").unlink()
+        os.sync()
+assert failed, "the disk is not full"
+(folder / "filler").unlink()
+journal.set_fact("last", "1")
+assert reader.fact("last") == "1"
+print("survived")
+"""
+
+
+@pytest.mark.slow
+@only_root
+def test_a_full_btrfs_ends_no_process(tmp_path: Path) -> None:
+    """G7: the shared memory of SQLite is a mapped file, and a full copy-on-write filesystem lets nobody write to that:
+    SIGBUS. A journal there gets errors, and goes on once there is room."""
+    with btrfs(tmp_path) as state:
+        done = subprocess.run(
+            [sys.executable, "-c", _ON_A_FULL_DISK, state], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 @contextlib.contextmanager

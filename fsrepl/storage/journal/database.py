@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
 from fsrepl.errors import Unavailable
+from fsrepl.storage.journal import shared_memory
 from fsrepl.storage.journal.backlog import Backlog
 from fsrepl.storage.journal.connection import Connection
 from fsrepl.storage.journal.deliveries import Deliveries
@@ -166,6 +167,7 @@ def open_or_replace(path: str) -> Journal:
     """
     with contextlib.suppress(OSError):  # SQLite reports any error; its other files take this file's mode
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    shared_memory.write_in_place(path)
     try:
         return Journal(path)
     except sqlite3.Error as error:
