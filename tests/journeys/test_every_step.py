@@ -26,6 +26,7 @@ from tests.doubles import DyingFs, FailingFs, PowerCut
 from tests.lifecycle.test_lifecycle import days, old_versions, put
 from tests.lifecycle.test_tiers import OLD, add_tier
 from tests.replicate.test_large import content, set_up
+from tests.verifying import repair_version
 from tests.world import DESTINATION, SOURCE, World
 
 ALL = bool(os.environ.get("FSREPL_LONG"))
@@ -147,6 +148,26 @@ def _damaged(world: World, clock: Clock) -> None:
         file.write(b"rot")
 
 
+def _edited(world: World, clock: Clock) -> None:
+    """Metadata of both versions of a key, and of a replica, as attributes and as modes."""
+    _two_versions(world, "k", "d/k")
+    world.path("k").chmod(0o600)
+    os.setxattr(world.path("k"), "user.colour", b"blue")
+    world.path("d/k").chmod(0o640)
+    os.setxattr(world.path("d/k", DESTINATION), "user.there", b"green")
+
+
+def _overwritten(world: World, clock: Clock) -> None:
+    """Stored versions are the views' own files, and are written into: their content is fetched again."""
+    world.set_sharing(east="link")
+    _two_versions(world, "k")
+    world.drop("d/k", b"one")
+    world.settle()
+    for key in ("k", "d/k"):
+        with world.path(key).open("r+b") as file:
+            file.write(b"overwritten")
+
+
 JOURNEYS = {
     "acts": Journey(_acts),
     "trees": Journey(_tree_objects, trees=True),
@@ -168,11 +189,19 @@ JOURNEYS = {
         _unreplicated,
         lambda world, clock: world.run("replication.backfill", source=SOURCE, statuses=("NONE",), rules=()),
     ),
+    "edits": Journey(_edited),
+    "fetch": Journey(_overwritten),
+    "repair": Journey(
+        _damaged,
+        lambda world, clock: repair_version(world, DESTINATION, b"d/k", world.of("d/k")[1].id),
+    ),
     "adopt": Journey(_plain, lambda world, clock: world.run("bucket.adopt", bucket=PLAIN)),
 }  # fmt: skip
 
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EINTR", "EMFILE")
 FAULTS = ("crash", *ERRORS)
+CRASHED_AGAIN = 2
+"""After so many of the changes at which a journey crashes, CI crashes its recovery too, again and again."""
 
 
 @pytest.mark.slow
@@ -190,12 +219,27 @@ def test_a_journey_with_any_fault_at_any_change_ends_as_without(
             assert found == wanted, f"{name}: {where}"
 
 
-def _tried(changes: int, shift: float) -> Iterator[int]:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_a_recovery_that_crashes_at_any_change_ends_as_without(
+    memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """G1, G2, G7: after a crash the recovery crashes again, each time at a later change, with and without the journal,
+    until it gets through."""
+    monkeypatch.setenv("FSREPL_CLOCK", str(tmp_path / "now"))
+    run = _Run(JOURNEYS[name], memory, (tmp_path / "now").write_text)
+    changes, wanted = run.without_fault()
+    for change in _tried(changes, 0.4, CRASHED_AGAIN):
+        found, where = run.with_fault("crash", change, again=True)
+        assert found == wanted, f"{name}: {where}"
+
+
+def _tried(changes: int, shift: float, number: int = CHANGES_TRIED) -> Iterator[int]:
     """Which changes the fault is tried at: all of them, or some, others for each fault."""
     if ALL:
         yield from range(changes)
     else:
-        yield from sorted({int(changes * (number + shift) / CHANGES_TRIED) for number in range(CHANGES_TRIED)})
+        yield from sorted({int(changes * (each + shift) / number) for each in range(number)})
 
 
 class _Run:
@@ -237,8 +281,8 @@ class _Run:
             self.wanted = _end(world)
             return changes, self.wanted
 
-    def with_fault(self, fault: str, change: int) -> tuple[dict[str, Any], str]:
-        """What is there in the end, and where the fault was."""
+    def with_fault(self, fault: str, change: int, *, again: bool = False) -> tuple[dict[str, Any], str]:
+        """What is there in the end, and where the fault was. again: the recovery from a crash crashes too."""
         is_crash, for_ever = fault == "crash", change % 2 == 1
         fs: Any = DyingFs(1 << 60) if is_crash else FailingFs(1 << 60, getattr(errno, fault))
         with self._world(fs) as world:
@@ -256,6 +300,8 @@ class _Run:
                     raise  # only a command may fail, never the loop
             if is_crash:
                 where = f"crash at change {change} of {fs.died_in}"
+                if again:
+                    where += f", and then at {_crash_again(world, change % 5)}"
                 world.restart(without_journal=for_ever)
             else:
                 where = f"{fault} at change {change}, {fs.failed_in}{', until mended' if for_ever else ''}"
@@ -273,6 +319,20 @@ class _Run:
                     self._travel(world)
                 found = _end(world)
             return found, where
+
+
+def _crash_again(world: World, change: int) -> str:
+    """Start a crashed site with a disk that dies at a change, then at a later one, and so on; where that was."""
+    died: list[str] = []
+    while True:
+        fs = DyingFs(change)
+        world.restart(fs=fs, without_journal=len(died) % 3 == 1)
+        with contextlib.suppress(PowerCut):
+            world.settle()
+        if not fs.died:
+            return ", ".join(died)
+        died.append(f"{change} ({fs.died_in})")
+        change += 1 + change // 4
 
 
 def _end(world: World) -> dict[str, Any]:
