@@ -30,8 +30,8 @@ from fsrepl.console.access import Access
 from fsrepl.console.app import BY_SOCKET, LINK_HEADER, READ_ONLY_HEADER
 from fsrepl.console.gateway import Gateway, Watch, check_user
 from fsrepl.console.pages import rendering
+from fsrepl.daemon.log_output import LogOutput
 from fsrepl.errors import FsreplError, Usage, reason
-from fsrepl.region.reporter import Formatter
 from fsrepl.settings import Settings, listening
 
 log = logging.getLogger("fsrepl")
@@ -103,9 +103,7 @@ def _check_certificate(settings: Settings) -> None:
 
 
 def _log_to_stderr(options: Options) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter())
-    log.addHandler(handler)
+    log.addHandler(LogOutput(sys.stderr.fileno()))
     log.propagate = False
     log.setLevel(logging.DEBUG if options.verbose else logging.WARNING if options.quiet else logging.INFO)
 

@@ -26,10 +26,10 @@ from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
 from fsrepl.daemon.lock import Lock
+from fsrepl.daemon.log_output import LogOutput
 from fsrepl.daemon.requests import Request, Wait
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.model import clock
-from fsrepl.region.reporter import Formatter
 from fsrepl.remote import client
 from fsrepl.replicate import thresholds
 from fsrepl.settings import Settings, reading
@@ -62,9 +62,8 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
     signals = Signals()
     signals.listen({signal.SIGHUP: signals.reload})  # from now on: its default ends the process
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter())
-    log.addHandler(handler)
+    output = LogOutput(sys.stderr.fileno())
+    log.addHandler(output)
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     exporter.check(found)
@@ -76,7 +75,7 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with Lock(found.state) as lock:
         lock.acquire()
-        daemon = Daemon(found, commands, lock, signals)
+        daemon = Daemon(found, commands, lock, signals, output)
         status = daemon.run()
         if daemon.hangs:
             logging.shutdown()
@@ -126,8 +125,8 @@ class Signals:
 
 
 class Daemon:
-    def __init__(self, found: Settings, commands: Commands, lock: Lock, signals: Signals) -> None:
-        self.commands, self.lock = commands, lock
+    def __init__(self, found: Settings, commands: Commands, lock: Lock, signals: Signals, output: LogOutput) -> None:
+        self.commands, self.lock, self.output = commands, lock, output
         self.watcher = open_watcher()
         self.engine = Engine(found, watcher=self.watcher)
         self.since_ns = self.engine.site.now()
@@ -257,7 +256,7 @@ class Daemon:
         try:
             daemon = metrics.Daemon(
                 self.ready, self.watcher.watched, self.watcher.overflows, self._spaces(),
-                self.engine.reporter.completed(),
+                self.engine.reporter.completed(), self.output.dropped,
             )  # fmt: skip
             return list(metrics.gauges(self.engine.site, journal, daemon))
         finally:

@@ -84,6 +84,8 @@ class Daemon(Struct, frozen=True):
     """Bytes that are free for users, and all, of each region that answers."""
     completed: Mapping[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
     """Number and bytes of the deliveries completed since the daemon was started, by source, destination and rule."""
+    log_dropped: int = 0
+    """Lines of the log that were dropped since then, because nobody read them."""
 
 
 def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
@@ -95,6 +97,8 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
     )
     yield Gauge("fsrepl_watched_directories", "Directories whose changes are noticed at once.", daemon.watched)
     yield Gauge("fsrepl_events_lost", "How often file events were lost, and scanned for.", daemon.events_lost)
+    about = "Lines of the log that were dropped, since nobody read them."
+    yield Gauge("fsrepl_log_lines_dropped", about, daemon.log_dropped, is_counter=True)
     yield from _spaces(site, daemon)
     for address, bucket in sorted(site.buckets.items()):
         yield Gauge("fsrepl_bucket_online", "1 while a bucket can be used.", not bucket.trouble, (("bucket", address),))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -78,7 +77,7 @@ def result_of(delivery: Delivery, outcome: Outcome, replication: Replication | N
 
 
 class Reporter:
-    """Writes all lines of a batch at once: the write is most of a line's cost."""
+    """Logs all lines of a batch at once: the record is most of a line's cost."""
 
     def __init__(self, eventlog: EventLog, now: Clock) -> None:
         self.eventlog, self._now = eventlog, now
@@ -132,8 +131,7 @@ class Reporter:
     def settled(self, results: Iterable[Result]) -> None:
         """Log the deliveries that ended, and those that are late: PENDING."""
         now_ns = self._now()
-        prefixes = {level: line_prefix(level) for level in (logging.INFO, logging.WARNING)}
-        lines = []
+        lines: dict[int, list[str]] = {logging.INFO: [], logging.WARNING: []}
         completed = []
         for result in results:
             done = result.status is Status.COMPLETED
@@ -148,23 +146,21 @@ class Reporter:
             why = f" reason={result.reason}" if result.reason else ""
             crossed = "" if result.crossed_bytes is None else f" crossed_bytes={result.crossed_bytes}"
             seconds = max(0.0, (now_ns - result.created_ns) / 1e9)
-            lines.append(
-                f'{prefixes[level]}{outcome} bucket={result.source} key="{keys.shown(result.key)}" '
+            lines[level].append(
+                f'{outcome} bucket={result.source} key="{keys.shown(result.key)}" '
                 f"version={result.version} to={result.destination} size_bytes={result.size_bytes}{crossed} "
-                f"seconds={seconds:.3f}{why}\n"
+                f"seconds={seconds:.3f}{why}"
             )
         if completed:
             self._count(completed)
-        if lines:
-            sys.stderr.write("".join(lines))
-            sys.stderr.flush()
+        for level, group in lines.items():
+            if group:
+                log.log(level, "%s", "\n".join(group))
 
     def carried_out(self, lines: Sequence[str]) -> None:
         """Log actions of lifecycle, a line each."""
-        if lines and log.isEnabledFor(logging.INFO):
-            prefix = line_prefix(logging.INFO)
-            sys.stderr.write("".join([f"{prefix}{line}\n" for line in lines]))
-            sys.stderr.flush()
+        if lines:
+            log.info("%s", "\n".join(lines))
 
     def _count(self, completed: Iterable[Result]) -> None:
         with self._guard:  # each region has a thread

@@ -152,6 +152,7 @@ def test_everything_that_is_exported(timed: Timed) -> None:
     found = list(metrics.gauges(engine.site, engine.journal, Daemon(True, 7, 2)))
     assert {g.name: g.value for g in found if not g.labels} == {
         "fsrepl_ready": True, "fsrepl_watched_directories": 7, "fsrepl_events_lost": 2,
+        "fsrepl_log_lines_dropped": 0,
     }  # fmt: skip
     assert {g.labels[0][1]: g.value for g in found if g.name == "fsrepl_bucket_online"} == {
         "east/src": True, "west/dst": False,
