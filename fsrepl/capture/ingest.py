@@ -22,7 +22,7 @@ from fsrepl.region.change_queue import ARRIVED, FOUND, GONE, Change
 from fsrepl.region.region import Region
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import NO_SPACE
+from fsrepl.storage.fs import NO_SPACE, TOO_MANY_FILES
 from fsrepl.storage.journal.rows import Object
 from fsrepl.views import directories, edits, obstacles, stale
 
@@ -202,8 +202,10 @@ def put_off(region: Region, state: BucketState, change: Change, error: Exception
     attempts = state.faults[change.key] = state.faults.get(change.key, 0) + 1
     number = error.errno if isinstance(error, OSError) else None
     level = logging.WARNING if number in NO_SPACE else logging.ERROR
+    # the daemon is ending; or it has few descriptors, which is no fault of this file, and said at the start
+    is_passing = number == errno.ECANCELED or (number in TOO_MANY_FILES and attempts == 1)
     log.log(
-        level if attempts in LOGGED and number != errno.ECANCELED else logging.DEBUG,  # the daemon is ending
+        level if attempts in LOGGED and not is_passing else logging.DEBUG,
         'not captured bucket=%s key="%s" attempts=%d: %s', change.address, keys.shown(change.key), attempts, why,
     )  # fmt: skip
     region.defer(state, change, delivery_queue.retry_delay_s(attempts, AGAIN_MAX_S), why)

@@ -58,6 +58,10 @@ class Commands(Struct, frozen=True):
     """Wait as a request says, or until its caller is gone."""
 
 
+_FILES_MIN = 512
+"""With fewer open files directories are opened again and again, and now and then a file is tried again later."""
+
+
 def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = False) -> int:
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
     signals = Signals()
@@ -90,9 +94,16 @@ def check_services(found: Settings) -> None:
 
 
 def _raise_file_limit() -> None:
+    """Use as many descriptors as the process may have. Where these are few, work goes on, and is slow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FILES_MIN:
+        log.warning(
+            "only %d open files are allowed: work goes on, but slowly; allow %d or more (ulimit -n, LimitNOFILE=)",
+            soft, _FILES_MIN,
+        )  # fmt: skip
 
 
 def commands_max(descriptors: int) -> tuple[int, int]:

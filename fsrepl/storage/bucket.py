@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
 import time
 from collections import OrderedDict
@@ -35,7 +36,15 @@ FOLDERS = (b"tmp", b"displaced", b"intents", b"versions")
 BARRIER = b"barrier"
 """A folder below tmp for the daemon's sentinels, which show how far it has read its events."""
 
-_OPEN_DIRECTORIES_MAX = 128
+_OPEN_DIRECTORIES_MAX, _OPEN_DIRECTORIES_MIN = 128, 8
+"""The descriptors that a tree may keep: as many as the process can spare, but those that are in use at once."""
+
+
+def _open_directories_max() -> int:
+    """By the limit of open files: up to eight trees are open at once, and the rest of the daemon needs some too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spared = (soft - 64) // 8 if soft != resource.RLIM_INFINITY else _OPEN_DIRECTORIES_MAX
+    return max(_OPEN_DIRECTORIES_MIN, min(_OPEN_DIRECTORIES_MAX, spared))
 
 
 class RuleSince(Struct, frozen=True):
@@ -68,6 +77,7 @@ class Directories:
         self._never = self._identity(never) if never is not None else None
         """A directory excluded from the tree, whatever name a user who may write at the top gives it."""
         self._open: OrderedDict[bytes, int] = OrderedDict()
+        self._max = _open_directories_max()
         self.changed: set[bytes] = set()
         """Directories with changed entries since the last sync."""
 
@@ -75,7 +85,7 @@ class Directories:
         fd = self._open.get(path)
         if fd is None:
             fd = self._open[path] = self._open_dir(path)
-            if len(self._open) > _OPEN_DIRECTORIES_MAX:
+            if len(self._open) > self._max:
                 self._fs.close(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(path)

@@ -60,6 +60,7 @@ ACL = "system.posix_acl_access"
 DEFAULT_ACL = "system.posix_acl_default"
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 DOES_NOT_FIT = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.ENAMETOOLONG})
 """Errors of setxattr for a name or value that is too large here, which are no failure."""
 UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY})

@@ -19,6 +19,7 @@ from fsrepl.region.change_queue import ARRIVED
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import TOO_MANY_FILES
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
 from fsrepl.views import folders, following, link_groups, shared_record, show, stage
 
@@ -50,7 +51,8 @@ def mark_stale(
         try:
             known.intent = intend(region.engine.syncer, bucket, [Intent(key, CURRENT, was)]).keep()
         except OSError as error:
-            log.warning('not recorded bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
+            level = logging.DEBUG if error.errno in TOO_MANY_FILES else logging.WARNING
+            log.log(level, 'not recorded bucket=%s key="%s": %s', bucket.address, keys.shown(key), reason(error))
 
 
 def retry_blocked(region: Region, state: BucketState) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests import program
 from tests.site import DESTINATION, SOURCE, Site
 
 
@@ -31,6 +34,24 @@ def test_wait_sees_that_a_region_is_back(site: Site) -> None:
     (site.home / "identity").rename(identity)
     site.wait()
     assert site.tree(DESTINATION) == {}
+
+
+@pytest.mark.slow
+def test_few_open_files_are_enough(tmp_path: Path) -> None:
+    """G7: with a limit of 64 work goes on, in many directories at once; the log says so once, and of no single file."""
+    with Site(tmp_path) as site:
+        command = ["prlimit", "--nofile=64:64", *program.new_interpreter("--site", str(site.root), "daemon")]
+        with site.log.open("wb") as file:
+            site.daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)
+        site.until(site._is_ready, "the daemon is ready")
+        for number in range(300):
+            site.write(f"d{number % 97}/e{number % 7}/{number}", b"%d" % number)
+        site.wait()
+        site.in_step()
+        assert site.stop() == 0
+        said = site.log.read_text()
+        assert said.count("only 64 open files are allowed") == 1
+        assert not re.findall(r"Traceback|ERROR|not captured|not recorded", said)
 
 
 @pytest.mark.slow
