@@ -84,7 +84,7 @@ def run(bucket: Bucket, json: Json = False) -> None:
     if answer["Blocked"]:
         say(f"{counted(answer['Blocked'], 'version')} kept until replicated")
     for key in answer["Busy"]:
-        warn(f"{key} has changed, or is being changed: it waits for the next run")
+        warn(f"{key} has changed, is being changed, or cannot be written: it waits for the next run")
 
 
 @lifecycle.command("preview")

@@ -486,6 +486,19 @@ def _at_work(facts: Facts, bucket: Bucket, said: Mapping[str, Any]) -> Iterator[
             Level.WARNING, "bucket", address, f"{number} files cannot be captured, such as {key}: {why}",
             "give the daemon's user the right to read them",
         )  # fmt: skip
+    uncaptured: Mapping[str, str] = said.get("uncaptured", {})
+    if uncaptured:
+        key, why = next(iter(uncaptured.items()))
+        number = _count(said, "uncaptured")
+        yield Finding(
+            Level.WARNING, "bucket", address, f"{number} changes are not captured yet, such as {key}: {why}",
+            "they are captured once that is over; `fsrepl status --all` names them",
+        )  # fmt: skip
+    if waits := said.get("lifecycle_waits"):
+        yield Finding(
+            Level.WARNING, "lifecycle", address, f"what is due cannot be carried out: {waits}",
+            "it is tried again; `fsrepl lifecycle preview` lists it",
+        )  # fmt: skip
     conflicts: Mapping[str, str] = said.get("conflicts", {})
     for key, why in conflicts.items():
         yield Finding(

@@ -13,6 +13,7 @@ from fsrepl.errors import Refused, Unavailable
 from fsrepl.lifecycle import run
 from fsrepl.lifecycle.judge import Due, Judge
 from fsrepl.model import clock, keys
+from fsrepl.model.amounts import counted
 from fsrepl.model.keys import Document
 from fsrepl.model.lifecycle import Lifecycle
 from fsrepl.model.version import Versioning
@@ -26,6 +27,8 @@ from fsrepl.storage.site import Site
 
 _ALL = 1 << 60
 _PATIENCE_S = 1.0
+_REFUSALS_MAX = 5
+"""After so many in a row, some seconds apart, a command does not wait for the disk any longer."""
 
 
 def configuration(site: Site, address: str) -> Lifecycle:
@@ -70,12 +73,15 @@ def remove_lifecycle(engine: Engine, request: RemoveLifecycle) -> Document:
 def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
     """Carry out what is due, a slice at a time; between two slices the region does its other work.
 
-    Waiting changes are captured first. Raises Refused(NoSuchLifecycleConfiguration), Unavailable.
+    Waiting changes are captured first. Raises Refused(NoSuchLifecycleConfiguration), Unavailable; also where the disk
+    goes on refusing.
     """
     address = engine.site.bucket(str(request.bucket)).address
     region, going = engine.region_of(address), LifecycleRun(engine.site.now())
     _required(region.ask(lambda: region.flush(address).bucket.lifecycle), address)
     while region.ask(functools.partial(_go_on, region, address, going)):
+        if going.refused >= _REFUSALS_MAX:
+            raise Unavailable(_gives_up(address, going))
         time.sleep(min(_PATIENCE_S, max(0.0, going.due_s - time.monotonic())))
         going.due_s = 0.0
     return {
@@ -85,6 +91,14 @@ def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
         "Blocked": going.blocked,
         "Busy": [keys.text(key) for key in going.again],
     }
+
+
+def _gives_up(address: str, going: LifecycleRun) -> str:
+    done = sum(going.done.values())
+    return (
+        f"the lifecycle run of {address} cannot go on: {going.why}; {counted(done, 'action')} carried out; once that "
+        "is mended run the command again, or the daemon does the rest after midnight UTC"
+    )
 
 
 def _go_on(region: Worker, address: str, going: LifecycleRun) -> bool:

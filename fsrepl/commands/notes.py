@@ -19,7 +19,7 @@ class Kind(enum.StrEnum):
     HALTED = "halted"
     PAUSED = "paused"
     WAITING = "waiting"
-    """Deliveries that are tried again later."""
+    """Deliveries and lifecycle actions that are tried again later."""
     MOVING = "moving"
     """Versions that are moved between tiers."""
     FILES = "files"
@@ -56,6 +56,8 @@ def notes_of(bucket: dict[str, Any], names_max: int | None) -> Iterator[Note]:
     for each in bucket.get("moving", ()):
         moved = f"{counted(each['versions'], 'version')} ({size_text(each['bytes'])}) to be moved to {each['tier']}"
         yield Note(Kind.MOVING, f"{name}: {moved}" + (f": {each['why']}" if each.get("why") else ""))
+    if why := bucket.get("lifecycle_waits"):
+        yield Note(Kind.WAITING, f"{name}: lifecycle cannot go on, and tries again: {why}")
     for each in bucket.get("blocked", ()):
         yield Note(Kind.WAITING, f"{name} to {each['destination']}: {each['why']}")
     for each in bucket.get("retrying", ()):
@@ -90,6 +92,7 @@ def _files(bucket: dict[str, Any], names_max: int | None) -> Iterator[str]:
     yield from some(
         "unreadable", "cannot be captured", [f"{path}: {why}" for path, why in bucket.get("unreadable", {}).items()]
     )
+    yield from some("uncaptured", "not captured yet", [f"{u['Key']}: {u['Why']}" for u in bucket.get("uncaptured", ())])
     yield from some("set_aside", "set aside", [f"{a['Key']}: {a['Why']}" for a in bucket.get("set_aside", ())])
     if polled := bucket.get("polled"):
         directories = counted(counts.get("polled", len(polled)), "directory", "directories")

@@ -27,7 +27,9 @@ from fsrepl.views import obstacles
 
 _UNSHOWN_MAX = 1000
 _LINKED_MAX = 200
-_COUNTED = {name: name for name in ("polled", "mounts", "unreadable", "set_aside")} | {"behind": "views_behind"}
+_COUNTED = {name: name for name in ("polled", "mounts", "unreadable", "set_aside", "uncaptured")} | {
+    "behind": "views_behind"
+}
 """The daemon's lists of which status names the first entries only, and their names in its document."""
 
 
@@ -99,6 +101,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["halted"] = halted.document() | {"held": journal_.deliveries.count_held(address)}
     if moving := _moving(site, journal_, address, alive.get("moves_wait", "")):
         document["moving"] = moving
+    if alive.get("lifecycle_waits"):
+        document["lifecycle_waits"] = alive["lifecycle_waits"]
     if linked:
         document["linked"] = linked
     for name in ("scanning", "paused", "exposed", "unreadable"):
@@ -115,6 +119,8 @@ def _bucket(site: Site, journal_: Journal, address: str, said: Document) -> Docu
         document["views_behind"] = behind
     if aside := [{"Key": name, "Why": why} for name, why in alive.get("set_aside", {}).items()]:
         document["set_aside"] = aside
+    if uncaptured := [{"Key": name, "Why": why} for name, why in alive.get("uncaptured", {}).items()]:
+        document["uncaptured"] = uncaptured
     if counts_ := {_COUNTED[name]: n for name, n in alive.get("counts", {}).items() if n and name in _COUNTED}:
         document["counts"] = counts_
     blocked = [b for b in said.get("blocked", []) if b["source"] == address]

@@ -261,6 +261,7 @@ class ActionGroup:
                 versions.write_record(self.bucket, version)
             except (OSError, StoreDamaged) as error:
                 log.warning('not moved bucket=%s key="%s": %s', address, keys.shown(version.key), reason(error))
+                self.run.again[version.key] = None
                 continue
             after.append(version)
             if action.kind is Kind.TRANSITION:  # where it is the view too, that looks different now

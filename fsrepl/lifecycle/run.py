@@ -135,6 +135,7 @@ def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
             run.last, run.todo, run.is_over, run.again = was
             _later(state, run, str(error))
             return True
+    run.refused, run.why = 0, ""
     if found.due:
         region.engine.notify()
     run.judged += found.judged
@@ -147,7 +148,7 @@ def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -
     """The next slice; once all are through, the keys that were not ready then."""
     until_s = time.monotonic() + _STEP_S
     if bucket.bucket.versioning is Versioning.OFF:
-        if not run.judged or run.tries:
+        if not run.judged or run.refused:
             act.put_back_files(bucket)
         found = judge.look_below(run.todo, until_s, _BATCH)
         run.is_over = found.is_over
@@ -164,9 +165,9 @@ def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -
 
 
 def _later(state: BucketState, run: LifecycleRun, why: str) -> None:
-    run.tries += 1
-    run.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(run.tries - 1, 10))
-    level = logging.WARNING if run.tries == 1 else logging.DEBUG
+    run.refused, run.why = run.refused + 1, why
+    run.due_s = time.monotonic() + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(run.refused - 1, 10))
+    level = logging.WARNING if run.refused == 1 else logging.DEBUG
     log.log(level, "lifecycle waits bucket=%s: %s", state.bucket.address, why)
 
 

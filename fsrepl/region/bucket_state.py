@@ -91,7 +91,7 @@ class LifecycleRun(Struct):
 
     last: the position reached, directory and name; todo: the directories left in a bucket that was never
     versioned. again: keys that were not ready, judged again up to a number of tries. done: by the name of the action,
-    the number of versions it was applied to.
+    the number of versions it was applied to. refused: how often in a row nothing could begin, and why.
     """
 
     now_ns: int
@@ -104,6 +104,8 @@ class LifecycleRun(Struct):
     judged: int = 0
     done: dict[str, int] = field(default_factory=dict)
     blocked: int = 0
+    refused: int = 0
+    why: str = ""
 
 
 class Placing(Struct):
@@ -260,6 +262,7 @@ class BucketState(Struct, eq=False):
             "paused": self.paused,
             "exposed": self.bucket.exposed,
             "moves_wait": self.placing.why,
+            "lifecycle_waits": self.lifecycle.why if self.lifecycle is not None else "",
         }
 
     def ask_to_place(self, found: Iterable[bytes]) -> None:
@@ -320,6 +323,7 @@ NAMES: Mapping[str, Callable[[BucketState], Names]] = {
     "conflicts": lambda state: _held(state, conflict=True),
     "set_aside": lambda state: [*list(state.set_aside.items()), *list(state.undelivered.items())],
     "waiting": lambda state: [(key, deferred.why) for key, deferred in list(state.deferred.items())],
+    "uncaptured": lambda state: [(key, each.why) for key, each in list(state.deferred.items()) if key in state.faults],
 }
 """Lists that may be very long, by name: keys or directories, each with its reason where there is one."""
 

@@ -153,6 +153,8 @@ def test_all_is_well() -> None:
         (live_facts(paused="capture waits: 3 MiB are free"), "error", "bucket", "capture waits", "make room"),
         (live_facts(mounts=["m"]), "warning", "bucket", "m is another mount", "a separate bucket"),
         (live_facts(unreadable={"k": "permission denied"}), "warning", "bucket", "such as k", "right"),
+        (live_facts(uncaptured={"k": "tier x is offline"}), "warning", "bucket", "such as k: tier x", "status --all"),
+        (live_facts(lifecycle_waits="disk full"), "warning", "lifecycle", "disk full", "tried again"),
         (live_facts(conflicts={"k": "a directory"}), "warning", "view", "k cannot be shown", "move"),
         ({"journal": "file is not a database"}, "warning", "journal", "not a database", "restart"),
     ],

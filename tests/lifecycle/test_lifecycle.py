@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from fsrepl.commands import lifecycle, status
+from fsrepl.commands.notes import notes_of
+from fsrepl.daemon import live
+from fsrepl.errors import Unavailable
 from fsrepl.model.version import Origin, Status
-from tests.doubles import UnsyncedFs
+from tests.doubles import FailingFs, UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World, v2
 
 Json = dict[str, Any]
@@ -491,3 +495,37 @@ def test_a_directory_does_not_expire_while_it_holds_objects(tmp_path: Path, cloc
         assert world.current("full/").origin is Origin.LIFECYCLE
         world.settle()
         assert world.path("full", DESTINATION).is_dir(), "markers of lifecycle are not replicated"
+
+
+# -- a disk that refuses
+
+
+def test_a_run_that_the_disk_refuses_says_so_and_ends(
+    world: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: the command names what it cannot get, and what was done; nothing is half done, and the next run does it."""
+    monkeypatch.setattr(lifecycle, "_PATIENCE_S", 0.0)
+    world.write("k", b"data")
+    world.settle()
+    put(world, days(1))
+    world.restart(fs=(fs := FailingFs(1 << 60, errno.ENOSPC)))
+    world.settle()
+    clock(LATER)
+    fs.calls_left, fs.for_ever = 0, True
+    refusal = f"the lifecycle run of {SOURCE} cannot go on: no space left on device; 0 actions carried out; once that"
+    with pytest.raises(Unavailable, match=refusal):
+        run(world)
+    assert world.tree(SOURCE) == {"k": b"data"}
+    world.flush_settling()
+    world.engine.run_until_idle(50)
+    (found,) = [each for each in _status(world)["buckets"] if each["bucket"] == SOURCE]
+    note = f"{SOURCE}: lifecycle cannot go on, and tries again: no space left on device"
+    assert note in [each.text for each in notes_of(found, None)]
+    fs.mend()
+    world.settle()
+    assert world.tree(SOURCE) == {}
+    assert "lifecycle_waits" not in [*_status(world)["buckets"][0]]
+
+
+def _status(world: World) -> Json:
+    return status.status(world.engine.site, live.status(world.engine))

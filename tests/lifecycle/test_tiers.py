@@ -13,6 +13,7 @@ import pytest
 
 from fsrepl.commands import status
 from fsrepl.commands.documents.tiers import tiers
+from fsrepl.commands.notes import notes_of
 from fsrepl.daemon import live
 from fsrepl.errors import Unavailable, Usage
 from fsrepl.model.version import STORAGE_CLASSES
@@ -328,6 +329,10 @@ def test_a_view_into_a_tier_that_is_away_is_no_deletion(world: World, clock: Clo
     world.settle()
     assert b"d/renamed" not in world.ids(SOURCE)
     assert "is offline" in world.state().deferred[b"d/renamed"].why
+    said = live.status(world.engine)
+    (found,) = [each for each in status.status(world.engine.site, said)["buckets"] if each["bucket"] == SOURCE]
+    (note,) = [each.text for each in notes_of(found, None) if "renamed" in each.text]
+    assert note.startswith(f"{SOURCE}: not captured yet: d/renamed: tier east/STANDARD_IA is offline")
     tier.with_name("away").rename(tier)
     world.settle()
     assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/renamed": ONE}
