@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from fsrepl.errors import StoreDamaged, Unavailable, reason
+from fsrepl.errors import FsreplError, StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle.judge import Due, Judge
 from fsrepl.model import keys
 from fsrepl.model.lifecycle import Lifecycle
@@ -318,16 +318,23 @@ def tell_again(region: Region, bucket: OpenBucket) -> None:
 
 
 def give_up_staged(bucket: OpenBucket, lifecycle: Lifecycle, now_ns: int) -> int:
-    """Remove what lies in staging for so long that rules give it up, as a fault that kept it from being removed leaves
-    it; how much there was. By ctime: the other times may be those of the object.
+    """Remove what lies in staging, in tiers too, for so long that rules give it up, such as unfinished copies of large
+    content; how much there was. By ctime: the other times may be those of the object.
     """
+    if not any(rule.abort_days for rule in lifecycle.rules):
+        return 0
+    folders = [bucket.tmp]
+    for tier in bucket.bucket.root.settings.classes:
+        with contextlib.suppress(OSError, FsreplError):  # one that is away is looked into by a later run
+            folders.append(bucket.tier(tier).tmp)
     number = 0
-    for name, kind in list(bucket.fs.entries(bucket.tmp)):
-        with contextlib.suppress(OSError):  # it is gone by now, or goes with the next run
-            began_ns = bucket.fs.stat(bucket.tmp, name).st_ctime_ns
-            if kind is FileType.REGULAR and due.is_abandoned(lifecycle, began_ns, now_ns):
-                bucket.fs.unlink(bucket.tmp, name)
-                number += 1
+    for at in folders:
+        for name, kind in list(bucket.fs.entries(at)):
+            with contextlib.suppress(OSError):  # it is gone by now, or goes with the next run
+                began_ns = bucket.fs.stat(at, name).st_ctime_ns
+                if kind is FileType.REGULAR and due.is_abandoned(lifecycle, began_ns, now_ns):
+                    bucket.fs.unlink(at, name)
+                    number += 1
     if number:
         log.info("given up bucket=%s staged=%d by=AbortIncompleteMultipartUpload", bucket.address, number)
     return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from fsrepl.commands.notes import notes_of
 from fsrepl.daemon import live
 from fsrepl.errors import Unavailable
 from fsrepl.model.version import Origin, Status
-from tests.doubles import FailingFs, UnsyncedFs
+from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.world import DESTINATION, SOURCE, World, v2
 
 Json = dict[str, Any]
@@ -245,6 +246,30 @@ def test_old_staged_files_are_removed(world: World, clock: Clock) -> None:
         clock(moment)
         assert run(world) == {}
         assert staged.exists() is is_there
+
+
+def test_an_unfinished_move_to_a_tier_is_given_up_too(world: World, clock: Clock) -> None:
+    """5.1, AbortIncompleteMultipartUpload: also a power cut before its removal leaves it whole, to be removed later."""
+    world.run("tier.add", tier="east/GLACIER", path=str(world.home / "tiers" / "east-GLACIER"), compress="none")
+    world.settings = world.engine.settings
+    world.write("k", b"data")
+    world.settle()
+    world.restart(fs=(fs := DyingFs(1 << 60)))
+    world.settle()
+    left = world.home / "tiers" / "east-GLACIER" / "src" / ".tmp" / ("move." + "0" * 32)
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"a part")
+    put(world, rule(AbortIncompleteMultipartUpload={"DaysAfterInitiation": 7}))
+    assert run(world) == {}
+    assert left.exists()
+    clock("2100-01-01T00:00:00Z")
+    fs.calls_left = 0
+    with contextlib.suppress(PowerCut):
+        run(world)
+    assert (fs.died_in, left.read_bytes()) == ("unlink", b"a part")
+    world.restart()
+    assert run(world) == {}
+    assert not left.exists()
 
 
 # -- G1

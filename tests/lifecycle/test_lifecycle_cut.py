@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Callable[[World], None], list[Json]]] = {
     "suspended": (_suspended, [days(2)]),
     "noncurrent": (_two_versions, [old_versions()]),
     "markers": (_deleted, [TIDY]),
+    "old markers": (_deleted, [days(2)]),
     "transition": (
         _two_versions,
         [GLACIER, rule(Filter={"ObjectSizeGreaterThan": 0}, NoncurrentVersionTransitions=[MOVED])],

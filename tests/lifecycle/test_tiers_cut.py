@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,11 +88,11 @@ def test_a_move_cut_short(memory: Path, clock: Callable[[str], object], case: st
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_move_that_fails(memory: Path, clock: Callable[[str], object], case: str) -> None:
-    """G7: any one change is refused: it is done later, and nothing else is."""
+    """G7: any one change is refused, as by a full disk: it is done later, and nothing else is."""
     for calls, world in worlds(memory, replicate=False):
         clock("2026-05-01T10:00:00Z")
         CASES[case][0](world, clock)
-        fs = FailingFs(1 << 60)
+        fs = FailingFs(1 << 60, errno.EIO if case == "across" else errno.ENOSPC)
         world.restart(fs=fs)
         fs.calls_left = calls
         with contextlib.suppress(Exception):
