@@ -20,7 +20,7 @@ from fsrepl.model import attributes, digests, record_form
 from fsrepl.model.version import Form, Place, Version
 from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
-from fsrepl.storage import compression, record_homes, staging, tiers, versions
+from fsrepl.storage import compression, record_homes, staging, tiers
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import DOES_NOT_FIT, UNSUPPORTED
 
@@ -76,44 +76,40 @@ def target(bucket: OpenBucket, version: Version, to: str, *, large: bool) -> Tar
     return Target(tier.tmp, name or token.encode(), Place(to, token, tier.tier.form))
 
 
-def is_whole_copy(bucket: OpenBucket, version: Version, to: Target, pace: Pace) -> bool:
-    """Copy a version's content; False where the original does not match its BLAKE3.
+def is_whole_copy(bucket: OpenBucket, version: Version, fd: int, to: Target, pace: Pace) -> bool:
+    """Copy a version's content, from an open file; False where that does not match its BLAKE3.
 
     Raises OSError, Unavailable: nothing is left then, except of a large copy what the next try goes on with.
     """
     large = version.size >= pace.large_bytes
-    fd = versions.open_stored(bucket, version)
+    new, was = _opened(bucket, to, large=large)
+    keeps = False
     try:
-        new, was = _opened(bucket, to, large=large)
-        keeps = False
+        source = digests.Passing(pace.paced(_from(bucket, fd, version.place, was[0])))
+        pace.progress.came_to(pace.progress.bytes_done + was[0])
         try:
-            source = digests.Passing(pace.paced(_from(bucket, fd, version.place, was[0])))
-            pace.progress.came_to(pace.progress.bytes_done + was[0])
-            try:
-                _put_record(bucket, new, version, to.place)
-                with bucket.fs.released():
-                    _write(bucket, new, source, to.place, was, marks=large)
-                    bucket.fs.sync_file(new)
-                    bucket.fs.drop_cache(new)
-                    found = digests.of_chunks(pace.verified(tiers.decoded(bucket.fs, new, to.place)))
-            except StoreDamaged:
-                found = b""
-            if found == version.digest:
-                keeps = True
-                return True
-            if was[0] or source.digest() == version.digest:
-                raise Unavailable("the copy does not match its version; it is made again")
-            return False
-        except OSError as error:
-            keeps = large and error.errno not in _FULL
-            raise
-        finally:
-            bucket.fs.close(new)
-            if not keeps:
-                with contextlib.suppress(OSError):  # a file that stays is swept
-                    bucket.fs.unlink(to.at, to.name)
+            _put_record(bucket, new, version, to.place)
+            with bucket.fs.released():
+                _write(bucket, new, source, to.place, was, marks=large)
+                bucket.fs.sync_file(new)
+                bucket.fs.drop_cache(new)
+                found = digests.of_chunks(pace.verified(tiers.decoded(bucket.fs, new, to.place)))
+        except StoreDamaged:
+            found = b""
+        if found == version.digest:
+            keeps = True
+            return True
+        if was[0] or source.digest() == version.digest:
+            raise Unavailable("the copy does not match its version; it is made again")
+        return False
+    except OSError as error:
+        keeps = large and error.errno not in _FULL
+        raise
     finally:
-        bucket.fs.close(fd)
+        bucket.fs.close(new)
+        if not keeps:
+            with contextlib.suppress(OSError):  # a file that stays is swept
+                bucket.fs.unlink(to.at, to.name)
 
 
 def _opened(bucket: OpenBucket, to: Target, *, large: bool) -> tuple[int, tuple[int, int]]:

@@ -23,6 +23,7 @@ from fsrepl.model.version import Place, Version
 from fsrepl.model.view import View
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
+from fsrepl.settings import ARCHIVES
 from fsrepl.storage import placed, staging, tiers, versions
 from fsrepl.storage.bucket import Bucket, OpenBucket
 from fsrepl.storage.journal.rows import Classed, traits_of
@@ -46,7 +47,8 @@ def wanted_tier(bucket: Bucket, storage_class: str, tier: str) -> str:
 
 class Batch(Struct):
     """What came of the copying of a batch. placed: versions that lie where they should, which the journal does not know
-    yet, as after a crash. failed: by tier, empty for the bucket's store, why nothing could be moved there."""
+    yet, as after a crash. failed: by tier, empty for the bucket's store, why nothing could be moved there; also by
+    from_tier."""
 
     copies: list[Copy] = field(default_factory=list)
     placed: list[Version] = field(default_factory=list)
@@ -94,23 +96,46 @@ def _copy(bucket: OpenBucket, wanted: Classed, batch: Batch, pace: Pace) -> None
     to = wanted_tier(bucket.bucket, version.storage_class, tier)
     if to == tier:
         batch.placed.append(version)
-    elif to not in batch.failed:
+    elif _is_lent(bucket, version, to):
+        return
+    elif to not in batch.failed and from_tier(tier) not in batch.failed:
         try:
-            target = tier_copy.target(bucket, version, to, large=version.size >= pace.large_bytes)
-            is_whole = tier_copy.is_whole_copy(bucket, version, target, pace)
+            fd = versions.open_stored(bucket, version)
         except FileNotFoundError:
             return  # removed just now, or lost, which `verify` names
         except (OSError, Unavailable) as error:
+            batch.failed[from_tier(tier) if tier else to] = reason(error)
+            return
+        try:
+            _copy_open(bucket, version, fd, to, batch, pace)
+        except (OSError, Unavailable) as error:
             batch.failed[to] = reason(error)
-            return
-        if is_whole:
-            batch.copies.append(Copy(version, target.place, target.name))
-            return
-        log.error(
-            'not moved bucket=%s key="%s" version=%s: its content no longer matches its BLAKE3',
-            bucket.address, keys.shown(version.key), version.id,
-        )  # fmt: skip
-        batch.damaged.append(Damaged(bucket.address, version.key, version.id))
+        finally:
+            bucket.fs.close(fd)
+
+
+def _copy_open(bucket: OpenBucket, version: Version, fd: int, to: str, batch: Batch, pace: Pace) -> None:
+    """Copy the content in an open file. Raises OSError, Unavailable."""
+    target = tier_copy.target(bucket, version, to, large=version.size >= pace.large_bytes)
+    if tier_copy.is_whole_copy(bucket, version, fd, target, pace):
+        batch.copies.append(Copy(version, target.place, target.name))
+        return
+    log.error(
+        'not moved bucket=%s key="%s" version=%s: its content no longer matches its BLAKE3',
+        bucket.address, keys.shown(version.key), version.id,
+    )  # fmt: skip
+    batch.damaged.append(Damaged(bucket.address, version.key, version.id))
+
+
+def from_tier(tier: str) -> str:
+    """What `failed` calls a tier from which nothing could be moved: it delays no move to that tier."""
+    return f"from {tier}"
+
+
+def _is_lent(bucket: OpenBucket, version: Version, to: str) -> bool:
+    """Whether archived content is restored for some days, and would not be in another archive: it moves after that."""
+    is_restored = version.place is not None and version.place.until_ns > bucket.bucket.root.now()
+    return is_restored and to in ARCHIVES
 
 
 def _name(bucket: OpenBucket, copies: Sequence[Copy]) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct, field
 from fsrepl.errors import StoreDamaged, Unavailable, reason
 from fsrepl.lifecycle import tier_moves
 from fsrepl.lifecycle.tier_copy import Pace
-from fsrepl.lifecycle.tier_moves import Batch, wanted_tier
+from fsrepl.lifecycle.tier_moves import Batch, from_tier, wanted_tier
 from fsrepl.lifecycle.tier_sweep import sweep
 from fsrepl.model import keys
 from fsrepl.model.version import Versioning
@@ -60,9 +60,10 @@ def step(region: Region) -> bool:
 def _begin(region: Region, state: BucketState, placing: Placing) -> bool:
     now_s = time.monotonic()
     day = region.engine.site.now() // DAY_NS
-    if day != placing.day:  # copies of archived content go at midnight
+    if day != placing.day:  # at midnight copies of archived content go, and what was not moved because of them moves
         placing.day = day
         placing.swept.clear()
+        placing.begin_again()
     if sweepable := [name for name in state.bucket.root.settings.classes if placing.sweep_due(name) <= now_s]:
         sweep(region, state, placing, sweepable)
         return True
@@ -155,7 +156,7 @@ def _next(region: Region, state: BucketState, placing: Placing) -> _Found:
 
 def _judge(state: BucketState, row: Classed, found: _Found) -> None:
     if (to := to_be_moved(state.bucket, row.traits, row.size)) is not None:
-        if to not in state.placing.waits:
+        if to not in state.placing.waits and from_tier(read_tier(row.traits)) not in state.placing.waits:
             found.moves[row.key, row.id] = row
             found.size += row.size
     elif row.view_mode and row.size >= PLACED_MIN_BYTES:
@@ -233,5 +234,6 @@ def _later(state: BucketState, failed: Mapping[str, str]) -> None:
     for tier, why in failed.items():
         placing.waits[tier] = now_s + min(_AGAIN_MAX_S, _AGAIN_S * 2.0 ** min(placing.tries - 1, 10))
         level = logging.WARNING if placing.why != why else logging.DEBUG
-        log.log(level, "tiers wait bucket=%s to=%s: %s", state.bucket.address, tier or "STANDARD", why)
+        where = tier.replace(" ", "=") if " " in tier else f"to={tier or 'STANDARD'}"
+        log.log(level, "tiers wait bucket=%s %s: %s", state.bucket.address, where, why)
         placing.why = why

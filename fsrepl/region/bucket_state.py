@@ -112,8 +112,8 @@ class Placing(Struct):
     """A pass through a bucket for versions that do not lie in the tier of their class.
 
     asked: keys of which something may have to be moved. last: the position reached. in_hand: a background worker
-    copies, or sweeps a tier. waits: by tier, empty for the bucket's store, the monotonic time of the next try where the
-    last one failed; why: what it failed for. checks_links: symlinks may lead to where a content was
+    copies, or sweeps a tier. waits: by tier, empty for the bucket's store, or as `from TIER`, the monotonic time of the
+    next try where the last one failed; why: what it failed for. checks_links: symlinks may lead to where a content was
     before. swept: by tier, the monotonic time of the next sweep; day: the last UTC day on which tiers were swept.
     """
 

@@ -167,6 +167,50 @@ def test_from_one_archive_to_another_and_back(world: World, clock: Clock) -> Non
     assert content(world, world.of("k")[1]) == ONE
 
 
+def test_restored_content_moves_to_another_archive_after_its_days(world: World, clock: Clock) -> None:
+    """What was asked for by days can be read for these days, also where a transition makes it due to move."""
+    glacier, deep = add_archive(world), add_archive(world, "east/DEEP_ARCHIVE")
+    old = archived(world, clock)
+    restore(world, old)
+    to_deep = {"NoncurrentDays": 30, "StorageClass": "DEEP_ARCHIVE"}
+    put(world, rule(Filter={"ObjectSizeGreaterThan": 0}, NoncurrentVersionTransitions=[to_deep]))
+    assert run(world) == {"NoncurrentVersionTransition": 1}
+    world.settle()
+    assert content(world, world.of("k")[1]) == ONE
+    assert (names(glacier), names(deep)) == (["k", "k.zst"], [])
+    clock("2026-06-04T00:00:00Z")
+    world.settle()
+    world.settle()
+    assert (names(glacier), names(deep)) == ([], ["k.zst"])
+
+
+def test_an_archive_that_is_away_delays_no_move_to_another_from_elsewhere(world: World, clock: Clock) -> None:
+    """A tier that cannot be read is one thing, and the tier that content goes to another."""
+    glacier, deep = add_archive(world), add_archive(world, "east/DEEP_ARCHIVE")
+    archived(world, clock)
+    glacier.rename(glacier.with_name("away"))
+    world.write("other", ONE)
+    world.settle()
+    to_deep = {"StorageClass": "DEEP_ARCHIVE"}
+    put(
+        world,
+        rule(
+            Filter={"ObjectSizeGreaterThan": 0},
+            NoncurrentVersionTransitions=[{"NoncurrentDays": 30, **to_deep}],
+            Transitions=[{"Days": 0, **to_deep}],
+        ),
+    )
+    clock("2026-07-10T00:00:01Z")
+    assert run(world) == {"Transition": 2, "NoncurrentVersionTransition": 1}
+    world.settle()
+    assert names(deep) == ["k.zst", "other.zst"]
+    assert "is offline" in world.state().placing.why
+    glacier.with_name("away").rename(glacier)
+    world.settle()
+    world.settle()
+    assert (names(glacier), names(deep)) == ([], ["k.zst", "k.zst", "other.zst"])
+
+
 def test_damaged_archived_content_is_named_and_repaired(world: World, clock: Clock) -> None:
     tier = add_archive(world)
     archived(world, clock)

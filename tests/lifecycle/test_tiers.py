@@ -54,9 +54,10 @@ def contents(tier: Path, bucket: str = "src") -> list[bytes]:
 
 
 def stored(world: World, key: str = "k", bucket: str = SOURCE) -> list[int]:
-    """The sizes of the files of a key in the version store, oldest version first."""
+    """The sizes of the files of a key in the version store, oldest version first; without their sidecars."""
     folder = world.path(".fsrepl/versions", bucket)
-    return [path.stat().st_size for path in sorted(folder.rglob(f"{Path(key).name};*"))]
+    found = sorted(path for path in folder.rglob(f"{Path(key).name};*") if path.suffix != ".json")
+    return [path.stat().st_size for path in found]
 
 
 def content(world: World, version: object, bucket: str = SOURCE) -> bytes:
