@@ -37,7 +37,7 @@ from fsrepl.storage.intents import Intent, intend
 from fsrepl.storage.records import amend
 from fsrepl.storage.records import read as read_record
 from fsrepl.storage.view_file import open_view
-from fsrepl.views import edits, show, stage, stale, unrecorded
+from fsrepl.views import edits, relinking, show, stage, stale, unrecorded
 
 log = logging.getLogger("fsrepl")
 
@@ -382,6 +382,7 @@ def _put_in_place(
             region.look_at(target.address, [now.key])
         if not sharing.receives_writes(state.bucket):
             _show_if_late(region, state, bucket, now)
+        relinking.relink(region, state, bucket, now)
         bucket.sync()
     engine.notify()
 

@@ -20,7 +20,7 @@ from fsrepl.errors import FsreplError, Refused, StoreDamaged, Unavailable, reaso
 from fsrepl.model import attributes, clock, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.version import Status, Version, Versioning
-from fsrepl.repair import compare
+from fsrepl.repair import compare, verify_links
 from fsrepl.repair.compare import Difference, Problem, Verdict
 from fsrepl.repair.sides import Side
 from fsrepl.repair.verified import Verified
@@ -119,6 +119,8 @@ class Verification:
         """Which version of each key is current, in a temporary file of SQLite's own."""
         self._sides: dict[str, Side | None] = {}
         self._found: list[tuple[Difference, Look]] = []
+        self._groups: list[list[bytes]] | None = None
+        """The keys of the source's files with several names."""
         self.records, self.views = Records(site), Views(journal)
         self._remotes: dict[str, RemoteSide] = {}
         """The buckets of S3 services that versions were delivered to."""
@@ -262,6 +264,7 @@ class Verification:
             yield from self._directories(side)
             if (source := self._side(self.source)) is not None and side is not source:
                 yield from self._deletions(source, side)
+                yield from self._links(source, side)
 
     def _store(
         self, side: Side, compared: Callable[[Side, Version], Iterator[tuple[Difference, Look]]]
@@ -498,6 +501,24 @@ class Verification:
             if difference is not None:
                 yield difference, partial(self.views.compare_afresh, side, key)
             self.tally.pending += verdict is Verdict.PENDING
+
+    def _links(self, source: Side, side: Side) -> Iterator[tuple[Difference, Look]]:
+        """Views that are files of their own, and names of one file at the source."""
+        if not (source.bucket.bucket.trees and side.bucket.bucket.trees) or side.bucket.bucket.sharing == "link":
+            return
+        if self._groups is None:
+            self._groups = verify_links.groups(source, self._index)
+        for names in self._groups:
+            for first, key in verify_links.apart(source, side, names, self._index):
+                look = partial(self._linked_again, source, side, first, key)
+                if (difference := look()) is not None:
+                    yield difference, look
+
+    def _linked_again(self, source: Side, side: Side, first: bytes, key: bytes) -> Difference | None:
+        for each in (source, side):  # the open directories may have been removed and made again meanwhile
+            for name in (first, key):
+                each.bucket.views.forget(keys.split(name)[0])
+        return verify_links.difference(source, side, self.journal, first, key)
 
     # -- directories
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fsrepl.errors import FsreplError, reason
 from fsrepl.model import keys
+from fsrepl.model.version import Version
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.storage import versions
@@ -50,17 +51,35 @@ def _apart(region: Region, state: BucketState, source: str) -> Iterator[tuple[_R
     journal, address = region.engine.journal.versions, state.bucket.address
     for names in journal.linked(source):
         there, here = journal.look_up(source, names), journal.look_up(address, names)
-        shown = sorted(
-            (
-                (key, known)
-                for key, known in here.items()
-                if known.view is not None and known.view.shown == known.id == there[key].id and key not in state.stale
-            ),
-            key=lambda row: row[1].order,
-        )
-        inodes = [known.view.ino for _, known in shown if known.view is not None]
-        if len(set(inodes)) > 1:
-            yield shown[0], [row for row, ino in zip(shown, inodes, strict=True) if ino != inodes[0]]
+        yield from _split(state, there, here)
+
+
+def _split(
+    state: BucketState, there: Mapping[bytes, Object], here: Mapping[bytes, Object]
+) -> Iterator[tuple[_Row, Sequence[_Row]]]:
+    """The same of the names of one file: their rows at the source, and here."""
+    shown = sorted(
+        (
+            (key, known)
+            for key, known in here.items()
+            if known.view is not None and known.view.shown == known.id == there[key].id and key not in state.stale
+        ),
+        key=lambda row: row[1].order,
+    )
+    inodes = [known.view.ino for _, known in shown if known.view is not None]
+    if len(set(inodes)) > 1:
+        yield shown[0], [row for row, ino in zip(shown, inodes, strict=True) if ino != inodes[0]]
+
+
+def relink(region: Region, state: BucketState, bucket: OpenBucket, version: Version) -> None:
+    """Make the view of a replica the file that its other names are, as at its source, where it is not."""
+    journal = region.engine.journal.versions
+    source = journal.object(version.source, version.key) if version.source else None
+    if bucket.bucket.trees and source is not None and source.view is not None:
+        there = journal.names_of(version.source, source.view.ino)
+        for first, others in _split(state, there, journal.look_up(bucket.address, there)):
+            mine = [row for row in others if version.key in (row[0], first[0])]
+            _join(region, state, bucket, first, mine)
 
 
 def _join(region: Region, state: BucketState, bucket: OpenBucket, first: _Row, others: Sequence[_Row]) -> None:
