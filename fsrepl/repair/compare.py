@@ -33,8 +33,8 @@ class Problem(enum.StrEnum):
     """A record contradicts itself or cannot be read."""
     UNREADABLE = "Unreadable"
     VIEW = "ViewDiffers"
-    """The content of a view changed without a write; or in a tree bucket a view is a file of its own, and is to be another
-    name of a file."""
+    """The content of a view changed without a write; or in a tree bucket a view is a file of its own, and is to be
+    another name of a file."""
     CONFLICT = "ViewConflict"
     """Something other than the key's file is at the path of its view."""
 
