@@ -288,6 +288,12 @@ def say(text: str) -> None:
         tell(text)
 
 
+def coloured(text: str, *, fg: str, bold: bool = False) -> str:
+    """Text in a colour, where colours are wanted; the terminal's own absence is noticed when it is printed. Source:
+    no-color.org."""
+    return text if os.environ.get("NO_COLOR") else typer.style(text, fg=fg, bold=bold)
+
+
 def warn(text: str) -> None:
     typer.echo(printable(text), err=True)
 

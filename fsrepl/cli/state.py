@@ -49,5 +49,5 @@ def state() -> State:
 
 
 def is_terminal() -> bool:
-    """Whether a person watches stderr: progress and colours are for people only."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether a person watches stderr: progress is for people only. NO_COLOR wants no colours, which rich obeys."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -17,6 +17,7 @@ from fsrepl.cli.common import (
     Json,
     Performer,
     ask_daemon,
+    coloured,
     counted,
     json_text,
     open_answering_site,
@@ -148,9 +149,9 @@ def _diagnose(finding: Finding) -> None:
     where = f" {finding.where}" if finding.where else ""
     line = shown(f"{finding.area}{where}: {finding.what}")
     if finding.level == "ok":
-        typer.echo(f"{typer.style(sign, fg=color)} {line}")
+        typer.echo(f"{coloured(sign, fg=color)} {line}")
         return
-    typer.echo(f"{typer.style(sign, fg=color, bold=True)} {line}")
+    typer.echo(f"{coloured(sign, fg=color, bold=True)} {line}")
     for number, text in enumerate(finding.do.splitlines()):
         typer.echo(f"    {'do: ' if not number else '    '}{shown(text)}")
 

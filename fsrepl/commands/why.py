@@ -188,43 +188,42 @@ def remedy(reason: str) -> str:
 
 
 _ROLE = "`fsrepl role show NAME` prints the role"
-_AGAIN = "then `fsrepl retry`"
 _BACKFILL = "`fsrepl replication backfill` sends the object again"
 
 REMEDIES: Mapping[str, str] = {
     "AssumeRoleNotPermitted": "the role is missing or cannot be read, its trust policy does not name "
-    f"s3.amazonaws.com, or the daemon cannot run as its user: `fsrepl check` says which; mend that, {_AGAIN}",
+    "s3.amazonaws.com, or the daemon cannot run as its user: `fsrepl check` says which",
     "InitiateReplicationNotPermitted": "the role lacks s3:InitiateReplication, or does not trust "
     f"batchoperations.s3.amazonaws.com: {_ROLE}; mend it, then `fsrepl replication backfill` again",
     "DstBucketInvalidRegion": "the destination's region is not one of this site's any more: "
-    f"`fsrepl region add` attaches it, {_AGAIN}",
+    "`fsrepl region add` attaches it",
     "DstBucketNotFound": "the destination bucket's folder is not in its region: bring it back, or make it with "
-    f"`fsrepl bucket create --versioning`, {_AGAIN}",
-    "DstBucketUnversioned": f"`fsrepl versioning enable` on the destination, {_AGAIN}",
+    "`fsrepl bucket create --versioning`",
+    "DstBucketUnversioned": "`fsrepl versioning enable` on the destination",
     "DstPutObjectNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
-    f"for a rule that changes the owner, or the destination's files refuse it: {_ROLE}; mend that, {_AGAIN}",
+    f"for a rule that changes the owner, or the destination's files refuse it: {_ROLE}",
     "DstPutTaggingNotPermitted": "the role, or the key for the service, may not set tags there (s3:ReplicateTags, "
-    f"s3:PutObjectVersionTagging): {_ROLE}; permit it, {_AGAIN}",
+    f"s3:PutObjectVersionTagging): {_ROLE}",
     "DstMultipartInitNotPermitted": "the role lacks s3:ReplicateObject there, or s3:ObjectOwnerOverrideToBucketOwner "
-    f"for a rule that changes the owner: {_ROLE}; mend it, {_AGAIN}",
-    "DstMultipartUploadNotPermitted": f"the service takes no parts of an upload with this key: permit that there, "
-    f"{_AGAIN}",
-    "DstMultipartCompleteNotPermitted": f"the service lets this key complete no upload: permit that there, {_AGAIN}",
-    "DstDelObjNotPermitted": "the role lacks s3:ReplicateDelete there, or the destination's files refuse it: "
-    f"{_ROLE}; mend that, {_AGAIN}",
+    f"for a rule that changes the owner: {_ROLE}",
+    "DstMultipartUploadNotPermitted": "the service takes no parts of an upload with this key: permit that there; "
+    "`fsrepl doctor` says how it answers",
+    "DstMultipartCompleteNotPermitted": "the service lets this key complete no upload: permit that there; "
+    "`fsrepl doctor` says how it answers",
+    "DstDelObjNotPermitted": f"the role lacks s3:ReplicateDelete there, or the destination's files refuse it: {_ROLE}",
     "DstObjectHardDeleted": "this version was removed for good there; write the object again to send a new version, "
     "`fsrepl restore` makes one of an old one",
     "DstVersionNotFound": "its metadata was edited, and the destination does not have this version any more: "
     f"{_BACKFILL}",
-    "SrcBucketInvalidRegion": f"the source's region is not one of this site's any more: `fsrepl region add`, {_AGAIN}",
+    "SrcBucketInvalidRegion": "the source's region is not one of this site's any more: `fsrepl region add`",
     "SrcBucketReplicationConfigMissing": "the source has no replication configuration any more, or the role lacks "
-    f"s3:GetReplicationConfiguration: `fsrepl replication show` tells; enable it again, {_AGAIN}",
+    "s3:GetReplicationConfiguration: `fsrepl replication show` tells; enable it again",
     "SrcGetObjectNotPermitted": "the role lacks s3:GetObjectVersionForReplication, or its user may not read the file: "
-    f"{_ROLE}; mend that, {_AGAIN}",
+    f"{_ROLE}",
     "SrcHeadObjectNotPermitted": "the role lacks s3:ListBucket on the source, without which no marker is seen: "
-    f"{_ROLE}; mend it, {_AGAIN}",
-    "SrcGetAclNotPermitted": f"the role lacks s3:GetObjectVersionAcl: {_ROLE}; mend it, {_AGAIN}",
-    "SrcGetTaggingNotPermitted": f"the role is denied s3:GetObjectVersionTagging: {_ROLE}; mend it, {_AGAIN}",
+    f"{_ROLE}",
+    "SrcGetAclNotPermitted": f"the role lacks s3:GetObjectVersionAcl: {_ROLE}",
+    "SrcGetTaggingNotPermitted": f"the role is denied s3:GetObjectVersionTagging: {_ROLE}",
     "SrcKeyNotFound": "the object was removed for good before it was copied: nothing is left to send; "
     "`fsrepl ls --versions` lists what there is",
     "SrcVersionNotFound": "this version was removed for good before it was copied: nothing is left to send; "
@@ -232,7 +231,7 @@ REMEDIES: Mapping[str, str] = {
     "SrcObjectNotEligible": "its rule is gone or disabled, it is archived, its stored content is damaged, or it is "
     f"a null version and the destination has another one: `fsrepl why` says which; {_BACKFILL} once it is eligible",
 }
-"""By S3's reason, for every reason that a delivery may have: its cause, and what to do."""
+"""By S3's reason, for every reason that a delivery may have: its cause, and what mends it; then `fsrepl retry`."""
 
 
 def unchosen(site: Site, address: str, version: Version) -> str:

@@ -152,7 +152,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     found = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(progress, "_AFTER_S", 0)
     monkeypatch.setattr(progress, "_LOOK_S", 0.01)
     yield found

@@ -17,7 +17,7 @@ from fsrepl.console.handlers import overview as handlers
 from fsrepl.console.handlers.visit import Visit
 from fsrepl.console.history import DAY_S, HOUR_S, History, Sample
 from fsrepl.console.pages import overview
-from fsrepl.console.pages.rendering import Frame
+from fsrepl.console.pages.rendering import Frame, with_commands
 from fsrepl.model.amounts import size_text
 from tests.console.visitor import read
 from tests.world import SOURCE, World
@@ -106,6 +106,13 @@ def test_the_first_page_counts_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         assert "Look again" in first  # without JavaScript
         watch._look = watch._take(1)
         assert SOURCE in bytes(handlers.overview(visit).body).decode()
+
+
+def test_commands_in_sentences_stand_out_and_names_stay_text() -> None:
+    """What is in backquotes is a command; a name may have a backquote, or a tag, and is neither."""
+    assert with_commands("so `fsrepl ls <b>` or `x`") == "so <code>fsrepl ls &lt;b&gt;</code> or <code>x</code>"
+    assert with_commands("a`<b>") == "a`&lt;b&gt;"
+    assert with_commands("\x1b`a`") == "\\x1b<code>a</code>"
 
 
 # -- plots, and what they show

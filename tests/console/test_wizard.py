@@ -178,7 +178,8 @@ def test_failures_are_explained_and_retried_by_kind(visitor: Visitor, site: Site
     until(lambda: site.bucket_status(source)["failed"] == 2, "both have failed")
     page = visitor.get("/failures")
     assert "DstBucketUnversioned" in page.text
-    assert "`fsrepl versioning enable` on the destination" in page.text
+    assert "What to do: fsrepl versioning enable on the destination." in page.text
+    assert b"<code>fsrepl versioning enable</code>" in page.body
     listed = visitor.get(page.link("List 2 deliveries"))
     assert ("f1" in listed.text, "f2" in listed.text) == (True, True)
     visitor.submit(visitor.get(f"/bucket?bucket={destination}"), "Enable versioning")

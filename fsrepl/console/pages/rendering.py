@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from msgspec import Struct
 
 from fsrepl.commands.folder import key_of
@@ -66,6 +67,14 @@ def shown(text: str) -> str:
     return keys.shown(text.encode("utf-8", "surrogateescape"))
 
 
+def with_commands(text: str) -> Markup:
+    """A sentence with its commands, which are in backquotes, set as such; otherwise as shown gives it."""
+    parts = shown(text).split("`")
+    if len(parts) % 2 == 0:  # a name has a backquote
+        return escape(shown(text))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts))
+
+
 def key_text(document: dict[str, Any]) -> str:
     """The key of a document, for people."""
     return keys.shown(key_of(document))
@@ -88,6 +97,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters.update(
         size=size_text, duration=duration_text, when=_when, shown=shown, number=_number, key=key_text, name=name_text,
+        said=with_commands,
         key_bytes=key_of, bytes_text=keys.shown, base64=lambda data: base64.urlsafe_b64encode(data).decode(),
     )  # fmt: skip
     environment.globals.update(url=url, counted=counted, navigation=NAVIGATION)
