@@ -187,12 +187,19 @@ class _Attack:
 
     def _check(self, listing: history.Listing) -> None:
         """Check what the disks hold after a kill, against what they held after the one before."""
-        linked = {each.digest for found in listing.values() for each in found} if self.plan.sharing == "link" else ()
         pair = [*self.history.listings, listing]
-        self.out.faults += [
-            f"after {self.out.kills} kills: {each}" for each in history.check_listings(pair, overwritten=linked)
-        ]
+        found = history.check_listings(pair, overwritten=self._shared(listing))
+        self.out.faults += [f"after {self.out.kills} kills: {each}" for each in found]
         self.history.listings = pair[-1:]
+
+    def _shared(self, listing: history.Listing) -> set[str]:
+        """Digests of stored versions that may be the views' own files, which users overwrite in place.
+
+        While its rules are removed, a source that has replicas is a bucket that only receives them.
+        """
+        linked = {each.digest for found in listing.values() for each in found}
+        received = {each.digest for each in listing[SOURCE] if each.maker != SOURCE}
+        return linked if self.plan.sharing == "link" else received if self.plan.suspend else set()
 
     def _administer(self) -> None:
         if self.plan.clock:
@@ -233,7 +240,7 @@ class _Attack:
             for digest, since_s in user.ledger.contents.items():
                 self.history.contents[digest] = min(since_s, self.history.contents.get(digest, since_s))
             self.history.copied |= user.ledger.copied
-        if plan.sharing == "link":
+        if plan.sharing == "link" or plan.suspend:
             self.history.overwritten = {digest for each in users for digest in each.ledger.overwritten}
         since_s = time.monotonic()
         self._restore_rules()

@@ -8,7 +8,7 @@ which it was captured; in every other bucket it is a replica.
 from __future__ import annotations
 
 import enum
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -97,7 +97,8 @@ def check(history: History) -> list[Violation]:
     last = history.listings[-1]
     found = check_listings(history.listings, history.overwritten)
     found += _mixed(last, history.contents)
-    found += _doubled(last, _relinked(history) if history.groups_links else set())
+    again = _relinked(history) if history.groups_links else set()
+    found += _doubled(last, again | (_returned(history) if history.suspended else set()))
     found += _swapped(last, history)
     found += (
         Violation(Kind.LOST, rest.bucket, rest.key, f"{rest.file.digest[:12]} for {rest.until_s - rest.since_s:.1f} s")
@@ -218,14 +219,23 @@ def _relinked(history: History) -> set[tuple[str, str, str]]:
     return {(rest.bucket, rest.key, rest.file.digest) for rest in history.rests if rest.file.names > 1}
 
 
-def _doubled(listing: Listing, relinked: Collection[tuple[str, str, str]]) -> Iterable[Violation]:
-    """Two versions in a row with one content, or two markers, made by one bucket: the same save, captured twice."""
+def _returned(history: History) -> set[tuple[str, str, str]]:
+    """Bucket, key and digest of content that went and came back: a null version was between, and has been replaced."""
+    found = Counter((rest.bucket, rest.key, rest.file.digest) for rest in history.rests)
+    return {at for at, number in found.items() if number > 1}
+
+
+def _doubled(listing: Listing, again: Collection[tuple[str, str, str]]) -> Iterable[Violation]:
+    """Two versions in a row with one content, or two markers, made by one bucket: the same save, captured twice.
+
+    again: bucket, key and digest where that is right.
+    """
     for bucket, versions in listing.items():
         for key, of_key in _by_key(versions).items():
             for one, two in pairwise(of_key):
                 is_made_here = one.maker == two.maker == bucket and NULL not in (one.id, two.id)
                 is_same = (one.digest, one.is_marker) == (two.digest, two.is_marker)
-                if is_made_here and is_same and (bucket, key, one.digest) not in relinked:
+                if is_made_here and is_same and (bucket, key, one.digest) not in again:
                     yield Violation(Kind.DOUBLED, bucket, key, f"{one.id} and {two.id}, {one.digest[:12] or 'markers'}")
 
 

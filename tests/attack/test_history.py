@@ -108,6 +108,15 @@ def test_a_name_that_joins_or_leaves_the_names_of_a_file_is_a_version_in_tree_bu
     assert kinds(found) == {Kind.DOUBLED}
 
 
+def test_content_that_came_back_after_a_null_version_is_no_doubled_save() -> None:
+    """The null version that was between has been replaced since; only a key whose content went and came back may."""
+    found = history(ONE, TWO, replace(TWO, id="01C", created_ns=3))
+    found.suspended = [(90, 91)]
+    assert kinds(found) == {Kind.DOUBLED}
+    found.rests.append(rest("two", 5 * REST_S, 6 * REST_S))
+    assert check(found) == []
+
+
 def test_content_overwritten_in_place_is_not_promised_where_files_are_linked() -> None:
     found = history(replace(ONE, is_whole=False), TWO)
     found.overwritten = {"one"}
