@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from fsrepl.capture import apply, copy, look
+from fsrepl.capture import apply, copy, look, rewritten
 from fsrepl.capture.apply import NewVersion
 from fsrepl.capture.judge import AGAIN_AT_LEAST_S, AGAIN_S, CopyInBackground
 from fsrepl.errors import UNEXPECTED, FsreplError, StoreDamaged, reason
@@ -272,6 +272,7 @@ def publish(region: Region, state: BucketState, bucket: OpenBucket, batch: list[
         region, state, [(new.version, new.known.digest if new.known else b"") for new in published],
         {new.version.key for new in published if new.change.flags & FOUND},
     )  # fmt: skip
+    rewritten.note(region, state, bucket, published)
     engine.reporter.captured(
         bucket.address,
         [(n.version.key, n.version.id, n.version.marker, n.version.size, n.version.origin) for n in published],

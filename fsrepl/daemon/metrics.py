@@ -116,6 +116,8 @@ def gauges(site: Site, journal: Journal, daemon: Daemon) -> Iterator[Gauge]:
         yield Gauge("fsrepl_damage_found", about, found_, (("bucket", address),))
         about = "How often damaged content was repaired from a good copy."
         yield Gauge("fsrepl_damage_repaired", about, repaired, (("bucket", address),))
+        about = "How often many files were rewritten at once with content that looks encrypted."
+        yield Gauge("fsrepl_rewrites_suspected", about, journal.rewrites(address), (("bucket", address),))
     for address, bucket in sorted(site.buckets.items()):
         found = of_bucket(journal.deliveries, address, site.now())
         failed, large = journal.deliveries.failed_counts(address), journal.crossed(address)

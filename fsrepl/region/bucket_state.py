@@ -15,6 +15,7 @@ from fsrepl.model.view import View
 from fsrepl.region.brake import Deletions
 from fsrepl.region.change_queue import Change
 from fsrepl.region.label_queue import LabelQueue
+from fsrepl.region.rewrites import Rewrites
 from fsrepl.region.scan_queue import Scan, Scans, Trouble, is_below
 from fsrepl.storage import backfill_jobs
 from fsrepl.storage.alike import Alike
@@ -243,6 +244,7 @@ class BucketState(Struct, eq=False):
     """Time of the next check whether the scrub may read on."""
     deletions: Deletions = field(default_factory=Deletions)
     """The deletions of users within the last minute."""
+    rewrites: Rewrites = field(default_factory=Rewrites)
     withheld: dict[tuple[bytes, str], Withheld] = field(default_factory=dict)
     """Markers that are not handed over yet, by key and version id; and since when there are any."""
     withheld_since_s: float = 0.0

@@ -116,6 +116,10 @@ class Reporter:
         """Write durably that stored content was damaged; whether that succeeded."""
         return self._write([events.of_damage(address, version, damaged_bytes, self._now(), repaired=repaired)])
 
+    def announce_rewrites(self, address: str, keys: int) -> bool:
+        """Write durably that so much of a bucket was rewritten; whether that succeeded."""
+        return self._write([events.of_rewrites(address, keys, self._now())])
+
     def announce_lifecycle(self, records: Iterable[events.Record]) -> bool:
         """Write lifecycle's events durably; whether that succeeded."""
         return self._write(records)

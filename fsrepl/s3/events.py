@@ -32,6 +32,8 @@ class Name(enum.StrEnum):
     """fsrepl's own: so much was deleted at once that the markers are held until a person decides."""
     DAMAGED = "Scrub:ContentDamaged"
     """fsrepl's own: stored content no longer matched its BLAKE3."""
+    REWRITTEN = "Capture:ContentRewritten"
+    """fsrepl's own: many files were rewritten at once with content that looks encrypted."""
     EXPIRED = "LifecycleExpiration:Delete"
     MARKED = "LifecycleExpiration:DeleteMarkerCreated"
     MOVED = "LifecycleTransition"
@@ -109,6 +111,12 @@ def of_damage(bucket: str, version: Version, damaged_bytes: int, now_ns: int, *,
     stored = _object(version.key, version.id, version.size, version.digest, now_ns)
     told = {"damagedBytes": damaged_bytes, "repaired": repaired}
     return _record(Name.DAMAGED, identity, bucket, stored, now_ns) | {"scrubEventData": told}
+
+
+def of_rewrites(bucket: str, keys: int, now_ns: int) -> Record:
+    """The record of a bucket in which so many keys were rewritten with content that looks encrypted."""
+    identity = _digest(b"", str(Name.REWRITTEN), bucket, str(now_ns))
+    return _record(Name.REWRITTEN, identity, bucket, {}, now_ns) | {"rewriteEventData": {"keys": keys}}
 
 
 def _object(key: bytes, version_id: str, size_bytes: int, digest: bytes, at_ns: int) -> Record:

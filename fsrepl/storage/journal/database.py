@@ -70,6 +70,13 @@ class Journal(Connection):
         before = self.damage(address)
         self.set_fact(f"damage {address}", json.dumps([before[0] + 1, before[1] + repaired]))
 
+    def rewrites(self, address: str) -> int:
+        """How often many files of a bucket were rewritten at once with content that looks encrypted."""
+        return int(self.fact(f"rewrites {address}") or 0)
+
+    def add_rewrites(self, address: str) -> None:
+        self.set_fact(f"rewrites {address}", str(self.rewrites(address) + 1))
+
     # -- buckets
 
     def bucket_id(self, address: str, uuid: str = "") -> int:
@@ -124,7 +131,8 @@ class Journal(Connection):
             for table in tables:
                 self.execute(f"DELETE FROM {table} WHERE bucket = ?", (number,))
             self.execute("DELETE FROM bucket WHERE id = ?", (number,))
-            self.execute("DELETE FROM fact WHERE name IN (?, ?)", (f"scrub {address}", f"damage {address}"))
+            facts = [f"{fact} {address}" for fact in ("scrub", "damage", "rewrites")]
+            self.execute("DELETE FROM fact WHERE name IN (?, ?, ?)", facts)
             self.execute("DELETE FROM fact WHERE name GLOB ?", (f"crossed {address} *",))
         del self.ids[address], self.names[number]
 
