@@ -89,6 +89,10 @@ class Service:
             self._process.wait()
             self._process = None
 
+    def end(self) -> None:
+        """Stop for good."""
+        self.stop()
+
     def __enter__(self) -> Service:
         self.start()
         return self

@@ -94,7 +94,7 @@ class Limiter:
         """Chunks to another region, in pieces, no faster than the limit. Not in a region's thread."""
         for chunk in chunks:
             most = self.chunk_bytes(len(chunk))
-            for at in range(0, len(chunk), most):
+            for at in range(0, len(chunk), most or 1):  # an empty object is one empty chunk
                 piece = chunk[at : at + most]
                 self.claim(len(piece), stopped)
                 yield piece

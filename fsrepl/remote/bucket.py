@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from io import RawIOBase
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
@@ -184,7 +184,14 @@ class RemoteBucket:
             TaggingDirective="REPLACE",
             **_settings(metadata, tags, storage_class),
         )
-        return self._id(answer)
+        if answer.get("VersionId"):
+            return self._id(answer)
+        # radosgw tells the id of a put and not that of a copy, which is current now, and copies no tags.
+        newest = self._call("head_object", Key=name)
+        made = self._id(newest if newest["Metadata"] == metadata else {})
+        if tags:
+            self.set_tags(name, made, tags)
+        return made
 
     def _copy_in_parts(
         self, name: str, version: str, metadata: Mapping[str, str], size: int, tags: Mapping[str, str],
@@ -321,7 +328,7 @@ def _settings(metadata: Mapping[str, str], tags: Mapping[str, str], storage_clas
     if content_type := form.content_type_of(metadata):
         out["ContentType"] = content_type
     if tags:
-        out["Tagging"] = urlencode(list(tags.items()))
+        out["Tagging"] = urlencode(list(tags.items()), quote_via=quote)  # radosgw takes a + as it is
     return out | ({"StorageClass": storage_class} if storage_class else {})
 
 

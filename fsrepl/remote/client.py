@@ -51,7 +51,7 @@ class Client:
         except ClientError as error:
             said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
             code, status = str(said.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
-            raise error_of(self.region, operation, code, str(said.get("Message", "")), status) from error
+            raise error_of(self.region, operation, code, str(said.get("Message") or ""), status) from error
         except BotoCoreError as error:
             raise self._unreachable(error) from error
         except OSError as error:

@@ -75,8 +75,8 @@ class Absent(FsreplError):
 
 
 def words_of(code: str, message: str) -> str:
-    """What the service said, on one line."""
-    text = " ".join(f"{code}: {message}".split())
+    """What the service said, on one line. radosgw leaves out most messages."""
+    text = " ".join(f"{code}: {message or 'the service says no more'}".split())
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= _WORDS_MAX else text[: _WORDS_MAX - 3] + "..."
 

@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.radosgw import Radosgw, only_with_radosgw
 from tests.services import KEYS, Service
 
-BOTH = pytest.mark.parametrize("service", ["moto", "ministack"], indirect=True)
-"""For a test that both services are to pass."""
+EACH = pytest.mark.parametrize(
+    "service",
+    ["moto", "ministack", pytest.param("radosgw", marks=[pytest.mark.slow, only_with_radosgw])],
+    indirect=True,
+)
+"""For a test that every service is to pass."""
 
 
 @pytest.fixture(scope="session")
@@ -19,13 +24,14 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
     def service(kind: str) -> Service:
         if kind not in running:
-            running[kind] = Service(tmp_path_factory.mktemp("service") / "log", kind)
+            log = tmp_path_factory.mktemp("service") / "log"
+            running[kind] = Radosgw(log) if kind == "radosgw" else Service(log, kind)
         running[kind].start()  # the first time, or where a test has stopped it
         return running[kind]
 
     yield service
     for each in running.values():
-        each.stop()
+        each.end()
 
 
 @pytest.fixture

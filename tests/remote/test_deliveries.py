@@ -18,12 +18,13 @@ from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.client import Client
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.replicate import upload
-from tests.remote.conftest import BOTH
+from tests.radosgw import only_with_radosgw
+from tests.remote.conftest import EACH
 from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
 from tests.world import SOURCE
 
 
-@BOTH
+@EACH
 def test_versions_and_markers_arrive_in_order(tmp_path: Path, service: Service) -> None:
     """G5: every version, with its id, content and time in metadata that any client reads; a deletion is a marker."""
     bucket = service.make_bucket()
@@ -47,7 +48,7 @@ def test_versions_and_markers_arrive_in_order(tmp_path: Path, service: Service) 
         assert current(bucket) == {"dog": b"dog"}
 
 
-@BOTH
+@EACH
 def test_metadata_is_as_rclone_writes_it(tmp_path: Path, service: Service) -> None:
     """G5: mode, owner and time can be restored without fsrepl; attributes and tags are there too."""
     bucket = service.make_bucket()
@@ -110,7 +111,7 @@ def test_a_key_that_s3_cannot_hold_is_whole_in_metadata(tmp_path: Path, service:
         assert found.key not in current(bucket)
 
 
-@BOTH
+@EACH
 def test_edits_change_the_object_and_double_nothing(tmp_path: Path, service: Service) -> None:
     """G5: tags are changed in place; a mode can only be changed by a copy, whose former object is removed."""
     bucket = service.make_bucket()
@@ -132,7 +133,7 @@ def test_edits_change_the_object_and_double_nothing(tmp_path: Path, service: Ser
         assert world.statuses() == {Status.COMPLETED}
 
 
-@BOTH
+@pytest.mark.parametrize("service", ["moto", "ministack"], indirect=True)
 def test_the_storage_class_is_passed_on(tmp_path: Path, service: Service) -> None:
     """a rule's storage class is the object's, also after an edit."""
     bucket = service.make_bucket()
@@ -143,6 +144,22 @@ def test_the_storage_class_is_passed_on(tmp_path: Path, service: Service) -> Non
         world.path("k").chmod(0o600)
         world.settle()
         assert [each.storage_class for each in found_in(bucket)] == ["STANDARD_IA"]
+
+
+@pytest.mark.slow
+@only_with_radosgw
+@pytest.mark.parametrize("service", ["radosgw"], indirect=True)
+def test_a_class_that_the_service_does_not_have_is_failed(tmp_path: Path, service: Service) -> None:
+    """radosgw has the classes that its operator made, and names none of them when it refuses."""
+    service.make_bucket()
+    with RemoteWorld(tmp_path, service) as world:
+        world.run("replication.enable", source=SOURCE, destination=THERE, storage_class="STANDARD_IA", replace=True)
+        world.write("k", b"data")
+        world.settle()
+        (recorded,) = world.current("k").deliveries.values()
+        assert (recorded.status, recorded.reason) == (
+            Status.FAILED, "InvalidArgument: the service says no more",
+        )  # fmt: skip
 
 
 def test_a_refusal_is_failed_with_the_words_of_the_service(
@@ -280,7 +297,7 @@ def test_a_crash_after_any_request_doubles_nothing(
                 return
 
 
-@BOTH
+@EACH
 def test_a_lost_journal_sends_nothing_again(tmp_path: Path, service: Service) -> None:
     """G6: a retry or a backfill after that finds the versions by their metadata, and the marker by its place."""
     bucket = service.make_bucket()
@@ -300,7 +317,7 @@ def test_a_lost_journal_sends_nothing_again(tmp_path: Path, service: Service) ->
         assert world.engine.journal.remote.counts(THERE).versions == 2
 
 
-@BOTH
+@EACH
 def test_a_version_that_comes_late_does_not_become_current(tmp_path: Path, service: Service) -> None:
     """G5: the newest is copied over it, once; a newest marker is put again."""
     bucket = service.make_bucket()
@@ -351,7 +368,7 @@ def test_what_arrives_damaged_is_not_kept(
         assert [each.data for each in found_in(bucket)] == [b"original"]
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("size", [0, 1, 300_000, 6 << 20])
 def test_content_of_any_size_arrives(tmp_path: Path, service: Service, size: int) -> None:
     """G3: in memory, as a stream, and in parts, with and without a limit."""
@@ -425,7 +442,7 @@ def test_damage_at_the_source_is_never_sent(tmp_path: Path, service: Service) ->
         assert [each.data for each in found_in(bucket) if each.id == version.id] == []
 
 
-@BOTH
+@EACH
 def test_large_content_goes_in_parts_and_is_resumed(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,7 +561,7 @@ def test_a_limit_holds_for_what_is_under_way(tmp_path: Path, service: Service) -
         assert 0 < len(begun) <= 2
 
 
-@BOTH
+@EACH
 def test_an_object_that_one_request_may_not_copy_is_copied_in_parts(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

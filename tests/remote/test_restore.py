@@ -13,13 +13,13 @@ from fsrepl.model import attributes
 from fsrepl.model.version import Status
 from fsrepl.remote.bucket import sums_of
 from fsrepl.repair import from_services
-from tests.remote.conftest import BOTH
+from tests.remote.conftest import EACH
 from tests.services import RemoteWorld, Service, found_in
 from tests.verifying import verify
 from tests.world import SOURCE
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("without_journal", [False, True])
 def test_a_dead_source_comes_back_from_the_service(
     tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch, without_journal: bool

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fsrepl.model.version import Status
-from tests.remote.conftest import BOTH
+from tests.remote.conftest import EACH
 from tests.services import RemoteWorld, Service, found_in
 from tests.tree_deeds import differences
 from tests.verifying import verify
@@ -40,7 +40,7 @@ def filled(world: RemoteWorld) -> None:
     world.settle()
 
 
-@BOTH
+@EACH
 def test_a_tree_is_objects_of_the_kinds_that_s3_knows(tmp_path: Path, service: Service) -> None:
     """A folder object ends in a slash and is empty; a symlink has its target as content; their Content-Type says so."""
     bucket = service.make_bucket()
@@ -69,7 +69,7 @@ def test_a_tree_is_objects_of_the_kinds_that_s3_knows(tmp_path: Path, service: S
         assert verify(world) == []
 
 
-@BOTH
+@EACH
 @pytest.mark.skipif(not shutil.which("rsync"), reason="needs rsync")
 @pytest.mark.parametrize("without_journal", [False, True])
 def test_a_lost_tree_comes_back_whole(tmp_path: Path, service: Service, without_journal: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fsrepl.errors import Refused
 from fsrepl.model.version import Status
 from fsrepl.remote.bucket import RemoteBucket, sums_of
-from tests.remote.conftest import BOTH
+from tests.remote.conftest import EACH
 from tests.services import THERE, RemoteWorld, Service, current, found_in, sidecars
 from tests.verifying import tally, verification, verify
 
@@ -27,7 +27,7 @@ def filled(world: RemoteWorld) -> None:
     world.settle()
 
 
-@BOTH
+@EACH
 def test_what_is_as_it_should_be_has_no_difference(tmp_path: Path, service: Service) -> None:
     """Content is read and hashed there too; the counts say so, also after the journal is lost."""
     service.make_bucket()
@@ -73,7 +73,7 @@ def harm(kind: str, bucket: RemoteBucket) -> str:
             return "Missing"
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("kind", ["removed", "content", "metadata", "tags", "sidecar", "marker"])
 def test_harm_there_is_found_and_repaired(tmp_path: Path, service: Service, kind: str) -> None:
     """A removed version, other content, metadata or tags; it is sent again, and what is current stays so."""
