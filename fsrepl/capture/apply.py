@@ -16,7 +16,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fsrepl.capture import copy, judge, look, names
-from fsrepl.capture.judge import AddMarker, AddVersion, CopyInBackground, Defer, Detach, Edit, Nothing, ShowCurrent
+from fsrepl.capture.judge import (
+    AddMarker,
+    AddVersion,
+    CopyInBackground,
+    Defer,
+    Detach,
+    Edit,
+    Nothing,
+    RemoveIfEmpty,
+    ShowCurrent,
+)
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, metadata
 from fsrepl.model.version import NULL, TAKEN_CHANGING, TAKEN_OPEN, Kind, Origin, Version, Versioning
@@ -30,7 +40,7 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.sharing import can_reflink
-from fsrepl.views import directories, edits, hardlinks, shared_record, stale
+from fsrepl.views import directories, edits, hardlinks, obstacles, shared_record, stale
 
 log = logging.getLogger("fsrepl")
 
@@ -171,6 +181,8 @@ def apply(
                 hardlinks.set_free(region, state, bucket, detach)
             assert known is not None
             return _marker(region, state, bucket, change, known)
+        case RemoveIfEmpty():
+            obstacles.remove_made_directories(bucket, key[:-1])
         case Nothing():
             pass
     return None

@@ -87,7 +87,13 @@ class AddMarker(Struct, frozen=True):
     detach: Version | None = None
 
 
-Decision = Nothing | ShowCurrent | Defer | CopyInBackground | Edit | Detach | AddVersion | AddMarker
+class RemoveIfEmpty(Struct, frozen=True):
+    """The directory was deleted, and left to what was in it."""
+
+
+Decision = (
+    Nothing | ShowCurrent | Defer | CopyInBackground | Edit | Detach | AddVersion | AddMarker | RemoveIfEmpty
+)  # fmt: skip
 
 
 def judge(
@@ -133,7 +139,9 @@ def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, i
         # in its place since then is not
         if is_stale and (known is None or known.view is None or known.view.has_content_of(seen.found)):
             return Nothing()
-        return AddVersion() if not evidence.is_made() or (known and evidence.is_made_and_edited()) else Nothing()
+        if known is None:
+            return Nothing() if evidence.is_made() else AddVersion()
+        return AddVersion() if not evidence.is_made() or evidence.is_made_and_edited() else RemoveIfEmpty()
     if shown := evidence.same_directory():
         return Edit(shown)
     return Nothing() if known.view is None and evidence.is_made() else AddVersion()

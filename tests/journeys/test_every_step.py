@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,28 @@ def _tree_objects(world: World, clock: Clock) -> None:
     world.link("link", "changed")
     world.link("made/below/link", "../elsewhere")
     world.unlink("gone")
+
+
+def _tree_changes(world: World, clock: Clock) -> None:
+    """Names of one file, of which one goes, one is added and one is written through; what becomes an object of another
+    kind; directories that were deleted and still hold something, of which one is changed and one emptied."""
+    _hard_links(world, clock)
+    for name in ("file", "remains/file", "emptied/file", "was-a-directory/file"):
+        world.write(name, name.encode())
+    world.link("was-a-link", "file")
+    world.settle()
+    for key in ("remains/", "emptied/"):
+        world.remove(key)
+    world.settle()
+    world.path("three").write_bytes(b"written through one name")
+    world.unlink("file")
+    world.path("file").mkdir()
+    shutil.rmtree(world.path("was-a-directory"))
+    world.link("was-a-directory", "elsewhere")
+    world.unlink("was-a-link")
+    world.write("was-a-link/file", b"below")
+    world.path("remains").chmod(0o711)
+    world.unlink("emptied/file")
 
 
 def _hard_links(world: World, clock: Clock) -> None:
@@ -171,6 +193,7 @@ def _overwritten(world: World, clock: Clock) -> None:
 JOURNEYS = {
     "acts": Journey(_acts),
     "trees": Journey(_tree_objects, trees=True),
+    "tree-changes": Journey(_tree_changes, trees=True),
     "hard-links": Journey(_hard_links),
     "delta": Journey(_delta),
     "expiry": Journey(_expired, _time_passes, finish=_midnight),
@@ -355,6 +378,8 @@ def _end(world: World) -> dict[str, Any]:
             "tree": tree,
             "modes": {key: oct(world.path(key, bucket).stat().st_mode) for key in tree},
             "links": world.links(bucket),
+            "directories": _directories(world, bucket) if known.trees else {},
+            "names": _names(world, bucket, tree) if known.trees else [],
             "versions": {
                 key: [
                     (v.marker, v.digest.hex()[:8], str(v.origin), str(v.status), v.storage_class, v.place is not None)
@@ -366,3 +391,18 @@ def _end(world: World) -> dict[str, Any]:
         }
     out["one history"] = world.ids(SOURCE) == world.ids(DESTINATION)
     return out
+
+
+def _directories(world: World, bucket: str) -> dict[str, str]:
+    top = world.path(bucket=bucket)
+    found = (path for path in top.rglob("*") if path.is_dir() and not path.is_symlink())
+    named = {str(path.relative_to(top)): oct(path.stat().st_mode) for path in found}
+    return {name: mode for name, mode in sorted(named.items()) if not name.startswith(".fsrepl")}
+
+
+def _names(world: World, bucket: str, tree: Iterable[str]) -> list[list[str]]:
+    """The names of each file that has several."""
+    files: dict[int, list[str]] = {}
+    for key in sorted(tree):
+        files.setdefault(world.path(key, bucket).stat().st_ino, []).append(key)
+    return [names for names in files.values() if len(names) > 1]

@@ -126,14 +126,23 @@ def test_rsync_finds_nothing_to_do_after_random_acts(memory: Path, two_way: bool
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("rsync"), reason="needs rsync")
-def test_rsync_finds_nothing_to_do_after_random_acts_and_kills(site: Site) -> None:
+@pytest.mark.parametrize("two_way", [False, True], ids=["one-way", "two-way"])
+def test_rsync_finds_nothing_to_do_after_random_acts_and_kills(site: Site, two_way: bool) -> None:
     """The same with a daemon that is killed while the acts go on."""
-    deeds = Deeds(site.path("a"), SEED)
+    deeds = [Deeds(site.path("a"), SEED)]
+    if two_way:
+        site.must("replication", "enable", DESTINATION, SOURCE)
+        deeds.append(Deeds(site.path("b", DESTINATION), SEED + 1))
+
+    def act(number: int) -> None:
+        for each in deeds:
+            each.act(number // len(deeds))
+
     for _ in range(max(3, ROUNDS // 4)):
-        deeds.act(25)
+        act(25)
         site.kill()
-        deeds.act(5)
+        act(6)
         site.start(ready=False)
-        deeds.act(10)
+        act(10)
     site.until(site._is_ready, "the daemon is ready")
     alike(site)

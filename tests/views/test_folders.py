@@ -15,6 +15,7 @@ from fsrepl.commands import status, why
 from fsrepl.daemon import live
 from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
+from fsrepl.views import obstacles
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World, worlds
@@ -473,4 +474,27 @@ def test_a_directory_put_in_the_place_of_one_that_the_other_side_removed(tmp_pat
         assert world.state(SOURCE).stale == world.state(DESTINATION).stale == {}
         assert folders(world, SOURCE) == folders(world, DESTINATION)
         assert world.leftovers(SOURCE) == world.leftovers(DESTINATION) == []
+        world.stays_quiet()
+
+
+def test_a_deleted_directory_that_was_emptied_goes_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: the last object in it was captured as deleted, and the power failed before the directory was removed."""
+    with World(tmp_path, trees=True) as world:
+        world.write("folder/below/file", b"data")
+        world.settle()
+        world.remove("folder/below/")
+        world.remove("folder/")
+        world.settle()
+        with monkeypatch.context() as patch:
+            patch.setattr(obstacles, "remove_made_directories", lambda *_: None)
+            world.unlink("folder/below/file")
+            world.look()
+            world.engine.regions["east"].turn()
+        assert world.path("folder/below").exists()
+        world.restart()
+        world.settle()
+        world.settle()
+        assert folders(world, SOURCE) == folders(world, DESTINATION) == {}
         world.stays_quiet()
