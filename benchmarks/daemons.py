@@ -20,12 +20,12 @@ SOURCE, DESTINATION = "east/src", "west/dst"
 class Daemon:
     """A site of two regions below a folder, and its daemon."""
 
-    def __init__(self, home: Path, *, trees: bool = False) -> None:
-        """trees: of tree buckets."""
+    def __init__(self, home: Path, *, trees: bool = False, settings: str = "") -> None:
+        """trees: of tree buckets. settings: lines for its fsrepl.toml."""
         self.root = home / "site"
         self.fsrepl("init", self.root, "--region", "east", "--region", "west")
-        with (self.root / FILE).open("a") as settings:
-            settings.write("\n[safety]\ndelete_share = 1\n")  # all of a bucket is removed, and shall cross
+        with (self.root / FILE).open("a") as file:
+            file.write("\n[safety]\ndelete_share = 1\n" + settings)  # all of a bucket is removed, and shall cross
         for bucket in (SOURCE, DESTINATION):
             self.fsrepl("bucket", "create", bucket, "--versioning", *(["--trees"] if trees else []))
         self.fsrepl("replication", "enable", SOURCE, DESTINATION)
@@ -61,9 +61,9 @@ class Daemon:
 
 
 @contextmanager
-def daemon(folder: Path, *, trees: bool = False) -> Iterator[Daemon]:
+def daemon(folder: Path, *, trees: bool = False, settings: str = "") -> Iterator[Daemon]:
     home = Path(tempfile.mkdtemp(prefix="fsrepl-bench-", dir=folder))
-    found = Daemon(home, trees=trees)
+    found = Daemon(home, trees=trees, settings=settings)
     try:
         yield found
     finally:

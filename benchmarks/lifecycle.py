@@ -22,6 +22,10 @@ from fsrepl.storage.journal.database import Journal
 
 OLD = "east/old"
 DAY_S = 86400
+_LOOK_S = 3.0
+"""The daemon has looked by then whether there are rules."""
+NO_SCRUB = '[scrub]\nevery = "0"\n'
+"""The clock is moved by days, after which a tenth of all content would be read."""
 
 
 def lifecycle(folder: Path, expired: int, judged: int) -> None:
@@ -31,7 +35,7 @@ def lifecycle(folder: Path, expired: int, judged: int) -> None:
     os.environ["FSREPL_CLOCK"] = str(clock)
     clock.write_text(_rfc3339(today))
     try:
-        with daemon(folder) as site:
+        with daemon(folder, settings=NO_SCRUB) as site:
             site.fsrepl("bucket", "create", OLD, "--versioning")
             tree = make_tree(home / "tree", expired)
             run("cp", "-r", f"{tree}/.", site.path(OLD))
@@ -56,12 +60,15 @@ def _expire(site: Daemon, home: Path, clock: Path, today: int, count: int) -> No
     }
     for what, (action, days) in steps.items():
         find = _find(home, today, count)
-        _put(site, home, action)
-        clock.write_text(_rfc3339(today + days * DAY_S - 3600))  # not midnight: the run is asked for
+        clock.write_text(_rfc3339(today + days * DAY_S - 3600))
+        time.sleep(_LOOK_S)
+        _put(site, home, action)  # new rules: the daemon's own run waits for the next midnight
         cost = cost_of(home, lambda: site.fsrepl("lifecycle", "run", OLD), site, durably=True)
         (found,) = [each for each in json.loads(site.fsrepl("status", "--json"))["buckets"] if each["bucket"] == OLD]
         if left := found["objects"] if what == "Expiration" else found["versions"]:
             raise SystemExit(f"{left} of {count} objects are left after {what}")
+        site.fsrepl("lifecycle", "rm", OLD)
+        time.sleep(_LOOK_S)
         print(f"  {'find -mtime -delete':27} {text(find)}")
         times = f"{cost.wall_s / find.wall_s:5.1f} times find, {cost.cpu_s / find.cpu_s:.1f} times its CPU time"
         print(f"  {what:27} {text(cost)}   {times}, {cost.cpu_s / count * 1e3:.2f} CPU ms an object")
