@@ -219,13 +219,15 @@ def remember_removed(bucket: OpenBucket, *gone: Version) -> None:
     lines = [json.dumps({"key": os.fsdecode(version.key), "version": version.id}).encode() + b"\n" for version in gone]
     fd = bucket.fs.append(bucket.meta, b"removed.jsonl")
     try:
-        if not _ends_well(bucket, b"removed.jsonl", bucket.fs.stat_fd(fd).st_size):
+        size = bucket.fs.stat_fd(fd).st_size
+        if not _ends_well(bucket, b"removed.jsonl", size):
             lines.insert(0, b"\n")  # ends a line that a crash cut short
         bucket.fs.write(fd, b"".join(lines))
         bucket.fs.sync_file(fd)
     finally:
         bucket.fs.close(fd)
-    bucket.fs.sync_file(bucket.meta)
+    if not size:  # else its name is durable: a crash before that leaves the caller's intent, and then all is synced
+        bucket.fs.sync_file(bucket.meta)
 
 
 def _ends_well(bucket: OpenBucket, name: bytes, size: int) -> bool:
