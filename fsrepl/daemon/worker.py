@@ -13,6 +13,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from fsrepl.capture import barrier, ingest, schedule
 from fsrepl.daemon.attach import Attaching
@@ -35,7 +36,9 @@ from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
 from fsrepl.repair import reconcile, refetch, scrub
-from fsrepl.replicate import backfill, decide, deliver, settle
+from fsrepl.replicate import backfill, decide, deliver, sending, settle
+from fsrepl.replicate.source import Source
+from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery
 from fsrepl.views import following, labels, relinking, resting, stale
 
@@ -311,10 +314,14 @@ class Worker(Attaching):
             self._bucket_trouble(state, deliveries)
         else:
             with self.at_work(state):
-                deliver.carry(self, state, deliveries)
+                deliver.carry(self, state, deliveries, self.open_source)
                 queue.paid_at = self.engine.limiter.position
                 return
             self.try_later(deliveries, state.why, whole=True)
+
+    def open_source(self, address: str, destination: OpenBucket) -> AbstractContextManager[Source]:
+        """See source.Opener: here a bucket of the site."""
+        return sending.opened(self.engine, address, destination)
 
     def _bucket_trouble(self, state: BucketState, deliveries: Sequence[Delivery]) -> None:
         try:

@@ -534,5 +534,5 @@ class Verification:
             if each is not None:
                 each.bucket.views.forget(path)  # it may have been removed and made again meanwhile
         others = {address: each.bucket for address, each in self._sides.items() if each is not None}
-        why = directories.difference(side.bucket, others, path)
+        why = directories.difference(side.bucket, directories.readers(others), path)
         return Difference(side.address, path + b"/", "", Problem.METADATA, why, path=path + b"/") if why else None

@@ -13,22 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
-from fsrepl.errors import Failed, FsreplError, Unavailable
+from fsrepl.errors import FsreplError, Unavailable
 from fsrepl.model import delta, keys
 from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.delta import Span
 from fsrepl.model.version import Version
-from fsrepl.region.limiter import Limiter
 from fsrepl.region.limits import Progress
+from fsrepl.replicate import transfer
 from fsrepl.replicate.draft import Base, LargeDraft, StagedReplica
+from fsrepl.replicate.source import Content, Source
 from fsrepl.storage import blocks as maps
 from fsrepl.storage import versions
-from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.bucket import OpenBucket
 
 log = logging.getLogger("fsrepl")
 
-_CHUNK = 8 << 20
-_COMPARED_BYTES = 1 << 20
 _MADE_MAX = 4
 """Of so many candidates a lost map is made again: each is a pass over the content."""
 _TRIES = 3
@@ -46,37 +45,21 @@ class Sent(Struct, frozen=True):
 
 
 def stage(
-    source: OpenBucket, draft: LargeDraft, version: Version, base: Base | None, progress: Progress, limiter: Limiter
+    content: Content, blocks: BlockMap, draft: LargeDraft, version: Version, base: Base | None, progress: Progress
 ) -> Sent:
     """Complete a draft. Raises Failed (the stored version is damaged or gone), Unavailable, OSError."""
-    try:
-        fd = versions.open_content(source, version)
-    except FileNotFoundError as error:
-        raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
-    try:
-        blocks = maps.of_file(source, version.digest, fd)
-        if blocks is None or source.fs.stat_fd(fd).st_size != version.size:
-            raise _damaged()
-        sending = _Sending(source, fd, draft, progress, limiter)
-        sent = sending.send(draft.missing(blocks, base, progress.verified_to))
-        progress.came_to(version.size)
-        damaged: Held | None = None
-        for _ in range(_TRIES):
-            if not (bad := draft.damaged(blocks, progress.verified_to)):
-                return Sent(draft.stage(), damaged)
-            damaged = _built_upon(base, bad, sent) or damaged
-            sending.send(bad)
-        draft.forget()
-        if content_digest(source, fd, progress.verified_to) != version.digest:
-            raise _damaged()
-        raise Unavailable("the copy does not match the source; it is made again")
-    finally:
-        source.fs.close(fd)
-
-
-def _damaged() -> Failed:
-    why = "the stored version no longer matches its BLAKE3; `fsrepl verify --repair` looks for a good copy"
-    return Failed("SrcObjectNotEligible", why)
+    sent = content.send(draft, draft.missing(blocks, base, progress.verified_to), progress)
+    progress.came_to(version.size)
+    damaged: Held | None = None
+    for _ in range(_TRIES):
+        if not (bad := draft.damaged(blocks, progress.verified_to)):
+            return Sent(draft.stage(), damaged)
+        damaged = _built_upon(base, bad, sent) or damaged
+        content.send(draft, bad, progress)
+    draft.forget()
+    if not content.is_whole(progress.verified_to):
+        raise transfer.damaged()
+    raise Unavailable("the copy does not match the source; it is made again")
 
 
 def _built_upon(base: Base | None, bad: Sequence[Span], sent: Sequence[Span]) -> Held | None:
@@ -86,81 +69,21 @@ def _built_upon(base: Base | None, bad: Sequence[Span], sent: Sequence[Span]) ->
     return base.key, base.id
 
 
-class _Sending:
-    """Parts of a stored version on their way to a draft, with progress, at the pace of the limit."""
-
-    def __init__(self, source: OpenBucket, fd: int, draft: LargeDraft, progress: Progress, limiter: Limiter) -> None:
-        self._source, self._fd, self._draft = source, fd, draft
-        self._progress, self._limiter = progress, limiter
-
-    def send(self, spans: Iterable[Span]) -> list[Span]:
-        """Send these; which they were. It ends early where the stored file does: what is read back says so."""
-        sent: list[Span] = []
-        for span in spans:
-            sent.append(span)
-            self._progress.came_to(span.at)
-            for part in self._parts(span):
-                at = part.at
-                while at < part.end:
-                    count = self._copy(at, part.end)
-                    if not count:
-                        return sent
-                    at += count
-                    self._progress.came_to(at)
-        return sent
-
-    def _parts(self, span: Span) -> Iterator[Span]:
-        """The parts of a span that differ from what the destination has in its place."""
-        if not self._draft.compares:
-            yield from self._data_of(span)
-            return
-        fs, at = self._source.fs, span.at
-        while at < span.end and (data := fs.read_at(self._fd, min(_COMPARED_BYTES, span.end - at), at)):
-            yield from self._draft.differing(at, data)
-            at += len(data)
-
-    def _data_of(self, span: Span) -> Iterator[Span]:
-        """A span without the holes of the stored file: the draft has zeros there."""
-        at = span.at
-        while True:
-            at, end = self._source.fs.next_data(self._fd, at, span.end)
-            if at >= end:
-                return
-            yield Span(at, end - at)
-            at = end
-
-    def _copy(self, at: int, end: int) -> int:
-        """Copy the next bytes once the limit allows it; their number. Raises Unavailable where that was stopped."""
-        most = min(end - at, self._limiter.chunk_bytes(_CHUNK))
-        if not self._progress.claim(self._limiter, most):
-            if self._progress.unwanted:
-                self._draft.forget()
-            raise Unavailable("its copy was stopped")
-        count = 0
-        try:
-            count = self._draft.copy(self._fd, at, most)
-        finally:
-            self._limiter.sent(count - most)
-        self._progress.bytes_crossed += count
-        return count
-
-
 # -- what the destination has already
 
 
 @contextlib.contextmanager
 def base_of(
-    source: OpenBucket, bucket: OpenBucket, version: Version, held: Sequence[Held],
+    source: Source, bucket: OpenBucket, blocks: BlockMap, version: Version, held: Sequence[Held],
     others: Callable[[BlockMap], Iterable[Held]] = lambda _: (),
 ) -> Iterator[Base | None]:  # fmt: skip
     """The version of a bucket that has most of a version's content, open; None where none has any of it.
 
     held: the candidates, the likeliest first. others: those to be looked at where none of them has half of the content.
     """
-    blocks = maps.read(source, version.digest)
     with contextlib.ExitStack() as opened:
         best, has = _best(source, bucket, version, blocks, held, opened)
-        if blocks is not None and has * 2 < version.size:
+        if has * 2 < version.size:
             better = _best(
                 source, bucket, version, blocks, [each for each in others(blocks) if each not in held], opened
             )
@@ -171,7 +94,7 @@ def base_of(
 
 
 def _best(
-    source: OpenBucket, bucket: OpenBucket, version: Version, blocks: BlockMap | None, candidates: Sequence[Held],
+    source: Source, bucket: OpenBucket, version: Version, blocks: BlockMap, candidates: Sequence[Held],
     opened: contextlib.ExitStack,
 ) -> tuple[Base | None, int]:  # fmt: skip
     """The candidate that has most of a content, and how many bytes. All that are opened are closed with `opened`."""
@@ -186,14 +109,14 @@ def _best(
         opened.callback(bucket.fs.close, there.fd)
         has = version.size
         if there.blocks.digest != version.digest:
-            has = version.size - delta.plan(blocks, there.blocks).missing_bytes if blocks else 0
+            has = version.size - delta.plan(blocks, there.blocks).missing_bytes
         if has > most:
             best, most = there, has
     return best, most
 
 
 def _look(
-    source: OpenBucket, bucket: OpenBucket, key: bytes, version_id: str, version: Version, wanted: BlockMap | None, *,
+    source: Source, bucket: OpenBucket, key: bytes, version_id: str, version: Version, wanted: BlockMap, *,
     may_make: bool,
 ) -> Base | None:  # fmt: skip
     """A candidate with its map; None where it is gone, or where its map is lost and would take too long to make.
@@ -204,8 +127,8 @@ def _look(
         there = versions.read(bucket, key, version_id, marker=False)
         if there is None or not there.digest:
             return None
-        blocks = maps.read(bucket, there.digest) or maps.read(source, there.digest)
-        average = wanted.average if wanted is not None and there.digest != version.digest else 0
+        blocks = maps.read(bucket, there.digest) or source.map_of(there.digest)
+        average = wanted.average if there.digest != version.digest else 0
         fd = versions.open_content(bucket, there)
         try:
             if may_make and (blocks is None or average not in (0, blocks.average)):

@@ -6,6 +6,7 @@ them on the versions there (settle).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -13,11 +14,14 @@ from collections.abc import Sequence
 
 from fsrepl.errors import UNEXPECTED, BucketMissing, Unavailable
 from fsrepl.model import keys
+from fsrepl.model.address import region_of
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.replicate import decide, large
 from fsrepl.replicate.group import DeliveryGroup
+from fsrepl.replicate.sending import SourceLeft
+from fsrepl.replicate.source import Opener
 from fsrepl.storage.journal.rows import Delivery, Outcome
 
 log = logging.getLogger("fsrepl")
@@ -27,18 +31,20 @@ STEP_S = 0.1
 """Seconds for which deliveries are staged before the staged ones become durable and visible."""
 
 
-def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -> None:
+def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], open_source: Opener) -> None:
     """Advance deliveries from one source into one bucket as far as possible now.
 
     A delivery that met an unexpected error is carried alone, so that the error affects no other delivery.
     """
     single = [each for each in deliveries if state.delivers_singly or each.key in state.undelivered]
     if len(single) < len(deliveries):
-        _carry(region, state, [each for each in deliveries if each not in single] if single else deliveries)
+        _carry(
+            region, state, [each for each in deliveries if each not in single] if single else deliveries, open_source
+        )
     for each in single:
         state.undelivered.pop(each.key, None)
         try:
-            _carry(region, state, [each])
+            _carry(region, state, [each], open_source)
         except sqlite3.Error:
             raise
         except Exception:
@@ -48,7 +54,7 @@ def carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) ->
     state.delivers_singly = False
 
 
-def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -> None:
+def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery], open_source: Opener) -> None:
     """Carry one batch of deliveries. Read this first.
 
     Staging before publishing is bounded in time as well as in number; the rest of the batch waits for the
@@ -57,43 +63,37 @@ def _carry(region: Region, state: BucketState, deliveries: Sequence[Delivery]) -
     until_s = time.monotonic() + STEP_S
     source_name = deliveries[0].source
     engine = region.engine
-    source = engine.site.buckets.get(source_name)
-    if source is None:
-        return  # the source left the site; its deliveries left the journal with it
-    if region.is_stuck(source_name) and source.region != region.name:
+    if region.is_stuck(source_name) and region_of(source_name) != region.name:
         region.try_later(
-            deliveries, f"region {source.region} hangs; it is not touched from here until it moves", whole=True
+            deliveries, f"region {region_of(source_name)} hangs; it is not touched from here until it moves", whole=True
         )
         return
-    try:
-        from_bucket = source.open()
-    except (Unavailable, BucketMissing) as error:
-        region.try_later(deliveries, str(error), whole=True)
-        return
-    with from_bucket:
+    with contextlib.ExitStack() as opened:
         try:
-            to_bucket = state.bucket.open()
+            to_bucket = opened.enter_context(state.bucket.open())
         except Unavailable as error:
             region.try_later(deliveries, str(error), whole=True)
             return
         except BucketMissing:
             settle_all(region, deliveries, decide.decide(decide.Facts(destination_missing=True)))
             return
-        with to_bucket:
-            try:
-                batch = DeliveryGroup(region, state, from_bucket, to_bucket)
-            except Unavailable as error:
-                region.try_later(deliveries, str(error), whole=True)
-                return
-            batch.known = engine.journal.versions.look_up(state.bucket.address, [each.key for each in deliveries])
-            done = 0
-            while done < len(deliveries) and not (done and time.monotonic() > until_s):
-                batch.prepare(deliveries[done])
-                while batch.large:
-                    large.send_in_background(region, state, batch.large.pop())
-                done += 1
-            batch.publish()
-            region.queue(source_name, state.bucket.address).give_back(deliveries[done:])
+        try:
+            source = opened.enter_context(open_source(source_name, to_bucket))
+        except SourceLeft:
+            return  # its deliveries left the journal with it
+        except (Unavailable, BucketMissing) as error:
+            region.try_later(deliveries, str(error), whole=True)
+            return
+        batch = DeliveryGroup(region, state, source, to_bucket)
+        batch.known = engine.journal.versions.look_up(state.bucket.address, [each.key for each in deliveries])
+        done = 0
+        while done < len(deliveries) and not (done and time.monotonic() > until_s):
+            batch.prepare(deliveries[done])
+            while batch.large:
+                large.send_in_background(region, state, batch.large.pop(), open_source)
+            done += 1
+        batch.publish()
+        region.queue(source_name, state.bucket.address).give_back(deliveries[done:])
 
 
 def settle_all(region: Receiver, deliveries: Sequence[Delivery], action: decide.Action) -> None:

@@ -18,8 +18,8 @@ from fsrepl.region.region import Region
 from fsrepl.replicate import decide, metadata_updates, publish, transfer
 from fsrepl.replicate.destination import Destination, LocalTree
 from fsrepl.replicate.draft import StagedReplica
-from fsrepl.replicate.sending import Sending
 from fsrepl.replicate.settle import is_pending
+from fsrepl.replicate.source import Source
 from fsrepl.replicate.transfer import Item
 from fsrepl.s3 import rules
 from fsrepl.storage import versions
@@ -36,11 +36,10 @@ _REBUILDS_MAX = 3
 class DeliveryGroup:
     """Deliveries from one source to one destination that share their syncs."""
 
-    def __init__(self, region: Region, state: BucketState, source: OpenBucket, destination: OpenBucket) -> None:
+    def __init__(self, region: Region, state: BucketState, source: Source, destination: OpenBucket) -> None:
         self.region, self.state, self.source, self.destination = region, state, source, destination
         self.tree: Destination = LocalTree(destination)
         self.engine = region.engine
-        self.sending = Sending(self.engine, source, destination)
         self.known: Mapping[bytes, Object] = {}
         self.ready: list[Item] = []
         self.large: list[Item] = []
@@ -76,11 +75,11 @@ class DeliveryGroup:
         """Settle a delivery, postpone it, or send it. An error of one delivery affects no other."""
         try:
             item = Item(delivery)
-            item.version = self.sending.version(delivery)
+            item.version = self.source.version(delivery)
             if item.version is not None and not is_pending(item.version, delivery):
                 self.outcomes.append(Outcome(delivery, Status.PENDING, "", None))
                 return
-            match decide.decide(self.sending.facts(delivery, item.version, self._there)):
+            match decide.decide(self.source.facts(delivery, item.version, self._there)):
                 case decide.Wait(why):
                     self.region.try_later([delivery], why)
                 case decide.Settle(status, why):
@@ -160,7 +159,7 @@ class DeliveryGroup:
         if there is not None:
             self.bring_into_line(item, there)
             return
-        item.staged = stage(self.region, self.source, self.tree, item)
+        item.staged = stage(self.source, self.tree, item)
         self.ready.append(item)
 
     def _comes_first(self, key: bytes, version_id: str) -> bool:
@@ -169,9 +168,7 @@ class DeliveryGroup:
             return False
         if any((item.delivery.key, item.delivery.id) == (key, version_id) for item in self.ready):
             return False
-        there = versions.read(self.source, key, version_id, marker=False)
-        recorded = there.deliveries.get(self.destination.address) if there is not None else None
-        return recorded is not None and recorded.status is Status.PENDING
+        return self.source.is_owed(key, version_id, self.destination.address)
 
     def _is_unlooked_at(self, key: bytes, known: Object | None) -> bool:
         """Whether the view must be captured before its key gets a newer version.
@@ -268,16 +265,11 @@ def whole_replica(state: BucketState, destination: Destination, item: Item, *, u
     return there if destination.is_whole(replace(replica, place=there.place)) else None
 
 
-def stage(region: Region, source: OpenBucket, destination: Destination, item: Item,
-          progress: limits.Progress | None = None) -> StagedReplica:  # fmt: skip
+def stage(
+    source: Source, destination: Destination, item: Item, progress: limits.Progress | None = None
+) -> StagedReplica:
     assert item.version is not None
     assert item.replica is not None
     return transfer.stage(
-        source,
-        destination,
-        item.version,
-        item.replica,
-        data=region.engine.recent.data(item.version.digest) if item.version.digest and progress is None else None,
-        progress=progress,
-        limiter=region.engine.limiter,
+        source, destination, item.version, item.replica, progress=progress, just_stored=progress is None
     )

@@ -13,11 +13,12 @@ from fsrepl.model.version import Status, Version
 from fsrepl.region import limits
 from fsrepl.region.bucket_state import BucketState, Damaged
 from fsrepl.region.region import Region
-from fsrepl.replicate import blockwise, group
+from fsrepl.replicate import blockwise, group, transfer
 from fsrepl.replicate.blockwise import Held, Sent
 from fsrepl.replicate.destination import Destination, LocalTree
 from fsrepl.replicate.draft import StagedReplica
 from fsrepl.replicate.group import DeliveryGroup
+from fsrepl.replicate.source import Opener, Source
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome
@@ -28,7 +29,7 @@ _OWN_VERSIONS_MAX, _ALIKE_MAX = 4, 16
 """So many versions of the key itself, and so many of any key with the same size, are looked at for known content."""
 
 
-def send_in_background(region: Region, state: BucketState, item: Item) -> None:
+def send_in_background(region: Region, state: BucketState, item: Item, open_source: Opener) -> None:
     """Stage a large object in the background, with progress; publish it in the region's thread when it is done."""
     delivery, version = item.delivery, item.version
     assert version is not None
@@ -37,14 +38,14 @@ def send_in_background(region: Region, state: BucketState, item: Item) -> None:
     def copy() -> Sent | StagedReplica | Version:
         with (
             region.engine.progress(progress),
-            region.engine.site.bucket(delivery.source).open() as source,
             state.bucket.open() as destination,
+            open_source(delivery.source, destination) as source,
         ):
             tree = LocalTree(destination)
             if (there := group.whole_replica(state, tree, item)) is not None:
                 return there
             if version.size < region.engine.settings.replication.large_file_bytes:
-                return group.stage(region, source, tree, item, progress)
+                return group.stage(source, tree, item, progress)
             return _stage_large(region, state, source, destination, tree, item, progress)
 
     def finish(staged: Sent | StagedReplica | Version | Exception) -> None:
@@ -57,7 +58,7 @@ def send_in_background(region: Region, state: BucketState, item: Item) -> None:
                 state.damaged.append(Damaged(state.bucket.address, *staged.damaged))
             staged = staged.staged
         try:
-            with state.bucket.open() as destination, region.engine.site.bucket(delivery.source).open() as source:
+            with state.bucket.open() as destination, open_source(delivery.source, destination) as source:
                 group = DeliveryGroup(region, state, source, destination)
                 group.finish(item, staged)
                 group.publish()
@@ -77,7 +78,7 @@ def send_in_background(region: Region, state: BucketState, item: Item) -> None:
 
 
 def _stage_large(
-    region: Region, state: BucketState, source: OpenBucket, bucket: OpenBucket, tree: Destination, item: Item,
+    region: Region, state: BucketState, source: Source, bucket: OpenBucket, tree: Destination, item: Item,
     progress: limits.Progress,
 ) -> Sent:  # fmt: skip
     """Stage a large object, of which only what the destination lacks crosses."""
@@ -91,20 +92,23 @@ def _stage_large(
         if not marker and version_id != version.id
     ]
     held += [each for each in versions.of_size(bucket.address, version.size, _ALIKE_MAX) if each not in held]
+    held = [each for each in held if each != (version.key, version.id)]
 
     def others(blocks: BlockMap) -> list[Held]:
         """Versions of content that shares blocks with this one."""
         sizes = state.alike.sizes(bucket, blocks)
         return [each for size in sizes for each in versions.of_size(bucket.address, size, _OWN_VERSIONS_MAX)]
 
-    with (
-        source.fs.released(),
-        blockwise.base_of(
-            source, bucket, version, [each for each in held if each != (version.key, version.id)], others
-        ) as base,
-        tree.large_draft(replica) as draft,
-    ):
-        return blockwise.stage(source, draft, version, base, progress, region.engine.limiter)
+    with source.released(), source.content(version) as content:
+        blocks = content.blocks()
+        if blocks is None:
+            raise transfer.damaged()
+        with (
+            blockwise.base_of(source, bucket, blocks, version, held, others) as base,
+            tree.large_draft(replica) as draft,
+        ):
+            return blockwise.stage(content, blocks, draft, version, base, progress)
+
 
 
 def _background_failed(region: Region, delivery: Delivery, error: Exception) -> None:

@@ -13,6 +13,7 @@ from fsrepl.region.bucket_state import BucketState
 from fsrepl.region.region import Region
 from fsrepl.replicate.destination import Destination
 from fsrepl.replicate.draft import StagedReplica
+from fsrepl.replicate.source import Source
 from fsrepl.replicate.transfer import Item
 from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
@@ -25,7 +26,7 @@ Seen = list[tuple[Version, View | None]]
 
 
 def publish(
-    region: Region, state: BucketState, source: OpenBucket, bucket: OpenBucket, tree: Destination, items: Sequence[Item]
+    region: Region, state: BucketState, source: Source, bucket: OpenBucket, tree: Destination, items: Sequence[Item]
 ) -> list[Outcome]:
     """Make staged replicas visible. A version that is older than the key's newest is added to the store alone.
 
@@ -43,7 +44,7 @@ def publish(
         current = _newest(state, done)  # where the newest of a key failed, the version before it is shown
         narrower = narrowing.Narrower(region.engine, bucket)
         links = link_groups.LinkGroups(region.engine.journal, bucket) if bucket.bucket.trees else None
-        follower = directories.Follower(bucket, {source.address: source}, narrower)
+        follower = directories.Follower(bucket, {source.address: source.rights}, narrower)
         seen = _shown(region, state, bucket, list(current.values()), views, follower, narrower, links)
         shown = {(version.key, version.id) for version, _ in seen}
         _without_views(bucket, [item for item in done if (item.delivery.key, item.delivery.id) not in shown])

@@ -1,27 +1,53 @@
-"""The sending side of deliveries from one source to one destination: its versions, rules and role."""
+"""The sending side of deliveries from one bucket of this site: its versions, rules and role, and its stored content."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fsrepl.errors import Failed
+from fsrepl.errors import Failed, FsreplError, Unavailable
 from fsrepl.model import metadata
+from fsrepl.model.blockmap import BlockMap
+from fsrepl.model.delta import Span
 from fsrepl.model.rule import Replication, Role
-from fsrepl.model.version import ARCHIVED_CLASSES, Version
+from fsrepl.model.version import ARCHIVED_CLASSES, Rights, Status, Version
+from fsrepl.region.limiter import Limiter
+from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.replicate import decide, run_as
+from fsrepl.replicate.draft import Draft, LargeDraft
 from fsrepl.s3 import permissions
+from fsrepl.storage import blocks as maps
 from fsrepl.storage import versions
-from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.bucket import OpenBucket, content_digest
+from fsrepl.storage.fs import Fs
 from fsrepl.storage.journal.rows import Delivery
+from fsrepl.views import directories
 
 log = logging.getLogger("fsrepl")
 
+_CHUNK = 8 << 20
+_COMPARED_BYTES = 1 << 20
+
+
+class SourceLeft(FsreplError):
+    """A bucket left the site, and its deliveries with it."""
+
+
+@contextlib.contextmanager
+def opened(engine: Runtime, address: str, to_tree: OpenBucket) -> Iterator[Sending]:
+    """A bucket of this site as a source, for deliveries to another one: see source.Opener."""
+    bucket = engine.site.buckets.get(address)
+    if bucket is None:
+        raise SourceLeft(f"{address} is no bucket of this site any more")
+    with bucket.open() as source:
+        yield Sending(engine, source, to_tree)
+
 
 class Sending:
-    """See the module. to_tree: the destination, where it is a tree. Used by one thread, for one batch."""
+    """See source.Source. to_tree: the destination, where it is a tree. Used by one thread, for one batch."""
 
     def __init__(self, engine: Runtime, source: OpenBucket, to_tree: OpenBucket | None = None) -> None:
         self._engine, self._source, self._to_tree = engine, source, to_tree
@@ -30,8 +56,11 @@ class Sending:
         self.role: Role | None = engine.role(self.replication.role) if self.replication else None
         self._run_as_check: run_as.RunAsCheck | None = None
 
+    @property
+    def address(self) -> str:
+        return self._source.address
+
     def version(self, delivery: Delivery) -> Version | None:
-        """The version of a delivery, as its record says. Raises StoreDamaged."""
         version = self._engine.recent.version(delivery.source, delivery.key, delivery.id)
         if version is None:
             version = versions.read(self._source, delivery.key, delivery.id, marker=delivery.marker)
@@ -40,7 +69,6 @@ class Sending:
     def facts(
         self, delivery: Delivery, version: Version | None, there: Callable[[Version], dict[str, Any]]
     ) -> decide.Facts:
-        """What decides about a delivery. there: the facts of the destination, asked where the version is there."""
         rule = self.rules.get(delivery.rule)
         recorded = version.deliveries.get(delivery.destination) if version else None
         if version is None or recorded is None:
@@ -81,3 +109,149 @@ class Sending:
         except Failed as error:
             log.warning("role refused bucket=%s: %s", self._source.address, error)
             return error.reason
+
+    def is_owed(self, key: bytes, version_id: str, destination: str) -> bool:
+        version = versions.read(self._source, key, version_id, marker=False)
+        recorded = version.deliveries.get(destination) if version is not None else None
+        return recorded is not None and recorded.status is Status.PENDING
+
+    def rights(self, path: bytes) -> Rights | None:
+        return directories.rights_at(self._source, path)
+
+    @contextlib.contextmanager
+    def content(self, version: Version, *, just_stored: bool = False) -> Iterator[StoredContent]:
+        data = self._engine.recent.data(version.digest) if just_stored and version.digest else None
+        content = StoredContent(self._source, version, self._engine.limiter, data)
+        try:
+            yield content
+        finally:
+            content.close()
+
+    def map_of(self, digest: bytes) -> BlockMap | None:
+        return maps.read(self._source, digest)
+
+    def released(self) -> contextlib.AbstractContextManager[None]:
+        return self._source.fs.released()
+
+
+class StoredContent:
+    """See source.Content: a stored file, opened when it is first needed. data: the content, where it is in memory."""
+
+    def __init__(
+        self, bucket: OpenBucket, version: Version, limiter: Limiter | None, data: bytes | None = None
+    ) -> None:
+        self._bucket, self._version, self._limiter, self._data = bucket, version, limiter, data
+        self._opened = -1
+
+    @property
+    def _fs(self) -> Fs:
+        return self._bucket.fs
+
+    @property
+    def _fd(self) -> int:
+        if self._opened < 0:
+            try:
+                self._opened = versions.open_content(self._bucket, self._version)
+            except FileNotFoundError as error:
+                raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
+        return self._opened
+
+    def close(self) -> None:
+        if self._opened >= 0:
+            self._fs.close(self._opened)
+            self._opened = -1
+
+    def copy_to(self, draft: Draft, progress: Progress | None) -> None:
+        if self._data is not None:
+            draft.write(self._data)
+            if self._limiter:
+                self._limiter.sent(len(self._data))
+            return
+        size, at, written = self._version.size, 0, 0
+        while True:
+            at, until = self._fs.next_data(self._fd, at, size)
+            count = self._copy_some(draft, at, until - at, progress) if at < until else 0
+            if not count:
+                break
+            at = written = at + count
+            if progress:
+                progress.came_to(at)
+        if progress:
+            progress.came_to(at)
+        if written < at:  # the content ends in a hole
+            draft.end_at(at)
+
+    def is_whole(self, on_read: Callable[[int], None] | None = None) -> bool:
+        return content_digest(self._bucket, self._fd, on_read) == self._version.digest
+
+    def blocks(self) -> BlockMap | None:
+        found = maps.of_file(self._bucket, self._version.digest, self._fd)
+        return found if self._fs.stat_fd(self._fd).st_size == self._version.size else None
+
+    def send(self, draft: LargeDraft, spans: Iterable[Span], progress: Progress) -> list[Span]:
+        sent: list[Span] = []
+        for span in spans:
+            sent.append(span)
+            progress.came_to(span.at)
+            for part in self._parts(draft, span):
+                at = part.at
+                while at < part.end:
+                    count = self._send_some(draft, at, part.end - at, progress)
+                    if not count:
+                        return sent
+                    at += count
+                    progress.came_to(at)
+        return sent
+
+    def _parts(self, draft: LargeDraft, span: Span) -> Iterator[Span]:
+        """The parts of a span that differ from what the destination has in its place."""
+        if not draft.compares:
+            yield from self.data_of(span)
+            return
+        at = span.at
+        while at < span.end and (data := self._fs.read_at(self._fd, min(_COMPARED_BYTES, span.end - at), at)):
+            yield from draft.differing(at, data)
+            at += len(data)
+
+    def data_of(self, span: Span) -> Iterator[Span]:
+        """A span without the holes of the stored file: the draft has zeros there."""
+        at = span.at
+        while True:
+            at, end = self._fs.next_data(self._fd, at, span.end)
+            if at >= end:
+                return
+            yield Span(at, end - at)
+            at = end
+
+    def whole(self) -> bytes:
+        """All of a small content."""
+        return self._data if self._data is not None else self._fs.read_all(self._fd, self._version.size)
+
+    def read(self, at: int, count: int) -> bytes:
+        """A part of the content."""
+        return self._fs.read_at(self._fd, count, at)
+
+    def _send_some(self, draft: LargeDraft, at: int, most: int, progress: Progress) -> int:
+        try:
+            count = self._copy_some(draft, at, most, progress)
+        except Unavailable:
+            if progress.unwanted:
+                draft.forget()
+            raise
+        progress.bytes_crossed += count
+        return count
+
+    def _copy_some(self, draft: Draft | LargeDraft, at: int, most: int, progress: Progress | None) -> int:
+        """Copy the next bytes; their number. A background worker, which has a progress, waits until the limit allows
+        it. Raises Unavailable where that was stopped."""
+        limiter = self._limiter
+        most = min(most, limiter.chunk_bytes(_CHUNK) if limiter and progress else _CHUNK)
+        if progress and not (progress.claim(limiter, most) if limiter else not progress.stop):
+            raise Unavailable("its copy was stopped")
+        claimed, count = most if progress else 0, 0
+        try:
+            count = draft.copy(self._fd, at, most)
+        finally:
+            if limiter:
+                limiter.sent(count - claimed)
+        return count

@@ -150,7 +150,7 @@ def _last_seen(bucket: OpenBucket, at: int) -> Rights | None:
     return None
 
 
-def _at_source(source: OpenBucket, path: bytes) -> Rights | None:
+def rights_at(source: OpenBucket, path: bytes) -> Rights | None:
     """A directory's permissions at a source, those on record where it is gone, None where nothing is known."""
     with contextlib.suppress(OSError):
         return rights_of(source, source.views.get(path))
@@ -166,19 +166,27 @@ def _daemon_only() -> Rights:
     return Rights(0o700, os.geteuid(), os.getegid())
 
 
+RightsAt = Callable[[bytes], Rights | None]
+"""Tells the permissions of a directory at a source, None where nothing is known of them: rights_at of a bucket here."""
+
+
+def readers(sources: Mapping[str, OpenBucket]) -> dict[str, RightsAt]:
+    return {address: functools.partial(rights_at, source) for address, source in sources.items()}
+
+
 # -- directories of replica trees
 
 
 class Follower:
     """Gives directories of a bucket the permissions of their sources, each directory once.
 
-    sources: the buckets that can be read now. Recorded permissions of other sources still count. A directory that is an
+    sources: those that can be read now. Recorded permissions of other sources still count. A directory that is an
     object has the permissions of its version instead; narrow: called for each that may have one, with the permissions
     at each source now.
     """
 
     def __init__(
-        self, bucket: OpenBucket, sources: Mapping[str, OpenBucket],
+        self, bucket: OpenBucket, sources: Mapping[str, RightsAt],
         narrow: Callable[[bytes, Mapping[str, Rights]], None] | None = None,
     ) -> None:  # fmt: skip
         self._bucket, self._sources, self._narrow = bucket, sources, narrow
@@ -201,7 +209,7 @@ class Follower:
             there = {address: self._sources[address] for address in known.sources if address in self._sources}
             self._follow(path, there, anew=anew)
 
-    def _follow(self, path: bytes, there: Mapping[str, OpenBucket], *, anew: bool = False) -> None:
+    def _follow(self, path: bytes, there: Mapping[str, RightsAt], *, anew: bool = False) -> None:
         bucket = self._bucket
         at = bucket.stored_directory(path)
         known = _read(bucket, at)
@@ -222,11 +230,8 @@ class Follower:
             _write(bucket, at, now)
 
 
-def _looked_up(known: Replicated, there: Mapping[str, OpenBucket], path: bytes) -> dict[str, Rights]:
-    return {
-        address: _at_source(source, path) or known.sources.get(address) or _daemon_only()
-        for address, source in there.items()
-    }
+def _looked_up(known: Replicated, there: Mapping[str, RightsAt], path: bytes) -> dict[str, Rights]:
+    return {address: rights(path) or known.sources.get(address) or _daemon_only() for address, rights in there.items()}
 
 
 def _made(bucket: OpenBucket, at: int, path: bytes, known: Replicated) -> int | None:
@@ -282,7 +287,7 @@ def disown(bucket: OpenBucket, path: bytes) -> None:
             _write(bucket, at, replace(known, made=0, given=None))
 
 
-def difference(bucket: OpenBucket, sources: Mapping[str, OpenBucket], path: bytes) -> str:
+def difference(bucket: OpenBucket, sources: Mapping[str, RightsAt], path: bytes) -> str:
     """The differences of a directory that replication made from its sources, for people; empty where none."""
     try:
         at = bucket.stored_directory(path)

@@ -59,7 +59,7 @@ def look(
         for address in region.engine.site.sources_of(bucket.address):
             with contextlib.suppress(FsreplError):  # an absent source has no news
                 sources[address] = closing.enter_context(region.engine.site.buckets[address].open())
-        follower = directories.Follower(bucket, sources, narrowing.Narrower(region.engine, bucket))
+        follower = directories.Follower(bucket, directories.readers(sources), narrowing.Narrower(region.engine, bucket))
         for path in paths:
             with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
                 follower.follow(path)
@@ -97,4 +97,4 @@ def restore(region: Region, address: str, path: bytes) -> None:
             for source in directories.replicated(bucket, path).sources
             if source in region.engine.site.buckets
         }
-        directories.Follower(bucket, sources).follow(path, anew=True)
+        directories.Follower(bucket, directories.readers(sources)).follow(path, anew=True)

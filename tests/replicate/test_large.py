@@ -21,7 +21,7 @@ import pytest
 from fsrepl.daemon import engine
 from fsrepl.model import blockmap
 from fsrepl.model.version import Status
-from fsrepl.replicate import blockwise
+from fsrepl.replicate import sending
 from fsrepl.settings import reading
 from fsrepl.storage import staging
 from tests import mounts
@@ -50,7 +50,7 @@ def set_up(world: World) -> None:
 
 @pytest.fixture
 def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(blockwise, "_CHUNK", 256 << 10)
+    monkeypatch.setattr(sending, "_CHUNK", 256 << 10)
     with World(memory) as made:
         set_up(made)
         yield made

@@ -17,6 +17,7 @@ from fsrepl.model.version import Version
 from fsrepl.region.limits import Progress
 from fsrepl.replicate import transfer
 from fsrepl.replicate.destination import Destination, Draft, LocalTree, StagedReplica
+from fsrepl.replicate.sending import Sending
 from fsrepl.storage import versions
 from tests.stored import stored
 from tests.world import SOURCE, World
@@ -97,7 +98,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 def stage(world: World, to: Destination, key: str, progress: Progress | None = None) -> StagedReplica:
     (version,) = world.of(key)
     with world.engine.site.bucket(SOURCE).open() as source:
-        return transfer.stage(source, to, version, replace(version, source=SOURCE), progress=progress)
+        return transfer.stage(
+            Sending(world.engine, source), to, version, replace(version, source=SOURCE), progress=progress
+        )
 
 
 @pytest.mark.parametrize("hole", ["none", "first", "last"])
@@ -126,7 +129,7 @@ def test_a_marker_is_staged_without_content(world: World) -> None:
     marker = world.of("k")[0]
     memory = Memory()
     with world.engine.site.bucket(SOURCE).open() as source:
-        memory.publish(transfer.stage(source, memory, marker, marker))
+        memory.publish(transfer.stage(Sending(world.engine, source), memory, marker, marker))
     assert list(memory.stored) == [(b"k", marker.id)]
 
 
