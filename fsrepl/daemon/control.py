@@ -110,6 +110,9 @@ class Server:
                 log.warning("a command could not be accepted: %s", reason(error))
                 threading.Event().wait(_ACCEPT_S)  # no descriptors left: not a reason to spin
                 continue
+            if self._closing:
+                connection.close()
+                return
             self._receive(connection)
 
     def _receive(self, connection: socket.socket) -> None:
@@ -130,7 +133,7 @@ class Server:
         if not self._turned_away:
             log.warning("commands are turned away: %s", why)
             self._turned_away = True
-        answer = _error(Refused(TOO_MANY, f"{why}; try again when some of them have ended"))
+        answer = error_document(Refused(TOO_MANY, f"{why}; try again when some of them have ended"))
         with connection, contextlib.suppress(OSError):
             connection.setblocking(False)
             connection.sendall(json.dumps(answer).encode() + b"\n")
@@ -146,7 +149,9 @@ class Server:
             connection.settimeout(_HANDSHAKE_S)
             _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
             if uid not in (0, os.geteuid()):
-                answer: dict[str, object] = _error(Refused("AccessDenied", "the daemon obeys its own user and root"))
+                answer: dict[str, object] = error_document(
+                    Refused("AccessDenied", "the daemon obeys its own user and root")
+                )
             else:
                 answer = self._answer(connection)
             connection.sendall(json.dumps(answer).encode() + b"\n")
@@ -155,24 +160,26 @@ class Server:
         try:
             request = requests.decode(_read_line(connection, _REQUEST_MAX_BYTES))
         except Usage as error:
-            return _error(error)
+            return error_document(error)
         except ValueError as error:
-            return _error(Usage(f"the daemon was asked something it does not understand: {error}"))
+            return error_document(Usage(f"the daemon was asked something it does not understand: {error}"))
         op = request.op
         try:
             return {"ok": self._handle(request, lambda: _is_open(connection))}
         except FsreplError as error:
-            return _error(error)
+            return error_document(error)
         except OSError as error:
-            return _error(FsreplError(f"{op} failed: {error.strerror or error}"))
+            return error_document(FsreplError(f"{op} failed: {error.strerror or error}"))
         except Exception:
             log.exception("command op=%s: an unexpected error", op)
-            return _error(FsreplError(f"{op} failed with an unexpected error; the daemon's log has it"))
+            return error_document(FsreplError(f"{op} failed with an unexpected error; the daemon's log has it"))
 
     def close(self) -> None:
         self._closing = True
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # the thread notices at once, and does not listen again
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waking:
+            waking.setblocking(False)
+            with _short_path(self._state) as path:
+                waking.connect(path)  # the thread notices at once, and does not listen again
         self._thread.join(_HANDSHAKE_S)
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self._state, SOCKET))
@@ -199,7 +206,8 @@ def _read_line(connection: socket.socket, max_bytes: int | None) -> bytes:
     return bytes(data)
 
 
-def _error(error: FsreplError) -> dict[str, object]:
+def error_document(error: FsreplError) -> dict[str, object]:
+    """An error as an answer."""
     document: dict[str, object] = {"kind": type(error).__name__, "message": str(error)}
     if isinstance(error, Refused):
         document["code"] = error.code
@@ -230,7 +238,7 @@ def ask(state: str | os.PathLike[str], request: Request, timeout_s: float | None
             raise _late(op, timeout_s) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unanswered(state, op, error) from error
-    raise _raised(answer["error"])
+    raise raised(answer["error"])
 
 
 @contextlib.contextmanager
@@ -287,7 +295,8 @@ def answers(state: str) -> bool:
     return True
 
 
-def _raised(document: dict[str, Any]) -> FsreplError:
+def raised(document: dict[str, Any]) -> FsreplError:
+    """The error of an answer, {"kind", "message"}."""
     kind, message = document.get("kind"), str(document.get("message"))
     if kind == "Refused":
         code = str(document["code"])
