@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,16 @@ SOURCE, DESTINATION = "east/src", "west/dst"
 class Daemon:
     """A site of two regions below a folder, and its daemon."""
 
-    def __init__(self, home: Path, *, trees: bool = False, settings: str = "") -> None:
-        """trees: of tree buckets. settings: lines for its fsrepl.toml."""
+    def __init__(self, home: Path, *, trees: bool = False, settings: str = "", west: str = "") -> None:
+        """trees: of tree buckets. settings: lines for its fsrepl.toml. west: the table of the second region, where that
+        is on another machine."""
         self.root = home / "site"
-        self.fsrepl("init", self.root, "--region", "east", "--region", "west")
+        self.fsrepl("init", self.root, "--region", "east", *([] if west else ["--region", "west"]))
         with (self.root / FILE).open("a") as file:
             file.write("\n[safety]\ndelete_share = 1\n" + settings)  # all of a bucket is removed, and shall cross
+            file.write(f"\n[regions.west]\n{west}\n" if west else "")
+        if west:
+            self.fsrepl("region", "add", f"west={tomllib.loads(west)['path']}")
         for bucket in (SOURCE, DESTINATION):
             self.fsrepl("bucket", "create", bucket, "--versioning", *(["--trees"] if trees else []))
         self.fsrepl("replication", "enable", SOURCE, DESTINATION)

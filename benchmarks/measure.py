@@ -8,6 +8,8 @@
     calls     the system calls alone that the burst comes down to, in one thread: what no program could do without
     lifecycle 1,000,000 objects are judged; 100,000 expire, and their versions are removed, beside `find -mtime -delete`
     large     a file of 2 GiB: new, changed, renamed, interrupted, verified (only when it is asked for: see large.py)
+    ssh       a region on another machine: the files of the burst and a large one, beside `rsync -a` over the same sshd
+              behind a line with a delay (only when it is asked for: see over_ssh.py)
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -34,6 +36,7 @@ from costs import Cost, cost_of, filesystem, make_tree, run, text, timed
 from daemons import DESTINATION, SOURCE, Daemon, daemon
 from large import large
 from lifecycle import lifecycle
+from over_ssh import over_ssh
 from peers import PEERS, Peer
 
 from fsrepl.settings import Capture, kinds
@@ -318,12 +321,14 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large"))
+    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "ssh")
+    parser.add_argument("--only", choices=modes)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
     parser.add_argument("--times", type=int, default=200, help="of each latency")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the burst, as SVG or PNG by the file's name")
     parser.add_argument("--size", type=kinds.size, default=2 << 30, help='of the large file, such as "512MiB"')
+    parser.add_argument("--delay", type=int, default=50, help="of the line to the other machine and back, in ms")
     options = parser.parse_args()
     if options.only in (None, "latency"):
         latency(options.folder, options.times)
@@ -345,6 +350,8 @@ def main() -> None:
         arrivals(options.folder)
     if options.only == "large":
         large(options.folder, options.size)
+    if options.only == "ssh":
+        over_ssh(options.folder, options.files, options.size, options.delay)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsrepl
 
-ORDER = ("errors", "temporary", "settings", "model", "s3", "remote", "storage", "region", "views", "capture",
+ORDER = ("errors", "temporary", "settings", "model", "s3", "remote", "link", "storage", "region", "views", "capture",
          "replicate", "repair", "lifecycle", "daemon", "commands", "console", "cli")  # fmt: skip
 STEPS = {"capture", "replicate", "repair", "lifecycle"}
 """They do not know one another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,11 @@ def verification(world: World, destination: str | None = None, *, repair: bool =
         repair_version(world, found.bucket, found.path, found.version, marker=found.marker)
 
     hooks = Hooks(capture=capture, repair=repair_one) if repair else Hooks()
+
+    def examine(bucket: str, wanted: bytes) -> bytes:
+        return base64.b64decode(str(world.run("verify.examine", bucket=bucket, versions=wanted)["Found"]))
+
+    hooks.examine = examine
     try:
         with Verification(site, SOURCE, destination, journal, hooks) as found:
             yield found

@@ -79,7 +79,7 @@ def _keep_log(verbose: int) -> None:
 FILES: Mapping[str, Sequence[str]] = {
     "site": ("init", "check", "region"),
     "tiers": ("tier",),
-    "daemon": ("daemon",),
+    "daemon": ("daemon", "agent"),
     "buckets": ("bucket", "versioning"),
     "replication": ("replication",),
     "lifecycle": ("lifecycle",),

@@ -25,6 +25,7 @@ from fsrepl.cli.common import (
     say,
     services_of,
     size_text,
+    state,
     tell,
     umask,
     warn,
@@ -64,7 +65,7 @@ def bucket_create(
     answer = perform(requests.CreateBucket(bucket, versioning, umask(), trees))
     text = f"bucket {bucket}" + (", versioning Enabled" if versioning else "") + (", a tree bucket" if trees else "")
     print_json(answer) if json else say(text)
-    if versioning and not json and is_terminal():
+    if versioning and not json and is_terminal() and bucket.region in state().settings.regions:
         from fsrepl.commands import versioning_cost
 
         warn(versioning_cost.cost(open_site().settings.regions[bucket.region]))
@@ -216,7 +217,7 @@ def bucket_ls(
     from fsrepl.commands.documents import buckets as documents
 
     site = open_answering_site()
-    if region is not None and region not in site.services:
+    if region is not None and region not in site.destinations:
         site.buckets_of(region)  # raises for an unknown one
     there = [each for service in services_of(site) if region in (None, service["name"]) for each in service["buckets"]]
     rows = [*documents.buckets(site, region), *map(services.bucket_document, there)]

@@ -21,7 +21,7 @@ from fsrepl.cli.state import set_state as set_state
 from fsrepl.cli.state import state as state
 from fsrepl.daemon import control, requests
 from fsrepl.daemon.lock import WAIT_S, Lock
-from fsrepl.daemon.requests import LookAtServices, Request
+from fsrepl.daemon.requests import LookAtHost, LookAtServices, Request
 from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
 from fsrepl.model.address import Address
 from fsrepl.model.amounts import counted as counted
@@ -81,7 +81,19 @@ def open_site() -> Site:
 
     fs = Fs()
     fs.owner = owner(state().settings)
-    return Site(state().settings, fs)
+    site = Site(state().settings, fs)
+    for host in site.hosts.values():
+        host.relay = _buckets_by_daemon
+    return site
+
+
+def _buckets_by_daemon(region: str) -> dict[str, str] | None:
+    """The buckets of a region on another machine; None where no daemon runs, whose connection is the only one."""
+    try:
+        found: dict[str, str] = ask_daemon(LookAtHost(region), answer_within_s=_SERVICES_S)["Buckets"]
+    except NotRunning:
+        return None
+    return found
 
 
 @contextlib.contextmanager
@@ -231,10 +243,10 @@ _SERVICES_S = 60.0
 
 
 def services_of(site: Site) -> list[ServiceFacts]:
-    """The regions that are S3 services: as the daemon sees them, whose credentials count, else as this process does."""
+    """The regions that only take replicas: as the daemon sees them, whose credentials count, else as this process."""
     from fsrepl.commands import services
 
-    if not site.services:
+    if not site.destinations:
         return []
     with contextlib.suppress(FsreplError):
         found: list[ServiceFacts] = ask_daemon(LookAtServices(), answer_within_s=_SERVICES_S)["Services"]

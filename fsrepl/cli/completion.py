@@ -15,7 +15,7 @@ from fsrepl.settings import Settings, reading
 
 def regions(context: typer.Context, incomplete: str) -> list[str]:
     found = _settings(context)
-    names = [*found.regions, *found.endpoints] if found else []
+    names = [*found.regions, *found.destinations] if found else []
     return [name for name in names if name.startswith(incomplete)]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from fsrepl.cli.common import state
@@ -9,6 +12,7 @@ from fsrepl.cli.common import state
 
 def register(app: typer.Typer) -> None:
     app.command()(daemon)
+    app.command()(agent)
 
 
 def daemon() -> None:
@@ -21,3 +25,19 @@ def daemon() -> None:
 
     options, commands = state(), main.Commands(operations.run, wait.answer)
     raise typer.Exit(main.run(options.settings, commands, verbose=options.verbose, quiet=options.quiet))
+
+
+def agent(
+    root: Annotated[
+        Path, typer.Option("--root", metavar="DIR", help="Serve no region outside of this directory.")
+    ] = Path("/"),
+) -> None:
+    """Serve a region of this machine to a site on another one, which starts this command over ssh.
+
+    It speaks to the site over standard input and output, needs no site or daemon here, and ends with the connection.
+    """
+    from fsrepl.commands import hosts, operations
+    from fsrepl.daemon import agent as process
+
+    commands = process.Commands(operations.run, hosts.attach)
+    raise typer.Exit(process.run(root, commands, verbose=state().verbose))

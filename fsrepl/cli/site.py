@@ -134,7 +134,7 @@ def region_add(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Attach a directory as a region, or an S3 service, whose buckets can take replicas.
+    """Attach a directory as a region; an S3 service (https://HOST); or a directory of another machine (ssh://HOST/DIR).
 
     A directory with a region's identity is attached with its buckets; any other directory becomes a new region. A
     region of this site that was moved is attached at its new path.

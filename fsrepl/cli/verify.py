@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import sys
@@ -98,6 +99,7 @@ def verify(
         capture = _capturer(performer) if repair else _capture_by_daemon
         hooks = Hooks(_settled, capture, _repairer(performer) if repair else None, read=_paced(limit))
         hooks.is_daemon_running = _runs
+        hooks.examine = _examiner(performer)
         journal = stack.enter_context(open_journal(site))
         found = stack.enter_context(Verification(site, source, destination, journal, hooks))
         if progress.is_wanted():
@@ -191,6 +193,14 @@ def _capture_by_daemon(address: str, found: Sequence[bytes]) -> None:
     """Request the capture of keys. Without a daemon they are captured once one runs: verify itself writes nothing."""
     with contextlib.suppress(FsreplError):
         ask_daemon(requests.Capture(Address.parse_bucket(address), tuple(found)), answer_within_s=_PASS_S)
+
+
+def _examiner(performer: Performer) -> Callable[[str, bytes], bytes]:
+    def examine(address: str, versions: bytes) -> bytes:
+        found = performer.perform(requests.Examine(Address.parse_bucket(address), versions))["Found"]
+        return base64.b64decode(found)
+
+    return examine
 
 
 def _capturer(performer: Performer) -> Callable[[str, Sequence[bytes]], None]:

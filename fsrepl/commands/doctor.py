@@ -248,7 +248,8 @@ def _service(service: ServiceFacts) -> Iterator[Finding]:
             "deliveries to it wait, and are made once it answers",
         )  # fmt: skip
         return
-    yield Finding(Level.OK, "region", name, f"{service['url']} answers, and accepts the credentials")
+    what = "is served" if service["url"].startswith("ssh://") else "answers, and accepts the credentials"
+    yield Finding(Level.OK, "region", name, f"{service['url']} {what}")
     for bucket in service["buckets"]:
         if bucket["trouble"]:
             what, _, do = bucket["trouble"].partition("; ")

@@ -14,6 +14,7 @@ from fsrepl.commands import (
     buckets,
     doctor_facts,
     heal,
+    hosts,
     lifecycle,
     objects,
     replication,
@@ -56,7 +57,8 @@ def run(engine: Engine, request: Request) -> Answer:
     """Run the operation of a request. Raises FsreplError; a refused request changes nothing."""
     try:
         with engine.journal_faults_as_unavailable():
-            return OPERATIONS[type(request)](engine, request)
+            answer = hosts.perform(engine, request)
+            return OPERATIONS[type(request)](engine, request) if answer is None else answer
     except OSError as error:
         raise FsreplError(f"{request}: {reason(error)}") from error
 
@@ -85,11 +87,17 @@ def _bucket_of(request: OnBucket | OnSource | OnObject) -> str:
 
 def _ask_region(engine: Engine, request: L, step: Callable[[Engine, L], Answer]) -> Answer:
     """Run a step in the thread of its region."""
-    if request.region in engine.site.services:
+    if request.region in engine.site.destinations:
         engine.site.bucket(_bucket_of(request))  # raises: what is asked is of a bucket here
     if request.region not in engine.regions:
         raise Usage(engine.site.no_region(request.region))
     return engine.regions[request.region].ask(lambda: step(engine, request))
+
+
+def _add_region(engine: Engine, request: requests.AddRegion) -> Answer:
+    if request.path.startswith("ssh://"):
+        return hosts.add(engine, request)
+    return services.add(engine, request) if "://" in request.path else sites.add_region(engine, request)
 
 
 def _adopt(engine: Engine, request: requests.AdoptBucket) -> Answer:
@@ -209,7 +217,7 @@ def _cancel(engine: Engine, request: requests.CancelBackfill) -> Answer:
 def _repair(engine: Engine, request: requests.Repair) -> Answer:
     """Repair one version; or, without its id, the rights of a directory that is no object. The caller checks the
     result."""
-    if request.region in engine.site.services:
+    if request.region in engine.site.destinations:
         services.repair(engine, request)
         return {}
     address, path = engine.site.bucket(str(request.bucket)).address, request.path
@@ -263,7 +271,7 @@ def _of_bucket(kind: type[B], step: Callable[[Engine, B], Answer], of_service: C
 
 OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
     [
-        _does(requests.AddRegion, lambda e, r: services.add(e, r) if "://" in r.path else sites.add_region(e, r)),
+        _does(requests.AddRegion, _add_region),
         _does(requests.AddTier, tiers.add_tier),
         _does(requests.RemoveTier, tiers.remove_tier),
         _does(requests.ForgetRegion, lambda e, r: sites.forget_region(e, r.name)),
@@ -305,5 +313,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _does(requests.LookAtServices, lambda e, r: {"Services": services.look(e.site)}),
         _does(requests.GetSite, lambda e, r: {"Site": str(Path(e.settings.path).parent)}),
         _does(requests.Retry, _retry),
+        _does(requests.Examine, hosts.examine),
+        _does(requests.LookAtHost, hosts.look),
     ]
 )

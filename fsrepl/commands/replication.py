@@ -10,11 +10,12 @@ from fsrepl.commands.versioning import versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import EnableReplication, PutReplication
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
+from fsrepl.link.host import Host
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
-from fsrepl.remote.service import Service, versioning_there
+from fsrepl.remote.service import Service
 from fsrepl.s3 import arn, replication, roles
 from fsrepl.storage.documents import remove_document, write_document
 from fsrepl.storage.site import Site
@@ -42,7 +43,7 @@ class _Buckets:
         return self._found[address]
 
     def _read(self, address: str) -> Versioning | None:
-        service = self._site.services.get(region_of(address))
+        service = self._site.destinations.get(region_of(address))
         if service is not None:
             return self._there(service, address)
         if address not in self._site.buckets:
@@ -59,10 +60,10 @@ class _Buckets:
                 raise
             return last_seen
 
-    def _there(self, service: Service, address: str) -> Versioning | None:
-        """The state of versioning in a bucket of an S3 service. Raises Unavailable."""
+    def _there(self, service: Service | Host, address: str) -> Versioning | None:
+        """The state of versioning in a bucket that is no tree here. Raises Unavailable."""
         try:
-            return service.ask(lambda: versioning_there(service.bucket(address)))
+            return service.versioning(address)
         except Unavailable:
             if address in self._configured:
                 return Versioning.ENABLED
@@ -76,9 +77,9 @@ def candidates(site: Site, source: Address) -> list[str]:
     """Buckets that a source can be replicated to: versioned, online, in another region."""
     buckets = _Buckets(site)
     there: list[str] = []
-    for service in site.services.values():
+    for service in site.destinations.values():
         with contextlib.suppress(FsreplError):
-            there += service.ask(service.buckets)
+            there += service.ask(service.buckets) if isinstance(service, Service) else service.buckets()
     return [
         address
         for address in [*sorted(site.buckets), *there]
@@ -160,7 +161,7 @@ def _check_pair(site: Site, source: Address, destination: Address) -> None:
     """Check both buckets (S6, S11). Raises Refused, naming the bucket and the possible destinations; Usage."""
     buckets = _Buckets(site)
     region = destination.region
-    if region not in site.settings.regions and region not in site.services:
+    if region not in site.settings.regions and region not in site.destinations:
         raise Usage(f"there is no region {region!r} in {site.settings.path}; it names {site.region_names()}")
     if buckets.versioning(str(source)) is not Versioning.ENABLED:
         raise Refused(

@@ -16,6 +16,7 @@ from fsrepl.daemon.requests import AddRegion, CreateBucket, Repair, SetVersionin
 from fsrepl.daemon.uplink import describe_refusal
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import BucketMissing, FsreplError, Refused, StoreDamaged, Usage
+from fsrepl.link.host import Host
 from fsrepl.model import digests, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
@@ -24,7 +25,7 @@ from fsrepl.region import deliveries
 from fsrepl.remote import client
 from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.failures import Absent, ServiceRefused
-from fsrepl.remote.service import Service, versioning_there
+from fsrepl.remote.service import Service
 from fsrepl.s3 import arn
 from fsrepl.s3.rules import renewed
 from fsrepl.settings import reading
@@ -48,7 +49,7 @@ class BucketFacts(TypedDict):
 
 
 class ServiceFacts(TypedDict):
-    """A service as one process sees it."""
+    """A region that only takes replicas, as one process sees it."""
 
     name: str
     url: str
@@ -57,30 +58,29 @@ class ServiceFacts(TypedDict):
 
 
 def look(site: Site) -> list[ServiceFacts]:
-    """All services, and their buckets that rules name."""
-    return [_look_at(site, service) for service in site.services.values()]
+    """All regions that only take replicas, and their buckets that rules name."""
+    return [_look_at(site, service) for service in site.destinations.values()]
 
 
-def _look_at(site: Site, service: Service) -> ServiceFacts:
+def _look_at(site: Site, service: Service | Host) -> ServiceFacts:
     trouble = service.trouble()
     buckets: list[BucketFacts] = []
     for address in site.destinations_in(service.name):
-        bucket = service.bucket(address)
         versioning, why = "", trouble
         if not trouble:
             try:
-                found = service.ask(lambda bucket=bucket: versioning_there(bucket))  # type: ignore[misc]
+                found = service.versioning(address)
                 versioning = str(found or "")
                 why = "" if found is Versioning.ENABLED else describe_refusal(address, found)
             except FsreplError as error:
                 why = str(error)
-        place = f"{service.settings.url}/{bucket.name}/{bucket.prefix}"
+        place = service.place_of(address)
         buckets.append({"address": address, "versioning": versioning, "trouble": why, "place": place})
-    return {"name": service.name, "url": service.settings.url, "trouble": trouble, "buckets": buckets}
+    return {"name": service.name, "url": service.url, "trouble": trouble, "buckets": buckets}
 
 
 def region_document(found: ServiceFacts) -> Document:
-    """A service for `region ls`."""
+    """Such a region for `region ls`."""
     return {
         "Name": found["name"],
         "Path": found["url"],
@@ -110,16 +110,18 @@ def bucket_document(found: BucketFacts) -> Document:
 def repair(engine: Engine, request: Repair) -> None:
     """Have a version sent again to a bucket there, by each bucket that delivered it, and wait for that.
 
-    An object whose content is damaged is removed first; what is there otherwise is brought into line.
+    An object whose content is damaged is removed first; what is there otherwise is brought into line. An agent replaces
+    what is damaged there itself.
     """
     address = str(request.bucket)
-    remote = engine.site.services[request.bucket.region].bucket(address)
+    service = engine.site.services.get(request.bucket.region)
     for source in engine.site.sources_of(address):
         region = engine.region_of(source)
         version = region.ask(functools.partial(_read, engine, source, request))
         if version is None or address not in version.deliveries:
             continue
-        _remove_if_damaged(engine, remote, version)
+        if service is not None:
+            _remove_if_damaged(engine, service.bucket(address), version)
         region.ask(functools.partial(_send_again, region, source, address, version))
         _await_delivery(engine, source, address, version)
 
@@ -223,7 +225,7 @@ def _code_and_words(error: ServiceRefused) -> tuple[str, str]:
 def add(engine: Engine, request: AddRegion) -> dict[str, object]:
     """Add a service to the site's settings. Raises Usage where it is known already, or is none."""
     name, url = request.name, request.path
-    known = engine.settings.endpoints.get(name)
+    known = engine.settings.destinations.get(name)
     if known is not None or name in engine.settings.regions:
         where = known.url if known is not None else engine.settings.regions[name].path
         raise Usage(f"region {name} is at {where}; change it in {engine.settings.path}, or choose another name")

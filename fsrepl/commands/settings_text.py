@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsrepl.errors import Usage
-from fsrepl.settings import FILE, REGION_NAME, STATE, TABLES, EndpointSettings, RegionSettings, kinds, settings_of
+from fsrepl.settings import (
+    FILE,
+    REGION_NAME,
+    STATE,
+    TABLES,
+    EndpointSettings,
+    HostSettings,
+    RegionSettings,
+    kinds,
+    settings_of,
+)
 from fsrepl.settings.reading import bad_name
 from fsrepl.settings.toml import quoted, statements, title_of
 
@@ -69,6 +79,24 @@ def _service(name: str, url: str) -> str:
     known = settings_of(EndpointSettings)
     others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != "endpoint"]
     return f"[{title_of(('regions', name))}]\nendpoint = {quoted(url)}\n" + "".join(others)
+
+
+def _host(name: str, url: str) -> str:
+    """The table of a region on another machine. Raises Usage."""
+    if not REGION_NAME.fullmatch(name):
+        raise Usage(bad_name(name))
+    try:
+        kinds.place(url)
+    except ValueError as error:
+        raise Usage(f"region {name}: {quoted(url)} must be {error}") from None
+    known = settings_of(HostSettings)
+    others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != "path"]
+    return f"[{title_of(('regions', name))}]\npath = {quoted(url)}\n" + "".join(others)
+
+
+def add_host(text: str, name: str, url: str) -> str:
+    """As add_region, for a region on another machine. Raises Usage."""
+    return _added(text, name, _host(name, url), {"path": url})
 
 
 def add_region(text: str, name: str, path: str) -> str:

@@ -198,7 +198,7 @@ def add_region(engine: Engine, request: AddRegion) -> dict[str, object]:
         return answer
     from_services = [address for address in lost if address not in found and heal.services_of(engine.site, address)]
     filled = [_bring_back(engine, address) for address in from_services]
-    filled += [_fill_again(engine, address) for address in lost if address not in from_services]
+    filled += [fill_again(engine, address) for address in lost if address not in from_services]
     away = sorted({why for _, whys in filled for why in whys})
     return answer | {"Refilled": sum(number for number, _ in filled), "NotAsked": away}
 
@@ -231,7 +231,7 @@ def _is_region(path: str, name: str, site: Site) -> bool:
     return False
 
 
-def _fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
+def fill_again(engine: Engine, lost: str) -> tuple[int, list[str]]:
     """Queue deliveries to a lost bucket of all versions that others have; how many, and why some were not read."""
     number, away = 0, []
     for address in sorted(engine.site.buckets.keys() - {lost}):
@@ -277,7 +277,7 @@ def _renewed(version: Version, lost: str, rules: Collection[Rule]) -> DeliveryRe
 
 def forget_region(engine: Engine, name: str) -> dict[str, object]:
     """Remove a region from the site; its directory stays unchanged."""
-    if name not in {*engine.settings.regions, *engine.settings.endpoints}:
+    if name not in {*engine.settings.regions, *engine.settings.destinations}:
         raise Usage(engine.site.no_region(name))
     if [*engine.settings.regions] == [name]:
         raise Usage(f"{name} is the only region of this site")

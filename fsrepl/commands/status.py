@@ -37,7 +37,7 @@ def status(site: Site, said: Document) -> Document:
     """The document of `status --json`. said: the daemon's status."""
     with reader.reader(site) as journal_:
         buckets = [_bucket(site, journal_, address, said) for address in sorted(site.buckets)]
-        buckets += [_of_service(journal_, a, said) for name in site.services for a in site.destinations_in(name)]
+        buckets += [_of_service(journal_, a, said) for name in site.destinations for a in site.destinations_in(name)]
         tiers_ = tiers.tiers(site, journal_)
     return {
         "daemon": {
@@ -142,9 +142,11 @@ def _moving(site: Site, journal_: Journal, address: str, why: str) -> list[Docum
 
 
 def _of_service(journal_: Journal, address: str, said: Document) -> Document:
-    """A bucket of an S3 service: what the journal has of it, and what the daemon last saw."""
+    """A bucket that is no tree here: what the journal has of it, and what the daemon last saw."""
     alive: Mapping[str, Any] = said.get("buckets", {}).get(address, {})
     found = journal_.remote.counts(address)
+    if not found.versions:  # only of S3 services there are rows of their own
+        found = journal_.remote.delivered_counts(address)
     trouble = alive.get("trouble", "")
     return {
         "bucket": address,

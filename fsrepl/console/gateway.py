@@ -195,8 +195,10 @@ class Watch:
 
 
 def _services(site: Site) -> list[Document]:
-    """The regions that are S3 services, in the form of `region ls`. They are not asked: deliveries say how they are."""
-    return [{"Name": name, "Path": each.url, "Service": True} for name, each in sorted(site.settings.endpoints.items())]
+    """The regions that only take replicas, as in `region ls`. They are not asked: deliveries say how they are."""
+    return [
+        {"Name": name, "Path": each.url, "Service": True} for name, each in sorted(site.settings.destinations.items())
+    ]
 
 
 _NOTHING: dict[str, Any] = {"daemon": {"running": False, "ready": False}, "buckets": [], "transfers": []}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+from fsrepl.daemon.ssh_region import SshRegion
 from fsrepl.daemon.uplink import Uplink
 from fsrepl.daemon.worker import Worker
 from fsrepl.model.address import region_of
@@ -36,8 +37,12 @@ class Engine(Runtime):
         """The threads of all regions by name, those of `regions` among them."""
         for name in settings.regions:
             self._add_region(name)
-        for name in settings.endpoints:
-            self.receivers[name] = Uplink(self, name, self.regions)
+        for name in settings.destinations:
+            self.receivers[name] = self._receiver(name)
+
+    def _receiver(self, name: str) -> Receiver:
+        """The thread of a region that only takes replicas."""
+        return (SshRegion if name in self.settings.hosts else Uplink)(self, name, self.regions)
 
     def _begin(self) -> None:
         journal = self.journal
@@ -107,21 +112,23 @@ class Engine(Runtime):
                 region = self._add_region(name)
                 if self.threaded:
                     region.start()
-        self._follow_services(settings)
+        self._follow_destinations(settings)
         for region in self.regions.values():
             region.changes.configure(settings.capture)
             region.post(Reconfigure())
             region.post(Probe())
             region.post(Requeue())
 
-    def _follow_services(self, settings: Settings) -> None:
-        """Stop the threads of services that left the site, and start those of new ones."""
-        for name in self.receivers.keys() - settings.regions.keys() - settings.endpoints.keys():
-            gone = self.receivers.pop(name)
-            gone.stopping = True
-            gone.wake()
-        for name in settings.endpoints.keys() - self.receivers.keys():
-            receiver = self.receivers[name] = Uplink(self, name, self.regions)
+    def _follow_destinations(self, settings: Settings) -> None:
+        """Stop the threads of regions that only took replicas and left the site, and start those of new ones."""
+        for name in self.receivers.keys() - settings.regions.keys():
+            there, wanted = self.receivers[name], SshRegion if name in settings.hosts else Uplink
+            if name not in settings.destinations or not isinstance(there, wanted):
+                del self.receivers[name]
+                there.stopping = True
+                there.wake()
+        for name in settings.destinations.keys() - self.receivers.keys():
+            receiver = self.receivers[name] = self._receiver(name)
             if self.threaded:
                 receiver.start()
 
@@ -138,6 +145,8 @@ class Engine(Runtime):
     def close(self) -> None:
         """Stop the background workers and close the journal properly."""
         self.stop_workers(_CLOSE_S)
+        for host in self.site.hosts.values():
+            host.close()
         self.syncer.close()
         with contextlib.suppress(Exception):
             self.journal.set_fact("clean", "1")

@@ -12,6 +12,7 @@ import time
 from operator import itemgetter
 
 from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.ssh_region import SshRegion
 from fsrepl.daemon.uplink import Uplink
 from fsrepl.errors import Usage
 from fsrepl.model import keys
@@ -73,9 +74,14 @@ def of_key(engine: Engine, address: Address) -> Document:
 
 
 def _of_services(engine: Engine) -> Document:
-    """The buckets of S3 services that deliveries went to since the start."""
-    uplinks = [each for each in list(engine.receivers.values()) if isinstance(each, Uplink)]
-    return {address: state.describe() for each in uplinks for address, state in list(each.states.items())}
+    """The buckets of regions that only take replicas, which deliveries went to since the start."""
+    found: Document = {}
+    for each in list(engine.receivers.values()):
+        if isinstance(each, Uplink):
+            found |= {address: state.describe() for address, state in list(each.states.items())}
+        elif isinstance(each, SshRegion):
+            found |= {address: state.describe() for address, state in each.states.items()}
+    return found
 
 
 def _first(state: BucketState) -> Document:

@@ -72,10 +72,7 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     exporter.check(found)
     check_services(found)
-    _raise_file_limit()
-    os.umask(0o077)
-    signal.signal(signal.SIGIO, signal.SIG_IGN)  # the signal of a broken lease
-    sys.setswitchinterval(_SWITCH_S)
+    prepare_process()
     os.makedirs(found.state, mode=0o700, exist_ok=True)
     with Lock(found.state) as lock:
         lock.acquire()
@@ -91,6 +88,14 @@ def check_services(found: Settings) -> None:
     """Raises Usage where a region is an S3 service, and the package for it is not installed."""
     for name in found.endpoints:
         client.check_installed(name)
+
+
+def prepare_process() -> None:
+    """Set what holds for a whole process that runs regions."""
+    _raise_file_limit()
+    os.umask(0o077)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # the signal of a broken lease
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def _raise_file_limit() -> None:

@@ -367,6 +367,20 @@ class Repair(OnBucket, frozen=True):
     marker: bool
 
 
+class Examine(OnBucket, frozen=True):
+    """Have the agent of a bucket on another machine read versions: see repair/verify_host.py."""
+
+    op = "verify.examine"
+    versions: bytes
+
+
+class LookAtHost(Request, frozen=True):
+    """Ask a region on another machine for its buckets, over the daemon's connection."""
+
+    op = "region.look"
+    name: str
+
+
 class Retry(Request, frozen=True):
     """Retry failed deliveries in scope. Without a scope: all in the site.
 

@@ -31,6 +31,29 @@ class Service:
     def name(self) -> str:
         return self.settings.name
 
+    @property
+    def url(self) -> str:
+        return self.settings.url
+
+    @property
+    def what(self) -> str:
+        """What kind of region this is, for messages."""
+        return f"the S3 service {self.url}"
+
+    @property
+    def advice(self) -> str:
+        """What to do instead of a command on a bucket of it."""
+        return "name the bucket that is replicated to it"
+
+    def place_of(self, address: str) -> str:
+        """Where a bucket is, for people."""
+        bucket = self.bucket(address)
+        return f"{self.url}/{bucket.name}/{bucket.prefix}"
+
+    def versioning(self, address: str) -> Versioning | None:
+        """The state of a bucket's versioning; None where there is no such bucket. Raises Unavailable."""
+        return self.ask(lambda: versioning_there(self.bucket(address)))
+
     def bucket(self, address: str) -> RemoteBucket:
         """A bucket by its address, whether or not it exists."""
         return RemoteBucket(self.client, address)

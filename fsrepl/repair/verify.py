@@ -24,8 +24,9 @@ from fsrepl.repair import compare, verify_links
 from fsrepl.repair.compare import Difference, Problem, Verdict
 from fsrepl.repair.sides import Side
 from fsrepl.repair.verified import Verified
+from fsrepl.repair.verify_host import Examiner, HostSide
 from fsrepl.repair.verify_records import Records, deleted_there_alone
-from fsrepl.repair.verify_remote import BATCH, RemoteSide
+from fsrepl.repair.verify_remote import RemoteSide
 from fsrepl.repair.verify_views import Views, mount_over
 from fsrepl.s3.edit_rules import LOST_THERE
 from fsrepl.storage import intents, records, versions
@@ -86,12 +87,16 @@ def _nothing() -> None:
     return None
 
 
+def _cannot_examine(address: str, wanted: bytes) -> bytes:
+    raise Unavailable(f"{address} is on another machine, which is not asked here")
+
+
 class Hooks(Struct):
     """Callbacks of a verification. settled: waits until a running daemon has finished its present work.
     capture: captures keys of a bucket whose files differ from their record. repair: repairs one difference.
     progress: receives the tally now and then. read: called with each number of bytes read, and may wait. verified: what
     an earlier verification has read, which need not be read again. is_daemon_running: whether a daemon repairs in the
-    background."""
+    background. examine: has the agent of a bucket on another machine read versions."""
 
     settled: Callable[[], None] = _nothing
     capture: Callable[[str, Sequence[bytes]], None] = lambda address, keys: None
@@ -99,6 +104,7 @@ class Hooks(Struct):
     progress: Callable[[Tally], None] = lambda tally: None
     read: Callable[[int], None] = lambda count: None
     is_daemon_running: Callable[[], bool] = lambda: False
+    examine: Examiner = _cannot_examine
     verified: Verified | None = None
 
 
@@ -122,8 +128,8 @@ class Verification:
         self._groups: list[list[bytes]] | None = None
         """The keys of the source's files with several names."""
         self.records, self.views = Records(site), Views(journal)
-        self._remotes: dict[str, RemoteSide] = {}
-        """The buckets of S3 services that versions were delivered to."""
+        self._remotes: dict[str, RemoteSide | HostSide] = {}
+        """The buckets that are no trees here, and that versions were delivered to."""
         bucket = site.bucket(source)
         opened = bucket.open()
         self._sides[source] = self._prepare(source, opened)
@@ -137,7 +143,7 @@ class Verification:
             self.destinations = [destination]
 
     def _check_destination(self, destination: str) -> None:
-        is_tree = region_of(destination) not in self.site.services
+        is_tree = region_of(destination) not in self.site.destinations
         if is_tree:
             self.site.bucket(destination)
         sent = self.journal.deliveries.counts(self.source) if self.journal is not None else {}
@@ -163,7 +169,7 @@ class Verification:
             return None
         if address not in self._sides:
             self._sides[address] = None
-            if region_of(address) in self.site.services:
+            if region_of(address) in self.site.destinations:
                 return None
             try:
                 bucket = self.site.bucket(address)
@@ -387,7 +393,7 @@ class Verification:
                 self.tally.failed += recorded.status is Status.FAILED
         had = {a for a, d in version.deliveries.items() if d.status is Status.COMPLETED or d.reason == LOST_THERE}
         for address in had | {version.source}:
-            if address in version.deliveries and region_of(address) in self.site.services:
+            if address in version.deliveries and region_of(address) in self.site.destinations:
                 if version.deliveries[address].status is Status.COMPLETED:
                     yield from self._sent_to_service(address, version)
                 continue
@@ -398,20 +404,24 @@ class Verification:
                     yield difference, look
 
     def _sent_to_service(self, address: str, version: Version) -> Iterator[tuple[Difference, Look]]:
-        """Have a version compared with its object; with many others together, since each takes a few requests."""
+        """Have a version compared with what is there; with many others together, since each takes a while to ask."""
         if self.only not in (None, address) or address in self.tally.away:
             return
         if address not in self._remotes:
-            bucket = self.site.services[region_of(address)].bucket(address)
             source = self._sides[self.source]
             assert source is not None
-            self._remotes[address] = RemoteSide(bucket, self.source, self.records.role_of(source), self.journal)
+            role, service = self.records.role_of(source), self.site.services.get(region_of(address))
+            self._remotes[address] = (
+                RemoteSide(service.bucket(address), self.source, role, self.journal)
+                if service is not None
+                else HostSide(address, self.source, role, self.hooks.examine)
+            )
         remote = self._remotes[address]
         remote.waiting.append(version)
-        if len(remote.waiting) >= BATCH:
+        if remote.is_full:
             yield from self._compare_remote(remote)
 
-    def _compare_remote(self, remote: RemoteSide) -> Iterator[tuple[Difference, Look]]:
+    def _compare_remote(self, remote: RemoteSide | HostSide) -> Iterator[tuple[Difference, Look]]:
         for compared in remote.compare_waiting():
             if compared.away:
                 self.tally.away[remote.address] = compared.away
@@ -423,7 +433,7 @@ class Verification:
             if compared.difference is not None:
                 yield compared.difference, partial(self._compare_again, remote, compared.version)
 
-    def _compare_again(self, remote: RemoteSide, version: Version) -> Difference | None:
+    def _compare_again(self, remote: RemoteSide | HostSide, version: Version) -> Difference | None:
         """The difference of an object now, from its source's version as it is now."""
         source = self._side(self.source)
         assert source is not None

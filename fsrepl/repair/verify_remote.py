@@ -52,6 +52,10 @@ class RemoteSide(Struct):
     def address(self) -> str:
         return self.bucket.address
 
+    @property
+    def is_full(self) -> bool:
+        return len(self.waiting) >= BATCH
+
     def compare_waiting(self) -> Iterator[Compared]:
         """Compare the waiting versions, side by side."""
         versions, self.waiting = self.waiting, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -62,6 +62,10 @@ class LargeDraft(Protocol):
         """
 
     @property
+    def foreseen(self) -> Sequence[Span]:
+        """What `missing` gives where the base can be read, in order; known once it has given the first."""
+
+    @property
     def compares(self) -> bool:
         """Whether what is missing may be equal in part to what is in its place; else there are zeros."""
 
@@ -70,6 +74,9 @@ class LargeDraft(Protocol):
 
     def copy(self, fd: int, at: int, count: int) -> int:
         """As Draft.copy. Parts of what is missing are copied in order."""
+
+    def write_at(self, at: int, data: bytes) -> None:
+        """Write a part that is missing, in order; where it compares, only what differs."""
 
     def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
         """The parts of the content that do not match, once it is complete and read back: none where it is whole."""

@@ -155,7 +155,7 @@ class DeliveryGroup:
         if version.size >= self.engine.background_bytes and not recorded.edit:
             self.large.append(item)
             return
-        there = whole_replica(self.state, self.tree, item, unread=recorded.edit)
+        there = whole_replica(self.state, self.source, self.tree, item, unread=recorded.edit)
         if there is not None:
             self.bring_into_line(item, there)
             return
@@ -245,11 +245,14 @@ class DeliveryGroup:
         self.region.report_outcomes(self.outcomes)
 
 
-def whole_replica(state: BucketState, destination: Destination, item: Item, *, unread: bool = False) -> Version | None:
+def whole_replica(
+    state: BucketState, source: Source, destination: Destination, item: Item, *, unread: bool = False
+) -> Version | None:
     """The version as the destination has it, its content read back unless unread is set.
 
     None where the destination lacks it, or where its copy is damaged or in doubt and must be sent again. Raises
-    Unavailable where its record there is lost. That record is rebuilt first: a new one would hide what else it held.
+    Unavailable where its record there is lost. That record is rebuilt first, unless nobody there could do that: a new
+    one would hide what else it held.
     """
     replica = item.replica
     assert replica is not None
@@ -260,6 +263,8 @@ def whole_replica(state: BucketState, destination: Destination, item: Item, *, u
         if there is None or replica.marker or (versions.ensure_whole(there) and unread):
             return there
     except StoreDamaged as error:
+        if source.replaces_records:
+            return None
         state.damaged.append(Damaged(destination.address, replica.key, replica.id))
         raise Unavailable(f"its record in {destination.address} is rebuilt first: {error}") from error
     return there if destination.is_whole(replace(replica, place=there.place)) else None

@@ -42,7 +42,7 @@ def send_in_background(region: Region, state: BucketState, item: Item, open_sour
             open_source(delivery.source, destination) as source,
         ):
             tree = LocalTree(destination)
-            if (there := group.whole_replica(state, tree, item)) is not None:
+            if (there := group.whole_replica(state, source, tree, item)) is not None:
                 return there
             if version.size < region.engine.settings.replication.large_file_bytes:
                 return group.stage(source, tree, item, progress)
@@ -108,7 +108,6 @@ def _stage_large(
             tree.large_draft(replica) as draft,
         ):
             return blockwise.stage(content, blocks, draft, version, base, progress)
-
 
 
 def _background_failed(region: Region, delivery: Delivery, error: Exception) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -79,6 +79,7 @@ class _LargeFile(StagedFile):
         self._again = again
         self._read_back: _ReadBack | None = None
         self.compares = False
+        self.foreseen: Sequence[Span] = ()
 
     def missing(
         self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
@@ -89,6 +90,7 @@ class _LargeFile(StagedFile):
             fs.truncate(self.fd, 0)
         plan = delta.plan(lacks, base.blocks if base is not None else None)
         self._reserve(plan.missing)
+        self.foreseen = sorted(plan.missing)
         cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
@@ -178,6 +180,14 @@ class _LargeFile(StagedFile):
         if self._read_back is not None:
             self._read_back.follow(at + copied)
         return copied
+
+    def write_at(self, at: int, data: bytes) -> None:
+        fs, parts = self.bucket.fs, self.differing(at, data) if self.compares else [Span(at, len(data))]
+        for part in parts:
+            fs.write_at(self.fd, memoryview(data)[part.at - at : part.end - at], part.at)
+            fs.start_writing(self.fd, part.at, part.size)
+        if self._read_back is not None:
+            self._read_back.follow(at + len(data))
 
     def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
         read_back, self._read_back = self._read_back, None

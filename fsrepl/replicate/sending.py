@@ -49,6 +49,8 @@ def opened(engine: Runtime, address: str, to_tree: OpenBucket) -> Iterator[Sendi
 class Sending:
     """See source.Source. to_tree: the destination, where it is a tree. Used by one thread, for one batch."""
 
+    replaces_records = False
+
     def __init__(self, engine: Runtime, source: OpenBucket, to_tree: OpenBucket | None = None) -> None:
         self._engine, self._source, self._to_tree = engine, source, to_tree
         self.replication: Replication | None = source.bucket.replication

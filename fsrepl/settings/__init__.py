@@ -78,6 +78,31 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSettings:
+    """A region on another machine, served there by `fsrepl agent`: its buckets take replicas."""
+
+    name: str
+    place: kinds.Place = _setting(kinds.place, None, "", "path")
+    sharing: str = _setting(
+        kinds.one_of("auto", "private", "link"),
+        "auto",
+        "auto | private | link: may stored versions there share blocks with the files people see",
+    )
+    ssh: tuple[str, ...] = _setting(
+        kinds.texts("the program that connects, and its options"), ["ssh"], "the program that connects, and its options"
+    )
+    agent: str = _setting(kinds.text, "fsrepl agent", "the command that the shell there runs")
+    compress: bool = _setting(kinds.flag, False, "true: ssh compresses what crosses")
+    silence_s: float = _setting(
+        kinds.number(2, 3600), 30, "a connection on which nothing is heard for so long is made again"
+    )
+
+    @property
+    def url(self) -> str:
+        return str(self.place)
+
+
+@dataclass(frozen=True, slots=True)
 class Capture:
     """Capture of changes as versions."""
 
@@ -205,6 +230,13 @@ class Settings:
     console: Console = Console()
     endpoints: Mapping[str, EndpointSettings] = field(default_factory=dict)
     """The regions that are S3 services; `regions` has those that are directories."""
+    hosts: Mapping[str, HostSettings] = field(default_factory=dict)
+    """The regions on other machines."""
+
+    @property
+    def destinations(self) -> Mapping[str, EndpointSettings | HostSettings]:
+        """The regions that only take replicas: those that are no directories here."""
+        return {**self.endpoints, **self.hosts}
 
     @property
     def roles(self) -> Path:

@@ -186,6 +186,45 @@ def service(value: object) -> str:
     return found.rstrip("/")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory on another machine. user: "" for OpenSSH's choice; port: 0 for its choice. path is absolute."""
+
+    user: str
+    host: str
+    port: int
+    path: str
+
+    def __str__(self) -> str:
+        user = f"{self.user}@" if self.user else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ssh://{user}{host}{f':{self.port}' if self.port else ''}{self.path}"
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][^\s@/:]*")
+
+
+def place(value: object) -> Place:
+    """A directory on another machine, as OpenSSH's client reaches it. Source: ssh(1)."""
+    wanted = ValueError('a directory on another machine, such as "ssh://host/srv/eu" or "ssh://user@host:2222/srv/eu"')
+    found = text(value)
+    try:
+        parts = urlsplit(found)
+        user, host, port = parts.username or "", parts.hostname or "", parts.port or 0
+    except ValueError:
+        raise wanted from None
+    at = parts.netloc.rpartition("@")[2].partition(":")[0]
+    host = host if ":" in host else at  # urlsplit writes it small, and ssh's configuration may not
+    path = "/" + parts.path.strip("/")
+    good = parts.scheme == "ssh" and parts.password is None and not parts.query and not parts.fragment
+    # neither may begin with a hyphen: ssh would take it for an option
+    if not good or not (_NAME.fullmatch(host) or ":" in host) or (user and not _NAME.fullmatch(user)):
+        raise wanted
+    if path == "/" or "//" in path or "/.." in path + "/" or any(c < " " for c in path):
+        raise wanted
+    return Place(user, host, port, path)
+
+
 def key_prefix(value: object) -> str:
     """What the keys of a bucket begin with: nothing, or a path that ends in a slash."""
     found = text(value)

@@ -27,6 +27,7 @@ from fsrepl.settings import (
     TIERS,
     ClassSettings,
     EndpointSettings,
+    HostSettings,
     RegionSettings,
     Settings,
     kinds,
@@ -116,6 +117,7 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
     state = SYSTEM_STATE if path == SYSTEM else path.parent / STATE
     regions: dict[str, RegionSettings] = {}
     endpoints: dict[str, EndpointSettings] = {}
+    hosts: dict[str, HostSettings] = {}
     tables: dict[str, Any] = {}
     for name, value in file.values.items():
         if name == "state":
@@ -129,6 +131,8 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
                     raise file.wrong(keys, bad_name(region))
                 if _is_service(below):
                     endpoints[region] = _endpoint(path, file.read(keys, below, EndpointSettings, name=region))
+                elif _is_elsewhere(below):
+                    hosts[region] = _host(file, keys, file.read(keys, below, HostSettings, name=region))
                 else:
                     regions[region] = _region(file, keys, file.table(keys, below))
         elif name in TABLES:
@@ -136,7 +140,10 @@ def parse(text: str, path: Path, real: Callable[[str], str] = os.path.normpath) 
         else:
             raise file.unknown((name,), dict.fromkeys(_TOP), value)
     _check_apart(file, regions, state, real)
-    return Settings(path, state, MappingProxyType(regions), **tables, endpoints=MappingProxyType(endpoints))
+    return Settings(
+        path, state, MappingProxyType(regions), **tables,
+        endpoints=MappingProxyType(endpoints), hosts=MappingProxyType(hosts),
+    )  # fmt: skip
 
 
 def _is_service(table: object) -> bool:
@@ -144,6 +151,18 @@ def _is_service(table: object) -> bool:
     if not isinstance(table, dict):
         return False
     return "endpoint" in table or ("path" not in table and bool(table.keys() & settings_of(EndpointSettings).keys()))
+
+
+def _is_elsewhere(table: object) -> bool:
+    """Whether a region's table is that of a region on another machine: its path is an address."""
+    return isinstance(table, dict) and isinstance(path := table.get("path"), str) and "://" in path
+
+
+def _host(file: _Text, keys: Keys, found: HostSettings) -> HostSettings:
+    for name, value in (("ssh", found.ssh), ("agent", found.agent)):
+        if not value:
+            raise file.wrong((*keys, name), f"[{title_of(keys)}] {name} must name a program")
+    return found
 
 
 def _endpoint(path: Path, found: EndpointSettings) -> EndpointSettings:

@@ -8,13 +8,17 @@ Source: design.md, sections 2 and 3 (G8, G9).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import socket
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from msgspec.structs import asdict
 
 from fsrepl.errors import FsreplError, Refused, Usage, reason
+from fsrepl.link.frames import INLINE_MAX_BYTES, Hello
+from fsrepl.link.host import Host
 from fsrepl.model import clock, json_text
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
@@ -37,7 +41,9 @@ class Site:
         self.identities = Identities()
         self.roots: dict[str, Root] = {}
         self.services: dict[str, Service] = {}
-        """The regions that are S3 services. Their buckets are none of `buckets`, which are trees."""
+        """The regions that are S3 services."""
+        self.hosts: dict[str, Host] = {}
+        """The regions on other machines."""
         self.buckets: dict[str, Bucket] = {}
         self._keeps_private = False
         self.settings = settings
@@ -62,8 +68,34 @@ class Site:
                 self.services[name] = Service(endpoint)
         for name in self.services.keys() - settings.endpoints.keys():
             del self.services[name]
+        for name, host in settings.hosts.items():
+            if name not in self.hosts or self.hosts[name].settings != host:
+                if name in self.hosts:
+                    self.hosts[name].close("its settings have changed")
+                self.hosts[name] = Host(host, self.introduce)
+        for name in self.hosts.keys() - settings.hosts.keys():
+            self.hosts.pop(name).close("it left the site")
         for name in self.roots.keys() - settings.regions.keys():
             self.roots.pop(name).left = self.no_region(name)
+
+    @property
+    def destinations(self) -> Mapping[str, Service | Host]:
+        """The regions that only take replicas. Their buckets are none of `buckets`, which are trees here."""
+        return {**self.services, **self.hosts}
+
+    def introduce(self, host: Host) -> Hello:
+        """What the agent of a region on another machine is told first."""
+        found, place = self.settings, host.settings.place
+        limited = dataclasses.replace(
+            found.replication,
+            limit_bytes_s=0,
+            large_file_bytes=min(found.replication.large_file_bytes, INLINE_MAX_BYTES),
+        )
+        return Hello(
+            self.uuid, f"{socket.gethostname()}:{found.path}", host.name, place.path,
+            self.identities.regions.get(host.name, ""), False, False, host.listener is not None,
+            host.settings.silence_s, host.settings.sharing, found.capture, limited, found.scrub, found.safety,
+        )  # fmt: skip
 
     @property
     def uuid(self) -> str:
@@ -150,8 +182,8 @@ class Site:
 
     def no_region(self, name: str) -> str:
         """Why a name is none of a region with a directory, for messages."""
-        if name in self.services:
-            return f"region {name} is the S3 service {self.services[name].settings.url}, and has no directory here"
+        if name in self.destinations:
+            return f"region {name} is {self.destinations[name].what}, and has no directory here"
         return f"there is no region {name!r} in {self.settings.path}; it names {self.region_names()}"
 
     def unattached(self) -> list[str]:
@@ -159,6 +191,11 @@ class Site:
         regions = [
             self.roots[name].not_attached
             for name in sorted(self.settings.regions)
+            if name not in self.identities.regions
+        ]
+        regions += [
+            f"region {name} is not attached; `fsrepl region add {name}={host.url}` attaches it"
+            for name, host in sorted(self.hosts.items())
             if name not in self.identities.regions
         ]
         return regions + [tier.not_attached for tier in self.tiers() if not tier.expected]
@@ -169,7 +206,7 @@ class Site:
         return sorted((tier for tier in found if tier is not None), key=lambda tier: tier.address)
 
     def region_names(self) -> str:
-        return ", ".join(sorted({*self.settings.regions, *self.settings.endpoints})) or "none"
+        return ", ".join(sorted({*self.settings.regions, *self.settings.destinations})) or "none"
 
     def ask_regions(self, within_s: float = probe.ANSWER_S) -> None:
         """Find the regions and tiers that do not answer, using child processes. For commands."""
@@ -220,7 +257,7 @@ class Site:
         """A bucket by its address. Raises Usage for an unknown region, Refused: NoSuchBucket for an unknown bucket,
         InvalidRequest for one of an S3 service that takes replicas."""
         region = Address.parse_bucket(address).region
-        if region in self.services:
+        if region in self.destinations:
             if address not in (known := self.destinations_in(region)):
                 there = ", ".join(each.partition("/")[2] for each in known) or "none"
                 raise Refused(
@@ -229,8 +266,8 @@ class Site:
                 )
             raise Refused(
                 "InvalidRequest",
-                f"{address} is a bucket of the S3 service {self.services[region].settings.url}, which takes replicas "
-                "and is no folder here; name the bucket that is replicated to it",
+                f"{address} is a bucket of {self.destinations[region].what}, which takes replicas "
+                f"and is no folder here; {self.destinations[region].advice}",
             )
         if region not in self.settings.regions:
             raise Usage(self.no_region(region))

@@ -74,7 +74,7 @@ def _notify(region: Region, state: BucketState, paths: Iterable[bytes]) -> None:
     """Have the destinations compare their directories."""
     replication = state.bucket.replication
     for destination in {rule.destination for rule in replication.rules} if replication else ():
-        other = region.regions.get(region_of(destination))
+        other = region.receivers.get(region_of(destination))
         if other is not None:
             other.post(LookAtDirectories(destination, frozenset(paths)))
 

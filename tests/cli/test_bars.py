@@ -83,6 +83,7 @@ OTHERWISE = {
     "verify": "its own bar, of bytes",
     "init": "makes a few files; its questions and its job are commands of this table",
     "daemon": "runs until it is stopped; status and wait say how far its scans are",
+    "agent": "runs until its connection ends; the daemon at the other end says how it is",
     "console": "runs until it is stopped",
     "events": "prints as it reads",
     **dict.fromkeys(

@@ -28,9 +28,18 @@ done
 mount --rbind /dev "$work/root/dev"
 mount -t proc none "$work/root/proc"
 mkdir "$work/root/tmp/there"
+rm -f "$work/root/usr/bin/ssh"
+cat > "$work/root/usr/bin/ssh" <<'END'
+#!/bin/sh
+for word; do shift; case $last in nas) set -- "$@" "$word";; *) last=$word; esac; done
+exec sh -c "$*"
+END
+chmod +x "$work/root/usr/bin/ssh"
 exec chroot "$work/root" /bin/bash -c "$2"
 """
-"""The root of this machine is the lower part of an overlay: paths are as in the pages, and nothing here changes."""
+"""ssh runs its command on this machine, whatever its options, when the host is `nas`.
+
+The root of this machine is the lower part of an overlay: paths are as in the pages, and nothing here changes."""
 
 
 @pytest.mark.slow

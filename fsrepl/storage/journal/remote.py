@@ -56,7 +56,7 @@ class RemoteCounts(Struct, frozen=True):
 
 
 class Remote:
-    """Versions in buckets of S3 services."""
+    """Versions in buckets that are no trees here."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -134,5 +134,19 @@ class Remote:
             "SELECT count(*), CAST(total(size) AS INTEGER) FROM remote "
             "WHERE bucket = ? AND remote != '' AND NOT marker",
             (number,),
+        ).fetchone()
+        return RemoteCounts(objects, versions, size, current)
+
+    def delivered_counts(self, address: str) -> RemoteCounts:
+        """The same of what was delivered to a bucket: of a region on another machine nothing else is known here."""
+        objects, current = self._connection.execute(
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM (SELECT marker, size, max(created) FROM delivery "
+            "WHERE destination = ? AND status = 'COMPLETED' GROUP BY bucket, key) WHERE NOT marker",
+            (address,),
+        ).fetchone()
+        versions, size = self._connection.execute(
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM delivery "
+            "WHERE destination = ? AND status = 'COMPLETED' AND NOT marker",
+            (address,),
         ).fetchone()
         return RemoteCounts(objects, versions, size, current)

@@ -1,0 +1,294 @@
+"""The agent: serves one region to a site on another machine, over its standard input and output.
+
+It is a site of its own with one region and no rules (daemon/served_region.py). Its state is in the region: so whoever
+connects finds the same journal, one lock keeps every second agent out, and an unmounted region has neither
+(daemon/agent_home.py). It ends with its connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+import fsrepl
+from fsrepl.daemon import agent_home, control, requests
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.lock import Lock
+from fsrepl.daemon.main import prepare_process
+from fsrepl.daemon.requests import Request
+from fsrepl.daemon.served_region import AgentEngine
+from fsrepl.errors import FsreplError, Refused, Unavailable, Usage, reason
+from fsrepl.link import channel, frames
+from fsrepl.link.channel import Channel
+from fsrepl.link.frames import FromSite, Hello
+from fsrepl.region.mailbox import Call, TakeOver
+from fsrepl.region.reporter import Formatter
+from fsrepl.replicate.arrivals import Incoming
+from fsrepl.settings import FILE, Settings, reading
+from fsrepl.storage.fs import Fs
+from fsrepl.storage.journal.rows import delivery_of
+
+log = logging.getLogger("fsrepl")
+
+_HELLO_S = 60.0
+_PROBED_S = 2.0
+"""How long the site waits for the buckets to come up; what it sends before that comes back."""
+_TERM_S = 4.0
+_TURN_S = 0.2
+_END_S = 8.0
+_BUCKETS_S = 1.0
+
+
+class Commands(Struct, frozen=True):
+    """Handlers above the daemon in the order of imports."""
+
+    run: Callable[[Engine, Request], dict[str, object]]
+    """Carry out a request."""
+    attach: Callable[[Settings, bool], None]
+    """Attach the region of a site, and make it where there is none. The flag: any region of that name will do."""
+
+
+# -- the connection
+
+
+class Agent:
+    """One connection, from the greeting to its end.
+
+    root: no region outside of it is served. umask: for a new region's directory. fs: for tests.
+    """
+
+    def __init__(
+        self, read_fd: int, write_fd: int, root: Path, commands: Commands, umask: int, fs: Fs | None = None
+    ) -> None:
+        self._read_fd, self._write_fd = read_fd, write_fd
+        self._root, self._commands, self._umask, self._fs = root, commands, umask, fs
+        self._ended = threading.Event()
+        self._hello: Hello | None = None
+        self._greeted = threading.Event()
+        self._engine: AgentEngine | None = None
+        self._buckets: dict[str, str] = {}
+        self._channel = Channel(read_fd, write_fd, frames.of_site, self._on_frame, self._on_end, _HELLO_S, "site")
+        self._incoming = Incoming(self._channel.send)
+
+    def stop(self) -> None:
+        self._channel.end("the agent was stopped")
+
+    def run(self) -> int:
+        """Serve until the connection ends; the exit status."""
+        if not self._greet():
+            return 1
+        self._channel.start()
+        if not self._greeted.wait(_HELLO_S) or self._hello is None:
+            self._channel.end("it sent no greeting")
+            return 1
+        try:
+            with contextlib.ExitStack() as held:
+                engine = self._begin(self._hello, held)
+                self._serve(engine)
+        except (FsreplError, OSError, sqlite3.Error) as error:
+            self._deny(str(error) if isinstance(error, FsreplError) else reason(error), error)
+            return 1
+        return 0
+
+    def _greet(self) -> bool:
+        """Exchange versions; whether both speak the same protocol."""
+        os.write(self._write_fd, frames.greeting(frames.AGENT, fsrepl.__version__))
+        line, _ = channel.read_line(self._read_fd, _HELLO_S, lambda _: True)
+        found = frames.read_greeting(frames.SITE, line)
+        if found is None:
+            log.error("this is no site of fsrepl: `fsrepl agent` is started by a site, over ssh")
+            return False
+        if found[0] != frames.PROTOCOL:
+            log.error(
+                "fsrepl %s here speaks protocol %d, and the site %d", fsrepl.__version__, frames.PROTOCOL, found[0]
+            )
+            return False
+        return True
+
+    def _deny(self, why: str, error: Exception) -> None:
+        away = not isinstance(error, (Usage, Refused))
+        with contextlib.suppress(Unavailable):
+            self._channel.send(frames.Denied(why, away))
+            self._channel.flush(_TERM_S)
+        self._channel.end(why)
+        self._channel.join(_TERM_S)
+
+    # -- the region
+
+    def _begin(self, hello: Hello, held: contextlib.ExitStack) -> AgentEngine:
+        """Open the region, this process alone. Raises FsreplError, OSError, sqlite3.Error."""
+        self._channel.silence_s = hello.silence_s
+        path = agent_home.within(self._root, hello.path)
+        state = path / agent_home.STATE
+        agent_home.check_state(state, path, makes=hello.takes, umask=self._umask)
+        lock = held.enter_context(Lock(state))
+        agent_home.acquire(lock, state, hello)
+        agent_home.write_settings(state, hello, path)
+        agent_home.note_site(state, hello)
+        settings = dataclasses.replace(
+            reading.load(state / FILE), capture=hello.capture, replication=hello.replication, scrub=hello.scrub,
+            safety=hello.safety,
+        )  # fmt: skip
+        if hello.takes:
+            self._commands.attach(settings, hello.replaces)
+        engine = AgentEngine(settings, self._incoming, self._fs)
+        held.callback(self._close, engine)
+        with engine.site.open_region(hello.name):
+            uuid = engine.site.identities.regions[hello.name]
+        if not hello.takes and hello.uuid != uuid:
+            raise Usage(
+                f"{path} holds another region than this site knows; `fsrepl region add {hello.name}=…` attaches it"
+            )
+        engine.served.start()
+        server = control.Server(state, self._handle)
+        held.callback(server.close)
+        until_s = time.monotonic() + _PROBED_S
+        while not engine.served.probed and time.monotonic() < until_s:
+            time.sleep(_PROBED_S / 1000)
+        self._engine, self._lock = engine, lock
+        self._buckets = _buckets(engine)
+        self._channel.send(frames.Welcome(uuid, self._buckets))
+        log.info("serving region=%s path=%s site=%s", hello.name, path, hello.where)
+        return engine
+
+    def _serve(self, engine: AgentEngine) -> None:
+        next_s = stuck_since_s = 0.0
+        while not self._ended.wait(_TURN_S):
+            if engine.served.thread is None or not engine.served.thread.is_alive():
+                self._channel.end("the thread of the region ended; the log has why")
+                break
+            engine.look_for_stuck()
+            stuck_since_s = (stuck_since_s or time.monotonic()) if engine.served.pulse.is_stuck else 0.0
+            if stuck_since_s and time.monotonic() - stuck_since_s > self._channel.silence_s:
+                engine.served.give_back_all(f"region {engine.served.name} does not answer there: a filesystem hangs")
+            self._lock.keep()
+            if time.monotonic() >= next_s:
+                next_s = time.monotonic() + _BUCKETS_S
+                self._tell_buckets()
+
+    def _tell_buckets(self) -> None:
+        assert self._engine is not None
+        found = _buckets(self._engine)
+        if found != self._buckets:
+            self._buckets = found
+            with contextlib.suppress(Unavailable):
+                self._channel.send(frames.Buckets(found))
+
+    def _close(self, engine: AgentEngine) -> None:
+        """Finish the current batch and close the journal; what was sent and is not done is sent again."""
+        self._incoming.why = self._incoming.why or "the agent ends"
+        engine.fs.interrupted = True
+        engine.stop_workers(1.0)
+        region = engine.served
+        region.stopping = True
+        region.wake()
+        if region.thread is not None:
+            region.thread.join(_END_S)
+        if region.thread is None or not region.thread.is_alive():
+            engine.close()
+
+    # -- frames
+
+    def _on_frame(self, frame: FromSite) -> None:
+        if isinstance(frame, Hello):
+            self._hello = frame
+            self._greeted.set()
+            return
+        engine = self._engine
+        if engine is None:
+            return
+        match frame:
+            case frames.Deliver(source, destination):
+                arrived = self._incoming.add(frame)
+                found = [delivery_of(source, each, destination, each.deliveries[destination]) for each in arrived]
+                engine.served.post(TakeOver(found))
+            case frames.Directories():
+                engine.served.post(Call(functools.partial(engine.served.follow_directories, frame)))
+            case frames.Blocks() | frames.Chunk() | frames.End() | frames.Broken():
+                self._incoming.answer(frame)
+            case frames.Alive():
+                pass
+            case frames.Ask(ticket, request):
+                threading.Thread(target=self._answer, args=(ticket, request), daemon=True).start()
+
+    def _on_end(self, why: str) -> None:
+        self._incoming.why = why
+        self._greeted.set()
+        self._ended.set()
+
+    def _answer(self, ticket: int, request: bytes) -> None:
+        try:
+            wanted = requests.decode(request)
+            if not isinstance(wanted, FROM_SITE):
+                raise Refused("AccessDenied", f"the agent carries out no {wanted.op} for another machine")
+            answer: dict[str, Any] = {"ok": self._handle(wanted, lambda: True)}
+        except FsreplError as error:
+            answer = control.error_document(error)
+        except ValueError as error:
+            answer = control.error_document(Usage(f"the agent does not understand the request: {error}"))
+        except Exception:
+            log.exception("an unexpected error in a request")
+            answer = control.error_document(FsreplError("an unexpected error at the agent; its log has it"))
+        with contextlib.suppress(Unavailable):
+            self._channel.send(frames.Answer(ticket, json.dumps(answer).encode()))
+
+    def _handle(self, request: Request, alive: control.Alive) -> dict[str, object]:
+        """Carry out a request of the site, or of a command on this machine."""
+        assert self._engine is not None
+        if isinstance(request, _NOT_HERE):
+            raise Refused("InvalidRequest", DESTINATION_ONLY)
+        answer = self._commands.run(self._engine, request)
+        if not isinstance(request, requests.Examine):
+            self._engine.served.ask(self._engine.served.probe_now)
+            self._tell_buckets()
+        return answer
+
+
+FROM_SITE = (requests.CreateBucket, requests.SetVersioning, requests.RemoveBucket, requests.Examine)
+"""What the site may ask for: with --root, nothing that leads out of the region."""
+_NOT_HERE = (
+    requests.EnableReplication, requests.PutReplication, requests.AddRegion, requests.ForgetRegion, requests.AddTier,
+    requests.RemoveTier,
+)  # fmt: skip
+DESTINATION_ONLY = "a region that an agent serves takes replicas, and has no rules, tiers or other regions beside it"
+
+
+def _buckets(engine: Engine) -> dict[str, str]:
+    return {address: str(bucket.versioning) for address, bucket in sorted(engine.site.buckets.items())}
+
+
+# -- the process
+
+
+def run(root: Path, commands: Commands, *, verbose: int = 0) -> int:
+    """Serve the site at standard input and output; the exit status. What is printed goes to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING)
+    umask = os.umask(0o077)
+    prepare_process()
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    agent = Agent(read_fd, write_fd, root, commands, umask)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: agent.stop())
+    status = agent.run()
+    logging.shutdown()
+    os._exit(status)  # a thread that hangs in a filesystem would keep the interpreter

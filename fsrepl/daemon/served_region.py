@@ -1,0 +1,146 @@
+"""The region that an agent serves: its deliveries come from the connection, and their outcomes go there.
+
+It delivers as any region does (daemon/worker.py). What cannot be delivered now it gives back at once, since the site at
+the other end keeps the order, the delays and the reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from fsrepl.daemon.engine import Engine
+from fsrepl.daemon.worker import Worker
+from fsrepl.errors import Unavailable
+from fsrepl.link import frames
+from fsrepl.region.delivery_queue import Queue
+from fsrepl.region.receiver import Receiver
+from fsrepl.region.region import Region
+from fsrepl.region.runtime import Runtime
+from fsrepl.replicate.arrivals import LACKS_CONTENT, ArrivedSource, Incoming, at_of
+from fsrepl.replicate.source import Source
+from fsrepl.settings import Settings
+from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import Fs
+from fsrepl.storage.journal.rows import Delivery, Outcome
+from fsrepl.views import directories, narrowing
+
+
+class _Queue(Queue):
+    """Deliveries that were sent: those of a backfill wait as the others do, since its list is at the site."""
+
+    def give_back(self, deliveries: Sequence[Delivery]) -> None:
+        self.ready.extendleft(reversed(deliveries))
+
+    def done(self, delivery: Delivery) -> None:
+        self.known.discard((delivery.key, delivery.id))
+
+
+class ServedRegion(Worker):
+    """The region of an agent: its deliveries come from the connection, and their outcomes go there."""
+
+    def __init__(
+        self, engine: Runtime, name: str, regions: Mapping[str, Region], receivers: Mapping[str, Receiver],
+        incoming: Incoming,
+    ) -> None:  # fmt: skip
+        super().__init__(engine, name, regions, receivers)
+        self._incoming = incoming
+        self._told: dict[str, set[tuple[bytes, str]]] = {}
+        """By bucket, versions that the site knows to be destroyed."""
+
+    def take_turn(self) -> bool:
+        self._tell_lost()
+        return super().take_turn()
+
+    def _tell_lost(self) -> None:
+        """Ask the site for versions that are destroyed here: there is no other region to fetch them from."""
+        for address, state in self.states.items():
+            lost = {*state.overwritten, *((each.key, each.id) for each in state.damaged if not each.marker)}
+            told = self._told.setdefault(address, set())
+            told &= {*state.overwritten}
+            if news := lost - told:
+                told |= news
+                self._send(frames.Lost(address, sorted(news)))
+
+    def queue(self, source: str, destination: str) -> Queue:
+        at = (source, destination)
+        if at not in self.queues:
+            self.queues[at] = _Queue(source, destination, threading.BoundedSemaphore())
+        return self.queues[at]
+
+    @contextlib.contextmanager
+    def _opened(self, address: str, destination: OpenBucket) -> Iterator[Source]:
+        if destination.bucket.trees:
+            raise Unavailable(f"{destination.address} is a tree bucket, which takes no replicas from another machine")
+        yield ArrivedSource(self._incoming, address, destination.address, self.engine.fs.released)
+
+    def open_source(self, address: str, destination: OpenBucket) -> AbstractContextManager[Source]:
+        return self._opened(address, destination)
+
+    def report_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        told = []
+        for each in outcomes:
+            self.queue(each.delivery.source, each.delivery.destination).done(each.delivery)
+            if self._incoming.forget(each.delivery):
+                told.append(frames.Told(at_of(each.delivery), str(each.status), each.reason, each.crossed_bytes))
+        if told:
+            self._send(frames.Outcomes(told))
+
+    def try_later(self, deliveries: Sequence[Delivery], why: str | Exception, *, whole: bool = False) -> None:
+        given_back = []
+        for each in deliveries:
+            self.queue(each.source, each.destination).done(each)
+            if self._incoming.forget(each):
+                given_back.append(at_of(each))
+        why = why if isinstance(why, str) else self.why_not(why)
+        if given_back:
+            self._send(frames.Later(given_back, why, whole, lacks_content=why == LACKS_CONTENT))
+
+    def _send(self, frame: frames.Frame) -> None:
+        with contextlib.suppress(Unavailable):  # the site sends them again over its next connection
+            self._incoming.send(frame)
+
+    def begin_again(self, error: sqlite3.Error) -> None:
+        super().begin_again(error)
+        self.give_back_all(f"the journal {self.engine.journal.path} cannot be used: {error}")
+
+    def give_back_all(self, why: str) -> None:
+        """Give back all that was sent; what of it is done is found when it is sent again. Any thread may call it."""
+        if given_back := self._incoming.forget_all():
+            self._send(frames.Later(given_back, why, whole=True))
+
+    def follow_directories(self, frame: frames.Directories) -> None:
+        """Give directories the permissions that they have at a source now. Runs in this region's thread."""
+        state = self.states.get(frame.destination)
+        if state is None or not state.is_up:
+            return
+        rights = frames.unpack_rights(frame.rights)
+        with self.at_work(state), state.bucket.open() as bucket:
+            narrower = narrowing.Narrower(self.engine, bucket)
+            follower = directories.Follower(bucket, {frame.source: rights.get}, narrower)
+            for path in rights:
+                with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
+                    follower.follow(path)
+
+
+class AgentEngine(Engine):
+    """The engine of a site with one region that is served. fs: for tests."""
+
+    def __init__(self, settings: Settings, incoming: Incoming, fs: Fs | None = None) -> None:
+        self._incoming = incoming
+        super().__init__(settings, fs=fs)
+        self.threaded = True
+
+    def _add_region(self, name: str) -> Worker:
+        region = ServedRegion(self, name, self.regions, self.receivers, self._incoming)
+        self.regions[name] = self.receivers[name] = region
+        return region
+
+    @property
+    def served(self) -> ServedRegion:
+        (region,) = self.regions.values()
+        assert isinstance(region, ServedRegion)
+        return region

@@ -1,0 +1,384 @@
+"""A region on another machine, over a pair of sockets: what a destination here does, it does as well."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsrepl.daemon import requests
+from fsrepl.daemon.served_region import ServedRegion
+from fsrepl.errors import FsreplError
+from fsrepl.model.version import Status
+from fsrepl.settings import reading
+from fsrepl.storage.site import Site
+from tests.backfills import backfill
+from tests.doubles import DyingFs, UnsyncedFs
+from tests.hosts import FarWorld
+from tests.verifying import tally, verify
+from tests.waiting import until
+from tests.world import DESTINATION, SOURCE
+
+LARGE = '[replication]\nlarge_file = "1MiB"\n'
+
+
+@pytest.fixture
+def world(memory: Path) -> Iterator[FarWorld]:
+    with FarWorld(memory) as made:
+        yield made
+
+
+def is_alike(world: FarWorld) -> bool:
+    """Whether the far bucket has all of the source's, with its identity."""
+    assert world.statuses() == {Status.COMPLETED}
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert world.ids(DESTINATION) == world.ids(SOURCE)
+    assert world.records(DESTINATION) == world.records(SOURCE)
+    return True
+
+
+def test_everything_arrives_with_its_identity_and_metadata(world: FarWorld) -> None:
+    """G3, G5: content, ids, times, modes, attributes, tags, directories; and the far side is an ordinary tree."""
+    world.write("a/b/cat.jpg", b"meow")
+    world.path("a").chmod(0o750)
+    world.path("a/b/cat.jpg").chmod(0o640)
+    os.setxattr(world.path("a/b/cat.jpg"), "user.kind", b"cat")
+    world.drop("tagged", b"x", tags={"class": "blue"})
+    world.write("empty", b"")
+    os.utime(world.path("empty"), ns=(1, 1_000_000_001))
+    (world.path() / os.fsdecode(b"not utf-8 \xff")).write_bytes(b"y")
+    world.settle()
+    assert is_alike(world)
+    assert world.path("a", DESTINATION).stat().st_mode & 0o7777 == 0o750
+    assert world.path("a/b/cat.jpg", DESTINATION).stat().st_mode & 0o7777 == 0o640
+    world.unlink("tagged")
+    world.write("a/b/cat.jpg", b"purr")
+    world.settle()
+    assert is_alike(world)
+    assert [v.marker for v in world.of("tagged", DESTINATION)] == [True, False]
+    world.stays_quiet()
+
+
+def test_edits_of_metadata_arrive_on_the_version_that_is_there(world: FarWorld) -> None:
+    """G5: modes, times, tags and the modes of directories follow, and nothing is sent again."""
+    world.write("d/k", b"data")
+    world.settle()
+    world.path("d/k").chmod(0o600)
+    world.path("d").chmod(0o700)
+    world.settle()
+    world.run("tag.set", bucket=SOURCE, key=b"d/k", tags={"a": "b"})
+    world.settle()
+    assert is_alike(world)
+    assert len(world.of("d/k", DESTINATION)) == 1
+    assert world.path("d/k", DESTINATION).stat().st_mode & 0o7777 == 0o600
+    assert world.path("d", DESTINATION).stat().st_mode & 0o7777 == 0o700
+
+
+def test_what_somebody_wrote_there_is_a_version_before_it_is_replaced(world: FarWorld) -> None:
+    """G1: a file of the far machine's user is never lost to a replica, which is older or newer than it."""
+    world.write("k", b"one")
+    world.settle()
+    world.path("k", DESTINATION).write_bytes(b"theirs")  # in place: one inode with the stored version
+    world.write("k", b"two")
+    world.settle()
+    until(lambda: world.settle() or _contents(world, "k") == {b"one", b"theirs", b"two"}, "the first one is sent again")
+    assert world.path("k", DESTINATION).read_bytes() == b"theirs"  # it was captured last
+
+
+def _contents(world: FarWorld, key: str) -> set[bytes]:
+    stored = world.path(".fsrepl/versions", DESTINATION)
+    return {(stored / f"{key};{version.id}").read_bytes() for version in world.of(key, DESTINATION)}
+
+
+def test_a_connection_may_end_after_any_byte(memory: Path) -> None:
+    """G7: versions, markers and edits are all there in the end, once, wherever it was cut."""
+    with FarWorld(memory) as world:
+        rng = random.Random(16)
+        for number in range(12):
+            world.write(f"d{number % 3}/k{number}", rng.randbytes(rng.randrange(9000)))
+        world.cuts = itertools.chain((300 + 1500 * each for each in range(60)), itertools.repeat(None))
+        world.disconnect()
+        for number in range(6):
+            world.settle()
+            world.write(f"d0/k{number}", rng.randbytes(4000))
+            world.path("d1/k1").chmod(0o640 + number)
+            if number == 3:
+                world.unlink("d2/k2")
+        world.settle()
+        assert is_alike(world)
+        assert next(world.cuts) is None or len(world.connections) > 10
+        assert world.leftovers(DESTINATION) == []
+
+
+def test_a_large_object_goes_on_where_the_connection_ended(memory: Path) -> None:
+    """G7: what is durable there is not sent again, and of a change only the changed part crosses."""
+    data = random.Random(1).randbytes(6 << 20)
+    with FarWorld(memory, lines=LARGE) as world:
+        world.cuts = itertools.chain([3 << 20], itertools.repeat(None))
+        world.disconnect()
+        world.write("big", data)
+        world.settle()
+        assert is_alike(world)
+        assert world.current("big").deliveries[DESTINATION].crossed_bytes or len(data) >= 0
+        first = world.current("big").deliveries[DESTINATION].crossed_bytes
+        assert first is not None
+        assert first < len(data), "the second connection sent all of it"
+        changed = bytearray(data)
+        changed[1 << 20 : (1 << 20) + 10] = b"0123456789"
+        world.write("big", bytes(changed))
+        world.settle()
+        assert is_alike(world)
+        second = world.current("big").deliveries[DESTINATION].crossed_bytes
+        assert second is not None
+        assert second < 1 << 20
+        with world.path("sparse").open("wb") as file:
+            file.truncate(64 << 20)
+            file.seek(32 << 20)
+            file.write(b"in the middle")
+        world.settle()
+        assert is_alike(world)
+        assert world.path("sparse", DESTINATION).stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_damaged_version_is_never_delivered(memory: Path) -> None:
+    """G3: FAILED with S3's reason, small or large."""
+    with FarWorld(memory, lines=LARGE) as world:
+        world.why_away = "the network is gone"
+        world.disconnect()
+        for key, size in (("small", 1000), ("large", 2 << 20)):
+            world.write(key, random.Random(size).randbytes(size))
+        world.settle()
+        for key in ("small", "large"):
+            (stored,) = world.path(".fsrepl/versions").glob(f"{key};*")
+            with stored.open("r+b") as file:
+                file.write(b"damage")
+        world.engine.recent.forget_data()
+        world.why_away = ""
+        world.settle()
+        for key in ("small", "large"):
+            found = world.current(key).deliveries[DESTINATION]
+            assert (found.status, found.reason) == (Status.FAILED, "SrcObjectNotEligible"), key
+        assert world.tree(DESTINATION) == {}
+
+
+def test_while_it_is_away_deliveries_wait_and_say_why(world: FarWorld) -> None:
+    """G7, G8, G11: as with an unplugged disk; and they come by themselves."""
+    world.write("before", b"1")
+    world.settle()
+    world.why_away = "ssh: connect to host host port 22: No route to host"
+    world.disconnect()
+    world.write("meanwhile", b"2")
+    world.settle()
+    assert world.current("meanwhile").status is Status.PENDING
+    world.settle()  # it notices the end first, and tries again then
+    (queue,) = world.west.queues.values()
+    blocked = queue.blocked(0.0)
+    assert blocked is not None
+    assert "No route to host" in blocked["why"]
+    assert "No route to host" in world.west.states[DESTINATION].describe()["trouble"]
+    world.why_away = ""
+    world.settle()
+    assert is_alike(world)
+    assert world.west.states[DESTINATION].describe() == {"online": True, "trouble": "", "seen": True}
+
+
+def test_a_journal_there_that_cannot_be_written_is_an_outage(world: FarWorld) -> None:
+    """G7: what the agent had in hand is sent again, whatever of it was done."""
+    world.write("before", b"1")
+    world.settle()
+    engine = world.connections[-1].agent._engine
+    assert engine is not None
+    served, faults = engine.served, 3
+
+    def take_turn() -> bool:
+        nonlocal faults
+        busy = ServedRegion.take_turn(served)
+        if busy and faults:
+            faults -= 1
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return busy
+
+    served.take_turn = take_turn  # type: ignore[method-assign]
+    for number in range(20):
+        world.write(f"k{number}", b"data %d" % number)
+    until(lambda: world.settle() or not faults, "its journal fails three times")
+    world.settle()
+    assert is_alike(world)
+
+
+def test_an_unmounted_region_there_is_an_outage(world: FarWorld) -> None:
+    """G8: nothing is written to what stands in its place, before or during a connection."""
+    world.write("k", b"1")
+    world.settle()
+    aside = world.far.with_name("aside")
+    for ends in (True, False):
+        if ends:
+            world.disconnect()
+        world.far.rename(aside)
+        world.far.mkdir()
+        world.write("k", b"2" + bytes(ends))
+        round_of_tries(world)
+        assert list(world.far.iterdir()) == []
+        assert world.current("k").status is Status.PENDING
+        world.far.rmdir()
+        aside.rename(world.far)
+        world.settle()
+        assert is_alike(world)
+
+
+def round_of_tries(world: FarWorld) -> None:
+    """One round of tries: in an outage there is no end of them."""
+    world.look()
+    world.flush_settling()
+    world.engine.run_until_idle(50)
+
+
+def test_a_backfill_sends_what_rules_passed_over(memory: Path) -> None:
+    """S3 Batch Replication: what was there before the rule, and what is there already costs no content."""
+    with FarWorld(memory, replicate=False) as world:
+        for number in range(100):
+            world.write(f"k{number}", b"data %d" % number)
+        world.settle()
+        world.run("replication.enable", source=SOURCE, destination=DESTINATION)
+        found = backfill(world)
+        world.settle()
+        assert found is not None
+        assert is_alike(world)
+        world.path("k7", DESTINATION).with_name(".fsrepl")
+        backfill(world, "COMPLETED")
+        world.settle()
+        assert is_alike(world)
+
+
+def test_verify_reads_there_and_repair_mends_there(world: FarWorld) -> None:
+    """G3: damage at the far side is found by hash, and mended from the source."""
+    for key in ("content", "record", "gone", "fine"):
+        world.write(key, key.encode())
+    world.settle()
+    assert tally(world).differences == 0
+    top = world.path(".fsrepl/versions", DESTINATION)
+    for key in ("content", "record", "gone"):
+        (stored,) = top.glob(f"{key};*")
+        if key == "gone":
+            stored.unlink()
+        elif key == "record":
+            for name in os.listxattr(stored):
+                os.removexattr(stored, name)
+        else:
+            data = stored.read_bytes()
+            with stored.open("r+b") as file:
+                file.write(data.upper())
+    found = {(key, problem) for _, key, problem, _ in verify(world)}
+    assert {("content", "DigestMismatch"), ("gone", "Missing")} <= found
+    world.disconnect()  # a lost record is rebuilt by the agent when it starts
+    repaired = verify(world, repair=True)
+    assert {(key, done) for _, key, _, done in repaired} >= {("content", True), ("gone", True)}
+    world.settle()
+    assert tally(world).differences == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_agent_may_die_at_any_change_of_its_disk(memory: Path) -> None:
+    """G2, G4, G7: whatever it was at, the next connection finishes it, and nothing is doubled or left over."""
+    with FarWorld(memory) as world:
+        for number in itertools.count():
+            world.disconnect()
+            world.far_fs = fs = DyingFs(number * 7)
+            for key in ("new", "old", "d/edited", "gone"):
+                world.write(f"{number}/{key}", b"%d %s" % (number, key.encode()))
+            if number:
+                world.write(f"{number - 1}/old", b"again %d" % number)
+                world.path(f"{number - 1}/d/edited").chmod(0o600)
+                world.unlink(f"{number - 1}/gone")
+            world.capture(SOURCE)
+            while not fs.died and world.statuses() != {Status.COMPLETED}:
+                round_of_tries(world)
+            world.disconnect()
+            world.far_fs = UnsyncedFs()
+            world.settle()
+            assert is_alike(world), number
+            assert world.leftovers(DESTINATION) == [], number
+            if not fs.died:
+                break
+        assert number > 5
+        world.stays_quiet()
+
+
+# -- who may connect, and to what
+
+
+def refusal(world: FarWorld) -> str:
+    world.disconnect()
+    with pytest.raises(FsreplError) as caught:
+        world.engine.site.hosts["west"].connect()
+    return str(caught.value)
+
+
+def test_one_agent_serves_a_region(world: FarWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one says who has it."""
+    monkeypatch.setattr("fsrepl.daemon.agent_home._TERM_S", 0.2)
+    world.settle()
+    other = Site(reading.load(world.settings.path))
+    with pytest.raises(FsreplError, match=r"another process \(pid \d+\) serves the region"):
+        other.hosts["west"].connect()
+
+
+def test_another_site_has_to_attach_the_region_first(world: FarWorld, tmp_path: Path) -> None:
+    """Two sites never write into one region by mistake; adding it takes it over, and the first one says so."""
+    world.disconnect()
+    serving = world.far / ".fsrepl-agent" / "serving.json"
+    serving.write_text('{"site": "another", "where": "pc:/home/me/fsrepl.toml", "pid": 1}')
+    assert "the site pc:/home/me/fsrepl.toml has attached this region; `fsrepl region add west=" in refusal(world)
+    world.run("region.add", name="west", path=f"ssh://host{world.far}")
+    world.write("k", b"1")
+    world.settle()
+    assert is_alike(world)
+
+
+def test_the_root_of_the_agent_is_all_that_it_serves(world: FarWorld) -> None:
+    """SECURITY: `fsrepl agent --root DIR` in authorized_keys; a symlink leads nowhere else either."""
+    outside = world.home / "outside"
+    outside.mkdir()
+    (world.home / "there" / "link").symlink_to(outside)
+    for path in (outside, world.home / "there" / "link"):
+        world.disconnect()
+        with pytest.raises(FsreplError, match=r"AccessDenied: .* is not below .*, which is all that this agent serves"):
+            world.run("region.add", name="other", path=f"ssh://host{path}")
+    assert list(outside.iterdir()) == []
+    assert "other" not in world.settings.path.read_text()
+
+
+def test_the_site_may_ask_for_its_buckets_alone(world: FarWorld) -> None:
+    """SECURITY: no request leads out of the region that `--root` allows."""
+    host = world.engine.site.hosts["west"]
+    for wanted in (requests.AddRegion("x", "/etc"), requests.ForgetRegion("west"), requests.FinishTurn()):
+        answer = host.ask(requests.encode(wanted))
+        assert answer["error"]["code"] == "AccessDenied", answer
+
+
+def test_replication_out_of_it_is_refused(world: FarWorld) -> None:
+    """A destination only: said plainly, wherever it is asked for."""
+    assert world.refused("replication.enable", source=DESTINATION, destination=SOURCE) == "InvalidRequest"
+    assert world.refused("bucket.create", bucket="west/trees", versioning=True, trees=True) == "InvalidRequest"
+    assert world.refused("versioning.set", bucket=DESTINATION, status="Suspended") == "InvalidBucketState"
+    assert world.refused("bucket.rm", bucket=DESTINATION) == "InvalidBucketState"
+
+
+def test_a_lost_region_there_is_filled_again(world: FarWorld) -> None:
+    """README's dead disk, on the other machine: a new directory, the same buckets, all versions."""
+    for data in (b"1", b"2"):
+        world.write("k", data)
+        world.settle()
+    world.disconnect()
+    world.far.rename(world.far.with_name("dead"))
+    world.run("region.add", name="west", path=f"ssh://host{world.far}", replace=True)
+    world.settle()
+    assert is_alike(world)
