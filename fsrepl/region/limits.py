@@ -72,6 +72,8 @@ class Progress(Struct):
     told_at_s: float = 0.0
     """Time of its last line in the log."""
     _rate: Rate = field(default_factory=lambda: Rate(time.monotonic()))
+    _read_rate: Rate = field(default_factory=lambda: Rate(time.monotonic()))
+    """Of what is read back."""
 
     def came_to(self, bytes_done: int) -> None:
         self.bytes_done, self.moved_at_s = min(bytes_done, self.bytes_total), time.monotonic()
@@ -79,19 +81,27 @@ class Progress(Struct):
 
     def verified_to(self, bytes_verified: int) -> None:
         self.bytes_verified, self.moved_at_s = bytes_verified, time.monotonic()
+        self._read_rate.came_to(bytes_verified, self.moved_at_s)
+
+    def _left(self, now_s: float) -> tuple[float, int]:
+        """How fast it is, in bytes a second, and how many bytes are left: of what is only read back still, of that."""
+        if self.bytes_done >= self.bytes_total and self.bytes_verified:
+            return self._read_rate.per_s(now_s), self.bytes_total - self.bytes_verified
+        return self._rate.per_s(now_s), self.bytes_total - self.bytes_done
 
     def news(self, now_s: float) -> str:
         """What to log of it once a minute, where it takes longer than that; empty at other times."""
         if now_s - max(self.began_at_s, self.told_at_s) < _TOLD_S:
             return ""
         self.told_at_s = now_s
-        rate, left_s = self._rate.per_s(now_s), ""
-        if rate >= 1 and self.bytes_done < self.bytes_total:
-            left_s = f" left_s={(self.bytes_total - self.bytes_done) / rate:.0f}"
+        (rate, left_bytes), left_s = self._left(now_s), ""
+        if rate >= 1 and left_bytes > 0:
+            left_s = f" left_s={left_bytes / rate:.0f}"
+        verified = f" verified_bytes={self.bytes_verified}" if self.bytes_verified else ""
         what = self.what or ("capturing" if self.source == self.destination else "replicating")
         where = "" if self.source == self.destination else f" to={self.destination} crossed_bytes={self.bytes_crossed}"
         return (
-            f'{what} bucket={self.source} key="{keys.shown(self.key)}"{where} done_bytes={self.bytes_done} '
+            f'{what} bucket={self.source} key="{keys.shown(self.key)}"{where} done_bytes={self.bytes_done}{verified} '
             f"size_bytes={self.bytes_total} bytes_per_s={rate:.0f}{left_s}"
         )
 
@@ -113,11 +123,10 @@ class Progress(Struct):
 
     def _pace(self, now_s: float) -> Document:
         """How fast it is, and the time that is left at that rate; neither where nothing moves."""
-        rate = self._rate.per_s(now_s)
-        if rate < 1 or self.bytes_done >= self.bytes_total:
+        rate, left_bytes = self._left(now_s)
+        if rate < 1 or left_bytes <= 0:
             return {}
-        left_s = (self.bytes_total - self.bytes_done) / rate
-        return {"bytes_per_second": round(rate), "eta_seconds": round(left_s, 1)}
+        return {"bytes_per_second": round(rate), "eta_seconds": round(left_bytes / rate, 1)}
 
     def claim(self, limiter: Limiter, count: int) -> bool:
         """Wait for the limit, to send so many bytes; False where the transfer is not needed: see Limiter.claim."""

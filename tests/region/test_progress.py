@@ -38,3 +38,20 @@ def test_one_that_takes_long_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch
     assert first.endswith("done_bytes=3000 size_bytes=10000 bytes_per_s=50 left_s=140")
     assert ("to=west/dst crossed_bytes=2400" in first) == (to == "west/dst")
     assert first.startswith("replicating" if to == "west/dst" else "capturing")
+
+
+def test_what_is_only_read_back_has_a_rate_and_a_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: of a renamed file nothing crosses, and all of it is verified; also in the log, once a minute."""
+    now_s = 1000.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now_s)
+    progress = Progress(b"k", "1", "east/src", "west/dst", 10_000, began_at_s=now_s)
+    progress.came_to(10_000)
+    lines = []
+    for second in range(1, 71):
+        now_s = 1000.0 + second
+        progress.verified_to(second * 50)
+        lines.append(progress.news(now_s))
+    document = progress.describe(now_s)
+    assert (document["bytes_per_second"], document["eta_seconds"]) == (50, 130.0)
+    (line,) = filter(None, lines)
+    assert line.endswith("done_bytes=10000 verified_bytes=3000 size_bytes=10000 bytes_per_s=50 left_s=140")

@@ -254,6 +254,34 @@ def test_an_interrupted_transfer_goes_on(world: World) -> None:
     assert world.leftovers(DESTINATION) == []
 
 
+@pytest.mark.parametrize("size", [4 << 20, 40 << 20])
+def test_killed_at_half_the_rest_is_little_more_than_half(world: World, size: int) -> None:
+    """Section 9: of a file that was killed at 50 %, at most 55 % crosses afterwards."""
+    data = content(size)
+    world.write("k", data)
+    capture(world)
+
+    fs, sent = DyingFs(1 << 60), 0
+    real = fs.copy
+
+    def copy(from_fd: int, to_fd: int, at: int, count: int) -> int:
+        nonlocal sent
+        if sent >= size // 2:
+            fs.calls_left = 0
+        copied = real(from_fd, to_fd, at, min(count, size // 2 - sent))
+        sent += copied
+        return copied
+
+    fs.copy = copy  # type: ignore[method-assign]
+    world.restart(fs=fs)
+    with pytest.raises(PowerCut):
+        world.settle()
+    world.restart()
+    world.settle()
+    assert world.path("k", DESTINATION).read_bytes() == data
+    assert size // 2 <= crossed(world, "k") <= size * 0.55
+
+
 def test_an_interrupted_update_goes_on(world: World) -> None:
     """G7: what an update lacks comes from the version before, as it would have without the interruption."""
     world.write("k", content())
