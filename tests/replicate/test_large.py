@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from fsrepl.daemon import engine
 from fsrepl.model import blockmap
@@ -373,6 +374,63 @@ def test_a_file_that_changed_since_is_captured_as_it_is(world: World) -> None:
     world.settle()
     assert world.tree(DESTINATION) == {"k": content(SIZE, 2) + bytes(1 << 20)}
     assert [len(versions) for versions in world.history(SOURCE).values()] == [1]
+
+
+def test_a_full_disk_is_found_before_anything_is_copied(world: World) -> None:
+    """G7: a capture reserves the space for its copy first; it waits, keeps nothing, and is made once there is room."""
+
+    class Full(Counting):
+        full = True
+
+        def reserve(self, fd: int, at: int, count: int) -> bool:
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().reserve(fd, at, count)
+
+    fs = Full()
+    world.restart(fs=fs)
+    world.write("k", content())
+    world.settle()
+    assert world.history(SOURCE) == {}
+    assert world.leftovers(SOURCE) == []
+    assert fs.written == 0
+    fs.full = False
+    world.settle()
+    assert fs.written == SIZE
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+@mounts.only_root
+def test_a_file_that_never_rests_is_captured_from_a_reflink(tmp_path: Path) -> None:
+    """G2: where the filesystem can, a version of a file that changes during its capture is its state at one moment."""
+    with (
+        mounts.btrfs(tmp_path) as at,
+        World(tmp_path / "world", regions={"east": at / "east", "west": at / "west"}) as world,
+        world.path("image").open("w+b", buffering=0) as file,
+    ):
+        set_up(world)
+
+        class Restless(UnsyncedFs):
+            changes = 0
+
+            def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+                self.changes += 1
+                for place in (0, SIZE - 8):
+                    file.seek(place)
+                    file.write(self.changes.to_bytes(8, "big"))
+                return super().read_into(fd, buffer, at)
+
+        file.write(bytes(8) + content(SIZE - 16) + bytes(8))
+        fs = Restless()
+        world.restart(fs=fs)
+        region = world.region()
+        region.writer_wait = structs.replace(region.writer_wait, open_quiet_s=-1.0, open_max_s=0.0)
+        world.settle()
+        assert fs.changes
+        version = world.of("image")[0]
+        stored_bytes = Path(f"{world.path('.fsrepl/versions/image')};{version.id}").read_bytes()
+        assert stored_bytes[:8] == stored_bytes[-8:]
+        assert version.taken == "changing"
 
 
 def test_what_is_no_longer_wanted_is_swept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
