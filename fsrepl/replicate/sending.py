@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fsrepl.errors import Failed, FsreplError, Unavailable
-from fsrepl.model import metadata
+from fsrepl.model import keys, metadata
 from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.delta import Span
 from fsrepl.model.rule import Replication, Role
@@ -20,7 +20,7 @@ from fsrepl.replicate import decide, run_as
 from fsrepl.replicate.draft import Draft, LargeDraft
 from fsrepl.s3 import permissions
 from fsrepl.storage import blocks as maps
-from fsrepl.storage import versions
+from fsrepl.storage import shared_blocks, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.journal.rows import Delivery
@@ -143,7 +143,8 @@ class StoredContent:
         self, bucket: OpenBucket, version: Version, limiter: Limiter | None, data: bytes | None = None
     ) -> None:
         self._bucket, self._version, self._limiter, self._data = bucket, version, limiter, data
-        self._opened = -1
+        self._opened = self._view = -1
+        self._was_sent = False
 
     @property
     def _fs(self) -> Fs:
@@ -157,6 +158,11 @@ class StoredContent:
             except FileNotFoundError as error:
                 raise Failed("SrcVersionNotFound", "the version is no longer in the source's store") from error
         return self._opened
+
+    @property
+    def _from(self) -> int:
+        """Where it is read from, to be sent."""
+        return self._view if self._view >= 0 else self._fd
 
     def close(self) -> None:
         if self._opened >= 0:
@@ -192,18 +198,39 @@ class StoredContent:
 
     def send(self, draft: LargeDraft, spans: Iterable[Span], progress: Progress) -> list[Span]:
         sent: list[Span] = []
-        for span in spans:
-            sent.append(span)
-            progress.came_to(span.at)
-            for part in self._parts(draft, span):
-                at = part.at
-                while at < part.end:
-                    count = self._send_some(draft, at, part.end - at, progress)
-                    if not count:
-                        return sent
-                    at += count
-                    progress.came_to(at)
+        with self._warm_view():
+            for span in spans:
+                sent.append(span)
+                progress.came_to(span.at)
+                for part in self._parts(draft, span):
+                    at = part.at
+                    while at < part.end:
+                        count = self._send_some(draft, at, part.end - at, progress)
+                        if not count:
+                            return sent
+                        at += count
+                        progress.came_to(at)
         return sent
+
+    @contextlib.contextmanager
+    def _warm_view(self) -> Iterator[None]:
+        """Read from the view where that is in memory, the stored file is not, and both share all their blocks.
+
+        The first time only: what does not match then, since the view has changed meanwhile, is sent again from here.
+        """
+        fs, view, is_first, self._was_sent = self._fs, -1, not self._was_sent, True
+        try:
+            with contextlib.suppress(OSError):
+                if is_first:
+                    directory, name = keys.place(self._version.key)
+                    view = fs.open_read(self._bucket.views.get(directory), name)
+                    if shared_blocks.is_warmer(fs, view, self._fd) and shared_blocks.have_same(fs, view, self._fd):
+                        self._view = view
+            yield
+        finally:
+            self._view = -1
+            if view >= 0:
+                fs.close(view)
 
     def _parts(self, draft: LargeDraft, span: Span) -> Iterator[Span]:
         """The parts of a span that differ from what the destination has in its place."""
@@ -211,7 +238,7 @@ class StoredContent:
             yield from self.data_of(span)
             return
         at = span.at
-        while at < span.end and (data := self._fs.read_at(self._fd, min(_COMPARED_BYTES, span.end - at), at)):
+        while at < span.end and (data := self._fs.read_at(self._from, min(_COMPARED_BYTES, span.end - at), at)):
             yield from draft.differing(at, data)
             at += len(data)
 
@@ -219,7 +246,7 @@ class StoredContent:
         """A span without the holes of the stored file: the draft has zeros there."""
         at = span.at
         while True:
-            at, end = self._fs.next_data(self._fd, at, span.end)
+            at, end = self._fs.next_data(self._from, at, span.end)
             if at >= end:
                 return
             yield Span(at, end - at)
@@ -252,7 +279,7 @@ class StoredContent:
             raise Unavailable("its copy was stopped")
         claimed, count = most if progress else 0, 0
         try:
-            count = draft.copy(self._fd, at, most)
+            count = draft.copy(self._from, at, most)
         finally:
             if limiter:
                 limiter.sent(count - claimed)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, digests
-from fsrepl.storage import blocks, hashing, record_homes, staging
+from fsrepl.storage import blocks, hashing, record_homes, shared_blocks, staging
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import UNSUPPORTED
 
@@ -114,6 +114,10 @@ def _cloned(
     for key, version_id in alike(size) if alike is not None else ():
         if digest := _shared_digest(bucket, to, key, version_id):
             return hashing.Hashed(digest, size)
+    if shared_blocks.is_warmer(bucket.fs, fd, to) and shared_blocks.have_same(bucket.fs, fd, to):
+        found = hashing.content(bucket.fs, fd, blocks=True, told=told)
+        if found.size == size and shared_blocks.have_same(bucket.fs, fd, to):
+            return found
     return hashing.content(bucket.fs, to, blocks=True, told=told)
 
 
@@ -123,26 +127,14 @@ def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> 
         at, name = bucket.stored_file(key, version_id)
         other = bucket.fs.open_read(at, name)
         try:
-            fields = record_homes.look(bucket, other, at, name, found := bucket.fs.stat_fd(other)).fields
-            same_size = found.st_size == bucket.fs.stat_fd(fd).st_size > 0
-            if same_size and _joined(bucket.fs.extents(fd)) == _joined(bucket.fs.extents(other)):
+            fields = record_homes.look(bucket, other, at, name, bucket.fs.stat_fd(other)).fields
+            if shared_blocks.have_same(bucket.fs, fd, other):
                 return bytes.fromhex(fields[attributes.BLAKE3].decode())
         except (KeyError, ValueError):
             pass
         finally:
             bucket.fs.close(other)
     return b""
-
-
-def _joined(extents: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Extents without boundaries between neighbours: these may differ between files that share them."""
-    found: list[tuple[int, int, int]] = []
-    for at, place, size in extents:
-        if found and (sum(found[-1][::2]), found[-1][1] + found[-1][2]) == (at, place):
-            found[-1] = (found[-1][0], found[-1][1], found[-1][2] + size)
-        else:
-            found.append((at, place, size))
-    return found
 
 
 def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, *, again: bool) -> hashing.Hashed:

@@ -15,6 +15,7 @@ import ctypes
 import enum
 import errno
 import fcntl
+import mmap
 import os
 import platform
 import stat
@@ -412,8 +413,8 @@ class Fs:
             mapped = _FIEMAP_HEAD.unpack_from(request)[3]
             if not mapped:
                 return
-            for number in range(mapped):
-                found = _FIEMAP_EXTENT.unpack_from(request, _FIEMAP_HEAD.size + number * _FIEMAP_EXTENT.size)
+            end = _FIEMAP_HEAD.size + mapped * _FIEMAP_EXTENT.size
+            for found in _FIEMAP_EXTENT.iter_unpack(memoryview(request)[_FIEMAP_HEAD.size : end]):
                 yield found
                 at, is_last = found[0] + found[2], bool(found[3] & _EXTENT_LAST)
 
@@ -432,14 +433,18 @@ class Fs:
         return on
 
     def is_cached(self, fd: int, at: int, count: int) -> bool:
-        """Whether any of a part of a file is in the page cache; False where the kernel cannot say (before Linux 6.5).
+        """Whether any of a part of a file is in the page cache; False where the kernel cannot say: see cached_bytes."""
+        return self.cached_bytes(fd, at, count) > 0
+
+    def cached_bytes(self, fd: int, at: int, count: int) -> int:
+        """How much of a part of a file is in the page cache; 0 where the kernel cannot say (before Linux 6.5).
 
         Source: mm/filemap.c, cachestat.
         """
         part, answer = struct.pack("QQ", at, count), ctypes.create_string_buffer(5 * 8)
         if _libc.syscall(_SYS_CACHESTAT, fd, part, answer, 0):
-            return False
-        return ctypes.c_uint64.from_buffer(answer).value > 0
+            return 0
+        return ctypes.c_uint64.from_buffer(answer).value * mmap.PAGESIZE
 
     def read_ahead_never(self, fd: int) -> None:
         """Have no more of an open file read into the page cache than is asked for. Source: posix_fadvise(2)."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fsrepl.model import digests
 from fsrepl.storage import hashing
 from fsrepl.storage.fs import Fs
 from tests import mounts
 from tests.replicate.test_large import set_up
 from tests.stored import stored
+from tests.verifying import verify
 from tests.world import DESTINATION, SOURCE, World
 
 SIZE = 4 << 20
@@ -78,6 +80,70 @@ def test_what_differs_in_a_page_is_read(world: World, monkeypatch: pytest.Monkey
     assert reads(world, monkeypatch) == SIZE
     assert world.tree(DESTINATION) == world.tree(SOURCE)
     assert len({version.digest for (version,) in world.history(SOURCE).values()}) == 3
+
+
+class Noting(Fs):
+    """Notes which files are read and sent. first: called at the first read of a view, or before the first is sent."""
+
+    def __init__(self, first: Callable[[], None] | None = None) -> None:
+        self.read, self.sent, self._first = set[str](), set[str](), first
+
+    def _note(self, fd: int, where: set[str]) -> None:
+        where.add("/".join(os.readlink(f"/proc/self/fd/{fd}").rpartition("/world/")[2].split("/")[:3]))
+        first, self._first = self._first, None
+        if first is not None:
+            first()
+
+    def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+        count = super().read_into(fd, buffer, at)
+        if "/src/" in os.readlink(f"/proc/self/fd/{fd}"):
+            self._note(fd, self.read)
+        return count
+
+    def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+        self._note(from_fd, self.sent)
+        return super().copy(from_fd, to_fd, at, count)
+
+
+@mounts.only_root
+def test_a_clone_is_read_from_the_view_that_is_in_memory(world: World) -> None:
+    """Section 7: what was just written is not read from the disk again, neither to hash it nor to send it."""
+    fs = Noting()
+    world.restart(fs=fs)
+    world.write("k", content())
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    assert fs.read == fs.sent == {"east/src/k"}
+
+
+@mounts.only_root
+@pytest.mark.parametrize("when", ["captured", "sent"])
+def test_a_view_that_changes_while_it_is_read_is_no_source(world: World, when: str) -> None:
+    """G2, G5: the version is the clone, whole, whatever happens to the view meanwhile; the change is the next one."""
+
+    def change() -> None:
+        with world.path("k").open("r+b") as file:
+            file.write(b"x" * 5000)
+            file.seek(SIZE - 5000)
+            file.write(b"x" * 5000)
+
+    world.write("k", content())
+    if when == "sent":
+        world.capture(SOURCE)
+        world.region(SOURCE).turn()
+    fs = Noting(first=change)
+    world.restart(fs=fs)
+    world.settle()
+    assert "east/src/k" in (fs.sent if when == "sent" else fs.read)
+    world.state().copy_again_at_s.clear()  # a large file waits after it was copied
+    world.settle()
+    assert world.tree(DESTINATION) == world.tree(SOURCE)
+    for version in world.of("k"):
+        data = Path(f"{world.path('.fsrepl/versions/k')};{version.id}").read_bytes()
+        assert version.digest == digests.of(data)
+        assert data[:5000] == content()[:5000] or data[:5000] == data[-5000:] == b"x" * 5000
+    assert [v.digest for v in world.of("k")] == [v.digest for v in world.of("k", DESTINATION)]
+    assert verify(world) == []
 
 
 @mounts.only_root
