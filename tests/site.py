@@ -23,7 +23,7 @@ from fsrepl.daemon import control, requests
 from fsrepl.errors import NotRunning
 from fsrepl.model.address import Address
 from fsrepl.settings import FILE, reading
-from tests import program
+from tests import program, shown
 from tests.waiting import DEADLINE_S, until
 
 T = TypeVar("T")
@@ -235,12 +235,7 @@ class Site:
 
     def tree(self, bucket: str) -> dict[str, bytes]:
         """Every object that a user sees: key to content."""
-        top = self.path(bucket=bucket)
-        return {
-            str(p.relative_to(top)): p.read_bytes()
-            for p in sorted(top.rglob("*"))
-            if p.is_file() and not p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
-        }
+        return shown.files(self.path(bucket=bucket))
 
     def history(self, bucket: str) -> dict[bytes, list[tuple[str, str, bool]]]:
         """By key: (version id, creation time, whether it is a marker), newest first."""

@@ -29,6 +29,7 @@ from fsrepl.s3 import arn
 from fsrepl.settings import reading
 from fsrepl.storage import versions
 from fsrepl.storage.fs import Fs
+from tests import shown
 from tests.doubles import UnsyncedFs
 
 SOURCE, DESTINATION = "east/src", "west/dst"
@@ -276,21 +277,11 @@ class World:
     # -- state
 
     def tree(self, bucket: str) -> dict[str, bytes]:
-        top = self.path(bucket=bucket)
-        return {
-            str(p.relative_to(top)): p.read_bytes()
-            for p in sorted(top.rglob("*"))
-            if p.is_file() and not p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
-        }
+        return shown.files(self.path(bucket=bucket))
 
     def links(self, bucket: str) -> dict[str, str]:
         """The symlinks of a bucket, and their targets."""
-        top = self.path(bucket=bucket)
-        return {
-            str(p.relative_to(top)): os.readlink(p)
-            for p in sorted(top.rglob("*"))
-            if p.is_symlink() and p.relative_to(top).parts[0] != ".fsrepl"
-        }
+        return shown.links(self.path(bucket=bucket))
 
     def history(self, bucket: str) -> History:
         """Every version and marker of every key in the store, oldest first."""
