@@ -40,6 +40,7 @@ log = logging.getLogger("fsrepl")
 
 _TURN_S, _STARTING_S = 1.0, 0.2
 """Between two turns; and before the daemon is ready, since that is waited for."""
+STDERR = 2
 _WORKERS_S = 2.0
 _TELL_S = 10.0
 """How often a daemon that is not ready yet logs how far it is."""
@@ -66,7 +67,8 @@ def run(found: Settings, commands: Commands, *, verbose: int = 0, quiet: bool = 
     """Run in the foreground until SIGTERM or SIGINT; the exit status."""
     signals = Signals()
     signals.listen({signal.SIGHUP: signals.reload})  # from now on: its default ends the process
-    output = LogOutput(sys.stderr.fileno())
+    open_standard_streams()
+    output = LogOutput(STDERR)
     log.addHandler(output)
     log.propagate = False
     log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
@@ -88,6 +90,15 @@ def check_services(found: Settings) -> None:
     """Raises Usage where a region is an S3 service, and the package for it is not installed."""
     for name in found.endpoints:
         client.check_installed(name)
+
+
+def open_standard_streams() -> None:
+    """Open those that the caller closed: else a file of the site would get their descriptor, and what is printed."""
+    for fd in (0, 1, STDERR):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
 
 
 def prepare_process() -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_a_closed_pipe_is_no_error(pipe: tuple[int, int]) -> None:
         _log(output, str(number))
     output.flush()
     until(lambda: output.dropped == 10, "ten lines dropped")
+
+
+def test_closed_standard_streams_are_opened(tmp_path: Path) -> None:
+    """Else the next file that the daemon opens would get its log."""
+    code = (
+        "import os; from fsrepl.daemon import main; [os.close(fd) for fd in (0, 2)]; main.open_standard_streams(); "
+        "os._exit(os.open('.', os.O_RDONLY))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, close_fds=True, stdout=subprocess.DEVNULL)
+    assert ran.returncode >= 3
 
 
 @pytest.mark.slow
