@@ -22,7 +22,7 @@ from tests.doubles import DyingFs, UnsyncedFs
 from tests.hosts import FarWorld
 from tests.verifying import tally, verify
 from tests.waiting import until
-from tests.world import DESTINATION, SOURCE
+from tests.world import DESTINATION, SOURCE, World
 
 LARGE = '[replication]\nlarge_file = "1MiB"\n'
 
@@ -33,7 +33,14 @@ def world(memory: Path) -> Iterator[FarWorld]:
         yield made
 
 
-def is_alike(world: FarWorld) -> bool:
+@pytest.fixture(params=["directory", "ssh"])
+def either(memory: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A destination on this machine, or on another one: what is promised of the one is promised of the other."""
+    with World(memory) if request.param == "directory" else FarWorld(memory) as made:
+        yield made
+
+
+def is_alike(world: World) -> bool:
     """Whether the far bucket has all of the source's, with its identity."""
     assert world.statuses() == {Status.COMPLETED}
     assert world.tree(DESTINATION) == world.tree(SOURCE)
@@ -42,41 +49,41 @@ def is_alike(world: FarWorld) -> bool:
     return True
 
 
-def test_everything_arrives_with_its_identity_and_metadata(world: FarWorld) -> None:
+def test_everything_arrives_with_its_identity_and_metadata(either: World) -> None:
     """G3, G5: content, ids, times, modes, attributes, tags, directories; and the far side is an ordinary tree."""
-    world.write("a/b/cat.jpg", b"meow")
-    world.path("a").chmod(0o750)
-    world.path("a/b/cat.jpg").chmod(0o640)
-    os.setxattr(world.path("a/b/cat.jpg"), "user.kind", b"cat")
-    world.drop("tagged", b"x", tags={"class": "blue"})
-    world.write("empty", b"")
-    os.utime(world.path("empty"), ns=(1, 1_000_000_001))
-    (world.path() / os.fsdecode(b"not utf-8 \xff")).write_bytes(b"y")
-    world.settle()
-    assert is_alike(world)
-    assert world.path("a", DESTINATION).stat().st_mode & 0o7777 == 0o750
-    assert world.path("a/b/cat.jpg", DESTINATION).stat().st_mode & 0o7777 == 0o640
-    world.unlink("tagged")
-    world.write("a/b/cat.jpg", b"purr")
-    world.settle()
-    assert is_alike(world)
-    assert [v.marker for v in world.of("tagged", DESTINATION)] == [True, False]
-    world.stays_quiet()
+    either.write("a/b/cat.jpg", b"meow")
+    either.path("a").chmod(0o750)
+    either.path("a/b/cat.jpg").chmod(0o640)
+    os.setxattr(either.path("a/b/cat.jpg"), "user.kind", b"cat")
+    either.drop("tagged", b"x", tags={"class": "blue"})
+    either.write("empty", b"")
+    os.utime(either.path("empty"), ns=(1, 1_000_000_001))
+    (either.path() / os.fsdecode(b"not utf-8 \xff")).write_bytes(b"y")
+    either.settle()
+    assert is_alike(either)
+    assert either.path("a", DESTINATION).stat().st_mode & 0o7777 == 0o750
+    assert either.path("a/b/cat.jpg", DESTINATION).stat().st_mode & 0o7777 == 0o640
+    either.unlink("tagged")
+    either.write("a/b/cat.jpg", b"purr")
+    either.settle()
+    assert is_alike(either)
+    assert [v.marker for v in either.of("tagged", DESTINATION)] == [True, False]
+    either.stays_quiet()
 
 
-def test_edits_of_metadata_arrive_on_the_version_that_is_there(world: FarWorld) -> None:
+def test_edits_of_metadata_arrive_on_the_version_that_is_there(either: World) -> None:
     """G5: modes, times, tags and the modes of directories follow, and nothing is sent again."""
-    world.write("d/k", b"data")
-    world.settle()
-    world.path("d/k").chmod(0o600)
-    world.path("d").chmod(0o700)
-    world.settle()
-    world.run("tag.set", bucket=SOURCE, key=b"d/k", tags={"a": "b"})
-    world.settle()
-    assert is_alike(world)
-    assert len(world.of("d/k", DESTINATION)) == 1
-    assert world.path("d/k", DESTINATION).stat().st_mode & 0o7777 == 0o600
-    assert world.path("d", DESTINATION).stat().st_mode & 0o7777 == 0o700
+    either.write("d/k", b"data")
+    either.settle()
+    either.path("d/k").chmod(0o600)
+    either.path("d").chmod(0o700)
+    either.settle()
+    either.run("tag.set", bucket=SOURCE, key=b"d/k", tags={"a": "b"})
+    either.settle()
+    assert is_alike(either)
+    assert len(either.of("d/k", DESTINATION)) == 1
+    assert either.path("d/k", DESTINATION).stat().st_mode & 0o7777 == 0o600
+    assert either.path("d", DESTINATION).stat().st_mode & 0o7777 == 0o700
 
 
 def test_what_somebody_wrote_there_is_a_version_before_it_is_replaced(world: FarWorld) -> None:
@@ -93,6 +100,58 @@ def test_what_somebody_wrote_there_is_a_version_before_it_is_replaced(world: Far
 def _contents(world: FarWorld, key: str) -> set[bytes]:
     stored = world.path(".fsrepl/versions", DESTINATION)
     return {(stored / f"{key};{version.id}").read_bytes() for version in world.of(key, DESTINATION)}
+
+
+def test_a_version_that_comes_late_does_not_become_current(either: World) -> None:
+    """G5: by creation time, whatever the order of arrival; and the same content twice is one version."""
+    either.write("k", b"one")
+    either.capture(SOURCE)
+    either.write("k", b"two")
+    either.settle()
+    either.run("tag.set", bucket=SOURCE, key=b"k", tags={"a": "b"})
+    either.settle()
+    assert either.path("k", DESTINATION).read_bytes() == b"two"
+    assert is_alike(either)
+    assert either.leftovers(DESTINATION) == []
+
+
+def test_a_view_that_is_in_the_way_is_left_alone(either: World) -> None:
+    """G1: a directory of the destination's user stays; the version is in the store, and shown once the way is free."""
+    either.path("k", DESTINATION).mkdir()
+    either.path("k/theirs", DESTINATION).write_bytes(b"x")
+    either.write("k", b"one")
+    either.settle()
+    assert either.ids(DESTINATION)[b"k"] == either.ids(SOURCE)[b"k"]
+    assert either.path("k/theirs", DESTINATION).read_bytes() == b"x"
+
+
+def test_a_bucket_without_versioning_is_refused_as_s3_does(either: World) -> None:
+    """A person must act first: FAILED with S3's reason, and `retry` sends it once that is mended."""
+    (either.path(".fsrepl/versioning.json", DESTINATION)).write_text('{"Status": "Suspended"}')
+    either.settle()
+    either.write("k", b"one")
+    either.settle()
+    found = either.current("k").deliveries[DESTINATION]
+    assert (found.status, found.reason) == (Status.FAILED, "DstBucketUnversioned")
+    (either.path(".fsrepl/versioning.json", DESTINATION)).write_text('{"Status": "Enabled"}')
+    either.settle()
+    either.run("retry", scope=SOURCE)
+    either.settle()
+    assert is_alike(either)
+
+
+def test_the_limit_counts_what_is_sent(memory: Path) -> None:
+    """`[replication] limit`: content of small files and parts of large ones, and nothing that the far side has."""
+    with FarWorld(memory, lines='[replication]\nlarge_file = "1MiB"\nlimit = "100MiB/s"\n') as world:
+        data = random.Random(1).randbytes(2 << 20)
+        world.write("small", b"x" * 1000)
+        world.write("large", data)
+        world.settle()
+        assert is_alike(world)
+        assert world.engine.limiter.position == 1000 + len(data)
+        world.write("copy", data)
+        world.settle()
+        assert world.engine.limiter.position == 1000 + len(data)
 
 
 def test_a_connection_may_end_after_any_byte(memory: Path) -> None:
