@@ -21,15 +21,16 @@ from fsrepl.daemon.requests import Acknowledge, Undelete
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, keys
-from fsrepl.model.version import Origin, Version, Versioning
+from fsrepl.model.version import Kind, Origin, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import halting
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.storage import copying, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
+from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
-from fsrepl.views import following, shared_record, show, stage, stale
+from fsrepl.views import following, link_groups, shared_record, show, stage, stale
 
 _BATCH = 512
 _BATCH_BYTES = 256 << 20
@@ -146,10 +147,11 @@ def _restore(
     """Make a batch current again; the number, and the keys that could not be, with the reason."""
     staged: list[_Staged] = []
     left: list[tuple[bytes, str]] = []
+    names = _Names(region.engine.journal, bucket)
     try:
-        for each in wanted:
+        for each in sorted(wanted, key=lambda each: each.version.link is not None):  # the first name of a file first
             try:
-                staged.append(_stage(region, state, bucket, each))
+                staged.append(_stage(region, state, bucket, each, names))
             except FsreplError as error:
                 left.append((each.key, str(error)))
         intents = [Intent(each.wanted.key, each.stored.version.id, each.wanted.known.view) for each in staged]
@@ -172,7 +174,31 @@ def _restore(
     return len(staged), left
 
 
-def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted) -> _Staged:
+class _Names:
+    """In a tree bucket: which of the keys that are brought back were names of one file, and are so again."""
+
+    def __init__(self, journal: Journal, bucket: OpenBucket) -> None:
+        self._journal, self._bucket = journal, bucket
+        self._files: dict[tuple[bytes, str], tuple[bytes, str]] = {}
+        """By the key and version that the links of a version lead to: the key and version that others are linked to."""
+
+    def link(self, version: Version, new: Version) -> tuple[bytes, str] | None:
+        """The key and version whose file a version that comes back is to be; None for a file of its own.
+
+        new: the version that it comes back as.
+        """
+        if not self._bucket.bucket.trees or version.kind is not Kind.FILE:
+            return None
+        at = (version.key, version.id) if version.link is None else link_groups.origin(self._bucket, version.link)
+        if (known := self._files.get(at)) is not None:
+            return known
+        first = self._journal.versions.object(self._bucket.address, at[0]) if at[0] != version.key else None
+        is_there = first is not None and not first.marker and first.digest == version.digest
+        self._files[at] = (at[0], first.id) if first is not None and is_there else (new.key, new.id)
+        return self._files[at] if is_there else None
+
+
+def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted, names: _Names) -> _Staged:
     """Copy a version into staging, twice where its view has a file of its own. Raises FsreplError, OSError."""
     version = wanted.version
     fd, name, view = versions.open_content(bucket, version), staging.token(), b""
@@ -180,6 +206,7 @@ def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Want
         if copying.copy_aside(bucket, fd, name) != version.digest:
             raise ContentDamaged(f"version {version.id} no longer matches its BLAKE3", version.id)
         new = as_new_version(state, version, region.engine.site.now(), wanted.known)
+        new = replace(new, link=names.link(version, new))
         if not sharing.is_linked(bucket, new.posix):
             view, shortfall = stage.stage_view(bucket, new, fd)
             new = replace(new, shortfall=shortfall)
@@ -207,7 +234,8 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     following.look_before_showing(region, state, bucket, [each.wanted.key for each in staged])
     shown: list[tuple[Version, View | None]] = []
     behind: list[Version] = []
-    for each, outcome in ((each, _show_one(bucket, each)) for each in staged):
+    links = link_groups.LinkGroups(engine.journal, bucket)
+    for each, outcome in ((each, _show_one(bucket, each, links)) for each in staged):
         version, was = each.stored.version, each.wanted.known.view
         match outcome:
             case show.Shown(view, left):
@@ -224,9 +252,12 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
                 behind.append(version)
     bucket.sync()
     with engine.journal.transaction():
-        engine.journal.versions.add_shown(address, shown)
+        # a view that another one was linked to looks otherwise since
+        engine.journal.versions.add_shown(address, [(v, links.latest(v.key, view)) for v, view in shown])
         for version in behind:
             engine.journal.versions.add(address, version)
+        links.refresh()
+    state.may_lack_links |= links.lacks_links
     now_s = time.monotonic()
     for version, _ in shown:
         stale.mark_fresh(region, state, bucket, version.key)
@@ -237,10 +268,19 @@ def _show(region: Worker, state: BucketState, bucket: OpenBucket, staged: list[_
     engine.notify()
 
 
-def _show_one(bucket: OpenBucket, each: _Staged) -> show.ShowResult:
+def _show_one(bucket: OpenBucket, each: _Staged, links: link_groups.LinkGroups) -> show.ShowResult:
+    version, was = each.stored.version, each.wanted.known.view
     try:
-        view = each.view or stage.stage_current(bucket, each.stored.version)
-        return show.show(bucket, each.stored.version, each.wanted.known.view, view)
+        linked = links.stage(version)
+        if linked and each.view:
+            staging.unstage(bucket, each.view)
+        view = linked or each.view or stage.stage_current(bucket, version)
+        outcome = show.show(bucket, version, links.expected(was), view)
+        if isinstance(outcome, show.Shown):
+            links.showed(version, was, outcome.view)
+            if linked and not each.view:
+                versions.make_private(bucket, version.key, version.id)  # it was prepared to be the view
+        return outcome
     except (FsreplError, OSError) as error:
         return show.NotShown(reason(error))
 

@@ -21,6 +21,7 @@ from fsrepl.model.version import Origin, Status
 from fsrepl.region import brake
 from fsrepl.storage import halt
 from tests.doubles import DyingFs, FailingFs, PowerCut
+from tests.tree_deeds import differences
 from tests.world import DESTINATION, SOURCE, World, at, v1, worlds
 
 NUMBER = 6
@@ -529,3 +530,40 @@ def test_a_directory_where_a_view_belongs_is_not_touched(memory: Path) -> None:
         world.settle()
         assert world.tree(SOURCE)["d/1/inside"] == b"theirs"
         assert len(world.tree(SOURCE)) == NUMBER
+
+
+@pytest.mark.skipif(not shutil.which("rsync"), reason="needs rsync")
+@pytest.mark.parametrize("decision", ["ack", "undelete"])
+def test_a_tree_is_held_and_comes_back_whole(memory: Path, decision: str) -> None:
+    """Directories, symlinks and names of one file count as what they are: objects. While they are held, the replica
+    keeps them all; undelete makes them again as they were, and ack removes them all."""
+    with World(memory, trees=True) as world:
+        world.write("d/e/file", b"content")
+        world.path("d/empty").mkdir()
+        world.path("d/empty").chmod(0o1711)
+        world.path("d/e").chmod(0o750)
+        world.link("d/link", "e/file")
+        world.settle()
+        os.link(world.path("d/e/file"), world.path("d/other"))
+        world.settle()
+        world.settle()
+        shutil.copytree(world.path("d", DESTINATION), world.home / "before", symlinks=True)
+        wipe(world)
+        assert is_halted(world)
+        assert json.loads(world.path(".fsrepl/halt.json").read_text())["deleted"] == 6
+        assert differences(world.home / "before", world.path("d", DESTINATION), links=False) == []
+        if decision == "ack":
+            world.run("bucket.ack", bucket=SOURCE)
+        else:
+            assert undelete(world)["Left"] == []
+        for _ in range(3):
+            world.settle()
+        assert differences(world.path(), world.path(bucket=DESTINATION)) == []
+        assert world.path("d").exists() == (decision == "undelete")
+        if decision == "undelete":
+            assert differences(world.home / "before", world.path("d"), links=False) == []
+            assert world.path("d/other").stat().st_ino == world.path("d/e/file").stat().st_ino
+        assert not world.state(SOURCE).stale
+        assert not world.state(DESTINATION).stale
+        assert not is_halted(world)
+        world.stays_quiet()
