@@ -25,6 +25,9 @@ log = logging.getLogger("fsrepl")
 
 _LOOK_S = 1.0
 _STEP_S = 0.05
+_SLICE_MAX_S = 0.25
+"""A slice of a versioned bucket takes some 15 ms of CPU time to judge. A busy machine shall not make it a small one,
+since each has its own syncs."""
 _BATCH = 512
 _TRIES = 5
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 60.0
@@ -146,18 +149,18 @@ def go_on(region: Region, state: BucketState, run: LifecycleRun) -> bool:
 
 def _look(region: Region, bucket: OpenBucket, judge: Judge, run: LifecycleRun) -> Slice:
     """The next slice; once all are through, the keys that were not ready then."""
-    until_s = time.monotonic() + _STEP_S
+    now_s = time.monotonic()
     if bucket.bucket.versioning is Versioning.OFF:
         if not run.judged or run.refused:
             act.put_back_files(bucket)
-        found = judge.look_below(run.todo, until_s, _BATCH)
+        found = judge.look_below(run.todo, now_s + _STEP_S, _BATCH)
         run.is_over = found.is_over
         return found
     if run.is_over:
         again, run.again = list(run.again), {}
         found = judge.look_at(again)
     else:
-        found = judge.look(run.last, until_s, _BATCH)
+        found = judge.look(run.last, now_s + _SLICE_MAX_S, _BATCH)
         run.last, run.is_over = found.last, found.is_over
     if found.read:
         region.engine.journal.versions.set_traits(bucket.address, found.read)

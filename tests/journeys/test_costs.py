@@ -171,7 +171,7 @@ def test_what_lifecycle_does_to_an_object_costs_no_more_than_before(
 ) -> None:
     """A marker is made and a view removed, then a version is removed for good. Queries, transactions and syncs are a
     batch's, and not an object's."""
-    monkeypatch.setattr(run, "_STEP_S", 60.0)
+    monkeypatch.setattr(run, "_SLICE_MAX_S", 60.0)
     clock, fs = memory / "now", Counting()
     monkeypatch.setenv("FSREPL_CLOCK", str(clock))
     clock.write_text("2026-05-01T23:00:00Z")
