@@ -99,7 +99,7 @@ class Agent:
             with contextlib.ExitStack() as held:
                 engine = self._begin(self._hello, held)
                 self._serve(engine)
-        except (FsreplError, OSError, sqlite3.Error) as error:
+        except (FsreplError, OSError, ValueError, sqlite3.Error) as error:  # ValueError: a path with a zero byte
             self._deny(str(error) if isinstance(error, FsreplError) else reason(error), error)
             return 1
         return 0

@@ -134,6 +134,8 @@ class Engine(Runtime):
 
     def stop_workers(self, within_s: float) -> bool:
         """Stop background workers; whether all of them ended in time."""
+        for host in self.site.hosts.values():
+            host.end()
         for progress in list(self.transfers):
             progress.stop = True
         until_s = time.monotonic() + within_s

@@ -213,8 +213,8 @@ class SshRegion(Receiver):
         if isinstance(found, Exception):
             self._lost(reason(found))
             return
-        if found.why:
-            self._lost(found.why)
+        if found is not self._host.connection:  # it has ended, or belongs to settings that have changed
+            self._lost(found.why or "its settings have changed")
             return
         self._connection, self._attempts, self.why, self._host.down = found, 0, "", ""
         log.info("online region=%s at=%s", self.name, self._host.url)

@@ -53,6 +53,8 @@ class Host:
         self._introduce = introduce
         self._guard = threading.Lock()
         self._connection: Connection | None = None
+        self._opening: Connection | None = None
+        self._is_over = False
         self.listener: Listener | None = None
         self.down = ""
         """In the daemon: why there is no connection, until it has made one again; empty at other times."""
@@ -100,10 +102,21 @@ class Host:
             if found is not None:
                 found.end("the region is attached again")
             hello = replace(self._introduce(self), takes=takes, replaces=replaces)
-            made = Connection(self, hello)
-            made.open()
+            made = self._opening = Connection(self, hello)
+            try:
+                if self._is_over:
+                    raise Unavailable("the site ends")
+                made.open()
+            finally:
+                self._opening = None
             self._connection = made
             return made
+
+    def end(self) -> None:
+        """Make no connection any more, and give up one that is being made, however long that would take."""
+        self._is_over = True
+        if (opening := self._opening) is not None:
+            opening.give_up()
 
     def close(self, why: str = "the site ends") -> None:
         """End the connection, if there is one."""
@@ -196,6 +209,11 @@ class Connection:
         except channel.Ended as error:  # before it was asked
             raise self._away(str(error)) from error
         self.buckets, self.uuid = welcome.buckets, welcome.uuid
+
+    def give_up(self) -> None:
+        """End the process that is to carry the connection."""
+        if (process := self._process) is not None:
+            process.stop()
 
     def _greet(self, process: ssh.Process) -> None:
         """Compare versions. Raises Unavailable."""

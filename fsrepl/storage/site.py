@@ -71,6 +71,7 @@ class Site:
         for name, host in settings.hosts.items():
             if name not in self.hosts or self.hosts[name].settings != host:
                 if name in self.hosts:
+                    self.hosts[name].end()
                     self.hosts[name].close("its settings have changed")
                 self.hosts[name] = Host(host, self.introduce)
         for name in self.hosts.keys() - settings.hosts.keys():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from fsrepl.link.host import Host
 from fsrepl.link.ssh import command_line
 from fsrepl.model.version import DeliveryRecord, Origin, Posix, Rights, Status, Version
 from fsrepl.settings import Capture, HostSettings, ReplicationSettings, Safety, Scrub, kinds
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 HELLO = frames.Hello(
     "site", "pc:/fsrepl.toml", "eu", "/srv/eu", "", False, False, False, 2, "auto", Capture(), ReplicationSettings(),
@@ -77,6 +78,27 @@ def test_what_is_wrong_is_said_in_a_sentence(
 def test_a_program_that_cannot_be_run(tmp_path: Path) -> None:
     with pytest.raises(FsreplError, match="no-such-ssh cannot be run: no such file or directory"):
         Host(settings(ssh=(str(tmp_path / "no-such-ssh"),)), lambda _: HELLO).connect()
+
+
+def test_a_daemon_that_ends_waits_for_no_host(tmp_path: Path) -> None:
+    """A stop takes seconds, also while ssh tries to reach a machine that is gone."""
+    host = Host(settings(ssh=script(tmp_path / "ssh", "exec sleep 600"), silence_s=600), lambda _: HELLO)
+    ended: list[str] = []
+
+    def connect() -> None:
+        try:
+            host.connect()
+        except FsreplError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    until(lambda: host._opening is not None and host._opening._process is not None)
+    host.end()
+    thread.join(DEADLINE_S)
+    assert ended
+    with pytest.raises(FsreplError, match="the site ends"):
+        host.connect()
 
 
 def test_words_of_a_login_shell_before_the_greeting_do_no_harm() -> None:

@@ -174,6 +174,27 @@ def test_a_connection_may_end_after_any_byte(memory: Path) -> None:
         assert world.leftovers(DESTINATION) == []
 
 
+def test_the_daemon_may_die_while_deliveries_are_under_way(memory: Path) -> None:
+    """G7, G11: with its journal or without; what arrived before is found there, and nothing is doubled."""
+    with FarWorld(memory) as world:
+        for number in range(8):
+            for each in range(5):
+                world.write(f"k{number}-{each}", b"%d" % number * 1000)
+            if number:
+                world.write(f"k{number - 1}-0", b"again")
+                world.unlink(f"k{number - 1}-1")
+            world.cuts = itertools.chain([1000 + 700 * number], itertools.repeat(None))
+            world.disconnect()
+            world.look()
+            world.flush_settling()
+            for _ in range(number + 1):
+                world.engine.turn()
+            world.restart(without_journal=number % 3 == 2)
+        world.settle()
+        assert is_alike(world)
+        assert world.leftovers(DESTINATION) == []
+
+
 def test_a_large_object_goes_on_where_the_connection_ended(memory: Path) -> None:
     """G7: what is durable there is not sent again, and of a change only the changed part crosses."""
     data = random.Random(1).randbytes(6 << 20)
@@ -413,6 +434,21 @@ def test_the_root_of_the_agent_is_all_that_it_serves(world: FarWorld) -> None:
             world.run("region.add", name="other", path=f"ssh://host{path}")
     assert list(outside.iterdir()) == []
     assert "other" not in world.settings.path.read_text()
+
+
+def test_settings_that_change_are_followed_by_a_new_connection(world: FarWorld) -> None:
+    """SIGHUP, or a command that writes the settings: what is under way crosses over the new connection."""
+    world.write("before", b"1")
+    world.settle()
+    text = world.settings.path.read_text().replace("# silence_s = 30", "silence_s = 20")
+    assert text != world.settings.path.read_text()
+    world.settings.path.write_text(text)
+    world.engine.reload(reading.load(world.settings.path))
+    world.write("after", b"2")
+    world.settle()
+    assert is_alike(world)
+    assert len(world.connections) == 2
+    assert world.engine.site.hosts["west"].settings.silence_s == 20
 
 
 def test_the_site_may_ask_for_its_buckets_alone(world: FarWorld) -> None:
