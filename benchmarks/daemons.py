@@ -23,14 +23,14 @@ class Daemon:
 
     def __init__(self, home: Path, *, trees: bool = False, settings: str = "", west: str = "") -> None:
         """trees: of tree buckets. settings: lines for its fsrepl.toml. west: the table of the second region, where that
-        is on another machine."""
+        is on another machine or a service."""
         self.root = home / "site"
         self.fsrepl("init", self.root, "--region", "east", *([] if west else ["--region", "west"]))
         with (self.root / FILE).open("a") as file:
             file.write("\n[safety]\ndelete_share = 1\n" + settings)  # all of a bucket is removed, and shall cross
             file.write(f"\n[regions.west]\n{west}\n" if west else "")
-        if west:
-            self.fsrepl("region", "add", f"west={tomllib.loads(west)['path']}")
+        if path := tomllib.loads(west).get("path"):
+            self.fsrepl("region", "add", f"west={path}")
         for bucket in (SOURCE, DESTINATION):
             self.fsrepl("bucket", "create", bucket, "--versioning", *(["--trees"] if trees else []))
         self.fsrepl("replication", "enable", SOURCE, DESTINATION)

@@ -10,6 +10,8 @@
     large     a file of 2 GiB: new, changed, renamed, interrupted, verified (only when it is asked for: see large.py)
     ssh       a region on another machine: the files of the burst and a large one, beside `rsync -a` over the same sshd
               behind a line with a delay (only when it is asked for: see over_ssh.py)
+    s3        a bucket of an S3 service: a quarter of the burst's files and a large one, beside rclone and the AWS CLI
+              (only when it is asked for: see to_s3.py)
     arrivals  `rsync -a`, `tar x`, `git clone` and `pip install --target` into a bucket: is all there, and nothing else?
 
 Whatever else the machine does is in the figures: quote ratios, and say what was run.
@@ -38,6 +40,7 @@ from large import large
 from lifecycle import lifecycle
 from over_ssh import over_ssh
 from peers import PEERS, Peer
+from to_s3 import to_s3
 
 from fsrepl.settings import Capture, kinds
 
@@ -321,7 +324,7 @@ def _arrive(site: Daemon, what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "ssh")
+    modes = ("latency", "burst", "trees", "calls", "lifecycle", "arrivals", "large", "ssh", "s3")
     parser.add_argument("--only", choices=modes)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--files", type=int, default=20_000, help="of the burst")
@@ -352,6 +355,8 @@ def main() -> None:
         large(options.folder, options.size)
     if options.only == "ssh":
         over_ssh(options.folder, options.files, options.size, options.delay)
+    if options.only == "s3":
+        to_s3(options.folder, options.files // 4, options.size)
 
 
 if __name__ == "__main__":
