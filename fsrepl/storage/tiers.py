@@ -307,8 +307,10 @@ class OpenTier:
         for name in self.fs.names(self.tmp):
             with contextlib.suppress(OSError):
                 age_s = time.time() - self.fs.stat(self.tmp, name).st_ctime
-                kept_s = _RESTORED_MAX_S if name.endswith(RESTORED) else _MOVE_MAX_S if _MOVE.fullmatch(name) else 0
-                if age_s > kept_s:
+                is_kept = (name.endswith(RESTORED) and age_s <= _RESTORED_MAX_S) or (
+                    _MOVE.fullmatch(name) is not None and age_s <= _MOVE_MAX_S
+                )
+                if not is_kept:
                     self.fs.unlink(self.tmp, name)
 
     def close(self) -> None:
