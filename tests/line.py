@@ -1,13 +1,15 @@
 """A line with a delay to a port of this machine, in a process of its own: what netem(8) does, where there is none.
 
-Each byte arrives after the delay, in each direction; the line's bandwidth is not limited. On SIGUSR1 nothing passes any
-more, in either direction, and no connection is closed; on SIGUSR2 it goes on.
+Each byte arrives after the delay, in each direction; the line's bandwidth is not limited. Where packets are lost, TCP
+sends them again after a fifth of a second, and what follows them waits: so does a piece of the stream here. On SIGUSR1
+nothing passes any more, in either direction, and no connection is closed; on SIGUSR2 it goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,17 +23,18 @@ from tests.waiting import until
 
 _CHUNK = 1 << 16
 _WINDOW_BYTES = 64 << 20
+_AGAIN_S = 0.2
 
 
 class Line:
-    """Leads to a port until the end of a `with` block. delay_s: in each direction."""
+    """Leads to a port until the end of a `with` block. delay_s: in each direction. loss: the share of pieces lost."""
 
-    def __init__(self, to_port: int, delay_s: float = 0.0) -> None:
+    def __init__(self, to_port: int, delay_s: float = 0.0, loss: float = 0.0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.line", str(self.port), str(to_port), str(delay_s)],
+            [sys.executable, "-m", "tests.line", str(self.port), str(to_port), str(delay_s), str(loss)],
             env=os.environ | {"PYTHONPATH": os.getcwd()}, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         until(self._listens, "the line is there")
@@ -63,7 +66,7 @@ class Line:
 _passes = threading.Event()
 
 
-def _carry(one: socket.socket, other: socket.socket, delay_s: float) -> None:
+def _carry(one: socket.socket, other: socket.socket, delay_s: float, loss: float) -> None:
     """Carry bytes from one side to the other."""
     waiting: deque[tuple[float, bytes]] = deque()
     changed = threading.Condition()
@@ -96,12 +99,13 @@ def _carry(one: socket.socket, other: socket.socket, delay_s: float) -> None:
         with changed:
             while size > _WINDOW_BYTES:
                 changed.wait()
-            waiting.append((time.monotonic() + delay_s, data))
+            lost_s = _AGAIN_S if random.random() < loss else 0.0
+            waiting.append((time.monotonic() + delay_s + lost_s, data))
             size += len(data)
             changed.notify_all()
 
 
-def _serve(port: int, to_port: int, delay_s: float) -> None:
+def _serve(port: int, to_port: int, delay_s: float, loss: float) -> None:
     _passes.set()
     signal.signal(signal.SIGUSR1, lambda *_: _passes.clear())
     signal.signal(signal.SIGUSR2, lambda *_: _passes.set())
@@ -112,8 +116,8 @@ def _serve(port: int, to_port: int, delay_s: float) -> None:
             for each in (near, far):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for pair in ((near, far), (far, near)):
-                threading.Thread(target=_carry, args=(*pair, delay_s), daemon=True).start()
+                threading.Thread(target=_carry, args=(*pair, delay_s, loss), daemon=True).start()
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))

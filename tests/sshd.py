@@ -48,12 +48,13 @@ class Sshd:
     """Runs until the end of a `with` block. network: the arguments of netem(8) for both directions of the line."""
 
     def __init__(
-        self, home: Path, *, root: Path | None = None, network: str = "", delay_s: float | None = None
+        self, home: Path, *, root: Path | None = None, network: str = "", delay_s: float | None = None,
+        loss: float = 0.0,
     ) -> None:  # fmt: skip
-        """root: what its agents may serve, as in authorized_keys, which allows nothing else then. delay_s: the client
-        comes over a Line with that delay.
+        """root: what its agents may serve, as in authorized_keys, which allows nothing else then. delay_s, loss: the
+        client comes over a Line with these.
         """
-        self.home, self._network, self._delay_s = home, network, delay_s
+        self.home, self._network, self._delay_s, self._loss = home, network, delay_s, loss
         self._line: Line | None = None
         self._address = "127.0.0.1"
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,7 +85,7 @@ class Sshd:
         if self._network:
             prefix = self._make_network()
         if self._delay_s is not None:
-            self._line = self._undo.enter_context(Line(self.port, self._delay_s))
+            self._line = self._undo.enter_context(Line(self.port, self._delay_s, self._loss))
         config = self.home / "sshd_config"
         config.write_text(
             f"ListenAddress {self._address}\nPort {self.port}\nHostKey {self.home}/host\nPidFile none\nUsePAM no\n"

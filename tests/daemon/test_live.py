@@ -46,7 +46,7 @@ def test_the_answer_does_not_grow_with_the_backlog(world: World) -> None:
     told = answer["buckets"][SOURCE]
     assert told["counts"] == {
         "polled": NUMBER, "mounts": 0, "unreadable": NUMBER, "behind": NUMBER * 9 // 10, "conflicts": NUMBER // 10,
-        "waiting": NUMBER, "set_aside": 0,
+        "waiting": NUMBER, "set_aside": 0, "uncaptured": 0,
     }  # fmt: skip
     assert list(told["unreadable"]) == NAMES[: live.FIRST]
     assert answer["buckets"][DESTINATION]["counts"]["waiting"] == 0

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,11 +109,14 @@ def clients_of(sshd: Sshd) -> list[int]:
     return [int(pid) for pid in found.split()]
 
 
-def test_a_slow_line_that_loses_packets_delays_and_changes_nothing(tmp_path: Path) -> None:
-    """G3, G5: 100 ms there and back and a packet lost in a hundred, where the kernel has netem."""
+@pytest.mark.parametrize(
+    "line", [{"delay_s": 0.05, "loss": 0.01}, {"network": "delay 50ms loss 1%"}], ids=["line", "netem"]
+)
+def test_a_slow_line_that_loses_packets_delays_and_changes_nothing(tmp_path: Path, line: dict[str, Any]) -> None:
+    """G3, G5: 100 ms there and back and a packet lost in a hundred; also by netem, where the kernel has it."""
     (tmp_path / "there").mkdir()
     with (
-        Sshd(tmp_path / "sshd", root=tmp_path / "there", network="delay 50ms loss 1%") as sshd,
+        Sshd(tmp_path / "sshd", root=tmp_path / "there", **line) as sshd,
         far_site(tmp_path, sshd) as site,
     ):
         site.start()
