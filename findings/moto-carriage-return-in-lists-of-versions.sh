@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # moto 5.2.5 with botocore 1.43.106: the list of versions names another key than the object has, where the key has a
-# carriage return. macOS makes such files: a folder with a picture of its own has one called `Icon` + carriage return.
+# carriage return. macOS makes such files: a folder with an icon of its own has one called `Icon` + carriage return.
 #
 # A parser of XML turns a carriage return into a line feed. S3 has `encoding-type=url` against that; botocore asks for it
 # unasked and decodes the answer. moto obeys in ListObjectsV2 and not in ListObjectVersions, and botocore says nothing
