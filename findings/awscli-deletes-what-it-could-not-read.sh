@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# awscli 1.46.3: `aws s3 sync DIRECTORY BUCKET --delete` removes the objects of files and whole directories that are there
-# and cannot be read at the moment.
+# awscli 1.46.3: `aws s3 sync DIRECTORY BUCKET --delete` removes the objects of files and whole directories that are
+# there and cannot be read at the moment.
 #
-# It warns that it skips them, and treats them as absent all the same: skipped on one side, they are surplus on the other.
-# A mode that somebody changed, or a file that another user put there, takes its copy away; a directory that cannot be
-# entered takes everything below it. The exit status 2 comes when all is gone. rsync turns --delete off at the first
-# such error, so that one expects the opposite. What could not be seen is not what is not there.
+# It warns that it skips them, and treats them as absent all the same: skipped on one side, they are surplus on the
+# other. A mode that somebody changed, or a file that another user put there, takes its copy away; a directory that
+# cannot be entered takes everything below it. The exit status 2 comes when all is gone. rsync turns --delete off at the
+# first such error, so that one expects the opposite. What could not be seen is not what is not there.
 #
-# fsrepl takes a key for deleted only where it has read the directory and the name is not in it; a directory that cannot be
-# read is reported, and nothing below it is deleted (capture/scan.py).
+# fsrepl takes a key for deleted only where it has read the directory and the name is not in it; a directory that cannot
+# be read is reported, and nothing below it is deleted (capture/scan.py).
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: no root, or the packages cannot be fetched here.
-# Needs root to be an ordinary user for the second run. Installs into a temporary folder, and removes that. Starts moto
-# 5.2.5 as the service, on a free port of this host only, and ends it.
+# Exit status 0: behaves as described. 1: it no longer does. 77: no root, or the packages cannot be fetched here. Needs
+# root to be an ordinary user for the second run. Installs into a temporary folder, and removes that. Starts moto 5.2.5
+# as the service, on a free port of this host only, and ends it.
 set -euo pipefail
 home=$(mktemp -d)
 server=""

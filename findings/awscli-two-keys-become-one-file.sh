@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# awscli 1.46.3: `aws s3 sync BUCKET DIRECTORY` writes the objects `a/b`, `a//b` and `/a/b` to one file, says that it has
-# downloaded three, and exits with 0.
+# awscli 1.46.3: `aws s3 sync BUCKET DIRECTORY` writes the objects `a/b`, `a//b` and `/a/b` to one file, says that it
+# has downloaded three, and exits with 0.
 #
 # In S3 a slash is a character like any other, and these are three keys; joined to a directory they are one path. Which
 # content is left depends on which of the parallel downloads ends last. Keys with two slashes come from programs that
@@ -10,9 +10,8 @@
 #
 # fsrepl's keys are paths of files, none of which has an empty part.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Installs into a temporary folder, and removes that. Starts moto 5.2.5 as the service, on a free port of this host only,
-# and ends it.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Installs into a
+# temporary folder, and removes that. Starts moto 5.2.5 as the service, on a free port of this host only, and ends it.
 set -euo pipefail
 home=$(mktemp -d)
 server=""

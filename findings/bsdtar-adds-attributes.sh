@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# bsdtar 3.6.2 (libarchive, Debian 12): a file that goes through its own archives gets more attributes each time, where a
-# name has a space, `%` or `=`.
+# bsdtar 3.6.2 (libarchive, Debian 12): a file that goes through its own archives gets more attributes each time, where
+# a name has a space, `%` or `=`.
 #
 # It writes each attribute twice, for two families of readers: once with its name encoded as in a URL, once not. GNU tar
-# has a third way (`%` and `=` alone are encoded). On the way out bsdtar decodes only the first of them, so that `user.a=b` comes
-# back together with `user.a%3Db`, which then is archived, too. From GNU tar's archives it makes `user.a%3Db` alone. No
-# message, exit status 0. Tags in S3 may have spaces and `=` in their names, so whatever keeps tags as attributes finds
-# tags after a restore that nobody set, and lacks others.
+# has a third way (`%` and `=` alone are encoded). On the way out bsdtar decodes only the first of them, so that
+# `user.a=b` comes back together with `user.a%3Db`, which then is archived, too. From GNU tar's archives it makes
+# `user.a%3Db` alone. No message, exit status 0. Tags in S3 may have spaces and `=` in their names, so whatever keeps
+# tags as attributes finds tags after a restore that nobody set, and lacks others.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: no packages here, or no attributes.
-# Unpacks the packages into a temporary folder, and removes that; nothing is installed.
+# Exit status 0: behaves as described. 1: it no longer does. 77: no packages here, or no attributes. Unpacks the
+# packages into a temporary folder, and removes that; nothing is installed.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

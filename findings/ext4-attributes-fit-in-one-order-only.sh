@@ -4,15 +4,15 @@
 #
 # ext4 has two places for attributes: the rest of the inode, some 100 bytes, and one block. Each attribute goes to the
 # first place with room for it, and none is moved over to make room for another. A short one that comes first takes the
-# place that a longer one needs later, and the longer one is then refused with ENOSPC, though the same three attributes lie
-# side by side in the file beside it. rsync sets them in the order of their names, whatever order the source had. So a
-# good source and an equal filesystem with space are no promise that a copy can have the attributes of its source, and
+# place that a longer one needs later, and the longer one is then refused with ENOSPC, though the same three attributes
+# lie side by side in the file beside it. rsync sets them in the order of their names, whatever order the source had. So
+# a good source and an equal filesystem with space are no promise that a copy can have the attributes of its source, and
 # no retry helps: rsync exits with 23 each time.
 #
 # fsrepl takes ENOSPC for an attribute as "does not fit here", and writes the version's record to a sidecar file.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here.
-# Unpacks the packages into a temporary folder, and removes that; nothing is installed.
+# Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here. Unpacks
+# the packages into a temporary folder, and removes that; nothing is installed.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'umount "$home/at" 2>/dev/null || true; rm -rf "$home"' EXIT

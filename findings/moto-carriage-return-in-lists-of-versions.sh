@@ -2,14 +2,14 @@
 # moto 5.2.5 with botocore 1.43.106: the list of versions names another key than the object has, where the key has a
 # carriage return. macOS makes such files: a folder with an icon of its own has one called `Icon` + carriage return.
 #
-# A parser of XML turns a carriage return into a line feed. S3 has `encoding-type=url` against that; botocore asks for it
-# unasked and decodes the answer. moto obeys in ListObjectsV2 and not in ListObjectVersions, and botocore says nothing
-# where an answer is not encoded. So both lists succeed, and disagree. A tool that goes by the list of versions finds
-# that the object is missing, and that there is one which nobody made; when it reads or removes the latter, it is not
-# there.
+# A parser of XML turns a carriage return into a line feed. S3 has `encoding-type=url` against that; botocore asks for
+# it unasked and decodes the answer. moto obeys in ListObjectsV2 and not in ListObjectVersions, and botocore says
+# nothing where an answer is not encoded. So both lists succeed, and disagree. A tool that goes by the list of versions
+# finds that the object is missing, and that there is one which nobody made; when it reads or removes the latter, it is
+# not there.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Installs into a temporary folder, and removes that. No server is started.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Installs into a
+# temporary folder, and removes that. No server is started.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

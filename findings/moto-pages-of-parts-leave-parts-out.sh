@@ -10,8 +10,8 @@
 # fsrepl compares by part number, sends each part that was not listed, and ends an upload with all parts of the content
 # (replicate/upload.py), so that a short list costs time only.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Installs into a temporary folder, and removes that. No server is started.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Installs into a
+# temporary folder, and removes that. No server is started.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

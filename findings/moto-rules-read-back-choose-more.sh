@@ -2,15 +2,15 @@
 # moto 5.2.5: a replication rule and a lifecycle rule that choose a part of a bucket come back as rules for all of it.
 #
 # Of a replication rule's filter, `And` with a prefix and tags is dropped: read back, the rule has an empty prefix. Of a
-# lifecycle rule's filter the sizes are dropped; a rule for large objects only has no filter then. Both are accepted with
-# 200. Whoever changes one rule has to read, edit and put the whole document, so that against this service a tool that
-# touches another rule sends everything to the destination, and expires everything: the opposite of what a lost field is
-# expected to do. A test that compares only how many rules there are, or their ids, sees nothing.
+# lifecycle rule's filter the sizes are dropped; a rule for large objects only has no filter then. Both are accepted
+# with 200. Whoever changes one rule has to read, edit and put the whole document, so that against this service a tool
+# that touches another rule sends everything to the destination, and expires everything: the opposite of what a lost
+# field is expected to do. A test that compares only how many rules there are, or their ids, sees nothing.
 #
 # fsrepl keeps these documents itself (s3/replication.py, s3/lifecycle.py) and gives them back as they were put.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Installs into a temporary folder, and removes that. No server is started.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Installs into a
+# temporary folder, and removes that. No server is started.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

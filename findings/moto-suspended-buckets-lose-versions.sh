@@ -2,15 +2,14 @@
 # moto 5.2.5: in a bucket whose versioning is Suspended, the next PUT of a key removes all versions that it had, and a
 # DELETE leaves neither them nor a marker.
 #
-# Suspending promises the opposite: what was kept so far stays, and only the version `null` is replaced, by content or by
-# a marker. Tests of a tool that suspends versioning, or that meets a suspended bucket, therefore run without the very
-# versions that the tool must not lose: one that removes them by mistake passes, one that counts on them fails.
+# Suspending promises the opposite: what was kept so far stays, and only the version `null` is replaced, by content or
+# by a marker. Tests of a tool that suspends versioning, or that meets a suspended bucket, therefore run without the
+# very versions that the tool must not lose: one that removes them by mistake passes, one that counts on them fails.
 #
-# fsrepl writes only to buckets whose versioning is Enabled; its own suspended buckets are tested against a second
-# implementation of the rules (tests/s3_model.py).
+# fsrepl sends nothing to a bucket of a service whose versioning is not Enabled.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Installs into a temporary folder, and removes that. No server is started.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Installs into a
+# temporary folder, and removes that. No server is started.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

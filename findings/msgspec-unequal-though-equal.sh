@@ -2,16 +2,16 @@
 # msgspec 0.23.0: objects of a Struct with `eq=False` and an `__eq__` of its own are equal and unequal at once: `a == b`
 # and `a != b` are both true.
 #
-# In Python `!=` is the opposite of `==` unless a class says otherwise, so that one writes `__eq__` alone; dataclasses and
-# ordinary classes keep to that. `eq=False` is what one reaches for to say "I write this myself". msgspec leaves the C function for
-# `!=` in place then, which falls back to identity. Without `eq=False` the same class is right. Containers and
-# tests mostly ask `==`, so nothing is seen there; code that asks `if old != new` sees a change each time: a
-# replication that never comes to rest, a record that is written again and again.
+# In Python `!=` is the opposite of `==` unless a class says otherwise, so that one writes `__eq__` alone; dataclasses
+# and ordinary classes keep to that. `eq=False` is what one reaches for to say "I write this myself". msgspec leaves the
+# C function for `!=` in place then, which falls back to identity. Without `eq=False` the same class is right.
+# Containers and tests mostly ask `==`, so nothing is seen there; code that asks `if old != new` sees a change each
+# time: a replication that never comes to rest, a record that is written again and again.
 #
 # fsrepl's Struct with an `__eq__` of its own goes without `eq=False` (model/version.py, `Place`).
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here.
-# Installs into a temporary folder, and removes that.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here. Installs into a
+# temporary folder, and removes that.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# coreutils 9.1 (Debian 12): `mv` to another filesystem that cannot hold an attribute removes the source all the same, and
-# exits with 0; `cp -a` exits with 0, too.
+# coreutils 9.1 (Debian 12): `mv` to another filesystem that cannot hold an attribute removes the source all the same,
+# and exits with 0; `cp -a` exits with 0, too.
 #
-# xfs and btrfs take attributes of many kilobytes; ext4 has one block for all of a file's. mv copies, prints a line about
-# the attribute, and removes the only file that had it. `cp -a` tolerates that as well, while `cp --preserve=xattr`, which
-# asks for less, fails. So a script that moves files between disks, and looks at the exit status as it should, loses tags
-# and checksums for good; and a tool that finds the file without them must not take that for somebody's wish.
+# xfs and btrfs take attributes of many kilobytes; ext4 has one block for all of a file's. mv copies, prints a line
+# about the attribute, and removes the only file that had it. `cp -a` tolerates that as well, while `cp
+# --preserve=xattr`, which asks for less, fails. So a script that moves files between disks, and looks at the exit
+# status as it should, loses tags and checksums for good; and a tool that finds the file without them must not take that
+# for somebody's wish.
 #
 # fsrepl writes what does not fit to a sidecar beside the version, before the version is published.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here.
-# Unpacks the packages into a temporary folder, and removes that; nothing is installed.
+# Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here. Unpacks
+# the packages into a temporary folder, and removes that; nothing is installed.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'umount "$home/large" "$home/small" 2>/dev/null || true; rm -rf "$home"' EXIT

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# rclone 1.60.1 (Debian 12): `rclone copy` of a file whose time alone has changed takes Cache-Control, Content-Disposition,
-# Content-Language and the storage class off the object, and says "There was nothing to transfer".
+# rclone 1.60.1 (Debian 12): `rclone copy` of a file whose time alone has changed takes Cache-Control,
+# Content-Disposition, Content-Language and the storage class off the object, and says "There was nothing to transfer".
 #
 # S3 cannot change metadata in place: the object is copied onto itself, and what the request does not repeat is gone.
-# rclone repeats the user metadata and the Content-Type. So a `touch` at the source, or a restored backup with other times,
-# makes attachments open in the browser, lets caches keep what they must not, and moves content that is rarely read to the
-# class for content that is often read, for each such file, with exit status 0.
+# rclone repeats the user metadata and the Content-Type. So a `touch` at the source, or a restored backup with other
+# times, makes attachments open in the browser, lets caches keep what they must not, and moves content that is rarely
+# read to the class for content that is often read, for each such file, with exit status 0.
 #
 # fsrepl also changes metadata by a copy, and gives tags and storage class again with each (remote/bucket.py, `copy`).
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Installs into a temporary folder, and removes that. Starts moto 5.2.5 as the service, on a free port of this host only,
-# and ends it.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Installs into a
+# temporary folder, and removes that. Starts moto 5.2.5 as the service, on a free port of this host only, and ends it.
 set -euo pipefail
 home=$(mktemp -d)
 server=""

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# rclone 1.60.1 (Debian 12): `rclone copy --metadata` from directory to directory changes the names of user attributes to
-# lower case, and loses those called user.mtime, user.mode and the like, on filesystems that tell cases apart.
+# rclone 1.60.1 (Debian 12): `rclone copy --metadata` from directory to directory changes the names of user attributes
+# to lower case, and loses those called user.mtime, user.mode and the like, on filesystems that tell cases apart.
 #
 # rclone turns attributes into S3's kind of metadata in between, also where there is no S3 on either side: names without
-# `user.`, in lower case, in one space with its own `mtime`, `mode`, `uid`, `gid`, `btime`. So user.DOSATTRIB, which Samba
-# writes, is user.dosattrib in the copy, where Samba does not find it; of user.Tag and user.tag one is left; and an
-# attribute that has the name of one of rclone's own is dropped. The exit status is 0. Names of tags in S3 are told apart
-# by case, so a tool that keeps tags as attributes is concerned above all.
+# `user.`, in lower case, in one space with its own `mtime`, `mode`, `uid`, `gid`, `btime`. So user.DOSATTRIB, which
+# Samba writes, is user.dosattrib in the copy, where Samba does not find it; of user.Tag and user.tag one is left; and
+# an attribute that has the name of one of rclone's own is dropped. The exit status is 0. Names of tags in S3 are told
+# apart by case, so a tool that keeps tags as attributes is concerned above all.
 #
 # fsrepl puts attributes into the metadata of an S3 object as one base64 text, with the exact bytes of their names.
 #

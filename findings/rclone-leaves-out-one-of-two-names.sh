@@ -4,13 +4,13 @@
 #
 # "é" is one character, or an "e" with a combining accent; macOS and its archives write the second form. Linux's
 # filesystems take both as two names, and S3 as two keys. rclone compares names after normalising them, whatever the two
-# sides are: what comes second is "a duplicate", which is a notice. So a backup lacks a file, and the check that one makes
-# because of such doubts passes for the same reason. A checker must not share the rule of what it checks.
+# sides are: what comes second is "a duplicate", which is a notice. So a backup lacks a file, and the check that one
+# makes because of such doubts passes for the same reason. A checker must not share the rule of what it checks.
 #
 # fsrepl's keys are bytes, and it never normalises a name; `fsrepl verify` compares by the same bytes.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here.
-# Unpacks the package into a temporary folder, and removes that; nothing is installed.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here. Unpacks the package
+# into a temporary folder, and removes that; nothing is installed.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

@@ -10,8 +10,8 @@
 #
 # fsrepl takes `user.*` attributes and the ACL itself, and no attribute of another namespace.
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here.
-# Unpacks the packages into a temporary folder, and removes that; nothing is installed.
+# Exit status 0: behaves as described. 1: it no longer does. 77: no root, no loop device, or no packages here. Unpacks
+# the packages into a temporary folder, and removes that; nothing is installed.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'umount "$home/xfs" "$home/ext4" 2>/dev/null || true; rm -rf "$home"' EXIT

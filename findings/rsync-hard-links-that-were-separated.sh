@@ -2,13 +2,14 @@
 # rsync 3.5.0 (Debian 12): `rsync -aHX` does not separate two names at the destination that are hard links there and no
 # longer at the source; their attributes then change with each run, for ever, and it exits with 0.
 #
-# -H makes hard links and never breaks any. Two names that were one file, and became two of equal content (a copy renamed
-# over the name, as editors and package managers do), stay one inode in the copy, since size and time agree. Mode, owner
-# and attributes of both are then set on that one inode, one after the other: what one name says, the other shows. The next
-# run finds one of them different and turns it round. The manual warns of such a tug of war for --inplace and for
-# contents; it happens without --inplace, too. A copy that never comes to rest also never says that it is wrong.
+# -H makes hard links and never breaks any. Two names that were one file, and became two of equal content (a copy
+# renamed over the name, as editors and package managers do), stay one inode in the copy, since size and time agree.
+# Mode, owner and attributes of both are then set on that one inode, one after the other: what one name says, the other
+# shows. The next run finds one of them different and turns it round. The manual warns of such a tug of war for
+# --inplace and for contents; it happens without --inplace, too. A copy that never comes to rest also never says that it
+# is wrong.
 #
-# fsrepl's tree buckets record which names are one file, and separate the replica's names again (views/relinking.py).
+# fsrepl's tree buckets record which names are one file, and separate the replica's names again (views/link_groups.py).
 #
 # Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here, or no attributes.
 # Unpacks the package into a temporary folder, and removes that; nothing is installed.

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# SQLite 3.40.1 (Debian 12): `||` of two BLOBs is TEXT, and every TEXT comes before every BLOB. A range of keys whose end is
-# made with `||` finds nothing, and a DELETE of what comes after a key removes all.
+# SQLite 3.40.1 (Debian 12): `||` of two BLOBs is TEXT, and every TEXT comes before every BLOB. A range of keys whose
+# end is made with `||` finds nothing, and a DELETE of what comes after a key removes all.
 #
-# Keys that are bytes (paths need not be UTF-8) are kept as BLOBs. "All below a/" is a range that ends at `:prefix || x'ff'`,
-# "what comes after" begins at `:key || x'00'`. Neither is an error, a warning or a mismatch of types: SQLite compares
-# values of different classes by class. So the first statement finds no object in a full table, and the second, meant to
-# remove the rest of a list that was read up to a point, removes what was read as well. With keys as TEXT both are right,
-# as in each test whose author wrote 'a/' instead of x'612f'.
+# Keys that are bytes (paths need not be UTF-8) are kept as BLOBs. "All below a/" is a range that ends at `:prefix ||
+# x'ff'`, "what comes after" begins at `:key || x'00'`. Neither is an error, a warning or a mismatch of types: SQLite
+# compares values of different classes by class. So the first statement finds no object in a full table, and the second,
+# meant to remove the rest of a list that was read up to a point, removes what was read as well. With keys as TEXT both
+# are right, as in each test whose author wrote 'a/' instead of x'612f'.
 #
-# fsrepl's journal keeps keys as BLOBs, takes the ends of ranges as parameters, and has CAST(... AS BLOB) around the one `||` that
-# makes a key (storage/journal/listed.py).
+# fsrepl's journal keeps keys as BLOBs, takes the ends of ranges as parameters, and has CAST(... AS BLOB) around the one
+# `||` that makes a key (storage/journal/listed.py).
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here.
-# Unpacks the packages into a temporary folder, and removes that; nothing is installed.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the packages cannot be fetched here. Unpacks the
+# packages into a temporary folder, and removes that; nothing is installed.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# watchdog 7.1.0: a directory that was moved out of a watched tree is watched on, and what happens there is reported under
-# the path that it had, also when another directory has that path by now.
+# watchdog 7.1.0: a directory that was moved out of a watched tree is watched on, and what happens there is reported
+# under the path that it had, also when another directory has that path by now.
 #
-# The kernel watches inodes. watchdog reports the directory as deleted, keeps its watch, and puts the old path before each name
-# in it. A file that somebody writes elsewhere is then "created" in the tree, at a path where there is no file, or
-# another one. A tool that takes each event for a fact removes, copies or indexes the wrong thing; one that counts on
-# errors ("it was reported and is not there, so it was deleted again") makes a deletion out of it.
+# The kernel watches inodes. watchdog reports the directory as deleted, keeps its watch, and puts the old path before
+# each name in it. A file that somebody writes elsewhere is then "created" in the tree, at a path where there is no
+# file, or another one. A tool that takes each event for a fact removes, copies or indexes the wrong thing; one that
+# counts on errors ("it was reported and is not there, so it was deleted again") makes a deletion out of it.
 #
 # fsrepl drops the watches of a directory that leaves, with all below it, and takes events for hints only
 # (capture/watch.py, `forget`).
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here.
-# Installs into a temporary folder, and removes that.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here. Installs into a
+# temporary folder, and removes that.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

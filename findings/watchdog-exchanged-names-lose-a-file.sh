@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# watchdog 7.1.0: two files that exchange their names are reported as two moves, of which a program that carries them out
-# one after the other loses a file.
+# watchdog 7.1.0: two files that exchange their names are reported as two moves, of which a program that carries them
+# out one after the other loses a file.
 #
-# renameat2(2) with RENAME_EXCHANGE swaps two names in one step, as `mv --exchange` of coreutils 9.5 does. inotify tells of
-# it as of two renames, and watchdog as "a was moved to b", "b was moved to a". Nothing says that they belong together, and
-# each alone looks like a file that was moved over another. Carried out in a copy, the first replaces b by a, and the
-# second gives that same file its old name back: b's content is gone, and nothing is left under its name, while the source
-# still has both. The order of events is right, all are there, and the result is wrong.
+# renameat2(2) with RENAME_EXCHANGE swaps two names in one step, as `mv --exchange` of coreutils 9.5 does. inotify tells
+# of it as of two renames, and watchdog as "a was moved to b", "b was moved to a". Nothing says that they belong
+# together, and each alone looks like a file that was moved over another. Carried out in a copy, the first replaces b by
+# a, and the second gives that same file its old name back: b's content is gone, and nothing is left under its name,
+# while the source still has both. The order of events is right, all are there, and the result is wrong.
 #
 # fsrepl takes an event for a hint which names to look at, and never for what happened to them (capture/watch.py).
 #

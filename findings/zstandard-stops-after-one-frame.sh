@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# python-zstandard 0.25.0: of data in two frames `decompress()`, `read_to_iter()` and `decompressobj()` give the first and
-# say nothing; `open()`, `stream_reader()` and `copy_stream()` of the same package give both.
+# python-zstandard 0.25.0: of data in two frames `decompress()`, `read_to_iter()` and `decompressobj()` give the first
+# and say nothing; `open()`, `stream_reader()` and `copy_stream()` of the same package give both.
 #
 # Frames one after the other are one valid file: `zstd -d` reads it, pzstd makes such files, and so does everything that
 # appends, or goes on where it was cut off. Which half of the package one uses decides whether the rest is lost, without
@@ -10,8 +10,8 @@
 # fsrepl's archives have a frame for each part that was written; it reads them with `stream_reader` across frames and
 # compares the BLAKE3 of the whole (storage/compression.py).
 #
-# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here.
-# Installs into a temporary folder, and removes that.
+# Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here. Installs into a
+# temporary folder, and removes that.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT
