@@ -119,6 +119,7 @@ def _shown(
 ) -> Seen:  # fmt: skip
     """Update views to their new versions. A view that cannot change yet becomes stale; its delivery is COMPLETED."""
     seen: Seen = []
+    changed: set[bytes] = set()
     for item in _in_order(items):
         assert item.replica is not None
         assert item.staged is not None
@@ -135,7 +136,7 @@ def _shown(
                     engine = region.engine
                     shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left, record)
                 seen.append((item.replica, view))
-                resting.note(state, keys.place(key)[0], changed=True)
+                changed.add(keys.place(key)[0])
                 if view is not None and item.replica.kind is Kind.DIRECTORY:
                     resting.note_shown(state, item.replica)
                     narrower.show(item.replica)
@@ -148,6 +149,8 @@ def _shown(
                     region, state, key, "its file has content that is not recorded yet", bucket=bucket, was=views[key]
                 )
                 stale.recapture(region, state, key)
+    for path in changed if links is not None else ():
+        resting.note(state, path, changed=True)
     if links is not None:  # a view that another one was linked to may be a file of its own since
         return [(version, links.latest(version.key, view)) for version, view in seen]
     return seen
