@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -35,7 +34,7 @@ from fsrepl.errors import FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.link import channel, frames
 from fsrepl.link.channel import Channel
 from fsrepl.link.frames import FromSite, Hello
-from fsrepl.region.mailbox import Call, TakeOver
+from fsrepl.region.mailbox import TakeOver
 from fsrepl.region.reporter import Formatter
 from fsrepl.replicate.arrivals import Incoming
 from fsrepl.settings import FILE, Settings, reading
@@ -217,7 +216,7 @@ class Agent:
                 found = [delivery_of(source, each, destination, each.deliveries[destination]) for each in arrived]
                 engine.served.post(TakeOver(found))
             case frames.Directories():
-                engine.served.post(Call(functools.partial(engine.served.follow_directories, frame)))
+                engine.served.take_directories(frame)
             case frames.Blocks() | frames.Chunk() | frames.End() | frames.Broken():
                 self._incoming.answer(frame)
             case frames.Alive():

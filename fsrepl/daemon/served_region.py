@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -50,10 +51,14 @@ class ServedRegion(Worker):
         self._incoming = incoming
         self._told: dict[str, set[tuple[bytes, str]]] = {}
         """By bucket, versions that the site knows to be destroyed."""
+        self._to_follow: deque[frames.Directories] = deque()
+        """Permissions of directories that wait for their bucket."""
 
     def take_turn(self) -> bool:
         self._tell_lost()
-        return super().take_turn()
+        busy = super().take_turn()
+        self._follow_directories()
+        return busy
 
     def _tell_lost(self) -> None:
         """Ask the site for versions that are destroyed here: there is no other region to fetch them from."""
@@ -112,18 +117,30 @@ class ServedRegion(Worker):
         if given_back := self._incoming.forget_all():
             self._send(frames.Later(given_back, why, whole=True))
 
-    def follow_directories(self, frame: frames.Directories) -> None:
-        """Give directories the permissions that they have at a source now. Runs in this region's thread."""
-        state = self.states.get(frame.destination)
-        if state is None or not state.is_up:
-            return
-        rights = frames.unpack_rights(frame.rights)
-        with self.at_work(state), state.bucket.open() as bucket:
-            narrower = narrowing.Narrower(self.engine, bucket)
-            follower = directories.Follower(bucket, {frame.source: rights.get}, narrower)
-            for path in rights:
-                with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
-                    follower.follow(path)
+    def take_directories(self, frame: frames.Directories) -> None:
+        """Give directories the permissions that they have at a source now, once their bucket is up. Any thread may call
+        it."""
+        self._to_follow.append(frame)
+        self.wake()
+
+    def _follow_directories(self) -> None:
+        for _ in range(len(self._to_follow)):
+            frame = self._to_follow.popleft()
+            state = self.states.get(frame.destination)
+            if state is None or not state.is_up:
+                self._to_follow.append(frame)
+                continue
+            rights = frames.unpack_rights(frame.rights)
+            with self.at_work(state), state.bucket.open() as bucket:
+                narrower = narrowing.Narrower(self.engine, bucket)
+                follower = directories.Follower(bucket, {frame.source: rights.get}, narrower)
+                for path in rights:
+                    with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do
+                        follower.follow(path)
+            if state.is_up:
+                self._send(frames.Followed(frame.source, frame.destination, list(rights)))
+            else:
+                self._to_follow.append(frame)
 
 
 class AgentEngine(Engine):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import sqlite3
 import threading
@@ -62,6 +63,7 @@ _FRAME_ITEMS = 256
 _FRAME_BYTES = 1 << 20
 _TAKEN_MAX = 512
 _REBUILDS_MAX = 3
+_DIRECTORIES_MAX = 500
 _AGAIN_S = 0.05
 """The wait where the same version is under way already, for another rule or job."""
 _LONE_WAIT_S = 0.2
@@ -109,6 +111,10 @@ class SshRegion(Receiver):
         self.under_way: dict[At, UnderWay] = {}
         self._bytes_under_way = 0
         self.needs_content: set[At] = set()
+        self._directories: dict[tuple[str, str], set[bytes]] = {}
+        """By source and destination, directories whose permissions the agent is to compare; kept until it has."""
+        self._directories_told: dict[tuple[str, str], set[bytes]] = {}
+        """Those that this connection has been told of."""
         self._routes: Rotation[tuple[str, str]] = Rotation()
         self._faulty_until_s = 0.0
 
@@ -139,7 +145,7 @@ class SshRegion(Receiver):
         if time.monotonic() < self._faulty_until_s:
             return busy
         self._keep_connected()
-        busy |= self._take_frames() | self._deliver()
+        busy |= self._take_frames() | self._tell_directories() | self._deliver()
         if not busy and self.under_way and not self.engine.threaded:
             # without threads, a turn that does nothing is the last one
             self._has_arrived.wait(_LONE_WAIT_S)
@@ -178,7 +184,9 @@ class SshRegion(Receiver):
     def carry_out(self, message: Message) -> None:
         match message:
             case LookAtDirectories(address, paths):
-                self._tell_directories(address, paths)
+                for source in self.engine.site.sources_of(address):
+                    self._directories.setdefault((source, address), set()).update(paths)
+                    self._directories_told.get((source, address), set()).difference_update(paths)
             case _:
                 super().carry_out(message)
 
@@ -234,6 +242,7 @@ class SshRegion(Receiver):
         )  # fmt: skip
         self._attempts += 1
         self._next_try_s = time.monotonic() + delay_s
+        self._directories_told.clear()
         by_queue: dict[Queue, list[Delivery]] = {}
         for at in list(self.under_way):
             sent = self.forget(at)
@@ -267,6 +276,10 @@ class SshRegion(Receiver):
                     self._put_off(later)
                 case (frames.WantBlocks() | frames.WantSpan()) as wanted:
                     self._give(wanted)
+                case frames.Followed(source, destination, paths):
+                    self._directories.get((source, destination), set()).difference_update(
+                        self._directories_told.get((source, destination), set()).intersection(paths)
+                    )
                 case frames.Lost(destination, lost):
                     self._send_again(destination, lost)
                 case _:
@@ -396,16 +409,25 @@ class SshRegion(Receiver):
 
     # -- directories
 
-    def _tell_directories(self, address: str, paths: frozenset[bytes]) -> None:
-        """Have the agent compare directories with their sources. What is lost comes with the next file in them."""
-        connection = self._connection
+    def _tell_directories(self) -> bool:
+        """Have the agent compare directories with their sources, some at a time; whether there were any."""
+        connection, busy = self._connection, False
         if connection is None:
-            return
-        for source in self.engine.site.sources_of(address):
-            with contextlib.suppress(FsreplError, OSError), self.engine.site.buckets[source].open() as opened:
-                found = {path: directories.rights_at(opened, path) for path in paths}
+            return False
+        for (source, destination), paths in self._directories.items():
+            told = self._directories_told.setdefault((source, destination), set())
+            some = list(itertools.islice((path for path in paths if path not in told), _DIRECTORIES_MAX))
+            bucket = self.engine.site.buckets.get(source)
+            if not some or bucket is None or self.is_stuck(source):
+                continue
+            with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
+                found = {path: directories.rights_at(opened, path) for path in some}
                 known = {path: rights for path, rights in found.items() if rights is not None}
-                connection.send(frames.Directories(source, address, frames.pack_rights(known)))
+                connection.send(frames.Directories(source, destination, frames.pack_rights(known)))
+                told.update(known)
+                paths.difference_update(found.keys() - known.keys())
+                busy = True
+        return busy
 
     # -- content that the agent asks for
 

@@ -221,6 +221,14 @@ class Buckets(Frame, frozen=True):
     buckets: dict[str, str]
 
 
+class Followed(Frame, frozen=True):
+    """Directories have the permissions that they were said to have at a source."""
+
+    source: str
+    destination: str
+    paths: list[bytes]
+
+
 class Lost(Frame, frozen=True):
     """Versions of a bucket, by key and id, whose content or record is destroyed there: they are to be sent again."""
 
@@ -236,7 +244,7 @@ class Answer(Frame, frozen=True):
 
 
 FromSite = Alive | Hello | Deliver | Directories | Blocks | Chunk | End | Broken | Ask
-FromAgent = Alive | Welcome | Denied | Outcomes | Later | WantBlocks | WantSpan | Buckets | Lost | Answer
+FromAgent = Alive | Welcome | Denied | Outcomes | Later | WantBlocks | WantSpan | Buckets | Followed | Lost | Answer
 encode = msgspec.msgpack.Encoder().encode
 of_site = msgspec.msgpack.Decoder(FromSite)
 of_agent = msgspec.msgpack.Decoder(FromAgent)

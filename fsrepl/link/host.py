@@ -171,7 +171,6 @@ class Connection:
         self._welcome: Future[Welcome] = Future()
         self._tickets = itertools.count()
         self._answers: dict[int, Future[bytes]] = {}
-        self._asking = threading.Lock()
         self.buckets: Mapping[str, str] = {}
         self.uuid = ""
 
@@ -202,13 +201,12 @@ class Connection:
         self._channel.start()
         try:
             self._channel.send(self._hello)
-            welcome = self._welcome.result(self._settings.silence_s + ANSWER_S)
+            self._welcome.result(self._settings.silence_s + ANSWER_S)
         except TimeoutError:
             self.end("it does not answer")
             raise self._away("its agent does not answer") from None
         except channel.Ended as error:  # before it was asked
             raise self._away(str(error)) from error
-        self.buckets, self.uuid = welcome.buckets, welcome.uuid
 
     def give_up(self) -> None:
         """End the process that is to carry the connection."""
@@ -272,7 +270,8 @@ class Connection:
 
     def _on_frame(self, frame: FromAgent) -> None:
         match frame:
-            case Welcome():
+            case Welcome(uuid, buckets):
+                self.uuid, self.buckets = uuid, buckets
                 self._welcome.set_result(frame)
             case frames.Denied(why, away):
                 error = self._away(why) if away else Unavailable(f"region {self._host.name}: {self._host.url}: {why}")

@@ -75,6 +75,7 @@ class Site:
                     self.hosts[name].close("its settings have changed")
                 self.hosts[name] = Host(host, self.introduce)
         for name in self.hosts.keys() - settings.hosts.keys():
+            self.hosts[name].end()
             self.hosts.pop(name).close("it left the site")
         for name in self.roots.keys() - settings.regions.keys():
             self.roots.pop(name).left = self.no_region(name)

@@ -86,6 +86,29 @@ def test_edits_of_metadata_arrive_on_the_version_that_is_there(either: World) ->
     assert either.path("d", DESTINATION).stat().st_mode & 0o7777 == 0o700
 
 
+def test_directories_follow_what_changed_while_it_was_away(world: FarWorld) -> None:
+    """Section 2: a replica's directory never stays wider than its source's, without a file that would bring it."""
+    for path in ("a/k", "b/c/k"):
+        world.write(path, b"data")
+    world.settle()
+    world.why_away = "the network is gone"
+    world.disconnect()
+    world.path("a").chmod(0o700)
+    world.settle()
+    world.restart()  # what the daemon knew of it is lost as well
+    world.path("b/c").chmod(0o710)
+    world.settle()
+    world.why_away = ""
+    for path, mode in (("a", 0o700), ("b/c", 0o710)):
+
+        def is_followed(path: str = path, mode: int = mode) -> bool:
+            world.settle()
+            return world.path(path, DESTINATION).stat().st_mode & 0o7777 == mode
+
+        until(is_followed, f"{path} has the mode of its source")
+    until(lambda: world.settle() or not any(world.west._directories.values()), "the agent has said so")
+
+
 def test_what_somebody_wrote_there_is_a_version_before_it_is_replaced(world: FarWorld) -> None:
     """G1: a file of the far machine's user is never lost to a replica, which is older or newer than it."""
     world.write("k", b"one")
