@@ -17,7 +17,7 @@ from fsrepl.storage.versions import open_version
 from tests.doubles import DyingFs, PowerCut
 from tests.forgetful import ForgetfulFs
 from tests.journeys.test_power_cut import ACTS
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.world import DESTINATION, SOURCE, World, ids, statuses, worlds
 
 LOST: list[dict[str, Any]] = [{}, {"names": False}, {"files": False}, {"region": "east"}, {"region": "west"}]
 
@@ -35,12 +35,13 @@ def _contents(world: World, bucket: str) -> Iterator[tuple[bytes, str, bytes]]:
 def _is_kept(world: World, before: dict[bytes, list[str]]) -> None:
     """G3: the destination has the content of every version whose record says COMPLETED, and no version is gone."""
     there = {(key, version_id): digest for key, version_id, digest in _contents(world, DESTINATION)}
-    for key, versions in world.history(SOURCE).items():
+    history = world.history(SOURCE)
+    for key, versions in history.items():
         for version in versions:
             if version.status is Status.COMPLETED:
                 assert there.get((key, version.id)) == version.digest, (key, version.id)
-    for key, ids in before.items():
-        assert set(ids) <= {version.id for version in world.history(SOURCE)[key]}, key
+    for key, known in before.items():
+        assert set(known) <= {version.id for version in history[key]}, key
 
 
 @pytest.mark.slow
@@ -79,13 +80,14 @@ def test_a_power_cut_that_loses_unsynced_data_loses_no_version(
             world.settle()
         assert world.tree(SOURCE) == there, where
         assert world.tree(DESTINATION) == there, where
-        assert world.ids(SOURCE) == world.ids(DESTINATION), where
-        assert max(len(v) for v in world.ids(SOURCE).values()) <= 2, where
-        for bucket in (SOURCE, DESTINATION):
-            digests = {(key, v.id): v.digest for key, found in world.history(bucket).items() for v in found}
+        histories = {bucket: world.history(bucket) for bucket in (SOURCE, DESTINATION)}
+        assert ids(histories[SOURCE]) == ids(histories[DESTINATION]), where
+        assert max(len(found) for found in histories[SOURCE].values()) <= 2, where
+        for bucket, history in histories.items():
+            digests = {(key, v.id): v.digest for key, found in history.items() for v in found}
             assert {(key, version_id): digest for key, version_id, digest in _contents(world, bucket)} == digests, where
-        assert world.statuses() == {"COMPLETED"}, where
-        assert world.statuses(DESTINATION) == {"REPLICA"}, where
+        assert statuses(histories[SOURCE]) == {"COMPLETED"}, where
+        assert statuses(histories[DESTINATION]) == {"REPLICA"}, where
         assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
         if not fs.died:
             return

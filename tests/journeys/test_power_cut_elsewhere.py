@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, ids, statuses
 
 
 @pytest.mark.slow
@@ -35,9 +35,10 @@ def test_power_cut_at_every_change_of_an_ordinary_user(users_memory: Path, witho
             where = f"cut at change {calls}, in {fs.died_in}"
             assert world.tree(SOURCE) == there, where
             assert world.tree(DESTINATION) == there, where
-            assert world.ids(SOURCE) == world.ids(DESTINATION), where
-            assert {k: len(v) for k, v in world.ids(SOURCE).items()} == {b"d/k": 2, b"gone": 2, b"shut": 1}, where
-            assert world.statuses() == {"COMPLETED"}, where
+            source = world.history(SOURCE)
+            assert ids(source) == world.ids(DESTINATION), where
+            assert {k: len(v) for k, v in source.items()} == {b"d/k": 2, b"gone": 2, b"shut": 1}, where
+            assert statuses(source) == {"COMPLETED"}, where
             assert world.path("shut", DESTINATION).stat().st_mode & 0o777 == 0o400, where
             assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
             if not fs.died:

@@ -16,7 +16,7 @@ from fsrepl.model.version import Status
 from fsrepl.storage import backfill_jobs
 from tests.backfills import backfill, enable, job, listed, tasks
 from tests.doubles import DyingFs, FailingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, ids, statuses
 
 
 @pytest.fixture
@@ -63,15 +63,16 @@ def test_power_cut_at_every_change(memory: Path, monkeypatch: pytest.MonkeyPatch
             assert len(found) == 1 or not accepted, where
             if not found:
                 continue
-            assert world.ids(DESTINATION) == world.ids(SOURCE), where
+            source = world.history(SOURCE)
+            assert world.ids(DESTINATION) == ids(source), where
             assert world.tree(DESTINATION) == world.tree(SOURCE), where
-            assert world.statuses() == {Status.COMPLETED}, where
+            assert statuses(source) == {Status.COMPLETED}, where
             assert [(j["Status"], tasks(j)) for j in found] == [("Complete", (5, 5, 0))], where
             with world.engine.site.bucket(SOURCE).open() as bucket:
                 (ended,), damaged = backfill_jobs.load(bucket)
                 rows = list(backfill_jobs.report(bucket, world.engine.journal, ended))
             assert (len(rows), {row["Status"] for row in rows}, damaged) == (5, {"succeeded"}, []), where
-            assert not any(d.before for vs in world.history(SOURCE).values() for v in vs for d in v.deliveries.values())
+            assert not any(d.before for vs in source.values() for v in vs for d in v.deliveries.values())
             assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
             if not fs.died:
                 return
@@ -126,8 +127,9 @@ def test_a_full_or_read_only_disk_only_delays_a_backfill(memory: Path, for_ever:
                     for run in state.jobs.values():
                         run.due_s = 0.0
                 world.settle()
-            assert world.ids(DESTINATION) == world.ids(SOURCE), calls
-            assert world.statuses() == {Status.COMPLETED}, calls
+            source = world.history(SOURCE)
+            assert world.ids(DESTINATION) == ids(source), calls
+            assert statuses(source) == {Status.COMPLETED}, calls
             found = listed(world)
             assert [(j["Status"], tasks(j)) for j in found] == [("Complete", (5, 5, 0))], calls
             if not failed:

@@ -14,7 +14,7 @@ from fsrepl.errors import FsreplError
 from fsrepl.model.version import Status
 from tests.doubles import FailingFs
 from tests.replicate.test_edit_power_cut import attribute, chmod, large, replica_chmod, rule, tag
-from tests.world import DESTINATION, SOURCE, World
+from tests.world import DESTINATION, SOURCE, World, statuses
 
 
 @pytest.mark.slow
@@ -59,9 +59,10 @@ def fail_at_every_change(home: Path, act: Callable[[World], None], number: int) 
             where = f"fault at change {calls}"
             if number != errno.ENOSPC:  # this errno also means that an attribute does not fit: then a view lacks it
                 assert world.look_of("k") == world.look_of("k", DESTINATION), where
-            a, b = world.current("k"), world.current("k", DESTINATION)
+            source, destination = world.history(SOURCE), world.history(DESTINATION)
+            a, b = source[b"k"][-1], destination[b"k"][-1]
             assert (a.posix, a.attrs, a.tags) == (b.posix, b.attrs, b.tags), where
-            assert (len(world.of("k")), len(world.of("k", DESTINATION))) == (1, 1), where
-            assert (world.statuses(), world.statuses(DESTINATION)) == ({Status.COMPLETED}, {Status.REPLICA}), where
+            assert (len(source[b"k"]), len(destination[b"k"])) == (1, 1), where
+            assert (statuses(source), statuses(destination)) == ({Status.COMPLETED}, {Status.REPLICA}), where
             if not fs.failed:
                 return

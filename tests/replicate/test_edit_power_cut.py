@@ -12,7 +12,7 @@ import pytest
 
 from fsrepl.model.version import Status
 from tests.doubles import DyingFs, PowerCut
-from tests.world import DESTINATION, SOURCE, Json, World, v2
+from tests.world import DESTINATION, SOURCE, Json, World, statuses, v2
 
 
 def rule(to: str) -> Json:
@@ -107,10 +107,11 @@ def test_power_cut_at_every_change(
                 continue
             assert found == expected, where
             assert world.look_of("k") == world.look_of("k", DESTINATION), where
-            a, b = world.current("k"), world.current("k", DESTINATION)
+            source, destination = world.history(SOURCE), world.history(DESTINATION)
+            a, b = source[b"k"][-1], destination[b"k"][-1]
             assert (a.posix, a.attrs, a.tags) == (b.posix, b.attrs, b.tags), where
-            assert (a.id, len(world.of("k")), len(world.of("k", DESTINATION))) == (b.id, 1, 1), where
-            assert (world.statuses(), world.statuses(DESTINATION)) == ({Status.COMPLETED}, {Status.REPLICA}), where
+            assert (a.id, len(source[b"k"]), len(destination[b"k"])) == (b.id, 1, 1), where
+            assert (statuses(source), statuses(destination)) == ({Status.COMPLETED}, {Status.REPLICA}), where
             assert world.leftovers(SOURCE) + world.leftovers(DESTINATION) == [], where
             if not fs.died:
                 world.stays_quiet()
