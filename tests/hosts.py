@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from fsrepl.commands import hosts, operations
 from fsrepl.daemon import agent_home
@@ -85,13 +86,15 @@ class FarWorld(World):
     connection ends, or None.
     """
 
-    def __init__(self, home: Path, *, lines: str = "", replicate: bool = True, fs: Fs | None = None) -> None:
+    def __init__(
+        self, home: Path, *, lines: str = "", replicate: bool = True, fs: Fs | None = None, **more: Any
+    ) -> None:
         self.far = home / "there" / "west"
         self.far_fs, self.why_away = UnsyncedFs(), ""
         self.cuts: Iterator[int | None] | None = None
         self.connections: list[InProcess] = []
         self._launch, Host.launch = Host.launch, self._connect  # type: ignore[assignment]
-        super().__init__(home, replicate=False, buckets=(SOURCE,), fs=fs)
+        super().__init__(home, replicate=False, buckets=(SOURCE,), fs=fs, **more)
         self.run("region.add", name="west", path=f"ssh://host{self.far}")
         if lines:
             with self.settings.path.open("a") as file:

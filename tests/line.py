@@ -35,7 +35,8 @@ class Line:
             self.port = int(free.getsockname()[1])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.line", str(self.port), str(to_port), str(delay_s), str(loss)],
-            env=os.environ | {"PYTHONPATH": os.getcwd()}, stdin=subprocess.DEVNULL, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         until(self._listens, "the line is there")
 

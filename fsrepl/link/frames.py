@@ -90,6 +90,7 @@ class Item(Struct, frozen=True, array_like=True):
     tags: dict[bytes, bytes]
     edited: dict[str, str]
     taken: str
+    link: tuple[bytes, str] | None
     rule: str
     rule_class: str
     owner: str
@@ -279,7 +280,7 @@ def pack(version: Version, destination: str, *, with_tags: bool, data: bytes | N
         (posix.mode, posix.uid, posix.gid, posix.mtime_ns, posix.acl, posix.default_acl) if posix else None,
         {os.fsencode(name): value for name, value in version.attrs.items()},
         {os.fsencode(name): os.fsencode(value) for name, value in version.tags.items()},
-        dict(version.edited), version.taken,
+        dict(version.edited), version.taken, version.link,
         recorded.rule, recorded.storage_class, recorded.owner, recorded.job, recorded.since_ns, recorded.edit,
         recorded.before is not None and recorded.before.status is Status.COMPLETED, with_tags, data,
     )  # fmt: skip
@@ -299,7 +300,7 @@ def unpack(item: Item, destination: str) -> Version:
         item.storage_class, Posix(*item.posix) if item.posix else None,
         {os.fsdecode(name): value for name, value in item.attrs.items()},
         {os.fsdecode(name): os.fsdecode(value) for name, value in item.tags.items()},
-        {destination: recorded}, item.edited, taken=item.taken,
+        {destination: recorded}, item.edited, taken=item.taken, link=item.link,
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def _examine(bucket: OpenBucket, key: bytes, version_id: str, marker: bool) -> _
                     return _Found(None, Problem.DIGEST, "its stored content no longer matches its BLAKE3", size)
             finally:
                 bucket.fs.close(fd)
-        sent = replace(found, deliveries={"": DeliveryRecord("", Status.PENDING)}, link=None)
+        sent = replace(found, deliveries={"": DeliveryRecord("", Status.PENDING)})
         return _Found(frames.pack(sent, "", with_tags=True, data=None), "", "", size)
     except RecordLost as error:
         return _Found(None, Problem.LOST, str(error), 0)

@@ -120,7 +120,7 @@ VERSION = Version(
     Posix(0o640, 1, 2, 3, b"acl"),
     {"user.\udcff": b"1"}, {"tag\udcfe": "\udcfd"},
     {"eu/dst": DeliveryRecord("r", Status.PENDING, owner="Destination")},
-    {"acl": "5 us/src"}, taken="open",
+    {"acl": "5 us/src"}, taken="open", link=(b"d/other", "01M8KM70V38DTGT8JA7ZS9GJ0B"),
 )  # fmt: skip
 
 

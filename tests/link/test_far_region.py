@@ -109,6 +109,21 @@ def test_directories_follow_what_changed_while_it_was_away(world: FarWorld) -> N
     until(lambda: world.settle() or not any(world.west._directories.values()), "the agent has said so")
 
 
+def test_objects_of_a_tree_bucket_are_in_the_store_there(memory: Path) -> None:
+    """Section 2: as in any destination that is no tree bucket: directories, symlinks and names of one file."""
+    with FarWorld(memory, trees=True) as world:
+        world.write("d/k", b"data")
+        os.link(world.path("d/k"), world.path("d/other"))
+        world.link("l", "d/k")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert world.ids(DESTINATION) == world.ids(SOURCE)
+        assert {b"d/", b"l", b"d/other"} <= world.ids(DESTINATION).keys()
+        for key, found in world.history(SOURCE).items():
+            assert [(v.posix, v.link) for v in world.history(DESTINATION)[key]] == [(v.posix, v.link) for v in found]
+        assert world.path("d/other", DESTINATION).read_bytes() == b"data"
+
+
 def test_what_somebody_wrote_there_is_a_version_before_it_is_replaced(world: FarWorld) -> None:
     """G1: a file of the far machine's user is never lost to a replica, which is older or newer than it."""
     world.write("k", b"one")
