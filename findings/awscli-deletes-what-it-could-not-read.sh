@@ -3,9 +3,9 @@
 # there and cannot be read at the moment.
 #
 # It warns that it skips them, and treats them as absent all the same: skipped on one side, they are surplus on the
-# other. A mode that somebody changed, or a file that another user put there, takes its copy away; a directory that
-# cannot be entered takes everything below it. The exit status 2 comes when all is gone. rsync turns --delete off at the
-# first such error, so that one expects the opposite. What could not be seen is not what is not there.
+# other. A file whose mode was changed loses its copy; a directory that cannot be entered loses everything below it. The
+# exit status 2 comes when all is gone. rsync turns --delete off at the first such error, so that one expects the
+# opposite. What could not be seen is not what is not there.
 #
 # fsrepl takes a key for deleted only where it has read the directory and the name is not in it; a directory that cannot
 # be read is reported, and nothing below it is deleted (capture/scan.py).

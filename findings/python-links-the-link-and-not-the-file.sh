@@ -3,10 +3,9 @@
 # the file that it names; the default, which is True as well, does so, too.
 #
 # Every other function with that parameter follows where it is True: os.stat, os.chmod, os.utime, shutil.copy2. os.link
-# only looks at it where it is False, and else calls link(2), which leaves following to the system; Linux does not. A
-# snapshot made of hard links, as a copy that shares storage with its source, then has a symlink where it was to keep
-# the content: the size and the content that one reads through it look right, until the file that it names is replaced
-# or removed.
+# with two paths looks at it only where it is False, and else calls link(2), which does not follow on Linux. A snapshot
+# made of hard links then has a symlink where it was to keep the content: the size and the content that one reads
+# through it look right, until the file that it names is replaced or removed.
 #
 # fsrepl never follows symlinks, and says follow_symlinks=False in its one call of os.link (storage/fs.py).
 #

@@ -7,8 +7,8 @@
 # an exception, a warning or a wrong checksum: each frame's own is right. Tests with small data have one frame, so that
 # they pass with both halves, and the loss begins with the first large or resumed file.
 #
-# fsrepl's archives have a frame for each part that was written; it reads them with `stream_reader` across frames and
-# compares the BLAKE3 of the whole (storage/compression.py).
+# fsrepl's archives have a frame for each part that was written; it reads them with `stream_reader` across frames
+# (storage/compression.py), and whoever reads one compares the BLAKE3 of the whole.
 #
 # Exit status 0: behaves as described. 1: it no longer does. 77: the package cannot be fetched here. Installs into a
 # temporary folder, and removes that.
