@@ -179,6 +179,8 @@ class World:
         """Make everything due that waits for its next try."""
         for region in self.engine.regions.values():
             region.outcomes.retry_late()
+            for address in region.states:
+                region.changes.flush_settling(address)
             for queue in region.queues.values():
                 queue.retry_now()
             for state in region.states.values():
