@@ -20,6 +20,7 @@ from fsrepl.daemon.requests import (
     OnBucket,
     RemoveBucket,
     Request,
+    SetTrees,
     SetVersioning,
 )
 from fsrepl.errors import Refused, Usage
@@ -122,10 +123,6 @@ def _perform(host: Host, request: Request, within_s: float | None = ANSWER_S) ->
 
 def _check_new(engine: Engine, request: CreateBucket) -> None:
     arn.check_bucket_name(request.bucket.name)
-    if request.trees:
-        raise Refused(
-            "InvalidRequest", f"{request.bucket} would be on another machine, where no bucket can be a tree bucket"
-        )
 
 
 def _check_versioning(engine: Engine, request: SetVersioning) -> None:
@@ -150,6 +147,7 @@ def _check_removal(engine: Engine, request: RemoveBucket) -> None:
 _CHECKS: Mapping[type[Request], Callable[[Engine, Any], None]] = {
     CreateBucket: _check_new,
     SetVersioning: _check_versioning,
+    SetTrees: lambda engine, request: None,
     RemoveBucket: _check_removal,
     Examine: lambda engine, request: None,
 }

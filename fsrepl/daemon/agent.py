@@ -257,7 +257,9 @@ class Agent:
         return answer
 
 
-FROM_SITE = (requests.CreateBucket, requests.SetVersioning, requests.RemoveBucket, requests.Examine)
+FROM_SITE = (
+    requests.CreateBucket, requests.SetVersioning, requests.SetTrees, requests.RemoveBucket, requests.Examine,
+)  # fmt: skip
 """What the site may ask for: with --root, nothing that leads out of the region."""
 _NOT_HERE = (
     requests.EnableReplication, requests.PutReplication, requests.AddRegion, requests.ForgetRegion, requests.AddTier,

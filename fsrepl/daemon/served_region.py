@@ -78,8 +78,6 @@ class ServedRegion(Worker):
 
     @contextlib.contextmanager
     def _opened(self, address: str, destination: OpenBucket) -> Iterator[Source]:
-        if destination.bucket.trees:
-            raise Unavailable(f"{destination.address} is a tree bucket, which takes no replicas from another machine")
         yield ArrivedSource(self._incoming, address, destination.address, self.engine.fs.released)
 
     def open_source(self, address: str, destination: OpenBucket) -> AbstractContextManager[Source]:
@@ -132,7 +130,7 @@ class ServedRegion(Worker):
                 continue
             rights = frames.unpack_rights(frame.rights)
             with self.at_work(state), state.bucket.open() as bucket:
-                narrower = narrowing.Narrower(self.engine, bucket)
+                narrower = narrowing.Narrower(self.engine, bucket, {frame.source: frame.orders.get})
                 follower = directories.Follower(bucket, {frame.source: rights.get}, narrower)
                 for path in rights:
                     with contextlib.suppress(OSError):  # gone, or without a version in it: nothing to do

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -53,7 +53,7 @@ from fsrepl.s3.rules import renewed
 from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome
-from fsrepl.views import directories
+from fsrepl.views import directories, narrowing
 
 log = logging.getLogger("fsrepl")
 
@@ -423,7 +423,8 @@ class SshRegion(Receiver):
             with contextlib.suppress(FsreplError, OSError), bucket.open() as opened:
                 found = {path: directories.rights_at(opened, path) for path in some}
                 known = {path: rights for path, rights in found.items() if rights is not None}
-                connection.send(frames.Directories(source, destination, frames.pack_rights(known)))
+                orders = orders_of(self.engine, opened, known)
+                connection.send(frames.Directories(source, destination, frames.pack_rights(known), orders))
                 told.update(known)
                 paths.difference_update(found.keys() - known.keys())
                 busy = True
@@ -470,6 +471,13 @@ def _redeliver(region: Region, source: str, destination: str, lost: Sequence[tup
                     )
                     again = replace(renewed(recorded), edit=False)
                     deliveries.redeliver(region, bucket, version, {**version.deliveries, destination: again})
+
+
+def orders_of(engine: Runtime, source: OpenBucket, paths: Iterable[bytes]) -> dict[bytes, tuple[int, str]]:
+    """By the key of a directory of a tree bucket, the order of its current version."""
+    order = narrowing.order_in(engine, source.address)
+    found = ((path + b"/", order(path + b"/")) for path in paths) if source.bucket.trees else ()
+    return {key: each for key, each in found if each is not None}
 
 
 def at_of(delivery: Delivery) -> At:
@@ -608,7 +616,8 @@ class _Batch:
                 if (rights := self._sending.rights(path)) is not None:
                     self._rights[path] = rights
         size = len(data) if data is not None else 0
-        item = frames.pack(version, delivery.destination, with_tags=with_tags, data=data)
+        waits = version.link is not None and self._sending.is_owed(*version.link, delivery.destination)
+        item = frames.pack(version, delivery.destination, with_tags=with_tags, data=data, waits_for_link=waits)
         self._items.append(item)
         self._bytes += size
         self._region.note(at, UnderWay(delivery, version, size))
@@ -620,9 +629,11 @@ class _Batch:
         if not self._items:
             return
         items, self._items, self._bytes = self._items, [], 0
-        rights, self._rights = frames.pack_rights(self._rights), {}
+        rights, self._rights = self._rights, {}
         try:
-            self._connection.send(frames.Deliver(self._queue.source, self._queue.destination, items, rights))
+            orders = orders_of(self._engine, self._source, rights)
+            packed = frames.pack_rights(rights)
+            self._connection.send(frames.Deliver(self._queue.source, self._queue.destination, items, packed, orders))
         except Ended:
             raise
         except Exception:

@@ -99,17 +99,23 @@ class Item(Struct, frozen=True, array_like=True):
     edit: bool
     checks: bool
     """A backfill checks again what was COMPLETED."""
+    waits_for_link: bool
+    """In a tree bucket: the version of which it is to be another name is still to be delivered."""
     with_tags: bool
     data: bytes | None
 
 
 class Deliver(Frame, frozen=True):
-    """Versions of one source for one destination, and the permissions of the directories that they lie in."""
+    """Versions of one source for one destination, and the permissions of the directories that they lie in.
+
+    orders: of a tree bucket, by the key of a directory: that of its current version.
+    """
 
     source: str
     destination: str
     items: list[Item]
     directories: dict[bytes, PackedRights]
+    orders: dict[bytes, tuple[int, str]]
 
 
 class Directories(Frame, frozen=True):
@@ -118,6 +124,7 @@ class Directories(Frame, frozen=True):
     source: str
     destination: str
     rights: dict[bytes, PackedRights]
+    orders: dict[bytes, tuple[int, str]]
 
 
 class Blocks(Frame, frozen=True):
@@ -271,7 +278,9 @@ def read_greeting(side: str, line: bytes) -> tuple[int, str] | None:
 # -- versions
 
 
-def pack(version: Version, destination: str, *, with_tags: bool, data: bytes | None) -> Item:
+def pack(
+    version: Version, destination: str, *, with_tags: bool, data: bytes | None, waits_for_link: bool = False
+) -> Item:
     """A version as it is sent to a destination."""
     recorded, posix = version.deliveries[destination], version.posix
     return Item(
@@ -282,7 +291,8 @@ def pack(version: Version, destination: str, *, with_tags: bool, data: bytes | N
         {os.fsencode(name): os.fsencode(value) for name, value in version.tags.items()},
         dict(version.edited), version.taken, version.link,
         recorded.rule, recorded.storage_class, recorded.owner, recorded.job, recorded.since_ns, recorded.edit,
-        recorded.before is not None and recorded.before.status is Status.COMPLETED, with_tags, data,
+        recorded.before is not None and recorded.before.status is Status.COMPLETED,
+        waits_for_link, with_tags, data,
     )  # fmt: skip
 
 

@@ -53,6 +53,8 @@ class Incoming:
         self.send = send
         self.arrivals: dict[At, Arrival] = {}
         self._rights: dict[str, dict[bytes, Rights]] = {}
+        self._orders: dict[str, dict[bytes, tuple[int, str]]] = {}
+        self._owed: set[At] = set()
         self._tickets = itertools.count()
         self._waiting: dict[int, queue.SimpleQueue[Sent]] = {}
         self.why = ""
@@ -61,13 +63,17 @@ class Incoming:
     def add(self, frame: frames.Deliver) -> list[Version]:
         """Take in what was sent; its versions, each with its one delivery."""
         if not self.arrivals:
-            self._rights.clear()
+            for each in (self._rights, self._orders, self._owed):
+                each.clear()
         self._rights.setdefault(frame.source, {}).update(frames.unpack_rights(frame.directories))
+        self._orders.setdefault(frame.source, {}).update(frame.orders)
         found = []
         for item in frame.items:
             version = frames.unpack(item, frame.destination)
             at = (frame.source, frame.destination, version.key, version.id)
             self.arrivals[at] = Arrival(version, item.with_tags, item.data)
+            if version.link is not None and item.waits_for_link:
+                self._owed.add((frame.source, frame.destination, *version.link))
             found.append(version)
         return found
 
@@ -83,6 +89,14 @@ class Incoming:
     def rights(self, source: str, path: bytes) -> Rights | None:
         """The permissions of a directory at a source, as they were sent with its files."""
         return self._rights.get(source, {}).get(path)
+
+    def order(self, source: str, key: bytes) -> tuple[int, str] | None:
+        """The order of a directory's current version at a source, as it was sent with its files."""
+        return self._orders.get(source, {}).get(key)
+
+    def is_owed(self, at: At) -> bool:
+        """Whether a version of which another one is to be another name was still to be delivered when that was sent."""
+        return at in self._owed
 
     # -- content that is asked for
 
@@ -142,10 +156,13 @@ class ArrivedSource:
         return decide.Facts(with_tags=arrival.with_tags, edit=recorded.edit, **there(version))
 
     def is_owed(self, key: bytes, version_id: str, destination: str) -> bool:
-        return False  # links are shown in tree buckets alone, which no agent serves
+        return self._incoming.is_owed((self._address, destination, key, version_id))
 
     def rights(self, path: bytes) -> Rights | None:
         return self._incoming.rights(self._address, path)
+
+    def order(self, key: bytes) -> tuple[int, str] | None:
+        return self._incoming.order(self._address, key)
 
     @contextlib.contextmanager
     def content(self, version: Version, *, just_stored: bool = False) -> Iterator[ArrivedContent]:

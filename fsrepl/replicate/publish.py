@@ -42,7 +42,7 @@ def publish(
     with intended:
         done = _published(region, tree, items)
         current = _newest(state, done)  # where the newest of a key failed, the version before it is shown
-        narrower = narrowing.Narrower(region.engine, bucket)
+        narrower = narrowing.Narrower(region.engine, bucket, {source.address: source.order})
         links = link_groups.LinkGroups(region.engine.journal, bucket) if bucket.bucket.trees else None
         follower = directories.Follower(bucket, {source.address: source.rights}, narrower)
         seen = _shown(region, state, bucket, list(current.values()), views, follower, narrower, links)

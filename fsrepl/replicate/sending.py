@@ -24,7 +24,7 @@ from fsrepl.storage import shared_blocks, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import Fs
 from fsrepl.storage.journal.rows import Delivery
-from fsrepl.views import directories
+from fsrepl.views import directories, narrowing
 
 log = logging.getLogger("fsrepl")
 
@@ -119,6 +119,9 @@ class Sending:
 
     def rights(self, path: bytes) -> Rights | None:
         return directories.rights_at(self._source, path)
+
+    def order(self, key: bytes) -> tuple[int, str] | None:
+        return narrowing.order_in(self._engine, self.address)(key)
 
     @contextlib.contextmanager
     def content(self, version: Version, *, just_stored: bool = False) -> Iterator[StoredContent]:

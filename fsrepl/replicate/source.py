@@ -63,6 +63,9 @@ class Source(Protocol):
     def rights(self, path: bytes) -> Rights | None:
         """The permissions of a directory of the views; None where nothing is known of them."""
 
+    def order(self, key: bytes) -> tuple[int, str] | None:
+        """The order of the version that is current for the key of a directory; None where none is."""
+
     def content(self, version: Version, *, just_stored: bool = False) -> AbstractContextManager[Content]:
         """The content of a version. just_stored: it may be taken from memory, where a capture left it."""
 

@@ -7,7 +7,7 @@ they are now. Rights are only taken away here; the version that arrives brings t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fsrepl.model.version import Rights, Version
 from fsrepl.model.view import View
@@ -17,12 +17,27 @@ from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.views import directories, folders
 
+Order = tuple[int, str]
+OrderAt = Callable[[bytes], Order | None]
+"""Tells the order of the version that is current at a source for the key of a directory; None where none is."""
+
+
+def order_in(engine: Runtime, address: str) -> OrderAt:
+    """The same for a bucket here."""
+
+    def order(key: bytes) -> Order | None:
+        found = engine.journal.versions.object(address, key)
+        return None if found is None or found.marker else found.order
+
+    return order
+
 
 class Narrower:
-    """Narrows directories of one bucket during one batch."""
+    """Narrows directories of one bucket during one batch. orders: by source, where that is no bucket here."""
 
-    def __init__(self, engine: Runtime, bucket: OpenBucket) -> None:
-        self._journal, self._bucket = engine.journal.versions, bucket
+    def __init__(self, engine: Runtime, bucket: OpenBucket, orders: Mapping[str, OrderAt] | None = None) -> None:
+        self._engine, self._journal, self._bucket = engine, engine.journal.versions, bucket
+        self._orders = orders or {}
         self._shown: dict[bytes, Version] = {}
 
     def show(self, version: Version) -> None:
@@ -47,10 +62,11 @@ class Narrower:
         """The version that a directory shows; None where it is newer than the one at a source."""
         if (version := self._shown.get(key)) is not None:
             return version
-        known, there = (self._journal.object(address, key) for address in (self._bucket.address, source))
+        known = self._journal.object(self._bucket.address, key)
         if known is None or known.marker or known.view is None or not known.view.shown:
             return None
-        if there is None or there.marker or there.order < known.order:
+        order = self._orders.get(source, order_in(self._engine, source))(key)
+        if order is None or order < known.order:
             return None
         return versions.read(self._bucket, key, known.view.shown, marker=False)
 

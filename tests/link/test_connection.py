@@ -127,7 +127,9 @@ VERSION = Version(
 def test_a_version_crosses_unchanged() -> None:
     """G5: every field that travels, names that are not UTF-8 among them."""
     item = frames.pack(VERSION, "eu/dst", with_tags=False, data=b"abc")
-    frame = frames.Deliver("us/src", "eu/dst", [item], frames.pack_rights({b"d": Rights(0o750, 1, 2, None, b"d")}))
+    frame = frames.Deliver(
+        "us/src", "eu/dst", [item], frames.pack_rights({b"d": Rights(0o750, 1, 2, None, b"d")}), {b"d/": (1, "x")}
+    )
     (found,) = [frames.of_site.decode(frames.encode(frame))]
     assert found == frame
     assert isinstance(found, frames.Deliver)

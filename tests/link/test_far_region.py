@@ -124,6 +124,62 @@ def test_objects_of_a_tree_bucket_are_in_the_store_there(memory: Path) -> None:
         assert world.path("d/other", DESTINATION).read_bytes() == b"data"
 
 
+@pytest.fixture(params=["directory", "ssh"])
+def tree(memory: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """The same, with tree buckets."""
+    if request.param == "directory":
+        with World(memory, trees=True) as made:
+            yield made
+    else:
+        with FarWorld(memory, trees=True) as far:
+            far.run("bucket.trees", bucket=DESTINATION, on=True)
+            yield far
+
+
+def test_a_tree_arrives_whole(tree: World) -> None:
+    """Tree buckets: empty directories with their modes, symlinks, names of one file; edited, moved and removed."""
+    tree.write("d/k", b"data")
+    tree.path("d/empty/deep").mkdir(parents=True)
+    tree.path("d/empty").chmod(0o710)
+    os.link(tree.path("d/k"), tree.path("d/other"))
+    tree.link("l", "d/k")
+    tree.settle()
+    assert is_alike(tree)
+    assert tree.links(DESTINATION) == tree.links(SOURCE)
+    there = tree.path("d", DESTINATION)
+    assert (there / "empty/deep").is_dir()
+    assert (there / "empty").stat().st_mode & 0o7777 == 0o710
+    assert (there / "k").stat().st_ino == (there / "other").stat().st_ino
+    tree.path("d/empty").chmod(0o700)
+    tree.path("d").rename(tree.path("moved"))
+    tree.path("l").unlink()
+    tree.write("moved/k", b"both names")
+    tree.settle()
+    assert is_alike(tree)
+    assert not there.exists()
+    assert tree.links(DESTINATION) == {}
+    there = tree.path("moved", DESTINATION)
+    assert (there / "empty").stat().st_mode & 0o7777 == 0o700
+    assert (there / "k").stat().st_ino == (there / "other").stat().st_ino
+
+
+def test_no_content_is_shown_in_a_directory_that_its_source_has_narrowed(tree: World) -> None:
+    """A file arrives before the version of its directory that closes it: the replica's is closed first."""
+    tree.path("folder").mkdir()
+    tree.path("folder").chmod(0o755)
+    tree.settle()
+    tree.write("folder/secret", b"secret")
+    tree.capture(SOURCE)
+    tree.path("folder").chmod(0o700)
+    tree.flush_settling()
+    assert tree.engine.run_until_idle()
+    assert tree.tree(DESTINATION) == {"folder/secret": b"secret"}
+    assert tree.path("folder", DESTINATION).stat().st_mode & 0o7777 == 0o700
+    assert len(tree.of("folder/", DESTINATION)) == 1
+    tree.settle()
+    assert is_alike(tree)
+
+
 def test_what_somebody_wrote_there_is_a_version_before_it_is_replaced(world: FarWorld) -> None:
     """G1: a file of the far machine's user is never lost to a replica, which is older or newer than it."""
     world.write("k", b"one")
@@ -500,7 +556,6 @@ def test_the_site_may_ask_for_its_buckets_alone(world: FarWorld) -> None:
 def test_replication_out_of_it_is_refused(world: FarWorld) -> None:
     """A destination only: said plainly, wherever it is asked for."""
     assert world.refused("replication.enable", source=DESTINATION, destination=SOURCE) == "InvalidRequest"
-    assert world.refused("bucket.create", bucket="west/trees", versioning=True, trees=True) == "InvalidRequest"
     assert world.refused("versioning.set", bucket=DESTINATION, status="Suspended") == "InvalidBucketState"
     assert world.refused("bucket.rm", bucket=DESTINATION) == "InvalidBucketState"
 
