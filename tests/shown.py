@@ -25,7 +25,9 @@ def links(top: Path) -> dict[str, str]:
 
 
 def _entries(top: Path) -> list[tuple[str, os.DirEntry[str]]]:
-    """All that is not in `.fsrepl`, with its path below the bucket; by directory and name."""
+    """All that is not in `.fsrepl`, with its path below the bucket; by directory and name. None where it is gone."""
+    if not top.is_dir():
+        return []
     found = [(prefix + entry.name, entry) for prefix, entry in _below(os.fspath(top), "") if prefix or not _ours(entry)]
     return sorted(found, key=lambda each: each[0].split("/"))
 
