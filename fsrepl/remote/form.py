@@ -5,7 +5,7 @@ them, so that `rclone copy --metadata` restores files. fsrepl's own begin with `
 
     fsrepl-version-id, fsrepl-last-modified, fsrepl-blake3, fsrepl-origin     the version's identity
     fsrepl-attributes      base64 of a JSON object: user attributes, the ACL, and the times of edits
-    fsrepl-key             base64 of the whole key, where S3 cannot hold it as a name
+    fsrepl-key             base64 of the whole key, where the name is a digest
     fsrepl-sidecar         the object that has attributes and key, where the metadata would pass S3's 2 KB
 
 In a tree bucket `mode` has the file type. A directory is an empty object whose name ends in a slash, a symlink has its
@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import stat
 from collections.abc import Mapping
 
@@ -39,6 +40,9 @@ _KEY_MAX = 1024
 _METADATA_MAX = 2000
 """S3's limit is 2 KB for names and values together; some services count a little differently."""
 _FOLDER = ".fsrepl/"
+_UNLISTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that XML has no form for. S3 encodes them in lists on request; where a service does not, one name with
+such a character makes the list of the whole bucket unreadable. Source: XML 1.0, section 2.2."""
 _TOLD = frozenset(
     {
         attributes.VERSION_ID, attributes.LAST_MODIFIED, attributes.BLAKE3, attributes.ORIGIN, attributes.KEY,
@@ -52,9 +56,11 @@ _TOLD = frozenset(
 
 
 def name_of(key: bytes, prefix: str = "") -> str:
-    """The name of a key in a bucket: the key itself, or a digest where S3 cannot hold it."""
+    """The name of a key in a bucket: the key itself, or a digest where S3 cannot hold it or services cannot list it."""
     if keys.is_exact(key) and len(prefix.encode()) + len(key) <= _KEY_MAX:
-        return prefix + key.decode()
+        text = key.decode()
+        if not _UNLISTABLE.search(text):
+            return prefix + text
     return f"{prefix}{_FOLDER}keys/{digests.of(key).hex()}"
 
 

@@ -112,6 +112,25 @@ def test_a_key_that_s3_cannot_hold_is_whole_in_metadata(tmp_path: Path, service:
 
 
 @EACH
+def test_a_name_that_xml_cannot_hold_hides_no_other(tmp_path: Path, service: Service) -> None:
+    """G5: such a name is a digest, so that the bucket can be listed also where a service does not encode names."""
+    bucket = service.make_bucket()
+    name = "a\x01b\ufffe"
+    with RemoteWorld(tmp_path, service) as world:
+        world.write("other", b"other")
+        world.write(name, b"data")
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        digest = form.name_of(name.encode())
+        assert current(bucket) == {"other": b"other", digest: b"data"}
+        (found,) = [each for each in found_in(bucket) if each.key == digest]
+        assert form.version_of(digest, found.metadata, 4, tags={}).key == name.encode()
+        world.unlink(name)
+        world.settle()
+        assert current(bucket) == {"other": b"other"}
+
+
+@EACH
 def test_edits_change_the_object_and_double_nothing(tmp_path: Path, service: Service) -> None:
     """G5: tags are changed in place; a mode can only be changed by a copy, whose former object is removed."""
     bucket = service.make_bucket()
