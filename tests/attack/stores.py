@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, StoreDamaged
+from fsrepl.model import keys
 from fsrepl.model.version import Origin, Status, Version
 from fsrepl.settings import FILE, reading
 from fsrepl.storage import versions
@@ -21,6 +24,7 @@ class Stores:
     def __init__(self, site: Site) -> None:
         self._disks = Disks(reading.load(site.root / FILE))
         self._whole: set[tuple[str, bytes, str, bytes]] = set()
+        self._last: dict[tuple[str, str, str], Listed] = {}
 
     def read(self, buckets: tuple[str, ...], *, again: bool = False) -> Listing:
         """The versions and markers of these buckets. again: all content is read, not only what is new."""
@@ -29,8 +33,26 @@ class Stores:
         out = {}
         for address in buckets:
             with self._disks.bucket(address).open() as bucket:
-                out[address] = [self._listed(bucket, each) for each in versions.read_all(bucket)]
+                out[address] = list(self._all(bucket))
+            self._last |= {(address, each.key, each.id): each for each in out[address]}
         return out
+
+    def _all(self, bucket: OpenBucket) -> Iterator[Listed]:
+        """All versions. One whose record is another version's is as it was last, and damaged.
+
+        Where views are stored files, users write such a record, with `cp -a` for instance, and the daemon repairs it.
+        """
+        for path, fd, found in versions.walk(bucket):
+            for name, stored in found:
+                key = keys.join(path, stored.name)
+                try:
+                    yield self._listed(bucket, versions.read_stored(bucket, fd, key, stored, name))
+                except StoreDamaged:
+                    last = self._last.get((bucket.address, os.fsdecode(key), stored.id))
+                    if last is None and bucket.bucket.sharing != "link":
+                        raise
+                    if last is not None:
+                        yield replace(last, is_whole=False)
 
     def _listed(self, bucket: OpenBucket, version: Version) -> Listed:
         completed = (other for other, each in version.deliveries.items() if each.status is Status.COMPLETED)
