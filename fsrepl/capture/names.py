@@ -69,7 +69,11 @@ def is_linked_anew(region: Region, bucket: OpenBucket, key: bytes, known: Object
     if view is None:
         return False
     rows = region.engine.journal.versions.names_of(bucket.address, view.ino)
-    return any(other != key and not row.marker for other, row in rows.items())
+    named = [(other, row.id) for other, row in rows.items() if other != key and not row.marker]
+    # the file itself may be another key's now, since it was moved there: that never was one with this key's
+    return bool(named) and link_groups.origin(bucket, (key, known.id)) in {
+        link_groups.origin(bucket, other) for other in named
+    }
 
 
 def describe(bucket: OpenBucket, journal: Journal, version: Version) -> str:

@@ -201,3 +201,18 @@ def test_power_cut_while_a_version_of_the_same_content_is_shown(memory: Path) ->
         assert DESTINATION not in edits, f"cut at {calls}, in {fs.died_in}"
         if not fs.died:
             return
+
+
+def test_directories_of_equal_files_that_change_places_make_no_version(tmp_path: Path) -> None:
+    """G6: each key has another file with the same content. None of them was one with another, so nothing is new."""
+    with World(tmp_path, trees=True) as world:
+        for directory in ("a", "b"):
+            world.write(f"{directory}/f", b"the same")
+        world.settle()
+        world.path("a").rename(world.path("c"))
+        world.path("b").rename(world.path("a"))
+        world.path("c").rename(world.path("b"))
+        world.settle()
+        world.settle()
+        assert [len(world.of(key)) for key in ("a/f", "b/f")] == [1, 1]
+        world.stays_quiet()
