@@ -60,19 +60,18 @@ class Users:
     def look(self) -> dict[Key, File]:
         """Observe the tree as a user sees it, and record it in the ledger."""
         found: dict[Key, tuple[int, int, str]] = {}
-        for folder, directories, names in os.walk(self.top):
+        for folder, directories, names, at in os.fwalk(self.top):  # no directory is left for a link to another one
             directories[:] = [name for name in directories if name != ".fsrepl"]
             for name in (*names, *directories):
-                path = Path(folder, name)
-                key = str(path.relative_to(self.top))
+                key = str(Path(folder, name).relative_to(self.top))
                 with contextlib.suppress(OSError):  # the daemon replaced it in this moment
-                    status = path.lstat()
+                    status = os.lstat(name, dir_fd=at)
                     if stat.S_ISLNK(status.st_mode):
                         if self.trees:
-                            digest = _digest(os.fsencode(os.readlink(path)))
+                            digest = _digest(os.fsencode(os.readlink(name, dir_fd=at)))
                             found[key] = (status.st_ino, status.st_mtime_ns, digest)
                     elif stat.S_ISREG(status.st_mode):
-                        with path.open("rb") as file:
+                        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=at), "rb") as file:
                             status = os.fstat(file.fileno())
                             found[key] = (status.st_ino, status.st_mtime_ns, _digest(file.read()))
         names_of = Counter(ino for ino, _, _ in found.values())
