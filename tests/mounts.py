@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,3 +83,41 @@ def ext4(home: Path, *options: object) -> Iterator[Path]:
         yield at
     finally:
         clear(at)
+
+
+_INIT = 26
+"""The opcode of a FUSE filesystem's first request. Source: linux/fuse.h."""
+
+
+@contextmanager
+def hanging(at: Path) -> Iterator[None]:
+    """Cover a directory with a FUSE filesystem that answers no call.
+
+    The test is skipped where there is no FUSE.
+    """
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"there is no FUSE: {error.strerror}")
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0".encode()
+    if ctypes.CDLL(None, use_errno=True).mount(b"hanging", os.fsencode(at), b"fuse", 0, options):
+        os.close(fd)
+        pytest.skip(f"nothing can be mounted here: {os.strerror(ctypes.get_errno())}")
+    try:
+        _begin(fd)
+        yield
+    finally:
+        clear(at)
+        os.close(fd)  # which ends all calls with an error
+
+
+def _begin(fd: int) -> None:
+    """Answer the first request of a FUSE filesystem, so that others are made. These stay in the kernel: a process whose
+    request was taken and not answered could not even be killed."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
+    _, opcode, unique = struct.unpack_from("=IIQ", os.read(fd, 1 << 20))
+    assert opcode == _INIT
+    answer = struct.pack("=IIIIHHIIHHI7I", 7, 31, 0, 0, 12, 9, 1 << 17, 1, 32, 0, 0, *[0] * 7)
+    os.write(fd, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)

@@ -111,11 +111,10 @@ def journal_on_disk() -> Iterator[Journal]:
 def open_answering_site() -> Site:
     """The site, for reading where a region may hang: a region that does not answer soon is skipped and reported."""
     own = state()
-    own.read_settings(os.path.normpath)  # resolving real paths needs the regions' filesystems
     site = open_site()
     site.ask_regions()
     if not site.silent:
-        site.settings = own.read_settings(os.path.realpath)
+        site.settings = own.checked_settings
     return site
 
 
@@ -171,7 +170,7 @@ class Performer:
                         break
                 lock.wait(until_s)  # a daemon is starting or stopping, or another command runs
             self._kept.enter_context(lock)
-            self._engine = self._kept.enter_context(operations.local_engine(found))
+            self._engine = self._kept.enter_context(operations.local_engine(state().checked_settings))
         return operations.run(self._engine, request)
 
     def __enter__(self) -> Performer:

@@ -24,7 +24,7 @@ def daemon() -> None:
     from fsrepl.daemon import main
 
     options, commands = state(), main.Commands(operations.run, wait.answer)
-    raise typer.Exit(main.run(options.settings, commands, verbose=options.verbose, quiet=options.quiet))
+    raise typer.Exit(main.run(options.checked_settings, commands, verbose=options.verbose, quiet=options.quiet))
 
 
 def agent(

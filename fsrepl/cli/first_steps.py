@@ -173,4 +173,4 @@ def _run_daemon() -> int:
     from fsrepl.daemon import main
 
     options, handlers = state(), main.Commands(operations.run, wait.answer)
-    return main.run(options.settings, handlers, verbose=options.verbose, quiet=options.quiet)
+    return main.run(options.checked_settings, handlers, verbose=options.verbose, quiet=options.quiet)

@@ -26,8 +26,17 @@ class State:
 
     @property
     def settings(self) -> Settings:
-        """The site's settings. Raises Usage where there is no site, or its settings are invalid."""
-        return self._settings or self.read_settings(os.path.realpath)
+        """The site's settings. Raises Usage where there is no site, or its settings are invalid.
+
+        Regions are compared by their paths as they are written: real paths need the filesystems of all regions, and one
+        that hangs is no reason that a command for another one does.
+        """
+        return self._settings or self.read_settings(os.path.normpath)
+
+    @property
+    def checked_settings(self) -> Settings:
+        """The same, with regions compared by real path: for the process that does the work."""
+        return self.read_settings(os.path.realpath)
 
     def read_settings(self, real: Callable[[str], str]) -> Settings:
         """Read the settings. real: resolves the symlinks of a region's path."""
