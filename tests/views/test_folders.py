@@ -18,6 +18,7 @@ from fsrepl.model.version import Kind, Status
 from fsrepl.views import obstacles
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
+from tests.waiting import until
 from tests.world import DESTINATION, SOURCE, World, worlds
 
 Seen = dict[str, tuple[int, int, int, dict[str, bytes]]]
@@ -468,8 +469,13 @@ def test_a_directory_put_in_the_place_of_one_that_the_other_side_removed(tmp_pat
         world.path("other", DESTINATION).rename(world.path("d", DESTINATION))
         world.capture(SOURCE)
         assert world.engine.run_until_idle()
-        for _ in range(6):  # the marker is tried again now and then while the directory is captured
+
+        def is_at_rest() -> bool:
             world.settle()
+            return not world.state(DESTINATION).stale
+
+        until(is_at_rest, "the directory is captured, for which it settles first")
+        world.settle()
         assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/new": b"new", "gone/old": b"old"}
         assert world.state(SOURCE).stale == world.state(DESTINATION).stale == {}
         assert folders(world, SOURCE) == folders(world, DESTINATION)
