@@ -222,7 +222,8 @@ def _relinked(history: History) -> set[tuple[str, str, str]]:
 def _returned(history: History) -> set[tuple[str, str, str]]:
     """Bucket, key and digest of content that went and came back: a null version was between, and has been replaced."""
     found = Counter((rest.bucket, rest.key, rest.file.digest) for rest in history.rests)
-    return {at for at, number in found.items() if number > 1}
+    again = {at for at, number in found.items() if number > 1}
+    return again | {(rest.bucket, rest.key, "") for rest in history.rests}  # or something was there between two markers
 
 
 def _doubled(listing: Listing, again: Collection[tuple[str, str, str]]) -> Iterable[Violation]:
@@ -235,7 +236,8 @@ def _doubled(listing: Listing, again: Collection[tuple[str, str, str]]) -> Itera
             for one, two in pairwise(of_key):
                 is_made_here = one.maker == two.maker == bucket and NULL not in (one.id, two.id)
                 is_same = (one.digest, one.is_marker) == (two.digest, two.is_marker)
-                if is_made_here and is_same and (bucket, key, one.digest) not in again:
+                is_directory = key.endswith("/") and not one.is_marker  # which has metadata alone
+                if is_made_here and is_same and not is_directory and (bucket, key, one.digest) not in again:
                     yield Violation(Kind.DOUBLED, bucket, key, f"{one.id} and {two.id}, {one.digest[:12] or 'markers'}")
 
 

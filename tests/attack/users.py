@@ -53,9 +53,13 @@ class Users:
         self._end.set()
         self._thread.join()
         self.look()
-        while links := [path for path in self.top.rglob("*") if path.is_symlink()]:
+        while links := self._links():
             self._unlink_directory(links[0])  # the others may have other names after that
         self.look()
+
+    def _links(self) -> list[Path]:
+        found = (Path(folder, name) for folder, directories, names in os.walk(self.top) for name in directories + names)
+        return [path for path in found if path.is_symlink()]
 
     def look(self) -> dict[Key, File]:
         """Observe the tree as a user sees it, and record it in the ledger."""
