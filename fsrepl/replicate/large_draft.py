@@ -85,7 +85,7 @@ class _LargeFile(StagedFile):
         self, blocks: BlockMap, base: Base | None, on_read: Callable[[int], None] | None = None
     ) -> Iterator[Span]:
         fs = self.bucket.fs
-        lacks = self._of_earlier_try(blocks) if self._again else list(blocks)
+        lacks = self._of_earlier_try(blocks) if self._again else blocks
         if is_new := len(lacks) == len(blocks):
             fs.truncate(self.fd, 0)
         plan = delta.plan(lacks, base.blocks if base is not None else None)
@@ -120,11 +120,11 @@ class _LargeFile(StagedFile):
             self._takes(base, Move(span.at, span.at, size))
         return False
 
-    def _of_earlier_try(self, blocks: BlockMap) -> list[Block]:
+    def _of_earlier_try(self, blocks: BlockMap) -> BlockMap | list[Block]:
         """The blocks that an earlier try lacks."""
         fs = self.bucket.fs
         if fs.stat_fd(self.fd).st_size > blocks.size:
-            return list(blocks)
+            return blocks
         fs.truncate(self.fd, blocks.size)
         return [block for block in blocks if not self._has(block)]
 
