@@ -53,10 +53,11 @@ Final = Callable[[int], int]
 
 def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None) -> Generator[Piece, None, None]:
     """A file's content from its start to its end. ECANCELED when the process is about to end."""
-    read = read or fs.read_into
     buffers: list[memoryview] = []
     coming: deque[Future[Piece | None]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-read") as ahead:
+    readers = 1 if read is None else 2  # a disk shall not be idle between two reads
+    read = read or fs.read_into
+    with ThreadPoolExecutor(readers, thread_name_prefix=f"{threading.current_thread().name}-read") as ahead:
         for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
             if len(buffers) <= _AHEAD + _BEHIND:  # aligned to pages, as direct reads need
                 buffers.append(memoryview(mmap.mmap(-1, BUFFER_BYTES)))
