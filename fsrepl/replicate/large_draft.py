@@ -32,6 +32,8 @@ PAGE_BYTES = 4096
 """The unit in which a changed block is compared with what is in its place in the base."""
 _FOLLOWS_BYTES = 2 << 20
 """What is written is read back in parts of at least this size."""
+_WRITTEN_BYTES = 8 << 20
+"""So much is written to the disk at once."""
 _RESERVED_MAX = 256
 """So many separate parts are reserved in advance; more, as after scattered changes, are small."""
 
@@ -78,6 +80,8 @@ class _LargeFile(StagedFile):
         super().__init__(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
         self._again = again
         self._read_back: _ReadBack | None = None
+        self._written = 0
+        """Up to here the kernel was told to write it to the disk."""
         self.compares = False
         self.foreseen: Sequence[Span] = ()
 
@@ -94,11 +98,19 @@ class _LargeFile(StagedFile):
         cloned = base is not None and is_new and bool(plan.kept) and self._clone(base)
         fs.truncate(self.fd, blocks.size)
         self.compares = bool(plan.kept)
-        self._read_back = read_back = _ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
+        self._read_back = _ReadBack(self.bucket, self.name, on_read, past_cache=cloned)
         for span, is_filled in self._steps(plan, base, cloned=cloned, is_new=is_new):
-            read_back.follow(span.at)
+            self._is_final(span.at)
             if not is_filled():
                 yield span
+
+    def _is_final(self, at: int) -> None:
+        """All before a place is as it stays: it is read back, and written to the disk, in large parts."""
+        if self._read_back is not None:
+            self._read_back.follow(at)
+        if (size := at - self._written) >= _WRITTEN_BYTES:
+            self.bucket.fs.start_writing(self.fd, self._written, size)
+            self._written = at
 
     def _steps(
         self, plan: Plan, base: Base | None, *, cloned: bool, is_new: bool
@@ -176,9 +188,7 @@ class _LargeFile(StagedFile):
 
     def copy(self, fd: int, at: int, count: int) -> int:
         copied = super().copy(fd, at, count)
-        self.bucket.fs.start_writing(self.fd, at, copied)
-        if self._read_back is not None:
-            self._read_back.follow(at + copied)
+        self._is_final(at + copied)
         return copied
 
     def write_at(self, at: int, data: bytes) -> None:

@@ -15,6 +15,7 @@ from fsrepl.storage.fs import UNSUPPORTED
 
 _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
+_STARTED_BYTES = 8 << 20
 _RESERVED_MAX = 256
 """So many separate parts of a sparse file are reserved in advance."""
 
@@ -62,7 +63,8 @@ def copy_part(
         copied = fs.copy_within(from_fd, to_fd, start, to_at + done, min(end - start, _COPY_BYTES), share=share)
         if not copied:
             return
-        fs.start_writing(to_fd, to_at + done, copied)
+        if copied >= _STARTED_BYTES:  # less is written with what is around it
+            fs.start_writing(to_fd, to_at + done, copied)
         done += copied
 
 
