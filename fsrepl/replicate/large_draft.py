@@ -195,9 +195,7 @@ class _LargeFile(StagedFile):
         fs, parts = self.bucket.fs, self.differing(at, data) if self.compares else [Span(at, len(data))]
         for part in parts:
             fs.write_at(self.fd, memoryview(data)[part.at - at : part.end - at], part.at)
-            fs.start_writing(self.fd, part.at, part.size)
-        if self._read_back is not None:
-            self._read_back.follow(at + len(data))
+        self._is_final(at + len(data))
 
     def damaged(self, blocks: BlockMap, on_read: Callable[[int], None] | None = None) -> list[Span]:
         read_back, self._read_back = self._read_back, None
