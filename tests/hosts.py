@@ -145,7 +145,9 @@ class FarWorld(World):
         super().settle()
 
         def is_settled() -> bool:
-            is_idle = not self.west.under_way and all(queue.next_s() is None for queue in self.west.queues.values())
+            is_idle = not self.west._table.under_way and all(
+                queue.next_s() is None for queue in self.west.queues.values()
+            )
             if self.why_away or is_idle:
                 return True
             super(FarWorld, self).settle()

@@ -15,15 +15,15 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fsrepl.daemon import ssh_content
+from fsrepl.daemon.ssh_batch import BYTES_MAX, Batch, Table, at_of, orders_of
 from fsrepl.errors import (
-    UNEXPECTED,
     BucketMissing,
-    Failed,
     FsreplError,
     StoreDamaged,
     Unavailable,
@@ -31,13 +31,12 @@ from fsrepl.errors import (
 )
 from fsrepl.link import frames
 from fsrepl.link.channel import Ended
-from fsrepl.link.frames import At, FromAgent
+from fsrepl.link.frames import FromAgent
 from fsrepl.link.host import Connection, Host
 from fsrepl.model import keys
 from fsrepl.model.address import region_of
-from fsrepl.model.delta import Span
 from fsrepl.model.keys import Document
-from fsrepl.model.version import Rights, Status, Version
+from fsrepl.model.version import Status
 from fsrepl.region import deliveries, delivery_queue, limits
 from fsrepl.region.bucket_state import Damaged
 from fsrepl.region.delivery_queue import Queue
@@ -46,39 +45,19 @@ from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import Runtime
-from fsrepl.replicate import decide
-from fsrepl.replicate.sending import Sending, StoredContent
-from fsrepl.replicate.settle import is_pending
 from fsrepl.s3.rules import renewed
 from fsrepl.storage import versions
-from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Delivery, Outcome
-from fsrepl.views import directories, narrowing
+from fsrepl.views import directories
 
 log = logging.getLogger("fsrepl")
 
-_UNDER_WAY_MAX = 8192
-_UNDER_WAY_BYTES = 32 << 20
-_FRAME_ITEMS = 256
-_FRAME_BYTES = 1 << 20
 _TAKEN_MAX = 512
-_REBUILDS_MAX = 3
 _DIRECTORIES_MAX = 500
-_AGAIN_S = 0.05
-"""The wait where the same version is under way already, for another rule or job."""
 _LONE_WAIT_S = 0.2
 """How long a turn without threads waits for the agent, when nothing else is to be done."""
 _RECONNECT_MAX_S = 60.0
 _JOURNAL_S = 1.0
-
-
-class UnderWay(Struct):
-    """A delivery that was sent. progress: where parts of its content are asked for."""
-
-    delivery: Delivery
-    version: Version
-    size: int
-    progress: limits.Progress | None = None
 
 
 class BucketState(Struct, frozen=True):
@@ -108,9 +87,7 @@ class SshRegion(Receiver):
         self._arrived: deque[tuple[Connection, FromAgent | str]] = deque()
         """Frames, and the reasons of connections that ended, in order."""
         self._has_arrived = threading.Event()
-        self.under_way: dict[At, UnderWay] = {}
-        self._bytes_under_way = 0
-        self.needs_content: set[At] = set()
+        self._table = Table()
         self._directories: dict[tuple[str, str], set[bytes]] = {}
         """By source and destination, directories whose permissions the agent is to compare; kept until it has."""
         self._directories_told: dict[tuple[str, str], set[bytes]] = {}
@@ -146,7 +123,7 @@ class SshRegion(Receiver):
             return busy
         self._keep_connected()
         busy |= self._take_frames() | self._tell_directories() | self._deliver()
-        if not busy and self.under_way and not self.engine.threaded:
+        if not busy and self._table.under_way and not self.engine.threaded:
             # without threads, a turn that does nothing is the last one
             self._has_arrived.wait(_LONE_WAIT_S)
             busy = True
@@ -163,7 +140,7 @@ class SshRegion(Receiver):
             return 0.0
         if self._connection is None:
             return None if self._connecting else max(self._next_try_s, self._faulty_until_s)
-        if self._is_full:
+        if self._table.is_full:
             return None  # an outcome wakes the thread
         due = [at for queue in self.queues.values() if (at := queue.next_s()) is not None]
         return max(min(due), self._faulty_until_s) if due else None
@@ -176,10 +153,6 @@ class SshRegion(Receiver):
 
     def has_looked(self) -> bool:
         return True  # nothing is scanned
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self.under_way) >= _UNDER_WAY_MAX or self._bytes_under_way >= _UNDER_WAY_BYTES
 
     def carry_out(self, message: Message) -> None:
         match message:
@@ -244,8 +217,8 @@ class SshRegion(Receiver):
         self._next_try_s = time.monotonic() + delay_s
         self._directories_told.clear()
         by_queue: dict[Queue, list[Delivery]] = {}
-        for at in list(self.under_way):
-            sent = self.forget(at)
+        for at in list(self._table.under_way):
+            sent = self._table.forget(self.engine, at)
             by_queue.setdefault(self.queue(sent.delivery.source, sent.delivery.destination), []).append(sent.delivery)
         for queue in self.queues.values():
             self._block(queue, by_queue.get(queue, []))
@@ -290,8 +263,8 @@ class SshRegion(Receiver):
 
     def _outcomes(self, told: Sequence[frames.Told]) -> Iterator[Outcome]:
         for each in told:
-            if each.at in self.under_way:
-                sent = self.forget(each.at)
+            if each.at in self._table.under_way:
+                sent = self._table.forget(self.engine, each.at)
                 status = Status(each.status)
                 yield Outcome(
                     sent.delivery, status, each.reason if status is Status.FAILED else "",
@@ -301,10 +274,10 @@ class SshRegion(Receiver):
     def _put_off(self, later: frames.Later) -> None:
         by_queue: dict[Queue, list[Delivery]] = {}
         for at in later.deliveries:
-            if at in self.under_way:
-                sent = self.forget(at)
+            if at in self._table.under_way:
+                sent = self._table.forget(self.engine, at)
                 if later.lacks_content:
-                    self.needs_content.add(at)
+                    self._table.needs_content.add(at)
                 by_queue.setdefault(self.queue(at[0], at[1]), []).append(sent.delivery)
         for queue, group in by_queue.items():
             if later.lacks_content:
@@ -313,14 +286,6 @@ class SshRegion(Receiver):
                 queue.put_back(group, queue.blocked_until_s, later.why)  # those that failed together count once
             else:
                 self.try_later(group, later.why, whole=later.whole)
-
-    def forget(self, at: At) -> UnderWay:
-        sent = self.under_way.pop(at)
-        self._bytes_under_way -= sent.size
-        if sent.progress is not None:
-            sent.progress.stop = True
-            self.engine.transfers.remove(sent.progress)
-        return sent
 
     # -- deliveries
 
@@ -338,16 +303,16 @@ class SshRegion(Receiver):
             return False
         busy = False
         waiting = {at: queue.count_ready(now_s) for at, queue in due.items()}
-        free = min(_TAKEN_MAX, _UNDER_WAY_MAX - len(self.under_way))
+        free = min(_TAKEN_MAX, self._table.free)
         for at, share in self._routes.shares(waiting, free, now_s).items():
-            if self._is_full or connection.queued_bytes > _UNDER_WAY_BYTES:
+            if self._table.is_full or connection.queued_bytes > BYTES_MAX:
                 break
-            most = min(limiter.batch_bytes, _UNDER_WAY_BYTES / 4)
+            most = min(limiter.batch_bytes, BYTES_MAX / 4)
             if taken := due[at].take(share, now_s, most):
                 busy = True
                 self._send(connection, due[at], taken)
         for at, queue in due.items():
-            if not self._is_full and not waiting[at] and (taken := self._backlog(queue, now_s)):
+            if not self._table.is_full and not waiting[at] and (taken := self._backlog(queue, now_s)):
                 busy = True
                 self._send(connection, queue, taken)
         return busy
@@ -365,31 +330,30 @@ class SshRegion(Receiver):
         bucket = self.engine.site.buckets.get(queue.source)
         if bucket is None:
             return  # it left the site, and its deliveries with it
-        outcomes: list[Outcome] = []
+        batch, done = None, 0
         try:
             with bucket.open() as source:
-                batch = _Batch(self, connection, queue, source)
+                batch = Batch(self, self._table, connection, queue, source, self._have_repaired)
                 for each in taken:
                     batch.add(each)
+                    done += 1
                 batch.send()
-                outcomes = batch.outcomes
         except Ended:  # on_end follows, and what was under way is sent again
-            queue.give_back([each for each in taken if at_of(each) not in self.under_way])
+            self._give_back(queue, taken[done:])
         except (Unavailable, BucketMissing) as error:
-            self.try_later(taken, str(error), whole=True)
-            return
+            self.try_later(taken[done:], str(error), whole=True)
         except sqlite3.Error:
-            queue.give_back([each for each in taken if at_of(each) not in self.under_way])
+            self._give_back(queue, taken[done:])
             raise
-        queue.paid_at = self.engine.limiter.position
-        if outcomes:
-            self.report_outcomes(outcomes)
+        finally:
+            queue.paid_at = self.engine.limiter.position
+            if batch is not None and batch.outcomes:
+                self.report_outcomes(batch.outcomes)
 
-    def note(self, at: At, sent: UnderWay) -> None:
-        self.under_way[at] = sent
-        self._bytes_under_way += sent.size
+    def _give_back(self, queue: Queue, taken: Sequence[Delivery]) -> None:
+        queue.give_back([each for each in taken if at_of(each) not in self._table.under_way])
 
-    def have_repaired(self, delivery: Delivery) -> None:
+    def _have_repaired(self, delivery: Delivery) -> None:
         """Have the source's region rebuild the record of a version."""
         region = self.regions.get(region_of(delivery.source))
         if region is None:
@@ -433,7 +397,7 @@ class SshRegion(Receiver):
     # -- content that the agent asks for
 
     def _give(self, wanted: frames.WantBlocks | frames.WantSpan) -> None:
-        connection, sent = self._connection, self.under_way.get(wanted.at)
+        connection, sent = self._connection, self._table.under_way.get(wanted.at)
         if connection is None:
             return
         if sent is None:
@@ -446,7 +410,7 @@ class SshRegion(Receiver):
             self.engine.transfers.append(sent.progress)
         if isinstance(wanted, frames.WantSpan):
             sent.progress.came_to(max(sent.progress.bytes_done, wanted.done_bytes))
-        work = functools.partial(_give, self.engine, connection, sent.version, sent.progress, wanted)
+        work = functools.partial(ssh_content.give, self.engine, connection, sent.version, sent.progress, wanted)
         source = sent.delivery.source
         way = region_of(source), self.name
         self.in_background(work, lambda _: None, pool=("send", *way), whose=wanted.at, size_bytes=0)
@@ -471,172 +435,3 @@ def _redeliver(region: Region, source: str, destination: str, lost: Sequence[tup
                     )
                     again = replace(renewed(recorded), edit=False)
                     deliveries.redeliver(region, bucket, version, {**version.deliveries, destination: again})
-
-
-def orders_of(engine: Runtime, source: OpenBucket, paths: Iterable[bytes]) -> dict[bytes, tuple[int, str]]:
-    """By the key of a directory of a tree bucket, the order of its current version."""
-    order = narrowing.order_in(engine, source.address)
-    found = ((path + b"/", order(path + b"/")) for path in paths) if source.bucket.trees else ()
-    return {key: each for key, each in found if each is not None}
-
-
-def at_of(delivery: Delivery) -> At:
-    return delivery.source, delivery.destination, delivery.key, delivery.id
-
-
-def _give(
-    engine: Runtime, connection: Connection, version: Version, progress: limits.Progress,
-    wanted: frames.WantBlocks | frames.WantSpan,
-) -> None:  # fmt: skip
-    """Send what the agent asks for of a content. In a background worker."""
-    try:
-        with engine.site.bucket(wanted.at[0]).open() as bucket, Sending(engine, bucket).content(version) as content:
-            if isinstance(wanted, frames.WantBlocks):
-                blocks = content.blocks() if not wanted.afresh or content.is_whole(progress.verified_to) else None
-                if blocks is None:
-                    raise Failed("SrcObjectNotEligible", "the stored version no longer matches its BLAKE3")
-                connection.send(frames.Blocks(wanted.ticket, blocks.encode()), bulk=True)
-                return
-            _give_span(engine, connection, content, progress, wanted)
-    except Failed as error:
-        _break(connection, frames.Broken(wanted.ticket, str(error), error.reason))
-    except Ended:
-        pass
-    except (FsreplError, OSError) as error:
-        _break(connection, frames.Broken(wanted.ticket, reason(error), unwanted=progress.unwanted))
-
-
-def _give_span(
-    engine: Runtime, connection: Connection, content: StoredContent, progress: limits.Progress, wanted: frames.WantSpan
-) -> None:
-    limiter, at, end = engine.limiter, wanted.start, wanted.start + wanted.size
-    for part in content.data_of(Span(wanted.start, wanted.size)):
-        if part.at > at:
-            connection.send(frames.Chunk(wanted.ticket, at, part.at - at, None), bulk=True)
-        at = part.at
-        while at < part.end:
-            most = min(part.end - at, limiter.chunk_bytes(frames.CHUNK_BYTES))
-            if not progress.claim(limiter, most):
-                raise Unavailable("its copy was stopped")
-            data = b""
-            try:
-                data = content.read(at, most)
-            finally:
-                limiter.sent(len(data) - most)
-            if not data:
-                raise Unavailable("the stored file is shorter than it was")
-            connection.send(frames.Chunk(wanted.ticket, at, len(data), data), bulk=True)
-            at += len(data)
-            progress.bytes_crossed += len(data)
-            progress.came_to(max(progress.bytes_done, at))
-    if at < end:
-        connection.send(frames.Chunk(wanted.ticket, at, end - at, None), bulk=True)
-    connection.send(frames.End(wanted.ticket), bulk=True)
-
-
-def _break(connection: Connection, frame: frames.Broken) -> None:
-    with contextlib.suppress(Unavailable):
-        connection.send(frame, bulk=True)
-
-
-class _Batch:
-    """Deliveries of one queue on their way into frames."""
-
-    def __init__(self, region: SshRegion, connection: Connection, queue: Queue, source: OpenBucket) -> None:
-        self._region, self._connection, self._queue, self._source = region, connection, queue, source
-        self._engine = region.engine
-        self._sending = Sending(self._engine, source)
-        self._items: list[frames.Item] = []
-        self._bytes = 0
-        self._rights: dict[bytes, Rights] = {}
-        self._looked_at: set[bytes] = set()
-        large = self._engine.settings.replication.large_file_bytes
-        self._inline_bytes = min(large, frames.INLINE_MAX_BYTES)
-        self.outcomes: list[Outcome] = []
-
-    def add(self, delivery: Delivery) -> None:
-        """Decide about a delivery, and send it where that is the decision. An error of one affects no other.
-
-        Raises Ended.
-        """
-        region, queue = self._region, self._queue
-        at = at_of(delivery)
-        if at in region.under_way:
-            queue.put_off(delivery, time.monotonic() + _AGAIN_S, "the same version is under way already")
-            return
-        try:
-            version = self._sending.version(delivery)
-            if version is not None and not is_pending(version, delivery):
-                self.outcomes.append(Outcome(delivery, Status.PENDING, "", None))
-                return
-            match decide.decide(self._sending.facts(delivery, version, lambda _: {})):
-                case decide.Wait(why):
-                    region.try_later([delivery], why)
-                case decide.Settle(status, why):
-                    why = why if status is Status.FAILED else ""
-                    self.outcomes.append(Outcome(delivery, status, why, version))
-                case decide.Send(_, with_tags):
-                    assert version is not None
-                    self._pack(delivery, version, with_tags=with_tags)
-        except Ended:
-            raise
-        except Failed as error:
-            log.warning('cannot send bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
-            self.outcomes.append(Outcome(delivery, Status.FAILED, error.reason, None))
-        except StoreDamaged as error:
-            log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
-            if queue.attempts_of(delivery) >= _REBUILDS_MAX:
-                self.outcomes.append(Outcome(delivery, Status.FAILED, "SrcObjectNotEligible", None))
-                return
-            region.have_repaired(delivery)
-            region.try_later([delivery], str(error))
-        except (OSError, FsreplError) as error:
-            region.try_later([delivery], error)
-        except sqlite3.Error:
-            raise
-        except Exception:
-            log.exception(
-                'set aside bucket=%s key="%s": an unexpected error', delivery.source, keys.shown(delivery.key)
-            )
-            region.try_later([delivery], UNEXPECTED)
-
-    def _pack(self, delivery: Delivery, version: Version, *, with_tags: bool) -> None:
-        recorded, at = version.deliveries[delivery.destination], at_of(delivery)
-        data: bytes | None = None
-        checks = recorded.before is not None and recorded.before.status is Status.COMPLETED
-        is_small = not version.marker and version.size < self._inline_bytes
-        if is_small and (at in self._region.needs_content or not (recorded.edit or checks)):
-            with self._sending.content(version, just_stored=True) as content:
-                data = content.whole()
-            self._engine.limiter.sent(len(data))
-        self._region.needs_content.discard(at)
-        for path in directories.with_parents([keys.place(version.key)[0]]) if not version.marker else ():
-            if path not in self._looked_at:
-                self._looked_at.add(path)
-                if (rights := self._sending.rights(path)) is not None:
-                    self._rights[path] = rights
-        size = len(data) if data is not None else 0
-        waits = version.link is not None and self._sending.is_owed(*version.link, delivery.destination)
-        item = frames.pack(version, delivery.destination, with_tags=with_tags, data=data, waits_for_link=waits)
-        self._items.append(item)
-        self._bytes += size
-        self._region.note(at, UnderWay(delivery, version, size))
-        if len(self._items) >= _FRAME_ITEMS or self._bytes >= _FRAME_BYTES:
-            self.send()
-
-    def send(self) -> None:
-        """Send what was packed. Raises Ended."""
-        if not self._items:
-            return
-        items, self._items, self._bytes = self._items, [], 0
-        rights, self._rights = self._rights, {}
-        try:
-            orders = orders_of(self._engine, self._source, rights)
-            packed = frames.pack_rights(rights)
-            self._connection.send(frames.Deliver(self._queue.source, self._queue.destination, items, packed, orders))
-        except Ended:
-            raise
-        except Exception:
-            log.exception("set aside bucket=%s: an unexpected error", self._queue.source)
-            sent = [self._region.forget((self._queue.source, self._queue.destination, i.key, i.id)) for i in items]
-            self._region.try_later([each.delivery for each in sent], UNEXPECTED)
