@@ -166,9 +166,13 @@ class Agent:
 
     def _serve(self, engine: AgentEngine) -> None:
         next_s = stuck_since_s = 0.0
+        began = os.stat(engine.site.state)
         while not self._ended.wait(_TURN_S):
             if engine.served.thread is None or not engine.served.thread.is_alive():
                 self._channel.end("the thread of the region ended; the log has why")
+                break
+            if not agent_home.is_there(engine.site.state, began):
+                self._channel.end("the region is away (not mounted?)")
                 break
             engine.look_for_stuck()
             stuck_since_s = (stuck_since_s or time.monotonic()) if engine.served.pulse.is_stuck else 0.0

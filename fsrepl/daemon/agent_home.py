@@ -57,6 +57,15 @@ def check_state(state: Path, path: Path, *, makes: bool, umask: int) -> None:
         raise Refused("AccessDenied", f"{state} is not a folder of the user that this agent runs as")
 
 
+def is_there(state: str, began: os.stat_result) -> bool:
+    """Whether the agent's folder is the one with which it began: otherwise the region is away, and what stands in its
+    place is not written to."""
+    try:
+        return os.path.samestat(os.stat(state, follow_symlinks=False), began)
+    except OSError:
+        return False
+
+
 def acquire(lock: Lock, state: Path, hello: Hello) -> None:
     """Take the region's lock; from an agent that an earlier connection of the same site left behind, too.
 

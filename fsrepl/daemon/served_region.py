@@ -147,6 +147,7 @@ class AgentEngine(Engine):
     def __init__(self, settings: Settings, incoming: Incoming, fs: Fs | None = None) -> None:
         self._incoming = incoming
         super().__init__(settings, fs=fs)
+        self.site.makes_state = False  # it lies in the region, and goes and comes with it
         self.threaded = True
 
     def _add_region(self, name: str) -> Worker:

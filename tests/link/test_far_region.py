@@ -13,7 +13,7 @@ import pytest
 
 from fsrepl.daemon import requests
 from fsrepl.daemon.served_region import ServedRegion
-from fsrepl.errors import FsreplError
+from fsrepl.errors import FsreplError, Usage
 from fsrepl.model.version import Status
 from fsrepl.settings import reading
 from fsrepl.storage.site import Site
@@ -403,6 +403,32 @@ def test_an_unmounted_region_there_is_an_outage(world: FarWorld) -> None:
         assert world.current("k").status is Status.PENDING
         world.far.rmdir()
         aside.rename(world.far)
+        world.settle()
+        assert is_alike(world)
+
+
+def test_an_agent_ends_where_its_region_is_unmounted(world: FarWorld) -> None:
+    """G8: its state is in the region, and is not made again in what stands there now, or where nothing does."""
+    world.write("k", b"1")
+    world.settle()
+    aside = world.far.with_name("aside")
+    for stands in (False, True):
+        (agent,) = (each.agent for each in world.connections if each.thread.is_alive())
+        world.far.rename(aside)
+        if stands:
+            world.far.mkdir()
+        assert agent._engine is not None
+        with pytest.raises(Usage), agent._engine.site.open_state():
+            pass
+        until(lambda: not any(each.thread.is_alive() for each in world.connections), "the agent ends")
+        round_of_tries(world)
+        assert list(world.far.parent.rglob("west/*")) == []
+        assert world.west.why
+        if stands:
+            world.far.rmdir()
+        assert not world.far.exists()
+        aside.rename(world.far)
+        world.write("k", b"2%d" % stands)
         world.settle()
         assert is_alike(world)
 
