@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fsrepl.commands import settings_text
+from fsrepl.commands import settings_text, versioning
 from fsrepl.commands.sites import attach_region, fill_again, write_settings
 from fsrepl.daemon import control, requests
 from fsrepl.daemon.engine import Engine
@@ -23,7 +23,7 @@ from fsrepl.daemon.requests import (
     SetTrees,
     SetVersioning,
 )
-from fsrepl.errors import Refused, Usage
+from fsrepl.errors import Usage
 from fsrepl.link.host import ANSWER_S, Host
 from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
@@ -96,7 +96,10 @@ def perform(engine: Engine, request: Request) -> dict[str, object] | None:
         return None
     _CHECKS[type(request)](engine, request)
     within_s = None if isinstance(request, Examine) else ANSWER_S  # it reads content; the connection's end ends it
-    return _perform(engine.site.hosts[request.region], request, within_s)
+    answer = _perform(engine.site.hosts[request.region], request, within_s)
+    if isinstance(request, SetVersioning):
+        answer |= versioning.cut_off(engine.site, str(request.bucket), Versioning(request.status))
+    return answer
 
 
 def examine(engine: Engine, request: Examine) -> dict[str, object]:
@@ -125,30 +128,11 @@ def _check_new(engine: Engine, request: CreateBucket) -> None:
     arn.check_bucket_name(request.bucket.name)
 
 
-def _check_versioning(engine: Engine, request: SetVersioning) -> None:
-    address = str(request.bucket)
-    if request.status == Versioning.SUSPENDED and (sources := engine.site.sources_of(address)):
-        raise Refused(
-            "InvalidBucketState",
-            f"{', '.join(sources)} is replicated to {address}, so its versioning cannot be suspended; "
-            f"`fsrepl replication rm {sources[0]}` removes the rules",
-        )
-
-
-def _check_removal(engine: Engine, request: RemoveBucket) -> None:
-    address = str(request.bucket)
-    if sources := engine.site.sources_of(address):
-        raise Refused(
-            "InvalidBucketState",
-            f"{', '.join(sources)} is replicated to {address}; `fsrepl replication rm {sources[0]}` removes the rules",
-        )
-
-
 _CHECKS: Mapping[type[Request], Callable[[Engine, Any], None]] = {
     CreateBucket: _check_new,
-    SetVersioning: _check_versioning,
+    SetVersioning: lambda engine, request: None,
     SetTrees: lambda engine, request: None,
-    RemoveBucket: _check_removal,
+    RemoveBucket: lambda engine, request: None,
     Examine: lambda engine, request: None,
 }
 """The requests that an agent carries out, and what is checked here before."""

@@ -582,8 +582,32 @@ def test_the_site_may_ask_for_its_buckets_alone(world: FarWorld) -> None:
 def test_replication_out_of_it_is_refused(world: FarWorld) -> None:
     """A destination only: said plainly, wherever it is asked for."""
     assert world.refused("replication.enable", source=DESTINATION, destination=SOURCE) == "InvalidRequest"
-    assert world.refused("versioning.set", bucket=DESTINATION, status="Suspended") == "InvalidBucketState"
-    assert world.refused("bucket.rm", bucket=DESTINATION) == "InvalidBucketState"
+
+
+def test_a_bucket_there_may_be_suspended_or_removed_as_in_s3(world: FarWorld) -> None:
+    """s3-semantics, rule 11: deliveries fail, with S3's reason, until it is as before and they are tried again."""
+
+    def reason_of(key: str) -> str:
+        recorded = world.current(key).deliveries[DESTINATION]
+        return recorded.reason if recorded.status is Status.FAILED else ""
+
+    answer = world.run("versioning.set", bucket=DESTINATION, status="Suspended")
+    assert answer == {"Bucket": DESTINATION, "Status": "Suspended", "ReplicatedFrom": [SOURCE]}
+    world.write("k", b"1")
+    world.settle()
+    assert reason_of("k") == "DstBucketUnversioned"
+    world.run("versioning.set", bucket=DESTINATION, status="Enabled")
+    world.run("retry", scope=SOURCE)
+    world.settle()
+    assert is_alike(world)
+    world.run("bucket.rm", bucket=DESTINATION, purge=True)
+    world.write("l", b"2")
+    world.settle()
+    assert reason_of("l") == "DstBucketNotFound"
+    world.run("bucket.create", bucket=DESTINATION, versioning=True)
+    world.run("retry", scope=SOURCE)
+    world.settle()
+    assert world.tree(DESTINATION) == {"l": b"2"}
 
 
 def test_a_lost_region_there_is_filled_again(world: FarWorld) -> None:
