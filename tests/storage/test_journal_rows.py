@@ -1,0 +1,78 @@
+"""Rows of the journal with values of another type than their columns: the journal is rebuilt, as if it were gone."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fsrepl.storage.journal.database import open_or_replace
+from tests.world import DESTINATION, SOURCE, World
+
+TABLES = ("bucket", "version", "object", "delivery")
+WRONG = {"INTEGER": ("text", b"\xff"), "TEXT": (b"\xff",), "BLOB": ("text", 7)}
+MAY_BE_BYTES = ("ino", "size", "mtime", "ctime")
+
+
+def _columns(path: Path) -> list[tuple[str, str, str]]:
+    """(table, column, declared type) of each column that is no part of a row's number."""
+    with sqlite3.connect(path) as db:
+        return [
+            (table, name, kind)
+            for table in TABLES
+            for _, name, kind, *_ in db.execute(f"PRAGMA table_info({table})")
+            if name not in ("bucket", "id") or table != "bucket"
+        ]
+
+
+def test_a_value_of_another_type_in_any_column_is_damage(memory: Path) -> None:
+    """SQLite's own check passes over it, and each read of the row would fail."""
+    with World(memory) as world:
+        world.write("d/k", b"one")
+        world.settle()
+        world.engine.journal.close()
+        path = Path(world.engine.site.state) / "journal.db"
+        whole = path.read_bytes()
+        journal = open_or_replace(str(path))
+        assert not journal.is_new
+        journal.close()
+        for table, name, kind in _columns(path):
+            for value in WRONG[kind]:
+                if value == b"\xff" and table == "object" and name in MAY_BE_BYTES:
+                    continue
+                with sqlite3.connect(path) as db:
+                    db.execute(f"UPDATE OR REPLACE {table} SET {name} = ?", (value,))
+                db.close()
+                journal = open_or_replace(str(path))
+                assert journal.is_new, (table, name, value)
+                journal.close()
+                path.write_bytes(whole)
+        world.restart()
+
+
+@pytest.mark.parametrize(
+    ("table", "assignment"),
+    [
+        ("object", "mtime = 'text'"), ("object", "mode = -1"), ("object", "dir = 'text'"), ("object", "size = NULL"),
+        ("version", "name = 7"), ("version", "created = 'text'"), ("bucket", "scanned = NULL"),
+        ("delivery", "key = 'text'"),
+    ],
+)  # fmt: skip
+def test_the_site_goes_on(memory: Path, caplog: pytest.LogCaptureFixture, table: str, assignment: str) -> None:
+    """G7, section 2: everything in the journal can be rebuilt from the trees, and is, without a traceback."""
+    with World(memory) as world:
+        world.write("d/k", b"one")
+        world.settle()
+        world.engine.journal.close()
+        with sqlite3.connect(Path(world.engine.site.state) / "journal.db") as db:
+            db.execute(f"UPDATE OR REPLACE {table} SET {assignment}")
+        db.close()
+        world.restart()
+        world.write("d/k", b"two")
+        for _ in range(3):
+            world.settle()
+        assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/k": b"two"}
+        assert [len(found) for found in world.history(SOURCE).values()] == [2]
+        assert world.ids(SOURCE) == world.ids(DESTINATION)
+    assert [each for each in caplog.records if each.exc_info] == []
