@@ -289,20 +289,26 @@ def test_a_replica_below_a_mount_is_named_until_one_of_the_two_is_gone(world: Wo
         clear(world.path("m", DESTINATION))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root writes into every directory")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of directories")
 def test_a_replica_in_a_directory_without_write_permission_is_named(users_home: Path) -> None:
     """Section 5, wait: the version is stored; users see the file of the version before it until the directory may be
-    written."""
+    written. A directory of another user: the daemon writes to its own ones whatever their mode."""
     with World(users_home) as world:
         world.write("d/k", b"old")
         assert left_out(wait(world)) == NOTHING
-        world.path("d", DESTINATION).chmod(0o555)
+        _give_to(0, world.path("d", DESTINATION))
         world.drop("d/k", b"new")
         for scope in ("", f"{SOURCE}/d/k"):
             assert left_out(wait(world, scope)) == ([], [], [f"{DESTINATION}/d/k: permission denied"])
-        world.path("d", DESTINATION).chmod(0o755)
+        _give_to(USER, world.path("d", DESTINATION))
         assert left_out(wait(world)) == NOTHING
         assert world.tree(DESTINATION) == {"d/k": b"new"}
+
+
+def _give_to(uid: int, path: Path) -> None:
+    os.seteuid(0)
+    os.chown(path, uid, uid)
+    os.seteuid(USER)
 
 
 def test_what_failed_is_named_with_its_destination_and_reason(world: World) -> None:
