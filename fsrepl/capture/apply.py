@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,6 +24,8 @@ from fsrepl.capture.judge import (
     Defer,
     Detach,
     Edit,
+    Left,
+    MakeLeftPrivate,
     Nothing,
     RemoveIfEmpty,
     ShowCurrent,
@@ -129,9 +132,6 @@ class _Evidence(Struct, frozen=True):
         version = version or versions.read(self.bucket, self.key, shown, marker=False)
         return "" if version is None or metadata.changed(version, _seen_directory(version, taken)) else shown
 
-    def make_left_private(self) -> Version | None:
-        return hardlinks.make_left_private(self.region, self.bucket, self.key, self.known, self.taken)
-
     def overwritten(self) -> Version | None:
         return hardlinks.overwritten_version(self.region, self.bucket, self.key, self.known, self.taken)
 
@@ -148,11 +148,14 @@ def apply(
     if taken is not None and taken.kind is Kind.FILE:
         names.look_at_others(region, change, taken)
     is_stale = key in state.stale
-    decision = judge.judge(
-        seen, known, _Evidence(region, bucket, key, known, taken, is_stale), is_stale=is_stale,
+    judged = partial(
+        judge.judge, seen, known, _Evidence(region, bucket, key, known, taken, is_stale), is_stale=is_stale,
         is_removed=bool(known and known.view and (key, known.view.shown) in state.bucket.documents.removed),
         copy_again_in_s=state.copy_again_at_s.get(key, 0.0) - time.monotonic(),
     )  # fmt: skip
+    decision = judged()
+    if isinstance(decision, MakeLeftPrivate):
+        decision = judged(left=Left(hardlinks.make_left_private(region, bucket, key, known, taken)))
     if isinstance(decision, AddVersion):
         assert taken is not None
         if taken.kind is Kind.DIRECTORY:
@@ -183,7 +186,7 @@ def apply(
             return _marker(region, state, bucket, change, known)
         case RemoveIfEmpty():
             obstacles.remove_made_directories(bucket, key[:-1])
-        case Nothing():
+        case Nothing() | MakeLeftPrivate():
             pass
     return None
 

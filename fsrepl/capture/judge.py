@@ -21,9 +21,6 @@ class Evidence(Protocol):
     def shown(self) -> str:
         """The id of the recorded version whose content the view has; empty where there is none."""
 
-    def make_left_private(self) -> Version | None:
-        """Make a left version's file private; the stored version whose file people can still change."""
-
     def overwritten(self) -> Version | None:
         """The stored version whose file was written into through this key's view."""
 
@@ -77,6 +74,16 @@ class Detach(Struct, frozen=True):
     why: str
 
 
+class MakeLeftPrivate(Struct, frozen=True):
+    """The file of a version that the view has left is made private, and then the key is judged again."""
+
+
+class Left(Struct, frozen=True):
+    """The result of MakeLeftPrivate. shared: a stored version whose file people can still change."""
+
+    shared: Version | None = None
+
+
 class AddVersion(Struct, frozen=True):
     """The content is new."""
 
@@ -92,17 +99,19 @@ class RemoveIfEmpty(Struct, frozen=True):
 
 
 Decision = (
-    Nothing | ShowCurrent | Defer | CopyInBackground | Edit | Detach | AddVersion | AddMarker | RemoveIfEmpty
+    Nothing | ShowCurrent | Defer | CopyInBackground | Edit | Detach | MakeLeftPrivate | AddVersion | AddMarker
+    | RemoveIfEmpty
 )  # fmt: skip
 
 
 def judge(
-    seen: look.Seen, known: Object | None, evidence: Evidence, *, is_stale: bool, is_removed: bool = False,
-    copy_again_in_s: float = 0.0,
+    seen: look.Seen, known: Object | None, evidence: Evidence, *, is_stale: bool, left: Left | None = None,
+    is_removed: bool = False, copy_again_in_s: float = 0.0,
 ) -> Decision:  # fmt: skip
     """The decision on one inspected key. The order of the questions is the policy.
 
     known: the key's current version in the journal. is_stale: the view is known to show an older one.
+    left: the result of MakeLeftPrivate, once that was decided and carried out.
     is_removed: the version that the view is recorded to show was removed for good.
     copy_again_in_s: how long a large file that keeps changing is left alone.
     """
@@ -113,7 +122,10 @@ def judge(
         case look.Missing():
             if known is None or known.marker or (is_stale and known.view is None):
                 return Nothing()
-            return AddMarker(evidence.overwritten() or evidence.make_left_private())
+            if left is not None:
+                return AddMarker(left.shared)
+            overwritten = evidence.overwritten()
+            return MakeLeftPrivate() if overwritten is None else AddMarker(overwritten)
         case look.Skipped():
             return Nothing()
         case look.Later(after_s, why, opened):
@@ -129,7 +141,7 @@ def judge(
         case Taken() if seen.kind is Kind.DIRECTORY:
             return _judge_directory(seen, known, evidence, is_stale=is_stale)
         case Taken():
-            return _judge_copy(seen, known, evidence, is_removed=is_removed)
+            return _judge_copy(seen, known, evidence, left, is_removed=is_removed)
 
 
 def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, is_stale: bool) -> Decision:
@@ -147,11 +159,15 @@ def _judge_directory(seen: Taken, known: Object | None, evidence: Evidence, *, i
     return Nothing() if known.view is None and evidence.is_made() else AddVersion()
 
 
-def _judge_copy(taken: Taken, known: Object | None, evidence: Evidence, *, is_removed: bool) -> Decision:
+def _judge_copy(
+    taken: Taken, known: Object | None, evidence: Evidence, left: Left | None, *, is_removed: bool
+) -> Decision:  # fmt: skip
     if known and known.view and known.view.is_like(taken.found) and (is_removed or not known.view.shown):
         return ShowCurrent()
-    if (shared := evidence.make_left_private()) is not None:
-        return Detach(shared, "its file was also that of another version, and is separate now")
+    if left is None:
+        return MakeLeftPrivate()
+    if left.shared is not None:
+        return Detach(left.shared, "its file was also that of another version, and is separate now")
     if known and (shown := evidence.shown()):
         return Edit(shown)
     if not taken.has_content:  # the version that it was compared with is no longer current

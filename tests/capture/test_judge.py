@@ -21,6 +21,8 @@ from fsrepl.capture.judge import (
     Defer,
     Detach,
     Edit,
+    Left,
+    MakeLeftPrivate,
     Nothing,
     ShowCurrent,
     judge,
@@ -40,7 +42,6 @@ class Answers:
     """Evidence with prepared answers; records which questions were asked."""
 
     is_shown: str = ""
-    is_shared: Version | None = None
     is_overwritten: Version | None = None
     is_full: str = ""
     asked: list[str] = field(default_factory=list)
@@ -48,10 +49,6 @@ class Answers:
     def shown(self) -> str:
         self.asked.append("shown")
         return self.is_shown
-
-    def make_left_private(self) -> Version | None:
-        self.asked.append("make_left_private")
-        return self.is_shared
 
     def overwritten(self) -> Version | None:
         self.asked.append("overwritten")
@@ -99,23 +96,27 @@ def test_a_view_that_is_gone(
     if known and has_view:
         known = replace(known, view=view(found, "2"))
     answers = Answers()
-    decision = judge(look.Missing(why), known, answers, is_stale=is_stale)
-    assert decision == (AddMarker() if gone and not (is_stale and not has_view) else Nothing())
-    assert bool(answers.asked) is isinstance(decision, AddMarker)
+    expected = AddMarker() if gone and not (is_stale and not has_view) else Nothing()
+    first = judge(look.Missing(why), known, answers, is_stale=is_stale)
+    assert first == (MakeLeftPrivate() if isinstance(expected, AddMarker) else Nothing())
+    assert answers.asked == (["overwritten"] if isinstance(expected, AddMarker) else [])
+    assert judge(look.Missing(why), known, answers, is_stale=is_stale, left=Left()) == expected
 
 
 @pytest.mark.parametrize(
-    ("answers", "detach"),
+    ("answers", "left", "expected"),
     [
-        (Answers(), None),
-        (Answers(is_shared=OTHER), OTHER),
-        (Answers(is_overwritten=OTHER), OTHER),
-        (Answers(is_overwritten=OTHER, is_shared=replace(OTHER, id="x")), OTHER),
+        (Answers(), None, MakeLeftPrivate()),
+        (Answers(), Left(), AddMarker()),
+        (Answers(), Left(OTHER), AddMarker(OTHER)),
+        (Answers(is_overwritten=OTHER), None, AddMarker(OTHER)),
     ],
 )
-def test_a_view_that_is_gone_leaves_its_version_private(answers: Answers, detach: Version | None) -> None:
+def test_a_view_that_is_gone_leaves_its_version_private(
+    answers: Answers, left: Left | None, expected: Decision
+) -> None:
     """G2: a stored version that users could reach through its view gets a file of its own."""
-    assert judge(look.Missing(), CURRENT, answers, is_stale=False) == AddMarker(detach)
+    assert judge(look.Missing(), CURRENT, answers, is_stale=False, left=left) == expected
 
 
 def test_what_cannot_be_read_is_not_deleted() -> None:
@@ -151,28 +152,31 @@ def test_a_file_that_may_not_be_read_any_more_shows_its_mode_at_least(found: os.
 
 
 @pytest.mark.parametrize(
-    ("answers", "has_content", "expected", "asked"),
+    ("answers", "left", "has_content", "expected", "asked"),
     [
-        (Answers(), True, AddVersion(), ["make_left_private", "shown", "overwritten"]),
-        (Answers(is_shown="2"), True, Edit("2"), ["make_left_private", "shown"]),
-        (Answers(is_shown="1"), False, Edit("1"), ["make_left_private", "shown"]),
-        (Answers(), False, "another version was published during the look", ["make_left_private", "shown"]),
+        (Answers(is_shown="2"), None, True, MakeLeftPrivate(), []),
+        (Answers(), Left(), True, AddVersion(), ["shown", "overwritten"]),
+        (Answers(is_shown="2"), Left(), True, Edit("2"), ["shown"]),
+        (Answers(is_shown="1"), Left(), False, Edit("1"), ["shown"]),
+        (Answers(), Left(), False, "another version was published during the look", ["shown"]),
         (
-            Answers(is_shared=OTHER, is_shown="2"), True,
-            "its file was also that of another version, and is separate now", ["make_left_private"],
+            Answers(is_shown="2"), Left(OTHER), True, "its file was also that of another version, and is separate now",
+            [],
         ),
         (
-            Answers(is_overwritten=OTHER), True, "its file was also that of a stored version, and is separate now",
-            ["make_left_private", "shown", "overwritten"],
+            Answers(is_overwritten=OTHER), Left(), True,
+            "its file was also that of a stored version, and is separate now", ["shown", "overwritten"],
         ),
     ],
 )  # fmt: skip
 def test_a_copy_of_a_file(
-    found: os.stat_result, answers: Answers, has_content: bool, expected: Decision | str, asked: list[str]
-) -> None:
+    found: os.stat_result, answers: Answers, left: Left | None, has_content: bool, expected: Decision | str,
+    asked: list[str],
+) -> None:  # fmt: skip
     """G2: a version is published from a file only if the file neither leads to a stored version nor was one that was
     written into."""
-    decision = judge(taken(found, b"content" if has_content else None), CURRENT, answers, is_stale=False)
+    copy = taken(found, b"content" if has_content else None)
+    decision = judge(copy, CURRENT, answers, is_stale=False, left=left)
     match decision:
         case Detach(version, why):
             assert (version, why) == (OTHER, expected)
@@ -193,5 +197,5 @@ def test_the_file_of_an_older_version_is_no_new_one(found: os.stat_result) -> No
 
 def test_a_key_without_a_record_is_new(found: os.stat_result) -> None:
     answers = Answers()
-    assert judge(taken(found), None, answers, is_stale=False) == AddVersion()
-    assert answers.asked == ["make_left_private", "overwritten"]
+    assert judge(taken(found), None, answers, is_stale=False, left=Left()) == AddVersion()
+    assert answers.asked == ["overwritten"]
