@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
@@ -19,7 +19,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Outcome
-from fsrepl.views import directories, link_groups, narrowing, resting, shared_record, show, stale
+from fsrepl.views import directories, link_groups, narrowing, resting, rotten, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
 """Versions that their views show now, and how those views look."""
@@ -32,8 +32,13 @@ def publish(
 
     Each step (staged, published, shown, synced, recorded) is done for the whole batch before the next begins.
     """
-    newest = _newest(state, items)
-    views = {key: item.known.view if item.known else None for key, item in newest.items()}
+    rotted = _rotten(region, state, bucket, items)
+    again = state.unsynced | rotted.keys()
+    newest = _newest(items, again)
+    views = {
+        key: rotted.get((key, item.delivery.id), item.known.view if item.known else None)
+        for key, item in newest.items()
+    }
     intended = _staged(
         region, bucket, tree, items, [Intent(key, newest[key].delivery.id, view) for key, view in views.items()]
     )
@@ -41,7 +46,7 @@ def publish(
         return []
     with intended:
         done = _published(region, tree, items)
-        current = _newest(state, done)  # where the newest of a key failed, the version before it is shown
+        current = _newest(done, again)  # where the newest of a key failed, the version before it is shown
         narrower = narrowing.Narrower(region.engine, bucket, {source.address: source.order})
         links = link_groups.LinkGroups(region.engine.journal, bucket) if bucket.bucket.trees else None
         follower = directories.Follower(bucket, {source.address: source.rights}, narrower)
@@ -98,14 +103,27 @@ def _published(region: Region, tree: Destination, items: Sequence[Item]) -> list
     return done
 
 
-def _newest(state: BucketState, items: Sequence[Item]) -> dict[bytes, Item]:
+def _rotten(
+    region: Region, state: BucketState, bucket: OpenBucket, items: Sequence[Item]
+) -> dict[tuple[bytes, str], View]:
+    """The views that rotted with a stored version that is made again, by key and id."""
+    found = {}
+    for item in items:
+        if item.known is not None and item.replica is not None and item.known.order == item.replica.order:
+            view = rotten.rotten_view(region, state, bucket, item.replica, item.known.view)
+            if view is not None:
+                found[item.replica.key, item.replica.id] = view
+    return found
+
+
+def _newest(items: Sequence[Item], again: Set[tuple[bytes, str]]) -> dict[bytes, Item]:
     """By key, the replica that its view must show: newer than the current one, or made again since it is in doubt."""
     newest: dict[bytes, Item] = {}
     for item in items:
         assert item.replica is not None
         key, order = item.replica.key, item.replica.order
         known, rival = item.known, newest.get(key)
-        if known and (order < known.order or (order == known.order and (key, item.delivery.id) not in state.unsynced)):
+        if known and (order < known.order or (order == known.order and (key, item.delivery.id) not in again)):
             continue
         if rival is None or rival.replica is None or order > rival.replica.order:
             newest[key] = item
