@@ -28,8 +28,16 @@ hypothesis.settings.load_profile("fsrepl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the fast tests first: a mistake shows early, and the slow tests run in the same session."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Run the fast tests first: a mistake shows early, and the slow tests run in the same session, the longest first.
+
+    So no process is left with a long one when the others have none any more.
+    """
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> tuple[bool, int]:
+    slow = item.get_closest_marker("slow")
+    return slow is not None, -slow.args[0] if slow is not None and slow.args else 0
 
 
 def pytest_collection_finish() -> None:

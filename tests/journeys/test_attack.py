@@ -10,7 +10,7 @@ from tests.attack import course
 from tests.attack.ledger import REST_S, File, Ledger, Rest, Verdict, judge
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.parametrize(
     "plan",
     [

@@ -42,7 +42,7 @@ exec chroot "$work/root" /bin/bash -c "$2"
 The root of this machine is the lower part of an overlay: paths are as in the pages, and nothing here changes."""
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has a machine of its own")
 @pytest.mark.skipif(not shutil.which("rsync"), reason="rsync is not installed here")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

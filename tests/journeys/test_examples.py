@@ -44,7 +44,7 @@ def test_settings_are_accepted(path: Path) -> None:
     assert reading.load(path).regions
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_the_demo_does_the_main_job(tmp_path: Path) -> None:
     """The README's first command, on a smaller tree: exit status 0, and the site stays behind."""
     tree = tmp_path / "tree"

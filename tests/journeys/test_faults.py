@@ -22,7 +22,7 @@ ONCE, FOR_EVER = (errno.EIO, errno.EDQUOT), (errno.ENOSPC, errno.EROFS)
 TURNS = (0, 1) if os.environ.get("FSREPL_LONG") else (0,)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("sharing", ["auto", "private"])
 @pytest.mark.parametrize("numbers", [ONCE, FOR_EVER], ids=["EIO-EDQUOT-once", "ENOSPC-EROFS-for-ever"])
 @pytest.mark.parametrize("turn", TURNS)

@@ -24,7 +24,7 @@ def peak_bytes(site: Site) -> int:
     return int(kib) * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_memory_does_not_grow_with_the_file(memory: Path) -> None:
     """Section 9: a file with a page of data in each other MiB, whose map has as many blocks as that of a file without
     holes: captured and sent."""

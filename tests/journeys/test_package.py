@@ -58,7 +58,7 @@ ls /srv/west/dst/.fsrepl/versions
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root installs a package")
 @pytest.mark.skipif(not shutil.which("dpkg"), reason="this is no Debian")
 @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="Debian's python3 is not installed")

@@ -23,7 +23,7 @@ _TESTED = re.compile(r"<!-- tested: (?P<name>[^>]+) -->\n```bash\n(?P<script>.*?
 _SETTINGS = re.compile(r"```toml\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.skipif(not shutil.which("getfattr"), reason="getfattr is not installed here")
 def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
     """First steps, undoing, a lost site (G6), a removed store, a dead disk (G7), and plain files in the end."""

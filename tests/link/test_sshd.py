@@ -19,7 +19,7 @@ from tests.sshd import Sshd, agents_of, needs_sshd
 
 THERE = "west/dst"
 
-pytestmark = [needs_sshd, pytest.mark.slow]
+pytestmark = [needs_sshd, pytest.mark.slow(25)]
 
 
 @contextmanager
