@@ -24,7 +24,7 @@ from typing import Any
 from msgspec import Struct
 
 import fsrepl
-from fsrepl.daemon import agent_home, control, requests
+from fsrepl.daemon import agent_home, control, live, requests
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.lock import Lock
 from fsrepl.daemon.main import prepare_process
@@ -34,6 +34,7 @@ from fsrepl.errors import FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.link import channel, frames
 from fsrepl.link.channel import Channel
 from fsrepl.link.frames import FromSite, Hello
+from fsrepl.model import clock
 from fsrepl.region.mailbox import TakeOver
 from fsrepl.region.reporter import Formatter
 from fsrepl.replicate.arrivals import Incoming
@@ -79,6 +80,7 @@ class Agent:
         self._hello: Hello | None = None
         self._greeted = threading.Event()
         self._engine: AgentEngine | None = None
+        self._since_ns = 0
         self._buckets: dict[str, str] = {}
         self._channel = Channel(read_fd, write_fd, frames.of_site, self._on_frame, self._on_end, _HELLO_S, "site")
         self._incoming = Incoming(self._channel.send)
@@ -158,7 +160,7 @@ class Agent:
         until_s = time.monotonic() + _PROBED_S
         while not engine.served.probed and time.monotonic() < until_s:
             time.sleep(_PROBED_S / 1000)
-        self._engine, self._lock = engine, lock
+        self._engine, self._lock, self._since_ns = engine, lock, engine.site.now()
         self._buckets = _buckets(engine)
         self._channel.send(frames.Welcome(uuid, self._buckets))
         log.info("serving region=%s path=%s site=%s", hello.name, path, hello.where)
@@ -252,13 +254,37 @@ class Agent:
     def _handle(self, request: Request, alive: control.Alive) -> dict[str, object]:
         """Carry out a request of the site, or of a command on this machine."""
         assert self._engine is not None
-        if isinstance(request, _NOT_HERE):
-            raise Refused("InvalidRequest", DESTINATION_ONLY)
-        answer = self._commands.run(self._engine, request)
+        match request:
+            case requests.GetStatus():
+                return self._status(self._engine)
+            case requests.GetStatusPage():
+                return live.page(self._engine, str(request.bucket), request.list, request.after)
+            case requests.ExplainObject():
+                return live.of_key(self._engine, request.address)
+            case requests.Wait():
+                raise Refused("InvalidRequest", "the site that sends here knows what is to come: `fsrepl wait` there")
+            case _ if isinstance(request, _NOT_HERE):
+                raise Refused("InvalidRequest", DESTINATION_ONLY)
+            case _:
+                answer = self._commands.run(self._engine, request)
         if not isinstance(request, requests.Examine):
             self._engine.served.ask(self._engine.served.probe_now)
             self._tell_buckets()
         return answer
+
+    def _status(self, engine: AgentEngine) -> dict[str, object]:
+        """As the daemon's. Nothing is watched here."""
+        region = engine.served
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "ready": region.has_looked(),
+            "since": clock.stamp(self._since_ns),
+            "watched": 0,
+            "events_lost": 0,
+            "stuck": [region.name] if region.pulse.is_stuck else [],
+            **live.status(engine),
+        }
 
 
 FROM_SITE = (

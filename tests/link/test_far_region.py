@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.daemon import requests
+from fsrepl.commands import operations, status
+from fsrepl.daemon import control, requests
 from fsrepl.daemon.served_region import ServedRegion
-from fsrepl.errors import FsreplError, Usage
+from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.model.address import Address
 from fsrepl.model.version import Status
 from fsrepl.settings import reading
 from fsrepl.storage.site import Site
@@ -577,6 +579,24 @@ def test_the_site_may_ask_for_its_buckets_alone(world: FarWorld) -> None:
     for wanted in (requests.AddRegion("x", "/etc"), requests.ForgetRegion("west"), requests.FinishTurn()):
         answer = host.ask(requests.encode(wanted))
         assert answer["error"]["code"] == "AccessDenied", answer
+
+
+def test_commands_there_are_answered_by_the_agent(world: FarWorld) -> None:
+    """Section 5: `status` and `why` say on that machine, too, what runs; what waits for a site's deliveries is told
+    where to wait. No request is unknown to the agent."""
+    world.write("k", b"1")
+    world.settle()
+    state = world.far / ".fsrepl-agent"
+    said = control.ask(str(state), requests.GetStatus())
+    assert (said["running"], said["ready"], said["pid"]) == (True, True, os.getpid())
+    assert said["buckets"][DESTINATION]["online"]
+    about = status.status(Site(reading.load(state / "fsrepl.toml")), said)
+    assert [(each["bucket"], each["online"], each["objects"]) for each in about["buckets"]] == [(DESTINATION, True, 1)]
+    assert control.ask(str(state), requests.ExplainObject(Address("west", "dst", b"k")))["running"]
+    with pytest.raises(Refused, match="`fsrepl wait` there"):
+        control.ask(str(state), requests.Wait(None))
+    own = {requests.GetStatus, requests.GetStatusPage, requests.ExplainObject, requests.Wait}
+    assert set(requests.KINDS.values()) == operations.OPERATIONS.keys() | own
 
 
 def test_replication_out_of_it_is_refused(world: FarWorld) -> None:
