@@ -65,6 +65,10 @@ class Away(Unavailable):
     """A region is offline, or not attached: files found in its folder do not belong to the site."""
 
 
+class Unreachable(Away):
+    """A region on another machine cannot be reached, or is not served there."""
+
+
 class Disowned(Unavailable):
     """A folder or document of the daemon belongs to another user, or others may write to it: it is not trusted."""
 

@@ -20,6 +20,7 @@ from fsrepl.errors import (
     StoreDamaged,
     TimedOut,
     Unavailable,
+    Unreachable,
     Usage,
 )
 
@@ -66,6 +67,7 @@ OF_CODES: Mapping[str, str] = {
 OF_CLASSES: Mapping[type[FsreplError], str] = {
     NotRunning: "`fsrepl daemon` starts it, as a service `systemctl start fsrepl`",
     TimedOut: "`fsrepl status` shows what is left, and what it waits for",
+    Unreachable: "give the command again once ssh leads to it; `fsrepl region ls` says how the region is now",
     Away: "bring its disk back; `fsrepl region ls` says where each region is expected",
     DocumentInvalid: "correct the file; `fsrepl check` reads it again",
     Unavailable: f"give the command again once that is mended; {_DOCTOR}",

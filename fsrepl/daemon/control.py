@@ -302,10 +302,13 @@ def raised(document: dict[str, Any]) -> FsreplError:
         code = str(document["code"])
         return Refused(code, message.removeprefix(f"{code}: "))
     found = getattr(errors, str(kind), FsreplError)
-    known = (
-        errors.Usage, errors.Unavailable, errors.BucketMissing, errors.StoreDamaged, errors.TimedOut, NotRunning
-    )  # fmt: skip
-    if found in known:
-        error: FsreplError = found(message)
-        return error
-    return FsreplError(message)
+    if not (isinstance(found, type) and issubclass(found, FsreplError)):
+        return FsreplError(message)
+    return next(each for each in found.__mro__ if each in _OF_A_MESSAGE)(message)
+
+
+_OF_A_MESSAGE: tuple[type[FsreplError], ...] = (
+    errors.Usage, errors.Away, errors.Unreachable, errors.DocumentInvalid, errors.Unavailable, errors.BucketMissing,
+    errors.StoreDamaged, errors.TimedOut, NotRunning, FsreplError,
+)  # fmt: skip
+"""The errors that are made again from what a daemon answered; any other becomes the one that it is a kind of."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 import fsrepl
-from fsrepl.errors import Away, FsreplError, Unavailable
+from fsrepl.errors import FsreplError, Unavailable, Unreachable
 from fsrepl.link import channel, frames, ssh
 from fsrepl.link.channel import Channel
 from fsrepl.link.frames import FromAgent, Hello, Welcome
@@ -91,7 +91,7 @@ class Host:
         return found if found is not None and not found.why else None
 
     def connect(self, *, takes: bool = False, replaces: bool = False) -> Connection:
-        """The connection, made now where there is none. Raises Unavailable, which says why; Away, which passes.
+        """The connection, made now where there is none. Raises Unavailable, which says why; Unreachable, which passes.
 
         takes, replaces: see frames.Hello; a new connection is made for that.
         """
@@ -130,7 +130,7 @@ class Host:
         """A connection for a question. The daemon's commands do not wait for one that it cannot have. Raises
         Unavailable."""
         if self.down and self.connection is None:
-            raise Away(self.down)
+            raise Unreachable(self.down)
         return self.connect()
 
     def ask(self, request: bytes, within_s: float | None = ANSWER_S) -> dict[str, Any]:
@@ -234,8 +234,8 @@ class Connection:
                 f"protocol {frames.PROTOCOL}; install the same version on both machines"
             )
 
-    def _away(self, why: str) -> Away:
-        return Away(f"region {self._host.name} is offline: {self._host.url}: {why}")
+    def _away(self, why: str) -> Unreachable:
+        return Unreachable(f"region {self._host.name} is offline: {self._host.url}: {why}")
 
     # -- frames
 

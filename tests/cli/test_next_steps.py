@@ -126,6 +126,9 @@ def test_every_reason_of_a_failure_has_a_remedy(tree: Any) -> None:
          "/s/fsrepl.toml, line 4: odd; `fsrepl check` reads it again"),
         (errors.ContentDamaged("no match", "01"), ["cat", "east/src/k"],
          "no match; `fsrepl verify east/src --repair` looks for a good copy"),
+        (errors.Unreachable("region eu is offline"), [],
+         "region eu is offline; give the command again once ssh leads to it; "
+         "`fsrepl region ls` says how the region is now"),
         (errors.SourceMoved("moved"), [], "moved; `fsrepl doctor` says what is wrong"),
     ],
 )  # fmt: skip

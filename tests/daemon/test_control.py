@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fsrepl import errors
 from fsrepl.daemon import control, main
 from fsrepl.daemon.requests import GetStatus, PutReplication, Request, Wait
 from fsrepl.errors import FsreplError, NotRunning, Refused, TimedOut, Usage
@@ -215,3 +216,28 @@ def exchange(state: Path, line: bytes) -> dict[str, Any]:
         connection.sendall(line)
         found: dict[str, Any] = json.loads(answer.readline())
         return found
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.Away("offline"), errors.Away),
+        (errors.Unreachable("offline"), errors.Unreachable),
+        (errors.DocumentInvalid("no JSON"), errors.DocumentInvalid),
+        (errors.Disowned("another user's"), errors.Unavailable),
+        (errors.ContentDamaged("no match", "01"), errors.StoreDamaged),
+        (errors.Refused("NoSuchKey", "there is no k"), errors.Refused),
+        (errors.Usage("two scopes"), errors.Usage),
+    ],
+)
+def test_an_error_is_raised_as_what_it_was(error: errors.FsreplError, kind: type[errors.FsreplError]) -> None:
+    """Section 5: message, exit status and next step are those of a command that does it itself."""
+    raised = control.raised(control.error_document(error)["error"])  # type: ignore[arg-type]
+    assert (type(raised), str(raised), raised.exit_code) == (kind, str(error), error.exit_code)
+
+
+@pytest.mark.parametrize("kind", [None, "os", "reason", "Nothing"])
+def test_an_error_of_another_version_has_its_message(kind: str | None) -> None:
+    """Section 5: whatever the daemon calls it."""
+    raised = control.raised({"kind": kind, "message": "odd"})
+    assert (type(raised), str(raised)) == (errors.FsreplError, "odd")
