@@ -146,6 +146,8 @@ def _name(bucket: OpenBucket, copies: Sequence[Copy]) -> None:
             tier = changed[each.place.tier] = bucket.tier(each.place.tier)
             name = tiers.content_name(each.version.key, each.place)
             bucket.fs.rename_new(tier.tmp, each.name, tier.fd, name)
+            if each.place.is_archived:
+                tier.block(each.version.key, each.place)
     for tier in changed.values():
         bucket.fs.sync_file(tier.fd)
 

@@ -111,9 +111,12 @@ def _sweep_content(bucket: OpenBucket, tier: OpenTier, entry: bytes, swept: _Swe
         case _Fate.LOST:
             swept.lost.append(content)
         case _Fate.REMOVE:
-            bucket.fs.unlink(tier.fd, entry)
+            assert content.place is not None
+            tier.remove(content.key, content.place)
             swept.removed += 1
         case _Fate.KEEP:
+            if content.place is not None and content.place.is_archived:
+                tier.block(content.key, content.place)
             if stored is not None and stored.place == content.place and not _leads_to(bucket, content):
                 placed.close_to_readers(bucket, content.key, content.id)
 
@@ -141,8 +144,8 @@ def _sweep_restored(bucket: OpenBucket, tier: OpenTier, entry: bytes, content: V
     """Remove a copy of archived content whose days are over, or that a crash left."""
     stored = versions.read(bucket, content.key, content.id, marker=False)
     until_ns = stored.place.until_ns if stored is not None and stored.place == content.place and stored.place else 0
-    if until_ns <= bucket.bucket.root.now():
-        bucket.fs.unlink(tier.fd, entry)
+    if until_ns <= bucket.bucket.root.now() and content.place is not None:
+        tier.block(content.key, content.place, replaces=True)
         swept.removed += 1
 
 

@@ -38,6 +38,8 @@ SUFFIXES: Mapping[Form, bytes] = MappingProxyType({Form.PLAIN: b"", Form.ARCHIVE
 _MOVE = re.compile(rb"move\.[0-9a-f]{32}")
 _MOVE_MAX_S = 7 * 86_400.0
 """The copy of a large content that was not written for so long is no longer wanted."""
+_NOWHERE = b".archived"
+"""A folder that is never made."""
 RESTORED = b".restored"
 """The end of the name of a staged copy of archived content."""
 _RESTORED_MAX_S = 86400.0
@@ -155,8 +157,9 @@ class Tier(Struct, frozen=True):
             opened = self.open_bucket(bucket)
             try:
                 opened.sweep()
-                for each in list(opened.entries()):
-                    self.fs.unlink(opened.fd, each)
+                for each, kind in list(self.fs.entries(opened.fd)):
+                    if kind in (FileType.REGULAR, FileType.LINK):
+                        self.fs.unlink(opened.fd, each)
                 self.fs.remove_dir(opened.fd, TMP)
             finally:
                 opened.close()
@@ -288,6 +291,20 @@ class OpenTier:
             return None
         version = replace(version, place=place)
         return found.get(BUCKET, b"").decode("ascii", "replace"), version
+
+    def block(self, key: bytes, place: Place, *, replaces: bool = False) -> None:
+        """Let the symlink of archived content lead nowhere, for those who write as well: what a program creates through
+        it would lie here, and be no version. A second symlink, into a folder that there is none of, is ENOENT to
+        everybody, and a restored copy is renamed over it. replaces: a restored copy whose days are over, too."""
+        name = keys.tier_name(place.token, key)
+        nowhere = _NOWHERE + b"/" + place.token.encode()
+        try:
+            self.fs.symlink(nowhere, self.fd, name)
+        except FileExistsError:
+            if replaces:
+                staged = new_token().encode()
+                self.fs.symlink(nowhere, self.tmp, staged)
+                self.fs.rename(self.tmp, staged, self.fd, name)
 
     def remove(self, key: bytes, place: Place) -> None:
         """Remove the content of a version, and a restored copy of it."""

@@ -137,6 +137,57 @@ def test_a_current_version_in_an_archive(world: World, clock: Clock) -> None:
     assert world.tree(SOURCE) == world.tree(DESTINATION) == {"d/k": b"new"}
 
 
+def test_nothing_is_written_through_the_symlink_of_archived_content(world: World, clock: Clock) -> None:
+    """G1: a program that opens the file to write it anew would make a file in the tier, which is no version, and goes
+    with the next restored copy. It is refused instead, also for root and after a restored copy; and for archives of
+    earlier builds once they are swept. What replaces the symlink is a version."""
+    tier = add_archive(world)
+    world.write("k", ONE)
+    world.settle()
+    put(world, CURRENT)
+    clock(LATER)
+    run(world)
+    world.settle()
+    view, where = world.path("k"), Path(os.readlink(world.path("k")))
+
+    def is_refused() -> bool:
+        with pytest.raises(FileNotFoundError):
+            view.write_bytes(b"new")
+        with pytest.raises(FileNotFoundError):
+            view.read_bytes()
+        return not view.exists() and where.is_symlink()
+
+    assert is_refused()
+    where.unlink()
+    world.restart()
+    world.settle()
+    assert is_refused()
+    restore(world, None)
+    assert view.read_bytes() == ONE
+    clock("2026-07-01T00:00:01Z")
+    world.settle()
+    assert is_refused()
+    assert verify(world) == []
+    world.drop("k", b"new")
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION) == {"k": b"new"}
+    world.run("object.rm", bucket=SOURCE, key=b"k", version_id=world.of("k")[1].id)
+    assert [each.name for each in tier.rglob("*;k*")] == []
+
+
+def test_a_bucket_is_removed_with_its_archives(world: World, clock: Clock) -> None:
+    """Section 5: nothing of it stays in the tier."""
+    tier = add_archive(world)
+    world.write("k", ONE)
+    world.settle()
+    put(world, CURRENT)
+    clock(LATER)
+    run(world)
+    world.settle()
+    world.run("bucket.rm", bucket=SOURCE, purge=True)
+    assert not (tier / "src").exists()
+
+
 def test_what_is_not_archived_is_not_restored(world: World, clock: Clock) -> None:
     """S3's codes: InvalidObjectState for other classes, InvalidArgument for no day, NoSuchKey."""
     add_tier(world)
