@@ -33,7 +33,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def run(*command: object, cwd: Path) -> str:
-    environ = {**os.environ, "HOME": str(cwd), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+    environ = {
+        **os.environ, "HOME": str(cwd), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1",
+        "npm_config_loglevel": "error", "npm_config_update_notifier": "false", "npm_config_offline": "true",
+    }  # fmt: skip
     done = subprocess.run([str(each) for each in command], cwd=cwd, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -79,7 +82,7 @@ def test_a_virtual_environment_and_node_modules_work_in_the_replica(site: Site) 
         package.mkdir()
         (package / "package.json").write_text('{"name": "hello", "version": "1.0.0", "bin": {"hello": "hello.js"}}')
         (package / "hello.js").write_text("#!/usr/bin/env node\nconsole.log('hello');\n")
-        run("npm", "pack", "--silent", cwd=package)
+        run("npm", "pack", cwd=package)
         site.path("app").mkdir()
         site.write("app/package.json", b'{"name": "app", "version": "1.0.0"}')
         offline = ("--offline", "--no-audit", "--no-fund", "--silent")
