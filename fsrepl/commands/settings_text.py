@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fsrepl.errors import Usage
@@ -68,35 +68,23 @@ def _region(name: str, path: str) -> str:
     )
 
 
-def _service(name: str, url: str) -> str:
-    """The table of a region that is an S3 service. Raises Usage."""
+def _elsewhere(name: str, url: str, check: Callable[[str], object], settings: type, field: str) -> str:
+    """The table of a region that is not on this machine. check: raises ValueError for an address that is none. field:
+    the setting that holds the address. Raises Usage."""
     if not REGION_NAME.fullmatch(name):
         raise Usage(bad_name(name))
     try:
-        kinds.service(url)
+        check(url)
     except ValueError as error:
         raise Usage(f"region {name}: {quoted(url)} must be {error}") from None
-    known = settings_of(EndpointSettings)
-    others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != "endpoint"]
-    return f"[{title_of(('regions', name))}]\nendpoint = {quoted(url)}\n" + "".join(others)
-
-
-def _host(name: str, url: str) -> str:
-    """The table of a region on another machine. Raises Usage."""
-    if not REGION_NAME.fullmatch(name):
-        raise Usage(bad_name(name))
-    try:
-        kinds.place(url)
-    except ValueError as error:
-        raise Usage(f"region {name}: {quoted(url)} must be {error}") from None
-    known = settings_of(HostSettings)
-    others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != "path"]
-    return f"[{title_of(('regions', name))}]\npath = {quoted(url)}\n" + "".join(others)
+    known = settings_of(settings)
+    others = [_comment(n, f.metadata["toml"], f.metadata["about"]) for n, f in known.items() if n != field]
+    return f"[{title_of(('regions', name))}]\n{field} = {quoted(url)}\n" + "".join(others)
 
 
 def add_host(text: str, name: str, url: str) -> str:
     """As add_region, for a region on another machine. Raises Usage."""
-    return _added(text, name, _host(name, url), {"path": url})
+    return _added(text, name, _elsewhere(name, url, kinds.place, HostSettings, "path"), {"path": url})
 
 
 def add_region(text: str, name: str, path: str) -> str:
@@ -110,7 +98,7 @@ def add_region(text: str, name: str, path: str) -> str:
 
 def add_service(text: str, name: str, url: str) -> str:
     """The same, for a region that is an S3 service. Raises Usage."""
-    return _added(text, name, _service(name, url), {"endpoint": url})
+    return _added(text, name, _elsewhere(name, url, kinds.service, EndpointSettings, "endpoint"), {"endpoint": url})
 
 
 def _added(text: str, name: str, table: str, settings: dict[str, str]) -> str:

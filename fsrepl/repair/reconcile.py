@@ -119,7 +119,7 @@ def _is_as_known(
 ) -> bool:
     """Whether the files in a directory of the store are those of the versions known, by names that spell the keys.
 
-    Most directories are, and comparing their names whole takes a third of the time that reading each one takes.
+    Most directories are, and comparing their names whole takes less time than parsing each one.
     """
     expected = {
         name + b";" + version_id.encode() + (keys.MARKER if marker else b"") for name, version_id, marker in known
