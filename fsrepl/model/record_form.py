@@ -22,7 +22,22 @@ from json.encoder import encode_basestring_ascii
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import json_text
-from fsrepl.model.attributes import DELIVERIES, EDITED, OURS, PLACE, POSIX, RECORD, SHORTFALL, STATUS, is_ours
+from fsrepl.model.attributes import (
+    BLAKE3,
+    DELIVERIES,
+    EDITED,
+    LAST_MODIFIED,
+    ORIGIN,
+    OURS,
+    PLACE,
+    POSIX,
+    RECORD,
+    SHORTFALL,
+    STATUS,
+    STORAGE_CLASS,
+    VERSION_ID,
+    is_ours,
+)
 
 _NESTED = frozenset({DELIVERIES, EDITED, PLACE, POSIX, SHORTFALL})
 """Fields whose value is JSON."""
@@ -30,6 +45,19 @@ _ATTRIBUTES = "attributes"
 """The field of only a whole record: the object's attributes and tags."""
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
+
+_NATURAL = r"(?:0|[1-9][0-9]{0,19})"
+_POSIX = rf'\{{"mode":"[0-7]{{4,6}}","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns":-?{_NATURAL}\}}'
+_PLAIN_POSIX = re.compile(_POSIX.encode())
+"""The posix field of a file without an ACL, as attributes.py writes it. It differs from file to file."""
+_USUAL_FIELDS = (VERSION_ID, BLAKE3, LAST_MODIFIED, ORIGIN, STORAGE_CLASS, POSIX)
+_USUAL = re.compile(
+    (
+        r'\{"version-id":"([0-9A-Za-z]+)"(?:,"blake3":"([0-9a-f]{64})")?,"last-modified":"([0-9T:.Z-]+)"'
+        rf',"origin":"([A-Za-z0-9:/._-]+)"(?:,"storage-class":"([A-Z_]+)")?(?:,"posix":({_POSIX}))?\}}'
+    ).encode()
+)
+"""The record of most versions and markers, as `on_file` writes it: in this form each field's value stands as it is."""
 
 
 # -- written
@@ -76,13 +104,6 @@ def _name(name: str) -> str:
     return _compact(name.removeprefix(OURS)) + ":"
 
 
-_NATURAL = r"(?:0|[1-9][0-9]{0,19})"
-_PLAIN_POSIX = re.compile(
-    rf'\{{"mode":"[0-7]{{4,6}}","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns":-?{_NATURAL}\}}'.encode()
-)
-"""The posix field of a file without an ACL, as attributes.py writes it. It differs from file to file."""
-
-
 def _nested(value: bytes) -> str:
     return value.decode() if _PLAIN_POSIX.fullmatch(value) else _parsed(value)
 
@@ -125,11 +146,17 @@ def read(found: Mapping[str, bytes]) -> dict[str, bytes]:
     rest = {name: value for name, value in found.items() if name not in (RECORD, STATUS)}
     if RECORD not in found:
         return rest
-    document = _parse(found[RECORD])
-    if is_whole(document):
-        return _fields_of_whole(document)
-    beside = {name: value for name, value in rest.items() if name == DELIVERIES or not is_ours(name)}
-    return _fields(document) | beside
+    if usual := _USUAL.fullmatch(found[RECORD]):  # parsing takes ten times as long
+        fields = {name: value for name, value in zip(_USUAL_FIELDS, usual.groups(), strict=True) if value is not None}
+    else:
+        document = _parse(found[RECORD])
+        if is_whole(document):
+            return _fields_of_whole(document)
+        fields = _fields(document)
+    for name, value in rest.items():
+        if name == DELIVERIES or not is_ours(name):
+            fields[name] = value
+    return fields
 
 
 def read_whole(data: bytes) -> dict[str, bytes] | None:

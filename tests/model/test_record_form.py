@@ -102,6 +102,39 @@ def test_a_record_without_an_acl_is_written_as_it_is(monkeypatch: pytest.MonkeyP
     assert json.loads(record_form.whole(fields))["posix"]["uid"] == POSIX.uid
 
 
+USUAL = [
+    replace(PLAIN, posix=replace(POSIX, acl=None, mtime_ns=mtime_ns), origin=origin, source=source, storage_class=name)
+    for mtime_ns, origin, source, name in (
+        (0, Origin.USER, "", ""), (-1, Origin.ADOPTED, "", "GLACIER"), (1 << 62, Origin.REPLICA, "eu-1/my.photos", "")
+    )
+] + [MARKER, replace(MARKER, origin=Origin.LIFECYCLE)]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", USUAL)
+def test_the_record_of_most_versions_is_read_without_parsing(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 8: parsing is most of what an action on a version costs beside its system calls."""
+    found = record_form.on_file(attributes.encode(version))
+    monkeypatch.setattr("fsrepl.model.json_text.json", None)
+    assert version_of(record_form.read(found), version) == version
+
+
+@pytest.mark.parametrize("version", USUAL)
+def test_a_record_is_read_the_same_in_whatever_form_it_is(version: Version) -> None:
+    """Section 2: with any one byte changed or gone it means what JSON says, or is damage."""
+
+    def read(data: bytes) -> Version | None:
+        try:
+            return version_of(record_form.read({attributes.RECORD: data}), version)
+        except StoreDamaged:
+            return None
+
+    data = record_form.on_file(attributes.encode(version))[attributes.RECORD]
+    for at in range(len(data)):
+        for put in (b"", b"0", b"9", b"a", b'"', b"-", b"\\", b"\xff", b" "):
+            changed = data[:at] + put + data[at + 1 :]
+            assert read(changed) == read(changed + b" "), changed
+
+
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"1", b'{"version-id":1}', b'{"key":{"base64":1}}'])
 def test_a_value_that_is_no_record_is_damage(value: bytes) -> None:
     """Section 5: it is reported as damaged, and rebuilt; no field is invented."""
