@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from fsrepl.capture import apply
 from fsrepl.commands.documents.objects import tags_document
+from fsrepl.commands.file_names import FileNames
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import OnObject, RemoveObject, RemoveTags, RestoreObject, SetTags
 from fsrepl.daemon.worker import Worker
@@ -73,20 +74,31 @@ def restore(engine: Engine, request: RestoreObject) -> dict[str, object]:
                 )
         finally:
             bucket.fs.close(fd)
-        new = as_new_version(state, version, engine.site.now(), known)
+        new = as_new_version(state, version, engine.site.now(), known, _names(region, bucket, version))
         staged = versions.stage_copy(bucket, name, new)
         commit_version(region, bucket, new, staged)
     return keys.key_document(key) | {"VersionId": new.id, "RestoredFrom": version.id, "Changed": True}
 
 
-def as_new_version(state: BucketState, version: Version, now_ns: int, known: Object | None) -> Version:
+def _names(region: Worker, bucket: OpenBucket, version: Version) -> FileNames:
+    """The names of the file that a version was of, as they are now: a change of that file is recorded first."""
+    names = FileNames(region.engine.journal, bucket, [version])
+    if (other := names.of(version)) is None:
+        return names
+    region.flush(bucket.address, [other.key])
+    return FileNames(region.engine.journal, bucket, [version])
+
+
+def as_new_version(
+    state: BucketState, version: Version, now_ns: int, known: Object | None, names: FileNames
+) -> Version:
     """A version that is to be current again, as a user's new one, with its deliveries; not staged yet.
 
-    known: the key's current version.
+    known: the key's current version. names: those of its file.
     """
     version_id, created_ns = state.bucket.ids.next(now_ns, known.null_ns if known else -1)
     new = replace(
-        version,
+        names.with_metadata(version),
         id=NULL if state.bucket.versioning is Versioning.SUSPENDED else version_id,
         created_ns=created_ns,
         origin=Origin.USER,
@@ -98,6 +110,7 @@ def as_new_version(state: BucketState, version: Version, now_ns: int, known: Obj
         link=None,
         place=None,
     )
+    new = names.joined(version, new)
     return replace(new, deliveries=rules.choose(state.bucket.replication, new))
 
 

@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fsrepl.commands.file_names import FileNames
 from fsrepl.commands.objects import as_new_version
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import Acknowledge, Undelete
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import ContentDamaged, FsreplError, Refused, Unavailable, reason
 from fsrepl.model import clock, keys
-from fsrepl.model.version import Kind, Origin, Version, Versioning
+from fsrepl.model.version import Origin, Version, Versioning
 from fsrepl.model.view import View
 from fsrepl.region import halting
 from fsrepl.region.bucket_state import BucketState
 from fsrepl.storage import copying, publishing, sharing, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intent, intend
-from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.journal.rows import Object
 from fsrepl.views import following, link_groups, shared_record, show, stage, stale
 
@@ -60,7 +60,7 @@ class _Wanted(Struct, frozen=True):
 
 
 class _Staged(Struct, frozen=True):
-    """A version that lies staged, and the file that becomes its view; empty where that will be a hard link."""
+    """A version that lies staged, and the file that becomes its view; empty where that is to be a hard link."""
 
     wanted: _Wanted
     stored: versions.Staged
@@ -147,11 +147,12 @@ def _restore(
     """Make a batch current again; the number, and the keys that could not be, with the reason."""
     staged: list[_Staged] = []
     left: list[tuple[bytes, str]] = []
-    names = _Names(region.engine.journal, bucket)
+    names = FileNames(region.engine.journal, bucket, [each.version for each in wanted])
     try:
         for each in sorted(wanted, key=lambda each: each.version.link is not None):  # the first name of a file first
             try:
                 staged.append(_stage(region, state, bucket, each, names))
+                names.came_back(each.version, staged[-1].stored.version)
             except FsreplError as error:
                 left.append((each.key, str(error)))
         intents = [Intent(each.wanted.key, each.stored.version.id, each.wanted.known.view) for each in staged]
@@ -174,40 +175,15 @@ def _restore(
     return len(staged), left
 
 
-class _Names:
-    """In a tree bucket: which of the keys that are brought back were names of one file, and are so again."""
-
-    def __init__(self, journal: Journal, bucket: OpenBucket) -> None:
-        self._journal, self._bucket = journal, bucket
-        self._files: dict[tuple[bytes, str], tuple[bytes, str]] = {}
-        """By the key and version that the links of a version lead to: the key and version that others are linked to."""
-
-    def link(self, version: Version, new: Version) -> tuple[bytes, str] | None:
-        """The key and version whose file a version that comes back is to be; None for a file of its own.
-
-        new: the version that it comes back as.
-        """
-        if not self._bucket.bucket.trees or version.kind is not Kind.FILE:
-            return None
-        at = (version.key, version.id) if version.link is None else link_groups.origin(self._bucket, version.link)
-        if (known := self._files.get(at)) is not None:
-            return known
-        first = self._journal.versions.object(self._bucket.address, at[0]) if at[0] != version.key else None
-        is_there = first is not None and not first.marker and first.digest == version.digest
-        self._files[at] = (at[0], first.id) if first is not None and is_there else (new.key, new.id)
-        return self._files[at] if is_there else None
-
-
-def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted, names: _Names) -> _Staged:
-    """Copy a version into staging, twice where its view has a file of its own. Raises FsreplError, OSError."""
+def _stage(region: Worker, state: BucketState, bucket: OpenBucket, wanted: _Wanted, names: FileNames) -> _Staged:
+    """Copy a version into staging, twice where its view has a file of its own for sure. Raises FsreplError, OSError."""
     version = wanted.version
     fd, name, view = versions.open_content(bucket, version), staging.token(), b""
     try:
         if copying.copy_aside(bucket, fd, name) != version.digest:
             raise ContentDamaged(f"version {version.id} no longer matches its BLAKE3", version.id)
-        new = as_new_version(state, version, region.engine.site.now(), wanted.known)
-        new = replace(new, link=names.link(version, new))
-        if not sharing.is_linked(bucket, new.posix):
+        new = as_new_version(state, version, region.engine.site.now(), wanted.known, names)
+        if names.of(version) is None and not sharing.is_linked(bucket, new.posix):
             view, shortfall = stage.stage_view(bucket, new, fd)
             new = replace(new, shortfall=shortfall)
         return _Staged(wanted, versions.stage_copy(bucket, name, new), view)

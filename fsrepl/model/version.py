@@ -244,7 +244,8 @@ class Version(Struct, frozen=True, gc=False):
     place: Place | None = None
     """None: the content is that of the stored file. Else the stored file is empty and has only the record."""
     link: tuple[bytes, str] | None = None
-    """In a tree bucket: another key, and the version of it, whose file this one was too when it was captured."""
+    """In a tree bucket: another key, and the version of it, whose file this one was too when it was captured. Of a
+    version that was restored to a file of its own: where the links of the version led from which it was restored."""
     taken: str = ""
     """How the file was when it was captured, where it was not closed: TAKEN_OPEN or TAKEN_CHANGING."""
 

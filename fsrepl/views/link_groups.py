@@ -57,7 +57,7 @@ class LinkGroups:
         for at in self._names(version, version.link):
             if staged := self.stage_as(version, *at):
                 return staged
-        self.lacks_links = True
+            self.lacks_links = True
         return b""
 
     def stage_as(self, version: Version, key: bytes, version_id: str) -> bytes:
@@ -76,7 +76,8 @@ class LinkGroups:
     def _names(self, version: Version, link: tuple[bytes, str]) -> Iterator[tuple[bytes, str]]:
         """Versions here whose views are to be one file with a version's: the one that it names; then, where that is
         gone, the other names of its source's file."""
-        yield link
+        if link[0] != version.key:
+            yield link
         source = self._journal.object(version.source, version.key) if version.source else None
         if source is None or source.view is None:
             return

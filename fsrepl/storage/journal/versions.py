@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from fsrepl.model import keys
@@ -323,6 +323,16 @@ class Versions:
             (self._connection.ids.get(address), size, limit),
         )
         return [(keys.join(directory, name), version_id) for directory, name, version_id in rows]
+
+    def shown_with(self, address: str, digests: Collection[bytes]) -> Iterator[tuple[bytes, int, bytes, str]]:
+        """(BLAKE3, mtime_ns of the view, key, version id) of views that show a current version of some contents. At
+        most some thousand contents; the query scans all keys."""
+        rows = self._connection.execute(
+            "SELECT digest, mtime, dir, name, id FROM object WHERE bucket = ? AND NOT marker AND ino IS NOT NULL "
+            f"AND shown = id AND digest IN ({','.join('?' * len(digests))})",
+            (self._connection.ids.get(address), *digests),
+        )
+        return ((digest, _number(mtime), keys.join(directory, name), i) for digest, mtime, directory, name, i in rows)
 
     def versions_in(self, address: str, directory: bytes) -> set[tuple[bytes, str, bool]]:
         rows = self._connection.execute(
