@@ -69,6 +69,10 @@ class Unreachable(Away):
     """A region on another machine cannot be reached, or is not served there."""
 
 
+class TierAway(Away):
+    """A tier of a region is offline, or not attached: content found in its folder does not belong to the site."""
+
+
 class Disowned(Unavailable):
     """A folder or document of the daemon belongs to another user, or others may write to it: it is not trusted."""
 

@@ -130,6 +130,6 @@ def _moment(text: str) -> int:
     from fsrepl.model import clock
 
     try:
-        return clock.within(clock.parse(text if "T" in text or " " in text else f"{text}T00:00:00Z"))
+        return clock.moment(text)
     except ValueError as error:
-        raise Usage(f"--at {text!r} is neither a date such as 2027-01-31 nor an RFC 3339 time") from error
+        raise Usage(f"--at: {error}") from error

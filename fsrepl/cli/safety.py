@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from fsrepl.daemon import requests
 from fsrepl.errors import Usage
 from fsrepl.model import clock
 from fsrepl.model.address import Address
+from fsrepl.settings import kinds
 
 _NAMED = 20
 """How many files a preview names."""
@@ -57,7 +59,10 @@ def undelete(
         typer.Argument(metavar="REGION/BUCKET[/PREFIX]", parser=Address.parse, autocompletion=completion.objects),
     ],
     since: Annotated[
-        str, typer.Option(metavar="TIME", help="Deleted then or later: 2026-11-24T10:00:00Z; `status` says when.")
+        str,
+        typer.Option(
+            metavar="TIME", help="Deleted then or later: 2026-11-24T10:00:00Z, or 2h ago as 2h; `status` says when."
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", hidden=True, help="Accepted: it asks nothing.")] = False,
     dry_run: DryRun = False,
@@ -142,7 +147,11 @@ def _preview(found: dict[str, Any], what: str) -> None:
 
 
 def _moment(text: str) -> str:
+    """A date, a time, or how long ago, as an RFC 3339 time."""
+    with contextlib.suppress(ValueError):
+        if not text.isdigit():  # a year, perhaps, and not so many seconds
+            return clock.stamp(clock.within(clock.system_clock()() - kinds.duration(text) * 10**9))
     try:
-        return clock.stamp(clock.within(clock.parse(text if "T" in text or " " in text else f"{text}T00:00:00Z")))
+        return clock.stamp(clock.moment(text))
     except ValueError as error:
-        raise Usage(f"--since: {error}") from error
+        raise Usage(f"--since: {error}; 90m, 12h and 2d are so long ago") from error

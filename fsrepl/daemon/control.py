@@ -308,7 +308,7 @@ def raised(document: dict[str, Any]) -> FsreplError:
 
 
 _OF_A_MESSAGE: tuple[type[FsreplError], ...] = (
-    errors.Usage, errors.Away, errors.Unreachable, errors.DocumentInvalid, errors.Unavailable, errors.BucketMissing,
-    errors.StoreDamaged, errors.TimedOut, NotRunning, FsreplError,
+    errors.Usage, errors.Away, errors.TierAway, errors.Unreachable, errors.DocumentInvalid, errors.Unavailable,
+    errors.BucketMissing, errors.StoreDamaged, errors.TimedOut, NotRunning, FsreplError,
 )  # fmt: skip
 """The errors that are made again from what a daemon answered; any other becomes the one that it is a kind of."""

@@ -95,6 +95,19 @@ def _parse(text: str) -> int:
     return seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
 
 
+def moment(text: str) -> int:
+    """Nanoseconds since the epoch of what a person wrote: a date, which is its beginning in UTC, or an RFC 3339 time.
+
+    Raises ValueError.
+    """
+    try:
+        return within(parse(text if "T" in text.upper() or " " in text else f"{text}T00:00:00Z"))
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is neither a date such as 2026-11-24 nor a time such as 2026-11-24T01:53:51Z"
+        ) from error
+
+
 _PAIRS = [a + b for a in _CROCKFORD for b in _CROCKFORD]
 
 

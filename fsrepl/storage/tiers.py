@@ -25,7 +25,7 @@ from types import MappingProxyType
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fsrepl.errors import Away, Disowned, Refused, Unavailable, reason
+from fsrepl.errors import Disowned, Refused, TierAway, Unavailable, reason
 from fsrepl.model import attributes, clock, digests, keys, record_form
 from fsrepl.model.version import Form, Place, Posix, Version
 from fsrepl.settings import ARCHIVES, ClassSettings
@@ -113,8 +113,8 @@ class Tier(Struct, frozen=True):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
-        """The tier's directory, with its identity verified. Raises Away where it is missing, foreign or not attached,
-        Disowned where others may write to it."""
+        """The tier's directory, with its identity verified. Raises TierAway where it is missing, foreign or not
+        attached, Disowned where others may write to it."""
         fd = self._open()
         try:
             yield fd
@@ -122,7 +122,7 @@ class Tier(Struct, frozen=True):
             self.fs.close(fd)
 
     def open_bucket(self, bucket: str) -> OpenTier:
-        """The part of a tier that belongs to a bucket. Raises Away, Unavailable, Disowned."""
+        """The part of a tier that belongs to a bucket. Raises TierAway, Unavailable, Disowned."""
         with self.open() as at:
             name = os.fsencode(bucket)
             try:
@@ -147,7 +147,7 @@ class Tier(Struct, frozen=True):
             raise
 
     def remove_bucket(self, bucket: str) -> None:
-        """Remove the content of a bucket, and its folder. Raises Away, Unavailable, Disowned, OSError."""
+        """Remove the content of a bucket, and its folder. Raises TierAway, Unavailable, Disowned, OSError."""
         name = os.fsencode(bucket)
         with self.open() as at:
             try:
@@ -168,13 +168,13 @@ class Tier(Struct, frozen=True):
     def _open(self) -> int:
         path = self.settings.path
         if not self.expected:
-            raise Away(self.not_attached)
+            raise TierAway(self.not_attached)
         if self.silent:
             raise Unavailable(f"{self}: {path}: {probe.no_answer()}")
         try:
             fd = self.fs.open_root(path)
         except OSError as error:
-            raise Away(f"{self} is offline: {path}: {reason(error)}") from error
+            raise TierAway(f"{self} is offline: {path}: {reason(error)}") from error
         try:
             self._check(fd)
         except BaseException:
@@ -189,10 +189,10 @@ class Tier(Struct, frozen=True):
         except (OSError, ValueError) as error:
             raise Unavailable(f"{self}: its identity at {path} cannot be read: {error}") from error
         if identity is None:
-            raise Away(f"{self} is offline: {path} has no {TIER_IDENTITY.decode()} (not mounted?)")
+            raise TierAway(f"{self} is offline: {path} has no {TIER_IDENTITY.decode()} (not mounted?)")
         if identity.get("uuid") != self.expected:
             held = f"{identity.get('region', '?')}/{identity.get('class', '?')}, {identity.get('uuid', '?')}"
-            raise Away(f"{self} is offline: {path} holds another tier ({held})")
+            raise TierAway(f"{self} is offline: {path} holds another tier ({held})")
         if why := documents.disowned(self.fs, fd):
             raise Disowned(f"{self}: {path} {why}; its content is not trusted")
 

@@ -129,6 +129,8 @@ def test_every_reason_of_a_failure_has_a_remedy(tree: Any) -> None:
         (errors.Unreachable("region eu is offline"), [],
          "region eu is offline; give the command again once ssh leads to it; "
          "`fsrepl region ls` says how the region is now"),
+        (errors.TierAway("tier eu/GLACIER is offline"), [],
+         "tier eu/GLACIER is offline; bring its disk back; `fsrepl tier ls` says where each tier is expected"),
         (errors.SourceMoved("moved"), [], "moved; `fsrepl doctor` says what is wrong"),
     ],
 )  # fmt: skip

@@ -223,6 +223,7 @@ def exchange(state: Path, line: bytes) -> dict[str, Any]:
     [
         (errors.Away("offline"), errors.Away),
         (errors.Unreachable("offline"), errors.Unreachable),
+        (errors.TierAway("offline"), errors.TierAway),
         (errors.DocumentInvalid("no JSON"), errors.DocumentInvalid),
         (errors.Disowned("another user's"), errors.Unavailable),
         (errors.ContentDamaged("no match", "01"), errors.StoreDamaged),

@@ -72,9 +72,9 @@ def _preview(visit: Visit, document: object, at: str) -> list[Document]:
     site = visit.gateway.site_with(address)
     site.look()
     try:
-        at_ns = clock.within(clock.parse(at if "T" in at else f"{at}T00:00:00Z")) if at else site.now()
+        at_ns = clock.moment(at) if at else site.now()
     except ValueError as error:
-        raise Refused("InvalidArgument", f"“{at}” is neither a date such as 2027-01-31 nor an RFC 3339 time") from error
+        raise Refused("InvalidArgument", str(error)) from error
     with reader.reader(site) as journal:
         return list(itertools.islice(commands.preview(site, journal, address, at_ns, document), _SHOWN + 1))
 
