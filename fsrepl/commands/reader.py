@@ -6,12 +6,15 @@ import base64
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fsrepl.daemon import control, requests
+from msgspec import Struct, convert
+
+from fsrepl.daemon import control, requests, samples
 from fsrepl.daemon.lock import is_locked
 from fsrepl.daemon.requests import Request
+from fsrepl.daemon.samples import Sample
 from fsrepl.errors import FsreplError, NotRunning
 from fsrepl.model.address import Address
 from fsrepl.repair import reconcile
@@ -43,6 +46,23 @@ def _said(settings: Settings, request: Request) -> Document:
         return {"running": False}
     except FsreplError as error:
         return {"running": True, "trouble": str(error)}
+
+
+class Record(Struct, frozen=True):
+    """What the daemon has noted of the last hour and the last day, the oldest first."""
+
+    hour: Sequence[Sample] = ()
+    day: Sequence[Sample] = ()
+
+
+def record(settings: Settings, now_s: float) -> Record:
+    """The samples of a running daemon; of one that does not run, or is of another version, those that it has saved."""
+    try:
+        answer = control.ask(settings.state, requests.GetSamples(), _ANSWER_S)
+        return Record(convert(answer["Hour"], list[Sample]), convert(answer["Day"], list[Sample]))
+    except (FsreplError, ValueError, KeyError):
+        kept = samples.load(str(settings.state))
+        return Record([each for each in kept if each.time_s > now_s - samples.HOUR_S], kept)
 
 
 def with_all_names(settings: Settings, said: Document) -> Document:

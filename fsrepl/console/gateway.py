@@ -7,7 +7,6 @@ last.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sqlite3
@@ -21,8 +20,7 @@ from msgspec import Struct
 from fsrepl.commands import reader
 from fsrepl.commands import status as statuses
 from fsrepl.commands.documents import regions
-from fsrepl.commands.reader import Document
-from fsrepl.console import history
+from fsrepl.commands.reader import Document, Record
 from fsrepl.console.verifying import Verifications
 from fsrepl.daemon import control
 from fsrepl.daemon.requests import Request
@@ -102,6 +100,7 @@ class Look(Struct, frozen=True):
     time_s: float
     status: Document
     regions: list[Document]
+    record: Record
     trouble: str = ""
 
 
@@ -116,7 +115,6 @@ class Watch:
         self._watched_s = 0.0
         self._look_again_s = float("inf")
         """When a visitor need not wait for the end of the pause."""
-        self.history = history.load(str(gateway.settings.state))
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -127,8 +125,6 @@ class Watch:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(probe.ANSWER_S)
-        with contextlib.suppress(OSError, FsreplError):
-            history.save(self._gateway.site(), self.history)
 
     def newest(self, *, wait_s: float = 0.1) -> Look | None:
         """The last look; None where not even the first is done within wait_s."""
@@ -174,10 +170,8 @@ class Watch:
             site.ask_regions_in_threads(gateway.probes.ask)
             gateway.silent = site.silent
             status = statuses.status(site, reader.daemon_status(gateway.settings))
-            look = Look(number, time.time(), status, [*regions.regions(site), *_services(site)])
-            if self.history.add(history.sample_of(status, look.time_s)):
-                history.save(site, self.history)
-            return look
+            record = reader.record(gateway.settings, time.time())
+            return Look(number, time.time(), status, [*regions.regions(site), *_services(site)], record)
         except (FsreplError, OSError, sqlite3.Error) as error:
             return self._without(number, reason(error))
         except Exception as error:
@@ -188,10 +182,8 @@ class Watch:
 
     def _without(self, number: int, trouble: str) -> Look:
         """The last look again, with the reason why there is no new one."""
-        before = self._look
-        return Look(
-            number, time.time(), before.status if before else _NOTHING, before.regions if before else [], trouble
-        )  # fmt: skip
+        before = self._look or Look(0, 0, _NOTHING, [], Record())
+        return Look(number, time.time(), before.status, before.regions, before.record, trouble)
 
 
 def _services(site: Site) -> list[Document]:

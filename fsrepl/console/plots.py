@@ -41,7 +41,9 @@ def plot(
         drawn += Markup('<polygon class="area" points="{} {}"/><polyline class="line" points="{}"/>').format(
             line, floor, line
         )
-    return _framed(title, f"{text(shown[-1][1])} now, {text(most)} at most", drawn, ago, text(top))
+    is_known = not unknown or unknown[-1][1] < to_s
+    now = f"{text(shown[-1][1])} now" if is_known else "not known now"
+    return _framed(title, f"{now}, {text(most)} at most", drawn, ago, text(top))
 
 
 def _parts(points: Points, ends: Sequence[float]) -> list[Points]:

@@ -21,13 +21,14 @@ from functools import partial
 from msgspec import Struct
 
 from fsrepl.capture.watch import open_watcher
-from fsrepl.daemon import control, exporter, live, metrics, requests, systemd
+from fsrepl.daemon import control, exporter, live, metrics, requests, samples, systemd
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.exporter import Exporter
 from fsrepl.daemon.hooks import Hooks
 from fsrepl.daemon.lock import Lock
 from fsrepl.daemon.log_output import LogOutput
 from fsrepl.daemon.requests import Request, Wait
+from fsrepl.daemon.samples import Samples
 from fsrepl.errors import FsreplError, NotRunning, Refused
 from fsrepl.model import clock
 from fsrepl.remote import client
@@ -163,6 +164,7 @@ class Daemon:
         """Whether threads outlived the stop: they are in a filesystem that does not answer."""
         self.hooks = Hooks(self.engine.reporter.eventlog)
         self.exporter = Exporter(self._gauges, self.engine.fs)
+        self.samples = Samples(samples.load(self.engine.site.state))
         self._commands_max, self._waits_max = commands_max(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._waits = threading.BoundedSemaphore(self._waits_max)
         self._signals, self._stop = signals, signals.stop
@@ -211,9 +213,30 @@ class Daemon:
             thresholds.check(self.engine)
         self.engine.look_for_stuck()
         self._tell_of_transfers()
+        if self.samples.is_due(time.monotonic()):
+            self._take_sample()
         self.lock.keep()
         systemd.notify("WATCHDOG=1")
         return 0
+
+    def _take_sample(self) -> None:
+        """Count what is pending, for plots. Without the journal or the state the next turn tries again."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            began_s = time.monotonic()
+            pending = self._count_pending()
+            completed = self.engine.reporter.completed().values()
+            totals = sum(number for number, _ in completed), sum(size for _, size in completed)
+            now_s = time.monotonic()
+            if self.samples.take(time.time(), now_s, pending, totals, now_s - began_s):
+                self.samples.save(self.engine.fs, self.engine.site.state)
+
+    def _count_pending(self) -> int:
+        """By a connection of its own: the regions do not wait for it."""
+        journal = Journal(self.engine.journal.path, read_only=True)
+        try:
+            return journal.deliveries.count_all_pending()
+        finally:
+            journal.close()
 
     def _tell_of_transfers(self) -> None:
         """Log how far each transfer and capture is that takes long."""
@@ -267,6 +290,10 @@ class Daemon:
                 region.thread.join(max(0.1, until_s - time.monotonic()))
         self.watcher.stop()
         self.ready = False
+        self._take_sample()
+        self.samples.end()
+        with contextlib.suppress(OSError):
+            self.samples.save(self.engine.fs, self.engine.site.state)
         self.exporter.close()
         self.hooks.close()
         regions = [r.name for r in self.engine.receivers.values() if r.thread and r.thread.is_alive()]
@@ -311,6 +338,8 @@ class Daemon:
         match request:
             case requests.GetStatus():
                 return self.status()
+            case requests.GetSamples():
+                return self.samples.document()
             case requests.GetStatusPage():
                 return live.page(self.engine, str(request.bucket), request.list, request.after)
             case requests.ExplainObject():

@@ -78,6 +78,12 @@ class GetStatus(Request, frozen=True):
     op = "status"
 
 
+class GetSamples(Request, frozen=True):
+    """Get the samples of the backlog and of what was replicated over the last hour and day."""
+
+    op = "samples"
+
+
 class GetStatusPage(OnBucket, frozen=True):
     """More names of one of the lists of which `status` has the first names."""
 

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from fsrepl.commands.notes import Kind
-from fsrepl.console import history, plots
+from fsrepl.commands.reader import Record
+from fsrepl.console import plots
 from fsrepl.console.access import Access
 from fsrepl.console.gateway import Gateway, Watch
 from fsrepl.console.handlers import overview as handlers
 from fsrepl.console.handlers.visit import Visit
-from fsrepl.console.history import DAY_S, HOUR_S, History, Sample
-from fsrepl.console.pages import overview
+from fsrepl.console.pages import backlog, overview
 from fsrepl.console.pages.rendering import Frame, with_commands
+from fsrepl.daemon.samples import DAY_S, Sample
 from fsrepl.model.amounts import size_text
 from tests.console.visitor import read
 from tests.world import SOURCE, World
@@ -61,19 +62,19 @@ def test_what_is_no_problem_is_not_named_as_one() -> None:
 
 def test_a_read_only_page_offers_nothing_to_do() -> None:
     for frame in (Frame("/s", "/", "t", read_only=True), Frame("/s", "/", "t", trouble="the daemon is not running")):
-        html = overview.live(frame, status(BUCKET | {"failed": 1}), [], History(), 0.0)
+        html = overview.live(frame, status(BUCKET | {"failed": 1}), [], Record(), 0.0)
         assert "<form" not in html
 
 
 def test_before_the_first_count_the_page_is_there_at_once() -> None:
     """A site of a million objects takes a second to count: nobody waits for that in front of an empty window."""
-    page = overview.page(FRAME, overview.live(FRAME, None, [], History(), 0.0))
+    page = overview.page(FRAME, overview.counting(FRAME))
     assert "being counted" in page
     assert "/srv/&lt;site&gt;" in page
 
 
 def test_an_empty_site_says_what_to_do_first() -> None:
-    page = read(200, {"content-type": "text/html"}, overview.live(FRAME, status(), [], History(), 0.0).encode(), "/")
+    page = read(200, {"content-type": "text/html"}, overview.live(FRAME, status(), [], Record(), 0.0).encode(), "/")
     assert "There is no bucket yet. Create two" in page.text
 
 
@@ -82,7 +83,7 @@ def test_transfers_show_their_progress() -> None:
         "key": "<big>", "source": "east/src", "destination": "west/dst", "bytes_done": 1 << 20, "bytes_total": 4 << 20,
         "stalled_seconds": 12,
     }  # fmt: skip
-    html = overview.live(FRAME, status(BUCKET) | {"transfers": [transfer]}, [], History(), 0.0)
+    html = overview.live(FRAME, status(BUCKET) | {"transfers": [transfer]}, [], Record(), 0.0)
     assert '<progress max="4194304" value="1048576"' in html
     assert "no progress for 12.0 s" in html
     assert "&lt;big&gt;" in html
@@ -118,53 +119,37 @@ def test_commands_in_sentences_stand_out_and_names_stay_text() -> None:
 # -- plots, and what they show
 
 
-def sample(at_s: float, completed: int = 0, pending: int = 0) -> Sample:
-    return Sample(at_s, pending, 0, 0, completed, completed * 10)
-
-
-def test_history_keeps_an_hour_in_small_steps_and_a_day_in_large_ones() -> None:
-    """Bounded, however often and however long the console looks."""
-    kept = History()
-    for second in range(0, 30 * 3600, 2):
-        kept.add(sample(float(second)))
-    assert len(kept.hour) <= HOUR_S / history.FINE_S * 1.1
-    assert len(kept.day) <= DAY_S / history.COARSE_S * 1.1
-    assert kept.hour[-1].time_s - kept.hour[0].time_s == pytest.approx(HOUR_S, abs=20)
-    assert kept.day[-1].time_s - kept.day[0].time_s == pytest.approx(DAY_S, abs=600)
-    kept.add(sample(50.0))  # the clock was set back
-    assert [each.time_s for each in kept.hour] == [50.0]
-
-
-def test_rates_are_what_was_added() -> None:
-    """A count that fell, as when lifecycle removed versions, is no delivery that was undone."""
-    rates = history.rates([sample(0, 10), sample(10, 40), sample(20, 5), sample(30, 15)], "completed")
-    assert rates == [(10, 3.0), (20, 0.0), (30, 1.0)]
+def test_a_rate_is_what_was_done_in_a_step() -> None:
+    """The first sample after a gap counts from the beginning of its step; nothing is drawn across the gap."""
+    kept = [Sample(110, 10, 0, 30), Sample(120, 10, 0, 0), Sample(500, 20, 0, 10)]
+    assert backlog.points(kept, lambda s: backlog._rate(s, s.completed)) == [
+        (100, 3), (110, 3), (120, 0), (480, 0.5), (500, 0.5),
+    ]  # fmt: skip
 
 
 def test_the_page_says_of_what_time_nothing_is_known() -> None:
-    """The day before the console was first started, and the hours in which it did not run; then nothing is drawn."""
+    """Before the daemon was first started, and while it did not run; then nothing is drawn."""
     now_s = 1_800_000_000.0  # 2027-01-15, 08:00 UTC
-    record = History(sample(now_s - back, pending=5) for back in (7200, 6900, 6600, 600, 300, 0))
-    assert history.unknown(list(record.day), now_s - DAY_S) == [
-        (now_s - DAY_S, now_s - 7200), (now_s - 6600, now_s - 600),
-    ]  # fmt: skip
-    said = overview.looked(record, now_s)
-    assert "They begin on 2027-01-15 at 06:00 UTC. It did not look from 06:10 to 07:50 UTC" in said
-    (drawn,) = (str(each) for each in overview._plots(record, now_s) if "Last day, pending:" in each)
-    assert [len(line.split()) for line in re.findall(r'polyline class="line" points="([^"]*)"', drawn)] == [3, 3]
-    whole = History(sample(now_s - back) for back in range(0, int(DAY_S), 300))
-    assert overview.looked(whole, now_s) == ""
-    assert "no figures yet" in overview.looked(History(), now_s)
-
-
-def test_history_survives_a_restart_and_damage(tmp_path: Path) -> None:
-    (tmp_path / history.FILE).write_text('{"Samples": [{"time_s": 1, "pending": 2, "pending_bytes": 0, "failed": 0, '
-                                         '"completed": 3, "completed_bytes": 0}]}')  # fmt: skip
-    assert [each.completed for each in history.load(str(tmp_path)).day] == [3]
-    for text in ("", "{", '{"Samples": [{"a": 1}]}', "[]"):
-        (tmp_path / history.FILE).write_text(text)
-        assert list(history.load(str(tmp_path)).day) == []
-    assert list(history.load(str(tmp_path / "none")).day) == []
+    ago = (7200, 6900, 6600, 600, 300, 0)
+    record = Record((), [Sample(now_s - back, 300, 5) for back in ago])
+    gaps = backlog.unknown(record.day, now_s - DAY_S, now_s)
+    assert gaps == [(now_s - DAY_S, now_s - 7500), (now_s - 6600, now_s - 900)]
+    assert backlog.not_known(record.day, now_s) == (
+        "The daemon takes these figures while it runs; there are none until 15 Jan 05:55, "
+        "from 15 Jan 06:10 to 15 Jan 07:45 (UTC)."
+    )
+    (drawn,) = (str(each) for each in backlog.plots_of(record, now_s) if "Last day, pending:" in each)
+    assert [len(line.split()) for line in re.findall(r'polyline class="line" points="([^"]*)"', drawn)] == [4, 4]
+    assert "5 now, 5 at most" in drawn
+    later = backlog.not_known(record.day, now_s + 3600)
+    assert "since 15 Jan 08:00" in later
+    (drawn,) = (str(each) for each in backlog.plots_of(record, now_s + 3600) if "Last day, pending:" in each)
+    assert "not known now, 5 at most" in drawn
+    whole = [Sample(now_s - back, 300, 0) for back in range(int(DAY_S), -1, -300)]
+    assert backlog.not_known(whole, now_s) == ""
+    assert "no figures of the last day" in backlog.not_known([], now_s)
+    often = [Sample(now_s - back, 1, 0) for back in range(80_000, 0, -8000)]
+    assert "and 7 times before (UTC)" in backlog.not_known(often, now_s)
 
 
 def test_a_plot_stays_in_its_frame() -> None:

@@ -22,5 +22,6 @@ def live(visit: Visit) -> str:
 
 def _live(visit: Visit, *, wait_s: float) -> str:
     look = visit.watch.newest(wait_s=wait_s)
-    status, regions = (look.status, look.regions) if look is not None else (None, [])
-    return pages.live(visit.live_frame(), status, regions, visit.watch.history, time.time())
+    if look is None:
+        return pages.counting(visit.live_frame())
+    return pages.live(visit.live_frame(), look.status, look.regions, look.record, time.time())

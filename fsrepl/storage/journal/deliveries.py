@@ -174,6 +174,11 @@ class Deliveries:
         )
         return int(rows.fetchone()[0])
 
+    def count_all_pending(self) -> int:
+        """The number of pending deliveries of all buckets, backfills included."""
+        (number,) = self._connection.execute("SELECT count(*) FROM delivery WHERE status = 'PENDING'").fetchone()
+        return int(number)
+
     def pending_markers(self, source: str) -> list[Delivery]:
         """The pending deliveries of a source's markers that no backfill asked for, oldest first."""
         rows = self._connection.execute(
