@@ -270,7 +270,7 @@ def _lift(region: Worker, state: BucketState, bucket: OpenBucket) -> None:
 def _held_keys(region: Worker, bucket: OpenBucket) -> Iterator[bool]:
     """Of each held marker, whether its key is deleted still."""
     journal = region.engine.journal
-    held = [each.key for each in journal.deliveries.pending_markers(bucket.address)]
+    held = journal.deliveries.keys_of_markers(bucket.address)
     for start in range(0, len(held), _BATCH):
         for known in journal.versions.look_up(bucket.address, held[start : start + _BATCH]).values():
             yield known.marker

@@ -31,7 +31,10 @@ from fsrepl.views import directories, narrowing
 
 
 class _Queue(Queue):
-    """Deliveries that were sent: those of a backfill wait as the others do, since its list is at the site."""
+    """Deliveries that were sent: those of a backfill wait as the others do, since its list is at the site, and so is
+    that of all that are pending."""
+
+    is_bounded = False
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         self.ready.extendleft(reversed(deliveries))

@@ -104,7 +104,7 @@ class Uplink(Receiver):
     # -- the loop
 
     def take_turn(self) -> bool:
-        busy = self.read_inbox() | self.finish_background()
+        busy = self.read_inbox() | self.finish_background() | self.refill_queues()
         if time.monotonic() < self._faulty_until_s:
             return busy
         return self._record() | self._deliver() | busy

@@ -25,6 +25,7 @@ from fsrepl.region.bucket_state import BucketState, Phase
 from fsrepl.region.change_queue import FOUND, Change
 from fsrepl.region.delivery_queue import Queue
 from fsrepl.region.mailbox import (
+    HandOverMore,
     LookAtDirectories,
     Message,
     Probe,
@@ -108,7 +109,7 @@ class Worker(Attaching):
 
     def take_turn(self) -> bool:
         self.worked_for.clear()
-        busy = self.read_inbox() | self.finish_background()
+        busy = self.read_inbox() | self.finish_background() | self.refill_queues()
         now_s = time.monotonic()
         if now_s >= self._probe_at_s:
             self.probe_buckets()
@@ -135,6 +136,8 @@ class Worker(Attaching):
         match message:
             case LookAtDirectories(address, paths):
                 following.note_all(self, address, paths)
+            case HandOverMore(source, destination, after):
+                deliveries.hand_over_more(self, source, destination, after)
             case Requeue():
                 for state in self.states.values():
                     if state.is_up:

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from fsrepl.model.address import region_of
 from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.bucket_state import BucketState
-from fsrepl.region.mailbox import TakeOver, WakeBacklog
+from fsrepl.region.mailbox import StartOver, TakeMore, TakeOver, WakeBacklog
+from fsrepl.region.overflow import LIVE_MAX, PAGE
 from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.s3 import rules
@@ -39,6 +40,15 @@ def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
     A marker of a bucket that is HALTED stays PENDING and is not passed on, and so does one of which it is not
     decided yet whether it will be: see region/halting.py. A marker that a backfill sends was asked for, and goes.
     """
+    for other, group in _by_region(region, deliveries).items():
+        if not other.pulse.is_stuck:
+            other.post(TakeOver(group))
+            continue
+        for at in {(each.source, each.destination) for each in group}:  # it reads no messages: they would pile up
+            other.post(StartOver(*at))
+
+
+def _by_region(region: Region, deliveries: Iterable[Delivery]) -> Mapping[Receiver, list[Delivery]]:
     by_region: dict[Receiver, list[Delivery]] = {}
     for each in deliveries:
         other = region.receivers.get(region_of(each.destination))
@@ -47,8 +57,7 @@ def hand_over(region: Region, deliveries: Iterable[Delivery]) -> None:
             region.receive([Outcome(each, Status.FAILED, refusal or "DstBucketNotFound", None)])
         elif not _is_held(region, each):
             by_region.setdefault(other, []).append(each)
-    for other, group in by_region.items():
-        other.post(TakeOver(group))
+    return by_region
 
 
 def _is_held(region: Region, delivery: Delivery) -> bool:
@@ -80,9 +89,36 @@ def redeliver(region: Region, bucket: OpenBucket, version: Version, deliveries: 
 
 
 def enqueue_all(region: Region, state: BucketState) -> None:
-    """Queue every pending delivery of a source, as the journal has it."""
-    hand_over(region, region.engine.journal.deliveries.select(state.bucket.address, status=Status.PENDING, live=True))
+    """Queue every pending delivery of a source, as the journal has it; where they are many, the rest follows."""
+    address, journal = state.bucket.address, region.engine.journal
+    for destination, rule_id in journal.deliveries.pending_rules(address):
+        other = region.receivers.get(region_of(destination))
+        if other is None or rules.orphaned(state.bucket.replication, rule_id, destination):
+            after = None
+            while page := journal.deliveries.pending_after(address, destination, after, PAGE):
+                hand_over(region, [each for each in page if each.rule == rule_id])  # which fails them
+                after = page[-1]
+            continue
+        first = journal.deliveries.pending_after(address, destination, None, LIVE_MAX)
+        hand_over(region, first)
+        if len(first) == LIVE_MAX:
+            other.post(StartOver(address, destination))
     _send_backlog(region, state)
+
+
+def hand_over_more(region: Region, source: str, destination: str, after: Delivery | None) -> None:
+    """Hand over the next page of a source's pending deliveries to a destination, which has room for them again.
+
+    An outcome that is not recorded yet is pending in the journal still, and is not delivered again.
+    """
+    other = region.receivers.get(region_of(destination))
+    if other is None or source not in region.engine.site.buckets:
+        return  # nothing waits there any more
+    page = region.engine.journal.deliveries.pending_after(source, destination, after, PAGE)
+    reported = region.outcomes.versions(source, destination)
+    wanted = [each for each in page if (each.key, each.id) not in reported]
+    group = _by_region(region, wanted).get(other, [])
+    other.post(TakeMore(source, destination, group, page[-1] if len(page) == PAGE else None))
 
 
 def _send_backlog(region: Region, state: BucketState) -> None:

@@ -1,9 +1,8 @@
 """The pending deliveries from one source to one destination: ready now, or waiting for their next try.
 
-Live deliveries are in memory. Backfill deliveries stay in the journal and are read a portion at a time,
-oldest version first, and only while no live delivery to that destination is ready: a backfill of a
-million versions takes no more memory than one of a hundred, and a live write waits for one portion at
-most.
+Live deliveries are in memory, up to a number: see overflow.py. Backfill deliveries stay in the journal and are read a
+portion at a time, oldest version first, and only while no live delivery to that destination is ready: a backfill of a
+million versions takes no more memory than one of a hundred, and a live write waits for one portion at most.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fsrepl.model import keys
 from fsrepl.model.keys import Document
+from fsrepl.region.overflow import AGAIN_MAX, FEW, LIVE_MAX, Overflow
 from fsrepl.storage.journal.rows import Delivery
 
 PORTION = 64
@@ -36,6 +36,9 @@ Reader = Callable[[Delivery | None, int], list[Delivery]]
 class Queue:
     """Deliveries from one source to one destination. Used by the destination's region alone."""
 
+    is_bounded = True
+    """Whether the journal here has what finds no room."""
+
     def __init__(self, source: str, destination: str, copying: threading.Semaphore) -> None:
         self.source, self.destination = source, destination
         self.ready: deque[Delivery] = deque()
@@ -44,6 +47,7 @@ class Queue:
         self.notes: dict[At, tuple[float, str, int]] = {}
         """Temporary failures: time of the next try, reason, number of tries."""
         self.known: set[At] = set()
+        self.overflow = Overflow()
         self.backlog = Backlog(self.notes, copying)
         self.blocked_until_s = 0.0
         self.blocked_why = ""
@@ -84,10 +88,33 @@ class Queue:
             yield {"source": self.source, "destination": self.destination, "why": why, "deliveries": number}
 
     def add(self, delivery: Delivery) -> None:
+        """Queue a live delivery; where there are too many already it stays in the journal alone."""
         if (delivery.key, delivery.id) in self.known:
             return
+        line = self._line(delivery)
+        if self.is_bounded and len(line) >= (LIVE_MAX if line is self.ready else AGAIN_MAX):
+            self.overflow.leave()
+            return
         self.known.add((delivery.key, delivery.id))
-        self._line(delivery).append(delivery)
+        line.append(delivery)
+
+    def add_page(self, page: Iterable[Delivery], last: Delivery | None, now_s: float) -> None:
+        """Queue deliveries of the journal that were asked for, but those that wait for their next try. last: see
+        Overflow.handed_over."""
+        for each in page:
+            due_s = self.notes.get((each.key, each.id), (0.0,))[0]
+            if due_s > now_s and (each.key, each.id) not in self.known:
+                self.overflow.leave(due_s)
+            else:
+                self.add(each)
+        self.overflow.handed_over(last)
+
+    def wants_more_s(self) -> float:
+        """The monotonic time from which it is to ask for deliveries that only the journal has; inf where it needs
+        none."""
+        if len(self.ready) + len(self.again) >= FEW:
+            return math.inf
+        return max(self.overflow.next_s(), self.blocked_until_s)
 
     def _line(self, delivery: Delivery) -> deque[Delivery]:
         """The queue for a delivery: of new ones, or of those that are tried again, of which there may be many."""
@@ -146,6 +173,11 @@ class Queue:
             self.backlog.put_off(delivery, due_s)
             if at not in self.notes and len(self.notes) >= _NOTES_MAX:
                 return  # tried again with the next portion
+        elif self.is_bounded and len(self.later) >= AGAIN_MAX:
+            self.known.discard(at)
+            self.overflow.leave(due_s)
+            if at not in self.notes and len(self.notes) >= _NOTES_MAX:
+                return
         else:
             heapq.heappush(self.later, (due_s, next(self._tickets), delivery))
         self.notes[at] = (due_s, why, self.attempts_of(delivery) + 1)
@@ -174,12 +206,15 @@ class Queue:
         self.blocked_until_s, self.attempts = 0.0, 0
         self.again.extend(delivery for _, _, delivery in sorted(self.later))
         self.later.clear()
+        for at, (_, why, attempts) in list(self.notes.items()):
+            self.notes[at] = (0.0, why, attempts)
+        self.overflow.retry_now()
         self.backlog.retry_now()
 
     def next_s(self) -> float | None:
         """The monotonic time of the next try; None where nothing waits."""
         due_s = 0.0 if self.ready or self.again else self.later[0][0] if self.later else math.inf
-        due_s = min(due_s, self.backlog.next_s())
+        due_s = min(due_s, self.backlog.next_s(), self.wants_more_s())
         return None if due_s == math.inf else max(due_s, self.blocked_until_s, self.paced_until_s)
 
 
@@ -294,8 +329,6 @@ class Backlog:
 
     def retry_now(self) -> None:
         if self._open:
-            for at, (_, why, attempts) in list(self._notes.items()):
-                self._notes[at] = (0.0, why, attempts)
             self._due_s = 0.0
 
     def next_s(self) -> float:

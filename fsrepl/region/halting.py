@@ -126,8 +126,7 @@ def resume(region: Region, state: BucketState, bucket: OpenBucket) -> None:
     if state.bucket.halt is not None:
         log.warning("halted bucket=%s: %s", bucket.address, state.bucket.halt.describe(bucket.address))
         return
-    markers = region.engine.journal.deliveries.pending_markers(bucket.address)
-    recent = [each for each in markers if each.created_ns > markers[-1].created_ns - brake.WINDOW_NS]
+    recent = region.engine.journal.deliveries.newest_markers(bucket.address, brake.WINDOW_NS)
     for each in recent:
         state.deletions.add(each.key, Deleted(each.created_ns, b"", has_deliveries=True))
         if len(recent) > brake.BURST_KEYS:

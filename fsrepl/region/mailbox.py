@@ -18,6 +18,30 @@ class TakeOver(Struct, frozen=True):
     deliveries: Sequence[Delivery]
 
 
+class HandOverMore(Struct, frozen=True):
+    """A queue has room again: the next page of a source's pending deliveries is asked for. after: see Overflow.ask."""
+
+    source: str
+    destination: str
+    after: Delivery | None
+
+
+class TakeMore(Struct, frozen=True):
+    """That page. last: see Overflow.handed_over."""
+
+    source: str
+    destination: str
+    deliveries: Sequence[Delivery]
+    last: Delivery | None
+
+
+class StartOver(Struct, frozen=True):
+    """Of a source's pending deliveries to a bucket of the region only the first were handed over."""
+
+    source: str
+    destination: str
+
+
 class Acknowledged(Struct, frozen=True):
     """Outcomes of backfill deliveries to a bucket of the region are recorded at their source."""
 
@@ -85,6 +109,9 @@ class Call(Struct, frozen=True):
 
 Message = (
     TakeOver
+    | HandOverMore
+    | TakeMore
+    | StartOver
     | Acknowledged
     | WakeBacklog
     | LookAtDirectories

@@ -48,6 +48,12 @@ class OutcomeQueue:
         if not self._late:
             self._wait_s = _LATE_S
 
+    def versions(self, source: str, destination: str) -> set[tuple[bytes, str]]:
+        """Keys and version ids of the outcomes of one way that are not recorded yet."""
+        waiting = self._waiting.get(source, ())
+        every = (each.delivery for each in (*self._new.copy(), *waiting, *self._late))
+        return {(each.key, each.id) for each in every if (each.source, each.destination) == (source, destination)}
+
     def retry_late(self) -> None:
         self._late_at_s = 0.0
 

@@ -27,9 +27,12 @@ from fsrepl.region.mailbox import (
     Acknowledged,
     Call,
     DropQueues,
+    HandOverMore,
     Message,
     RetryNow,
     RetryNowFrom,
+    StartOver,
+    TakeMore,
     TakeOver,
     WakeBacklog,
     WithdrawMarkers,
@@ -54,9 +57,13 @@ T = TypeVar("T")
 
 
 class Sources(abc.ABC):
-    """Where outcomes of deliveries go: a region that has sources."""
+    """Where deliveries come from, and their outcomes go: a region that has sources."""
 
     pulse: Pulse
+
+    @abc.abstractmethod
+    def post(self, message: Message) -> None:
+        """Queue a message for this region's thread. Called by other threads."""
 
     @abc.abstractmethod
     def receive(self, outcomes: Iterable[Outcome]) -> None:
@@ -199,6 +206,10 @@ class Receiver(abc.ABC):
             case TakeOver(batch):
                 for each in batch:
                     self.queue(each.source, each.destination).add(each)
+            case TakeMore(source, destination, batch, last):
+                self.queue(source, destination).add_page(batch, last, time.monotonic())
+            case StartOver(source, destination):
+                self.queue(source, destination).overflow.start_over()
             case Acknowledged(source, destination, batch):
                 self.queue(source, destination).backlog.settled(batch)
             case WakeBacklog(source, destination, start_over):
@@ -219,6 +230,16 @@ class Receiver(abc.ABC):
                 run()
             case _:
                 pass
+
+    def refill_queues(self) -> bool:
+        """Ask for the deliveries that only the journal has, where a queue has room for them; whether any were."""
+        now_s, busy = time.monotonic(), False
+        for queue in self.queues.values():
+            source = self._sources.get(region_of(queue.source))
+            if source is not None and queue.wants_more_s() <= now_s:
+                source.post(HandOverMore(queue.source, queue.destination, queue.overflow.ask()))
+                busy = True
+        return busy
 
     def is_stuck(self, address: str) -> bool:
         """Whether the region of a bucket hangs: a thread that accessed it would hang as well."""

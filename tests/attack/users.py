@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -225,8 +226,13 @@ class Users:
     def _unlink_directory(self, link: Path) -> None:
         if link.is_symlink():
             link.unlink()
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 link.with_name(link.name + _LINKED).rename(link)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # a replica made a directory in its place: it keeps its name
+                if error.errno != errno.ENOTEMPTY:
+                    raise
 
     def copy(self) -> None:
         """`cp -a` onto an existing file, with the attributes of another file, fsrepl's included."""

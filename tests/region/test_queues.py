@@ -116,8 +116,8 @@ def test_a_delivery_that_failed_for_now_is_skipped_until_it_is_due(queue: Queue)
 
 
 def test_new_deliveries_do_not_wait_for_retries(queue: Queue) -> None:
-    """Ten thousand deliveries are retried or due again; meanwhile a new one is sent."""
-    for n in range(10_000):
+    """Four thousand deliveries are retried or due again; meanwhile a new one is sent."""
+    for n in range(4_000):
         queue.add(replace(delivery(n, job=""), since_ns=10**18))
     taken = queue.take(64, 0.0)
     new = delivery(10_001, job="")
@@ -132,7 +132,7 @@ def test_new_deliveries_do_not_wait_for_retries(queue: Queue) -> None:
     newer = delivery(10_002, job="")
     queue.add(newer)
     assert newer in queue.take(8, 0.0)
-    assert len(queue.take(20_000, 0.0)) == 9_994
+    assert len(queue.take(20_000, 0.0)) == 3_994
 
 
 def test_a_destination_that_is_away_gets_no_deliveries(queue: Queue) -> None:

@@ -40,10 +40,11 @@ def delivery_rows(number: int, version: Version) -> list[tuple[object, ...]]:
 
 OF_BUCKET = {"PENDING": "INDEXED BY pending", "FAILED": "INDEXED BY failed"}
 """The index for one bucket's deliveries, by status: otherwise SQLite scans all deliveries the bucket ever had."""
-DELIVERY = (
-    "SELECT bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
-    "operation FROM delivery"
+_COLUMNS = (
+    "bucket, key, id, destination, rule, status, reason, created, size, marker, batch, since, tracking, digest, "
+    "operation"
 )
+DELIVERY = f"SELECT {_COLUMNS} FROM delivery"
 
 
 def put_all(connection: Connection, address: str, versions: Iterable[Version]) -> None:
@@ -179,13 +180,44 @@ class Deliveries:
         (number,) = self._connection.execute("SELECT count(*) FROM delivery WHERE status = 'PENDING'").fetchone()
         return int(number)
 
-    def pending_markers(self, source: str) -> list[Delivery]:
-        """The pending deliveries of a source's markers that no backfill asked for, oldest first."""
+    def newest_markers(self, source: str, within_ns: int) -> list[Delivery]:
+        """The pending deliveries of a source's markers that no backfill asked for, oldest first: those created within
+        this time before the newest."""
+        number = self._connection.ids.get(source)
+        found = (
+            f"FROM delivery {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ? AND marker AND batch = ''"
+        )
+        (newest_ns,) = self._connection.execute(f"SELECT max(created) {found}", (number,)).fetchone()
         rows = self._connection.execute(
-            f"{DELIVERY} {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ? AND marker AND batch = '' "
-            "ORDER BY created, id",
+            f"SELECT {_COLUMNS} {found} AND created > ? ORDER BY created, id", (number, (newest_ns or 0) - within_ns)
+        ).fetchall()
+        return [delivery_in(self._connection, row) for row in rows]
+
+    def keys_of_markers(self, source: str) -> list[bytes]:
+        """The keys of a source's pending markers that no backfill sends."""
+        rows = self._connection.execute(
+            f"SELECT DISTINCT key FROM delivery {OF_BUCKET['PENDING']} "
+            "WHERE status = 'PENDING' AND bucket = ? AND marker AND batch = ''",
+            (self._connection.ids.get(source),),
+        )
+        return [key for (key,) in rows]
+
+    def pending_rules(self, source: str) -> list[tuple[str, str]]:
+        """The (destination, rule) pairs for which a source has pending deliveries that no backfill asked for."""
+        return self._connection.execute(
+            f"SELECT DISTINCT destination, rule FROM delivery {OF_BUCKET['PENDING']} "
+            "WHERE status = 'PENDING' AND bucket = ? AND batch = ''",
             (self._connection.ids.get(source),),
         ).fetchall()
+
+    def pending_after(self, source: str, destination: str, after: Delivery | None, limit: int) -> list[Delivery]:
+        """Up to `limit` pending deliveries to one destination that no backfill asked for, oldest version first."""
+        last = (after.created_ns, after.id, after.key) if after else (-1, "", b"")
+        rows = self._connection.execute(
+            f"{DELIVERY} {OF_BUCKET['PENDING']} WHERE status = 'PENDING' AND bucket = ? AND destination = ? "
+            "AND batch = '' AND (created, id, key) > (?, ?, ?) ORDER BY created, id, key LIMIT ?",
+            (self._connection.ids.get(source), destination, *last, limit),
+        )
         return [delivery_in(self._connection, row) for row in rows]
 
     def count_held(self, source: str, newest_ns: int = (1 << 63) - 1, key: bytes | None = None) -> int:

@@ -1,0 +1,180 @@
+"""A destination that is away for long: its queue keeps some deliveries in memory, and the journal has the others."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrepl.region import brake, deliveries, delivery_queue, overflow
+from fsrepl.replicate import deliver
+from fsrepl.storage.journal.rows import Delivery
+from tests.doubles import FaultyFs
+from tests.world import DESTINATION, SOURCE, World, v2
+
+LIVE_MAX, AGAIN_MAX, PAGE, FEW = 20, 6, 8, 3
+FILES = 75
+
+
+@pytest.fixture
+def world(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world in which a handful of deliveries are many."""
+    for name, number in {"LIVE_MAX": LIVE_MAX, "PAGE": PAGE, "AGAIN_MAX": AGAIN_MAX, "FEW": FEW}.items():
+        monkeypatch.setattr(overflow, name, number)
+        for module in (delivery_queue, deliveries):
+            monkeypatch.setattr(module, name, number, raising=False)
+    with World(memory / "world") as found:
+        yield found
+
+
+def carried(monkeypatch: pytest.MonkeyPatch) -> Counter[bytes]:
+    """How often a delivery of each key is tried from now on."""
+    found: Counter[bytes] = Counter()
+    whole = deliver.carry
+
+    def carry(region: Any, state: Any, group: Sequence[Delivery], opener: Any) -> None:
+        found.update(each.key for each in group)
+        whole(region, state, group, opener)
+
+    monkeypatch.setattr(deliver, "carry", carry)
+    return found
+
+
+def write_while_away(world: World) -> None:
+    world.away("west")
+    for number in range(FILES):
+        world.write(f"d{number % 7}/f{number}", b"%d" % number)
+    world.settle()
+
+
+def most(world: World) -> int:
+    return max(len(queue.known) for region in world.engine.receivers.values() for queue in region.queues.values())
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_waits_for_a_region_that_is_away_is_in_the_journal(
+    world: World, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    """G7, G11: memory has a limited part of it, before a restart and after one; all of it is delivered once."""
+    write_while_away(world)
+    assert most(world) == LIVE_MAX
+    if restarted:
+        world.restart()
+        world.settle()
+        assert most(world) == LIVE_MAX
+    assert world.engine.journal.deliveries.count_pending(SOURCE, 1 << 62) == FILES
+    found = carried(monkeypatch)
+    world.back("west")
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert len(world.tree(DESTINATION)) == FILES
+    assert world.statuses() == {"COMPLETED"}
+    assert set(found.values()) == {1}
+    assert most(world) == 0
+
+
+def test_new_files_do_not_wait_for_all_that_were_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G5, G6: files come while the rest is handed over, and each is delivered, also one that was pending already."""
+    write_while_away(world)
+    world.back("west")
+    found = carried(monkeypatch)
+    for number in range(FILES):
+        world.write(f"new/f{number}", b"new %d" % number)
+        if number == FILES // 2:
+            world.write("d0/f0", b"changed")
+        world.look()
+        for region in world.engine.regions.values():
+            region.turn()
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert len(world.tree(DESTINATION)) == 2 * FILES
+    assert world.statuses() == {"COMPLETED"}
+    assert set(found.values()) <= {1, 2}
+
+
+def test_many_deliveries_that_fail_hold_up_no_other(world: World) -> None:
+    """G6: more than may wait in memory fail, and those after them are delivered; once mended, all are."""
+    fs = FaultyFs(b"bad", errno.EIO, "open_dir")
+    world.restart(fs=fs)
+    fs.mend()
+    for number in range(30):
+        world.write(f"bad/f{number:02}", b"bad")
+    world.look()
+    world.capture(SOURCE)
+    for number in range(30):
+        world.write(f"good/f{number:02}", b"good")
+    world.capture(SOURCE)
+    fs.number = errno.EIO
+    for _ in range(4):
+        world.flush_settling()
+        world.engine.run_until_idle()
+    good = {key for key in world.tree(DESTINATION) if key.startswith("good/")}
+    assert len(good) == 30
+    assert most(world) <= 2 * AGAIN_MAX
+    fs.mend()
+    for _ in range(3):
+        world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert world.statuses() == {"COMPLETED"}
+
+
+def test_deletions_that_are_held_are_not_handed_over_with_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The brake holds, although the journal has the markers among all that is pending; `ack` lets them cross."""
+    monkeypatch.setattr(brake, "KEYS_MIN", 2)
+    monkeypatch.setattr(brake, "BURST_KEYS", 0)
+    monkeypatch.setattr(brake, "BURST_QUIET_S", 0.0)
+    write_while_away(world)
+    world.back("west")
+    world.settle()
+    world.away("west")
+    for number in range(FILES - 5):
+        world.unlink(f"d{number % 7}/f{number}")
+    world.settle()
+    assert world.path(".fsrepl/halt.json").exists()
+    for number in range(FILES):
+        world.write(f"later/f{number}", b"later")
+    world.settle()
+    world.restart()
+    world.settle()
+    world.back("west")
+    world.settle()
+    assert len(world.tree(DESTINATION)) == 2 * FILES
+    world.run("bucket.ack", bucket=SOURCE)
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+
+
+def test_what_no_rule_sends_any_more_fails_at_once_also_where_it_was_left_out(world: World) -> None:
+    """S3: a pending delivery of a rule that was removed is FAILED, while its destination is still away."""
+    write_while_away(world)
+    world.run("replication.rm", source=SOURCE)
+    world.settle()
+    assert world.statuses() == {"FAILED"}
+    world.configure(v2(to=DESTINATION))
+    world.run("retry", scope=SOURCE)
+    world.settle()
+    assert world.statuses() == {"PENDING"}
+    assert most(world) <= LIVE_MAX + AGAIN_MAX
+    world.back("west")
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
+    assert world.statuses() == {"COMPLETED"}
+
+
+def test_a_region_that_hangs_is_sent_no_messages_that_pile_up(world: World) -> None:
+    """Section 7: what it is to take over stays in the journal, and comes once it answers."""
+    region = world.region(DESTINATION)
+    region.pulse.is_stuck = True
+    for number in range(FILES):
+        world.write(f"f{number}", b"x")
+    world.capture(SOURCE)
+    assert not any(getattr(message, "deliveries", ()) for message in region.inbox)
+    region.pulse.is_stuck = False
+    world.settle()
+    assert world.tree(SOURCE) == world.tree(DESTINATION)
