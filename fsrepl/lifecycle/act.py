@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -44,11 +44,15 @@ class NotBegun(Unavailable):
 
 
 class _Ready(NamedTuple):
-    """An action that may be done now: the version's record, and its key by the journal."""
+    """An action that may be done now: the version's record, and its key by the journal.
+
+    has_sidecar: whether that record is a sidecar.
+    """
 
     action: Action
     version: Version
     known: Object | None
+    has_sidecar: bool
 
     @property
     def view(self) -> View | None:
@@ -90,18 +94,18 @@ class ActionGroup:
             self.run.blocked += 1
             return None
         try:
-            version = versions.read(self.bucket, key, wanted.action.version_id, marker=wanted.marker)
-            version = versions.ensure_whole(version) if version else None
+            found = versions.look_at(self.bucket, key, wanted.action.version_id, marker=wanted.marker)
+            version = versions.ensure_whole(found.version) if found else None
         except StoreDamaged:
             self.state.damaged.append(Damaged(self.bucket.address, key, wanted.action.version_id))
             return None
         confirmed = self.judge.confirmed(wanted, version) if version else None
-        if version is None or confirmed is None:
+        if found is None or version is None or confirmed is None:
             return None
         if confirmed.blocked_by:
             self.run.blocked += 1
             return None
-        ready = self._if_at_rest(_Ready(wanted.action, version, known))
+        ready = self._if_at_rest(_Ready(wanted.action, version, known, found.has_sidecar))
         if ready is None:
             self.run.again[key] = None
         return ready
@@ -146,7 +150,7 @@ class ActionGroup:
             self.region.look_at(self.bucket.address, [key])
             return None
         known = self.journal.versions.object(self.bucket.address, key)
-        return _Ready(ready.action, ready.version, known) if known and known.view and not known.view.racy else None
+        return ready._replace(known=known) if known and known.view and not known.view.racy else None
 
     # -- markers
 
@@ -184,7 +188,7 @@ class ActionGroup:
             if not all(self.state.stale[m.key].intent for m in markers if m.key in self.state.stale):
                 intended.keep()
         self._note(
-            (Kind.EXPIRE, each.version, f" marker={marker.id}") for each, marker in zip(expired, markers, strict=True)
+            [(Kind.EXPIRE, each.version, f" marker={marker.id}") for each, marker in zip(expired, markers, strict=True)]
         )
         stale.retry_blocked(self.region, self.state)
 
@@ -234,14 +238,14 @@ class ActionGroup:
         with intended:
             self._tell(events.Name.EXPIRED, removed)
             versions.remember_removed(self.bucket, *removed)
-            versions.remove_all(self.bucket, removed)
+            versions.remove_all(self.bucket, removed, [each.version for each in gone if not each.has_sidecar])
             self.bucket.sync()
             with self.journal.transaction():
                 self.journal.versions.remove_noncurrent(address, [(v.key, v.id) for v in noncurrent])
                 self.journal.versions.remove_last(address, [(e.version.key, e.version.id) for e in markers])
         for version in removed:
             self.engine.recent.forget(address, version.key, version.id)
-        self._note((each.action.kind, each.version, "") for each in gone)
+        self._note([(each.action.kind, each.version, "") for each in gone])
 
     # -- classes
 
@@ -270,7 +274,7 @@ class ActionGroup:
             self.journal.versions.set_traits(address, [(v.key, v.id, traits_of(v)) for v in after])
         self.state.ask_to_place(version.key for version in after)
         kinds = {(version.key, version.id): action.kind for action, version in moved}
-        self._note((kinds[version.key, version.id], version, f" class={version.storage_class}") for version in after)
+        self._note([(kinds[version.key, version.id], version, f" class={version.storage_class}") for version in after])
 
     # -- telling
 
@@ -279,16 +283,21 @@ class ActionGroup:
         records = [events.of_lifecycle(name, self.bucket.address, version, now_ns) for version in of]
         self.engine.reporter.announce_lifecycle(records)
 
-    def _note(self, done: Iterable[tuple[Kind, Version, str]]) -> None:
-        """Count and log what was done to each version."""
-        lines = []
-        for kind, version, more in done:
-            self.run.done[str(kind)] = self.run.done.get(str(kind), 0) + 1
-            lines.append(
-                f'{_OUTCOMES[kind]} bucket={self.bucket.address} key="{keys.shown(version.key)}" '
-                f"version={version.id} size_bytes={version.size} by={kind}{more}"
-            )
-        self.engine.reporter.carried_out(lines)
+    def _note(self, done: Sequence[tuple[Kind, Version, str]]) -> None:
+        """Count what was done, and log it: a line a batch, and at DEBUG each version. The events tell of each."""
+        for kind in dict.fromkeys(kind for kind, _, _ in done):
+            of_kind = [version for each, version, _ in done if each is kind]
+            self.run.done[str(kind)] = self.run.done.get(str(kind), 0) + len(of_kind)
+            log.info(
+                "%s bucket=%s versions=%d size_bytes=%d by=%s",
+                _OUTCOMES[kind], self.bucket.address, len(of_kind), sum(version.size for version in of_kind), kind,
+            )  # fmt: skip
+        if log.isEnabledFor(logging.DEBUG):
+            for kind, version, more in done:
+                log.debug(
+                    '%s bucket=%s key="%s" version=%s size_bytes=%d by=%s%s',
+                    _OUTCOMES[kind], self.bucket.address, keys.shown(version.key), version.id, version.size, kind, more,
+                )  # fmt: skip
 
 
 def _without(view: View | None, marker: Version) -> View | None:

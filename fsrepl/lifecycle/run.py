@@ -28,7 +28,7 @@ _STEP_S = 0.05
 _SLICE_MAX_S = 0.25
 """A slice of a versioned bucket takes some 15 ms of CPU time to judge. A busy machine shall not make it a small one,
 since each has its own syncs."""
-_BATCH = 512
+_BATCH = 1024
 _TRIES = 5
 _AGAIN_S, _AGAIN_MAX_S = 1.0, 60.0
 

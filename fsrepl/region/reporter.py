@@ -161,11 +161,6 @@ class Reporter:
             if group:
                 log.log(level, "%s", "\n".join(group))
 
-    def carried_out(self, lines: Sequence[str]) -> None:
-        """Log actions of lifecycle, a line each."""
-        if lines:
-            log.info("%s", "\n".join(lines))
-
     def _count(self, completed: Iterable[Result]) -> None:
         with self._guard:  # each region has a thread
             for result in completed:

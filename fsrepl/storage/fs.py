@@ -22,7 +22,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 if hasattr(os, "setxattr"):
     _xattr = os
@@ -108,8 +108,20 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def _how(flags: int, resolve: int) -> _OpenHow:
-    return _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+class _How(NamedTuple):
+    """How to open: as struct open_how, and the same without a change of the atime."""
+
+    plain: object
+    unseen: object
+
+
+def _how(flags: int, resolve: int) -> _How:
+    ways = (_OpenHow(flags | more | os.O_CLOEXEC, 0, resolve) for more in (0, _NOATIME))
+    return _How(*map(ctypes.byref, ways))  # made once, since it takes as long as the call
+
+
+_NOATIME = getattr(os, "O_NOATIME", 0)
+_HOW_BYTES = ctypes.sizeof(_OpenHow)
 
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY
@@ -119,28 +131,22 @@ _HOW_LOOK = _how(os.O_PATH | os.O_NOFOLLOW, _RESOLVE_NO_XDEV)
 _HOW_WITHIN = _how(_DIR, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
 
 
-_NOATIME = getattr(os, "O_NOATIME", 0)
-_UNSEEN = {
-    id(how): _how(how.flags | _NOATIME, how.resolve) for how in (_HOW_CROSS, _HOW_WITHIN, _HOW_READ)
-}  # fmt: skip
-
-
-def _open_unseen(at: int, path: bytes, how: _OpenHow) -> int:
+def _open_unseen(at: int, path: bytes, how: _How) -> int:
     """Open a file or a directory to read, leaving its atime unchanged where permitted.
 
     Users find unused files by atime, so it must show only their reads. Only the owner and root may leave it unchanged;
     others get EPERM, whatever else they may do. Source: open(2), O_NOATIME.
     """
     try:
-        return _openat2(at, path, _UNSEEN[id(how)])
+        return _openat2(at, path, how.unseen)
     except PermissionError as error:
         if error.errno != errno.EPERM:
             raise
-        return _openat2(at, path, how)
+        return _openat2(at, path, how.plain)
 
 
-def _openat2(at: int, path: bytes, how: _OpenHow) -> int:
-    fd: int = _libc.syscall(_SYS_OPENAT2, at, path, ctypes.byref(how), ctypes.sizeof(how))
+def _openat2(at: int, path: bytes, how: object) -> int:
+    fd: int = _libc.syscall(_SYS_OPENAT2, at, path, how, _HOW_BYTES)
     if fd < 0:
         raise _fail(path)
     return fd
@@ -292,7 +298,7 @@ class Fs:
     def is_mount(self, at: int, name: bytes) -> bool:
         """Whether another filesystem, or a file or directory of the same one, is mounted over a name."""
         try:
-            os.close(_openat2(at, name, _HOW_LOOK))
+            os.close(_openat2(at, name, _HOW_LOOK.plain))
         except OSError as error:
             return error.errno == errno.EXDEV
         return False
@@ -482,16 +488,18 @@ class Fs:
         """The raw default ACL of a directory, which files created in it inherit; also for one from open_inode."""
         return _acl_of(fd, DEFAULT_ACL)
 
-    def is_written(self, fd: int) -> bool | None:
+    def is_written(self, fd: int, *, closed_next: bool = False) -> bool | None:
         """Whether any program has this file open for writing, tested by taking a read lease and releasing it.
 
-        None where unknown: another owner's file, or no support for leases. Source: fcntl(2), F_SETLEASE.
+        None where unknown: another owner's file, or no support for leases. closed_next: the caller closes the file
+        next, which releases the lease. Source: fcntl(2), F_SETLEASE.
         """
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError as error:
             return True if error.errno == errno.EAGAIN else None
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        if not closed_next:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         return False
 
     def is_remote(self, fd: int) -> bool:

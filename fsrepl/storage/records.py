@@ -130,13 +130,14 @@ class Record(Struct, frozen=True):
     """A stored file's record, inode and size, not yet trusted.
 
     lost: the file has lost its attributes, though the record also has another home; or it has those of another version
-    that shares the file.
+    that shares the file. beside: its home is a sidecar.
     """
 
     raw: Mapping[str, bytes]
     inode: Posix
     size: int
     lost: bool = False
+    beside: bool = False
 
     def version(self, key: bytes, stored: keys.StoredName) -> Version:
         """The version in the record. key: the spelling of its stored path. Raises StoreDamaged."""
@@ -158,7 +159,7 @@ def read(bucket: OpenBucket, at: int, name: bytes, path: bytes) -> Record:
     if found.st_nlink > 1 and record_homes.is_anothers(seen, name, path):
         return Record({}, inode, found.st_size, lost=True)
     lost = seen.shared and not (attributes.did_not_fit(seen.fields) or any(map(attributes.is_ours, seen.on_file)))
-    return Record(seen.fields, inode, found.st_size, lost)
+    return Record(seen.fields, inode, found.st_size, lost, seen.home is Home.SIDECAR)
 
 
 # -- changing a record

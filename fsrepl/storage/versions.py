@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -165,9 +166,10 @@ def remove(bucket: OpenBucket, version: Version) -> None:
     remove_all(bucket, [_placed(bucket, version)])
 
 
-def remove_all(bucket: OpenBucket, gone: Sequence[Version]) -> None:
+def remove_all(bucket: OpenBucket, gone: Sequence[Version], plain: Collection[Version] = ()) -> None:
     """Remove many versions, as remove does; a directory that became empty is removed once. Their places are as their
-    records say."""
+    records say. plain: those of them that have no sidecar, as a look at their records has just shown."""
+    has_none = {(version.key, version.id) for version in plain}
     paths = set()
     for version in gone:
         directory, last = keys.split(version.key)
@@ -176,7 +178,8 @@ def remove_all(bucket: OpenBucket, gone: Sequence[Version]) -> None:
             at = bucket.store.get(path)
             name = keys.stored_name(last, version.id, marker=version.marker)
             _unlink_if_there(bucket, at, name)
-            _unlink_if_there(bucket, at, name + keys.SIDECAR)
+            if (version.key, version.id) not in has_none:
+                _unlink_if_there(bucket, at, name + keys.SIDECAR)
         paths.add(path)
     bucket.store.changed |= paths
     for path in sorted(paths, reverse=True):
@@ -316,13 +319,27 @@ def is_beside(bucket: OpenBucket, key: bytes) -> bool:
     return bucket.fs.stat_fd(bucket.stored_directory(directory)).st_dev == view.st_dev
 
 
+class Looked(NamedTuple):
+    """A version by its record, and whether that is a sidecar."""
+
+    version: Version
+    has_sidecar: bool
+
+
 def read(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Version | None:
     """The record of a version or a marker; None where the store has neither. Raises StoreDamaged."""
+    found = look_at(bucket, key, version_id, marker=marker)
+    return found.version if found is not None else None
+
+
+def look_at(bucket: OpenBucket, key: bytes, version_id: str, *, marker: bool | None = None) -> Looked | None:
+    """As read, and where the record is."""
     last = keys.split(key)[1]
     for kind in (False, True) if marker is None else (marker,):
         try:
             at, name = bucket.stored_file(key, version_id, marker=kind)
-            return read_stored(bucket, at, key, keys.StoredName(last, version_id, kind, False), name)
+            record = records.read(bucket, at, name, key)
+            return Looked(record.version(key, keys.StoredName(last, version_id, kind, False)), record.beside)
         except OSError as error:
             if error.errno not in GONE:
                 raise

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -78,6 +79,29 @@ class ViewFile(Struct, frozen=True):
         if self.target is not None:
             return False
         return self.bucket.fs.is_written(self.fd) if self.kind is Kind.FILE or self.kind is None else False
+
+
+class PlainFile(NamedTuple):
+    """The status of a regular file, and whether a program has it open for writing; None where that is unknown."""
+
+    found: os.stat_result
+    is_written: bool | None
+
+
+def look_at_file(bucket: OpenBucket, at: int, name: bytes) -> PlainFile | None:
+    """A regular file by directory and name, looked at with as few calls as can be; None for a symlink, and for what is
+    no file. Raises OSError where it cannot be opened."""
+    try:
+        fd = bucket.fs.open_read(at, name)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+    try:
+        found = bucket.fs.stat_fd(fd)
+        return PlainFile(found, bucket.fs.is_written(fd, closed_next=True)) if bucket.fs.is_regular(found) else None
+    finally:
+        bucket.fs.close(fd)
 
 
 @contextlib.contextmanager

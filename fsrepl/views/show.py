@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -26,7 +27,7 @@ from fsrepl.model.view import View
 from fsrepl.storage import placed, records, staging, versions
 from fsrepl.storage.bucket import OpenBucket, content_digest
 from fsrepl.storage.fs import LASTING
-from fsrepl.storage.view_file import open_entry
+from fsrepl.storage.view_file import look_at_file, open_entry
 from fsrepl.views import crossing, directories, folders, obstacles, writable
 from fsrepl.views.decide import ABSENT, Answer, Found, Occupant, decide_view
 
@@ -175,14 +176,22 @@ def _conflict(bucket: OpenBucket, key: bytes) -> NotShown:
 
 def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
     """Whether a program has a file open for writing; None where that cannot be known."""
+    return _look_at(bucket, at, name)[0]
+
+
+def _look_at(bucket: OpenBucket, at: int, name: bytes) -> tuple[bool | None, os.stat_result | None]:
+    """Whether a program has a file open for writing, see is_written; and its status, where it is a regular file that
+    can be opened."""
     try:
+        if (plain := look_at_file(bucket, at, name)) is not None:
+            return plain.is_written, plain.found
         with open_entry(bucket, at, name) as entry:
-            return entry.is_written()
+            return entry.is_written(), None
     except BlockingIOError:
-        return True
+        return True, None
     except OSError as error:
         if error.errno in LASTING:
-            return None
+            return None, None
         raise
 
 
@@ -306,7 +315,8 @@ def _let_go(
     Where writers cannot be detected, the file stays in .fsrepl/displaced for a while: displaced.py checks whether it
     changed. In a user's directory it is removed: there the absence of writers was known a moment before.
     """
-    written, found = is_written(bucket, where, aside), bucket.fs.stat(where, aside)
+    written, looks = _look_at(bucket, where, aside)
+    found = looks or bucket.fs.stat(where, aside)
     if written or not expected.has_content_of(found):
         return None
     if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):

@@ -13,7 +13,7 @@ from fsrepl.model import keys
 from fsrepl.model.view import View
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import NO_FILE
-from fsrepl.storage.view_file import open_view
+from fsrepl.storage.view_file import look_at_file, open_view
 
 
 class Look(enum.Enum):
@@ -39,6 +39,9 @@ def look_closely(bucket: OpenBucket, key: bytes, view: View | None) -> tuple[Loo
     written = None
     if view is not None and not keys.is_directory(key):
         try:
+            directory, name = keys.split(key)
+            if (plain := look_at_file(bucket, bucket.views.get(directory), name)) is not None:
+                return compare(view, plain.found), plain.is_written
             with open_view(bucket, key) as opened:
                 found = opened.found if bucket.is_object(key, opened.found) else None
                 return compare(view, found), opened.is_written()

@@ -184,7 +184,7 @@ def test_an_unknown_displaced_file_stays(world: World) -> None:
 class LeaselessFs(UnsyncedFs):
     """A filesystem, or a file of another user, where it is unknown which program has it open."""
 
-    def is_written(self, fd: int) -> bool | None:
+    def is_written(self, fd: int, *, closed_next: bool = False) -> bool | None:
         return None
 
 
