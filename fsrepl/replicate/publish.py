@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from fsrepl.errors import reason
 from fsrepl.model import keys
@@ -19,7 +19,7 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Outcome
-from fsrepl.views import directories, link_groups, narrowing, resting, rotten, shared_record, show, stale
+from fsrepl.views import directories, link_groups, narrowing, relinking, resting, rotten, shared_record, show, stale
 
 Seen = list[tuple[Version, View | None]]
 """Versions that their views show now, and how those views look."""
@@ -70,7 +70,18 @@ def publish(
             stale.mark_fresh(region, state, bucket, version.key)
         if not all(state.stale[key].intent for key in current if key in state.stale):
             intended.keep()
+        _link_late_names(region, state, bucket, current, seen)
         return [Outcome(item.delivery, Status.COMPLETED, "", item.version, item.crossed_bytes) for item in done]
+
+
+def _link_late_names(
+    region: Region, state: BucketState, bucket: OpenBucket, current: Mapping[bytes, Item], seen: Seen
+) -> None:
+    """Link the names that came later than others of their files, since their deliveries were requested again."""
+    for version, view in seen if bucket.bucket.trees else ():
+        delivery = current[version.key].delivery
+        if view is not None and delivery.since_ns > delivery.created_ns:
+            relinking.relink(region, state, bucket, version)
 
 
 def _staged(

@@ -21,7 +21,7 @@ from fsrepl.storage import versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import TOO_MANY_FILES
 from fsrepl.storage.intents import CURRENT, Intended, Intent, drop_intents, intend
-from fsrepl.views import folders, following, link_groups, shared_record, show, stage
+from fsrepl.views import folders, following, link_groups, relinking, shared_record, show, stage
 
 log = logging.getLogger("fsrepl")
 
@@ -133,6 +133,8 @@ def show_current(region: Region, state: BucketState, bucket: OpenBucket, key: by
                 links.refresh()
             state.may_lack_links |= links.lacks_links
             mark_fresh(region, state, bucket, key)
+            if view is not None:
+                relinking.relink(region, state, bucket, current)  # other names of its file may have been shown before
             if current.marker:
                 retry_blocked(region, state)
         case show.NotShown(why, conflict):

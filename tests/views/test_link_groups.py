@@ -13,7 +13,7 @@ from fsrepl.model.version import Posix, Status, Version
 from fsrepl.views.link_groups import latest_of
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
-from tests.world import DESTINATION, SOURCE, World, worlds
+from tests.world import DESTINATION, SOURCE, World, v1, worlds
 
 
 def groups(world: World, bucket: str) -> list[list[str]]:
@@ -201,6 +201,47 @@ def test_power_cut_while_a_version_of_the_same_content_is_shown(memory: Path) ->
         assert DESTINATION not in edits, f"cut at {calls}, in {fs.died_in}"
         if not fs.died:
             return
+
+
+@pytest.mark.parametrize("late", ["a", "b", "c"])
+def test_a_name_that_is_shown_late_is_linked_then(tmp_path: Path, late: str) -> None:
+    """Another thing was in its place when the other names were shown. Also the first one, which is linked to none."""
+    with World(tmp_path, trees=True) as world:
+        world.path(late, DESTINATION).mkdir()
+        world.write("a", b"content")
+        for key in ("b", "c"):
+            world.capture(SOURCE)
+            os.link(world.path("a"), world.path(key))
+        world.settle()
+        assert groups(world, DESTINATION) == [sorted({"a", "b", "c"} - {late})]
+        world.path(late, DESTINATION).rmdir()
+        world.flush_settling()  # without a scan, which finds all that is not linked
+        world.engine.run_until_idle()
+        assert groups(world, DESTINATION) == [["a", "b", "c"]]
+        assert world.leftovers(DESTINATION) == []
+        world.settle()
+        world.stays_quiet()
+
+
+def test_a_first_name_that_is_delivered_after_the_others_is_linked_then(tmp_path: Path) -> None:
+    """No rule chose it, until the rule was replaced and a backfill sent what was there."""
+    with World(tmp_path, trees=True) as world:
+        world.configure(v1("wanted/"))
+        world.write("a", b"content")
+        world.capture(SOURCE)
+        world.path("wanted").mkdir()
+        for key in ("wanted/b", "wanted/c"):
+            os.link(world.path("a"), world.path(key))
+            world.capture(SOURCE)
+        world.settle()
+        assert groups(world, DESTINATION) == [["wanted/b", "wanted/c"]]
+        world.configure(v1())
+        world.run("replication.backfill", source=SOURCE)
+        world.flush_settling()  # without a scan, which finds all that is not linked
+        world.engine.run_until_idle()
+        assert groups(world, DESTINATION) == [["a", "wanted/b", "wanted/c"]]
+        world.settle()
+        world.stays_quiet()
 
 
 def test_directories_of_equal_files_that_change_places_make_no_version(tmp_path: Path) -> None:
