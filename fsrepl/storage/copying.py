@@ -16,6 +16,7 @@ from fsrepl.storage.fs import UNSUPPORTED
 _ZEROS = bytes(1 << 20)
 _COPY_BYTES = 64 << 20
 _STARTED_BYTES = 8 << 20
+"""The kernel is told in parts of this size what to write to the disk: for smaller ones it takes as long each."""
 _RESERVED_MAX = 256
 """So many separate parts of a sparse file are reserved in advance."""
 
@@ -140,10 +141,11 @@ def _shared_digest(bucket: OpenBucket, fd: int, key: bytes, version_id: str) -> 
 
 
 def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | None, *, again: bool) -> hashing.Hashed:
-    fs = bucket.fs
+    fs, started = bucket.fs, 0
     _reserve(bucket, to, fd)
 
     def write(piece: hashing.Piece) -> None:
+        nonlocal started
         if piece.data is None:
             if again:
                 _empty(bucket, to, piece)
@@ -154,9 +156,11 @@ def _copied(bucket: OpenBucket, to: int, fd: int, told: Callable[[int], None] | 
             part = piece.data[at : at + len(_ZEROS)]
             if again or part[0] or part[-1] or bytes(part) != _ZEROS[: len(part)]:
                 fs.write_at(to, part, piece.at + at)
-        fs.start_writing(to, piece.at, piece.size)
+        if (size := piece.at + piece.size - started) >= _STARTED_BYTES:
+            fs.start_writing(to, started, size)
+            started += size
 
-    found = hashing.content(fs, fd, blocks=True, seen=write, told=told)
+    found = hashing.content(fs, fd, blocks=True, copy=write, told=told)
     fs.truncate(to, found.size)
     return found
 

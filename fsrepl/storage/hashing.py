@@ -1,4 +1,4 @@
-"""Hashing of large files: one thread reads ahead, others hash what was read and cut it into blocks.
+"""Hashing of large files: one thread reads ahead, others hash what was read, cut it into blocks, and copy it.
 
 A file is read once, from its start to its end, without its holes; memory does not grow with it. A few pieces are on
 their way at once, so that no thread waits for another one's turn on a busy machine.
@@ -133,17 +133,17 @@ class Hashed(Struct, frozen=True):
     blocks: BlockMap | None = None
 
 
-Seen = Callable[[Piece], None]
+Copy = Callable[[Piece], None]
 
 
 def content(
-    fs: Fs, fd: int, *, blocks: bool = False, average: int = 0, seen: Seen | None = None,
+    fs: Fs, fd: int, *, blocks: bool = False, average: int = 0, copy: Copy | None = None,
     told: Callable[[int], None] | None = None, read: Read | None = None, final: Final | None = None,
 ) -> Hashed:  # fmt: skip
     """Hash a file. blocks: cut it into blocks, too, of an average size or, with 0, of that which its size suggests.
 
-    seen: called with each piece, in order; told: with the number of bytes hashed so far. final: where the file is being
-    written meanwhile, in order. Raises OSError.
+    copy: called with each piece, in order, in a thread of its own; told: with the number of bytes done so far. final:
+    where the file is being written meanwhile, in order. Raises OSError.
     """
     hasher = digests.Hasher()
     cutter = Cutter(average or blockmap.average_of(fs.stat_fd(fd).st_size)) if blocks else None
@@ -163,13 +163,14 @@ def content(
         contextlib.closing(pieces(fs, fd, read, final)) as found,
         ThreadPoolExecutor(1, thread_name_prefix=f"{name}-hash") as hashing,
         ThreadPoolExecutor(1, thread_name_prefix=f"{name}-blocks") as cutting,
+        ThreadPoolExecutor(1, thread_name_prefix=f"{name}-copy") as copying,
     ):
         for piece in found:
             jobs = [cutting.submit(_cut, cutter, piece)] if cutter is not None else []
             if piece.data is not None:
                 jobs.append(hashing.submit(hasher.update, piece.data))
-            if seen is not None:
-                seen(piece)
+            if copy is not None:
+                jobs.append(copying.submit(copy, piece))
             if piece.data is None:
                 wait(0)
                 _hash_hole(fs, hasher, piece, told)

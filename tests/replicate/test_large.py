@@ -24,7 +24,7 @@ from fsrepl.model import blockmap
 from fsrepl.model.version import Status
 from fsrepl.replicate import sending
 from fsrepl.settings import reading
-from fsrepl.storage import staging
+from fsrepl.storage import hashing, staging
 from tests import mounts
 from tests.doubles import DyingFs, FailingFs, PowerCut, UnsyncedFs
 from tests.forgetful import ForgetfulFs
@@ -319,6 +319,28 @@ def test_what_was_sent_is_read_back_while_the_rest_is_sent(world: World) -> None
     world.write("k", content())
     world.settle()
     assert world.tree(DESTINATION) == world.tree(SOURCE)
+
+
+def test_a_copy_is_written_while_the_rest_is_hashed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9: a capture that copies takes little longer than the slower of reading, hashing and writing."""
+    monkeypatch.setattr(hashing, "BUFFER_BYTES", 256 << 10)
+
+    class Waiting(UnsyncedFs):
+        has_gone_on = threading.Event()
+
+        def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+            if at >= 5 * (256 << 10):
+                self.has_gone_on.set()
+            return super().read_into(fd, buffer, at)
+
+        def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
+            assert at or self.has_gone_on.wait(20)
+            super().write_at(fd, data, at)
+
+    world.restart(fs=Waiting())
+    world.write("k", content())
+    capture(world)
+    assert world.current("k").size == SIZE
 
 
 def test_nothing_of_an_interrupted_transfer_is_believed(world: World) -> None:
