@@ -29,8 +29,9 @@ MB = 1_000_000
 _CHUNK = 8 << 20
 _PATIENCE_S = 600.0
 _LOOK_S = 0.001
-_REST_S = 12.0
-"""Before each act: a key that changes again at once waits for five times as long as its last capture took."""
+_REST_S, _RESTS = 12.0, 5
+"""Before each act the disk rests. A key that changes again waits for so many times as long as its last capture took,
+which is not to be measured."""
 
 
 def large(folder: Path, size: int) -> None:
@@ -52,6 +53,7 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
     whole = _timed(lambda: _run("rsync", "-a", "--fsync", aside, home / "rsynced"))
     (home / "rsynced").unlink()
     ours = _until(site, "big", lambda: aside.rename(file))
+    calm_s = time.monotonic() + _RESTS * ours
     _tell("new", ours, "cp, sync", cp, _crossed(site, "big"), size)
     print(f"  {'':28} {ours / whole:5.2f} x rsync -a --fsync ({whole:.2f} s)")
 
@@ -60,7 +62,8 @@ def _measure(site: Daemon, home: Path, size: int) -> None:
         ("10 MB inserted at the front", 10 * MB, _insert),
         ("10 MB appended", 10 * MB, _append),
     ):
-        ours = _until(site, "big", lambda act=act: act(file))  # type: ignore[misc]
+        ours = _until(site, "big", lambda act=act: act(file), calm_s)  # type: ignore[misc]
+        calm_s = time.monotonic() + _RESTS * ours
         peer = _timed(lambda: _synced(home, "rsync", "-a", "--inplace", "--no-whole-file", file, mirror))
         _tell(what, ours, "rsync --inplace, sync", peer, _crossed(site, "big"), new_bytes)
 
@@ -145,11 +148,11 @@ def _append(path: Path) -> None:
 # -- times and bytes
 
 
-def _until(site: Daemon, key: str, act: Callable[[], object]) -> float:
+def _until(site: Daemon, key: str, act: Callable[[], object], calm_s: float = 0.0) -> float:
     """Seconds from the end of an act to the replica that it leads to. A replica is shown once it is durable and
-    verified."""
+    verified. calm_s: the act is not begun before this monotonic time."""
     replica = site.path(DESTINATION, key)
-    time.sleep(_REST_S)
+    time.sleep(max(_REST_S, calm_s - time.monotonic()))
     before = _identity(replica)
     act()
     began = time.monotonic()
