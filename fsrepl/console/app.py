@@ -12,6 +12,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from importlib import resources
 from urllib.parse import parse_qsl
 
@@ -101,7 +102,7 @@ def create(console: Console) -> ASGIApp:
         Route("/static/{name}", _endpoint(console, _static)),
         Route("/leave", _endpoint(console, _leave), methods=["POST"]),
         Route("/upload", _endpoint(console, _upload), methods=["POST"]),
-        *(Route(path, _endpoint(console, _stream(part))) for path, part in LIVE.items()),
+        *(Route(path, _endpoint(console, _stream(page, part))) for path, (page, part) in LIVE.items()),
         *(Route(path, _endpoint(console, _page(handler))) for path, handler in PAGES.items()),
         *(Route(path, _endpoint(console, _action(handler)), methods=["POST"]) for path, handler in ACTIONS.items()),
     ]
@@ -338,9 +339,9 @@ async def _static(console: Console, request: Request) -> Response:
 # -- live parts
 
 
-def _stream(part: Callable[[Visit], str]) -> _Endpoint:
+def _stream(page: str, part: Callable[[Visit], str]) -> _Endpoint:
     async def stream(console: Console, request: Request) -> Response:
-        visit = _visit(console, request)
+        visit = replace(_visit(console, request), here=page)  # where its forms lead back to
         if console.streams >= _STREAMS_MAX:
             raise _NoEntry(503, "Too many", f"{_STREAMS_MAX} pages are kept up to date already.")
         return StreamingResponse(_events(console, visit, part), media_type="text/event-stream")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.console.chromium import CHROMIUM
 from tests.console.visitor import Console, Visitor
 from tests.site import Site
 
@@ -44,3 +45,13 @@ def console(site: Site) -> Iterator[Console]:
 @pytest.fixture
 def visitor(console: Console) -> Visitor:
     return console.visitor()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One for all tests; each has a context of its own."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

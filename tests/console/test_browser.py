@@ -1,11 +1,10 @@
-"""The console in Debian's Chromium: by keyboard alone, on a narrow screen, without JavaScript, and judged by axe-core.
+"""The console in Debian's Chromium: on a narrow screen, without JavaScript, and judged by axe-core.
 
 Skipped where Playwright, Chromium or axe-core is missing; tests/run installs the three.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,15 @@ from typing import Any
 import pytest
 
 from fsrepl.console.pages.rendering import url
+from tests.console.chromium import enter, needs_chromium
 from tests.console.visitor import Console, settle
 from tests.site import DESTINATION, SOURCE, Site
 from tests.world import World
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium")
+pytestmark = needs_chromium
 AXE = Path(__file__).parents[2] / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
-pytestmark = [
-    pytest.mark.slow(15),
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
-]
 needs_axe = pytest.mark.skipif(
     not AXE.exists(), reason="axe-core is not installed: npm install --prefix .venv/axe axe-core"
 )
@@ -56,14 +52,6 @@ PAGES = (
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def filled(site: Site) -> Site:
     """Hostile names, a name without a place to break it, and versions."""
     for name in ("<b>name", "x" * 200, "\u202egpj.exe", "a b"):
@@ -88,17 +76,6 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
         yield console
 
 
-def enter(browser: Any, console: Console, **context: Any) -> Any:
-    """A page of a new browser that is signed in; it fails on any fault that the browser reports."""
-    page = browser.new_context(base_url=f"http://127.0.0.1:{console.port}", **context).new_page()
-    page.faults = []
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
-    page.goto(console.another_link())
-    page.wait_for_url("**/")
-    return page
-
-
 @needs_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible_and_fits(browser: Any, console: Console, filled: Site, scheme: str) -> None:
@@ -119,39 +96,6 @@ def test_every_page_is_accessible_and_fits(browser: Any, console: Console, fille
     page.context.close()
     assert faults == []
     assert [fault for fault in page.faults if "404" not in fault] == []
-
-
-def test_the_guide_by_keyboard_alone(browser: Any, console: Console, filled: Site) -> None:
-    """Tab, space, arrows and return lead through the five steps; where the focus is can be seen."""
-    page = enter(browser, console)
-
-    def tab_to(text: str) -> None:
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            found = page.evaluate(
-                "(e => [e.innerText || e.labels?.[0]?.innerText || '', getComputedStyle(e).outlineStyle])"
-                "(document.activeElement)"
-            )
-            if text in found[0]:
-                assert found[1] != "none", f"no outline on {text}"
-                return
-        raise AssertionError(f"no way to {text} by keyboard on {page.url}")
-
-    def press(text: str) -> None:
-        tab_to(text)
-        with page.expect_navigation():
-            page.keyboard.press("Enter")
-
-    press("Replicate a bucket")
-    for choice in (SOURCE, "west", DESTINATION):
-        tab_to(choice)
-        page.keyboard.press("Space")
-        press("Next")
-    press("Whole bucket")
-    press("Next")
-    press("Next")
-    assert "Review" in page.title()
-    page.context.close()
 
 
 def test_the_overview_follows_without_a_reload(browser: Any, console: Console, filled: Site) -> None:

@@ -60,5 +60,8 @@ ACTIONS: Mapping[str, Handler] = {
 }
 """Addresses of forms, which change something."""
 
-LIVE: Mapping[str, Callable[[Visit], str]] = {"/live": overview.live, "/jobs/live": jobs.live}
-"""Parts of pages that are sent again when they change."""
+LIVE: Mapping[str, tuple[str, Callable[[Visit], str]]] = {
+    "/live": ("/", overview.live),
+    "/jobs/live": ("/jobs", jobs.live),
+}
+"""Parts of pages that are sent again when they change: the address of each, of its page, and what makes it."""

@@ -104,7 +104,11 @@ def delete(visit: Visit) -> Response:
     folder = url("/bucket", bucket=address.bucket, folder=keys.split(address.key)[0])
     if version_id is not None:
         return visit.done(f"{name}: version {version_id} is removed for good.", folder)
-    return visit.done(f"{name} is deleted; with versions shown, it can be brought back.", folder)
+    if not answer["DeleteMarker"]:
+        return visit.done(f"{name} is deleted.", folder)
+    page = url("/object", bucket=address.bucket, key=address.key)
+    text = f"{name} is deleted; “Undelete”, on its page or where versions are shown, brings it back."
+    return visit.done(text, page if visit.back().startswith("/object?") else "")
 
 
 def set_tag(visit: Visit) -> Response:

@@ -49,7 +49,6 @@ def page(
         folders=folder["Folders"],
         entries=folder["Entries"],
         following=place.url(folder["Next"]) if folder["Next"] else "",
-        other_view=replace(place, versions=not place.versions).url(),
         is_empty=not (folder["Folders"] or folder["Entries"]),
     )  # fmt: skip
 
