@@ -103,8 +103,8 @@ class Service:
     def client(self, region: str = "aws") -> Client:
         return Client(EndpointSettings(region, self.url))
 
-    def bucket(self, address: str = THERE) -> RemoteBucket:
-        return RemoteBucket(self.client(), address)
+    def bucket(self, address: str = THERE, *, url: str = "") -> RemoteBucket:
+        return RemoteBucket(Client(EndpointSettings("aws", url)) if url else self.client(), address)
 
     def make_bucket(self, address: str = THERE, *, versioning: bool = True) -> RemoteBucket:
         bucket = self.bucket(address)
@@ -167,11 +167,14 @@ def sidecars(bucket: RemoteBucket) -> list[str]:
 class RemoteWorld(World):
     """A world whose source is replicated to a bucket of a service."""
 
-    def __init__(self, home: Path, service: Service, *, lines: str = "", replicate: bool = True, **more: Any) -> None:
+    def __init__(
+        self, home: Path, service: Service, *, url: str = "", lines: str = "", replicate: bool = True, **more: Any
+    ) -> None:
+        """url: the service's address, where something stands between (tests/between.py)."""
         super().__init__(home, replicate=False, buckets=(SOURCE,), **more)
         self.service = service
         with self.settings.path.open("a") as file:
-            file.write(f'\n[regions.aws]\nendpoint = "{service.url}"\n{lines}\n')
+            file.write(f'\n[regions.aws]\nendpoint = "{url or service.url}"\n{lines}\n')
         self.settings = reading.load(self.settings.path)
         self.restart()
         if replicate:

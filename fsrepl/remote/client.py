@@ -1,7 +1,8 @@
 """Requests to one S3 service, through botocore, which is imported only where a region is such a service.
 
 A request is sent once: an answer that was lost may still have made a version, so that only a caller that has looked
-sends it again. The time limits are those of a service that hangs; a slow transfer that moves is waited for.
+sends it again. The time limits are those of a service that hangs; a slow transfer that moves is waited for. Small
+objects are put by small_put.py, once botocore has put one to their bucket.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import functools
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fsrepl.errors import FsreplError, Unavailable, Usage
+from fsrepl.remote import small_put
 from fsrepl.remote.failures import ServiceAway, error_of, words_of
+from fsrepl.remote.small_put import Way
 from fsrepl.settings import EndpointSettings
 
 _CONNECT_S, _READ_S = 10, 60
@@ -31,6 +34,10 @@ class Client:
         self.settings = settings
         self._guard = threading.Lock()
         self._made: Any = None
+        self._credentials: Any = None
+        self._ways: dict[str, Way | None] = {}
+        """By bucket, how small objects are put; None where that is left to botocore."""
+        self._sent = threading.local()
 
     @property
     def region(self) -> str:
@@ -46,6 +53,8 @@ class Client:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
+            if small_put.is_small(operation, params):
+                return self._put_small(client, params)
             answer: Answer = getattr(client, operation)(**params)
             return answer
         except ClientError as error:
@@ -56,6 +65,19 @@ class Client:
             raise self._unreachable(error) from error
         except OSError as error:
             raise ServiceAway(f"region {self.region}: {self.settings.url} cannot be reached: {error}") from error
+
+    def _put_small(self, client: Any, params: Mapping[str, Any]) -> Answer:
+        """Put a small object; as botocore does the first time, and where a bucket has moved."""
+        bucket = params["Bucket"]
+        if (way := self._ways.get(bucket)) is not None:
+            answer = small_put.send(way, client._endpoint.http_session, self._credentials, params)
+            if answer is not None:
+                return answer
+            self._ways.pop(bucket, None)
+        made: Answer = client.put_object(**params)
+        if bucket not in self._ways:
+            self._ways[bucket] = small_put.way_of(params["Key"], self._sent.request.url, self._sent.request.headers)
+        return made
 
     def content(self, **params: Any) -> Iterator[bytes]:
         """The content of an object or a version. Raises as `call` does."""
@@ -123,11 +145,18 @@ class Client:
             user_agent_extra="fsrepl",
         )
         try:
-            return session.create_client(
+            client = session.create_client(
                 "s3", region_name=settings.s3_region or None, endpoint_url=settings.url, config=config
             )
+            self._credentials = session.get_credentials()
         except BotoCoreError as error:
             raise self._unreachable(error) from error
+        client.meta.events.register("before-send.s3.PutObject", self._note_request)
+        return client
+
+    def _note_request(self, request: Any, **_: object) -> None:
+        """Keep the request that this thread has just made ready."""
+        self._sent.request = request
 
 
 @functools.cache

@@ -1,0 +1,160 @@
+"""Small objects: what is sent for one of them, without botocore's work around each request and with the same result."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from fsrepl.errors import FsreplError
+from fsrepl.model.version import Status
+from fsrepl.remote import small_put
+from fsrepl.remote.bucket import RemoteBucket, sums_of
+from fsrepl.remote.failures import ServiceAway
+from tests.between import CUT, Between, Reply, by_service, refusal
+from tests.remote.conftest import EACH
+from tests.services import RemoteWorld, Service, current, found_in
+
+VARYING = {"authorization", "x-amz-date", "amz-sdk-invocation-id", "amz-sdk-request", "expect"}
+
+
+def put(bucket: RemoteBucket, name: str, data: bytes = b"data", **more: Any) -> str:
+    return bucket.put(name, data, len(data), sums_of(data), {"mode": "100644"}, **more)
+
+
+@pytest.mark.parametrize("name", ["k", "a/b c", "ü+&=;?#~*'()", "a%41", "a//b"])
+def test_a_put_is_what_botocore_sends(service: Service, name: str) -> None:
+    """G3, G5: checksums, metadata, tags and class, on the same path; but no `Expect`, which costs a round trip."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket = service.bucket(url=between.url)
+        for _ in range(2):  # the first one is botocore's
+            put(bucket, name, tags={"a b": "ü+"}, storage_class="STANDARD_IA")
+        by_botocore, by_us = between.requests
+        assert "expect" in by_botocore.headers
+        assert "expect" not in by_us.headers
+        assert (by_us.target, by_us.body) == (by_botocore.target, b"data")
+        headers = [{n: v for n, v in each.headers.items() if n not in VARYING} for each in (by_us, by_botocore)]
+        assert headers[0] == headers[1]
+        assert unquote(by_us.path) == f"/copies/{name}"
+        assert by_us.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKIATEST/")
+
+
+@pytest.mark.parametrize("service", ["ministack"], indirect=True)
+def test_a_small_file_is_one_request(tmp_path: Path, service: Service) -> None:
+    """Where the service is believed, the answer to the put says all that is needed: no second request follows it."""
+    service.make_bucket()
+    with Between(service.port) as between, RemoteWorld(tmp_path, service, url=between.url) as world:
+        world.write("first", b"1")
+        world.settle()
+
+        def asked() -> list[str]:
+            """The requests about objects since the last call."""
+            found = [each.method for each in between.requests if each.path.startswith("/copies/")]
+            between.requests.clear()
+            return found
+
+        asked()
+        for number in range(50):
+            world.write(f"d/k{number}", os.urandom(3000))
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert asked() == ["PUT"] * 50
+        for number in range(50):
+            world.unlink(f"d/k{number}")
+        world.settle()
+        assert asked() == ["DELETE"] * 50
+
+
+@EACH
+def test_many_small_files_arrive_whole(tmp_path: Path, service: Service) -> None:
+    """G3, G5: all after the first go the short way."""
+    bucket = service.make_bucket()
+    wanted = {f"d{n % 3}/ü{n}": os.urandom(n * 17) for n in range(40)}
+    with RemoteWorld(tmp_path, service) as world:
+        for name, data in wanted.items():
+            world.write(name, data)
+        world.settle()
+        assert world.statuses() == {Status.COMPLETED}
+        assert current(bucket) == wanted
+        assert all(each.metadata["mode"] == "100644" for each in found_in(bucket))
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "words"),
+    [
+        (refusal("SlowDown", 503), ServiceAway, "the service is busy (SlowDown: no)"),
+        (refusal("RequestTimeTooSkewed", 403), ServiceAway, "set this machine's clock"),
+        (refusal("AccessDenied", 403), FsreplError, "AccessDenied: no"),
+        (Reply(502, b"<html>bad gateway"), ServiceAway, "the service is busy (502: Bad Gateway)"),
+        (Reply(500), ServiceAway, "the service is busy (500: Internal Server Error)"),
+        (CUT, ServiceAway, "cannot be reached"),
+    ],
+)
+def test_a_refusal_is_read_as_botocore_reads_it(
+    service: Service, reply: Reply, kind: type[Exception], words: str
+) -> None:
+    """Before and after the first put that succeeded, the same error comes of the same answer."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket, said = service.bucket(url=between.url), list[str]()
+        for answer in (lambda _: reply, by_service, lambda _: reply):
+            between.answer = answer
+            if answer is by_service:
+                put(bucket, "k")
+                continue
+            with pytest.raises(kind) as raised:
+                put(bucket, "k")
+            said.append(str(raised.value))
+        assert words in said[0]
+        assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("reply", [refusal("AuthorizationHeaderMalformed", 400), Reply(301), Reply(307)])
+def test_a_bucket_that_is_elsewhere_now_is_asked_for_by_botocore(service: Service, reply: Reply) -> None:
+    """Nothing was made by a put that was sent on: botocore finds the region, and later puts follow it there."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket = service.bucket(url=between.url)
+        put(bucket, "k")
+        between.answer = lambda request: None if "expect" in request.headers else reply
+        before = len(between.requests)
+        assert put(bucket, "k")
+        assert ["expect" in each.headers for each in between.requests[before:]] == [False, True]
+
+
+def test_what_is_signed_in_another_way_is_left_to_botocore() -> None:
+    """As in S3 Express, or by an older signature, or where the bucket's URL does not end in the name."""
+    good = {"Authorization": b"AWS4-HMAC-SHA256 Credential=AKIA/20261129/eu-west-1/s3/aws4_request, Signed"}
+    assert small_put.way_of("a b", "http://b.x/a%20b", good) == small_put.Way("http://b.x/", "eu-west-1", "")
+    for url, headers in (
+        ("http://b.x/a%20b", {"Authorization": b"AWS AKIA:abc"}),
+        ("http://b.x/a%20b", {"Authorization": good["Authorization"].replace(b"/s3/", b"/s3express/")}),
+        ("http://b.x/a%20b?x-id=PutObject", good),
+        ("http://b.x/other", good),
+        ("http://b.x/a%20b", {}),
+    ):
+        assert small_put.way_of("a b", url, headers) is None
+
+
+def test_a_large_body_is_left_to_botocore() -> None:
+    """A stream, and what a server may want to refuse before it is sent."""
+    params = {"Bucket": "b", "Key": "k", "Body": b"x", "Metadata": {}}
+    assert small_put.is_small("put_object", params)
+    assert not small_put.is_small("put_object", params | {"Body": b"x" * (small_put.SMALL_MAX_BYTES + 1)})
+    assert not small_put.is_small("put_object", params | {"ACL": "private"})
+    assert not small_put.is_small("upload_part", params)
+
+
+def test_credentials_that_are_renewed_are_used(service: Service) -> None:
+    """A token with an end: each request is signed with what holds then."""
+    service.make_bucket()
+    with Between(service.port) as between:
+        bucket = service.bucket(url=between.url)
+        put(bucket, "k")
+        bucket.client._credentials.token = "renewed"
+        put(bucket, "k")
+        assert between.requests[-1].headers["x-amz-security-token"] == "renewed"
