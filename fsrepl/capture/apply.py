@@ -240,7 +240,7 @@ def new_version(
     if bucket.bucket.trees and taken.kind is Kind.FILE and taken.found.st_nlink > 1:
         version = replace(version, link=names.linked_to(region, bucket, change.key, taken))
         state.new_names.setdefault(taken.found.st_ino, []).append(version)
-    in_effect = _in_effect(region, state, change, taken.found.st_ctime_ns)
+    in_effect = _in_effect(region, state, change, lambda: taken.found.st_ctime_ns)
     if chosen := rules.choose(state.bucket.replication, version, in_effect=in_effect):
         version = replace(version, deliveries=chosen)
     return NewVersion(change, known, version, taken, copy.stage(bucket, taken, version))
@@ -312,7 +312,9 @@ def _found_after(bucket: OpenBucket, key: bytes, taken: copy.Taken) -> tuple[os.
     return taken.found, taken.racy
 
 
-def _in_effect(region: Region, state: BucketState, change: Change, ctime_ns: int) -> Collection[str] | None:
+def _in_effect(
+    region: Region, state: BucketState, change: Change, ctime_ns: Callable[[], int]
+) -> Collection[str] | None:  # fmt: skip
     """The rules in effect when a file found by a scan was written; None where that was just now.
 
     A file that appeared since the last complete scan appeared after every rule that was in effect then,
@@ -320,12 +322,12 @@ def _in_effect(region: Region, state: BucketState, change: Change, ctime_ns: int
     """
     if not change.flags & FOUND or change.flags & (CLOSED | MOVED | ARRIVED):
         return None
-    written_ns = max(ctime_ns, region.engine.journal.scanned_ns(change.address))
+    written_ns = max(ctime_ns(), region.engine.journal.scanned_ns(change.address))
     return {name for name, since in state.bucket.documents.since.items() if since.ctime_ns <= written_ns}
 
 
 def _marker(region: Region, state: BucketState, bucket: OpenBucket, change: Change, known: Object) -> NewVersion:
-    in_effect = _in_effect(region, state, change, _changed_ns(bucket, keys.split(change.key)[0]))
+    in_effect = _in_effect(region, state, change, lambda: _changed_ns(bucket, keys.split(change.key)[0]))
     version = new_marker(region, bucket, change.key, known, in_effect=in_effect)
     return NewVersion(change, known, version, None, versions.stage_marker(bucket, version))
 

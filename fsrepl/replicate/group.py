@@ -250,13 +250,13 @@ def whole_replica(
 ) -> Version | None:
     """The version as the destination has it, its content read back unless unread is set.
 
-    None where the destination lacks it, or where its copy is damaged or in doubt and must be sent again. Raises
-    Unavailable where its record there is lost. That record is rebuilt first, unless nobody there could do that: a new
-    one would hide what else it held.
+    None where the destination lacks it, as where all that it has of the key is older, or where its copy is damaged or
+    in doubt and must be sent again. Raises Unavailable where its record there is lost. That record is rebuilt first,
+    unless nobody there could do that: a new one would hide what else it held.
     """
     replica = item.replica
     assert replica is not None
-    if item.known is None or (replica.key, replica.id) in state.unsynced:
+    if item.known is None or item.known.order < replica.order or (replica.key, replica.id) in state.unsynced:
         return None
     try:
         there = destination.read(replica.key, replica.id, marker=replica.marker)

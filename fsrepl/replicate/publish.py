@@ -19,7 +19,18 @@ from fsrepl.storage import staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.intents import Intended, Intent, intend
 from fsrepl.storage.journal.rows import Outcome
-from fsrepl.views import directories, link_groups, narrowing, relinking, resting, rotten, shared_record, show, stale
+from fsrepl.views import (
+    directories,
+    link_groups,
+    narrowing,
+    obstacles,
+    relinking,
+    resting,
+    rotten,
+    shared_record,
+    show,
+    stale,
+)
 
 Seen = list[tuple[Version, View | None]]
 """Versions that their views show now, and how those views look."""
@@ -149,6 +160,7 @@ def _shown(
     """Update views to their new versions. A view that cannot change yet becomes stale; its delivery is COMPLETED."""
     seen: Seen = []
     changed: set[bytes] = set()
+    emptied: set[bytes] = set()
     for item in _in_order(items):
         assert item.replica is not None
         assert item.staged is not None
@@ -156,7 +168,9 @@ def _shown(
         try:
             if not item.delivery.marker:
                 follower.before_showing(keys.place(key)[0])
-            outcome = _show(bucket, item.replica, item.staged, views[key], links)
+            elif keys.is_directory(key):
+                _leave(bucket, emptied)
+            outcome = _show(bucket, item.replica, item.staged, views[key], links, emptied)
         except OSError as error:
             outcome = show.NotShown(reason(error))
         match outcome:
@@ -178,6 +192,7 @@ def _shown(
                     region, state, key, "its file has content that is not recorded yet", bucket=bucket, was=views[key]
                 )
                 stale.recapture(region, state, key)
+    _leave(bucket, emptied)
     for path in changed if links is not None else ():
         resting.note(state, path, changed=True)
     if links is not None:  # a view that another one was linked to may be a file of its own since
@@ -185,16 +200,23 @@ def _shown(
     return seen
 
 
+def _leave(bucket: OpenBucket, emptied: set[bytes]) -> None:
+    """Remove the directories that replication made and from which the last file was removed."""
+    while emptied:
+        obstacles.remove_made_directories(bucket, emptied.pop())
+
+
 def _show(
-    bucket: OpenBucket, version: Version, staged: StagedReplica, was: View | None, links: link_groups.LinkGroups | None
-) -> show.ShowResult:
+    bucket: OpenBucket, version: Version, staged: StagedReplica, was: View | None,
+    links: link_groups.LinkGroups | None, emptied: set[bytes],
+) -> show.ShowResult:  # fmt: skip
     """Show a staged replica; in a tree bucket in the file of another view, where it is one with that."""
     if links is None:
-        return show.show(bucket, version, was, staged.view)
+        return show.show(bucket, version, was, staged.view, emptied=emptied)
     linked = links.stage(version)
     if linked and staged.view:
         staging.unstage(bucket, staged.view)
-    outcome = show.show(bucket, version, links.expected(was), linked or staged.view)
+    outcome = show.show(bucket, version, links.expected(was), linked or staged.view, emptied=emptied)
     if isinstance(outcome, show.Shown):
         links.showed(version, was, outcome.view)
         if linked and not staged.view:

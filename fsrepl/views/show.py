@@ -82,12 +82,16 @@ def nothing(key: bytes) -> Version:
     return Version(key, "", 0, marker=True)
 
 
-def show(bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"") -> ShowResult:
+def show(
+    bucket: OpenBucket, version: Version, expected: View | None, staged: bytes = b"",
+    *, emptied: set[bytes] | None = None,
+) -> ShowResult:  # fmt: skip
     """Make a key's view show a stored version, or remove it for a marker.
 
     expected: the view as recorded. staged: a file in .fsrepl/tmp that becomes the
     view; without one, a hard link to the stored version does. A reader sees the old version or
-    the new one, whole.
+    the new one, whole. emptied: gets the directories of removed files, which a caller with many of them leaves
+    afterwards (obstacles.remove_made_directories); without it, this one is left at once.
     """
     outcome = None
     try:
@@ -98,6 +102,11 @@ def show(bucket: OpenBucket, version: Version, expected: View | None, staged: by
                 if not is_writable:
                     raise
                 outcome = _show(bucket, version, expected, staged)
+        if version.marker and isinstance(outcome, Shown) and not keys.is_directory(version.key):
+            if emptied is not None:
+                emptied.add(keys.split(version.key)[0])
+            else:
+                obstacles.remove_made_directories(bucket, keys.split(version.key)[0])
         return outcome
     finally:
         if staged and not isinstance(outcome, Shown):
@@ -163,10 +172,7 @@ def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes
     if is_written(bucket, at, name):
         return NotShown("a program has the file open for writing")
     if version.marker:
-        outcome = take_out(bucket, version.key, expected)
-        if isinstance(outcome, Shown):
-            obstacles.remove_made_directories(bucket, directory)
-        return outcome
+        return take_out(bucket, version.key, expected)
     return _exchange(bucket, at, directory, name, version, expected, staged)
 
 
