@@ -161,6 +161,7 @@ def _shown(
     seen: Seen = []
     changed: set[bytes] = set()
     emptied: set[bytes] = set()
+    all_left: list[tuple[bytes, str, Version | None]] = []
     for item in _in_order(items):
         assert item.replica is not None
         assert item.staged is not None
@@ -176,8 +177,7 @@ def _shown(
         match outcome:
             case show.Shown(view, left, record):
                 if left:
-                    engine = region.engine
-                    shared_record.repair_left(engine.journal, engine.recent, state, bucket, key, left, record)
+                    all_left.append((key, left, record))
                 seen.append((item.replica, view))
                 changed.add(keys.place(key)[0])
                 if view is not None and item.replica.kind is Kind.DIRECTORY:
@@ -193,6 +193,7 @@ def _shown(
                 )
                 stale.recapture(region, state, key)
     _leave(bucket, emptied)
+    shared_record.repair_all_left(region.engine.journal, region.engine.recent, state, bucket, all_left)
     for path in changed if links is not None else ():
         resting.note(state, path, changed=True)
     if links is not None:  # a view that another one was linked to may be a file of its own since

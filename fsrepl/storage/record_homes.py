@@ -44,8 +44,8 @@ class Home(enum.Enum):
 class Seen(Struct, frozen=True):
     """The record of a stored file, and its home.
 
-    on_file: the attributes of the file, whatever home the record has. shared: others may write those attributes, since
-    they can reach the file as a view.
+    on_file: the attributes of the file, whatever home the record has; not all of them after a brief look.
+    shared: others may write those attributes, since they can reach the file as a view.
     """
 
     fields: Mapping[str, bytes]
@@ -55,13 +55,20 @@ class Seen(Struct, frozen=True):
     has_acl: bool = False
 
 
-def look(bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result) -> Seen:
-    """The record on an open stored file, or beside it. Raises OSError, StoreDamaged."""
+def look(
+    bucket: OpenBucket, fd: int, at: int, name: bytes, found: os.stat_result, *, is_brief: bool = False
+) -> Seen:  # fmt: skip
+    """The record on an open stored file, or beside it. Raises OSError, StoreDamaged.
+
+    is_brief: where the record is inline, the attributes beside it are not read.
+    """
     side = read_sidecar(bucket, at, name)
     names = bucket.fs.attribute_names(fd)
     inline_name = inline_attribute(bucket)
-    values = {n: bucket.fs.attribute(fd, n) for n in names if n.startswith("user.") or n == inline_name}
-    on_file = {n: value for n, value in values.items() if value is not None}
+    wanted = [n for n in names if n.startswith("user.") or n == inline_name]
+    if is_brief and inline_name == attributes.TRUSTED_RECORD and inline_name in names:
+        wanted = [inline_name]
+    on_file = {n: value for n in wanted if (value := bucket.fs.attribute(fd, n)) is not None}
     # read for every file: a view may have been made private before its stored version lost its other name
     try:
         inline = read_inline(on_file.get(inline_name))
@@ -108,6 +115,7 @@ def _trusted(bucket: OpenBucket, on_file: Mapping[str, bytes], found: os.stat_re
 
 def read_sidecar(bucket: OpenBucket, at: int, name: bytes) -> dict[str, bytes]:
     try:
+        bucket.fs.stat(at, name + keys.SIDECAR)  # mostly there is none, and this says so sooner
         fd = bucket.fs.open_read(at, name + keys.SIDECAR)
     except FileNotFoundError:
         return {}
@@ -200,8 +208,8 @@ class File(Struct, frozen=True):
     name: bytes
     found: os.stat_result
 
-    def look(self) -> Seen:
-        return look(self.bucket, self.fd, self.at, self.name, self.found)
+    def look(self, *, is_brief: bool = False) -> Seen:
+        return look(self.bucket, self.fd, self.at, self.name, self.found, is_brief=is_brief)
 
 
 def write(file: File, seen: Seen, fields: Mapping[str, bytes], *, stamps_last: bool = False) -> Home:

@@ -214,20 +214,23 @@ def make_private(bucket: OpenBucket, version: Version) -> None:
             _make_private(file, file.look(), version)
 
 
-def make_left_private(bucket: OpenBucket, key: bytes, version_id: str) -> Version | None:
+def make_left_private(bucket: OpenBucket, key: bytes, version_id: str, view: int = -1) -> Version | None:
     """Make the stored file of a removed view private, with one look at its record.
 
+    view: a descriptor of the view, which is mostly that file, or -1.
     The result is the version, if its record is stored where only the daemon writes, so that it is still the same.
     None if others could have written the record since, if it is lost, or if the file has another name.
     Raises OSError, StoreDamaged.
     """
     at, name = bucket.stored_file(key, version_id)
-    fd = open_file(bucket, at, name)
+    found = bucket.fs.stat_fd(view) if view >= 0 else None
+    is_view = found is not None and os.path.samestat(found, bucket.fs.stat(at, name))
+    fd = view if is_view else open_file(bucket, at, name)
     try:
-        file = record_homes.File(bucket, key, fd, at, name, bucket.fs.stat_fd(fd))
+        file = record_homes.File(bucket, key, fd, at, name, found if found and is_view else bucket.fs.stat_fd(fd))
         if file.found.st_nlink > 1:
             return None
-        seen = file.look()
+        seen = file.look(is_brief=True)
         inode = posix_of(file.found, bucket.fs.acl(fd) if seen.has_acl else None)
         stored = keys.StoredName(keys.split(key)[1], version_id, False, False)
         version = attributes.decode(key, stored, seen.fields, inode, file.found.st_size)
@@ -237,16 +240,19 @@ def make_left_private(bucket: OpenBucket, key: bytes, version_id: str) -> Versio
             _make_private(file, seen, version)
         return version if record_homes.is_ours_alone(bucket, seen) else None
     finally:
-        bucket.fs.close(fd)
+        if not is_view:
+            bucket.fs.close(fd)
 
 
 def _make_private(file: record_homes.File, seen: record_homes.Seen, version: Version) -> None:
     bucket = file.bucket
-    record_homes.write(file, seen, attributes.encode(version))
+    if seen.home is not Home.INLINE or attributes.POSIX not in seen.fields:
+        record_homes.write(file, file.look(), attributes.encode(version))
     if file.found.st_uid != bucket.fs.uid:
         bucket.fs.give(file.fd, bucket.fs.uid, file.found.st_gid)
     bucket.fs.chmod(file.fd, 0o600)
-    bucket.fs.remove_acl(file.fd)
+    if seen.has_acl:
+        bucket.fs.remove_acl(file.fd)
 
 
 def move_to_sidecar(bucket: OpenBucket, version: Version) -> None:

@@ -98,8 +98,9 @@ def look_at_file(bucket: OpenBucket, at: int, name: bytes) -> PlainFile | None:
             return None
         raise
     try:
-        found = bucket.fs.stat_fd(fd)
-        return PlainFile(found, bucket.fs.is_written(fd, closed_next=True)) if bucket.fs.is_regular(found) else None
+        written = bucket.fs.is_written(fd, closed_next=True)
+        found = bucket.fs.stat_fd(fd)  # in this order: it shows what a writer has written that is gone by then
+        return PlainFile(found, written) if bucket.fs.is_regular(found) else None
     finally:
         bucket.fs.close(fd)
 

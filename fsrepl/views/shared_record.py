@@ -7,8 +7,9 @@ and with the journal, whenever the file was changed by others, and once more whe
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -27,22 +28,33 @@ log = logging.getLogger("fsrepl")
 
 def recorded(journal: Journal, recent: Recent, address: str, version: Version) -> Version:
     """A version as recorded last. version: as its record says now."""
-    known = version
-    if (written := recent.version(address, version.key, version.id)) is not None:
-        known = latest(version, written)
-    if journal.versions.has_version(address, version):
-        rows = journal.deliveries.select(address, key=version.key)
-        known = with_indexed(known, {delivery.destination: delivery for delivery in rows if delivery.id == version.id})
-    return known
+    return next(_recorded(journal, recent, address, [version]))
+
+
+def _recorded(journal: Journal, recent: Recent, address: str, found: Sequence[Version]) -> Iterator[Version]:
+    indexed = journal.versions.present(address, found)
+    deliveries = journal.deliveries.of_keys(address, [version.key for version in found])
+    for version in found:
+        known = version
+        if (written := recent.version(address, version.key, version.id)) is not None:
+            known = latest(version, written)
+        if (version.key, *version.order) in indexed:
+            rows = deliveries.get(version.key, ())
+            known = with_indexed(known, {each.destination: each for each in rows if each.id == version.id})
+        yield known
 
 
 def repaired(journal: Journal, recent: Recent, bucket: OpenBucket, version: Version) -> Version:
     """A version as recorded last, which its record then says too. Raises OSError, StoreDamaged."""
     known = recorded(journal, recent, bucket.address, version)
+    _repair(recent, bucket, version, known)
+    return known
+
+
+def _repair(recent: Recent, bucket: OpenBucket, version: Version, known: Version) -> None:
     if known != version:
         records.amend(bucket, known)
         recent.put(bucket.address, known)
-    return known
 
 
 def latest(on_record: Version, written: Version) -> Version:
@@ -82,10 +94,31 @@ def repair_left(
 
     record: what its record says, where that is known.
     """
+    repair_all_left(journal, recent, state, bucket, [(key, version_id, record)])
+
+
+def repair_all_left(
+    journal: Journal, recent: Recent, state: BucketState, bucket: OpenBucket,
+    left: Iterable[tuple[bytes, str, Version | None]],
+) -> None:  # fmt: skip
+    """The same for many: key, version id and record of each."""
+    found: list[Version] = []
+    for key, version_id, record in left:
+        with _reported(state, bucket, key, version_id):
+            version = record or versions.read(bucket, key, version_id, marker=False)
+            if version is not None:
+                found.append(versions.ensure_whole(version))
+    for version, known in zip(found, _recorded(journal, recent, bucket.address, found), strict=True):
+        if known is not version:
+            with _reported(state, bucket, version.key, version.id):
+                _repair(recent, bucket, version, known)
+
+
+@contextlib.contextmanager
+def _reported(state: BucketState, bucket: OpenBucket, key: bytes, version_id: str) -> Iterator[None]:
+    """A context in which a fault concerns one version alone."""
     try:
-        version = record or versions.read(bucket, key, version_id, marker=False)
-        if version is not None:
-            repaired(journal, recent, bucket, versions.ensure_whole(version))
+        yield
     except StoreDamaged:
         state.damaged.append(Damaged(bucket.address, key, version_id))
     except OSError as error:

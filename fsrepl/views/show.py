@@ -169,15 +169,28 @@ def _replace(bucket: OpenBucket, version: Version, expected: View, staged: bytes
     """Take out a view that is as recorded, and put the version's file there; none for a marker."""
     directory, name = keys.split(version.key)
     at = bucket.views.get(directory)
-    if is_written(bucket, at, name):
-        return NotShown("a program has the file open for writing")
-    if version.marker:
-        return take_out(bucket, version.key, expected)
-    return _exchange(bucket, at, directory, name, version, expected, staged)
+    fd = _open(bucket, at, name)
+    try:
+        if bucket.fs.is_written(fd) if fd >= 0 else is_written(bucket, at, name):
+            return NotShown("a program has the file open for writing")
+        if version.marker:
+            return take_out(bucket, version.key, expected, fd)
+        return _exchange(bucket, at, directory, name, version, expected, staged, fd)
+    finally:
+        if fd >= 0:
+            bucket.fs.close(fd)
 
 
 def _conflict(bucket: OpenBucket, key: bytes) -> NotShown:
     return NotShown(obstacles.describe(bucket, key) or "something was in the way", conflict=True)
+
+
+def _open(bucket: OpenBucket, at: int, name: bytes) -> int:
+    """A view opened before it is taken out, so that it need not be opened again; -1 where it cannot be opened."""
+    try:
+        return bucket.fs.open_read(at, name)
+    except OSError:
+        return -1
 
 
 def is_written(bucket: OpenBucket, at: int, name: bytes) -> bool | None:
@@ -240,10 +253,10 @@ def _drop_staged(bucket: OpenBucket, staged: bytes) -> None:
             staging.unstage(bucket, staged)
 
 
-def take_out(bucket: OpenBucket, key: bytes, expected: View) -> ShowResult:
+def take_out(bucket: OpenBucket, key: bytes, expected: View, opened: int = -1) -> ShowResult:
     """Remove a view that was as recorded and without writers a moment ago, and leave the directory that it was in.
 
-    Where that is not so any more, it is put back. Raises OSError.
+    Where that is not so any more, it is put back. opened: its descriptor, if it is open. Raises OSError.
     """
     directory, name = keys.split(key)
     at = bucket.views.get(directory)
@@ -258,7 +271,7 @@ def take_out(bucket: OpenBucket, key: bytes, expected: View) -> ShowResult:
         where, aside = at, crossing.beside(key)
         bucket.fs.rename_new(at, name, where, aside)
     bucket.views.changed.add(directory)
-    if (left := _let_go(bucket, key, where, aside, expected)) is None:
+    if (left := _let_go(bucket, key, where, aside, expected, opened)) is None:
         with contextlib.suppress(FileExistsError):  # a new file is there already; the displaced one is captured too
             bucket.fs.rename_new(where, aside, at, name)
         return UserChanged()
@@ -266,8 +279,9 @@ def take_out(bucket: OpenBucket, key: bytes, expected: View) -> ShowResult:
 
 
 def _exchange(
-    bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes
-) -> ShowResult:
+    bucket: OpenBucket, at: int, directory: bytes, name: bytes, version: Version, expected: View, staged: bytes,
+    opened: int,
+) -> ShowResult:  # fmt: skip
     where, aside = bucket.displaced, keys.displaced_name(staging.token(), version.key)
     if staged:
         bucket.fs.rename_new(bucket.tmp, staged, where, aside)
@@ -289,7 +303,7 @@ def _exchange(
         where, aside = at, crossing.bring(bucket, at, version)
         staged_ino = _swap(bucket, where, aside, at, name)
     bucket.views.changed.add(directory)
-    if (left := _let_go(bucket, version.key, where, aside, expected)) is None:
+    if (left := _let_go(bucket, version.key, where, aside, expected, opened)) is None:
         bucket.fs.exchange(where, aside, at, name)
         if bucket.fs.stat(where, aside).st_ino == staged_ino:  # else another file was just put there
             bucket.fs.unlink(where, aside)
@@ -311,7 +325,7 @@ def _swap(bucket: OpenBucket, where: int, aside: bytes, at: int, name: bytes) ->
 
 
 def _let_go(
-    bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View
+    bucket: OpenBucket, key: bytes, where: int, aside: bytes, expected: View, opened: int
 ) -> tuple[str, Version | None] | None:
     """Remove the file taken out of a view, if it is as recorded and has no writer; else None.
 
@@ -320,9 +334,17 @@ def _let_go(
 
     Where writers cannot be detected, the file stays in .fsrepl/displaced for a while: displaced.py checks whether it
     changed. In a user's directory it is removed: there the absence of writers was known a moment before.
+    opened: a descriptor of the file that was in its place just before, or -1.
     """
-    written, looks = _look_at(bucket, where, aside)
-    found = looks or bucket.fs.stat(where, aside)
+    written, found = None, None
+    if opened >= 0:
+        # in this order: what a writer that is gone by then has written shows in the status
+        written, found = bucket.fs.is_written(opened), bucket.fs.stat(where, aside)
+        if not os.path.samestat(found, bucket.fs.stat_fd(opened)):  # replaced in that moment
+            opened, found = -1, None
+    if found is None:
+        written, looks = _look_at(bucket, where, aside)
+        found = looks or bucket.fs.stat(where, aside)
     if written or not expected.has_content_of(found):
         return None
     if expected.racy and not _has_content_of(bucket, where, aside, key, expected.shown):
@@ -333,7 +355,7 @@ def _let_go(
     if written is False or where != bucket.displaced:
         bucket.fs.unlink(where, aside)
         if found.st_nlink > 1 and expected.shown:
-            record = versions.make_private(bucket, key, expected.shown)
+            record = versions.make_private(bucket, key, expected.shown, opened)
     return (expected.shown if found.st_nlink > 1 else ""), record
 
 

@@ -99,9 +99,9 @@ def test_a_removal_reads_the_record_of_the_removed_view_once(memory: Path) -> No
         world.settle()
         calls = fs.taken()
         assert _setting(calls) == _sets(RECORD, DELIVERIES)  # the replica of the marker, and its outcome
-        # is the marker there?; may the view go, twice; the record, and no sidecar; the outcome on the source's marker
-        assert calls["open_read"] <= 6.5
-        assert calls["attribute"] <= 6.5
+        # the view, which is opened once; the outcome on the source's marker
+        assert calls["open_read"] <= 2.5
+        assert calls["attribute"] <= (1.5 if os.geteuid() == 0 else 6.5)  # the record alone, where only root writes it
 
 
 @mounts.only_root

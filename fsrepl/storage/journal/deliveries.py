@@ -128,6 +128,19 @@ class Deliveries:
                     of_key[version_id] = Status(status)
         return found
 
+    def of_keys(self, source: str, keys_: Iterable[bytes]) -> dict[bytes, list[Delivery]]:
+        """All deliveries of many keys, by key; keys without any are left out."""
+        found: dict[bytes, list[Delivery]] = {}
+        wanted = iter(keys_)
+        while some := list(itertools.islice(wanted, _KEYS_MAX)):
+            rows = self._connection.execute(
+                f"{DELIVERY} WHERE bucket = ? AND key IN ({','.join('?' * len(some))})",
+                (self._connection.ids.get(source, -1), *some),
+            )
+            for row in rows:
+                found.setdefault(row[1], []).append(delivery_in(self._connection, row))
+        return found
+
     def late(self, now_ns: int, limit: int) -> list[Delivery]:
         """Pending deliveries that missed their threshold and are not yet reported."""
         with self._connection.guard:  # called by a thread that must not block the others during a commit

@@ -490,6 +490,25 @@ class Versions:
         )
         return int(rows.fetchone()[0])
 
+    def present(self, address: str, wanted: Iterable[Version]) -> set[tuple[bytes, int, str]]:
+        """(key, created_ns, id) of each version and marker that the journal has of the keys of these versions."""
+        number = self._connection.ids.get(address)
+        by_directory: dict[bytes, list[bytes]] = {}
+        for version in wanted:
+            directory, name = keys.split(version.key)
+            by_directory.setdefault(directory, []).append(name)
+        found: set[tuple[bytes, int, str]] = set()
+        for directory, names in by_directory.items():
+            for start in range(0, len(names), NAMES_MAX):
+                some = names[start : start + NAMES_MAX]
+                rows = self._connection.execute(
+                    "SELECT name, created, id FROM version WHERE bucket = ? AND dir = ? "
+                    f"AND name IN ({','.join('?' * len(some))})",
+                    (number, directory, *some),
+                )
+                found.update((keys.join(directory, name), created, version_id) for name, created, version_id in rows)
+        return found
+
     def has_version(self, address: str, version: Version) -> bool:
         """Whether the journal has this exact version or marker of a bucket."""
         directory, name = keys.split(version.key)
