@@ -82,8 +82,9 @@ class Deeds:
 
     def hard_link(self) -> None:
         to = self._new()
-        if (path := self._some("file")) and not os.path.lexists(to):
-            os.link(path, to)
+        path = self.random.choice((self._some("file"), self._some("file"), self._some("link")))
+        if path and not os.path.lexists(to):
+            os.link(path, to, follow_symlinks=False)
 
     def remove(self) -> None:
         if (path := self._some()) and not (_kind(path) == "directory" and any(path.iterdir())):

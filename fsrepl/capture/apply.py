@@ -145,7 +145,7 @@ def apply(
     """Carry out the decision on one inspection; the version that it makes, staged, if it makes one."""
     key, taken = change.key, seen if isinstance(seen, copy.Taken) else None
     _note(region, state, change, known, seen)
-    if taken is not None and taken.kind is Kind.FILE:
+    if taken is not None and taken.kind is not Kind.DIRECTORY:
         names.look_at_others(region, change, taken)
     is_stale = key in state.stale
     judged = partial(
@@ -237,7 +237,7 @@ def new_version(
     )  # fmt: skip
     if taken.kind is Kind.DIRECTORY and known is not None and not known.marker:
         version = _changed_directory(bucket, version, known, taken)
-    if bucket.bucket.trees and taken.kind is Kind.FILE and taken.found.st_nlink > 1:
+    if bucket.bucket.trees and taken.kind is not Kind.DIRECTORY and taken.found.st_nlink > 1:
         version = replace(version, link=names.linked_to(region, bucket, change.key, taken))
         state.new_names.setdefault(taken.found.st_ino, []).append(version)
     in_effect = _in_effect(region, state, change, lambda: taken.found.st_ctime_ns)

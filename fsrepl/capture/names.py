@@ -61,7 +61,7 @@ def is_linked_anew(region: Region, bucket: OpenBucket, key: bytes, known: Object
     """Whether a file of the recorded content was replaced by another name of a file, or by a separate file where it was
     one with others. So it is a new version, though its content is the same."""
     view = known.view
-    if taken.kind is not Kind.FILE or (view is not None and view.ino == taken.found.st_ino):
+    if taken.kind is Kind.DIRECTORY or (view is not None and view.ino == taken.found.st_ino):
         return False
     other = linked_to(region, bucket, key, taken) if taken.found.st_nlink > 1 else None
     if other is not None:

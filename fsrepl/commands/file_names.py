@@ -35,7 +35,7 @@ class FileNames:
         """By the name to which all names of a file lead: the current version of one that is there."""
         self._leads: dict[_Name, _Name] = {}
         self._alike: dict[bytes, list[tuple[int, _Name]]] = {}
-        files = [version for version in coming if version.kind is Kind.FILE] if bucket.bucket.trees else []
+        files = [version for version in coming if version.kind is not Kind.DIRECTORY] if bucket.bucket.trees else []
         times = {version.posix.mtime_ns for version in files if version.posix is not None}
         for digest, mtime_ns, key, version_id in journal.versions.shown_with(
             bucket.address, {version.digest for version in files}
@@ -75,10 +75,12 @@ class FileNames:
         other = self.of(version)
         if other is None:
             return version
+        if version.kind is Kind.LINK:  # its tags are in its record alone
+            return replace(version, posix=other.posix)
         return replace(version, posix=other.posix, attrs=other.attrs, tags=other.tags)
 
     def _concerns(self, version: Version) -> bool:
-        return self._bucket.bucket.trees and version.kind is Kind.FILE
+        return self._bucket.bucket.trees and version.kind is not Kind.DIRECTORY
 
     def _candidates(self, version: Version) -> Iterator[_Name]:
         mtime_ns = version.posix.mtime_ns if version.posix is not None else 0

@@ -227,7 +227,7 @@ def _import(engine: Engine, bucket: OpenBucket, found: Sequence[bytes], adopted:
                 key, NULL, created_ns, False, seen.size, seen.digest, Origin.ADOPTED,
                 posix=seen.posix, attrs=seen.attrs, tags=seen.tags,
             )  # fmt: skip
-            if bucket.bucket.trees and seen.kind is Kind.FILE and seen.found.st_nlink > 1:
+            if bucket.bucket.trees and seen.kind is not Kind.DIRECTORY and seen.found.st_nlink > 1:
                 first = adopted.names.setdefault((seen.found.st_ino, seen.digest), key)
                 version = replace(version, link=(first, NULL) if first != key else None)
             batch.append((copy.stage(bucket, seen, version), seen))

@@ -1,11 +1,10 @@
-"""Hard links of a tree bucket compared: keys that are names of one file at the source are so in the replica.
+"""Hard links of a tree bucket compared: keys that are names of one file or symlink at the source are so in the replica.
 
 Compared by what the files are now. A view that the journal knows as another file was changed just now, and is captured.
 """
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator, Sequence
 
 from fsrepl.model import keys
@@ -55,11 +54,15 @@ def difference(source: Side, side: Side, journal: Journal | None, first: bytes, 
 
 
 def _file(side: Side, key: bytes, *, with_names: bool = False) -> _File | None:
-    """A key's file; None where there is none. with_names: and where it has no other name."""
+    """A key's file or symlink; None where there is none. with_names: and where it has no other name."""
+    bucket = side.bucket
     try:
-        found = side.bucket.view_status(key)
+        found = bucket.view_status(key)
+        if not bucket.is_object(key, found) or (with_names and found.st_nlink == 1):
+            return None
+        directory, name = keys.split(key)
+        if bucket.link_target(bucket.views.get(directory), name, found) is not None:  # a symlink to content in a tier
+            return None
     except OSError:
-        return None
-    if not stat.S_ISREG(found.st_mode) or (with_names and found.st_nlink == 1):
         return None
     return found.st_dev, found.st_ino

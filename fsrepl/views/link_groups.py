@@ -1,4 +1,5 @@
-"""Hard links in a tree bucket: files that were one file when they were captured are one file in the replica's views.
+"""Hard links in a tree bucket: files that were one file when they were captured are one file in the replica's views,
+and so with symlinks.
 
 A version that was captured as another name of a file names the key and the version of that file: see Version.link. Each
 version has a stored file of its own all the same. Its view is made as a hard link to the other key's view, if that
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
 from msgspec.structs import replace
@@ -25,7 +27,7 @@ from fsrepl.storage import records, staging, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING, UNSUPPORTED
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.posix import apply_posix, inode_posix
+from fsrepl.storage.posix import apply_posix, apply_to_link, inode_posix, posix_of
 from fsrepl.storage.view_file import open_view
 from fsrepl.views import show, stage, view_attributes
 
@@ -52,7 +54,7 @@ class LinkGroups:
 
     def stage(self, version: Version) -> bytes:
         """Stage a version's view as a hard link to another one, in .fsrepl/tmp; empty where it is a separate file."""
-        if version.link is None or version.kind is not Kind.FILE or not self._bucket.bucket.trees:
+        if version.link is None or version.kind is Kind.DIRECTORY or not self._bucket.bucket.trees:
             return b""
         for at in self._names(version, version.link):
             if staged := self.stage_as(version, *at):
@@ -96,7 +98,9 @@ class LinkGroups:
             return b""
         found = bucket.view_status(key)
         other = versions.read(bucket, key, version_id, marker=False)
-        if other is None or other.digest != version.digest or not bucket.fs.is_regular(found):
+        if other is None or (other.kind, other.digest) != (version.kind, version.digest):
+            return b""
+        if not (bucket.fs.is_link(found) if other.kind is Kind.LINK else bucket.fs.is_regular(found)):
             return b""
         if not (view.has_content_of(found) and (key in self._shown or self._is_as_recorded(view, found.st_ctime_ns))):
             if not self._shows(other):
@@ -113,8 +117,10 @@ class LinkGroups:
     def _shows(self, version: Version) -> bool:
         """Whether the file in a view's place has a version's content and metadata."""
         with open_view(self._bucket, version.key) as opened:
-            if not opened.is_regular or opened.is_written() is not False or opened.digest() != version.digest:
+            if opened.kind is not version.kind or opened.is_written() is not False or opened.digest() != version.digest:
                 return False
+            if opened.kind is Kind.LINK:
+                return not metadata.changed(version, metadata.seen(version, posix_of(opened.found)))
             raw, posix = self._bucket.fs.attributes(opened.fd), inode_posix(self._bucket, opened.fd, opened.found)
         return not metadata.changed(version, metadata.seen(version, posix, attributes.own(raw), labelled=False))
 
@@ -150,18 +156,26 @@ class LinkGroups:
                 return b""
             latest = latest_of(version, other)
             if (other.posix, other.attrs) != (latest.posix, latest.attrs):  # its edit is on the way
-                fd = records.open_file(bucket, bucket.tmp, name)
-                try:
-                    view_attributes.write(bucket, fd, latest)
-                    apply_posix(bucket, fd, latest.posix)
-                    self._shown[other.key] = view_of(bucket.fs.stat_fd(fd), view.shown, racy=view.racy)
-                finally:
-                    bucket.fs.close(fd)
+                self._shown[other.key] = view_of(self._give(name, latest), view.shown, racy=view.racy)
         except BaseException:
             with contextlib.suppress(OSError):
                 staging.unstage(bucket, name)
             raise
         return name
+
+    def _give(self, name: bytes, version: Version) -> os.stat_result:
+        """Give a file or symlink in .fsrepl/tmp a version's metadata; its status then."""
+        bucket, is_link = self._bucket, version.kind is Kind.LINK
+        fd = bucket.fs.open_inode(bucket.tmp, name) if is_link else records.open_file(bucket, bucket.tmp, name)
+        try:
+            if is_link:
+                apply_to_link(bucket, fd, version.posix)
+            else:
+                view_attributes.write(bucket, fd, version)
+                apply_posix(bucket, fd, version.posix)
+            return bucket.fs.stat_fd(fd)
+        finally:
+            bucket.fs.close(fd)
 
     def showed(self, version: Version, was: View | None, view: View | None) -> None:
         """Note how a key's view looks, and that the file shown before has a name less."""

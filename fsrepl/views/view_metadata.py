@@ -15,7 +15,7 @@ from fsrepl.storage import placed, records, sharing, versions
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import LASTING
 from fsrepl.storage.journal.database import Journal
-from fsrepl.storage.posix import apply_posix
+from fsrepl.storage.posix import apply_posix, apply_to_link
 from fsrepl.views import show as view_show
 from fsrepl.views import stage, view_attributes
 
@@ -36,7 +36,9 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
     if view.is_link and version.place is not None:
         placed.open_to_readers(bucket, version)
         return view
-    if version.kind is not Kind.FILE:
+    if version.kind is Kind.LINK:
+        return _show_link(bucket, view, version)
+    if version.kind is Kind.DIRECTORY:
         return _show_anew(bucket, view, version)
     directory, name = keys.split(version.key)
     try:
@@ -64,6 +66,32 @@ def show(bucket: OpenBucket, view: View, version: Version) -> View | None:
         elif not refused:
             records.move_from_sidecar(bucket, version)
         return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
+    finally:
+        bucket.fs.close(fd)
+
+
+def _show_link(bucket: OpenBucket, view: View, version: Version) -> View | None:
+    """The same for a symlink, which has owner and time alone. It is changed in its place: it may have other names."""
+    directory, name = keys.split(version.key)
+    if not bucket.bucket.trees:
+        return None
+    try:
+        fd = bucket.fs.open_inode(bucket.views.get(directory), name)
+    except OSError as error:
+        if error.errno in LASTING:
+            return None  # just removed or replaced: its event follows
+        raise
+    try:
+        found = bucket.fs.stat_fd(fd)
+        if not (bucket.fs.is_link(found) and view.has_content_of(found)):
+            return None
+        posix = apply_to_link(bucket, fd, version.posix)
+        shortfall = metadata.shortfall(version, posix, attributes.of_object(version).keys())
+        if shortfall != version.shortfall:
+            records.amend(bucket, replace(version, shortfall=shortfall))
+        return bucket.view(bucket.fs.stat_fd(fd), version.id, racy=view.racy)
+    except PermissionError:  # another user's; its directory is the daemon's
+        return _show_anew(bucket, view, version)
     finally:
         bucket.fs.close(fd)
 

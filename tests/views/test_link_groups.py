@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from fsrepl.model.version import Posix, Status, Version
+from fsrepl.model.view import view_of
 from fsrepl.views.link_groups import latest_of
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
@@ -257,3 +258,132 @@ def test_directories_of_equal_files_that_change_places_make_no_version(tmp_path:
         world.settle()
         assert [len(world.of(key)) for key in ("a/f", "b/f")] == [1, 1]
         world.stays_quiet()
+
+
+# -- symlinks, of which `cp -al` makes hard links too
+
+
+def linked(world: World, bucket: str) -> list[list[str]]:
+    """The keys of each symlink that has several."""
+    found: dict[int, list[str]] = {}
+    for name in world.links(bucket):
+        found.setdefault(world.path(name, bucket).lstat().st_ino, []).append(name)
+    return sorted(names for names in found.values() if len(names) > 1)
+
+
+def make_link(world: World, *keys: str, target: str = "target") -> None:
+    """A symlink with several names, each captured before the next is made."""
+    world.link(keys[0], target)
+    world.capture(SOURCE)
+    for key in keys[1:]:
+        world.path(key).parent.mkdir(parents=True, exist_ok=True)
+        os.link(world.path(keys[0]), world.path(key), follow_symlinks=False)
+        world.capture(SOURCE)
+
+
+def test_names_of_one_symlink_are_so_in_the_replica(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        make_link(world, "a", "b", "below/c")
+        world.link("other", "target")
+        world.settle()
+        assert linked(world, DESTINATION) == linked(world, SOURCE) == [["a", "b", "below/c"]]
+        assert verify(world) == []
+        world.path("a").unlink()
+        world.settle()
+        assert linked(world, DESTINATION) == [["b", "below/c"]]
+        world.stays_quiet()
+        world.restart(without_journal=True)
+        world.settle()
+        world.stays_quiet()
+        assert [len(world.of(key, DESTINATION)) for key in ("a", "b", "below/c")] == [2, 1, 1]
+
+
+def test_owner_and_time_of_a_symlink_are_changed_at_all_its_names(tmp_path: Path) -> None:
+    """And they stay names of one: the replica's symlink is changed, and not replaced."""
+    with World(tmp_path, trees=True) as world:
+        make_link(world, "a", "b", "c")
+        world.settle()
+        os.utime(world.path("b"), ns=(0, 7_000_000_000), follow_symlinks=False)
+        if os.geteuid() == 0:
+            os.chown(world.path("c"), 1001, 1002, follow_symlinks=False)
+        world.settle()
+        for key in ("a", "b", "c"):
+            there, here = world.path(key, DESTINATION).lstat(), world.path(key).lstat()
+            assert (there.st_uid, there.st_gid, there.st_mtime_ns) == (here.st_uid, here.st_gid, 7_000_000_000)
+        assert linked(world, DESTINATION) == [["a", "b", "c"]]
+        assert [len(world.of(key, DESTINATION)) for key in ("a", "b", "c")] == [1, 1, 1]
+        assert verify(world) == []
+        world.stays_quiet()
+
+
+def test_a_symlink_of_the_same_target_joins_and_leaves_a_group(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        make_link(world, "a", "b")
+        world.link("c", "target")
+        world.settle()
+        world.link("b", "target")
+        world.settle()
+        assert linked(world, DESTINATION) == []
+        world.path("c").unlink()
+        os.link(world.path("a"), world.path("c"), follow_symlinks=False)
+        world.settle()
+        assert linked(world, DESTINATION) == linked(world, SOURCE) == [["a", "c"]]
+        world.stays_quiet()
+
+
+def test_a_file_and_a_symlink_of_one_content_are_never_one(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        make_link(world, "a", "b")
+        world.path("b").unlink()
+        world.write("b", b"target")
+        world.settle()
+        assert world.links(DESTINATION) == {"a": "target"}
+        assert world.tree(DESTINATION) == {"b": b"target"}
+        assert linked(world, DESTINATION) == groups(world, DESTINATION) == []
+        world.stays_quiet()
+
+
+def test_adopted_symlinks_with_several_names_are_kept(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True, buckets=(DESTINATION, "east/other"), replicate=False) as world:
+        folder = world.path(bucket="east/other").parent / "src"
+        folder.mkdir()
+        (folder / "a").symlink_to("target")
+        os.link(folder / "a", folder / "b", follow_symlinks=False)
+        world.run("bucket.adopt", bucket=SOURCE, trees=True)
+        world.run("replication.enable", source=SOURCE, destination=DESTINATION)
+        world.run("replication.backfill", source=SOURCE)
+        world.settle()
+        assert linked(world, DESTINATION) == [["a", "b"]]
+        world.stays_quiet()
+
+
+def test_a_restored_name_of_a_symlink_is_a_name_of_it_again(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        make_link(world, "a", "b")
+        world.run("tag.set", bucket=SOURCE, key=b"a", tags={"class": "blue"})
+        world.path("a").unlink()
+        os.utime(world.path("b"), ns=(0, 7_000_000_000), follow_symlinks=False)
+        world.settle()
+        world.run("object.restore", bucket=SOURCE, key=b"a")
+        world.settle()
+        assert linked(world, DESTINATION) == linked(world, SOURCE) == [["a", "b"]]
+        assert world.path("b").lstat().st_mtime_ns == 7_000_000_000
+        assert (dict(world.current("a").tags), dict(world.current("b").tags)) == ({"class": "blue"}, {})
+        world.stays_quiet()
+
+
+def test_verify_links_names_of_a_symlink_that_are_several(tmp_path: Path) -> None:
+    with World(tmp_path, trees=True) as world:
+        make_link(world, "a", "b")
+        world.settle()
+        names = (world.path("aside", DESTINATION), world.path("b", DESTINATION))
+        names[0].symlink_to("target")
+        os.utime(names[0], ns=(0, names[1].lstat().st_mtime_ns), follow_symlinks=False)
+        names[0].rename(names[1])
+        world.engine.journal.versions.see(
+            DESTINATION, b"b", view_of(names[1].lstat(), world.current("b", DESTINATION).id, racy=True)
+        )
+        assert [(key, problem) for _, key, problem, _ in verify(world)] == [("b", "ViewDiffers")]
+        verify(world, repair=True)
+        world.engine.run_until_idle()
+        assert linked(world, DESTINATION) == [["a", "b"]]
