@@ -7,7 +7,9 @@ and every rescan_s. It works in steps, so that live changes do not wait for all 
 
 from __future__ import annotations
 
+import bisect
 import errno
+import itertools
 import logging
 import sqlite3
 import time
@@ -18,20 +20,26 @@ from fsrepl.errors import UNEXPECTED, reason
 from fsrepl.model import keys
 from fsrepl.region.change_queue import ARRIVED, FOUND, ChangeQueue, Watcher, WatchLimit
 from fsrepl.region.change_queue import GONE as QUEUE_GONE
-from fsrepl.region.scan_queue import Scan, Trouble, is_below
+from fsrepl.region.scan_queue import Rest, Scan, Trouble, is_below
 from fsrepl.storage.bucket import OpenBucket
-from fsrepl.storage.fs import LASTING, FileType
+from fsrepl.storage.fs import LASTING, Entry, FileType
 from fsrepl.storage.journal.rows import Object
 from fsrepl.storage.walk import VANISHED, Directory
 
 log = logging.getLogger("fsrepl")
 
+NAMES_AT_ONCE = 4096
+"""A directory with more names is compared in parts: the scan of one with a million takes no more memory than these and
+the names, and live changes do not wait for all of it."""
+
 
 class Recorded(Protocol):
     """What a scan compares files with: each key's current version, and its view as last seen. The journal has it."""
 
-    def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
-        """The keys of one directory, by name."""
+    def objects_between(
+        self, address: str, directory: bytes, after: bytes | None, last: bytes | None, limit: int
+    ) -> dict[bytes, Object]:
+        """The first keys of one directory by name, in order: those after a name, and no later than another."""
 
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         """A directory with keys, and those below it; without one, all of the bucket."""
@@ -48,30 +56,40 @@ def advance(
     budget_s: float,
     listed: Callable[[bytes], None] = lambda path: None,
 ) -> bool:
-    """Continue for about budget_s; True when the scan is complete. listed is called for each directory read."""
+    """Continue for about budget_s, or until the queue is full; True when the scan is complete. listed is called for
+    each directory read."""
     until = time.monotonic() + budget_s
-    while scan.walk.todo:
-        path = scan.walk.todo[-1]
-        scan.seen.add(path)
-        scan.directories += 1
+    while scan.rest is not None or scan.walk.todo or _begin_gone(scan, recorded, trouble):
+        if scan.rest is None and not scan.walk.todo:
+            assert scan.gone is not None
+            scan.rest = Rest(scan.gone.pop(), gone=True)
+        path = scan.rest.path if scan.rest is not None else scan.walk.todo[-1]
         before = trouble.of(path)
-        trouble.forget(path)
         try:
-            with scan.walk.step(bucket.fs, bucket.fd) as directory:
-                _look_into(scan, bucket, recorded, changes, watcher, trouble, is_stale, directory)
-            listed(path)
+            if scan.rest is not None:
+                _look_on(scan, scan.rest, bucket, recorded, changes, trouble, is_stale)
+            else:
+                scan.seen.add(path)
+                scan.directories += 1
+                trouble.forget(path)
+                with scan.walk.step(bucket.fs, bucket.fd) as directory:
+                    _look_into(scan, bucket, recorded, changes, watcher, trouble, is_stale, directory)
+            if scan.rest is None and path in scan.seen:
+                listed(path)
         except OSError as error:
+            scan.rest = None
             _unlisted(scan, trouble, path, error)
         except sqlite3.Error:  # the journal's error, not this directory's
             raise
         except Exception:
+            scan.rest = None
             log.exception('set aside bucket=%s directory="%s": unexpected error', scan.address, keys.shown(path))
             trouble.unreadable[path] = UNEXPECTED
         if (now := trouble.of(path)) and now != before:  # once, and not at every look
             log.warning('not looked into bucket=%s directory="%s": %s', scan.address, keys.shown(path), now)
-        if time.monotonic() > until:
-            return not scan.walk.todo and _finish(scan, bucket, recorded, changes, trouble, is_stale)
-    return _finish(scan, bucket, recorded, changes, trouble, is_stale)
+        if time.monotonic() > until or changes.is_full(scan.address):
+            return scan.rest is None and not scan.walk.todo and not _begin_gone(scan, recorded, trouble)
+    return True
 
 
 def _unlisted(scan: Scan, trouble: Trouble, path: bytes, error: OSError) -> None:
@@ -96,15 +114,68 @@ def _look_into(
             watcher.watch(scan.address, path, fd)
         except WatchLimit:
             trouble.polled.add(path)
-    known = recorded.objects_in(scan.address, path)
+    entries = list(itertools.islice(directory.entries, NAMES_AT_ONCE))
+    known = recorded.objects_between(scan.address, path, None, None, NAMES_AT_ONCE + 1)
+    if max(len(entries), len(known)) < NAMES_AT_ONCE:
+        skipped = _compare(scan, bucket, changes, is_stale, path, fd, entries, known, with_itself=True)
+        if skipped:
+            trouble.skipped[path] = skipped
+        return
+    names, odd = list[bytes](), dict[bytes, FileType]()
+    for name, kind in itertools.chain(entries, directory.entries):
+        if kind is not FileType.DIRECTORY:
+            names.append(name)
+        if kind not in (FileType.DIRECTORY, FileType.REGULAR):
+            odd[name] = kind
+    names.sort()
+    scan.rest = Rest.of(path, names, odd, NAMES_AT_ONCE)
+
+
+def _look_on(
+    scan: Scan, rest: Rest, bucket: OpenBucket, recorded: Recorded, changes: ChangeQueue, trouble: Trouble,
+    is_stale: Callable[[bytes], bool],
+) -> None:  # fmt: skip
+    """Compare the next names of a large directory: those up to one, of the directory and of the record alike."""
+    names, is_first = rest.next_names(), rest.after is None
+    last = names[-1] if names and rest.packed else None  # None: up to the end
+    known = recorded.objects_between(scan.address, rest.path, rest.after, last, NAMES_AT_ONCE + 1)
+    if len(known) > NAMES_AT_ONCE:
+        known.popitem()
+        last = next(reversed(known))
+    if last is not None:
+        names = names[: bisect.bisect_right(names, last)]
+        rest.pass_by(last)
+    if rest.gone:
+        _queue_gone(scan, changes, is_stale, rest.path, known)
+    else:
+        entries = [(name, rest.odd.get(name, FileType.REGULAR)) for name in names]
+        fd = bucket.fs.open_dir(bucket.fd, rest.path)
+        try:
+            rest.skipped |= _compare(
+                scan, bucket, changes, is_stale, rest.path, fd, entries, known, with_itself=is_first
+            )
+        finally:
+            bucket.fs.close(fd)
+    if last is None:
+        if rest.skipped:
+            trouble.skipped[rest.path] = rest.skipped
+        scan.rest = None
+
+
+def _compare(
+    scan: Scan, bucket: OpenBucket, changes: ChangeQueue, is_stale: Callable[[bytes], bool], path: bytes, fd: int,
+    entries: Iterable[Entry], known: dict[bytes, Object], *, with_itself: bool,
+) -> set[bytes]:  # fmt: skip
+    """Queue what differs between some entries of a directory and what is recorded of the same names; the entries that
+    are no objects."""
     trees, has_tiers = bucket.bucket.trees, bool(bucket.bucket.root.settings.classes)
     changed: list[bytes] = []
     itself = known.pop(b"", None)
-    if trees and path and not _is_recorded(itself, bucket, fd, b"."):
+    if with_itself and trees and path and not _is_recorded(itself, bucket, fd, b"."):
         changed.append(path + b"/")
     skipped: set[bytes] = set()
     regular = FileType.REGULAR  # in Python 3.11 finding a member of an Enum takes 0.1 µs
-    for name, kind in directory.entries:
+    for name, kind in entries:
         if kind is regular or (trees and kind is FileType.LINK):
             scan.files += 1
             if not _is_recorded(known.pop(name, None), bucket, fd, name):
@@ -118,9 +189,14 @@ def _look_into(
             skipped.add(name)
             if (left := known.get(name)) is not None and _is_recorded(left, bucket, fd, name):
                 del known[name]  # a symlink that was an object while the bucket was a tree bucket
-    if skipped:
-        trouble.skipped[path] = skipped
     _queue_changed(scan, changes, changed)
+    _queue_gone(scan, changes, is_stale, path, known)
+    return skipped
+
+
+def _queue_gone(
+    scan: Scan, changes: ChangeQueue, is_stale: Callable[[bytes], bool], path: bytes, known: dict[bytes, Object]
+) -> None:
     _queue_changed(scan, changes, (keys.join(path, n) for n, o in known.items() if not o.marker), is_stale, gone=True)
 
 
@@ -139,25 +215,18 @@ def _queue_changed(
         changes.add(scan.address, listed, scan.epoch, flags)
 
 
-def _finish(
-    scan: Scan,
-    bucket: OpenBucket,
-    recorded: Recorded,
-    changes: ChangeQueue,
-    trouble: Trouble,
-    is_stale: Callable[[bytes], bool],
-) -> bool:
-    """Queue the keys of removed directories, which are gone; but never those of directories that could not be read."""
-    trouble.forget_others(scan.top, scan.seen)
-    blind = [*trouble.mounts, *trouble.unreadable]
-    for directory in recorded.directories(scan.address, below=scan.top):
-        if directory in scan.seen or any(is_below(directory, b) for b in blind):
-            continue
-        known = recorded.objects_in(scan.address, directory)
-        _queue_changed(
-            scan, changes, (keys.join(directory, n) for n, o in known.items() if not o.marker), is_stale, gone=True
-        )
-    return True
+def _begin_gone(scan: Scan, recorded: Recorded, trouble: Trouble) -> bool:
+    """Whether directories are left whose keys are gone, once all that are there were read. Never those that could not
+    be read."""
+    if scan.gone is None:
+        trouble.forget_others(scan.top, scan.seen)
+        blind = [*trouble.mounts, *trouble.unreadable]
+        scan.gone = [
+            directory
+            for directory in recorded.directories(scan.address, below=scan.top)
+            if not (directory in scan.seen or any(is_below(directory, b) for b in blind))
+        ]
+    return bool(scan.gone)
 
 
 def _is_recorded(known: Object | None, bucket: OpenBucket, fd: int, name: bytes) -> bool:

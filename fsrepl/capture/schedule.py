@@ -161,6 +161,12 @@ def follow_events(region: Region) -> bool:
         changes.lost_since = None  # events lost from now on are covered by these scans, which have not begun
         region.probe_now()
         busy = True
+    for address, state in region.states.items():
+        if state.is_up and (since := changes.dropped_since(address)) is not None:
+            log.info("rescan bucket=%s: there were more changes than are kept in memory", address)
+            begin(region, state, epoch=since)
+            changes.forget_dropped(address)
+            busy = True
     while changes.directories:
         event = changes.directories[0]
         state_ = region.states.get(event.address)
@@ -186,7 +192,7 @@ def step(region: Region) -> bool:
     """Continue the scans of each bucket for a moment; whether there were any."""
     busy = False
     for state in region.states.values():
-        if not state.is_up or not state.scans:
+        if not state.is_up or not state.scans or region.changes.is_full(state.bucket.address):
             continue
         busy = True
         with region.at_work(state):

@@ -136,11 +136,10 @@ def _files(bucket: OpenBucket, journal: Journal) -> Iterator[tuple[int, bytes, b
     if bucket.versions < 0:
         return
     for path, fd, found in versions.walk(bucket):
-        known = journal.versions.objects_in(bucket.address, path)
+        known = {name: current.id for name, current in journal.versions.objects_in(bucket.address, path)}
         for name, stored in found:
-            current = known.get(stored.name)
             is_hidden = keys.is_digest(stored.name) or any(map(keys.is_digest, path.split(b"/")))
-            yield fd, name, is_hidden or stored.marker or (current is not None and current.id == stored.id)
+            yield fd, name, is_hidden or stored.marker or known.get(stored.name) == stored.id
 
 
 def _shared(bucket: OpenBucket, at: int, name: bytes, found: os.stat_result) -> list[Extent]:

@@ -332,7 +332,9 @@ def _in_hand(region: Worker, state: BucketState, scope: Scope, epoch: int) -> tu
     address, changes = state.bucket.address, region.changes
     opened: set[str] = set()
     # In the order in which changes move from one to the next, so that none is missed while it moves.
-    if changes.is_lost(epoch) or any(e.epoch < epoch and e.address == address for e in list(changes.directories)):
+    if changes.is_lost(address, epoch) or any(
+        e.epoch < epoch and e.address == address for e in list(changes.directories)
+    ):
         return True, opened
     moves = region.moves
     if state.scans.is_pending(epoch) or changes.is_waiting(address, epoch, b"" if scope.linked else scope.key):

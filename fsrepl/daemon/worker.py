@@ -151,7 +151,11 @@ class Worker(Attaching):
 
     def next_s(self) -> float | None:
         due = [self._probe_at_s]
-        scans = any(state.scans or state.directories for state in self.states.values() if state.is_up)
+        scans = any(
+            (state.scans and not self.changes.is_full(address)) or state.directories
+            for address, state in self.states.items()
+            if state.is_up
+        )
         if self.inbox or self.background_done or scans:
             return 0.0
         if any(state.is_up for state in self.states.values()):
@@ -181,7 +185,8 @@ class Worker(Attaching):
             if state.is_up:
                 schedule.begin(self, state)
                 while state.scans:
-                    schedule.step(self)
+                    if not schedule.step(self):
+                        self._take()  # the queue is full
                 self._take_all(state)
             return state
         barrier.pass_barrier(self, state, _FLUSH_S)

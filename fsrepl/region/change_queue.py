@@ -2,7 +2,8 @@
 
 A key is ready at once after a rename into place, otherwise settle_ms after its last event, later under a
 temporary name, and after open_max_s at the latest while events keep coming. Keys are kept by bucket and taken round
-robin (region/rotation.py), so that a burst in one bucket delays neither a new file in another one nor its `wait`.
+robin (region/rotation.py), so that a burst in one bucket delays neither a new file in another one nor its `wait`. Where
+a bucket has KEYS_MAX of them, its further events are dropped, and a scan finds the changes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ another name of its file changed."""
 
 _WRITTEN = CLOSED | MOVED | WRITING | FOUND | ARRIVED
 _LEFT = Mask(In.IN_DELETE | In.IN_MOVED_FROM)
+
+
+KEYS_MAX = 50_000
+"""Queued keys of one bucket; they take some 20 MB."""
 
 
 class Change(NamedTuple):
@@ -115,6 +120,8 @@ class _Bucket(Struct):
     """Number of changes that a scan found."""
     gone: int = 0
     """Number of changes that say that a file is gone."""
+    lost_since: int | None = None
+    """The first epoch in which an event found no room."""
 
     def queues(self, settle_s: float, temporary_s: float) -> list[tuple[OrderedDict[bytes, None], float]]:
         """The queues that are not empty, and the delay from a key's last event until it is ready."""
@@ -157,6 +164,9 @@ class ChangeQueue:
             bucket = self._buckets[address] = _Bucket()
         change = bucket.changes.get(key)
         if change is None:
+            if len(bucket.changes) >= KEYS_MAX:
+                bucket.lost_since = epoch if bucket.lost_since is None else bucket.lost_since
+                return
             change = bucket.changes[key] = _Waiting(0, epoch, now_s, now_s, self.is_temporary(name) is not None)
         else:
             change.last_s = now_s
@@ -186,6 +196,19 @@ class ChangeQueue:
         """Note that events were lost."""
         if self.lost_since is None:
             self.lost_since = epoch
+
+    def dropped_since(self, address: str) -> int | None:
+        """The epoch since which events of a bucket found no room, once there is some again; None where there is none.
+        A scan is then begun, and `forget_dropped` called."""
+        with self.guard:
+            bucket = self._buckets.get(address)
+            return None if bucket is None or self.is_full(address) else bucket.lost_since
+
+    def forget_dropped(self, address: str) -> None:
+        """A scan that has not begun yet covers the events that were dropped until now."""
+        with self.guard:
+            if (bucket := self._buckets.get(address)) is not None:
+                bucket.lost_since = None
 
     def add(self, address: str, found: Iterable[bytes], epoch: int, flags: int = FOUND) -> None:
         """Add keys that a scan found to differ from the record. They are ready now, except temporary names, and
@@ -302,6 +325,10 @@ class ChangeQueue:
         bucket = self._buckets.get(address)
         return len(bucket.changes) if bucket is not None else 0
 
+    def is_full(self, address: str) -> bool:
+        """Whether a scan of a bucket is to wait until more of its queued keys are captured."""
+        return self.count(address) >= KEYS_MAX // 2
+
     def has_directories(self, address: str) -> bool:
         """Whether an event of a directory of a bucket is queued, which may lead to a scan."""
         return any(each.address == address for each in list(self.directories))
@@ -311,15 +338,20 @@ class ChangeQueue:
         bucket = self._buckets.get(address)
         return bucket is not None and key in bucket.changes
 
-    def is_lost(self, before_epoch: int) -> bool:
-        """Whether events from before a barrier were lost, and no scan for them is queued yet."""
-        since = self.lost_since
-        return since is not None and since < before_epoch
+    def is_lost(self, address: str, before_epoch: float = math.inf) -> bool:
+        """Whether events of a bucket from before a barrier were lost, and no scan for them is queued yet."""
+        bucket = self._buckets.get(address)
+        return any(
+            since is not None and since < before_epoch
+            for since in (self.lost_since, bucket.lost_since if bucket is not None else None)
+        )
 
     def next_s(self) -> float | None:
         """The monotonic time when the next key is ready; None where nothing waits."""
         with self.guard:
             if self.directories or self.lost_since is not None:
+                return 0.0
+            if any(each.lost_since is not None and not self.is_full(a) for a, each in self._buckets.items()):
                 return 0.0
             due = [
                 bucket.ready_s(queue, wait_s)

@@ -83,7 +83,8 @@ def _decide(region: Region, state: BucketState, now_s: float) -> Decision:
     facts = brake.Facts(
         len(deletions.keys) - deletions.renamed, deletions.keys_before, region.engine.settings.safety.delete_share,
         coming=coming, arriving=region.changes.count(address) - coming, has_deliveries=deletions.has_deliveries,
-        is_scanning=bool(state.scans) or region.changes.has_directories(address), is_burst=is_patient and is_burst,
+        is_scanning=bool(state.scans) or region.changes.has_directories(address) or region.changes.is_lost(address),
+        is_burst=is_patient and is_burst,
     )  # fmt: skip
 
     def renamed() -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Container
 
 from msgspec import Struct, field
 
 from fsrepl.model import keys
+from fsrepl.storage.fs import FileType
 from fsrepl.storage.walk import Walk
 
 
@@ -43,6 +45,43 @@ class Trouble(Struct):
                 self.forget(path)
 
 
+class Rest(Struct):
+    """What is left to do in a directory with so many names that it takes several steps.
+
+    packed: the names that are there, in order: the last of them first, many in one, joined by zero bytes. names: the
+    next ones, unpacked. after: everything up to this name is done; None at the beginning. odd: those that are no
+    regular files. gone: the directory itself is gone, so that no name is there.
+    """
+
+    path: bytes
+    packed: list[bytes] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    after: bytes | None = None
+    odd: dict[bytes, FileType] = field(default_factory=dict)
+    skipped: set[bytes] = field(default_factory=set)
+    gone: bool = False
+
+    @classmethod
+    def of(cls, path: bytes, names: list[bytes], odd: dict[bytes, FileType], at_once: int) -> Rest:
+        """names: sorted; emptied as they are packed, since a million take 60 MB."""
+        packed = []
+        while names:
+            packed.append(b"\0".join(names[-at_once:]))
+            del names[-at_once:]
+        return cls(path, packed, odd=odd)
+
+    def next_names(self) -> list[bytes]:
+        """The next names, in order; they stay here until `pass_by`."""
+        if not self.names and self.packed:
+            self.names = self.packed.pop().split(b"\0")
+        return self.names
+
+    def pass_by(self, last: bytes) -> None:
+        """Everything up to a name is done."""
+        self.after = last
+        self.names = self.names[bisect.bisect_right(self.names, last) :]
+
+
 class Scan(Struct):
     """One pass over a directory of a bucket and all below it.
 
@@ -54,6 +93,10 @@ class Scan(Struct):
     arrived: bool = False
     epoch: int = 0
     walk: Walk = field(default_factory=lambda: Walk(but=keys.RESERVED))
+    rest: Rest | None = None
+    """The directory that was read and is not compared whole yet."""
+    gone: list[bytes] | None = None
+    """Once all directories were read: those that have keys and are gone, and were not looked at yet."""
     seen: set[bytes] = field(default_factory=set)
     began_ns: int = 0
     directories: int = 0

@@ -9,9 +9,10 @@ The journal is never locked while a tree is read: a region that hangs would keep
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 from fsrepl.errors import StoreDamaged, reason
 from fsrepl.model import attributes, keys
@@ -19,6 +20,7 @@ from fsrepl.model.version import NULL, Version
 from fsrepl.repair import rebuild
 from fsrepl.storage import records, versions
 from fsrepl.storage.bucket import OpenBucket
+from fsrepl.storage.fs import FileType
 from fsrepl.storage.journal.database import Journal
 from fsrepl.storage.walk import directories
 
@@ -26,6 +28,9 @@ log = logging.getLogger("fsrepl")
 
 
 _ROWS = 1000
+NAMES_AT_ONCE = 4096
+"""Directories with fewer files, and fewer versions by the journal, are compared whole."""
+_NULL_MARKER = b";" + NULL.encode() + keys.MARKER
 _INDEXED = b"indexed"
 """An empty file in .fsrepl. Its ctime distinguishes the journal that has indexed the tree from any older one."""
 
@@ -47,16 +52,25 @@ def reconcile(
         journal.set_tree(address, "")
     seen_directories: set[bytes] = set()
     for step in directories(bucket.fs, bucket.versions):
-        path, fd, names = step.path, step.fd, step.files()
+        path, fd = step.path, step.fd
+        files = (name for name, kind in step.entries if kind is FileType.REGULAR)
+        names = list(itertools.islice(files, NAMES_AT_ONCE))
         spelled = not any(map(keys.is_digest, path.split(b"/")))
         if spelled:
             seen_directories.add(path)
-        known = journal.versions.versions_in(address, path) if spelled else set()
-        if not afresh and _is_as_known(bucket, path, fd, names, known):
+        rows = journal.versions.versions_in(address, path) if spelled else iter(())
+        known = set(itertools.islice(rows, NAMES_AT_ONCE))
+        if max(len(names), len(known)) == NAMES_AT_ONCE:
+            lost, damaged = _large_directory(
+                bucket, journal, path, fd, itertools.chain(names, files), spelled=spelled, afresh=afresh,
+                remove=rebuilder is not None,
+            )  # fmt: skip
+        elif not afresh and _is_as_known(bucket, path, fd, names, known):
             continue
-        found = [(name, stored) for name in names if (stored := keys.parse(name)) and not stored.sidecar]
-        found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
-        lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
+        else:
+            found = [(name, stored) for name in names if (stored := keys.parse(name)) and not stored.sidecar]
+            found = _without_replaced(bucket, fd, path, found, remove=rebuilder is not None)
+            lost, damaged = _directory(bucket, journal, path, fd, found, known, afresh=afresh)
         if rebuilder is not None and spelled:
             rebuilder.damaged += [
                 (keys.join(path, s.name), s.id, s.marker) for s in damaged if not keys.is_digest(s.name)
@@ -114,6 +128,68 @@ def tree_of(bucket: OpenBucket) -> str:
     return f"{bucket.fs.stat_fd(bucket.versions).st_ino} {identity.st_ino} {identity.st_ctime_ns} {indexed_ns}"
 
 
+def _large_directory(
+    bucket: OpenBucket, journal: Journal, path: bytes, fd: int, files: Iterable[bytes], *, spelled: bool, afresh: bool,
+    remove: bool,
+) -> tuple[list[tuple[bytes, keys.StoredName]], list[keys.StoredName]]:  # fmt: skip
+    """The same as _directory for one with a million files, without the names of all of them in memory.
+
+    Of each name the hash is kept. Two names of 64 bits each that are equal by chance would take one for the other:
+    among a million that has a probability of 1 in 40 million.
+    """
+    there: set[int] = set()
+    markers: set[bytes] = set()
+    for name in files:
+        if not name.endswith(keys.SIDECAR):
+            there.add(hash(name))
+            if name.endswith(_NULL_MARKER):
+                markers.add(name.removesuffix(_NULL_MARKER))
+    missing: list[tuple[bytes, str, bool]] = []
+    for row in journal.versions.versions_in(bucket.address, path) if spelled else ():
+        name = _file_name(row)
+        if hash(name) in there:
+            there.discard(hash(name))
+        else:
+            missing.append(row)
+    lost: list[tuple[bytes, keys.StoredName]] = []
+    damaged: list[keys.StoredName] = []
+    nulls: list[tuple[bytes, keys.StoredName]] = []
+    missing_nulls, renewed = {name for name, version_id, _ in missing if version_id == NULL}, set[bytes]()
+    first = True
+    for some in _chunks(bucket, path):
+        found = [(name, stored) for name in some if (stored := keys.parse(name)) and not stored.sidecar]
+        if first and found:
+            # one record is read in any case: attributes are lost by whole trees, not one by one
+            first, afresh = False, afresh or _is_lost(bucket, fd, path, *found[0])
+        pairs = {name: stored for name, stored in found if stored.id == NULL and stored.name in markers}
+        nulls += pairs.items()
+        unread = [each for each in found if (afresh or hash(each[0]) in there) and each[0] not in pairs]
+        renewed |= {stored.name for _, stored in unread if stored.id == NULL and stored.name in missing_nulls}
+        _read_in(bucket, journal, fd, path, unread, lost, damaged)
+        if not (afresh or there or markers):
+            break
+    missing = [(name, v, marker) for name, v, marker in missing if not (v == NULL and name in renewed)]
+    found = _without_replaced(bucket, fd, path, nulls, remove=remove)
+    more_lost, more_damaged = _directory(bucket, journal, path, fd, found, missing, afresh=afresh)
+    return lost + more_lost, damaged + more_damaged
+
+
+def _chunks(bucket: OpenBucket, path: bytes) -> Iterator[list[bytes]]:
+    """The files of a directory of the store, some at a time."""
+    fd = bucket.fs.open_dir(bucket.versions, path)
+    try:
+        files = (name for name, kind in bucket.fs.entries(fd) if kind is FileType.REGULAR)
+        while some := list(itertools.islice(files, _ROWS)):
+            yield some
+    finally:
+        bucket.fs.close(fd)
+
+
+def _file_name(row: tuple[bytes, str, bool]) -> bytes:
+    name, version_id, marker = row
+    return name + b";" + version_id.encode() + (keys.MARKER if marker else b"")
+
+
 def _is_as_known(
     bucket: OpenBucket, path: bytes, fd: int, names: list[bytes], known: Collection[tuple[bytes, str, bool]]
 ) -> bool:
@@ -121,9 +197,7 @@ def _is_as_known(
 
     Most directories are, and comparing their names whole takes less time than parsing each one.
     """
-    expected = {
-        name + b";" + version_id.encode() + (keys.MARKER if marker else b"") for name, version_id, marker in known
-    }
+    expected = {_file_name(row) for row in known}
     if len(names) != len(expected) or not expected.issuperset(names):
         return False
     return not any(_is_lost(bucket, fd, path, name, stored) for name in names[:1] if (stored := keys.parse(name)))

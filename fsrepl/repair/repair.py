@@ -473,12 +473,7 @@ def _bypassed_view(region: Region, state: BucketState, version: Version, found: 
         return False
     region.flush(address)
     changes = region.changes
-    if (
-        key in state.deferred
-        or key in state.copying
-        or changes.is_queued(address, key)
-        or changes.lost_since is not None
-    ):
+    if key in state.deferred or key in state.copying or changes.is_queued(address, key) or changes.is_lost(address):
         return False
     known = region.engine.journal.versions.object(address, key)
     return known is not None and known.id == version.id and known.view is not None and known.view.ino == found.st_ino

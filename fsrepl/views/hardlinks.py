@@ -279,7 +279,7 @@ def break_links(engine: Runtime, bucket: OpenBucket) -> None:
     if bucket.bucket.sharing == "link" or bucket.versions < 0:
         return
     for directory in engine.journal.versions.directories(bucket.address):
-        for name, known in engine.journal.versions.objects_in(bucket.address, directory).items():
+        for name, known in engine.journal.versions.objects_in(bucket.address, directory):
             if known.marker or known.view is None or known.view.shown != known.id:
                 continue
             key = keys.join(directory, name)

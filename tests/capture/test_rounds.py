@@ -171,9 +171,9 @@ def test_what_was_lost_before_a_barrier_is_waited_for(blind: World) -> None:
     assert blind.engine.watcher is not None
     region.changes.lose(blind.engine.epoch)
     epoch = blind.engine.watcher.begin_epoch()
-    assert region.changes.is_lost(epoch)
+    assert region.changes.is_lost(SOURCE, epoch)
     schedule.follow_events(region)
-    assert not region.changes.is_lost(epoch)
+    assert not region.changes.is_lost(SOURCE, epoch)
     assert state.scans.is_pending(epoch)
 
 

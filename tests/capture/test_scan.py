@@ -13,17 +13,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from watchdog.observers.inotify_c import InotifyConstants as In
 
+from fsrepl.capture import scan as scans
+from fsrepl.capture import schedule
 from fsrepl.capture.scan import advance
 from fsrepl.model import keys
 from fsrepl.model.view import view_of
+from fsrepl.region import change_queue
 from fsrepl.region.change_queue import GONE, ChangeQueue
 from fsrepl.region.scan_queue import Scan, Trouble
 from fsrepl.settings import Capture
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.journal.rows import Object
 from tests.doubles import UnsyncedFs
-from tests.world import SOURCE, World
+from tests.world import DESTINATION, SOURCE, World
 
 KEYS = [b"a", b"b", b"d/a", b"d/b", b"d/e/a", b"f/a"]
 FILES = ("absent", "file", "link")
@@ -36,8 +40,12 @@ class Records:
 
     found: dict[bytes, Object] = field(default_factory=dict)
 
-    def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
-        return {keys.split(key)[1]: known for key, known in self.found.items() if keys.split(key)[0] == directory}
+    def objects_between(
+        self, address: str, directory: bytes, after: bytes | None, last: bytes | None, limit: int
+    ) -> dict[bytes, Object]:
+        found = {keys.split(key)[1]: known for key, known in self.found.items() if keys.split(key)[0] == directory}
+        wanted = [n for n in sorted(found) if (after is None or n > after) and (last is None or n <= last)]
+        return {name: found[name] for name in wanted[:limit]}
 
     def directories(self, address: str, *, below: bytes = b"") -> list[bytes]:
         found = {keys.split(key)[0] for key in self.found}
@@ -110,10 +118,14 @@ def expected(file: str, how: str) -> bool | None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), budget_s=st.sampled_from([0.0, 60.0]))
-def test_every_difference_is_found_and_nothing_else(bucket: OpenBucket, data: st.DataObject, budget_s: float) -> None:
-    """G1: new, changed, half known and missing files are captured, in one step of the scan or a step for each
-    directory; a file that is as recorded is left alone, so that a scan of a quiet bucket queues nothing."""
+@given(data=st.data(), budget_s=st.sampled_from([0.0, 60.0]), at_once=st.sampled_from([1, 2, 3, 4096]))
+def test_every_difference_is_found_and_nothing_else(
+    bucket: OpenBucket, data: st.DataObject, budget_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G1: new, changed, half known and missing files are captured, in one step of the scan, a step for each directory
+    or several for a directory of many names; a file that is as recorded is left alone, so that a scan of a quiet bucket
+    queues nothing."""
+    monkeypatch.setattr(scans, "NAMES_AT_ONCE", at_once)
     states = {key: (data.draw(st.sampled_from(FILES)), data.draw(st.sampled_from(RECORDS))) for key in KEYS}
     for key, (file, _) in states.items():
         if file != "absent":
@@ -175,3 +187,61 @@ def test_a_changed_mode_is_a_change_also_where_the_ctime_tells_nothing(bucket: O
     assert scan(bucket, records)[0] == {}
     path_of(bucket, b"a").chmod(0o600)
     assert scan(bucket, records)[0] == {b"a": False}
+
+
+def test_a_directory_of_many_names_is_compared_in_steps(bucket: OpenBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7: live changes get their turn between the steps, and each step reads a part of the record alone; what is
+    gone is found also where a name before it is new."""
+    monkeypatch.setattr(scans, "NAMES_AT_ONCE", 4)
+    records = Records()
+    for number in range(20):
+        key = b"d/%02d" % number
+        if number % 3:
+            make(bucket, key, "file")
+        if number % 2:
+            records.found[key] = record(bucket, key, "as it is" if number % 3 else "older")
+    changes, trouble, under_way = ChangeQueue(lambda: None, Capture()), Trouble(), Scan(SOURCE)
+    steps = 1
+    while not advance(under_way, bucket, records, changes, None, trouble, lambda key: False, 0.0):
+        steps += 1
+    assert steps >= 5
+    found = {change.key: bool(change.flags & GONE) for change in changes.take(100)}
+    numbers = {int(key.rpartition(b"/")[2]): gone for key, gone in found.items()}
+    assert numbers == {n: not n % 3 for n in range(20) if (n % 3 and not n % 2) or (n % 2 and not n % 3)}
+
+
+def test_a_scan_waits_while_the_queue_is_full(bucket: OpenBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded memory: what a scan finds is queued as fast as it is captured."""
+    monkeypatch.setattr(scans, "NAMES_AT_ONCE", 4)
+    monkeypatch.setattr(change_queue, "KEYS_MAX", 20)
+    for number in range(100):
+        make(bucket, b"d/%02d" % number, "file")
+    changes, trouble, under_way = ChangeQueue(lambda: None, Capture()), Trouble(), Scan(SOURCE)
+    taken: list[bytes] = []
+    done = False
+    while not done:
+        done = advance(under_way, bucket, Records(), changes, None, trouble, lambda key: False, 60.0)
+        assert len(changes) < 20
+        taken += [change.key for change in changes.take(100)]
+    assert sorted(taken) == [b"d/%02d" % number for number in range(100)]
+
+
+def test_events_that_find_no_room_lead_to_a_scan(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6: the events of a burst are dropped above a number, and `wait` waits for the scan that finds their files."""
+    monkeypatch.setattr(change_queue, "KEYS_MAX", 8)
+    with World(memory / "world") as world:
+        changes = world.region().changes
+        for number in range(30):
+            name = b"f%02d" % number
+            world.write(name.decode(), b"x")
+            changes.event(SOURCE, name, name, In.IN_CLOSE_WRITE, 0.0, world.engine.epoch)
+        assert changes.count(SOURCE) == 8
+        assert changes.is_lost(SOURCE, world.engine.epoch + 1)
+        assert not changes.is_lost(DESTINATION)
+        schedule.follow_events(world.region())
+        assert changes.is_lost(SOURCE), "a scan began before there is room for what it finds"
+        world.flush_settling()
+        assert world.engine.run_until_idle()
+        assert not changes.is_lost(SOURCE)
+        assert len(world.history(SOURCE)) == 30
+        assert world.tree(SOURCE) == world.tree(DESTINATION)

@@ -125,9 +125,23 @@ class Versions:
                     found[keys.join(directory, row[11])] = object_of(row)
         return found
 
-    def objects_in(self, address: str, directory: bytes) -> dict[bytes, Object]:
-        """Objects by name, for one directory."""
-        rows = self._connection.execute(OBJECT, (self._connection.ids.get(address), directory))
+    def objects_in(self, address: str, directory: bytes) -> Iterator[tuple[bytes, Object]]:
+        """The objects of one directory by name, in order; read in pages, as `objects` are."""
+        last: bytes | None = None
+        while found := self.objects_between(address, directory, last, None, PAGE):
+            yield from found.items()
+            last = next(reversed(found))
+
+    def objects_between(
+        self, address: str, directory: bytes, after: bytes | None, last: bytes | None, limit: int
+    ) -> dict[bytes, Object]:
+        """The first objects of a directory by name, in order: those after a name, and no later than another."""
+        where, names = "", [name for name in (after, last) if name is not None]
+        where += " AND name > ?" if after is not None else ""
+        where += " AND name <= ?" if last is not None else ""
+        rows = self._connection.execute(
+            f"{OBJECT}{where} ORDER BY name LIMIT ?", (self._connection.ids.get(address), directory, *names, limit)
+        )
         return {row[11]: object_of(row) for row in rows}
 
     def objects(self, address: str) -> Iterator[tuple[bytes, Object]]:
@@ -334,12 +348,20 @@ class Versions:
         )
         return ((digest, _number(mtime), keys.join(directory, name), i) for digest, mtime, directory, name, i in rows)
 
-    def versions_in(self, address: str, directory: bytes) -> set[tuple[bytes, str, bool]]:
-        rows = self._connection.execute(
-            "SELECT name, id, marker FROM version WHERE bucket = ? AND dir = ?",
-            (self._connection.ids.get(address), directory),
-        )
-        return {(n, i, bool(m)) for n, i, m in rows}
+    def versions_in(self, address: str, directory: bytes) -> Iterator[tuple[bytes, str, bool]]:
+        """Name, id and whether it is a marker of each version in one directory; read in pages, as objects are."""
+        last: tuple[object, ...] = ()
+        while True:
+            where = "AND (name, created, id) > (?, ?, ?)" if last else ""
+            rows = self._connection.execute(
+                "SELECT name, created, id, marker FROM version "
+                f"WHERE bucket = ? AND dir = ? {where} ORDER BY name, created, id LIMIT {PAGE}",
+                (self._connection.ids.get(address), directory, *last),
+            ).fetchall()
+            yield from ((name, version_id, bool(marker)) for name, _, version_id, marker in rows)
+            if len(rows) < PAGE:
+                return
+            last = rows[-1][:3]
 
     def version_directories(self, address: str) -> set[bytes]:
         rows = self._connection.execute(
