@@ -58,6 +58,8 @@ def notes_of(bucket: dict[str, Any], names_max: int | None) -> Iterator[Note]:
         yield Note(Kind.MOVING, f"{name}: {moved}" + (f": {each['why']}" if each.get("why") else ""))
     if why := bucket.get("lifecycle_waits"):
         yield Note(Kind.WAITING, f"{name}: lifecycle cannot go on, and tries again: {why}")
+    if throttled := bucket.get("throttled"):
+        yield Note(Kind.WAITING, f"{name}: {throttled}")
     for each in bucket.get("blocked", ()):
         yield Note(Kind.WAITING, f"{name} to {each['destination']}: {each['why']}")
     for each in bucket.get("retrying", ()):

@@ -163,6 +163,7 @@ def _of_service(journal_: Journal, address: str, said: Document) -> Document:
         "lag_seconds": 0,
         "rules": [],
         **({"trouble": trouble} if trouble else {}),
+        **({"throttled": alive["throttled"]} if alive.get("throttled") else {}),
     }
 
 

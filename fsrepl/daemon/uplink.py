@@ -30,8 +30,9 @@ from fsrepl.region.receiver import Receiver
 from fsrepl.region.region import Region
 from fsrepl.region.rotation import Rotation
 from fsrepl.region.runtime import PUTS, Runtime
+from fsrepl.region.window import Window
 from fsrepl.remote.bucket import RemoteBucket
-from fsrepl.remote.failures import Absent
+from fsrepl.remote.failures import Absent, ServiceBusy
 from fsrepl.remote.form import name_of
 from fsrepl.remote.service import versioning_there
 from fsrepl.replicate import decide, remote
@@ -83,9 +84,13 @@ class BucketState(Struct):
     under_way: dict[bytes, list[Delivery]] = field(default_factory=dict)
     """Keys with a delivery under way, and the deliveries of each that wait for it."""
 
+    throttled: Callable[[], str] = str
+    """Says, for people, that the service wants fewer requests; empty where it does not."""
+
     def describe(self) -> Document:
         """Document for `status`."""
-        return {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
+        found: Document = {"online": not self.why, "trouble": self.why, "seen": self.phase is Phase.ONLINE}
+        return found | ({"throttled": throttled} if (throttled := self.throttled()) else {})
 
 
 class Uplink(Receiver):
@@ -99,6 +104,7 @@ class Uplink(Receiver):
         self._service = engine.site.services[name]
         self._under_way = self._bytes_under_way = 0
         self._done: list[Done] = []
+        self._window = Window()
         self._faulty_until_s = 0.0
 
     # -- the loop
@@ -148,9 +154,18 @@ class Uplink(Receiver):
         return self._service.settings.puts
 
     @property
+    def _free(self) -> int:
+        """How many more requests may be under way now."""
+        return self._window.most(self._puts) - self._under_way
+
+    def throttled(self) -> str:
+        """See BucketState. Read by other threads."""
+        return self._window.describe(self._puts, time.monotonic())
+
+    @property
     def _is_full(self) -> bool:
         """Whether as much is under way as may be: of requests, and under a limit of bytes."""
-        return self._under_way >= self._puts or self._bytes_under_way >= self.engine.limiter.batch_bytes
+        return self._free <= 0 or self._bytes_under_way >= self.engine.limiter.batch_bytes
 
     # -- buckets
 
@@ -159,7 +174,7 @@ class Uplink(Receiver):
         service = self._service = self.engine.site.services.get(self.name, self._service)
         state = self.states.get(address)
         if state is None:
-            state = self.states[address] = BucketState(service.bucket(address))
+            state = self.states[address] = BucketState(service.bucket(address), throttled=self.throttled)
         elif state.bucket.client is not service.client:  # its settings have changed
             state.bucket, state.phase, state.is_believed = service.bucket(address), Phase.UNKNOWN, None
         return state
@@ -196,7 +211,9 @@ class Uplink(Receiver):
     def _looked(self, state: BucketState, found: Look | Exception) -> None:
         state.looks, state.looked_at_s = False, time.monotonic()
         address, before = state.bucket.address, state.phase
-        if isinstance(found, Exception):
+        if isinstance(found, ServiceBusy) and before is Phase.ONLINE:
+            pass  # what was known of it holds; deliveries find out how busy the service is
+        elif isinstance(found, Exception):
             state.phase, state.why = Phase.AWAY, reason(found)
             if before is not Phase.AWAY:
                 log.warning("offline bucket=%s: %s", address, state.why)
@@ -285,7 +302,7 @@ class Uplink(Receiver):
             queue.paced_until_s = now_s + limiter.wait_s(queue.paid_at) if limiter.rate else 0.0
         due = {at: queue for at, queue in self.queues.items() if (at_s := queue.next_s()) is not None and at_s <= now_s}
         ready = {at: queue for at, queue in due.items() if self._is_ready(queue.destination)}
-        free, busy = self._puts - self._under_way, False
+        free, busy = self._free, False
         if self._is_full:
             return False
         waiting = {at: queue.count_ready(now_s) for at, queue in ready.items()}
@@ -349,7 +366,7 @@ class Uplink(Receiver):
         return tasks
 
     def _start(self, state: BucketState, task: Task) -> None:
-        engine, delivery = self.engine, task.delivery
+        engine, delivery, begun_s = self.engine, task.delivery, time.monotonic()
         size = 0 if delivery.marker else delivery.size
         self._under_way += 1
         self._bytes_under_way += size
@@ -368,6 +385,10 @@ class Uplink(Receiver):
             if isinstance(done, Exception):  # the journal's, or one that nobody foresaw
                 done = Done(task, later=reason(done))
                 done.rows = list(task.rows)
+            if not done.is_busy:
+                self._window.answered()
+            elif self._window.refused(self._puts, begun_s, time.monotonic(), done.later):
+                done.is_whole = False  # the others go on, fewer at once
             self._done.append(done)
 
         whose = delivery.source, delivery.destination
@@ -400,7 +421,7 @@ class Uplink(Receiver):
             if each.outcome is None:
                 self._again(each)
         for each in done:
-            self._free(each.task.delivery)
+            self._begin_next(each.task.delivery)
         return bool(done)
 
     def _again(self, done: Done) -> None:
@@ -428,7 +449,7 @@ class Uplink(Receiver):
 
         region.post(Call(repair))
 
-    def _free(self, delivery: Delivery) -> None:
+    def _begin_next(self, delivery: Delivery) -> None:
         """Begin the next delivery of a key, oldest version first."""
         state = self._state(delivery.destination)
         waiting = state.under_way.pop(delivery.key, [])

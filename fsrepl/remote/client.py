@@ -17,7 +17,7 @@ from typing import Any
 
 from fsrepl.errors import FsreplError, Unavailable, Usage
 from fsrepl.remote import small_put
-from fsrepl.remote.failures import ServiceAway, error_of, words_of
+from fsrepl.remote.failures import CREDENTIALS, ServiceAway, error_of, words_of
 from fsrepl.remote.small_put import Way
 from fsrepl.settings import EndpointSettings
 
@@ -60,11 +60,19 @@ class Client:
         except ClientError as error:
             said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
             code, status = str(said.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
+            if code in CREDENTIALS:
+                self._forget(client)
             raise error_of(self.region, operation, code, str(said.get("Message") or ""), status) from error
         except BotoCoreError as error:
             raise self._unreachable(error) from error
         except OSError as error:
             raise ServiceAway(f"region {self.region}: {self.settings.url} cannot be reached: {error}") from error
+
+    def _forget(self, client: Any) -> None:
+        """Have the credentials read again, which botocore reads once: a person may have corrected them."""
+        with self._guard:
+            if self._made is client:
+                self._made = None
 
     def _put_small(self, client: Any, params: Mapping[str, Any]) -> Answer:
         """Put a small object; as botocore does the first time, and where a bucket has moved."""

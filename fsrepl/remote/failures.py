@@ -12,11 +12,12 @@ _WORDS_MAX = 200
 
 _BUSY = frozenset(
     {
-        "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
-        "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests", "OperationAborted",
-        "RequestThrottled", "RequestThrottledException", "ServerBusy",
+        "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestLimitExceeded",
+        "BandwidthLimitExceeded", "TooManyRequests", "RequestThrottled", "RequestThrottledException", "ServerBusy",
     }
 )  # fmt: skip
+"""Codes that say that there are too many requests; so do the statuses 429 and 503."""
+_FAULTY = frozenset({"InternalError", "RequestTimeout", "OperationAborted"})
 _MENDED = {
     "ExpiredToken": "its credentials have expired: renew them",
     "TokenRefreshRequired": "its credentials have expired: renew them",
@@ -33,6 +34,13 @@ _MENDED = {
     "IllegalLocationConstraintException": "the bucket is in another region of the service: correct s3_region",
 }
 """Codes that concern every delivery until a person mends the cause, and what to mend."""
+CREDENTIALS = frozenset(
+    {
+        "ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+        "InvalidSecurity",
+    }
+)  # fmt: skip
+"""Those of them that other credentials mend."""
 _FULL = frozenset({"QuotaExceeded", "InsufficientStorage", "StorageFull", "XMinioStorageFull", "ServiceQuotaExceeded"})
 _CORRUPT = frozenset(
     {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}
@@ -51,6 +59,10 @@ _DENIED = {
 
 class ServiceAway(Unavailable):
     """The service as a whole cannot be used now: all deliveries to it wait."""
+
+
+class ServiceBusy(ServiceAway):
+    """The service wants fewer requests at once."""
 
 
 class ServiceRefused(Failed):
@@ -88,7 +100,9 @@ def error_of(region: str, operation: str, code: str, message: str, status: int) 
         return ServiceAway(f"region {region}: {_MENDED[code]} ({words}); it goes on by itself then")
     if code == "NoSuchBucket":
         return NoSuchBucket(f"region {region}: {words}")
-    if code in _BUSY or status == 429 or (status >= 500 and status not in (501, 507)):
+    if code in _BUSY or (status in (429, 503) and code not in _FAULTY):
+        return ServiceBusy(f"region {region}: the service is busy ({words})")
+    if code in _FAULTY or (status >= 500 and status not in (501, 507)):
         return ServiceAway(f"region {region}: the service is busy ({words})")
     if code in _FULL or status == 507:
         return ServiceAway(f"region {region} has no room left ({words}): make room there; it goes on by itself")

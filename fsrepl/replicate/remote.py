@@ -21,7 +21,7 @@ from fsrepl.model.version import DeliveryRecord, Status, Version
 from fsrepl.region.limits import Progress
 from fsrepl.region.runtime import Runtime
 from fsrepl.remote.bucket import Head, RemoteBucket
-from fsrepl.remote.failures import Absent, NoSuchBucket, ServiceAway, ServiceRefused
+from fsrepl.remote.failures import Absent, NoSuchBucket, ServiceAway, ServiceBusy, ServiceRefused
 from fsrepl.remote.form import Form, form_of
 from fsrepl.replicate import decide, upload
 from fsrepl.replicate.sending import Sending
@@ -48,12 +48,16 @@ class Task(Struct, frozen=True):
 
 
 class Done(Struct):
-    """What became of a task: an outcome, or why it is tried again. is_whole: the same holds for the whole service."""
+    """What became of a task: an outcome, or why it is tried again. is_whole: the same holds for the whole service.
+
+    is_busy: the service wants fewer requests at once.
+    """
 
     task: Task
     outcome: Outcome | None = None
     later: str = ""
     is_whole: bool = False
+    is_busy: bool = False
     rows: list[RemoteVersion] = field(default_factory=list)
     gone: list[RemoteVersion] = field(default_factory=list)
     is_listed: bool = False
@@ -87,7 +91,7 @@ def carry(engine: Runtime, bucket: RemoteBucket, task: Task, progress: Progress 
         log.error('damaged bucket=%s key="%s": %s', delivery.source, keys.shown(delivery.key), error)
         done.later, done.is_damaged = str(error), True
     except ServiceAway as error:
-        done.later, done.is_whole = str(error), True
+        done.later, done.is_whole, done.is_busy = str(error), True, isinstance(error, ServiceBusy)
     except (FsreplError, OSError) as error:
         done.later = reason(error)
     except sqlite3.Error:
