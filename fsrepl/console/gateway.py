@@ -7,6 +7,7 @@ last.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -17,12 +18,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from fsrepl.commands import reader
+from fsrepl.commands import doctor, doctor_facts, reader
 from fsrepl.commands import status as statuses
+from fsrepl.commands.doctor import Finding
 from fsrepl.commands.documents import regions
 from fsrepl.commands.reader import Document, Record
+from fsrepl.console.diagnosing import Diagnoses
 from fsrepl.console.verifying import Verifications
-from fsrepl.daemon import control
+from fsrepl.daemon import control, requests
 from fsrepl.daemon.requests import Request
 from fsrepl.errors import FsreplError, Unavailable, Usage, reason
 from fsrepl.model.address import region_of
@@ -53,6 +56,7 @@ class Gateway:
         """Regions that did not answer when last asked."""
         self.probes = probe.Threads()
         self.verifications = Verifications(settings.path)
+        self.diagnoses = Diagnoses(self._diagnose)
 
     @property
     def settings(self) -> Settings:
@@ -83,6 +87,18 @@ class Gateway:
     def ask(self, request: Request) -> Document:
         """The daemon's answer to a request. Raises FsreplError, NotRunning where no daemon runs."""
         return control.ask(self.settings.state, request, _ANSWER_S)
+
+    def _diagnose(self) -> list[Finding]:
+        """As `fsrepl doctor` does it."""
+        site = self.site()
+        said = reader.daemon_status(site.settings)
+        there: Document | None = None
+        if said["running"] and "trouble" not in said:
+            with contextlib.suppress(FsreplError):
+                there = self.ask(requests.Diagnose())
+        if there is None:  # not in child processes: this process has threads
+            there = doctor_facts.where_it_works(site, self.probes.ask)
+        return doctor.findings(doctor_facts.facts(site, said, there))
 
 
 def _stamp(settings: Settings) -> tuple[int, int] | None:

@@ -93,6 +93,7 @@ def ended(visitor: Visitor, page: Page) -> Page:
 
 def test_the_doctor_says_what_to_do(visitor: Visitor, site: Site) -> None:
     """The same findings as the command's, each with its remedy."""
+    until(lambda: "As of" in visitor.get("/doctor").text, "the doctor has looked")
     page = visitor.get("/doctor")
     for finding in site.run("doctor", "--json").json()["Findings"]:
         assert finding["Level"] in page.text

@@ -63,5 +63,6 @@ ACTIONS: Mapping[str, Handler] = {
 LIVE: Mapping[str, tuple[str, Callable[[Visit], str]]] = {
     "/live": ("/", overview.live),
     "/jobs/live": ("/jobs", jobs.live),
+    "/doctor/live": ("/doctor", doctor.live),
 }
 """Parts of pages that are sent again when they change: the address of each, of its page, and what makes it."""

@@ -560,6 +560,12 @@ class Versions:
         ).fetchone()
         return int(size)
 
+    def held_bytes(self, address: str) -> tuple[int, int]:
+        """The size of all current versions, and of all others. Where there is none of these no table is joined."""
+        objects, versions, size = self.object_counts(address)
+        current = size if versions == objects else self.current_bytes(address)
+        return current, size - current
+
     def count_current(self, address: str) -> int:
         """How many keys have a current version that is no marker."""
         (number,) = self._connection.execute(
