@@ -167,6 +167,8 @@ def apply(
         case ShowCurrent():
             if key not in state.stale:
                 stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
+            else:
+                stale.try_soon(state, key)
         case Defer(after_s, why, opened, is_warned):
             if is_warned:
                 log.warning('not captured bucket=%s key="%s": %s', change.address, keys.shown(key), why)
@@ -289,6 +291,8 @@ def _record_edit(
             stale.show_anew(region, state, bucket, key)
     elif key not in state.stale:
         stale.mark_stale(region, state, key, "the view is behind its version", durable=False)
+    else:
+        stale.try_soon(state, key)
 
 
 def _leads_to(bucket: OpenBucket, key: bytes, version_id: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -37,6 +37,8 @@ _PROBE_MAX_S = 60.0
 _DELIVERY_LOOK_S = 0.25
 _TOLD_MAX_S = 0.5
 _SHOWN_MAX_S = 1.0
+_OVERDUE_MAX_S = 60.0
+"""So long a view is waited for that is to be tried now: the daemon gets little of the processor, or is stuck."""
 """How long a view may take to show a delivered version. A longer delay may last for ever."""
 _NAMED_MAX = 1000
 
@@ -183,11 +185,30 @@ def _held(engine: Engine, address: str, newest_ns: int, scope: Scope) -> int:
 
 
 def _let_views_show(engine: Engine, scope: Scope, until_s: float | None, given_up: Callable[[], bool]) -> None:
-    """Wait a moment for views that do not show their version yet: most delays are short."""
-    shown_s = time.monotonic() + _left(until_s, _SHOWN_MAX_S)
-    while _unshown(engine, scope) and not (_is_over(shown_s) or given_up()):
+    """Wait a moment for views that do not show their version yet: most delays are short. On a busy machine the moment
+    is longer: as long as any of them is to be tried now."""
+    moment_s, most_s = (time.monotonic() + _left(until_s, each) for each in (_SHOWN_MAX_S, _OVERDUE_MAX_S))
+    while unshown := list(_unshown_views(engine, scope)):
+        is_over = _is_over(moment_s) and not any(_is_under_way(*view) for view in unshown)
+        if is_over or _is_over(most_s) or given_up():
+            return
         with engine.changed:
-            engine.changed.wait(_left(shown_s, _CAPTURE_LOOK_S))
+            engine.changed.wait(_left(most_s, _CAPTURE_LOOK_S))
+
+
+def _is_under_way(region: Worker, state: BucketState, key: bytes) -> bool:
+    """Whether a view is to be tried now, or its file to be captured for that."""
+    stale_view = state.stale.get(key)
+    if stale_view is None or stale_view.conflict:
+        return False
+    later = state.deferred.get(key)
+    return (
+        stale_view.due_s <= time.monotonic()
+        or (state.retries_blocked and keys.is_directory(key))
+        or region.changes.is_queued(state.bucket.address, key)
+        or key in state.copying
+        or (later is not None and not later.opened and later.due_s <= time.monotonic())
+    )
 
 
 def _let_views_tell(engine: Engine, scope: Scope, until_s: float | None) -> None:
@@ -384,17 +405,26 @@ def _mounts(engine: Engine, address: str, scope: Scope) -> list[str]:
 
 def _unshown(engine: Engine, scope: Scope) -> list[str]:
     """Views in scope, and views of their replicas, that do not show their version, with the reason."""
-    found: set[str] = set()
+    found = set()
+    for _, state, key in _unshown_views(engine, scope):
+        if (stale_view := state.stale.get(key)) is not None:
+            found.add(f"{state.bucket.address}/{keys.shown(key)}: {stale_view.why}")
+    return sorted(found)
+
+
+def _unshown_views(engine: Engine, scope: Scope) -> Iterator[tuple[Worker, BucketState, bytes]]:
+    """The same as regions, buckets and keys."""
     for address in scope.addresses:
         replication = engine.site.buckets[address].replication
         destinations = {rule.destination for rule in replication.rules} if replication else set()
         for shows in {address} | destinations:
             region = engine.regions.get(region_of(shows))
             state = region.states.get(shows) if region else None
-            for key, stale_view in list(state.stale.items()) if state and state.is_up else ():
+            if region is None or state is None or not state.is_up:
+                continue
+            for key in list(state.stale):
                 if scope.takes(key) and (shows == address or _is_replica(engine, shows, address, key)):
-                    found.add(f"{shows}/{keys.shown(key)}: {stale_view.why}")
-    return sorted(found)
+                    yield region, state, key
 
 
 def _is_replica(engine: Engine, destination: str, source: str, key: bytes) -> bool:

@@ -28,6 +28,7 @@ log = logging.getLogger("fsrepl")
 
 _BATCH = 512
 _STALE_MAX_S = 30.0
+_CAPTURED_MAX = 5
 _EMPTIED_MAX = 20
 """After so many tries a directory that does not become empty counts as a conflict."""
 
@@ -66,6 +67,13 @@ def recapture(region: Region, state: BucketState, key: bytes) -> None:
     if key in state.copying:
         return
     region.changes.add(state.bucket.address, [key], region.engine.epoch, ARRIVED)
+
+
+def try_soon(state: BucketState, key: bytes) -> None:
+    """Have a view tried again at once, since its file was captured. Not without end: it may be changed each time."""
+    waiting = state.stale[key]
+    if not waiting.conflict and waiting.attempts < _CAPTURED_MAX:
+        waiting.due_s = 0.0
 
 
 def show_due(region: Region) -> bool:

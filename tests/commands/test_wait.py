@@ -57,6 +57,25 @@ def left_out(waited: barrier.Waited) -> tuple[list[str], ...]:
 NOTHING: tuple[list[str], ...] = ([], [], [])
 
 
+def test_a_view_that_is_to_be_tried_now_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little of the processor the daemon gets: its file is captured first, and then it is shown."""
+    monkeypatch.setattr(barrier, "_SHOWN_MAX_S", 0.0)
+    world.write("k", b"one")
+    world.settle()
+    os.utime(world.path("k", DESTINATION))  # nobody has noticed, so that the view is not as recorded
+    world.write("k", b"two, longer")
+    world.engine.watcher = NoWatches()
+
+    def turn() -> bool:
+        for region in world.engine.regions.values():
+            region.turn()
+        return False
+
+    waited = barrier.wait(world.engine, barrier.scope_of(world.engine, Address.parse(f"{SOURCE}/k")), 10.0, turn)
+    assert (waited.pending, waited.unshown) == (0, [])
+    assert world.tree(DESTINATION) == {"k": b"two, longer"}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of others")
 def test_a_file_that_cannot_be_read_is_not_safe(users_home: Path) -> None:
     """Section 5, wait: its new content is nowhere else. The same for its own key and for the site, until it can be
