@@ -228,7 +228,7 @@ def stage(bucket: OpenBucket, taken: Taken, version: Version) -> versions.Staged
         if taken.linked:
             version, sidecar = records.put_shared(bucket, fd, name, version)
             return versions.Staged(version, name, sidecar)
-        sidecar = records.put(bucket, fd, name, attributes.encode(version))  # before the content: cheaper then
+        sidecar = records.put(bucket, fd, name, version)  # before the content: cheaper then
         if taken.data:
             bucket.fs.write(fd, taken.data)
         return versions.Staged(version, name, sidecar)

@@ -21,23 +21,26 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 
 from fsrepl.errors import StoreDamaged
-from fsrepl.model import json_text
+from fsrepl.model import attributes, clock, json_text, keys
 from fsrepl.model.attributes import (
     BLAKE3,
     DELIVERIES,
     EDITED,
+    KEY,
     LAST_MODIFIED,
     ORIGIN,
     OURS,
     PLACE,
     POSIX,
     RECORD,
+    RECORDS,
     SHORTFALL,
     STATUS,
     STORAGE_CLASS,
     VERSION_ID,
     is_ours,
 )
+from fsrepl.model.version import NULL, Version
 
 _NESTED = frozenset({DELIVERIES, EDITED, PLACE, POSIX, SHORTFALL})
 """Fields whose value is JSON."""
@@ -51,16 +54,80 @@ _POSIX = rf'\{{"mode":"[0-7]{{4,6}}","uid":{_NATURAL},"gid":{_NATURAL},"mtime_ns
 _PLAIN_POSIX = re.compile(_POSIX.encode())
 """The posix field of a file without an ACL, as attributes.py writes it. It differs from file to file."""
 _USUAL_FIELDS = (VERSION_ID, BLAKE3, LAST_MODIFIED, ORIGIN, STORAGE_CLASS, POSIX)
-_USUAL = re.compile(
-    (
-        r'\{"version-id":"([0-9A-Za-z]+)"(?:,"blake3":"([0-9a-f]{64})")?,"last-modified":"([0-9T:.Z-]+)"'
-        rf',"origin":"([A-Za-z0-9:/._-]+)"(?:,"storage-class":"([A-Z_]+)")?(?:,"posix":({_POSIX}))?\}}'
-    ).encode()
+_MEMBERS = (
+    r'"version-id":"([0-9A-Za-z]+)"(?:,"blake3":"([0-9a-f]{64})")?,"last-modified":"([0-9T:.Z-]+)"'
+    rf',"origin":"([A-Za-z0-9:/._-]+)"(?:,"storage-class":"([A-Z_]+)")?(?:,"posix":({_POSIX}))?'
 )
+_USUAL = re.compile(rf"\{{{_MEMBERS}\}}".encode())
 """The record of most versions and markers, as `on_file` writes it: in this form each field's value stands as it is."""
+_USUAL_WHOLE = re.compile(rf' \{{{_MEMBERS},"key":"([ !#-\[\]-~]+)","{_ATTRIBUTES}":\{{\}}\}}'.encode())
+"""A whole record of the same form, as `whole` writes it."""
 
 
 # -- written
+
+
+def of(version: Version) -> dict[str, bytes]:
+    """The attributes of a version's record, as on_file makes them of its fields: of most versions in a single step."""
+    if (members := _usual(version)) is None:
+        return on_file(attributes.encode(version))
+    found = {RECORD: f"{{{members}}}".encode()}
+    if version.deliveries:
+        found[DELIVERIES] = attributes.encode_deliveries(version)
+    if version.attrs or version.tags:
+        found.update(attributes.of_object(version))
+    return found
+
+
+def whole_of(version: Version) -> bytes:
+    """A version's record in one value, with its key, as whole makes it of the fields."""
+    members = None if version.deliveries or version.attrs or version.tags else _usual(version)
+    if members is None:
+        return whole({**attributes.encode(version), KEY: version.key})
+    return f' {{{members},"key":{_quoted(version.key)},"{_ATTRIBUTES}":{{}}}}'.encode()
+
+
+def shown_of(version: Version) -> dict[str, bytes]:
+    """What is shown of a version's record beside the whole one: not what the name and the inode tell."""
+    if (members := _usual(version, with_posix=False)) is not None:
+        found = {RECORD: f"{{{members}}}".encode()}
+        return found | {DELIVERIES: attributes.encode_deliveries(version)} if version.deliveries else found
+    return shown(attributes.encode(version))
+
+
+def shown(fields: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same, of the fields of a record."""
+    needless = {POSIX}
+    if not keys.is_hidden(fields.get(KEY, b"")) and fields.get(VERSION_ID) != NULL.encode():
+        needless.add(KEY)
+    said = on_file({name: value for name, value in fields.items() if name not in needless})
+    return {name: value for name, value in said.items() if name in RECORDS}
+
+
+def _usual(version: Version, *, with_posix: bool = True) -> str | None:
+    """The members of the record of a version that has no others than _USUAL_FIELDS, else None."""
+    posix = version.posix
+    if (
+        version.edited
+        or version.taken
+        or version.link
+        or version.place is not None
+        or version.shortfall
+        or version.id == NULL
+        or (posix is not None and (posix.acl or posix.default_acl))
+        or keys.is_hidden(version.key)
+    ):
+        return None
+    digest = f',"blake3":"{version.digest.hex()}"' if version.digest else ""
+    origin = _quoted(f"replica:{version.source}".encode()) if version.source else f'"{version.origin}"'
+    kind = version.storage_class
+    if kind:
+        kind = "" if kind == "STANDARD" else f',"storage-class":{_quoted(kind.encode())}'
+    own = ""
+    if posix is not None and with_posix:
+        own = f',"posix":{{"mode":"{posix.mode:04o}","uid":{posix.uid},"gid":{posix.gid},"mtime_ns":{posix.mtime_ns}}}'
+    modified = clock.stamp(version.created_ns)
+    return f'"version-id":"{version.id}"{digest},"last-modified":"{modified}","origin":{origin}{kind}{own}'
 
 
 def on_file(fields: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -164,6 +231,9 @@ def read_whole(data: bytes) -> dict[str, bytes] | None:
 
     Raises StoreDamaged for anything else.
     """
+    if usual := _USUAL_WHOLE.fullmatch(data):
+        named = zip((*_USUAL_FIELDS, KEY), usual.groups(), strict=True)
+        return {name: value for name, value in named if value is not None}
     document = _parse(data)
     return _fields_of_whole(document) if is_whole(document) else None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from fsrepl.model import attributes, digests
+from fsrepl.model import digests
 from fsrepl.model.version import Version
 from fsrepl.replicate import large_draft
 from fsrepl.replicate.draft import Draft, LargeDraft, StagedFile, StagedReplica
@@ -85,7 +85,7 @@ class LocalTree:
         bucket, linked, name = self._bucket, sharing.is_linked(self._bucket, replica.posix), staging.token()
         fd = bucket.fs.create(bucket.tmp, name)
         try:
-            sidecar = not linked and records.put(bucket, fd, name, attributes.encode(replica))
+            sidecar = not linked and records.put(bucket, fd, name, replica)
             yield StagedFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar)
         except BaseException:
             staging.unstage(bucket, name)

@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fsrepl.model import attributes, digests
+from fsrepl.model import digests
 from fsrepl.model.blockmap import BlockMap
 from fsrepl.model.delta import Span
 from fsrepl.model.version import Version
@@ -129,5 +129,5 @@ class StagedFile:
         view, shortfall = stage_view(bucket, replica, fd)
         if shortfall != replica.shortfall:
             replica = replace(replica, shortfall=shortfall)
-            sidecar = records.put_again(bucket, fd, name, attributes.encode(replica))
+            sidecar = records.put_again(bucket, fd, name, replica)
         return StagedReplica(versions.Staged(replica, name, sidecar), view)

@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from fsrepl.errors import Failed
-from fsrepl.model import attributes, delta
+from fsrepl.model import delta
 from fsrepl.model.blockmap import HOLE, Block, BlockMap
 from fsrepl.model.delta import Move, Plan, Span
 from fsrepl.model.version import Version
@@ -45,7 +45,7 @@ def open_draft(bucket: OpenBucket, replica: Version) -> Iterator[LargeDraft]:
     fd, again = staging.open_lasting(bucket, name)
     try:
         linked = sharing.is_linked(bucket, replica.posix)
-        sidecar = not linked and records.put(bucket, fd, name, attributes.encode(replica))
+        sidecar = not linked and records.put(bucket, fd, name, replica)
         draft = _LargeFile(bucket, fd, name, replica, linked=linked, sidecar=sidecar, again=again)
         try:
             yield draft

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, keys, record_form
-from fsrepl.model.version import NULL, Version
+from fsrepl.model.version import Version
 from fsrepl.storage.bucket import OpenBucket
 from fsrepl.storage.fs import ACL, DOES_NOT_FIT, UNSUPPORTED
 
@@ -162,12 +162,11 @@ def put_values(bucket: OpenBucket, fd: int, values: Mapping[str, bytes], *, shar
     return refused
 
 
-def put_inline(bucket: OpenBucket, fd: int, key: bytes, fields: Mapping[str, bytes]) -> bool:
+def put_inline(bucket: OpenBucket, fd: int, value: bytes) -> bool:
     """Write the whole record of a file shared with its user into one attribute; False where that fails.
 
     The record includes the key, since the file may be found under other names.
     """
-    value = record_form.whole({**fields, attributes.KEY: key})
     return not put_values(bucket, fd, {inline_attribute(bucket): value}, shared=True)  # EPERM: root of a container only
 
 
@@ -178,11 +177,7 @@ def shown_of(bucket: OpenBucket, fields: Mapping[str, bytes], home: Home) -> dic
     """
     if home is Home.INLINE and inline_attribute(bucket) == attributes.RECORD:
         return {}
-    needless = {attributes.POSIX}
-    if not keys.is_hidden(fields.get(attributes.KEY, b"")) and fields.get(attributes.VERSION_ID) != NULL.encode():
-        needless.add(attributes.KEY)  # the file's name contains the key
-    said = record_form.on_file({name: value for name, value in fields.items() if name not in needless})
-    return {name: value for name, value in said.items() if name in attributes.RECORDS}
+    return record_form.shown(fields)
 
 
 def write_sidecar(bucket: OpenBucket, name: bytes, fields: Mapping[str, bytes]) -> None:
@@ -275,13 +270,14 @@ def _fill_inline(file: File, seen: Seen, fields: Mapping[str, bytes]) -> bool:
     """Write a record into one attribute; attributes shown to people make room for it."""
     if seen.home is Home.INLINE and seen.fields == {**fields, attributes.KEY: file.key}:
         return True  # it says that already
-    if put_inline(file.bucket, file.fd, file.key, fields):
+    value = record_form.whole({**fields, attributes.KEY: file.key})
+    if put_inline(file.bucket, file.fd, value):
         return True
     shown = (attributes.RECORDS - {inline_attribute(file.bucket)}) & seen.on_file.keys()
     if not shown or seen.home is Home.ATTRIBUTES:  # they are the record there
         return False
     remove(file.bucket, file.fd, shown, shared=True)
-    return put_inline(file.bucket, file.fd, file.key, fields)
+    return put_inline(file.bucket, file.fd, value)
 
 
 def _fill(file: File, fields: Mapping[str, bytes]) -> bool:

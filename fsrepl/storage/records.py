@@ -80,21 +80,21 @@ def is_shared(bucket: OpenBucket, fd: int) -> bool:
 # -- writing to a hidden file
 
 
-def put(bucket: OpenBucket, fd: int, name: bytes, fields: Mapping[str, bytes]) -> bool:
+def put(bucket: OpenBucket, fd: int, name: bytes, version: Version) -> bool:
     """Write a version's record to its hidden file; whether a sidecar was needed.
 
     The sidecar has the whole record; the file keeps what fits, for people who inspect it.
     """
-    if not record_homes.put_values(bucket, fd, record_form.on_file(fields)):
+    if not record_homes.put_values(bucket, fd, record_form.of(version)):
         return False
-    record_homes.write_sidecar(bucket, name, fields)
+    record_homes.write_sidecar(bucket, name, attributes.encode(version))
     return True
 
 
-def put_again(bucket: OpenBucket, fd: int, name: bytes, fields: Mapping[str, bytes]) -> bool:
+def put_again(bucket: OpenBucket, fd: int, name: bytes, version: Version) -> bool:
     """Write a record to a hidden file again, replacing the former one; whether a sidecar was needed."""
     record_homes.remove_sidecar(bucket, bucket.tmp, name)
-    return put(bucket, fd, name, fields)
+    return put(bucket, fd, name, version)
 
 
 def put_shared(
@@ -115,11 +115,11 @@ def put_shared(
     shortfall = metadata.shortfall(version, posix, refused)
     if shortfall != version.shortfall:
         version = replace(version, shortfall=shortfall)
-    fields = attributes.encode(version)
-    if record_homes.put_inline(bucket, fd, version.key, fields):
-        record_homes.put_values(bucket, fd, record_homes.shown_of(bucket, fields, Home.INLINE), shared=True)
+    if record_homes.put_inline(bucket, fd, record_form.whole_of(version)):
+        if record_homes.inline_attribute(bucket) != attributes.RECORD:
+            record_homes.put_values(bucket, fd, record_form.shown_of(version), shared=True)
         return version, False
-    record_homes.write_sidecar(bucket, name, fields)
+    record_homes.write_sidecar(bucket, name, attributes.encode(version))
     return version, True
 
 
@@ -346,7 +346,7 @@ def separate(bucket: OpenBucket, version: Version, fd: int) -> None:
             raise StoreDamaged(f"version {version.id} of {keys.shown(version.key)} no longer matches its BLAKE3")
         own = bucket.fs.open_read(bucket.tmp, staged)
         try:
-            sidecar = put(bucket, own, staged, attributes.encode(version))
+            sidecar = put(bucket, own, staged, version)
             bucket.fs.sync_file(own)
         finally:
             bucket.fs.close(own)

@@ -41,7 +41,7 @@ def stage_copy(bucket: OpenBucket, name: bytes, version: Version) -> Staged:
         version = replace(version, place=None)
     fd = bucket.fs.open_read(bucket.tmp, name)
     try:
-        return Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
+        return Staged(version, name, records.put(bucket, fd, name, version))
     finally:
         bucket.fs.close(fd)
 
@@ -50,7 +50,7 @@ def stage_marker(bucket: OpenBucket, version: Version) -> Staged:
     name = staging.token()
     fd = bucket.fs.create(bucket.tmp, name)
     try:
-        return Staged(version, name, records.put(bucket, fd, name, attributes.encode(version)))
+        return Staged(version, name, records.put(bucket, fd, name, version))
     finally:
         bucket.fs.close(fd)
 

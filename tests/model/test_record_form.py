@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from fsrepl.errors import StoreDamaged
 from fsrepl.model import attributes, clock, digests, keys, record_form
-from fsrepl.model.version import DeliveryRecord, Origin, Posix, Shortfall, Status, Version
+from fsrepl.model.version import DeliveryRecord, Origin, Place, Posix, Shortfall, Status, Version
 
 ID = "01KB7Z00000000000000000000"
 POSIX = Posix(0o640, 1, 2, 1_700_000_000_123_456_789, b"\1\2\xff")
@@ -113,9 +113,12 @@ USUAL = [
 @pytest.mark.parametrize("version", USUAL)
 def test_the_record_of_most_versions_is_read_without_parsing(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 8: parsing is most of what an action on a version costs beside its system calls."""
-    found = record_form.on_file(attributes.encode(version))
+    found, whole = record_form.on_file(attributes.encode(version)), record_form.whole_of(version)
     monkeypatch.setattr("fsrepl.model.json_text.json", None)
     assert version_of(record_form.read(found), version) == version
+    fields = record_form.read_whole(whole)
+    assert fields is not None
+    assert version_of(fields, version) == version
 
 
 @pytest.mark.parametrize("version", USUAL)
@@ -128,11 +131,47 @@ def test_a_record_is_read_the_same_in_whatever_form_it_is(version: Version) -> N
         except StoreDamaged:
             return None
 
+    def read_whole(data: bytes) -> Version | None:
+        try:
+            fields = record_form.read_whole(data)
+            return None if fields is None else version_of(fields, version)
+        except StoreDamaged:
+            return None
+
     data = record_form.on_file(attributes.encode(version))[attributes.RECORD]
-    for at in range(len(data)):
-        for put in (b"", b"0", b"9", b"a", b'"', b"-", b"\\", b"\xff", b" "):
+    whole = record_form.whole_of(version)
+    for put in (b"", b"0", b"9", b"a", b'"', b"-", b"\\", b"\xff", b" "):
+        for at in range(len(data)):
             changed = data[:at] + put + data[at + 1 :]
             assert read(changed) == read(changed + b" "), changed
+        for at in range(len(whole)):
+            changed = whole[:at] + put + whole[at + 1 :]
+            assert read_whole(changed) == read_whole(changed + b" "), changed
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        *USUAL, PLAIN, FULL,
+        *(
+            replace(each, **more)
+            for each in (USUAL[0], USUAL[2])
+            for more in (
+                {"key": b'a "quoted" \\ \xc3\xbc'}, {"key": b"\xff"}, {"key": b"k" * 250}, {"key": b"d/~" + b"0" * 32},
+                {"id": "null"}, {"posix": POSIX}, {"posix": None}, {"attrs": {"user.a": b"\xff"}}, {"tags": {"a": "b"}},
+                {"edited": {"tags": "5 a/b"}}, {"taken": "open"}, {"link": (b"k", ID)}, {"storage_class": "STANDARD"},
+                {"deliveries": {"a/b": DeliveryRecord("r", Status.PENDING)}}, {"digest": b""},
+                {"shortfall": Shortfall(None, frozenset({"user.a"}))}, {"place": Place("GLACIER", "0" * 32)},
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_record_is_written_in_one_step_as_it_is_of_its_fields(version: Version) -> None:
+    """Section 2: whatever a version has, and however it comes to the file."""
+    fields = attributes.encode(version)
+    assert record_form.of(version) == record_form.on_file(fields)
+    assert record_form.whole_of(version) == record_form.whole({**fields, attributes.KEY: version.key})
+    assert record_form.shown_of(version) == record_form.shown(fields)
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"1", b'{"version-id":1}', b'{"key":{"base64":1}}'])
