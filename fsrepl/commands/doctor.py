@@ -256,7 +256,9 @@ def _service(service: ServiceFacts) -> Iterator[Finding]:
             do = f"{do}; then `fsrepl retry --all`" if do else ""
             yield Finding(Level.ERROR, "bucket", bucket["address"], what, do)
         else:
-            yield Finding(Level.OK, "bucket", bucket["address"], f"{bucket['place']}, versioning Enabled")
+            yield Finding(
+                Level.OK, "bucket", bucket["address"], f"{bucket['place']}, versioning {bucket['versioning'] or 'off'}"
+            )
 
 
 def _writable(facts: Facts, region: Region) -> Iterator[Finding]:

@@ -10,12 +10,11 @@ from fsrepl.commands.versioning import versioning_of
 from fsrepl.daemon.engine import Engine
 from fsrepl.daemon.requests import EnableReplication, PutReplication
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage
-from fsrepl.link.host import Host
 from fsrepl.model import keys
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.rule import Replication
 from fsrepl.model.version import Versioning
-from fsrepl.remote.service import Service
+from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.s3 import arn, replication, roles
 from fsrepl.storage.documents import remove_document, write_document
 from fsrepl.storage.site import Site
@@ -60,7 +59,7 @@ class _Buckets:
                 raise
             return last_seen
 
-    def _there(self, service: Service | Host, address: str) -> Versioning | None:
+    def _there(self, service: Elsewhere, address: str) -> Versioning | None:
         """The state of versioning in a bucket that is no tree here. Raises Unavailable."""
         try:
             return service.versioning(address)
@@ -79,7 +78,7 @@ def candidates(site: Site, source: Address) -> list[str]:
     there: list[str] = []
     for service in site.destinations.values():
         with contextlib.suppress(FsreplError):
-            there += service.ask(service.buckets) if isinstance(service, Service) else service.buckets()
+            there += service.buckets()
     return [
         address
         for address in [*sorted(site.buckets), *there]

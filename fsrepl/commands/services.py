@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -16,7 +17,6 @@ from fsrepl.daemon.requests import AddRegion, CreateBucket, Repair, SetVersionin
 from fsrepl.daemon.uplink import describe_refusal
 from fsrepl.daemon.worker import Worker
 from fsrepl.errors import BucketMissing, FsreplError, Refused, StoreDamaged, Usage
-from fsrepl.link.host import Host
 from fsrepl.model import digests, keys
 from fsrepl.model.address import region_of
 from fsrepl.model.keys import Document
@@ -24,6 +24,7 @@ from fsrepl.model.version import Version, Versioning
 from fsrepl.region import deliveries
 from fsrepl.remote import client
 from fsrepl.remote.bucket import RemoteBucket
+from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.failures import Absent, ServiceRefused
 from fsrepl.remote.service import Service
 from fsrepl.s3 import arn
@@ -40,7 +41,8 @@ _LOOK_S = 0.2
 
 
 class BucketFacts(TypedDict):
-    """A bucket that some bucket is replicated to. trouble: why it cannot take replicas now."""
+    """A bucket that some bucket is replicated to, or of a region on another machine. trouble: why it cannot take
+    replicas that a rule has for it."""
 
     address: str
     versioning: str
@@ -58,20 +60,26 @@ class ServiceFacts(TypedDict):
 
 
 def look(site: Site) -> list[ServiceFacts]:
-    """All regions that only take replicas, and their buckets that rules name."""
+    """All regions that only take replicas, and their buckets: of an S3 service those that rules name."""
     return [_look_at(site, service) for service in site.destinations.values()]
 
 
-def _look_at(site: Site, service: Service | Host) -> ServiceFacts:
+def _look_at(site: Site, service: Elsewhere) -> ServiceFacts:
     trouble = service.trouble()
     buckets: list[BucketFacts] = []
-    for address in site.destinations_in(service.name):
+    named = site.destinations_in(service.name)
+    own: list[str] = []
+    if not trouble:
+        with contextlib.suppress(FsreplError):
+            own = service.own_buckets()
+    for address in sorted({*named, *own}):
         versioning, why = "", trouble
         if not trouble:
             try:
                 found = service.versioning(address)
                 versioning = str(found or "")
-                why = "" if found is Versioning.ENABLED else describe_refusal(address, found)
+                is_fine = found is Versioning.ENABLED or (found is not None and address not in named)
+                why = "" if is_fine else describe_refusal(address, found)
             except FsreplError as error:
                 why = str(error)
         place = service.place_of(address)

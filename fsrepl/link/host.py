@@ -25,6 +25,7 @@ from fsrepl.link.channel import Channel
 from fsrepl.link.frames import FromAgent, Hello, Welcome
 from fsrepl.model import json_text
 from fsrepl.model.version import Versioning
+from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.settings import HostSettings
 
 log = logging.getLogger("fsrepl")
@@ -43,8 +44,10 @@ class Listener(Protocol):
     def on_end(self, connection: Connection, why: str) -> None: ...
 
 
-class Host:
+class Host(Elsewhere):
     """See the module. introduce: makes the greeting of this site."""
+
+    settings: HostSettings
 
     launch: Launch = ssh.Ssh
 
@@ -62,26 +65,15 @@ class Host:
         """In a command: asks the running daemon, whose connection is the only one; None where none runs."""
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def url(self) -> str:
-        return self.settings.url
-
-    @property
     def what(self) -> str:
-        """What kind of region this is, for messages."""
         return f"a region on another machine, {self.url}"
 
     @property
     def advice(self) -> str:
-        """What to do instead of a command on a bucket of it."""
         where = f"{self.settings.place.path}/.fsrepl-agent"
         return f"name the bucket that is replicated to it, or say `fsrepl --site {where}` on that machine"
 
     def place_of(self, address: str) -> str:
-        """Where a bucket is, for people."""
         return f"{self.url}/{address.partition('/')[2]}"
 
     @property
@@ -138,7 +130,6 @@ class Host:
         return self._connected().ask(request, within_s)
 
     def trouble(self) -> str:
-        """Why the region cannot be used now; empty where it is served."""
         try:
             self.all_buckets()
         except FsreplError as error:
@@ -152,11 +143,12 @@ class Host:
         return self._connected().buckets
 
     def buckets(self) -> list[str]:
-        """The addresses of its buckets. Raises Unavailable."""
         return sorted(self.all_buckets())
 
+    def own_buckets(self) -> list[str]:
+        return self.buckets()
+
     def versioning(self, address: str) -> Versioning | None:
-        """The state of a bucket's versioning; None where there is no such bucket. Raises Unavailable."""
         found = self.all_buckets().get(address)
         return None if found is None else Versioning(found)
 

@@ -11,6 +11,7 @@ from fsrepl.errors import BucketMissing, Failed, FsreplError, Unavailable
 from fsrepl.model.version import Versioning
 from fsrepl.remote.bucket import RemoteBucket
 from fsrepl.remote.client import Client
+from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.failures import ServiceAway
 from fsrepl.settings import EndpointSettings
 
@@ -20,38 +21,28 @@ ANSWER_S = 10.0
 T = TypeVar("T")
 
 
-class Service:
+class Service(Elsewhere):
     """One S3 service of a site's settings."""
+
+    settings: EndpointSettings
 
     def __init__(self, settings: EndpointSettings) -> None:
         self.settings = settings
         self.client = Client(settings)
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def url(self) -> str:
-        return self.settings.url
-
-    @property
     def what(self) -> str:
-        """What kind of region this is, for messages."""
         return f"the S3 service {self.url}"
 
     @property
     def advice(self) -> str:
-        """What to do instead of a command on a bucket of it."""
         return "name the bucket that is replicated to it"
 
     def place_of(self, address: str) -> str:
-        """Where a bucket is, for people."""
         bucket = self.bucket(address)
         return f"{self.url}/{bucket.name}/{bucket.prefix}"
 
     def versioning(self, address: str) -> Versioning | None:
-        """The state of a bucket's versioning; None where there is no such bucket. Raises Unavailable."""
         return self.ask(lambda: versioning_there(self.bucket(address)))
 
     def bucket(self, address: str) -> RemoteBucket:
@@ -59,12 +50,14 @@ class Service:
         return RemoteBucket(self.client, address)
 
     def buckets(self) -> list[str]:
-        """The addresses of its buckets; none where listing them is not permitted. Raises Unavailable."""
         try:
-            found = self.client.call("list_buckets").get("Buckets", ())
+            found = self.ask(lambda: self.client.call("list_buckets").get("Buckets", ()))
         except Failed:
             return []
         return sorted(f"{self.name}/{row['Name']}" for row in found)
+
+    def own_buckets(self) -> list[str]:
+        return []  # an account may have thousands that are none of this site's
 
     def ask(self, what: Callable[[], T], within_s: float = ANSWER_S) -> T:
         """The answer to a command's question. Raises ServiceAway where there is none in time; else as the question."""
@@ -84,9 +77,8 @@ class Service:
             raise ServiceAway(f"region {self.name}: {url} gives no answer in {within_s:g} s; try again later") from None
 
     def trouble(self) -> str:
-        """Why the service cannot be used now; empty where it answers and accepts the credentials."""
         try:
-            self.ask(self.buckets)
+            self.buckets()
         except (FsreplError, OSError) as error:
             return str(error)
         return ""

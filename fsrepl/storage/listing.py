@@ -242,7 +242,7 @@ def open_bucket(site: Site, address: str) -> OpenBucket:
 
 
 def _bucket(site: Site, address: str) -> Bucket:
-    if region_of(address) in site.services:  # which buckets there take replicas is in the documents of the sources
+    if region_of(address) in site.destinations:  # which buckets there take replicas is in the documents of the sources
         site.look()
     return site.bucket(address)
 

@@ -23,6 +23,7 @@ from fsrepl.model import clock, json_text
 from fsrepl.model.address import Address, region_of
 from fsrepl.model.clock import Clock
 from fsrepl.model.rule import Role
+from fsrepl.remote.elsewhere import Elsewhere
 from fsrepl.remote.service import Service
 from fsrepl.s3 import roles
 from fsrepl.settings import Settings
@@ -83,7 +84,7 @@ class Site:
             self.roots.pop(name).left = self.no_region(name)
 
     @property
-    def destinations(self) -> Mapping[str, Service | Host]:
+    def destinations(self) -> Mapping[str, Elsewhere]:
         """The regions that only take replicas. Their buckets are none of `buckets`, which are trees here."""
         return {**self.services, **self.hosts}
 
@@ -263,7 +264,9 @@ class Site:
         InvalidRequest for one of an S3 service that takes replicas."""
         region = Address.parse_bucket(address).region
         if region in self.destinations:
-            if address not in (known := self.destinations_in(region)):
+            known = self.destinations_in(region)
+            if address not in known and address not in (own := self.destinations[region].own_buckets()):
+                known = sorted({*known, *own})
                 there = ", ".join(each.partition("/")[2] for each in known) or "none"
                 raise Refused(
                     "NoSuchBucket",

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fsrepl.commands import operations, status
+from fsrepl.commands import operations, services, status
 from fsrepl.daemon import control, requests
 from fsrepl.daemon.served_region import ServedRegion
-from fsrepl.errors import FsreplError, Refused, Usage
+from fsrepl.errors import FsreplError, Refused, Unavailable, Usage
 from fsrepl.model.address import Address
 from fsrepl.model.version import Status
 from fsrepl.settings import reading
+from fsrepl.storage import listing
 from fsrepl.storage.site import Site
 from tests.backfills import backfill
 from tests.doubles import DyingFs, UnsyncedFs
@@ -234,6 +235,28 @@ def test_a_bucket_without_versioning_is_refused_as_s3_does(either: World) -> Non
     either.run("retry", scope=SOURCE)
     either.settle()
     assert is_alike(either)
+
+
+def test_buckets_there_are_shown_before_a_rule_names_them(memory: Path) -> None:
+    """`bucket ls`, `region ls` and `doctor` have them, and `ls` says where to look."""
+    with FarWorld(memory, replicate=False) as world:
+        world.run("bucket.create", bucket="west/plain", versioning=False)
+        site = world.engine.site
+        (found,) = services.look(site)
+        rows = {row["Bucket"]: row for row in map(services.bucket_document, found["buckets"])}
+        assert {at: (row["Versioning"], row["Online"]) for at, row in rows.items()} == {
+            DESTINATION: ("Enabled", True), "west/plain": ("", True),
+        }  # fmt: skip
+        assert services.region_document(found)["Buckets"] == ["dst", "plain"]
+        for address, code in ((DESTINATION, "InvalidRequest"), ("west/nothere", "NoSuchBucket")):
+            with pytest.raises(Refused, match="dst") as refused:
+                listing.open_bucket(site, address)
+            assert refused.value.code == code
+        world.why_away = "the network is gone"
+        world.disconnect()
+        until(lambda: site.hosts["west"].connection is None, "the connection has ended")
+        with pytest.raises(Unavailable, match="the network is gone"):
+            listing.open_bucket(site, DESTINATION)
 
 
 def test_the_limit_counts_what_is_sent(memory: Path) -> None:
@@ -595,7 +618,8 @@ def test_commands_there_are_answered_by_the_agent(world: FarWorld) -> None:
     assert control.ask(str(state), requests.ExplainObject(Address("west", "dst", b"k")))["running"]
     with pytest.raises(Refused, match="`fsrepl wait` there"):
         control.ask(str(state), requests.Wait(None))
-    own = {requests.GetStatus, requests.GetStatusPage, requests.ExplainObject, requests.Wait}
+    assert control.ask(str(state), requests.GetSamples()) == {"Hour": [], "Day": []}
+    own = {requests.GetStatus, requests.GetStatusPage, requests.GetSamples, requests.ExplainObject, requests.Wait}
     assert set(requests.KINDS.values()) == operations.OPERATIONS.keys() | own
 
 

@@ -280,9 +280,9 @@ def test_a_service_that_hangs_is_an_outage(tmp_path: Path, monkeypatch: pytest.M
     """G7: the request ends, and the delivery is made once the service goes on."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(client, "_READ_S", 0.5)
     with Service(tmp_path / "log") as service:
         bucket = service.make_bucket()
+        monkeypatch.setattr(client, "_READ_S", 0.5)  # for the site's requests
         with RemoteWorld(tmp_path / "site", service) as world:
             world.write("k", b"one")
             world.settle()
