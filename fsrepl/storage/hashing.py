@@ -24,6 +24,9 @@ from fsrepl.storage.fs import Fs
 BUFFER_BYTES = 2 << 20
 _AHEAD, _BEHIND = 3, 3
 """So many pieces are read ahead of the latest one, and so many before it may still be in use."""
+_READS, _READS_AHEAD = 4, 6
+"""Past the page cache, so many reads are under way at once, and so many pieces are read ahead: a disk of today needs
+some MiB of requests at any time for its full rate, as the kernel's own read-ahead makes them."""
 SMALL_BYTES = 1 << 20
 """The size limit below which content is read, hashed and copied as a whole."""
 _BLOCK_BYTES = 4096
@@ -55,15 +58,15 @@ def pieces(fs: Fs, fd: int, read: Read | None = None, final: Final | None = None
     """A file's content from its start to its end. ECANCELED when the process is about to end."""
     buffers: list[memoryview] = []
     coming: deque[Future[Piece | None]] = deque()
-    readers = 1 if read is None else 2  # a disk shall not be idle between two reads
+    reads, most_ahead = (1, _AHEAD) if read is None else (_READS, _READS_AHEAD)
     read = read or fs.read_into
-    with ThreadPoolExecutor(readers, thread_name_prefix=f"{threading.current_thread().name}-read") as ahead:
+    with ThreadPoolExecutor(reads, thread_name_prefix=f"{threading.current_thread().name}-read") as ahead:
         for number, (at, size, is_hole) in enumerate(_steps(fs, fd, final)):
-            if len(buffers) <= _AHEAD + _BEHIND:  # aligned to pages, as direct reads need
+            if len(buffers) <= most_ahead + _BEHIND:  # aligned to pages, as direct reads need
                 buffers.append(memoryview(mmap.mmap(-1, BUFFER_BYTES)))
-            buffer = None if is_hole else buffers[number % (_AHEAD + _BEHIND + 1)]
+            buffer = None if is_hole else buffers[number % (most_ahead + _BEHIND + 1)]
             coming.append(ahead.submit(_piece, read, fd, buffer, at, size))
-            if len(coming) > _AHEAD:
+            if len(coming) > most_ahead:
                 if (piece := coming.popleft().result()) is None:
                     return
                 yield piece

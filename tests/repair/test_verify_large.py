@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_the_digest_past_the_cache_is_that_of_the_content(tmp_path: Path, size: 
         assert found == hashing.content(fs, other.fileno()).digest
     assert told[-1] == size
     assert sorted(told) == told
+
+
+def test_the_disk_has_several_requests_at_any_time(tmp_path: Path) -> None:
+    """Section 9: with one after the other it is idle between two of them, and slower than the kernel's read-ahead."""
+    together = threading.Barrier(4)
+
+    class Together(Fs):
+        def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+            if at < 4 * hashing.BUFFER_BYTES:
+                together.wait(20)
+            return super().read_into(fd, buffer, at)
+
+    path = tmp_path / "k"
+    path.write_bytes(random.Random(1).randbytes(5 * hashing.BUFFER_BYTES))
+    with path.open("rb") as file, path.open("rb") as other:
+        found = hashing.digest_past_cache(Together(), file.fileno(), 5 * hashing.BUFFER_BYTES)
+        assert found == hashing.content(Fs(), other.fileno()).digest
 
 
 def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
