@@ -1,4 +1,4 @@
-"""What a small file costs in calls, statements and bytes: it does not vary with the machine, and may not grow unseen.
+"""What a file costs in calls, statements and bytes: it does not vary with the machine, and may not grow unseen.
 
 A method of Fs is one system call, or a few. `stat` includes one look of a scan at either side.
 Lower a limit here whenever a change saves something.
@@ -7,6 +7,7 @@ Lower a limit here whenever a change saves something.
 from __future__ import annotations
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from fsrepl.capture import ingest
 from fsrepl.lifecycle import run
 from fsrepl.replicate import deliver
 from tests.doubles import UnsyncedFs
-from tests.world import SOURCE, World
+from tests.world import DESTINATION, SOURCE, World
 
 FILES = 200
 SIZE = 4096
@@ -193,3 +194,86 @@ def test_what_lifecycle_does_to_an_object_costs_no_more_than_before(
             limits = LIFECYCLE_LIMITS["any"] | LIFECYCLE_LIMITS[what]
             found = {name: round(number, 2) for name, number in {**calls, **statements}.items()}
             assert {name: n for name, n in found.items() if n > limits.get(name, 0.1)} == {}, what
+
+
+class CountingBytes(UnsyncedFs):
+    """Counts the bytes of large contents that are read, written and copied, and the calls that wait for the disk."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+
+    def read_into(self, fd: int, buffer: memoryview, at: int) -> int:
+        self.found["read"] += (count := super().read_into(fd, buffer, at))
+        return count
+
+    def read_at(self, fd: int, size: int, at: int) -> bytes:
+        self.found["compared"] += len(data := super().read_at(fd, size, at))
+        return data
+
+    def write_at(self, fd: int, data: memoryview | bytes, at: int) -> None:
+        self.found["written"] += len(data)
+        super().write_at(fd, data, at)
+
+    def copy(self, from_fd: int, to_fd: int, at: int, count: int) -> int:
+        self.found["sent"] += (copied := super().copy(from_fd, to_fd, at, count))
+        return copied
+
+    def copy_within(self, from_fd: int, to_fd: int, from_at: int, to_at: int, count: int, *, share: bool = True) -> int:
+        self.found["kept"] += (copied := super().copy_within(from_fd, to_fd, from_at, to_at, count, share=share))
+        return copied
+
+    def start_writing(self, fd: int, at: int, count: int) -> None:
+        self.found["start_writing"] += 1
+        super().start_writing(fd, at, count)
+
+    def sync_file(self, fd: int) -> None:
+        self.found["sync_file"] += 1
+        super().sync_file(fd)
+
+    def sync_all(self, fd: int) -> None:
+        self.found["sync_all"] += 1
+        super().sync_all(fd)
+
+
+LARGE = 32 << 20
+LARGE_LIMITS = {
+    "any": {"read": 2.01, "written": 1.01, "start_writing": 9, "sync_file": 10, "sync_all": 4},
+    "new": {"sent": 1},
+    "changed": {"kept": 1, "sent": 0.0101, "compared": 0.7},
+    "appended": {"kept": 1, "sent": 0.004, "compared": 0.02},
+    "renamed": {"kept": 1.01},
+}
+"""Calls, and bytes a byte of content."""
+_CALLS = {"start_writing", "sync_file", "sync_all"}
+
+
+def test_a_large_file_costs_no_more_bytes_than_before(memory: Path) -> None:
+    """Without reflinks: it is read once to be captured and once to be verified, and written once on either side."""
+    fs = CountingBytes()
+    with World(memory, fs=fs) as world:
+        file = world.path("k")
+
+        def change() -> None:
+            with file.open("r+b") as opened:
+                for page in range(0, LARGE // 4096, 100):
+                    opened.seek(page * 4096)
+                    opened.write(os.urandom(4096))
+
+        def append() -> None:
+            with file.open("ab") as opened:
+                opened.write(os.urandom(100_000))
+
+        acts = {
+            "new": lambda: file.write_bytes(os.urandom(LARGE)),
+            "changed": change,
+            "appended": append,
+            "renamed": lambda: file.rename(world.path("renamed")),
+        }
+        for what, act in acts.items():
+            act()
+            fs.found.clear()
+            world.settle()
+            assert world.tree(DESTINATION) == world.tree(SOURCE)
+            found = {name: n if name in _CALLS else round(n / LARGE, 4) for name, n in fs.found.items()}
+            limits = LARGE_LIMITS["any"] | LARGE_LIMITS[what]
+            assert {name: n for name, n in found.items() if n > limits.get(name, 0)} == {}, what
