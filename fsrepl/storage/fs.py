@@ -400,11 +400,15 @@ class Fs:
     def extents(self, fd: int) -> Iterator[tuple[int, int, int]]:
         """Where the content of an open file lies: place in the file, place on the disk, size in bytes, in order.
 
-        Two files with equal extents have equal content, since they share it. Raises OSError in UNSUPPORTED where a
-        place is not that of the content itself, as of what is compressed, inline or not written yet. Source: the
-        kernel's Documentation/filesystems/fiemap.rst.
+        Two files with equal extents have equal content, since they share it. What is reserved beyond the end of a file,
+        as xfs does for one that grows, is no part of it. Raises OSError in UNSUPPORTED where a place is not that of the
+        content itself, as of what is compressed, inline or not written yet. Source: the kernel's
+        Documentation/filesystems/fiemap.rst.
         """
+        end = os.fstat(fd).st_size
         for at, place, size, flags in self._extents(fd, _FIEMAP_SYNC):
+            if at >= end:
+                return
             if flags & _EXTENT_ELSEWHERE:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             yield at, place, size

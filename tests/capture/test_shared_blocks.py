@@ -161,3 +161,15 @@ def test_extents_of_what_is_not_written_are_not_compared(tmp_path: Path) -> None
             found = list(fs.extents(file.fileno()))
             assert sum(size for _, _, size in found) == SIZE
             assert found[0][0] == 0
+
+
+@mounts.only_root
+def test_what_is_reserved_beyond_the_end_of_a_file_is_no_part_of_it(tmp_path: Path) -> None:
+    """Section 7: xfs reserves more for a file that grows, a clone none of it; that is still read from memory."""
+    fs = Fs()
+    with mounts.ext4(tmp_path) as at, (at / "k").open("w+b") as file:
+        file.write(content()[:-100])
+        file.flush()
+        before = list(fs.extents(file.fileno()))
+        assert fs.reserve(file.fileno(), SIZE, SIZE)
+        assert list(fs.extents(file.fileno())) == before
