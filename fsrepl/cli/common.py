@@ -21,7 +21,7 @@ from fsrepl.cli.state import set_state as set_state
 from fsrepl.cli.state import state as state
 from fsrepl.daemon import control, requests
 from fsrepl.daemon.lock import WAIT_S, Lock
-from fsrepl.daemon.requests import LookAtHost, LookAtServices, Request
+from fsrepl.daemon.requests import GetProgress, LookAtHost, LookAtServices, Request
 from fsrepl.errors import FsreplError, NotRunning, Refused, Usage
 from fsrepl.model.address import Address
 from fsrepl.model.amounts import counted as counted
@@ -72,6 +72,8 @@ VersionId = Annotated[
 STARTING_S = 3.0
 """Time limit from `fsrepl daemon &` until it answers; Python and the settings take 0.5 s on an idle machine."""
 _LOOK_S = 0.05
+_FAR_S = 2.0
+"""How long a bar waits for the daemon to say how far it is."""
 
 
 def open_site() -> Site:
@@ -147,8 +149,14 @@ class Performer:
         self._engine: Engine | None = None
 
     def perform(self, request: Request) -> dict[str, Any]:
-        with progress.bar(_doing(request)):
+        with progress.bar(_doing(request), far=lambda: self._how_far(request)):
             return self._perform(request)
+
+    def _how_far(self, request: Request) -> tuple[int, int]:
+        if (engine := self._engine) is None:
+            return _how_far(request)
+        task = engine.tasks.find(str(request))
+        return task.done, task.total
 
     def _perform(self, request: Request) -> dict[str, Any]:
         from fsrepl.commands import operations
@@ -178,6 +186,12 @@ class Performer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._kept.__exit__(kind, error, tb)
+
+
+def _how_far(request: Request) -> tuple[int, int]:
+    """How much of a request the daemon has done, and the total, 0 where unknown; for a bar. Raises FsreplError."""
+    answer = control.ask(state().settings.state, GetProgress(str(request)), _FAR_S)
+    return answer["Done"], answer["Total"]
 
 
 _DOING: Mapping[type[Request], str] = {
@@ -220,7 +234,7 @@ def _doing(request: Request) -> str:
 
 def ask_daemon(request: Request, *, answer_within_s: float | None = None) -> dict[str, Any]:
     """Send a request that only the daemon can run. Raises NotRunning, and TimedOut where no answer comes in time."""
-    with progress.bar(_doing(request)):
+    with progress.bar(_doing(request), far=lambda: _how_far(request)):
         return control.ask(state().settings.state, request, answer_within_s)
 
 

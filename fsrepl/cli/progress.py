@@ -1,12 +1,14 @@
 """What a person sees who waits: a bar on the terminal for whatever takes over two seconds.
 
-Each request to the daemon has one (common.Performer), which says only what is being done and for how long; a command
-that knows how far it is shows that instead. Bars do not nest: within one, another shows nothing.
+Each request has one (common.Performer): it says what is being done and for how long, and how far it is where the
+operation counts itself. A command that knows more shows that instead. Bars do not nest: within one, another shows
+nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -36,14 +38,19 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int = 0, done: Callable[[], int] | None = None) -> Iterator[None]:
-    """While the block runs: what, done() of total, and the time so far. total 0: unknown. done may raise anything; the
-    bar then stays where it is. Without done it says only that the command is busy."""
+def bar(
+    what: str, total: int = 0, done: Callable[[], int] | None = None, far: Callable[[], tuple[int, int]] | None = None
+) -> Iterator[None]:
+    """While the block runs: what, done() of total, and the time so far. far: the two at once, where the total is not
+    known before. total 0: unknown. Both may raise anything; the bar then stays where it is. Without them it says only
+    that the command is busy."""
+    if far is None and done is not None:
+        far = functools.partial(_of, total, done)
     if not is_wanted():
         yield
         return
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(what, total, done, ended), name="progress", daemon=True)
+    watcher = threading.Thread(target=_watch, args=(what, far, ended), name="progress", daemon=True)
     watcher.start()
     try:
         with alone():
@@ -53,19 +60,31 @@ def bar(what: str, total: int = 0, done: Callable[[], int] | None = None) -> Ite
         watcher.join(_END_S)  # it erases the bar before the answer is printed
 
 
-def _watch(what: str, total: int, done: Callable[[], int] | None, ended: threading.Event) -> None:
+def _of(total: int, done: Callable[[], int]) -> tuple[int, int]:
+    return done(), total
+
+
+def _watch(what: str, far: Callable[[], tuple[int, int]] | None, ended: threading.Event) -> None:
     if ended.wait(_AFTER_S):
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     if ended.is_set():
         return
-    counts = [MofNCompleteColumn()] if done is not None else []
-    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(escape(what), total=total or None)
-        while not ended.wait(_LOOK_S):
-            with contextlib.suppress(Exception):  # of another process's journal: only the bar depends on it
-                progress.update(task, completed=done() if done is not None else 0)
+        task = progress.add_task(escape(what), total=None, counts="")
+        while not ended.is_set():
+            with contextlib.suppress(Exception):  # of another process's journal, or the daemon: only the bar needs it
+                done, total = far() if far is not None else (0, 0)
+                progress.update(task, completed=done, total=total or None, counts=_counts(done, total))
+            if ended.wait(_LOOK_S):
+                return
+
+
+def _counts(done: int, total: int) -> str:
+    if total:
+        return f"{done:,}/{total:,}"
+    return f"{done:,}" if done else ""

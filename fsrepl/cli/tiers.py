@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fsrepl.cli import progress
 from fsrepl.cli.common import (
     Json,
+    ask_daemon,
     counted,
     open_answering_site,
     perform,
@@ -21,6 +24,8 @@ from fsrepl.cli.common import (
 )
 from fsrepl.daemon import requests
 from fsrepl.errors import Usage
+
+_LOOK_S = 0.5
 
 tier = typer.Typer(
     help="Tiers: storage classes of a region whose content lies in another directory.", no_args_is_help=True
@@ -83,9 +88,15 @@ def _state(row: dict[str, Any]) -> str:
 
 
 @tier.command("rm")
-def rm(tier: Annotated[str, typer.Argument(metavar="REGION/CLASS")], json: Json = False) -> None:
+def rm(
+    tier: Annotated[str, typer.Argument(metavar="REGION/CLASS")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is empty, and remove it then.")] = False,
+    json: Json = False,
+) -> None:
     """Remove a tier that is empty. One that is not is emptied first: the daemon moves its content back."""
     answer = perform(requests.RemoveTier(tier))
+    if wait and not answer["Removed"]:
+        answer = _empty(tier, answer["Versions"])
     if json:
         print_json(answer)
     elif answer["Removed"]:
@@ -93,5 +104,17 @@ def rm(tier: Annotated[str, typer.Argument(metavar="REGION/CLASS")], json: Json 
     else:
         say(
             f"{counted(answer['Versions'], 'version')} of {tier} will be moved back into the region; `fsrepl tier ls` "
-            "shows how many are left; give the command again once there is none"
+            "shows how many are left; give the command again once there is none, or with --wait"
         )
+
+
+def _empty(tier: str, versions: int) -> dict[str, Any]:
+    """Wait until a tier is empty and removed; its last answer. Raises NotRunning: nothing is moved without a daemon."""
+    left = versions
+    with progress.bar(f"emptying {tier}", versions, lambda: versions - left):
+        while True:
+            answer = ask_daemon(requests.RemoveTier(tier))
+            if answer["Removed"]:
+                return answer
+            left = answer["Versions"]
+            time.sleep(_LOOK_S)

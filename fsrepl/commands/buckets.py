@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fsrepl.commands import requirements
 from fsrepl.commands.heal import REMOVED_IDENTITY, has_folder, heal, make_folder, open_folder, what_is_missing
 from fsrepl.commands.versioning import Room, enable_versioning, measure, versioning_of
 from fsrepl.daemon.engine import Engine
-from fsrepl.daemon.requests import CreateBucket
+from fsrepl.daemon.requests import CreateBucket, RemoveBucket
 from fsrepl.errors import BucketMissing, FsreplError, Refused, Unavailable, Usage, reason
 from fsrepl.model.address import Address
 from fsrepl.model.version import Versioning
@@ -186,18 +186,19 @@ def heal_bucket(engine: Engine, address: str, *, dry_run: bool, umask: int | Non
     return answer | heal(engine, address).document()
 
 
-def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, object]:
+def remove_bucket(engine: Engine, request: RemoveBucket) -> dict[str, object]:
     """Remove a bucket; with purge also its contents.
 
     The identity is removed first, so that a crash never leaves an apparent deletion of objects. The same command
     continues an interrupted removal.
     """
     site = engine.site
-    bucket = site.bucket(address)
+    bucket = site.bucket(str(request.bucket))
+    address = bucket.address
     try:
         if not _is_half_removed(bucket):
             with bucket.open() as opened:
-                if not purge and next(_contents(opened), None) is not None:
+                if not request.purge and next(_contents(opened), None) is not None:
                     raise Refused(
                         "BucketNotEmpty",
                         f"{address} holds objects or versions; --yes removes the bucket with its contents",
@@ -206,8 +207,10 @@ def remove_bucket(engine: Engine, address: str, *, purge: bool) -> dict[str, obj
                 engine.region_of(address).put_down(address)
                 site.fs.rename(opened.meta, b"bucket.json", opened.meta, REMOVED_IDENTITY)
                 site.fs.sync_file(opened.meta)
-        _empty_tiers(bucket)
-        _remove_tree(bucket)
+        known = engine.journal.versions
+        with engine.tasks.begin(str(request), known.count_versions(address) + known.count_current(address)) as task:
+            _empty_tiers(bucket)
+            _remove_tree(bucket, task.add)
     except BucketMissing:
         pass
     del site.identities.buckets[address]
@@ -255,15 +258,16 @@ def _is_half_removed(bucket: Bucket) -> bool:
             fs.close(meta)
 
 
-def _remove_tree(bucket: Bucket) -> None:
-    """Remove a bucket's contents, then its folder. The file that records the removal is removed last."""
+def _remove_tree(bucket: Bucket, removed: Callable[[int], None]) -> None:
+    """Remove a bucket's contents, then its folder. The file that records the removal is removed last. removed: see
+    remove_below."""
     fs = bucket.fs
     with open_folder(bucket) as (at, fd):
-        remove_below(fs, fd, but=META)
+        remove_below(fs, fd, but=META, removed=removed)
         with contextlib.suppress(FileNotFoundError):
             meta = fs.open_dir(fd, META)
             try:
-                remove_below(fs, meta, but=REMOVED_IDENTITY)
+                remove_below(fs, meta, but=REMOVED_IDENTITY, removed=removed)
                 remove_document(fs, meta, REMOVED_IDENTITY)
             finally:
                 fs.close(meta)

@@ -79,11 +79,13 @@ def run_lifecycle(engine: Engine, request: RunLifecycle) -> Document:
     address = engine.site.bucket(str(request.bucket)).address
     region, going = engine.region_of(address), LifecycleRun(engine.site.now())
     _required(region.ask(lambda: region.flush(address).bucket.lifecycle), address)
-    while region.ask(functools.partial(_go_on, region, address, going)):
-        if going.refused >= _REFUSALS_MAX:
-            raise Unavailable(_gives_up(address, going))
-        time.sleep(min(_PATIENCE_S, max(0.0, going.due_s - time.monotonic())))
-        going.due_s = 0.0
+    with engine.tasks.begin(str(request), engine.journal.versions.count_keys(address)) as task:
+        while region.ask(functools.partial(_go_on, region, address, going)):
+            if going.refused >= _REFUSALS_MAX:
+                raise Unavailable(_gives_up(address, going))
+            task.done = min(going.judged, task.total or going.judged)  # some keys are judged again
+            time.sleep(min(_PATIENCE_S, max(0.0, going.due_s - time.monotonic())))
+            going.due_s = 0.0
     return {
         "Bucket": address,
         "Judged": going.judged,

@@ -170,9 +170,11 @@ def _retry_in(home: Worker, address: str, prefix: bytes, request: requests.Retry
     number = 0
     if not (request.destination or request.rule or request.reason):
         number = home.ask(lambda: objects.retry_waiting(home, address, prefix))
-    for start in range(0, len(failed), _RETRIED_AT_ONCE):
-        some = failed[start : start + _RETRIED_AT_ONCE]
-        number += home.ask(lambda some=some: objects.retry(home, address, some))  # type: ignore[misc]
+    with home.engine.tasks.begin(str(request), len(failed)) as task:
+        for start in range(0, len(failed), _RETRIED_AT_ONCE):
+            some = failed[start : start + _RETRIED_AT_ONCE]
+            number += home.ask(lambda some=some: objects.retry(home, address, some))  # type: ignore[misc]
+            task.add(len(some))
     return number
 
 
@@ -278,7 +280,7 @@ OPERATIONS: Mapping[type[Request], Callable[[Engine, Any], Answer]] = dict(
         _of_bucket(requests.CreateBucket, buckets.create_bucket, services.create_bucket),
         _does(requests.AdoptBucket, _adopt),
         _in_region(requests.SetTrees, lambda e, r: trees.set_trees(e, str(r.bucket), on=r.on)),
-        _in_region(requests.RemoveBucket, lambda e, r: buckets.remove_bucket(e, str(r.bucket), purge=r.purge)),
+        _in_region(requests.RemoveBucket, buckets.remove_bucket),
         _of_bucket(
             requests.SetVersioning,
             lambda e, r: versioning.set_versioning(e, str(r.bucket), r.status),

@@ -347,6 +347,9 @@ class Daemon:
                 return self.status()
             case requests.GetSamples():
                 return self.samples.document()
+            case requests.GetProgress():
+                task = self.engine.tasks.find(request.of)
+                return {"Done": task.done, "Total": task.total}
             case requests.GetStatusPage():
                 return live.page(self.engine, str(request.bucket), request.list, request.after)
             case requests.ExplainObject():

@@ -84,6 +84,13 @@ class GetSamples(Request, frozen=True):
     op = "samples"
 
 
+class GetProgress(Request, frozen=True):
+    """How far another request is, named by its text."""
+
+    op = "progress"
+    of: str
+
+
 class GetStatusPage(OnBucket, frozen=True):
     """More names of one of the lists of which `status` has the first names."""
 

@@ -17,6 +17,7 @@ from fsrepl.region.limits import Progress
 from fsrepl.region.recent import Recent
 from fsrepl.region.reporter import Reporter
 from fsrepl.region.run_lock import RunLock
+from fsrepl.region.under_way import Tasks
 from fsrepl.region.workers import Workers
 from fsrepl.s3 import replication, roles
 from fsrepl.settings import Settings
@@ -55,6 +56,7 @@ class Runtime:
         """All moves of content between disks together."""
         self.recent = Recent()
         self.transfers: list[Progress] = []
+        self.tasks = Tasks()
         self.probes = Threads()
         self.changed = threading.Condition()
         """Notified after every capture and every settled delivery: `wait` waits on it."""

@@ -144,8 +144,11 @@ def in_key_order(
         todo += sorted(listed, key=lambda each: each[0], reverse=True)
 
 
-def remove_below(fs: Fs, top: int, *, but: bytes = b"") -> None:
-    """Remove all that is below an open directory, except one name at the top. Raises OSError."""
+def remove_below(fs: Fs, top: int, *, but: bytes = b"", removed: Callable[[int], None] = lambda number: None) -> None:
+    """Remove all that is below an open directory, except one name at the top. Raises OSError.
+
+    removed: called after each file with 1.
+    """
     paths = []
     for directory in directories(fs, top, but=but):
         paths.append(directory.path)
@@ -153,6 +156,7 @@ def remove_below(fs: Fs, top: int, *, but: bytes = b"") -> None:
             if kind is not FileType.DIRECTORY:
                 with contextlib.suppress(FileNotFoundError):
                     fs.unlink(directory.fd, name)
+                removed(1)
     # in reverse a directory follows those in it, and those of one parent stand together
     for parent, below in itertools.groupby(reversed(paths[1:]), key=lambda path: keys.split(path)[0]):
         fd = fs.open_dir(top, parent)

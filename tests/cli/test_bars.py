@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from fsrepl import cli
 from fsrepl.cli import common, progress
+from fsrepl.cli import tiers as cli_tiers
 from fsrepl.cli import wait as cli_wait
 from fsrepl.commands import doctor_facts, usage
 from fsrepl.commands import lifecycle as lifecycles
@@ -216,6 +217,41 @@ def test_a_command_that_reads_for_long_says_so(
     monkeypatch.setattr(module, name, found)
     run(home, arguments, terminal, monkeypatch)
     assert text in terminal.text
+
+
+@pytest.mark.parametrize("command", ["bucket rm", "lifecycle run", "retry"])
+def test_an_operation_that_counts_itself_says_how_far_it_is(
+    command: str, home: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon is asked meanwhile, by the text of the request."""
+    asked = []
+
+    def answer(state: Path, request: requests.Request, within_s: float | None = None) -> dict[str, Any]:
+        if isinstance(request, requests.GetProgress):
+            asked.append(request.of)
+            return {"Done": 1234, "Total": 5000}
+        terminal.shows("1,234/5,000")
+        raise Unavailable("shown")
+
+    monkeypatch.setattr(control, "ask", answer)
+    run(home, ASKING[command][0], terminal, monkeypatch)
+    assert {*asked} == {f"{command} {SOURCE}"}
+
+
+def test_emptying_a_tier_says_how_much_is_back(home: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was there at first; the command ends when the tier is removed."""
+    left = iter([5, 5, 2, 2, 0])
+
+    def answer(state: Path, request: requests.Request, within_s: float | None = None) -> dict[str, Any]:
+        assert isinstance(request, requests.RemoveTier)
+        if (number := next(left)) == 0:
+            terminal.shows("3/5")
+        return {"Tier": request.tier, "Removed": not number, "Versions": number, "Bytes": 0}
+
+    monkeypatch.setattr(control, "ask", answer)
+    monkeypatch.setattr(cli_tiers, "_LOOK_S", 0.01)
+    run(home, ["tier", "rm", "east/GLACIER", "--wait"], terminal, monkeypatch)
+    assert "3/5" in terminal.text
 
 
 def test_undelete_says_how_many_are_back(home: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,13 @@ def test_what_is_at_its_default_is_not_sent(kind: type[Request]) -> None:
 
 def test_every_request_is_answered() -> None:
     """Section 5: by an operation, or by the daemon itself where only the daemon knows the answer."""
-    own = {requests.GetStatus, requests.GetStatusPage, requests.GetSamples, requests.ExplainObject, requests.Wait}
+    own = {
+        requests.GetStatus,
+        requests.GetStatusPage,
+        requests.GetSamples,
+        requests.GetProgress,
+        requests.ExplainObject,
+        requests.Wait,
+    }
     assert own | operations.OPERATIONS.keys() == set(requests.KINDS.values())
     assert not own & operations.OPERATIONS.keys()

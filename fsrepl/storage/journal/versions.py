@@ -505,6 +505,13 @@ class Versions:
             (self._connection.ids.get(address),),
         ).fetchall()
 
+    def count_keys(self, address: str) -> int:
+        """The number of keys that have versions or markers in a bucket."""
+        (number,) = self._connection.execute(
+            "SELECT count(*) FROM object WHERE bucket = ?", (self._connection.ids.get(address),)
+        ).fetchone()
+        return int(number)
+
     def count_versions(self, address: str) -> int:
         """The number of versions and markers in a bucket."""
         rows = self._connection.execute(
