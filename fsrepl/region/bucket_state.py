@@ -55,6 +55,9 @@ class StaleView(Struct):
     conflict: bool
     intent: bytes = b""
     attempts: int = 0
+    since_s: float = 0.0
+    is_warned: bool = False
+    """The log has named the conflict."""
     is_made_anew: bool = False
     """It shows the current version, but not in the form in which it is to be shown."""
 

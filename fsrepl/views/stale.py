@@ -28,7 +28,10 @@ log = logging.getLogger("fsrepl")
 
 _BATCH = 512
 _STALE_MAX_S = 30.0
+_PASSING_S = 5.0
+"""The log names a conflict that has lasted so long."""
 _CAPTURED_MAX = 5
+"""So often a view is tried at once when its file was captured."""
 _EMPTIED_MAX = 20
 """After so many tries a directory that does not become empty counts as a conflict."""
 
@@ -40,12 +43,14 @@ def mark_stale(
     """Note that a view cannot show its version yet; with the bucket given, durably in an intent."""
     known = state.stale.get(key)
     if known is None:
-        known = state.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict)
+        known = state.stale[key] = StaleView(time.monotonic() + 0.2, why, conflict, since_s=time.monotonic())
     known.attempts += 1
     # a directory waits for the markers of what is in it; other things in it may stay for ever
     conflict |= keys.is_directory(key) and known.attempts > _EMPTIED_MAX
     known.why, known.conflict = why, conflict
-    if conflict and known.attempts == 2:  # not an obstacle that the same batch removed
+    # not an obstacle whose marker is on its way, as where a directory becomes a symlink
+    if conflict and not known.is_warned and time.monotonic() >= known.since_s + _PASSING_S:
+        known.is_warned = True
         log.warning('view conflict bucket=%s key="%s": %s', state.bucket.address, keys.shown(key), why)
     known.due_s = time.monotonic() + min(_STALE_MAX_S, 0.1 * 2.0 ** min(known.attempts, 10))
     if bucket is not None and durable and not known.intent:

@@ -15,7 +15,7 @@ from fsrepl.commands import status, why
 from fsrepl.daemon import live
 from fsrepl.model.address import Address
 from fsrepl.model.version import Kind, Status
-from fsrepl.views import obstacles
+from fsrepl.views import obstacles, stale
 from tests.doubles import DyingFs, PowerCut
 from tests.verifying import verify
 from tests.waiting import until
@@ -212,6 +212,23 @@ def test_a_file_in_the_place_of_a_directory_is_a_conflict(tmp_path: Path) -> Non
             world.settle()
         assert world.tree(DESTINATION) == {"two": b"ours"}
         assert list(folders(world, DESTINATION)) == ["one"]
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+def test_the_log_names_a_conflict_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lasts: bool
+) -> None:
+    """Once; and none where only the marker of what is in the way is still to come, as in a git checkout."""
+    monkeypatch.setattr(stale, "_PASSING_S", 0.0 if lasts else 3600.0)
+    with World(tmp_path, trees=True) as world:
+        world.write("k", b"theirs", DESTINATION)
+        world.path("k").mkdir()
+        for _ in range(4):
+            world.settle()
+        named = [line for line in caplog.messages if line.startswith("view conflict")]
+        assert named == (
+            ['view conflict bucket=west/dst key="k/": k, another key\'s file, is in the way'] if lasts else []
+        )
 
 
 def test_a_directory_that_holds_other_files_waits_to_be_removed(tmp_path: Path) -> None:
