@@ -68,6 +68,10 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         if number and time.monotonic() > until_s:
             left = changes[number:]
             break
+        if _is_recorded_removal(state, change, objects.get(change.key)):
+            state.note_skipped(change.key, there=False)
+            stale.retry_blocked(region, state)
+            continue
         if state.captures_singly or change.key in state.set_aside:
             _take_singly(region, state, bucket, change, objects.get(change.key))
             continue
@@ -83,6 +87,15 @@ def take(region: Region, state: BucketState, bucket: OpenBucket, changes: Sequen
         publish(region, state, bucket, batch)
     state.captures_singly &= bool(left)
     return left
+
+
+def _is_recorded_removal(state: BucketState, change: Change, known: Object | None) -> bool:
+    """Whether a file's removal is on record already, and nothing was heard of the key since: the daemon's own removals,
+    as of replicas and expired objects, make events too."""
+    if change.flags != GONE or known is None or not known.marker or known.view is not None:
+        return False
+    waits = (state.deferred, state.stale, state.copying, state.set_aside, state.faults, state.unreadable)
+    return not any(change.key in keys_ for keys_ in waits)
 
 
 def _with_directories(region: Region, state: BucketState, changes: Sequence[Change]) -> list[Change]:

@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 from watchdog.observers.inotify_c import InotifyConstants as In
 
+from fsrepl.capture import look
 from fsrepl.commands.documents import objects
 from fsrepl.storage import listing
 from fsrepl.storage.fs import Fs
@@ -320,3 +321,24 @@ def test_many_files_of_some_size_do_not_fill_the_memory(world: World) -> None:
         tracemalloc.stop()
     assert all(world.path(f"{number}", DESTINATION).exists() for number in range(60))
     assert peak_bytes < 45_000_000
+
+
+def test_a_removal_that_the_daemon_made_is_not_looked_at_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 7, Capture: its own removals make events too, as when 100,000 objects expire."""
+    for key in ("k", "other"):
+        world.write(key, b"data")
+    world.settle()
+    world.remove("k")
+    changes = world.region().changes
+    with monkeypatch.context() as patch:
+        patch.setattr(look, "look", None)
+        changes.event(SOURCE, b"k", b"k", In.IN_MOVED_FROM, time.monotonic() - 60, 0)
+        world.region().take_turn()
+        assert not (changes.count(SOURCE) or world.state().set_aside)
+    world.unlink("other")
+    for key, mask in ((b"other", In.IN_DELETE), (b"k", In.IN_MOVED_FROM)):
+        changes.event(SOURCE, key, key, mask, time.monotonic() - 60, 0)
+    world.write("k", b"made anew")
+    changes.event(SOURCE, b"k", b"k", In.IN_CLOSE_WRITE, time.monotonic() - 60, 0)
+    world.region().take_turn()
+    assert [world.current(key).marker for key in ("k", "other")] == [False, True]
